@@ -1,0 +1,92 @@
+"""Folders that are either whole or absent.
+
+A checkpoint is written into a hidden folder, every file is flushed to disk, a manifest with sizes
+and sha256 is written last, and only then is the folder renamed into place. A reader accepts a
+folder only when its manifest matches, so a process killed at any moment leaves the last whole
+checkpoint as the newest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _manifest_of(folder: Path) -> dict[str, dict[str, int | str]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in files
+    }
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file named in the folder's manifest is there, unchanged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return bool(manifest == _manifest_of(folder))
+    except (OSError, ValueError):
+        return False
+
+
+class Checkpoints:
+    """The named checkpoints under one folder.
+
+    Args:
+        root: the folder; made when first written to.
+        before_commit: called when a checkpoint is complete but not yet visible. A job writes its
+            buffered figures here, so that no figure of finished work can be missing after a kill.
+    """
+
+    def __init__(self, root: Path, before_commit: Callable[[], None] = lambda: None) -> None:
+        self.root, self.before_commit = root, before_commit
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[Path]:
+        """Yields an empty folder to fill; on leaving it becomes checkpoint `name`, whole, at once.
+
+        A checkpoint of that name is replaced. When the body raises, nothing is left behind.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        draft, final = self.root / f".tmp-{os.getpid()}-{name}", self.root / name
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            yield draft
+            manifest = _manifest_of(draft)
+            for file in manifest:
+                _fsync(draft / file)
+            (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            _fsync(draft / MANIFEST)
+            self.before_commit()
+            shutil.rmtree(final, ignore_errors=True)
+            draft.rename(final)
+            _fsync(self.root)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def find(self, name: str) -> Path | None:
+        """The folder of checkpoint `name` if it is there and whole, else None."""
+        folder = self.root / name
+        return folder if is_whole(folder) else None

@@ -1,0 +1,47 @@
+"""One tree of errors. Each says what happened, why, and what to do; `field` names the form field
+that holds the bad value, so that the screen can show the message beside it."""
+
+from __future__ import annotations
+
+
+class SlimscopeError(Exception):
+    """Base of every error a person may see.
+
+    Args:
+        what: what happened, one sentence.
+        why: the cause, one sentence.
+        do: what the reader can do about it, one sentence.
+        field: the config field at fault, where there is one.
+    """
+
+    def __init__(self, what: str, why: str = "", do: str = "", field: str | None = None) -> None:
+        self.what, self.why, self.do, self.field = what, why, do, field
+        super().__init__(" ".join(part for part in (what, why, do) if part))
+
+
+class ConfigRefused(SlimscopeError):
+    """A config that cannot be carried out; found before the work starts."""
+
+
+class ModelRefused(SlimscopeError):
+    """A model that is not there, not readable, or of a shape no method here can treat."""
+
+
+class TextRefused(SlimscopeError):
+    """A corpus that is not there, too short, or that would leak into the evaluation."""
+
+
+class MethodFailed(SlimscopeError):
+    """The computation itself could not go on (not finite, not positive definite, out of memory)."""
+
+
+class Forbidden(SlimscopeError):
+    """The person asking may not do this."""
+
+
+class NotFound(SlimscopeError):
+    """No run, tensor or artefact of that name."""
+
+
+class Stopped(Exception):
+    """A request that was honoured, not an error: raised at a safe point, all checkpoints kept."""

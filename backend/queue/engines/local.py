@@ -1,0 +1,106 @@
+"""Jobs as processes of this machine: one session (and so one process group) each, never forked.
+
+A process is recognised by pid, start time and the machine's boot, so a supervisor that was killed
+and started again finds its jobs, and a reused pid is never mistaken for one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from backend.queue.engines.base import Launch, Poll, Ref
+
+
+class LocalEngine:
+    """Runs each attempt as a child in a session of its own."""
+
+    name = "local"
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def capacity(self) -> int:
+        return self._slots
+
+    def launch(self, launch: Launch) -> Ref:
+        log = Path(launch.log)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                launch.argv,
+                cwd=launch.folder,
+                env=launch.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children[child.pid] = child
+        return reference(child.pid)
+
+    def poll(self, ref: Ref) -> Poll:
+        pid = int(ref["pid"])
+        child = self._children.get(pid)
+        code = child.poll() if child else None  # also reaps it
+        if _leader(ref) is not None:
+            return Poll("running")
+        if any(_members(pid)) and not _reused(ref):
+            self.kill(ref)  # a dead leader's workers must not hold the slot's device
+            return Poll("running")
+        self._children.pop(pid, None)
+        return Poll("exited", code)
+
+    def stop(self, ref: Ref) -> None:
+        if leader := _leader(ref):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                leader.terminate()
+
+    def kill(self, ref: Ref) -> None:
+        if not _reused(ref):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(int(ref["pid"]), signal.SIGKILL)
+
+
+def reference(pid: int) -> Ref:
+    """How a process of this machine is found again."""
+    return {"pid": pid, "start": psutil.Process(pid).create_time(), "boot": psutil.boot_time()}
+
+
+def _same_boot(ref: Ref) -> bool:
+    return abs(psutil.boot_time() - float(ref["boot"])) < 60
+
+
+def _reused(ref: Ref) -> bool:
+    """Whether the pid now belongs to someone else (or to no one we started)."""
+    try:
+        start = psutil.Process(int(ref["pid"])).create_time()
+    except psutil.NoSuchProcess:
+        return not _same_boot(ref)
+    return not _same_boot(ref) or abs(start - float(ref["start"])) > 2
+
+
+def _leader(ref: Ref) -> psutil.Process | None:
+    """The job's own process while it lives; a zombie is dead."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(int(ref["pid"]))
+        if not _reused(ref) and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+def _members(group: int) -> list[int]:
+    """Live processes of a process group, apart from its leader."""
+    members = []
+    for process in psutil.process_iter(["pid", "status"]):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            alive = process.info["status"] != psutil.STATUS_ZOMBIE
+            if alive and process.pid != group and os.getpgid(process.pid) == group:
+                members.append(process.pid)
+    return members

@@ -1,0 +1,47 @@
+"""Where a run keeps its files, and how its log is read.
+
+artifacts/sds-0042/            the run's folder
+    a1/log.txt                 what attempt 1 printed
+    work/                      checkpoints, shared by all attempts, written by one at a time
+    model/                     what the run produced
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backend.settings import settings
+
+TAIL_BYTES = 64_000
+
+
+def run_folder(run: str) -> Path:
+    """The folder of run "sds-0042"."""
+    return settings().artifacts / run
+
+
+def log_file(run: str, attempt: int) -> Path:
+    """What attempt `attempt` printed."""
+    return run_folder(run) / f"a{attempt}" / "log.txt"
+
+
+def work_folder(run: str) -> Path:
+    """The checkpoints of a run."""
+    return run_folder(run) / "work"
+
+
+def read_log(run: str, attempt: int, after: int | None = None) -> tuple[str, int]:
+    """The log of an attempt from byte `after` on, or its last part; and where to go on.
+
+    Returns:
+        Whole text (invalid bytes replaced) and the byte offset behind it; ("", 0) without a log.
+    """
+    path = log_file(run, attempt)
+    if not path.exists():
+        return "", 0
+    size = path.stat().st_size
+    start = max(0, size - TAIL_BYTES) if after is None else after
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    return data.decode("utf-8", "replace"), start + len(data)

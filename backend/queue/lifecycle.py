@@ -1,0 +1,134 @@
+"""How a job goes from state to state: every change is a compare-and-set inside one transaction, so
+two supervisors, a late process and a person's click can never both win."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from backend.queue.service import note
+from backend.store.queries import launch_order
+from backend.store.session import now_ms
+from backend.store.states import ALLOWED, State
+from backend.store.tables import Attempt, Job, Slot
+
+ME = "supervisor"
+RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the retries left after this one
+KILLED_HINT = (
+    "The process was ended from outside, again and again: most often the machine ran out of memory."
+)
+
+
+def move(session: Session, job: Job, to: State, **values: object) -> bool:
+    """Moves a job to another state if it still is where we think and the way is allowed.
+
+    Returns:
+        Whether it moved.
+    """
+    sources = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
+    change = update(Job).where(Job.id == job.id, Job.state.in_(sources)).values(state=to, **values)
+    return bool(session.execute(change).rowcount)
+
+
+def start_attempt(session: Session, host: str, engine: str, capacity: int) -> Attempt | None:
+    """Claims the next queued job and a free slot for it.
+
+    Returns:
+        The new attempt, not yet launched; None when nothing waits or no slot is free.
+    """
+    free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), Slot.number < capacity)
+    slot = session.scalars(free.order_by(Slot.number)).first()
+    job = session.scalars(launch_order(now_ms()).where(Job.not_before <= now_ms())).first()
+    if slot is None or job is None:
+        return None
+    number = job.attempts_made + 1
+    if not move(session, job, State.STARTING, attempts_made=number):
+        return None
+    attempt = Attempt(
+        job_id=job.id, n=number, token=secrets.token_hex(16), engine=engine, launched_at=now_ms()
+    )
+    session.add(attempt)
+    session.flush()
+    slot.attempt_id = attempt.id
+    return attempt
+
+
+def mark_running(session: Session, attempt: Attempt) -> None:
+    """The attempt's process has claimed it: the job runs."""
+    job = session.get_one(Job, attempt.job_id)
+    started = session.scalar(select(Attempt.started_at).where(Attempt.id == attempt.id))
+    if started and move(
+        session, job, State.RUNNING, started_at=job.started_at or started, finished_at=None
+    ):
+        note(session, job.id, "running", ME, f"attempt {attempt.n}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an ended attempt means for its job."""
+
+    state: State
+    text: str
+    spend_retry: bool = False
+
+
+def verdict(outcome: str | None, code: int | None, desired: str, retries_left: int) -> Verdict:
+    """The state a job goes to when its process has ended.
+
+    Args:
+        outcome: what the process wrote before it left; None when it could not.
+        code: its exit code, negative for a signal, None when unknown.
+        desired: what people want: run, stop or kill.
+    """
+    how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
+    match outcome:
+        case "succeeded":
+            return Verdict(State.SUCCEEDED, "")
+        case "failed":
+            return Verdict(State.FAILED, "")
+        case "stopped" if desired != "run":
+            return Verdict(State.CANCELLED, "everything finished so far is kept")
+        case "stopped" | "never started":
+            return Verdict(State.QUEUED, f"interrupted: {outcome}")
+    if desired != "run":
+        return Verdict(State.CANCELLED, f"killed{how}; kept up to the last checkpoint")
+    if retries_left > 0:
+        return Verdict(State.QUEUED, f"the process died{how}; will resume", spend_retry=True)
+    return Verdict(State.LOST, f"the process died{how}; no automatic retry is left")
+
+
+def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str = "") -> None:
+    """Closes an attempt whose process is gone, frees its slot and moves its job on.
+
+    Args:
+        fence: outcome to set if the process never claimed the attempt; when it has claimed it in
+            the meantime, nothing happens.
+    """
+    row = session.get_one(Attempt, attempt.id)
+    closing = update(Attempt).where(Attempt.id == attempt.id, Attempt.ended_at.is_(None))
+    if fence:
+        closing = closing.where(Attempt.started_at.is_(None)).values(outcome=fence)
+    if not session.execute(closing.values(ended_at=now_ms(), exit_code=code)).rowcount:
+        return
+    session.execute(update(Slot).where(Slot.attempt_id == attempt.id).values(attempt_id=None))
+    session.refresh(row)
+    job = session.get_one(Job, attempt.job_id)
+    judged = verdict(row.outcome, code, job.desired, job.retries_left)
+    if move(session, job, judged.state, **_values(job, judged)):
+        note(session, job.id, judged.state, ME, judged.text)
+
+
+def _values(job: Job, judged: Verdict) -> dict[str, object]:
+    """The columns that change along with the state."""
+    if judged.state == State.QUEUED:
+        left = job.retries_left - judged.spend_retry
+        delay = RETRY_DELAYS_MS.get(left, 0) if judged.spend_retry else 0
+        return {"retries_left": left, "not_before": now_ms() + delay, "eta_s": None}
+    values: dict[str, object] = {"finished_at": now_ms(), "eta_s": None}
+    if judged.state == State.LOST:
+        error = {"what": "The run was lost.", "why": judged.text, "do": KILLED_HINT}
+        values |= {"error_kind": "lost", "error": error}
+    return values

@@ -1,0 +1,218 @@
+"""The one supervisor of a data folder: starts queued jobs, watches them, ends them when asked.
+
+It is its own process (`python -m backend.queue.supervisor`). Killing it, or the dashboard, stops no
+job: the next supervisor finds every process again. One turn of its loop is
+
+    beat -> reconcile (what became of each attempt) -> apply what people asked -> launch
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from backend.locks import try_lock
+from backend.queue.engines.base import Engine, Launch
+from backend.queue.engines.local import LocalEngine
+from backend.queue.folders import log_file
+from backend.queue.lifecycle import ME, end_attempt, mark_running, move, start_attempt
+from backend.queue.service import note
+from backend.settings import available_threads, settings
+from backend.store.migrate import upgrade
+from backend.store.session import engine_for, now_ms, reading, writing
+from backend.store.states import ACTIVE, State
+from backend.store.tables import Attempt, Job, Slot, Supervisor
+
+TICK_S = 0.25
+BEAT_MS = 2_000
+SHRINK_LOG_MS = 5_000
+KILL_AFTER_S = 5.0  # between the polite signal and the last one
+CODE = Path(__file__).resolve().parents[2]
+
+
+def lock_path() -> Path:
+    """Held by the supervisor while it lives."""
+    return settings().root / ".slimscope" / "supervisor.lock"
+
+
+def is_alive() -> bool:
+    """Whether a supervisor holds the lock of this data folder."""
+    descriptor = try_lock(lock_path())
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def ensure() -> None:
+    """Starts a supervisor unless one is there. Two started at once are harmless: one leaves."""
+    if is_alive():
+        return
+    with (settings().root / ".slimscope" / "supervisor.log").open("ab") as output:
+        subprocess.Popen(
+            [sys.executable, "-m", "backend.queue.supervisor"],
+            cwd=CODE,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment for a child: the data folder absolute, threads capped to a slot's share."""
+    threads = str(settings().threads or max(1, available_threads() // settings().slots))
+    return {
+        **os.environ,
+        "SLIMSCOPE_DATA_DIR": str(settings().root),
+        "SLIMSCOPE_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+class Loop:
+    """The supervisor's loop over one engine. It keeps nothing that the database does not know."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.host = platform.node()
+        self._beat_at = self._shrunk_at = 0
+        with writing() as session:
+            for number in range(engine.capacity()):
+                session.merge(Slot(host=self.host, number=number))
+
+    def turn(self) -> bool:
+        """Does everything there is to do now.
+
+        Returns:
+            Whether any job still waits or runs.
+        """
+        self._beat()
+        for attempt in self._live():
+            self._reconcile(attempt)
+        for attempt in self._live():
+            self._apply(attempt)
+        while self._launch_next():
+            pass
+        with reading() as session:
+            active = select(Job.id).where(Job.state.in_([*ACTIVE])).limit(1)
+            return session.scalar(active) is not None
+
+    def _beat(self) -> None:
+        """Says that we live, and moves the write-ahead log into the database file."""
+        if now_ms() - self._beat_at > BEAT_MS:
+            self._beat_at = now_ms()
+            version = platform.python_version()
+            with writing() as session:
+                row = Supervisor(host=self.host, pid=os.getpid(), beat_at=now_ms(), version=version)
+                session.merge(row)
+        if now_ms() - self._shrunk_at > SHRINK_LOG_MS:
+            self._shrunk_at = now_ms()
+            shrink_write_ahead_log()
+
+    def _live(self) -> list[Attempt]:
+        with reading() as session:
+            return list(session.scalars(select(Attempt).where(Attempt.ended_at.is_(None))))
+
+    def _reconcile(self, attempt: Attempt) -> None:
+        """What became of the attempt's process."""
+        if attempt.engine_ref is None:  # we died between claiming the job and starting it
+            with writing(durable=True) as session:
+                end_attempt(session, attempt, None, fence="never started")
+            return
+        poll = self.engine.poll(attempt.engine_ref)
+        if poll.state == "unknown":
+            return
+        with writing(durable=True) as session:
+            if poll.state == "running":
+                mark_running(session, attempt)
+            else:
+                end_attempt(session, attempt, poll.code)
+
+    def _apply(self, attempt: Attempt) -> None:
+        """Carries out a stop: first the flag in the database, then a signal, then the last one."""
+        with reading() as session:
+            job = session.get_one(Job, attempt.job_id)
+        if job.desired == "run" or attempt.engine_ref is None:
+            return
+        if job.state != State.CANCELLING:
+            with writing(durable=True) as session:
+                move(session, job, State.CANCELLING)
+        waited = (now_ms() - (job.desired_at or 0)) / 1000 - settings().stop_grace
+        if job.desired == "kill" or waited > KILL_AFTER_S:
+            self.engine.kill(attempt.engine_ref)
+        elif waited > 0:
+            self.engine.stop(attempt.engine_ref)
+
+    def _launch_next(self) -> bool:
+        """Starts the next queued job if there is one and a slot is free."""
+        with writing(durable=True) as session:
+            attempt = start_attempt(session, self.host, self.engine.name, self.engine.capacity())
+            if attempt is None:
+                return False
+            run = session.get_one(Job, attempt.job_id).run
+        try:
+            ref = self.engine.launch(self._launch(attempt, run))
+        except OSError as error:
+            with writing(durable=True) as session:
+                note(session, attempt.job_id, "not started", ME, str(error))
+                end_attempt(session, attempt, None)
+            return False
+        with writing(durable=True) as session:
+            session.execute(update(Attempt).where(Attempt.id == attempt.id).values(engine_ref=ref))
+        return True
+
+    def _launch(self, attempt: Attempt, run: str) -> Launch:
+        return Launch(
+            attempt_id=attempt.id,
+            argv=(sys.executable, "-m", "jobs.run", "--attempt", str(attempt.id)),
+            environment=child_environment(),
+            log=str(log_file(run, attempt.n)),
+            folder=str(CODE),
+        )
+
+
+def shrink_write_ahead_log() -> None:
+    """Only the supervisor does this: SQLite before 3.51.3 may corrupt a database when two
+    connections check-point at once (sqlite.org, WAL-reset bug)."""
+    engine = engine_for(settings().url)
+    if engine.dialect.name == "sqlite":
+        with contextlib.suppress(OperationalError), engine.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def main() -> None:
+    """Runs until nothing has waited or run for `idle_exit` seconds."""
+    lock = try_lock(lock_path())
+    if lock is None:
+        return
+    upgrade()
+    loop = Loop(LocalEngine(settings().slots))
+    busy_at = time.monotonic()
+    while time.monotonic() - busy_at < settings().idle_exit:
+        try:
+            if loop.turn():
+                busy_at = time.monotonic()
+        except OperationalError as error:  # disk full or locked: jobs go on, and so do we
+            print(f"{time.strftime('%F %T')} database: {error}", flush=True)
+        time.sleep(TICK_S)
+    shrink_write_ahead_log()
+    os.close(lock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Every environment variable Slimscope reads, in one place. All start with SLIMSCOPE_."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from platformdirs import user_cache_path
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What the person who starts Slimscope may set."""
+
+    model_config = SettingsConfigDict(env_prefix="SLIMSCOPE_", frozen=True)
+
+    data_dir: Path = Field(Path(), description="Holds results.db and artifacts/.")
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("slimscope"),
+        description="Models and texts that were set up once; may be shared and deleted.",
+    )
+    database_url: str = Field("", description="SQLAlchemy URL; empty: results.db in the data dir.")
+    host: str = Field("127.0.0.1", description="Address the dashboard listens on.")
+    port: int = Field(7860, ge=0, le=65535, description="Port the dashboard listens on.")
+    model_dirs: tuple[Path, ...] = Field(
+        (), description='Further folders models may be read from, as JSON: ["/models"].'
+    )
+    text_dir: Path | None = Field(None, description="Folder of .txt and .jsonl corpora.")
+    slots: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
+    threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
+    stop_grace: float = Field(20.0, ge=0, description="Seconds a job has to stop by itself.")
+    idle_exit: float = Field(60.0, ge=0, description="Seconds until an idle supervisor ends.")
+    plugins: tuple[str, ...] = Field(
+        (), description="Python modules that register more kinds of job, as JSON."
+    )
+
+    @property
+    def root(self) -> Path:
+        """The data folder, absolute."""
+        return self.data_dir.expanduser().resolve()
+
+    @property
+    def url(self) -> str:
+        """Where the tables are."""
+        return self.database_url or f"sqlite:///{self.root / 'results.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where runs keep logs, checkpoints and models."""
+        return self.root / "artifacts"
+
+    def readable_roots(self) -> tuple[Path, ...]:
+        """The only folders a model may be read from."""
+        own = (self.root / "models", self.artifacts, self.cache_dir / "models")
+        return tuple(p.expanduser().resolve() for p in (*own, *self.model_dirs))
+
+
+@lru_cache
+def settings() -> Settings:
+    """The settings of this process, read once from the environment."""
+    return Settings()
+
+
+def available_threads() -> int:
+    """CPU cores this process may really use (its affinity, not the host's count)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,41 @@
+"""What is recorded of one weight tensor at one stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+BINS = 256
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class TensorSnapshot:
+    """Statistics and histogram of one tensor `[out, in]` at one stage.
+
+    The histogram counts the values that are not exactly zero in `BINS` equal bins from `lo` to
+    `hi`; `zeros`, `below` and `above` count the rest, so that
+    `counts.sum() + zeros + below + above == n`. All stages of a tensor share `lo` and `hi`.
+
+    Attributes:
+        tensor: full parameter name; `block` is its decoder block, `module` its name inside it.
+        stage, step: when it was taken.
+        stats: named figures, see `tensor_statistics`.
+        quantiles: values at `QUANTILES`.
+    """
+
+    tensor: str
+    block: int
+    module: str
+    stage: str
+    n: int
+    zeros: int
+    below: int
+    above: int
+    lo: float
+    hi: float
+    counts: np.ndarray
+    stats: dict[str, float]
+    quantiles: tuple[float, ...] = field(default=())
+    step: int = 0

@@ -1,0 +1,47 @@
+"""Brings the tables up to date. Safe to call from several processes at once, and cheap when there
+is nothing to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import inspect, text
+
+from backend.locks import exclusive
+from backend.settings import settings
+from backend.store.session import engine_for
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def newest_revision() -> str:
+    """The revision this code was written for: migrations are numbered files."""
+    return max(p.stem.split("_")[0] for p in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def current_revision() -> str | None:
+    """The revision of the database, None when it is empty."""
+    with engine_for(settings().url).connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return revision
+
+
+def upgrade() -> None:
+    """Creates the data folder and its tables, or migrates them to the newest revision."""
+    settings().root.mkdir(parents=True, exist_ok=True)
+    if current_revision() == newest_revision():
+        return
+    with exclusive(settings().root / ".slimscope" / "migrate.lock"):
+        if current_revision() != newest_revision():
+            _run_alembic()
+
+
+def _run_alembic() -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    command.upgrade(config, "head")

@@ -1,0 +1,239 @@
+"""One query for each question the screen, the CLI and the supervisor ask. Nothing here writes."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sqlalchemy import ColumnElement, Select, case, func, select
+
+from backend.errors import NotFound
+from backend.statistics.tensors import TensorSnapshot
+from backend.store.session import now_ms, reading
+from backend.store.states import ACTIVE, LIVE, State
+from backend.store.tables import (
+    Artifact,
+    Attempt,
+    Event,
+    Job,
+    MetricPoint,
+    Result,
+    Supervisor,
+    TensorRow,
+)
+
+HOUR_MS = 3_600_000
+ALIVE_MS = 15_000
+
+
+def job_id(run: str | int) -> int:
+    """42 of 42, "42" or "sds-0042".
+
+    Raises:
+        NotFound: the text names no run.
+    """
+    match = re.fullmatch(r"(?:[a-z][a-z0-9]*-)?0*(\d{1,15})", str(run).strip())
+    if not match:
+        raise NotFound(f"{str(run)[:40]!r} names no run.", "", "Runs look like sds-0042.")
+    return int(match[1])
+
+
+def job(run: str | int) -> Job:
+    """The job row of a run.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    with reading() as session:
+        row = session.get(Job, job_id(run))
+    if row is None:
+        raise NotFound(f"There is no run {run}.", "", "`slimscope list` shows what there is.")
+    return row
+
+
+def jobs(
+    states: Iterable[State] | None = None, kind: str | None = None, limit: int = 500
+) -> list[Job]:
+    """Runs, the newest first."""
+    query = select(Job).order_by(Job.id.desc()).limit(limit)
+    if states is not None:
+        query = query.where(Job.state.in_([*states]))
+    if kind is not None:
+        query = query.where(Job.kind == kind)
+    with reading() as session:
+        return list(session.scalars(query))
+
+
+def launch_order(now: int) -> Select[tuple[Job]]:
+    """Queued jobs, the next to start first: priority (+1 for each hour waited), then owners with
+    fewer running jobs, then first come."""
+    other = Job.__table__.alias("other")
+    running = (
+        select(func.count())
+        .select_from(other)
+        .where(other.c.owner == Job.owner, other.c.state.in_([*LIVE]))
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    waited: ColumnElement[Any] = (now - Job.queued_at) / HOUR_MS
+    return (
+        select(Job)
+        .where(Job.state == State.QUEUED)
+        .order_by((Job.priority + waited).desc(), running, Job.queued_at, Job.id)
+    )
+
+
+def queued() -> list[Job]:
+    """The queue; a job's position is its place in this list."""
+    with reading() as session:
+        return list(session.scalars(launch_order(now_ms())))
+
+
+@dataclass(frozen=True)
+class Status:
+    """What goes on right now; header, tables and pages all read this one."""
+
+    live: list[Job]
+    queued: list[Job]
+    finished: int
+    needs_attention: int
+    supervisor_alive: bool
+
+    def position(self, job_id: int) -> int | None:
+        """1 for the next to start; None when the job does not wait."""
+        ids = [j.id for j in self.queued]
+        return ids.index(job_id) + 1 if job_id in ids else None
+
+
+def status() -> Status:
+    """The one status function."""
+    waiting = queued()
+    attention = case((Job.state.in_([State.FAILED, State.LOST]), 1), else_=0)
+    with reading() as session:
+        live = list(session.scalars(select(Job).where(Job.state.in_([*LIVE])).order_by(Job.id)))
+        finished, attention_count = session.execute(
+            select(func.count(), func.coalesce(func.sum(attention), 0)).where(
+                Job.state.not_in([*ACTIVE])
+            )
+        ).one()
+        beat = session.scalar(select(func.max(Supervisor.beat_at))) or 0
+    return Status(live, waiting, finished, attention_count, now_ms() - beat < ALIVE_MS)
+
+
+def cursor(run: str | int | None = None) -> tuple[Any, ...]:
+    """Changes whenever something a page shows has changed: compare, and redraw only then."""
+    progress = select(func.count(), func.max(Event.id)).select_from(Event)
+    moved = select(func.sum(Job.done), func.group_concat(Job.state))
+    if run is not None:
+        progress = progress.where(Event.job_id == job_id(run))
+        moved = select(Job.done, Job.state).where(Job.id == job_id(run))
+    else:
+        moved = moved.where(Job.state.in_([*ACTIVE]))
+    with reading() as session:
+        return (*session.execute(progress).one(), *(session.execute(moved).first() or ()))
+
+
+def attempts(run: str | int) -> list[Attempt]:
+    """Every process that worked on a run, the first first."""
+    query = select(Attempt).where(Attempt.job_id == job_id(run)).order_by(Attempt.n)
+    with reading() as session:
+        return list(session.scalars(query))
+
+
+def events(run: str | int, after: int = 0) -> list[Event]:
+    """What happened to a run, oldest first, from behind event `after`."""
+    query = select(Event).where(Event.job_id == job_id(run), Event.id > after).order_by(Event.id)
+    with reading() as session:
+        return list(session.scalars(query))
+
+
+def results(runs: Sequence[str | int]) -> list[Result]:
+    """The figures these runs ended with."""
+    query = select(Result).where(Result.job_id.in_([job_id(r) for r in runs]))
+    with reading() as session:
+        return list(session.scalars(query.order_by(Result.job_id, Result.metric, Result.stage)))
+
+
+def artifacts(run: str | int) -> list[Artifact]:
+    """Files and folders a run produced."""
+    query = select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id)
+    with reading() as session:
+        return list(session.scalars(query))
+
+
+def curve_names(run: str | int) -> list[str]:
+    """Names of the curves a run has drawn so far."""
+    query = select(MetricPoint.name).where(MetricPoint.job_id == job_id(run)).distinct()
+    with reading() as session:
+        return sorted(session.scalars(query))
+
+
+def curves(run: str | int) -> pd.DataFrame:
+    """All curve points of a run: columns name, step, value, at."""
+    query = (
+        select(MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
+        .where(MetricPoint.job_id == job_id(run))
+        .order_by(MetricPoint.name, MetricPoint.step)
+    )
+    with reading() as session:
+        return pd.DataFrame(session.execute(query).all(), columns=["name", "step", "value", "at"])
+
+
+def tensor_table(run: str | int) -> pd.DataFrame:
+    """One row a tensor and stage: tensor, block, module, stage, n, zeros, zero_share, below,
+    above, and every named statistic. Empty when the run stored none."""
+    query = (
+        select(
+            TensorRow.tensor,
+            TensorRow.block,
+            TensorRow.module,
+            TensorRow.stage,
+            TensorRow.n,
+            TensorRow.zeros,
+            TensorRow.below,
+            TensorRow.above,
+            TensorRow.stats,
+        )
+        .where(TensorRow.job_id == job_id(run))
+        .order_by(TensorRow.block, TensorRow.module, TensorRow.stage)
+    )
+    with reading() as session:
+        rows = [dict(row._mapping) for row in session.execute(query)]
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    stats = pd.DataFrame(table.pop("stats").tolist(), index=table.index)
+    table["zero_share"] = table["zeros"] / table["n"]
+    return table.join(stats[[c for c in stats.columns if c not in table.columns]])
+
+
+def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
+    """The statistics and histograms of one tensor, one for each stage stored."""
+    query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
+    with reading() as session:
+        return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
+
+
+def _snapshot(row: TensorRow) -> TensorSnapshot:
+    counts = np.frombuffer(zlib.decompress(row.counts), dtype="<u4").astype(np.int64)
+    return TensorSnapshot(
+        row.tensor,
+        row.block,
+        row.module,
+        row.stage,
+        row.n,
+        row.zeros,
+        row.below,
+        row.above,
+        row.lo,
+        row.hi,
+        counts,
+        row.stats,
+        tuple(row.quantiles),
+        row.step,
+    )

@@ -1,0 +1,86 @@
+"""One connection pool per process, and two kinds of transaction: reading and writing.
+
+SQLite runs in WAL mode. A writing transaction takes the write lock at its beginning (BEGIN
+IMMEDIATE): one that reads first and writes later would fail at once, whatever the timeout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.orm import Session
+
+from backend.settings import settings
+
+BUSY_MS = 30_000
+
+
+def now_ms() -> int:
+    """UTC milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we begin transactions ourselves
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        f"busy_timeout={BUSY_MS}",
+        "foreign_keys=ON",
+        "journal_size_limit=67108864",
+        "wal_autocheckpoint=0",  # the supervisor alone does it: SQLite before 3.51.3 may corrupt
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get("immediate")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+@lru_cache
+def engine_for(url: str) -> Engine:
+    """The engine of this database, made once per process."""
+    engine = create_engine(url, connect_args={"timeout": 30} if url.startswith("sqlite") else {})
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _tune_sqlite)
+        event.listen(engine, "begin", _begin)
+    return engine
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A short read-only transaction; long ones would keep the write-ahead log from shrinking."""
+    with Session(engine_for(settings().url)) as session:
+        yield session
+
+
+@contextmanager
+def writing(*, durable: bool = False) -> Iterator[Session]:
+    """A writing transaction, committed on leaving, rolled back on an error.
+
+    Args:
+        durable: survive a power cut too (state changes), not only a crash (metrics).
+    """
+    engine = engine_for(settings().url)
+    with engine.connect().execution_options(immediate=True) as connection:
+        if durable and engine.dialect.name == "sqlite":
+            _set_synchronous(connection, "FULL")
+        try:
+            with Session(connection, expire_on_commit=False) as session, session.begin():
+                yield session
+        finally:
+            if durable and engine.dialect.name == "sqlite":
+                _set_synchronous(connection, "NORMAL")
+
+
+def _set_synchronous(connection: Connection, level: str) -> None:
+    """Outside any transaction: SQLite ignores the pragma inside one."""
+    raw = connection.connection.driver_connection
+    assert raw is not None
+    raw.execute(f"PRAGMA synchronous={level}")

@@ -1,0 +1,208 @@
+"""The tables. Times are UTC milliseconds since 1970. Who writes what:
+
+the screen and the CLI write `jobs.desired`; the supervisor writes `jobs.state`; a job's own process
+writes its progress, figures and outcome. The job row is the only truth about a job.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from backend.store.states import State
+
+NAMES = {  # Alembic can only change constraints that have a name
+    "ix": "ix_%(column_0_N_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+JOB = "jobs.id"
+
+
+class Table(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMES)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        int: BigInteger().with_variant(Integer, "sqlite"),
+        dict[str, Any]: JSON,
+        list[float]: JSON,
+    }
+
+
+class Job(Table):
+    """One run: what was asked, where it stands, how it ended."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({', '.join(repr(s.value) for s in State)})", name="state"),
+        CheckConstraint("desired IN ('run', 'stop', 'kill')", name="desired"),
+        Index("ix_jobs_order", "state", "priority", "queued_at"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str] = mapped_column(default="")
+    owner: Mapped[str]
+    config: Mapped[dict[str, Any]]
+    config_hash: Mapped[str] = mapped_column(index=True)
+    environment: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    priority: Mapped[int] = mapped_column(default=0)
+    state: Mapped[str] = mapped_column(default=State.QUEUED)
+    desired: Mapped[str] = mapped_column(default="run")
+    attempts_made: Mapped[int] = mapped_column(default=0)
+    retries_left: Mapped[int] = mapped_column(default=2)
+    not_before: Mapped[int] = mapped_column(default=0)
+    parent: Mapped[int | None] = mapped_column(ForeignKey(JOB))
+    created_at: Mapped[int]
+    queued_at: Mapped[int]
+    started_at: Mapped[int | None]
+    finished_at: Mapped[int | None]
+    desired_at: Mapped[int | None]
+    done: Mapped[float] = mapped_column(default=0.0)
+    total: Mapped[float] = mapped_column(default=0.0)
+    stage: Mapped[str] = mapped_column(default="")
+    eta_s: Mapped[float | None]
+    peak_bytes: Mapped[int | None]
+    error_kind: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+
+    @property
+    def run(self) -> str:
+        """The short id people see, such as sds-0042."""
+        return f"{self.kind}-{self.id:04d}"
+
+
+class Attempt(Table):
+    """One process that worked on a job. Only the holder of its token may write for the job."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("job_id", "n"),
+        Index("ix_attempts_live", "ended_at", "beat_at"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"))
+    n: Mapped[int]
+    token: Mapped[str]
+    engine: Mapped[str]
+    engine_ref: Mapped[dict[str, Any] | None]
+    launched_at: Mapped[int]
+    started_at: Mapped[int | None]
+    beat_at: Mapped[int | None]
+    ended_at: Mapped[int | None]
+    exit_code: Mapped[int | None]
+    outcome: Mapped[str | None]
+    resumed_from: Mapped[str | None]
+
+
+class Slot(Table):
+    """A place where one job may run. `attempt_id` is set by compare-and-set, never overwritten."""
+
+    __tablename__ = "slots"
+
+    host: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    attempt_id: Mapped[int | None] = mapped_column(ForeignKey("attempts.id"), unique=True)
+
+
+class Supervisor(Table):
+    """The one supervisor of a data folder, and when it was last heard of."""
+
+    __tablename__ = "supervisors"
+
+    host: Mapped[str] = mapped_column(primary_key=True)
+    pid: Mapped[int]
+    beat_at: Mapped[int]
+    version: Mapped[str]
+
+
+class Event(Table):
+    """What happened to a job, append-only: audit trail and cursor for the screen."""
+
+    __tablename__ = "job_events"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), index=True)
+    attempt_n: Mapped[int | None]
+    at: Mapped[int]
+    type: Mapped[str]
+    actor: Mapped[str]
+    text: Mapped[str] = mapped_column(default="")
+
+
+class MetricPoint(Table):
+    """One point of a curve. Points are keyed by step, so a resumed attempt overwrites, not adds."""
+
+    __tablename__ = "metric_points"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[int]
+    value: Mapped[float]
+
+
+class Result(Table):
+    """One figure a run ends with: a metric of a stage, on a named text."""
+
+    __tablename__ = "results"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    stage: Mapped[str] = mapped_column(primary_key=True)
+    metric: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[float]
+    stderr: Mapped[float | None]
+    n: Mapped[int | None]
+    details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class TensorRow(Table):
+    """Statistics and histogram of one tensor at one stage; see `TensorSnapshot`."""
+
+    __tablename__ = "tensor_snapshots"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    tensor: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, server_default=text("0"))
+    block: Mapped[int]
+    module: Mapped[str]
+    n: Mapped[int]
+    zeros: Mapped[int]
+    below: Mapped[int]
+    above: Mapped[int]
+    lo: Mapped[float]
+    hi: Mapped[float]
+    counts: Mapped[bytes] = mapped_column(LargeBinary)  # zlib of little-endian uint32
+    stats: Mapped[dict[str, Any]]
+    quantiles: Mapped[list[float]]
+
+
+class Artifact(Table):
+    """A file or folder a run produced, below the artefact folder."""
+
+    __tablename__ = "artifacts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), index=True)
+    kind: Mapped[str]
+    path: Mapped[str] = mapped_column(unique=True)
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[int]

@@ -1,0 +1,285 @@
+"""What a running job writes, and how: the `Reporter` of a job, backed by the database.
+
+A heartbeat thread writes progress and buffered figures once a second, and reads what people want.
+Every write is fenced: it counts only while this attempt, with its token, is the job's newest. When
+it is not, the process ends at once and has changed nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from backend.checkpoints import Checkpoints
+from backend.queue.engines.local import reference
+from backend.queue.folders import run_folder, work_folder
+from backend.settings import settings
+from backend.statistics.tensors import TensorSnapshot
+from backend.store.session import now_ms, reading, writing
+from backend.store.states import Exit
+from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, Table, TensorRow
+
+BEAT_S = 1.0
+PATIENCE_S = 120.0  # how long the last write waits for a locked database
+
+
+class Fenced(Exception):
+    """Another attempt holds the job now."""
+
+
+class JobContext:
+    """One attempt's view of its job. Made by `claim`, closed by `finish`."""
+
+    def __init__(self, attempt: Attempt, job: Job) -> None:
+        self.job_id, self.attempt_id, self.token = job.id, attempt.id, attempt.token
+        self.run, self.attempt_n, self.kind, self.config = job.run, attempt.n, job.kind, job.config
+        self.folder: Path = run_folder(job.run)
+        self.work: Path = work_folder(job.run)
+        self.checkpoints = Checkpoints(self.work, before_commit=self.settle)
+        self._rows: list[Table] = []
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._stop = threading.Event()
+        self._closed = threading.Event()
+        self._progress = Progress()
+        self._thread = threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True)
+
+    # the Reporter ----------------------------------------------------------------------------
+
+    def progress(self, done: float, total: float, stage: str) -> None:
+        self._progress.report(done, total, stage)
+
+    def metric(self, name: str, value: float, step: int) -> None:
+        self._add(
+            MetricPoint(job_id=self.job_id, name=name, step=step, at=now_ms(), value=float(value))
+        )
+
+    def snapshot(self, snapshot: TensorSnapshot) -> None:
+        self._add(tensor_row(self.job_id, snapshot))
+
+    def log(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set()
+
+    # what a job may record besides -----------------------------------------------------------
+
+    def result(
+        self,
+        stage: str,
+        metric: str,
+        value: float,
+        *,
+        stderr: float | None = None,
+        n: int | None = None,
+        **details: Any,
+    ) -> None:
+        """Records one of the figures the run ends with; a later one of that name replaces it."""
+        self._add(
+            Result(
+                job_id=self.job_id, stage=stage, metric=metric, value=float(value), stderr=stderr,
+                n=n, details=details,
+            )
+        )  # fmt: skip
+        self.settle()
+
+    def has_result(self, stage: str, metric: str) -> bool:
+        """Whether an earlier attempt has recorded it already."""
+        with reading() as session:
+            return session.get(Result, (self.job_id, stage, metric)) is not None
+
+    def artifact(self, path: Path, kind: str, sha256: str = "") -> None:
+        """Records a file or folder below the run's folder."""
+        files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+        row = Artifact(
+            job_id=self.job_id, kind=kind, sha256=sha256, created_at=now_ms(),
+            path=str(path.relative_to(settings().artifacts)),
+            bytes=sum(p.stat().st_size for p in files),
+        )  # fmt: skip
+        with writing() as session:
+            self._fence(session)
+            session.query(Artifact).where(Artifact.path == row.path).delete()
+            session.add(row)
+
+    def environment(self, **facts: Any) -> None:
+        """Adds facts that are needed to repeat the run: versions, threads, text hashes."""
+        with writing() as session:
+            self._fence(session)
+            job = session.get_one(Job, self.job_id)
+            job.environment = {**job.environment, **facts}
+
+    def resumed_from(self, checkpoint: str) -> None:
+        """Records which checkpoint this attempt went on from."""
+        with writing() as session:
+            self._fence(session)
+            session.get_one(Attempt, self.attempt_id).resumed_from = checkpoint
+
+    # life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to beat."""
+        self._thread.start()
+
+    def ask_stop(self) -> None:
+        """Makes `should_stop` true, as a signal or a person's request does."""
+        self._stop.set()
+
+    def finish(self, outcome: str, **values: Any) -> None:
+        """Writes everything that is left and the outcome, and stops beating."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.settle()
+        with writing(durable=True) as session:
+            self._fence(session, outcome=outcome)
+            job = update(Job).where(Job.id == self.job_id)
+            session.execute(job.values(**{"eta_s": None, **values}))
+
+    def settle(self) -> None:
+        """Writes the buffered figures for certain, waiting for a busy database."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self.flush()
+            except OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(BEAT_S)
+
+    def flush(self) -> None:
+        """Writes the buffered figures and the progress; keeps them when the database is busy."""
+        with self._writing:  # one writer at a time, so that a flush that returns is complete
+            with self._lock:
+                rows, self._rows = self._rows, []
+            try:
+                self._write(rows)
+            except OperationalError:
+                with self._lock:
+                    self._rows = rows + self._rows
+                raise
+
+    def _write(self, rows: list[Table]) -> None:
+        with writing() as session:
+            self._fence(session, beat_at=now_ms())
+            job = update(Job).where(Job.id == self.job_id)
+            session.execute(job.values(**self._progress.columns()))
+            for row in rows:
+                upsert(session, row)
+
+    def _add(self, row: Table) -> None:
+        with self._lock:
+            self._rows.append(row)
+
+    def _fence(self, session: Session, **values: Any) -> None:
+        """Raises `Fenced` unless this attempt may still write for its job."""
+        newest = select(func.max(Attempt.n)).where(Attempt.job_id == self.job_id).scalar_subquery()
+        mine = update(Attempt).where(
+            Attempt.id == self.attempt_id,
+            Attempt.token == self.token,
+            Attempt.ended_at.is_(None),
+            newest == self.attempt_n,
+        )
+        if not session.execute(mine.values(**values or {"beat_at": now_ms()})).rowcount:
+            raise Fenced
+
+    def _beat_forever(self) -> None:
+        while not self._closed.wait(BEAT_S):
+            try:
+                self.flush()
+                with reading() as session:
+                    desired = session.scalar(select(Job.desired).where(Job.id == self.job_id))
+                if desired != "run":
+                    self._stop.set()
+            except OperationalError as error:
+                self.log(f"The database is busy; figures are kept until it is free. ({error.orig})")
+            except Fenced:
+                self.log("Another attempt holds this run; this process ends.")
+                os._exit(Exit.FENCED)
+
+
+class Progress:
+    """How far the job is, and when it will end, from the pace of this attempt."""
+
+    def __init__(self) -> None:
+        self._done = self._total = 0.0
+        self._stage = "starting"
+        self._first: tuple[float, float] | None = None  # seconds, done
+
+    def report(self, done: float, total: float, stage: str) -> None:
+        self._done, self._total, self._stage = done, total, stage
+        self._first = self._first or (time.monotonic(), done)
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the job row."""
+        return {
+            "done": self._done,
+            "total": self._total,
+            "stage": self._stage,
+            "eta_s": self._eta(),
+            "peak_bytes": peak_memory(),
+        }
+
+    def _eta(self) -> float | None:
+        if self._first is None or self._done <= self._first[1]:
+            return None
+        pace = (time.monotonic() - self._first[0]) / (self._done - self._first[1])
+        return pace * (self._total - self._done)
+
+
+def peak_memory() -> int:
+    """The most bytes this process has held in memory so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def tensor_row(job_id: int, snapshot: TensorSnapshot) -> TensorRow:
+    """The database row of a snapshot."""
+    return TensorRow(
+        job_id=job_id, tensor=snapshot.tensor, stage=snapshot.stage, step=snapshot.step,
+        block=snapshot.block, module=snapshot.module, n=snapshot.n, zeros=snapshot.zeros,
+        below=snapshot.below, above=snapshot.above, lo=snapshot.lo, hi=snapshot.hi,
+        counts=zlib.compress(snapshot.counts.astype(np.dtype("<u4")).tobytes()),
+        stats=snapshot.stats, quantiles=list(snapshot.quantiles),
+    )  # fmt: skip
+
+
+def upsert(session: Session, row: Table) -> None:
+    """Inserts a row or replaces the one with the same key: a resumed attempt repeats itself."""
+    table = type(row).__table__
+    values = {c.key: getattr(row, c.key) for c in table.columns}
+    insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
+    keys = [c.key for c in table.primary_key.columns]
+    statement = insert(type(row)).values(values)
+    changed = {k: v for k, v in values.items() if k not in keys}
+    session.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+
+
+def claim(attempt_id: int) -> JobContext:
+    """Takes an attempt for this process; only the first to ask gets it.
+
+    Raises:
+        Fenced: it was claimed before, given up, or never was.
+    """
+    mine = update(Attempt).where(
+        Attempt.id == attempt_id, Attempt.started_at.is_(None), Attempt.ended_at.is_(None)
+    )
+    values = {"started_at": now_ms(), "beat_at": now_ms(), "engine_ref": reference(os.getpid())}
+    with writing(durable=True) as session:
+        if not session.execute(mine.values(**values)).rowcount:
+            raise Fenced
+        attempt = session.get_one(Attempt, attempt_id)
+        job = session.get_one(Job, attempt.job_id)
+    return JobContext(attempt, job)

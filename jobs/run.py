@@ -1,0 +1,81 @@
+"""The process of one attempt: `python -m jobs.run --attempt ID`.
+
+Exit codes are those of `backend.store.states.Exit`, the same for every engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import traceback
+
+from backend.errors import SlimscopeError, Stopped
+from backend.store.migrate import current_revision, newest_revision
+from backend.store.states import Exit
+from jobs.context import Fenced, JobContext, claim
+from jobs.kinds import kind_named
+
+
+def main() -> int:
+    """Claims the attempt, runs its job, and records how it ended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--attempt", type=int, required=True)
+    attempt = parser.parse_args().attempt
+    if current_revision() != newest_revision():
+        print("The tables are of another version of Slimscope; restart the dashboard.", flush=True)
+        return Exit.ERROR
+    try:
+        context = claim(attempt)
+        signal.signal(signal.SIGTERM, lambda *_: context.ask_stop())
+        context.start()
+        return carry_out(context)
+    except Fenced:
+        print("Another attempt holds this run; this process ends.", flush=True)
+        return Exit.FENCED
+
+
+def carry_out(context: JobContext) -> int:
+    """Runs the job of a claimed attempt.
+
+    Returns:
+        The exit code that says how it went.
+    """
+    kind = kind_named(context.kind)
+    context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
+    try:
+        kind.run(kind.config.model_validate(context.config), context)
+    except Stopped:
+        context.log("Stopped as asked; everything finished so far is kept.")
+        context.finish("stopped")
+        return Exit.STOPPED
+    except Fenced:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        context.finish("failed", error_kind=type(error).__name__, error=explain(error))
+        return Exit.ERROR
+    context.finish("succeeded", stage="done", eta_s=0)
+    return Exit.DONE
+
+
+def explain(error: Exception) -> dict[str, str]:
+    """What happened, why, and what to do, of any error."""
+    if isinstance(error, SlimscopeError):
+        return {"what": error.what, "why": error.why, "do": error.do}
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return {
+            "what": "The run needed more memory than there is.",
+            "why": str(error).split("\n")[0][:500],
+            "do": "Lower the segments per forward pass, the segments or the context length, then "
+            "resume.",
+        }
+    return {
+        "what": "The run stopped at an error it does not know.",
+        "why": f"{type(error).__name__}: {error}"[:500],
+        "do": "The log holds the whole trace. Resume goes on from the last checkpoint.",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""From field values to a queued job: the one way in for the form, the CLI and the API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from backend.errors import ConfigRefused
+from backend.queue import service
+from backend.queue.service import Actor
+from backend.store import queries
+from backend.store.tables import Job
+from jobs.kinds import Estimate, JobConfig, kind_named
+
+
+def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
+    """The config made of these values.
+
+    Raises:
+        ConfigRefused: with `field` naming the first field at fault.
+    """
+    try:
+        return kind_named(kind).config.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else None
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigRefused(
+            f"{name or 'The config'} was not accepted.", f"{reason}.".replace("..", "."), "", name
+        ) from error
+
+
+def checked(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
+    """The config and what it will cost; refuses what cannot work."""
+    config = validated(kind, values)
+    return config, kind_named(kind).check(config)
+
+
+def submit(
+    kind: str, values: Mapping[str, Any], actor: Actor, *, name: str = "", priority: int = 0
+) -> Job:
+    """Validates, checks, and adds one run to the queue.
+
+    Raises:
+        Forbidden: the actor may not.
+        SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
+    """
+    service.require_host(actor, "add a run")
+    config, _ = checked(kind, values)
+    return service.enqueue(
+        kind, config.model_dump(mode="json"), actor, name=name, priority=priority
+    )
+
+
+def again(run: str | int, actor: Actor) -> Job:
+    """Adds a new run with the config of an old one, which is kept as it is."""
+    old = queries.job(run)
+    service.require_host(actor, "add a run")
+    config, _ = checked(old.kind, old.config)
+    return service.enqueue(
+        old.kind, config.model_dump(mode="json"), actor, name=old.name, parent=old.id
+    )
+
+
+def command_line(kind: str, values: Mapping[str, Any]) -> str:
+    """The shell line that queues the same run: only what differs from the defaults."""
+    import shlex
+
+    words = ["slimscope", "submit", kind]
+    for name, info in kind_named(kind).config.model_fields.items():
+        value = values.get(name, info.default)
+        if value == info.default:
+            continue
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else "--no-" + option.removeprefix("--"))
+        else:
+            words += [option, str(value)]
+    return shlex.join(words)

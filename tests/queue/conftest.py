@@ -1,0 +1,68 @@
+"""A data folder with tables, the counting kind, and a supervisor's loop driven by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backend.queue.engines.local import LocalEngine
+from backend.queue.service import Actor
+from backend.queue.supervisor import Loop
+from backend.settings import settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.session import engine_for
+from backend.store.states import LIVE, State
+from jobs.kinds import kinds
+
+HOST = Actor("mira", "host")
+Wait = Callable[..., State]
+
+
+@pytest.fixture
+def queue(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("SLIMSCOPE_PLUGINS", '["tests.queue.plugin"]')
+    monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "1")
+    settings.cache_clear()
+    kinds.cache_clear()
+    upgrade()
+    yield data_dir
+    for job in queries.jobs(LIVE):  # leave no process behind, whatever a test did
+        for attempt in queries.attempts(job.id):
+            if attempt.engine_ref:
+                LocalEngine(1).kill(attempt.engine_ref)
+    engine_for.cache_clear()
+    kinds.cache_clear()
+
+
+@pytest.fixture
+def loop(queue: Path) -> Loop:
+    return Loop(LocalEngine(1))
+
+
+@pytest.fixture
+def wait(loop: Loop) -> Wait:
+    """Turns the loop until a job is in one of the states, or a condition holds."""
+
+    def until(run: int, *states: State, when: Callable[[], bool] | None = None) -> State:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            loop.turn()
+            state = State(queries.job(run).state)
+            if state in states or (when and when()):
+                return state
+            time.sleep(0.05)
+        raise AssertionError(f"{run} is still {queries.job(run).state}")
+
+    return until
+
+
+def process_of(run: int) -> psutil.Process:
+    """The process of a run's newest attempt."""
+    ref = queries.attempts(run)[-1].engine_ref
+    assert ref is not None
+    return psutil.Process(ref["pid"])
