@@ -87,17 +87,10 @@ def _options(kind: Kind) -> Iterator[inspect.Parameter]:
     for name, info in kind.config.model_fields.items():
         about = f"{info.description} [default: {info.default}]"
         flag = "--" + name.replace("_", "-")
-        value_type = (
-            bool
-            if info.annotation is bool
-            else info.annotation
-            if info.annotation in (int, float)
-            else str
-        )
-        yield _option(name, value_type | None, None, typer.Option(flag, help=about))
-    yield _option(
-        "preset", str, "", typer.Option(help=f"One of: {', '.join(kind.presets) or 'none'}.")
-    )
+        simple = info.annotation if info.annotation in (bool, int, float) else str
+        yield _option(name, simple | None, None, typer.Option(flag, help=about))
+    presets = ", ".join(kind.presets) or "none"
+    yield _option("preset", str, "", typer.Option(help=f"One of: {presets}."))
     yield _option("name", str, "", typer.Option(help="A name of your own for the run."))
     yield _option("priority", int, 0, typer.Option(help="Higher starts earlier."))
     yield _option("wait", bool, False, typer.Option("--wait", help="Follow the run to its end."))

@@ -7,12 +7,12 @@ import sqlite3
 from dataclasses import dataclass
 
 import psutil
-from backend.models.catalogue import entries
-from backend.text.corpora import corpora
 
+from backend.models.catalogue import entries
 from backend.queue.supervisor import is_alive
 from backend.settings import available_threads, settings
 from backend.store.migrate import current_revision
+from backend.text.corpora import corpora
 
 SAFE_SQLITE = (3, 51, 3)  # earlier ones may corrupt a log that two connections check-point
 NEEDED_DISK = 4e9

@@ -88,6 +88,17 @@ class Kind:
     stages: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def preset(self, name: str) -> Mapping[str, Any]:
+        """The field values of a preset; none for the empty name.
+
+        Raises:
+            ConfigRefused: there is no preset of that name.
+        """
+        if name and name not in self.presets:
+            known = ", ".join(self.presets) or "none"
+            raise ConfigRefused(f"There is no preset {name[:40]!r}.", "", f"There are: {known}.")
+        return self.presets.get(name, {})
+
     MODULES: ClassVar[tuple[str, ...]] = ("jobs.sds",)
 
 

@@ -1,17 +1,32 @@
-"""SDS pruning as a job: load, measure, prune, re-densify, prune again, measure, save."""
+"""SDS pruning as a job: load, measure, prune, re-densify, prune again, measure each stage, save."""
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field
 
-from backend.methods.sds.config import SDSConfig
-from jobs.kinds import JobConfig
-from jobs.text import TextConfig
+from backend.errors import ConfigRefused
+from backend.methods.sds.config import STAGE_LABELS, SDSConfig, Stage
+from backend.methods.sds.pattern import Pattern
+from backend.models.catalogue import inspect
+from backend.models.estimate import memory_needed, require_memory
+from backend.models.facts import ModelFacts
+from jobs.kinds import Estimate, JobConfig, Kind
+from jobs.pace import seconds_for
+from jobs.text import TextConfig, check_text, text_facts
 
 if TYPE_CHECKING:
-    pass
+    from backend.methods.sds.pipeline import SDSResult
+    from backend.models.loading import LoadedModel
+    from backend.reporter import Reporter
+    from backend.text.slices import TextSlice
+    from jobs.context import JobContext
+    from jobs.phases import Phases
+
+GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram
+LISTED = 3
 
 
 class SDSJob(SDSConfig, TextConfig, JobConfig):
@@ -28,4 +43,190 @@ class SDSJob(SDSConfig, TextConfig, JobConfig):
     )
 
 
-KINDS = ()
+# before the work ----------------------------------------------------------------------------------
+
+
+def check(config: SDSJob) -> Estimate:
+    """Refuses what cannot work; tells what the rest will cost."""
+    facts = inspect(config.model)
+    check_pattern(config, facts)
+    warnings = check_text(config, facts)
+    needed = memory_needed(facts, config.segments * config.context)
+    require_memory(facts, needed)
+    work = sum(parts(config, facts).values())
+    seconds, basis = seconds_for("sds", config.model, work)
+    return Estimate(seconds, needed, work, basis, warnings)
+
+
+def check_pattern(config: SDSJob, facts: ModelFacts) -> None:
+    """Refuses an n:m pattern that does not divide the inputs of some layer."""
+    pattern = Pattern.parse(config.pattern)
+    odd = [x for x in facts.linears if not pattern.divides(x.columns)]
+    if odd:
+        names = ", ".join(f"{x.name} ({x.columns} inputs)" for x in odd[:LISTED])
+        more = f" and {len(odd) - LISTED} more" if len(odd) > LISTED else ""
+        raise ConfigRefused(
+            f"The pattern {pattern} does not fit this model.",
+            f"Groups of {pattern.group} do not divide {names}{more}.",
+            "Choose a smaller group, or a percentage such as 50%.",
+            "pattern",
+        )
+
+
+def parts(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of each part of the job: the basis of estimate and progress."""
+    weights = sum(x.rows * x.columns for x in facts.linears)
+    solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
+    grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
+    calibration, evaluation = (n * config.context for n in (config.segments, config.windows))
+    adjustments = (config.adjust != "off") + config.control
+    steps = config.redense_steps + config.adjust_steps * adjustments
+    one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
+    return {
+        "dense": one_evaluation,
+        "prune": 4 * (2.0 * weights + grams) * calibration + steps * solve,
+        "evaluate": (len(stages_of(config)) - 1) * one_evaluation,
+    }
+
+
+def stages_of(config: SDSJob) -> list[Stage]:
+    """The stages this run goes through."""
+    skipped = {Stage.CONTROL: not config.control, Stage.SDS: config.adjust == "off"}
+    return [stage for stage in Stage if not skipped.get(stage)]
+
+
+# the work -----------------------------------------------------------------------------------------
+
+
+def run(config: SDSJob, context: JobContext) -> None:
+    """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
+    job goes on where it was."""
+    from backend.methods.sds.pipeline import run_sds
+    from backend.models.loading import load
+    from jobs.environment import prepare
+    from jobs.phases import Phases
+    from jobs.text import load_texts
+
+    device = prepare(config, context)
+    context.log(f"Loading {config.model} on {device}.")
+    loaded = load(config.model, device)
+    phases = Phases(context, parts(config, loaded.facts))
+    calibration, evaluation = load_texts(config, loaded, config.seed, context)
+    measure(loaded, evaluation, config, Stage.DENSE, phases.phase("dense"), context)
+    result = run_sds(
+        loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune")
+    )
+    record(result, context)
+    measure_stages(loaded, evaluation, config, phases, context)
+    save_model(loaded, result.kept, config, context)
+    context.result("run", "work", sum(parts(config, loaded.facts).values()))
+    shutil.rmtree(context.work, ignore_errors=True)
+
+
+def measure_stages(
+    loaded: LoadedModel,
+    evaluation: TextSlice,
+    config: SDSJob,
+    phases: Phases,
+    context: JobContext,
+) -> None:
+    """Measures every stage after the dense one on the same text."""
+    from backend.methods.sds.pipeline import install
+
+    stages = stages_of(config)[1:]
+    for number, stage in enumerate(stages):
+        if not context.has_result(stage, "perplexity"):
+            install(loaded.model, context.checkpoints, stage)
+        reporter = phases.phase("evaluate", number, len(stages))
+        measure(loaded, evaluation, config, stage, reporter, context)
+
+
+def measure(
+    loaded: LoadedModel,
+    evaluation: TextSlice,
+    config: SDSJob,
+    stage: Stage,
+    reporter: Reporter,
+    context: JobContext,
+) -> None:
+    """Records the perplexity of one stage, unless an earlier attempt has."""
+    from backend.evaluation.perplexity import perplexity
+
+    if context.has_result(stage, "perplexity"):
+        return
+    context.log(f"Measuring: {STAGE_LABELS[stage]}.")
+    found = perplexity(loaded.model, evaluation, config.batch, reporter)
+    about = text_facts(evaluation)
+    context.result(stage, "perplexity", found.value, stderr=found.stderr, n=found.tokens, **about)
+    context.result(stage, "bits_per_byte", found.bits_per_byte, n=found.tokens, **about)
+    context.log(f"{STAGE_LABELS[stage]}: perplexity {found.value:.3f} ± {found.stderr:.3f}.")
+
+
+def record(result: SDSResult, context: JobContext) -> None:
+    """Records what the method found out about itself."""
+    context.result("run", "zero_share", result.zero_share)
+    context.result("run", "kept", 1.0, stage_name=result.kept)
+    for stage, loss in result.heldout.items():
+        context.result(stage, "heldout_loss", loss)
+    for stage, error in result.relative_errors.items():
+        context.result(stage, "relative_error", error)
+    for step, seconds in result.seconds.items():
+        context.result("run", f"seconds/{step}", seconds)
+    context.environment(warnings=list(result.warnings))
+
+
+def save_model(loaded: LoadedModel, kept: Stage, config: SDSJob, context: JobContext) -> None:
+    """Saves the kept stage so that plain transformers can load it."""
+    from backend.checkpoints import Checkpoints
+    from backend.methods.sds.pipeline import install
+    from backend.models.loading import save, weights_hash
+
+    install(loaded.model, context.checkpoints, kept)
+    digest = weights_hash(loaded.model)
+    with Checkpoints(context.folder).write("model") as folder:
+        save(loaded.model, loaded.tokenizer, folder, card(loaded, kept, config, context.run))
+    context.environment(weights_sha256=digest)
+    context.artifact(context.folder / "model", "model", digest)
+    context.log(f"Saved the model ({STAGE_LABELS[kept]}). sha256 of its weights: {digest}")
+
+
+def card(loaded: LoadedModel, kept: Stage, config: SDSJob, run: str) -> str:
+    """The README beside the saved weights."""
+    note = f"\nNote on the base: {loaded.facts.note}\n" if loaded.facts.note else ""
+    return f"""# {loaded.facts.title}, {config.pattern} pruned by SDS
+
+Made by Slimscope, run {run}. Stage: {STAGE_LABELS[kept]}. First pruner: {config.base}.
+{note}
+The zeros are stored as ordinary numbers: the file is as large as the dense one, and plain
+`transformers` runs it at the dense speed.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("<this folder>")
+tokenizer = AutoTokenizer.from_pretrained("<this folder>")
+```
+
+The whole config:
+
+```json
+{config.model_dump_json(indent=2)}
+```
+"""
+
+
+KINDS = (
+    Kind(
+        name="sds",
+        title="SDS pruning",
+        summary="Prune, re-densify into a pruning-friendly dense model, prune again.",
+        config=SDSJob,
+        check=check,
+        run=run,
+        stages=STAGE_LABELS,
+        presets={
+            "quick look": {"segments": 8, "context": 256, "windows": 8, "adjust_steps": 10},
+            "default": {},
+            "thorough": {"segments": 128, "windows": 64, "adjust_steps": 60},
+        },
+    ),
+)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pydantic import BaseModel, Field
+
+from backend.errors import ConfigRefused
+from backend.models.facts import ModelFacts
+from backend.text.corpora import require_corpus
+
+if TYPE_CHECKING:
+    from backend.models.loading import LoadedModel
+    from backend.text.slices import TextSlice
+    from jobs.context import JobContext
 
 
 class TextConfig(BaseModel):
@@ -46,3 +57,76 @@ class TextConfig(BaseModel):
         description="Consecutive windows that do not overlap.",
         json_schema_extra={"unit": "windows"},
     )
+
+
+def corpus_names(config: TextConfig, suits: str) -> tuple[str, str]:
+    """The corpora meant: auto is the one that suits the model."""
+    calibration, evaluation = config.calibration_text, config.evaluation_text
+    return (suits if calibration == "auto" else calibration), (
+        suits if evaluation == "auto" else evaluation
+    )
+
+
+def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
+    """Refuses corpora that are not there and contexts the model cannot read, without torch.
+
+    Returns:
+        Warnings that do not forbid the run.
+    """
+    if config.context > facts.context:
+        raise ConfigRefused(
+            f"A context of {config.context} tokens is too long.",
+            f"{facts.title} reads at most {facts.context}.",
+            f"Choose {facts.context} or fewer.",
+            "context",
+        )
+    names = corpus_names(config, facts.default_text)
+    for name, field in zip(names, ("calibration_text", "evaluation_text"), strict=True):
+        require_corpus(name, field)
+    tokens, widest = config.segments * config.context, max(x.columns for x in facts.linears)
+    if tokens < 2 * widest:
+        return (
+            f"{tokens} calibration tokens are few for layers with {widest} inputs: "
+            f"{2 * widest} or more give a better result.",
+        )
+    return ()
+
+
+def load_texts(
+    config: TextConfig, loaded: LoadedModel, seed: int, context: JobContext
+) -> tuple[TextSlice, TextSlice]:
+    """The calibration and the evaluation slice; records both, and that they share nothing."""
+    from backend.text.slices import (
+        calibration_slice,
+        check_apart,
+        evaluation_slice,
+        sample_slice,
+    )
+
+    calibration_name, evaluation_name = corpus_names(config, loaded.facts.default_text)
+    shared = calibration_name == evaluation_name
+    evaluation = evaluation_slice(
+        evaluation_name, loaded.tokenizer, config.windows, config.context, shared=shared
+    )
+    wanted = (config.segments, config.context, seed)
+    if calibration_name == "self":
+        context.log("Sampling the calibration text from the dense model.")
+        calibration = sample_slice(loaded.model, loaded.tokenizer, *wanted, context)
+    else:
+        calibration = calibration_slice(calibration_name, loaded.tokenizer, *wanted, shared=shared)
+    check_apart(calibration, evaluation)
+    both = {"calibration": text_facts(calibration), "evaluation": text_facts(evaluation)}
+    context.environment(text=both)
+    return calibration, evaluation
+
+
+def text_facts(text: TextSlice) -> dict[str, Any]:
+    """What identifies a slice: enough to cut the same one again."""
+    return {
+        "corpus": text.corpus,
+        "sha256": text.sha256,
+        "seed": text.seed,
+        "context": text.context,
+        "windows": int(text.input_ids.shape[0]),
+        "preprocessing": text.preprocessing,
+    }

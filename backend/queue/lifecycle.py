@@ -89,7 +89,7 @@ def verdict(outcome: str | None, code: int | None, desired: str, retries_left: i
             return Verdict(State.SUCCEEDED, "")
         case "failed":
             return Verdict(State.FAILED, "")
-        case "stopped" if desired != "run":
+        case "stopped" | "never started" if desired != "run":
             return Verdict(State.CANCELLED, "everything finished so far is kept")
         case "stopped" | "never started":
             return Verdict(State.QUEUED, f"interrupted: {outcome}")

@@ -33,7 +33,7 @@ def queue(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield data_dir
     for job in queries.jobs(LIVE):  # leave no process behind, whatever a test did
         for attempt in queries.attempts(job.id):
-            if attempt.engine_ref:
+            if attempt.engine_ref and "pid" in attempt.engine_ref:
                 LocalEngine(1).kill(attempt.engine_ref)
     engine_for.cache_clear()
     kinds.cache_clear()

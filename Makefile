@@ -1,0 +1,51 @@
+# Two commands are all most people need: `make run` and `make test`. Both may be repeated at will.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 7860
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench setup chromium clean
+
+help: ## List what can be made
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: setup ## Set everything up and open the dashboard on http://HOST:PORT
+	@SLIMSCOPE_HOST=$(HOST) SLIMSCOPE_PORT=$(PORT) $(BIN)/python app.py
+
+test: setup chromium ## Set everything up and run every test
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Style, types and import directions
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: ## List the benchmarks
+	@ls benchmarks/*.py | sed -n 's|benchmarks/\([a-z].*\)\.py|  make bench-\1|p'
+
+bench-%: setup chromium ## Run one benchmark: a table, then one line of JSON
+	@$(BIN)/python -m benchmarks.$*
+
+setup: $(INSTALLED) ## Install, and fetch the default model and the sample text
+	@$(BIN)/python -m backend.models.setup smollm2-135m
+	@$(BIN)/python -m backend.text.setup
+
+chromium: $(INSTALLED)
+	@$(BIN)/python -m tests.browser.chromium
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Slimscope needs Python 3.11 or newer. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "No virtual environment could be made. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --progress-bar on --quiet --editable '.[dev]' || \
+	  { echo "Installing failed. Check the connection and run the same command again."; exit 1; }
+	@touch $(INSTALLED)
+
+clean: ## Remove the virtual environment and caches; runs and results stay
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,42 @@
+"""One progress bar for a job of several phases, each as wide as its share of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from backend.statistics.tensors import TensorSnapshot
+from jobs.context import JobContext
+
+
+class Phases:
+    """Hands each phase a reporter that fills its part of the job's progress.
+
+    Args:
+        weights: phase name -> work in any unit, in the order they run.
+    """
+
+    def __init__(self, context: JobContext, weights: Mapping[str, float]) -> None:
+        self.context, self.weights = context, weights
+
+    def phase(self, name: str, part: int = 0, parts: int = 1) -> Phase:
+        """The reporter of phase `name`, or of its `part`th of `parts` equal parts."""
+        names = list(self.weights)
+        before = sum(self.weights[n] for n in names[: names.index(name)])
+        whole, width = sum(self.weights.values()), self.weights[name] / parts
+        return Phase(self.context, (before + part * width) / whole, width / whole)
+
+
+class Phase:
+    """A reporter that fills the job's progress from `start` to `start + width`, both in 0..1."""
+
+    def __init__(self, context: JobContext, start: float, width: float) -> None:
+        self._context, self._start, self._width = context, start, width
+        self.metric, self.log = context.metric, context.log
+        self.should_stop = context.should_stop
+
+    def progress(self, done: float, total: float, stage: str) -> None:
+        share = done / total if total else 1.0
+        self._context.progress(self._start + self._width * share, 1.0, stage)
+
+    def snapshot(self, snapshot: TensorSnapshot) -> None:
+        self._context.snapshot(snapshot)

@@ -1,0 +1,124 @@
+"""Transactions that survive a kill, and migrations that match the tables."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from backend.settings import settings
+from backend.store import queries
+from backend.store.migrate import current_revision, newest_revision, upgrade
+from backend.store.session import engine_for, now_ms, reading, writing
+from backend.store.tables import Job, MetricPoint, Table
+
+
+@pytest.fixture
+def store(data_dir: Path) -> Path:
+    upgrade()
+    yield data_dir
+    engine_for.cache_clear()
+
+
+def new_job(**values: object) -> Job:
+    now = now_ms()
+    with writing() as session:
+        job = Job(kind="sds", owner="me", config={}, config_hash="", created_at=now, queued_at=now)
+        for key, value in values.items():
+            setattr(job, key, value)
+        session.add(job)
+    return job
+
+
+def test_migrations_make_the_tables_the_code_declares(store: Path) -> None:
+    upgrade()  # once more is harmless
+    assert current_revision() == newest_revision()
+    with engine_for(settings().url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+
+
+def test_an_error_inside_a_transaction_writes_nothing(store: Path) -> None:
+    with pytest.raises(RuntimeError), writing() as session:
+        session.add(new_row())
+        session.flush()
+        raise RuntimeError
+    assert queries.jobs() == []
+
+
+def new_row() -> Job:
+    return Job(kind="sds", owner="me", config={}, config_hash="", created_at=1, queued_at=1)
+
+
+def test_a_state_that_does_not_exist_is_refused(store: Path) -> None:
+    with pytest.raises(Exception, match="CHECK constraint"):
+        new_job(state="happy")
+
+
+def test_readers_do_not_wait_for_a_writer(store: Path) -> None:
+    job = new_job()
+    with writing() as session:
+        session.get_one(Job, job.id).name = "renamed"
+        session.flush()
+        began = time.monotonic()
+        assert queries.job(job.id).name == ""  # the last committed state, at once
+        assert time.monotonic() - began < 1
+    assert queries.job(job.id).name == "renamed"
+
+
+WRITER = """
+import sys
+from backend.store.session import writing, now_ms
+from backend.store.tables import MetricPoint
+for batch in range(10**6):
+    with writing() as session:
+        for i in range(200):
+            session.add(MetricPoint(job_id=int(sys.argv[1]), name="x", step=batch * 200 + i,
+                                    at=now_ms(), value=0.0))
+        session.flush()
+        print(batch, flush=True)
+"""
+
+
+def test_kill_9_leaves_whole_batches_only(store: Path) -> None:
+    job = new_job()
+    for _ in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(job.id)], stdout=subprocess.PIPE, cwd=Path.cwd()
+        )
+        assert writer.stdout is not None
+        for _ in range(3):
+            writer.stdout.readline()
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        with reading() as session:
+            assert session.query(MetricPoint).count() % 200 == 0
+        with writing() as session:
+            assert session.query(MetricPoint).delete() >= 400
+    with sqlite3.connect(store / "results.db") as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_run_names(store: Path) -> None:
+    job = new_job()
+    for name in (job.id, str(job.id), job.run, f" {job.run} "):
+        assert queries.job(name).id == job.id
+    for name in ("sds-", "1; DROP TABLE jobs", "../1", "x" * 99, "sds-9999"):
+        with pytest.raises(queries.NotFound):
+            queries.job(name)
+
+
+def test_the_cursor_moves_only_when_something_changed(store: Path) -> None:
+    job = new_job()
+    before = queries.cursor(), queries.cursor(job.id)
+    assert (queries.cursor(), queries.cursor(job.id)) == before
+    with writing() as session:
+        session.get_one(Job, job.id).done = 0.5
+    assert queries.cursor() != before[0] and queries.cursor(job.id) != before[1]
