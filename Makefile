@@ -26,7 +26,7 @@ bench: ## List the benchmarks
 	@ls benchmarks/*.py | sed -n 's|benchmarks/\([a-z].*\)\.py|  make bench-\1|p'
 
 bench-%: setup chromium ## Run one benchmark: a table, then one line of JSON
-	@$(BIN)/python -m benchmarks.$*
+	@$(BIN)/python -m benchmarks.$* $(ARGS)
 
 setup: $(INSTALLED) ## Install, and fetch the default model and the sample text
 	@$(BIN)/python -m backend.models.setup smollm2-135m

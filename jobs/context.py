@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import func, select, update
+from sqlalchemy import func, inspect, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import OperationalError
@@ -28,7 +28,7 @@ from backend.queue.engines.local import reference
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
 from backend.statistics.tensors import TensorSnapshot
-from backend.store.session import now_ms, reading, writing
+from backend.store.session import change, now_ms, reading, writing
 from backend.store.states import Exit
 from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, Table, TensorRow
 
@@ -192,7 +192,7 @@ class JobContext:
             Attempt.ended_at.is_(None),
             newest == self.attempt_n,
         )
-        if not session.execute(mine.values(**values or {"beat_at": now_ms()})).rowcount:
+        if not change(session, mine.values(**values or {"beat_at": now_ms()})):
             raise Fenced
 
     def _beat_forever(self) -> None:
@@ -258,12 +258,12 @@ def tensor_row(job_id: int, snapshot: TensorSnapshot) -> TensorRow:
 
 def upsert(session: Session, row: Table) -> None:
     """Inserts a row or replaces the one with the same key: a resumed attempt repeats itself."""
-    table = type(row).__table__
-    values = {c.key: getattr(row, c.key) for c in table.columns}
+    mapper = inspect(type(row))
+    values = {column.key: getattr(row, column.key) for column in mapper.columns}
     insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
-    keys = [c.key for c in table.primary_key.columns]
+    keys = [str(column.key) for column in mapper.primary_key]
     statement = insert(type(row)).values(values)
-    changed = {k: v for k, v in values.items() if k not in keys}
+    changed = {key: value for key, value in values.items() if key not in keys}
     session.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
 
 
@@ -278,7 +278,7 @@ def claim(attempt_id: int) -> JobContext:
     )
     values = {"started_at": now_ms(), "beat_at": now_ms(), "engine_ref": reference(os.getpid())}
     with writing(durable=True) as session:
-        if not session.execute(mine.values(**values)).rowcount:
+        if not change(session, mine.values(**values)):
             raise Fenced
         attempt = session.get_one(Attempt, attempt_id)
         job = session.get_one(Job, attempt.job_id)

@@ -36,15 +36,14 @@ def record(run: str | int) -> dict[str, Any]:
         NotFound: there is no such run.
     """
     job = queries.job(run)
+    found = queries.results([run])
     results = [
         {"stage": r.stage, "metric": r.metric, "value": r.value, "stderr": r.stderr, "n": r.n}
         | r.details
-        for r in queries.results([run])
+        for r in found
     ]
-    seconds = {
-        r["metric"].removeprefix("seconds/"): r["value"]
-        for r in results
-        if r["metric"].startswith("seconds/")
+    timings = {
+        r.metric.removeprefix("seconds/"): r.value for r in found if r.metric.startswith("seconds/")
     }
     tensors = json.loads(queries.tensor_table(run).to_json(orient="records") or "[]")
     return summary(job) | {
@@ -54,7 +53,7 @@ def record(run: str | int) -> dict[str, Any]:
             {"kind": a.kind, "path": a.path, "bytes": a.bytes, "sha256": a.sha256}
             for a in queries.artifacts(run)
         ],
-        "timings": seconds | {"peak_bytes": job.peak_bytes},
+        "timings": timings | {"peak_bytes": job.peak_bytes},
         "environment": job.environment,
         "attempts": [
             {

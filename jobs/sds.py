@@ -11,11 +11,11 @@ from backend.errors import ConfigRefused
 from backend.methods.sds.config import STAGE_LABELS, SDSConfig, Stage
 from backend.methods.sds.pattern import Pattern
 from backend.models.catalogue import inspect
-from backend.models.estimate import memory_needed, require_memory
+from backend.models.estimate import memory_available, memory_needed, refuse_beyond
 from backend.models.facts import ModelFacts
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.pace import seconds_for
-from jobs.text import TextConfig, check_text, text_facts
+from jobs.text import TextConfig, check_text, context_length, text_facts
 
 if TYPE_CHECKING:
     from backend.methods.sds.pipeline import SDSResult
@@ -51,8 +51,14 @@ def check(config: SDSJob) -> Estimate:
     facts = inspect(config.model)
     check_pattern(config, facts)
     warnings = check_text(config, facts)
-    needed = memory_needed(facts, config.segments * config.context)
-    require_memory(facts, needed)
+    needed = memory_needed(
+        facts,
+        segments=config.segments,
+        context=context_length(config, facts),
+        batch=config.batch,
+        streams=1 if config.inputs == "sd" else 2,
+    )
+    refuse_beyond(needed, memory_available(), facts.title)
     work = sum(parts(config, facts).values())
     seconds, basis = seconds_for("sds", config.model, work)
     return Estimate(seconds, needed, work, basis, warnings)
@@ -78,7 +84,8 @@ def parts(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     weights = sum(x.rows * x.columns for x in facts.linears)
     solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
     grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
-    calibration, evaluation = (n * config.context for n in (config.segments, config.windows))
+    context = context_length(config, facts)
+    calibration, evaluation = (n * context for n in (config.segments, config.windows))
     adjustments = (config.adjust != "off") + config.control
     steps = config.redense_steps + config.adjust_steps * adjustments
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
@@ -164,14 +171,17 @@ def measure(
 
 def record(result: SDSResult, context: JobContext) -> None:
     """Records what the method found out about itself."""
-    context.result("run", "zero_share", result.zero_share)
-    context.result("run", "kept", 1.0, stage_name=result.kept)
-    for stage, loss in result.heldout.items():
-        context.result(stage, "heldout_loss", loss)
-    for stage, error in result.relative_errors.items():
-        context.result(stage, "relative_error", error)
+    by_stage = {
+        "zero_share": result.zero_share,
+        "heldout_loss": result.heldout,
+        "relative_error": result.errors,
+    }
+    for metric, values in by_stage.items():
+        for stage, value in values.items():
+            context.result(stage, metric, value)
     for step, seconds in result.seconds.items():
         context.result("run", f"seconds/{step}", seconds)
+    context.result("run", "kept", 1.0, kept=result.kept)
     context.environment(warnings=list(result.warnings))
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from backend.text.slices import TextSlice
     from jobs.context import JobContext
 
+DEFAULT_CONTEXT = 512
+SHORTEST = 16
+
 
 class TextConfig(BaseModel):
     """Calibration and evaluation text. The two never share a passage."""
@@ -35,11 +38,11 @@ class TextConfig(BaseModel):
         json_schema_extra={"unit": "segments"},
     )
     context: int = Field(
-        512,
-        ge=16,
+        0,
+        ge=0,
         le=131072,
         title="Context length",
-        description="Of each calibration segment and each evaluation window.",
+        description="Of each segment and window. 0: 512, or all the model reads if that is less.",
         json_schema_extra={"unit": "tokens"},
     )
     evaluation_text: str = Field(
@@ -59,6 +62,11 @@ class TextConfig(BaseModel):
     )
 
 
+def context_length(config: TextConfig, facts: ModelFacts) -> int:
+    """Tokens of a segment and of a window."""
+    return config.context or min(DEFAULT_CONTEXT, facts.context)
+
+
 def corpus_names(config: TextConfig, suits: str) -> tuple[str, str]:
     """The corpora meant: auto is the one that suits the model."""
     calibration, evaluation = config.calibration_text, config.evaluation_text
@@ -73,17 +81,18 @@ def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
     Returns:
         Warnings that do not forbid the run.
     """
-    if config.context > facts.context:
+    context = context_length(config, facts)
+    if context > facts.context or context < SHORTEST:
         raise ConfigRefused(
-            f"A context of {config.context} tokens is too long.",
-            f"{facts.title} reads at most {facts.context}.",
-            f"Choose {facts.context} or fewer.",
+            f"A context of {context} tokens does not fit.",
+            f"{facts.title} reads {SHORTEST} to {facts.context}.",
+            "Choose a length between, or 0.",
             "context",
         )
-    names = corpus_names(config, facts.default_text)
-    for name, field in zip(names, ("calibration_text", "evaluation_text"), strict=True):
-        require_corpus(name, field)
-    tokens, widest = config.segments * config.context, max(x.columns for x in facts.linears)
+    calibration, evaluation = corpus_names(config, facts.default_text)
+    require_corpus(calibration, "calibration_text")
+    require_corpus(evaluation, "evaluation_text")
+    tokens, widest = config.segments * context, max(x.columns for x in facts.linears)
     if tokens < 2 * widest:
         return (
             f"{tokens} calibration tokens are few for layers with {widest} inputs: "
@@ -104,11 +113,12 @@ def load_texts(
     )
 
     calibration_name, evaluation_name = corpus_names(config, loaded.facts.default_text)
+    length = context_length(config, loaded.facts)
     shared = calibration_name == evaluation_name
     evaluation = evaluation_slice(
-        evaluation_name, loaded.tokenizer, config.windows, config.context, shared=shared
+        evaluation_name, loaded.tokenizer, config.windows, length, shared=shared
     )
-    wanted = (config.segments, config.context, seed)
+    wanted = (config.segments, length, seed)
     if calibration_name == "self":
         context.log("Sampling the calibration text from the dense model.")
         calibration = sample_slice(loaded.model, loaded.tokenizer, *wanted, context)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from backend.queue.service import note
 from backend.store.queries import launch_order
-from backend.store.session import now_ms
+from backend.store.session import change, now_ms
 from backend.store.states import ALLOWED, State
 from backend.store.tables import Attempt, Job, Slot
 
@@ -29,8 +29,8 @@ def move(session: Session, job: Job, to: State, **values: object) -> bool:
         Whether it moved.
     """
     sources = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
-    change = update(Job).where(Job.id == job.id, Job.state.in_(sources)).values(state=to, **values)
-    return bool(session.execute(change).rowcount)
+    moving = update(Job).where(Job.id == job.id, Job.state.in_(sources)).values(state=to, **values)
+    return bool(change(session, moving))
 
 
 def start_attempt(session: Session, host: str, engine: str, capacity: int) -> Attempt | None:
@@ -111,7 +111,7 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
     closing = update(Attempt).where(Attempt.id == attempt.id, Attempt.ended_at.is_(None))
     if fence:
         closing = closing.where(Attempt.started_at.is_(None)).values(outcome=fence)
-    if not session.execute(closing.values(ended_at=now_ms(), exit_code=code)).rowcount:
+    if not change(session, closing.values(ended_at=now_ms(), exit_code=code)):
         return
     session.execute(update(Slot).where(Slot.attempt_id == attempt.id).values(attempt_id=None))
     session.refresh(row)

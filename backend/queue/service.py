@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ConfigRefused, Forbidden
 from backend.store import queries
-from backend.store.session import now_ms, writing
+from backend.store.session import change, now_ms, writing
 from backend.store.states import LIVE, RESUMABLE, State
 from backend.store.tables import Event, Job
 
@@ -91,7 +91,7 @@ def cancel(run: str | int, actor: Actor) -> State:
             .where(Job.id == job_id, Job.state == State.QUEUED)
             .values(state=State.CANCELLED, finished_at=now, desired="stop", desired_at=now)
         )
-        if session.execute(waiting).rowcount:
+        if change(session, waiting):
             note(session, job_id, "cancelled", actor.name, "while it waited")
             return State.CANCELLED
         job = session.get_one(Job, job_id)
@@ -120,7 +120,7 @@ def resume(run: str | int, actor: Actor) -> Job:
                 eta_s=None,
             )
         )  # fmt: skip
-        resumed = session.execute(again).rowcount
+        resumed = change(session, again)
         job = session.get_one(Job, job_id)
         if not resumed:
             raise ConfigRefused(

@@ -69,7 +69,7 @@ def jobs(
         return list(session.scalars(query))
 
 
-def launch_order(now: int) -> Select[tuple[Job]]:
+def launch_order(now: int) -> Select[Job]:
     """Queued jobs, the next to start first: priority (+1 for each hour waited), then owners with
     fewer running jobs, then first come."""
     other = Job.__table__.alias("other")

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, CursorResult, Engine, Update, create_engine, event
 from sqlalchemy.orm import Session
 
 from backend.settings import settings
@@ -77,6 +77,11 @@ def writing(*, durable: bool = False) -> Iterator[Session]:
         finally:
             if durable and engine.dialect.name == "sqlite":
                 _set_synchronous(connection, "NORMAL")
+
+
+def change(session: Session, statement: Update) -> int:
+    """Carries out an UPDATE and says how many rows it changed: the set of compare-and-set."""
+    return cast(CursorResult[Any], session.execute(statement)).rowcount
 
 
 def _set_synchronous(connection: Connection, level: str) -> None:

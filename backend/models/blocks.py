@@ -1,0 +1,104 @@
+"""Decoder blocks and their linears, the same view for every decoder-only architecture.
+
+Maths in this package always sees a weight as `[out, in]`. `nn.Linear` stores it that way; GPT-2's
+`Conv1D` stores `[in, out]` and is transposed on reading and writing. Only the linears of attention
+and MLP are listed: embeddings, the language-model head, norms and projections outside the blocks
+are never touched.
+
+Mixture-of-experts blocks keep their experts as one three-dimensional parameter, which a walk over
+linears would miss silently, so such models are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from backend.errors import ModelRefused
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One prunable weight matrix.
+
+    Attributes:
+        name: full dotted module name, as in `model.named_modules()`.
+        block: index of its decoder block; `module` is its name inside that block.
+        layer: the module itself, to hang hooks on.
+    """
+
+    name: str
+    block: int
+    module: str
+    layer: nn.Module
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self._oriented().shape
+        return rows, columns
+
+    def _oriented(self) -> Tensor:
+        """The layer's own memory, seen as [out, in]."""
+        weight = self.layer.get_parameter("weight").detach()
+        return weight.T if isinstance(self.layer, Conv1D) else weight
+
+    def read(self) -> Tensor:
+        """A float32 copy of the weight [out, in] on the layer's device."""
+        return self._oriented().to(torch.float32, copy=True).contiguous()
+
+    def write(self, W: Tensor) -> None:
+        """Puts `W` [out, in] in place, cast to the layer's dtype.
+
+        Raises:
+            ValueError: `W` has another shape.
+        """
+        if tuple(W.shape) != self.shape:
+            raise ValueError(f"{self.name} is {self.shape}, not {tuple(W.shape)}")
+        self._oriented().copy_(W.detach())
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder blocks of `model`, in order.
+
+    Raises:
+        ModelRefused: no list of blocks was found, or its blocks hold more than matrices.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            _refuse_experts(model, module)
+            return module
+    raise ModelRefused(
+        f"{type(model).__name__} cannot be compressed.",
+        f"No list of {depth} decoder blocks was found in it.",
+        "Choose a decoder-only model such as LLaMA, Qwen, Mistral, Gemma, Phi, OPT or GPT-2.",
+        field="model",
+    )
+
+
+def _refuse_experts(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+    for name, parameter in blocks.named_parameters():
+        if parameter.dim() > 2 or ".experts." in name:
+            raise ModelRefused(
+                f"{type(model).__name__} cannot be compressed.",
+                f"Its blocks hold {name} {list(parameter.shape)}, which is not the matrix of a "
+                "linear layer (mixture of experts, or a convolution).",
+                "Choose a dense model.",
+                field="model",
+            )
+
+
+def block_linears(model: PreTrainedModel, index: int) -> dict[str, Linear]:
+    """Module name inside block `index` -> its linear, in the order of the model's definition."""
+    block = decoder_blocks(model)[index]
+    prefix = next(name for name, module in model.named_modules() if module is block)
+    return {
+        module: Linear(f"{prefix}.{module}", index, module, layer)
+        for module, layer in block.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+    }

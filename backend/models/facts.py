@@ -1,0 +1,199 @@
+"""What can be known of a causal LM from its config and the headers of its weight files.
+
+Shapes only: no weight is read and no tensor library is imported, so the web process can do it.
+Whatever no method here could treat is refused now, with the reason, before any work starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from backend.errors import ModelRefused
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+IN_OUT = {"gpt2", "openai-gpt"}  # architectures that store weights as [in, out]
+IN_BLOCK = re.compile(r"(?:.*?\.)?(?:layers|h|blocks|block)\.(\d+)\.(.+)\.weight")
+NOT_PARAMETERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)")
+BASE_PREFIX = {"h.": "transformer.", "decoder.": "model.", "layers.": "model."}
+EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """Shape, dtype as safetensors spells it, and size of one stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """A prunable weight: `name` as in `model.named_modules()`, [rows = out, columns = in]."""
+
+    name: str
+    block: int
+    module: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a person should know before choosing a model, and a method before starting.
+
+    Attributes:
+        note: what to beware of, such as weights that were rounded before; may be empty.
+        parameters: number of weights, tied ones counted once.
+        context: longest sequence in tokens; `hidden` and `vocabulary` are widths.
+        dtype: what most weights are stored in.
+        default_text: name of the corpus that suits the model.
+    """
+
+    spec: str
+    title: str
+    note: str
+    architecture: str
+    parameters: int
+    blocks: int
+    hidden: int
+    vocabulary: int
+    context: int
+    linears: tuple[LinearShape, ...]
+    dtype: str
+    bytes_on_disk: int
+    default_text: str
+
+
+def facts_from(
+    spec: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorHeader],
+    title: str = "",
+    note: str = "",
+) -> ModelFacts:
+    """The facts of the model with this config.json and these stored tensors.
+
+    Raises:
+        ModelRefused: no method here can treat it.
+    """
+    architecture = _causal_architecture(spec, config)
+    text = config.get("text_config", config)
+    _refuse_quantised(spec, config)
+    _refuse_experts(spec, text, tensors)
+    linears = _linears(text.get("model_type", ""), tensors)
+    _refuse_odd_dtypes(spec, tensors)
+    blocks = _size(spec, text, "num_hidden_layers", "n_layer")
+    if {linear.block for linear in linears} != set(range(blocks)):
+        raise _refused(
+            spec,
+            f"Its config names {blocks} blocks, but its weights hold linears of "
+            f"{len({linear.block for linear in linears})}.",
+        )
+    return ModelFacts(
+        spec=spec,
+        title=title or spec,
+        note=note,
+        architecture=architecture,
+        parameters=_parameters(text, tensors),
+        blocks=blocks,
+        hidden=_size(spec, text, "hidden_size", "n_embd"),
+        vocabulary=_size(spec, text, "vocab_size"),
+        context=_size(spec, text, "max_position_embeddings", "n_positions", "n_ctx"),
+        linears=linears,
+        dtype=_main_dtype(tensors),
+        bytes_on_disk=sum(tensor.bytes for tensor in tensors.values()),
+        default_text="toystories" if spec == "toy" else "wikipedia",
+    )
+
+
+def _refused(
+    spec: str, why: str, do: str = "Choose a dense causal language model."
+) -> ModelRefused:
+    return ModelRefused(f"{spec} cannot be compressed.", why, do, field="model")
+
+
+def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:
+    names = config.get("architectures") or ["nothing"]
+    if not re.search(r"(ForCausalLM|LMHeadModel)$", names[0]):
+        raise _refused(spec, f"It is not a causal language model: its config names {names[0]}.")
+    return str(names[0])
+
+
+def _refuse_quantised(spec: str, config: Mapping[str, Any]) -> None:
+    if how := config.get("quantization_config"):
+        kind = how.get("quant_method", "some method") if isinstance(how, Mapping) else how
+        raise _refused(
+            spec, f"Its weights are quantised already ({kind}).", "Choose the model it was made of."
+        )
+
+
+def _refuse_experts(
+    spec: str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
+) -> None:
+    experts = max((config.get(key) or 0 for key in EXPERT_KEYS), default=0)
+    if experts > 1 or any(".experts." in name for name in tensors):
+        raise _refused(
+            spec,
+            "It is a mixture of experts; their weights are three-dimensional parameters, not the "
+            "matrices of linear layers.",
+        )
+    for name, tensor in tensors.items():
+        if len(tensor.shape) > 2 and IN_BLOCK.fullmatch(name):
+            raise _refused(spec, f"{name} has the shape {list(tensor.shape)}, not a matrix's.")
+
+
+def _refuse_odd_dtypes(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
+    for name, tensor in tensors.items():
+        if IN_BLOCK.fullmatch(name) and tensor.dtype not in DTYPES:
+            raise _refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
+
+
+def _linears(model_type: str, tensors: Mapping[str, TensorHeader]) -> tuple[LinearShape, ...]:
+    """Every matrix inside a block, in the order of blocks; names as the loaded model has them."""
+    found = []
+    for name, tensor in tensors.items():
+        match = IN_BLOCK.fullmatch(name)
+        if match and len(tensor.shape) == 2:
+            rows, columns = tensor.shape[::-1] if model_type in IN_OUT else tensor.shape
+            full = _full_name(name).removesuffix(".weight")
+            found.append(LinearShape(full, int(match[1]), match[2], rows, columns))
+    return tuple(sorted(found, key=lambda linear: (linear.block, linear.module)))
+
+
+def _full_name(name: str) -> str:
+    """Some checkpoints hold the base model alone; the loaded model puts its prefix before."""
+    return next((p + name for start, p in BASE_PREFIX.items() if name.startswith(start)), name)
+
+
+def _parameters(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> int:
+    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+    return sum(
+        tensor.elements
+        for name, tensor in tensors.items()
+        if name not in tied and not NOT_PARAMETERS.fullmatch(name)
+    )
+
+
+def _main_dtype(tensors: Mapping[str, TensorHeader]) -> str:
+    weights: Counter[str] = Counter()
+    for tensor in tensors.values():
+        weights[tensor.dtype] += tensor.elements
+    stored = weights.most_common(1)[0][0]
+    return DTYPES.get(stored, stored)
+
+
+def _size(spec: str, config: Mapping[str, Any], *keys: str) -> int:
+    value = next((config[key] for key in keys if key in config), None)
+    if not isinstance(value, int) or value < 1:
+        raise _refused(spec, f"Its config.json holds no {keys[0]}.")
+    return value

@@ -1,0 +1,149 @@
+"""GGUF files: their header as a config and tensor shapes, and their conversion, once, to a folder
+transformers loads. Reading the header imports no torch; converting does.
+
+The dequantised weights lie on the grid of the file's block format. Rounding them to a grid of the
+same size loses nothing, so a quantisation of such a model can look better than it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from backend.errors import ModelRefused
+from backend.models.facts import TensorHeader
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+PHI3_MODULES = MODULES | {"ffn_up": "mlp.gate_up_proj"}
+SIZES = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "max_position_embeddings": "context_length",
+}
+FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], str]:
+    """What config.json and the safetensors headers would be after conversion, and a note.
+
+    The headers carry the float32 dtype of the converted folder and the bytes of the file.
+
+    Raises:
+        ModelRefused: not a GGUF file, or of an architecture that is not converted here.
+    """
+    state = path.stat()
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=16)  # reading the vocabulary takes seconds; a changed file is read anew
+def _read(
+    path: Path, changed: int, size: int
+) -> tuple[dict[str, Any], dict[str, TensorHeader], str]:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items() if _small(name)}
+        architecture = str(fields["general.architecture"])
+        config = _config(path, architecture, fields)
+    except ModelRefused:
+        raise
+    except Exception as error:  # the reader raises whatever the bytes lead it into
+        raise _refused(path, f"It cannot be read as GGUF: {error}.") from error
+    headers, kinds = {}, Counter[str]()
+    for tensor in reader.tensors:
+        if tensor.name.startswith("rope_"):
+            continue  # frequencies, computed anew
+        shape = tuple(int(size) for size in tensor.shape[::-1])  # GGUF counts inputs first
+        headers[_name(architecture, tensor.name)] = TensorHeader(shape, "F32", int(tensor.n_bytes))
+        if tensor.name.startswith("blk.") and len(shape) > 1:
+            kinds[tensor.tensor_type.name] += int(tensor.n_elements)
+    config["vocab_size"] = headers["model.embed_tokens.weight"].shape[0]
+    config["tie_word_embeddings"] = "lm_head.weight" not in headers
+    return config, headers, dequantised_note(kinds.most_common(1)[0][0])
+
+
+def _small(field: str) -> bool:
+    """Whether a field is one value, not the vocabulary."""
+    return not field.startswith("tokenizer.")
+
+
+def _config(path: Path, architecture: str, fields: dict[str, Any]) -> dict[str, Any]:
+    if int(fields.get(f"{architecture}.expert_count", 0)) > 1:
+        raise _refused(path, "It is a mixture of experts.")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise _refused(path, f"Its architecture is {architecture}; converted are {known}.")
+    sizes = {name: int(fields[f"{architecture}.{key}"]) for name, key in SIZES.items()}
+    return {"architectures": [ARCHITECTURES[architecture]], "model_type": architecture, **sizes}
+
+
+def _name(architecture: str, name: str) -> str:
+    """The parameter's name after conversion; norms and the like keep theirs."""
+    if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
+        modules = PHI3_MODULES if architecture == "phi3" else MODULES
+        return f"model.layers.{match[1]}.{modules.get(match[2], match[2])}.{match[3]}"
+    head = {"token_embd.weight": "model.embed_tokens.weight", "output.weight": "lm_head.weight"}
+    return head.get(name, name)
+
+
+def dequantised_note(kind: str) -> str:
+    """What to beware of in weights that came out of GGUF tensors of type `kind` (as in Q4_1)."""
+    if kind in FLOATS:
+        return ""
+    bits = re.match(r"I?Q(\d)", kind)
+    grid = f"{'an' if bits[1] == '8' else 'a'} {bits[1]}-bit grid" if bits else "a coarse grid"
+    return f"dequantised from {kind}: already rounded to {grid}"
+
+
+def convert(path: Path, folder: Path) -> None:
+    """Writes the model in GGUF file `path` to `folder`: config, float32 safetensors, tokenizer.
+
+    Raises:
+        ModelRefused: transformers cannot read the file.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    auto: Any = AutoModelForCausalLM
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = auto.from_pretrained(**source, dtype=torch.float32)
+    except Exception as error:  # a file of another make fails deep inside, in any way
+        raise _refused(path, f"transformers cannot convert it: {error}.") from error
+    model.hf_quantizer, model.is_quantized = None, False  # else save_pretrained refuses it
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _refused(path: Path, why: str) -> ModelRefused:
+    return ModelRefused(
+        f"{path.name} cannot be used.",
+        why,
+        "Choose a GGUF file of a dense LLaMA-like model.",
+        "model",
+    )

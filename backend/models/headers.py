@@ -1,0 +1,91 @@
+"""Reads the headers of weight files: names, shapes and dtypes, never a weight. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from backend.errors import ModelRefused
+from backend.models.facts import TensorHeader
+
+INDEX = "model.safetensors.index.json"
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+        ModelRefused: there is none, or it is not a JSON object.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, f"Its config.json cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise _unreadable(folder, "Its config.json is not a JSON object.")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files transformers would load from `folder`; all are there.
+
+    Raises:
+        ModelRefused: there are none, or one of a sharded set is missing.
+    """
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not (folder / INDEX).is_file():
+        raise _no_safetensors(folder)
+    try:
+        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        raise _unreadable(folder, f"Its {INDEX} cannot be read: {error}.") from error
+    missing = sorted(name for name in names if not (folder / Path(name).name).is_file())
+    if missing:
+        raise _unreadable(folder, f"{missing[0]} is missing ({len(missing)} of {len(names)}).")
+    return sorted(folder / Path(name).name for name in names)
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Name -> header of every tensor in the folder's safetensors files.
+
+    Raises:
+        ModelRefused: a file is absent or damaged.
+    """
+    headers: dict[str, TensorHeader] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118  (not a mapping)
+                    tensor = file.get_slice(name)
+                    headers[name] = tensor_header(tensor.get_shape(), tensor.get_dtype())
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
+    return headers
+
+
+def tensor_header(shape: list[int], dtype: str) -> TensorHeader:
+    """A header with the size that follows from shape and dtype."""
+    return TensorHeader(tuple(shape), dtype, prod(shape) * BYTES.get(dtype, 1))
+
+
+def _no_safetensors(folder: Path) -> ModelRefused:
+    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+        return _unreadable(
+            folder,
+            "Its weights are pickle files, which can run code when they are opened.",
+            "Convert them to safetensors first: model.save_pretrained(folder) does it.",
+        )
+    return _unreadable(folder, "It holds no model.safetensors.")
+
+
+def _unreadable(
+    folder: Path, why: str, do: str = "Choose a complete model folder."
+) -> ModelRefused:
+    return ModelRefused(f"{folder} is not a model that can be read.", why, do, field="model")

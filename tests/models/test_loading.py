@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from backend.errors import ModelRefused
+from backend.models import loading
+from backend.models.blocks import block_linears
+from backend.models.loading import load, save, weights_hash
+from backend.models.sources import TOY_FOLDER
+from backend.models.toy.stories import stories
+
+PLAIN = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+ids = torch.arange(0, 400, 3)[None]
+with torch.no_grad():
+    torch.save(model(input_ids=ids, use_cache=False).logits, sys.argv[2])
+assert not any(name.startswith("backend") for name in sys.modules)
+"""
+HASH = "from backend.models.loading import *; print(weights_hash(load('toy').model))"
+
+
+def python(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", *arguments], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(input_ids=ids, use_cache=False).logits
+
+
+@pytest.fixture
+def own_folder(current):
+    """A copy of the toy in a folder models may be read from."""
+    folder = current.root / "models" / "copy"
+    shutil.copytree(TOY_FOLDER, folder)
+    return folder
+
+
+def test_load_gives_the_numbers_of_plain_transformers(tmp_path):
+    python(PLAIN, str(TOY_FOLDER), str(tmp_path / "logits.pt"))
+    mine = logits(load("toy").model, torch.arange(0, 400, 3)[None])
+    torch.testing.assert_close(mine, torch.load(tmp_path / "logits.pt"), rtol=0, atol=1e-5)
+
+
+def test_a_loaded_model_is_ready_to_measure():
+    loaded = load("toy")
+    assert not any(module.training for module in loaded.model.modules())
+    assert loaded.model.config.use_cache is False
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    assert loaded.facts.dtype == "float16"
+    assert loaded.facts.parameters == loaded.model.num_parameters()
+    assert {p.dtype for p in load("toy", dtype=torch.bfloat16).model.parameters()} == {
+        torch.bfloat16
+    }
+
+
+def test_hash_is_the_same_in_another_process_and_sees_every_weight():
+    model = load("toy").model
+    before = weights_hash(model)
+    assert python(HASH) == before
+    with torch.no_grad():
+        model.model.norm.weight[3] += 1e-6
+    assert weights_hash(model) != before
+
+
+def test_hash_tells_dtypes_apart(make):
+    assert weights_hash(make("gpt2")) != weights_hash(make("gpt2").bfloat16())
+
+
+def test_a_saved_model_comes_back_in_plain_transformers(tmp_path):
+    loaded = load("toy")
+    linear = block_linears(loaded.model, 1)["mlp.down_proj"]
+    linear.write(torch.zeros(linear.shape))
+    save(loaded.model, loaded.tokenizer, tmp_path, "# A card\n")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(40)[None]
+    assert torch.equal(logits(plain.eval(), ids), logits(loaded.model, ids))
+    assert AutoTokenizer.from_pretrained(tmp_path).encode("a red ball") == (
+        loaded.tokenizer.encode("a red ball")
+    )
+    assert (tmp_path / "README.md").read_text() == "# A card\n"
+    assert plain.config.use_cache is True
+    assert loaded.model.config.use_cache is False
+
+
+def test_a_folder_on_disk_loads_like_the_built_in(own_folder):
+    assert weights_hash(load(str(own_folder)).model) == weights_hash(load("toy").model)
+
+
+def test_values_that_are_not_finite_are_refused(own_folder):
+    weights = load_file(own_folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][2, 3] = math.nan
+    save_file(weights, own_folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelRefused, match=r"layers\.1\.mlp\.up_proj"):
+        load(str(own_folder))
+
+
+def test_missing_weights_are_not_made_up(own_folder):
+    weights = load_file(own_folder / "model.safetensors")
+    del weights["model.layers.1.input_layernorm.weight"]
+    save_file(weights, own_folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelRefused, match=r"input_layernorm"):
+        load(str(own_folder))
+
+
+def test_an_architecture_transformers_does_not_know_is_refused(own_folder):
+    config = json.loads((own_folder / "config.json").read_text())
+    config |= {"model_type": "nosuchlm", "architectures": ["NoSuchForCausalLM"]}
+    (own_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelRefused, match="transformers cannot read it"):
+        load(str(own_folder))
+
+
+def test_a_model_beyond_the_memory_is_refused_with_both_numbers(monkeypatch):
+    monkeypatch.setattr(loading, "memory_available", lambda: 1_000_000)
+    with pytest.raises(ModelRefused, match=r"368 MB; 1 MB"):
+        load("toy")
+
+
+@torch.no_grad()
+def test_the_toy_reads_well_and_misses_half_its_weights():
+    loaded = load("toy")
+    text = [loaded.tokenizer.encode(story) for story in stories(4321, 60)]
+    rows = torch.tensor([token for story in text for token in [0, *story]])[: 16 * 256].view(
+        16, 256
+    )
+
+    def perplexity():
+        return loaded.model(input_ids=rows, labels=rows).loss.exp().item()
+
+    dense = perplexity()
+    assert dense < 1.65
+    for index in range(3):
+        for linear in block_linears(loaded.model, index).values():
+            W = linear.read()
+            dropped = W.abs().view(-1, 4).argsort(-1)[:, :2]
+            linear.write(W.view(-1, 4).scatter(-1, dropped, 0).view_as(W))
+    assert perplexity() > 1.08 * dense
