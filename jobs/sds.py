@@ -18,7 +18,7 @@ from jobs.pace import seconds_for
 from jobs.text import TextConfig, check_text, context_length, text_facts
 
 if TYPE_CHECKING:
-    from backend.methods.sds.pipeline import SDSResult
+    from backend.methods.sds.result import SDSResult
     from backend.models.loading import LoadedModel
     from backend.reporter import Reporter
     from backend.text.slices import TextSlice
@@ -121,7 +121,7 @@ def run(config: SDSJob, context: JobContext) -> None:
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     measure(loaded, evaluation, config, Stage.DENSE, phases.phase("dense"), context)
     result = run_sds(
-        loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune")
+        loaded.model, calibration.input_ids, config, context.work, phases.phase("prune")
     )
     record(result, context)
     measure_stages(loaded, evaluation, config, phases, context)
@@ -143,7 +143,7 @@ def measure_stages(
     stages = stages_of(config)[1:]
     for number, stage in enumerate(stages):
         if not context.has_result(stage, "perplexity"):
-            install(loaded.model, context.checkpoints, stage)
+            install(loaded.model, context.work, stage)
         reporter = phases.phase("evaluate", number, len(stages))
         measure(loaded, evaluation, config, stage, reporter, context)
 
@@ -166,7 +166,8 @@ def measure(
     about = text_facts(evaluation)
     context.result(stage, "perplexity", found.value, stderr=found.stderr, n=found.tokens, **about)
     context.result(stage, "bits_per_byte", found.bits_per_byte, n=found.tokens, **about)
-    context.log(f"{STAGE_LABELS[stage]}: perplexity {found.value:.3f} ± {found.stderr:.3f}.")
+    spread = "" if found.stderr is None else f" ± {found.stderr:.3f}"
+    context.log(f"{STAGE_LABELS[stage]}: perplexity {found.value:.3f}{spread}.")
 
 
 def record(result: SDSResult, context: JobContext) -> None:
@@ -191,7 +192,7 @@ def save_model(loaded: LoadedModel, kept: Stage, config: SDSJob, context: JobCon
     from backend.methods.sds.pipeline import install
     from backend.models.loading import save, weights_hash
 
-    install(loaded.model, context.checkpoints, kept)
+    install(loaded.model, context.work, kept)
     digest = weights_hash(loaded.model)
     with Checkpoints(context.folder).write("model") as folder:
         save(loaded.model, loaded.tokenizer, folder, card(loaded, kept, config, context.run))

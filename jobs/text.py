@@ -57,7 +57,7 @@ class TextConfig(BaseModel):
         ge=1,
         le=4096,
         title="Evaluation windows",
-        description="Consecutive windows that do not overlap.",
+        description="Windows spread evenly over the text; they never overlap.",
         json_schema_extra={"unit": "windows"},
     )
 

@@ -1,0 +1,117 @@
+"""Perplexity: exp of the mean negative log-likelihood of the predicted tokens.
+
+Windows do not overlap and each is predicted from its own beginning: with L tokens, window i has
+L - 1 predicted ones and the mean
+
+    nll_i = -1/(L-1) sum_t log p(x_t | x_1 ... x_{t-1}),    nll = mean_i nll_i,    value = exp(nll).
+
+The standard error over n windows is value * sd(nll_i) / sqrt(n), carried through exp by the delta
+method.
+Perplexity depends on the vocabulary; bits per byte of text can be compared between models.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from backend.errors import MethodFailed
+from backend.reporter import Reporter, SilentReporter, stop_if_asked
+from backend.text.slices import TextSlice
+
+LOGITS = 2**26  # entries [b, L, V] that one forward pass may make: 256 MB in float32
+POSITIONS = 256  # whose log-likelihood is taken in float32 at a time
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    Attributes:
+        value: the perplexity.
+        nll: nats per predicted token.
+        bits_per_byte: bits per UTF-8 byte of predicted text.
+        stderr: standard error of `value` over windows; None with a single window.
+        tokens: predicted tokens.
+        bos: whether every window began with the beginning-of-text token.
+    """
+
+    value: float
+    nll: float
+    bits_per_byte: float
+    stderr: float | None
+    tokens: int
+    bos: bool
+
+
+def _window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each window: [b, L] -> [b] float64 on the CPU."""
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    total = torch.zeros(len(input_ids), dtype=torch.float64)
+    for start in range(0, logits.shape[1], POSITIONS):
+        part = logits[:, start : start + POSITIONS].float()
+        target = input_ids[:, start + 1 : start + 1 + part.shape[1]]
+        losses = functional.cross_entropy(
+            part.flatten(0, 1), target.flatten(), reduction="none"
+        ).view_as(target)
+        total += losses.double().sum(1).cpu()
+    return total / logits.shape[1]
+
+
+@torch.no_grad()
+def window_nlls(
+    model: PreTrainedModel, input_ids: Tensor, batch: int, reporter: Reporter
+) -> Tensor:
+    """Mean negative log-likelihood of each window of `input_ids` [n, L]: [n] float64.
+
+    A vocabulary is large: a pass takes fewer than `batch` windows when its logits would pass
+    `LOGITS` entries.
+
+    Raises:
+        MethodFailed: a window's loss is not finite.
+        Stopped: the reporter asked for it.
+    """
+    count, length = input_ids.shape
+    fitting = LOGITS // (length * model.config.get_text_config().vocab_size)
+    found: list[Tensor] = []
+    for rows in input_ids.split(max(1, min(batch, fitting))):
+        stop_if_asked(reporter)
+        found.append(_window_nll(model, rows.to(model.device)))
+        if not found[-1].isfinite().all():
+            raise MethodFailed(
+                "The perplexity is not finite.",
+                "The model's weights or activations overflowed.",
+                "Use a wider precision, or a gentler compression.",
+            )
+        reporter.progress(sum(map(len, found)), count, "Measuring perplexity")
+    return torch.cat(found)
+
+
+def perplexity(
+    model: PreTrainedModel, text: TextSlice, batch: int, reporter: Reporter | None = None
+) -> Perplexity:
+    """The perplexity of `model` on the windows of `text`, `batch` windows at a time.
+
+    The model should be in eval mode; its logits are read as they are, their softmax is float32.
+
+    Raises:
+        MethodFailed: a window's loss is not finite.
+        Stopped: the reporter asked for it.
+    """
+    nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter())
+    nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)
+    spread = nlls.std().item() / math.sqrt(len(nlls)) if len(nlls) > 1 else None
+    value = math.exp(min(nll, 700.0))  # beyond, a float64 has no exp
+    return Perplexity(
+        value=value,
+        nll=nll,
+        bits_per_byte=nll * tokens / math.log(2) / max(text.utf8_bytes, 1),
+        stderr=None if spread is None else value * spread,
+        tokens=tokens,
+        bos=text.bos,
+    )

@@ -1,0 +1,119 @@
+"""The documents of a corpus, one at a time.
+
+Every corpus has a calibration part and an evaluation part that share no document:
+
+- toystories: stories of different seeds, neither of them the seed the built-in model learnt from;
+- wikitext2, c4: the corpus's own splits (validation / test, first training shard / validation);
+- wikipedia and files: every twelfth document, from the first on, is for evaluation; of a single
+  document the last 15 %, from a paragraph on.
+
+When calibration and evaluation read two different corpora there is nothing to divide, and
+wikipedia and files serve their role whole (`shared=False`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from backend.errors import TextRefused
+from backend.models.toy.stories import stories
+from backend.text import files
+from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_corpus
+
+STORY_SEEDS: dict[Role, int] = {"calibration": 998, "evaluation": 999}  # the model learnt from 1
+STORIES = 20_000
+EVALUATION_EVERY = 12  # documents
+CALIBRATION_SHARE = 0.85  # of a single document
+
+
+def _toystories(role: Role) -> Iterator[str]:
+    from datasets import Dataset
+
+    return iter(Dataset.from_dict({"text": stories(STORY_SEEDS[role], STORIES)})["text"])
+
+
+def _wikitext2(role: Role) -> Iterator[str]:
+    """One document, its lines joined as published perplexities are measured."""
+    from datasets import load_dataset
+
+    split = {"calibration": "validation", "evaluation": "test"}[role]
+    rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
+    yield "\n\n".join(rows["text"])
+
+
+def _c4(role: Role) -> Iterator[str]:
+    from datasets import load_dataset
+
+    shard = {
+        "calibration": "en/c4-train.00000-of-01024.json.gz",
+        "evaluation": "en/c4-validation.00000-of-00008.json.gz",
+    }[role]
+    rows = load_dataset("allenai/c4", data_files=shard, split="train", streaming=True)
+    return (row["text"] for row in rows)
+
+
+DIVIDED: dict[str, Callable[[Role], Iterator[str]]] = {
+    "toystories": _toystories,
+    "wikitext2": _wikitext2,
+    "c4": _c4,
+}
+
+
+def _cut(document: str, role: Role) -> str:
+    """The first 85 % or the rest, cut at the last paragraph (line, word) before that."""
+    target = int(CALIBRATION_SHARE * len(document))
+    cuts = (document.rfind(border, len(document) // 2, target) for border in ("\n\n", "\n", " "))
+    at = next((cut for cut in cuts if cut > 0), target)
+    return document[:at] if role == "calibration" else document[at:].lstrip()
+
+
+def part(documents: Iterable[str], role: Role) -> Iterator[str]:
+    """The documents of one role: every twelfth for evaluation, the others for calibration."""
+    documents = iter(documents)
+    first, second = next(documents, ""), next(documents, None)
+    if second is None:
+        yield _cut(first, role)
+        return
+    for index, document in enumerate(chain((first, second), documents)):
+        if (index % EVALUATION_EVERY == 0) == (role == "evaluation"):
+            yield document
+
+
+def _sources(name: str) -> list[Path]:
+    """The files of a corpus that is not divided by itself."""
+    if name == WIKIPEDIA:
+        return [prepared().root / WIKIPEDIA / ARTICLES]
+    return files.paths(name.removeprefix(files.PREFIX))
+
+
+def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
+    """The documents of one role of a corpus, in order, read as they are asked for.
+
+    Args:
+        shared: whether the other role reads this corpus too, so that it must be divided.
+
+    Raises:
+        TextRefused: as `require_corpus`, or the corpus cannot be read.
+    """
+    field = f"{role}_text"
+    corpus = require_corpus(name, field)
+    try:
+        if name in DIVIDED:
+            yield from DIVIDED[name](role)
+        else:
+            whole = files.documents(_sources(name))
+            yield from part(whole, role) if shared else whole
+    except (OSError, ValueError) as error:
+        raise TextRefused(
+            f"{corpus.title} could not be read.",
+            str(error)[:300],
+            "Repair it (UTF-8; .jsonl lines with a field text), or choose another text.",
+            field,
+        ) from error
+
+
+def preprocessing(name: str) -> str:
+    """What is done to the text of a corpus before it is tokenised; empty: nothing."""
+    return files.preprocessing(_sources(name)) if name.startswith(files.PREFIX) else ""

@@ -1,0 +1,88 @@
+"""Local corpora: .txt and .jsonl files, and folders of them, under SLIMSCOPE_TEXT_DIR only.
+
+A line `# Title`, or ` = Title = ` as in WikiText, starts a new document of a .txt file; a file
+without such lines is one document. Each line of a .jsonl file is one document, in its field "text".
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from backend.settings import settings
+from backend.text.preparation import DETOKENISED, detokenise, is_tokenised
+
+PREFIX = "file:"
+BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
+    ".txt": ("text", {"sample_by": "document"}),
+    ".jsonl": ("json", {}),
+}
+_TITLE = re.compile(r"(?m)^(?=# \S| = [^=\n]+ = *$)")
+
+
+def _root() -> Path | None:
+    folder = settings().text_dir
+    return folder.expanduser().resolve() if folder else None
+
+
+def _usable(path: Path, root: Path) -> bool:
+    """A non-empty file of a known kind that, links followed, lies inside `root`."""
+    real = path.resolve()
+    if path.name.startswith(".") or path.suffix not in BUILDERS or not real.is_relative_to(root):
+        return False
+    return real.is_file() and real.stat().st_size > 0
+
+
+def paths(name: str) -> list[Path]:
+    """The files of corpus `file:NAME`, sorted; empty when there is no such readable corpus."""
+    root = _root()
+    if root is None or not name:
+        return []
+    try:
+        place = (root / name).resolve()
+        if not place.is_relative_to(root):
+            return []
+        files = sorted(place.iterdir()) if place.is_dir() else [root / name]
+        return [file for file in files if _usable(file, root)]
+    except (OSError, ValueError):  # not listable, name too long, a NUL byte
+        return []
+
+
+def names() -> list[str]:
+    """Every file and folder that `paths` finds texts in, as NAME."""
+    root = _root()
+    if root is None or not root.is_dir():
+        return []
+    return [entry.name for entry in sorted(root.iterdir()) if paths(entry.name)]
+
+
+def _rows(path: Path) -> Iterator[str]:
+    """The text of each row: a whole .txt file, or a line of a .jsonl file."""
+    from datasets import load_dataset
+
+    builder, options = BUILDERS[path.suffix]
+    source = glob.escape(str(path))  # the builders take patterns
+    for row in load_dataset(builder, data_files=source, split="train", streaming=True, **options):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f'{path.name} has a line without a string in the field "text".')
+        yield row["text"]
+
+
+def preprocessing(files: list[Path]) -> str:
+    """The name of what `documents` does to the text, judged by its first row; empty: nothing."""
+    return DETOKENISED if is_tokenised(next(_rows(files[0]), "")) else ""
+
+
+def documents(files: list[Path]) -> Iterator[str]:
+    """All documents of the files in order, none of them blank.
+
+    Raises:
+        OSError, ValueError: a file cannot be read, is not UTF-8, or has no field "text".
+    """
+    prepare = detokenise if preprocessing(files) else str
+    for path in files:
+        for row in _rows(path):
+            pieces = _TITLE.split(row) if path.suffix == ".txt" else [row]
+            yield from (prepare(piece) for piece in pieces if piece.strip())

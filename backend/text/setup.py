@@ -1,0 +1,98 @@
+"""Sets up the Wikipedia sample once: `python -m backend.text.setup` (a 28 MB download).
+
+The gensim package carries a shortened dump of English Wikipedia as test data. One wheel of it,
+the same on every platform, is fetched with pip, checked, read and thrown away; gensim itself is
+neither installed nor run.
+"""
+
+from __future__ import annotations
+
+import bz2
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from backend.checkpoints import sha256_of
+from backend.errors import TextRefused
+from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
+from backend.text.wikipedia import Article, articles
+
+PACKAGE = "gensim==4.4.0"
+SHA256 = "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8"
+TAGS = ("--platform=manylinux_2_28_x86_64", "--python-version=3.11", "--implementation=cp")
+DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+REVISION = "https://en.wikipedia.org/w/index.php?oldid="
+NOTICE = """Text of English Wikipedia by its contributors, in the revisions named below, from the
+test data of the gensim package and reduced to plain prose (no markup, lists, tables, references).
+Licences: CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/)
+and GFDL (https://www.gnu.org/licenses/fdl.html).
+
+"""
+
+
+def download(folder: Path) -> Path:
+    """The wheel, fetched into `folder` with pip and checked.
+
+    Raises:
+        TextRefused: pip could not fetch it, or it is not the file we know.
+    """
+    target = (
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        *TAGS,
+        f"--dest={folder}",
+        PACKAGE,
+    )
+    pip = subprocess.run([sys.executable, "-m", "pip", "download", *target], check=False)
+    wheels = list(folder.glob("*.whl"))
+    if pip.returncode or len(wheels) != 1:
+        raise TextRefused(
+            f"pip could not download {PACKAGE}.",
+            "The package index was not reached, or this environment has no pip.",
+            "Check the connection (or `python -m ensurepip`) and run this again.",
+        )
+    if sha256_of(wheels[0]) != SHA256:
+        raise TextRefused(
+            f"{wheels[0].name} is not the file we know.", "Its sha256 differs.", "Do not use it."
+        )
+    return wheels[0]
+
+
+def read(wheel: Path) -> list[Article]:
+    """The articles in the dump that the wheel carries."""
+    with zipfile.ZipFile(wheel) as archive, archive.open(DUMP) as packed, bz2.open(packed) as dump:
+        return list(articles(dump))
+
+
+def write(found: list[Article], folder: Path) -> None:
+    """One JSON line {"title", "text"} for each article, and whom to thank for them."""
+    lines = (json.dumps({"title": a.title, "text": a.text}, ensure_ascii=False) for a in found)
+    (folder / ARTICLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sources = "\n".join(f"{a.title}: {REVISION}{a.revision}" for a in found)
+    (folder / "ATTRIBUTION").write_text(NOTICE + sources + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Sets the sample up unless it is there; returns the exit status."""
+    if folder := prepared().find(WIKIPEDIA):
+        print(f"The Wikipedia sample is already in {folder}.")
+        return 0
+    try:
+        with TemporaryDirectory() as scratch:
+            print(f"Downloading {PACKAGE} for the Wikipedia sample in it (28 MB) ...", flush=True)
+            found = read(download(Path(scratch)))
+        with prepared().write(WIKIPEDIA) as folder:
+            write(found, folder)
+    except (TextRefused, OSError) as error:
+        print(f"The Wikipedia sample was not set up. {error}", file=sys.stderr)
+        return 1
+    print(f"{len(found)} articles are in {prepared().root / WIKIPEDIA}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Plain prose out of MediaWiki markup: good enough for perplexity, not a MediaWiki parser.
+
+Templates, links and tables nest, so each is resolved from the innermost outwards. What is no prose
+is dropped whole: headings, lists, tables, references, captions, and any paragraph that would be
+left with a hole where a formula or a phonetic sign was.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+from xml.etree import ElementTree
+
+HOLE = "\0"  # stands where something unreadable was
+SHORTEST_PARAGRAPH, SHORTEST_ARTICLE = 80, 2000  # characters
+
+_DROPPED = re.compile(
+    r"<!--.*?-->|<ref[^>/]*/>|<ref\b.*?</ref>"
+    r"|<(gallery|timeline|imagemap|div|small|noinclude)\b[^>]*>.*?</\1>|__[A-Z]+__",
+    re.DOTALL | re.IGNORECASE,
+)
+_FORMULA = re.compile(
+    r"<(math|chem|code|source|syntaxhighlight|pre|score|hiero)\b.*?</\1>", re.DOTALL | re.IGNORECASE
+)
+_TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
+_TABLE = re.compile(r"\{\|(?:(?!\{\|).)*?\|\}", re.DOTALL)
+_LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
+_NO_LABEL = re.compile(r"(?i):?(file|image|category|media|[a-z]{2,3}(-[a-z]+)?):")
+_END_MATTER = re.compile(
+    r"(?im)^=+ *(see also|references|notes|footnotes|external links|further reading|bibliography"
+    r"|sources|citations|works cited|notes and references) *=+ *$"
+)
+_UNREADABLE = re.compile(
+    r"(math|mvar|chem|s?frac|su[pb]?|e|val|ipa|angbr|keypress|vr|inflation|railgauge)"
+)
+_TIDY = (
+    (re.compile(r"\[(?:https?:|ftp:)?//[^\s\]]+ ?([^\]]*)\]"), r"\1"),
+    (re.compile(r"'{2,}"), ""),
+    (re.compile(r"<br */?>|\u00a0", re.IGNORECASE), " "),
+    (re.compile(r"</?[a-z][^>]*>", re.IGNORECASE), ""),
+    (re.compile(r"[ \t]+"), " "),
+    (re.compile(r"([(\[]) *(?:[,;:=] *)*"), r"\1"),
+    (re.compile(r" *(?:[,;:] *)+([)\]])"), r"\1"),
+    (re.compile(r" *[(\[] *[)\]]"), ""),
+    (re.compile(r" +([,.;:)])"), r"\1"),
+    (re.compile(r"([,;:])(?: *[,;:])+"), r"\1"),
+)
+
+
+@dataclass(frozen=True)
+class Article:
+    """One page of the dump as plain prose; paragraphs are separated by a blank line."""
+
+    title: str
+    revision: str
+    text: str
+
+
+def _template(match: re.Match[str]) -> str:
+    """The readable part of a template, for the few that stand inside sentences."""
+    name, *fields = (part.strip() for part in match[1].split("|"))
+    values = [field for field in fields if "=" not in field]
+    match name.lower(), values:
+        case (
+            ("convert" | "cvt"),
+            [low, ("and" | "to" | "or" | "by" | "-" | "–" | "x"), high, unit, *_],
+        ):
+            return f"{low} {values[1]} {high} {unit}"
+        case (("convert" | "cvt"), [amount, unit, *_]):
+            return f"{amount} {unit}"
+        case (("lang" | "transl" | "transliteration"), [*_, text]):
+            return text
+        case (("nowrap" | "nobr" | "as of" | "sc" | "nts" | "vanchor" | "nihongo"), [text, *_]):
+            return text
+        case kind, [text, *_] if kind.startswith("lang-"):
+            return text
+        case kind, _ if _UNREADABLE.fullmatch(kind):
+            return HOLE
+    return ""
+
+
+def _link(match: re.Match[str]) -> str:
+    target, _, label = match[1].rpartition("|")
+    return "" if _NO_LABEL.match(target or label) else label
+
+
+def _resolve(pattern: re.Pattern[str], put: str | Callable[[re.Match[str]], str], text: str) -> str:
+    """Replaces until nothing matches, so that the innermost goes first."""
+    while (replaced := pattern.sub(put, text)) != text:
+        text = replaced
+    return text
+
+
+def _is_prose(line: str) -> bool:
+    """Whole sentences: no heading, list item, table row, or rest of one; no hole."""
+    return (
+        len(line) >= SHORTEST_PARAGRAPH
+        and line[0] not in "=*#:;|!{}<"
+        and not line[0].islower()  # the rest of a sentence that a list or formula broke off
+        and line.endswith((".", "!", "?", '."', '"', ".)"))
+        and not re.search(r'[\0{}|]|\[\[|\]\]| ""', line)
+    )
+
+
+def prose(markup: str) -> str:
+    """The paragraphs of an article's markup, without markup."""
+    text = _DROPPED.sub("", markup)
+    text = _FORMULA.sub(HOLE, text)
+    text = _resolve(_TEMPLATE, _template, text)
+    text = _resolve(_TABLE, "", text)
+    text = _resolve(_LINK, _link, text)
+    if end := _END_MATTER.search(text):
+        text = text[: end.start()]
+    text = html.unescape(text)
+    for pattern, put in _TIDY:
+        text = pattern.sub(put, text)
+    return "\n\n".join(
+        line for raw in text.split("\n") if (line := raw.strip()) and _is_prose(line)
+    )
+
+
+def articles(dump: IO[bytes]) -> Iterator[Article]:
+    """The articles of a MediaWiki XML export that hold at least a page of prose, in its order."""
+    for _, page in ElementTree.iterparse(dump):
+        if not page.tag.endswith("}page"):
+            continue
+        if page.find("{*}redirect") is None and page.findtext("{*}ns") == "0":
+            text = prose(page.findtext("{*}revision/{*}text") or "")
+            if len(text) >= SHORTEST_ARTICLE:
+                revision = page.findtext("{*}revision/{*}id") or ""
+                yield Article(page.findtext("{*}title") or "", revision, text)
+        page.clear()

@@ -1,0 +1,67 @@
+"""Windows of token ids, cut out of documents.
+
+Short documents are joined, the end-of-text token between them, into rows of at least one window;
+a long one is a row of its own. Windows never overlap and never leave their row. When the tokenizer
+puts a beginning-of-text token before a text, every window begins with one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from random import Random
+
+from transformers import PreTrainedTokenizerBase
+
+SHUFFLED = 10_000  # documents held in memory to be put in random order
+_PIECE = re.compile(r"(?s).{1,1000000}(?:\n\n|\Z)|.{1,1000000}")  # bounds the tokenizer's memory
+
+
+def prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-text token, if the tokenizer itself puts it before a text."""
+    begin = tokenizer.bos_token_id
+    return [begin] if begin is not None and tokenizer("a").input_ids[0] == begin else []
+
+
+def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The ids of each document, without special tokens."""
+    for text in texts:
+        pieces = _PIECE.findall(text)
+        ids = (tokenizer(p, add_special_tokens=False, verbose=False).input_ids for p in pieces)
+        yield [token for piece in ids for token in piece]
+
+
+def _rows(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> Iterator[list[int]]:
+    """Documents joined until each row holds `length` tokens; a rest that is shorter is left."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    row: list[int] = []
+    for ids in encoded(texts, tokenizer):
+        row += end + ids if row else ids
+        if len(row) >= length:
+            yield row
+            row = []
+
+
+def cut_windows(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    offset: Callable[[int], int],
+) -> Iterator[list[int]]:
+    """All whole windows of `context` ids of every row, from `offset(slack)` <= slack on."""
+    begin = prefix(tokenizer)
+    length = context - len(begin)
+    for row in _rows(texts, tokenizer, length):
+        for start in range(offset(len(row) % length), len(row) - length + 1, length):
+            yield begin + row[start : start + length]
+
+
+def shuffled(texts: Iterable[str], random: Random) -> Iterator[str]:
+    """The documents in random order, `SHUFFLED` at a time, so that a stream need not end."""
+    texts = iter(texts)
+    while held := list(islice(texts, SHUFFLED)):
+        random.shuffle(held)
+        yield from held

@@ -1,0 +1,135 @@
+"""Perplexity against transformers' own loss, closed forms, and its own invariances."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from backend.errors import MethodFailed, Stopped
+from backend.evaluation import perplexity as room
+from backend.evaluation.perplexity import perplexity, window_nlls
+from backend.reporter import SilentReporter
+from backend.text.slices import TextSlice
+
+VOCABULARY = 300
+
+
+def text_of(rows: torch.Tensor, utf8_bytes: int = 1000, bos: bool = False) -> TextSlice:
+    return TextSlice(
+        rows, "toystories", "evaluation", 0, rows.shape[1], bos, "", rows.numel(), utf8_bytes
+    )
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    return torch.randint(VOCABULARY, (7, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request: pytest.FixtureRequest):
+    torch.manual_seed(1)
+    configs = {
+        "llama": LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=2, initializer_range=0.5,
+        ),
+        "gpt2": GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64,
+            initializer_range=0.5,
+        ),
+    }  # fmt: skip
+    return AutoModelForCausalLM.from_config(configs[request.param]).eval()
+
+
+def own_losses(model, rows: torch.Tensor) -> list[float]:
+    with torch.no_grad():
+        return [model(input_ids=row[None], labels=row[None]).loss.item() for row in rows]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 100])
+def test_it_is_transformers_own_loss(model, rows: torch.Tensor, batch: int) -> None:
+    found = perplexity(model, text_of(rows), batch)
+    losses = own_losses(model, rows)
+    mean = sum(losses) / len(losses)
+    assert found.nll == pytest.approx(mean, rel=1e-5)
+    assert found.value == pytest.approx(math.exp(mean), rel=1e-4)
+    assert found.tokens == 7 * 39
+    nlls = window_nlls(model, rows, batch, SilentReporter())
+    assert nlls.tolist() == pytest.approx(losses, rel=1e-5)
+
+
+def test_the_standard_error_is_carried_through_exp(model, rows: torch.Tensor) -> None:
+    found = perplexity(model, text_of(rows), 4)
+    losses = own_losses(model, rows)
+    mean = sum(losses) / 7
+    spread = math.sqrt(sum((x - mean) ** 2 for x in losses) / 6 / 7)
+    assert found.stderr == pytest.approx(math.exp(mean) * spread, rel=1e-3)
+    assert perplexity(model, text_of(rows[:1]), 4).stderr is None
+
+
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(rows: torch.Tensor) -> None:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.lm_head.weight.data.zero_()
+    found = perplexity(model, text_of(rows, utf8_bytes=7 * 39 * 2), 4)
+    assert found.value == pytest.approx(VOCABULARY, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(math.log2(VOCABULARY) / 2, rel=1e-5)
+    assert found.stderr == pytest.approx(0, abs=1e-3)
+
+
+def test_the_memory_bounds_change_nothing(
+    model, rows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = perplexity(model, text_of(rows), 7)
+    monkeypatch.setattr(room, "POSITIONS", 6)
+    monkeypatch.setattr(room, "LOGITS", 2 * 40 * VOCABULARY + 1)
+    sizes: list[int] = []
+    model.register_forward_hook(lambda _, __, output: sizes.append(output.logits.numel()))
+    bounded = perplexity(model, text_of(rows), 7)
+    assert bounded.nll == pytest.approx(whole.nll, rel=1e-6)
+    assert len(sizes) == 4 and max(sizes) == 2 * 40 * VOCABULARY
+
+
+def test_a_16_bit_model_is_summed_in_float32(model, rows: torch.Tensor) -> None:
+    wide = perplexity(model, text_of(rows), 4)
+    narrow = perplexity(model.to(torch.bfloat16), text_of(rows), 4)
+    assert narrow.nll == pytest.approx(wide.nll, rel=0.03) and narrow.nll != wide.nll
+
+
+def test_the_beginning_token_is_recorded(model, rows: torch.Tensor) -> None:
+    assert perplexity(model, text_of(rows, bos=True), 4).bos
+    assert not perplexity(model, text_of(rows), 4).bos
+
+
+def test_overflow_is_told(model, rows: torch.Tensor) -> None:
+    model.get_output_embeddings().weight.data[:] = torch.nan
+    with pytest.raises(MethodFailed, match="not finite"):
+        perplexity(model, text_of(rows), 4)
+
+
+class Counting(SilentReporter):
+    def __init__(self, limit: int) -> None:
+        self.reports: list[tuple[float, float]] = []
+        self.limit = limit
+
+    def progress(self, done: float, total: float, stage: str) -> None:
+        self.reports.append((done, total))
+
+    def should_stop(self) -> bool:
+        return len(self.reports) >= self.limit
+
+
+def test_progress_and_stop(model, rows: torch.Tensor) -> None:
+    reporter = Counting(limit=99)
+    perplexity(model, text_of(rows), 3, reporter)
+    assert reporter.reports == [(3, 7), (6, 7), (7, 7)]
+    reporter = Counting(limit=2)
+    with pytest.raises(Stopped):
+        perplexity(model, text_of(rows), 3, reporter)
+    assert len(reporter.reports) == 2

@@ -1,0 +1,136 @@
+"""SDS on the toy model, as a job: its record, its files, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.queue.folders import run_folder, work_folder
+from backend.store import queries
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.record import record
+from jobs.submit import checked, submit
+from tests.queue.conftest import HOST, Wait, process_of
+
+SMALL = {
+    "model": "toy", "segments": 8, "context": 64, "windows": 8, "adjust_steps": 5,
+    "redense_steps": 5, "threads": 1, "precision": "float32",
+}  # fmt: skip
+
+PLAIN = """
+import json, math, sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+rows = torch.tensor(json.load(sys.stdin))
+with torch.no_grad():
+    loss = sum(model(input_ids=row[None], labels=row[None]).loss.item() for row in rows) / len(rows)
+weights = [p for n, p in model.named_parameters() if n.endswith("_proj.weight")]
+print(math.exp(loss), sum((w == 0).sum().item() for w in weights), sum(w.numel() for w in weights))
+assert not {"backend", "jobs"} & set(sys.modules)
+"""
+
+
+def finished(wait: Wait, **values: object) -> Job:
+    job = submit("sds", {**SMALL, **values}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def plain_perplexity(run: str) -> tuple[float, float]:
+    """Perplexity and zero share of a saved model, by a process that knows nothing of Slimscope."""
+    from backend.models.loading import load
+    from backend.text.slices import evaluation_slice
+
+    rows = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64).input_ids
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(run_folder(run) / "model")],
+        input=json.dumps(rows.tolist()), capture_output=True, text=True, check=True, cwd="/",
+    )  # fmt: skip
+    value, zeros, n = done.stdout.split()
+    return float(value), int(zeros) / int(n)
+
+
+def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
+    job = finished(wait, pattern="2:4", base="wanda")
+    found = record(job.run)
+    assert {"id", "kind", "state", "config", "results", "tensors", "artifacts", "timings"} <= set(
+        found
+    )
+    ppl = {r["stage"]: r["value"] for r in found["results"] if r["metric"] == "perplexity"}
+    assert list(ppl) == sorted(["dense", "first", "control", "redense", "second", "sds"])
+    assert ppl["dense"] < ppl["first"] and ppl["sds"] < ppl["first"]
+    assert len(found["tensors"]) == 21 * 6  # every linear at every stage
+    pruned = [t for t in found["tensors"] if t["stage"] in ("first", "control", "sds")]
+    assert all(t["zero_share"] == 0.5 for t in pruned)
+    assert found["environment"]["text"]["evaluation"]["corpus"] == "toystories"
+    assert found["timings"]["peak_bytes"] > 1e8
+    kept = next(r["kept"] for r in found["results"] if r["metric"] == "kept")
+    value, zero_share = plain_perplexity(job.run)
+    assert value == pytest.approx(ppl[kept], rel=1e-4)
+    assert zero_share == 0.5
+    assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
+
+
+def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
+    whole = finished(wait)
+    job = submit("sds", SMALL, HOST)
+    wait(job.id, when=lambda: any(work_folder(job.run).glob("second-*")))
+    process_of(job.id).kill()
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    killed = queries.job(job.id)
+    assert killed.attempts_made == 2
+    assert killed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    for metric in ("perplexity", "heldout_loss", "relative_error", "zero_share"):
+        values = [
+            {r.stage: r.value for r in queries.results([j.id]) if r.metric == metric}
+            for j in (whole, killed)
+        ]
+        assert values[0] == values[1] and values[0]
+    tables = [queries.tensor_table(j.id).sort_values(["tensor", "stage"]) for j in (whole, killed)]
+    assert tables[0].reset_index(drop=True).equals(tables[1].reset_index(drop=True))
+    curves = [queries.curves(j.id).drop(columns="at") for j in (whole, killed)]
+    assert curves[0].equals(curves[1]) and len(curves[0])
+
+
+def test_data_free_calibration(wait: Wait) -> None:
+    job = finished(wait, calibration_text="self", pattern="50%", adjust="off", control=False)
+    assert job.environment["text"]["calibration"]["corpus"] == "self"
+    stages = {r.stage for r in queries.results([job.id]) if r.metric == "perplexity"}
+    assert stages == {"dense", "first", "redense", "second"}
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "field"),
+    [
+        ({"pattern": "3:5"}, ConfigRefused, "pattern"),
+        ({"pattern": "two"}, ConfigRefused, "pattern"),
+        ({"context": 4096}, ConfigRefused, "context"),
+        ({"context": 8}, ConfigRefused, "context"),
+        ({"segments": 0}, ConfigRefused, "segments"),
+        ({"base": "guess"}, ConfigRefused, "base"),
+        ({"speed": 9}, ConfigRefused, "speed"),
+        ({"model": "/etc"}, ModelRefused, "model"),
+        ({"model": "nobody/nothing"}, ModelRefused, "model"),
+        ({"calibration_text": "file:../../etc/passwd"}, TextRefused, "calibration_text"),
+        ({"evaluation_text": "self"}, TextRefused, "evaluation_text"),
+    ],
+)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, values: dict, error: type[SlimscopeError], field: str
+) -> None:
+    with pytest.raises(error) as refused:
+        submit("sds", {**SMALL, **values}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
+
+
+def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
+    _, estimate = checked("sds", {**SMALL, "segments": 1})
+    assert "few for layers with 192 inputs" in estimate.warnings[0]
+    assert estimate.seconds and estimate.seconds > 0 and estimate.bytes > 1e6

@@ -1,0 +1,37 @@
+"""The built-in model and tokenizer, and a folder of local texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import backend.models.toy
+from backend.settings import settings
+
+TOY = Path(backend.models.toy.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TOY)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return AutoModelForCausalLM.from_pretrained(TOY, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def text_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty SLIMSCOPE_TEXT_DIR; the cache is empty, too."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(folder))
+    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
+    settings.cache_clear()
+    yield folder
+    settings.cache_clear()

@@ -1,0 +1,71 @@
+"""Which texts can be named, and why others cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend.errors import TextRefused
+from backend.text import corpora as room
+from backend.text.corpora import corpora, require_corpus
+
+
+def test_what_is_listed(text_dir: Path) -> None:
+    (text_dir / "mine.txt").write_text("text")
+    listed = {corpus.name: corpus for corpus in corpora()}
+    assert list(listed) == ["toystories", "wikipedia", "wikitext2", "c4", "file:mine.txt", "self"]
+    ready = {name for name, corpus in listed.items() if corpus.ready}
+    assert ready == {"toystories", "file:mine.txt", "self"}
+    assert listed["self"].roles == ("calibration",)
+
+
+def test_hub_texts_are_ready_when_online(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "is_offline_mode", lambda: False)
+    assert require_corpus("c4", "evaluation_text").ready
+
+
+@pytest.mark.parametrize("field", ["calibration_text", "evaluation_text"])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("wikitext2", "hub"),
+        ("c4", "hub"),
+        ("wikipedia", "backend.text.setup"),
+        ("nothing", "Choose one of: toystories"),
+        ("file:", "SLIMSCOPE_TEXT_DIR"),
+        ("file:../secret.txt", "SLIMSCOPE_TEXT_DIR"),
+        ("../secret.txt", "SLIMSCOPE_TEXT_DIR"),
+    ],
+)
+def test_refusals_name_the_field_and_the_way_out(
+    text_dir: Path, name: str, says: str, field: str
+) -> None:
+    (text_dir.parent / "secret.txt").write_text("secret")
+    with pytest.raises(TextRefused, match=says) as refused:
+        require_corpus(name, field)
+    assert refused.value.field == field
+    assert refused.value.what and refused.value.why and refused.value.do
+
+
+def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
+    assert require_corpus("self", "calibration_text").name == "self"
+    with pytest.raises(TextRefused, match="own words"):
+        require_corpus("self", "evaluation_text")
+
+
+def test_a_file_in_a_folder_may_be_named(text_dir: Path) -> None:
+    (text_dir / "many").mkdir()
+    (text_dir / "many" / "a.txt").write_text("text")
+    assert require_corpus("file:many/a.txt", "evaluation_text").name == "file:many/a.txt"
+
+
+def test_listing_loads_no_tensor_library() -> None:
+    code = (
+        "import sys; from backend.text.corpora import corpora; corpora();"
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,115 @@
+"""The parts of a corpus share no document."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.errors import TextRefused
+from backend.models.toy.stories import stories
+from backend.models.toy.train import TRAIN_SEED
+from backend.text import corpora
+from backend.text import documents as room
+from backend.text.documents import documents, part, preprocessing
+
+
+@given(st.integers(2, 60))
+def test_two_or_more_documents_are_dealt_out(count: int) -> None:
+    texts = [f"text {n}" for n in range(count)]
+    calibration, evaluation = list(part(texts, "calibration")), list(part(texts, "evaluation"))
+    assert sorted(calibration + evaluation) == sorted(texts)
+    assert evaluation == texts[::12]
+
+
+words = st.text("ab \n", min_size=40, max_size=400).filter(str.strip)
+
+
+@given(words)
+def test_a_single_document_is_cut_in_two(text: str) -> None:
+    (calibration,), (evaluation,) = part([text], "calibration"), part([text], "evaluation")
+    assert text.startswith(calibration)
+    assert text.endswith(evaluation)
+    assert text[len(calibration) : len(text) - len(evaluation)].strip() == ""
+    assert len(text) // 2 <= len(calibration) <= 0.85 * len(text)
+
+
+def test_the_cut_falls_between_paragraphs() -> None:
+    text = "\n\n".join(f"Paragraph {n} has two sentences. Here is one." for n in range(20))
+    (evaluation,) = part([text], "evaluation")
+    assert evaluation.startswith("Paragraph 1") and evaluation.count("Paragraph") in (3, 4)
+
+
+def test_stories_are_others_than_the_model_learnt_from() -> None:
+    learnt = set(stories(TRAIN_SEED, 8000))
+    calibration, evaluation = (
+        set(islice(documents("toystories", role), 3000)) for role in ("calibration", "evaluation")
+    )
+    assert not learnt & calibration and not learnt & evaluation and not calibration & evaluation
+    assert evaluation == set(stories(999, 3000))
+
+
+def test_a_file_serves_whole_when_it_has_one_role(text_dir: Path) -> None:
+    lines = [f"document {n}" for n in range(24)]
+    (text_dir / "a.jsonl").write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
+    assert list(documents("file:a.jsonl", "evaluation")) == [lines[0], lines[12]]
+    assert list(documents("file:a.jsonl", "evaluation", shared=False)) == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", b"caf\xe9"), ("a.jsonl", b'{"text": \n'), ("a.jsonl", b'{"txt": "a"}\n')],
+)
+def test_unreadable_files_are_refused(text_dir: Path, name: str, content: bytes) -> None:
+    (text_dir / name).write_bytes(content)
+    with pytest.raises(TextRefused, match="could not be read") as refused:
+        list(documents(f"file:{name}", "evaluation"))
+    assert refused.value.field == "evaluation_text" and refused.value.why
+
+
+@pytest.fixture
+def hub(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """A hub that is online and answers with its arguments; what it was asked."""
+    asked: list[tuple] = []
+
+    def load_dataset(*names: str, **options: object) -> datasets.Dataset:
+        asked.append((*names, options.get("split"), options.get("data_files")))
+        return datasets.Dataset.from_dict({"text": [" = A = \n", "", " long @-@ term \n"]})
+
+    monkeypatch.setattr(corpora, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_wikitext_is_joined_as_published(hub: list[tuple]) -> None:
+    (text,) = documents("wikitext2", "evaluation")
+    assert text == " = A = \n\n\n\n\n long @-@ term \n" and preprocessing("wikitext2") == ""
+    list(documents("wikitext2", "calibration"))
+    assert [split for *_, split, _ in hub] == ["test", "validation"]
+
+
+def test_c4_reads_other_shards_for_each_role(hub: list[tuple]) -> None:
+    for role in ("calibration", "evaluation"):
+        assert len(list(documents("c4", role))) == 3
+    assert "c4-train.00000" in hub[0][-1] and "c4-validation.00000" in hub[1][-1]
+
+
+def test_a_hub_that_does_not_answer_is_no_crash(
+    text_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_dataset(*_: str, **__: object) -> None:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(corpora, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(TextRefused, match="Couldn't reach the hub"):
+        list(documents("c4", "calibration"))
+
+
+def test_every_divided_corpus_is_listed() -> None:
+    assert set(room.DIVIDED) < {corpus.name for corpus in corpora.corpora()}

@@ -1,0 +1,98 @@
+"""Local texts: which files may be read, and how they fall into documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from backend.text import files
+
+
+def read(name: str) -> list[str]:
+    return list(files.documents(files.paths(name)))
+
+
+def write_lines(path: Path, texts: list[object]) -> None:
+    path.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts))
+
+
+def test_a_plain_file_is_one_document(text_dir: Path) -> None:
+    (text_dir / "book.txt").write_text("One.\n\nTwo.\nThree é.\n")
+    assert read("book.txt") == ["One.\n\nTwo.\nThree é.\n"]
+
+
+def test_titles_start_documents(text_dir: Path) -> None:
+    (text_dir / "a.txt").write_text("# One\n\n## Part\n\nText.\n# Two\nMore.\n")
+    assert read("a.txt") == ["# One\n\n## Part\n\nText.\n", "# Two\nMore.\n"]
+    (text_dir / "w.txt").write_text(
+        " \n = One = \n \n = = Part = = \n long @-@ term . \n = Two = \n"
+    )
+    assert read("w.txt") == ["= One =\n\n= = Part = =\nlong-term.\n", "= Two =\n"]
+
+
+def test_each_line_of_jsonl_is_a_document(text_dir: Path) -> None:
+    write_lines(text_dir / "a.jsonl", ["# One\n# still one", "", "Two"])
+    assert read("a.jsonl") == ["# One\n# still one", "Two"]
+
+
+def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
+    folder = text_dir / "many"
+    folder.mkdir()
+    (folder / "b.txt").write_text("second")
+    (folder / "a.txt").write_text("first")
+    (folder / "c.md").write_text("no text")
+    write_lines(folder / "c.jsonl", ["third"])
+    assert read("many") == ["first", "second", "third"]
+    assert files.names() == ["many"]
+    assert read("many/b.txt") == ["second"]
+
+
+def test_names_may_hold_pattern_signs(text_dir: Path) -> None:
+    (text_dir / "we[ir]d * name?.txt").write_text("odd")
+    assert read("we[ir]d * name?.txt") == ["odd"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.txt", "link.txt", "linked", "linked/secret.txt", "/etc/hosts", "", "a\0b.txt",
+     "x" * 300 + ".txt", "empty.txt", "notes.md", ".hidden.txt", "absent.txt", "full/link.txt"],
+)  # fmt: skip
+def test_nothing_else_is_read(text_dir: Path, name: str) -> None:
+    outside = text_dir.parent / "outside"
+    outside.mkdir()
+    for secret in (text_dir.parent / "secret.txt", outside / "secret.txt"):
+        secret.write_text("secret")
+    (text_dir / "full").mkdir()
+    for link in (text_dir / "link.txt", text_dir / "full" / "link.txt"):
+        link.symlink_to(text_dir.parent / "secret.txt")
+    (text_dir / "linked").symlink_to(outside)
+    (text_dir / "empty.txt").touch()
+    for own in ("notes.md", ".hidden.txt"):
+        (text_dir / own).write_text("text")
+    assert files.paths(name) == []
+    assert files.names() == []
+
+
+def test_a_link_that_stays_inside_is_read(text_dir: Path) -> None:
+    (text_dir / "a.txt").write_text("text")
+    (text_dir / "b.txt").symlink_to(text_dir / "a.txt")
+    assert read("b.txt") == ["text"]
+
+
+@pytest.mark.parametrize("row", [None, 3, {"a": 1}])
+def test_a_line_without_a_text_is_an_error(text_dir: Path, row: object) -> None:
+    write_lines(text_dir / "a.jsonl", [row])
+    with pytest.raises(ValueError, match=r"a\.jsonl"):
+        read("a.jsonl")
+
+
+def test_preprocessing_is_named_and_holds_for_all_files(text_dir: Path) -> None:
+    folder = text_dir / "wiki"
+    folder.mkdir()
+    (folder / "a.txt").write_text("long @-@ term , yes")
+    (folder / "b.txt").write_text("short , no")
+    assert files.preprocessing(files.paths("wiki")) == "WikiText detokenised"
+    assert read("wiki") == ["long-term, yes", "short, no"]
+    assert files.preprocessing(files.paths("wiki/b.txt")) == ""

@@ -1,0 +1,200 @@
+"""Slices are reproducible, of the part they should be, and apart from each other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from backend.errors import TextRefused
+from backend.models.toy.stories import stories
+from backend.text.slices import (
+    PASSAGE,
+    TextSlice,
+    calibration_slice,
+    check_apart,
+    evaluation_slice,
+)
+
+MANY = 3000  # characters: about 1000 tokens
+
+
+def write(folder: Path, name: str, texts: list[str]) -> str:
+    (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return f"file:{name}"
+
+
+def same(a: TextSlice, b: TextSlice) -> bool:
+    return a.sha256 == b.sha256 and torch.equal(a.input_ids, b.input_ids)
+
+
+def test_a_seed_gives_the_same_slice_and_another_seed_another(tokenizer) -> None:
+    first, again, other = (
+        calibration_slice("toystories", tokenizer, 4, 64, seed) for seed in (0, 0, 1)
+    )
+    assert same(first, again) and not same(first, other)
+    assert first.sha256 != other.sha256
+    assert first.input_ids.shape == (4, 64) and first.input_ids.dtype == torch.int64
+    assert (first.role, first.seed, first.context, first.tokens) == ("calibration", 0, 64, 256)
+
+
+def test_another_process_cuts_the_same_slices(tokenizer) -> None:
+    code = (
+        "from transformers import AutoTokenizer\n"
+        "from backend.text.slices import calibration_slice, evaluation_slice\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer.name_or_path!r})\n"
+        "print(calibration_slice('toystories', tokenizer, 4, 64, 3).sha256)\n"
+        "print(evaluation_slice('toystories', tokenizer, 4, 64).sha256)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        calibration_slice("toystories", tokenizer, 4, 64, 3).sha256,
+        evaluation_slice("toystories", tokenizer, 4, 64).sha256,
+    ]
+
+
+def test_the_hash_sees_every_token_and_the_shape(tokenizer, text_dir: Path) -> None:
+    name = write(text_dir, "a.jsonl", ["abcd " * MANY, "efgh " * MANY])
+    hashes = {
+        evaluation_slice(name, tokenizer, *shape, shared=False).sha256
+        for shape in ((2, 32), (4, 16), (1, 64), (4, 32))
+    }
+    assert len(hashes) == 4
+
+
+def test_evaluation_is_evenly_spaced_and_may_be_the_whole_text(tokenizer, text_dir: Path) -> None:
+    text = " ".join(stories(5, 40))
+    name = write(text_dir, "a.jsonl", [text])
+    ids = tokenizer(text).input_ids
+    every = len(ids) // 50
+    whole = evaluation_slice(name, tokenizer, every, 50, shared=False).input_ids
+    assert whole.flatten().tolist() == ids[: every * 50]
+    third = evaluation_slice(name, tokenizer, every // 3, 50, shared=False).input_ids
+    places = [whole.tolist().index(row) for row in third.tolist()]
+    assert {b - a for a, b in pairwise(places)} <= {3, 4} and places[0] == 0
+
+
+def test_calibration_windows_stay_in_a_document(tokenizer, text_dir: Path) -> None:
+    texts = [" ".join([word] * MANY) for word in ("red", "blue", "green", "pink", "grey")]
+    name = write(text_dir, "a.jsonl", texts)
+    found = calibration_slice(name, tokenizer, 30, 40, 0)
+    allowed = [set(tokenizer(text).input_ids) for text in texts[1:]]  # the first is for evaluation
+    chosen = [[set(row) <= ids for ids in allowed].index(True) for row in found.input_ids.tolist()]
+    assert len(set(chosen)) > 1
+
+
+def test_calibration_windows_never_overlap(tokenizer, text_dir: Path) -> None:
+    text = " ".join(str(number) for number in range(4000))
+    stream = tokenizer(text).input_ids
+    name = write(text_dir, "a.jsonl", [text])
+    found = calibration_slice(name, tokenizer, 20, 60, 0, shared=False)
+    places = {tuple(stream[i : i + 60]): i for i in range(len(stream))}
+    starts = sorted(places[tuple(row)] for row in found.input_ids.tolist())
+    assert min(after - before for before, after in pairwise(starts)) >= 60
+
+
+@pytest.mark.parametrize("role", ["calibration", "evaluation"])
+def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path, role: str) -> None:
+    name = write(text_dir, "a.jsonl", ["A story of few words. " * 20])
+    there = len(tokenizer("A story of few words. " * 20).input_ids)
+    with pytest.raises(TextRefused) as refused:
+        if role == "calibration":
+            calibration_slice(name, tokenizer, 99, 64, 0, shared=False)
+        else:
+            evaluation_slice(name, tokenizer, 99, 64, shared=False)
+    error = refused.value
+    assert f"{there:,} tokens" in error.why and f"{99 * 64:,} tokens" in error.why
+    assert f"{there // 64} windows" in error.why and "Lower" in error.do
+    assert error.field == f"{role}_text"
+
+
+def test_wikitext_is_detokenised_and_that_is_recorded(tokenizer, text_dir: Path) -> None:
+    (text_dir / "wiki.txt").write_text(" = A = \n " + "A long @-@ term plan , he said . " * 50)
+    found = evaluation_slice("file:wiki.txt", tokenizer, 1, 32, shared=False)
+    assert found.preprocessing == "WikiText detokenised"
+    assert tokenizer.decode(found.input_ids[0]).startswith("= A =\nA long-term plan, he said. A")
+    assert evaluation_slice("toystories", tokenizer, 1, 32).preprocessing == ""
+
+
+@pytest.mark.parametrize("sign", ["a", "é", "字", "🙂"])
+def test_bytes_are_those_of_the_predicted_tokens(tokenizer, text_dir: Path, sign: str) -> None:
+    name = write(text_dir, "a.jsonl", [f"{sign} and {sign}{sign}, " * 400])
+    found = evaluation_slice(name, tokenizer, 8, 36, shared=False)
+    tokens = tokenizer.convert_ids_to_tokens(found.input_ids[:, 1:].flatten())
+    exact = sum(len(token) for token in tokens)  # a byte-level token has a letter for each byte
+    cut = 8 * 2 * 6  # at either end of a window a cut sign counts as up to 2 signs of 3 bytes
+    assert found.utf8_bytes == exact if sign == "a" else abs(found.utf8_bytes - exact) <= cut
+
+
+@pytest.fixture
+def beginning(tokenizer):
+    """The toy's tokenizer, but one that begins every text with token 0, as Gemma's does."""
+    changed = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    changed.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return changed
+
+
+def test_the_beginning_token_follows_the_tokenizer(tokenizer, beginning, text_dir: Path) -> None:
+    text = " ".join(stories(5, 40))
+    name = write(text_dir, "a.jsonl", [text])
+    assert not evaluation_slice(name, tokenizer, 2, 32, shared=False).bos
+    ids = tokenizer(text).input_ids
+    every = len(ids) // 31
+    found = evaluation_slice(name, beginning, every, 32, shared=False)
+    assert found.bos and found.input_ids.shape == (every, 32)
+    assert (found.input_ids[:, 0] == 0).all()
+    assert found.input_ids[:, 1:].flatten().tolist() == ids[: every * 31]
+    assert found.utf8_bytes == len(tokenizer.decode(ids[: every * 31]))
+    assert calibration_slice(name, beginning, 4, 32, 0, shared=False).bos
+
+
+def slice_of(rows: torch.Tensor, corpus: str = "a") -> TextSlice:
+    return TextSlice(rows, corpus, "evaluation", 0, rows.shape[1], False, "", rows.numel(), 0)
+
+
+def test_the_toy_text_is_apart(tokenizer) -> None:
+    calibration = calibration_slice("toystories", tokenizer, 64, 256, 0)
+    check_apart(calibration, evaluation_slice("toystories", tokenizer, 64, 256))
+
+
+def test_the_same_text_under_two_names_is_found(tokenizer, text_dir: Path) -> None:
+    texts = [" ".join(stories(seed, 8)) for seed in range(12)]
+    one, two = write(text_dir, "a.jsonl", texts[:6]), write(text_dir, "b.jsonl", texts[6:])
+    evaluation = evaluation_slice(one, tokenizer, 20, 128, shared=False)
+    calibration = calibration_slice(two, tokenizer, 20, 128, 0, shared=False)
+    check_apart(calibration, evaluation)
+    evaluation = evaluation_slice(two, tokenizer, 20, 128, shared=False)
+    with pytest.raises(TextRefused, match="share") as refused:
+        check_apart(calibration, evaluation)
+    assert refused.value.field == "evaluation_text"
+
+
+@given(st.integers(1, 2 * PASSAGE), st.integers(0, 50), st.integers(0, 50))
+def test_a_passage_is_found_exactly_from_its_length_on(length: int, a: int, b: int) -> None:
+    calibration = torch.arange(600).view(2, 300)
+    evaluation = torch.arange(1000, 1600).view(2, 300)
+    evaluation[1, a : a + length] = calibration[0, b : b + length]
+    if length < PASSAGE:
+        check_apart(slice_of(calibration), slice_of(evaluation))
+    else:
+        with pytest.raises(TextRefused, match=f" {length - PASSAGE + 1} passages"):
+            check_apart(slice_of(calibration), slice_of(evaluation))
+
+
+def test_short_windows_are_compared_whole_between_corpora() -> None:
+    rows = torch.arange(64).view(2, 32)
+    check_apart(slice_of(rows), slice_of(rows + 1, "b"))
+    check_apart(slice_of(rows), slice_of(rows))  # parts of one corpus: apart by construction
+    with pytest.raises(TextRefused, match="2 passages of 32"):
+        check_apart(slice_of(rows), slice_of(rows, "b"))

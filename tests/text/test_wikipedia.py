@@ -1,0 +1,76 @@
+"""What becomes of MediaWiki markup."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from backend.text.wikipedia import SHORTEST_ARTICLE, articles, prose
+
+REST = " This sentence only makes the paragraph long enough to be counted as a paragraph of prose."
+
+
+@pytest.mark.parametrize(
+    ("markup", "plain"),
+    [
+        ("'''Albedo''' is ''whiteness''.", "Albedo is whiteness."),
+        ("A [[dog]] and [[cat (animal)|cats]].", "A dog and cats."),
+        ("See [http://example.org the page] now.", "See the page now."),
+        ("Known<ref name=a>Smith {{p.|3}}</ref> facts<ref name=a/>.", "Known facts."),
+        ("It is {{convert|5|km|mi}} away.", "It is 5 km away."),
+        ("From {{convert|2|to|3|in|cm}} long.", "From 2 to 3 in long."),
+        ("Greek {{lang|grc|ἀναρχία}} means none.", "Greek ἀναρχία means none."),
+        ("Old ({{IPAc-en|a}}; {{lang-la|vetus}}) words.", "Old (vetus) words."),
+        ("Empty ({{IPAc-en|a}}) brackets.", "Empty brackets."),
+        ("A {{outer|{{inner|x}}}}b c.", "A b c."),
+        ("One<!-- hidden --> line<br/>break &mdash; sign.", "One line break — sign."),
+        ("[[File:A.jpg|thumb|A [[nested]] caption]]It stays.", "It stays."),
+    ],
+)
+def test_markup_goes_and_prose_stays(markup: str, plain: str) -> None:
+    assert prose(markup + REST) == plain + REST
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "== A heading ==",
+        "* a list item." + REST,
+        "{| class=x\n| a cell." + REST + "\n{|\n| nested\n|}\n|}",
+        "The sum <math>a + b</math> is missing here." + REST,
+        "A letter written {{angbr|a}} is missing here." + REST,
+        "A short line.",
+        "and the rest of a broken sentence." + REST,
+        "No end of a sentence in this line" + REST[:-1],
+        "== See also ==\nNothing after it is prose." + REST,
+    ],
+)
+def test_what_is_no_prose_is_dropped_whole(markup: str) -> None:
+    assert prose(markup) == ""
+
+
+def test_paragraphs_are_separated_by_a_blank_line() -> None:
+    assert prose(f"One.{REST}\n== Part ==\nTwo.{REST}") == f"One.{REST}\n\nTwo.{REST}"
+
+
+def page(title: str, text: str, ns: int = 0, extra: str = "") -> str:
+    return (
+        f"<page><title>{title}</title><ns>{ns}</ns>{extra}"
+        f"<revision><id>7</id><text>{text}</text></revision></page>"
+    )
+
+
+def test_only_long_articles_are_taken() -> None:
+    long = ("Word." + REST + "\n") * (SHORTEST_ARTICLE // len(REST) + 1)
+    dump = (
+        '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">'
+        + page("Kept", long)
+        + page("Short", "Word." + REST)
+        + page("Talk", long, ns=1)
+        + page("Moved", long, extra='<redirect title="Kept"/>')
+        + "</mediawiki>"
+    )
+    found = list(articles(io.BytesIO(dump.encode())))
+    assert [(a.title, a.revision) for a in found] == [("Kept", "7")]
+    assert found[0].text.count("\n\n") == long.count("\n") - 1
