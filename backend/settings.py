@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; empty: results.db in the data dir.")
     host: str = Field("127.0.0.1", description="Address the dashboard listens on.")
     port: int = Field(7860, ge=0, le=65535, description="Port the dashboard listens on.")
+    browser: bool = Field(True, description="Open a browser when the dashboard starts.")
     model_dirs: tuple[Path, ...] = Field(
         (), description='Further folders models may be read from, as JSON: ["/models"].'
     )

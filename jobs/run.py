@@ -6,6 +6,7 @@ Exit codes are those of `backend.store.states.Exit`, the same for every engine.
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 import traceback
@@ -56,6 +57,7 @@ def carry_out(context: JobContext) -> int:
         context.finish("failed", error_kind=type(error).__name__, error=explain(error))
         return Exit.ERROR
     context.finish("succeeded", stage="done", eta_s=0)
+    shutil.rmtree(context.work, ignore_errors=True)  # only now: a kill before would start anew
     return Exit.DONE
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field
@@ -121,13 +120,12 @@ def run(config: SDSJob, context: JobContext) -> None:
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     measure(loaded, evaluation, config, Stage.DENSE, phases.phase("dense"), context)
     result = run_sds(
-        loaded.model, calibration.input_ids, config, context.work, phases.phase("prune")
+        loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune")
     )
     record(result, context)
     measure_stages(loaded, evaluation, config, phases, context)
     save_model(loaded, result.kept, config, context)
     context.result("run", "work", sum(parts(config, loaded.facts).values()))
-    shutil.rmtree(context.work, ignore_errors=True)
 
 
 def measure_stages(
@@ -143,7 +141,7 @@ def measure_stages(
     stages = stages_of(config)[1:]
     for number, stage in enumerate(stages):
         if not context.has_result(stage, "perplexity"):
-            install(loaded.model, context.work, stage)
+            install(loaded.model, context.checkpoints, stage)
         reporter = phases.phase("evaluate", number, len(stages))
         measure(loaded, evaluation, config, stage, reporter, context)
 
@@ -192,7 +190,7 @@ def save_model(loaded: LoadedModel, kept: Stage, config: SDSJob, context: JobCon
     from backend.methods.sds.pipeline import install
     from backend.models.loading import save, weights_hash
 
-    install(loaded.model, context.work, kept)
+    install(loaded.model, context.checkpoints, kept)
     digest = weights_hash(loaded.model)
     with Checkpoints(context.folder).write("model") as folder:
         save(loaded.model, loaded.tokenizer, folder, card(loaded, kept, config, context.run))

@@ -47,10 +47,10 @@ class LocalEngine:
 
     def poll(self, ref: Ref) -> Poll:
         pid = int(ref["pid"])
-        child = self._children.get(pid)
-        code = child.poll() if child else None  # also reaps it
         if _leader(ref) is not None:
             return Poll("running")
+        child = self._children.get(pid)
+        code = child.wait() if child else None  # dead already: this only reaps it
         if any(_members(pid)) and not _reused(ref):
             self.kill(ref)  # a dead leader's workers must not hold the slot's device
             return Poll("running")

@@ -1,0 +1,51 @@
+"""The sparsity pattern as a person writes it. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Either n:m (keep `n` of every `m` inputs of a row) or unstructured (drop a share of a row).
+
+    Attributes:
+        keep, group: n and m of n:m; both 0 when unstructured.
+        drop: share of the weights that are dropped, 0 < drop < 1.
+    """
+
+    keep: int
+    group: int
+    drop: float
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Reads "2:4", "50%" or "0.5".
+
+        Raises:
+            ValueError: not a pattern; the message says what one looks like.
+        """
+        text = text.strip()
+        if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
+            keep, group = int(match[1]), int(match[2])
+            if not 0 < keep < group:
+                raise ValueError(f"{text} keeps {keep} of {group}: need 0 < n < m, as in 2:4.")
+            return cls(keep, group, 1 - keep / group)
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text):
+            drop = float(match[1]) / (100 if match[2] else 1)
+            if not 0 < drop < 1:
+                raise ValueError(f"{text} is not between 0 and 100 %, as in 50%.")
+            return cls(0, 0, drop)
+        raise ValueError(f"{text!r} is not a pattern. Write 2:4, 4:8 or 50%.")
+
+    @property
+    def structured(self) -> bool:
+        return self.group > 0
+
+    def divides(self, columns: int) -> bool:
+        """Whether rows of `columns` inputs can carry this pattern."""
+        return not self.structured or columns % self.group == 0
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.group}" if self.structured else f"{self.drop * 100:g}%"

@@ -1,0 +1,89 @@
+"""Step 2: back to dense weights that remember the first pruning.
+
+From W_sparse, all weights (the zeros too) move until the layer answers as the dense one did:
+
+    W_redense = argmin_W  || W X - W_dense X ||^2 + l1 |W|_1 + l2 |W|^2          start: W_sparse
+
+With H of full rank and no penalty the minimum is W_dense itself, which would undo step 1: the way
+there is the method. Descent restores the strong input directions first,
+
+    W_T = W_dense + (W_sparse - W_dense) (I - eta H)^T,
+
+and leaves the weak ones as pruned. Hence few steps. Three solvers:
+
+    gram    accelerated proximal gradient on H, penalties relative to the layer (ours; default)
+    ridge   (W_dense H + a W_sparse) (H + a I)^-1, a ~ 1 / (eta T)              (ours)
+    sgd     the paper's: one segment a step, penalties on the mean of |W| and W^2; slow
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softshrink
+
+from backend.methods.sds.config import SDSConfig
+from backend.methods.sds.descent import proximal_descent
+from backend.methods.sds.gram import Inputs, Need, cholesky
+
+Solve = Callable[[Tensor, Tensor, Inputs, SDSConfig], Tensor]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A re-dense solver and what it must know of a layer's inputs."""
+
+    solve: Solve
+    needs: Need
+
+
+def by_gram(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -> Tensor:
+    """`redense_steps` steps of FISTA from W_sparse. All weights [out, in].
+
+    a1 = l1 mean(diag H) mean|W_dense|,  a2 = l2 mean(diag H).
+    """
+    energy = inputs.energy.mean().item()
+    a1, a2 = config.l1 * energy * dense.abs().mean().item(), config.l2 * energy
+
+    def soft_threshold(point: Tensor, step: float) -> Tensor:
+        return softshrink(point, a1 * step) if a1 > 0 else point
+
+    path = proximal_descent(sparse, dense, inputs.gram, config.redense_steps, soft_threshold, a2)
+    return deque(path, maxlen=1)[0][0]
+
+
+def by_ridge(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -> Tensor:
+    """Closed form, W_dense + a (W_sparse - W_dense) (H + a I)^-1 with a = ridge mean(diag H)."""
+    a = config.ridge * inputs.energy.mean()
+    if a == 0:
+        return sparse
+    pulled = inputs.gram + torch.diag(a.expand(len(inputs.gram)))
+    W = dense + a * torch.cholesky_solve((sparse - dense).T, cholesky(pulled)).T
+    return torch.where(inputs.energy == 0, sparse, W)
+
+
+def by_sgd(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -> Tensor:
+    """Stochastic gradient descent on the mean squared error, a shuffled segment a step.
+
+    Per segment: mean over tokens and outputs of ((W - W_dense) x)^2 + l1 mean|W| + l2 mean W^2.
+    """
+    W = sparse.clone()
+    order = torch.Generator().manual_seed(0)
+    for _ in range(config.sgd_epochs):
+        for segment in torch.randperm(len(inputs.segments), generator=order).tolist():
+            gradient = ((W - dense) @ inputs.segments[segment]).mul_(2 / len(W))
+            gradient.add_(W.sign(), alpha=config.l1 / W.numel())
+            gradient.add_(W, alpha=2 * config.l2 / W.numel())
+            W.sub_(gradient, alpha=config.sgd_rate)
+    return W
+
+
+SOLVERS: dict[str, Solver] = {
+    "gram": Solver(by_gram, Need.GRAM),
+    "ridge": Solver(by_ridge, Need.GRAM),
+    "sgd": Solver(by_sgd, Need.SEGMENTS),
+}

@@ -1,0 +1,115 @@
+"""Statistics against numpy on plain arrays; invariants of the histogram for any tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from backend.statistics.order import ascending
+from backend.statistics.snapshots import Scale, histogram, scale_of, snapshot, tensor_statistics
+from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
+
+FLOATS = st.floats(-4, 4, width=32).map(lambda x: np.float32(round(x, 2)))
+MATRICES = st.tuples(st.integers(1, 7), st.integers(1, 9)).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=FLOATS)
+)
+
+
+def taken(weight: torch.Tensor, scale: Scale, **more: float) -> TensorSnapshot:
+    return snapshot(weight, scale, tensor="a.weight", block=3, module="a", stage="first", more=more)
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    W = torch.randn(64, 48, generator=torch.Generator().manual_seed(1)) * 0.02 + 0.001
+    return W * (torch.rand(64, 48, generator=torch.Generator().manual_seed(2)) > 0.3)
+
+
+def test_figures_are_numpys(weight: torch.Tensor) -> None:
+    w = weight.double().numpy().ravel()
+    z = (w - w.mean()) / w.std()
+    expected = {
+        "zero_share": (w == 0).mean(),
+        "near_zero": (np.abs(w) < 0.05 * 0.03).mean(),
+        "mean": w.mean(),
+        "std": w.std(),
+        "skewness": (z**3).mean(),
+        "kurtosis": (z**4).mean(),
+        "min": w.min(),
+        "max": w.max(),
+        "l1": np.abs(w).sum(),
+        "l2": np.sqrt((w**2).sum()),
+    }
+    figures = tensor_statistics(weight, dense_std=0.03)
+    assert figures == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_a_bell_curve_has_kurtosis_three() -> None:
+    W = torch.randn(1000, 300, generator=torch.Generator().manual_seed(0))
+    assert tensor_statistics(W, 1.0)["kurtosis"] == pytest.approx(3, abs=0.05)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.5])
+def test_a_constant_tensor_has_finite_figures(value: float) -> None:
+    W = torch.full((4, 4), value)
+    found = taken(W, scale_of(W))
+    assert all(np.isfinite(x) for x in (*found.stats.values(), *found.quantiles, found.hi))
+    assert found.hi > 0
+    assert found.stats["kurtosis"] == 0
+
+
+def test_quantiles_are_numpys(weight: torch.Tensor) -> None:
+    expected = np.quantile(weight.numpy().astype(np.float64), QUANTILES)
+    assert taken(weight, scale_of(weight)).quantiles == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+@given(MATRICES, st.floats(0.01, 5))
+@settings(max_examples=200, deadline=None)
+def test_nothing_is_lost_or_counted_twice(values: np.ndarray, edge: float) -> None:
+    found = taken(torch.from_numpy(values), Scale(edge, 1.0))
+    assert found.n == values.size
+    assert found.zeros == (values == 0).sum()
+    assert found.counts.shape == (BINS,) and found.counts.min() >= 0
+    assert found.below == (values < np.float32(-edge)).sum()
+    assert found.above == (values > np.float32(edge)).sum()
+    assert found.counts.sum() + found.zeros + found.below + found.above == found.n
+
+
+@given(MATRICES)
+@settings(max_examples=100, deadline=None)
+def test_bins_are_numpys(values: np.ndarray) -> None:
+    counts, *_ = histogram(ascending(torch.from_numpy(values).flatten()), 2.0)
+    edges = np.linspace(-2, 2, BINS + 1)  # exact in binary, as numpy's arithmetic needs
+    expected, _ = np.histogram(values[values != 0], edges)
+    assert counts.tolist() == expected.tolist()
+
+
+def test_stages_share_edges_and_nearly_all_dense_values_fit() -> None:
+    dense = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    scale = scale_of(dense)
+    grown = taken(dense * 1.3, scale)
+    assert (grown.lo, grown.hi) == (-scale.edge, scale.edge)
+    assert grown.below + grown.above < 0.001 * grown.n
+
+
+def test_what_the_method_adds_is_kept(weight: torch.Tensor) -> None:
+    found = taken(weight, scale_of(weight), relative_error=0.25)
+    assert found.stats["relative_error"] == 0.25
+    assert (found.tensor, found.block, found.module) == ("a.weight", 3, "a")
+
+
+def test_bfloat16_weights_are_measured_as_float32(weight: torch.Tensor) -> None:
+    half = weight.bfloat16()
+    scale = scale_of(half.float())
+    assert taken(half, scale).stats == taken(half.float(), scale).stats
+
+
+@given(MATRICES)
+@settings(max_examples=50, deadline=None)
+def test_ascending_sorts_the_last_dimension(values: np.ndarray) -> None:
+    found = ascending(torch.from_numpy(values))
+    assert torch.equal(found, torch.from_numpy(values).sort(dim=-1).values)
