@@ -1,6 +1,6 @@
 """One SDS run as people start it, through the queue: perplexity of each stage, minutes, memory.
 
-    make bench-sds ARGS="--preset 'quick look' --pattern 50%"
+make bench-sds ARGS="--preset 'quick look' --pattern 50%"
 """
 
 from __future__ import annotations

@@ -1,0 +1,133 @@
+"""From a click to its chart, and what open pages cost a running job.
+
+    make bench-dashboard
+
+Click: a heatmap cell on Weights, until the histogram of that tensor is drawn; a warm page, the
+largest stored run. Ten tabs: CPU seconds of a fixed piece of work, alone and beside ten open pages
+that follow a live run, alternated; the median of the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+from rich.table import Table
+
+from backend.store import queries
+from backend.store.migrate import upgrade
+from tests.browser.chromium import find
+
+CLICKS = 20
+TABS = 10
+ROUNDS = 3
+WORK = (
+    "import torch; torch.set_num_threads(2); a = torch.rand(1500, 1500)\nfor _ in range(60): a @ a"
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+DRAWN = """() => new Promise(done => {
+  const plot = document.querySelector('#weights-overlay .js-plotly-plot');
+  plot.once('plotly_afterplot', () => done(performance.now()));
+})"""
+
+
+@contextmanager
+def dashboard() -> Iterator[str]:
+    """A dashboard of its own on the current data folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = {"SLIMSCOPE_PORT": str(port), "SLIMSCOPE_BROWSER": "false"}
+    process = subprocess.Popen([sys.executable, "app.py"], env={**os.environ, **own})
+    try:
+        with socket.socket() as probe:
+            while probe.connect_ex(("127.0.0.1", port)):
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+
+
+def largest_run() -> str:
+    """The run with the most tensors stored."""
+    sizes = {job.run: len(queries.tensor_table(job.id)) for job in queries.jobs(limit=20)}
+    if not sizes or not max(sizes.values()):
+        sys.exit("No run has stored weights yet. First: make bench-sds ARGS='--model toy'")
+    return max(sizes, key=lambda run: sizes[run])
+
+
+def clicks(page: Page, url: str) -> list[float]:
+    """Milliseconds from a click in the heatmap to the redrawn histogram."""
+    page.goto(f"{url}/weights?run={largest_run()}")
+    page.locator("#weights-overlay .nsewdrag").first.wait_for()
+    box = page.locator("#weights-heatmap .nsewdrag").first.bounding_box()
+    assert box is not None
+    taken = []
+    for n in range(CLICKS + 2):
+        before = page.locator("#weights-tensor input").input_value()
+        x = box["x"] + box["width"] * ((n * 7) % CLICKS + 0.5) / (CLICKS + 1)
+        y = box["y"] + box["height"] * ((n * 3) % 7 + 0.5) / 7
+        start = page.evaluate("performance.now()")
+        page.mouse.click(x, y)
+        page.wait_for_function(
+            "old => document.querySelector('#weights-tensor input').value !== old", arg=before
+        )
+        page.wait_for_timeout(0)
+        taken.append(page.evaluate("performance.now()") - start)
+    return taken[2:]
+
+
+def work() -> float:
+    """Seconds of a fixed piece of work in its own process."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", WORK], check=True)
+    return time.perf_counter() - start
+
+
+def tabs(browser: Browser, url: str) -> list[float]:
+    """Ratios of the work's time beside ten open pages to its time alone."""
+    ratios = []
+    for _ in range(ROUNDS):
+        alone = work()
+        pages = [browser.new_page() for _ in range(TABS)]
+        for number, page in enumerate(pages):
+            page.goto(f"{url}/{('jobs', 'runs', '', 'weights')[number % 4]}")
+        time.sleep(5)
+        ratios.append(work() / alone)
+        for page in pages:
+            page.close()
+    return ratios
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    upgrade()
+    with dashboard() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
+        taken = sorted(clicks(browser.new_page(), url))
+        ratios = tabs(browser, url)
+        browser.close()
+    figures = {
+        "click_ms_median": round(statistics.median(taken)),
+        "click_ms_p95": round(taken[int(0.95 * (len(taken) - 1))]),
+        "ten_tabs_ratio": round(statistics.median(ratios), 3),
+    }
+    table = Table("what", "figure", title="Dashboard")
+    for name, value in figures.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What this product is for, done by hand in a browser: launch, watch, lose the process, come back,
+look at the weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from backend.store import queries
+from backend.store.states import State
+from tests.browser.conftest import Dashboard
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+
+def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
+    """Fills the form for a run on the toy model that takes some seconds, and queues it."""
+    page.goto(f"{url}/launch")
+    model = page.locator("#field-model input")
+    model.fill("toy")
+    model.press("Enter")
+    page.locator("#launch-name textarea, #launch-name input").first.fill(name)
+    page.get_by_role("button", name=re.compile("Advanced")).click()
+    page.locator("#field-adjust-steps input").fill(str(steps))
+    page.locator("#field-adjust-steps input").press("Tab")
+    expect(page.locator("#launch-preview")).to_contain_text("--model toy")
+    page.locator("#launch-add").click()
+    expect(page.locator("#launch-said")).to_contain_text("was added")
+
+
+def wait_until(run: int, *states: State, stage: str = "") -> State:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        job = queries.job(run)
+        if job.state in states and stage in job.stage:
+            return State(job.state)
+        time.sleep(0.1)
+    raise AssertionError(f"{run} is {queries.job(run).state}: {queries.job(run).stage}")
+
+
+def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard: Dashboard) -> None:
+    evil = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>"
+    launch_on_toy(page, dashboard.url, steps=600, name=evil)
+    page.goto(f"{dashboard.url}/run?id=sds-0001")
+    wait_until(1, State.RUNNING, stage="Weight adjustment")
+    expect(page.locator("#run-head")).to_contain_text("running")
+    expect(page.locator("#frame-status-line")).to_contain_text(re.compile(r"\d+ %"))
+
+    ref = queries.attempts(1)[0].engine_ref
+    assert ref is not None
+    os.kill(ref["pid"], signal.SIGKILL)
+    assert wait_until(1, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
+    first, second = queries.attempts(1)
+    assert first.outcome is None and second.outcome == "succeeded"
+    expect(page.locator("#run-head")).to_contain_text("succeeded")  # without a reload
+    expect(page.locator("#run-figures")).to_contain_text("Second pruning (SDS)")
+    assert page.evaluate("document.body.dataset.x") is None  # text stayed text
+    assert evil in page.locator("body").inner_text()
+
+    page.goto(f"{dashboard.url}/weights?run=sds-0001")
+    zeros_on_screen_are_those_stored(page)
+    click_a_cell_moves_everything(page)
+
+
+def zeros_on_screen_are_those_stored(page: Page) -> None:
+    table = page.locator("#weights-table")
+    expect(table).to_contain_text("First pruning")
+    tensor = "model.layers.0.self_attn.q_proj.weight"
+    for snapshot in queries.tensor_snapshots(1, tensor):
+        counted = snapshot.counts.sum() + snapshot.zeros + snapshot.below + snapshot.above
+        assert counted == snapshot.n
+        if snapshot.stage == "first":
+            row = table.locator("tr", has_text=re.compile(r"^\s*First pruning\s*\n?\s*[\d,]"))
+            expect(row.first).to_contain_text(f"{100 * snapshot.zeros / snapshot.n:.2f}")
+            legend = f"{100 * snapshot.zeros / snapshot.n:.1f} % exact zeros"
+            expect(page.locator("#weights-overlay")).to_contain_text(legend)
+
+
+def click_a_cell_moves_everything(page: Page) -> None:
+    """A click in the heatmap changes the tensor, the chart, the table and the address."""
+    drag = page.locator("#weights-heatmap .nsewdrag").first
+    drag.wait_for()
+    box = drag.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] * 0.83, box["y"] + box["height"] * 0.93)
+    expect(page).to_have_url(re.compile("tensor=model.layers.2.mlp.down_proj"))
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)  # the address alone brings the same view back
+    expect(page.locator("#weights-tensor")).to_contain_text("")
+    expect(page.locator("#weights-tensor input")).to_have_value(re.compile("Block 2, down_proj"))
+
+
+def test_killing_the_dashboard_stops_no_run(page: Page, dashboard: Dashboard) -> None:
+    launch_on_toy(page, dashboard.url, steps=1900)
+    wait_until(1, State.RUNNING, stage="Weight adjustment")
+    page.close()
+    dashboard.process.kill()
+    dashboard.process.wait()
+    before = queries.job(1).done
+    deadline = time.monotonic() + 60
+    while queries.job(1).done <= before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert queries.job(1).done > before
