@@ -35,10 +35,9 @@ WORK = (
     "import torch; torch.set_num_threads(2); a = torch.rand(1500, 1500)\nfor _ in range(60): a @ a"
 )
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-DRAWN = """() => new Promise(done => {
-  const plot = document.querySelector('#weights-overlay .js-plotly-plot');
-  plot.once('plotly_afterplot', () => done(performance.now()));
-})"""
+BINS = """() => JSON.stringify(
+  document.querySelector('#weights-overlay .js-plotly-plot').data.map(trace => trace.y))"""
+REDRAWN = f"old => ({BINS})() !== old"
 
 
 @contextmanager
@@ -74,15 +73,12 @@ def clicks(page: Page, url: str) -> list[float]:
     assert box is not None
     taken = []
     for n in range(CLICKS + 2):
-        before = page.locator("#weights-tensor input").input_value()
+        before = page.evaluate(BINS)
         x = box["x"] + box["width"] * ((n * 7) % CLICKS + 0.5) / (CLICKS + 1)
         y = box["y"] + box["height"] * ((n * 3) % 7 + 0.5) / 7
         start = page.evaluate("performance.now()")
         page.mouse.click(x, y)
-        page.wait_for_function(
-            "old => document.querySelector('#weights-tensor input').value !== old", arg=before
-        )
-        page.wait_for_timeout(0)
+        page.wait_for_function(REDRAWN, arg=before, polling=10)
         taken.append(page.evaluate("performance.now()") - start)
     return taken[2:]
 

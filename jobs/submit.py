@@ -27,8 +27,10 @@ def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else None
         reason = str(first["msg"]).removeprefix("Value error, ")
+        info = kind_named(kind).config.model_fields.get(name or "")
+        title = (info.title if info else None) or name or "The config"
         raise ConfigRefused(
-            f"{name or 'The config'} was not accepted.", f"{reason}.".replace("..", "."), "", name
+            f"{title} was not accepted.", f"{reason}.".replace("..", "."), "", name
         ) from error
 
 

@@ -8,6 +8,7 @@ artifacts/sds-0042/            the run's folder
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 from backend.settings import settings
@@ -34,7 +35,8 @@ def read_log(run: str, attempt: int, after: int | None = None) -> tuple[str, int
     """The log of an attempt from byte `after` on, or its last part; and where to go on.
 
     Returns:
-        Whole text (invalid bytes replaced) and the byte offset behind it; ("", 0) without a log.
+        Text up to the last whole character (invalid bytes replaced) and the byte offset behind
+        it; ("", 0) without a log.
     """
     path = log_file(run, attempt)
     if not path.exists():
@@ -44,4 +46,7 @@ def read_log(run: str, attempt: int, after: int | None = None) -> tuple[str, int
     with path.open("rb") as file:
         file.seek(start)
         data = file.read()
-    return data.decode("utf-8", "replace"), start + len(data)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)
+    pending, _ = decoder.getstate()
+    return text, start + len(data) - len(pending)

@@ -96,7 +96,7 @@ def cancel(run: str | int, actor: Actor) -> State:
             return State.CANCELLED
         job = session.get_one(Job, job_id)
         if job.state in LIVE:
-            job.desired = "kill" if job.desired == "stop" else "stop"
+            job.desired = "stop" if job.desired == "run" else "kill"
             job.desired_at = job.desired_at or now
             note(session, job_id, f"asked to {job.desired}", actor.name)
         return State(job.state)

@@ -1,0 +1,134 @@
+"""A data folder with runs whose statistics were measured on the toy model, pruned by magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import backend.models.toy
+from backend.settings import Settings
+from backend.statistics.snapshots import scale_of, snapshot
+from backend.store.migrate import upgrade
+from backend.store.session import now_ms, writing
+from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
+from jobs.context import tensor_row
+
+HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
+PERPLEXITIES = {
+    "dense": 4.9,
+    "first": 8.2,
+    "control": 6.1,
+    "redense": 5.6,
+    "second": 7.0,
+    "sds": 5.9,
+}
+TOY = Path(backend.models.toy.__file__).parent / "model.safetensors"
+
+
+def keep_2_of_4(weight: Tensor) -> Tensor:
+    """`weight` [out, in] with the two smallest of every four inputs set to zero."""
+    groups = weight.unflatten(-1, (-1, 4))
+    smallest = groups.abs().argsort(dim=-1)[..., :2]
+    return groups.scatter(-1, smallest, 0.0).flatten(-2)
+
+
+def stages_of(dense: Tensor) -> dict[str, Tensor]:
+    """What magnitude pruning and a crude re-dense step make of one tensor."""
+    first = keep_2_of_4(dense)
+    redense = first + 0.4 * (dense - first)
+    second = keep_2_of_4(redense)
+    return {
+        "dense": dense,
+        "first": first,
+        "control": first * 1.02,
+        "redense": redense,
+        "second": second,
+        "sds": second * 1.05,
+    }
+
+
+def tensor_rows(job_id: int, tensors: dict[str, Tensor], stages: int = 6) -> Iterator[Table]:
+    """The rows of every linear layer of a Llama's blocks at its first `stages` stages."""
+    for name, weight in sorted(tensors.items()):
+        if ".layers." not in name or "norm" in name:
+            continue
+        place = name.split(".layers.")[1].removesuffix(".weight")
+        block, module = place.split(".", 1)
+        dense = weight.float()
+        scale, made = scale_of(dense), stages_of(dense)
+        for stage, now in list(made.items())[:stages]:
+            more = {
+                "relative_error": ((now - dense).norm() / dense.norm()).item(),
+                "mask_overlap": mask_overlap(now, made["first"]),
+            }
+            yield tensor_row(
+                job_id,
+                snapshot(
+                    now, scale, tensor=name, block=int(block), module=module, stage=stage, more=more
+                ),
+            )
+
+
+def mask_overlap(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of the weights that are not zero."""
+    return ((a != 0) & (b != 0)).sum().item() / ((a != 0) | (b != 0)).sum().item()
+
+
+def job_row(job_id: int, state: str, **values: object) -> Job:
+    """A job queued a little before now."""
+    now = now_ms() - 60_000 * (20 - job_id)
+    row = {
+        "id": job_id, "kind": "sds", "name": "", "owner": "local", "state": state,
+        "config": {"model": "toy", "pattern": "2:4", "base": "magnitude"},
+        "config_hash": "0" * 64, "created_at": now, "queued_at": now, "started_at": now + 1000,
+    }  # fmt: skip
+    return Job(**(row | values))
+
+
+def result_rows(job_id: int) -> Iterator[Result]:
+    """Perplexity of every stage."""
+    for stage, value in PERPLEXITIES.items():
+        yield Result(
+            job_id=job_id, stage=stage, metric="perplexity", value=value, stderr=value / 50,
+            n=4080, details={"corpus": "toystories", "context": 256},
+        )  # fmt: skip
+
+
+def seed(tensors: dict[str, Tensor]) -> None:
+    """Fills the current data folder: sds-0001 has ended, sds-0002 runs, sds-0003 waits, sds-0004
+    failed, sds-0005 ended without weight statistics."""
+    upgrade()
+    now = now_ms()
+    error = {"what": "The model ran out of memory.", "why": HOSTILE, "do": "Use fewer segments."}
+    rows: list[Table] = [
+        job_row(1, "succeeded", name=HOSTILE, finished_at=now - 500_000, done=1, total=1),
+        job_row(2, "running", name="half way", done=0.61, total=1.0, eta_s=270.0, stage="Block 2"),
+        job_row(3, "queued", name="next", started_at=None),
+        job_row(4, "failed", finished_at=now, error=error, error_kind="MethodFailed"),
+        job_row(5, "cancelled", name="no statistics", finished_at=now),
+    ]
+    rows += [Event(job_id=i, at=now, type="queued", actor="local") for i in range(1, 6)]
+    rows += [*tensor_rows(1, tensors), *tensor_rows(2, tensors, stages=2), *result_rows(1)]
+    rows += [
+        MetricPoint(job_id=2, name=f"error/{stage}", step=i, at=now, value=0.03 * k + i / 99)
+        for k, stage in enumerate(("first", "redense", "sds"), 1)
+        for i in range(3)
+    ]
+    rows.append(Supervisor(host="here", pid=1, beat_at=now, version="0.1.0"))
+    with writing() as session:
+        session.add_all(rows[:5])
+        session.flush()
+        session.add_all(rows[5:])
+
+
+@pytest.fixture
+def seeded(current: Settings) -> Settings:
+    """The settings of a data folder filled by `seed` with the toy model's tensors."""
+    torch.set_num_threads(1)
+    seed(load_file(TOY))
+    return current

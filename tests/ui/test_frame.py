@@ -1,0 +1,144 @@
+"""Who asks, what the address says, what the status strip tells, and what every page holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import pytest
+from plotly.offline import get_plotlyjs
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from backend.settings import Settings
+from backend.store.session import writing
+from backend.store.tables import Job
+from ui import app, frame
+from ui.scripts import FOREVER, SCRIPT_URL
+
+
+def asked(address: str = "127.0.0.1", query: dict[str, str] | None = None, **headers: str) -> Any:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return gr.Request(
+        client={"host": address, "port": 1},
+        headers={"host": "localhost:7860"} | names,
+        query_params=query or {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "role"),
+    [
+        (asked(), "host"),
+        (asked("::1", host="[::1]:7860"), "host"),
+        (asked("10.0.0.7"), "guest"),
+        (asked(x_forwarded_for="10.0.0.7"), "guest"),
+        (asked(X_Forwarded_For="127.0.0.1"), "guest"),
+        (asked(forwarded="for=10.0.0.7"), "guest"),
+        (asked(host="slimscope.example:7860"), "guest"),
+        (asked(host=""), "guest"),
+        (asked("not an address"), "guest"),
+        (None, "guest"),
+    ],
+)
+def test_only_who_sits_at_this_machine_is_the_host(request_: Any, role: str) -> None:
+    assert frame.actor(request_).role == role
+
+
+def test_the_address_is_read_with_care() -> None:
+    request = asked(query={"run": "sds-0042", "bad": "<img>", "y": "cubic", "long": "a" * 500})
+    assert frame.query(request, "run") == "sds-0042"
+    assert frame.query(request, "absent", "x") == "x"
+    assert frame.query(request, "bad", "x") == "x"
+    assert frame.query(request, "long", "x") == "x"
+    assert frame.query(request, "y", "linear", ("linear", "log")) == "linear"
+
+
+@pytest.fixture
+def client(seeded: Settings) -> Iterator[TestClient]:
+    frame._pulse.cache_clear()
+    routes = app.launch_options()["app_kwargs"]["routes"]
+    with TestClient(Starlette(routes=routes), client=("127.0.0.1", 1)) as made:
+        yield made
+    frame._pulse.cache_clear()
+
+
+LOCAL = {"host": "localhost:7860"}
+
+
+def test_pulse_tells_what_runs_and_moves_only_with_the_database(client: TestClient) -> None:
+    first = client.get("/slimscope/pulse", headers=LOCAL).json()
+    assert first["live"] and "61 %, about 4 min left" in first["html"]
+    assert 'href="run?id=sds-0002"' in first["html"] and "1 queued" in first["html"]
+    frame._pulse.cache_clear()
+    assert client.get("/slimscope/pulse", headers=LOCAL).json() == first
+    with writing() as session:
+        session.get_one(Job, 2).done = 0.7
+    frame._pulse.cache_clear()
+    assert client.get("/slimscope/pulse", headers=LOCAL).json()["cursor"] != first["cursor"]
+
+
+def test_a_guest_is_told_so(client: TestClient) -> None:
+    html = {
+        name: client.get("/slimscope/pulse", headers=headers).json()["html"]
+        for name, headers in {"host": LOCAL, "guest": LOCAL | {"forwarded": "for=x"}}.items()
+    }
+    assert "guest" in html["guest"] and "guest" not in html["host"]
+
+
+def test_ten_open_pages_look_at_the_database_once_a_second(client: TestClient) -> None:
+    for _ in range(10):
+        client.get("/slimscope/pulse", headers=LOCAL)
+    assert frame._pulse.cache_info().misses <= 2
+
+
+def test_the_plotly_script_is_the_packages_own_compressed_and_kept(client: TestClient) -> None:
+    plain = client.get(f"/{SCRIPT_URL}", headers={"accept-encoding": "identity"})
+    packed = client.get(f"/{SCRIPT_URL}", headers={"accept-encoding": "gzip"})
+    assert plain.content == packed.content == get_plotlyjs().encode()
+    assert packed.headers["content-encoding"] == "gzip"
+    assert int(packed.headers["content-length"]) < len(plain.content) / 2.5
+    assert {plain.headers["cache-control"], packed.headers["cache-control"]} == {FOREVER}
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return app.build().get_config_file()
+
+
+def test_every_page_has_a_header_that_knows_where_it_is(config: dict[str, Any]) -> None:
+    by_id = {c["id"]: c for c in config["components"]}
+    assert [path for path, _, _ in config["pages"]] == [p.path for p in app.PAGES]
+    for page in app.PAGES:
+        held = [by_id[i]["props"] for i in config["page"][page.path]["components"]]
+        headers = [p for p in held if p.get("elem_id") == "frame-header"]
+        assert len(headers) == 1
+        current = f'<a href="{page.path or "./"}" aria-current="page">{page.name}</a>'
+        assert (current in headers[0]["value"]) == page.in_navbar
+        headings = [p for p in held if str(p.get("value", "")).startswith("<h1>")]
+        assert len(headings) == page.heading
+
+
+def test_nothing_is_drawn_by_gradios_own_plot_and_nothing_is_named_twice(
+    config: dict[str, Any],
+) -> None:
+    assert "plot" not in {c["type"] for c in config["components"]}
+    for page in app.PAGES:
+        own = {*config["page"][page.path]["components"]}
+        ids = [c["props"].get("elem_id") for c in config["components"] if c["id"] in own]
+        named = [i for i in ids if i]
+        assert len(named) == len(set(named))
+
+
+def test_no_reader_is_offered_as_an_api(config: dict[str, Any]) -> None:
+    public = [d for d in config["dependencies"] if d.get("api_visibility") == "public"]
+    assert not [d for d in public if d.get("backend_fn")]
+
+
+def test_nothing_is_asked_of_other_hosts() -> None:
+    options = app.launch_options()
+    assert not options["theme"]._stylesheets and not options["theme"]._font_css
+    for text in (options["css"], options["head"]):
+        assert "http://" not in text and "https://" not in text
+    assert options["footer_links"] == [] and not options["run_history"]

@@ -1,0 +1,134 @@
+"""The launch page: preview, refusal, queueing, and what there is to choose from."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from backend.queue import supervisor
+from backend.settings import Settings
+from backend.store import queries
+from jobs.kinds import Kind, kinds
+from ui.pages import launch
+
+TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
+
+
+def asked(host: str = "127.0.0.1") -> Any:
+    return SimpleNamespace(
+        query_params={}, client=SimpleNamespace(host=host), headers={"host": "localhost"}
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "ensure", lambda: None)
+
+
+@pytest.fixture
+def sds(seeded: Settings) -> Kind:
+    return kinds()["sds"]
+
+
+def test_the_preview_tells_model_cost_and_command(sds: Kind) -> None:
+    html, error = launch.preview_of(sds, TOY)
+    assert error is None
+    assert "Toy stories" in html and "weights" in html
+    assert "Memory" in html and "Time" in html
+    assert "--model toy" in html.replace('<span class="nowrap">', "").replace("</span>", "")
+
+
+def test_warnings_are_part_of_the_preview(sds: Kind) -> None:
+    html, _ = launch.preview_of(sds, TOY | {"segments": 1, "context": 16})
+    assert "⚠" in html
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"pattern": "5:3"}, "pattern"),
+        ({"pattern": "3:7"}, "pattern"),
+        ({"segments": None}, "segments"),
+        ({"l1": 99}, "l1"),
+        ({"model": "/etc/passwd"}, "model"),
+        ({"model": "nothing"}, "model"),
+        ({"evaluation_text": "nothing"}, "evaluation_text"),
+    ],
+)
+def test_what_cannot_work_names_its_field_before_it_is_queued(
+    sds: Kind, values: dict[str, Any], field: str
+) -> None:
+    html, error = launch.preview_of(sds, TOY | values)
+    assert error is not None and error.field == field
+    assert "slimscope submit" in html
+    before = len(queries.jobs())
+    said, refused = launch.enqueue(sds, "", TOY | values, asked())
+    assert refused is not None and refused.field == field
+    assert 'role="alert"' in said["value"] and len(queries.jobs()) == before
+
+
+def test_a_queued_run_is_confirmed_with_link_and_place(sds: Kind) -> None:
+    said, error = launch.enqueue(sds, " mine ", TOY, asked())
+    job = queries.jobs()[0]
+    assert error is None
+    assert f'href="run?id={job.run}"' in said["value"] and "number 2" in said["value"]
+    assert (job.name, job.owner, job.config["model"]) == ("mine", "local", "toy")
+
+
+def test_a_guest_is_refused_by_the_service(sds: Kind) -> None:
+    said, error = launch.enqueue(sds, "", TOY, asked("10.0.0.7"))
+    assert error is not None and "may not" in said["value"]
+    assert len(queries.jobs()) == 5
+
+
+def test_hostile_values_are_text_in_preview_and_refusal(sds: Kind) -> None:
+    bad = "<img src=x onerror=alert(1)>${1+1}"
+    html, error = launch.preview_of(sds, TOY | {"pattern": bad})
+    said, _ = launch.enqueue(sds, bad, TOY | {"pattern": bad}, asked())
+    for shown in (html, said["value"]):
+        assert "<img" not in shown and "${" not in shown
+    assert error is not None
+
+
+def test_models_and_texts_are_offered_by_title(current: Settings) -> None:
+    assert "toy" in [name for _, name in launch.models()]
+    calibration = [name for _, name in launch.texts("calibration")]
+    evaluation = [name for _, name in launch.texts("evaluation")]
+    assert calibration[0] == evaluation[0] == "auto"
+    assert "self" in calibration and "self" not in evaluation
+
+
+def arrival(**query: str) -> dict[str, Any]:
+    """What the page is told when it is opened at this address, by the elements' ids."""
+    with gr.Blocks() as page:
+        launch.build()
+    arrive = next(f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "arrive")
+    request = asked(query.pop("host", "127.0.0.1"))
+    request.query_params = query
+    return {component.elem_id: update for component, update in arrive(request).items()}
+
+
+def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
+    told = arrival(**{"from": "sds-0001"})
+    assert told["field-base"]["value"] == "magnitude"
+    assert told["field-model"]["value"] == "toy"
+    assert told["field-segments"]["value"] == 32
+    assert told["launch-name"] == queries.job(1).name
+    assert told["launch-kind"] == "sds"
+
+
+@pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
+def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -> None:
+    told = arrival(**{"from": old})
+    assert "field-base" not in told and "launch-kind" not in told
+    assert "value" not in told["field-model"]
+
+
+def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
+    told = arrival(host="10.0.0.7")
+    assert told["launch-add"]["interactive"] is False
+    assert "Guests may look" in told["launch-said"]["value"]
+    assert "launch-add" not in arrival()

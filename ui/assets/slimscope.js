@@ -1,0 +1,222 @@
+/* What the pages do in the browser. Python puts `slimscope.NAME(...)` into the components. */
+window.slimscope = (() => {
+  /* All pages are neighbours, so links need no <base>; with one, the gradients and clip paths of a
+     chart would point to the address it was drawn at, and vanish when the address changes. */
+  document.querySelector("base")?.remove();
+
+  const THEME = "slimscope-theme";
+  const dark = () => document.body.classList.contains("dark");
+
+  /* --- the frame ------------------------------------------------------------------------- */
+
+  function wanted() {
+    const kept = localStorage.getItem(THEME);
+    return kept ? kept === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  }
+
+  function applyTheme() {
+    if (dark() !== wanted()) document.body.classList.toggle("dark", wanted());
+    const button = document.getElementById("frame-theme");
+    if (button) {
+      button.setAttribute("aria-pressed", String(dark()));
+      button.textContent = dark() ? "Light" : "Dark";
+      button.setAttribute("aria-label", dark() ? "Use light colours" : "Use dark colours");
+    }
+  }
+
+  function applyTitle() {
+    const heading = document.querySelector("h1");
+    const title = heading ? `${heading.textContent.trim()} · Slimscope` : "Slimscope";
+    if (document.title !== title) document.title = title;
+  }
+
+  function header(element) {
+    element.querySelector("#frame-theme").onclick = () => {
+      localStorage.setItem(THEME, dark() ? "light" : "dark");
+      applyTheme();
+    };
+    element.querySelector("#frame-skip").onclick = () => {
+      const main = document.getElementById("main");
+      main.tabIndex = -1;
+      main.focus();
+    };
+    applyTheme();
+    applyTitle();
+    new MutationObserver(applyTheme).observe(document.body, { attributeFilter: ["class"] });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyTheme);
+    const whole = { childList: true, characterData: true, subtree: true };
+    new MutationObserver(applyTitle).observe(document.documentElement, whole);
+  }
+
+  /* Asks the server now and then whether anything has changed; tells the page only then. */
+  function pulse(element, changed) {
+    const line = element.querySelector(".status-line");
+    let cursor = null, timer = null, last = new Date();
+    async function ask() {
+      clearTimeout(timer);
+      if (document.hidden) return;
+      let wait = 10000;
+      try {
+        const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
+        last = new Date();
+        wait = answer.live ? 2000 : 10000;
+        if (line.innerHTML !== answer.html) line.innerHTML = answer.html;
+        if (cursor !== null && cursor !== answer.cursor) changed();
+        cursor = answer.cursor;
+      } catch {
+        line.textContent = `No answer from the server. Last update ${last.toLocaleTimeString()}.`;
+        wait = 3000;
+      }
+      timer = setTimeout(ask, wait);
+    }
+    document.addEventListener("visibilitychange", ask);
+    ask();
+  }
+
+  function address(fields) {
+    const url = new URL(window.location);
+    for (const [name, value] of Object.entries(fields)) {
+      const words = Array.isArray(value) ? value.join(",") : String(value ?? "");
+      if (words) url.searchParams.set(name, words);
+      else url.searchParams.delete(name);
+    }
+    history.replaceState(history.state, "", url);
+  }
+
+  /* --- charts ---------------------------------------------------------------------------- */
+
+  /* The greys of the light palette and what they are in the dark one. */
+  function shade(figure) {
+    const css = getComputedStyle(document.body);
+    const pairs = { "#FFFFFF": "--paper", "#F7F8FA": "--panel", "#E3E6EB": "--line",
+                    "#14181F": "--text", "#5B6472": "--muted" };
+    let text = JSON.stringify(figure);
+    if (dark())
+      for (const [light, name] of Object.entries(pairs))
+        text = text.replaceAll(light, css.getPropertyValue(name).trim());
+    return JSON.parse(text);
+  }
+
+  function plot(element, props, watch, select) {
+    const Plotly = window.Plotly; // kept: another script may replace the global
+    const box = element.querySelector(".plot");
+    const canvas = element.querySelector(".plot-canvas");
+    const empty = element.querySelector(".plot-empty");
+    const file = box.dataset.label.toLowerCase().replace(/\W+/g, "-");
+    const config = {
+      displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      toImageButtonOptions: { format: "png", scale: 2, filename: file },
+      modeBarButtonsToAdd: [{ name: "Download plot as SVG", icon: Plotly.Icons.disk,
+        click: (gd) => Plotly.downloadImage(gd, { format: "svg", filename: file }) }],
+    };
+    let picked = null, bound = false;
+
+    function meta() { return (props.value.layout && props.value.layout.meta) || {}; }
+
+    function outline() {
+      if (!picked) return [];
+      const trace = props.value.data[0];
+      const i = trace.x.indexOf(picked[0]), j = trace.y.indexOf(picked[1]);
+      if (i < 0 || j < 0) return [];
+      const line = { color: dark() ? "#E8EBF0" : "#14181F", width: 3 };
+      const place = { x0: i - 0.5, x1: i + 0.5, y0: j - 0.5, y1: j + 0.5 };
+      return [{ type: "rect", layer: "above", ...place, line },
+              { type: "rect", layer: "above", ...place, line: { color: dark() ? "#0F1216" : "#FFFFFF", width: 1 } }];
+    }
+
+    async function draw() {
+      const value = props.value;
+      const none = !value || typeof value === "string";
+      empty.hidden = !none || !value;
+      canvas.style.visibility = none ? "hidden" : "visible";
+      box.classList.toggle("loading", value === "");
+      if (none) { empty.textContent = value || ""; return; }
+      const figure = shade(value);
+      picked = meta().picked || null;
+      if (meta().pick) figure.layout.shapes = [...(figure.layout.shapes || []), ...outline()];
+      await Plotly.react(canvas, figure.data, figure.layout, config);
+      describe();
+      if (!bound) bind();
+    }
+
+    function describe() {
+      const svg = canvas.querySelector("svg.main-svg");
+      if (!svg) return;
+      svg.setAttribute("role", "img");
+      svg.setAttribute("aria-label", box.dataset.label);
+      if (meta().pick) {
+        canvas.tabIndex = 0;
+        canvas.setAttribute("role", "group");
+        canvas.setAttribute("aria-label", `${box.dataset.label}. Arrow keys choose a cell.`);
+      }
+    }
+
+    function pick(i, j) {
+      const trace = props.value.data[0];
+      picked = [trace.x[i], trace.y[j]];
+      Plotly.relayout(canvas, { shapes: outline() });
+      const custom = trace.customdata && trace.customdata[j] ? trace.customdata[j][i] : null;
+      tell({ x: picked[0], y: picked[1], customdata: custom });
+    }
+
+    /* Gradio forgets what came with an event it had to put off, so the choice is kept here too. */
+    function tell(choice) {
+      api.picked = choice;
+      select(choice);
+    }
+
+    function clicked(event) {
+      const point = event.points[0];
+      if (!meta().pick) tell({ x: point.x, y: point.y, customdata: point.customdata ?? null });
+      else pick(point.pointIndex[1], point.pointIndex[0]);
+    }
+
+    function key(event) {
+      const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+      const move = moves[event.key];
+      if (!move || !meta().pick) return;
+      event.preventDefault();
+      const trace = props.value.data[0];
+      const down = (props.value.layout.yaxis || {}).autorange === "reversed" ? 1 : -1;
+      let i = picked ? trace.x.indexOf(picked[0]) : 0, j = picked ? trace.y.indexOf(picked[1]) : 0;
+      do { i += move[0]; j += move[1] * down; }
+      while (trace.z[j] && i in trace.z[j] && trace.z[j][i] === null);
+      if (trace.z[j] && i in trace.z[j]) pick(i, j);
+    }
+
+    function bind() {
+      bound = true;
+      canvas.on("plotly_click", clicked);
+      canvas.addEventListener("keydown", key);
+      new ResizeObserver(() => Plotly.Plots.resize(canvas)).observe(box);
+      new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });
+    }
+
+    watch("value", draw);
+    draw();
+  }
+
+  /* --- tables ---------------------------------------------------------------------------- */
+
+  const cell = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+
+  /* A click on a button with data-csv="NAME" saves the table beside it. */
+  function table(element) {
+    element.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-csv]");
+      const source = button && element.querySelector("table");
+      if (!source) return;
+      const rows = [...source.rows].map((row) =>
+        [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([rows.join("\n") + "\n"], { type: "text/csv" }));
+      link.download = `${button.dataset.csv}.csv`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    });
+  }
+
+  const api = { header, pulse, address, plot, table, picked: null };
+  return api;
+})();

@@ -1,0 +1,76 @@
+"""The statistics of a tensor that can be looked at: what they are called, and their units."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ui.format import NONE, number
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One figure of a tensor.
+
+    Attributes:
+        question: what its picture of all layers answers.
+        percent: stored as a share, shown in per cent.
+    """
+
+    label: str
+    question: str
+    percent: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Stored figure times this is the one shown."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def title(self) -> str:
+        """The label with its unit."""
+        return f"{self.label}, %" if self.percent else self.label
+
+    def write(self, value: float | None) -> str:
+        """The figure without its unit, as in a table."""
+        if value is None or math.isnan(value):
+            return NONE
+        return f"{100 * value:.2f}" if self.percent else number(value)
+
+    def say(self, value: float | None) -> str:
+        """The figure with its unit."""
+        return self.write(value) + (" %" if self.percent else "")
+
+
+STATISTICS: dict[str, Statistic] = {
+    "zero_share": Statistic("Exact zeros", "Which layers lost how many of their weights?", True),
+    "near_zero": Statistic(
+        "Near zero",
+        "Where do weights lie within 0.05 standard deviations (of the dense tensor) of zero?",
+        True,
+    ),
+    "std": Statistic("Std", "Where did the spread of the weights change?"),
+    "kurtosis": Statistic("Kurtosis", "Which layers have heavy tails? 3 is a bell curve."),
+    "relative_error": Statistic(
+        "Relative output error", "Which layers' outputs differ most from the dense model's?", True
+    ),
+    "mask_overlap": Statistic(
+        "Mask overlap", "Where does this stage keep the weights the first pruning kept?", True
+    ),
+    "largest": Statistic("Largest magnitude", "Which layers hold the largest weights?"),
+}
+
+
+def with_largest(table: pd.DataFrame) -> pd.DataFrame:
+    """The tensor table with the column `largest`, the larger of |min| and |max|."""
+    if not {"min", "max"} <= {*table.columns}:
+        return table
+    return table.assign(largest=table[["min", "max"]].abs().max(axis=1))
+
+
+def available(table: pd.DataFrame) -> list[str]:
+    """The statistics this table holds, in our order."""
+    held = with_largest(table)
+    return [name for name in STATISTICS if name in held and held[name].notna().any()]

@@ -1,0 +1,85 @@
+"""The log of a run, followed by byte: only what is new travels.
+
+The browser keeps the cursor, as the component's value `{"source", "end"}`; the server answers with
+what stands behind it, `{"source", "start", "end", "text"}`. A lost answer is simply asked again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypedDict
+
+import gradio as gr
+
+from backend.queue.folders import read_log
+from backend.store.tables import Job
+
+
+class Part(TypedDict):
+    """A part of a log: bytes `start` to `end` of the log `source`, called `title` on the screen."""
+
+    source: str
+    title: str
+    start: int
+    end: int
+    text: str
+
+
+HTML = """
+<div class="log">
+  <div class="log-tools"><span class="log-source quiet"></span>
+    <label><input type="checkbox" checked> Follow</label></div>
+  <pre tabindex="0" role="log" aria-live="off" aria-label="Log"></pre>
+</div>
+"""
+JS = """
+const KEEP = 400000;
+const pre = element.querySelector('pre'), follow = element.querySelector('input');
+const bottom = () => { pre.scrollTop = pre.scrollHeight; };
+let source = null, end = 0;
+function draw() {
+  const part = props.value;
+  if (!part || part.text === undefined) return;
+  if (part.source === source && part.start !== end && part.start !== 0) return;
+  if (part.source === source && part.start === end) pre.append(part.text);
+  else pre.textContent = part.text;
+  if (pre.textContent.length > KEEP) pre.textContent = pre.textContent.slice(-KEEP / 2);
+  ({ source, end } = part);
+  element.querySelector('.log-source').textContent = part.title;
+  props.value = { source, end };
+  if (follow.checked) bottom();
+}
+follow.addEventListener('change', () => { if (follow.checked) bottom(); });
+pre.addEventListener('wheel', (event) => { if (event.deltaY < 0) follow.checked = false; });
+watch('value', draw);
+draw();
+"""
+
+
+class LogView(gr.HTML):
+    """Shows the newest part of a log and stays at its end while `Follow` is ticked. As an input it
+    gives the cursor, as an output it takes a `Part`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            None, html_template=HTML, js_on_load=JS, apply_default_css=False, **options
+        )
+
+
+def without_overprint(text: str) -> str:
+    """Of lines that were written over, as progress bars are, only the last state."""
+    return re.sub(r"[^\n]*\r(?!\n)", "", text)
+
+
+def part(job: Job, cursor: Any) -> Part | None:
+    """What the log of the newest attempt holds behind the browser's cursor; None: nothing new."""
+    n = job.attempts_made
+    source = f"{job.run}/{n}"
+    known = isinstance(cursor, dict) and cursor.get("source") == source
+    after = int(cursor.get("end") or 0) if known else None
+    text, end = read_log(job.run, n, after)
+    if known and not text:
+        return None
+    start = after if after is not None else max(0, end - len(text.encode()))
+    title = f"Attempt {n}" if n else "Nothing is logged before the run starts."
+    return Part(source=source, title=title, start=start, end=end, text=without_overprint(text))

@@ -1,0 +1,152 @@
+"""How numbers, times and people's texts are written. Pure functions; every page uses these.
+
+Text that came from a person or a file goes through `esc` before it is put into HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+from backend.errors import SlimscopeError
+
+NONE = "–"
+_ACTIVE_IN_TEMPLATES = str.maketrans(
+    {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "\\": "&#92;"}
+)
+STATE_SIGNS = {
+    "queued": "○",
+    "starting": "◔",
+    "running": "◑",
+    "cancelling": "◒",
+    "succeeded": "✓",
+    "failed": "✕",
+    "cancelled": "–",
+    "lost": "?",
+}
+
+
+def esc(text: object) -> str:
+    """Text that is shown as it is, wherever it is put: in HTML, in an attribute, and in a Gradio
+    template, which would otherwise run `${...}` and fill in `{{...}}`."""
+    return html.escape(str(text), quote=True).translate(_ACTIVE_IN_TEMPLATES)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """`digits` significant digits, in powers of ten only where plain digits would mislead."""
+    if value is None or math.isnan(value):
+        return NONE
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    power = math.floor(math.log10(abs(value)))
+    if not -4 < power < 7:
+        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+    places = max(0, digits - 1 - power)
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
+def count(value: int | None) -> str:
+    """1,234,567."""
+    return NONE if value is None else f"{value:,}"
+
+
+def short_count(value: float | None) -> str:
+    """134.5 M."""
+    return NONE if value is None else _scaled(value, ("", " k", " M", " G", " T"))
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: 262 MB."""
+    return NONE if value is None else _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    places = 0 if step == 0 or abs(value) >= 99.95 else 1
+    return f"{value:,.{places}f}{units[step]}"
+
+
+def share(value: float | None, places: int = 1) -> str:
+    """0.5 as "50.0 %"."""
+    return NONE if value is None or math.isnan(value) else f"{100 * value:.{places}f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """The two largest units: 42 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    left = max(0, round(seconds))
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
+    parts: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        amount, left = divmod(left, length)
+        if amount or (unit == "s" and not parts):
+            parts.append(f"{amount} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def eta(seconds: float | None) -> str:
+    """A guess, and written as one: "about 5 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    if seconds < 60:
+        return "under a minute"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"
+
+
+def moment(ms: int | None) -> str:
+    """The full time: 2026-11-25 01:11:47 UTC."""
+    if ms is None:
+        return NONE
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def ago(ms: int | None, now: int) -> str:
+    """How long before `now`: "just now", "4 min ago"."""
+    if ms is None:
+        return NONE
+    seconds = max(0, (now - ms) // 1000)
+    if seconds < 10:
+        return "just now"
+    return " ".join(duration(seconds).split(" ")[:2]) + " ago"
+
+
+def time_tag(ms: int | None, now: int) -> str:
+    """HTML: the relative time, with the full one on hover."""
+    if ms is None:
+        return NONE
+    stamp = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+    return f'<time datetime="{stamp}" title="{moment(ms)}">{ago(ms, now)}</time>'
+
+
+def badge(state: str) -> str:
+    """HTML: a job's state as a coloured sign and a word."""
+    sign = STATE_SIGNS.get(state, "")
+    mark = f'<i aria-hidden="true">{sign}</i>'
+    return f'<span class="state state-{esc(state)}">{mark}{esc(state)}</span>'
+
+
+def href(path: str, **query: object) -> str:
+    """A link to a page that also works behind a proxy's prefix: "run?id=sds-0042".
+
+    Empty values are left out. The result still needs `esc` inside an attribute only if `path`
+    came from a person; query values are percent-encoded.
+    """
+    chosen = urlencode({k: v for k, v in query.items() if v not in (None, "")})
+    return (path or "./") + (f"?{chosen}".replace("&", "&amp;") if chosen else "")
+
+
+def problem(error: SlimscopeError) -> str:
+    """HTML: what happened, why, and what to do."""
+    rest = " ".join(esc(part) for part in (error.why, error.do) if part)
+    return f'<div class="problem" role="alert"><strong>{esc(error.what)}</strong> {rest}</div>'

@@ -1,0 +1,203 @@
+"""What every page shares: header, status strip, heading, footer, and who is asking.
+
+A page is redrawn only when something has changed. The browser asks `pulse` (a plain request, one
+for each open page: every 2 s while something runs, else every 10 s, and not in a hidden tab);
+only when the cursor in the answer differs from the last one does `live` run a Gradio event.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+from gradio.events import Dependency
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+
+from backend.queue.service import Actor
+from backend.settings import settings
+from backend.store import queries
+from ui.format import esc, eta, href, share
+
+VERSION = version("slimscope")
+READER: dict[str, Any] = {
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+    "api_visibility": "private",
+    "queue": False,
+}
+_NAMES = re.compile(r"[\w .:,/+\-]{1,200}")
+_pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page. `build` makes its content inside the frame.
+
+    Attributes:
+        path: the address, without a slash; "" is the first page.
+        heading: False when the page writes its own single `<h1>`.
+    """
+
+    name: str
+    path: str
+    build: Callable[[], None]
+    in_navbar: bool = True
+    heading: bool = True
+
+
+@contextmanager
+def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
+    """Header and status strip above, footer below what is built inside."""
+    gr.HTML(_header(page, pages), elem_id="frame-header", js_on_load="slimscope.header(element)")
+    strip = gr.HTML(
+        html_template='<p class="status-line" id="frame-status-line">&nbsp;</p>',
+        js_on_load="slimscope.pulse(element, () => trigger('pulse'))",
+        elem_id="frame-status",
+    )
+    token = _pulse_view.set(strip)
+    with gr.Column(elem_id="main", elem_classes="page-body"):
+        if page.heading:
+            gr.HTML(f"<h1>{esc(page.name)}</h1>", elem_id="frame-title", js_on_load=None)
+        yield
+    _pulse_view.reset(token)
+    gr.HTML(f"<footer>Slimscope {esc(VERSION)}</footer>", elem_id="frame-footer", js_on_load=None)
+
+
+def _header(page: Page, pages: Sequence[Page]) -> str:
+    links = "".join(
+        f'<a href="{href(p.path)}"{_here(p, page)}>{esc(p.name)}</a>' for p in pages if p.in_navbar
+    )
+    return (
+        '<button type="button" class="skip" id="frame-skip">Skip to content</button>'
+        '<header><a class="brand" href="./">Slimscope</a>'
+        f'<nav id="frame-nav" aria-label="Pages">{links}</nav>'
+        '<button type="button" id="frame-theme" aria-pressed="false">Dark</button></header>'
+    )
+
+
+def _here(link: Page, page: Page) -> str:
+    return ' aria-current="page"' if link.path == page.path else ""
+
+
+def on_load(
+    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
+) -> Dependency:
+    """Runs `fn` when the current page is opened."""
+    assert Context.root_block is not None, "call it while a page is built"
+    return Context.root_block.load(fn, inputs, outputs, **{**READER, **options})
+
+
+def on_change(
+    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
+) -> Dependency:
+    """Runs `fn` whenever something in the database has changed."""
+    return _pulse_view.get().pulse(fn, inputs, outputs, **{**READER, **options})
+
+
+def live(
+    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
+) -> Dependency:
+    """Runs `fn` when the page is opened and whenever something in the database has changed.
+
+    Returns:
+        The event of a change, to chain `.then` on.
+    """
+    on_load(fn, inputs, outputs, **options)
+    return on_change(fn, inputs, outputs, **options)
+
+
+def url_sync(after: Dependency, **fields: Any) -> Dependency:
+    """After an event, writes the values of these components into the address, without a request:
+    `url_sync(event, run=run_box, y=y_box)` gives `?run=sds-0042&y=log`. Empty values leave it."""
+    names = ", ".join(f"v{i}" for i in range(len(fields)))
+    pairs = ", ".join(f"{name}: v{i}" for i, name in enumerate(fields))
+    return after.then(
+        None, list(fields.values()), None, js=f"({names}) => slimscope.address({{{pairs}}})"
+    )
+
+
+def query(
+    request: gr.Request, name: str, default: str = "", choices: Collection[str] | None = None
+) -> str:
+    """The value `name` has in the address; `default` if it is absent, odd, or not a choice."""
+    value = str(dict(request.query_params or {}).get(name, default))
+    if choices is not None:
+        return value if value in choices else default
+    return value if _NAMES.fullmatch(value) else default
+
+
+def actor(request: gr.Request | HTTPConnection | None) -> Actor:
+    """Who asks. The host is who sits at this machine: a loopback address, asked for by a loopback
+    name (a hostile site could point its own name at 127.0.0.1), and no proxy in between."""
+    if request is None or request.client is None:
+        return Actor("guest", "guest")
+    headers = {key.lower(): value for key, value in dict(request.headers).items()}
+    passed_on = any(name == "forwarded" or name.startswith("x-forwarded-") for name in headers)
+    if passed_on or not (_loopback(request.client.host) and _loopback(_name(headers))):
+        return Actor("guest", "guest")
+    return Actor("local", "host")
+
+
+def _name(headers: dict[str, str]) -> str:
+    return re.sub(r":\d+$", "", headers.get("host", "")).strip("[]")
+
+
+def _loopback(address: str | None) -> bool:
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address or "").is_loopback
+    except ValueError:
+        return False
+
+
+def pulse(request: Request) -> Response:
+    """What the open pages ask for: the cursor, whether something runs, and the status in words."""
+    answer = dict(_pulse(settings().url, int(time.monotonic())))
+    if actor(request).role != "host":
+        answer["html"] += '<span class="quiet">You are looking on as a guest</span>'
+    return JSONResponse(answer, headers={"Cache-Control": "no-store"})
+
+
+@lru_cache(maxsize=1)
+def _pulse(_url: str, _second: int) -> dict[str, Any]:
+    """One look at the database a second, however many pages are open."""
+    status = queries.status()
+    return {
+        "cursor": "|".join(map(str, queries.cursor())),
+        "live": bool(status.live or status.queued),
+        "html": status_html(status),
+    }
+
+
+def status_html(status: queries.Status) -> str:
+    """The status strip: what runs, what waits, what needs a look."""
+    parts = [_running(job) for job in status.live[:3]] or ["<span>Nothing is running</span>"]
+    if len(status.live) > 3:
+        parts.append(f"<span>{len(status.live) - 3} more running</span>")
+    if status.queued:
+        parts.append(f'<a href="jobs">{len(status.queued)} queued</a>')
+    if status.queued and not status.supervisor_alive:
+        parts.append('<span class="warn">The supervisor is not running</span>')
+    if status.needs_attention:
+        parts.append(f'<a href="jobs?state=failed">{status.needs_attention} failed or lost</a>')
+    return "".join(parts)
+
+
+def _running(job: Any) -> str:
+    done = job.done / job.total if job.total else None
+    bar = "" if done is None else f'<progress max="1" value="{done:.4f}"></progress>'
+    left = "" if job.eta_s is None else f", {eta(job.eta_s)} left"
+    words = esc(job.state) if done is None else f"{share(done, 0)}{left}"
+    return f'<span><a href="{href("run", id=job.run)}">{esc(job.run)}</a>{bar} {words}</span>'

@@ -1,0 +1,174 @@
+"""Every colour and the Gradio theme. Stages, states and runs have one colour each, everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import gradio as gr
+
+from ui.scripts import ASSETS
+
+SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
+
+
+class Palette(NamedTuple):
+    """The greys of a mode; data has the colour."""
+
+    paper: str
+    panel: str
+    line: str
+    text: str
+    muted: str
+    edge: str  # of controls: stands out from paper by 3 to 1
+    accent: str  # links and focus
+    button: str  # the primary one, under white words
+
+
+LIGHT = Palette(
+    "#FFFFFF", "#F7F8FA", "#E3E6EB", "#14181F", "#5B6472", "#8A93A0", "#0068A3", "#0068A3"
+)
+DARK = Palette(
+    "#0F1216", "#171B21", "#2A3039", "#E8EBF0", "#9AA4B2", "#66707E", "#6CB8EE", "#0068A3"
+)
+
+
+class Stroke(NamedTuple):
+    """How a stage is drawn: a colour, and a dash where two stages share it."""
+
+    colour: str
+    dash: str = "solid"
+
+
+STAGE_COLOURS: Mapping[str, Stroke] = MappingProxyType(
+    {
+        "dense": Stroke("#5B6472"),
+        "first": Stroke("#D55E00"),
+        "control": Stroke("#D55E00", "dot"),
+        "redense": Stroke("#9467BD"),
+        "second": Stroke("#0072B2", "dot"),
+        "sds": Stroke("#0072B2"),
+    }
+)
+OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+def stage_stroke(stage: str) -> Stroke:
+    """The stroke of a stage; a stage of another method gets a colour by its name."""
+    return STAGE_COLOURS.get(stage) or Stroke(OKABE_ITO[sum(stage.encode()) % len(OKABE_ITO)])
+
+
+def theme() -> gr.themes.Base:
+    """Paper, panel and line from the palettes; radius 8; borders of one pixel; no shadow."""
+    base = gr.themes.Base(
+        primary_hue=_hue(LIGHT.accent),
+        secondary_hue=_hue(LIGHT.accent),
+        neutral_hue="gray",
+        text_size=gr.themes.Size("12px", "12px", "14px", "14px", "16px", "20px", "28px"),
+        spacing_size="sm",
+        radius_size=gr.themes.Size(*["8px"] * 7),
+        font=SYSTEM,
+        font_mono=MONO,
+    )
+    return base.set(**_both(_PAIRS), **_PLAIN)
+
+
+def _hue(colour: str) -> gr.themes.Color:
+    return gr.themes.Color(*[colour] * 11)
+
+
+def _both(pairs: Mapping[str, str]) -> dict[str, str]:
+    """Theme variable -> palette field, for both modes."""
+    light = {name: getattr(LIGHT, field) for name, field in pairs.items()}
+    dark = {f"{name}_dark": getattr(DARK, field) for name, field in pairs.items()}
+    return light | dark
+
+
+_PAIRS = {
+    "body_background_fill": "paper",
+    "body_text_color": "text",
+    "body_text_color_subdued": "muted",
+    "background_fill_primary": "paper",
+    "background_fill_secondary": "panel",
+    "border_color_primary": "line",
+    "border_color_accent": "accent",
+    "color_accent_soft": "panel",
+    "link_text_color": "accent",
+    "link_text_color_hover": "accent",
+    "link_text_color_visited": "accent",
+    "link_text_color_active": "accent",
+    "code_background_fill": "panel",
+    "block_background_fill": "paper",
+    "block_border_color": "line",
+    "block_info_text_color": "muted",
+    "block_label_background_fill": "paper",
+    "block_label_text_color": "muted",
+    "block_title_text_color": "muted",
+    "input_background_fill": "paper",
+    "input_border_color": "edge",
+    "input_border_color_focus": "accent",
+    "input_placeholder_color": "muted",
+    "checkbox_background_color": "paper",
+    "checkbox_border_color": "muted",
+    "checkbox_label_background_fill": "paper",
+    "checkbox_label_background_fill_hover": "panel",
+    "checkbox_label_background_fill_selected": "panel",
+    "checkbox_label_text_color": "text",
+    "checkbox_label_text_color_selected": "text",
+    "checkbox_label_border_color": "edge",
+    "checkbox_label_border_color_hover": "edge",
+    "checkbox_label_border_color_selected": "accent",
+    "table_border_color": "line",
+    "table_even_background_fill": "paper",
+    "table_odd_background_fill": "paper",
+    "button_secondary_background_fill": "paper",
+    "button_secondary_background_fill_hover": "panel",
+    "button_secondary_border_color": "edge",
+    "button_secondary_text_color": "text",
+    "button_primary_background_fill": "button",
+    "button_primary_background_fill_hover": "button",
+    "button_primary_border_color": "button",
+    "slider_color": "accent",
+}
+_PLAIN = {
+    "block_border_width": "0px",
+    "block_label_border_width": "0px",
+    "block_padding": "0px",
+    "block_shadow": "none",
+    "block_label_shadow": "none",
+    "block_title_text_size": "12px",
+    "block_title_text_weight": "600",
+    "block_info_text_size": "12px",
+    "button_border_width": "1px",
+    "button_primary_text_color": "#FFFFFF",
+    "button_primary_text_color_dark": "#FFFFFF",
+    "button_primary_shadow": "none",
+    "button_secondary_shadow": "none",
+    "button_large_text_weight": "600",
+    "button_medium_text_weight": "600",
+    "button_small_text_weight": "400",
+    "checkbox_label_shadow": "none",
+    "checkbox_shadow": "none",
+    "input_border_width": "1px",
+    "input_shadow": "none",
+    "input_shadow_focus": "none",
+    "input_padding": "8px 12px",
+    "form_gap_width": "0px",
+    "layout_gap": "16px",
+    "section_header_text_weight": "600",
+    "shadow_drop": "none",
+    "shadow_drop_lg": "none",
+    "shadow_spread": "0px",
+}
+
+
+def css() -> str:
+    """All style sheets, with the palettes as variables."""
+    variables = "".join(
+        f"{selector}{{{''.join(f'--{k}:{v};' for k, v in palette._asdict().items())}}}\n"
+        for selector, palette in ((":root", LIGHT), (":root .dark, .dark", DARK))
+    )
+    sheets = sorted(ASSETS.glob("*.css"))
+    return variables + "".join(sheet.read_text(encoding="utf-8") for sheet in sheets)
