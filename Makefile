@@ -20,6 +20,7 @@ test: setup chromium ## Set everything up and run every test
 	@$(BIN)/python -m pytest
 
 lint: $(INSTALLED) ## Style, types and import directions
+	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: ## List the benchmarks

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy import ColumnElement, Select, case, exists, func, select
 
 from backend.errors import NotFound
 from backend.statistics.tensors import TensorSnapshot
@@ -210,6 +210,26 @@ def tensor_table(run: str | int) -> pd.DataFrame:
     stats = pd.DataFrame(table.pop("stats").tolist(), index=table.index)
     table["zero_share"] = table["zeros"] / table["n"]
     return table.join(stats[[c for c in stats.columns if c not in table.columns]])
+
+
+def runs_with_weights() -> list[Job]:
+    """Runs that have stored weight statistics, the newest first."""
+    held = exists(select(TensorRow.job_id).where(TensorRow.job_id == Job.id))
+    with reading() as session:
+        return list(session.scalars(select(Job).where(held).order_by(Job.id.desc())))
+
+
+def weights_mark(run: str | int) -> tuple[str, int, int] | None:
+    """Changes when the run has stored more statistics or figures; None where there is no run.
+    Progress alone does not change it."""
+    try:
+        found = job(run)
+    except NotFound:
+        return None
+    tensors = select(func.count()).select_from(TensorRow).where(TensorRow.job_id == found.id)
+    figures = select(func.count()).select_from(Result).where(Result.job_id == found.id)
+    with reading() as session:
+        return found.run, session.scalar(tensors) or 0, session.scalar(figures) or 0
 
 
 def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:

@@ -19,7 +19,7 @@ from backend.store import queries
 from ui.charts.curves import curves
 from ui.charts.heatmap import colour_limits, heatmap_count, in_order, layer_heatmap
 from ui.charts.overlay import legible, overlay_count, stage_overlay
-from ui.charts.stages import perplexities, perplexity_count, stage_perplexities
+from ui.charts.stages import perplexities, perplexity_count, round_ticks, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.scripts import ASSETS
 from ui.theme import DARK, LIGHT, OKABE_ITO, STAGE_COLOURS
@@ -243,3 +243,10 @@ def test_the_browser_knows_the_dark_twin_of_every_grey(snapshots: list[TensorSna
     assert twins and all(getattr(LIGHT, name) == colour for colour, name in twins.items())
     coloured = {*twins, *(stroke.colour for stroke in STAGE_COLOURS.values())}
     assert {*re.findall(r'"(#[0-9A-Fa-f]{6})"', figure.to_json())} <= coloured
+
+
+@given(st.floats(0.01, 1e5), st.floats(1.02, 1e4))
+def test_a_log_axis_has_few_round_ticks(low: float, factor: float) -> None:
+    ticks = round_ticks(low, low * factor)
+    assert 1 <= len(ticks) <= 6 and ticks == sorted(set(ticks))
+    assert all(low * 0.999 <= tick <= low * factor * 1.001 for tick in ticks)

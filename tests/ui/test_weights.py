@@ -20,8 +20,9 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, Result, TensorRow
+from tests.browser.chromium import find
 from ui import app
-from ui.components.weights_choice import Choice, runs_with_weights, weights_of
+from ui.components.weights_choice import Choice, weights_of
 from ui.frame import Page
 from ui.pages import weights as page
 
@@ -184,7 +185,7 @@ def test_a_choice_never_shows_more_than_four_stages(seeded: Settings) -> None:
 
 
 def test_only_runs_with_statistics_are_offered(seeded: Settings) -> None:
-    assert [job.run for job in runs_with_weights()] == ["sds-0002", "sds-0001"]
+    assert [job.run for job in queries.runs_with_weights()] == ["sds-0002", "sds-0001"]
 
 
 @pytest.mark.parametrize("event", [page.chosen, page.recoloured, page.redrawn, page.moved_on])
@@ -212,7 +213,7 @@ def test_click_arrow_keys_and_address_agree(address: str) -> None:
     sync = pytest.importorskip("playwright.sync_api")
     with sync.sync_playwright() as play:
         browser = play.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+            executable_path=find(), args=["--no-sandbox", "--disable-gpu"]
         )
         tab = browser.new_page(viewport={"width": 1600, "height": 1000})
         errors: list[str] = []

@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 from backend.store.tables import Result
 from ui.charts.layout import axis, layout
 from ui.format import count, number
-from ui.theme import LIGHT, stage_stroke
+from ui.theme import LIGHT, Stroke, stage_stroke
 
 METRIC = "perplexity"
 WIDE = 20
+MOST_TICKS = 5
 
 
 def perplexities(results: Sequence[Result], names: Mapping[str, str]) -> list[Result]:
@@ -40,7 +41,9 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     values = [math.log10(r.value) for r in rows]
     room = max(max(values, default=0) - min(values, default=0), 0.1)
     span = [min(values, default=0) - 0.1 * room, max(values, default=1) + 0.2 * room]
+    ticks = round_ticks(10 ** span[0], 10 ** span[1])
     labels = [_lines(names.get(r.stage, r.stage)) for r in rows]
+    strokes = [stage_stroke(r.stage) for r in rows]
     return go.Figure(
         go.Scatter(
             x=[r.value for r in rows],
@@ -53,7 +56,14 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
                 "width": 0,
             },
             mode="markers+text",
-            marker={"size": 12, "color": [stage_stroke(r.stage).colour for r in rows]},
+            marker={
+                "size": 12,
+                "color": [stroke.colour for stroke in strokes],
+                "symbol": [
+                    "circle" if stroke.dash == "solid" else "circle-open" for stroke in strokes
+                ],
+                "line": {"width": 2},
+            },
             text=[f"  {number(r.value)}" for r in rows],
             textposition="middle right",
             textfont={"size": 14, "color": LIGHT.text},
@@ -68,7 +78,9 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
             xaxis=axis(
                 "Perplexity (log axis)",
                 type="log",
-                nticks=5,
+                tickvals=ticks,
+                ticktext=[number(tick, 3) for tick in ticks],
+                tickangle=0,
                 showgrid=False,
                 range=span,
             ),
@@ -77,6 +89,25 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
             ),
         ),
     )
+
+
+def symbol(stroke: Stroke) -> str:
+    """A full dot, or a ring where a stage shares its colour with another."""
+    return "circle" if stroke.dash == "solid" else "circle-open"
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """At most five round numbers between two positive ones, for a log axis."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [n * 10.0**k for k in decades for n in steps if low <= n * 10.0**k <= high]
+        if 2 <= len(ticks) <= MOST_TICKS:
+            return ticks
+    if len(ticks) > MOST_TICKS:
+        return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
+    step = 10.0 ** math.floor(math.log10(high - low))  # less than a decade: even steps
+    wide = next(step * n for n in (0.2, 0.5, 1, 2, 5) if (high - low) / (step * n) <= MOST_TICKS)
+    return [n * wide for n in range(math.ceil(low / wide), math.floor(high / wide) + 1)]
 
 
 def perplexity_count(results: Sequence[Result]) -> str:

@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pandas as pd
-from sqlalchemy import exists, func, select
 
-from backend.errors import NotFound
 from backend.settings import settings
 from backend.store import queries
-from backend.store.session import reading
-from backend.store.tables import Job, Result, TensorRow
+from backend.store.tables import Job
 from jobs.kinds import kinds
 from ui.charts.heatmap import in_order
 from ui.charts.overlay import MOST
@@ -46,29 +43,9 @@ class RunWeights:
         return self.table[self.table["stage"] == stage]
 
 
-def runs_with_weights() -> list[Job]:
-    """Runs that have stored weight statistics, the newest first."""
-    held = exists(select(TensorRow.job_id).where(TensorRow.job_id == Job.id))
-    with reading() as session:
-        return list(session.scalars(select(Job).where(held).order_by(Job.id.desc())))
-
-
-def mark_of(run: str) -> tuple[str, int, int] | None:
-    """Changes when the run has stored more statistics or figures; None where there is no run.
-    Progress alone does not change it."""
-    try:
-        job = queries.job(run)
-    except NotFound:
-        return None
-    tensors = select(func.count()).select_from(TensorRow).where(TensorRow.job_id == job.id)
-    figures = select(func.count()).select_from(Result).where(Result.job_id == job.id)
-    with reading() as session:
-        return job.run, session.scalar(tensors) or 0, session.scalar(figures) or 0
-
-
 def weights_of(run: str) -> RunWeights | None:
     """The statistics of a run; None where there is no such run or it has none."""
-    mark = mark_of(run)
+    mark = queries.weights_mark(run)
     return _weights(settings().url, mark) if mark and mark[1] else None
 
 

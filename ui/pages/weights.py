@@ -25,8 +25,6 @@ from ui.components.weight_tables import bins_table, layers_table, perplexity_tab
 from ui.components.weights_choice import (
     Choice,
     RunWeights,
-    mark_of,
-    runs_with_weights,
     weights_of,
 )
 from ui.format import href
@@ -138,7 +136,7 @@ def chosen(*values: Any) -> list[Any]:
 
 def refreshed(seen: Any, *values: Any) -> Any:
     before = _choice(values)
-    if before.run and seen and seen["mark"] == mark_of(before.run):
+    if before.run and seen and seen["mark"] == queries.weights_mark(before.run):
         return gr.skip()
     return _everything(before, before, seen["stages"] if seen else None)
 
@@ -201,7 +199,7 @@ def _everything(asked: Choice, before: Choice, known: Sequence[str] | None = Non
     """Cursor, notice, whether there are charts, controls, charts. Controls that hold the right
     value already are not set, so that a refresh takes nothing out of a person's hand; stages
     that are not among the `known` ones are added to what is shown."""
-    runs = runs_with_weights()
+    runs = queries.runs_with_weights()
     run = asked.run or (runs[0].run if runs else "")
     weights = weights_of(run)
     if weights is None:
@@ -212,7 +210,7 @@ def _everything(asked: Choice, before: Choice, known: Sequence[str] | None = Non
     choice = asked.joined_by(weights, known).settled(weights)
     charts = [*_layers(choice, weights), *_one(choice, weights), *_costs(weights)]
     controls = _controls(choice, before, weights, runs)
-    seen = {"mark": mark_of(run), "stages": weights.stages}
+    seen = {"mark": queries.weights_mark(run), "stages": weights.stages}
     return [seen, gr.update(visible=False), gr.update(visible=True), *controls, *charts]
 
 
