@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from backend.queue.engines.local import LocalEngine
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import engine_for
 from backend.store.states import LIVE
-from tests.browser.chromium import find
 
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 ROOT = Path(__file__).resolve().parents[2]
 STARTS_S = 120
 
@@ -70,16 +68,6 @@ def wait_for(url: str) -> None:
         except OSError:
             assert time.monotonic() < deadline, "the dashboard did not start"
             time.sleep(0.2)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = find()
-    assert path, "No Chromium: run `make chromium`."
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

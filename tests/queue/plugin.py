@@ -38,9 +38,10 @@ def count(config: CountConfig, context: JobContext) -> None:
         if step == config.fails_at and context.attempt_n == 1:
             raise MethodFailed("The count failed.", "It was told to.", "Resume it.")
         context.metric("count", step, step)
+        context.metric("attempt", context.attempt_n, step)
         time.sleep(config.pause)
         with context.checkpoints.write(f"step-{step}") as folder:
-            (folder / "attempt.txt").write_text(str(context.attempt_n))
+            (folder / "done.txt").write_text(str(step))
     context.result("run", "total", config.steps)
 
 

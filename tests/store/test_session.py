@@ -69,7 +69,7 @@ def test_readers_do_not_wait_for_a_writer(store: Path) -> None:
         session.flush()
         began = time.monotonic()
         assert queries.job(job.id).name == ""  # the last committed state, at once
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10  # not the 30 s a writer would wait
     assert queries.job(job.id).name == "renamed"
 
 
