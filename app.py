@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 import threading
 import time
 
@@ -15,22 +17,35 @@ LOOK_S = 5.0
 
 def main() -> None:
     """Opens the dashboard on `SLIMSCOPE_HOST`:`SLIMSCOPE_PORT`."""
+    here = settings()
+    refuse_taken(here.host, here.port)
     upgrade()
     from ui.app import serve  # after the tables: pages read them while they are built
 
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
-    here = settings()
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)
     print("Ctrl+C ends the dashboard; runs go on.", flush=True)
     serve(here)
 
 
+def refuse_taken(host: str, port: int) -> None:
+    """Ends with one line of advice when the address cannot be listened on."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        sys.exit(f"Cannot listen on {host}:{port} ({error}). Try: make run PORT={port + 1}")
+
+
 def keep_supervised() -> None:
     """While a run waits or works, sees to it that a supervisor is there."""
     while True:
-        status = queries.status()
-        if status.live or status.queued:
-            supervisor.ensure()
+        try:
+            status = queries.status()
+            if status.live or status.queued:
+                supervisor.ensure()
+        except Exception as error:  # a busy database, a full disk: look again
+            print(f"Could not look after the supervisor: {error}", flush=True)
         time.sleep(LOOK_S)
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 MANIFEST = "manifest.json"
 
 
@@ -70,7 +72,7 @@ class Checkpoints:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         draft, final = self.root / f".tmp-{os.getpid()}-{name}", self.root / name
-        shutil.rmtree(draft, ignore_errors=True)
+        self._sweep(name)
         draft.mkdir()
         try:
             yield draft
@@ -85,6 +87,18 @@ class Checkpoints:
             _fsync(self.root)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def _sweep(self, name: str) -> None:
+        """Removes drafts of `name` whose process was killed."""
+        for old in self.root.glob(f".tmp-*-{name}"):
+            pid = int(old.name.split("-")[1])
+            if pid == os.getpid() or not psutil.pid_exists(pid):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def newest(self) -> str | None:
+        """The name of the checkpoint written last, if any is whole."""
+        folders = [path for path in self.root.glob("[!.]*") if is_whole(path)]
+        return max(folders, key=lambda path: path.stat().st_mtime).name if folders else None
 
     def find(self, name: str) -> Path | None:
         """The folder of checkpoint `name` if it is there and whole, else None."""

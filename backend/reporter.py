@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from backend.statistics.tensors import TensorSnapshot
 
 
+REPLAY = "Reading what is stored"  # the stage of work that an earlier attempt has done
+
+
 class Reporter(Protocol):
     """What a method may say while it works."""
 

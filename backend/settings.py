@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
 
 from platformdirs import user_cache_path
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -37,10 +38,18 @@ class Settings(BaseSettings):
         (), description="Python modules that register more kinds of job, as JSON."
     )
 
+    @field_validator("data_dir", "cache_dir", "text_dir", "model_dirs")
+    @classmethod
+    def _absolute(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
+        """Absolute, since a job's process starts in another folder."""
+        if isinstance(value, tuple):
+            return tuple(path.expanduser().resolve() for path in value)
+        return value.expanduser().resolve() if value else None
+
     @property
     def root(self) -> Path:
         """The data folder, absolute."""
-        return self.data_dir.expanduser().resolve()
+        return self.data_dir
 
     @property
     def url(self) -> str:
@@ -52,10 +61,21 @@ class Settings(BaseSettings):
         """Where runs keep logs, checkpoints and models."""
         return self.root / "artifacts"
 
+    def for_jobs(self) -> dict[str, str]:
+        """The variables that decide what a job may read and use; frozen with each job."""
+        chosen = {
+            "MODEL_DIRS": json.dumps([str(path) for path in self.model_dirs]),
+            "PLUGINS": json.dumps(self.plugins),
+            "CACHE_DIR": str(self.cache_dir),
+            "TEXT_DIR": str(self.text_dir) if self.text_dir else "",
+            "THREADS": str(self.threads) if self.threads else "",
+        }
+        return {f"SLIMSCOPE_{name}": value for name, value in chosen.items() if value}
+
     def readable_roots(self) -> tuple[Path, ...]:
         """The only folders a model may be read from."""
         own = (self.root / "models", self.artifacts, self.cache_dir / "models")
-        return tuple(p.expanduser().resolve() for p in (*own, *self.model_dirs))
+        return tuple(path.resolve() for path in (*own, *self.model_dirs))
 
 
 @lru_cache

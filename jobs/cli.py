@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from backend.errors import SlimscopeError
+from backend.errors import ConfigRefused, SlimscopeError
 from backend.queue import service, supervisor
 from backend.queue.folders import read_log
 from backend.queue.service import Actor
@@ -86,7 +87,8 @@ def _options(kind: Kind) -> Iterator[inspect.Parameter]:
     """One keyword option for each field; None means: not given."""
     for name, info in kind.config.model_fields.items():
         about = f"{info.description} [default: {info.default}]"
-        flag = "--" + name.replace("_", "-")
+        flag = name.replace("_", "-")
+        flag = f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}"
         simple = info.annotation if info.annotation in (bool, int, float) else str
         yield _option(name, simple | None, None, typer.Option(flag, help=about))
     presets = ", ".join(kind.presets) or "none"
@@ -126,7 +128,9 @@ def _wait(run: str, as_json: bool) -> None:
 @app.command("list")
 def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = False) -> None:
     """List runs, the newest first."""
-    states = [State(state)] if state in {*State} else None
+    if state and state not in {*State}:
+        raise ConfigRefused(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
+    states = [State(state)] if state else None
     found = [summary(job) for job in queries.jobs(states, kind or None, limit)]
     if as_json:
         print(json.dumps(found, indent=1))
@@ -231,7 +235,7 @@ def main() -> None:
         for kind in kinds().values():
             submit_app.command(kind.name)(_submit_command(kind))
         app()
-    except SlimscopeError as error:
+    except (SlimscopeError, ValidationError) as error:  # the latter: a SLIMSCOPE_ variable
         print(f"slimscope: {error}", file=sys.stderr)
         sys.exit(REFUSED)
 

@@ -7,12 +7,15 @@ it is not, the process ends at once and has changed nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from backend.checkpoints import Checkpoints
+from backend.errors import MethodFailed
 from backend.queue.engines.local import reference
 from backend.queue.folders import run_folder, work_folder
+from backend.reporter import REPLAY
 from backend.settings import settings
 from backend.statistics.tensors import TensorSnapshot
 from backend.store.session import change, now_ms, reading, writing
@@ -62,6 +67,9 @@ class JobContext:
         self._progress.report(done, total, stage)
 
     def metric(self, name: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            self.log(f"{name} is {value} at step {step}; it is not drawn.")
+            return
         self._add(
             MetricPoint(job_id=self.job_id, name=name, step=step, at=now_ms(), value=float(value))
         )
@@ -70,7 +78,8 @@ class JobContext:
         self._add(tensor_row(self.job_id, snapshot))
 
     def log(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+        with suppress(OSError):  # a full disk must not end the run
+            print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
@@ -87,7 +96,17 @@ class JobContext:
         n: int | None = None,
         **details: Any,
     ) -> None:
-        """Records one of the figures the run ends with; a later one of that name replaces it."""
+        """Records one of the figures the run ends with; a later one of that name replaces it.
+
+        Raises:
+            MethodFailed: the value is not finite.
+        """
+        if not math.isfinite(value):
+            raise MethodFailed(
+                f"{metric} of {stage} is {value}.",
+                "The computation overflowed or divided by zero.",
+                "Choose float32 as forward precision, or other text.",
+            )
         self._add(
             Result(
                 job_id=self.job_id, stage=stage, metric=metric, value=float(value), stderr=stderr,
@@ -109,23 +128,21 @@ class JobContext:
             path=str(path.relative_to(settings().artifacts)),
             bytes=sum(p.stat().st_size for p in files),
         )  # fmt: skip
-        with writing() as session:
-            self._fence(session)
+
+        def write(session: Session) -> None:
             session.query(Artifact).where(Artifact.path == row.path).delete()
-            session.add(row)
+            session.merge(row)
+
+        self._patiently(write)
 
     def environment(self, **facts: Any) -> None:
         """Adds facts that are needed to repeat the run: versions, threads, text hashes."""
-        with writing() as session:
-            self._fence(session)
+
+        def write(session: Session) -> None:
             job = session.get_one(Job, self.job_id)
             job.environment = {**job.environment, **facts}
 
-    def resumed_from(self, checkpoint: str) -> None:
-        """Records which checkpoint this attempt went on from."""
-        with writing() as session:
-            self._fence(session)
-            session.get_one(Attempt, self.attempt_id).resumed_from = checkpoint
+        self._patiently(write)
 
     # life ------------------------------------------------------------------------------------
 
@@ -143,21 +160,24 @@ class JobContext:
         if self._thread.is_alive():
             self._thread.join()
         self.settle()
-        with writing(durable=True) as session:
-            self._fence(session, outcome=outcome)
-            job = update(Job).where(Job.id == self.job_id)
-            session.execute(job.values(**{"eta_s": None, **values}))
+        job = update(Job).where(Job.id == self.job_id).values(**{"eta_s": None, **values})
+        self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
 
     def settle(self) -> None:
         """Writes the buffered figures for certain, waiting for a busy database."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return self.flush()
-            except OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(BEAT_S)
+        retry(self.flush)
+
+    def _patiently(
+        self, write: Callable[[Session], Any], *, durable: bool = False, **fence: Any
+    ) -> None:
+        """Writes in one fenced transaction, waiting for a busy database."""
+
+        def once() -> None:
+            with writing(durable=durable) as session:
+                self._fence(session, **fence)
+                write(session)
+
+        retry(once)
 
     def flush(self) -> None:
         """Writes the buffered figures and the progress; keeps them when the database is busy."""
@@ -166,7 +186,7 @@ class JobContext:
                 rows, self._rows = self._rows, []
             try:
                 self._write(rows)
-            except OperationalError:
+            except BaseException:
                 with self._lock:
                     self._rows = rows + self._rows
                 raise
@@ -203,15 +223,27 @@ class JobContext:
                     desired = session.scalar(select(Job.desired).where(Job.id == self.job_id))
                 if desired != "run":
                     self._stop.set()
-            except OperationalError as error:
-                self.log(f"The database is busy; figures are kept until it is free. ({error.orig})")
             except Fenced:
                 self.log("Another attempt holds this run; this process ends.")
                 os._exit(Exit.FENCED)
+            except Exception as error:  # whatever it is, a run that does not beat cannot be stopped
+                self.log(f"Figures could not be written and are kept for later: {error}")
+
+
+def retry(write: Callable[[], None]) -> None:
+    """Calls `write` until the database takes it, for at most `PATIENCE_S`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return write()
+        except OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(BEAT_S)
 
 
 class Progress:
-    """How far the job is, and when it will end, from the pace of this attempt."""
+    """How far the job is, and when it will end, from the pace of what this attempt does anew."""
 
     def __init__(self) -> None:
         self._done = self._total = 0.0
@@ -220,7 +252,8 @@ class Progress:
 
     def report(self, done: float, total: float, stage: str) -> None:
         self._done, self._total, self._stage = done, total, stage
-        self._first = self._first or (time.monotonic(), done)
+        if stage == REPLAY or self._first is None:  # its pace says nothing of what is to come
+            self._first = (time.monotonic(), done)
 
     def columns(self) -> dict[str, Any]:
         """The columns of the job row."""
@@ -282,4 +315,5 @@ def claim(attempt_id: int) -> JobContext:
             raise Fenced
         attempt = session.get_one(Attempt, attempt_id)
         job = session.get_one(Job, attempt.job_id)
+        attempt.resumed_from = Checkpoints(work_folder(job.run)).newest()
     return JobContext(attempt, job)

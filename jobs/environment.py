@@ -46,9 +46,13 @@ def choose_device(wanted: str) -> str:
     """ "cuda" or "cpu"; auto takes a GPU when there is one."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
+    number = int(wanted.partition(":")[2] or 0)
+    if wanted.startswith("cuda") and number >= torch.cuda.device_count():
         raise ConfigRefused(
-            f"There is no device {wanted}.", "torch sees no GPU.", "Choose auto or cpu.", "device"
+            f"There is no device {wanted}.",
+            f"torch sees {torch.cuda.device_count()} GPUs.",
+            "Choose auto or cpu.",
+            "device",
         )
     return wanted
 

@@ -6,14 +6,16 @@ Exit codes are those of `backend.store.states.Exit`, the same for every engine.
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import sys
 import traceback
 
+from sqlalchemy.exc import OperationalError
+
 from backend.errors import SlimscopeError, Stopped
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
+from backend.store.tables import Job
 from jobs.context import Fenced, JobContext, claim
 from jobs.kinds import kind_named
 
@@ -42,9 +44,9 @@ def carry_out(context: JobContext) -> int:
     Returns:
         The exit code that says how it went.
     """
-    kind = kind_named(context.kind)
-    context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
     try:
+        kind = kind_named(context.kind)
+        context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
         kind.run(kind.config.model_validate(context.config), context)
     except Stopped:
         context.log("Stopped as asked; everything finished so far is kept.")
@@ -52,12 +54,14 @@ def carry_out(context: JobContext) -> int:
         return Exit.STOPPED
     except Fenced:
         raise
+    except OperationalError:  # the database is away: leave without an outcome, to be tried again
+        traceback.print_exc()
+        return Exit.ERROR
     except Exception as error:
         traceback.print_exc()
         context.finish("failed", error_kind=type(error).__name__, error=explain(error))
         return Exit.ERROR
-    context.finish("succeeded", stage="done", eta_s=0)
-    shutil.rmtree(context.work, ignore_errors=True)  # only now: a kill before would start anew
+    context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
     return Exit.DONE
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from backend.errors import ConfigRefused
 from backend.methods.sds.config import STAGE_LABELS, SDSConfig, Stage
@@ -12,6 +13,7 @@ from backend.methods.sds.pattern import Pattern
 from backend.models.catalogue import inspect
 from backend.models.estimate import memory_available, memory_needed, refuse_beyond
 from backend.models.facts import ModelFacts
+from backend.reporter import REPLAY
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.pace import seconds_for
 from jobs.text import TextConfig, check_text, context_length, text_facts
@@ -41,6 +43,13 @@ class SDSJob(SDSConfig, TextConfig, JobConfig):
         description="A name from the list, a hub id (org/name), a folder, or a .gguf file.",
     )
 
+    @field_validator("model")
+    @classmethod
+    def _absolute(cls, spec: str) -> str:
+        """A path means the same wherever the job runs."""
+        spec = spec.strip()
+        return str(Path(spec).expanduser().resolve()) if spec.startswith((".", "~")) else spec
+
 
 # before the work ----------------------------------------------------------------------------------
 
@@ -57,6 +66,9 @@ def check(config: SDSJob) -> Estimate:
         batch=config.batch,
         streams=1 if config.inputs == "sd" else 2,
     )
+    if config.redense == "sgd":  # holds the Gram of every segment for the linears of a block
+        block = sum(x.columns**2 for x in facts.linears if x.block == facts.linears[0].block)
+        needed += int(4 * config.segments * block * GRAM_SHARE)
     refuse_beyond(needed, memory_available(), facts.title)
     work = sum(parts(config, facts).values())
     seconds, basis = seconds_for("sds", config.model, work)
@@ -158,6 +170,7 @@ def measure(
     from backend.evaluation.perplexity import perplexity
 
     if context.has_result(stage, "perplexity"):
+        reporter.progress(1, 1, REPLAY)
         return
     context.log(f"Measuring: {STAGE_LABELS[stage]}.")
     found = perplexity(loaded.model, evaluation, config.batch, reporter)

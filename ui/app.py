@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -66,4 +67,16 @@ def launch_options() -> dict[str, Any]:
 
 def serve(settings: Settings) -> None:
     """Shows the dashboard until the process is ended."""
-    build().launch(server_name=settings.host, server_port=settings.port or None, **launch_options())
+    build().launch(
+        server_name=settings.host,
+        server_port=settings.port or None,
+        inbrowser=settings.browser and has_screen(),
+        **launch_options(),
+    )
+
+
+def has_screen() -> bool:
+    """Whether a browser could open a window here; without one it might take over the terminal."""
+    if not sys.platform.startswith("linux"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

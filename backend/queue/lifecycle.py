@@ -18,8 +18,10 @@ from backend.store.tables import Attempt, Job, Slot
 ME = "supervisor"
 RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the retries left after this one
 KILLED_HINT = (
-    "The process was ended from outside, again and again: most often the machine ran out of memory."
+    "A process that is ended from outside again and again mostly ran out of memory: lower the "
+    "segments or the context length in a new run."
 )
+LOG_HINT = "The log of its last attempt says more; resume goes on from the last checkpoint."
 
 
 def move(session: Session, job: Job, to: State, **values: object) -> bool:
@@ -117,11 +119,11 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
     session.refresh(row)
     job = session.get_one(Job, attempt.job_id)
     judged = verdict(row.outcome, code, job.desired, job.retries_left)
-    if move(session, job, judged.state, **_values(job, judged)):
+    if move(session, job, judged.state, **_values(job, judged, code)):
         note(session, job.id, judged.state, ME, judged.text)
 
 
-def _values(job: Job, judged: Verdict) -> dict[str, object]:
+def _values(job: Job, judged: Verdict, code: int | None) -> dict[str, object]:
     """The columns that change along with the state."""
     if judged.state == State.QUEUED:
         left = job.retries_left - judged.spend_retry
@@ -129,6 +131,7 @@ def _values(job: Job, judged: Verdict) -> dict[str, object]:
         return {"retries_left": left, "not_before": now_ms() + delay, "eta_s": None}
     values: dict[str, object] = {"finished_at": now_ms(), "eta_s": None}
     if judged.state == State.LOST:
-        error = {"what": "The run was lost.", "why": judged.text, "do": KILLED_HINT}
+        do = LOG_HINT if code is not None and code >= 0 else KILLED_HINT
+        error = {"what": "The run was lost.", "why": judged.text, "do": do}
         values |= {"error_kind": "lost", "error": error}
     return values

@@ -11,6 +11,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigRefused, Forbidden
+from backend.settings import settings
 from backend.store import queries
 from backend.store.session import change, now_ms, writing
 from backend.store.states import LIVE, RESUMABLE, State
@@ -68,6 +69,7 @@ def enqueue(
             kind=kind, name=name.strip()[:120], owner=actor.name, config=config,
             config_hash=config_hash(kind, config), priority=priority, parent=parent,
             retries_left=RETRIES, created_at=now, queued_at=now,
+            environment={"settings": settings().for_jobs()},
         )  # fmt: skip
         session.add(job)
         session.flush()

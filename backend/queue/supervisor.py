@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -22,12 +24,12 @@ from sqlalchemy.exc import OperationalError
 from backend.locks import try_lock
 from backend.queue.engines.base import Engine, Launch
 from backend.queue.engines.local import LocalEngine
-from backend.queue.folders import log_file
+from backend.queue.folders import log_file, work_folder
 from backend.queue.lifecycle import ME, end_attempt, mark_running, move, start_attempt
 from backend.queue.service import note
 from backend.settings import available_threads, settings
 from backend.store.migrate import upgrade
-from backend.store.session import engine_for, now_ms, reading, writing
+from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Attempt, Job, Slot, Supervisor
 
@@ -73,6 +75,7 @@ def child_environment() -> dict[str, str]:
     threads = str(settings().threads or max(1, available_threads() // settings().slots))
     return {
         **os.environ,
+        **settings().for_jobs(),
         "SLIMSCOPE_DATA_DIR": str(settings().root),
         "SLIMSCOPE_THREADS": threads,
         "OMP_NUM_THREADS": threads,
@@ -106,6 +109,10 @@ class Loop:
             self._apply(attempt)
         while self._launch_next():
             pass
+        return self.busy()
+
+    def busy(self) -> bool:
+        """Whether any job waits or runs."""
         with reading() as session:
             active = select(Job.id).where(Job.state.in_([*ACTIVE])).limit(1)
             return session.scalar(active) is not None
@@ -129,17 +136,24 @@ class Loop:
     def _reconcile(self, attempt: Attempt) -> None:
         """What became of the attempt's process."""
         if attempt.engine_ref is None:  # we died between claiming the job and starting it
-            with writing(durable=True) as session:
-                end_attempt(session, attempt, None, fence="never started")
+            self._end(attempt, None, fence="never started")
             return
         poll = self.engine.poll(attempt.engine_ref)
         if poll.state == "unknown":
             return
+        if poll.state == "exited":
+            self._end(attempt, poll.code)
+            return
         with writing(durable=True) as session:
-            if poll.state == "running":
-                mark_running(session, attempt)
-            else:
-                end_attempt(session, attempt, poll.code)
+            mark_running(session, attempt)
+
+    def _end(self, attempt: Attempt, code: int | None, fence: str = "") -> None:
+        """Moves the job on; checkpoints of a job that succeeded are not needed any more."""
+        with writing(durable=True) as session:
+            end_attempt(session, attempt, code, fence)
+            job = session.get_one(Job, attempt.job_id)
+        if job.state == State.SUCCEEDED:
+            shutil.rmtree(work_folder(job.run), ignore_errors=True)
 
     def _apply(self, attempt: Attempt) -> None:
         """Carries out a stop: first the flag in the database, then a signal, then the last one."""
@@ -162,56 +176,68 @@ class Loop:
             attempt = start_attempt(session, self.host, self.engine.name, self.engine.capacity())
             if attempt is None:
                 return False
-            run = session.get_one(Job, attempt.job_id).run
+            job = session.get_one(Job, attempt.job_id)
         try:
-            ref = self.engine.launch(self._launch(attempt, run))
+            ref = self.engine.launch(self._launch(attempt, job))
         except OSError as error:
             with writing(durable=True) as session:
                 note(session, attempt.job_id, "not started", ME, str(error))
-                end_attempt(session, attempt, None)
+            self._end(attempt, None)
             return False
         with writing(durable=True) as session:
             session.execute(update(Attempt).where(Attempt.id == attempt.id).values(engine_ref=ref))
         return True
 
-    def _launch(self, attempt: Attempt, run: str) -> Launch:
+    def _launch(self, attempt: Attempt, job: Job) -> Launch:
         return Launch(
             attempt_id=attempt.id,
             argv=(sys.executable, "-m", "jobs.run", "--attempt", str(attempt.id)),
-            environment=child_environment(),
-            log=str(log_file(run, attempt.n)),
+            environment={**child_environment(), **job.environment.get("settings", {})},
+            log=str(log_file(job.run, attempt.n)),
             folder=str(CODE),
         )
 
 
 def shrink_write_ahead_log() -> None:
     """Only the supervisor does this: SQLite before 3.51.3 may corrupt a database when two
-    connections check-point at once (sqlite.org, WAL-reset bug)."""
+    connections check-point at once (sqlite.org, WAL-reset bug). It never waits: while somebody
+    reads, the log is left for later."""
     engine = engine_for(settings().url)
     if engine.dialect.name == "sqlite":
-        with contextlib.suppress(OperationalError), engine.connect() as connection:
+        with contextlib.suppress(sqlite3.Error), engine.connect() as connection:
             raw = connection.connection.driver_connection
             assert raw is not None
-            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            raw.execute("PRAGMA busy_timeout=0")
+            try:
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
 
 
 def main() -> None:
-    """Runs until nothing has waited or run for `idle_exit` seconds."""
-    lock = try_lock(lock_path())
-    if lock is None:
-        return
-    upgrade()
-    loop = Loop(LocalEngine(settings().slots))
+    """Supervises until nothing has waited or run for `idle_exit` seconds."""
+    while (lock := try_lock(lock_path())) is not None:
+        upgrade()
+        loop = Loop(LocalEngine(settings().slots))
+        run_until_idle(loop)
+        shrink_write_ahead_log()
+        os.close(lock)
+        if not loop.busy():  # else a job came in the last moment, when we still held the lock
+            return
+
+
+def run_until_idle(loop: Loop) -> None:
+    """Turns the loop; a full disk or a locked database is waited out: jobs go on, and so do we."""
     busy_at = time.monotonic()
     while time.monotonic() - busy_at < settings().idle_exit:
         try:
             if loop.turn():
                 busy_at = time.monotonic()
-        except OperationalError as error:  # disk full or locked: jobs go on, and so do we
-            print(f"{time.strftime('%F %T')} database: {error}", flush=True)
+        except (OperationalError, sqlite3.Error, OSError) as error:
+            busy_at = time.monotonic()
+            with contextlib.suppress(OSError):
+                print(f"{time.strftime('%F %T')} {error}", flush=True)
         time.sleep(TICK_S)
-    shrink_write_ahead_log()
-    os.close(lock)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,6 @@ class CountConfig(JobConfig):
 def count(config: CountConfig, context: JobContext) -> None:
     """Counts to `steps`, one checkpoint each, from behind the last checkpoint."""
     done = [n for n in range(config.steps) if context.checkpoints.find(f"step-{n}")]
-    if done:
-        context.resumed_from(f"step-{max(done)}")
     for step in range(len(done), config.steps):
         context.progress(step, config.steps, "counting")
         if config.deaf:

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.errors import ConfigRefused, Forbidden
+from backend.errors import ConfigRefused, Forbidden, MethodFailed
 from backend.queue import service, supervisor
-from backend.queue.engines.local import LocalEngine
+from backend.queue.engines.local import LocalEngine, identity
 from backend.queue.folders import read_log, work_folder
 from backend.queue.service import Actor
 from backend.queue.supervisor import Loop
@@ -40,7 +40,7 @@ def test_runs_to_the_end(wait: Wait) -> None:
     job = submit("count", {"steps": 3}, HOST, name="three")
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
     job = queries.job(job.run)
-    assert (job.done, job.stage, job.attempts_made) == (2, "done", 1)
+    assert (job.done, job.total, job.stage, job.attempts_made) == (3, 3, "done", 1)
     assert job.peak_bytes and job.finished_at >= job.started_at >= job.queued_at
     assert [r.value for r in queries.results([job.id])] == [3]
     curves = queries.curves(job.id)
@@ -200,7 +200,7 @@ def test_a_process_that_lost_its_token_ends_itself(wait: Wait) -> None:
 def test_a_reused_pid_counts_as_dead() -> None:
     engine = LocalEngine(1)
     me = psutil.Process()
-    ref = {"pid": me.pid, "start": me.create_time() - 1000, "boot": psutil.boot_time()}
+    ref = {"pid": me.pid, "identity": identity(me.pid) + "0"}
     assert engine.poll(ref).state == "exited"
     engine.kill(ref)  # must not harm the stranger: this very process
 
@@ -274,3 +274,70 @@ def test_the_supervisor_process_is_alone_and_leaves_when_idle(
     while supervisor.is_alive() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not supervisor.is_alive()
+
+
+def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, loop: Loop
+) -> None:
+    from jobs import context as contexts
+
+    monkeypatch.setattr(LocalEngine, "launch", lambda *_: identity_of_this_process())
+    job = submit("count", {}, HOST)
+    loop.turn()
+    context = contexts.claim(queries.attempts(job.id)[0].id)
+    context.metric("loss", float("nan"), 1)
+    context.metric("loss", 2.0, 2)
+    with pytest.raises(MethodFailed, match="is nan"):
+        context.result("run", "total", float("nan"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(contexts, "BEAT_S", 0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "_write", full)
+        patch.setattr("builtins.print", full)
+        context.start()
+        time.sleep(0.3)
+    service.cancel(job.run, HOST)
+    deadline = time.monotonic() + 20
+    while not context.should_stop() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert context.should_stop()  # it beats again, and hears
+    context.finish("stopped")
+    assert queries.curves(job.id)["value"].tolist() == [2.0]
+
+
+def identity_of_this_process() -> dict[str, object]:
+    return {"pid": os.getpid(), "identity": identity(os.getpid())}
+
+
+def test_settings_travel_with_the_job(
+    queue: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", '["~/models"]')
+    supervisor.settings.cache_clear()
+    job = submit("count", {"steps": 1}, HOST)
+    monkeypatch.delenv("SLIMSCOPE_MODEL_DIRS")
+    supervisor.settings.cache_clear()
+    home = str(Path.home() / "models")
+    assert job.environment["settings"]["SLIMSCOPE_MODEL_DIRS"] == f'["{home}"]'
+    assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
+
+
+def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[int] = []
+
+    def late() -> None:
+        if not jobs:
+            jobs.append(submit("count", {"steps": 1}, HOST).id)
+            assert supervisor.is_alive()  # so nobody starts another one
+
+    monkeypatch.setattr(supervisor, "shrink_write_ahead_log", late)
+    monkeypatch.setattr(supervisor, "SHRINK_LOG_MS", 10**9)
+    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "0.1")
+    supervisor.settings.cache_clear()
+    supervisor.main()
+    assert queries.job(jobs[0]).state == State.SUCCEEDED

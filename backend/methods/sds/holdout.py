@@ -5,12 +5,15 @@ Layers were fitted one by one; whether that helped the model is for the model's 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
+from backend.errors import MethodFailed
 from backend.methods.sds.config import STAGE_LABELS, SDSConfig, Stage
 from backend.methods.sds.stages import install
 from backend.methods.sds.work import Run
@@ -54,6 +57,13 @@ def heldout_losses(run: Run, checkpoints: Checkpoints, held: Tensor) -> Losses:
     for stage in stages_made(run.config) if len(held) else ():
         install(run.model, checkpoints, stage)
         losses[stage] = mean_loss(run.model, held, run.dtype)
+        if not math.isfinite(losses[stage]):
+            raise MethodFailed(
+                f"The model is broken at stage {STAGE_LABELS[stage]}.",
+                "Its loss on the held-out text is not finite.",
+                "Choose float32 as forward precision, or a milder pattern.",
+                field="precision",
+            )
         run.reporter.metric(f"heldout/{stage}", losses[stage], 0)
         run.advance(1, "Held-out loss")
     return losses

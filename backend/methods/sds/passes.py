@@ -33,6 +33,7 @@ from backend.methods.sds.stages import FIRST_PASS, SECOND_PASS, Weights
 from backend.methods.sds.work import BlockWork, Run
 from backend.models.blocks import block_linears
 from backend.models.stream import open_stream, run_block
+from backend.reporter import REPLAY
 
 
 class Walk(ABC):
@@ -55,7 +56,7 @@ class Walk(ABC):
             else:
                 if missing and block < missing[-1]:
                     self.replay(block)
-                run.advance(2 * len(block_linears(run.model, block)), "Reading stored blocks")
+                run.advance(2 * len(block_linears(run.model, block)), REPLAY)
 
     def _open(self) -> None:
         self.stream = open_stream(

@@ -1,6 +1,6 @@
 """Jobs as processes of this machine: one session (and so one process group) each, never forked.
 
-A process is recognised by pid, start time and the machine's boot, so a supervisor that was killed
+A process is recognised by pid, boot and start tick, so a supervisor that was killed
 and started again finds its jobs, and a reused pid is never mistaken for one.
 """
 
@@ -50,7 +50,9 @@ class LocalEngine:
         if _leader(ref) is not None:
             return Poll("running")
         child = self._children.get(pid)
-        code = child.wait() if child else None  # dead already: this only reaps it
+        code = child.poll() if child else None  # also reaps it
+        if child and code is None:
+            return Poll("running")  # the leader is a zombie, some of its threads still end
         if any(_members(pid)) and not _reused(ref):
             self.kill(ref)  # a dead leader's workers must not hold the slot's device
             return Poll("running")
@@ -70,20 +72,34 @@ class LocalEngine:
 
 def reference(pid: int) -> Ref:
     """How a process of this machine is found again."""
-    return {"pid": pid, "start": psutil.Process(pid).create_time(), "boot": psutil.boot_time()}
+    return {"pid": pid, "identity": identity(pid)}
 
 
-def _same_boot(ref: Ref) -> bool:
-    return abs(psutil.boot_time() - float(ref["boot"])) < 60
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot() -> str:
+    """Names the time since the machine was last started; empty where that cannot be known."""
+    return BOOT.read_text().strip() if BOOT.exists() else ""
+
+
+def identity(pid: int) -> str:
+    """Names a process for good: the boot, and when in it the process started, in clock ticks.
+
+    Ticks since the boot do not move when the clock is set, as a start time of day would.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    if not boot():
+        return f"/{psutil.Process(pid).create_time()}"
+    return f"{boot()}/{stat.read_text().rpartition(')')[2].split()[19]}"  # field 22 of proc(5)
 
 
 def _reused(ref: Ref) -> bool:
-    """Whether the pid now belongs to someone else (or to no one we started)."""
+    """Whether the pid now belongs to someone else, or belonged to another boot."""
     try:
-        start = psutil.Process(int(ref["pid"])).create_time()
-    except psutil.NoSuchProcess:
-        return not _same_boot(ref)
-    return not _same_boot(ref) or abs(start - float(ref["start"])) > 2
+        return identity(int(ref["pid"])) != ref["identity"]
+    except (OSError, psutil.NoSuchProcess):
+        return boot() != str(ref["identity"]).rpartition("/")[0]
 
 
 def _leader(ref: Ref) -> psutil.Process | None:
