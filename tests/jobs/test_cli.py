@@ -41,11 +41,26 @@ def test_exit_codes_say_how_it_went(queue: Path) -> None:
         ("show", "count-0099"),
         ("submit", "count", "--steps", "0"),
         ("submit", "count", "--preset", "none such"),
+        ("list", "--state", "happy"),
         ("resume", "count-0099"),
     ):
         refused = slimscope(*words)
         assert refused.returncode == 2 and refused.stderr, words
         assert "Traceback" not in refused.stderr
+
+
+def test_a_switch_can_be_turned_off(queue: Path) -> None:
+    refused = slimscope("submit", "sds", "--model", "toy", "--no-control", "--segments", "0")
+    assert refused.returncode == 2 and "Calibration segments" in refused.stderr
+
+
+def test_a_wrong_setting_is_told_without_a_trace(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_SLOTS", "many")
+    refused = slimscope("list")
+    assert refused.returncode == 2 and "slots" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_models_and_doctor(queue: Path) -> None:
