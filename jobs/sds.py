@@ -246,7 +246,7 @@ KINDS = (
         run=run,
         stages=STAGE_LABELS,
         presets={
-            "quick look": {"segments": 8, "context": 256, "windows": 8, "adjust_steps": 10},
+            "quick look": {"segments": 16, "context": 256, "windows": 8, "adjust_steps": 10},
             "default": {},
             "thorough": {"segments": 128, "windows": 64, "adjust_steps": 60},
         },

@@ -61,10 +61,7 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
 def mark_running(session: Session, attempt: Attempt) -> None:
     """The attempt's process has claimed it: the job runs."""
     job = session.get_one(Job, attempt.job_id)
-    started = session.scalar(select(Attempt.started_at).where(Attempt.id == attempt.id))
-    if started and move(
-        session, job, State.RUNNING, started_at=job.started_at or started, finished_at=None
-    ):
+    if move(session, job, State.RUNNING, started_at=job.started_at or attempt.started_at):
         note(session, job.id, "running", ME, f"attempt {attempt.n}")
 
 

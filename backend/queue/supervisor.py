@@ -103,10 +103,10 @@ class Loop:
             Whether any job still waits or runs.
         """
         self._beat()
-        for attempt in self._live():
-            self._reconcile(attempt)
-        for attempt in self._live():
-            self._apply(attempt)
+        for attempt, job in self._live():
+            self._reconcile(attempt, job)
+        for attempt, job in self._live():
+            self._apply(attempt, job)
         while self._launch_next():
             pass
         return self.busy()
@@ -129,23 +129,23 @@ class Loop:
             self._shrunk_at = now_ms()
             shrink_write_ahead_log()
 
-    def _live(self) -> list[Attempt]:
+    def _live(self) -> list[tuple[Attempt, Job]]:
+        live = select(Attempt, Job).join(Job, Job.id == Attempt.job_id)
         with reading() as session:
-            return list(session.scalars(select(Attempt).where(Attempt.ended_at.is_(None))))
+            found = session.execute(live.where(Attempt.ended_at.is_(None)))
+            return [(attempt, job) for attempt, job in found]
 
-    def _reconcile(self, attempt: Attempt) -> None:
+    def _reconcile(self, attempt: Attempt, job: Job) -> None:
         """What became of the attempt's process."""
         if attempt.engine_ref is None:  # we died between claiming the job and starting it
             self._end(attempt, None, fence="never started")
             return
         poll = self.engine.poll(attempt.engine_ref)
-        if poll.state == "unknown":
-            return
         if poll.state == "exited":
             self._end(attempt, poll.code)
-            return
-        with writing(durable=True) as session:
-            mark_running(session, attempt)
+        elif poll.state == "running" and job.state == State.STARTING and attempt.started_at:
+            with writing(durable=True) as session:
+                mark_running(session, attempt)
 
     def _end(self, attempt: Attempt, code: int | None, fence: str = "") -> None:
         """Moves the job on; checkpoints of a job that succeeded are not needed any more."""
@@ -155,10 +155,8 @@ class Loop:
         if job.state == State.SUCCEEDED:
             shutil.rmtree(work_folder(job.run), ignore_errors=True)
 
-    def _apply(self, attempt: Attempt) -> None:
+    def _apply(self, attempt: Attempt, job: Job) -> None:
         """Carries out a stop: first the flag in the database, then a signal, then the last one."""
-        with reading() as session:
-            job = session.get_one(Job, attempt.job_id)
         if job.desired == "run" or attempt.engine_ref is None:
             return
         if job.state != State.CANCELLING:
@@ -172,6 +170,9 @@ class Loop:
 
     def _launch_next(self) -> bool:
         """Starts the next queued job if there is one and a slot is free."""
+        with reading() as session:  # most turns end here, without asking for the write lock
+            if session.scalar(select(Job.id).where(Job.state == State.QUEUED).limit(1)) is None:
+                return False
         with writing(durable=True) as session:
             attempt = start_attempt(session, self.host, self.engine.name, self.engine.capacity())
             if attempt is None:
