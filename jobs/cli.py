@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
@@ -23,11 +23,12 @@ from backend.errors import ConfigRefused, SlimscopeError
 from backend.queue import service, supervisor
 from backend.queue.folders import read_log
 from backend.queue.service import Actor
+from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import TERMINAL, State
 from jobs.doctor import examine
-from jobs.kinds import Kind, kinds
+from jobs.kinds import Kind, kind_named, kinds
 from jobs.record import record, summary
 from jobs.submit import submit
 
@@ -86,7 +87,8 @@ def _submit_command(kind: Kind) -> Callable[..., None]:
 def _options(kind: Kind) -> Iterator[inspect.Parameter]:
     """One keyword option for each field; None means: not given."""
     for name, info in kind.config.model_fields.items():
-        about = f"{info.description} [default: {info.default}]"
+        choices = " | ".join(map(str, get_args(info.annotation)))
+        about = f"{info.title}. {info.description} {choices} (default {info.default})"
         flag = name.replace("_", "-")
         flag = f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}"
         simple = info.annotation if info.annotation in (bool, int, float) else str
@@ -141,7 +143,11 @@ def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = 
         table.add_row(
             row["id"], row["state"], share, str(row["config"].get("model", "")), row["name"]
         )
-    out.print(table if found else "No runs yet. Try: slimscope submit sds --model toy --wait")
+    out.print(
+        table
+        if found
+        else f"No runs in {settings().root}. Try: slimscope submit sds --model toy --wait"
+    )
 
 
 @app.command()
@@ -161,9 +167,15 @@ def show(run: Run, as_json: Json = False) -> None:
 
 def _results_table(run: str) -> Table:
     table = Table("metric", "stage", "value", "±", box=None)
+    labels = kind_named(queries.job(run).kind).stages
     for row in queries.results([run]):
+        if row.metric == "work":  # the basis of estimates
+            continue
+        if row.metric == "kept":
+            table.title = f"Kept: {labels.get(row.details['kept'], row.details['kept'])}"
+            continue
         spread = "" if row.stderr is None else f"{row.stderr:.3g}"
-        table.add_row(row.metric, row.stage, f"{row.value:.6g}", spread)
+        table.add_row(row.metric, labels.get(row.stage, row.stage), f"{row.value:.6g}", spread)
     return table
 
 
@@ -185,6 +197,9 @@ def logs(run: Run, follow: Annotated[bool, typer.Option("-f", "--follow")] = Fal
 @app.command()
 def cancel(run: Run, as_json: Json = False) -> None:
     """Ask a run to end; asked twice, it is killed."""
+    before = queries.job(run)
+    if before.state in TERMINAL:
+        raise ConfigRefused(f"{before.run} was not cancelled.", f"It is {before.state} already.")
     service.cancel(run, me())
     supervisor.ensure()
     job = queries.job(run)

@@ -76,6 +76,7 @@ class Kind:
     Attributes:
         presets: name -> field values that differ from the defaults.
         stages: stage name -> label, in order.
+        verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
         check: refuses a config that cannot work (SlimscopeError with `field`), without torch.
     """
 
@@ -87,6 +88,7 @@ class Kind:
     run: Callable[[Any, JobContext], None]
     stages: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
 
     def preset(self, name: str) -> Mapping[str, Any]:
         """The field values of a preset; none for the empty name.

@@ -10,6 +10,7 @@ from backend.store.states import State
 
 FLOPS_PER_THREAD = 40e9  # measured on two cores with bfloat16 units; only until a run has finished
 REMEMBERED = 5
+START_S = 6.0  # to start a process and import torch
 
 
 def seconds_for(kind: str, model: str, work: float) -> tuple[float, str]:
@@ -26,13 +27,13 @@ def seconds_for(kind: str, model: str, work: float) -> tuple[float, str]:
         and job.started_at
     }
     paces = [
-        row.value / (finished[row.job_id] / 1000)
+        row.value / max(finished[row.job_id] / 1000 - START_S, 0.1)
         for row in queries.results([*finished][:REMEMBERED])
-        if row.metric == "work" and finished[row.job_id] > 0
+        if row.metric == "work"
     ]
     if paces:
-        return work / median(
-            paces
-        ), f"learned from {len(paces)} finished run{'s' * (len(paces) > 1)}"
+        runs = "run" if len(paces) == 1 else "runs"
+        return START_S + work / median(paces), f"learned from {len(paces)} finished {runs}"
     threads = settings().threads or available_threads()
-    return work / (FLOPS_PER_THREAD * threads), "a first guess; better after the first run"
+    guess = START_S + work / (FLOPS_PER_THREAD * threads)
+    return guess, "a first guess; better after the first run"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field, field_validator
 
 from backend.errors import ConfigRefused
-from backend.methods.sds.config import STAGE_LABELS, SDSConfig, Stage
+from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSConfig, Stage
 from backend.methods.sds.pattern import Pattern
 from backend.models.catalogue import inspect
 from backend.models.estimate import memory_available, memory_needed, refuse_beyond
@@ -192,7 +193,7 @@ def record(result: SDSResult, context: JobContext) -> None:
         for stage, value in values.items():
             context.result(stage, metric, value)
     for step, seconds in result.seconds.items():
-        context.result("run", f"seconds/{step}", seconds)
+        context.result("run", f"seconds/{STEP_LABELS[step]}", seconds)
     context.result("run", "kept", 1.0, kept=result.kept)
     context.environment(warnings=list(result.warnings))
 
@@ -236,6 +237,24 @@ The whole config:
 """
 
 
+def verdict(perplexity: Mapping[str, float]) -> str:
+    """In words, whether the method helped on this model. `perplexity`: stage -> value."""
+    sds, first, control = (perplexity.get(s) for s in (Stage.SDS, Stage.FIRST, Stage.CONTROL))
+    if sds is None or first is None:
+        return ""
+    text = f"SDS ends {_compared(sds, first)} the first pruning"
+    if control is None:
+        return f"{text}. No control was run, so whether the re-dense detour paid is not known."
+    text += f" and {_compared(sds, control)} its control."
+    return text if sds < control else f"{text} The re-dense detour did not pay on this model."
+
+
+def _compared(value: float, other: float) -> str:
+    """ "10.5 % below" or "3.0 % above"; perplexities, lower is better."""
+    change = 100 * (value / other - 1)
+    return f"{abs(change):.1f} % {'below' if change < 0 else 'above'}"
+
+
 KINDS = (
     Kind(
         name="sds",
@@ -245,6 +264,7 @@ KINDS = (
         check=check,
         run=run,
         stages=STAGE_LABELS,
+        verdict=verdict,
         presets={
             "quick look": {"segments": 16, "context": 256, "windows": 8, "adjust_steps": 10},
             "default": {},

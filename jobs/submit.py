@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from backend.errors import ConfigRefused
 from backend.queue import service
@@ -26,12 +27,31 @@ def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else None
-        reason = str(first["msg"]).removeprefix("Value error, ")
+        reason = _in_words(first)
         info = kind_named(kind).config.model_fields.get(name or "")
         title = (info.title if info else None) or name or "The config"
         raise ConfigRefused(
             f"{title} was not accepted.", f"{reason}.".replace("..", "."), "", name
         ) from error
+
+
+def _in_words(error: ErrorDetails) -> str:
+    """A validator's complaint as a person would say it."""
+    bounds = error.get("ctx", {})
+    match error["type"]:
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "It must be a whole number"
+        case "float_type" | "float_parsing":
+            return "It must be a number"
+        case "greater_than_equal":
+            return f"It must be {bounds['ge']} or more"
+        case "less_than_equal":
+            return f"It must be {bounds['le']} or less"
+        case "literal_error":
+            return f"It must be {bounds['expected']}"
+        case "extra_forbidden":
+            return "There is no such setting"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def checked(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
@@ -73,7 +93,7 @@ def command_line(kind: str, values: Mapping[str, Any]) -> str:
     words = ["slimscope", "submit", kind]
     for name, info in kind_named(kind).config.model_fields.items():
         value = values.get(name, info.default)
-        if value == info.default:
+        if value is None or value == info.default:
             continue
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):

@@ -118,8 +118,8 @@ def resume(run: str | int, actor: Actor) -> Job:
             .where(Job.id == job_id, Job.state.in_([*RESUMABLE]))
             .values(
                 state=State.QUEUED, desired="run", desired_at=None, queued_at=now_ms(),
-                finished_at=None, not_before=0, retries_left=RETRIES, error=None, error_kind=None,
-                eta_s=None,
+                started_at=None, finished_at=None, not_before=0, retries_left=RETRIES,
+                error=None, error_kind=None, eta_s=None,
             )
         )  # fmt: skip
         resumed = change(session, again)

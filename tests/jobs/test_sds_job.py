@@ -23,17 +23,7 @@ SMALL = {
     "redense_steps": 5, "threads": 1, "precision": "float32",
 }  # fmt: skip
 
-PLAIN = """
-import json, math, sys, torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-rows = torch.tensor(json.load(sys.stdin))
-with torch.no_grad():
-    loss = sum(model(input_ids=row[None], labels=row[None]).loss.item() for row in rows) / len(rows)
-weights = [p for n, p in model.named_parameters() if n.endswith("_proj.weight")]
-print(math.exp(loss), sum((w == 0).sum().item() for w in weights), sum(w.numel() for w in weights))
-assert not {"backend", "jobs"} & set(sys.modules)
-"""
+PLAIN = Path(__file__).parents[1] / "plain_reload.py"
 
 
 def finished(wait: Wait, **values: object) -> Job:
@@ -49,7 +39,7 @@ def plain_perplexity(run: str) -> tuple[float, float]:
 
     rows = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64).input_ids
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(run_folder(run) / "model")],
+        [sys.executable, str(PLAIN), str(run_folder(run) / "model")],
         input=json.dumps(rows.tolist()), capture_output=True, text=True, check=True, cwd="/",
     )  # fmt: skip
     value, zeros, n = done.stdout.split()

@@ -73,6 +73,16 @@ window.slimscope = (() => {
     ask();
   }
 
+  /* Gradio also selects tabs by itself while a page is built; only a person's choice counts. */
+  let touched = false;
+  for (const kind of ["pointerdown", "keydown"]) {
+    document.addEventListener(kind, () => { touched = true; }, { capture: true });
+  }
+
+  function tab(name) {
+    if (touched) address({ tab: name });
+  }
+
   function address(fields) {
     const url = new URL(window.location);
     for (const [name, value] of Object.entries(fields)) {
@@ -170,6 +180,7 @@ window.slimscope = (() => {
       const point = event.points[0];
       if (!meta().pick) tell({ x: point.x, y: point.y, customdata: point.customdata ?? null });
       else pick(point.pointIndex[1], point.pointIndex[0]);
+      canvas.focus({ preventScroll: true }); // so that the arrow keys go on from here
     }
 
     function key(event) {
@@ -217,6 +228,6 @@ window.slimscope = (() => {
     });
   }
 
-  const api = { header, pulse, address, plot, table, picked: null };
+  const api = { header, pulse, address, tab, plot, table, picked: null };
   return api;
 })();

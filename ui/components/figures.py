@@ -105,12 +105,9 @@ class Figures:
 
     @property
     def kept(self) -> str | None:
-        """The stage whose weights the run kept; the last one measured when it did not say."""
+        """The stage whose weights the run kept; None until it has said so."""
         row = self.get(RUN, KEPT)
-        if row and row.details.get("stage_name"):
-            return str(row.details["stage_name"])
-        measured = [s for s in self.stages if (s, "perplexity") in self.rows]
-        return measured[-1] if len(measured) > 1 else None
+        return str(row.details["kept"]) if row else None
 
     @property
     def of_run(self) -> dict[str, Result]:
@@ -131,7 +128,11 @@ class Figures:
         }
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    def final(self, name: str = "perplexity") -> float | None:
+        """The figure of the kept stage."""
+        return self.value(self.kept, name)
+
     def change(self, name: str = "perplexity") -> float | None:
         """By which share the kept stage differs from the untouched model."""
-        before, after = self.value(self.first, name), self.value(self.kept, name)
+        before, after = self.value(self.first, name), self.final(name)
         return after / before - 1 if before and after is not None else None

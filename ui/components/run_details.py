@@ -65,7 +65,15 @@ def outcome(job: Job, figures: Figures, now: int) -> str:
         pairs["Duration"] = duration(elapsed(job, now))
     if job.peak_bytes:
         pairs["Peak memory"] = size(job.peak_bytes)
-    return facts(pairs) + _decision(figures)
+    return facts(pairs) + _verdict(job, figures) + _decision(figures)
+
+
+def _verdict(job: Job, figures: Figures) -> str:
+    """In words: whether the method helped on this model."""
+    kind = kind_of(job)
+    values = {s: r.value for (s, m), r in figures.rows.items() if m == "perplexity"}
+    said = kind.verdict(values) if kind and figures.kept else ""
+    return f"<p>{esc(said)}</p>" if said else ""
 
 
 def _decision(figures: Figures) -> str:

@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from backend.store.session import now_ms
@@ -111,7 +112,7 @@ PERPLEXITY = (
         lambda r: r.figures.value(r.figures.first, "perplexity"),
         number,
     ),
-    _figure("ppl", "Final", lambda r: r.figures.value(r.figures.kept, "perplexity"), number),
+    _figure("ppl", "Final", lambda r: r.figures.final(), number),
     _figure("change", "Change", lambda r: r.figures.change(), _change),
 )
 AFTER = (
@@ -184,10 +185,18 @@ def _safe(value: Any) -> Any:
 
 
 def to_csv(shown: Sequence[Row], of: Sequence[Column]) -> str:
-    """The same rows and columns with full precision; times in UTC milliseconds since 1970."""
+    """The same rows and columns with full precision; the age becomes a time in UTC."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([c.title for c in of])
+    writer.writerow(["Added (UTC)" if c is AGE else c.title for c in of])
     for row in shown:
-        writer.writerow([row.job.run if c is RUN else _safe(c.value(row)) for c in of])
+        writer.writerow([_exported(row, c) for c in of])
     return out.getvalue()
+
+
+def _exported(row: Row, column: Column) -> Any:
+    if column is RUN:
+        return row.job.run
+    if column is AGE:
+        return datetime.fromtimestamp(row.job.created_at / 1000, UTC).isoformat(timespec="seconds")
+    return _safe(column.value(row))

@@ -39,8 +39,8 @@ NEXT = 3
 PROBLEMS = 3
 METHODS = {
     "SDS pruning": "zeroes weights, lets the rest recover without a limit, and prunes once more.",
-    "DL-QAT": "trains the weights to live on a coarse grid, so that few bits can hold them.",
-    "Amphista": "adds heads that draft several tokens at once, so that text comes faster.",
+    "DL-QAT (to come)": "trains weights to live on a coarse grid, so that few bits hold them.",
+    "Amphista (to come)": "adds heads that draft several tokens at once, for faster text.",
 }
 LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "took"}
 MODEL = "smollm2-135m"

@@ -49,7 +49,7 @@ def build() -> None:
     with tab["artefacts"]:
         left = _artefacts(told)
     for name, one in tab.items():
-        one.select(None, None, None, js=f"() => {{ slimscope.address({{ tab: '{name}' }}); }}")
+        one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
     shown = [head, timer, left, *summary]
     on_load(chosen_tab, None, tabs)

@@ -47,10 +47,10 @@ def build() -> None:
         with gr.Row(equal_height=True):
             stage, stat, heat = _heat_card()
             tensor, back, on, show, y, shape = _shape_card()
-        with gr.Row(equal_height=True):
-            with gr.Column(elem_classes="card", scale=2, min_width=320):
-                gr.HTML("<h2>Statistics of this tensor</h2>", js_on_load=None)
-                table = gr.HTML("", elem_id="weights-table", js_on_load="slimscope.table(element)")
+        with gr.Column(elem_classes="card", min_width=320):
+            gr.HTML("<h2>Statistics of this tensor</h2>", js_on_load=None)
+            table = gr.HTML("", elem_id="weights-table", js_on_load="slimscope.table(element)")
+        with gr.Row():
             cost = _cost_card()
     saver, seen = Saver(), gr.State(None)
 

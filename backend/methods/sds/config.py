@@ -35,6 +35,18 @@ STAGE_LABELS: dict[str, str] = {
 }
 
 
+STEP_LABELS: dict[str, str] = {
+    "inputs": "forward passes and Grams",
+    "pruning": "pruning",
+    "redense": "re-dense step",
+    "control": "adjustment of the control",
+    "sds": "weight adjustment",
+    "statistics": "statistics",
+    "checkpoints": "checkpoints",
+    "heldout": "held-out losses",
+}
+
+
 class SDSConfig(BaseModel):
     """Sparse-Dense-Sparse pruning (COLING 2025). Where the paper is silent the default is ours."""
 
