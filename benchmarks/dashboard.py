@@ -6,7 +6,8 @@ Click: a heatmap cell on Weights, until the histogram of that tensor is drawn; a
 largest stored run.
 
 Ten tabs: a run on the toy model, alone and beside ten open pages that follow it live; the browser
-is on the same machine, which is harder than in a lab. Alternated; the median of the ratios.
+is on the same machine, which is harder than in a lab, where only the server's share counts.
+Alternated; medians.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 from rich.table import Table
 
 from backend.queue import supervisor
 from backend.queue.service import Actor
+from backend.settings import available_threads
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import TERMINAL, State
@@ -47,8 +50,8 @@ REDRAWN = f"old => ({BINS})() !== old"
 
 
 @contextmanager
-def dashboard() -> Iterator[str]:
-    """A dashboard of its own on the current data folder."""
+def dashboard() -> Iterator[tuple[str, psutil.Process]]:
+    """A dashboard of its own on the current data folder: its address and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -58,7 +61,7 @@ def dashboard() -> Iterator[str]:
         with socket.socket() as probe:
             while probe.connect_ex(("127.0.0.1", port)):
                 time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         process.kill()
 
@@ -99,35 +102,40 @@ def work() -> float:
     return (job.finished_at - job.started_at) / 1000
 
 
-def tabs(browser: Browser, url: str) -> list[float]:
-    """Ratios of a run's time beside ten open pages that follow it to its time alone."""
-    ratios = []
+def tabs(browser: Browser, url: str, server: psutil.Process) -> tuple[list[float], list[float]]:
+    """Ratios of a run's time beside ten open pages that follow it to its time alone; and the share
+    of this machine's processors that the server took meanwhile."""
+    ratios, shares = [], []
     for _ in range(ROUNDS):
         alone = work()
         pages = [browser.new_page() for _ in range(TABS)]
         for number, page in enumerate(pages):
             page.goto(f"{url}/{('jobs', 'runs', '', 'weights')[number % 4]}")
         time.sleep(SETTLE_S)
+        before, start = sum(server.cpu_times()[:2]), time.perf_counter()
         ratios.append(work() / alone)
+        spent = sum(server.cpu_times()[:2]) - before
+        shares.append(spent / (time.perf_counter() - start) / available_threads())
         for page in pages:
             page.close()
-    return ratios
+    return ratios, shares
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     upgrade()
-    with dashboard() as url, sync_playwright() as playwright:
+    with dashboard() as (url, server), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 1200})
         taken = sorted(clicks(page, url))
         page.close()
-        ratios = tabs(browser, url)
+        ratios, shares = tabs(browser, url, server)
         browser.close()
     figures = {
         "click_ms_median": round(statistics.median(taken)),
         "click_ms_p95": round(taken[int(0.95 * (len(taken) - 1))]),
         "ten_tabs_ratio": round(statistics.median(ratios), 3),
+        "ten_tabs_server_share": round(statistics.median(shares), 3),
     }
     table = Table("what", "figure", title="Dashboard")
     for name, value in figures.items():

@@ -15,6 +15,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.record import record
+from jobs.sds import verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait, process_of
 
@@ -124,3 +125,16 @@ def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
     _, estimate = checked("sds", {**SMALL, "segments": 1})
     assert "few for layers with 192 inputs" in estimate.warnings[0]
     assert estimate.seconds and estimate.seconds > 0 and estimate.bytes > 1e6
+
+
+@pytest.mark.parametrize(
+    ("sds", "control", "said"),
+    [
+        (60.0, 80.0, "SDS ends 40.0 % below the first pruning and 25.0 % below its control."),
+        (90.0, 80.0, "12.5 % above its control. The re-dense detour did not pay on this model."),
+        (60.0, None, "not known"),
+    ],
+)
+def test_the_verdict_says_whether_it_helped(sds: float, control: float | None, said: str) -> None:
+    perplexity = {"dense": 20.0, "first": 100.0, "sds": sds}
+    assert said in verdict(perplexity | ({"control": control} if control else {}))

@@ -91,7 +91,9 @@ def job_row(job_id: int, state: str, **values: object) -> Job:
 
 
 def result_rows(job_id: int) -> Iterator[Result]:
-    """Perplexity of every stage."""
+    """Perplexity of every stage, and the stage that was kept."""
+    kept = {"kept": "sds"}
+    yield Result(job_id=job_id, stage="run", metric="kept", value=1.0, details=kept)
     for stage, value in PERPLEXITIES.items():
         yield Result(
             job_id=job_id, stage=stage, metric="perplexity", value=value, stderr=value / 50,

@@ -35,7 +35,7 @@ def measured(number: int, dense: float, final: float, kept: str = "sds") -> list
         result(number, "dense", "perplexity", dense),
         result(number, "sds", "perplexity", final),
         result(number, "control", "perplexity", final + 1),
-        result(number, "run", "kept", 1.0, stage_name=kept),
+        result(number, "run", "kept", 1.0, kept=kept),
         result(number, "run", "zero_share", 0.5),
         result(number, "run", "work", 1e12),
         result(number, "run", "seconds/redense", 3.0),
@@ -119,7 +119,7 @@ def test_a_name_is_text_in_the_table(rows: list[Row]) -> None:
 def test_the_export_has_the_same_rows_columns_and_full_figures(rows: list[Row]) -> None:
     columns = run_table.columns(rows)
     head, *body = csv.reader(io.StringIO(run_table.to_csv(rows, columns)))
-    assert head == [c.title for c in columns]
+    assert head == ["Added (UTC)" if c.key == "age" else c.title for c in columns]
     assert [line[0] for line in body] == ["sds-0001", "sds-0002", "sds-0003"]
     assert body[1][head.index("Name")] == HOSTILE
     assert float(body[0][head.index("Final")]) == 12.0
