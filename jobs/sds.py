@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field, field_validator
 
-from backend.errors import ConfigRefused
 from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSConfig, Stage
 from backend.methods.sds.pattern import Pattern
 from backend.models.catalogue import inspect
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from jobs.phases import Phases
 
 GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram
-LISTED = 3
 
 
 class SDSJob(SDSConfig, TextConfig, JobConfig):
@@ -58,7 +56,7 @@ class SDSJob(SDSConfig, TextConfig, JobConfig):
 def check(config: SDSJob) -> Estimate:
     """Refuses what cannot work; tells what the rest will cost."""
     facts = inspect(config.model)
-    check_pattern(config, facts)
+    Pattern.parse(config.pattern).require_fit({x.name: x.columns for x in facts.linears})
     warnings = check_text(config, facts)
     needed = memory_needed(
         facts,
@@ -76,21 +74,6 @@ def check(config: SDSJob) -> Estimate:
     return Estimate(seconds, needed, work, basis, warnings)
 
 
-def check_pattern(config: SDSJob, facts: ModelFacts) -> None:
-    """Refuses an n:m pattern that does not divide the inputs of some layer."""
-    pattern = Pattern.parse(config.pattern)
-    odd = [x for x in facts.linears if not pattern.divides(x.columns)]
-    if odd:
-        names = ", ".join(f"{x.name} ({x.columns} inputs)" for x in odd[:LISTED])
-        more = f" and {len(odd) - LISTED} more" if len(odd) > LISTED else ""
-        raise ConfigRefused(
-            f"The pattern {pattern} does not fit this model.",
-            f"Groups of {pattern.group} do not divide {names}{more}.",
-            "Choose a smaller group, or a percentage such as 50%.",
-            "pattern",
-        )
-
-
 def parts(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each part of the job: the basis of estimate and progress."""
     weights = sum(x.rows * x.columns for x in facts.linears)
@@ -104,14 +87,8 @@ def parts(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     return {
         "dense": one_evaluation,
         "prune": 4 * (2.0 * weights + grams) * calibration + steps * solve,
-        "evaluate": (len(stages_of(config)) - 1) * one_evaluation,
+        "evaluate": (len(config.stages) - 1) * one_evaluation,
     }
-
-
-def stages_of(config: SDSJob) -> list[Stage]:
-    """The stages this run goes through."""
-    skipped = {Stage.CONTROL: not config.control, Stage.SDS: config.adjust == "off"}
-    return [stage for stage in Stage if not skipped.get(stage)]
 
 
 # the work -----------------------------------------------------------------------------------------
@@ -151,7 +128,7 @@ def measure_stages(
     """Measures every stage after the dense one on the same text."""
     from backend.methods.sds.pipeline import install
 
-    stages = stages_of(config)[1:]
+    stages = config.stages[1:]
     for number, stage in enumerate(stages):
         if not context.has_result(stage, "perplexity"):
             install(loaded.model, context.checkpoints, stage)

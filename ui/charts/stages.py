@@ -42,35 +42,8 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     room = max(max(values, default=0) - min(values, default=0), 0.1)
     span = [min(values, default=0) - 0.1 * room, max(values, default=1) + 0.2 * room]
     ticks = round_ticks(10 ** span[0], 10 ** span[1])
-    labels = [_lines(names.get(r.stage, r.stage)) for r in rows]
-    strokes = [stage_stroke(r.stage) for r in rows]
     return go.Figure(
-        go.Scatter(
-            x=[r.value for r in rows],
-            y=labels,
-            error_x={
-                "type": "data",
-                "array": [r.stderr or 0.0 for r in rows],
-                "color": LIGHT.muted,
-                "thickness": 1,
-                "width": 0,
-            },
-            mode="markers+text",
-            marker={
-                "size": 12,
-                "color": [stroke.colour for stroke in strokes],
-                "symbol": [
-                    "circle" if stroke.dash == "solid" else "circle-open" for stroke in strokes
-                ],
-                "line": {"width": 2},
-            },
-            text=[f"  {number(r.value)}" for r in rows],
-            textposition="middle right",
-            textfont={"size": 14, "color": LIGHT.text},
-            hovertext=[_hover(r, label) for r, label in zip(rows, labels, strict=True)],
-            hovertemplate="%{hovertext}<extra></extra>",
-            cliponaxis=False,
-        ),
+        _dots(rows, [_lines(names.get(r.stage, r.stage)) for r in rows]),
         layout(
             view=METRIC,
             margin={"l": 8, "r": 56, "t": 8, "b": 8},
@@ -108,6 +81,35 @@ def round_ticks(low: float, high: float) -> list[float]:
     step = 10.0 ** math.floor(math.log10(high - low))  # less than a decade: even steps
     wide = next(step * n for n in (0.2, 0.5, 1, 2, 5) if (high - low) / (step * n) <= MOST_TICKS)
     return [n * wide for n in range(math.ceil(low / wide), math.floor(high / wide) + 1)]
+
+
+def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
+    """A dot for each stage, its error as a line, its value in words beside it."""
+    strokes = [stage_stroke(r.stage) for r in rows]
+    return go.Scatter(
+        x=[r.value for r in rows],
+        y=labels,
+        error_x={
+            "type": "data",
+            "array": [r.stderr or 0.0 for r in rows],
+            "color": LIGHT.muted,
+            "thickness": 1,
+            "width": 0,
+        },
+        mode="markers+text",
+        marker={
+            "size": 12,
+            "color": [stroke.colour for stroke in strokes],
+            "symbol": [symbol(stroke) for stroke in strokes],
+            "line": {"width": 2},
+        },
+        text=[f"  {number(r.value)}" for r in rows],
+        textposition="middle right",
+        textfont={"size": 14, "color": LIGHT.text},
+        hovertext=[_hover(r, label) for r, label in zip(rows, labels, strict=True)],
+        hovertemplate="%{hovertext}<extra></extra>",
+        cliponaxis=False,
+    )
 
 
 def perplexity_count(results: Sequence[Result]) -> str:

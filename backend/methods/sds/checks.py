@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd
 
 import torch
 from torch import Tensor
@@ -13,9 +12,6 @@ from backend.errors import ConfigRefused, ModelRefused
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
 from backend.models.blocks import Linear, block_linears, decoder_blocks
-
-LARGEST_GROUP = 64  # proposed when a pattern does not fit
-SHOWN = 6
 
 
 def all_linears(model: PreTrainedModel) -> list[Linear]:
@@ -37,7 +33,8 @@ def refuse_unfit(linears: Sequence[Linear], calibration: Tensor, config: SDSConf
             "At least one segment of two tokens is needed.",
             "Give token ids [segments, tokens].",
         )
-    _refuse_pattern(linears, Pattern.parse(config.pattern))
+    columns = {linear.name: linear.shape[1] for linear in linears}
+    Pattern.parse(config.pattern).require_fit(columns)
     for linear in linears:
         if not torch.isfinite(linear.read()).all():
             raise ModelRefused(
@@ -46,23 +43,6 @@ def refuse_unfit(linears: Sequence[Linear], calibration: Tensor, config: SDSConf
                 "Choose another copy of the model.",
                 field="model",
             )
-
-
-def _refuse_pattern(linears: Sequence[Linear], pattern: Pattern) -> None:
-    unfit = [linear for linear in linears if not pattern.divides(linear.shape[1])]
-    if not unfit:
-        return
-    common = gcd(*(linear.shape[1] for linear in linears))
-    sizes = [size for size in range(2, LARGEST_GROUP + 1) if common % size == 0]
-    named = ", ".join(f"{one.name} ({one.shape[1]} inputs)" for one in unfit[:SHOWN])
-    more = f" and {len(unfit) - SHOWN} more" if len(unfit) > SHOWN else ""
-    fitting = f"Groups of {', '.join(map(str, sizes))} fit" if sizes else "No groups fit"
-    raise ConfigRefused(
-        f"The pattern {pattern} does not fit this model.",
-        f"Groups of {pattern.group} do not divide the inputs of {named}{more}.",
-        f"{fitting} every layer; a percentage always does.",
-        field="pattern",
-    )
 
 
 def shortage(linears: Sequence[Linear], tokens: int) -> list[str]:

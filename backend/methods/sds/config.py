@@ -184,6 +184,12 @@ class SDSConfig(BaseModel):
         json_schema_extra=ADVANCED,
     )
 
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages a run with this config passes through, in order."""
+        skipped = {Stage.CONTROL: not self.control, Stage.SDS: self.adjust == "off"}
+        return [stage for stage in Stage if not skipped.get(stage)]
+
     @field_validator("pattern")
     @classmethod
     def _pattern_reads(cls, text: str) -> str:

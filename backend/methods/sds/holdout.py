@@ -30,12 +30,6 @@ def split(calibration: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return calibration[:fitted], calibration[fitted:]
 
 
-def stages_made(config: SDSConfig) -> list[Stage]:
-    """The stages a run with `config` passes through."""
-    left_out = {Stage.CONTROL: not config.control, Stage.SDS: config.adjust == "off"}
-    return [stage for stage in Stage if not left_out.get(stage)]
-
-
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, segments: Tensor, dtype: torch.dtype) -> float:
     """Mean negative log-likelihood, nats per predicted token, of `segments` [n, L].
@@ -54,7 +48,7 @@ def mean_loss(model: PreTrainedModel, segments: Tensor, dtype: torch.dtype) -> f
 def heldout_losses(run: Run, checkpoints: Checkpoints, held: Tensor) -> Losses:
     """The loss of every stage on the segments `held` [n, L]; none without segments."""
     losses: Losses = {}
-    for stage in stages_made(run.config) if len(held) else ():
+    for stage in run.config.stages if len(held) else ():
         install(run.model, checkpoints, stage)
         losses[stage] = mean_loss(run.model, held, run.dtype)
         if not math.isfinite(losses[stage]):

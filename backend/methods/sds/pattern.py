@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
+
+from backend.errors import ConfigRefused
+
+LARGEST_GROUP = 64  # proposed when a pattern does not fit
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,27 @@ class Pattern:
     def divides(self, columns: int) -> bool:
         """Whether rows of `columns` inputs can carry this pattern."""
         return not self.structured or columns % self.group == 0
+
+    def require_fit(self, columns: Mapping[str, int]) -> None:
+        """Refuses a model whose layers (name -> inputs) cannot all carry this pattern.
+
+        Raises:
+            ConfigRefused: names the layers, and the groups that would fit.
+        """
+        unfit = [name for name, inputs in columns.items() if not self.divides(inputs)]
+        if not unfit:
+            return
+        named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:SHOWN])
+        more = f" and {len(unfit) - SHOWN} more" if len(unfit) > SHOWN else ""
+        common = gcd(*columns.values())
+        sizes = [str(size) for size in range(2, LARGEST_GROUP + 1) if common % size == 0]
+        fitting = f"Groups of {', '.join(sizes)} fit" if sizes else "No groups fit"
+        raise ConfigRefused(
+            f"The pattern {self} does not fit this model.",
+            f"Groups of {self.group} do not divide the inputs of {named}{more}.",
+            f"{fitting} every layer; a percentage always does.",
+            field="pattern",
+        )
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.group}" if self.structured else f"{self.drop * 100:g}%"

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.methods.sds.checks import all_linears, refuse_unfit, shortage
 from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.holdout import choose, heldout_losses, split, stages_made, verdict
+from backend.methods.sds.holdout import choose, heldout_losses, split, verdict
 from backend.methods.sds.passes import FirstPass, SecondPass
 from backend.methods.sds.result import SDSResult, summary
 from backend.methods.sds.stages import StageStore, install
@@ -60,7 +60,7 @@ def run_sds(
     store = StageStore(checkpoints)
     dtype = _settled_dtype(store, model, calibration, config)
     fitted, held = split(calibration, config.holdout)
-    units = 4 * len(linears) + len(stages_made(config)) * bool(len(held))
+    units = 4 * len(linears) + len(config.stages) * bool(len(held))
     run = Run(model, fitted, config, dtype, store, reporter, units)
     warnings = _said(reporter, shortage(linears, fitted.numel()))
     FirstPass(run).walk()
