@@ -39,7 +39,7 @@ from tests.browser.chromium import find
 
 CLICKS = 20
 TABS = 10
-ROUNDS = 3
+ROUNDS = 2
 STEPS = 1500
 SETTLE_S = 15
 ME = Actor("benchmark", "host")
@@ -78,6 +78,7 @@ def clicks(page: Page, url: str) -> list[float]:
     """Milliseconds from a click in the heatmap to the redrawn histogram."""
     page.goto(f"{url}/weights?run={largest_run()}")
     page.locator("#weights-overlay .nsewdrag").first.wait_for()
+    page.wait_for_timeout(2000)  # a warm page: everything is drawn and at rest
     box = page.locator("#weights-heatmap .nsewdrag").first.bounding_box()
     assert box is not None
     taken = []
