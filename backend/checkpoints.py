@@ -97,8 +97,8 @@ class Checkpoints:
 
     def newest(self) -> str | None:
         """The name of the checkpoint written last, if any is whole."""
-        folders = [path for path in self.root.glob("[!.]*") if is_whole(path)]
-        return max(folders, key=lambda path: path.stat().st_mtime).name if folders else None
+        folders = sorted(self.root.glob("[!.]*"), key=lambda path: -path.stat().st_mtime)
+        return next((path.name for path in folders if is_whole(path)), None)
 
     def find(self, name: str) -> Path | None:
         """The folder of checkpoint `name` if it is there and whole, else None."""

@@ -144,6 +144,16 @@ class JobContext:
 
         self._patiently(write)
 
+    def note_resumption(self) -> None:
+        """Records which checkpoint this attempt goes on from. Reading it takes time, so it is
+        found before the database is locked."""
+        newest = self.checkpoints.newest()
+
+        def write(session: Session) -> None:
+            session.get_one(Attempt, self.attempt_id).resumed_from = newest
+
+        self._patiently(write)
+
     # life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -315,5 +325,6 @@ def claim(attempt_id: int) -> JobContext:
             raise Fenced
         attempt = session.get_one(Attempt, attempt_id)
         job = session.get_one(Job, attempt.job_id)
-        attempt.resumed_from = Checkpoints(work_folder(job.run)).newest()
-    return JobContext(attempt, job)
+    context = JobContext(attempt, job)
+    context.note_resumption()
+    return context

@@ -43,7 +43,7 @@ def prepare(config: JobConfig, context: JobContext) -> str:
 
 
 def choose_device(wanted: str) -> str:
-    """ "cuda" or "cpu"; auto takes a GPU when there is one."""
+    """The torch device meant by a config; auto takes a GPU when there is one."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     number = int(wanted.partition(":")[2] or 0)

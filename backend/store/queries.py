@@ -166,13 +166,6 @@ def artifacts(run: str | int) -> list[Artifact]:
         return list(session.scalars(query))
 
 
-def curve_names(run: str | int) -> list[str]:
-    """Names of the curves a run has drawn so far."""
-    query = select(MetricPoint.name).where(MetricPoint.job_id == job_id(run)).distinct()
-    with reading() as session:
-        return sorted(session.scalars(query))
-
-
 def curves(run: str | int) -> pd.DataFrame:
     """All curve points of a run: columns name, step, value, at."""
     query = (
