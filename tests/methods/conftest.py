@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.methods.sds.gram import Inputs
+from backend.methods.gram import Inputs
 from backend.models.loading import load
 from backend.models.toy.stories import stories
 from backend.reporter import SilentReporter

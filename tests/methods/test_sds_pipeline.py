@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFound
+from backend.methods.gram import Inputs
 from backend.methods.sds.adjust import adjust
 from backend.methods.sds.config import SDSConfig, Stage
-from backend.methods.sds.gram import Inputs
 from backend.methods.sds.holdout import choose, mean_loss, split, verdict
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.methods.gram import Inputs, NotPositiveDefinite
 from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.gram import Inputs, NotPositiveDefinite
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import BLOCK, PRUNERS
 

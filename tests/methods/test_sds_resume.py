@@ -11,9 +11,9 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigRefused, MethodFailed, ModelRefused, Stopped
+from backend.methods.gram import Need, NotPositiveDefinite
 from backend.methods.sds import pruners
 from backend.methods.sds.config import SDSConfig, Stage
-from backend.methods.sds.gram import Need, NotPositiveDefinite
 from backend.methods.sds.pipeline import install, run_sds
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash

@@ -1,7 +1,7 @@
 """Sparse-Dense-Sparse pruning. Read in this order:
 
 config, pattern     what a person may choose (no torch)
-gram                H = X X^T / N of each layer's inputs
+(backend.methods.gram: H = X X^T / N of each layer's inputs, shared with quantisation)
 masks, pruners      which weights stay: magnitude, Wanda, SparseGPT
 descent             accelerated proximal gradient, under both of the next two
 redense, adjust     steps 2 and 3b

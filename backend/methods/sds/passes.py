@@ -26,8 +26,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from backend.errors import MethodFailed
+from backend.methods.gram import Inputs, Need, NotPositiveDefinite, Target
 from backend.methods.sds.config import Stage
-from backend.methods.sds.gram import Inputs, Need, NotPositiveDefinite, Target
 from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.stages import FIRST_PASS, SECOND_PASS, Weights
 from backend.methods.sds.work import BlockWork, Run

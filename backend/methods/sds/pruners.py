@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.methods.sds.gram import Inputs, Need, cholesky
+from backend.methods.gram import Inputs, Need, cholesky
 from backend.methods.sds.masks import keep_mask, kept_of, masked, top_overall, top_per_group
 from backend.methods.sds.pattern import Pattern
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
+from backend.methods.gram import Inputs, Need, cholesky
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.descent import proximal_descent
-from backend.methods.sds.gram import Inputs, Need, cholesky
 
 Solve = Callable[[Tensor, Tensor, Inputs, SDSConfig], Tensor]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.errors import MethodFailed
+from backend.methods.gram import InputCollector, Inputs, Need, NotPositiveDefinite, Target
 from backend.methods.sds.adjust import adjust
 from backend.methods.sds.config import SDSConfig, Stage
-from backend.methods.sds.gram import InputCollector, Inputs, Need, NotPositiveDefinite, Target
 from backend.methods.sds.masks import overlap
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import PRUNERS

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from backend.errors import MethodFailed, Stopped
-from backend.methods.sds.gram import InputCollector, Inputs, Need, Target, output_energy
+from backend.methods.gram import InputCollector, Inputs, Need, Target, output_energy
 from backend.models.blocks import Linear, block_linears
 from backend.models.stream import open_stream, run_block
 
