@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from backend.errors import Stopped
 
 if TYPE_CHECKING:
-    from backend.statistics.tensors import TensorSnapshot
+    from backend.statistics.tensors import TensorProfile, TensorSnapshot
 
 
 REPLAY = "Reading what is stored"  # the stage of work that an earlier attempt has done
@@ -28,6 +28,9 @@ class Reporter(Protocol):
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         """The statistics and the histogram of one tensor at one stage."""
+
+    def profile(self, profile: TensorProfile) -> None:
+        """One figure for each channel or group of one tensor at one stage."""
 
     def log(self, text: str) -> None:
         """One line for the run's log."""
@@ -46,6 +49,9 @@ class SilentReporter:
         pass
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
+        pass
+
+    def profile(self, profile: TensorProfile) -> None:
         pass
 
     def log(self, text: str) -> None:

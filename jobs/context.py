@@ -32,10 +32,19 @@ from backend.queue.engines.local import reference
 from backend.queue.folders import run_folder, work_folder
 from backend.reporter import REPLAY
 from backend.settings import settings
-from backend.statistics.tensors import TensorSnapshot
+from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store.session import change, now_ms, reading, writing
 from backend.store.states import Exit
-from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, Table, TensorRow
+from backend.store.tables import (
+    Artifact,
+    Attempt,
+    Job,
+    MetricPoint,
+    ProfileRow,
+    Result,
+    Table,
+    TensorRow,
+)
 
 BEAT_S = 1.0
 PATIENCE_S = 120.0  # how long the last write waits for a locked database
@@ -76,6 +85,9 @@ class JobContext:
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         self._add(tensor_row(self.job_id, snapshot))
+
+    def profile(self, profile: TensorProfile) -> None:
+        self._add(profile_row(self.job_id, profile))
 
     def log(self, text: str) -> None:
         with suppress(OSError):  # a full disk must not end the run
@@ -296,6 +308,16 @@ def tensor_row(job_id: int, snapshot: TensorSnapshot) -> TensorRow:
         below=snapshot.below, above=snapshot.above, lo=snapshot.lo, hi=snapshot.hi,
         counts=zlib.compress(snapshot.counts.astype(np.dtype("<u4")).tobytes()),
         stats=snapshot.stats, quantiles=list(snapshot.quantiles),
+    )  # fmt: skip
+
+
+def profile_row(job_id: int, profile: TensorProfile) -> ProfileRow:
+    """The database row of a profile."""
+    return ProfileRow(
+        job_id=job_id, tensor=profile.tensor, stage=profile.stage, step=profile.step,
+        name=profile.name, block=profile.block, module=profile.module,
+        shape=list(profile.values.shape),
+        values=zlib.compress(profile.values.astype(np.dtype("<f4")).tobytes()),
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backend.statistics.tensors import TensorSnapshot
 from jobs.context import JobContext
 
 
@@ -32,11 +31,9 @@ class Phase:
     def __init__(self, context: JobContext, start: float, width: float) -> None:
         self._context, self._start, self._width = context, start, width
         self.metric, self.log = context.metric, context.log
+        self.snapshot, self.profile = context.snapshot, context.profile
         self.should_stop = context.should_stop
 
     def progress(self, done: float, total: float, stage: str) -> None:
         share = done / total if total else 1.0
         self._context.progress(self._start + self._width * share, 1.0, stage)
-
-    def snapshot(self, snapshot: TensorSnapshot) -> None:
-        self._context.snapshot(snapshot)

@@ -1,4 +1,4 @@
-"""What is recorded of one weight tensor at one stage."""
+"""What is recorded of one weight tensor at one stage: its distribution, and its profiles."""
 
 from __future__ import annotations
 
@@ -38,4 +38,23 @@ class TensorSnapshot:
     counts: np.ndarray
     stats: dict[str, float]
     quantiles: tuple[float, ...] = field(default=())
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class TensorProfile:
+    """One figure for each channel or group of a tensor `[out, in]` at one stage.
+
+    Attributes:
+        name: of the figure, such as "row norm" or "magnitude".
+        values: float32, [out] or [in] for channels, [out, groups] for groups along a row.
+        tensor, block, module, stage, step: as in `TensorSnapshot`.
+    """
+
+    tensor: str
+    block: int
+    module: str
+    stage: str
+    name: str
+    values: np.ndarray
     step: int = 0

@@ -13,7 +13,7 @@ import pandas as pd
 from sqlalchemy import ColumnElement, Select, case, exists, func, select
 
 from backend.errors import NotFound
-from backend.statistics.tensors import TensorSnapshot
+from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store.session import now_ms, reading
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import (
@@ -22,6 +22,7 @@ from backend.store.tables import (
     Event,
     Job,
     MetricPoint,
+    ProfileRow,
     Result,
     Supervisor,
     TensorRow,
@@ -67,6 +68,13 @@ def jobs(
         query = query.where(Job.kind == kind)
     with reading() as session:
         return list(session.scalars(query))
+
+
+def sweep(run: str | int) -> list[Job]:
+    """All runs of the sweep that `run` belongs to, the first first; none for a single run."""
+    first = select(Job.sweep).where(Job.id == job_id(run)).scalar_subquery()
+    with reading() as session:
+        return list(session.scalars(select(Job).where(Job.sweep == first).order_by(Job.id)))
 
 
 def launch_order(now: int) -> Select[Job]:
@@ -178,14 +186,15 @@ def curves(run: str | int) -> pd.DataFrame:
 
 
 def tensor_table(run: str | int) -> pd.DataFrame:
-    """One row a tensor and stage: tensor, block, module, stage, n, zeros, zero_share, below,
-    above, and every named statistic. Empty when the run stored none."""
+    """One row a tensor, stage and step: tensor, block, module, stage, step, n, zeros,
+    zero_share, below, above, and every named statistic. Empty when the run stored none."""
     query = (
         select(
             TensorRow.tensor,
             TensorRow.block,
             TensorRow.module,
             TensorRow.stage,
+            TensorRow.step,
             TensorRow.n,
             TensorRow.zeros,
             TensorRow.below,
@@ -193,7 +202,7 @@ def tensor_table(run: str | int) -> pd.DataFrame:
             TensorRow.stats,
         )
         .where(TensorRow.job_id == job_id(run))
-        .order_by(TensorRow.block, TensorRow.module, TensorRow.stage)
+        .order_by(TensorRow.block, TensorRow.module, TensorRow.stage, TensorRow.step)
     )
     with reading() as session:
         rows = [dict(row._mapping) for row in session.execute(query)]
@@ -250,3 +259,30 @@ def _snapshot(row: TensorRow) -> TensorSnapshot:
         tuple(row.quantiles),
         row.step,
     )
+
+
+def profile_names(run: str | int) -> pd.DataFrame:
+    """Which profiles a run has stored: columns tensor, block, module, stage, name, step."""
+    columns = ["tensor", "block", "module", "stage", "name", "step"]
+    query = (
+        select(*[getattr(ProfileRow, column) for column in columns])
+        .where(ProfileRow.job_id == job_id(run))
+        .order_by(ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step)
+    )
+    with reading() as session:
+        return pd.DataFrame(session.execute(query).all(), columns=columns)
+
+
+def profiles(run: str | int, tensor: str, name: str | None = None) -> list[TensorProfile]:
+    """The profiles of one tensor, or those of one name, by stage and step."""
+    query = select(ProfileRow).where(ProfileRow.job_id == job_id(run), ProfileRow.tensor == tensor)
+    if name is not None:
+        query = query.where(ProfileRow.name == name)
+    order = (ProfileRow.name, ProfileRow.stage, ProfileRow.step)
+    with reading() as session:
+        return [_profile(row) for row in session.scalars(query.order_by(*order))]
+
+
+def _profile(row: ProfileRow) -> TensorProfile:
+    values = np.frombuffer(zlib.decompress(row.values), dtype="<f4").reshape(row.shape)
+    return TensorProfile(row.tensor, row.block, row.module, row.stage, row.name, values, row.step)

@@ -40,6 +40,7 @@ class Table(DeclarativeBase):
         int: BigInteger().with_variant(Integer, "sqlite"),
         dict[str, Any]: JSON,
         list[float]: JSON,
+        list[int]: JSON,
     }
 
 
@@ -67,6 +68,7 @@ class Job(Table):
     retries_left: Mapped[int] = mapped_column(default=2)
     not_before: Mapped[int] = mapped_column(default=0)
     parent: Mapped[int | None] = mapped_column(ForeignKey(JOB))
+    sweep: Mapped[int | None] = mapped_column(index=True)  # the id of its first job
     created_at: Mapped[int]
     queued_at: Mapped[int]
     started_at: Mapped[int | None]
@@ -192,6 +194,22 @@ class TensorRow(Table):
     counts: Mapped[bytes] = mapped_column(LargeBinary)  # zlib of little-endian uint32
     stats: Mapped[dict[str, Any]]
     quantiles: Mapped[list[float]]
+
+
+class ProfileRow(Table):
+    """One figure for each channel or group of a tensor at one stage; see `TensorProfile`."""
+
+    __tablename__ = "tensor_profiles"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    tensor: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, server_default=text("0"))
+    name: Mapped[str] = mapped_column(primary_key=True)
+    block: Mapped[int]
+    module: Mapped[str]
+    shape: Mapped[list[int]]
+    values: Mapped[bytes] = mapped_column(LargeBinary)  # zlib of little-endian float32
 
 
 class Artifact(Table):

@@ -8,17 +8,24 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from backend.settings import settings
-from backend.store import queries
+from backend.statistics.tensors import TensorProfile
+from backend.store import migrate, queries
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.tables import Job, MetricPoint, Table
+from jobs.context import profile_row, upsert
 
 
 @pytest.fixture
@@ -122,3 +129,49 @@ def test_the_cursor_moves_only_when_something_changed(store: Path) -> None:
     with writing() as session:
         session.get_one(Job, job.id).done = 0.5
     assert queries.cursor() != before[0] and queries.cursor(job.id) != before[1]
+
+
+def test_a_migrated_database_keeps_what_it_holds(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "newest_revision", lambda: "0001")
+    monkeypatch.setattr(command, "upgrade", partial(_upgrade_to, command.upgrade, "0001"))
+    upgrade()
+    database = sqlite3.connect(data_dir / "results.db")
+    database.execute(
+        "INSERT INTO jobs (id, kind, name, owner, config, config_hash, environment, priority,"
+        " state, desired, attempts_made, retries_left, not_before, created_at, queued_at, done,"
+        " total, stage) VALUES (1, 'sds', '', 'mira', '{}', '', '{}', 0, 'succeeded', 'run', 0, 0,"
+        " 0, 0, 0, 0, 0, '')"
+    )
+    database.execute("INSERT INTO results VALUES (1, 'dense', 'perplexity', 21.0, NULL, 1, '{}')")
+    database.commit()
+    database.close()
+    monkeypatch.undo()
+    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(data_dir))
+    upgrade()
+    assert current_revision() == newest_revision()
+    assert [result.value for result in queries.results([1])] == [21.0]
+    engine_for.cache_clear()
+
+
+def _upgrade_to(alembic_upgrade: Callable[..., None], revision: str, config: Any, _: str) -> None:
+    alembic_upgrade(config, revision)
+
+
+def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
+    values = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
+    profile = TensorProfile("a.weight", 0, "a", "dense", "magnitude", values, step=7)
+    with writing() as session:
+        session.add(Job(id=1, kind="sds", owner="m", config={}, config_hash="", created_at=0,
+                        queued_at=0))  # fmt: skip
+        session.flush()
+        upsert(session, profile_row(1, profile))
+        upsert(session, profile_row(1, profile))  # a resumed attempt repeats itself
+    (found,) = queries.profiles(1, "a.weight", "magnitude")
+    np.testing.assert_array_equal(found.values, values)
+    assert (found.stage, found.step, found.module) == ("dense", 7, "a")
+    assert queries.profile_names(1).values.tolist() == [
+        ["a.weight", 0, "a", "dense", "magnitude", 7]
+    ]
+    assert queries.profiles(1, "a.weight", "scale") == []
