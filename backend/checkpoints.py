@@ -18,7 +18,10 @@ from pathlib import Path
 
 import psutil
 
+from backend.errors import ConfigRefused
+
 MANIFEST = "manifest.json"
+OWNER = "run"  # the checkpoint that says whose the others are
 
 
 def sha256_of(path: Path) -> str:
@@ -52,6 +55,15 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def _looks(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every file; empty when they cannot be seen."""
+    try:
+        files = [(str(p), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+    except OSError:
+        return []
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in files]
+
+
 class Checkpoints:
     """The named checkpoints under one folder.
 
@@ -63,6 +75,7 @@ class Checkpoints:
 
     def __init__(self, root: Path, before_commit: Callable[[], None] = lambda: None) -> None:
         self.root, self.before_commit = root, before_commit
+        self._found: dict[str, list[tuple[str, int, int]]] = {}  # whole ones, as they looked
 
     @contextmanager
     def write(self, name: str) -> Iterator[Path]:
@@ -101,6 +114,36 @@ class Checkpoints:
         return next((path.name for path in folders if is_whole(path)), None)
 
     def find(self, name: str) -> Path | None:
-        """The folder of checkpoint `name` if it is there and whole, else None."""
-        folder = self.root / name
-        return folder if is_whole(folder) else None
+        """The folder of checkpoint `name` if it is there and whole, else None.
+
+        Files are read in full the first time, and again when their size or time has changed.
+        """
+        folder, looks = self.root / name, _looks(self.root / name)
+        if self._found.get(name) != looks or not looks:
+            if not is_whole(folder):
+                return None
+            self._found[name] = looks
+        return folder
+
+    def claim(self, identity: str, settled: str) -> str:
+        """Ties all checkpoints to `identity` and returns what was settled by the first to do so.
+
+        What a run chooses by the machine it is on, such as a precision, is settled once: a run
+        resumed elsewhere goes on as it began.
+
+        Raises:
+            ConfigRefused: the checkpoints belong to another run.
+        """
+        if folder := self.find(OWNER):
+            owner = json.loads((folder / "run.json").read_text())
+            if owner["identity"] != identity:
+                raise ConfigRefused(
+                    "This folder holds another run.",
+                    "Its model, texts or config differ.",
+                    "Load the dense model anew to resume, or choose an empty folder.",
+                )
+            return str(owner["settled"])
+        with self.write(OWNER) as draft:
+            text = json.dumps({"identity": identity, "settled": settled})
+            (draft / "run.json").write_text(text)
+        return settled

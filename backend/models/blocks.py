@@ -42,6 +42,11 @@ class Linear:
         rows, columns = self._oriented().shape
         return rows, columns
 
+    @property
+    def columns(self) -> int:
+        """Inputs."""
+        return self.shape[1]
+
     def _oriented(self) -> Tensor:
         """The layer's own memory, seen as [out, in]."""
         weight = self.layer.get_parameter("weight").detach()
@@ -50,6 +55,10 @@ class Linear:
     def read(self) -> Tensor:
         """A float32 copy of the weight [out, in] on the layer's device."""
         return self._oriented().to(torch.float32, copy=True).contiguous()
+
+    def as_stored(self, W: Tensor) -> Tensor:
+        """`W` [out, in] in the orientation of the layer's own weight."""
+        return W.T if isinstance(self.layer, Conv1D) else W
 
     def write(self, W: Tensor) -> None:
         """Puts `W` [out, in] in place, cast to the layer's dtype.
@@ -93,10 +102,15 @@ def _refuse_experts(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
             )
 
 
+def block_prefix(model: PreTrainedModel) -> str:
+    """The dotted name of the list of decoder blocks: model.layers."""
+    blocks = decoder_blocks(model)
+    return next(name for name, module in model.named_modules() if module is blocks)
+
+
 def block_linears(model: PreTrainedModel, index: int) -> dict[str, Linear]:
     """Module name inside block `index` -> its linear, in the order of the model's definition."""
-    block = decoder_blocks(model)[index]
-    prefix = next(name for name, module in model.named_modules() if module is block)
+    block, prefix = decoder_blocks(model)[index], f"{block_prefix(model)}.{index}"
     return {
         module: Linear(f"{prefix}.{module}", index, module, layer)
         for module, layer in block.named_modules()

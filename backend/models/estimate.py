@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -11,6 +14,10 @@ from backend.errors import ModelRefused
 from backend.models.facts import ModelFacts
 
 RUNTIME = 350 * 2**20  # the interpreter and the libraries themselves
+COMFORT = 0.8  # share of the memory a run may fill before its model is streamed
+WAITING = 0.25  # share of the memory hidden states may fill before they wait on disk
+LOGITS = 2**26  # entries [b, L, V] that one forward pass may make: 256 MB in float32
+SCRATCH = 8  # copies of the largest weight that a solver holds while it works on it
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 CGROUPS = (  # limit and use, of version 2 and version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -23,6 +30,20 @@ def weight_memory(facts: ModelFacts, dtype: str = "float32") -> int:
     return facts.parameters * WEIGHT_BYTES[dtype]
 
 
+def streamed_memory(facts: ModelFacts, dtype: str = "float32") -> int:
+    """Bytes of what a streamed model holds: all that is outside of blocks, and one block."""
+    outside = facts.parameters - sum(x.rows * x.columns for x in facts.linears)
+    return (outside + block_weights(facts)) * WEIGHT_BYTES[dtype]
+
+
+def block_weights(facts: ModelFacts) -> int:
+    """How many weights the linears of the largest block have."""
+    per_block = Counter[int]()
+    for linear in facts.linears:
+        per_block[linear.block] += linear.rows * linear.columns
+    return max(per_block.values(), default=0)
+
+
 def activation_memory(facts: ModelFacts, segments: int, context: int, dtype: str) -> int:
     """Bytes of the hidden states [segments, context, hidden] before and after one block."""
     return 2 * segments * context * facts.hidden * WEIGHT_BYTES[dtype]
@@ -30,18 +51,19 @@ def activation_memory(facts: ModelFacts, segments: int, context: int, dtype: str
 
 def gram_memory(facts: ModelFacts) -> int:
     """Bytes of the float32 Gram matrices [in, in] of the block whose linears have most inputs."""
-    per_block: dict[int, int] = {}
+    per_block = Counter[int]()
     for linear in facts.linears:
-        per_block[linear.block] = per_block.get(linear.block, 0) + 4 * linear.columns**2
+        per_block[linear.block] += 4 * linear.columns**2
     return max(per_block.values(), default=0)
 
 
 def logit_memory(facts: ModelFacts, batch: int, context: int) -> int:
     """Bytes of the float32 logits [batch, context, vocabulary] and their log-softmax."""
-    return 2 * 4 * batch * context * facts.vocabulary
+    row = context * facts.vocabulary
+    return 2 * 4 * min(batch * row, max(row, LOGITS))
 
 
-def memory_needed(
+def memory_parts(
     facts: ModelFacts,
     *,
     dtype: str = "float32",
@@ -50,19 +72,42 @@ def memory_needed(
     context: int = 0,
     batch: int = 0,
     streams: int = 1,
-) -> int:
-    """Bytes a job needs at its peak, an estimate from above.
+    stages: int = 0,
+    streamed: bool = False,
+    on_disk: bool = False,
+) -> dict[str, int]:
+    """Bytes a job needs at its peak, an estimate from above, by what they are for.
 
     Args:
         copies: models held at the same time (2 when the dense one stays beside the pruned one).
         segments, context: calibration set [segments, context]; 0 when there is none.
         batch: rows of `context` tokens that go through the language-model head at once.
         streams: hidden-state streams held side by side (sparse and dense inputs are two).
+        stages: float32 copies of the block at work.
+        streamed: whether the model's blocks are read one by one.
+        on_disk: whether hidden states wait on disk, but for the batch at work.
     """
-    held = copies * weight_memory(facts, dtype)
-    held += streams * activation_memory(facts, segments, context, dtype)
-    held += gram_memory(facts) if segments else 0
-    return RUNTIME + held + logit_memory(facts, batch, context)
+    waiting = min(segments, batch) if on_disk else segments
+    largest = max((x.rows * x.columns for x in facts.linears), default=0)
+    weights = streamed_memory(facts, dtype) if streamed else weight_memory(facts, dtype)
+    return {
+        "runtime": RUNTIME,
+        "weights": copies * weights,
+        "activations": streams * activation_memory(facts, waiting, context, dtype),
+        "grams": gram_memory(facts) if segments else 0,
+        "stages": 4 * (stages * block_weights(facts) + SCRATCH * largest) if stages else 0,
+        "logits": logit_memory(facts, batch, context),
+    }
+
+
+def memory_needed(facts: ModelFacts, **sizes: Any) -> int:
+    """The sum of `memory_parts`."""
+    return sum(memory_parts(facts, **sizes).values())
+
+
+def wait_on_disk(choice: str, needed: int, available: int) -> bool:
+    """Whether hidden states of `needed` bytes wait on disk; `choice`: auto, memory or disk."""
+    return choice == "disk" or (choice == "auto" and needed > WAITING * available)
 
 
 def memory_available() -> int:
@@ -75,19 +120,44 @@ def memory_available() -> int:
     return available
 
 
-def refuse_beyond(needed: int, available: int, what: str) -> None:
+TO_LOWER = {  # part -> in words, what to do, and the field that does it
+    "weights": ("the weights", "Choose a smaller model, or let its weights be streamed.", "model"),
+    "activations": (
+        "the hidden states",
+        "Lower the segments or the context length, or let the activations wait on disk.",
+        "segments",
+    ),
+    "grams": ("the second moments of one block", "Choose a smaller model.", "model"),
+    "segment grams": (
+        "the second moments of every segment",
+        "Lower the segments, or choose the gram solver.",
+        "redense",
+    ),
+    "stages": ("the stages of one block", "Choose a smaller model.", "model"),
+    "logits": ("the logits", "Lower the context length or the segments per pass.", "context"),
+}
+
+
+def refuse_beyond(needed: int | Mapping[str, int], available: int, what: str) -> None:
     """Refuses what would not fit.
 
+    Args:
+        needed: bytes, or bytes by part (`memory_parts`): then the largest part is named.
+
     Raises:
-        ModelRefused: `needed` bytes are more than `available` ones; both are named.
+        ModelRefused: more bytes are needed than `available`; both are named.
     """
-    if needed > available:
-        raise ModelRefused(
-            f"{what} does not fit into memory.",
-            f"It needs about {readable(needed)}; {readable(available)} are available.",
-            "Choose a smaller model, or fewer and shorter segments.",
-            field="model",
-        )
+    parts = needed if isinstance(needed, Mapping) else {}
+    total = sum(parts.values()) if isinstance(needed, Mapping) else needed
+    if total <= available:
+        return
+    why = f"It needs about {readable(total)}; {readable(available)} are available."
+    do, field = "Choose a smaller model, or fewer and shorter segments.", "model"
+    if named := {part: parts[part] for part in TO_LOWER if parts.get(part)}:
+        largest = max(named, key=named.__getitem__)
+        words, do, field = TO_LOWER[largest]
+        why += f" Most of it, {readable(named[largest])}, is for {words}."
+    raise ModelRefused(f"{what} does not fit into memory.", why, do, field=field)
 
 
 def readable(count: float) -> str:

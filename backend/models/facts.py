@@ -165,12 +165,12 @@ def _linears(model_type: str, tensors: Mapping[str, TensorHeader]) -> tuple[Line
         match = IN_BLOCK.fullmatch(name)
         if match and len(tensor.shape) == 2:
             rows, columns = tensor.shape[::-1] if model_type in IN_OUT else tensor.shape
-            full = _full_name(name).removesuffix(".weight")
+            full = full_name(name).removesuffix(".weight")
             found.append(LinearShape(full, int(match[1]), match[2], rows, columns))
     return tuple(sorted(found, key=lambda linear: (linear.block, linear.module)))
 
 
-def _full_name(name: str) -> str:
+def full_name(name: str) -> str:
     """Some checkpoints hold the base model alone; the loaded model puts its prefix before."""
     return next((p + name for start, p in BASE_PREFIX.items() if name.startswith(start)), name)
 

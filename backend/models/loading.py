@@ -2,30 +2,47 @@
 
 The same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing is
 patched. Code from a model's repository is never run, and pickled weights are never opened.
+
+A model that is too big for the memory is loaded *streamed*, see `backend.models.residency`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from backend.errors import ModelRefused
 from backend.models.catalogue import inspect
-from backend.models.estimate import memory_available, memory_needed, refuse_beyond
+from backend.models.estimate import memory_available, memory_parts, refuse_beyond
 from backend.models.facts import ModelFacts
+from backend.models.headers import INDEX
 from backend.models.prepared import Say, silent
+from backend.models.residency import each_parameter, stream_from
 from backend.models.sources import materialise
+
+OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+SHARD = 2**30  # bytes of a saved file
 
 
 @dataclass(frozen=True)
@@ -42,12 +59,14 @@ def load(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     say: Say = silent,
+    streamed: bool = False,
 ) -> LoadedModel:
     """Loads the model `spec` names, without dropout and without a key-value cache.
 
     Args:
         dtype: of the weights; None: float32 on the CPU, as stored elsewhere.
         say: called with a line when something is about to take long.
+        streamed: hold one decoder block in memory at a time, and all that is outside of blocks.
 
     Raises:
         ModelRefused: not to be had, not treatable, too big for the memory, or damaged.
@@ -55,44 +74,72 @@ def load(
     facts = inspect(spec)
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
     if device == "cpu":
-        needed = memory_needed(facts, dtype=str(dtype).removeprefix("torch."))
-        refuse_beyond(needed, memory_available(), facts.title)
+        need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
+        refuse_beyond(need, memory_available(), facts.title)
     folder = materialise(spec, say)
     facts = inspect(spec)  # again: a model that was just set up is known better now
-    model, tokenizer = _read(folder, facts, dtype, device)
-    _refuse_not_finite(model, facts)
+    model, tokenizer = _read(folder, facts, dtype, device, streamed)
     model.config.use_cache = False
     return LoadedModel(model, tokenizer, facts)
 
 
 def _read(
-    folder: Path, facts: ModelFacts, dtype: torch.dtype, device: str
+    folder: Path, facts: ModelFacts, dtype: torch.dtype, device: str, streamed: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     logging.disable_progress_bar()
-    auto: Any = AutoModelForCausalLM
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    read = _streamed if streamed else _whole
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model, report = auto.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **OPTIONS)
+        model, missing = read(folder, dtype, torch.device(device))
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
         why = f"transformers cannot read it: {error}."
         raise _refused(
             facts, why, "Check that the folder is complete and of a known kind."
         ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        why = f"{len(missing)} of its weights are missing, such as {missing[0]}."
+    if missing:
+        why = f"{len(missing)} of its weights are missing, such as {min(missing)}."
         raise _refused(facts, why, "Fetch the model again.")
-    return model.to(device).eval(), tokenizer
+    if not streamed:
+        refuse_damaged(model)
+    return model.eval(), tokenizer
 
 
-@torch.no_grad()
-def _refuse_not_finite(model: PreTrainedModel, facts: ModelFacts) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise _refused(facts, f"{name} holds values that are not finite.", "Fetch it again.")
+def _whole(
+    folder: Path, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, Collection[str]]:
+    auto: Any = AutoModelForCausalLM
+    model, report = auto.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **OPTIONS
+    )
+    return model.to(device), report["missing_keys"]
+
+
+def _streamed(
+    folder: Path, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, Collection[str]]:
+    auto: Any = AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(folder, **OPTIONS)
+    with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
+        model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, **OPTIONS)
+    return model, stream_from(folder, model, device)
+
+
+def free_memory(device: str | torch.device) -> int:
+    """Bytes that may still be taken on `device`."""
+    device = torch.device(device)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
+
+
+def refuse_damaged(model: PreTrainedModel) -> None:
+    """Refuses weights that no method can work with.
+
+    Raises:
+        ModelRefused: names the first parameter that holds values that are not finite.
+    """
+    for _ in each_parameter(model):
+        pass
 
 
 def _refused(facts: ModelFacts, why: str, do: str) -> ModelRefused:
@@ -104,23 +151,46 @@ def save(
 ) -> None:
     """Writes a folder that transformers loads: safetensors, config, tokenizer, README.md.
 
-    The saved config allows the key-value cache again, which other programs expect.
+    The saved config allows the key-value cache again, which other programs expect. Weights go into
+    files of at most `SHARD` bytes, each written before the next is gathered.
     """
-    before, model.config.use_cache = model.config.use_cache, True
-    try:
-        model.save_pretrained(folder)
-    finally:
-        model.config.use_cache = before
+    config = deepcopy(model.config)
+    config.use_cache, config.architectures = True, [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    _save_weights(model, folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def _save_weights(model: PreTrainedModel, folder: Path) -> None:
+    buffers = model.state_dict().keys() - dict(model.named_parameters()).keys()
+    persistent = {n: b for n, b in model.named_buffers() if n in buffers}
+    tensors = {**dict(model.named_parameters()), **persistent}
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
+    gathered = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}
+    for name, tensor in chain(each_parameter(model), persistent.items()):
+        file = plan.tensor_to_filename[name]
+        gathered[file][name] = tensor.contiguous()
+        if len(gathered[file]) == len(plan.filename_to_tensors[file]):
+            save_file(gathered.pop(file), folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+
+
 @torch.no_grad()
 def weights_hash(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order."""
+    """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order.
+
+    Raises:
+        ModelRefused: a parameter holds values that are not finite.
+    """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in each_parameter(model):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
-        flat = parameter.detach().cpu().contiguous().reshape(-1)
+        flat = parameter.cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

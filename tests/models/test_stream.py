@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from backend.errors import ModelRefused
+from backend.errors import ModelRefused, Stopped
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.loading import weights_hash
-from backend.models.stream import open_stream, run_block
+from backend.models.loading import load, weights_hash
+from backend.models.stream import each_logits, open_stream, run_block
 
 
 @torch.no_grad()
@@ -134,3 +134,52 @@ def test_a_model_that_works_between_its_blocks_is_refused(make, tokens):
     decoder_blocks(model)[0].register_forward_hook(lambda module, args, out: out * 2)
     with pytest.raises(ModelRefused, match="between its decoder blocks"):
         open_stream(model, tokens, 4)
+
+
+@pytest.mark.parametrize("watched", [["mlp.down_proj"], ["self_attn.q_proj", "mlp.up_proj"], None])
+def test_a_pass_ends_when_the_last_watched_layer_has_its_input(make, tokens, watched):
+    model = make("llama")
+    stream = open_stream(model, tokens, 2)
+    linears = block_linears(model, 0)
+    layers = {name: linears[name].layer for name in watched or linears}
+    seen, ran = {name: [] for name in layers}, []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, n=name: seen[n].append(args[0]))
+        for name, layer in layers.items()
+    ]
+    down = linears["mlp.down_proj"].layer
+    hooks.append(down.register_forward_hook(lambda *_: ran.append("down")))
+    run_block(model, stream, 0, stream.hidden)
+    whole, computed = seen.copy(), len(ran)
+    seen |= {name: [] for name in layers}
+    outputs = run_block(model, stream, 0, stream.hidden, until=layers.values())
+    for hook in hooks:
+        hook.remove()
+    assert list(outputs) == [] and computed == len(ran) == 3
+    for name in layers:
+        assert len(seen[name]) == 3
+        assert all(torch.equal(a, b) for a, b in zip(seen[name], whole[name], strict=True))
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_pass_can_be_ended_before_each_batch(make, tokens):
+    model, points = make("llama"), []
+    stream = open_stream(model, tokens, 2)
+
+    def safe_point():
+        points.append(1)
+        if len(points) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_block(model, stream, 0, stream.hidden, safe_point)
+    assert len(points) == 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_each_logits_tells_how_far_it_is(tokens, streamed):
+    model, shares = load("toy", streamed=streamed).model, []
+    passes = each_logits(model, tokens, 2, tick=shares.append)
+    assert [logits.shape[0] for logits in passes] == [2, 2, 1]
+    assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
+    assert len(shares) == (13 if streamed else 4)

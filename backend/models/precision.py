@@ -1,0 +1,13 @@
+"""Which precision a device computes in fastest."""
+
+from __future__ import annotations
+
+import torch
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the processor has bfloat16 units, so that bfloat16 is faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(able.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: ARM
