@@ -1,6 +1,7 @@
 """Sorting, the costly part of quantiles, histograms and top-k masks.
 
-numpy sorts float32 with vector instructions, about twenty times faster than torch on a CPU.
+numpy sorts and selects float32 with vector instructions, about twenty times faster than torch on a
+CPU.
 """
 
 from __future__ import annotations
@@ -15,3 +16,11 @@ def ascending(values: Tensor) -> Tensor:
     if values.device.type == "cpu":
         return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))
     return values.detach().sort(dim=-1).values
+
+
+def smallest(values: Tensor, place: int) -> Tensor:
+    """The value [...] at `place` (0: the smallest) of the last dimension of `values` [..., n]."""
+    if values.device.type == "cpu":
+        parted = np.partition(values.detach().numpy(), place, axis=-1)
+        return torch.as_tensor(parted[..., place])
+    return ascending(values)[..., place]

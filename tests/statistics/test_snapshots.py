@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from backend.statistics.order import ascending
-from backend.statistics.snapshots import Scale, histogram, scale_of, snapshot, tensor_statistics
+from backend.statistics.snapshots import (
+    NEAR_ZERO,
+    Scale,
+    histogram,
+    scale_of,
+    snapshot,
+    tensor_statistics,
+)
 from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
 
 FLOATS = st.floats(-4, 4, width=32).map(lambda x: np.float32(round(x, 2)))
@@ -41,16 +48,18 @@ def test_figures_are_numpys(weight: torch.Tensor) -> None:
         "kurtosis": (z**4).mean(),
         "min": w.min(),
         "max": w.max(),
+        "smallest": np.abs(w[w != 0]).min(),
         "l1": np.abs(w).sum(),
         "l2": np.sqrt((w**2).sum()),
+        "dense_std": 0.03,
     }
-    figures = tensor_statistics(weight, dense_std=0.03)
+    figures = tensor_statistics(ascending(weight.flatten()), dense_std=0.03)
     assert figures == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 def test_a_bell_curve_has_kurtosis_three() -> None:
     W = torch.randn(1000, 300, generator=torch.Generator().manual_seed(0))
-    assert tensor_statistics(W, 1.0)["kurtosis"] == pytest.approx(3, abs=0.05)
+    assert tensor_statistics(ascending(W.flatten()), 1.0)["kurtosis"] == pytest.approx(3, abs=0.05)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5])
@@ -65,6 +74,17 @@ def test_a_constant_tensor_has_finite_figures(value: float) -> None:
 def test_quantiles_are_numpys(weight: torch.Tensor) -> None:
     expected = np.quantile(weight.numpy().astype(np.float64), QUANTILES)
     assert taken(weight, scale_of(weight)).quantiles == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+@given(MATRICES, st.floats(0, 5))
+@settings(max_examples=200, deadline=None)
+def test_zeros_and_near_zeros_are_counted_one_by_one(values: np.ndarray, std: float) -> None:
+    figures = tensor_statistics(ascending(torch.from_numpy(values).flatten()), std)
+    near = np.float32(NEAR_ZERO * std)
+    assert figures["zero_share"] == (values == 0).mean()
+    assert figures["near_zero"] == (np.abs(values) < near).mean()
+    assert figures["smallest"] == np.abs(values[values != 0]).min(initial=9, where=True) % 9
+    assert figures["std"] == pytest.approx(values.std(dtype=np.float64), rel=1e-4, abs=1e-6)
 
 
 @given(MATRICES, st.floats(0.01, 5))

@@ -1,0 +1,27 @@
+"""The axes and names that whoever records figures and whoever draws them must agree on.
+
+    |w| axis:  edges_k = std * 10^(FIRST_DECADE + k / PER_DECADE),  std: of the dense tensor
+
+The bins at both ends are open: the first holds every smaller weight, the last every larger one.
+Imports no torch, so that the screen can draw what a job has recorded.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+FIRST_DECADE, LAST_DECADE, PER_DECADE = -4, 2, 24
+MAGNITUDES = "magnitudes"  # the profile that holds the histogram over the |w| axis
+SIDES = ("row", "column")  # output channels, input channels
+MEASURES = ("norm", "max", "zeros")
+
+
+def magnitude_edges(std: float) -> np.ndarray:
+    """The 145 edges of the |w| axis, float64, in the unit of the weights."""
+    steps = np.arange((LAST_DECADE - FIRST_DECADE) * PER_DECADE + 1)
+    return (std or 1.0) * 10.0 ** (FIRST_DECADE + steps / PER_DECADE)
+
+
+def channel_profile(side: str, measure: str) -> str:
+    """The name of a profile over channels, such as "row_norm"."""
+    return f"{side}_{measure}"

@@ -1,0 +1,106 @@
+"""The stages of one tensor measured against the dense tensor they were made of.
+
+    cosine    = <W, W_dense> / (|W| |W_dense|)
+    moved     = |W - W_dense| / |W_dense|                      Frobenius norms
+    distance  = mean_i |w_(i) - d_(i)| / std(W_dense)          both sorted: the Wasserstein-1
+                                                               distance of the two distributions
+    cutoff    = the magnitude below which as large a share of W_dense lies as W has zeros
+    by_size   = the share of W's zeros that lie below it in W_dense: 1 for magnitude pruning of
+                the whole tensor, less for whoever looks at inputs, rows or groups as well
+
+A dense tensor is sorted once, and each later stage once; every figure is read off these copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.reporter import Reporter
+from backend.statistics.channels import channel_figures
+from backend.statistics.grids import MAGNITUDES
+from backend.statistics.magnitudes import cutoff, magnitude_counts
+from backend.statistics.order import ascending
+from backend.statistics.snapshots import scale_of, snapshot
+from backend.statistics.tensors import TensorProfile, TensorSnapshot
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that is recorded of one tensor at one stage."""
+
+    snapshot: TensorSnapshot
+    profiles: list[TensorProfile]
+
+    def report(self, reporter: Reporter) -> None:
+        """Tells all of it."""
+        reporter.snapshot(self.snapshot)
+        for profile in self.profiles:
+            reporter.profile(profile)
+
+
+class Reference:
+    """A dense weight tensor [out, in]; holds a sorted copy of it."""
+
+    def __init__(self, dense: Tensor) -> None:
+        self.dense = dense
+        self.ordered = ascending(self.dense.float().flatten())
+        self.scale = scale_of(dense, self.ordered)
+
+    def measure(
+        self,
+        weight: Tensor,
+        *,
+        tensor: str,
+        block: int,
+        module: str,
+        stage: str,
+        more: Mapping[str, float] | None = None,
+        step: int = 0,
+    ) -> Measured:
+        """The figures of `weight` [out, in] at `stage`, and their profiles.
+
+        Args:
+            tensor, block, module: full parameter name, decoder block, name inside it.
+            more: further figures of the method, such as the relative output error.
+        """
+        same = weight is self.dense
+        ordered = self.ordered if same else ascending(weight.detach().float().flatten())
+        taken = snapshot(
+            weight, self.scale, tensor=tensor, block=block, module=module, stage=stage, step=step,
+            ordered=ordered,
+        )  # fmt: skip
+        taken.stats.update({} if same else self._against(weight, ordered, taken.zeros))
+        taken.stats.update(more or {})
+        values = channel_figures(weight)
+        values[MAGNITUDES] = magnitude_counts(ordered, self.scale.std).numpy().astype(np.float32)
+        profiles = [
+            TensorProfile(tensor, block, module, stage, name, figures, step)
+            for name, figures in values.items()
+        ]
+        return Measured(taken, profiles)
+
+    def _against(self, weight: Tensor, ordered: Tensor, zeros: int) -> dict[str, float]:
+        """How `weight`, of which `zeros` are 0, differs from the dense tensor."""
+        W, D = weight.detach().float().flatten(), self.dense.float().flatten()
+        norms = W.norm() * D.norm()
+        figures = {
+            "cosine": (W @ D / norms if norms > 0 else W.new_zeros(())).item(),
+            "moved": ((W - D).norm() / D.norm().clamp_min(torch.finfo(D.dtype).tiny)).item(),
+            "distance": (ordered - self.ordered).abs_().mean().item() / (self.scale.std or 1.0),
+        }
+        if zeros:
+            cut = cutoff(self.ordered, zeros / len(W))
+            figures |= {"cutoff": cut, "by_size": _zeros_below(W, D, cut) / zeros}
+        return figures
+
+
+def _zeros_below(W: Tensor, D: Tensor, cut: float) -> int:
+    """How many weights are 0 in `W` and at most `cut` large in `D`; numpy is faster on a CPU."""
+    if W.device.type == "cpu":
+        return int(np.count_nonzero((np.abs(D.numpy()) <= cut) & (W.numpy() == 0)))
+    return int(torch.count_nonzero((D.abs() <= cut) & (W == 0)))

@@ -1,0 +1,45 @@
+"""The |w| axis and the cut-off, against counting and sorting one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from backend.statistics.grids import PER_DECADE, magnitude_edges
+from backend.statistics.magnitudes import cutoff, magnitude_counts
+from backend.statistics.order import ascending
+
+VALUES = arrays(
+    np.float32, st.integers(1, 60), elements=st.floats(-3, 3, width=32).map(lambda x: round(x, 2))
+)
+
+
+def test_edges_are_even_on_a_log_axis_and_scale_with_the_spread() -> None:
+    edges = magnitude_edges(0.5)
+    assert len(edges) == 145
+    assert edges[0] == pytest.approx(0.5e-4) and edges[-1] == pytest.approx(50)
+    assert edges[1:] / edges[:-1] == pytest.approx(10 ** (1 / PER_DECADE))
+    assert np.array_equal(magnitude_edges(0.0), magnitude_edges(1.0)), "a constant tensor"
+
+
+@given(VALUES, st.floats(0.01, 3))
+@settings(max_examples=200, deadline=None)
+def test_bins_are_numpys_and_the_ends_are_open(values: np.ndarray, std: float) -> None:
+    counts = magnitude_counts(ascending(torch.from_numpy(values)), std)
+    edges = magnitude_edges(std).astype(np.float32)
+    edges[0], edges[-1] = 0, np.inf
+    expected, _ = np.histogram(np.abs(values[values != 0]), edges)
+    assert counts.tolist() == expected.tolist()
+    assert counts.sum() + (values == 0).sum() == len(values)
+
+
+@given(VALUES, st.floats(0, 1))
+@settings(max_examples=300, deadline=None)
+def test_the_cutoff_is_the_largest_of_the_smallest(values: np.ndarray, share: float) -> None:
+    found = cutoff(ascending(torch.from_numpy(values)), share)
+    rank = round(share * len(values))
+    assert found == (np.sort(np.abs(values))[rank - 1] if rank else 0.0)

@@ -1,0 +1,129 @@
+"""Figures of a stage against the dense tensor, and over channels, against plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor
+
+from backend.statistics.channels import channel_figures
+from backend.statistics.grids import MAGNITUDES, MEASURES, SIDES, channel_profile
+from backend.statistics.reference import Measured, Reference
+from backend.statistics.snapshots import scale_of, snapshot
+
+PLACE = {"tensor": "a.weight", "block": 3, "module": "a", "stage": "first"}
+MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 8)).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=st.floats(-4, 4, width=16))
+)
+
+
+@pytest.fixture
+def dense() -> Tensor:
+    return torch.randn(64, 48, generator=torch.Generator().manual_seed(1)) * 0.02
+
+
+def prune_by_size(dense: Tensor, share: float) -> Tensor:
+    ranks = dense.abs().flatten().argsort().argsort().view_as(dense)
+    return dense.masked_fill(ranks < round(share * dense.numel()), 0.0)
+
+
+def measured(dense: Tensor, weight: Tensor, **more: float) -> Measured:
+    return Reference(dense).measure(weight, **PLACE, more=more)
+
+
+def test_a_dense_tensor_is_not_compared_with_itself(dense: Tensor) -> None:
+    stats = measured(dense, dense).snapshot.stats
+    assert "cosine" not in stats and "moved" not in stats and "cutoff" not in stats
+
+
+def test_the_snapshot_is_the_one_taken_alone(dense: Tensor) -> None:
+    pruned = prune_by_size(dense, 0.5)
+    together = measured(dense, pruned, relative_error=0.25).snapshot
+    alone = snapshot(pruned, scale_of(dense), **PLACE, more={"relative_error": 0.25})
+    assert alone.stats.items() <= together.stats.items()
+    assert (together.counts == alone.counts).all() and together.quantiles == alone.quantiles
+    assert (together.zeros, together.below, together.above) == (1536, alone.below, alone.above)
+
+
+@given(MATRICES, st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_change_is_numpys(values: np.ndarray, random: object) -> None:
+    W = values * np.float32(0.5)
+    W[0] = 0
+    stats = measured(torch.from_numpy(values), torch.from_numpy(W)).snapshot.stats
+    d, w = values.astype(np.float64).ravel(), W.astype(np.float64).ravel()
+    norms = np.linalg.norm(d) * np.linalg.norm(w)
+    assert stats["cosine"] == pytest.approx(d @ w / norms if norms else 0, abs=1e-4)
+    if np.linalg.norm(d):
+        moved = np.linalg.norm(w - d) / np.linalg.norm(d)
+        assert stats["moved"] == pytest.approx(moved, rel=1e-3, abs=1e-6)
+    between = np.abs(np.sort(w) - np.sort(d)).mean() / (d.std() or 1.0)
+    assert stats["distance"] == pytest.approx(between, rel=1e-3, abs=1e-6)
+
+
+def test_shuffling_moves_weights_but_not_their_distribution(dense: Tensor) -> None:
+    shuffled = dense.flatten()[torch.randperm(dense.numel())].view_as(dense)
+    stats = measured(dense, shuffled).snapshot.stats
+    assert stats["distance"] == 0 and stats["moved"] > 1 and abs(stats["cosine"]) < 0.1
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_pruning_by_size_is_recognised(dense: Tensor, share: float) -> None:
+    pruned = prune_by_size(dense, share)
+    stats = measured(dense, pruned).snapshot.stats
+    assert stats["by_size"] == 1.0
+    assert dense[pruned == 0].abs().max().item() == stats["cutoff"] < stats["smallest"]
+
+
+def test_pruning_by_other_things_is_recognised(dense: Tensor) -> None:
+    half = dense.clone()
+    half[::2] = 0.0  # every other row, whatever its weights
+    stats = measured(dense, half).snapshot.stats
+    below = (dense[::2].abs() <= stats["cutoff"]).float().mean().item()
+    assert stats["by_size"] == pytest.approx(below) and below == pytest.approx(0.5, abs=0.05)
+
+
+def test_no_zeros_no_cutoff(dense: Tensor) -> None:
+    assert "cutoff" not in measured(dense, dense * 1.1).snapshot.stats
+
+
+def test_channels_are_numpys(dense: Tensor) -> None:
+    pruned = prune_by_size(dense, 0.4)
+    w, found = pruned.numpy(), channel_figures(pruned)
+    assert {*found} == {channel_profile(side, of) for side in SIDES for of in MEASURES}
+    for side, axis in (("row", 1), ("column", 0)):
+        expected = {
+            "norm": np.linalg.norm(w, axis=axis),
+            "max": np.abs(w).max(axis),
+            "zeros": (w == 0).mean(axis),
+        }
+        for of, values in expected.items():
+            stored = found[channel_profile(side, of)]
+            assert stored.dtype == np.float32 and stored == pytest.approx(values, rel=3e-4)
+
+
+def test_channel_figures_compress(dense: Tensor) -> None:
+    import zlib
+
+    norms = channel_figures(torch.randn(4096, 64))["row_norm"]
+    assert len(zlib.compress(norms.tobytes())) < 0.65 * norms.nbytes
+
+
+def test_profiles_name_their_tensor_and_hold_all_weights(dense: Tensor) -> None:
+    found = measured(dense, prune_by_size(dense, 0.5))
+    by_name = {p.name: p for p in found.profiles}
+    assert len(by_name) == 7
+    assert all((p.tensor, p.block, p.stage) == ("a.weight", 3, "first") for p in found.profiles)
+    assert by_name[MAGNITUDES].values.sum() == dense.numel() / 2
+    assert by_name["row_norm"].values.shape == (64,)
+    assert by_name["column_norm"].values.shape == (48,)
+
+
+def test_half_precision_is_measured_as_float32(dense: Tensor) -> None:
+    half = dense.bfloat16()
+    a, b = measured(half, half / 2), measured(half.float(), half.float() / 2)
+    assert a.snapshot.stats == b.snapshot.stats
