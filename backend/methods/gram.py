@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from backend.errors import MethodFailed
+from backend.methods.factors import inverse_root, largest_eigenvalue
 from backend.models.blocks import Linear
 
 PANEL = 256  # columns of H computed at once; the part below the diagonal is mirrored
@@ -43,37 +44,46 @@ class Need(IntEnum):
 _nothing = partial(torch.empty, 0)
 
 
-class NotPositiveDefinite(ArithmeticError):
-    """A matrix that has no Cholesky factor; more on its diagonal would help."""
-
-
-def cholesky(H: Tensor) -> Tensor:
-    """Lower triangular L with L L^T = H.
-
-    Raises:
-        NotPositiveDefinite: there is none.
-    """
-    root, info = torch.linalg.cholesky_ex(H)
-    if info.item():
-        raise NotPositiveDefinite
-    return root
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What is known of a layer's inputs. Absent parts are empty tensors.
+
+    What solvers derive from H is kept: the layers that share one use it again.
 
     Attributes:
         tokens: N.
         energy: mean square of each input, diag H, [in].
         gram: H [in, in].
         segments: H of each segment, [segments, in, in].
+        dtype: the inputs were computed in.
     """
 
     tokens: int = 0
     energy: Tensor = field(default_factory=_nothing)
     gram: Tensor = field(default_factory=_nothing)
     segments: Tensor = field(default_factory=_nothing)
+    dtype: torch.dtype = torch.float32
+    _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def inverse_root(self, damping: float) -> Tensor:
+        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
+
+        Raises:
+            NotPositiveDefinite: more damping would help.
+        """
+        if damping not in self._roots:
+            self._roots[damping] = inverse_root(self.gram, damping)
+        return self._roots[damping]
+
+    @cached_property
+    def largest_eigenvalue(self) -> float:
+        """A bound on lambda_max(H), at most 5 % above it."""
+        return largest_eigenvalue(self.gram)
+
+    @cached_property
+    def rounded_gram(self) -> Tensor:
+        """H, in bfloat16 where the inputs were: for products that need be no more exact."""
+        return self.gram.bfloat16() if self.dtype == torch.bfloat16 else self.gram
 
 
 def output_energy(D: Tensor, H: Tensor) -> float:
@@ -120,13 +130,13 @@ class _Sums:
     """Running sums over the batches of one input tensor."""
 
     def __init__(self, need: Need, length: int) -> None:
-        self.need, self.length, self.tokens = need, length, 0
+        self.need, self.length, self.tokens, self.dtype = need, length, 0, torch.float32
         self.total, self.segments = torch.empty(0), list[Tensor]()
 
     def add(self, x: Tensor) -> None:
         """Takes one batch [..., in] of whole segments of `length` tokens."""
         X = x.detach().reshape(-1, x.shape[-1]).float()
-        self.tokens += len(X)
+        self.tokens, self.dtype = self.tokens + len(X), x.dtype
         with _exact_products(x.dtype):
             if self.need == Need.SEGMENTS:
                 parts = X.view(-1, self.length, X.shape[1])
@@ -140,11 +150,11 @@ class _Sums:
 
     def finish(self) -> Inputs:
         if self.need == Need.ENERGY:
-            return Inputs(self.tokens, self.total / self.tokens)
+            return Inputs(self.tokens, self.total / self.tokens, dtype=self.dtype)
         segments = torch.cat(self.segments) if self.segments else torch.empty(0)
         upper = segments.mean(0) if self.segments else self.total / self.tokens
         gram = upper.triu_() + upper.triu(1).T
-        return Inputs(self.tokens, gram.diagonal(), gram, segments)
+        return Inputs(self.tokens, gram.diagonal(), gram, segments, self.dtype)
 
 
 class InputCollector:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.methods.gram import Inputs
 from backend.methods.sds.adjust import adjust
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import PRUNERS
@@ -20,7 +21,7 @@ def pruned(layer, pattern: str, name: str = "wanda") -> Tensor:
 
 
 def adjusted(layer, start: Tensor, pattern: str, steps: int, soft: bool) -> Tensor:
-    return adjust(start, layer.W, layer.inputs.gram, Pattern.parse(pattern), steps, soft)
+    return adjust(start, layer.W, layer.inputs, Pattern.parse(pattern), steps, soft)
 
 
 def row_errors(layer, W: Tensor) -> Tensor:
@@ -86,13 +87,15 @@ def test_a_soft_mask_lets_a_pruned_weight_return(make_layer) -> None:
 
 
 def test_the_arguments_are_left_alone(layer) -> None:
-    start, H = pruned(layer, "2:4"), layer.inputs.gram
-    copies = start.clone(), layer.W.clone(), H.clone()
-    adjust(start, layer.W, H, Pattern.parse("2:4"), 5, True)
-    assert all(torch.equal(a, b) for a, b in zip(copies, (start, layer.W, H), strict=True))
+    start, inputs = pruned(layer, "2:4"), layer.inputs
+    given = start, layer.W, inputs.gram
+    copies = [tensor.clone() for tensor in given]
+    adjust(start, layer.W, inputs, Pattern.parse("2:4"), 5, True)
+    assert all(torch.equal(a, b) for a, b in zip(copies, given, strict=True))
 
 
 def test_without_any_signal_nothing_moves(layer) -> None:
     start = pruned(layer, "2:4")
-    found = adjust(start, layer.W, torch.zeros(32, 32), Pattern.parse("2:4"), 10, True)
+    silent = Inputs(10, torch.zeros(32), torch.zeros(32, 32))
+    found = adjust(start, layer.W, silent, Pattern.parse("2:4"), 10, True)
     assert torch.equal(found, start)

@@ -74,7 +74,7 @@ class WholeModel:
 
     def adjusted(self, block: int, start: dict, seen: dict, soft: bool) -> dict[str, Tensor]:
         return {
-            m: adjust(W, self.dense[block][m], seen[m].gram, self.pattern, 30, soft)
+            m: adjust(W, self.dense[block][m], seen[m], self.pattern, 30, soft)
             for m, W in start.items()
         }
 

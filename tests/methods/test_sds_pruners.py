@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.methods.gram import Inputs, NotPositiveDefinite
+from backend.methods.factors import NotPositiveDefinite
+from backend.methods.gram import Inputs
+from backend.methods.sds import admm  # noqa: F401  (registers a pruner)
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import BLOCK, PRUNERS

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backend.methods.gram import Inputs, NotPositiveDefinite
+from backend.methods.factors import NotPositiveDefinite, largest_eigenvalue
+from backend.methods.gram import Inputs
 from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.descent import largest_eigenvalue
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import PRUNERS
 from backend.methods.sds.redense import SOLVERS, by_gram, by_ridge, by_sgd

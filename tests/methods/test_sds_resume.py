@@ -11,7 +11,8 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigRefused, MethodFailed, ModelRefused, Stopped
-from backend.methods.gram import Need, NotPositiveDefinite
+from backend.methods.factors import NotPositiveDefinite
+from backend.methods.gram import Need
 from backend.methods.sds import pruners
 from backend.methods.sds.config import SDSConfig, Stage
 from backend.methods.sds.pipeline import install, run_sds

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.errors import ConfigRefused, ModelRefused
-from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.pattern import Pattern
+from backend.errors import ConfigRefused
 from backend.models.blocks import Linear, block_linears, decoder_blocks
 
 
 def all_linears(model: PreTrainedModel) -> list[Linear]:
-    """Every prunable linear, in order."""
+    """Every linear of every block, in order."""
     blocks = range(len(decoder_blocks(model)))
     return [linear for block in blocks for linear in block_linears(model, block).values()]
 
 
-def refuse_unfit(linears: Sequence[Linear], calibration: Tensor, config: SDSConfig) -> None:
-    """Refuses what cannot be carried out.
+def refuse_text(calibration: Tensor) -> None:
+    """Refuses text that nothing can be calibrated on.
 
     Raises:
-        ConfigRefused: the pattern does not divide a layer, or there is nothing to calibrate on.
-        ModelRefused: weights that are not finite.
+        ConfigRefused: not token ids [segments, tokens], or too few.
     """
     if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
         raise ConfigRefused(
@@ -33,16 +29,6 @@ def refuse_unfit(linears: Sequence[Linear], calibration: Tensor, config: SDSConf
             "At least one segment of two tokens is needed.",
             "Give token ids [segments, tokens].",
         )
-    columns = {linear.name: linear.shape[1] for linear in linears}
-    Pattern.parse(config.pattern).require_fit(columns)
-    for linear in linears:
-        if not torch.isfinite(linear.read()).all():
-            raise ModelRefused(
-                f"The weights of {linear.name} are not finite.",
-                "The file is damaged or was saved by a training run that diverged.",
-                "Choose another copy of the model.",
-                field="model",
-            )
 
 
 def shortage(linears: Sequence[Linear], tokens: int) -> list[str]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 from backend.methods.sds.pattern import Pattern
+from backend.methods.sds.selection import read_names, read_overrides
 
 ADVANCED: JsonDict = {"advanced": True}
 
@@ -36,6 +37,7 @@ STAGE_LABELS: dict[str, str] = {
 
 
 STEP_LABELS: dict[str, str] = {
+    "outliers": "search for outliers",
     "inputs": "forward passes and Grams",
     "pruning": "pruning",
     "redense": "re-dense step",
@@ -58,8 +60,61 @@ class SDSConfig(BaseModel):
         description="n:m keeps n of every m inputs; a percentage drops that share of the weights.",
         examples=["2:4", "4:8", "50%"],
     )
-    base: Literal["wanda", "sparsegpt", "magnitude"] = Field(
+    exclude: str = Field(
+        "",
+        max_length=1000,
+        title="Layers left dense",
+        description="Names with *, separated by commas: 0.* is all of block 0, *.down_proj that "
+        "layer of every block.",
+        examples=["0.*", "*.down_proj"],
+        json_schema_extra=ADVANCED,
+    )
+    overrides: str = Field(
+        "",
+        max_length=1000,
+        title="Patterns by layer",
+        description="name=pattern, separated by commas; the last that fits a layer counts.",
+        examples=["mlp.down_proj=4:8, self_attn.*=50%"],
+        json_schema_extra=ADVANCED,
+    )
+    allocation: Literal["uniform", "owl"] = Field(
+        "uniform",
+        title="Sparsity of blocks",
+        description="owl: blocks with more outliers stay denser, at the same mean. For "
+        "percentages only.",
+        json_schema_extra=ADVANCED,
+    )
+    owl_outlier: float = Field(
+        5.0,
+        gt=1,
+        le=100,
+        title="OWL outlier",
+        description="So many times the mean score of its block makes a weight an outlier (M).",
+        json_schema_extra=ADVANCED,
+    )
+    owl_spread: float = Field(
+        0.08,
+        gt=0,
+        lt=0.5,
+        title="OWL spread",
+        description="Half the distance between the sparsest and the densest block (lambda).",
+        json_schema_extra=ADVANCED,
+    )
+    order: Literal["block", "sub-block"] = Field(
+        "block",
+        title="Order of pruning",
+        description="block: all layers of a block see it unpruned. sub-block: layers that read "
+        "the same input are pruned together, and the next read what those leave.",
+        json_schema_extra=ADVANCED,
+    )
+    base: Literal["wanda", "sparsegpt", "admm", "magnitude"] = Field(
         "wanda", title="First pruner", description="Scores the weights of the dense model."
+    )
+    until: Literal["first", "sds"] = Field(
+        "sds",
+        title="Stop after",
+        description="first: the first pruner as it is, and its control. sds: the whole method.",
+        json_schema_extra=ADVANCED,
     )
     redense: Literal["gram", "ridge", "sgd"] = Field(
         "gram",
@@ -183,14 +238,33 @@ class SDSConfig(BaseModel):
         "it. Solving is always float32.",
         json_schema_extra=ADVANCED,
     )
+    activations: Literal["auto", "memory", "disk"] = Field(
+        "auto",
+        title="Hidden states",
+        description="Where they wait between two blocks. auto: on disk when they would fill a "
+        "quarter of the memory.",
+        json_schema_extra=ADVANCED,
+    )
 
     @property
     def stages(self) -> list[Stage]:
         """The stages a run with this config passes through, in order."""
-        skipped = {Stage.CONTROL: not self.control, Stage.SDS: self.adjust == "off"}
-        return [stage for stage in Stage if not skipped.get(stage)]
+        first = [Stage.DENSE, Stage.FIRST, *([Stage.CONTROL] if self.control else [])]
+        if self.until == "first":
+            return first
+        return [*first, Stage.REDENSE, Stage.SECOND, *([Stage.SDS] if self.adjust != "off" else [])]
 
     @field_validator("pattern")
     @classmethod
     def _pattern_reads(cls, text: str) -> str:
         return str(Pattern.parse(text))
+
+    @field_validator("overrides")
+    @classmethod
+    def _overrides_read(cls, text: str) -> str:
+        return ", ".join(f"{name}={pattern}" for name, pattern in read_overrides(text))
+
+    @field_validator("exclude")
+    @classmethod
+    def _exclude_reads(cls, text: str) -> str:
+        return ", ".join(read_names(text))

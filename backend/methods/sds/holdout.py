@@ -6,6 +6,7 @@ Layers were fitted one by one; whether that helped the model is for the model's 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.errors import MethodFailed
 from backend.methods.sds.config import STAGE_LABELS, SDSConfig, Stage
+from backend.methods.sds.run import Run
 from backend.methods.sds.stages import install
-from backend.methods.sds.work import Run
+from backend.models.activations import NewBatches
+from backend.models.stream import each_logits
 
 Losses = dict[Stage, float]  # nats per token
 
@@ -31,17 +34,24 @@ def split(calibration: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, segments: Tensor, dtype: torch.dtype) -> float:
+def mean_loss(
+    model: PreTrainedModel,
+    segments: Tensor,
+    dtype: torch.dtype,
+    new: NewBatches = list,
+    safe_point: Callable[[], None] = lambda: None,
+) -> float:
     """Mean negative log-likelihood, nats per predicted token, of `segments` [n, L].
 
     One segment at a time: the logits of a large vocabulary are the largest tensor there is.
     """
     model.eval()
-    total, device = 0.0, model.device
-    for row in segments.to(device):
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits = model(input_ids=row[None], use_cache=False).logits[0, :-1]
-        total += cross_entropy(logits.float(), row[1:], reduction="sum").item()
+    total, kind, half = 0.0, model.device.type, dtype == torch.bfloat16
+    # No cache: it would keep a copy of every weight.
+    with torch.autocast(kind, torch.bfloat16, enabled=half, cache_enabled=False):
+        passes = each_logits(model, segments, 1, new, lambda _: safe_point())
+        for row, logits in zip(segments.to(model.device), passes, strict=True):
+            total += cross_entropy(logits[0, :-1].float(), row[1:], reduction="sum").item()
     return total / (len(segments) * (segments.shape[1] - 1))
 
 
@@ -50,7 +60,7 @@ def heldout_losses(run: Run, checkpoints: Checkpoints, held: Tensor) -> Losses:
     losses: Losses = {}
     for stage in run.config.stages if len(held) else ():
         install(run.model, checkpoints, stage)
-        losses[stage] = mean_loss(run.model, held, run.dtype)
+        losses[stage] = mean_loss(run.model, held, run.dtype, run.new, run.safe_point)
         if not math.isfinite(losses[stage]):
             raise MethodFailed(
                 f"The model is broken at stage {STAGE_LABELS[stage]}.",
@@ -64,12 +74,13 @@ def heldout_losses(run: Run, checkpoints: Checkpoints, held: Tensor) -> Losses:
 
 
 def choose(losses: Losses, config: SDSConfig) -> Stage:
-    """The second pruning or its adjusted form, whichever has the lower loss."""
-    if config.adjust == "off":
-        return Stage.SECOND
-    if losses and losses[Stage.SECOND] < losses[Stage.SDS]:
-        return Stage.SECOND
-    return Stage.SDS
+    """The last pruning or its adjusted form, whichever has the lower loss."""
+    pruned, adjusted = (
+        (Stage.FIRST, Stage.CONTROL) if config.until == "first" else (Stage.SECOND, Stage.SDS)
+    )
+    if adjusted not in config.stages or (losses and losses[pruned] < losses[adjusted]):
+        return pruned
+    return adjusted
 
 
 def verdict(losses: Losses, kept: Stage, config: SDSConfig) -> list[str]:
@@ -78,9 +89,9 @@ def verdict(losses: Losses, kept: Stage, config: SDSConfig) -> list[str]:
         why = "no segments were held out" if config.holdout else "the held-out share is 0"
         return [f"Whether {STAGE_LABELS[kept]} is the best stage was not tested: {why}."]
     texts = []
-    if kept == Stage.SECOND and Stage.SDS in losses:
+    if kept in (Stage.FIRST, Stage.SECOND) and config.stages[-1] != kept:
         texts.append("The weight adjustment raised the held-out loss and was left out.")
-    for rival in (Stage.FIRST, Stage.CONTROL):
+    for rival in (Stage.FIRST, Stage.CONTROL) if config.until == "sds" else ():
         if losses.get(rival, float("inf")) < losses[kept]:
             texts.append(
                 f"{STAGE_LABELS[rival]} has a lower held-out loss ({losses[rival]:.4f}) than the "

@@ -2,17 +2,22 @@
 
 Equal scores are common (zeros!), and a threshold would drop or keep too many of them: among equals
 the lower index stays. Scores are float32 and not negative.
+
+A mask has the dtype of the scores, 1 where a weight stays and 0 where it goes: on a CPU to compare
+into floats and to multiply by them is several times faster than to choose by booleans.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from backend.methods.sds.pattern import Pattern
-from backend.statistics.order import ascending
+from backend.statistics.order import ascending, smallest
 
-SMALL_GROUP = 16  # up to here comparing all pairs is faster than sorting
+SMALL_GROUP = 16  # up to here a network of comparators is faster than sorting
 
 
 def kept_of(count: int, drop: float) -> int:
@@ -26,14 +31,25 @@ def top_per_row(scores: Tensor, keep: int | Tensor) -> Tensor:
     Args:
         keep: one number for all rows, or int64 [rows].
     """
-    rows, columns = scores.shape
-    keep = torch.as_tensor(keep, device=scores.device).expand(rows).unsqueeze(1)
-    place = (columns - keep).clamp(max=columns - 1)
-    threshold = ascending(scores).gather(1, place)
-    mask = scores > threshold
-    ties = scores == threshold
-    left = keep - mask.sum(1, keepdim=True)  # how many of the ties stay
-    return mask | (ties & (ties.cumsum(1, dtype=torch.int32) <= left))
+    columns = scores.shape[1]
+    if isinstance(keep, int):
+        threshold = smallest(scores, min(columns - keep, columns - 1)).unsqueeze(1)
+        keep = torch.full_like(threshold, keep, dtype=torch.int64)
+    else:
+        keep = keep.unsqueeze(1)
+        threshold = ascending(scores).gather(1, (columns - keep).clamp(max=columns - 1))
+    mask = at_least(scores, threshold)
+    tied = (mask.sum(1, dtype=torch.int32) != keep.squeeze(1)).nonzero().squeeze(1)
+    if len(tied):
+        mask[tied] = _first_of_equals(scores[tied], threshold[tied], keep[tied])
+    return mask
+
+
+def _first_of_equals(scores: Tensor, threshold: Tensor, keep: Tensor) -> Tensor:
+    """The mask of rows in which more scores equal the threshold than may stay."""
+    mask, equal = scores > threshold, scores == threshold
+    left = keep - mask.sum(1, keepdim=True)
+    return (mask | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))).to(scores.dtype)
 
 
 def top_overall(scores: Tensor, keep: int) -> Tensor:
@@ -41,17 +57,72 @@ def top_overall(scores: Tensor, keep: int) -> Tensor:
     return top_per_row(scores.reshape(1, -1), keep).view_as(scores)
 
 
-def top_per_group(scores: Tensor, keep: int, group: int) -> Tensor:
-    """Mask [rows, columns] of the `keep` highest of every `group` neighbours of a row."""
+def top_of_planes(planes: Tensor, keep: int) -> Tensor:
+    """Mask [group, ...] of the `keep` highest along the first dimension."""
+    group = len(planes)
     if group > SMALL_GROUP:
-        return top_per_row(scores.reshape(-1, group), keep).view_as(scores)
-    planes = scores.reshape(-1, group).T.contiguous()  # [group, rows * columns / group]
+        rows = planes.movedim(0, -1)
+        return top_per_row(rows.reshape(-1, group), keep).view(rows.shape).movedim(-1, 0)
+    threshold = _largest(planes, keep)
+    mask = at_least(planes, threshold)
+    return mask if bool((mask.sum(0) == keep).all()) else _by_rank(planes, keep)
+
+
+def _largest(planes: Tensor, keep: int) -> Tensor:
+    """The `keep`-th largest along the first dimension."""
+    wires = list(planes.unbind(0))
+    for a, b, wants_larger, wants_smaller in _comparators(len(wires), keep - 1):
+        x, y = wires[a], wires[b]
+        if wants_larger:
+            wires[a] = torch.maximum(x, y)
+        if wants_smaller:
+            wires[b] = torch.minimum(x, y)
+    return wires[keep - 1]
+
+
+@lru_cache
+def _comparators(count: int, place: int) -> list[tuple[int, int, bool, bool]]:
+    """Of a network that sorts `count` values, largest first, what decides the one at `place`.
+
+    (a, b, larger, smaller): the larger of wires a and b goes on on a, the smaller on b, if wanted.
+    """
+    wanted, steps = {place}, list[tuple[int, int, bool, bool]]()
+    for a, b in reversed(_batcher(count)):
+        if a in wanted or b in wanted:
+            steps.append((a, b, a in wanted, b in wanted))
+            wanted |= {a, b}
+    return steps[::-1]
+
+
+def _batcher(count: int) -> list[tuple[int, int]]:
+    """Pairs of wires of Batcher's odd-even merge sort."""
+    pairs, run = list[tuple[int, int]](), 1
+    while run < count:
+        gap = run
+        while gap:
+            for start in range(gap % run, count - gap, 2 * gap):
+                ends = range(start, min(start + gap, count - gap))
+                pairs += [(a, a + gap) for a in ends if a // (2 * run) == (a + gap) // (2 * run)]
+            gap //= 2
+        run *= 2
+    return pairs
+
+
+def _by_rank(planes: Tensor, keep: int) -> Tensor:
+    """`top_of_planes` by comparing all pairs, which settles equal scores."""
     beaten = torch.zeros_like(planes, dtype=torch.int8)  # by how many of its group
-    for j in range(1, group):
+    for j in range(1, len(planes)):
         wins = planes[j] > planes[:j]  # a later one must be strictly higher
         beaten[:j] += wins
         beaten[j] += j - wins.sum(0, dtype=torch.int8)
-    return (beaten < keep).T.reshape(scores.shape)
+    return (beaten < keep).to(planes.dtype)
+
+
+def top_per_group(scores: Tensor, keep: int, group: int) -> Tensor:
+    """Mask [rows, columns] of the `keep` highest of every `group` neighbours of a row."""
+    planes = scores.reshape(-1, group).T
+    planes = planes.contiguous() if group <= SMALL_GROUP else planes
+    return top_of_planes(planes, keep).T.reshape(scores.shape)
 
 
 def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
@@ -61,15 +132,17 @@ def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     return top_per_row(scores, kept_of(scores.shape[1], pattern.drop))
 
 
-def masked(W: Tensor, keep: Tensor) -> Tensor:
-    """A copy of `W` with 0 where `keep` is false.
+def at_least(scores: Tensor, threshold: Tensor) -> Tensor:
+    """Mask of the scores that reach the threshold."""
+    return torch.ge(scores, threshold, out=torch.empty_like(scores))
 
-    A product is several times faster on a CPU than choosing; adding 0 turns its -0 into +0.
-    """
-    return (W * keep.view(torch.uint8).to(W.dtype)).add_(0.0)
+
+def masked(W: Tensor, keep: Tensor) -> Tensor:
+    """A copy of `W` with +0 where the mask `keep` is 0; adding 0 turns -0 into +0."""
+    return (W * keep).add_(0.0)
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two masks; 1 when both are empty."""
+    """Intersection over union of two masks of booleans; 1 when both are empty."""
     union = (a | b).sum().item()
     return (a & b).sum().item() / union if union else 1.0

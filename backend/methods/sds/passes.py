@@ -1,4 +1,6 @@
-"""The two walks over the decoder blocks, one block at work at a time.
+"""The walks over the decoder blocks, one block at work at a time.
+
+Survey, only for OWL, on the hidden states of the dense model: see allocation.
 
 First pass, on the hidden states of the sparse model so far:
 
@@ -22,24 +24,35 @@ weights, which gives the same hidden states bit for bit, and solves only what is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from backend.errors import MethodFailed
-from backend.methods.gram import Inputs, Need, NotPositiveDefinite, Target
+from backend.methods.factors import NotPositiveDefinite
+from backend.methods.gram import Inputs, Need, Target
+from backend.methods.sds.allocation import allocated
 from backend.methods.sds.config import Stage
 from backend.methods.sds.redense import SOLVERS
-from backend.methods.sds.stages import FIRST_PASS, SECOND_PASS, Weights
-from backend.methods.sds.work import BlockWork, Run
-from backend.models.blocks import block_linears
-from backend.models.stream import open_stream, run_block
+from backend.methods.sds.run import Run
+from backend.methods.sds.stages import FIRST_PASS, SECOND_PASS, SURVEY, Facts, Weights
+from backend.methods.sds.stopwatch import Stopwatch
+from backend.methods.sds.work import BlockWork
+from backend.models.activations import Batches
+from backend.models.residency import resident
+from backend.models.stream import open_stream
 from backend.reporter import REPLAY
 
 
 class Walk(ABC):
-    """One walk over all blocks. `hidden` holds the inputs [b, L, d] of the block at work."""
+    """One walk over all blocks. `hidden` holds the inputs [b, L, d] of the block at work.
+
+    Attributes:
+        units: of work, for each linear.
+    """
 
     name: str
+    units = 2
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
@@ -52,27 +65,28 @@ class Walk(ABC):
             self._open()
         for block in range(run.blocks):
             if block in missing:
-                self.solve(block)
+                with resident(run.model, block):
+                    self.solve(block)
             else:
                 if missing and block < missing[-1]:
                     self.replay(block)
-                run.advance(2 * len(block_linears(run.model, block)), REPLAY)
+                run.advance(self.units * len(run.linears(block)), REPLAY)
 
     def _open(self) -> None:
-        self.stream = open_stream(
-            self.run.model, self.run.calibration, self.config.batch, self.run.dtype
-        )
+        run = self.run
+        self.stream = open_stream(run.model, run.calibration, self.config.batch, run.dtype, run.new)
         self.hidden, self.stream.hidden = self.stream.hidden, []
 
     def stored(self, stage: Stage, block: int) -> Weights:
         return self.run.store.weights(stage, block, str(self.run.model.device))
 
-    def through(self, block: int, stage: Stage, hidden: list[Tensor]) -> list[Tensor]:
+    def through(self, block: int, stage: Stage, hidden: Batches) -> Batches:
         """What `block` at `stage` makes of `hidden`."""
-        weights = self.stored(stage, block)
-        for module, linear in block_linears(self.run.model, block).items():
-            linear.write(weights[module])
-        return run_block(self.run.model, self.stream, block, hidden)
+        with resident(self.run.model, block):
+            linears = self.run.linears(block)
+            for module, W in self.stored(stage, block).items():
+                linears[module].write(W)
+            return self.run.forward(self.stream, block, hidden)
 
     @abstractmethod
     def solve(self, block: int) -> None:
@@ -83,6 +97,34 @@ class Walk(ABC):
         """Moves the hidden states past a block that is stored."""
 
 
+class Survey(Walk):
+    """Counts the outliers of every block of the dense model."""
+
+    name, units = SURVEY, 1
+
+    def solve(self, block: int) -> None:
+        run, linears = self.run, self.run.linears(block)
+        timed = Stopwatch(f" of block {block + 1} of {run.blocks}")
+        with timed("outliers"):
+            some = [x.module for x in allocated(linears.values(), self.config)]
+            seen, self.hidden = run.look(self.stream, block, some, self.hidden, Need.ENERGY)
+            scores = [linears[m].read().abs_().mul_(seen[m].energy.sqrt()) for m in some]
+            facts = Facts(outliers=outlier_share(scores, self.config.owl_outlier))
+        facts.seconds = dict(timed.seconds)
+        run.store.save(self.name, block, {}, facts)
+        run.advance(len(linears), f"Outliers, block {block + 1} of {run.blocks}")
+
+    def replay(self, block: int) -> None:
+        self.hidden = self.run.forward(self.stream, block, self.hidden)
+
+
+def outlier_share(scores: Sequence[Tensor], times: float) -> float:
+    """Share of all entries that are more than `times` their mean; 0 of none."""
+    count = sum(score.numel() for score in scores)
+    mean = sum(score.sum().item() for score in scores) / max(count, 1)
+    return sum((score > times * mean).sum().item() for score in scores) / max(count, 1)
+
+
 class FirstPass(Walk):
     """First pruning, its control, and the re-dense step."""
 
@@ -90,33 +132,34 @@ class FirstPass(Walk):
 
     def _open(self) -> None:
         super()._open()
+        self.whole = self.config.until == "sds"
+        self.inputs = self.config.inputs if self.whole else "sd"
         self.teacher = self.hidden  # what the re-dense step reads, unless "sd"
 
     def solve(self, block: int) -> None:
-        linears = block_linears(self.run.model, block)
-        dense = {module: linear.read() for module, linear in linears.items()}
+        dense = {module: x.read() for module, x in self.run.linears(block).items()}
         work = BlockWork(self.run, self.stream, block, dense)
         for module, W in dense.items():
             work.record(Stage.DENSE, module, W)
         work.first = work.prune_all(self.config.base, dense, self.hidden, "First pruning")
-        work.write(work.first)
-        seen, hidden = work.look(self.hidden, self._needs(self.config.inputs == "sd"))
-        taught = self._teach(work, seen)
-        for module in work.modules("Re-dense"):
+        seen, hidden = work.look(self.hidden, self._needs(self.whole and self.inputs == "sd"))
+        taught = self._teach(work, seen) if self.whole else {}
+        for module in work.modules("Re-dense" if self.whole else "Control"):
             target = Target(dense[module], seen[module])
             work.record(Stage.FIRST, module, work.first[module], target)
             self._control(work, module, target)
-            self._redense(work, module, Target(dense[module], taught[module]))
+            if self.whole:
+                self._redense(work, module, Target(dense[module], taught[module]))
         self.hidden = hidden
-        if self.config.inputs == "kd":
+        if self.inputs == "kd":
             work.write(work.stages[Stage.REDENSE])
             self.teacher = work.forward(self.teacher)
         work.save(self.name)
 
     def replay(self, block: int) -> None:
         self.hidden = self.through(block, Stage.FIRST, self.hidden)
-        if self.config.inputs != "sd":
-            stage = Stage.DENSE if self.config.inputs == "dd" else Stage.REDENSE
+        if self.inputs != "sd":
+            stage = Stage.DENSE if self.inputs == "dd" else Stage.REDENSE
             self.teacher = self.through(block, stage, self.teacher)
 
     def _needs(self, teaches: bool) -> Need:
@@ -125,18 +168,18 @@ class FirstPass(Walk):
 
     def _teach(self, work: BlockWork, seen: dict[str, Inputs]) -> dict[str, Inputs]:
         """The inputs the re-dense step reads, given what the sparse block has seen."""
-        if self.config.inputs == "sd":
+        if self.inputs == "sd":
             return seen
-        if self.config.inputs == "dd":
+        dd = self.inputs == "dd"
+        if dd:
             work.write(work.dense)
-        taught, outputs = work.look(self.teacher, self._needs(True))
-        if self.config.inputs == "dd":
-            self.teacher = outputs
+        taught, outputs = work.look(self.teacher, self._needs(True), outputs=dd)
+        self.teacher = outputs if dd else self.teacher
         return taught
 
     def _control(self, work: BlockWork, module: str, target: Target) -> None:
         if self.config.control:
-            W = work.adjust(Stage.CONTROL, work.first[module], target, soft=False)
+            W = work.adjust(Stage.CONTROL, module, work.first[module], target, soft=False)
             work.record(Stage.CONTROL, module, W, target)
 
     def _redense(self, work: BlockWork, module: str, target: Target) -> None:
@@ -166,16 +209,14 @@ class SecondPass(Walk):
         work.first = self.stored(Stage.FIRST, block)
         redense = self.stored(Stage.REDENSE, block)
         pruner = config.base if config.second == "base" else config.second
-        work.write(redense)
         second = work.prune_all(pruner, redense, self.hidden, "Second pruning")
-        work.write(second)
         seen, hidden = work.look(self.hidden, Need.GRAM)
         for module in work.modules("Weight adjustment"):
             target = Target(dense[module], seen[module])
             work.record(Stage.SECOND, module, second[module], target)
             if config.adjust != "off":
                 soft = config.adjust == "soft"
-                W = work.adjust(Stage.SDS, second[module], target, soft)
+                W = work.adjust(Stage.SDS, module, second[module], target, soft)
                 work.record(Stage.SDS, module, W, target)
         self.hidden = hidden
         work.save(self.name)

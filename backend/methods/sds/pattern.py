@@ -54,8 +54,11 @@ class Pattern:
         """Whether rows of `columns` inputs can carry this pattern."""
         return not self.structured or columns % self.group == 0
 
-    def require_fit(self, columns: Mapping[str, int]) -> None:
-        """Refuses a model whose layers (name -> inputs) cannot all carry this pattern.
+    def require_fit(self, columns: Mapping[str, int], field: str = "pattern") -> None:
+        """Refuses layers (name -> inputs) that cannot all carry this pattern.
+
+        Args:
+            field: of the config, that the pattern was written in.
 
         Raises:
             ConfigRefused: names the layers, and the groups that would fit.
@@ -72,7 +75,7 @@ class Pattern:
             f"The pattern {self} does not fit this model.",
             f"Groups of {self.group} do not divide the inputs of {named}{more}.",
             f"{fitting} every layer; a percentage always does.",
-            field="pattern",
+            field=field,
         )
 
     def __str__(self) -> str:

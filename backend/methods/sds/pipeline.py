@@ -13,20 +13,30 @@ detour over the dense model would not be tested.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.methods.sds.checks import all_linears, refuse_unfit, shortage
+from backend.methods.sds.allocation import allocated, block_shares, refuse_allocation
+from backend.methods.sds.checks import all_linears, refuse_text, shortage
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.holdout import choose, heldout_losses, split, verdict
-from backend.methods.sds.passes import FirstPass, SecondPass
+from backend.methods.sds.passes import FirstPass, SecondPass, Survey, Walk
+from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.result import SDSResult, summary
+from backend.methods.sds.run import Run
+from backend.methods.sds.selection import layer_patterns
 from backend.methods.sds.stages import StageStore, install
-from backend.methods.sds.work import Run
-from backend.models.loading import weights_hash
+from backend.models.activations import batches_in
+from backend.models.blocks import Linear
+from backend.models.estimate import wait_on_disk
+from backend.models.loading import free_memory, weights_hash
+from backend.models.precision import computes_bfloat16
 from backend.reporter import Reporter
 
 __all__ = ["install", "run_sds"]
@@ -55,22 +65,63 @@ def run_sds(
         MethodFailed: the computation could not go on; says in which layer.
         Stopped: the reporter asked for it; all finished blocks are stored.
     """
-    linears = all_linears(model)
-    refuse_unfit(linears, calibration, config)
+    refuse_text(calibration)
+    refuse_allocation(config)
+    patterns = layer_patterns(all_linears(model), config)
+    linears = [linear for linear in all_linears(model) if linear.name in patterns]
     store = StageStore(checkpoints)
     dtype = _settled_dtype(store, model, calibration, config)
     fitted, held = split(calibration, config.holdout)
-    units = 4 * len(linears) + len(config.stages) * bool(len(held))
-    run = Run(model, fitted, config, dtype, store, reporter, units)
+    units = sum(walk.units for walk in _walks(config)) * len(linears)
+    units += len(config.stages) * bool(len(held))
+    new = batches_in(_folder_for_states(model, fitted, dtype, config, checkpoints))
+    run = Run(model, fitted, config, dtype, store, reporter, patterns, units, new)
     warnings = _said(reporter, shortage(linears, fitted.numel()))
-    FirstPass(run).walk()
-    SecondPass(run).walk()
+    for walk in _walks(config):
+        walk(run).walk()
+        if walk is Survey:
+            _allocate(run, linears)
     with run.timed("heldout"):
         losses = heldout_losses(run, checkpoints, held)
     kept = choose(losses, config)
     warnings += _said(reporter, verdict(losses, kept, config))
     install(model, checkpoints, kept)
-    return summary(store.all_facts(run.blocks), kept, losses, run.timed.seconds, warnings)
+    facts = [
+        store.facts(walk.name, block) for walk in _walks(config) for block in range(run.blocks)
+    ]
+    return summary(facts, kept, losses, run.timed.seconds, warnings)
+
+
+def _walks(config: SDSConfig) -> list[type[Walk]]:
+    """The walks of a run, in order."""
+    walks: list[type[Walk]] = [Survey] if config.allocation == "owl" else []
+    return [*walks, FirstPass, *([SecondPass] if config.until == "sds" else [])]
+
+
+def _allocate(run: Run, linears: Sequence[Linear]) -> None:
+    """Gives every block the share that OWL finds for it, and says so."""
+    chosen, weights = allocated(linears, run.config), Counter[int]()
+    for linear in chosen:
+        weights[linear.block] += linear.shape[0] * linear.columns
+    outliers = {block: run.store.facts(Survey.name, block).outliers for block in weights}
+    shares = block_shares(outliers, weights, run.config)
+    run.patterns |= {x.name: Pattern(0, 0, shares[x.block]) for x in chosen}
+    for block, share in shares.items():
+        run.reporter.metric("owl/outliers", outliers[block], block)
+        run.reporter.metric("owl/sparsity", share, block)
+        run.reporter.log(f"OWL: {share:.2%} of block {block + 1} go.")
+
+
+def _folder_for_states(
+    model: PreTrainedModel, rows: Tensor, dtype: torch.dtype, config: SDSConfig,
+    checkpoints: Checkpoints,
+) -> Path | None:  # fmt: skip
+    """Where hidden states wait; None: in memory."""
+    streams = 1 if config.inputs == "sd" else 2
+    width = model.config.get_text_config().hidden_size
+    needed = 2 * streams * rows.numel() * width * dtype.itemsize
+    on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
+    return checkpoints.root if on_disk else None
 
 
 def _said(reporter: Reporter, texts: list[str]) -> list[str]:
@@ -91,11 +142,3 @@ def _settled_dtype(
         precision = "bfloat16" if computes_bfloat16(model.device) else "float32"
     settled: torch.dtype = getattr(torch, store.claim(digest.hexdigest(), precision))
     return settled
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the processor has bfloat16 units, so that bfloat16 is faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(able.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: ARM

@@ -11,18 +11,19 @@ Nothing is changed in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from backend.methods.gram import Inputs, Need, cholesky
-from backend.methods.sds.masks import keep_mask, kept_of, masked, top_overall, top_per_group
+from backend.methods.gram import Inputs, Need
+from backend.methods.sds.masks import keep_mask, kept_of, masked, top_of_planes, top_overall
 from backend.methods.sds.pattern import Pattern
 
 Prune = Callable[[Tensor, Inputs, Pattern, float], Tensor]
-BLOCK = 128  # columns SparseGPT treats before it updates the rest
+BLOCK = 128  # columns SparseGPT chooses from, and treats before it updates the rest
+STRIP = 16  # columns of a block that are treated before the rest of the block is updated
 
 
 @dataclass(frozen=True)
@@ -71,45 +72,40 @@ def sparsegpt(W: Tensor, inputs: Inputs, pattern: Pattern, damping: float) -> Te
 
     Unstructured, the share is dropped of each block of 128 columns over all rows.
     """
-    W = W.masked_fill(inputs.energy == 0, 0.0)
-    U = _inverse_root(inputs.gram, damping)
-    columns = W.shape[1]
-    width = BLOCK - BLOCK % pattern.group if 0 < pattern.group <= BLOCK else pattern.group or BLOCK
-    for a in range(0, columns, width):
-        b = min(a + width, columns)
-        W[:, a:b], E = _prune_columns(W[:, a:b], U[a:b, a:b], pattern)
-        W[:, b:] -= E @ U[a:b, b:]
-    return W
-
-
-def _inverse_root(H: Tensor, damping: float) -> Tensor:
-    """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
-
-    A dead input (zero energy) gets unit energy; its column is zero anyway.
-    """
-    H = H.clone()
-    energy = H.diagonal()
-    energy[energy == 0] = 1.0
-    energy += damping * energy.mean()
-    return cholesky(torch.cholesky_inverse(cholesky(H))).T
-
-
-def _prune_columns(W: Tensor, U: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """W [out, width] pruned column by column, and the errors (w - w') / U_jj [out, width]."""
-    scale = U.diagonal()
+    U = inputs.inverse_root(damping)
     # Columns as rows: each step then touches neighbouring memory.
-    V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]
+    V = W.masked_fill(inputs.energy == 0, 0.0).T.contiguous()  # [in, out]
+    for a, b in _pieces(len(V), BLOCK, pattern):
+        E = _prune_columns(V[a:b], U[a:b, a:b], pattern)
+        V[b:].addmm_(U[a:b, b:].T, E, alpha=-1)
+    return V.T.contiguous()
+
+
+def _pieces(columns: int, most: int, pattern: Pattern) -> Iterator[tuple[int, int]]:
+    """Ranges of up to `most` columns that split no group; a group that is wider is one range."""
+    size = max(most - most % pattern.group, pattern.group) if pattern.structured else most
+    return ((a, min(a + size, columns)) for a in range(0, columns, size))
+
+
+def _prune_columns(V: Tensor, U: Tensor, pattern: Pattern) -> Tensor:
+    """Prunes the columns V [width, out] one by one, in place.
+
+    Returns:
+        The errors E [width, out]: w / U_jj where w was dropped, else 0.
+    """
+    scale = U.diagonal().reciprocal().unsqueeze(1)
+    lost, E = torch.empty_like(V), torch.empty_like(V)  # lost: the scale of what is dropped, or 0
     if not pattern.structured:
-        kept = kept_of(W.numel(), pattern.drop)
-        keep = top_overall((W / scale).square(), kept).T
-    for j in range(len(V)):
-        if pattern.structured and j % pattern.group == 0:
-            group = slice(j, j + pattern.group)
-            scores = (V[group].T / scale[group]).square()
-            keep = torch.empty_like(V, dtype=torch.bool) if j == 0 else keep
-            keep[group] = top_per_group(scores, pattern.keep, pattern.group).T
-        w = V[j].clone()
-        E[j] = w.masked_fill(keep[j], 0.0) / scale[j]
-        V[j + 1 :] -= torch.outer(U[j, j + 1 :], E[j])
-        V[j] = masked(w, keep[j])
-    return V.T, E.T
+        keep = top_overall((V * scale).abs_(), kept_of(V.numel(), pattern.drop))
+        torch.sub(scale, scale * keep, out=lost)
+    for a, b in _pieces(len(V), STRIP, pattern):
+        for j in range(a, b):
+            if pattern.structured and j % pattern.group == 0:
+                group = slice(j, j + pattern.group)
+                keep = top_of_planes((V[group] * scale[group]).abs_(), pattern.keep)
+                torch.sub(scale[group], scale[group] * keep, out=lost[group])
+            torch.mul(V[j], lost[j], out=E[j])
+            V[j + 1 : b].addr_(U[j, j + 1 : b], E[j], alpha=-1)
+        V[b:].addmm_(U[a:b, b:].T, E[a:b], alpha=-1)
+    V.mul_((lost == 0).to(V.dtype)).add_(0.0)
+    return E

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from backend.methods.gram import Inputs, Need, cholesky
+from backend.methods.factors import cholesky
+from backend.methods.gram import Inputs, Need
 from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.descent import proximal_descent
+from backend.methods.sds.descent import by_rows, proximal_descent
 
 Solve = Callable[[Tensor, Tensor, Inputs, SDSConfig], Tensor]
 
@@ -52,8 +53,12 @@ def by_gram(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) ->
     def soft_threshold(point: Tensor, step: float) -> Tensor:
         return softshrink(point, a1 * step) if a1 > 0 else point
 
-    path = proximal_descent(sparse, dense, inputs.gram, config.redense_steps, soft_threshold, a2)
-    return deque(path, maxlen=1)[0][0]
+    def of_rows(sparse: Tensor, dense: Tensor) -> Tensor:
+        problem = (sparse, dense, inputs.rounded_gram, inputs.largest_eigenvalue)
+        path = proximal_descent(*problem, config.redense_steps, soft_threshold, a2)
+        return deque(path, maxlen=1)[0][0]
+
+    return by_rows(of_rows, sparse, dense)
 
 
 def by_ridge(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -> Tensor:

@@ -1,8 +1,9 @@
 """What an SDS run leaves in its checkpoints: the weights of every stage, block by block.
 
-One checkpoint for each pass and block (float32, so that a resumed run continues bit for bit), and
-one, `run`, that says what they belong to:
+One checkpoint for each pass and block, and one, `run`, that says what they belong to. Weights are
+float32, so that a resumed run continues bit for bit; those that 16 bits hold exactly are stored so.
 
+    owl-0003/     nothing but facts.json
     first-0003/   dense.safetensors first.safetensors control.safetensors redense.safetensors
     second-0003/  second.safetensors sds.safetensors
     each with facts.json: errors, zeros, seconds and warnings of that block
@@ -14,18 +15,21 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused, NotFound
+from backend.errors import NotFound
 from backend.methods.sds.config import STAGE_LABELS, Stage
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import decoder_blocks
+from backend.models.residency import put
 
 Weights = dict[str, Tensor]  # module name inside the block -> [out, in], float32
 
-FIRST_PASS, SECOND_PASS = "first", "second"
+SURVEY, FIRST_PASS, SECOND_PASS = "owl", "first", "second"
+HALVES = (torch.float16, torch.bfloat16)
 PASS_OF = {
     Stage.DENSE: FIRST_PASS,
     Stage.FIRST: FIRST_PASS,
@@ -45,6 +49,7 @@ class Facts:
         zeros: stage -> exact zeros in the block's linears, of `weights` in all.
         seconds: step -> time spent.
         warnings: what a person should know.
+        outliers: share of weights whose score is far above the block's mean.
     """
 
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -52,6 +57,7 @@ class Facts:
     weights: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    outliers: float = 0.0
 
 
 class StageStore:
@@ -68,14 +74,13 @@ class StageStore:
         """Stores all that pass `name` made of `block`, at once."""
         with self._checkpoints.write(_folder(name, block)) as folder:
             for stage, weights in stages.items():
-                save_file(weights, folder / f"{stage}.safetensors")
+                narrow = {module: _narrow(W) for module, W in weights.items()}
+                save_file(narrow, folder / f"{stage}.safetensors")
             (folder / "facts.json").write_text(json.dumps(asdict(facts)))
 
-    def all_facts(self, blocks: int) -> list[Facts]:
-        """What both passes noted about each of `blocks` blocks; they must be finished."""
-        places = [(name, block) for name in (FIRST_PASS, SECOND_PASS) for block in range(blocks)]
-        files = [self._whole(name, block) / "facts.json" for name, block in places]
-        return [Facts(**json.loads(file.read_text())) for file in files]
+    def facts(self, name: str, block: int) -> Facts:
+        """What pass `name` noted about `block`, which must be finished."""
+        return Facts(**json.loads((self._whole(name, block) / "facts.json").read_text()))
 
     def weights(self, stage: Stage, block: int, device: str = "cpu") -> Weights:
         """The weights of `block` at `stage`.
@@ -83,10 +88,19 @@ class StageStore:
         Raises:
             NotFound: the run has not made that stage, or its file is damaged.
         """
+        stored = load_file(self.require(stage, block), device=device)
+        return {module: W.float() for module, W in stored.items()}
+
+    def require(self, stage: Stage, block: int) -> Path:
+        """The file of `block` at `stage`.
+
+        Raises:
+            NotFound: the run has not made that stage, or its file is damaged.
+        """
         file = self._whole(PASS_OF[stage], block) / f"{stage}.safetensors"
         if not file.exists():
             raise _missing(stage, block)
-        return load_file(file, device=device)
+        return file
 
     def _whole(self, name: str, block: int) -> Path:
         folder = self._checkpoints.find(_folder(name, block))
@@ -102,19 +116,7 @@ class StageStore:
         Raises:
             ConfigRefused: the checkpoints belong to another run.
         """
-        if folder := self._checkpoints.find("run"):
-            settled = json.loads((folder / "run.json").read_text())
-            if settled["identity"] != identity:
-                raise ConfigRefused(
-                    "This folder holds another run.",
-                    "Its model, calibration text or config differ.",
-                    "Load the dense model anew to resume, or choose an empty folder.",
-                )
-            return str(settled["precision"])
-        with self._checkpoints.write("run") as draft:
-            text = json.dumps({"identity": identity, "precision": precision})
-            (draft / "run.json").write_text(text)
-        return precision
+        return self._checkpoints.claim(identity, precision)
 
 
 def _folder(name: str, block: int) -> str:
@@ -129,14 +131,19 @@ def _missing(what: str, block: int) -> NotFound:
     )
 
 
+def _narrow(W: Tensor) -> Tensor:
+    """`W` in 16 bits if no value changes by it."""
+    halves = (W.to(dtype) for dtype in HALVES)
+    return next((half for half in halves if torch.equal(half.float(), W)), W)
+
+
 def install(model: PreTrainedModel, checkpoints: Checkpoints, stage: Stage) -> None:
-    """Writes the weights of `stage` into `model`, block by block.
+    """Makes `model` the one of `stage`.
 
     Raises:
         NotFound: the run in `checkpoints` has no such stage (yet).
     """
     store = StageStore(checkpoints)
     for block in range(len(decoder_blocks(model))):
-        weights = store.weights(stage, block, str(model.device))
-        for module, linear in block_linears(model, block).items():
-            linear.write(weights[module])
+        store.require(stage, block)
+    put(model, lambda block: store.weights(stage, block, str(model.device)))

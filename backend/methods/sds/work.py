@@ -1,144 +1,127 @@
-"""What both passes share: a run, and one decoder block while it is being solved.
+"""One decoder block while it is being solved.
 
 All that a person sees while SDS works is said here: progress, snapshots, errors, warnings.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from statistics import fmean
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from backend.errors import MethodFailed
-from backend.methods.gram import InputCollector, Inputs, Need, NotPositiveDefinite, Target
+from backend.methods.factors import NotPositiveDefinite
+from backend.methods.gram import Inputs, Need, Target
+from backend.methods.sds import admm  # noqa: F401  (registers a pruner)
 from backend.methods.sds.adjust import adjust
-from backend.methods.sds.config import SDSConfig, Stage
+from backend.methods.sds.config import Stage
 from backend.methods.sds.masks import overlap
-from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import PRUNERS
-from backend.methods.sds.stages import Facts, StageStore, Weights
-from backend.models.blocks import Linear, block_linears, decoder_blocks
-from backend.models.stream import Stream, run_block
-from backend.reporter import Reporter, stop_if_asked
-from backend.statistics.snapshots import scale_of, snapshot
+from backend.methods.sds.run import Run
+from backend.methods.sds.stages import PASS_OF, Facts, Weights
+from backend.methods.sds.stopwatch import Stopwatch
+from backend.models.activations import Batches
+from backend.models.stream import Stream
+from backend.statistics.reference import Reference
 
 DAMPING_TRIES = 4  # each ten times the one before
-
-
-class Stopwatch:
-    """Seconds spent, by step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # else the next step would pay for this one
-        self.seconds[step] += time.perf_counter() - start
-
-
-@dataclass
-class Run:
-    """One SDS run.
-
-    Attributes:
-        calibration: token ids [segments, L], without those held out.
-        dtype: of the forward passes.
-        total, done: units of work.
-        timed: what belongs to no block's own work.
-    """
-
-    model: PreTrainedModel
-    calibration: Tensor
-    config: SDSConfig
-    dtype: torch.dtype
-    store: StageStore
-    reporter: Reporter
-    total: int
-    done: int = 0
-    timed: Stopwatch = field(default_factory=Stopwatch)
-
-    @property
-    def pattern(self) -> Pattern:
-        return Pattern.parse(self.config.pattern)
-
-    @property
-    def blocks(self) -> int:
-        return len(decoder_blocks(self.model))
-
-    def advance(self, units: int, doing: str) -> None:
-        """Reports `units` more as done; ends the run here if someone asked for it."""
-        self.done += units
-        self.reporter.progress(self.done, self.total, doing)
-        stop_if_asked(self.reporter)
 
 
 class BlockWork:
     """One block while it is being solved.
 
     Attributes:
-        linears: module name -> linear.
+        linears: module name -> linear, of those that are pruned.
         dense, first: the block's weights before anything was done, and after the first pruning.
         stages: what this pass has made.
     """
 
     def __init__(self, run: Run, stream: Stream, block: int, dense: Weights) -> None:
         self.run, self.stream, self.block, self.dense = run, stream, block, dense
-        self.linears: dict[str, Linear] = block_linears(run.model, block)
+        self.linears = run.linears(block)
         self.first: Weights = {}
         self.stages: dict[Stage, Weights] = defaultdict(dict)
         self.facts = Facts(weights=sum(W.numel() for W in dense.values()))
-        self.timed = Stopwatch()
-        self._scales = {module: scale_of(W) for module, W in dense.items()}
+        self.timed = Stopwatch(f" of block {block + 1} of {run.blocks}")
+        with self.timed("statistics"):
+            self._references = {module: Reference(W) for module, W in dense.items()}
 
     def write(self, weights: Weights) -> None:
-        """Puts `weights` into the model."""
-        for module, linear in self.linears.items():
-            linear.write(weights[module])
+        """Puts `weights`, of all or some linears, into the model."""
+        for module, W in weights.items():
+            self.linears[module].write(W)
 
-    def modules(self, doing: str) -> Iterator[str]:
+    def modules(self, doing: str, some: Iterable[str] | None = None) -> Iterator[str]:
         """The block's module names; progress and stop requests are seen to after each."""
-        for module in self.linears:
+        for module in self.linears if some is None else some:
             yield module
             self.run.advance(1, f"{doing}, block {self.block + 1} of {self.run.blocks}")
 
-    def forward(self, hidden: list[Tensor]) -> list[Tensor]:
+    def forward(self, hidden: Batches) -> Batches:
         """What the block, as it is in the model, makes of `hidden`."""
-        return run_block(self.run.model, self.stream, self.block, hidden)
+        with self.timed("inputs"):
+            return self.run.forward(self.stream, self.block, hidden)
 
-    def look(self, hidden: list[Tensor], need: Need) -> tuple[dict[str, Inputs], list[Tensor]]:
-        """What every linear reads while the block runs on `hidden`, and the block's outputs.
+    def look(
+        self,
+        hidden: Batches,
+        need: Need,
+        modules: Iterable[str] | None = None,
+        outputs: bool = True,
+    ) -> tuple[dict[str, Inputs], Batches]:
+        """What all or some linears read while the block runs on `hidden`, and its outputs.
 
-        Without a need nothing is run, and both are empty.
+        Where neither is wanted nothing is run.
         """
-        if need == Need.NOTHING:
-            return dict.fromkeys(self.linears, Inputs()), []
-        length, safe_point = self.run.calibration.shape[1], lambda: stop_if_asked(self.run.reporter)
-        with (
-            self.timed("inputs"),
-            InputCollector(self.linears, need, length, safe_point) as collector,
-        ):
-            outputs = self.forward(hidden)
-            return collector.finish(), outputs
+        modules = list(self.linears if modules is None else modules)
+        if not outputs and (need == Need.NOTHING or not modules):
+            return dict.fromkeys(modules, Inputs()), []
+        with self.timed("inputs"):
+            return self.run.look(self.stream, self.block, modules, hidden, need, outputs)
 
-    def prune_all(self, pruner: str, weights: Weights, hidden: list[Tensor], doing: str) -> Weights:
-        """`weights`, which must be in the model, pruned for the inputs seen on `hidden`."""
-        seen, _ = self.look(hidden, PRUNERS[pruner].needs)
-        pruned: Weights = {}
-        for module in self.modules(doing):
-            with self.timed("pruning"):
-                pruned[module] = self.prune(pruner, module, weights[module], seen[module])
-        return pruned
+    def prune_all(self, pruner: str, weights: Weights, hidden: Batches, doing: str) -> Weights:
+        """`weights`, pruned for the inputs seen on `hidden`. Both are put into the model.
+
+        In the order "sub-block", linears that read the same input are pruned at once, and those
+        after them read what the pruned ones put out.
+        """
+        self.write(weights)
+        groups, pruned = [list(self.linears)], Weights()
+        if self.run.config.order == "sub-block":
+            groups = self.groups(hidden)
+        for group in groups:
+            seen, _ = self.look(hidden, PRUNERS[pruner].needs, group, outputs=False)
+            for module in self.modules(doing, group):
+                with self.timed("pruning"):
+                    pruned[module] = self.prune(pruner, module, weights[module], seen[module])
+            self.write({module: pruned[module] for module in group})
+        return {module: pruned[module] for module in self.linears}
+
+    def groups(self, hidden: Batches) -> list[list[str]]:
+        """Module names of linears that read the same tensor, in the order in which they run."""
+        groups: list[tuple[Tensor, list[str]]] = []
+
+        def note(module: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+            same = next((names for x, names in groups if x is args[0]), None)
+            if same is None:
+                groups.append((args[0], [module]))
+            else:
+                same.append(module)
+
+        first = replace(self.stream, calls=[calls[:1] for calls in self.stream.calls], new=list)
+        with ExitStack() as stack:
+            for module, linear in self.linears.items():
+                hook = linear.layer.register_forward_pre_hook(partial(note, module))
+                stack.callback(hook.remove)
+            self.run.forward(first, self.block, [next(iter(hidden))])
+        return [names for _, names in groups]
 
     def prune(self, pruner: str, module: str, W: Tensor, inputs: Inputs) -> Tensor:
         """`W` pruned; with more damping where the Hessian asks for it.
@@ -147,24 +130,29 @@ class BlockWork:
             MethodFailed: no damping helped.
         """
         name, damping = self.linears[module].name, self.run.config.damping
-        for _ in range(DAMPING_TRIES):
-            try:
-                return PRUNERS[pruner].prune(W, inputs, self.run.pattern, damping)
-            except NotPositiveDefinite:
+        for tried in range(DAMPING_TRIES):
+            if tried:
                 damping *= 10
                 self.warn(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
+            try:
+                return PRUNERS[pruner].prune(W, inputs, self.run.patterns[name], damping)
+            except NotPositiveDefinite:
+                continue
         raise MethodFailed(
             f"{name} could not be pruned.",
-            f"Its Hessian is not positive definite, even with a damping of {damping / 10:g}.",
+            f"Its Hessian is not positive definite, even with a damping of {damping:g}.",
             "Use more calibration text, or choose Wanda as first pruner.",
             field="damping",
         )
 
-    def adjust(self, stage: Stage, start: Tensor, target: Target, soft: bool) -> Tensor:
-        """The sparse weights `start`, adjusted towards `target`."""
+    def adjust(
+        self, stage: Stage, module: str, start: Tensor, target: Target, soft: bool
+    ) -> Tensor:
+        """The sparse weights `start` of `module`, adjusted towards `target`."""
+        name = self.linears[module].name
         with self.timed(stage):
-            steps, pattern = self.run.config.adjust_steps, self.run.pattern
-            return adjust(start, target.dense, target.inputs.gram, pattern, steps, soft)
+            steps, pattern = self.run.config.adjust_steps, self.run.patterns[name]
+            return adjust(start, target.dense, target.inputs, pattern, steps, soft)
 
     def record(self, stage: Stage, module: str, W: Tensor, target: Target | None = None) -> None:
         """Takes `W` [out, in] as `module` at `stage` and reports its statistics.
@@ -183,17 +171,16 @@ class BlockWork:
         if stage not in (Stage.DENSE, Stage.REDENSE):
             more["mask_overlap"] = overlap(W != 0, self.first[module] != 0)
         with self.timed("statistics"):
-            taken = snapshot(
+            taken = self._references[module].measure(
                 W,
-                self._scales[module],
                 tensor=f"{name}.weight",
                 block=self.block,
                 module=module,
                 stage=stage,
                 more=more,
             )
-        self.facts.zeros[stage] = self.facts.zeros.get(stage, 0) + taken.zeros
-        self.run.reporter.snapshot(taken)
+        self.facts.zeros[stage] = self.facts.zeros.get(stage, 0) + taken.snapshot.zeros
+        taken.report(self.run.reporter)
 
     def warn(self, text: str) -> None:
         """Logs `text` and keeps it for the result."""
@@ -208,8 +195,10 @@ class BlockWork:
         for stage, errors in self.facts.errors.items():
             self.run.reporter.metric(f"error/{stage}", fmean(errors.values()), self.block)
         self.facts.seconds = dict(self.timed.seconds)
+        # By name: a block of which no layer is pruned has its stages too.
+        made = {x: self.stages[x] for x in self.run.config.stages if PASS_OF[x] == pass_name}
         with self.run.timed("checkpoints"):
-            self.run.store.save(pass_name, self.block, self.stages, self.facts)
+            self.run.store.save(pass_name, self.block, made, self.facts)
 
 
 def _diverged(name: str, stage: Stage) -> MethodFailed:
