@@ -13,6 +13,7 @@ Perplexity depends on the vocabulary; bits per byte of text can be compared betw
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,19 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from backend.errors import MethodFailed
+from backend.models.activations import NewBatches
+from backend.models.estimate import LOGITS
+from backend.models.stream import each_logits
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
 
-LOGITS = 2**26  # entries [b, L, V] that one forward pass may make: 256 MB in float32
 POSITIONS = 256  # whose log-likelihood is taken in float32 at a time
+
+Observe = Callable[[Tensor, Tensor], None]
+
+
+def _nothing(rows: Tensor, logits: Tensor) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,9 @@ class Perplexity:
     bos: bool
 
 
-def _window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each window: [b, L] -> [b] float64 on the CPU."""
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+def _window_nll(logits: Tensor, input_ids: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each window: [b, L, V], [b, L] -> [b] float64 on the CPU."""
+    logits, input_ids = logits[:, :-1], input_ids.to(logits.device)
     total = torch.zeros(len(input_ids), dtype=torch.float64)
     for start in range(0, logits.shape[1], POSITIONS):
         part = logits[:, start : start + POSITIONS].float()
@@ -65,12 +74,21 @@ def _window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def window_nlls(
-    model: PreTrainedModel, input_ids: Tensor, batch: int, reporter: Reporter
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    batch: int,
+    reporter: Reporter,
+    new: NewBatches = list,
+    observe: Observe = _nothing,
 ) -> Tensor:
     """Mean negative log-likelihood of each window of `input_ids` [n, L]: [n] float64.
 
     A vocabulary is large: a pass takes fewer than `batch` windows when its logits would pass
     `LOGITS` entries.
+
+    Args:
+        new: makes what the hidden states of a streamed model are kept in.
+        observe: given the ids [b, L] and the logits [b, L, V] of every pass.
 
     Raises:
         MethodFailed: a window's loss is not finite.
@@ -78,32 +96,48 @@ def window_nlls(
     """
     count, length = input_ids.shape
     fitting = LOGITS // (length * model.config.get_text_config().vocab_size)
-    found: list[Tensor] = []
-    for rows in input_ids.split(max(1, min(batch, fitting))):
+    batch = max(1, min(batch, fitting))
+
+    def tick(share: float) -> None:
         stop_if_asked(reporter)
-        found.append(_window_nll(model, rows.to(model.device)))
+        reporter.progress(count * share, count, "Measuring perplexity")
+
+    found: list[Tensor] = []
+    rows = input_ids.split(batch)
+    for part, logits in zip(rows, each_logits(model, input_ids, batch, new, tick), strict=True):
+        found.append(_window_nll(logits, part))
+        observe(part, logits)
         if not found[-1].isfinite().all():
             raise MethodFailed(
                 "The perplexity is not finite.",
                 "The model's weights or activations overflowed.",
                 "Use a wider precision, or a gentler compression.",
             )
-        reporter.progress(sum(map(len, found)), count, "Measuring perplexity")
     return torch.cat(found)
 
 
 def perplexity(
-    model: PreTrainedModel, text: TextSlice, batch: int, reporter: Reporter | None = None
+    model: PreTrainedModel,
+    text: TextSlice,
+    batch: int,
+    reporter: Reporter | None = None,
+    new: NewBatches = list,
+    observe: Observe = _nothing,
 ) -> Perplexity:
     """The perplexity of `model` on the windows of `text`, `batch` windows at a time.
 
     The model should be in eval mode; its logits are read as they are, their softmax is float32.
 
+    Args:
+        new: makes what the hidden states of a streamed model are kept in.
+        observe: given the ids [b, L] and the logits [b, L, V] of every pass, so that other figures
+            can be had from the same passes.
+
     Raises:
         MethodFailed: a window's loss is not finite.
         Stopped: the reporter asked for it.
     """
-    nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter())
+    nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter(), new, observe)
     nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)
     spread = nlls.std().item() / math.sqrt(len(nlls)) if len(nlls) > 1 else None
     value = math.exp(min(nll, 700.0))  # beyond, a float64 has no exp

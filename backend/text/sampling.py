@@ -6,13 +6,12 @@ its training text did; LLM-QAT (Liu et al., 2023) makes its training data in the
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import MethodFailed
+from backend.models.cache import cache_name
 from backend.reporter import Reporter, stop_if_asked
 
 BATCH = 16  # windows written at once
@@ -25,12 +24,6 @@ def _starts(tokenizer: PreTrainedTokenizerBase, count: int, generator: torch.Gen
     special = set(tokenizer.all_special_ids)
     ordinary = torch.tensor([t for t in range(len(tokenizer)) if t not in special])
     return ordinary[torch.randint(len(ordinary), (count, 1), generator=generator)]
-
-
-def _cache_name(model: PreTrainedModel) -> str:
-    """What the model calls its key-value cache: transformers 5.24 changed the name."""
-    arguments = inspect.signature(model.forward).parameters
-    return "cache" if "cache" in arguments else "past_key_values"
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,15 +56,15 @@ def sample(
         Stopped: the reporter asked for it.
     """
     generator = torch.Generator().manual_seed(seed)
-    cache_name = _cache_name(model)
+    name = cache_name(model)
     rows = _starts(tokenizer, segments, generator).repeat(1, context)
     for number, batch in enumerate(rows.split(BATCH)):  # views: filled in place
         cache = None
         for column in range(1, context):
             stop_if_asked(reporter)
             given = batch[:, column - 1 : column].to(model.device)
-            output = model(input_ids=given, use_cache=True, **{cache_name: cache})
-            cache = output[cache_name]
+            output = model(input_ids=given, use_cache=True, **{name: cache})
+            cache = output[name]
             batch[:, column : column + 1] = _draw(output.logits[:, -1], generator)
             done = number * BATCH * context + len(batch) * (column + 1)
             reporter.progress(done, rows.numel(), "Sampling calibration text")

@@ -59,7 +59,7 @@ class TextSlice:
     preprocessing: str = ""
 
 
-def _slice(
+def slice_of(
     rows: Tensor, tokenizer: PreTrainedTokenizerBase, corpus: str, role: Role, seed: int, bos: bool
 ) -> TextSlice:
     """The record of the windows `rows` [n, L]."""
@@ -131,7 +131,7 @@ def calibration_slice(
         texts = documents(corpus, "calibration", shared)
         raise _too_little(texts, tokenizer, corpus, "calibration", segments, len(pool), context)
     rows = torch.tensor(random.sample(pool, segments))
-    return _slice(rows, tokenizer, corpus, "calibration", seed, bool(prefix(tokenizer)))
+    return slice_of(rows, tokenizer, corpus, "calibration", seed, bool(prefix(tokenizer)))
 
 
 def evaluation_slice(
@@ -158,7 +158,7 @@ def evaluation_slice(
         texts = documents(corpus, "evaluation", shared)
         raise _too_little(texts, tokenizer, corpus, "evaluation", windows, len(pool), context)
     rows = [pool[n * len(pool) // windows] for n in range(windows)]
-    return _slice(torch.tensor(rows), tokenizer, corpus, "evaluation", 0, bool(prefix(tokenizer)))
+    return slice_of(torch.tensor(rows), tokenizer, corpus, "evaluation", 0, bool(prefix(tokenizer)))
 
 
 def sample_slice(
@@ -171,7 +171,8 @@ def sample_slice(
 ) -> TextSlice:
     """Windows [segments, context] that the dense model itself writes (see `sampling.sample`)."""
     rows = sampling.sample(model, tokenizer, segments, context, seed, reporter)
-    return _slice(rows, tokenizer, "self", "calibration", seed, tokenizer.bos_token_id is not None)
+    bos = tokenizer.bos_token_id is not None
+    return slice_of(rows, tokenizer, "self", "calibration", seed, bos)
 
 
 def _passages(rows: Tensor, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from backend.errors import MethodFailed, Stopped
 from backend.evaluation import perplexity as room
 from backend.evaluation.perplexity import perplexity, window_nlls
+from backend.models.activations import batches_in
+from backend.models.loading import load
 from backend.reporter import SilentReporter
 from backend.text.slices import TextSlice
 
@@ -128,8 +131,25 @@ class Counting(SilentReporter):
 def test_progress_and_stop(model, rows: torch.Tensor) -> None:
     reporter = Counting(limit=99)
     perplexity(model, text_of(rows), 3, reporter)
-    assert reporter.reports == [(3, 7), (6, 7), (7, 7)]
+    assert reporter.reports == [(0, 7), (3, 7), (6, 7), (7, 7)]
     reporter = Counting(limit=2)
     with pytest.raises(Stopped):
         perplexity(model, text_of(rows), 3, reporter)
     assert len(reporter.reports) == 2
+
+
+@pytest.mark.parametrize("batch", [2, 7])
+def test_a_streamed_model_has_the_same_perplexity(batch: int, tmp_path: Path) -> None:
+    """Bit for bit, with the hidden states in memory and on disk."""
+    rows = torch.randint(400, (7, 40), generator=torch.Generator().manual_seed(0))
+    whole = perplexity(load("toy").model, text_of(rows), batch)
+    streamed = load("toy", streamed=True).model
+    for new in (list, batches_in(tmp_path)):
+        assert perplexity(streamed, text_of(rows), batch, new=new) == whole
+
+
+def test_a_streamed_model_can_be_stopped_within_a_block(rows: torch.Tensor) -> None:
+    reporter = Counting(limit=2)
+    with pytest.raises(Stopped):
+        perplexity(load("toy", streamed=True).model, text_of(rows), 2, reporter)
+    assert reporter.reports == [(0, 7), (7 / 16, 7)]  # of 4 batches through 3 blocks and the head
