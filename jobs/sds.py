@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 
+from backend.methods.sds.allocation import refuse_allocation
 from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSConfig, Stage
-from backend.methods.sds.pattern import Pattern
+from backend.methods.sds.selection import layer_patterns
 from backend.models.catalogue import inspect
-from backend.models.estimate import memory_available, memory_needed, refuse_beyond
+from backend.models.estimate import (
+    activation_memory,
+    memory_available,
+    refuse_beyond,
+    wait_on_disk,
+)
 from backend.models.facts import ModelFacts
 from backend.reporter import REPLAY
 from jobs.kinds import Estimate, JobConfig, Kind
+from jobs.model import ModelConfig
+from jobs.needs import GRAM_SHARE, memory, refuse_full_disk, refuse_sampling
 from jobs.pace import seconds_for
 from jobs.text import TextConfig, check_text, context_length, text_facts
 
@@ -26,28 +33,19 @@ if TYPE_CHECKING:
     from jobs.context import JobContext
     from jobs.phases import Phases
 
-GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram
 
-
-class SDSJob(SDSConfig, TextConfig, JobConfig):
+class SDSJob(ModelConfig, SDSConfig, TextConfig, JobConfig):
     """A model, its texts, and the choices of the method."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(
-        "smollm2-135m",
-        min_length=1,
-        max_length=300,
-        title="Model",
-        description="A name from the list, a hub id (org/name), a folder, or a .gguf file.",
+    weights: Literal["auto", "memory", "streamed"] = Field(
+        "auto",
+        title="Weights",
+        description="memory: all at once. streamed: one block at a time, read from disk again and "
+        "again; slower, the same result. auto: streamed when the model would not fit.",
+        json_schema_extra={"advanced": True},
     )
-
-    @field_validator("model")
-    @classmethod
-    def _absolute(cls, spec: str) -> str:
-        """A path means the same wherever the job runs."""
-        spec = spec.strip()
-        return str(Path(spec).expanduser().resolve()) if spec.startswith((".", "~")) else spec
 
 
 # before the work ----------------------------------------------------------------------------------
@@ -56,22 +54,18 @@ class SDSJob(SDSConfig, TextConfig, JobConfig):
 def check(config: SDSJob) -> Estimate:
     """Refuses what cannot work; tells what the rest will cost."""
     facts = inspect(config.model)
-    Pattern.parse(config.pattern).require_fit({x.name: x.columns for x in facts.linears})
+    refuse_allocation(config)
+    layer_patterns(facts.linears, config)
     warnings = check_text(config, facts)
-    needed = memory_needed(
-        facts,
-        segments=config.segments,
-        context=context_length(config, facts),
-        batch=config.batch,
-        streams=1 if config.inputs == "sd" else 2,
-    )
-    if config.redense == "sgd":  # holds the Gram of every segment for the linears of a block
-        block = sum(x.columns**2 for x in facts.linears if x.block == facts.linears[0].block)
-        needed += int(4 * config.segments * block * GRAM_SHARE)
+    refuse_sampling(config)
+    streamed, needed = memory(config, facts, memory_available())
+    if streamed:
+        warnings += ("The model does not fit into memory at once: its blocks are read from disk.",)
     refuse_beyond(needed, memory_available(), facts.title)
+    refuse_full_disk(config, facts)
     work = sum(parts(config, facts).values())
     seconds, basis = seconds_for("sds", config.model, work)
-    return Estimate(seconds, needed, work, basis, warnings)
+    return Estimate(seconds, sum(needed.values()), work, basis, warnings)
 
 
 def parts(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
@@ -81,12 +75,14 @@ def parts(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
     context = context_length(config, facts)
     calibration, evaluation = (n * context for n in (config.segments, config.windows))
-    adjustments = (config.adjust != "off") + config.control
-    steps = config.redense_steps + config.adjust_steps * adjustments
+    whole = config.until == "sds"
+    adjustments = config.control + (whole and config.adjust != "off")
+    steps = whole * config.redense_steps + config.adjust_steps * adjustments
+    passes = 2 * (1 + whole) + (config.allocation == "owl")
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
     return {
         "dense": one_evaluation,
-        "prune": 4 * (2.0 * weights + grams) * calibration + steps * solve,
+        "prune": passes * (2.0 * weights + grams) * calibration + steps * solve,
         "evaluate": (len(config.stages) - 1) * one_evaluation,
     }
 
@@ -98,14 +94,18 @@ def run(config: SDSJob, context: JobContext) -> None:
     """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
     job goes on where it was."""
     from backend.methods.sds.pipeline import run_sds
-    from backend.models.loading import load
+    from backend.models.loading import free_memory, load
     from jobs.environment import prepare
     from jobs.phases import Phases
     from jobs.text import load_texts
 
     device = prepare(config, context)
-    context.log(f"Loading {config.model} on {device}.")
-    loaded = load(config.model, device)
+    facts = inspect(config.model)
+    dtype = "float32" if device == "cpu" else facts.dtype  # as `load` chooses it
+    streamed, _ = memory(config, facts, free_memory(device), dtype)
+    how = "block by block" if streamed else "at once"
+    context.log(f"Loading {config.model} on {device}, {how}.")
+    loaded = load(config.model, device, streamed=streamed)
     phases = Phases(context, parts(config, loaded.facts))
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     measure(loaded, evaluation, config, Stage.DENSE, phases.phase("dense"), context)
@@ -146,12 +146,17 @@ def measure(
 ) -> None:
     """Records the perplexity of one stage, unless an earlier attempt has."""
     from backend.evaluation.perplexity import perplexity
+    from backend.models.activations import batches_in
 
     if context.has_result(stage, "perplexity"):
         reporter.progress(1, 1, REPLAY)
         return
     context.log(f"Measuring: {STAGE_LABELS[stage]}.")
-    found = perplexity(loaded.model, evaluation, config.batch, reporter)
+    windows = (len(evaluation.input_ids), evaluation.context)
+    states = activation_memory(loaded.facts, *windows, "float32")
+    on_disk = wait_on_disk(config.activations, states, memory_available())
+    new = batches_in(context.work if on_disk else None)
+    found = perplexity(loaded.model, evaluation, config.batch, reporter, new)
     about = text_facts(evaluation)
     context.result(stage, "perplexity", found.value, stderr=found.stderr, n=found.tokens, **about)
     context.result(stage, "bits_per_byte", found.bits_per_byte, n=found.tokens, **about)
@@ -193,7 +198,8 @@ def save_model(loaded: LoadedModel, kept: Stage, config: SDSJob, context: JobCon
 def card(loaded: LoadedModel, kept: Stage, config: SDSJob, run: str) -> str:
     """The README beside the saved weights."""
     note = f"\nNote on the base: {loaded.facts.note}\n" if loaded.facts.note else ""
-    return f"""# {loaded.facts.title}, {config.pattern} pruned by SDS
+    method = "SDS" if config.until == "sds" else config.base
+    return f"""# {loaded.facts.title}, {config.pattern} pruned by {method}
 
 Made by Slimscope, run {run}. Stage: {STAGE_LABELS[kept]}. First pruner: {config.base}.
 {note}

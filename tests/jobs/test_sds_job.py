@@ -6,16 +6,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.models.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.needs import disk, memory
 from jobs.record import record
-from jobs.sds import verdict
+from jobs.sds import SDSJob, verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait, process_of
 
@@ -23,6 +26,13 @@ SMALL = {
     "model": "toy", "segments": 8, "context": 64, "windows": 8, "adjust_steps": 5,
     "redense_steps": 5, "threads": 1, "precision": "float32",
 }  # fmt: skip
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
 
 PLAIN = Path(__file__).parents[1] / "plain_reload.py"
 
@@ -89,6 +99,22 @@ def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
     assert curves[0].equals(curves[1]) and len(curves[0])
 
 
+def test_a_streamed_run_ends_as_one_in_memory(wait: Wait) -> None:
+    small = {"until": "first", "pattern": "50%", "allocation": "owl", "owl_outlier": 3}
+    whole = finished(wait, **small)
+    streamed = finished(wait, **small, weights="streamed", activations="disk")
+    assert streamed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    for metric in ("perplexity", "heldout_loss", "zero_share"):
+        values = [
+            {r.stage: r.value for r in queries.results([j.id]) if r.metric == metric}
+            for j in (whole, streamed)
+        ]
+        assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
+    curves = queries.curves(streamed.id)
+    assert set(curves[curves["name"] == "owl/sparsity"]["step"]) == {0, 1, 2}
+    assert plain_perplexity(streamed.run)[1] == pytest.approx(0.5, abs=0.01)
+
+
 def test_data_free_calibration(wait: Wait) -> None:
     job = finished(wait, calibration_text="self", pattern="50%", adjust="off", control=False)
     assert job.environment["text"]["calibration"]["corpus"] == "self"
@@ -106,6 +132,11 @@ def test_data_free_calibration(wait: Wait) -> None:
         ({"segments": 0}, ConfigRefused, "segments"),
         ({"base": "guess"}, ConfigRefused, "base"),
         ({"speed": 9}, ConfigRefused, "speed"),
+        ({"exclude": "down_proj"}, ConfigRefused, "exclude"),
+        ({"overrides": "mlp.*=5:9"}, ConfigRefused, "overrides"),
+        ({"overrides": "mlp.*"}, ConfigRefused, "overrides"),
+        ({"allocation": "owl"}, ConfigRefused, "allocation"),
+        ({"weights": "streamed", "calibration_text": "self"}, ConfigRefused, "calibration_text"),
         ({"model": "/etc"}, ModelRefused, "model"),
         ({"model": "nobody/nothing"}, ModelRefused, "model"),
         ({"calibration_text": "file:../../etc/passwd"}, TextRefused, "calibration_text"),
@@ -125,6 +156,63 @@ def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
     _, estimate = checked("sds", {**SMALL, "segments": 1})
     assert "few for layers with 192 inputs" in estimate.warnings[0]
     assert estimate.seconds and estimate.seconds > 0 and estimate.bytes > 1e6
+
+
+@pytest.mark.parametrize(
+    ("available", "values", "streamed"),
+    [
+        (10**10, {}, False),
+        (10**10, {"weights": "streamed"}, True),
+        (4 * 10**8, {}, True),  # what is left over needs less than the toy as a whole
+        (4 * 10**8, {"weights": "memory"}, False),
+        (4 * 10**8, {"calibration_text": "self"}, False),
+    ],
+)
+def test_a_model_is_streamed_when_it_would_not_fit(
+    available: int, values: dict, streamed: bool
+) -> None:
+    config = SDSJob.model_validate({**SMALL, **values})
+    chosen, needed = memory(config, inspect("toy"), available)
+    assert chosen is streamed
+    assert (needed["weights"] < 4 * inspect("toy").parameters) is streamed
+
+
+def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.sds.memory_available", lambda: 400_000_000)
+    _, estimate = checked("sds", SMALL)
+    assert "read from disk" in estimate.warnings[-1]
+    with pytest.raises(ModelRefused) as refused:
+        checked("sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"})
+    assert refused.value.field == "segments" and "wait on disk" in refused.value.do
+    checked("sds", {**SMALL, "segments": 4096, "context": 256})  # they wait on disk by themselves
+
+
+def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = inspect("toy")
+    pruned = sum(x.rows * x.columns for x in facts.linears)
+    sizes = [disk(SDSJob.model_validate({**SMALL, **x}), facts) for x in (
+        {}, {"control": False}, {"base": "sparsegpt"}, {"until": "first"}, {"activations": "disk"},
+    )]  # fmt: skip
+    states = 2 * 4 * 8 * 64 * facts.hidden
+    assert sizes == [
+        sizes[0], sizes[0] - 4 * pruned, sizes[0] + 2 * pruned, sizes[0] - 12 * pruned,
+        sizes[0] + states,
+    ]  # fmt: skip
+    monkeypatch.setattr("jobs.needs.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    with pytest.raises(ConfigRefused, match="6 stages") as refused:
+        checked("sds", SMALL)
+    assert refused.value.field == "until"
+
+
+def test_the_disk_estimate_holds(wait: Wait) -> None:
+    job = submit("sds", SMALL, HOST)
+    wait(job.id, when=lambda: any(work_folder(job.run).glob("second-0002")))
+    stored = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
+    facts = inspect("toy")
+    expected = disk(SDSJob.model_validate(SMALL), facts) - 4 * facts.parameters
+    assert stored == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(
