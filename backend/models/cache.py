@@ -1,0 +1,127 @@
+"""A key-value cache that is allocated once, for decoding loops of our own.
+
+The cache of transformers grows by concatenation: every step copies all keys and values. Here a
+layer owns `[b, heads, capacity, head]`, writes new rows in place and hands out views. Rows can be
+chosen after the fact (`keep`): a verified tree leaves only its accepted path.
+
+Only layers that keep every token have such rows: sliding windows, linear attention and the like
+are refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+from backend.errors import ModelRefused
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What the model calls its key-value cache: transformers 5.24 changed the name."""
+    arguments = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in arguments else "past_key_values"
+
+
+def window_of(model: PreTrainedModel) -> int | None:
+    """Tokens until which every layer sees all of them; None: always.
+
+    Raises:
+        ModelRefused: a layer keeps something else than keys and values of every token.
+    """
+    windows: list[int] = []
+    for layer in DynamicCache(config=model.config).layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            windows.append(layer.sliding_window)
+        elif type(layer) is not DynamicLayer:
+            raise ModelRefused(
+                f"{type(model).__name__} cannot be decoded here.",
+                f"It has a cache layer of the kind {type(layer).__name__}, whose rows cannot be "
+                "chosen after they were written.",
+                "Choose a model with full attention in every layer.",
+                field="model",
+            )
+    return min(windows, default=None)
+
+
+class Rows(CacheLayerMixin):
+    """Keys and values of one layer, `[b, heads, capacity, head]`, the first `length` in use."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = (
+            new.new_empty(*new.shape[:2], self.capacity, new.shape[3])
+            for new in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends n rows `[b, heads, n, head]`; returns all that are in use, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[2]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+
+class PreallocatedCache(Cache):
+    """The cache of a whole model; pass it where transformers takes one.
+
+    Args:
+        layers: decoder layers of the model.
+        capacity: tokens it can hold, those of a tree under verification included.
+    """
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.rows = [Rows(capacity) for _ in range(layers)]
+        super().__init__(layers=list(self.rows))
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self.rows[0].length
+
+    def keep(self, start: int, chosen: Sequence[int]) -> None:
+        """Of the rows from `start` on, keeps those at `start + chosen` (ascending), in place."""
+        count = len(chosen)
+        if chosen[-1] != count - 1:  # else they lie in front already
+            places = torch.tensor(chosen, device=self.rows[0].keys.device) + start
+            for layer in self.rows:
+                for held in (layer.keys, layer.values):
+                    held[:, :, start : start + count] = held.index_select(2, places)
+        self.rewind(start + count)
+
+    def rewind(self, length: int) -> None:
+        """Forgets all rows from `length` on."""
+        for layer in self.rows:
+            layer.length = length
+
+    def select(self, sequences: Tensor) -> None:
+        """Keeps these sequences [n] of the batch."""
+        for layer in self.rows:
+            layer.keys = layer.keys.index_select(0, sequences)
+            layer.values = layer.values.index_select(0, sequences)

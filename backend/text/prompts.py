@@ -1,0 +1,202 @@
+"""Prompts: what a model is asked, to write training answers or to be timed.
+
+- built-in, both written for this program (`prompts.json`): a benchmark of eight prompts in each of
+  six task kinds, and templates with slots from which any number of training prompts is filled. The
+  two share no prompt.
+- `file:NAME`: lines of a .jsonl file under SLIMSCOPE_TEXT_DIR, each with "turns" (its first is
+  taken), "prompt", "instruction", "question" or "text", and perhaps "category": the question files
+  of MT-Bench and Spec-Bench can be read as they are.
+- toystories: beginnings of stories, for models without a chat template.
+
+A prompt is put into the tokenizer's chat template where it has one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from backend.errors import TextRefused
+from backend.models.toy.stories import stories
+from backend.text import files
+
+BUILT_IN, STORIES = "built-in", "toystories"
+KEYS = ("turns", "prompt", "instruction", "question", "text")
+SPEC_BENCH = frozenset(  # the eight categories of MT-Bench are one task of Spec-Bench
+    ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
+)
+TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story beginnings; the toy learnt from 1
+BEGINNING = 2  # sentences of a story that are given
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        id: unique in its set; task: the kind of task, to group results by.
+    """
+
+    id: str
+    task: str
+    text: str
+
+
+@lru_cache
+def _built_in() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((Path(__file__).parent / "prompts.json").read_text("utf-8"))
+    return data
+
+
+def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
+    """The prompts of set `name`, in turn from each task, `count` at most (0: all).
+
+    Raises:
+        TextRefused: there is no such set, or a line of it is no prompt.
+    """
+    if name == BUILT_IN:
+        tasks = _built_in()["benchmark"]
+        found = [
+            Prompt(f"{task}-{n}", task, text)
+            for task, texts in tasks.items()
+            for n, text in enumerate(texts)
+        ]
+    elif name == STORIES:
+        found = _beginnings(BENCHMARK_SEED, count or 48)
+    else:
+        found = _from_file(name)
+    return in_turn(found)[: count or None]
+
+
+def training_prompts(name: str, count: int, seed: int = 0) -> list[Prompt]:
+    """`count` distinct prompts to write answers to, fixed by `seed`; fewer where a file has fewer.
+
+    Raises:
+        TextRefused: there is no such set.
+    """
+    if name == BUILT_IN:
+        return list(_filled(count, seed))
+    if name == STORIES:
+        return _beginnings(TRAIN_SEED + 1000 * (seed + 1), count)
+    found = _from_file(name)
+    Random(seed).shuffle(found)
+    return found[:count]
+
+
+def in_turn(prompts: list[Prompt]) -> list[Prompt]:
+    """One prompt of each task, then the second of each, and so on."""
+    seen: dict[str, int] = {}
+    places = []
+    for prompt in prompts:
+        places.append(seen.get(prompt.task, 0))
+        seen[prompt.task] = places[-1] + 1
+    return [p for _, p in sorted(zip(places, prompts, strict=True), key=lambda pair: pair[0])]
+
+
+def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt, inside the chat template where the tokenizer has one."""
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return list(tokenizer(prompt).input_ids)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, config: Any = None) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those of a generation config."""
+    configured = getattr(config, "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(t for t in (tokenizer.eos_token_id, *several) if t is not None)
+
+
+def _filled(count: int, seed: int) -> Iterator[Prompt]:
+    """Templates of all tasks in turn, their slots filled by chance; no prompt twice."""
+    dice, data = Random(seed), _built_in()
+    tales = stories(TRAIN_SEED + seed, max(64, count // 4))
+    tasks, seen = (
+        list(data["templates"]),
+        {text for each in data["benchmark"].values() for text in each},
+    )
+    tries = 0
+    while len(seen) < count + 48 and tries < 20 * count:
+        task = tasks[tries % len(tasks)]
+        tries += 1
+        passage = _fill(dice.choice(data["passages"]), data["slots"], dice)
+        template = dice.choice(data["templates"][task])
+        text = _fill(template, data["slots"], dice, passage=passage, story=dice.choice(tales))
+        if text not in seen:
+            seen.add(text)
+            yield Prompt(f"{task}-{len(seen)}", task, text)
+
+
+def _fill(template: str, slots: dict[str, list[str]], dice: Random, **more: str) -> str:
+    chosen = {name: dice.choice(values) for name, values in slots.items()}
+    chosen |= {f"{name}2": dice.choice(slots[name]) for name in ("person", "name", "concept")}
+    return template.format_map(chosen | more)
+
+
+def _beginnings(seed: int, count: int) -> list[Prompt]:
+    """The first sentences of generated stories."""
+    found = []
+    for n, story in enumerate(stories(seed, count)):
+        sentences = story.split(". ")
+        found.append(Prompt(f"story-{n}", "story", ". ".join(sentences[:BEGINNING]) + "."))
+    return found
+
+
+def require_prompts(name: str, field: str) -> None:
+    """Refuses a set of prompts that is not there, naming the config's field."""
+    if name in (BUILT_IN, STORIES):
+        return
+    try:
+        _from_file(name)
+    except TextRefused as error:
+        raise TextRefused(error.what, error.why, error.do, field) from error
+
+
+def _from_file(name: str) -> list[Prompt]:
+    found: list[Prompt] = []
+    inner = name.removeprefix(files.PREFIX)
+    for path in files.paths(inner) if inner != name else []:
+        if path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as lines:
+                found += [
+                    _read(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()
+                ]
+    if not found:
+        raise TextRefused(
+            f"There are no prompts called {name[:80]!r}.",
+            "Prompts are .jsonl files inside SLIMSCOPE_TEXT_DIR.",
+            f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
+        )
+    return found
+
+
+def _read(line: str, file: str, number: int) -> Prompt:
+    """One line as a prompt.
+
+    Raises:
+        TextRefused: it holds no text under a known key.
+    """
+    try:
+        row = json.loads(line)
+        value = next(row[key] for key in KEYS if row.get(key))
+        text = value[0] if isinstance(value, list) else value
+        if not isinstance(text, str):
+            raise ValueError
+    except (ValueError, StopIteration, AttributeError, IndexError) as error:
+        raise TextRefused(
+            f"Line {number} of {file} is no prompt.",
+            f"It holds no text under {', '.join(KEYS)}.",
+            "Give one JSON object a line.",
+        ) from error
+    category = str(row.get("category", "prompts"))
+    task = "mt_bench" if category in SPEC_BENCH else category
+    return Prompt(str(row.get("question_id", number)), task, text)

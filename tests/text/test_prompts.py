@@ -1,0 +1,108 @@
+"""Prompts: the built-in sets, files of questions, and what a tokenizer makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from backend.errors import TextRefused
+from backend.text.prompts import (
+    BUILT_IN,
+    STORIES,
+    benchmark_prompts,
+    end_ids,
+    prompt_ids,
+    require_prompts,
+    training_prompts,
+)
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts"
+
+
+def test_the_benchmark_has_eight_prompts_of_each_task_in_turn() -> None:
+    found = benchmark_prompts(BUILT_IN)
+    tasks = Counter(prompt.task for prompt in found)
+    assert len(tasks) == 6 and set(tasks.values()) == {8}
+    assert len({prompt.task for prompt in found[:6]}) == 6  # a short benchmark sees all of them
+    assert benchmark_prompts(BUILT_IN, 5) == found[:5]
+    assert len({prompt.id for prompt in found}) == len({p.text for p in found}) == 48
+
+
+def test_training_prompts_are_distinct_and_none_of_the_benchmark() -> None:
+    found = [prompt.text for prompt in training_prompts(BUILT_IN, 600)]
+    assert len(set(found)) == 600
+    assert not set(found) & {prompt.text for prompt in benchmark_prompts(BUILT_IN)}
+    assert not any("{" in text for text in found)  # every slot is filled
+
+
+@pytest.mark.parametrize("name", [BUILT_IN, STORIES])
+def test_the_seed_decides_which(name: str) -> None:
+    one, again, other = (training_prompts(name, 20, seed) for seed in (0, 0, 1))
+    assert one == again != other
+
+
+def test_beginnings_of_stories_differ_between_training_and_benchmark() -> None:
+    learnt = {prompt.text for prompt in training_prompts(STORIES, 200)}
+    asked = [prompt.text for prompt in benchmark_prompts(STORIES, 20)]
+    assert len(asked) == 20 and len(learnt & set(asked)) < 3  # short beginnings may meet
+
+
+def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
+    rows = [
+        {"question_id": 81, "category": "writing", "turns": ["First.", "Second."]},
+        {"question_id": 82, "category": "rag", "turns": ["Context."]},
+        {"id": "seed_task_0", "instruction": "Do this."},
+        {"question": "How many?", "answer": "Two."},
+    ]
+    (text_dir / "q.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    found = benchmark_prompts("file:q.jsonl")
+    assert {(p.task, p.text) for p in found} == {
+        ("mt_bench", "First."), ("rag", "Context."), ("prompts", "Do this."),
+        ("prompts", "How many?"),
+    }  # fmt: skip
+    assert {p.text for p in training_prompts("file:q.jsonl", 9)} == {p.text for p in found}
+    require_prompts("file:q.jsonl", "prompts")
+
+
+@pytest.mark.parametrize("line", ["not json", "[1]", '{"turns": []}', '{"text": 3}', "{}"])
+def test_a_line_that_is_no_prompt_is_named(text_dir: Path, line: str) -> None:
+    (text_dir / "q.jsonl").write_text('{"text": "Good."}\n' + line + "\n")
+    with pytest.raises(TextRefused, match=r"Line 2 of q\.jsonl") as refused:
+        require_prompts("file:q.jsonl", "prompts")
+    assert refused.value.field == "prompts"
+
+
+@pytest.mark.parametrize("name", ["file:none.jsonl", "file:../../etc/passwd", "unknown", "file:"])
+def test_a_set_that_is_not_there_is_refused(text_dir: Path, name: str) -> None:
+    with pytest.raises(TextRefused, match="no prompts called"):
+        require_prompts(name, "prompts")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared question files")
+@pytest.mark.parametrize(("name", "count", "tasks"), [("mt", 80, 1), ("spec", 480, 6)])
+def test_the_public_question_files_can_be_read(
+    text_dir: Path, name: str, count: int, tasks: int
+) -> None:
+    file = SHARED / f"{name}_bench_question.jsonl"
+    (text_dir / file.name).write_bytes(file.read_bytes())
+    found = benchmark_prompts(f"file:{file.name}")
+    assert len(found) == count and len({p.task for p in found}) == tasks
+
+
+def test_a_chat_template_is_used_where_there_is_one(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert prompt_ids("A cat.", tokenizer) == tokenizer("A cat.").input_ids
+    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}!"
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    tokenizer.chat_template = template
+    assert tokenizer.decode(prompt_ids("A cat.", tokenizer)) == "<A cat.>!"
+
+
+def test_answers_end_where_tokenizer_or_model_say(tokenizer: PreTrainedTokenizerBase) -> None:
+    end = tokenizer.eos_token_id
+    assert end_ids(tokenizer) == {end}
+    assert end_ids(tokenizer, SimpleNamespace(eos_token_id=[7, 8])) == {end, 7, 8}
