@@ -1,0 +1,209 @@
+"""Text from a base, with or without a drafter: the way in for people who write Python.
+
+    drafter = Amphista.load(folder)
+    for token in generate(model, drafter, ids, max_new_tokens=200):
+        print(token.id, token.head)
+
+Batches, beams and other processors of logits are not offered: what is not here is refused rather
+than done wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from backend.errors import ConfigRefused
+from backend.methods.amphista.acceptance import Sampling, acceptance
+from backend.methods.amphista.costs import measure_costs
+from backend.methods.amphista.engine import decode
+from backend.methods.amphista.proposers import DraftedTree, Nobody, Proposer
+from backend.methods.amphista.saved import Amphista
+from backend.methods.amphista.target import Target
+from backend.methods.amphista.tree import best_tree
+
+HISTORY = {  # settings of a generation config that depend on the text so far; neutral values
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "bad_words_ids": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
+    "exponential_decay_length_penalty": None,
+}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer.
+
+    Attributes:
+        head: who guessed it: head 1, 2, ...; 0 the base itself.
+        step: the verify pass that committed it; 0 is the prefill.
+    """
+
+    id: int
+    head: int
+    step: int
+
+
+def ready(target: Target, drafter: Amphista | None, nodes: int = 0) -> Proposer:
+    """The proposer of a drafter; without one, nobody.
+
+    Args:
+        nodes: of its tree, the root included; 0: what pays best on this machine, measured now.
+
+    Raises:
+        ConfigRefused: the drafter belongs to another base.
+    """
+    if drafter is None:
+        return Nobody()
+    bound = drafter.bind(target)
+    if not nodes:
+        trial = DraftedTree(bound, target, best_tree(drafter.growth, 8))
+        nodes = measure_costs(target, trial).best_nodes(drafter.growth)
+    return DraftedTree(bound, target, best_tree(drafter.growth, nodes))
+
+
+def generate(
+    base: PreTrainedModel | Target,
+    drafter: Amphista | Proposer | None,
+    prompt: Sequence[int] | Tensor,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    ends: Collection[int] | None = None,
+    nodes: int = 0,
+) -> Iterator[Token]:
+    """The tokens that follow `prompt`, as they are found.
+
+    Greedy or sampled, they are those the base alone would have written (`Sampling.lossless`), up to
+    the rounding of a pass over several tokens: exact in float32 for all practical purposes, near
+    ties may fall otherwise in 16 bits.
+
+    Args:
+        base: a model, or one opened with `Target` to be used more than once.
+        drafter: trained for that base; None decodes without.
+        prompt: token ids [P] or [1, P].
+        sampling: None: greedy.
+        ends: tokens that end the answer; None: those of the model's generation config.
+        nodes: see `ready`.
+
+    Raises:
+        ConfigRefused: a batch, a prompt too long, a drafter of another base.
+        ModelRefused: the base cannot verify trees.
+    """
+    target = base if isinstance(base, Target) else Target(base)
+    refuse_processors(target.model)
+    if drafter is None or isinstance(drafter, Amphista):
+        drafter = ready(target, drafter, nodes)
+    rule = acceptance(sampling or usual_sampling(target.model))
+    stops = ends_of(target.model) if ends is None else ends
+    steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)
+    for number, step in enumerate(steps):
+        for token, head in zip(step.tokens, step.heads, strict=True):
+            yield Token(token, head, number)
+
+
+def _one(prompt: Sequence[int] | Tensor) -> list[int]:
+    """The ids of the single prompt."""
+    if not isinstance(prompt, Tensor):
+        return list(prompt)
+    if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
+        raise ConfigRefused(
+            f"{len(prompt)} prompts were given.",
+            "Every text accepts another number of guesses, so one is decoded at a time.",
+            "Call generate once for each.",
+            "prompt",
+        )
+    ids: list[int] = prompt.reshape(-1).tolist()
+    return ids
+
+
+def ends_of(model: PreTrainedModel) -> frozenset[int]:
+    """Tokens that end an answer by the model's generation config."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+
+
+def usual_sampling(model: PreTrainedModel) -> Sampling:
+    """Greedy, with the repetition penalty of the model's generation config, as `generate` of
+    transformers has it."""
+    penalty = getattr(model.generation_config, "repetition_penalty", None)
+    return Sampling(repetition_penalty=penalty or 1.0)
+
+
+def refuse_processors(model: PreTrainedModel) -> None:
+    """Refuses a model whose own generation config changes logits in ways that are not offered.
+
+    Raises:
+        ConfigRefused: names the setting; silently leaving it out would write another text.
+    """
+    config = model.generation_config
+    for name, neutral in HISTORY.items():
+        value = getattr(config, name, neutral)
+        if value not in (neutral, None) and value != []:
+            raise ConfigRefused(
+                f"The model's generation config sets {name}.",
+                "It changes logits by the text so far, which is not offered here.",
+                f"Set model.generation_config.{name} = {neutral!r} if you can do without.",
+                "model",
+            )
+
+
+class Detokeniser:
+    """Text of tokens as they come.
+
+    Held back until it is certain: a character that spans several tokens, and what may be the
+    beginning of a stop string. The text ends before the first stop string.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stops = tokenizer, tuple(stop for stop in stops if stop)
+        self._ids: list[int] = []
+        self._start, self._whole_to = 0, 0  # decoded from `_start` on; ids of whole characters
+        self._text, self._told = "", 0
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """All that was told."""
+        return self._text[: self._told]
+
+    def add(self, token: int) -> str:
+        """What can be told after `token`; nothing behind a stop string."""
+        self._ids.append(token)
+        before = self._decoded(self._start, self._whole_to)
+        now = self._decoded(self._start, len(self._ids))
+        if self.stopped or len(now) <= len(before) or now.endswith("\ufffd"):
+            return ""
+        self._start, self._whole_to = self._whole_to, len(self._ids)
+        self._text += now[len(before) :]
+        places = [place for stop in self._stops if (place := self._text.find(stop)) >= 0]
+        if places:
+            self.stopped, self._text = True, self._text[: min(places)]
+        return self._tell(len(self._text) - (0 if self.stopped else self._perhaps_stop()))
+
+    def rest(self) -> str:
+        """What was held back, once no more tokens come."""
+        return self._tell(len(self._text))
+
+    def _tell(self, end: int) -> str:
+        start, self._told = self._told, max(self._told, end)
+        return self._text[start : self._told]
+
+    def _perhaps_stop(self) -> int:
+        """Characters at the end that may begin a stop string."""
+        beginnings = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
+        return max((len(b) for b in beginnings if self._text.endswith(b)), default=0)
+
+    def _decoded(self, start: int, end: int) -> str:
+        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))

@@ -1,0 +1,277 @@
+"""Training a drafter on cached hidden states; the base stays frozen and is not run again.
+
+Every step: a batch of sequences goes through the adaptation layers; at a share of the positions of
+their answers, drawn anew, the heads guess and are taught (`loss`). AdamW, a short warm-up, cosine
+decay to a tenth, gradients clipped. Copied layers learn more slowly than new parts.
+
+Order of the data, choice of anchors and evaluation depend on seed and step alone, and checkpoints
+hold the float32 weights and the optimiser: an interrupted run goes on bit for bit. With a time
+budget the number of steps is settled once, from the pace of the first steps, and stored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backend.checkpoints import Checkpoints
+from backend.errors import ConfigRefused, MethodFailed
+from backend.methods.amphista.config import TrainingConfig
+from backend.methods.amphista.corpus import Corpus
+from backend.methods.amphista.drafter import Drafter
+from backend.methods.amphista.loss import Lessons, loss_and_gradient
+from backend.methods.amphista.measure import Judgement, judge
+from backend.methods.amphista.target import Target
+from backend.reporter import Reporter, stop_if_asked
+
+CHECKPOINT = "drafter"
+PACE_STEPS, PACE_SKIPPED = 12, 4  # the first steps are slower than the rest
+SAVE_EVERY_S = 60.0
+EVALUATIONS = 10
+CLIP = 1.0
+WINDOW = 16  # batches whose sequences are sorted by length together
+FLOOR = 0.1  # of the rate, at the end
+
+
+@dataclass
+class Schedule:
+    """Where the training stands: `step` of `steps`, the latter 0 until it is settled."""
+
+    step: int = 0
+    steps: int = 0
+
+    def rate(self, config: TrainingConfig) -> float:
+        """The factor of the learning rate at this step."""
+        warm = max(1, round(config.warmup * (self.steps or config.steps)))
+        if self.step < warm or not self.steps:
+            return min(1.0, (self.step + 1) / max(warm, PACE_STEPS + 1))
+        share = (self.step - warm) / max(1, self.steps - warm)
+        return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+    def settle(self, config: TrainingConfig, seconds: list[float]) -> None:
+        """Fixes the number of steps once the pace is known."""
+        if self.steps:
+            return
+        if not config.minutes:
+            self.steps = config.steps
+        elif len(seconds) >= PACE_STEPS:
+            pace = sorted(seconds[PACE_SKIPPED:])[len(seconds[PACE_SKIPPED:]) // 2]
+            self.steps = max(PACE_STEPS, round(60 * config.minutes / pace))
+
+
+class Training:
+    """One training run."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        target: Target,
+        learnt: Corpus,
+        heldout: Corpus,
+        config: TrainingConfig,
+        seed: int,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+    ) -> None:
+        self.drafter, self.target, self.config, self.seed = drafter, target, config, seed
+        self.learnt, self.heldout = learnt, heldout
+        self.checkpoints, self.reporter = checkpoints, reporter
+        self.schedule = Schedule()
+        self.optimiser = _optimiser(drafter, config)
+        self.indices = [n for n in range(len(learnt)) if learnt.lengths[n] > drafter.config.heads]
+        if not self.indices:
+            raise ConfigRefused(
+                "There is nothing to learn from.",
+                f"No sequence is longer than the {drafter.config.heads} heads look ahead.",
+                "Use more or longer text.",
+                "answers",
+            )
+
+    def run(self) -> Judgement:
+        """Trains to the end; returns the last judgement on the held-out sequences."""
+        self._restore()
+        seconds: list[float] = []
+        saved = time.monotonic()
+        self.schedule.settle(self.config, seconds)
+        while not self.schedule.steps or self.schedule.step < self.schedule.steps:
+            self._report()
+            began = time.perf_counter()
+            loss = self.step()
+            seconds.append(time.perf_counter() - began)
+            self.reporter.metric("loss", loss, self.schedule.step)
+            self.schedule.settle(self.config, seconds)
+            if self._evaluates():
+                self.evaluate()
+            if time.monotonic() - saved > SAVE_EVERY_S or len(seconds) == PACE_STEPS:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        return self.evaluate()
+
+    def step(self) -> float:
+        """One step; returns its loss."""
+        lessons = self.lessons(self.schedule.step)
+        drafter, parameters = self.drafter, torch.float32
+        ids = lessons.ids
+        embedded = self.target.embed(ids[:, 1:]).to(parameters)
+        with torch.autocast(
+            self.target.device.type,
+            torch.bfloat16,
+            enabled=self.target.dtype == torch.bfloat16,
+        ):
+            stages = drafter.stages(lessons.hidden[:, :-1].to(parameters), embedded)
+            chosen = [stage[lessons.rows, lessons.places] for stage in stages]
+            slots = drafter.slots(chosen)
+        with torch.no_grad():
+            loss, gradient = loss_and_gradient(drafter, slots.detach(), lessons, self.config)
+        if not math.isfinite(loss):
+            raise MethodFailed(
+                f"The loss is {loss} at step {self.schedule.step}.",
+                "The training diverged.",
+                "Lower the learning rates.",
+                "rate",
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        slots.backward(gradient)
+        torch.nn.utils.clip_grad_norm_(drafter.parameters(), CLIP)
+        factor = self.schedule.rate(self.config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["full"] * factor
+        self.optimiser.step()
+        self.schedule.step += 1
+        return loss
+
+    # the data --------------------------------------------------------------------------------
+
+    def lessons(self, step: int) -> Lessons:
+        """The batch of a step: the same for the same seed and step."""
+        samples = [self.learnt[index] for index in self._batch(step)]
+        heads, longest = self.drafter.config.heads, max(len(s.ids) for s in samples)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        rows, places, valid = [], [], []
+        for row, sample in enumerate(samples):
+            first, last = max(sample.start - 1, 0), len(sample.ids) - 2
+            count = max(1, round((last - first) * self.config.anchors))
+            chosen = first + torch.randperm(last - first, generator=generator)[:count].sort().values
+            rows.append(torch.full_like(chosen, row))
+            places.append(chosen)
+            targets = chosen[:, None] + torch.arange(2, heads + 2)
+            valid.append(targets < len(sample.ids))
+        device = self.target.device
+
+        def padded(name: str) -> Tensor:
+            parts = [getattr(sample, name) for sample in samples]
+            whole = parts[0].new_zeros(len(parts), longest, *parts[0].shape[1:])
+            for row, part in enumerate(parts):
+                whole[row, : len(part)] = part
+            return whole.to(device)
+
+        return Lessons(
+            padded("hidden"),
+            padded("ids").long(),
+            padded("denominator"),
+            padded("best").long(),
+            torch.cat(rows).to(device),
+            torch.cat(places).to(device),
+            torch.cat(valid).to(device),
+        )
+
+    def _batch(self, step: int) -> list[int]:
+        """Sequences of a step. Each epoch has its own order; neighbours in length share a batch."""
+        size = self.config.batch
+        per_epoch = math.ceil(len(self.indices) / size)
+        epoch, place = divmod(step, per_epoch)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self._order[place]
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        order, size = list(self.indices), self.config.batch
+        dice = random.Random(self.seed * 1_000_003 + epoch)
+        dice.shuffle(order)
+        batches = []
+        for start in range(0, len(order), size * WINDOW):
+            window = sorted(
+                order[start : start + size * WINDOW], key=self.learnt.lengths.__getitem__
+            )
+            batches += [window[n : n + size] for n in range(0, len(window), size)]
+        dice.shuffle(batches)
+        return batches
+
+    # what is told and kept -------------------------------------------------------------------
+
+    def _evaluates(self) -> bool:
+        steps = self.schedule.steps
+        return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
+
+    def evaluate(self) -> Judgement:
+        """Judges the heads and draws the points of their curves."""
+        judged = judge(self.drafter, self.target, self.heldout, self.reporter)
+        for name, value in judged.figures().items():
+            self.reporter.metric(name, value, self.schedule.step)
+        return judged
+
+    def _report(self) -> None:
+        steps = self.schedule.steps
+        words = f"Training, step {self.schedule.step + 1}" + (f" of {steps}" if steps else "")
+        self.reporter.progress(self.schedule.step, steps or self.config.steps, words)
+        stop_if_asked(self.reporter)
+
+    def save(self) -> None:
+        """Writes weights, optimiser and step as one checkpoint."""
+        with self.checkpoints.write(CHECKPOINT) as folder:
+            save_file(_plain(self.drafter.state_dict()), folder / "drafter.safetensors")
+            save_file(_plain(self._moments()), folder / "optimiser.safetensors")
+            (folder / "schedule.json").write_text(json.dumps(vars(self.schedule)))
+
+    def _restore(self) -> None:
+        folder = self.checkpoints.find(CHECKPOINT)
+        if folder is None:
+            return
+        device = str(self.target.device)
+        self.drafter.load_state_dict(load_file(folder / "drafter.safetensors", device=device))
+        moments = load_file(folder / "optimiser.safetensors", device=device)
+        for number, parameter in enumerate(self._parameters()):
+            names = ("step", "exp_avg", "exp_avg_sq")
+            state = {
+                name: moments[f"{number}.{name}"] for name in names if f"{number}.{name}" in moments
+            }
+            if state:
+                self.optimiser.state[parameter] = state
+        self.schedule = Schedule(**json.loads((folder / "schedule.json").read_text()))
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    def _moments(self) -> dict[str, Tensor]:
+        return {
+            f"{number}.{name}": value
+            for number, parameter in enumerate(self._parameters())
+            for name, value in self.optimiser.state.get(parameter, {}).items()
+        }
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _optimiser(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
+    copied = {id(p) for p in drafter.copied_parameters()}
+    groups: list[dict[str, object]] = []
+    parts: list[tuple[float, Callable[[torch.nn.Parameter], bool]]] = [
+        (config.rate, lambda p: id(p) not in copied),
+        (config.copied_rate, lambda p: id(p) in copied),
+    ]
+    for rate, belongs in parts:
+        mine = [p for p in drafter.parameters() if belongs(p)]
+        if mine:
+            groups.append({"params": mine, "lr": rate, "full": rate})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
