@@ -39,6 +39,14 @@ class Forbidden(SlimscopeError):
     """The person asking may not do this."""
 
 
+class TooOften(SlimscopeError):
+    """The person asking has to wait a little."""
+
+
+class WrongState(ConfigRefused):
+    """A run that is not in a state in which this can be done to it."""
+
+
 class NotFound(SlimscopeError):
     """No run, tensor or artefact of that name."""
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from functools import lru_cache
 from pathlib import Path
 
 from platformdirs import user_cache_path
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LEAST_TOKEN = 16  # characters
 
 
 class Settings(BaseSettings):
     """What the person who starts Slimscope may set."""
 
-    model_config = SettingsConfigDict(env_prefix="SLIMSCOPE_", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SLIMSCOPE_",
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a token
+    )
 
     data_dir: Path = Field(Path(), description="Holds results.db and artifacts/.")
     cache_dir: Path = Field(
@@ -25,11 +32,30 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; empty: results.db in the data dir.")
     host: str = Field("127.0.0.1", description="Address the dashboard listens on.")
     port: int = Field(7860, ge=0, le=65535, description="Port the dashboard listens on.")
+    names: tuple[str, ...] = Field(
+        (), description='Host names the dashboard answers to, as JSON: ["slimscope.lab.org"].'
+    )
+    host_token: SecretStr = Field(
+        SecretStr(""),
+        description="Makes whoever shows it a host, and everybody else a guest; empty: made anew "
+        "at each start where the dashboard can be reached from other machines.",
+    )
+    guest_runs: int = Field(
+        0, ge=0, le=100, description="Runs of guests in the queue or at work; 0: guests only look."
+    )
+    guest_seconds: float = Field(300.0, gt=0, description="How long a guest's run may take.")
+    guest_gb: float = Field(4.0, gt=0, description="How much memory a guest's run may take.")
+    changes_per_minute: int = Field(
+        60, ge=1, description="Changes one visitor may ask for in a minute."
+    )
     browser: bool = Field(True, description="Open a browser when the dashboard starts.")
     model_dirs: tuple[Path, ...] = Field(
         (), description='Further folders models may be read from, as JSON: ["/models"].'
     )
     text_dir: Path | None = Field(None, description="Folder of .txt and .jsonl corpora.")
+    task_dir: Path | None = Field(
+        None, description="Folder of lm-evaluation-harness tasks (YAML) of one's own."
+    )
     slots: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
     threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
     stop_grace: float = Field(20.0, ge=0, description="Seconds a job has to stop by itself.")
@@ -38,7 +64,14 @@ class Settings(BaseSettings):
         (), description="Python modules that register more kinds of job, as JSON."
     )
 
-    @field_validator("data_dir", "cache_dir", "text_dir", "model_dirs")
+    @field_validator("host_token")
+    @classmethod
+    def _hard_to_guess(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < LEAST_TOKEN:
+            raise ValueError(f"must have {LEAST_TOKEN} characters or more")
+        return value
+
+    @field_validator("data_dir", "cache_dir", "text_dir", "task_dir", "model_dirs")
     @classmethod
     def _absolute(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
         """Absolute, since a job's process starts in another folder."""
@@ -50,6 +83,11 @@ class Settings(BaseSettings):
     def root(self) -> Path:
         """The data folder, absolute."""
         return self.data_dir
+
+    @property
+    def shared(self) -> bool:
+        """Whether other people can reach the dashboard, so that a host has to show a token."""
+        return bool(self.host_token.get_secret_value()) or not is_loopback(self.host)
 
     @property
     def url(self) -> str:
@@ -68,6 +106,7 @@ class Settings(BaseSettings):
             "PLUGINS": json.dumps(self.plugins),
             "CACHE_DIR": str(self.cache_dir),
             "TEXT_DIR": str(self.text_dir) if self.text_dir else "",
+            "TASK_DIR": str(self.task_dir) if self.task_dir else "",
             "THREADS": str(self.threads) if self.threads else "",
         }
         return {f"SLIMSCOPE_{name}": value for name, value in chosen.items() if value}
@@ -82,6 +121,16 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """The settings of this process, read once from the environment."""
     return Settings()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether this name or address always means the machine itself."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def available_threads() -> int:

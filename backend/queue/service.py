@@ -1,16 +1,21 @@
-"""What people may do to the queue. Every rule about who may do what stands here, not in a page."""
+"""What people may do to the queue. Who may do what stands in `roles` and is enforced here, in no
+page."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from backend.errors import ConfigRefused, Forbidden
+from backend.errors import WrongState
+from backend.queue import roles
+from backend.queue.roles import Actor as Actor
+from backend.queue.roles import Cost
+from backend.queue.roles import require_host as require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import change, now_ms, writing
@@ -18,24 +23,6 @@ from backend.store.states import LIVE, RESUMABLE, State
 from backend.store.tables import Event, Job
 
 RETRIES = 2
-
-
-@dataclass(frozen=True)
-class Actor:
-    """Who asks. A host may do everything; a guest may look."""
-
-    name: str
-    role: Literal["host", "guest"] = "guest"
-
-
-def require_host(actor: Actor, deed: str) -> None:
-    """Raises `Forbidden` unless the actor is a host."""
-    if actor.role != "host":
-        raise Forbidden(
-            f"{actor.name} may not {deed}.",
-            "Guests may look, not change.",
-            "Ask the person who started Slimscope.",
-        )
 
 
 def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -> None:
@@ -55,80 +42,144 @@ def enqueue(
     *,
     name: str = "",
     priority: int = 0,
-    parent: int | None = None,
+    parent: Job | None = None,
+    cost: Cost | None = None,
 ) -> Job:
-    """Writes one queued job with a frozen, already validated config, and does nothing else.
+    """Writes one queued job; see `enqueue_all`.
+
+    Args:
+        parent: the run this one repeats; its frozen settings are taken over.
+    """
+    return enqueue_all(
+        kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost
+    )[0]
+
+
+def enqueue_all(
+    kind: str,
+    configs: Sequence[dict[str, Any]],
+    actor: Actor,
+    *,
+    name: str = "",
+    priority: int = 0,
+    parent: Job | None = None,
+    cost: Cost | None = None,
+) -> list[Job]:
+    """Writes queued jobs with frozen, already validated configs, all or none, and does nothing
+    else. Several are a sweep, which is called by the id of its first job.
+
+    Args:
+        cost: of all together; a guest's run has to be known to be small.
 
     Raises:
-        Forbidden: the actor is a guest.
+        Forbidden: the actor is a guest, or this is more than a guest may add.
     """
-    require_host(actor, "add a run")
+    roles.require_adding(actor)
+    roles.require_small(actor, cost, len(configs))
+    roles.count_change(actor)
+    if actor.role != "host":
+        priority = roles.GUEST_PRIORITY
     now = now_ms()
-    with writing(durable=True) as session:
-        job = Job(
+    frozen = parent.environment.get("settings") if parent else None
+    jobs = [
+        Job(
             kind=kind, name=name.strip()[:120], owner=actor.name, config=config,
-            config_hash=config_hash(kind, config), priority=priority, parent=parent,
-            retries_left=RETRIES, created_at=now, queued_at=now,
-            environment={"settings": settings().for_jobs()},
-        )  # fmt: skip
-        session.add(job)
-        session.flush()
-        note(session, job.id, "queued", actor.name)
-    return job
+            config_hash=config_hash(kind, config), priority=priority,
+            parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
+            queued_at=now, environment={"settings": frozen or settings().for_jobs()},
+        )
+        for config in configs
+    ]  # fmt: skip
+    with writing(durable=True) as session:
+        roles.require_free(session, actor)
+        for job in jobs:
+            session.add(job)
+            session.flush()  # one by one, so that ids follow the order of the configs
+            job.sweep = jobs[0].id if len(jobs) > 1 else None
+            note(session, job.id, "queued", actor.name)
+    return jobs
 
 
 def cancel(run: str | int, actor: Actor) -> State:
-    """Asks a job to end. A waiting one is cancelled at once. A running one is asked to stop; asked
-    a second time, it is killed. A job that has ended stays as it is.
+    """Asks one job to end; see `cancel_all`.
 
     Returns:
         The state right after the request.
     """
-    require_host(actor, "cancel a run")
-    job_id = queries.job(run).id
-    now = now_ms()
+    return cancel_all([run], actor)[0]
+
+
+def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
+    """Asks jobs to end, all at once. A waiting one is cancelled at once. A running one is asked to
+    stop; asked a second time, it is killed. A job that has ended stays as it is.
+
+    Returns:
+        The states right after the request.
+    """
+    jobs = [queries.job(run) for run in runs]
+    roles.require_cancelling(actor, [job.owner for job in jobs])
     with writing(durable=True) as session:
-        waiting = (
-            update(Job)
-            .where(Job.id == job_id, Job.state == State.QUEUED)
-            .values(state=State.CANCELLED, finished_at=now, desired="stop", desired_at=now)
-        )
-        if change(session, waiting):
-            note(session, job_id, "cancelled", actor.name, "while it waited")
-            return State.CANCELLED
-        job = session.get_one(Job, job_id)
-        if job.state in LIVE:
-            job.desired = "stop" if job.desired == "run" else "kill"
-            job.desired_at = job.desired_at or now
-            note(session, job_id, f"asked to {job.desired}", actor.name)
-        return State(job.state)
+        return [_cancel(session, job.id, actor) for job in jobs]
+
+
+def _cancel(session: Session, job_id: int, actor: Actor) -> State:
+    now = now_ms()
+    waiting = (
+        update(Job)
+        .where(Job.id == job_id, Job.state == State.QUEUED)
+        .values(state=State.CANCELLED, finished_at=now, desired="stop", desired_at=now)
+    )
+    if change(session, waiting):
+        note(session, job_id, "cancelled", actor.name, "while it waited")
+        return State.CANCELLED
+    job = session.get_one(Job, job_id)
+    if job.state in LIVE:
+        job.desired = "stop" if job.desired == "run" else "kill"
+        job.desired_at = job.desired_at or now
+        note(session, job_id, f"asked to {job.desired}", actor.name)
+    return State(job.state)
 
 
 def resume(run: str | int, actor: Actor) -> Job:
     """Queues an ended job again; its next attempt goes on from the last whole checkpoint.
 
     Raises:
-        ConfigRefused: the job waits, runs, or succeeded.
+        WrongState: the job waits, runs, or succeeded.
+    """
+    resumed = resume_all([run], actor)
+    if not resumed:
+        job = queries.job(run)
+        raise WrongState(
+            f"{job.run} was not resumed.",
+            f"It is {job.state}.",
+            "Only a failed, cancelled or lost run can be resumed.",
+        )
+    return resumed[0]
+
+
+def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
+    """Queues again those of the jobs that failed, were cancelled or lost, all at once.
+
+    Returns:
+        The jobs that were queued again.
     """
     require_host(actor, "resume a run")
-    job_id = queries.job(run).id
+    ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
-        again = (
-            update(Job)
-            .where(Job.id == job_id, Job.state.in_([*RESUMABLE]))
-            .values(
-                state=State.QUEUED, desired="run", desired_at=None, queued_at=now_ms(),
-                started_at=None, finished_at=None, not_before=0, retries_left=RETRIES,
-                error=None, error_kind=None, eta_s=None,
-            )
-        )  # fmt: skip
-        resumed = change(session, again)
-        job = session.get_one(Job, job_id)
-        if not resumed:
-            raise ConfigRefused(
-                f"{job.run} was not resumed.",
-                f"It is {job.state}.",
-                "Only a failed, cancelled or lost run can be resumed.",
-            )
-        note(session, job_id, "resumed", actor.name)
-    return job
+        return [job for job_id in ids if (job := _resume(session, job_id, actor))]
+
+
+def _resume(session: Session, job_id: int, actor: Actor) -> Job | None:
+    again = (
+        update(Job)
+        .where(Job.id == job_id, Job.state.in_([*RESUMABLE]))
+        .values(
+            state=State.QUEUED, desired="run", desired_at=None, queued_at=now_ms(),
+            started_at=None, finished_at=None, not_before=0, retries_left=RETRIES,
+            error=None, error_kind=None, eta_s=None,
+        )
+    )  # fmt: skip
+    if not change(session, again):
+        return None
+    note(session, job_id, "resumed", actor.name)
+    return session.get_one(Job, job_id)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import ColumnElement, Select, case, exists, func, select
+from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select
 
 from backend.errors import NotFound
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
@@ -26,6 +26,7 @@ from backend.store.tables import (
     Result,
     Supervisor,
     TensorRow,
+    View,
 )
 
 HOUR_MS = 3_600_000
@@ -75,6 +76,13 @@ def sweep(run: str | int) -> list[Job]:
     first = select(Job.sweep).where(Job.id == job_id(run)).scalar_subquery()
     with reading() as session:
         return list(session.scalars(select(Job).where(Job.sweep == first).order_by(Job.id)))
+
+
+def replays(run: str | int) -> list[Job]:
+    """The runs that repeat this one, the first first."""
+    query = select(Job).where(Job.parent == job_id(run)).order_by(Job.id)
+    with reading() as session:
+        return list(session.scalars(query))
 
 
 def launch_order(now: int) -> Select[Job]:
@@ -167,6 +175,42 @@ def results(runs: Sequence[str | int]) -> list[Result]:
         return list(session.scalars(query.order_by(Result.job_id, Result.metric, Result.stage)))
 
 
+def all_figures() -> list[Row[Any]]:
+    """The figures of every run but its step times, as plain rows with the names of `Result`."""
+    columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
+    query = select(*columns, Result.details).where(Result.metric.not_like("seconds/%"))
+    with reading() as session:
+        return list(session.execute(query.order_by(Result.job_id, Result.metric, Result.stage)))
+
+
+def figures_mark() -> tuple[int, int]:
+    """Changes when a run has recorded a figure or changed its state; progress leaves it alone."""
+    with reading() as session:
+        newest = session.scalar(select(func.max(Event.id))) or 0
+        return newest, session.scalar(select(func.count()).select_from(Result)) or 0
+
+
+def model_bytes() -> dict[int, int]:
+    """Job id -> bytes on disk of the model the run saved; runs without one are left out."""
+    query = select(Artifact.job_id, func.sum(Artifact.bytes)).where(Artifact.kind == "model")
+    with reading() as session:
+        return {row[0]: int(row[1]) for row in session.execute(query.group_by(Artifact.job_id))}
+
+
+def run_names() -> list[Row[Any]]:
+    """What runs are found by, the newest first: id, kind, name, state, tags, model."""
+    model = Job.config["model"].as_string().label("model")
+    query = select(Job.id, Job.kind, Job.name, Job.state, Job.tags, model).order_by(Job.id.desc())
+    with reading() as session:
+        return list(session.execute(query))
+
+
+def views() -> list[View]:
+    """The named ways to look at the runs, by name."""
+    with reading() as session:
+        return list(session.scalars(select(View).order_by(View.name)))
+
+
 def artifacts(run: str | int) -> list[Artifact]:
     """Files and folders a run produced."""
     query = select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id)
@@ -237,6 +281,29 @@ def weights_mark(run: str | int) -> tuple[str, int, int] | None:
 def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
     """The statistics and histograms of one tensor, one for each stage stored."""
     query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
+    with reading() as session:
+        return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
+
+
+def module_snapshots(
+    run: str | int, module: str, stages: Sequence[str], blocks: Sequence[int] | None = None
+) -> list[TensorSnapshot]:
+    """The statistics and histograms of one module in all blocks, or in some, at some stages."""
+    query = select(TensorRow).where(
+        TensorRow.job_id == job_id(run), TensorRow.module == module, TensorRow.stage.in_([*stages])
+    )
+    if blocks is not None:
+        query = query.where(TensorRow.block.in_([*blocks]))
+    with reading() as session:
+        rows = session.scalars(query.order_by(TensorRow.block, TensorRow.step))
+        return [_snapshot(row) for row in rows]
+
+
+def block_snapshots(run: str | int, block: int, stages: Sequence[str]) -> list[TensorSnapshot]:
+    """The statistics and histograms of all modules of one block at some stages."""
+    query = select(TensorRow).where(
+        TensorRow.job_id == job_id(run), TensorRow.block == block, TensorRow.stage.in_([*stages])
+    )
     with reading() as session:
         return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
 

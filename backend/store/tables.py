@@ -41,6 +41,7 @@ class Table(DeclarativeBase):
         dict[str, Any]: JSON,
         list[float]: JSON,
         list[int]: JSON,
+        list[str]: JSON,
     }
 
 
@@ -81,6 +82,8 @@ class Job(Table):
     peak_bytes: Mapped[int | None]
     error_kind: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]
+    tags: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
+    note: Mapped[str] = mapped_column(default="", server_default="")
 
     @property
     def run(self) -> str:
@@ -224,3 +227,14 @@ class Artifact(Table):
     bytes: Mapped[int]
     sha256: Mapped[str] = mapped_column(default="")
     created_at: Mapped[int]
+
+
+class View(Table):
+    """A way to look at the runs that somebody has given a name: the query of its address."""
+
+    __tablename__ = "views"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    query: Mapped[str]
+    owner: Mapped[str]
+    saved_at: Mapped[int]

@@ -1,0 +1,108 @@
+"""What people write on runs: tags and a note. And the ways to look at runs that they have named.
+
+None of it changes what a run is or does; it is for finding runs again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from sqlalchemy import delete
+
+from backend.errors import ConfigRefused
+from backend.queue.roles import Actor, require_host
+from backend.queue.service import note
+from backend.store import queries
+from backend.store.session import now_ms, writing
+from backend.store.tables import Job, View
+
+TAG = re.compile(r"[\w.+\-/]{1,40}")
+MOST_TAGS = 20
+NOTE_LETTERS = 2000
+NAME_LETTERS = 60
+
+
+def tags_in(text: str) -> list[str]:
+    """The tags in a line a person wrote, separated by blanks or commas.
+
+    Raises:
+        ConfigRefused: there is none, or one holds other signs than a tag may.
+    """
+    found = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
+    for tag in found:
+        if not TAG.fullmatch(tag):
+            raise ConfigRefused(
+                f"{tag[:50]!r} is no tag.",
+                "A tag is at most 40 letters, digits or . + - / _",
+                "Write tags as in: paper wikitext-2",
+            )
+    return found
+
+
+def tag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
+    """Puts tags on runs.
+
+    Raises:
+        Forbidden: the actor is a guest.
+        ConfigRefused: a run would have more than `MOST_TAGS`.
+    """
+    _retag(runs, lambda held: [*dict.fromkeys([*held, *tags])], actor, "tagged", tags)
+
+
+def untag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
+    """Takes tags off runs; those that do not have them stay as they are."""
+    _retag(runs, lambda held: [t for t in held if t not in tags], actor, "untagged", tags)
+
+
+def _retag(
+    runs: Iterable[str | int],
+    change: Callable[[Sequence[str]], list[str]],
+    actor: Actor,
+    kind: str,
+    named: Sequence[str],
+) -> None:
+    require_host(actor, "tag a run")
+    ids = [queries.job(run).id for run in runs]
+    with writing() as session:
+        for job_id in ids:
+            job = session.get_one(Job, job_id)
+            tags = change(job.tags)
+            if len(tags) > MOST_TAGS:
+                raise ConfigRefused(f"{job.run} would have {len(tags)} tags.", "20 are the most.")
+            if tags != job.tags:
+                job.tags = tags
+                note(session, job_id, kind, actor.name, " ".join(named))
+
+
+def annotate(run: str | int, text: str, actor: Actor) -> None:
+    """Writes the note of a run; an empty one takes it away."""
+    require_host(actor, "write a note")
+    job_id = queries.job(run).id
+    with writing() as session:
+        session.get_one(Job, job_id).note = text.strip()[:NOTE_LETTERS]
+        note(session, job_id, "note written", actor.name)
+
+
+def save_view(name: str, query: str, actor: Actor) -> None:
+    """Gives a way to look at the runs a name; an older one of that name is replaced.
+
+    Args:
+        query: of the address, without the question mark.
+
+    Raises:
+        ConfigRefused: the name is empty or long.
+    """
+    require_host(actor, "save a view")
+    name = name.strip()
+    if not 0 < len(name) <= NAME_LETTERS:
+        raise ConfigRefused("The view was not saved.", f"A name has 1 to {NAME_LETTERS} letters.")
+    with writing() as session:
+        session.merge(View(name=name, query=query, owner=actor.name, saved_at=now_ms()))
+
+
+def delete_view(name: str, actor: Actor) -> None:
+    """Forgets a named view."""
+    require_host(actor, "delete a view")
+    with writing() as session:
+        session.execute(delete(View).where(View.name == name))
