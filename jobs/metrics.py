@@ -1,0 +1,223 @@
+"""Every figure a run may end with: its name, unit, direction, format and definition, once.
+
+`results.metric` holds the names. A name with a slash, such as "bytes/safetensors", belongs to the
+family before the slash; a name nobody described is called by itself and judged by nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Better = Literal["lower", "higher", ""]
+Form = Literal["number", "share", "bytes", "seconds", "count"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        better: which direction people want it to go; empty where that is no question.
+        form: how it is written; a share is shown in per cent.
+        unit: of the figure as it is shown; bytes and seconds carry theirs in every cell, because
+            it changes with their size.
+        calibrated: measured on the run's own calibration text, which seeds and settings change.
+        timed: a clock measured it, so it differs from run to run.
+    """
+
+    name: str
+    label: str
+    definition: str
+    better: Better = ""
+    form: Form = "number"
+    unit: str = ""
+    calibrated: bool = False
+    timed: bool = False
+
+    @property
+    def title(self) -> str:
+        """The label with its unit, as in the head of a column."""
+        unit = "%" if self.form == "share" else self.unit
+        return f"{self.label}, {unit}" if unit else self.label
+
+
+_OF_THE_JOB = (  # known of every run, without having been recorded as a figure
+    Metric("size", "Size on disk", "Bytes of the model folder the run saved.", "lower", "bytes"),
+    Metric("took", "Duration", "Wall-clock time of the run's last stretch.", "lower", "seconds"),
+    Metric("peak", "Peak memory", "Most memory the run's process held.", "lower", "bytes"),
+)
+_DESCRIBED = (
+    Metric(
+        "perplexity",
+        "Perplexity",
+        "exp of the mean negative log-likelihood of the predicted tokens, in windows that do not "
+        "overlap; can be compared only on the same text, context and vocabulary.",
+        "lower",
+    ),
+    Metric(
+        "bits_per_byte",
+        "Bits per byte",
+        "The same log-likelihood in bits for each UTF-8 byte of the text; can be compared between "
+        "vocabularies.",
+        "lower",
+    ),
+    Metric(
+        "heldout_loss",
+        "Held-out loss",
+        "Mean negative log-likelihood on calibration segments the method has not seen; decides "
+        "which stage is kept.",
+        "lower",
+        unit="nats per token",
+        calibrated=True,
+    ),
+    Metric(
+        "kl_to_dense",
+        "KL to dense",
+        "Mean Kullback–Leibler divergence of the next-token distribution from the dense model's.",
+        "lower",
+        unit="nats",
+    ),
+    Metric(
+        "top1_agreement",
+        "Top-1 agreement",
+        "Share of positions where the likeliest next token is the dense model's.",
+        "higher",
+        "share",
+    ),
+    Metric(
+        "greedy_agreement",
+        "Same greedy text",
+        "Share of the tokens of greedy samples before the first that differs from the dense "
+        "model's, mean over prompts.",
+        "higher",
+        "share",
+    ),
+    Metric(
+        "accuracy",
+        "Accuracy",
+        "Share of the questions of the zero-shot task named that are answered right: acc_norm of "
+        "lm-evaluation-harness where the task has it, else acc.",
+        "higher",
+        "share",
+    ),
+    Metric(
+        "relative_error",
+        "Relative error",
+        "Squared difference of a layer's outputs from the dense layer's, relative to those, mean "
+        "over all linear layers.",
+        "lower",
+        calibrated=True,
+    ),
+    Metric(
+        "zero_share",
+        "Zeros",
+        "Share of the weights of the linear layers in the blocks that are exactly zero: the "
+        "sparsity reached.",
+        "higher",
+        "share",
+    ),
+    Metric(
+        "tokens_per_second",
+        "Speed",
+        "Generated tokens for each second of wall-clock time, on the machine the run names.",
+        "higher",
+        unit="tokens/s",
+        timed=True,
+    ),
+    Metric(
+        "speed_up",
+        "Speed-up",
+        "Tokens per second over those of vanilla greedy decoding of the same base in the same run.",
+        "higher",
+        unit="×",
+        timed=True,
+    ),
+    Metric(
+        "accepted_length",
+        "Accepted length",
+        "Tokens committed for each verify pass, the bonus token counted; vanilla decoding has 1.",
+        "higher",
+        unit="tokens per pass",
+    ),
+    Metric(
+        "acceptance",
+        "Acceptance",
+        "Share of drafted tokens that the base model confirms.",
+        "higher",
+        "share",
+    ),
+    Metric(
+        "predicted_speed_up",
+        "Predicted speed-up",
+        "Accepted length over what a verify pass of such a tree costs here, in vanilla passes; a "
+        "forecast, not a measured speed.",
+        "higher",
+        unit="×",
+    ),
+    Metric(
+        "draft_cost",
+        "Draft cost",
+        "Time to draft one tree, over that of one vanilla pass of the base model.",
+        "lower",
+        unit="passes",
+    ),
+    Metric(
+        "parameters",
+        "Parameters",
+        "Trained parameters that were added to the model.",
+        "lower",
+        "count",
+    ),
+    Metric(
+        "parameter_share",
+        "Added parameters",
+        "Added parameters over those of the base model.",
+        "lower",
+        "share",
+    ),
+    Metric("steps", "Steps", "Optimiser steps the training took.", "", "count"),
+    Metric(
+        "bits_per_weight",
+        "Bits per weight",
+        "Stored bits, scales and zero points counted, for each weight of the quantised layers.",
+        "lower",
+        unit="bits",
+    ),
+    Metric(
+        "bytes",
+        "Size",
+        "Bytes of the model's weights in the format named.",
+        "lower",
+        "bytes",
+    ),
+    Metric(
+        "linear_bytes",
+        "Linears",
+        "Bytes of the linear layers of the blocks with 16-bit values, in the format named.",
+        "lower",
+        "bytes",
+    ),
+    Metric(
+        "seconds",
+        "Time",
+        "Wall-clock seconds of the step named, over all attempts.",
+        "lower",
+        "seconds",
+        timed=True,
+    ),
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}
+INTERNAL = frozenset({"kept", "work"})  # figures that serve estimates and other figures
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name; "bytes/gptq" is one of the family "bytes"."""
+    if name in METRICS:
+        return METRICS[name]
+    family, _, member = name.partition("/")
+    words = member.replace("_", " ").replace("/", ", ")
+    if member and family in METRICS:
+        described = METRICS[family]
+        return replace(described, name=name, label=f"{described.label}, {words}")
+    return Metric(name, name.replace("_", " ").replace("/", ", ").capitalize(), "")
