@@ -54,6 +54,11 @@ def count(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
 
 
+def runs(number: int) -> str:
+    """1 run, 12 runs."""
+    return f"{number:,} run{'' if number == 1 else 's'}"
+
+
 def short_count(value: float | None) -> str:
     """134.5 M."""
     return NONE if value is None else _scaled(value, ("", " k", " M", " G", " T"))
