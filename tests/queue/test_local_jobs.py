@@ -22,7 +22,8 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Slot
-from jobs.submit import again, submit
+from jobs.replay import replay
+from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, process_of
 
 
@@ -228,7 +229,7 @@ def test_guests_may_look_but_not_touch(queue: Path) -> None:
     job = submit("count", {}, HOST)
     for deed in (
         lambda: submit("count", {}, guest),
-        lambda: again(job.run, guest),
+        lambda: replay(job.run, guest),
         lambda: service.cancel(job.run, guest),
         lambda: service.resume(job.run, guest),
     ):
@@ -244,7 +245,7 @@ def test_resume_refuses_what_waits_or_succeeded(wait: Wait) -> None:
     wait(job.id, State.SUCCEEDED)
     with pytest.raises(ConfigRefused, match="succeeded"):
         service.resume(job.run, HOST)
-    copy = again(job.run, HOST)
+    copy = replay(job.run, HOST)
     assert copy.id != job.id and copy.config == job.config and copy.parent == job.id
 
 
