@@ -1,39 +1,44 @@
 """The command line: `slimscope …`, or `python -m jobs …`.
 
 Exit codes: 0 done, 1 the run failed or was lost, 2 the request was refused, 3 the run was
-cancelled. With --json every command prints one JSON value and nothing else.
+cancelled, 4 a replay ended otherwise than its run. With --json every command prints one JSON value
+and nothing else.
 """
 
 from __future__ import annotations
 
-import getpass
-import inspect
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, get_args
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from backend.errors import ConfigRefused, SlimscopeError
 from backend.queue import service, supervisor
 from backend.queue.folders import read_log
-from backend.queue.service import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import TERMINAL, State
+from backend.store.tables import Job
+from jobs.cli_submit import add_kinds, submit_app
+from jobs.console import DIFFERENT, EXIT, FAILED, NAP_S, PERPLEXITY, REFUSED, follow, me, out, say
 from jobs.doctor import examine
-from jobs.kinds import Kind, kind_named, kinds
 from jobs.record import record, summary
-from jobs.submit import submit
-
-REFUSED, FAILED, CANCELLED = 2, 1, 3
-EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
+from jobs.replay import Comparison, compare, replay, replayed
+from jobs.tables import (
+    differences_table,
+    results_table,
+    runs_table,
+    sweep_record,
+    sweep_table,
+)
 
 app = typer.Typer(
     help="Compress causal language models and see what compression does to them.",
@@ -41,90 +46,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-submit_app = typer.Typer(help="Add a run to the queue.", no_args_is_help=True)
 app.add_typer(submit_app, name="submit")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[str, typer.Argument(help="A run, such as sds-0042.")]
-out = Console(highlight=False)
-
-
-def me() -> Actor:
-    """Whoever has a shell on this machine is a host."""
-    return Actor(getpass.getuser(), "host")
-
-
-def say(value: Any, as_json: bool, text: str) -> None:
-    """Prints the JSON value, or the text for people."""
-    print(json.dumps(value, indent=1) if as_json else text)
-
-
-def _submit_command(kind: Kind) -> Callable[..., None]:
-    """A command whose options are the fields of the kind's config."""
-
-    def command(**values: Any) -> None:
-        name, priority = values.pop("name"), values.pop("priority")
-        wait, as_json = values.pop("wait"), values.pop("json")
-        preset = values.pop("preset")
-        if preset and preset not in kind.presets:
-            raise SlimscopeError(
-                f"There is no preset {preset!r}.", "", f"Choose: {', '.join(kind.presets)}."
-            )
-        chosen = {k: v for k, v in values.items() if v is not None}
-        values = {**kind.presets.get(preset or "", {}), **chosen}
-        job = submit(kind.name, values, me(), name=name, priority=priority)
-        supervisor.ensure()
-        if wait:
-            _wait(job.run, as_json)
-        position = queries.status().position(job.id)
-        say(summary(job), as_json, f"{job.run} is queued, place {position or 1}.")
-
-    command.__signature__ = inspect.Signature(list(_options(kind)))  # type: ignore[attr-defined]
-    command.__doc__ = kind.summary
-    return command
-
-
-def _options(kind: Kind) -> Iterator[inspect.Parameter]:
-    """One keyword option for each field; None means: not given."""
-    for name, info in kind.config.model_fields.items():
-        choices = " | ".join(map(str, get_args(info.annotation)))
-        about = f"{info.title}. {info.description} {choices} (default {info.default})"
-        flag = name.replace("_", "-")
-        flag = f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}"
-        simple = info.annotation if info.annotation in (bool, int, float) else str
-        yield _option(name, simple | None, None, typer.Option(flag, help=about))
-    presets = ", ".join(kind.presets) or "none"
-    yield _option("preset", str, "", typer.Option(help=f"One of: {presets}."))
-    yield _option("name", str, "", typer.Option(help="A name of your own for the run."))
-    yield _option("priority", int, 0, typer.Option(help="Higher starts earlier."))
-    yield _option("wait", bool, False, typer.Option("--wait", help="Follow the run to its end."))
-    yield _option("json", bool, False, typer.Option("--json", help="Print JSON."))
-
-
-def _option(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
-    )
-
-
-def _wait(run: str, as_json: bool) -> None:
-    """Follows a run to its end, prints its record, and leaves with its exit code."""
-    shown = ""
-    while (job := queries.job(run)).state not in TERMINAL:
-        supervisor.ensure()
-        share = f"{job.done / job.total:4.0%}" if job.total else "   –"
-        line = f"{job.run}  {job.state:<10} {share}  {job.stage}"
-        if line != shown and not as_json:
-            out.print(line)
-        shown = line
-        time.sleep(0.5)
-    if as_json:
-        print(json.dumps(record(run), indent=1))
-    else:
-        out.print(_results_table(run))
-        if job.error:
-            out.print(" ".join(filter(None, job.error.values())))
-    raise typer.Exit(EXIT[State(job.state)])
+Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it belongs to.")]
 
 
 @app.command("list")
@@ -137,17 +63,8 @@ def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = 
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    table = Table("run", "state", "progress", "model", "name", box=None)
-    for row in found:
-        share = f"{row['progress']:.0%}"
-        table.add_row(
-            row["id"], row["state"], share, str(row["config"].get("model", "")), row["name"]
-        )
-    out.print(
-        table
-        if found
-        else f"No runs in {settings().root}. Try: slimscope submit sds --model toy --wait"
-    )
+    none = f"No runs in {settings().root}. Try: slimscope submit sds --model toy --wait"
+    out.print(runs_table(found) if found else none)
 
 
 @app.command()
@@ -159,28 +76,45 @@ def show(run: Run, as_json: Json = False) -> None:
     job = queries.job(run)
     out.print(f"{job.run}  {job.state}  {job.stage}")
     if job.error:
-        out.print(" ".join(filter(None, job.error.values())))
-    out.print(_results_table(run))
+        out.print(" ".join(filter(None, job.error.values())), markup=False)
+    out.print(results_table(run))
+    if comparison := replayed(job):
+        _print_comparison(comparison)
     for artifact in queries.artifacts(run):
         out.print(f"{artifact.kind:<10} {artifact.path}  {artifact.bytes / 1e6:.1f} MB")
 
 
-def _results_table(run: str) -> Table:
-    table = Table("metric", "stage", "value", "±", box=None)
-    labels = kind_named(queries.job(run).kind).stages
-    for row in queries.results([run]):
-        if row.metric == "work":  # the basis of estimates
-            continue
-        if row.metric == "kept":
-            table.title = f"Kept: {labels.get(row.details['kept'], row.details['kept'])}"
-            continue
-        spread = "" if row.stderr is None else f"{row.stderr:.3g}"
-        table.add_row(row.metric, labels.get(row.stage, row.stage), f"{row.value:.6g}", spread)
-    return table
+@app.command("replay")
+def replay_run(
+    run: Run,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it, then compare.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the same once more: frozen config, settings and texts. Says whether the same came out."""
+    new = replay(run, me())
+    supervisor.ensure()
+    if not wait:
+        say(summary(new), as_json, f"{new.run} is queued; it repeats {queries.job(run).run}.")
+        return
+    ended = follow(new.run, quiet=as_json)
+    comparison = compare(run, new.run)
+    if as_json:
+        print(json.dumps(comparison.record(), indent=1))
+    else:
+        _print_comparison(comparison)
+    if comparison.outcome == "different":
+        raise typer.Exit(DIFFERENT)
+    raise typer.Exit(EXIT[State(ended.state)])
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    out.print(escape(str(comparison)))
+    if comparison.outcome != "open" and comparison.differences:
+        out.print(differences_table(comparison))
 
 
 @app.command()
-def logs(run: Run, follow: Annotated[bool, typer.Option("-f", "--follow")] = False) -> None:
+def logs(run: Run, on: Annotated[bool, typer.Option("-f", "--follow")] = False) -> None:
     """Print the log of a run's newest attempt."""
     attempt, offset = 0, None
     while True:
@@ -189,29 +123,57 @@ def logs(run: Run, follow: Annotated[bool, typer.Option("-f", "--follow")] = Fal
             attempt, offset = job.attempts_made, 0
         text, offset = read_log(job.run, attempt, offset)
         print(text, end="", flush=True)
-        if not follow or (job.state in TERMINAL and not text):
+        if not on or (job.state in TERMINAL and not text):
             return
-        time.sleep(0.5)
+        time.sleep(NAP_S)
+
+
+@app.command("sweep")
+def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> None:
+    """Show a sweep by one of its runs: mean ± sample standard deviation over seeds."""
+    jobs = _sweep_of(run)
+    if as_json:
+        print(json.dumps(sweep_record(jobs), indent=1))
+        return
+    states = Counter(job.state for job in jobs)
+    out.print(f"{len(jobs)} runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    out.print(sweep_table(jobs, metric))
+
+
+def _sweep_of(run: str) -> list[Job]:
+    jobs = queries.sweep(run)
+    if not jobs:
+        raise ConfigRefused(f"{queries.job(run).run} belongs to no sweep.", "It was queued alone.")
+    return jobs
 
 
 @app.command()
-def cancel(run: Run, as_json: Json = False) -> None:
+def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Ask a run to end; asked twice, it is killed."""
-    before = queries.job(run)
-    if before.state in TERMINAL:
-        raise ConfigRefused(f"{before.run} was not cancelled.", f"It is {before.state} already.")
-    service.cancel(run, me())
+    jobs = _sweep_of(run) if whole else [queries.job(run)]
+    if all(job.state in TERMINAL for job in jobs):
+        raise ConfigRefused(f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already.")
+    service.cancel_all([job.run for job in jobs], me())
     supervisor.ensure()
-    job = queries.job(run)
-    say(summary(job), as_json, f"{job.run} is {job.state}, asked to {job.desired}.")
+    _say_all([queries.job(job.run) for job in jobs], as_json, "is {0.state}, asked to {0.desired}.")
 
 
 @app.command()
-def resume(run: Run, as_json: Json = False) -> None:
+def resume(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Queue an ended run again, from its last checkpoint."""
-    job = service.resume(run, me())
+    if whole:
+        jobs = service.resume_all([job.run for job in _sweep_of(run)], me())
+    else:
+        jobs = [service.resume(run, me())]
     supervisor.ensure()
-    say(summary(job), as_json, f"{job.run} is queued again.")
+    _say_all(jobs, as_json, "is queued again.")
+
+
+def _say_all(jobs: Sequence[Job], as_json: bool, text: str) -> None:
+    """Prints one run, or several, as they are now."""
+    told = [summary(job) for job in jobs]
+    lines = "\n".join(f"{job.run} {text.format(job)}" for job in jobs) or "There is nothing to do."
+    say(told[0] if len(told) == 1 else told, as_json, lines)
 
 
 @app.command()
@@ -232,6 +194,14 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
+def mcp() -> None:
+    """Serve the queue to agents over standard input and output (Model Context Protocol)."""
+    from jobs.mcp_server import build
+
+    build(me()).run()
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, memory, models, texts, queue."""
     checks = examine()
@@ -247,8 +217,7 @@ def main() -> None:
     """The console script."""
     try:
         upgrade()
-        for kind in kinds().values():
-            submit_app.command(kind.name)(_submit_command(kind))
+        add_kinds()
         app()
     except (SlimscopeError, ValidationError) as error:  # the latter: a SLIMSCOPE_ variable
         print(f"slimscope: {error}", file=sys.stderr)

@@ -34,6 +34,11 @@ class Phase:
         self.snapshot, self.profile = context.snapshot, context.profile
         self.should_stop = context.should_stop
 
+    def part(self, number: int, parts: int) -> Phase:
+        """The reporter of the `number`th of `parts` equal parts of this phase."""
+        width = self._width / parts
+        return Phase(self._context, self._start + number * width, width)
+
     def progress(self, done: float, total: float, stage: str) -> None:
         share = done / total if total else 1.0
         self._context.progress(self._start + self._width * share, 1.0, stage)

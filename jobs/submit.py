@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backend.errors import ConfigRefused
-from backend.queue import service
+from backend.queue import roles, service
 from backend.queue.service import Actor
-from backend.store import queries
 from backend.store.tables import Job
 from jobs.kinds import Estimate, JobConfig, kind_named
+
+NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
@@ -69,35 +74,29 @@ def submit(
         Forbidden: the actor may not.
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
-    service.require_host(actor, "add a run")
-    config, _ = checked(kind, values)
+    roles.require_adding(actor)
+    config, cost = checked(kind, values)
     return service.enqueue(
-        kind, config.model_dump(mode="json"), actor, name=name, priority=priority
+        kind, config.model_dump(mode="json"), actor, name=name, priority=priority, cost=cost
     )
 
 
-def again(run: str | int, actor: Actor) -> Job:
-    """Adds a new run with the config of an old one, which is kept as it is."""
-    old = queries.job(run)
-    service.require_host(actor, "add a run")
-    config, _ = checked(old.kind, old.config)
-    return service.enqueue(
-        old.kind, config.model_dump(mode="json"), actor, name=old.name, parent=old.id
-    )
-
-
-def command_line(kind: str, values: Mapping[str, Any]) -> str:
-    """The shell line that queues the same run: only what differs from the defaults."""
-    import shlex
-
+def command_line(
+    kind: str, values: Mapping[str, Any], sweep: Mapping[str, Sequence[str]] = NOTHING
+) -> str:
+    """The shell line that queues the same runs: only what differs from the defaults."""
     words = ["slimscope", "submit", kind]
     for name, info in kind_named(kind).config.model_fields.items():
         value = values.get(name, info.default)
-        if value is None or value == info.default:
+        if value is None or value == info.default or name in sweep:
             continue
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(option if value else "--no-" + option.removeprefix("--"))
         else:
             words += [option, str(value)]
+    for name, chosen in sweep.items():
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow(chosen)  # commas in values are quoted
+        words += ["--sweep", f"{name.replace('_', '-')}={line.getvalue()}"]
     return shlex.join(words)

@@ -1,0 +1,47 @@
+"""What all commands of the command line share: who asks, how answers are printed, exit codes."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+
+from backend.queue import supervisor
+from backend.queue.service import Actor
+from backend.store import queries
+from backend.store.states import TERMINAL, State
+from backend.store.tables import Job
+
+REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
+EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
+NAP_S = 0.5
+PERPLEXITY = "perplexity"  # what is shown of a sweep when nothing else is asked for
+
+out = Console(highlight=False)
+
+
+def me() -> Actor:
+    """Whoever has a shell on this machine is a host."""
+    return Actor(getpass.getuser(), "host")
+
+
+def say(value: Any, as_json: bool, text: str) -> None:
+    """Prints the JSON value, or the text for people."""
+    print(json.dumps(value, indent=1) if as_json else text)
+
+
+def follow(run: str, quiet: bool) -> Job:
+    """Prints how far a run is until it has ended."""
+    shown = ""
+    while (job := queries.job(run)).state not in TERMINAL:
+        supervisor.ensure()
+        share = f"{job.done / job.total:4.0%}" if job.total else "   –"
+        line = f"{job.run}  {job.state:<10} {share}  {job.stage}"
+        if line != shown and not quiet:
+            out.print(line)
+        shown = line
+        time.sleep(NAP_S)
+    return job

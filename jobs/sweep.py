@@ -1,0 +1,233 @@
+"""A sweep: some fields of a kind's config are given several values, every combination is a run.
+
+    slimscope submit sds --sweep pattern=2:4,70% --sweep base=wanda,sparsegpt --sweep seed=0..2
+
+All runs are validated before any is queued, and queued in one transaction. What comes out is told
+for each combination over its seeds:
+
+    mean = sum x_i / n
+    spread = sqrt(sum (x_i - mean)^2 / (n - 1))    the sample standard deviation
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from statistics import fmean, stdev
+from typing import Any
+
+from backend.errors import ConfigRefused, SlimscopeError
+from backend.queue import roles, service
+from backend.queue.service import Actor
+from backend.settings import settings
+from backend.store.tables import Job, Result
+from jobs.kinds import Estimate, JobConfig, kind_named, kinds
+from jobs.submit import checked
+
+MOST_FIELDS = 3
+MOST_RUNS = 64
+SEED = "seed"  # runs that differ in nothing else are repetitions of one another
+RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
+
+Sweep = Mapping[str, Sequence[str]]  # field -> its values as they were written
+
+
+# before the work ----------------------------------------------------------------------------------
+
+
+def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The sweep that (field, values) pairs write: "2:4, 70%", or "0..2" for whole numbers.
+
+    Raises:
+        ConfigRefused: with `field` naming the field at fault.
+    """
+    fields = kind_named(kind).config.model_fields
+    sweep: dict[str, list[str]] = {}
+    for name, text in pairs:
+        field = name.strip().replace("-", "_")
+        if not field:
+            raise ConfigRefused("Some values have no field.", "", "Choose the field.", field)
+        if field not in fields:
+            raise ConfigRefused(f"There is no setting {name[:40]!r} to sweep.", "", "", field)
+        if field in sweep:
+            raise _refused(kind, field, "It is named twice.", "Write all its values in one list.")
+        if len(sweep) == MOST_FIELDS:
+            raise _refused(kind, field, f"At most {MOST_FIELDS} fields are swept at a time.")
+        sweep[field] = _values(kind, field, text, fields[field].annotation is int)
+    runs = prod(map(len, sweep.values()))
+    if runs > MOST_RUNS:
+        raise _refused(kind, [*sweep][-1], f"{runs} runs are more than {MOST_RUNS}.", "Sweep less.")
+    return sweep
+
+
+def _values(kind: str, field: str, text: str, whole: bool) -> list[str]:
+    """The values in a list; commas inside quotes do not part them."""
+    found: list[str] = []
+    for value in next(csv.reader([text], skipinitialspace=True), []):
+        span = RANGE.fullmatch(value.strip()) if whole else None
+        first, last = (int(span[1]), int(span[2])) if span else (0, 0)
+        if span and not 0 <= last - first < MOST_RUNS:
+            why = f"{value.strip()} does not count up, or gives more than {MOST_RUNS} values."
+            raise _refused(kind, field, why, "Write it as in 0..2.")
+        found += map(str, range(first, last + 1)) if span else [value.strip()]
+    if not all(found) or not found:
+        raise _refused(kind, field, "A value is missing.", "Write values as in 2:4, 70% or 0..2.")
+    return found
+
+
+def _refused(kind: str, field: str, why: str, do: str = "") -> ConfigRefused:
+    title = kind_named(kind).config.model_fields[field].title or field
+    return ConfigRefused(f"{title} cannot be swept like this.", why, do, field)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to be queued.
+
+    Attributes:
+        estimate: the time of all runs together, the memory of the largest.
+    """
+
+    configs: list[JobConfig]
+    estimate: Estimate
+
+
+def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> Plan:
+    """The configs of all runs and what they will cost; an empty sweep is a single run.
+
+    Raises:
+        SlimscopeError: one of the runs cannot be carried out, or two are the same.
+    """
+    seen: dict[str, str] = {}
+    configs: list[JobConfig] = []
+    estimates: list[Estimate] = []
+    for chosen in product(*sweep.values()):
+        combination = dict(zip(sweep, chosen, strict=True))
+        said = ", ".join(f"{field} {value}" for field, value in combination.items())
+        try:
+            config, estimate = checked(kind, {**values, **combination})
+        except SlimscopeError as error:
+            raise _told_of(error, said) from error
+        if (same := config.model_dump_json()) in seen:
+            why = f"{said} is the same run as {seen[same]}."
+            raise _refused(kind, [*sweep][-1], why, "Write each value once.")
+        seen[same] = said
+        configs.append(config)
+        estimates.append(estimate)
+    return Plan(configs, _together(estimates))
+
+
+def _told_of(error: SlimscopeError, combination: str) -> SlimscopeError:
+    """The error, with the combination it is about."""
+    if not combination:
+        return error
+    why = f"In the run with {combination}: {error.why}"
+    return type(error)(error.what, why, error.do, error.field)
+
+
+def _together(estimates: Sequence[Estimate]) -> Estimate:
+    side_by_side = min(settings().slots, len(estimates))
+    seconds = [e.seconds for e in estimates if e.seconds is not None]
+    known = len(seconds) == len(estimates)
+    return replace(
+        estimates[-1],
+        seconds=sum(seconds) / side_by_side if known else None,
+        bytes=max(e.bytes for e in estimates),
+        work=sum(e.work for e in estimates),
+        warnings=tuple(dict.fromkeys(text for e in estimates for text in e.warnings)),
+    )
+
+
+def queue(
+    kind: str,
+    values: Mapping[str, Any],
+    sweep: Sweep,
+    actor: Actor,
+    *,
+    name: str = "",
+    priority: int = 0,
+) -> list[Job]:
+    """Validates all runs, then adds them to the queue, all or none.
+
+    Raises:
+        Forbidden: the actor may not.
+        SlimscopeError: one of the runs cannot be carried out; `field` says where it is wrong.
+    """
+    roles.require_adding(actor)
+    made = plan(kind, values, sweep)
+    configs = [config.model_dump(mode="json") for config in made.configs]
+    return service.enqueue_all(
+        kind, configs, actor, name=name, priority=priority, cost=made.estimate
+    )
+
+
+# after the work -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one combination, over its seeds.
+
+    Attributes:
+        values: field -> value, of the fields that differ between the runs, without the seed.
+        spread: sample standard deviation; None of a single run.
+        n: runs that have this figure.
+    """
+
+    values: dict[str, Any]
+    stage: str
+    metric: str
+    mean: float
+    spread: float | None
+    n: int
+
+    @property
+    def label(self) -> str:
+        """The combination in words: "2:4 · wanda"."""
+        return " · ".join(str(value) for value in self.values.values()) or "all runs"
+
+
+def varied(jobs: Sequence[Job]) -> list[str]:
+    """The config fields in which the runs differ, in the order of the config."""
+    fields = dict.fromkeys(name for job in jobs for name in job.config)
+    return [f for f in fields if any(j.config.get(f) != jobs[0].config.get(f) for j in jobs)]
+
+
+def combination(job: Job, fields: Iterable[str]) -> dict[str, Any]:
+    """What `job` has of the varied fields, without the seed."""
+    return {field: job.config.get(field) for field in fields if field != SEED}
+
+
+def table(jobs: Sequence[Job], results: Iterable[Result]) -> list[Row]:
+    """Mean and spread over seeds of every figure: by combination in the order of the runs, then by
+    stage, then by metric.
+
+    Args:
+        jobs: the runs of a sweep.
+        results: of these runs.
+    """
+    of_job: dict[int, list[Result]] = {job.id: [] for job in jobs}
+    for result in results:
+        of_job[result.job_id].append(result)
+    fields = varied(jobs)
+    groups: dict[str, tuple[dict[str, Any], dict[tuple[str, str], list[float]]]] = {}
+    for job in jobs:
+        values = combination(job, fields)
+        _, figures = groups.setdefault(repr(values), (values, {}))
+        for result in of_job[job.id]:
+            figures.setdefault((result.stage, result.metric), []).append(result.value)
+    stages = [*kinds()[jobs[0].kind].stages] if jobs and jobs[0].kind in kinds() else []
+    return [
+        Row(values, stage, metric, fmean(x), stdev(x) if len(x) > 1 else None, len(x))
+        for values, figures in groups.values()
+        for (stage, metric), x in sorted(figures.items(), key=lambda f: _place(f[0][0], stages))
+    ]
+
+
+def _place(stage: str, stages: Sequence[str]) -> int:
+    """Where a stage stands; the figures of the run as a whole stand last."""
+    return stages.index(stage) if stage in stages else len(stages)

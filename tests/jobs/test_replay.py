@@ -1,0 +1,145 @@
+"""Replays: frozen settings, an equal result, and every way in which it may differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from backend.errors import Forbidden, NotFound
+from backend.models.toy.stories import stories
+from backend.queue.service import Actor
+from backend.settings import settings
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Job, Result
+from jobs.record import record
+from jobs.replay import compare, replay, replayed
+from jobs.submit import submit
+from tests.jobs.test_cli import slimscope
+from tests.jobs.test_sds_job import SMALL
+from tests.queue.conftest import HOST, Wait
+
+
+def made(number: int, results: dict[str, float], **values: object) -> None:
+    """A run that has ended with these figures of the SDS stage."""
+    row = {
+        "id": number, "kind": "sds", "owner": "x", "config": {"pattern": "2:4"}, "config_hash": "",
+        "created_at": 1, "queued_at": 1, "state": State.SUCCEEDED,
+        "environment": {"weights_sha256": "aa", "threads": 1, "versions": {"torch": "2.9"}},
+    }  # fmt: skip
+    with writing() as session:
+        session.add(Job(**(row | values)))
+        session.flush()
+        for metric, value in results.items():
+            details = {"corpus": "toystories"}
+            session.add(
+                Result(job_id=number, stage="sds", metric=metric, value=value, details=details)
+            )
+
+
+def test_the_same_comes_out_until_the_text_changes(
+    wait: Wait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
+    settings.cache_clear()
+    text = tmp_path / "own.txt"
+    text.write_text("\n\n".join(stories(5, 400)))
+    values = {**SMALL, "calibration_text": "file:own.txt", "control": False}
+    first = submit("sds", values, HOST)
+    assert wait(first.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+
+    monkeypatch.delenv("SLIMSCOPE_TEXT_DIR")  # the settings are frozen with the run
+    settings.cache_clear()
+    second = replay(first.run, HOST)
+    assert second.environment["settings"]["SLIMSCOPE_TEXT_DIR"] == str(tmp_path)
+    assert wait(second.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    same = compare(first.run, second.run)
+    assert same.outcome == "equal" and same.compared > 15, str(same)
+    assert same.differences == []
+
+    text.write_text("\n\n".join(stories(6, 400)))
+    third = replay(first.run, HOST)
+    assert wait(third.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    other = compare(first.run, third.run)
+    assert other.outcome == "different" and other.weights is not None
+    assert [t.what for t in other.texts] == ["calibration text"]
+    assert "other weights, another calibration text" in str(other)
+    dense = [d for d in other.results if d.what.startswith("Perplexity, Dense")]
+    assert dense == []  # measured on the evaluation text, which is the same
+
+
+def test_what_differs_is_told_in_words(queue: Path) -> None:
+    figures = {"perplexity": 10.0, "seconds/pruning": 1.0, "tokens_per_second": 20.0}
+    made(1, figures)
+    environment = {"weights_sha256": "bb", "threads": 2, "versions": {"torch": "2.10"}}
+    made(2, figures | {"perplexity": 11.0}, environment=environment, config={"pattern": "50%"})
+    found = compare(1, 2)
+    assert found.outcome == "different" and found.compared == 1  # clocks do not count
+    assert [(d.what, d.first, d.second) for d in found.differences] == [
+        ("sha256 of the weights", "aa", "bb"),
+        ("Perplexity, Second pruning (SDS)", 10.0, 11.0),
+        ("pattern", "2:4", "50%"),
+        ("threads", 1, 2),
+        ("torch", "2.9", "2.10"),
+    ]
+    assert "threads 1 → 2; torch 2.9 → 2.10" in str(found)
+
+
+def test_another_environment_alone_is_told_but_not_judged(queue: Path) -> None:
+    made(1, {"perplexity": 10.0})
+    made(2, {"perplexity": 10.0}, environment={"weights_sha256": "aa", "threads": 2})
+    found = compare(1, 2)
+    assert found.outcome == "equal" and "threads 1 → 2" in str(found)
+
+
+def test_a_missing_figure_and_a_changed_note_are_differences(queue: Path) -> None:
+    made(1, {"perplexity": 10.0, "bits_per_byte": 1.0})
+    made(2, {"perplexity": 10.0})
+    with writing() as session:
+        session.get_one(Result, (2, "sds", "perplexity")).details = {"corpus": "other"}
+    named = {d.what: (d.first, d.second) for d in compare(1, 2).results}
+    assert named["Bits per byte, Second pruning (SDS)"] == (1.0, None)
+    assert named["Perplexity, Second pruning (SDS): corpus"] == ("toystories", "other")
+
+
+def test_a_setting_that_is_newer_than_the_run_is_no_difference(queue: Path) -> None:
+    made(1, {}, config={"pattern": "2:4"})
+    made(2, {}, config={"pattern": "2:4", "seed": 0})
+    assert compare(1, 2).config == ()
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.FAILED])
+def test_nothing_is_said_before_both_have_succeeded(queue: Path, state: State) -> None:
+    made(1, {"perplexity": 10.0})
+    made(2, {}, state=state, parent=1)
+    found = replayed(queries.job(2))
+    assert found is not None and found.outcome == "open" and "once both" in str(found)
+    assert record(2)["replay"]["outcome"] == "open" and record(1)["replay"] is None
+    assert [job.id for job in queries.replays(1)] == [2]
+
+
+def test_who_may_not_and_what_is_not_there(queue: Path) -> None:
+    made(1, {})
+    with pytest.raises(Forbidden):
+        replay(1, Actor("eve"))
+    with pytest.raises(NotFound):
+        replay(2, HOST)
+    with pytest.raises(NotFound):
+        compare(1, 2)
+
+
+def test_replay_from_a_shell(queue: Path) -> None:
+    words = ("submit", "count", "--steps", "1", "--pause", "0", "--wait")
+    assert slimscope(*words).returncode == 0
+    done = slimscope("replay", "count-0001", "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcome"] == "equal"
+    with writing() as session:
+        session.get_one(Result, (1, "run", "total")).value = 7.0
+    told = slimscope("show", "2")
+    assert "count-0001 and count-0002 differ" in told.stdout and "7.0" in told.stdout
+    done = slimscope("replay", "1", "--wait")
+    assert done.returncode == 4 and "1 figures differ" in done.stdout

@@ -1,0 +1,198 @@
+"""Sweeps: what is written, what is refused, one transaction, and the table over seeds."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from statistics import stdev
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.errors import ConfigRefused, Forbidden, SlimscopeError
+from backend.queue import service
+from backend.queue.service import Actor
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Job, Result
+from jobs import sweep
+from jobs.kinds import kinds
+from jobs.submit import command_line
+from tests.jobs.test_cli import slimscope
+from tests.queue.conftest import HOST, Wait
+
+TOY = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
+
+
+def test_values_are_lists_ranges_and_quoted() -> None:
+    read = sweep.read("sds", [("pattern", "2:4, 70%"), ("adjust-steps", "1,3..5")])
+    assert read == {"pattern": ["2:4", "70%"], "adjust_steps": ["1", "3", "4", "5"]}
+    assert sweep.read("sds", [("model", 'toy,"a,b"')]) == {"model": ["toy", "a,b"]}
+    assert sweep.read("sds", [("model", "0..2")]) == {"model": ["0..2"]}  # only numbers count up
+
+
+@pytest.mark.parametrize(
+    ("pairs", "field"),
+    [
+        ([("nope", "1")], "nope"),
+        ([("seed", "")], "seed"),
+        ([("seed", "1,,2")], "seed"),
+        ([("seed", "2..0")], "seed"),
+        ([("seed", "0..999999999")], "seed"),  # and takes no memory for it
+        ([("seed", "0..63"), ("base", "wanda,sparsegpt")], "base"),
+        ([("seed", "1"), ("seed", "2")], "seed"),
+        ([("seed", "1"), ("base", "wanda"), ("pattern", "2:4"), ("windows", "2")], "windows"),
+    ],
+)
+def test_what_cannot_be_swept_names_its_field(pairs: list[tuple[str, str]], field: str) -> None:
+    with pytest.raises(ConfigRefused) as refused:
+        sweep.read("sds", pairs)
+    assert refused.value.field == field
+
+
+def test_every_combination_is_a_run_with_values_of_the_right_type(queue: Path) -> None:
+    swept = {"base": ["wanda", "sparsegpt"], "seed": ["0", "1"], "control": ["false"]}
+    made = sweep.plan("sds", TOY, swept)
+    chosen = [(c.base, c.seed, c.control) for c in made.configs]  # type: ignore[attr-defined]
+    assert chosen == [*product(("wanda", "sparsegpt"), (0, 1), (False,))]
+    single = sweep.plan("sds", TOY | {"control": False}, {}).estimate
+    assert made.estimate.seconds == pytest.approx(4 * single.seconds)  # type: ignore[operator]
+    assert made.estimate.bytes == single.bytes
+
+
+@pytest.mark.parametrize(
+    ("values", "swept", "field", "said"),
+    [
+        ({}, {"pattern": ["2:4", "7x"]}, "pattern", "pattern 7x"),
+        ({}, {"pattern": ["2:4", "3:7"]}, "pattern", "do not divide"),
+        ({"segments": 0}, {"seed": ["0", "1"]}, "segments", "seed 0"),
+        ({}, {"pattern": ["50%", "0.5"]}, "pattern", "is the same run as pattern 50%"),
+        ({}, {"seed": ["1", "1"]}, "seed", "is the same run"),
+        ({}, {"model": ["toy", "/etc/passwd"]}, "model", "model /etc/passwd"),
+    ],
+)
+def test_one_bad_run_refuses_all(
+    queue: Path, values: dict, swept: dict, field: str, said: str
+) -> None:
+    with pytest.raises(SlimscopeError) as refused:
+        sweep.queue("sds", TOY | values, swept, HOST)
+    assert refused.value.field == field and said in str(refused.value)
+    assert queries.jobs() == []
+
+
+def test_all_are_queued_in_one_transaction_or_none(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = sweep.queue("count", {}, {}, HOST)
+    assert [job.sweep for job in alone] == [None] and queries.sweep(alone[0].id) == []
+    jobs = sweep.queue("count", {}, {"steps": ["1", "2", "3"]}, HOST, name="three")
+    assert [job.sweep for job in queries.sweep(jobs[2].id)] == [jobs[0].id] * 3
+    assert [job.config["steps"] for job in queries.sweep(jobs[0].run)] == [1, 2, 3]
+
+    def fail(_session: object, job_id: int, *_: object) -> None:
+        if job_id == jobs[-1].id + 2:
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr(service, "note", fail)
+    with pytest.raises(OSError):
+        sweep.queue("count", {}, {"steps": ["1", "2", "3"]}, HOST)
+    assert len(queries.jobs()) == 4
+
+
+def test_a_guest_may_not(queue: Path) -> None:
+    with pytest.raises(Forbidden):
+        sweep.queue("count", {}, {"steps": ["1", "2"]}, Actor("eve"))
+
+
+def test_a_whole_sweep_is_cancelled_and_resumed(queue: Path, wait: Wait) -> None:
+    first, second, third = sweep.queue("count", {"pause": 0.3}, {"steps": ["1", "40", "41"]}, HOST)
+    assert wait(first.id, State.SUCCEEDED) == State.SUCCEEDED
+    wait(second.id, State.RUNNING)
+    states = service.cancel_all([first.id, second.id, third.id], HOST)
+    assert states == [State.SUCCEEDED, State.RUNNING, State.CANCELLED]
+    assert queries.job(second.id).desired == "stop"
+    assert wait(second.id, State.CANCELLED) == State.CANCELLED
+    assert [j.id for j in service.resume_all([1, 2, 3], HOST)] == [second.id, third.id]
+    assert {j.state for j in queries.sweep(1)} == {State.SUCCEEDED, State.QUEUED}
+    assert service.resume_all([first.id], HOST) == []
+
+
+# the table ----------------------------------------------------------------------------------------
+
+
+def job(number: int, **config: object) -> Job:
+    return Job(id=number, kind="sds", config={"model": "toy", **config})
+
+
+def figure(number: int, value: float, stage: str = "sds", metric: str = "perplexity") -> Result:
+    return Result(job_id=number, stage=stage, metric=metric, value=value, details={})
+
+
+def test_mean_and_sample_deviation_over_seeds() -> None:
+    jobs = [job(1, base="wanda", seed=0), job(2, base="wanda", seed=1), job(3, base="x", seed=0)]
+    results = [figure(1, 10.0), figure(2, 13.0), figure(3, 5.0), figure(1, 4.0, "dense")]
+    rows = sweep.table(jobs, results)
+    assert [(r.values, r.stage, r.n) for r in rows] == [
+        ({"base": "wanda"}, "dense", 1),
+        ({"base": "wanda"}, "sds", 2),
+        ({"base": "x"}, "sds", 1),
+    ]
+    assert rows[1].mean == 11.5 and rows[1].spread == pytest.approx(4.5**0.5)
+    assert rows[2].spread is None  # one run tells no spread
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=2, max_size=8))
+def test_the_spread_is_that_of_numpy(values: list[float]) -> None:
+    jobs = [job(n, seed=n) for n in range(len(values))]
+    (row,) = sweep.table(jobs, [figure(n, value) for n, value in enumerate(values)])
+    assert row.values == {} and row.n == len(values)
+    assert row.mean == pytest.approx(np.mean(values))
+    assert row.spread == pytest.approx(np.std(values, ddof=1), abs=1e-9 * max(values))
+    assert row.spread == stdev(values)
+
+
+# the command line ---------------------------------------------------------------------------------
+
+
+def test_the_command_line_of_a_sweep_reads_back_as_the_same(queue: Path) -> None:
+    swept = {"pattern": ["2:4", "70%"], "model": ["toy", "a,b"], "adjust_steps": ["1", "2"]}
+    line = command_line("sds", {"segments": 4, "pattern": "4:8"}, swept)
+    assert line == (
+        "slimscope submit sds --segments 4 --sweep pattern=2:4,70% "
+        """--sweep 'model=toy,"a,b"' --sweep adjust-steps=1,2"""
+    )
+    pairs = [("pattern", "2:4,70%"), ("model", 'toy,"a,b"'), ("adjust-steps", "1,2")]
+    assert sweep.read("sds", pairs) == swept
+
+
+def test_sweep_from_a_shell(queue: Path) -> None:
+    words = ("submit", "count", "--pause", "0", "--sweep", "steps=1,2", "--sweep", "seed=0..1")
+    done = slimscope(*words, "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["fields"] == ["seed", "steps"] and len(found["runs"]) == 4
+    totals = [(r["values"]["steps"], r["mean"], r["spread"], r["n"]) for r in found["table"]]
+    assert totals == [(1, 1.0, 0.0, 2), (2, 2.0, 0.0, 2)]
+    assert json.loads(slimscope("sweep", "count-0002", "--json").stdout) == found
+    shown = slimscope("sweep", "3", "--metric", "total").stdout
+    assert "4 succeeded" in shown and "steps" in shown
+    for words in (
+        ("sweep", "1", "--metric", "speed"),
+        ("cancel", "1", "--sweep"),  # all have ended
+        ("submit", "count", "--sweep", "steps=0"),
+        ("submit", "count", "--sweep", "steps"),
+    ):
+        refused = slimscope(*words)
+        assert refused.returncode == 2 and "Traceback" not in refused.stderr, words
+
+
+def test_only_a_run_of_a_sweep_has_one(queue: Path) -> None:
+    with writing() as session:
+        session.add(Job(id=1, kind="count", owner="x", config={}, config_hash="", created_at=1,
+                        queued_at=1))  # fmt: skip
+    assert "belongs to no sweep" in slimscope("sweep", "1").stderr
+    assert kinds()["count"]
