@@ -34,7 +34,7 @@ def sds(seeded: Settings) -> Kind:
 
 
 def test_the_preview_tells_model_cost_and_command(sds: Kind) -> None:
-    html, error = launch.preview_of(sds, TOY)
+    html, _, error = launch.preview_of(sds, TOY)
     assert error is None
     assert "Toy stories" in html and "weights" in html
     assert "Memory" in html and "Time" in html
@@ -42,7 +42,7 @@ def test_the_preview_tells_model_cost_and_command(sds: Kind) -> None:
 
 
 def test_warnings_are_part_of_the_preview(sds: Kind) -> None:
-    html, _ = launch.preview_of(sds, TOY | {"segments": 1, "context": 16})
+    html, *_ = launch.preview_of(sds, TOY | {"segments": 1, "context": 16})
     assert "⚠" in html
 
 
@@ -61,17 +61,17 @@ def test_warnings_are_part_of_the_preview(sds: Kind) -> None:
 def test_what_cannot_work_names_its_field_before_it_is_queued(
     sds: Kind, values: dict[str, Any], field: str
 ) -> None:
-    html, error = launch.preview_of(sds, TOY | values)
+    html, _, error = launch.preview_of(sds, TOY | values)
     assert error is not None and error.field == field
     assert "slimscope submit" in html
     before = len(queries.jobs())
-    said, refused = launch.enqueue(sds, "", TOY | values, asked())
+    said, refused = launch.enqueue(sds, "", TOY | values, (), asked())
     assert refused is not None and refused.field == field
     assert 'role="alert"' in said["value"] and len(queries.jobs()) == before
 
 
 def test_a_queued_run_is_confirmed_with_link_and_place(sds: Kind) -> None:
-    said, error = launch.enqueue(sds, " mine ", TOY, asked())
+    said, error = launch.enqueue(sds, " mine ", TOY, (), asked())
     job = queries.jobs()[0]
     assert error is None
     assert f'href="run?id={job.run}"' in said["value"] and "number 2" in said["value"]
@@ -79,15 +79,15 @@ def test_a_queued_run_is_confirmed_with_link_and_place(sds: Kind) -> None:
 
 
 def test_a_guest_is_refused_by_the_service(sds: Kind) -> None:
-    said, error = launch.enqueue(sds, "", TOY, asked("10.0.0.7"))
+    said, error = launch.enqueue(sds, "", TOY, (), asked("10.0.0.7"))
     assert error is not None and "may not" in said["value"]
     assert len(queries.jobs()) == 5
 
 
 def test_hostile_values_are_text_in_preview_and_refusal(sds: Kind) -> None:
     bad = "<img src=x onerror=alert(1)>${1+1}"
-    html, error = launch.preview_of(sds, TOY | {"pattern": bad})
-    said, _ = launch.enqueue(sds, bad, TOY | {"pattern": bad}, asked())
+    html, _, error = launch.preview_of(sds, TOY | {"pattern": bad})
+    said, _ = launch.enqueue(sds, bad, TOY | {"pattern": bad}, (), asked())
     for shown in (html, said["value"]):
         assert "<img" not in shown and "${" not in shown
     assert error is not None
@@ -99,6 +99,43 @@ def test_models_and_texts_are_offered_by_title(current: Settings) -> None:
     evaluation = [name for _, name in launch.texts("evaluation")]
     assert calibration[0] == evaluation[0] == "auto"
     assert "self" in calibration and "self" not in evaluation
+
+
+SWEPT = (("pattern", "2:4, 50%"), ("seed", "0..2"))
+
+
+def test_a_sweep_tells_how_many_runs_it_adds_and_what_they_cost(sds: Kind) -> None:
+    html, runs, error = launch.preview_of(sds, TOY, SWEPT)
+    assert (runs, error) == (6, None)
+    assert "6 runs" in html and "for all 6" in html and "--sweep" in html
+    said, error = launch.enqueue(sds, "six", TOY, SWEPT, asked())
+    assert error is None and "6 runs were added" in said["value"]
+    jobs = queries.sweep(queries.jobs()[0].id)
+    assert [(j.config["pattern"], j.config["seed"]) for j in jobs][-1] == ("50%", 2)
+    assert f'href="sweep?id={jobs[0].run}"' in said["value"]
+
+
+@pytest.mark.parametrize(
+    ("row", "values", "field"),
+    [
+        (("pattern", "2:4, 5:3"), {}, "pattern"),
+        (("seed", "0..99"), {}, "seed"),
+        (("seed", ""), {}, "seed"),
+        (("", "1, 2"), {}, ""),
+        (("seed", "0, 1"), {"segments": 0}, "segments"),
+    ],
+)
+def test_a_bad_sweep_is_explained_beside_its_row(
+    sds: Kind, row: tuple[str, str], values: dict[str, Any], field: str
+) -> None:
+    _, runs, error = launch.preview_of(sds, TOY | values, [row])
+    assert runs == 0 and error is not None and error.field == field
+    with gr.Blocks():
+        form = launch._form(sds, visible=True)
+    given = [*({**form.form.values([None] * len(form.form.inputs)), **TOY}).values()]
+    told = form.complain(error, [*given, "base", "wanda", *row, "", ""])
+    shown = [m.elem_id for m, update in told.items() if update.get("visible")]
+    assert shown == (["sds-message-segments"] if field == "segments" else ["sds-sweep-message-2"])
 
 
 def arrival(**query: str) -> dict[str, Any]:
@@ -113,9 +150,9 @@ def arrival(**query: str) -> dict[str, Any]:
 
 def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
     told = arrival(**{"from": "sds-0001"})
-    assert told["field-base"]["value"] == "magnitude"
-    assert told["field-model"]["value"] == "toy"
-    assert told["field-segments"]["value"] == 32
+    assert told["sds-field-base"]["value"] == "magnitude"
+    assert told["sds-field-model"]["value"] == "toy"
+    assert told["sds-field-segments"]["value"] == 32
     assert told["launch-name"] == queries.job(1).name
     assert told["launch-kind"] == "sds"
 
@@ -123,8 +160,8 @@ def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
 @pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
 def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -> None:
     told = arrival(**{"from": old})
-    assert "field-base" not in told and "launch-kind" not in told
-    assert "value" not in told["field-model"]
+    assert "sds-field-base" not in told and "launch-kind" not in told
+    assert "value" not in told["sds-field-model"]
 
 
 def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:

@@ -27,7 +27,7 @@ Choice = tuple[str, str]  # what is read, what is stored
 RADIO_LETTERS = 18  # so many letters of options fit side by side
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 FIRST = "Model and method"
-SECTIONS = {"TextConfig": "Text", "JobConfig": "Run"}
+SECTIONS = {"TextConfig": "Text", "EvaluationText": "Text", "JobConfig": "Run"}
 
 
 def owner(config: type[BaseModel], name: str) -> type:
@@ -64,13 +64,16 @@ def sections(config: type[BaseModel]) -> dict[str, list[str]]:
     return found
 
 
-def component(name: str, info: FieldInfo, choices: Sequence[Choice] = ()) -> Input:
-    """The component that suits the field's type; `choices` may be added to by typing."""
+def component(
+    name: str, info: FieldInfo, choices: Sequence[Choice] = (), prefix: str = ""
+) -> Input:
+    """The component that suits the field's type; `choices` may be added to by typing. `prefix`
+    starts its id on the page."""
     common: dict[str, Any] = {
         "label": title(name, info),
         "info": info.description,
         "value": info.default,
-        "elem_id": f"field-{name.replace('_', '-')}",
+        "elem_id": f"{prefix}field-{name.replace('_', '-')}",
     }
     options = [str(o) for o in get_args(info.annotation)]
     suggested = choices or [(str(e), str(e)) for e in info.examples or ()]
@@ -108,14 +111,20 @@ class ConfigForm:
 
     Args:
         config: the pydantic class.
-        choices: field name -> what can be chosen today in a free-text field.
+        choices: what can be chosen today in a free-text field, by its `choices` of the config's
+            `json_schema_extra`, or else by its name.
+        prefix: starts the ids of its elements, where a page has several forms.
     """
 
     def __init__(
-        self, config: type[BaseModel], choices: Mapping[str, Callable[[], list[Choice]]] = NOTHING
+        self,
+        config: type[BaseModel],
+        choices: Mapping[str, Callable[[], list[Choice]]] = NOTHING,
+        prefix: str = "",
     ) -> None:
-        self.config = config
-        self.choices = {n: now for n, now in choices.items() if n in config.model_fields}
+        self.config, self.prefix = config, prefix
+        named = {n: str(extra(info).get("choices", n)) for n, info in config.model_fields.items()}
+        self.choices = {n: choices[name] for n, name in named.items() if name in choices}
         self.fields: dict[str, Field] = {}
         hidden: list[str] = []
         for heading, names in sections(config).items():
@@ -136,11 +145,13 @@ class ConfigForm:
 
     def _field(self, name: str) -> None:
         info = self.config.model_fields[name]
-        message = f"message-{name.replace('_', '-')}"
+        message = f"{self.prefix}message-{name.replace('_', '-')}"
         self.fields[name] = Field(
             name,
             info,
-            component(name, info, self.choices[name]() if name in self.choices else ()),
+            component(
+                name, info, self.choices[name]() if name in self.choices else (), self.prefix
+            ),
             notice(message),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,21 +11,24 @@ import gradio as gr
 
 from backend.errors import SlimscopeError
 from backend.models import catalogue
-from backend.queue import supervisor
+from backend.queue import roles, supervisor
 from backend.store import queries
 from backend.store.tables import Job
 from backend.text import corpora
-from jobs import submit
+from jobs import submit, sweep
 from jobs.kinds import Kind, kinds
-from ui.components.actions import GUEST
 from ui.components.board import LATEST, Board
 from ui.components.cards import empty, facts, shell, stack
 from ui.components.config_form import Choice, ConfigForm
 from ui.components.plain import done, failed, notice, plain, said
+from ui.components.sweep_form import SweepForm
 from ui.format import duration, esc, href, problem, short_count, size
+from ui.format import runs as counted
 from ui.frame import READER, Page, actor, on_load, query, url_sync
 
 NO_PRESET = "default"
+ADD = "Add to queue"
+Pairs = Sequence[tuple[str, str]]  # field and its values, as they were written
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,26 @@ class KindForm:
     column: gr.Column
     preset: gr.Radio
     form: ConfigForm
+    sweep: SweepForm
+
+    @property
+    def inputs(self) -> list[Any]:
+        return [*self.form.inputs, *self.sweep.inputs]
+
+    @property
+    def messages(self) -> list[gr.HTML]:
+        return [*self.form.messages, *self.sweep.messages]
+
+    def read(self, given: Sequence[Any]) -> tuple[dict[str, Any], Pairs]:
+        """The values of the config, and the fields that are swept with theirs."""
+        own = len(self.form.inputs)
+        return self.form.values(given[:own]), self.sweep.pairs(given[own:])
+
+    def complain(self, error: SlimscopeError | None, given: Sequence[Any]) -> dict[Any, Any]:
+        """Updates that show the error beside its field, in the sweep when it is swept."""
+        swept = given[len(self.form.inputs) :]
+        mine = None if self.sweep.holds(error, swept) else error
+        return {**self.form.complain(mine), **self.sweep.complain(error, swept)}
 
 
 def build() -> None:
@@ -61,7 +84,7 @@ def build() -> None:
                 max_lines=1,
                 elem_id="launch-name",
             )
-            add = gr.Button("Add to queue", variant="primary", elem_id="launch-add")
+            add = gr.Button(ADD, variant="primary", elem_id="launch-add")
             told = notice("launch-said")
             preview = Board(elem_id="launch-preview", min_height=240)
     for form in forms.values():
@@ -73,6 +96,7 @@ def build() -> None:
 
 
 def _form(kind: Kind, *, visible: bool) -> KindForm:
+    prefix = f"{kind.name}-"
     with gr.Column(visible=visible, elem_id=f"form-{kind.name}") as column:
         plain(f'<p class="quiet">{esc(kind.summary)}</p>')
         preset = gr.Radio(
@@ -81,8 +105,9 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
             label="Preset",
             elem_id=f"preset-{kind.name}",
         )
-        form = ConfigForm(kind.config, CHOICES)
-    return KindForm(kind, column, preset, form)
+        form = ConfigForm(kind.config, CHOICES, prefix)
+        sweeps = SweepForm(kind.config, prefix)
+    return KindForm(kind, column, preset, form, sweeps)
 
 
 # what can be chosen -------------------------------------------------------------------------------
@@ -103,8 +128,16 @@ def _titled(title: str, ready: bool) -> str:
     return title if ready else f"{title} (not set up)"
 
 
+def saved() -> list[Choice]:
+    """The runs that left a model, the newest first, then all models."""
+    held = queries.model_bytes()
+    runs = [(f"{job.run} {job.name}".strip(), job.run) for job in queries.jobs() if job.id in held]
+    return [*runs, *models()]
+
+
 CHOICES: Mapping[str, Callable[[], list[Choice]]] = {
     "model": models,
+    "saved": saved,
     "calibration_text": partial(texts, "calibration"),
     "evaluation_text": partial(texts, "evaluation"),
 }
@@ -121,21 +154,23 @@ def _wire(
     preview: Board,
 ) -> None:
     """Preview on every change; presets; the button."""
-    form, inputs = this.form, this.form.inputs
-    outputs = [*form.messages, form.accordion, preview]
+    form, inputs = this.form, this.inputs
+    outputs = [*this.messages, form.accordion, this.sweep.accordion, add, preview]
 
     def look(kind: str, *given: Any) -> Any:
         if kind != this.kind.name:
             return gr.skip()
-        values = form.values(given)
-        html, error = preview_of(this.kind, values)
-        return {**form.complain(error), **form.count(values), preview: html}
+        values, pairs = this.read(given)
+        html, runs, error = preview_of(this.kind, values, pairs)
+        words = {add: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD)}
+        counts = {**form.count(values), **this.sweep.count(runs), **words}
+        return {**this.complain(error, given), **counts, preview: html}
 
     def queue(request: gr.Request, kind: str, text: str, *given: Any) -> Any:
         if kind != this.kind.name:
             return gr.skip()
-        message, error = enqueue(this.kind, text, form.values(given), request)
-        return {**form.complain(error), told: message}
+        message, error = enqueue(this.kind, text, *this.read(given), request)
+        return {**this.complain(error, given), told: message}
 
     def use(preset: str) -> Any:
         return form.show(this.kind.preset("" if preset == NO_PRESET else preset))
@@ -143,8 +178,8 @@ def _wire(
     changes = [method.change, *(c.change for c in inputs)]
     gr.on(changes, look, [method, *inputs], outputs, **LATEST)
     on_load(look, [method, *inputs], outputs)
-    this.preset.input(use, this.preset, inputs, **READER)
-    queued = [*form.messages, form.accordion, told]
+    this.preset.input(use, this.preset, form.inputs, **READER)
+    queued = [*this.messages, form.accordion, told]
     add.click(
         queue, [method, name, *inputs], queued, show_progress="hidden", api_visibility="private"
     )
@@ -161,18 +196,18 @@ def _show_kind(names: list[str]) -> Callable[[str], Any]:
 def _wire_arrival(
     forms: Mapping[str, KindForm], method: gr.Radio, name: gr.Textbox, add: gr.Button, told: gr.HTML
 ) -> None:
-    """On arrival: what can be chosen today; the kind and, with `?from=`, the config of a run; the
-    button off for guests."""
+    """On arrival: what can be chosen today; the kind and, with `?from=`, the config of a run or,
+    with `?model=`, a model; the button off for guests."""
     inputs = [c for this in forms.values() for c in this.form.inputs]
     columns = [this.column for this in forms.values()]
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
         old = _old(query(request, "from"))
         asked = old.kind if old else query(request, "kind")
-        updates = _guest(add, told) if actor(request).role != "host" else {}
+        reason = roles.may_not_add(actor(request))
+        updates = _closed(add, told, reason) if reason else {}
         for kind, this in forms.items():
-            values = old.config if old and old.kind == kind else None
-            updates |= this.form.arrival(values)
+            updates |= this.form.arrival(_given(kind, asked, old, query(request, "model")))
             if asked in forms:
                 updates[this.column] = gr.update(visible=kind == asked)
         if asked in forms:
@@ -182,8 +217,16 @@ def _wire_arrival(
     on_load(arrive, None, [method, name, add, told, *columns, *inputs])
 
 
-def _guest(add: gr.Button, told: gr.HTML) -> dict[Any, Any]:
-    return {add: gr.update(interactive=False), told: said(f'<p class="quiet">{GUEST}</p>')}
+def _given(kind: str, asked: str, old: Job | None, model: str) -> Mapping[str, Any] | None:
+    """The values the form of `kind` opens with; None leaves the defaults."""
+    if kind != asked:
+        return None
+    return old.config if old else {"model": model} if model else None
+
+
+def _closed(add: gr.Button, told: gr.HTML, reason: str) -> dict[Any, Any]:
+    html = f'<p class="quiet">{esc(reason)} {roles.ASK}</p>'
+    return {add: gr.update(interactive=False), told: said(html)}
 
 
 def _old(run: str) -> Job | None:
@@ -194,47 +237,73 @@ def _old(run: str) -> Job | None:
         return None
 
 
-def preview_of(kind: Kind, values: Mapping[str, Any]) -> tuple[str, SlimscopeError | None]:
-    """HTML: what will be queued and what it costs; and the error, for its field."""
-    command = submit.command_line(kind.name, values)
+def preview_of(
+    kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()
+) -> tuple[str, int, SlimscopeError | None]:
+    """HTML: what will be queued and what it costs; how many runs; and the error, for its field."""
+    swept: dict[str, list[str]] = {}
     try:
-        config, estimate = submit.checked(kind.name, values)
+        swept = sweep.read(kind.name, pairs)
+        made = sweep.plan(kind.name, values, swept)
     except SlimscopeError as error:
-        return stack("" if error.field else problem(error), shell(command)), error
+        command = submit.command_line(kind.name, values, swept)
+        return stack("" if error.field is not None else problem(error), shell(command)), 0, error
+    runs, cost = len(made.configs), made.estimate
     about = {
-        "Time": f"about {duration(estimate.seconds)}" if estimate.seconds else "not known yet",
-        "Memory": f"about {size(estimate.bytes)}",
-        "Estimated from": esc(estimate.basis),
+        "Adds": counted(runs),
+        "Time": _time(cost.seconds, runs),
+        "Memory": f"about {size(cost.bytes)}",
+        "Estimated from": esc(cost.basis),
     }
-    warnings = "".join(f'<p class="warn">⚠ {esc(text)}</p>' for text in estimate.warnings)
-    return stack(facts(_model(config) | about), warnings, shell(command)), None
+    warnings = "".join(f'<p class="warn">⚠ {esc(text)}</p>' for text in cost.warnings)
+    command = submit.command_line(kind.name, values, swept)
+    return stack(facts(_model(made.configs) | about), warnings, shell(command)), runs, None
 
 
-def _model(config: Any) -> dict[str, str]:
-    if not hasattr(config, "model"):
-        return {}
-    facts = catalogue.inspect(config.model)
-    shape = f"{short_count(facts.parameters)} weights, {facts.blocks} blocks"
-    note = f'<br><span class="quiet">{esc(facts.note)}</span>' if facts.note else ""
-    return {"Model": f"{esc(facts.title)}: {shape}{note}"}
+def _time(seconds: float | None, runs: int) -> str:
+    if not seconds:
+        return "not known yet"
+    return f"about {duration(seconds)}{f' for all {runs}' if runs > 1 else ''}"
+
+
+def _model(configs: Sequence[Any]) -> dict[str, str]:
+    specs = dict.fromkeys(config.model for config in configs if hasattr(config, "model"))
+    return {"Model": "<br>".join(map(_shape, specs))} if specs else {}
+
+
+def _shape(spec: str) -> str:
+    try:
+        known = catalogue.inspect(spec)
+    except SlimscopeError:  # a run; its kind knows where its model is
+        return esc(spec)
+    shape = f"{short_count(known.parameters)} weights, {known.blocks} blocks"
+    note = f'<br><span class="quiet">{esc(known.note)}</span>' if known.note else ""
+    return f"{esc(known.title)}: {shape}{note}"
 
 
 def enqueue(
-    kind: Kind, name: str, values: Mapping[str, Any], request: gr.Request
+    kind: Kind, name: str, values: Mapping[str, Any], pairs: Pairs, request: gr.Request
 ) -> tuple[Any, SlimscopeError | None]:
-    """Puts the run into the queue; says where it stands there, or what is wrong."""
+    """Puts the runs into the queue; says where they stand there, or what is wrong."""
     try:
-        job = submit.submit(kind.name, values, actor(request), name=name or "")
+        swept = sweep.read(kind.name, pairs)
+        jobs = sweep.queue(kind.name, values, swept, actor(request), name=name or "")
     except SlimscopeError as error:
         return failed(error), error
     supervisor.ensure()
-    place = queries.status().position(job.id)
-    where = f"It is number {place} in the queue." if place else "It is about to start."
+    first = jobs[0]
+    place = queries.status().position(first.id)
+    if len(jobs) == 1:
+        what, page = f"{esc(first.run)} was added.", ("run", "Open the run")
+        where = f"It is number {place} in the queue." if place else "It is about to start."
+    else:
+        what, page = f"{len(jobs)} runs were added.", ("sweep", "Open the sweep")
+        where = f"{esc(first.run)} is number {place} in the queue." if place else ""
     links = (
-        f'<a href="{href("run", id=job.run)}">Open the run</a> '
-        f'<a href="{href("jobs", id=job.run)}">See the queue</a>'
+        f'<a href="{href(page[0], id=first.run)}">{page[1]}</a> '
+        f'<a href="{href("jobs", id=first.run)}">See the queue</a>'
     )
-    return done(f"<b>✓ {esc(job.run)} was added.</b> {where} {links}"), None
+    return done(f"<b>✓ {what}</b> {where} {links}"), None
 
 
 PAGE = Page("Launch", "launch", build)
