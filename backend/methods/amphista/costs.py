@@ -4,7 +4,8 @@
 
 t(n) is the time of a pass of the base over n nodes, measured here and now; draft that of a guess.
 A GPU verifies dozens of nodes in the time of one; a CPU may not, and the best tree is small. The
-break-even of a size is the tau at which the speed-up is 1: the denominator.
+break-even of a size is the tau at which the speed-up is 1: the denominator. A tree of the root
+alone needs no guess and breaks even at 1: where no guess pays, none is made.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ class Costs:
 
     def break_even(self, nodes: int) -> float:
         """Accepted length at which a tree of `nodes` nodes is as fast as none."""
-        return self.ratio(nodes) + self.draft / self.verify[1]
+        return self.ratio(nodes) + (nodes > 1) * self.draft / self.verify[1]
 
     def speed_up(self, growth: Growth, nodes: int) -> float:
         """Predicted speed-up over decoding without a drafter."""
         return expected_length(growth, nodes) / self.break_even(nodes)
 
-    def best_nodes(self, growth: Growth) -> int:
-        """The size of tree with the highest predicted speed-up."""
-        largest = min(max(self.verify), 1 + len(growth))
-        return max(range(1, largest + 1), key=lambda nodes: self.speed_up(growth, nodes))
+    def best_nodes(self, growth: Growth, least: int = 1) -> int:
+        """The size of tree, `least` or more, with the highest predicted speed-up."""
+        largest = max(least, min(max(self.verify), 1 + len(growth)))
+        return max(range(least, largest + 1), key=lambda nodes: self.speed_up(growth, nodes))
 
 
 @torch.inference_mode()

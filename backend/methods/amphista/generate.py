@@ -56,11 +56,12 @@ class Token:
     step: int
 
 
-def ready(target: Target, drafter: Amphista | None, nodes: int = 0) -> Proposer:
-    """The proposer of a drafter; without one, nobody.
+def ready(target: Target, drafter: Amphista | None, nodes: int = 0, least: int = 1) -> Proposer:
+    """The proposer of a drafter; without one, or for a tree of the root alone, nobody.
 
     Args:
         nodes: of its tree, the root included; 0: what pays best on this machine, measured now.
+        least: nodes it has at least when they are chosen by measurement.
 
     Raises:
         ConfigRefused: the drafter belongs to another base.
@@ -70,7 +71,9 @@ def ready(target: Target, drafter: Amphista | None, nodes: int = 0) -> Proposer:
     bound = drafter.bind(target)
     if not nodes:
         trial = DraftedTree(bound, target, best_tree(drafter.growth, 8))
-        nodes = measure_costs(target, trial).best_nodes(drafter.growth)
+        nodes = measure_costs(target, trial).best_nodes(drafter.growth, least)
+    if nodes == 1:
+        return Nobody()
     return DraftedTree(bound, target, best_tree(drafter.growth, nodes))
 
 
