@@ -7,7 +7,7 @@ only when the cursor in the answer differs from the last one does `live` run a G
 
 from __future__ import annotations
 
-import ipaddress
+import json
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,13 +21,15 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 from gradio.events import Dependency
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.queue.service import Actor
+from backend.queue.roles import Actor, may_not_add
 from backend.settings import settings
 from backend.store import queries
+from ui.access import actor as actor
 from ui.format import esc, eta, href, share
+from ui.shortcuts import shortcuts
 
 VERSION = version("slimscope")
 READER: dict[str, Any] = {
@@ -36,6 +38,13 @@ READER: dict[str, Any] = {
     "api_visibility": "private",
     "queue": False,
 }
+STANDING = ("compare", "help")  # pages off the navbar that can be opened by themselves
+SEARCH = (
+    '<div class="search" role="search"><input type="search" role="combobox" autocomplete="off" '
+    'spellcheck="false" placeholder="Search  /" aria-label="Search runs and pages" '
+    'aria-expanded="false" aria-controls="search-list" aria-autocomplete="list" id="frame-search">'
+    '<ul id="search-list" role="listbox" aria-label="Found" hidden></ul></div>'
+)
 _NAMES = re.compile(r"[\w .:,/+\-]{1,200}")
 _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
 
@@ -59,7 +68,8 @@ class Page:
 @contextmanager
 def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     """Header and status strip above, footer below what is built inside."""
-    gr.HTML(_header(page, pages), elem_id="frame-header", js_on_load="slimscope.header(element)")
+    awake = "slimscope.header(element); slimscope.keyboard(element)"
+    gr.HTML(_header(page, pages), elem_id="frame-header", js_on_load=awake)
     strip = gr.HTML(
         html_template='<p class="status-line" id="frame-status-line">&nbsp;</p>',
         js_on_load="slimscope.pulse(element, () => trigger('pulse'))",
@@ -80,10 +90,19 @@ def _header(page: Page, pages: Sequence[Page]) -> str:
     )
     return (
         '<button type="button" class="skip" id="frame-skip">Skip to content</button>'
-        '<header><a class="brand" href="./">Slimscope</a>'
-        f'<nav id="frame-nav" aria-label="Pages">{links}</nav>'
+        f'<header {_known(pages)}><a class="brand" href="./">Slimscope</a>'
+        f'<nav id="frame-nav" aria-label="Pages">{links}</nav>{SEARCH}'
+        '<button type="button" id="frame-keys" aria-label="Keys and help">?</button>'
         '<button type="button" id="frame-theme" aria-pressed="false">Dark</button></header>'
     )
+
+
+def _known(pages: Sequence[Page]) -> str:
+    """HTML attributes: what the search box and the keyboard know."""
+    named = [(p.name, p.path) for p in pages if p.in_navbar or p.path in STANDING]
+    places = json.dumps([(name, href(path)) for name, path in named])
+    keys = json.dumps(shortcuts(named))
+    return f'data-pages="{esc(places)}" data-keys="{esc(keys)}"'
 
 
 def _here(link: Page, page: Page) -> str:
@@ -137,37 +156,19 @@ def query(
     return value if _NAMES.fullmatch(value) else default
 
 
-def actor(request: gr.Request | HTTPConnection | None) -> Actor:
-    """Who asks. The host is who sits at this machine: a loopback address, asked for by a loopback
-    name (a hostile site could point its own name at 127.0.0.1), and no proxy in between."""
-    if request is None or request.client is None:
-        return Actor("guest", "guest")
-    headers = {key.lower(): value for key, value in dict(request.headers).items()}
-    passed_on = any(name == "forwarded" or name.startswith("x-forwarded-") for name in headers)
-    if passed_on or not (_loopback(request.client.host) and _loopback(_name(headers))):
-        return Actor("guest", "guest")
-    return Actor("local", "host")
-
-
-def _name(headers: dict[str, str]) -> str:
-    return re.sub(r":\d+$", "", headers.get("host", "")).strip("[]")
-
-
-def _loopback(address: str | None) -> bool:
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address or "").is_loopback
-    except ValueError:
-        return False
-
-
 def pulse(request: Request) -> Response:
     """What the open pages ask for: the cursor, whether something runs, and the status in words."""
     answer = dict(_pulse(settings().url, int(time.monotonic())))
-    if actor(request).role != "host":
-        answer["html"] += '<span class="quiet">You are looking on as a guest</span>'
+    if (who := actor(request)).role != "host":
+        answer["html"] += guest_html(who)
     return JSONResponse(answer, headers={"Cache-Control": "no-store"})
+
+
+def guest_html(who: Actor) -> str:
+    """Tells a guest that he is one, and by which name; where a token makes a host, where to."""
+    words = "You are looking on as a guest" if may_not_add(who) else f"You are {esc(who.name)}"
+    link = ' <a href="slimscope/host">Become the host</a>' if settings().shared else ""
+    return f'<span class="quiet">{words}{link}</span>'
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,5 @@
-"""The Plotly script: the file inside the installed Python package, compressed once, kept by the
-browser for a year under an address that changes with the version."""
+"""Scripts: our own, and Plotly's: the file inside the installed Python package, compressed once,
+kept by the browser for a year under an address that changes with the version."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from starlette.responses import Response
 ASSETS = Path(__file__).parent / "assets"
 SCRIPT_URL = f"slimscope/plotly-{version('plotly')}.min.js"
 FOREVER = "public, max-age=31536000, immutable"
+
+
+def own_scripts() -> str:
+    """What the pages do in the browser: `slimscope.js`, and what adds to it."""
+    first = ASSETS / "slimscope.js"
+    others = sorted(path for path in ASSETS.glob("*.js") if path != first)
+    return "\n".join(path.read_text(encoding="utf-8") for path in (first, *others))
 
 
 @lru_cache

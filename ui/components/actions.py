@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from backend.errors import NotFound
-from backend.queue import service, supervisor
+from backend.queue import roles, service, supervisor
 from backend.queue.service import Actor
 from backend.store import queries
-from backend.store.states import LIVE, RESUMABLE, State
+from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job
-from jobs import submit
+from jobs.replay import replay
 from ui.components.cards import run_link
-from ui.format import esc, href
-
-GUEST = "Guests may look, not change. Ask the person who started Slimscope."
+from ui.format import esc, href, runs
 
 
 def deeds(job: Job) -> list[tuple[str, str, str]]:
@@ -27,25 +25,43 @@ def deeds(job: Job) -> list[tuple[str, str, str]]:
         return [("kill", "Kill now", f"Kill {job.run} now? {lost}")]
     if job.state in LIVE:
         return []
-    again = [("retry", "Retry", "")]
-    return [("resume", "Resume", ""), *again] if job.state in RESUMABLE else again
+    if job.state in RESUMABLE:
+        return [("resume", "Resume", ""), ("retry", "Retry", "")]
+    return [("retry", "Replay", "")]
 
 
 def buttons(job: Job, actor: Actor) -> str:
-    """HTML: the buttons that fit; for guests they are there, but cannot be pressed."""
-    off = f' disabled title="{GUEST}"' if actor.role != "host" else ""
+    """HTML: the buttons that fit; those a guest may not press are there, with the reason."""
     return "".join(
         f'<button type="button" class="small" data-testid="{deed}-{esc(job.run)}" '
-        f'data-do="{deed}" data-run="{esc(job.run)}" data-ask="{esc(question)}"{off}>'
-        f"{words}</button>"
+        f'data-do="{deed}" data-run="{esc(job.run)}" data-ask="{esc(question)}"'
+        f"{_off(deed, job, actor)}>{words}</button>"
         for deed, words, question in deeds(job)
     )
+
+
+def _off(deed: str, job: Job, actor: Actor) -> str:
+    """HTML attributes of a button that would be refused."""
+    if deed == "retry":
+        reason = roles.may_not_add(actor)
+    elif deed == "resume":
+        reason = "" if actor.role == "host" else roles.LOOK
+    else:
+        reason = roles.may_not_cancel(actor, job.owner)
+    return f' disabled title="{esc(reason)} {roles.ASK}"' if reason else ""
 
 
 def clone_link(job: Job) -> str:
     """HTML: opens the form with this run's config."""
     where = href("launch", kind=job.kind, **{"from": job.run})
     return f'<a class="button small" href="{where}">Clone to a new run</a>'
+
+
+def sweep_link(job: Job) -> str:
+    """HTML: opens the sweep the run is part of; nothing for a run that was queued alone."""
+    if job.sweep is None:
+        return ""
+    return f'<a class="button small" href="{href("sweep", id=job.run)}">See its sweep</a>'
 
 
 def weights_link(job: Job) -> str:
@@ -63,13 +79,19 @@ def perform(deed: str, run: str, actor: Actor) -> str:
         SlimscopeError: it may not, or cannot, be done.
     """
     if deed == "retry":
-        job = submit.again(run, actor)
-        done = f"{run_link(job)} is queued; it has the same config."
+        job = replay(run, actor)
+        done = f"{run_link(job)} is queued; it repeats {esc(run)} and is compared with it."
     elif deed == "resume":
         job = service.resume(run, actor)
         done = f"{esc(job.run)} is queued again and goes on from its last checkpoint."
     elif deed in ("cancel", "kill"):
         done = _end(deed, run, actor)
+    elif deed == "cancel-sweep":  # whoever was asked to stop before is not killed by this
+        going = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
+        done = f"Asked to stop: {runs(len(service.cancel_all(going, actor)))}."
+    elif deed == "resume-sweep":
+        whole = [job.run for job in queries.sweep(run)]
+        done = f"Queued again: {runs(len(service.resume_all(whole, actor)))}."
     else:
         raise NotFound(f"There is nothing called {deed[:20]!r} to do.")
     supervisor.ensure()
@@ -78,7 +100,6 @@ def perform(deed: str, run: str, actor: Actor) -> str:
 
 def _end(deed: str, run: str, actor: Actor) -> str:
     """A second `cancel` from a page that is behind must not become a kill."""
-    service.require_host(actor, "cancel a run")
     if deed == "cancel" and queries.job(run).desired != "run":
         return f"{esc(run)} was asked to stop before."
     if service.cancel(run, actor) == State.CANCELLED:

@@ -19,10 +19,17 @@ def run_link(job: Job) -> str:
     return f'<a class="mono" href="{href("run", id=job.run)}">{esc(job.run)}</a>'
 
 
-def named_link(job: Job) -> str:
-    """HTML: the link, and under it the run's name if it has one."""
+def named_link(job: Job, beside: str = "") -> str:
+    """HTML: the link, `beside` it what is given, and under it the run's name if it has one."""
     name = f'<span class="clip quiet under" title="{esc(job.name)}">{esc(job.name)}</span>'
-    return run_link(job) + (name if job.name else "")
+    return run_link(job) + beside + (name if job.name else "")
+
+
+def tags_html(tags: Iterable[str]) -> str:
+    """HTML: the tags of a run; each shows the runs that have it."""
+    return " ".join(
+        f'<a class="tag" href="{href("runs", q=f"tag:{tag}")}">{esc(tag)}</a>' for tag in tags
+    )
 
 
 def model_name(spec: object) -> str:
@@ -90,6 +97,11 @@ def card(title: str, body: str, tail: str = "") -> str:
     """HTML: a titled card; `tail` stands at the right of the title."""
     head = f'<div class="card-head"><h2>{esc(title)}</h2>{tail}</div>'
     return f'<section class="card">{head}{body}</section>'
+
+
+def skeleton(height: int) -> str:
+    """HTML: the room something will take, in pixels, so that nothing moves when it arrives."""
+    return f'<div class="skeleton" style="min-height:{height}px" aria-hidden="true"></div>'
 
 
 def stack(*parts: str) -> str:

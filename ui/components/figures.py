@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import Any, Protocol
 
-from backend.store.tables import Job, Result
+from backend.store.tables import Job
 from jobs.kinds import Kind, kinds
+from jobs.metrics import INTERNAL, METRICS, Metric
 from ui.components.config_form import advanced, owner
-from ui.format import duration, number, share
+from ui.format import NONE, duration, number, size
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
 KEPT, SECONDS = "kept", "seconds/"
-INTERNAL = {KEPT, "work"}  # figures that serve estimates and other figures
-SHARED = ("JobConfig", "TextConfig")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a figure is called and written; its unit stands in the title."""
-
-    title: str
-    write: Callable[[float | None], str] = number
-
-
-METRICS: dict[str, Metric] = {
-    "perplexity": Metric("Perplexity"),
-    "bits_per_byte": Metric("Bits per byte"),
-    "heldout_loss": Metric("Held-out loss"),
-    "relative_error": Metric("Relative error"),
-    "zero_share": Metric("Zeros", share),
+WORK = "work"  # told at the end of every run
+SHARED = ("JobConfig", "TextConfig", "EvaluationText")
+WRITE: dict[str, Callable[[float | None], str]] = {
+    "number": number,
+    "share": lambda value: NONE if value is None else f"{100 * value:.2f}",
+    "bytes": size,
+    "seconds": duration,
+    "count": lambda value: NONE if value is None else f"{value:,.0f}",
 }
 
 
-def metric(name: str) -> Metric:
-    """The metric of that name; one nobody described is called by its name."""
-    known = METRICS.get(name)
-    if known or not name.startswith(SECONDS):
-        return known or Metric(name.replace("_", " ").replace("/", ", ").capitalize())
-    return Metric(name.removeprefix(SECONDS).replace("_", " ").capitalize(), duration)
+class Figure(Protocol):
+    """What is read of a row of `results`."""
+
+    @property
+    def job_id(self) -> int: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def stderr(self) -> float | None: ...
+    @property
+    def n(self) -> int | None: ...
+    @property
+    def details(self) -> dict[str, Any]: ...
+
+
+def written(of: Metric, value: float | None) -> str:
+    """The figure as it stands under the metric's title."""
+    return WRITE[of.form](value)
 
 
 def kind_of(job: Job) -> Kind | None:
@@ -72,11 +79,11 @@ class Figures:
         kind: names the stages and their order; None keeps the order of the rows.
     """
 
-    def __init__(self, kind: Kind | None, results: Iterable[Result]) -> None:
+    def __init__(self, kind: Kind | None, results: Iterable[Figure]) -> None:
         self.labels = dict(kind.stages) if kind else {}
         self.rows = {(r.stage, r.metric): r for r in results}
 
-    def get(self, stage: str, name: str) -> Result | None:
+    def get(self, stage: str, name: str) -> Figure | None:
         return self.rows.get((stage, name))
 
     def value(self, stage: str | None, name: str) -> float | None:
@@ -110,7 +117,7 @@ class Figures:
         return str(row.details["kept"]) if row else None
 
     @property
-    def of_run(self) -> dict[str, Result]:
+    def of_run(self) -> dict[str, Figure]:
         """Figures of the run as a whole, without times."""
         return {
             name: row
@@ -128,9 +135,25 @@ class Figures:
         }
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    @property
+    def final_names(self) -> set[str]:
+        """The metrics `final_row` has a figure of."""
+        names = {name for _, name in self.rows} - INTERNAL
+        return {n for n in names if not n.startswith(SECONDS) and self.final_row(n)}
+
+    def final_row(self, name: str) -> Figure | None:
+        """The figure of the kept stage, or else of the run as a whole. A run that ended without
+        saying what it kept has the figure of the only stage it measured."""
+        found = self.get(self.kept or "", name) or self.get(RUN, name)
+        if found or self.kept or (RUN, WORK) not in self.rows:
+            return found
+        only = [row for (_, metric), row in self.rows.items() if metric == name]
+        return only[0] if len(only) == 1 else None
+
     def final(self, name: str = "perplexity") -> float | None:
-        """The figure of the kept stage."""
-        return self.value(self.kept, name)
+        """The value of `final_row`."""
+        row = self.final_row(name)
+        return row.value if row else None
 
     def change(self, name: str = "perplexity") -> float | None:
         """By which share the kept stage differs from the untouched model."""

@@ -1,0 +1,157 @@
+/* Keyboard and search, on every page. What the keys do stands in Python (ui/shortcuts.py) and comes
+   as JSON in the header. */
+(() => {
+  const TOURED = "slimscope-toured";
+  if (!localStorage.getItem(TOURED)) document.documentElement.classList.add("first-visit");
+
+  function tour(element) {
+    element.querySelector("button").onclick = () => {
+      localStorage.setItem(TOURED, "1");
+      document.documentElement.classList.remove("first-visit");
+    };
+  }
+
+  const typing = (target) =>
+    target.isContentEditable || Boolean(target.closest("input, textarea, select, [role='textbox']"));
+
+  /* --- shortcuts --------------------------------------------------------------------------- */
+
+  function sheet(keys) {
+    const paper = document.createElement("dialog");
+    paper.className = "ask keys";
+    paper.setAttribute("aria-label", "Keys");
+    const list = document.createElement("dl");
+    for (const [combination, does] of keys) {
+      const name = document.createElement("dt"), words = document.createElement("dd");
+      name.append(...combination.split(" ").map((key) => {
+        const cap = document.createElement("kbd");
+        cap.textContent = key;
+        return cap;
+      }));
+      words.textContent = does;
+      list.append(name, words);
+    }
+    const close = document.createElement("button");
+    close.textContent = "Close";
+    close.onclick = () => paper.close();
+    const more = document.createElement("a"), foot = document.createElement("p");
+    more.textContent = "What words and figures mean";
+    more.href = "help";
+    foot.append(more);
+    paper.append(list, foot, close);
+    paper.onclose = () => paper.remove();
+    document.body.append(paper);
+    paper.showModal();
+  }
+
+  function listen(keys, focusSearch) {
+    const places = new Map(keys.filter((each) => each[2]).map(([k, , to]) => [k, to]));
+    let first = "", timer = 0;
+    document.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+      if (typing(event.target) || document.querySelector("dialog[open], [popover]:popover-open")) return;
+      const pressed = first ? `${first} ${event.key}` : event.key;
+      first = "";
+      clearTimeout(timer);
+      if (places.has(pressed)) window.location.href = places.get(pressed);
+      else if (event.key === "/") focusSearch();
+      else if (event.key === "?") sheet(keys);
+      else if ([...places.keys()].some((k) => k.startsWith(`${event.key} `))) {
+        first = event.key;
+        timer = setTimeout(() => { first = ""; }, 1500);
+        return;
+      } else return;
+      event.preventDefault();
+    });
+  }
+
+  /* --- search ------------------------------------------------------------------------------ */
+
+  function searchBox(box, pages) {
+    const input = box.querySelector("input"), list = box.querySelector("ul");
+    let options = [], active = -1, asked = 0, timer = 0;
+
+    function close() {
+      list.hidden = true;
+      options = [];
+      active = -1;
+      input.setAttribute("aria-expanded", "false");
+      input.removeAttribute("aria-activedescendant");
+    }
+
+    function mark(place) {
+      active = place;
+      [...list.children].forEach((item, i) => item.setAttribute("aria-selected", String(i === place)));
+      if (list.children[place]) {
+        input.setAttribute("aria-activedescendant", list.children[place].id);
+        list.children[place].scrollIntoView({ block: "nearest" });
+      }
+    }
+
+    function show(found) {
+      options = found;
+      list.replaceChildren(...found.map(({ title, about }, i) => {
+        const item = document.createElement("li"), name = document.createElement("b"), more = document.createElement("span");
+        item.id = `search-${i}`;
+        item.setAttribute("role", "option");
+        name.textContent = title;
+        more.textContent = about;
+        item.append(name, more);
+        item.onpointerdown = (event) => { event.preventDefault(); open(i); };
+        return item;
+      }));
+      list.hidden = false;
+      input.setAttribute("aria-expanded", "true");
+      mark(0);
+    }
+
+    function open(place) {
+      if (options[place]) window.location.href = options[place].to;
+    }
+
+    async function look() {
+      const words = input.value.trim(), mine = ++asked;
+      if (!words) return close();
+      const named = pages.filter(([name]) => name.toLowerCase().startsWith(words.toLowerCase()))
+        .map(([name, to]) => ({ title: name, about: "page", to }));
+      let runs = [];
+      try {
+        runs = await (await fetch(`slimscope/search?q=${encodeURIComponent(words)}`)).json();
+      } catch { /* the status strip says that the server is away */ }
+      if (mine !== asked || document.activeElement !== input) return;
+      const more = { title: "Filter runs", about: `by ${words}`, to: `runs?q=${encodeURIComponent(words)}` };
+      const hits = runs.map((hit) => ({ title: hit.run, about: [hit.state, hit.about].filter(Boolean).join(" · "),
+        to: `run?id=${encodeURIComponent(hit.run)}` }));
+      show([...named, ...hits, more]);
+    }
+
+    input.oninput = () => { clearTimeout(timer); timer = setTimeout(look, 120); };
+    input.onfocus = () => { if (input.value.trim()) look(); };
+    input.onblur = close;
+    input.onkeydown = (event) => {
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (step && options.length) {
+        event.preventDefault();
+        mark((active + step + options.length) % options.length);
+      } else if (event.key === "Enter") {
+        event.preventDefault();
+        open(active);
+      } else if (event.key === "Escape") {
+        if (list.hidden) input.blur();
+        else close();
+      }
+    };
+    return () => { input.focus(); input.select(); };
+  }
+
+  /* Called once a page, with the header. */
+  function keyboard(element) {
+    const data = element.querySelector("header").dataset;
+    const focusSearch = searchBox(element.querySelector(".search"), JSON.parse(data.pages));
+    const keys = JSON.parse(data.keys);
+    element.querySelector("#frame-keys").onclick = () => sheet(keys);
+    listen(keys, focusSearch);
+  }
+
+  Object.assign(window.slimscope, { keyboard, tour });
+})();
