@@ -1,92 +1,108 @@
-"""The table of runs: columns from the data, sorting, filter, export, and texts that do nothing."""
+"""The table of runs: columns from the data, sorting, baseline and pins, export, and texts that do
+nothing."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.store.tables import Job, Result
+from backend.settings import Settings
+from backend.store.migrate import upgrade
+from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.components import run_table
-from ui.components.run_table import AGE, Column, Row
+from ui.components.run_columns import AGE, Column, columns, named, picked
+from ui.components.run_rows import Row, all_rows, chosen, rows
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 
 
-def job(number: int, **values: object) -> Job:
-    row = {
-        "id": number, "kind": "sds", "name": f"run {number}", "owner": "mira", "state": "succeeded",
-        "config": {"model": "toy", "pattern": "2:4", "base": "wanda"}, "created_at": number * 1000,
-        "started_at": 0, "finished_at": 60_000,
-    }  # fmt: skip
-    return Job(**(row | values))
-
-
-def result(number: int, stage: str, metric: str, value: float, **details: object) -> Result:
-    return Result(job_id=number, stage=stage, metric=metric, value=value, details=details)
-
-
-def measured(number: int, dense: float, final: float, kept: str = "sds") -> list[Result]:
-    return [
-        result(number, "dense", "perplexity", dense),
-        result(number, "sds", "perplexity", final),
-        result(number, "control", "perplexity", final + 1),
-        result(number, "run", "kept", 1.0, kept=kept),
-        result(number, "run", "zero_share", 0.5),
-        result(number, "run", "work", 1e12),
-        result(number, "run", "seconds/redense", 3.0),
-    ]
-
-
 @pytest.fixture
-def rows() -> list[Row]:
-    return run_table.rows(
+def shown() -> list[Row]:
+    return rows(
         [job(1), job(2, name=HOSTILE), job(3, state="failed")],
-        [*measured(1, 10.0, 12.0), *measured(2, 10.0, 11.0, kept="control")],
+        [*measured(1, 12.0), *measured(2, 11.0, kept="control", text=OTHER)],
     )
 
 
-def named(columns: list[Column], key: str) -> Column:
-    return next(c for c in columns if c.key == key)
+def html(shown: list[Row], **options: object) -> str:
+    known = columns(shown)
+    return run_table.html(shown, picked((), known), known["age"], True, **options)  # type: ignore[arg-type]
 
 
-def test_the_columns_come_from_what_the_runs_measured(rows: list[Row]) -> None:
-    keys = [c.key for c in run_table.columns(rows)]
-    assert {"dense", "ppl", "change", "zero_share"} < set(keys)
-    assert not {"work", "kept", "seconds/redense"} & set(keys)
-    plain = [c.key for c in run_table.columns(rows[2:])]
-    assert "ppl" not in plain and "run" in plain
+# columns ------------------------------------------------------------------------------------------
+
+
+def test_the_columns_come_from_what_the_runs_measured(shown: list[Row]) -> None:
+    keys = columns(shown).keys()
+    assert {"dense", "perplexity", "change", "zero_share", "seed"} < keys
+    assert not {"work", "kept", "seconds/redense"} & keys
+    plain = columns(shown[2:]).keys()
+    assert "perplexity" not in plain and "run" in plain
 
 
 def test_another_kinds_figures_get_a_column_without_a_change_here() -> None:
-    rows = run_table.rows([job(1, kind="gone")], [result(1, "run", "tokens_per_s", 41.0)])
-    column = named(run_table.columns(rows), "tokens_per_s")
-    assert column.title == "Tokens per s"
-    assert column.value(rows[0]) == 41.0
+    others = rows([job(1, kind="gone")], [result(1, "run", "furlongs_per_s", 41.0)])
+    known = columns(others)
+    column = known["furlongs_per_s"]
+    assert column.title == "Furlongs per s"
+    assert column.value(others[0]) == 41.0
+    assert column in picked((), known)
 
 
-def test_the_final_perplexity_is_that_of_the_kept_stage(rows: list[Row]) -> None:
-    columns = run_table.columns(rows)
-    final, change = named(columns, "ppl"), named(columns, "change")
-    assert [final.value(row) for row in rows] == [12.0, 12.0, None]
-    assert change.value(rows[0]) == pytest.approx(0.2)
-    assert change.html(rows[0]) == "+20.0 %"
+def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[Row]) -> None:
+    known = columns(shown)
+    assert [known["perplexity"].value(row) for row in shown] == [12.0, 12.0, None]
+    assert known["change"].value(shown[0]) == pytest.approx(0.2)
+    assert known["change"].html(shown[0]) == "+20.0 %"
 
 
-def test_the_setting_is_what_the_method_was_told(rows: list[Row]) -> None:
-    assert named(run_table.columns(rows), "choices").value(rows[0]) == "2:4 · wanda"
+def test_a_run_that_ended_without_keeping_a_stage_has_what_it_measured_once() -> None:
+    done = [result(1, "run", "work", 1.0)]
+    heads = [result(1, f"head-{k}", "top1", 0.5) for k in (1, 2)]
+    one, two = (
+        rows([job(1)], [result(1, "drafter", "accepted_length", 2.5), *heads, *more])[0].figures
+        for more in (done, [])
+    )
+    assert one.final("accepted_length") == 2.5 and one.final("top1") is None
+    assert two.final("accepted_length") is None  # it has not ended
+
+
+def test_the_setting_is_what_the_method_was_told(shown: list[Row]) -> None:
+    value = columns(shown)["choices"].value(shown[0])
+    assert value.startswith("2:4") and "wanda" in value
+
+
+def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[Row]) -> None:
+    known = columns(shown)
+    for name in ("ppl", "PPL", "perplexity"):
+        assert named(name, known) is known["perplexity"]
+    assert named("sparsity", known) is known["zero_share"]
+    assert named("nonsense", known) is None
+
+
+def test_chosen_columns_keep_the_order_of_the_table_and_the_run_leads(shown: list[Row]) -> None:
+    known = columns(shown)
+    assert [c.key for c in picked(["seed", "ppl", "nonsense"], known)] == [
+        "run", "perplexity", "seed",
+    ]  # fmt: skip
+    assert picked(["nonsense"], known) == picked((), known)
+
+
+# order --------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.one_of(st.none(), st.just(float("nan")), st.floats(-1e6, 1e6)), max_size=12))
 def test_sorting_keeps_every_row_and_puts_missing_values_last(values: list[float | None]) -> None:
-    rows = run_table.rows([job(i) for i in range(len(values))], [])
-    by = Column("v", "V", lambda row: values[row.job.id], lambda row: "")
+    made = rows([job(i) for i in range(len(values))], [])
+    by = Column("v", "V", lambda row: values[row.job.id], lambda row: "", lambda row: None)
     for descending in (False, True):
-        order = [row.job.id for row in run_table.arranged(rows, by, descending)]
+        order = [row.job.id for row in run_table.arranged(made, by, descending)]
         assert sorted(order) == list(range(len(values)))
         found = [values[i] for i in order]
         real = [v for v in found if v is not None and v == v]
@@ -94,44 +110,93 @@ def test_sorting_keeps_every_row_and_puts_missing_values_last(values: list[float
         assert real == sorted(real, reverse=descending)
 
 
-def test_the_filter_wants_every_word(rows: list[Row]) -> None:
-    assert [r.job.id for r in run_table.filtered(rows, "WANDA sds-0001")] == [1]
-    assert [r.job.id for r in run_table.filtered(rows, "failed")] == [3]
-    assert [r.job.id for r in run_table.filtered(rows, "2:4 toy")] == [1, 2, 3]
-    assert run_table.filtered(rows, "magnitude") == []
+def test_words_and_numbers_in_one_column_can_be_sorted() -> None:
+    made = rows([job(i, config={"alpha": v}) for i, v in enumerate(["auto", 3, None, 1])], [])
+    by = columns(made)["alpha"]
+    assert [r.job.id for r in run_table.arranged(made, by, False)] == [3, 1, 0, 2]
 
 
-def test_one_head_says_how_the_table_is_sorted(rows: list[Row]) -> None:
-    html = run_table.html(rows, run_table.columns(rows), AGE, True)
-    assert re.findall(r'aria-sort="(\w+)"', html).count("descending") == 1
-    assert "ascending" not in re.findall(r'aria-sort="(\w+)"', html)
-    assert html.count('class="sort"') == len(run_table.columns(rows))
-    assert 'href="run?id=sds-0001"' in html
+def test_one_head_says_how_the_table_is_sorted(shown: list[Row]) -> None:
+    made = html(shown)
+    assert re.findall(r'aria-sort="(\w+)"', made).count("descending") == 1
+    assert "ascending" not in re.findall(r'aria-sort="(\w+)"', made)
+    assert made.count('class="sort"') == len(picked((), columns(shown)))
+    assert 'href="run?id=sds-0001"' in made
 
 
-def test_a_name_is_text_in_the_table(rows: list[Row]) -> None:
-    html = run_table.html(rows, run_table.columns(rows), AGE, True)
-    assert "<img" not in html
-    assert "${" not in html
-    assert "onerror=alert(1)" in html
+# baseline, pins, picks ----------------------------------------------------------------------------
 
 
-def test_the_export_has_the_same_rows_columns_and_full_figures(rows: list[Row]) -> None:
-    columns = run_table.columns(rows)
-    head, *body = csv.reader(io.StringIO(run_table.to_csv(rows, columns)))
-    assert head == ["Added (UTC)" if c.key == "age" else c.title for c in columns]
+def test_the_baseline_and_the_pins_stand_on_top_and_only_there(shown: list[Row]) -> None:
+    made = html(shown, base=shown[2], pinned=[shown[1]])
+    assert re.findall(r'data-testid="row-(sds-\d+)"', made) == ["sds-0003", "sds-0002", "sds-0001"]
+    top = made[made.index('<tbody class="pinned">') : made.index("</tbody>")]
+    assert "sds-0001" not in top
+    assert "Baseline" in top and "Pinned" in top
+
+
+def test_deltas_are_told_to_the_baseline_and_not_across_texts(shown: list[Row]) -> None:
+    first, second = rows([job(1), job(2)], [*measured(1, 12.0), *measured(2, 9.0)])
+    made = html([first, second], base=first)
+    assert "▼" in made and "−3.00" in made and "better" in made
+    assert "other text" in html(shown, base=shown[0])
+    assert "delta" not in html(shown)
+
+
+def test_a_row_says_whether_it_is_picked(shown: list[Row]) -> None:
+    made = html(shown, picked=["sds-0002"])
+    found = re.findall(r'aria-checked="(\w+)" aria-label="Pick (sds-\d+)"', made)
+    state = {run: on for on, run in found}
+    assert state == {"sds-0001": "false", "sds-0002": "true", "sds-0003": "false"}
+    assert 'aria-checked="mixed" aria-label="Pick all' in made
+
+
+def test_a_name_is_text_in_the_table(shown: list[Row]) -> None:
+    made = html(shown)
+    assert "<img" not in made and "${" not in made
+    assert "onerror=alert(1)" in made
+
+
+def test_a_table_without_rows_is_a_head() -> None:
+    assert html([]).count("<tr") == 1
+
+
+# files --------------------------------------------------------------------------------------------
+
+
+def test_the_export_has_the_same_rows_columns_and_full_figures(shown: list[Row]) -> None:
+    of = picked(["run", "name", "ppl", "age"], columns(shown))
+    head, *body = csv.reader(io.StringIO(run_table.to_csv(shown, of)))
+    assert head == ["Run", "Name", "Perplexity", "Added (UTC)"]
     assert [line[0] for line in body] == ["sds-0001", "sds-0002", "sds-0003"]
-    assert body[1][head.index("Name")] == HOSTILE
-    assert float(body[0][head.index("Final")]) == 12.0
-    assert body[2][head.index("Final")] == ""
+    assert body[1][1] == HOSTILE
+    assert float(body[0][2]) == 12.0 and body[2][2] == ""
+    assert json.loads(run_table.to_json(shown, of))[0] == {
+        "run": "sds-0001", "name": "run 1", "perplexity": 12.0,
+        "added": "1970-01-01T00:00:01+00:00",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
 def test_a_name_is_no_formula_in_a_spreadsheet(name: str) -> None:
-    rows = run_table.rows([job(1, name=name)], [])
-    _, line = csv.reader(io.StringIO(run_table.to_csv(rows, run_table.columns(rows))))
+    made = rows([job(1, name=name)], [])
+    known = columns(made)
+    _, line = csv.reader(io.StringIO(run_table.to_csv(made, [known["run"], known["name"], AGE])))
     assert line[1] == f"'{name}"
 
 
-def test_a_table_without_rows_is_a_head() -> None:
-    assert run_table.html([], run_table.columns([]), AGE, True).count("<tr") == 1
+# all of them --------------------------------------------------------------------------------------
+
+
+def test_every_run_is_read_with_its_figures_and_size_and_anew_when_one_is_added(
+    current: Settings,
+) -> None:
+    upgrade()
+    store(job(1), job(2), *measured(1, 12.0), model_folder(1, 5000))
+    two, one = all_rows()
+    assert (one.size, two.size) == (5000, None)
+    assert one.figures.final() == 12.0 and one.figures.value("control", "perplexity") == 13.0
+    assert not one.figures.seconds  # step times are for the page of a run
+    store(*measured(2, 9.0))
+    assert [row.figures.final() for row in all_rows()] == [9.0, 12.0]
+    assert [r.job.id for r in chosen(all_rows(), ["sds-0002", "sds-9999", "sds-0002"])] == [2]

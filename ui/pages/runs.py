@@ -1,4 +1,4 @@
-"""Runs: find one, compare figures at a glance, export."""
+"""Runs: find some, see how far they are from a baseline, pick and compare, tag, export."""
 
 from __future__ import annotations
 
@@ -6,46 +6,54 @@ from typing import Any
 
 import gradio as gr
 
+from backend.errors import SlimscopeError
 from backend.store import queries
-from ui.components import run_table
+from ui.components import bulk, run_table, saved_views
 from ui.components.board import LATEST, Board
-from ui.components.cards import attribute, empty
-from ui.components.plain import plain
-from ui.components.run_table import NEWEST, Column, Row
+from ui.components.cards import attribute, empty, skeleton
+from ui.components.plain import done, failed, notice, said
+from ui.components.run_look import Found, Look, find, remembered, words
 from ui.components.saver import Saver, contents
 from ui.format import count, href
-from ui.frame import READER, Page, live, on_load, query
+from ui.frame import READER, Page, actor, live, on_load
 
-WRITE_ADDRESS = "(q) => { slimscope.address({ q }); return [q]; }"
+WRITE_ADDRESS = "(q) => { slimscope.address({ q, page: '' }); return [q]; }"
+EXPORTS = {"csv": run_table.to_csv, "json": run_table.to_json}
+EXAMPLE = "Filter: sparsity>0.4 kind:sds state:failed tag:demo wanda"
 
 
 def build() -> None:
+    told = notice("runs-said")
     with gr.Row(elem_classes="toolbar"):
-        words = gr.Textbox(
+        filter_box = gr.Textbox(
             label="Filter",
             show_label=False,
-            placeholder="Filter: run, name, model, setting, state",
+            placeholder=EXAMPLE,
             max_lines=1,
             scale=4,
             min_width=200,
             elem_id="runs-filter",
         )
-        counted = plain(elem_id="runs-count", min_width=80)
-        save = gr.Button("Export CSV", size="sm", min_width=120, elem_id="runs-csv")
+        tools = Board(skeleton(36), elem_id="runs-tools")
         saver = Saver()
-    board = Board(elem_id="runs-board", min_height=200)
+    board = Board(skeleton(400), elem_id="runs-board")
 
-    shown = [board, counted]
-    on_load(wanted, None, words)
+    shown = [tools, board]
+    on_load(wanted, None, filter_box)
     live(draw, None, shown)
-    words.change(typed, words, shown, js=WRITE_ADDRESS, **LATEST)
-    board.view(draw, None, shown, **LATEST).then(wanted, None, words, **READER)
-    save.click(export, None, saver, **READER)
+    filter_box.input(typed, filter_box, shown, js=WRITE_ADDRESS, **LATEST)
+    for one in shown:
+        one.view(draw, None, shown, **LATEST).then(wanted, None, filter_box, **READER)
+        acted = one.act(act, None, [told, saver], show_progress="hidden", api_visibility="private")
+        acted.then(draw, None, shown, **READER)
+
+
+# what is shown ------------------------------------------------------------------------------------
 
 
 def wanted(request: gr.Request) -> str:
     """The filter in the address: any text, shown as text only."""
-    return str(dict(request.query_params or {}).get("q", ""))[:200]
+    return words(request, "q")
 
 
 def typed(_words: str, request: gr.Request) -> list[Any]:
@@ -53,42 +61,78 @@ def typed(_words: str, request: gr.Request) -> list[Any]:
     return draw(request)
 
 
-def shown_rows(request: gr.Request) -> tuple[list[Row], list[Column], Column, bool, int]:
-    """Rows after filter and sort, the columns, the column sorted by and whether downwards, and
-    how many runs there are."""
-    jobs = queries.jobs()
-    rows = run_table.rows(jobs, queries.results([job.id for job in jobs]))
-    columns = run_table.columns(rows)
-    key = query(request, "sort", NEWEST, [c.key for c in columns])
-    by = next(c for c in columns if c.key == key)
-    down = query(request, "dir", "desc", ("asc", "desc")) == "desc"
-    found = run_table.arranged(run_table.filtered(rows, wanted(request)), by, down)
-    return found, columns, by, down, len(rows)
-
-
 def draw(request: gr.Request) -> list[Any]:
-    """Table and count."""
-    found, columns, by, down, total = shown_rows(request)
-    if not total:
-        return [empty("No runs yet.", (href("launch"), "New run")), ""]
-    of = f"{count(len(found))} of {count(total)}"
-    if not found:
-        return [_no_match(of), f'<p class="quiet">{of}</p>']
-    return [run_table.html(found, columns, by, down), f'<p class="quiet">{of}</p>']
+    """Tools and table."""
+    found = find(Look.of(request))
+    if not found.total:
+        return ["", empty("No runs yet.", (href("launch"), "New run"))]
+    who = actor(request)
+    tools = saved_views.tools(found, queries.views(), who)
+    return [tools, bulk.bar(found, who) + _table(found)]
 
 
-def _no_match(of: str) -> str:
-    clear = attribute({"q": ""})
+def _table(found: Found) -> str:
+    if not found.rows and not found.base and not found.pinned:
+        return _no_match(found)
+    table = run_table.html(
+        found.page_rows,
+        found.columns,
+        found.by,
+        found.look.down,
+        base=found.base,
+        pinned=found.pinned,
+        picked=found.look.pick,
+    )
+    return table + (_pager(found) if found.rows else _no_match(found))
+
+
+def _no_match(found: Found) -> str:
+    clear = attribute({"q": "", "page": ""})
     return (
-        f'<div class="empty"><p>{of} match.</p><button type="button" class="button" '
-        f'data-testid="clear-filter" data-view="{clear}">Clear the filter</button></div>'
+        f'<div class="empty"><p>0 of {count(found.total)} match.</p><button type="button" '
+        f'class="button" data-testid="clear-filter" data-view="{clear}">Clear the filter</button>'
+        "</div>"
     )
 
 
-def export(request: gr.Request) -> dict[str, Any]:
-    """The rows and columns on the screen as a CSV file."""
-    found, columns, *_ = shown_rows(request)
-    return contents("slimscope-runs.csv", run_table.to_csv(found, columns).encode())
+def _pager(found: Found) -> str:
+    if found.pages == 1:
+        return ""
+    turns = (("Previous", found.page - 1), ("Next", found.page + 1))
+    buttons = [
+        f'<button type="button" class="small" data-testid="{title.lower()}" '
+        f'data-view="{attribute({"page": str(page)})}"'
+        f"{'' if 1 <= page <= found.pages else ' disabled'}>{title}</button>"
+        for title, page in turns
+    ]
+    words = f"Page {found.page} of {found.pages}"
+    return f'<nav class="pager" aria-label="Pages">{words.join(buttons)}</nav>'
+
+
+# what is done -------------------------------------------------------------------------------------
+
+
+def act(event: gr.EventData, request: gr.Request) -> list[Any]:
+    """Does what a button asks for: what was done or why not, and a file if one was asked for."""
+    asked = {key: str(value or "") for key, value in (event._data or {}).items()}
+    deed, text = asked.get("do", ""), asked.get("text", "")
+    try:
+        if deed in EXPORTS:
+            return [said(""), export(deed, request)]
+        if deed in ("save-view", "forget-view"):
+            query = remembered(dict(request.query_params or {}))
+            name = text if deed == "save-view" else asked.get("run", "")
+            return [done(saved_views.perform(deed, name, query, actor(request))), gr.skip()]
+        found = find(Look.of(request))
+        return [done(bulk.perform(deed, found, text, actor(request))), gr.skip()]
+    except SlimscopeError as error:
+        return [failed(error), gr.skip()]
+
+
+def export(form: str, request: gr.Request) -> dict[str, Any]:
+    """All rows that match, in the order and with the columns of the screen, as a file."""
+    found = find(Look.of(request))
+    return contents(f"slimscope-runs.{form}", EXPORTS[form](found.rows, found.columns).encode())
 
 
 PAGE = Page("Runs", "runs", build)

@@ -1,0 +1,74 @@
+"""Rows for the tests of tables, comparisons and pictures of several runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from backend.store.tables import Artifact, Event, Job, Result, Table
+
+HOST, GUEST = ("127.0.0.1", "localhost:7860"), ("10.0.0.7", "lab:7860")
+TEXT = {"corpus": "toystories", "sha256": "a" * 64, "context": 256, "windows": 16}
+OTHER = TEXT | {"sha256": "b" * 64, "context": 128}
+
+
+def asked(who: tuple[str, str] = HOST, **query: str) -> Any:
+    """What a page is asked: the address, and by whom."""
+    client, name = who
+    return SimpleNamespace(
+        query_params=query, client=SimpleNamespace(host=client), headers={"host": name}
+    )
+
+
+def pressed(do: str, run: str = "", text: str = "") -> Any:
+    """What a board sends."""
+    return SimpleNamespace(_data={"do": do, "run": run, "text": text})
+
+
+def job(number: int, **values: Any) -> Job:
+    row = {
+        "id": number, "kind": "sds", "name": f"run {number}", "owner": "mira", "state": "succeeded",
+        "config": {"model": "toy", "pattern": "2:4", "base": "wanda", "seed": 0, "control": True},
+        "config_hash": "", "created_at": number * 1000, "queued_at": number * 1000,
+        "started_at": 0, "finished_at": 60_000, "tags": [], "note": "", "environment": {},
+    }  # fmt: skip
+    return Job(**(row | values))
+
+
+def result(number: int, stage: str, metric: str, value: float, **details: Any) -> Result:
+    return Result(job_id=number, stage=stage, metric=metric, value=value, details=details)
+
+
+def measured(
+    number: int, final: float, zeros: float = 0.5, *, dense: float = 10.0, kept: str = "sds",
+    text: dict[str, Any] = TEXT,
+) -> list[Result]:  # fmt: skip
+    """The figures of an SDS run."""
+    return [
+        result(number, "dense", "perplexity", dense, **text),
+        result(number, "sds", "perplexity", final, **text),
+        result(number, "control", "perplexity", final + 1, **text),
+        result(number, "sds", "zero_share", zeros),
+        result(number, "sds", "heldout_loss", final / 10),
+        result(number, "run", "kept", 1.0, kept=kept),
+        result(number, "run", "work", 1e12),
+        result(number, "run", "seconds/redense", 3.0),
+    ]
+
+
+def model_folder(number: int, size: int) -> Artifact:
+    return Artifact(
+        job_id=number, kind="model", path=f"sds-{number:04d}/model", bytes=size, created_at=0
+    )
+
+
+def store(*rows: Table) -> None:
+    """Writes rows, the jobs first, with an event for each, as the queue does."""
+    from backend.store.session import now_ms, writing
+
+    jobs = [row for row in rows if isinstance(row, Job)]
+    events = [Event(job_id=j.id, at=now_ms(), type="queued", actor="mira") for j in jobs]
+    with writing() as session:
+        session.add_all(jobs)
+        session.flush()
+        session.add_all([*(row for row in rows if not isinstance(row, Job)), *events])
