@@ -1,6 +1,8 @@
-"""Overview: what goes on, what came out lately, what needs a look."""
+"""Overview: what runs, what is best so far, what needs a look."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import gradio as gr
 
@@ -12,78 +14,113 @@ from backend.store.session import now_ms
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.kinds import kinds
-from ui.components import run_table
+from jobs.metrics import metric
+from ui.charts.tradeoff import tradeoff
+from ui.components import best, run_columns, run_rows
 from ui.components.actions import buttons
-from ui.components.board import Board
+from ui.components.board import LATEST, Board
 from ui.components.cards import (
     card,
     described,
+    empty,
     error_of,
     named_link,
     progress,
     run_link,
     shell,
+    skeleton,
     stack,
     table,
     time_left,
     took,
     treated,
 )
-from ui.components.plain import notice
+from ui.components.choose import Choose
+from ui.components.plain import notice, plain, said
+from ui.components.plotly_view import ChartCard, PlotlyView, chart_card, note_html
+from ui.components.tour import tour
 from ui.format import badge, esc, href, time_tag
-from ui.frame import READER, Page, actor, live
+from ui.frame import READER, Page, actor, live, query, url_sync
 from ui.pages.jobs import act
 
-LATEST = 8
+NEWEST = 8
 NEXT = 3
 PROBLEMS = 3
-METHODS = {
-    "SDS pruning": "zeroes weights, lets the rest recover without a limit, and prunes once more.",
-    "DL-QAT (to come)": "trains weights to live on a coarse grid, so that few bits hold them.",
-    "Amphista (to come)": "adds heads that draft several tokens at once, for faster text.",
-}
-LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "took"}
+LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "tags", "took"}
 MODEL = "smollm2-135m"
+ASK = "Which run gives the best perplexity for its price?"
+TO_RUN = "() => { window.location.href = `run?id=${slimscope.picked.customdata}`; }"
 
 
 def build() -> None:
+    tour()
     told = notice("overview-said")
-    board = Board(elem_id="overview-board", min_height=320)
-    live(draw, None, board)
-    acted = board.act(act, None, told, show_progress="hidden", api_visibility="private")
-    acted.then(draw, None, board, **READER)
+    with gr.Row(elem_classes="overview"):
+        with gr.Column(scale=5, min_width=320):
+            running = Board(skeleton(92), elem_id="overview-running")
+            with gr.Column(elem_id="overview-best") as picture:
+                group, x, chart = _tradeoff_card()
+            latest = Board(skeleton(320), elem_id="overview-latest")
+        with gr.Column(scale=3, min_width=320):
+            front = plain(skeleton(280), elem_id="overview-front")
+            side = Board(skeleton(140), elem_id="overview-side")
+    seen = gr.State(None)
+
+    shown = [running, latest, side]
+    drawn = [seen, picture, group, x, chart.view, chart.note, chart.table, front]
+    live(draw, None, shown)
+    live(draw_best, [seen, group, x], drawn)
+    for control in (group, x):
+        event = control.input(redraw_best, [group, x], drawn, **LATEST)
+        url_sync(event, of=group, x=x)
+    chart.view.select(None, None, None, js=TO_RUN)
+    for board in shown:
+        acted = board.act(act, None, told, show_progress="hidden", api_visibility="private")
+        acted.then(draw, None, shown, **READER)
 
 
-def draw(request: gr.Request) -> str:
-    """HTML of the whole page."""
+def _tradeoff_card() -> tuple[Choose, Choose, ChartCard]:
+    group = Choose([], label="Model and text", elem_id="overview-of", render=False, min_width=240)
+    x = Choose([], label="Price", elem_id="overview-x", render=False, min_width=160)
+    view = PlotlyView(
+        label="Perplexity against size, zeros or speed, one dot a run", height=400,
+        elem_id="overview-tradeoff", render=False,
+        empty="The first run that succeeds appears here.",
+    )  # fmt: skip
+    return group, x, chart_card("Trade-off", ASK, view, [[group, x]])
+
+
+# what is shown ------------------------------------------------------------------------------------
+
+
+def draw(request: gr.Request) -> list[str]:
+    """HTML of what runs, of what ended, and of what waits or needs a look."""
     status, who = queries.status(), actor(request)
     if not (status.live or status.queued or status.finished):
-        return f'<div class="overview">{welcome_html()}{models_html()}</div>'
-    main = stack(running_html(status, who), latest_html(), models_html())
-    side = stack(next_html(status), attention_html(status, who))
-    return f'<div class="overview">{main}{side}</div>'
+        return [empty("No runs yet.", new_run()), "", models_html()]
+    return [
+        running_html(status, who),
+        latest_html(),
+        stack(next_html(status), attention_html(status, who), models_html()),
+    ]
 
 
-def welcome_html() -> str:
-    """HTML for a data folder without runs: what this is for, and the first step."""
-    lines = "".join(f"<li><b>{esc(name)}</b> {esc(does)}</li>" for name, does in METHODS.items())
-    return (
-        '<section class="card welcome"><h2>No runs yet</h2>'
-        "<p>Slimscope compresses causal language models and shows what that does to them.</p>"
-        f"<ul>{lines}</ul><p>{_new_run()}</p></section>"
-    )
+def new_run() -> tuple[str, str]:
+    """Where the first step leads, and what it is called."""
+    return href("launch", kind=next(iter(kinds()), "")), "New run"
 
 
-def _new_run() -> str:
-    where = href("launch", kind=next(iter(kinds()), ""))
-    return f'<a class="button primary" data-testid="new-run" href="{where}">New run</a>'
+def _new_run_button() -> str:
+    where, words = new_run()
+    return f'<a class="button primary" data-testid="new-run" href="{where}">{words}</a>'
 
 
 def running_html(status: Status, who: Actor) -> str:
     """HTML: a card for what runs now."""
-    if not status.live:
-        return card("Running now", '<p class="quiet">Nothing is running.</p>', _new_run())
-    return card("Running now", "".join(_running(job, who) for job in status.live), _new_run())
+    body = "".join(_running(job, who) for job in status.live)
+    return card(
+        "Running now", body or '<p class="quiet">Nothing is running.</p>', _new_run_button()
+    )
 
 
 def _running(job: Job, who: Actor) -> str:
@@ -99,11 +136,12 @@ def _running(job: Job, who: Actor) -> str:
 
 def latest_html() -> str:
     """HTML: the newest succeeded runs, from the untouched model's perplexity to the final one."""
-    found = queries.jobs([State.SUCCEEDED], limit=LATEST)
+    found = queries.jobs([State.SUCCEEDED], limit=NEWEST)
     if not found:
         return ""
-    rows = run_table.rows(found, queries.results([job.id for job in found]))
-    shown = [c for c in run_table.columns(rows) if c.key not in LEFT_OUT]
+    rows = run_rows.rows(found, queries.results([job.id for job in found]))
+    usual = run_columns.picked((), run_columns.columns(rows))
+    shown = [c for c in usual if c.key not in LEFT_OUT]
     cells = [[named_link(r.job), treated(r.job), *(c.html(r) for c in shown)] for r in rows]
     heads = ["Run", "Model and setting", *(c.title for c in shown)]
     numeric = [i for i, c in enumerate(shown, 2) if c.numeric]
@@ -158,6 +196,52 @@ def _ready(ready: bool) -> str:
     word, sign = ("ready", "✓") if ready else ("not set up", "○")
     state = "succeeded" if ready else "queued"
     return f'<span class="state state-{state}"><i aria-hidden="true">{sign}</i>{word}</span>'
+
+
+# the picture --------------------------------------------------------------------------------------
+
+
+def draw_best(seen: Any, group: str | None, x: str | None, request: gr.Request) -> Any:
+    """The picture, unless no figure has been added since it was drawn."""
+    mark = queries.figures_mark()
+    if seen == list(mark):
+        return gr.skip()
+    return redraw_best(group or query(request, "of"), x or query(request, "x"), mark)
+
+
+def redraw_best(group: str | None, x: str | None, mark: Any = None) -> list[Any]:
+    """Mark, whether there is a picture, both choices, chart with note and table, and the front."""
+    rows = run_rows.all_rows()
+    held = best.groups(rows)
+    of = best.chosen_group(held, group or "")
+    seen = list(mark or queries.figures_mark())
+    if of is None:
+        return [seen, gr.update(visible=bool(rows)), gr.update(), gr.update(), None,
+                note_html(ASK), "", said("")]  # fmt: skip
+    name = x if x in of.axes else of.axes[0]
+    points = of.points(name)
+    offered = [(metric(n).title, n) for n in of.axes]
+    return [
+        seen,
+        gr.update(visible=True),
+        gr.update(choices=[(g.label, g.key) for g in held], value=of.key),
+        gr.update(choices=offered, value=name),
+        tradeoff(points, metric(name), of.dense),
+        note_html(ASK, _counted(points, of.rows)),
+        best.points_table(of, name),
+        said(best.best_card(of, name)),
+    ]
+
+
+def _counted(points: list[Any], rows: Any) -> str:
+    lacking = len(rows) - len(points)
+    missing = f", {lacking} without this figure or older than the newest {best.MOST}"
+    missing = missing if lacking else ""
+    sized = " Dots are as large as runs are fast." if any(p.speed for p in points) else ""
+    return (
+        f"n = {len(points)} runs{missing}; filled: on the Pareto front. A click opens the run."
+        f"{sized}"
+    )
 
 
 PAGE = Page("Overview", "", build)
