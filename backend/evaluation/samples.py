@@ -1,0 +1,83 @@
+"""What a model writes, beside what the dense model writes.
+
+Greedy decoding of the same prompts. Two models that agree on every token write the same text; the
+first token they choose differently leads them apart for good. So, over prompts with n tokens each,
+
+    agreement = mean_i (tokens before the first difference)_i / n_i
+
+which is 1 for equal texts. It is a stricter question than the share of equal next tokens on a given
+text, and a short one: few prompts, so it illustrates and ranks nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from statistics import fmean
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from backend.models.decoding import greedy
+from backend.reporter import Reporter, stop_if_asked
+from backend.text.prompts import Prompt, end_ids, prompt_ids
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model wrote to a prompt.
+
+    Attributes:
+        tokens: ids, without one that ends the text; `text`: the same decoded.
+    """
+
+    prompt: str
+    tokens: tuple[int, ...]
+    text: str
+
+
+def write_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    tokens: int,
+    reporter: Reporter,
+) -> list[Sample]:
+    """Greedy texts of at most `tokens` tokens.
+
+    Raises:
+        Stopped: the reporter asked for it.
+    """
+    ends = end_ids(tokenizer, model.generation_config)
+    found: list[Sample] = []
+    for number, prompt in enumerate(prompts):
+        written: list[int] = []
+        for token in greedy(model, prompt_ids(prompt.text, tokenizer)):
+            stop_if_asked(reporter)
+            if token in ends:
+                break
+            written.append(token)
+            done = number + len(written) / tokens
+            reporter.progress(done, len(prompts), "Writing samples")
+            if len(written) == tokens:
+                break
+        text = str(tokenizer.decode(written))
+        found.append(Sample(prompt.text, tuple(written), text))
+    return found
+
+
+def agreement(dense: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
+    """Mean share of the longer text's tokens before the first difference; 1 for equal texts.
+
+    Args:
+        dense, other: token ids, prompt by prompt.
+    """
+    return fmean(
+        same_start(a, b) / max(len(a), len(b), 1) if a != b else 1.0
+        for a, b in zip(dense, other, strict=True)
+    )
+
+
+def same_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

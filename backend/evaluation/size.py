@@ -1,0 +1,136 @@
+"""How many bytes the weights of a pruned model need, in formats that can really be written.
+
+For a matrix of N weights of which K are not zero, values in 16 bits:
+
+    dense     2 N
+    bitmask   2 K + N / 8                      one bit a weight says where the values belong
+    n:m       N n / m (2 + ceil(log2 m) / 8)   n values of each group, and the place of each in it
+
+The bitmask pays from 1/16 zeros on. n:m stores n values of every group, zeros too where more were
+dropped; for 2:4 that is 2 bits a value, 9/16 of dense. A model is n:m with the n of its fullest
+group, if at least `FULL` of the values stored so are no zeros. No index of rows, header or padding is counted: `encode` writes exactly the bytes of a
+bitmask, and `decode` reads the matrix back from them.
+
+None of it makes a matrix product faster by itself: see `backend.evaluation.speed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BYTES = 2  # of a value
+GROUPS = (4, 8)  # the m of n:m that are looked for
+FULL = 0.9  # else the pattern is there by chance
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix as bitmask and values.
+
+    Attributes:
+        shape: (out, in).
+        mask: bits, row by row, the first weight in the highest bit; `values`: 16 bits each.
+        dtype: of the values.
+    """
+
+    shape: tuple[int, int]
+    mask: bytes
+    values: bytes
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes of mask and values."""
+        return len(self.mask) + len(self.values)
+
+
+def encode(W: Tensor, dtype: torch.dtype = torch.bfloat16) -> Packed:
+    """`W` [out, in] as bitmask and values; what rounds to zero in `dtype` is a zero."""
+    halves = W.detach().to("cpu", dtype).contiguous()
+    kept = halves != 0
+    mask = np.packbits(kept.numpy().reshape(-1)).tobytes()
+    values = halves[kept].view(torch.int16).numpy().tobytes()
+    return Packed((W.shape[0], W.shape[1]), mask, values, dtype)
+
+
+def decode(packed: Packed) -> Tensor:
+    """The matrix [out, in] that was encoded, in the dtype of its values."""
+    rows, columns = packed.shape
+    bits = np.unpackbits(np.frombuffer(packed.mask, np.uint8), count=rows * columns)
+    kept = torch.from_numpy(bits.astype(bool))
+    W = torch.zeros(rows * columns, dtype=packed.dtype)
+    values = torch.from_numpy(np.frombuffer(packed.values, np.int16).copy())
+    W[kept] = values.view(packed.dtype)
+    return W.view(rows, columns)
+
+
+def dense_bytes(weights: int) -> int:
+    """Bytes of `weights` values."""
+    return BYTES * weights
+
+
+def bitmask_bytes(weights: int, nonzero: int) -> int:
+    """Bytes of one matrix as bitmask and values."""
+    return BYTES * nonzero + -(-weights // 8)
+
+
+def compact_bytes(weights: int, keep: int, group: int) -> int:
+    """Bytes of one n:m matrix: n = `keep` values of each m = `group`, and where they stand."""
+    values = weights // group * keep
+    return BYTES * values + -(-values * (group - 1).bit_length() // 8)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the linears in a model's blocks.
+
+    Attributes:
+        weights: how many there are; `nonzero`: how many of them are not zero.
+        dense, bitmask: bytes with 16-bit values.
+        compact: bytes as n:m in the smallest way there is; None for a model that is not n:m.
+        pattern: (n, m) of `compact`.
+    """
+
+    weights: int
+    nonzero: int
+    dense: int
+    bitmask: int
+    compact: int | None
+    pattern: tuple[int, int] | None
+
+    @property
+    def zero_share(self) -> float:
+        return 1 - self.nonzero / self.weights
+
+
+def sizes(matrices: Iterable[Tensor]) -> Sizes:
+    """The sizes of some matrices, each [out, in], together; they are read one at a time."""
+    weights = nonzero = bitmask = 0
+    fullest_of = dict.fromkeys(GROUPS, 0)
+    for W in matrices:
+        kept = int(torch.count_nonzero(W))
+        weights, nonzero = weights + W.numel(), nonzero + kept
+        bitmask += bitmask_bytes(W.numel(), kept)
+        fullest_of = {m: max(n, fullest(W, m)) for m, n in fullest_of.items()}
+    ways = {
+        (n, m): compact_bytes(weights, n, m)
+        for m, n in fullest_of.items()
+        if 0 < n < m and nonzero >= FULL * weights * n / m
+    }
+    best = min(ways, key=ways.__getitem__, default=None)
+    return Sizes(
+        weights, nonzero, dense_bytes(weights), bitmask, ways[best] if best else None, best
+    )
+
+
+def fullest(W: Tensor, group: int) -> int:
+    """Most values that are not zero in any group of `group` inputs of `W` [out, in]; `group` where
+    the inputs cannot be divided."""
+    if W.shape[1] % group:
+        return group
+    return int((W != 0).unflatten(1, (-1, group)).sum(-1).max())

@@ -1,0 +1,137 @@
+"""Divergence against the whole distributions in double precision, for several architectures."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
+
+from backend.errors import MethodFailed
+from backend.evaluation import divergence as room
+from backend.evaluation.divergence import Comparison, Divergence, Reference
+from backend.evaluation.perplexity import perplexity
+from backend.models.activations import NewBatches, batches_in
+from backend.models.blocks import block_linears
+from backend.models.decoding import greedy
+from tests.evaluation.test_perplexity import VOCABULARY, text_of
+
+CONFIGS = {
+    "llama": LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, initializer_range=0.3,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64,
+        initializer_range=0.3,
+    ),
+    "opt": OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64, word_embed_proj_dim=24, init_std=0.3,
+    ),
+    "gemma2": Gemma2Config(  # caps its logits behind the head
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, final_logit_softcapping=3.0,
+        initializer_range=0.3,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def rows() -> Tensor:
+    return torch.randint(3, VOCABULARY, (5, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=[*CONFIGS])
+def dense(request: pytest.FixtureRequest):
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
+
+
+def pruned(dense, share: float = 0.4):
+    """A copy without the smallest weights of its blocks."""
+    model = deepcopy(dense)
+    for index in range(2):
+        for linear in block_linears(model, index).values():
+            W = linear.read()
+            linear.write(W * (W.abs() >= W.abs().quantile(share)))
+    return model
+
+
+def compared(dense, other, rows: Tensor, batch: int, new: NewBatches = list) -> Divergence:
+    text, reference = text_of(rows), Reference(new)
+    with reference.recording(dense) as observe:
+        perplexity(dense, text, batch, observe=observe)
+    comparison = Comparison(other, reference)
+    perplexity(other, text, batch, observe=comparison)
+    return comparison.result()
+
+
+@torch.no_grad()
+def by_hand(dense, other, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """KL and agreement at every predicted position [n, L - 1], in double precision."""
+    p, q = (m(input_ids=rows).logits[:, :-1].double().softmax(-1) for m in (dense, other))
+    return (p * (p.log() - q.log())).sum(-1), (p.argmax(-1) == q.argmax(-1)).double()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_it_is_the_definition(
+    dense, rows: Tensor, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "POSITIONS", 7)  # does not divide 39
+    other = pruned(dense)
+    kl, same = by_hand(dense, other, rows)
+    assert kl.mean() > 0.001 and 0 < same.mean() < 1  # else nothing would be tested
+    for new in (list, batches_in(tmp_path)):
+        found = compared(dense, other, rows, batch, new)
+        assert found.kl == pytest.approx(kl.mean().item(), rel=1e-4)
+        assert found.agreement == pytest.approx(same.mean().item(), abs=1e-12)
+        assert found.tokens == kl.numel()
+        spread = (kl.mean(1).std() / 5**0.5).item()
+        assert found.kl_stderr == pytest.approx(spread, rel=1e-3)
+
+
+def test_the_same_model_does_not_differ(dense, rows: Tensor) -> None:
+    found = compared(dense, dense, rows, 2)
+    assert abs(found.kl) < 1e-6 and found.agreement == 1.0
+
+
+def test_more_pruning_differs_more(rows: Tensor) -> None:
+    torch.manual_seed(1)
+    dense = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
+    divergences = [compared(dense, pruned(dense, x), rows, 2).kl for x in (0.1, 0.4, 0.8)]
+    assert divergences == sorted(divergences) and divergences[0] > 0
+
+
+def test_other_passes_and_a_broken_model_are_refused(dense, rows: Tensor) -> None:
+    reference = Reference()
+    with reference.recording(dense) as observe:
+        perplexity(dense, text_of(rows), 2, observe=observe)
+    with pytest.raises(ValueError, match="other passes"):
+        perplexity(dense, text_of(rows), 5, observe=Comparison(dense, reference))
+    comparison = Comparison(dense, reference)
+    logits = torch.full((2, 40, VOCABULARY), torch.nan)
+    comparison(rows[:2], logits)
+    with pytest.raises(MethodFailed, match="not finite"):
+        comparison.result()
+
+
+def test_recording_leaves_no_hook(dense, rows: Tensor) -> None:
+    before = len(dense.base_model._forward_hooks)
+    with Reference().recording(dense):
+        pass
+    assert all(not m._forward_hooks for m in dense.modules()) and before == 0
+
+
+def test_greedy_decoding_is_transformers_own(dense, rows: Tensor) -> None:
+    prompt = rows[0, :9].tolist()
+    tokens = greedy(dense, prompt)
+    mine = [next(tokens) for _ in range(12)]
+    theirs = dense.generate(
+        torch.tensor([prompt]), max_new_tokens=12, min_new_tokens=12, do_sample=False,
+        pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    assert theirs[0, 9:].tolist() == mine

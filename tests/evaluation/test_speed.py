@@ -1,0 +1,125 @@
+"""What the speed room computes of the times it takes; no test here asserts a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.errors import Stopped
+from backend.evaluation import speed as room
+from backend.evaluation.speed import Curve, Speed, csr, csr_curve, decode_seconds, semi_structured
+from backend.models.loading import load
+from backend.reporter import SilentReporter
+
+CPU = torch.device("cpu")
+
+
+class Impatient(SilentReporter):
+    def should_stop(self) -> bool:
+        return True
+
+
+def test_the_median_of_the_rates_and_their_range() -> None:
+    found = Speed.of([1.0, 4.0, 2.0], 8)
+    assert (found.value, found.lowest, found.highest, found.repeats) == (4.0, 2.0, 8.0, 3)
+
+
+def test_decoding_is_timed_without_its_prompt_and_its_warm_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def counting(_model: object, prompt: list[int]):
+        made.append(0)
+        while True:
+            made[-1] += 1
+            yield 0
+
+    seen: list[int] = []
+    monkeypatch.setattr(room, "greedy", counting)
+    monkeypatch.setattr(room, "_now", lambda _device: seen.append(made[-1]) or float(len(seen)))
+    toy = load("toy").model
+    assert decode_seconds([toy, toy], [1, 2], 5, 3, SilentReporter()) == [[1.0] * 3] * 2
+    assert made == [6] * 8  # three repeats and a warm-up each: the prompt's token, then five
+    assert seen == [1, 6] * 8  # the clock starts behind the prompt
+
+
+def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(room, "_decoded", lambda model, *_: order.append(model) or len(order))
+    found = decode_seconds(["a", "b"], [1], 5, 2, SilentReporter())  # type: ignore[list-item]
+    assert order == ["a", "b"] * 3 and found == [[3, 5], [4, 6]]
+
+
+def test_the_toy_is_really_decoded() -> None:
+    toy = load("toy").model
+    (found,) = decode_seconds([toy], [1, 2, 3], 2, 2, SilentReporter())
+    assert len(found) == 2 and min(found) > 0
+    with pytest.raises(Stopped):
+        decode_seconds([toy], [1, 2, 3], 2, 2, Impatient())
+
+
+@pytest.mark.parametrize(
+    ("speed_ups", "expected"),
+    [
+        ((0.5, 0.8, 0.9), None),  # never
+        ((1.0, 2.0, 4.0), 0.5),  # always
+        ((0.5, 2.0, 4.0), 0.6),  # half way between 0.5 and 0.7, on a log scale
+        ((2.0, 0.5, 2.0), 0.8),  # one lucky timing below does not count
+    ],
+)
+def test_where_it_breaks_even(speed_ups: tuple[float, ...], expected: float | None) -> None:
+    found = Curve((1, 1), (0.5, 0.7, 0.9), speed_ups).break_even
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=8))
+def test_above_the_break_even_everything_measured_pays(speed_ups: list[float]) -> None:
+    zeros = tuple((i + 1) / (len(speed_ups) + 1) for i in range(len(speed_ups)))
+    found = Curve((1, 1), zeros, tuple(speed_ups)).break_even
+    if found is None:
+        assert speed_ups[-1] < 1
+    else:
+        above = [x for z, x in zip(zeros, speed_ups, strict=True) if z > found + 1e-12]
+        assert all(x >= 1 for x in above)
+        assert zeros[0] <= found <= zeros[-1] and not math.isnan(found)
+
+
+def test_sparse_rows_hold_the_same_matrix() -> None:
+    dice = torch.Generator().manual_seed(0)
+    W = torch.randn(9, 14, generator=dice) * (torch.rand(9, 14, generator=dice) > 0.6)
+    x = torch.randn(14, generator=dice)
+    packed = csr(W)
+    assert packed.crow_indices().dtype == torch.int32
+    assert torch.equal(packed.to_dense(), W)
+    assert torch.allclose(packed @ x, W @ x, atol=1e-6)
+
+
+def test_the_curve_has_a_figure_for_each_share_and_can_be_stopped() -> None:
+    curve = csr_curve(32, 48, CPU, SilentReporter(), (0.5, 0.9))
+    assert curve.shape == (32, 48) and curve.zeros == (0.5, 0.9)
+    assert all(x > 0 for x in curve.speed_up)
+    with pytest.raises(Stopped):
+        csr_curve(32, 48, CPU, Impatient(), (0.5,))
+
+
+def test_the_ratio_is_that_of_the_best_times_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"slow": iter([9.0, 6.0, 8.0] * 5), "fast": iter([3.0, 4.0, 2.0] * 5)}
+    order: list[str] = []
+
+    def timed(work, _count: int, _device: torch.device) -> float:
+        order.append(work())
+        return next(times[work()])
+
+    monkeypatch.setattr(room, "_calls", lambda *_: 1)
+    monkeypatch.setattr(room, "_seconds", timed)
+    assert room._ratio(lambda: "slow", lambda: "fast", CPU) == 3.0  # type: ignore[arg-type]
+    assert order == ["slow", "fast"] * room.ROUNDS
+
+
+def test_a_processor_has_no_sparse_tensor_cores() -> None:
+    assert semi_structured(64, 64, CPU, SilentReporter()) == {}
