@@ -101,7 +101,13 @@ class Kind:
             raise ConfigRefused(f"There is no preset {name[:40]!r}.", "", f"There are: {known}.")
         return self.presets.get(name, {})
 
-    MODULES: ClassVar[tuple[str, ...]] = ("jobs.sds",)
+    MODULES: ClassVar[tuple[str, ...]] = (
+        "jobs.sds",
+        "jobs.dlqat",
+        "jobs.amphista",
+        "jobs.evaluation",
+        "jobs.statistics",
+    )
 
 
 @lru_cache

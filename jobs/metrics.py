@@ -134,6 +134,15 @@ _DESCRIBED = (
         timed=True,
     ),
     Metric(
+        "product_speed_up",
+        "Sparse product",
+        "Time of a dense matrix times a vector over that with the zeros left out in the way named, "
+        "for the model's largest linear layer, on the machine the run names; below 1 it is slower.",
+        "higher",
+        unit="×",
+        timed=True,
+    ),
+    Metric(
         "accepted_length",
         "Accepted length",
         "Tokens committed for each verify pass, the bonus token counted; vanilla decoding has 1.",

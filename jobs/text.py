@@ -19,7 +19,35 @@ DEFAULT_CONTEXT = 512
 SHORTEST = 16
 
 
-class TextConfig(BaseModel):
+class EvaluationText(BaseModel):
+    """What a model is measured on."""
+
+    context: int = Field(
+        0,
+        ge=0,
+        le=131072,
+        title="Context length",
+        description="Of each segment and window. 0: 512, or all the model reads if that is less.",
+        json_schema_extra={"unit": "tokens"},
+    )
+    evaluation_text: str = Field(
+        "auto",
+        min_length=1,
+        max_length=300,
+        title="Evaluation text",
+        description="Perplexity is measured on it. auto: the corpus that suits the model.",
+    )
+    windows: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        title="Evaluation windows",
+        description="Windows spread evenly over the text; they never overlap.",
+        json_schema_extra={"unit": "windows"},
+    )
+
+
+class TextConfig(EvaluationText):
     """Calibration and evaluation text. The two never share a passage."""
 
     calibration_text: str = Field(
@@ -37,50 +65,26 @@ class TextConfig(BaseModel):
         description="Random windows of the calibration text.",
         json_schema_extra={"unit": "segments"},
     )
-    context: int = Field(
-        0,
-        ge=0,
-        le=131072,
-        title="Context length",
-        description="Of each segment and window. 0: 512, or all the model reads if that is less.",
-        json_schema_extra={"unit": "tokens"},
-    )
-    evaluation_text: str = Field(
-        "auto",
-        min_length=1,
-        max_length=300,
-        title="Evaluation text",
-        description="Perplexity of every stage is measured on it.",
-    )
-    windows: int = Field(
-        16,
-        ge=1,
-        le=4096,
-        title="Evaluation windows",
-        description="Windows spread evenly over the text; they never overlap.",
-        json_schema_extra={"unit": "windows"},
-    )
 
 
-def context_length(config: TextConfig, facts: ModelFacts) -> int:
+def context_length(config: EvaluationText, facts: ModelFacts) -> int:
     """Tokens of a segment and of a window."""
     return config.context or min(DEFAULT_CONTEXT, facts.context)
 
 
 def corpus_names(config: TextConfig, suits: str) -> tuple[str, str]:
     """The corpora meant: auto is the one that suits the model."""
-    calibration, evaluation = config.calibration_text, config.evaluation_text
-    return (suits if calibration == "auto" else calibration), (
-        suits if evaluation == "auto" else evaluation
-    )
+    calibration = config.calibration_text
+    return (suits if calibration == "auto" else calibration), evaluation_name(config, suits)
 
 
-def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
-    """Refuses corpora that are not there and contexts the model cannot read, without torch.
+def evaluation_name(config: EvaluationText, suits: str) -> str:
+    """The corpus a model is measured on: auto is the one that suits it."""
+    return suits if config.evaluation_text == "auto" else config.evaluation_text
 
-    Returns:
-        Warnings that do not forbid the run.
-    """
+
+def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
+    """Refuses a corpus that is not there and a context the model cannot read, without torch."""
     context = context_length(config, facts)
     if context > facts.context or context < SHORTEST:
         raise ConfigRefused(
@@ -89,10 +93,19 @@ def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
             "Choose a length between, or 0.",
             "context",
         )
-    calibration, evaluation = corpus_names(config, facts.default_text)
-    require_corpus(calibration, "calibration_text")
-    require_corpus(evaluation, "evaluation_text")
-    tokens, widest = config.segments * context, max(x.columns for x in facts.linears)
+    require_corpus(evaluation_name(config, facts.default_text), "evaluation_text")
+
+
+def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
+    """Refuses corpora that are not there and contexts the model cannot read, without torch.
+
+    Returns:
+        Warnings that do not forbid the run.
+    """
+    check_evaluation_text(config, facts)
+    require_corpus(corpus_names(config, facts.default_text)[0], "calibration_text")
+    tokens = config.segments * context_length(config, facts)
+    widest = max(x.columns for x in facts.linears)
     if tokens < 2 * widest:
         return (
             f"{tokens} calibration tokens are few for layers with {widest} inputs: "
@@ -128,6 +141,17 @@ def load_texts(
     both = {"calibration": text_facts(calibration), "evaluation": text_facts(evaluation)}
     context.environment(text=both)
     return calibration, evaluation
+
+
+def load_evaluation(config: EvaluationText, loaded: LoadedModel, context: JobContext) -> TextSlice:
+    """The evaluation slice alone, apart from whatever a run calibrates on; records it."""
+    from backend.text.slices import evaluation_slice
+
+    name = evaluation_name(config, loaded.facts.default_text)
+    length = context_length(config, loaded.facts)
+    found = evaluation_slice(name, loaded.tokenizer, config.windows, length)
+    context.environment(text={"evaluation": text_facts(found)})
+    return found
 
 
 def text_facts(text: TextSlice) -> dict[str, Any]:

@@ -12,23 +12,29 @@ from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
+from jobs.metrics import metric
 from ui.charts.curves import curves
 from ui.charts.stages import perplexity_count, stage_perplexities
+from ui.components import measures
 from ui.components import run_details as details
-from ui.components.actions import buttons, clone_link, weights_link
+from ui.components.actions import buttons, clone_link, sweep_link, weights_link
 from ui.components.board import LATEST, Board
 from ui.components.cards import card, described, empty, error_of, progress, stack, table, took
 from ui.components.choose import Choose
-from ui.components.figures import Figures, kind_of, metric
+from ui.components.figures import Figures, kind_of
 from ui.components.log_view import LogView
 from ui.components.plain import failed, notice, plain, said
 from ui.components.plotly_view import PlotlyView, chart_card, note_html
+from ui.components.replay_card import replay_card
 from ui.components.saver import Saver, small_file
 from ui.format import badge, esc, href, number, problem, time_tag
 from ui.frame import READER, Page, actor, live, on_load, query, url_sync
 from ui.pages.jobs import LOG_EVERY, act, chosen_job, follow, history_html, whole_log
 
-TABS = {"summary": "Summary", "curves": "Curves", "log": "Log", "artefacts": "Artefacts"}
+TABS = {
+    "summary": "Summary", "measures": "Quality, size, speed", "curves": "Curves", "log": "Log",
+    "artefacts": "Artefacts",
+}  # fmt: skip
 CURVES = {"error": ("Relative output error, mean of a block's layers", "Block")}
 NO_FIGURES = ("This run measured nothing.", "Figures appear here as they are measured.")
 STAGES_ASK = "How much does each step cost, and how much does it win back?"
@@ -42,6 +48,8 @@ def build() -> None:
         tab = {name: gr.Tab(title, id=name) for name, title in TABS.items()}
     with tab["summary"]:
         summary = _summary()
+    with tab["measures"]:
+        measured = measures.build()
     with tab["curves"]:
         group, lines = _curves()
     with tab["log"]:
@@ -54,6 +62,7 @@ def build() -> None:
     shown = [head, timer, left, *summary]
     on_load(chosen_tab, None, tabs)
     live(draw, None, shown)
+    live(draw_measures, None, measured)
     live(draw_curves, group, [group, *lines])
     url_sync(group.input(draw_curves, group, [group, *lines], **LATEST), curve=group)
     acted = head.act(act, None, told, show_progress="hidden", api_visibility="private")
@@ -136,6 +145,11 @@ def draw(request: gr.Request) -> list[Any]:
     ]
 
 
+def draw_measures(request: gr.Request) -> list[Any]:
+    """Quality, size and speed of the model beside the dense one."""
+    return measures.draw(chosen_job(request))
+
+
 def _unknown(run: str) -> str:
     error = NotFound(f"There is no run {run or 'of that name'}.", "", "Choose one from the list.")
     link = f'<p><a class="button" href="{href("runs")}">All runs</a></p>'
@@ -146,12 +160,13 @@ def head_html(job: Job, who: Actor) -> str:
     """HTML: name, state, progress, what can be done, and why it failed if it did."""
     name = f'<p class="run-name">{esc(job.name)}</p>' if job.name else ""
     now = now_ms()
+    links = weights_link(job) + sweep_link(job)
     times = f"by {esc(job.owner)}, {time_tag(job.created_at, now)}"
     if job.started_at:
         times += f", {'took' if job.finished_at else 'running for'} {took(job, now)}"
     return (
         f'<div class="run-title"><h1>{esc(job.run)}</h1>{badge(job.state)}'
-        f'<div class="actions">{buttons(job, who)}{clone_link(job)}{weights_link(job)}</div></div>'
+        f'<div class="actions">{buttons(job, who)}{clone_link(job)}{links}</div></div>'
         f"{name}"
         f'<p class="quiet">{described(job)} · <span class="nowrap">{times}</span></p>'
         f"{progress(job)}{error_of(job)}{details.warnings(job)}"
@@ -168,7 +183,7 @@ def figures_html(job: Job, figures: Figures) -> str:
     if not parts:
         parts = [card("Outcome", f'<p class="quiet">{NO_FIGURES[job.state in ACTIVE]}</p>{body}')]
     parts += [card("Time per step", times)] if times else []
-    return stack(*parts)
+    return stack(*parts, replay_card(job))
 
 
 def went_html(job: Job) -> str:
