@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backend.errors import MethodFailed
 from backend.methods.amphista.corpus import Corpus, Sample
 from backend.methods.amphista.drafter import Drafter
 from backend.methods.amphista.loss import position_in
@@ -52,12 +53,24 @@ class Judgement:
 
 @torch.no_grad()
 def judge(drafter: Drafter, target: Target, heldout: Corpus, reporter: Reporter) -> Judgement:
-    """The ranks at every anchor of `heldout` whose heads all have a target."""
+    """The ranks at every anchor of `heldout` whose heads all have a target.
+
+    Raises:
+        MethodFailed: there is no such anchor.
+    """
     found = []
     for index in range(len(heldout)):
         stop_if_asked(reporter)
         found.append(ranks_of(drafter, target, heldout[index]))
-    return Judgement(torch.cat(found))
+    ranks = torch.cat(found)
+    if not len(ranks):
+        raise MethodFailed(
+            "The heads cannot be judged.",
+            f"No held-out answer is longer than the {drafter.config.heads} heads look ahead.",
+            "Hold out more sequences, or choose prompts with longer answers.",
+            "heldout",
+        )
+    return Judgement(ranks)
 
 
 def ranks_of(drafter: Drafter, target: Target, sample: Sample) -> Tensor:

@@ -1,0 +1,343 @@
+"""Training a drafter as a job: the base writes answers, its hidden states are cached, the heads
+learn, are judged on answers they have not seen, and get the tree that pays on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from backend.errors import ConfigRefused
+from backend.methods.amphista.config import (
+    ADVANCED,
+    ARMS,
+    DrafterConfig,
+    TrainingConfig,
+    arm_of,
+)
+from backend.models.catalogue import inspect
+from backend.models.estimate import memory_available, refuse_beyond
+from jobs.amphista_needs import (
+    corpus_name,
+    memory,
+    parts,
+    refuse_full_disk,
+    refuse_unfit,
+    require_text,
+)
+from jobs.kinds import Estimate, JobConfig, Kind
+from jobs.model import ModelConfig
+from jobs.pace import START_S, seconds_for
+from jobs.prompts import PromptConfig, check_prompts, prompt_set, readable_ids
+
+if TYPE_CHECKING:
+    import torch
+
+    from backend.methods.amphista.corpus import Corpus, Sources
+    from backend.methods.amphista.drafter import Drafter
+    from backend.methods.amphista.measure import Judgement
+    from backend.methods.amphista.saved import Amphista, BaseFacts
+    from backend.methods.amphista.target import Target
+    from backend.models.loading import LoadedModel
+    from jobs.context import JobContext
+    from jobs.phases import Phases
+
+NAME, DRAFTER = "amphista", "drafter"
+FITTED = 8192  # tokens the initial fusion is fitted on
+
+
+class DataConfig(PromptConfig):
+    """What the drafter learns from."""
+
+    data: Literal["answers", "text"] = Field(
+        "answers",
+        title="Training data",
+        description="answers: the base answers the prompts, so the drafter learns what it will be "
+        "asked to guess. text: windows of a corpus.",
+    )
+    answers: int = Field(
+        1024,
+        ge=2,
+        le=10**7,
+        title="Sequences",
+        description="Answers, or windows of text.",
+        json_schema_extra={"unit": "sequences"},
+    )
+    answer_tokens: int = Field(
+        128,
+        ge=8,
+        le=32768,
+        title="Tokens of an answer",
+        description="At most; of a window exactly.",
+        json_schema_extra={"unit": "tokens"},
+    )
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        le=5,
+        title="Temperature of the answers",
+        description="0: greedy. Answers that are held out are greedy always.",
+        json_schema_extra=ADVANCED,
+    )
+    heldout: int = Field(
+        48,
+        ge=1,
+        le=10**5,
+        title="Held-out sequences",
+        description="Kept apart to judge the heads and to grow the tree.",
+        json_schema_extra={"unit": "sequences", **ADVANCED},
+    )
+    text: str = Field(
+        "auto",
+        min_length=1,
+        max_length=300,
+        title="Corpus",
+        description="Only for training data of the kind text.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class AmphistaJob(DrafterConfig, TrainingConfig, DataConfig, ModelConfig, JobConfig):
+    """A base, a shape, data, and a budget."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def part(config: BaseModel, kind: type[BaseModel]) -> Any:
+    """The fields of `config` that belong to the config class `kind`."""
+    return kind(**config.model_dump(include=set(kind.model_fields)))
+
+
+# before the work ----------------------------------------------------------------------------------
+
+
+def check(config: AmphistaJob) -> Estimate:
+    """Refuses what cannot work; tells what the rest will cost."""
+    facts = inspect(config.model)
+    refuse_unfit(config, facts)
+    if config.data == "answers":
+        check_prompts(config, facts)
+    else:
+        require_text(corpus_name(config, facts))
+    needed = memory(config, facts)
+    refuse_beyond(needed, memory_available(), facts.title)
+    refuse_full_disk(config, facts)
+    work = sum(parts(config, facts).values())
+    seconds, basis = seconds_for(NAME, config.model, work)
+    seconds = max(seconds, START_S + 60 * config.minutes)
+    return Estimate(seconds, sum(needed.values()), work, basis, warnings(config))
+
+
+def warnings(config: AmphistaJob) -> tuple[str, ...]:
+    """What is worth knowing beforehand."""
+    if config.data == "text":
+        return ("Heads trained on text the base did not write guess its answers less well.",)
+    return ()
+
+
+# the work -----------------------------------------------------------------------------------------
+
+
+def run(config: AmphistaJob, context: JobContext) -> None:
+    """The whole job. Answers and training are in checkpoints, so a killed job goes on."""
+    import torch
+
+    from backend.methods.amphista.corpus import collect, draft_vocabulary
+    from backend.methods.amphista.drafter import Drafter
+    from backend.methods.amphista.saved import BaseFacts
+    from backend.methods.amphista.target import Target
+    from jobs.environment import prepare
+    from jobs.phases import Phases
+
+    device = prepare(config, context)
+    loaded = load_base(config.model, device, config.precision, context)
+    target, phases = Target(loaded.model), Phases(context, parts(config, loaded.facts))
+    base = BaseFacts.of(target, config.model)
+    sources = sources_of(config, loaded, context)
+    learnt, heldout = collect(target, sources, context.checkpoints, phases.phase("data"))
+    context.log(f"{sum(learnt.lengths):,} tokens to learn from, {sum(heldout.lengths):,} held out.")
+    vocabulary = draft_vocabulary(learnt, target.vocabulary, config.draft_vocabulary)
+    torch.manual_seed(config.seed)
+    drafter = Drafter(part(config, DrafterConfig), target, vocabulary)
+    begin(drafter, target, learnt, config, context)
+    judged = train(drafter, target, learnt, heldout, config, context, phases)
+    finish(drafter, target, judged, base, (learnt, heldout), config, context, loaded)
+
+
+def load_base(spec: str, device: str, precision: str, context: JobContext) -> LoadedModel:
+    """The base, frozen, in the precision asked for."""
+    import torch
+
+    from backend.models.loading import load
+    from backend.models.precision import computes_bfloat16
+
+    if precision == "auto":
+        fast = computes_bfloat16(torch.device(device))
+        precision = "bfloat16" if fast else "float32"
+    context.log(f"Loading {spec} on {device} in {precision}.")
+    context.environment(precision=precision)
+    loaded = load(spec, device, getattr(torch, precision), context.log)
+    loaded.model.requires_grad_(False)
+    return loaded
+
+
+def sources_of(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> Sources:
+    """Prompts or windows, as token ids."""
+    from backend.methods.amphista.corpus import Sources
+    from backend.text.prompts import end_ids, training_prompts
+    from backend.text.slices import calibration_slice
+
+    if config.data == "text":
+        name = corpus_name(config, loaded.facts)
+        wanted = (config.answers, config.answer_tokens, config.seed)
+        text = calibration_slice(name, loaded.tokenizer, *wanted, shared=True)
+        context.environment(text={"corpus": name, "sha256": text.sha256})
+        return Sources(texts=text.input_ids.tolist(), heldout=config.heldout, seed=config.seed)
+    name = prompt_set(config, loaded.facts)
+    prompts = training_prompts(name, config.answers, config.seed)
+    found = readable_ids(prompts, loaded, config.answer_tokens)
+    if len(found) <= config.heldout:
+        raise ConfigRefused(
+            f"{name} holds {len(found)} prompts that fit the model.",
+            f"{config.heldout} of them are to be held out.",
+            "Hold out fewer, or choose other prompts.",
+            "prompts",
+        )
+    context.environment(text={"prompts": name, "count": len(found)})
+    return Sources(
+        prompts=[ids for _, ids in found],
+        limit=config.answer_tokens,
+        ends=end_ids(loaded.tokenizer, loaded.model.generation_config),
+        temperature=config.temperature,
+        heldout=config.heldout,
+        seed=config.seed,
+    )
+
+
+def begin(
+    drafter: Drafter, target: Target, learnt: Corpus, config: AmphistaJob, context: JobContext
+) -> None:
+    """Gives an untrained drafter its scales and first fusion; one in a checkpoint has them."""
+    from backend.methods.amphista.initial import prepare
+    from backend.methods.amphista.training import CHECKPOINT
+
+    if context.checkpoints.find(CHECKPOINT):
+        return
+    sequences: list[torch.Tensor] = []
+    for number in range(len(learnt)):
+        sequences.append(learnt[(number * 7919) % len(learnt)].ids.long())
+        if sum(map(len, sequences)) >= FITTED:
+            break
+    explained = prepare(drafter, target, sequences, config.initial == "fitted")
+    if explained:
+        context.result(DRAFTER, "fit_explained", explained)
+        context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
+
+
+def train(
+    drafter: Drafter,
+    target: Target,
+    learnt: Corpus,
+    heldout: Corpus,
+    config: AmphistaJob,
+    context: JobContext,
+    phases: Phases,
+) -> Judgement:
+    """Trains to the end of the budget."""
+    from backend.methods.amphista.training import Training
+
+    count = drafter.parameter_count()
+    context.log(f"{arm_of(drafter.config)}: {count:,} weights learn.")
+    training = Training(
+        drafter,
+        target,
+        learnt,
+        heldout,
+        part(config, TrainingConfig),
+        config.seed,
+        context.checkpoints,
+        phases.phase("train"),
+    )
+    judged = training.run()
+    context.result(DRAFTER, "steps", training.schedule.steps)
+    return judged
+
+
+def finish(
+    drafter: Drafter,
+    target: Target,
+    judged: Judgement,
+    base: BaseFacts,
+    corpora: tuple[Corpus, Corpus],
+    config: AmphistaJob,
+    context: JobContext,
+    loaded: LoadedModel,
+) -> None:
+    """Grows the tree, measures this machine, records all figures and saves the drafter."""
+    from backend.checkpoints import Checkpoints, sha256_of
+    from backend.methods.amphista.measure import TOP
+    from backend.methods.amphista.saved import WEIGHTS, pack
+    from backend.methods.amphista.tree import grow
+
+    growth = grow(judged.ranks)
+    figures = {f"top{m}": judged.top(m) for m in TOP}
+    longest = max(length for corpus in corpora for length in corpus.lengths)
+    saved = pack(drafter, base, growth, figures, config.model_dump(mode="json"), longest)
+    with Checkpoints(context.folder).write(DRAFTER) as folder:
+        saved.save(folder)
+    digest = sha256_of(context.folder / DRAFTER / WEIGHTS)
+    context.environment(weights_sha256=digest)
+    context.artifact(context.folder / DRAFTER, DRAFTER, digest)
+    for name, values in figures.items():
+        for head, value in enumerate(values, 1):
+            context.result(f"head-{head}", name, value, n=len(judged.ranks))
+    count = drafter.parameter_count()
+    context.result(DRAFTER, "parameters", count, arm=arm_of(drafter.config))
+    context.result(DRAFTER, "parameter_share", count / loaded.facts.parameters)
+    record_economy(saved, target, judged, context)
+    context.result("run", "work", sum(parts(config, loaded.facts).values()))
+
+
+def record_economy(saved: Amphista, target: Target, judged: Judgement, context: JobContext) -> None:
+    """Accepted length and predicted speed-up for every size of tree on this machine."""
+    from backend.methods.amphista.costs import measure_costs
+    from backend.methods.amphista.measure import NODES
+    from backend.methods.amphista.proposers import DraftedTree
+    from backend.methods.amphista.tree import best_tree
+
+    trial = DraftedTree(saved.bind(target), target, best_tree(saved.growth, NODES))
+    costs = measure_costs(target, trial)
+    for nodes in costs.verify:
+        context.metric("cost/verify", costs.ratio(nodes), nodes)
+        context.metric("cost/break even", costs.break_even(nodes), nodes)
+        context.metric("tree/accepted", judged.accepted(nodes), nodes)
+        context.metric("tree/speed-up", judged.accepted(nodes) / costs.break_even(nodes), nodes)
+    best = costs.best_nodes(saved.growth)
+    accepted = judged.accepted(best)
+    context.result(DRAFTER, "accepted_length", accepted, n=len(judged.ranks), nodes=best)
+    context.result(DRAFTER, "predicted_speed_up", accepted / costs.break_even(best), nodes=best)
+    context.result(DRAFTER, "draft_cost", costs.draft / costs.verify[1])
+    context.log(
+        f"On held-out answers {accepted:.2f} tokens a pass with {best} nodes; a tree of that size "
+        f"breaks even at {costs.break_even(best):.2f} here."
+    )
+
+
+KINDS = (
+    Kind(
+        name=NAME,
+        title="Amphista drafter",
+        summary="Train heads that guess several tokens at once, so that the base verifies them in "
+        "one pass and writes the same text faster.",
+        config=AmphistaJob,
+        check=check,
+        run=run,
+        stages={DRAFTER: "Drafter", **{f"head-{k}": f"Head {k}" for k in range(1, 11)}},
+        presets={
+            "quick look": {"minutes": 3, "answers": 256, "heldout": 32},
+            "default": {},
+            "thorough": {"minutes": 60, "answers": 6000},
+            **{arm: fields for arm, fields in ARMS.items() if fields},
+        },
+    ),
+)

@@ -1,0 +1,142 @@
+"""What training a drafter needs and costs, before it starts. Imports no torch."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from backend.errors import ConfigRefused, TextRefused
+from backend.models.estimate import RUNTIME, block_weights, readable, weight_memory
+from backend.models.facts import ModelFacts
+from backend.settings import available_threads, settings
+from backend.text.corpora import require_corpus
+from jobs.pace import FLOPS_PER_THREAD
+
+if TYPE_CHECKING:
+    from jobs.amphista import AmphistaJob
+
+PROMPT_TOKENS = 64  # of a prompt, about
+WRITE_SHARE = 2.0  # one written token costs as much as two that are read, in batches
+ADAM = 16  # bytes of a trained weight: itself, its gradient, two moments
+KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
+READ = 4  # bytes of each value kept beside a hidden state: id, denominator, first choice
+SPARE = 1.2  # drafter and checkpoints beside the training data
+CHUNK = 256  # anchors whose logits are held at once
+JUDGED = 2000  # passes of one token that measuring this machine takes
+
+
+def refuse_unfit(config: AmphistaJob, facts: ModelFacts) -> None:
+    """Refuses settings that contradict each other or the model."""
+    if config.heldout >= config.answers:
+        raise ConfigRefused(
+            "Nothing is left to learn from.",
+            f"{config.heldout} of {config.answers} sequences are held out.",
+            "Hold out fewer, or take more.",
+            "heldout",
+        )
+    if config.answer_tokens + config.heads >= facts.context:
+        raise ConfigRefused(
+            f"Answers of {config.answer_tokens} tokens do not fit.",
+            f"{facts.title} reads {facts.context} tokens, the prompt included.",
+            "Choose fewer.",
+            "answer_tokens",
+        )
+    if config.adaptation_layers > facts.blocks:
+        raise ConfigRefused(
+            f"{config.adaptation_layers} layers cannot be cloned.",
+            f"{facts.title} has {facts.blocks}.",
+            "Choose fewer.",
+            "adaptation_layers",
+        )
+    if not config.teacher_weight and not config.label_weight:
+        raise ConfigRefused(
+            "There is nothing to learn.", "Both losses have the weight 0.", "", "teacher_weight"
+        )
+
+
+def corpus_name(config: AmphistaJob, facts: ModelFacts) -> str:
+    """The corpus meant: auto is the one that suits the model."""
+    return facts.default_text if config.text == "auto" else config.text
+
+
+def require_text(name: str) -> None:
+    """Refuses a corpus that is not there, or is no text but the model itself.
+
+    Raises:
+        TextRefused: names the field.
+    """
+    try:
+        require_corpus(name, "evaluation_text")
+    except TextRefused as error:
+        raise TextRefused(error.what, error.why, error.do, "text") from error
+
+
+def sequence_tokens(config: AmphistaJob) -> int:
+    """Tokens of a sequence, about."""
+    return config.answer_tokens + (PROMPT_TOKENS if config.data == "answers" else 0)
+
+
+def cache_bytes(config: AmphistaJob, facts: ModelFacts) -> int:
+    """Disk that ids, hidden states and what else is kept of each token take at most."""
+    return config.answers * sequence_tokens(config) * (2 * facts.hidden + 3 * READ)
+
+
+def refuse_full_disk(config: AmphistaJob, facts: ModelFacts) -> None:
+    """Refuses a run whose training data the disk has no room for.
+
+    Raises:
+        ConfigRefused: names both numbers, and what makes it smaller.
+    """
+    needed, root = SPARE * cache_bytes(config, facts), settings().root
+    free = shutil.disk_usage(root if root.exists() else ".").free
+    if needed > free:
+        raise ConfigRefused(
+            "The hidden states do not fit on the disk.",
+            f"They take about {readable(needed)}; {readable(free)} are free.",
+            "Take fewer or shorter sequences.",
+            "answers",
+        )
+
+
+def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
+    """Weights of the drafter, about."""
+    d, inner = facts.hidden, config.encoder_width or facts.hidden
+    if not config.head_layers:  # as many as those of a whole drafter
+        return 2 * (block_weights(facts) + 2 * d**2) + (12 + config.heads) * d**2
+    layers = config.adaptation_layers * (block_weights(facts) + 2 * d**2)
+    return layers + 12 * inner**2 * config.encoder + config.heads * config.head_layers * d**2
+
+
+def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
+    """Bytes at the peak, an estimate from above, by what they are for."""
+    vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
+    return {
+        "runtime": RUNTIME,
+        "weights": weight_memory(facts),
+        "training": ADAM * drafter_weights(config, facts)
+        + 4 * KEPT * config.batch * sequence_tokens(config) * facts.hidden,
+        "logits": 4 * 4 * CHUNK * config.heads * vocabulary,
+    }
+
+
+def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of each part of the job: the basis of estimate and progress."""
+    weights = sum(x.rows * x.columns for x in facts.linears) + facts.vocabulary * facts.hidden
+    tokens = config.answers * sequence_tokens(config)
+    written = config.answers * config.answer_tokens if config.data == "answers" else 0
+    return {
+        "data": 2.0 * weights * (tokens + WRITE_SHARE * written),
+        "train": training_work(config, facts),
+        "measure": 2.0 * weights * JUDGED,
+    }
+
+
+def training_work(config: AmphistaJob, facts: ModelFacts) -> float:
+    """Floating-point operations of the steps; with a time budget, what fits into it."""
+    if config.minutes:
+        threads = config.threads or settings().threads or available_threads()
+        return 60 * config.minutes * FLOPS_PER_THREAD * threads
+    vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
+    guesses = config.heads * vocabulary * facts.hidden * config.anchors
+    learnt = config.steps * config.batch * sequence_tokens(config)
+    return 6.0 * learnt * (drafter_weights(config, facts) + guesses)

@@ -1,0 +1,55 @@
+"""The prompts a job asks: fields shared by the kinds that write, time or show answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field
+
+from backend.models.facts import ModelFacts
+from backend.text.prompts import BUILT_IN, STORIES, require_prompts
+
+if TYPE_CHECKING:
+    from backend.models.loading import LoadedModel
+    from backend.text.prompts import Prompt
+
+
+class PromptConfig(BaseModel):
+    """Where prompts come from."""
+
+    prompts: str = Field(
+        "auto",
+        min_length=1,
+        max_length=300,
+        title="Prompts",
+        description="auto: the built-in ones that suit the model. file:NAME.jsonl: your own, such "
+        "as the questions of MT-Bench or Spec-Bench; of several turns the first is asked.",
+        examples=["auto", BUILT_IN, STORIES],
+    )
+
+
+def prompt_set(config: PromptConfig, facts: ModelFacts) -> str:
+    """The set meant: auto is the one that suits the model."""
+    suits = STORIES if facts.default_text == STORIES else BUILT_IN
+    return suits if config.prompts == "auto" else config.prompts
+
+
+def check_prompts(config: PromptConfig, facts: ModelFacts) -> str:
+    """The set meant, if it is there.
+
+    Raises:
+        TextRefused: it is not.
+    """
+    name = prompt_set(config, facts)
+    require_prompts(name, "prompts")
+    return name
+
+
+def readable_ids(
+    prompts: list[Prompt], loaded: LoadedModel, room: int
+) -> list[tuple[Prompt, list[int]]]:
+    """Prompts with their token ids, without those that leave no `room` tokens for an answer."""
+    from backend.text.prompts import prompt_ids
+
+    found = [(prompt, prompt_ids(prompt.text, loaded.tokenizer)) for prompt in prompts]
+    return [(p, ids) for p, ids in found if 0 < len(ids) <= loaded.facts.context - room]

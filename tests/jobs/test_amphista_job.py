@@ -1,0 +1,159 @@
+"""A drafter trained as a job: its record, its files, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.methods.amphista.generate import generate
+from backend.methods.amphista.saved import Amphista
+from backend.models.catalogue import inspect
+from backend.models.loading import load
+from backend.queue.folders import run_folder, work_folder
+from backend.store import queries
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.amphista import AmphistaJob
+from jobs.amphista_needs import cache_bytes, drafter_weights, parts
+from jobs.submit import checked, submit
+from tests.methods.amphista_toys import base, drafter_of
+from tests.queue.conftest import HOST, Wait, process_of
+
+SMALL = {
+    "model": "toy", "answers": 48, "heldout": 16, "answer_tokens": 24, "minutes": 0, "steps": 24,
+    "batch": 4, "threads": 1, "precision": "float32", "draft_vocabulary": 256,
+}  # fmt: skip
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def finished(wait: Wait, **values: object) -> Job:
+    job = submit("amphista", {**SMALL, **values}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def values(job: Job) -> dict[tuple[str, str], float]:
+    """Every figure that no clock measured."""
+    timed = {"predicted_speed_up", "draft_cost", "accepted_length"}
+    return {
+        (r.stage, r.metric): r.value for r in queries.results([job.id]) if r.metric not in timed
+    }
+
+
+def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
+    job = finished(wait)
+    found = {(r.stage, r.metric): r for r in queries.results([job.id])}
+    top = [found[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
+    assert 1 > top[0] > 0.1 and top[0] == max(top)
+    assert found["drafter", "steps"].value == 24
+    assert found["drafter", "accepted_length"].value >= 1
+    assert found["drafter", "accepted_length"].details["nodes"] >= 1
+    curves = queries.curves(job.id)
+    assert set(curves["name"]) >= {
+        "loss", "top1/head 1", "top5/head 4", "accepted", "cost/verify", "cost/break even",
+        "tree/accepted", "tree/speed-up",
+    }  # fmt: skip
+    (artifact,) = queries.artifacts(job.run)
+    assert artifact.kind == "drafter" and artifact.sha256 == job.environment["weights_sha256"]
+    assert not work_folder(job.run).exists()
+    drafter, model = Amphista.load(run_folder(job.run) / "drafter"), load("toy").model
+    assert drafter.arm == "Amphista" and drafter.base.name == "toy"
+    one, other = (
+        [token.id for token in generate(model, given, [5, 17, 40], 40, nodes=6)]
+        for given in (None, drafter)
+    )
+    assert one == other
+
+
+def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
+    whole = finished(wait, steps=60)
+    job = submit("amphista", {**SMALL, "steps": 60}, HOST)
+    wait(job.id, when=lambda: (work_folder(job.run) / "drafter").exists())
+    process_of(job.id).kill()
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    killed = queries.job(job.id)
+    assert killed.attempts_made == 2
+    assert killed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    assert values(killed) == values(whole)
+    learnt = [
+        curves[~curves["name"].str.contains("cost/|speed-up")].drop(columns="at")
+        for curves in (queries.curves(whole.id), queries.curves(killed.id))
+    ]
+    assert learnt[0].reset_index(drop=True).equals(learnt[1].reset_index(drop=True))
+
+
+def test_medusa_learns_from_text(wait: Wait) -> None:
+    job = finished(
+        wait,
+        adaptation_layers=0,
+        encoder=False,
+        data="text",
+        answer_tokens=32,
+        steps=12,
+        answers=30,
+    )
+    assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
+    assert job.environment["text"]["corpus"] == "toystories"
+    _, estimate = checked("amphista", {**SMALL, "data": "text"})
+    assert "guess its answers less well" in estimate.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "field"),
+    [
+        ({"heads": 0}, ConfigRefused, "heads"),
+        ({"heldout": 48}, ConfigRefused, "heldout"),
+        ({"answer_tokens": 4096}, ConfigRefused, "answer_tokens"),
+        ({"adaptation_layers": 3}, ConfigRefused, "adaptation_layers"),
+        ({"teacher_weight": 0, "label_weight": 0}, ConfigRefused, "teacher_weight"),
+        ({"speed": 9}, ConfigRefused, "speed"),
+        ({"model": "nobody/nothing"}, ModelRefused, "model"),
+        ({"prompts": "file:../../etc/passwd"}, TextRefused, "prompts"),
+        ({"prompts": "unknown"}, TextRefused, "prompts"),
+        ({"data": "text", "text": "file:none.txt"}, TextRefused, "text"),
+        ({"data": "text", "text": "self"}, TextRefused, "text"),
+        ({"data": "songs"}, ConfigRefused, "data"),
+    ],
+)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, changed: dict, error: type[SlimscopeError], field: str
+) -> None:
+    with pytest.raises(error) as refused:
+        submit("amphista", {**SMALL, **changed}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
+
+
+def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.amphista_needs.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    with pytest.raises(ConfigRefused, match="do not fit on the disk") as refused:
+        checked("amphista", SMALL)
+    assert refused.value.field == "answers" and "fewer" in refused.value.do
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"adaptation_layers": 0, "encoder": False}, {"encoder_width": 48}, {"heads": 2},
+     {"adaptation_layers": 0, "encoder": False, "head_layers": 0}, {"encoder": False}],
+)  # fmt: skip
+def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
+    config = AmphistaJob.model_validate({**SMALL, **shape})
+    told = drafter_weights(config, inspect("toy"))
+    assert told == pytest.approx(drafter_of(base(), **shape).parameter_count(), rel=0.1)
+
+
+def test_disk_and_time_are_estimated(queue: Path) -> None:
+    config, estimate = checked("amphista", {**SMALL, "minutes": 7})
+    facts = inspect("toy")
+    assert estimate.seconds is not None and 420 < estimate.seconds < 600
+    assert set(parts(config, facts)) == {"data", "train", "measure"}
+    tokens = 48 * (24 + 64)
+    assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
