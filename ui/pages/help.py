@@ -1,0 +1,108 @@
+"""Help: what the words and figures mean, the keys, and the same from a shell or a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import gradio as gr
+
+from jobs.metrics import METRICS, Metric
+from ui.components import glossary
+from ui.components.board import Board
+from ui.components.cards import card, copy_button, shell, stack, table
+from ui.format import esc, href
+from ui.frame import Page
+from ui.shortcuts import shortcuts
+
+DIRECTIONS = {"lower": "▼ lower is better", "higher": "▲ higher is better", "": "–"}
+API = "/slimscope/api"
+
+
+def build() -> None:
+    with gr.Row(elem_classes="help"):
+        with gr.Column(scale=1, min_width=320):
+            Board(stack(figures_html(), glossary_html()), elem_id="help-words")
+        with gr.Column(scale=1, min_width=320):
+            Board(stack(keys_html(), filter_html(), shell_html(), api_html()), elem_id="help-use")
+
+
+def figures_html() -> str:
+    """HTML: every metric, from the registry."""
+    rows = [[_figure(m), f'<span class="nowrap">{DIRECTIONS[m.better]}</span>']
+            for m in METRICS.values()]  # fmt: skip
+    return card("Figures", table(["Figure", "Direction"], rows))
+
+
+def _figure(of: Metric) -> str:
+    return (
+        f'<span class="long"><b>{esc(of.title)}</b> <code>{esc(of.name)}</code><br>'
+        f"{esc(of.definition)}</span>"
+    )
+
+
+def glossary_html() -> str:
+    """HTML: the words, by what they belong to."""
+    parts = "".join(
+        f"<h3>{esc(title)}</h3>{definitions(words)}" for title, words in glossary.GLOSSARY.items()
+    )
+    return card("Words", parts)
+
+
+def definitions(words: Mapping[str, str]) -> str:
+    """HTML: a list of words and what they mean."""
+    pairs = "".join(f"<div><dt>{esc(word)}</dt><dd>{esc(says)}</dd></div>"
+                    for word, says in words.items())  # fmt: skip
+    return f'<dl class="words">{pairs}</dl>'
+
+
+def keys_html() -> str:
+    """HTML: the shortcuts."""
+    from ui.app import PAGES  # which imports this page
+
+    pairs = "".join(
+        f"<div><dt>{''.join(f'<kbd>{esc(key)}</kbd>' for key in keys.split())}</dt>"
+        f"<dd>{esc(does)}</dd></div>"
+        for keys, does, _ in shortcuts((page.name, page.path) for page in PAGES)
+    )
+    told = (
+        '<p class="quiet">In a heat map the arrow keys choose a cell. Tables sort by the '
+        "buttons in their heads.</p>"
+    )
+    return card("Keys", f'<dl class="words">{pairs}</dl>{told}')
+
+
+def filter_html() -> str:
+    """HTML: the language of the filter on Runs."""
+    pairs = "".join(
+        f'<div><dt><a href="{href("runs", q=text)}"><code>{esc(text)}</code></a></dt>'
+        f"<dd>{esc(says)}</dd></div>"
+        for text, says in glossary.FILTERS.items()
+    )
+    return card("Filtering runs", f'<dl class="words">{pairs}</dl>')
+
+
+def shell_html() -> str:
+    """HTML: the command line."""
+    lines = "".join(
+        f"<div><dd>{esc(says)}</dd><dd>{shell(command)}</dd></div>"
+        for command, says in glossary.COMMANDS.items()
+    )
+    return card("From a shell", f'<dl class="words">{lines}</dl>')
+
+
+def api_html() -> str:
+    """HTML: requests of the HTTP API, and the library."""
+    rows = [[f'<code class="long">{esc(request)}</code>', f'<span class="long">{esc(says)}</span>']
+            for request, says in glossary.REQUESTS.items()]  # fmt: skip
+    told = (
+        f"<p>JSON below <code>{API}</code>. A host shows "
+        "<code>Authorization: Bearer TOKEN</code> where the dashboard is shared.</p>"
+        '<p><a href="slimscope/docs">All requests</a></p>'
+    )
+    code = f"<pre tabindex=0>{esc(glossary.PYTHON)}</pre>{copy_button(glossary.PYTHON)}"
+    return card(
+        "From a program", told + table(["Request", "What it does"], rows) + "<h3>Python</h3>" + code
+    )
+
+
+PAGE = Page("Help", "help", build, in_navbar=False)
