@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -20,10 +21,14 @@ def main() -> None:
     here = settings()
     refuse_taken(here.host, here.port)
     upgrade()
+    from ui.access import host_link
     from ui.app import serve  # after the tables: pages read them while they are built
 
+    os.environ.pop("SLIMSCOPE_HOST_TOKEN", None)  # no run needs it
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)
+    if here.shared:
+        print(f"Its host, and nobody else, opens {host_link(here.port)}", flush=True)
     print("Ctrl+C ends the dashboard; runs go on.", flush=True)
     serve(here)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
-from starlette.routing import Route
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Mount, Route
 
-from backend.settings import Settings
+from backend.settings import Settings, settings
+from ui import access, api
 from ui.frame import Page, frame, pulse
-from ui.pages import jobs, launch, overview, run, runs, weights
-from ui.scripts import ASSETS, SCRIPT_URL, plotly_script
+from ui.guard import Guard
+from ui.pages import compare, help, jobs, launch, overview, run, runs, sweep, weights
+from ui.scripts import ASSETS, SCRIPT_URL, own_scripts, plotly_script
+from ui.search import search
 from ui.theme import css, theme
 
 NAP = 0.02  # seconds; Gradio looks for events a thousand times a second, 4 % of a core for nothing
@@ -24,7 +29,10 @@ PAGES: tuple[Page, ...] = (
     jobs.PAGE,
     runs.PAGE,
     run.PAGE,
+    sweep.PAGE,
     weights.PAGE,
+    compare.PAGE,
+    help.PAGE,
 )
 
 
@@ -48,7 +56,7 @@ def _fill(page: Page, pages: tuple[Page, ...]) -> None:
 
 def launch_options() -> dict[str, Any]:
     """What `Blocks.launch` is told, besides the address."""
-    script = (ASSETS / "slimscope.js").read_text(encoding="utf-8")
+    script = own_scripts()
     return {
         "theme": theme(),
         "css": css(),
@@ -59,18 +67,43 @@ def launch_options() -> dict[str, Any]:
         "enable_monitoring": False,
         "ssr_mode": False,
         "quiet": True,
+        "share": False,
+        "mcp_server": False,
+        "max_file_size": 1,
+        "blocked_paths": [str(path) for path in unserved()],
         "app_kwargs": {
-            "routes": [Route("/slimscope/pulse", pulse), Route(f"/{SCRIPT_URL}", plotly_script)]
+            "routes": routes(),
+            "middleware": [Middleware(Guard, scripts=(script,))],
+            "openapi_url": None,  # of Gradio's own doors
         },
     }
 
 
-def serve(settings: Settings) -> None:
+def routes() -> list[BaseRoute]:
+    """What is served beside the pages."""
+    return [
+        Route("/slimscope/pulse", pulse),
+        Route("/slimscope/search", search),
+        Route("/slimscope/host", access.host_page, methods=["GET", "POST"]),
+        Route("/slimscope/docs", api.docs),
+        Mount(api.PATH, api.build()),
+        Route(f"/{SCRIPT_URL}", plotly_script),
+    ]
+
+
+def unserved() -> tuple[Path, ...]:
+    """Folders Gradio serves nothing from, whatever else it is told; `ui.guard` closes the doors
+    themselves."""
+    here = settings()
+    return (here.root, here.cache_dir, Path(__file__).parents[1])
+
+
+def serve(here: Settings) -> None:
     """Shows the dashboard until the process is ended."""
     build().launch(
-        server_name=settings.host,
-        server_port=settings.port or None,
-        inbrowser=settings.browser and has_screen(),
+        server_name=here.host,
+        server_port=here.port or None,
+        inbrowser=here.browser and has_screen(),
         **launch_options(),
     )
 

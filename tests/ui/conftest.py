@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import backend.models.toy
+from backend.queue import roles
 from backend.settings import Settings
-from backend.statistics.snapshots import scale_of, snapshot
+from backend.statistics.reference import Reference
 from backend.store.migrate import upgrade
 from backend.store.session import now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
-from jobs.context import tensor_row
+from jobs.context import profile_row, tensor_row
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
 PERPLEXITIES = {
@@ -53,25 +54,24 @@ def stages_of(dense: Tensor) -> dict[str, Tensor]:
 
 
 def tensor_rows(job_id: int, tensors: dict[str, Tensor], stages: int = 6) -> Iterator[Table]:
-    """The rows of every linear layer of a Llama's blocks at its first `stages` stages."""
+    """Snapshots and profiles of every linear layer of a Llama at its first `stages` stages."""
     for name, weight in sorted(tensors.items()):
         if ".layers." not in name or "norm" in name:
             continue
         place = name.split(".layers.")[1].removesuffix(".weight")
         block, module = place.split(".", 1)
         dense = weight.float()
-        scale, made = scale_of(dense), stages_of(dense)
+        reference, made = Reference(dense), stages_of(dense)
         for stage, now in list(made.items())[:stages]:
             more = {
                 "relative_error": ((now - dense).norm() / dense.norm()).item(),
                 "mask_overlap": mask_overlap(now, made["first"]),
             }
-            yield tensor_row(
-                job_id,
-                snapshot(
-                    now, scale, tensor=name, block=int(block), module=module, stage=stage, more=more
-                ),
+            taken = reference.measure(
+                now, tensor=name, block=int(block), module=module, stage=stage, more=more
             )
+            yield tensor_row(job_id, taken.snapshot)
+            yield from (profile_row(job_id, profile) for profile in taken.profiles)
 
 
 def mask_overlap(a: Tensor, b: Tensor) -> float:
@@ -126,6 +126,12 @@ def seed(tensors: dict[str, Tensor]) -> None:
         session.add_all(rows[:5])
         session.flush()
         session.add_all(rows[5:])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test spends what another may ask for in a minute."""
+    monkeypatch.setattr(roles, "changes", roles.Rate())
 
 
 @pytest.fixture

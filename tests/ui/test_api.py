@@ -1,0 +1,137 @@
+"""The JSON API of the real dashboard: the same figures, rules and words as everywhere else."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import httpx
+import pytest
+
+from backend.store import queries
+from jobs.kinds import kinds
+from jobs.record import record
+from jobs.submit import validated
+from tests.ui.visits import OTHER, TOKEN, Visit, blocks, shared, visit, web
+from ui import api
+
+__all__ = ["blocks", "shared", "visit", "web"]
+
+API = api.PATH
+HOST = {"authorization": f"Bearer {TOKEN}"}
+
+
+def test_runs_are_listed_as_the_command_line_lists_them(visit: Visit) -> None:
+    client = visit()
+    found = client.get(f"{API}/runs").json()
+    assert [run["id"] for run in found] == [job.run for job in queries.jobs()]
+    assert [run["id"] for run in client.get(f"{API}/runs?state=queued").json()] == ["sds-0003"]
+    assert len(client.get(f"{API}/runs?limit=2").json()) == 2
+    assert client.get(f"{API}/runs?kind=none").json() == []
+
+
+def test_a_run_is_told_whole(visit: Visit) -> None:
+    client = visit()
+    told = client.get(f"{API}/runs/sds-0001").json()
+    assert told == json.loads(json.dumps(record("sds-0001")))
+    assert client.get(f"{API}/runs/sds-0001/results").json() == told["results"] != []
+    assert client.get(f"{API}/runs/sds-0001/tensors").json() == told["tensors"] != []
+    points = client.get(f"{API}/runs/sds-0002/curves").json()
+    stored = queries.curves("sds-0002")
+    assert [p["name"] for p in points] == [*stored["name"]]
+    assert all(map(math.isclose, [p["value"] for p in points], stored["value"]))
+
+
+def test_a_run_is_added_with_the_config_of_its_kind(visit: Visit) -> None:
+    client, config = visit(), {"model": "toy", "segments": 2, "pattern": "50%"}
+    answer = client.post(f"{API}/submit/sds?name=by%20program&priority=3", json=config)
+    assert answer.status_code == 201
+    job = queries.job(answer.json()["id"])
+    assert job.config == validated("sds", config).model_dump(mode="json")
+    assert (job.name, job.priority, job.owner) == ("by program", 3, "local")
+    assert answer.json()["place"] == 1  # its priority is higher
+    preset = next(iter(kinds()["sds"].presets))
+    answer = client.post(f"{API}/submit/sds?preset={preset}", json={"model": "toy"})
+    assert answer.status_code == 201
+    stored = queries.job(answer.json()["id"]).config
+    assert {**kinds()["sds"].presets[preset], "model": "toy"}.items() <= stored.items()
+
+
+def test_a_run_is_cancelled_and_resumed(visit: Visit) -> None:
+    client = visit()
+    assert client.post(f"{API}/runs/sds-0003/cancel").json()["state"] == "cancelled"
+    assert client.post(f"{API}/runs/sds-0003/resume").json()["state"] == "queued"
+    running = client.post(f"{API}/runs/sds-0002/cancel").json()
+    assert (running["state"], running["desired"]) == ("running", "stop")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "told"),
+    [
+        ("GET", "runs/sds-0099", None, 404, {"what": "There is no run sds-0099."}),
+        ("GET", "runs/<script>", None, 404, {"do": "Runs look like sds-0042."}),
+        ("GET", "runs/sds-0099/tensors", None, 404, {}),
+        ("POST", "runs/sds-0003/resume", None, 409, {"why": "It is queued."}),
+        ("POST", "runs/sds-0099/cancel", None, 404, {}),
+        ("POST", "submit/sds", {"segments": 0}, 422, {"field": "segments"}),
+        ("POST", "submit/sds", {"nothing": 1}, 422, {"field": "nothing"}),
+        ("POST", "submit/sds", {"model": "/etc"}, 422, {"field": "model"}),
+        ("POST", "submit/sds", {"pattern": "9:4", "model": "toy"}, 422, {"field": "pattern"}),
+        ("POST", "submit/sds", [1], 422, {"field": "body"}),
+        ("POST", "submit/sds?preset=none", {}, 422, {"what": "There is no preset 'none'."}),
+        ("POST", "submit/sds?priority=x", {}, 422, {"field": "priority"}),
+        ("POST", "submit/none", {}, 404, {}),
+        ("GET", "runs?state=happy", None, 422, {"field": "state"}),
+        ("GET", "runs?limit=0", None, 422, {"field": "limit"}),
+        ("GET", "nothing", None, 404, {"do": f"{API}/openapi.json lists what there is."}),
+        ("DELETE", "runs/sds-0001", None, 405, {}),
+    ],
+)
+def test_errors_say_what_why_and_what_to_do(
+    web: Any, visit: Visit, method: str, path: str, body: Any, status: int, told: dict[str, str]
+) -> None:
+    before = len(queries.jobs())
+    answer: httpx.Response = visit().request(method, f"{API}/{path}", json=body)
+    assert answer.status_code == status
+    assert set(answer.json()) == {"what", "why", "do", "field"}
+    assert told.items() <= answer.json().items()
+    assert len(queries.jobs()) == before
+
+
+def test_a_guest_reads_and_a_host_changes(shared: Visit) -> None:
+    guest, host = shared(OTHER), shared(OTHER, **HOST)
+    for path in ("kinds", "runs", "runs/sds-0001", "runs/sds-0001/results"):
+        assert guest.get(f"{API}/{path}").json() == host.get(f"{API}/{path}").json()
+    refused = guest.post(f"{API}/runs/sds-0003/cancel")
+    assert refused.status_code == 403
+    assert refused.json() == {
+        "what": "guest may not cancel this run.",
+        "why": "Guests may look, not change.",
+        "do": "Ask the person who started Slimscope.",
+        "field": None,
+    }
+    assert host.post(f"{API}/runs/sds-0003/cancel").status_code == 200
+    assert queries.job("sds-0003").state == "cancelled"
+    assert queries.events("sds-0003")[-1].actor == "host"
+
+
+def test_openapi_describes_every_request_and_every_config(visit: Visit) -> None:
+    described = visit().get(f"{API}/openapi.json").json()
+    assert described["openapi"].startswith("3.")
+    for kind in kinds().values():
+        operation = described["paths"][f"/submit/{kind.name}"]["post"]
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        assert set(schema["properties"]) == set(kind.config.model_fields)
+        assert "$ref" not in json.dumps(schema)
+    assert {"/kinds", "/runs", *api.READ, *api.CHANGE} <= set(described["paths"])
+    assert [kind["name"] for kind in visit().get(f"{API}/kinds").json()] == [*kinds()]
+
+
+def test_the_page_about_it_lists_them_all_and_loads_nothing(visit: Visit) -> None:
+    page = visit().get("/slimscope/docs").text
+    for path in (*api.READ, *api.CHANGE, "/submit/sds"):
+        assert api.esc(path) in page
+    for word in ("src=", "//", "<link", "@import", "url("):
+        assert word not in page.removeprefix("<!doctype html>")
+    assert "calibration_text" in page

@@ -1,0 +1,84 @@
+"""The real dashboard and those who visit it, for the tests of roles, doors and API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import gradio as gr
+import pytest
+from gradio.routes import App
+from starlette.testclient import TestClient
+
+from backend.queue import roles, supervisor
+from backend.settings import Settings, settings
+from ui import access, app
+
+TOKEN = "a-token-for-the-tests"
+OTHER = "10.0.0.7"  # another machine
+SITE = "http://127.0.0.1:7860"
+Visit = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="module")
+def blocks() -> Iterator[gr.Blocks]:
+    """The dashboard as `app.serve` shows it, on a free port."""
+    made, options = app.build(), app.launch_options()
+    made.launch(server_name="127.0.0.1", prevent_thread_lock=True, **options)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def web(blocks: gr.Blocks) -> App:
+    return blocks.app
+
+
+@pytest.fixture
+def visit(web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
+    """A browser, or a program, at some address; nothing is started, and nothing was asked yet."""
+    monkeypatch.setattr(supervisor, "ensure", lambda: None)
+    monkeypatch.setattr(access, "tries", roles.Rate())
+    access.token.cache_clear()
+
+    def arrive(client: str = "127.0.0.1", **headers: str) -> TestClient:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return TestClient(
+            web, base_url=SITE, client=(client, 1), headers=names, follow_redirects=False
+        )
+
+    yield arrive
+    access.token.cache_clear()
+
+
+@pytest.fixture
+def shared(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> Visit:
+    """The same dashboard, reachable from other machines."""
+    set_up(monkeypatch, HOST="0.0.0.0", HOST_TOKEN=TOKEN)
+    return visit
+
+
+@pytest.fixture
+def open_to_guests(shared: Visit, monkeypatch: pytest.MonkeyPatch) -> Visit:
+    """The same, where guests may add small runs."""
+    set_up(monkeypatch, GUEST_RUNS="2", GUEST_SECONDS="300", GUEST_GB="4")
+    return shared
+
+
+def set_up(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    """Sets SLIMSCOPE_ variables."""
+    for name, value in values.items():
+        monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
+    settings.cache_clear()
+    access.token.cache_clear()
+
+
+def event_of(web: App, elem_id: str, event: str) -> int:
+    """The number under which Gradio knows what happens when `event` is raised on a component."""
+    config = web.get_blocks().config
+    ids = {c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id}
+    found = (
+        d["id"]
+        for d in config["dependencies"]
+        if set(map(tuple, d["targets"])) & {(i, event) for i in ids}
+    )
+    return next(found)
