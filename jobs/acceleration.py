@@ -5,18 +5,20 @@ words, so that no speed-up is believed in that is not there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median, stdev
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backend.reporter import REPLAY
+from backend.reporter import REPLAY, Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from backend.evaluation.size import Sizes
-    from backend.evaluation.speed import Speed
     from backend.models.facts import ModelFacts
     from backend.models.loading import LoadedModel
     from jobs.context import JobContext
@@ -26,7 +28,7 @@ DENSE, MODEL = "dense", "model"  # the two stages
 SIZE, SPEED, SPEED_UP = "linear_bytes", "tokens_per_second", "speed_up"
 CSR, SEMI = "product_speed_up/CSR", "product_speed_up/2:4"
 TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
-MARGIN = 0.05  # a speed-up by less is none
+MARGIN, SURE = 0.05, 2.0  # a speed-up by less, or by fewer standard errors, is none
 
 
 # what is measured ---------------------------------------------------------------------------------
@@ -61,35 +63,43 @@ def _formats(found: Sizes) -> dict[str, int]:
     return formats | {"dense": found.dense}
 
 
-def record_decoding(models: Mapping[str, LoadedModel], context: JobContext, phase: Phase) -> None:
-    """Records how fast each stage's model decodes; they take turns at the same prompt."""
-    from backend.evaluation.speed import Speed, decode_seconds
+def prompt_for(loaded: LoadedModel) -> list[int]:
+    """Ids of a prompt that suits the model, so that there is room to decode `TOKENS` behind it."""
     from backend.text.prompts import BUILT_IN, STORIES, benchmark_prompts, prompt_ids
 
-    if context.has_result(MODEL, SPEED):
-        phase.progress(1, 1, REPLAY)
+    suits = STORIES if loaded.facts.default_text == STORIES else BUILT_IN
+    ids = prompt_ids(benchmark_prompts(suits, 1)[0].text, loaded.tokenizer)
+    return ids[: max(1, loaded.facts.context - TOKENS - 1)]
+
+
+def record_decoding(
+    models: Mapping[str, PreTrainedModel],
+    prompt: Sequence[int],
+    context: JobContext,
+    reporter: Reporter,
+) -> None:
+    """Records how fast the model of each stage decodes, and the speed-up of the last over the
+    first. They take turns behind the ids of the same prompt."""
+    from backend.evaluation.speed import Speed, decode_seconds
+
+    *_, last = models
+    if context.has_result(last, SPEED):
+        reporter.progress(1, 1, REPLAY)
         return
-    one = next(iter(models.values()))
-    suits = STORIES if one.facts.default_text == STORIES else BUILT_IN
-    prompt = prompt_ids(benchmark_prompts(suits, 1)[0].text, one.tokenizer)
-    tokens = max(1, min(TOKENS, one.facts.context - len(prompt) - 1))
-    loaded = [each.model for each in models.values()]
-    seconds = decode_seconds(loaded, prompt, tokens, REPEATS, phase)
-    found = {stage: Speed.of(s, tokens) for stage, s in zip(models, seconds, strict=True)}
-    about = {"tokens": tokens, "prompt": len(prompt), "dtype": str(loaded[0].dtype).split(".")[1]}
-    if DENSE in found:  # the best repeats: others measure who else was using the machine
-        up = found[MODEL].highest / found[DENSE].highest
-        context.result(MODEL, SPEED_UP, up, n=REPEATS, of="best repeats")
-    for stage, speed in found.items():  # the model last: with it all are there
-        _record_speed(stage, speed, about, context)
-
-
-def _record_speed(stage: str, speed: Speed, about: Mapping[str, Any], context: JobContext) -> None:
-    context.result(
-        stage, SPEED, speed.value, n=speed.repeats, lowest=speed.lowest, highest=speed.highest,
-        **about,
-    )  # fmt: skip
-    context.log(f"{stage}: {speed.value:.1f} tokens/s ({speed.lowest:.1f} to {speed.highest:.1f}).")
+    seconds = decode_seconds([*models.values()], prompt, TOKENS, REPEATS, reporter)
+    if len(models) > 1:
+        ratios = [a / b for a, b in zip(seconds[0], seconds[-1], strict=True)]  # of one round each
+        stderr = stdev(ratios) / math.sqrt(REPEATS)
+        context.result(last, SPEED_UP, median(ratios), stderr=stderr, n=REPEATS)
+    for (stage, model), taken in zip(models.items(), seconds, strict=True):
+        speed = Speed.of(taken, TOKENS)
+        context.result(  # of the last one last: then all are there
+            stage, SPEED, speed.value, n=speed.repeats, lowest=speed.lowest,
+            highest=speed.highest, tokens=TOKENS, prompt=len(prompt),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )  # fmt: skip
+        span = f"{speed.lowest:.1f} to {speed.highest:.1f}"
+        context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
 
 
 def record_products(
@@ -134,6 +144,8 @@ class Row(Protocol):
     @property
     def value(self) -> float: ...
     @property
+    def stderr(self) -> float | None: ...
+    @property
     def details(self) -> dict[str, Any]: ...
 
 
@@ -155,6 +167,10 @@ def formats(rows: Rows) -> dict[str, float]:
     return dict(sorted(sizes.items(), key=lambda item: item[0] != DENSE))
 
 
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
 def _size(rows: Rows) -> str:
     sizes = formats(rows)
     dense = sizes.pop(DENSE, None)
@@ -165,8 +181,8 @@ def _size(rows: Rows) -> str:
     if part >= 1:
         return "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
     return (
-        f"Size: as {smallest} the linear layers take {part:.0%} of dense 16-bit values. The saved "
-        "file stores zeros as ordinary numbers and is not smaller."
+        f"Size: as {smallest} the linear layers take {_share(part)} of dense 16-bit values. The "
+        "saved file stores zeros as ordinary numbers and is not smaller."
     )
 
 
@@ -175,22 +191,29 @@ def _decoding(rows: Rows) -> str:
     model, dense, up = (rows.get(key) for key in keys)
     if model is None or dense is None or up is None:
         return ""
-    rates = f"{model.value:.3g} tokens/s, the dense model {dense.value:.3g}"
-    if model.details["lowest"] > dense.details["highest"] and up.value > 1 + MARGIN:
-        return f"Decoding: {up.value:.2f} × the dense speed here: {rates}."
-    if model.details["highest"] < dense.details["lowest"] and up.value < 1 - MARGIN:
+    rates = f"{_rate(model)}, the dense model {_rate(dense)}"
+    if abs(up.value - 1) < max(MARGIN, SURE * (up.stderr or 0.0)):
+        return f"Decoding: no speed-up here: {rates}."
+    if up.value < 1:
         return f"Decoding: slower than the dense model here, {up.value:.2f} ×: {rates}."
-    return f"Decoding: no speed-up here: {rates}, within what repeats differ by."
+    return f"Decoding: {up.value:.2f} × the dense speed here: {rates}."
+
+
+def _rate(row: Row) -> str:
+    """The median, and what the repeats lie between."""
+    lowest, highest = row.details["lowest"], row.details["highest"]
+    return f"{row.value:.3g} tokens/s ({lowest:.3g} to {highest:.3g})"
 
 
 def _csr(rows: Rows) -> str:
     row = rows.get((MODEL, CSR))
     if row is None:
         return ""
-    own, end = row.details["break_even"], max(row.details["zeros"])
-    pays = f"it pays from {own:.0%} zeros on" if own else f"it does not pay up to {end:.0%} zeros"
-    zeros = row.details["own"]
-    now = f"{row.value:.2f} × dense at this model's {zeros:.0%}; " if zeros else ""
+    zeros, even = row.details["own"], row.details["break_even"]
+    pays = f"it does not pay up to {_share(max(row.details['zeros']))} zeros"
+    if even is not None:
+        pays = f"it pays from {_share(even)} zeros on"
+    now = f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros else ""
     return f"Leaving out the zeros (CSR), the largest layer: {now}{pays}."
 
 

@@ -31,6 +31,7 @@ from jobs.acceleration import (
     MODEL,
     REPEATS,
     TOKENS,
+    prompt_for,
     record_decoding,
     record_products,
     record_sizes,
@@ -101,24 +102,24 @@ def subjects(config: EvaluationJob) -> dict[str, str]:
     """
     spec, dense = config.model, absolute(config.dense)
     if RUN.fullmatch(spec):
-        spec, began = _of_run(spec)
+        spec, began = saved_model(spec)
         dense = dense or began
     return ({DENSE: dense} if dense else {}) | {MODEL: spec}
 
 
-def _of_run(run: str) -> tuple[str, str]:
+def saved_model(run: str, field: str = "model") -> tuple[str, str]:
     """The folder a run saved its model in, and the model it began with."""
     try:
         job = queries.job(run)
         saved = [a.path for a in queries.artifacts(run) if a.kind == "model"]
     except NotFound as error:
         raise ConfigRefused(
-            error.what, error.why, "Choose a run that saved a model.", "model"
+            error.what, error.why, "Choose a run that saved a model.", field
         ) from error
     if not saved:
         raise ConfigRefused(
             f"{run} has saved no model.", f"It is {job.state}.",
-            "Choose a run that succeeded, or wait for it.", "model",
+            "Choose a run that succeeded, or wait for it.", field,
         )  # fmt: skip
     return str(settings().artifacts / saved[-1]), str(job.config.get("model", ""))
 
@@ -203,6 +204,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     device = prepare(config, context)
     specs = subjects(config)
     facts = {stage: inspect(spec) for stage, spec in specs.items()}
+    context.environment(base=next(iter(specs.values())))  # what its figures are compared under
     work = parts(config, facts[MODEL], [*specs])
     phases = Phases(context, work)
     record_sizes(facts[MODEL], context)
@@ -255,7 +257,9 @@ def measure_speed(
     if streamed:
         context.log("Decoding is not timed: every token would read the model from disk.")
     else:
-        record_decoding(models, context, phases.phase("decode"))
+        decoded = {stage: loaded.model for stage, loaded in models.items()}
+        prompt = prompt_for(next(iter(models.values())))
+        record_decoding(decoded, prompt, context, phases.phase("decode"))
     zeros = {r.metric: r.value for r in queries.results([context.run]) if r.stage == MODEL}
     phase = phases.phase("products")
     record_products(models[MODEL].facts, zeros["zero_share"], device, context, phase)

@@ -130,9 +130,11 @@ class Quality:
     ) -> None:
         from backend.evaluation.divergence import Reference
         from backend.models.residency import is_streamed
+        from backend.text.prompts import BUILT_IN, STORIES
 
         self._config, self._loaded, self._text = config, loaded, evaluation
         self._context, self._batch, self._labels, self._new = context, batch, labels, new
+        self._suits = STORIES if loaded.facts.default_text == STORIES else BUILT_IN
         self._reference = Reference(new)
         self._tasks = self._load_tasks()
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
@@ -246,10 +248,9 @@ class Quality:
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         from backend.evaluation.samples import agreement, write_samples
-        from backend.text.prompts import BUILT_IN, STORIES, benchmark_prompts
+        from backend.text.prompts import benchmark_prompts
 
-        suits = STORIES if self._loaded.facts.default_text == STORIES else BUILT_IN
-        prompts = benchmark_prompts(suits, PROMPTS)
+        prompts = benchmark_prompts(self._suits, PROMPTS)
         tokens = self._config.sample_tokens
         found = write_samples(self._loaded.model, self._loaded.tokenizer, prompts, tokens, reporter)
         samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in found]

@@ -46,15 +46,17 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
         expected = theirs[stage, "perplexity"].value
         assert rows[mine, "perplexity"].value == pytest.approx(expected, rel=1e-4)
     assert rows[MODEL, "zero_share"].value == pytest.approx(0.5)
+    assert queries.job(job.id).environment["base"] == "toy"
     sizes = formats(rows)
     assert list(sizes) == ["dense", "2:4", "bitmask"] and sizes["2:4"] / sizes["dense"] == 9 / 16
     assert rows[MODEL, "kl_to_dense"].value > 0 and 0 < rows[MODEL, "top1_agreement"].value < 1
     assert (DENSE, "kl_to_dense") not in rows
-    assert len(samples_of(job.run)) == len(samples_of(job.run, MODEL)) == quality.PROMPTS
+    prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
+    assert prompts[0] == prompts[1] and len(prompts[0]) == quality.PROMPTS
     assert rows[MODEL, SPEED].value > 0 and rows[DENSE, SPEED].value > 0
     assert 0.5 in rows[MODEL, CSR].details["zeros"] and (MODEL, SEMI) not in rows
     told = " ".join(said(rows))
-    assert "as 2:4 the linear layers take 56% of dense" in told
+    assert "as 2:4 the linear layers take 56 % of dense" in told
     assert "2:4 kernels: none on this device" in told
     assert verdict({DENSE: 4.0, MODEL: 5.0}) == "Perplexity is 25.0 % above the dense one."
 
@@ -96,31 +98,31 @@ def row(stage: str, metric: str, value: float, **details: object) -> Result:
 
 
 @pytest.mark.parametrize(
-    ("model", "dense", "words"),
+    ("up", "stderr", "words"),
     [
-        ((19, 21), (18, 20), "no speed-up here"),
-        ((20.1, 20.4), (18, 20), "no speed-up here"),
-        ((30, 32), (18, 20), "1.60 × the dense speed"),
-        ((9, 11), (18, 20), "slower than the dense model here, 0.55 ×"),
+        (1.04, 0.001, "no speed-up here"),
+        (1.2, 0.2, "no speed-up here"),
+        (0.9, 0.2, "no speed-up here"),
+        (1.6, 0.01, "1.60 × the dense speed"),
+        (0.55, 0.1, "slower than the dense model here, 0.55 ×"),
     ],
 )
 def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
-    model: tuple[float, float], dense: tuple[float, float], words: str
+    up: float, stderr: float, words: str
 ) -> None:
-    found = {
-        (stage, SPEED): row(stage, SPEED, sum(x) / 2, lowest=x[0], highest=x[1])
-        for stage, x in ((MODEL, model), (DENSE, dense))
-    }
-    found[MODEL, SPEED_UP] = row(MODEL, SPEED_UP, model[1] / dense[1])
-    assert words in said(found)[0]
+    span = {"lowest": 19.0, "highest": 22.0}
+    found = {(stage, SPEED): row(stage, SPEED, 20.0, **span) for stage in (MODEL, DENSE)}
+    found[MODEL, SPEED_UP] = row(MODEL, SPEED_UP, up)
+    found[MODEL, SPEED_UP].stderr = stderr
+    assert words in said(found)[0] and "20 tokens/s (19 to 22)" in said(found)[0]
 
 
 def test_where_leaving_out_zeros_pays_is_told() -> None:
     about = {"zeros": [0.5, 0.9], "own": 0.5}
     never = {(MODEL, CSR): row(MODEL, CSR, 0.4, break_even=None, **about)}
-    assert "0.40 × dense at this model's 50%; it does not pay up to 90% zeros" in said(never)[0]
+    assert "0.40 × dense at this model's 50 %; it does not pay up to 90 % zeros" in said(never)[0]
     once = {(MODEL, CSR): row(MODEL, CSR, 0.4, break_even=0.87, **about)}
-    assert "it pays from 87% zeros on" in said(once)[0]
+    assert "it pays from 87 % zeros on" in said(once)[0]
     kernel = row(MODEL, SEMI, 0.9, batches=[1, 64], speed_up=[0.9, 1.5])
     assert "0.90 × with 1 rows at once, 1.50 × with 64" in said(once | {(MODEL, SEMI): kernel})[1]
 

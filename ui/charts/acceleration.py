@@ -9,36 +9,37 @@ import plotly.graph_objects as go
 
 from ui.charts.layout import axis, layout
 from ui.charts.stages import round_ticks
-from ui.format import number, share, size
+from ui.format import share, size
 from ui.theme import LIGHT, stage_stroke
 
 MEGA = 1e6
 PACKED = "#0072B2"
-ROOM = 1.35  # times the largest bar, for the words beside it
 
 
 def format_sizes(sizes: Mapping[str, float]) -> go.Figure:
-    """One bar a format, its size and share of dense beside it.
+    """One bar a format, its size and share of dense beside its name.
 
     Args:
         sizes: format -> bytes, "dense" among them.
     """
     dense = sizes["dense"]
     values = [value / MEGA for value in sizes.values()]
-    words = [f"  {size(v)}, {share(v / dense, 0)}" for v in sizes.values()]
+    names = [f"<b>{name}</b><br>{size(v)}, {share(v / dense, 0)}" for name, v in sizes.items()]
     colours = [stage_stroke("dense").colour if name == "dense" else PACKED for name in sizes]
     bars = go.Bar(
-        x=values, y=[*sizes], orientation="h", width=0.55, marker={"color": colours},
-        text=words, textposition="outside", textfont={"size": 12, "color": LIGHT.text},
-        hovertemplate="%{y}: %{x:.4g} MB<extra></extra>", cliponaxis=False,
+        x=values, y=names, orientation="h", width=0.55, marker={"color": colours},
+        hovertext=[*sizes], hovertemplate="%{hovertext}: %{x:.4g} MB<extra></extra>",
     )  # fmt: skip
     return go.Figure(
         bars,
         layout(
             view="formats",
-            xaxis=axis("Megabytes", range=[0, ROOM * max(values)], showgrid=False),
+            xaxis=axis("Megabytes", rangemode="tozero", showgrid=False),
             yaxis=axis(
-                type="category", autorange="reversed", tickfont={"size": 12, "color": LIGHT.text}
+                type="category",
+                autorange="reversed",
+                showgrid=False,
+                tickfont={"size": 12, "color": LIGHT.text},
             ),
         ),
     )
@@ -71,12 +72,12 @@ def sparse_products(zeros: Sequence[float], speed_up: Sequence[float], own: floa
             view="products",
             top=24,
             shapes=[even, here] if own else [even],
-            annotations=[_word("as fast as dense", x=0, y=0, xref="paper", yanchor="bottom")]
-            + ([_word(f"this model, {share(own, 0)}", x=100 * own, y=1, yref="paper")] * bool(own)),
+            annotations=[_word("as fast as dense", x=1, y=0, xref="paper", xanchor="right")]
+            + [_word(f"this model, {share(own, 0)}", x=100 * own, y=1, yref="paper")] * bool(own),
             xaxis=axis("Zeros, %", showgrid=False),
             yaxis=axis(
                 "Speed-up over dense (log axis)", type="log", showgrid=True, tickvals=ticks,
-                ticktext=[f"{number(tick, 2)} ×" for tick in ticks],
+                ticktext=[f"{tick:.2g} ×" for tick in ticks],
             ),
         ),
     )  # fmt: skip

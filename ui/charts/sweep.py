@@ -16,6 +16,7 @@ from ui.format import number
 from ui.theme import stage_stroke
 
 WIDE = 24
+DENSE = "dense"
 LOG_FROM = 4.0  # largest over smallest from which a log axis is worth it
 
 
@@ -72,6 +73,7 @@ def _x_axis(of: Metric, values: Sequence[float]) -> dict[str, object]:
 
 def _dots(rows: Sequence[Row], names: Mapping[str, str], scale: float, label: str) -> go.Scatter:
     stroke = stage_stroke(rows[0].stage)
+    dense = rows[0].stage == DENSE  # a tick, so that a stage as good as dense does not hide it
     spreads = [scale * (row.spread or 0.0) for row in rows]
     return go.Scatter(
         x=[scale * row.mean for row in rows],
@@ -79,7 +81,8 @@ def _dots(rows: Sequence[Row], names: Mapping[str, str], scale: float, label: st
         name=label,
         mode="markers",
         marker={
-            "size": 10, "color": stroke.colour, "symbol": symbol(stroke),
+            "size": 22 if dense else 10, "color": stroke.colour,
+            "symbol": "line-ns" if dense else symbol(stroke),
             "line": {"width": 2, "color": stroke.colour},
         },
         error_x={"type": "data", "array": spreads, "color": stroke.colour, "width": 4},

@@ -58,16 +58,22 @@ def kind_title(job: Job) -> str:
     return kind.title if kind else job.kind
 
 
+def base_model(job: Job) -> str:
+    """The model that was compressed; of an evaluation, that of the run it measured."""
+    return str((job.environment or {}).get("base") or job.config.get("model") or NONE)
+
+
 def choices(job: Job) -> list[str]:
     """What was chosen of the method itself, such as "2:4" and "wanda": fields that are neither
-    advanced nor shared by all kinds."""
+    advanced nor shared by all kinds. A switch or an empty text says nothing by itself."""
     kind = kind_of(job)
     if kind is None:
         return []
     return [
         str(job.config[name])
         for name, info in kind.config.model_fields.items()
-        if name != "model" and name in job.config and not advanced(info)
+        if name != "model" and not advanced(info) and info.annotation is not bool
+        if job.config.get(name) not in (None, "")
         if owner(kind.config, name).__name__ not in SHARED
     ]
 

@@ -35,11 +35,11 @@ def build() -> list[gr.HTML]:
     words = plain(elem_id="measures-said")
     with gr.Row(equal_height=False):
         sizes = PlotlyView(
-            label="Bytes by format", height=220, elem_id="measures-size", render=False
+            label="Bytes by format", height=280, elem_id="measures-size", render=False
         )
         size_card = chart_card("Size of the linear layers", SIZE_ASK, sizes)
         products = PlotlyView(
-            label="Products without zeros", height=320, elem_id="measures-csr", render=False
+            label="Products without zeros", height=280, elem_id="measures-csr", render=False
         )
         product_card = chart_card("Leaving out the zeros", PRODUCT_ASK, products)
     samples = plain(elem_id="measures-samples")
@@ -82,10 +82,10 @@ def _words(job: Job, measured: Job | None, rows: Mapping[tuple[str, str], Result
     if not listed and measured.state in ACTIVE:
         body = '<p class="quiet">Figures appear here as they are measured.</p>'
     where = measured.environment.get("cpu" if _on_cpu(measured) else "device", "")
-    machine = f" on {esc(where)}" if where else ""
-    by = "" if measured.id == job.id else f"By {run_link(measured)} {badge(measured.state)}"
-    tail = f'<p class="quiet">{by}{machine if by else machine.strip().capitalize()}</p>'
-    return card("Measured on this machine", body + (tail if by or machine else ""))
+    own = measured.id == job.id
+    by = [] if own else [f"{run_link(measured)} {badge(measured.state)}"]
+    tail = " · ".join([*by, *([esc(where)] if where else [])])
+    return card("Measured on this machine", body + (f'<p class="quiet">{tail}</p>' if tail else ""))
 
 
 def _on_cpu(job: Job) -> bool:
@@ -150,7 +150,7 @@ def samples_html(job: Job) -> str:
 
 
 def _pair(dense: Mapping[str, Any], other: Mapping[str, Any], label: str) -> str:
-    texts: Sequence[str] = [str(each.get("text", "")) for each in (dense, other)]
+    texts: Sequence[str] = [str(each.get("text", "")).strip() for each in (dense, other)]
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
     shown = [("Dense", texts[0])] * bool(dense) + [(label, texts[1])]
     columns = "".join(_written(name, text, same if dense else len(text)) for name, text in shown)

@@ -124,10 +124,12 @@ def data(rows: Sequence[Row], of: Metric, labels: Mapping[str, str], name: str) 
 def runs_card(jobs: Sequence[Job]) -> str:
     """HTML: the runs with what is theirs alone."""
     fields, now = sweep.varied(jobs), now_ms()
-    heads = ["Run", *(heading(jobs, field) for field in fields), "State", "Progress", "Duration"]
+    live = any(job.state in LIVE for job in jobs)
+    heads = ["Run", *(heading(jobs, field) for field in fields), "State"]
+    heads += ["Progress", "Duration"] if live else ["Duration"]
     rows = [
         [run_link(job), *(esc(job.config.get(field)) for field in fields), badge(job.state),
-         progress(job) if job.state in LIVE else "", took(job, now)]
+         *([progress(job)] if live else []), took(job, now)]
         for job in jobs
     ]  # fmt: skip
     return card("Runs", table(heads, rows, numeric=(len(heads) - 1,)))
