@@ -8,8 +8,8 @@ For a matrix of N weights of which K are not zero, values in 16 bits:
 
 The bitmask pays from 1/16 zeros on. n:m stores n values of every group, zeros too where more were
 dropped; for 2:4 that is 2 bits a value, 9/16 of dense. A model is n:m with the n of its fullest
-group, if at least `FULL` of the values stored so are no zeros. No index of rows, header or padding is counted: `encode` writes exactly the bytes of a
-bitmask, and `decode` reads the matrix back from them.
+group, if at least `FULL` of the values stored so are no zeros. No index of rows, header or padding
+is counted: `encode` writes exactly the bytes of a bitmask, and `decode` reads the matrix back.
 
 None of it makes a matrix product faster by itself: see `backend.evaluation.speed`.
 """

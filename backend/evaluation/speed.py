@@ -38,6 +38,9 @@ SEMI_BATCHES = (1, 64)
 SEED = 0
 
 
+Clock = Callable[[torch.device], float]
+
+
 @dataclass(frozen=True)
 class Speed:
     """Tokens per second over several repeats.
@@ -64,9 +67,13 @@ def decode_seconds(
     tokens: int,
     repeats: int,
     reporter: Reporter,
+    clock: Clock | None = None,
 ) -> list[list[float]]:
-    """Wall-clock seconds of decoding `tokens` tokens behind the ids of a prompt: for each model,
-    each of `repeats` repeats. The models take turns; a first round warms up and does not count.
+    """Seconds of decoding `tokens` tokens behind the ids of a prompt: for each model, each of
+    `repeats` repeats. The models take turns; a first round warms up and does not count.
+
+    Args:
+        clock: seconds on a device; wall-clock time when None.
 
     Raises:
         Stopped: the reporter asked for it.
@@ -74,20 +81,21 @@ def decode_seconds(
     rounds = []
     for number in range(1 + repeats):
         reporter.progress(number, 1 + repeats, "Measuring speed")
-        rounds.append([_decoded(model, prompt, tokens, reporter) for model in models])
+        read = clock or _now
+        rounds.append([_decoded(model, prompt, tokens, reporter, read) for model in models])
     return [list(of_model) for of_model in zip(*rounds[1:], strict=True)]
 
 
 def _decoded(
-    model: PreTrainedModel, prompt: Sequence[int], tokens: int, reporter: Reporter
+    model: PreTrainedModel, prompt: Sequence[int], tokens: int, reporter: Reporter, clock: Clock
 ) -> float:
     stream = greedy(model, prompt)
     next(stream)  # the pass of the prompt
-    begun = _now(model.device)
+    begun = clock(model.device)
     for _ in range(tokens):
         stop_if_asked(reporter)
         next(stream)
-    return _now(model.device) - begun
+    return clock(model.device) - begun
 
 
 def _now(device: torch.device) -> float:

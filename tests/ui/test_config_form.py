@@ -119,6 +119,17 @@ def test_choices_are_asked_for_anew_when_a_page_opens() -> None:
     assert clone[form.fields["size"].input]["value"] == 9
 
 
+def test_a_field_may_say_which_choices_are_its_own() -> None:
+    class Two(Own):
+        first: str = Field("", json_schema_extra={"choices": "model"})
+        model: str = Field("", json_schema_extra={"choices": "saved"})
+
+    with gr.Blocks():
+        form = ConfigForm(Two, {"model": lambda: [("Toy", "toy")], "saved": lambda: [("A", "a")]})
+    assert form.fields["first"].input.choices == [("Toy", "toy")]
+    assert form.fields["model"].input.choices == [("A", "a")]
+
+
 def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) -> None:
     with pytest.raises(ConfigRefused) as caught:
         validated("sds", {"pattern": "5:3"})

@@ -157,6 +157,18 @@ def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
     assert told["launch-kind"] == "sds"
 
 
+def test_a_model_in_the_address_is_put_into_the_form_of_its_kind(sds: Kind) -> None:
+    told = arrival(kind="evaluation", model="sds-0001")
+    assert told["evaluation-field-model"]["value"] == "sds-0001"
+    assert told["evaluation-field-windows"]["value"] == 16
+    assert "value" not in told["sds-field-model"] and told["launch-kind"] == "evaluation"
+
+
+def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:
+    configs = [kinds()["evaluation"].config(model="sds-0001")]
+    assert launch._model(configs) == {"Model": "sds-0001"}
+
+
 @pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
 def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -> None:
     told = arrival(**{"from": old})
