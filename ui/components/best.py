@@ -12,7 +12,7 @@ from ui.charts.tradeoff import Point, front
 from ui.components.cards import card, table
 from ui.components.data_table import Cell, data_table
 from ui.components.deltas import conditions
-from ui.components.figures import choices, kind_title, written
+from ui.components.figures import base_model, choices, kind_title, written
 from ui.components.run_rows import Row
 from ui.format import NONE, count, esc, href
 
@@ -88,7 +88,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     for row in rows:
         if row.job.state == State.SUCCEEDED and row.figures.final() is not None:
             measured = conditions(row, "perplexity")
-            model = str(row.job.config.get("model", ""))
+            model = base_model(row.job)
             key = (model, *(str(value) for value in measured.values()))
             found.setdefault(key, []).append(row)
     ordered = sorted(found.values(), key=lambda held: -len(held))
@@ -99,7 +99,7 @@ def _label(row: Row) -> str:
     """In words: the model, the text, and how it was cut."""
     figure = row.figures.final_row("perplexity")
     details = (figure.details if figure else None) or {}
-    model = str(row.job.config.get("model", NONE)).rstrip("/").rsplit("/", 1)[-1]
+    model = base_model(row.job).rstrip("/").rsplit("/", 1)[-1]
     parts = [model, str(details.get("corpus", "unknown text"))]
     if details.get("context"):
         windows = f"{details['windows']} × " if details.get("windows") else ""
