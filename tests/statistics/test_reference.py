@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from backend.statistics.grids import MAGNITUDES, MEASURES, SIDES, channel_profil
 from backend.statistics.reference import Measured, Reference
 from backend.statistics.snapshots import scale_of, snapshot
 
-PLACE = {"tensor": "a.weight", "block": 3, "module": "a", "stage": "first"}
+PLACE: dict[str, Any] = {"tensor": "a.weight", "block": 3, "module": "a", "stage": "first"}
 MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 8)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=st.floats(-4, 4, width=16))
 )
