@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -14,28 +13,27 @@ from hypothesis import strategies as st
 
 from backend.methods.sds.config import STAGE_LABELS
 from backend.settings import Settings
-from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries
 from ui.charts.curves import curves
-from ui.charts.heatmap import colour_limits, heatmap_count, in_order, layer_heatmap
-from ui.charts.overlay import legible, overlay_count, stage_overlay
+from ui.charts.heatmap import (
+    Base,
+    cells,
+    colour_limits,
+    heatmap_count,
+    in_order,
+    layer_heatmap,
+    title_of,
+)
 from ui.charts.stages import perplexities, perplexity_count, round_ticks, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
-from ui.scripts import ASSETS
 from ui.theme import DARK, LIGHT, OKABE_ITO, STAGE_COLOURS
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
-SHOWN = ("dense", "first", "redense", "sds")
 
 
 @pytest.fixture
 def table(seeded: Settings) -> pd.DataFrame:
     return queries.tensor_table(1)
-
-
-@pytest.fixture
-def snapshots(seeded: Settings) -> list[TensorSnapshot]:
-    return queries.tensor_snapshots(1, TENSOR)
 
 
 def drawn(figure: go.Figure) -> list[Any]:
@@ -79,7 +77,7 @@ def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
     table.loc[table["tensor"] == TENSOR, "std"] = np.nan
     heat = drawn(layer_heatmap(table, "sds", "std"))[0]
     assert heat.z[5][1] is None
-    assert "1 without a value" in heatmap_count(table, "sds", "std")
+    assert "1 without a value" in heatmap_count(cells(table, "sds", "std"))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
@@ -98,75 +96,28 @@ def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
         assert np.isfinite(np.array(heat.z, dtype=float)).all()
 
 
+def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame) -> None:
+    base = Base(table[table["stage"] == "dense"], "Dense")
+    heat = drawn(layer_heatmap(table, "first", "std", base=base))[0]
+    stored = table.set_index(["stage", "tensor"])["std"]
+    name = heat.customdata[5][1]
+    assert heat.z[5][1] == pytest.approx(stored["first", name] - stored["dense", name])
+    assert heat.zmin == -heat.zmax and heat.colorscale[1] == (0.5, "#FFFFFF")
+    assert title_of(STATISTICS["std"], base) == "Std, difference to dense" in heat.text[5][1]
+    assert "points" in title_of(STATISTICS["zero_share"], base)
+
+
+def test_a_layer_the_other_run_lacks_is_a_hole(table: pd.DataFrame) -> None:
+    other = table[(table["stage"] == "sds") & (table["tensor"] != TENSOR)]
+    rows = cells(table, "sds", "kurtosis", Base(other, "sds-0002"))
+    assert rows.set_index("tensor")["value"].isna()[TENSOR]
+    assert (rows["value"].dropna() == 0).all()
+    assert heatmap_count(rows, even=True) == "n = 21 layers, 1 without a value."
+
+
 def test_largest_is_the_larger_magnitude(table: pd.DataFrame) -> None:
     found = with_largest(table)["largest"]
     assert (found == np.maximum(table["min"].abs(), table["max"].abs())).all()
-
-
-# overlay ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stage", SHOWN)
-def test_bins_zeros_and_the_rest_make_up_all_weights(
-    snapshots: list[TensorSnapshot], stage: str
-) -> None:
-    line = drawn(stage_overlay(snapshots, [stage], names=STAGE_LABELS))[0]
-    stored = next(s for s in snapshots if s.stage == stage)
-    in_bins = sum(line.y) / 100 * stored.n
-    assert in_bins + stored.zeros + stored.below + stored.above == pytest.approx(stored.n)
-    assert sum(line.customdata) == pytest.approx(in_bins)
-
-
-def test_exact_zeros_are_told_not_drawn(snapshots: list[TensorSnapshot]) -> None:
-    figure = stage_overlay(snapshots, SHOWN, names=STAGE_LABELS)
-    first = next(line for line in figure.data if line.name.startswith("First pruning"))
-    assert "50.0 % exact zeros" in first.name
-    middle = len(first.y) // 2
-    dense = drawn(figure)[0]
-    assert max(first.y[middle - 1 : middle + 1]) < min(dense.y[middle - 1 : middle + 1])
-
-
-def test_at_most_four_stages_on_shared_bins(snapshots: list[TensorSnapshot]) -> None:
-    figure = stage_overlay(snapshots, list(STAGE_LABELS), names=STAGE_LABELS)
-    assert len(figure.data) == 4
-    assert len({tuple(line.x) for line in figure.data}) == 1
-
-
-def test_a_log_axis_leaves_out_empty_bins_and_says_so(snapshots: list[TensorSnapshot]) -> None:
-    figure = stage_overlay(snapshots, ["first"], names=STAGE_LABELS, log_y=True)
-    line = drawn(figure)[0]
-    assert figure.layout.yaxis.type == "log" and "log axis" in figure.layout.yaxis.title.text
-    assert all((h is None) == (n == 0) for h, n in zip(line.y, line.customdata, strict=True))
-
-
-def test_zoom_is_kept_for_a_tensor_and_a_scale(snapshots: list[TensorSnapshot]) -> None:
-    one, two, log = (
-        stage_overlay(snapshots, stages, names=STAGE_LABELS, log_y=y).layout
-        for stages, y in ((SHOWN, False), (["dense"], False), (SHOWN, True))
-    )
-    assert one.xaxis.uirevision == two.xaxis.uirevision != log.xaxis.uirevision
-
-
-def made(counts: list[int], n: int | None = None, **values: Any) -> TensorSnapshot:
-    given_ = {"zeros": 0, "below": 0, "above": 0} | values
-    total = sum(counts) + sum(given_.values())
-    return TensorSnapshot(
-        "t", 0, "m", "dense", n or total, lo=-1.0, hi=1.0, counts=np.array(counts), stats={},
-        quantiles=(-0.9, 0.9), **given_,
-    )  # fmt: skip
-
-
-@given(st.lists(st.integers(0, 500), min_size=256, max_size=256))
-def test_wider_bins_lose_no_weight_and_keep_zero_on_an_edge(counts: list[int]) -> None:
-    wide = legible(made(counts)).counts
-    assert wide.sum() == sum(counts) and len(wide) in (64, 128, 256)
-    assert wide[: len(wide) // 2].sum() == sum(counts[:128])
-
-
-def test_what_lies_beyond_the_bins_is_told() -> None:
-    said = overlay_count([made([5] * 64, below=3, above=4)], STAGE_LABELS, log_y=True)
-    assert "n = 327 weights" in said and "Below −1.00 and above 1.00: Dense 3 and 4." in said
-    assert "Below" not in overlay_count([made([5] * 64)], STAGE_LABELS, log_y=True)
 
 
 # perplexities and curves --------------------------------------------------------------------------
@@ -234,15 +185,6 @@ def test_stages_stand_out_from_the_paper(palette: Any) -> None:
     for stage, stroke in STAGE_COLOURS.items():
         colour = palette.muted if stage == "dense" else stroke.colour
         assert contrast(colour, palette.paper) >= 3
-
-
-def test_the_browser_knows_the_dark_twin_of_every_grey(snapshots: list[TensorSnapshot]) -> None:
-    figure = stage_overlay(snapshots, SHOWN, names=STAGE_LABELS)
-    script = (ASSETS / "slimscope.js").read_text()
-    twins = dict(re.findall(r'"(#[0-9A-F]{6})": "--(\w+)"', script))
-    assert twins and all(getattr(LIGHT, name) == colour for colour, name in twins.items())
-    coloured = {*twins, *(stroke.colour for stroke in STAGE_COLOURS.values())}
-    assert {*re.findall(r'"(#[0-9A-Fa-f]{6})"', figure.to_json())} <= coloured
 
 
 @given(st.floats(0.01, 1e5), st.floats(1.02, 1e4))

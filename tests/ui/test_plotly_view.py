@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import gradio as gr
 import numpy as np
@@ -10,7 +11,7 @@ import plotly.graph_objects as go
 import pytest
 
 from ui.components.data_table import data_table
-from ui.components.plotly_view import PlotlyView, note_html
+from ui.components.plotly_view import PlotlyView, chart_card, note_html
 from ui.scripts import ASSETS, SCRIPT_URL
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}`"
@@ -57,11 +58,17 @@ def test_it_can_be_listened_to() -> None:
     assert [t for f in app.fns.values() for t in f.targets] == [(view._id, "select")]
 
 
-def test_nothing_is_uploaded_and_drawings_can_be_saved() -> None:
+def test_nothing_is_uploaded() -> None:
     script = (ASSETS / "slimscope.js").read_text()
-    for setting in ("showSendToCloud: false", 'plotlyServerURL: ""', "displaylogo: false",
-                    "responsive: true", 'format: "png"', 'format: "svg"'):  # fmt: skip
+    for setting in ("showSendToCloud: false", 'plotlyServerURL: ""', "displaylogo: false"):
         assert setting in script
+
+
+def test_a_card_saves_its_chart_in_four_formats() -> None:
+    with gr.Blocks() as app:
+        chart_card("Title", "Why?", PlotlyView(label="x", render=False))
+    html = " ".join(str(getattr(block, "value", "")) for block in app.blocks.values())
+    assert re.findall(r'data-save="(\w+)"', html) == ["png", "svg", "csv", "html"]
 
 
 def test_words_around_a_chart_are_escaped() -> None:

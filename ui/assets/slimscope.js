@@ -112,15 +112,13 @@ window.slimscope = (() => {
     const box = element.querySelector(".plot");
     const canvas = element.querySelector(".plot-canvas");
     const empty = element.querySelector(".plot-empty");
-    const file = box.dataset.label.toLowerCase().replace(/\W+/g, "-");
     const config = {
       displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-      toImageButtonOptions: { format: "png", scale: 2, filename: file },
-      modeBarButtonsToAdd: [{ name: "Download plot as SVG", icon: Plotly.Icons.disk,
-        click: (gd) => Plotly.downloadImage(gd, { format: "svg", filename: file }) }],
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"],
     };
     let picked = null, bound = false;
+    const stops = api.scrubber(box, (place, stop) => Plotly.restyle(canvas,
+      { y: [stop.y], "line.color": stop.colour, fillcolor: stop.fill, name: stop.label }, [place]));
 
     function meta() { return (props.value.layout && props.value.layout.meta) || {}; }
 
@@ -141,10 +139,11 @@ window.slimscope = (() => {
       empty.hidden = !none || !value;
       canvas.style.visibility = none ? "hidden" : "visible";
       box.classList.toggle("loading", value === "");
-      if (none) { empty.textContent = value || ""; return; }
+      if (none) { stops.prepare({ layout: {} }); empty.textContent = value || ""; return; }
       const figure = shade(value);
       picked = meta().picked || null;
       if (meta().pick) figure.layout.shapes = [...(figure.layout.shapes || []), ...outline()];
+      stops.prepare(figure);
       await Plotly.react(canvas, figure.data, figure.layout, config);
       describe();
       if (!bound) bind();
@@ -177,7 +176,7 @@ window.slimscope = (() => {
     }
 
     function clicked(event) {
-      const point = event.points[0];
+      const point = event.points.find((each) => each.customdata != null) || event.points[0];
       if (!meta().pick) tell({ x: point.x, y: point.y, customdata: point.customdata ?? null });
       else pick(point.pointIndex[1], point.pointIndex[0]);
       canvas.focus({ preventScroll: true }); // so that the arrow keys go on from here
@@ -218,16 +217,12 @@ window.slimscope = (() => {
       const button = event.target.closest("[data-csv]");
       const source = button && element.querySelector("table");
       if (!source) return;
-      const rows = [...source.rows].map((row) =>
+      const rows = [...source.rows].filter((row) => !row.matches(".said")).map((row) =>
         [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","));
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(new Blob([rows.join("\n") + "\n"], { type: "text/csv" }));
-      link.download = `${button.dataset.csv}.csv`;
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+      api.save(`${button.dataset.csv}.csv`, [rows.join("\n"), "\n"], "text/csv");
     });
   }
 
-  const api = { header, pulse, address, tab, plot, table, picked: null };
+  const api = { header, pulse, address, tab, plot, table, cell, picked: null };
   return api;
 })();

@@ -1,14 +1,16 @@
-"""All layers at once: block by module, coloured by one statistic."""
+"""All layers at once: block by module, coloured by one statistic, or by how far it is from that of
+the dense tensors or of another run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ui.charts.layout import axis, layout
+from ui.charts.layout import axis, layout, ticks_to
 from ui.charts.statistics import STATISTICS, Statistic, with_largest
 from ui.format import count, esc
 from ui.theme import LIGHT
@@ -16,38 +18,76 @@ from ui.theme import LIGHT
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PRINTED = 12  # up to so many blocks the figures fit into the cells
 ROBUST = (2.0, 98.0)
+DIVERGING = [[0.0, "#0072B2"], [0.5, "#FFFFFF"], [1.0, "#D55E00"]]
 
 
-def layer_heatmap(
-    table: pd.DataFrame, stage: str, statistic: str, picked: str | None = None
-) -> go.Figure:
-    """Blocks from left to right, modules from top to bottom. Colour limits are robust (2-98 %).
+@dataclass(frozen=True)
+class Base:
+    """What the map is compared with.
+
+    Attributes:
+        rows: one row a tensor, with its statistics.
+        label: of the stage or run they are of.
+    """
+
+    rows: pd.DataFrame
+    label: str
+
+
+def cells(
+    table: pd.DataFrame, stage: str, statistic: str, base: Base | None = None
+) -> pd.DataFrame:
+    """The rows of one stage with the column `value`: the statistic as it is shown, or its distance
+    from the base's.
 
     Args:
         table: as `queries.tensor_table` returns it.
         statistic: a key of `STATISTICS`.
-        picked: name of the tensor whose cell is outlined.
     """
     rows = with_largest(table)
     rows = rows[rows["stage"] == stage]
-    shown = STATISTICS[statistic]
-    grid = _grid(rows, statistic)
-    low, high = colour_limits(grid.to_numpy(dtype=float) * shown.scale)
+    values = _column(rows, statistic)
+    if base is not None:
+        others = with_largest(base.rows).drop_duplicates("tensor", keep="last").set_index("tensor")
+        values = values - _column(others, statistic).reindex(rows["tensor"]).to_numpy()
+    return rows.assign(value=values * STATISTICS[statistic].scale)
+
+
+def _column(rows: pd.DataFrame, name: str) -> pd.Series:
+    return rows[name] if name in rows else pd.Series(float("nan"), index=rows.index)
+
+
+def layer_heatmap(
+    table: pd.DataFrame,
+    stage: str,
+    statistic: str,
+    picked: str | None = None,
+    base: Base | None = None,
+) -> go.Figure:
+    """Blocks from left to right, modules from top to bottom. Colour limits are robust (2-98 %).
+
+    Args:
+        picked: name of the tensor whose cell is outlined.
+        base: what the colours show the distance from; then they diverge from white.
+    """
+    rows, shown = cells(table, stage, statistic, base), STATISTICS[statistic]
+    grid = _grid(rows, "value")
+    low, high = colour_limits(rows["value"].to_numpy(dtype=float), even=base is not None)
     names = _grid(rows, "tensor").reindex(index=grid.index, columns=grid.columns)
     heat = go.Heatmap(
         x=[str(block) for block in grid.columns],
         y=[_short(module, grid.index) for module in grid.index],
-        z=_json(grid.to_numpy(dtype=float) * shown.scale),
+        z=_json(grid.to_numpy(dtype=float)),
         customdata=names.where(names.notna(), None).to_numpy().tolist(),
-        text=_hover(rows, grid, shown, statistic),
+        text=_hover(rows, grid, shown, base),
         hovertemplate="%{text}<extra></extra>",
         texttemplate="%{z:.3~g}" if len(grid.columns) <= PRINTED else None,
-        colorscale="cividis",
+        colorscale=DIVERGING if base else "cividis",
         zmin=low,
         zmax=high,
         xgap=1,
         ygap=1,
-        colorbar=_colour_bar(shown),
+        colorbar=colour_bar(title_of(shown, base)) | (even_ticks(high) if base else {}),
     )
     place = rows[rows["tensor"] == picked]
     meta = {"pick": "cell"} | (
@@ -60,17 +100,33 @@ def layer_heatmap(
         layout(
             view=stage,
             meta=meta,
-            xaxis=axis("Block", type="category", showgrid=False, nticks=12),
+            xaxis=axis("Block", type="category", showgrid=False, nticks=12)
+            | {"title": {**axis("Block")["title"], "standoff": 20}},
             yaxis=axis(type="category", showgrid=False, autorange="reversed", nticks=0),
         ),
     )
 
 
-def colour_limits(values: np.ndarray) -> tuple[float, float]:
-    """The 2 % and 98 % quantile; where all values are the same, a little to both sides of them."""
+def title_of(shown: Statistic, base: Base | None) -> str:
+    """The statistic with its unit, and what it is compared with."""
+    if base is None:
+        return shown.title
+    unit = ", points" if shown.percent else ""
+    return f"{shown.label}, difference to {base.label.lower()}{unit}"
+
+
+def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]:
+    """The 2 % and 98 % quantile; where all values are the same, a little to both sides of them.
+
+    Args:
+        even: the same to both sides of 0, 98 % of the magnitudes.
+    """
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0
+    if even:
+        high = float(np.percentile(np.abs(finite), ROBUST[1])) or 1.0
+        return -high, high
     low, high = (float(x) for x in np.percentile(finite, ROBUST))
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
@@ -78,16 +134,19 @@ def colour_limits(values: np.ndarray) -> tuple[float, float]:
     return low - room, high + room
 
 
-def heatmap_count(table: pd.DataFrame, stage: str, statistic: str) -> str:
-    """In words: how many layers there are, how many lie beyond the colours, how many lack it."""
-    rows = with_largest(table)
-    values = rows.loc[rows["stage"] == stage, statistic].to_numpy(dtype=float)
-    low, high = colour_limits(values)
+def heatmap_count(rows: pd.DataFrame, even: bool = False) -> str:
+    """In words: how many layers there are, how many lie beyond the colours, how many lack a value.
+
+    Args:
+        rows: as `cells` returns them; `even` as in `colour_limits`.
+    """
+    values = rows["value"].to_numpy(dtype=float)
+    low, high = colour_limits(values, even)
     beyond = int(((values < low) | (values > high)).sum())
     missing = int(np.isnan(values).sum())
     words = [f"n = {count(len(values))} layers"]
     if beyond:
-        words.append(f"{beyond} beyond the colour limits (2–98 %)")
+        words.append(f"{beyond} beyond the colour limits ({'98' if even else '2–98'} %)")
     if missing:
         words.append(f"{missing} without a value")
     return ", ".join(words) + "."
@@ -116,23 +175,36 @@ def _json(grid: np.ndarray) -> list[list[float | None]]:
 
 
 def _hover(
-    rows: pd.DataFrame, grid: pd.DataFrame, shown: Statistic, statistic: str
+    rows: pd.DataFrame, grid: pd.DataFrame, shown: Statistic, base: Base | None
 ) -> list[list[str]]:
     """Name, value, unit and n of every cell."""
-    words = {
-        (row.module, row.block): (
-            f"<b>{esc(row.tensor)}</b><br>{shown.label} {shown.say(value)}"
-            f"<br>n = {count(row.n)} weights"
+    words = {}
+    for row in rows.itertuples():
+        value = row.value / shown.scale
+        said = f"{shown.label} {shown.say(value)}"
+        if base is not None:
+            sign = "+" if value > 0 else ""
+            said = f"{title_of(shown, base)}: {sign}{shown.write(value)}"
+        words[(row.module, row.block)] = (
+            f"<b>{esc(row.tensor)}</b><br>{said}<br>n = {count(row.n)} weights"
         )
-        for row, value in zip(rows.itertuples(), rows[statistic], strict=True)
-    }
     return [[words.get((m, b), "No value") for b in grid.columns] for m in grid.index]
 
 
-def _colour_bar(shown: Statistic) -> dict[str, object]:
+def even_ticks(limit: float) -> dict[str, object]:
+    """Round ticks to both sides of 0, signed."""
+    up = ticks_to(0.95 * limit, 2)[1:]
+    return {
+        "tickvals": [-t for t in up[::-1]] + [0, *up],
+        "ticktext": [f"−{t:g}" for t in up[::-1]] + ["0"] + [f"+{t:g}" for t in up],
+    }
+
+
+def colour_bar(title: str) -> dict[str, object]:
+    """A flat bar above the map, with its title."""
     return {
         "title": {
-            "text": shown.title,
+            "text": title,
             "side": "top",
             "font": {"size": 12, "color": LIGHT.muted},
         },

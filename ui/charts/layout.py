@@ -5,6 +5,7 @@ Figures are drawn in the light palette; the browser exchanges its greys in dark 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ui.theme import LIGHT, SYSTEM
@@ -63,3 +64,17 @@ def legend(**options: Any) -> dict[str, Any]:
         "itemsizing": "trace",
         "tracegroupgap": 0,
     } | options
+
+
+def tint(colour: str, opacity: float) -> str:
+    """A colour one can see through."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def ticks_to(limit: float, most: int = 4) -> list[float]:
+    """Round numbers from 0 to `limit`, at most `most` besides 0."""
+    power = 10.0 ** math.floor(math.log10(limit))
+    steps = (power * n for n in (0.1, 0.2, 0.25, 0.5, 1, 2, 5))
+    step = next(s for s in steps if limit / s < most + 1)
+    return [n * step for n in range(int(limit / step + 1e-9) + 1)]

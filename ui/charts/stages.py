@@ -43,7 +43,7 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     span = [min(values, default=0) - 0.1 * room, max(values, default=1) + 0.2 * room]
     ticks = round_ticks(10 ** span[0], 10 ** span[1])
     return go.Figure(
-        _dots(rows, [_lines(names.get(r.stage, r.stage)) for r in rows]),
+        _dots(rows, [in_lines(names.get(r.stage, r.stage)) for r in rows]),
         layout(
             view=METRIC,
             margin={"l": 8, "r": 56, "t": 8, "b": 8},
@@ -52,7 +52,7 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
                 "Perplexity (log axis)",
                 type="log",
                 tickvals=ticks,
-                ticktext=[number(tick, 3) for tick in ticks],
+                ticktext=[f"{tick:,g}" for tick in ticks],
                 tickangle=0,
                 showgrid=False,
                 range=span,
@@ -124,7 +124,7 @@ def perplexity_count(results: Sequence[Result]) -> str:
     return ", ".join(words) + "."
 
 
-def _lines(label: str) -> str:
+def in_lines(label: str) -> str:
     """A label in lines of about `WIDE` letters, so that a phone leaves room for the plot."""
     return "<br>".join(textwrap.wrap(label, WIDE))
 

@@ -59,6 +59,15 @@ STATISTICS: dict[str, Statistic] = {
     "mask_overlap": Statistic(
         "Mask overlap", "Where does this stage keep the weights the first pruning kept?", True
     ),
+    "by_size": Statistic(
+        "Pruned by size",
+        "Where were the smallest weights pruned, where others in their place?",
+        True,
+    ),
+    "moved": Statistic("Moved", "Which layers' weights changed most, as a whole?", True),
+    "distance": Statistic(
+        "Distribution moved", "Where did the shape of the distribution change, in dense std?"
+    ),
     "largest": Statistic("Largest magnitude", "Which layers hold the largest weights?"),
 }
 

@@ -19,6 +19,20 @@ from gradio.components import Component
 from ui.format import esc
 from ui.scripts import SCRIPT_URL
 
+FORMATS = {
+    "png": "A picture", "svg": "A picture in vectors", "csv": "The figures that are drawn",
+    "html": "The chart in a page of its own that needs no network",
+}  # fmt: skip
+SAVE = (
+    '<p class="save">Save as '
+    + "".join(
+        f'<button type="button" class="small-button" data-save="{format}" title="{title}">'
+        f"{format.upper()}</button>"
+        for format, title in FORMATS.items()
+    )
+    + "</p>"
+)
+
 
 class PlotlyView(gr.HTML):
     """Shows a figure, or a sentence where there is none.
@@ -101,6 +115,7 @@ def chart_card(
                     control.render()
         view.render()
         note = gr.HTML(note_html(question), js_on_load=None)
+        gr.HTML(SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False)
         with gr.Accordion("Data", open=False, elem_classes="card-data"):
             table = gr.HTML("", js_on_load="slimscope.table(element)")
     return ChartCard(view, note, table)

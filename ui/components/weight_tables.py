@@ -8,60 +8,75 @@ import pandas as pd
 
 from backend.statistics.tensors import TensorSnapshot
 from backend.store.tables import Result
-from ui.charts.statistics import STATISTICS, with_largest
+from ui.charts.series import Series
+from ui.charts.statistics import STATISTICS
 from ui.components.data_table import Cell, data_table
+from ui.components.weights_words import Explained, explained, figure_of
 from ui.format import NONE, count, esc, number
 from ui.theme import stage_stroke
 
-COLUMNS = ("zero_share", "near_zero", "std", "kurtosis", "relative_error", "mask_overlap")
 
+def layers_table(rows: pd.DataFrame, statistic: str, name: str, title: str) -> str:
+    """HTML: one statistic of every layer of one stage.
 
-def layers_table(rows: pd.DataFrame, statistic: str, name: str) -> str:
-    """HTML: one statistic of every layer of one stage."""
+    Args:
+        rows: as `charts.heatmap.cells` returns them.
+        title: of the column of figures, with its unit.
+    """
     shown = STATISTICS[statistic]
-    values = with_largest(rows)[statistic]
     cells = [
         [esc(row.tensor), esc(row.block), exact(count(row.n), row.n),
-         exact(shown.write(value), value * shown.scale)]
-        for row, value in zip(rows.itertuples(), values, strict=True)
+         exact(shown.write(row.value / shown.scale), row.value)]
+        for row in rows.itertuples()
     ]  # fmt: skip
-    return data_table(["Tensor", "Block", "Weights", shown.title], cells, name)
+    return data_table(["Tensor", "Block", "Weights", title], cells, name)
 
 
-def stages_table(snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str], name: str) -> str:
-    """HTML: the statistics of one tensor, a row for each stage."""
-    heads = [STATISTICS[column].title for column in COLUMNS]
-    columns = ["Stage", "Weights", "Zeros", *heads, "Min", "Max"]
-    return data_table(columns, [_stage_row(s, labels) for s in snapshots], name)
-
-
-def _stage_row(snapshot: TensorSnapshot, labels: Mapping[str, str]) -> list[Cell]:
-    figures = snapshot.stats | {"zero_share": snapshot.zeros / snapshot.n}
-    cells: list[Cell] = [
-        f"{swatch(snapshot.stage)}{esc(labels.get(snapshot.stage, snapshot.stage))}",
-        exact(count(snapshot.n), snapshot.n),
-        exact(count(snapshot.zeros), snapshot.zeros),
-    ]
-    for column in COLUMNS:
-        shown, value = STATISTICS[column], figures.get(column)
-        cells.append(NONE if value is None else exact(shown.write(value), value * shown.scale))
-    return cells + [exact(number(figures[edge]), figures[edge]) for edge in ("min", "max")]
-
-
-def bins_table(snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str], name: str) -> str:
-    """HTML: the histogram of each stage; bins that are empty in all of them are left out."""
-    if not snapshots:
+def explained_table(stages: Sequence[TensorSnapshot], labels: Mapping[str, str], name: str) -> str:
+    """HTML: the figures of one tensor, a row each with a sentence, a column for each stage."""
+    if not stages:
         return ""
-    lo, bins = snapshots[0].lo, len(snapshots[0].counts)
-    width = (snapshots[0].hi - lo) / bins
+    heads = "".join(
+        f'<th scope="col" class="num">{swatch(s.stage)}{esc(labels.get(s.stage, s.stage))}</th>'
+        for s in stages
+    )
+    body = "".join(_explained_rows(row, stages) for row in explained(stages, labels))
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(name)}">'
+        '<table class="data explained"><thead><tr><th scope="col">Figure</th>'
+        f"{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<button type="button" class="small-button" data-csv="{esc(name)}">Download CSV</button>'
+    )
+
+
+def _explained_rows(row: Explained, stages: Sequence[TensorSnapshot]) -> str:
+    cells = "".join(_explained_cell(s, row) for s in stages)
+    said = ""
+    if row.sentence:
+        wide = f'<td colspan="{len(stages) + 1}"><span>{esc(row.sentence)}</span></td>'
+        said = f'<tr class="said">{wide}</tr>'
+    return f'<tr><th scope="row">{esc(row.figure.title)}</th>{cells}</tr>{said}'
+
+
+def _explained_cell(taken: TensorSnapshot, row: Explained) -> str:
+    figure, value = row.figure, figure_of(taken, row.name)
+    if value is None:
+        return f'<td class="num">{NONE}</td>'
+    return f'<td class="num" data-value="{value * figure.scale!r}">{figure.write(value)}</td>'
+
+
+def bins_table(series: Sequence[Series], name: str) -> str:
+    """HTML: the histogram of each series on shared bins; bins empty in all of them are left out."""
+    if not series:
+        return ""
+    edges = series[0].edges.tolist()
+    counts = [s.snapshot.counts.tolist() for s in series]
     rows = [
-        [number(lo + i * width), exact(number(lo + (i + 1) * width), lo + (i + 1) * width)]
-        + [exact(count(int(s.counts[i])), int(s.counts[i])) for s in snapshots]
-        for i in range(bins)
-        if any(s.counts[i] for s in snapshots)
+        [number(low, 3), exact(number(high, 3), high), *(exact(count(round(n)), n) for n in found)]
+        for low, high, found in zip(edges[:-1], edges[1:], zip(*counts, strict=True), strict=True)
+        if any(found)
     ]
-    heads = [labels.get(s.stage, s.stage) for s in snapshots]
-    return data_table(["From", "To", *heads], rows, name)
+    return data_table(["From", "To", *(s.label for s in series)], rows, name)
 
 
 def perplexity_table(results: Sequence[Result], labels: Mapping[str, str], name: str) -> str:

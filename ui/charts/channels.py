@@ -1,0 +1,156 @@
+"""One figure of every channel of a tensor, at several stages, outliers marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ui.charts.layout import axis, layout
+from ui.charts.series import WIDTHS, rows_of_legend
+from ui.format import count, share
+from ui.theme import Stroke
+
+MOST_POINTS = 1000  # of a line; beyond, each stretch keeps its lowest and highest channel
+FENCE = 3.0  # Tukey's outer fence, in interquartile ranges
+NAMED = 8
+SIDES = {"row": "Output channels", "column": "Input channels"}
+MEASURES = {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}
+UNITS = {"norm": "Norm of a channel's weights", "max": "Largest |weight| of a channel",
+         "zeros": "Exact zeros of a channel, %"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Channels:
+    """One figure of all channels at one stage.
+
+    Attributes:
+        values: by channel; shares are in %.
+    """
+
+    label: str
+    stroke: Stroke
+    stage: str
+    values: np.ndarray
+
+
+def channel_lines(
+    drawn: Sequence[Channels],
+    *,
+    side: str,
+    measure: str,
+    by_size: bool = True,
+    log_y: bool = False,
+    outliers: Sequence[int] = (),
+) -> go.Figure:
+    """A line a stage over the channels.
+
+    Args:
+        side, measure: keys of `SIDES` and `MEASURES`.
+        by_size: each line from its largest channel to its smallest; else by number.
+        outliers: channels that are marked on every line.
+    """
+    title = "Rank, each stage from its largest channel on" if by_size else "Number of the channel"
+    height = axis(UNITS[measure] + (" (log axis)" if log_y else ""), nticks=6)
+    height |= {"type": "log", "tickformat": "~g"} if log_y else {"rangemode": "tozero"}
+    marked = [_marks(c, by_size, outliers) for c in drawn] if len(outliers) else []
+    return go.Figure(
+        [_line(c, by_size, place) for place, c in enumerate(drawn)] + marked,
+        layout(
+            view=f"{side}/{measure}/{by_size}/{log_y}",
+            xaxis=axis(title, showgrid=False, rangemode="nonnegative"),
+            yaxis=height,
+            hovermode="x unified",
+            **rows_of_legend(len(drawn)),
+        ),
+    )
+
+
+def ranked(channels: Channels, by_size: bool) -> np.ndarray:
+    """The channels in the order they are drawn."""
+    values = channels.values
+    return np.argsort(-values, kind="stable") if by_size else np.arange(len(values))
+
+
+def outliers(values: np.ndarray) -> np.ndarray:
+    """Channels beyond Tukey's outer fences, the farthest first."""
+    low, high = np.percentile(values, [25, 75])
+    far = np.maximum(values - high, low - values)
+    found = np.flatnonzero(far > FENCE * (high - low)) if high > low else np.arange(0)
+    return found[np.argsort(-far[found], kind="stable")]
+
+
+def outliers_in_words(found: np.ndarray, zeros: Sequence[Channels]) -> str:
+    """Which channels stand out, and whether pruning spared them.
+
+    Args:
+        zeros: share of zeros of every channel at each stage drawn, %.
+    """
+    if not len(found):
+        return f"No channel lies more than {FENCE:g} interquartile ranges beyond the quartiles."
+    names = ", ".join(map(str, found[:NAMED])) + (" …" if len(found) > NAMED else "")
+    many = "1 outlier (ring)" if len(found) == 1 else f"{count(len(found))} outliers (rings)"
+    words = [f"{many}: {names}."]
+    for stage in zeros:
+        others = np.delete(stage.values, found)
+        if stage.values.max() > 0 and len(others):
+            of_them, of_rest = stage.values[found].mean(), others.mean()
+            words.append(
+                f"{stage.label} pruned {share(of_them / 100)} of them and "
+                f"{share(of_rest / 100)} of the others."
+            )
+    return " ".join(words)
+
+
+def envelope(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
+    """Places to draw: all, or the lowest and the highest of each of `most` / 2 stretches."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    stretches = np.array_split(np.arange(len(values)), most // 2)
+    ends = [(s[values[s].argmin()], s[values[s].argmax()]) for s in stretches]
+    return np.unique(np.array(ends))
+
+
+def _line(channels: Channels, by_size: bool, place: int) -> go.Scatter:
+    order = ranked(channels, by_size)
+    values = channels.values[order]
+    kept = envelope(values)
+    stroke = channels.stroke
+    width = WIDTHS[min(place, len(WIDTHS) - 1)] if by_size else 1.0
+    return go.Scatter(
+        x=kept.tolist(),
+        y=values[kept].tolist(),
+        customdata=order[kept].tolist(),
+        mode="lines",
+        line={"color": stroke.colour, "dash": stroke.dash, "width": width},
+        name=channels.label,
+        hovertemplate=f"{channels.label}, channel %{{customdata}}: %{{y:.4g}}<extra></extra>",
+    )
+
+
+def _marks(channels: Channels, by_size: bool, outliers: Sequence[int]) -> go.Scatter:
+    order = ranked(channels, by_size)
+    spots = np.flatnonzero(np.isin(order, outliers))
+    return go.Scatter(
+        x=spots.tolist(),
+        y=channels.values[order][spots].tolist(),
+        mode="markers",
+        marker={
+            "symbol": "circle-open", "size": 7, "color": channels.stroke.colour,
+            "line": {"width": 1.5},
+        },
+        showlegend=False,
+        hoverinfo="skip",
+    )  # fmt: skip
+
+
+def channels_counted(drawn: Sequence[Channels], log_y: bool = False) -> str:
+    """In words: how many channels, and whether all of them are drawn."""
+    n = len(drawn[0].values)
+    each = f", the lowest and highest of each {2 * n / MOST_POINTS:.0f} drawn"
+    words = [f"n = {count(n)} channels{each if n > MOST_POINTS else ''}."]
+    zero = sum(int((c.values <= 0).sum()) for c in drawn)
+    words += [f"Zeros that a log axis leaves out: {count(zero)}."] if log_y and zero else []
+    return " ".join(words)

@@ -1,0 +1,175 @@
+"""How large the weights of one tensor are: |w| on a log axis, as a histogram and added up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from backend.statistics.grids import magnitude_edges
+from ui.charts.histograms import PER_BIN
+from ui.charts.layout import axis, layout, tint
+from ui.charts.series import FULL, WIDTHS, Series, marks, rows_of_legend
+from ui.format import count, number
+
+MERGED = (1, 2, 3)
+FEW = 1e-4  # of all weights: what lies beyond is left out of the axis, and told
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """The |w| histogram of a series, as drawn.
+
+    Attributes:
+        edges, counts: of the bins; those at both ends are open.
+    """
+
+    series: Series
+    edges: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def heights(self) -> np.ndarray:
+        """Share of all weights in each bin, %."""
+        return 100 * self.counts / self.series.snapshot.n
+
+    @property
+    def centres(self) -> np.ndarray:
+        return np.sqrt(self.edges[:-1] * self.edges[1:])
+
+    @property
+    def smaller(self) -> np.ndarray:
+        """Share of all weights below each edge but the first, %: zeros and the bins so far."""
+        return 100 * (self.series.snapshot.zeros + self.counts.cumsum()) / self.series.snapshot.n
+
+
+def magnitudes_of(series: Sequence[Series]) -> list[Magnitudes]:
+    """The |w| histograms of those that have one; few weights in wider bins."""
+    found = []
+    for s in series:
+        if s.magnitudes is not None:
+            edges = magnitude_edges(s.snapshot.stats.get("dense_std", s.snapshot.stats["std"]))
+            bins = len(s.magnitudes)
+            # A bell curve fills about a third of the axis.
+            by = next((m for m in MERGED if 3 * s.snapshot.n >= FULL * bins / m), MERGED[-1])
+            found.append(Magnitudes(s, edges[::by], s.magnitudes.reshape(-1, by).sum(axis=1)))
+    return found
+
+
+def magnitude_histogram(drawn: Sequence[Magnitudes], *, log_y: bool = False) -> go.Figure:
+    """Step lines over log |w|."""
+    view = f"{_tensor(drawn)}/{'log' if log_y else 'linear'}"
+    height = axis(
+        PER_BIN + (" (log axis)" if log_y else ""),
+        nticks=6, uirevision=view,
+    )  # fmt: skip
+    height |= {"type": "log", "tickformat": "~g", "dtick": 1} if log_y else {"rangemode": "tozero"}
+    return go.Figure(
+        [_outline(m, place, log_y) for place, m in enumerate(drawn)],
+        _layout(drawn, f"{view}/magnitude", height),
+    )
+
+
+def cumulative(drawn: Sequence[Magnitudes]) -> go.Figure:
+    """How many weights are smaller than |w|. A line starts at the share of exact zeros."""
+    return go.Figure(
+        [_sum(m, place) for place, m in enumerate(drawn)],
+        _layout(
+            drawn,
+            f"{_tensor(drawn)}/cumulative",
+            axis("Share of weights that are smaller, %", range=[0, 100], nticks=6),
+        ),
+    )
+
+
+def magnitudes_counted(drawn: Sequence[Magnitudes]) -> str:
+    """In words: how many weights and bins, and what lies beyond the axis."""
+    if not drawn:
+        return ""
+    low, high = _reach(drawn)
+    n = drawn[0].series.snapshot.n
+    words = [f"n = {count(n)} weights, {_per_decade(drawn[0])} bins for each factor of ten."]
+    beyond = [
+        f"{m.series.label} {int(m.counts[m.edges[1:] <= low].sum()):,} and "
+        f"{int(m.counts[m.edges[:-1] >= high].sum()):,}"
+        for m in drawn
+        if m.counts[(m.edges[1:] <= low) | (m.edges[:-1] >= high)].sum()
+    ]
+    if beyond:
+        edges = f"Smaller than {number(low, 2)} and larger than {number(high, 2)}"
+        words.append(f"{edges}: {', '.join(beyond)}.")
+    return " ".join(words)
+
+
+def _per_decade(m: Magnitudes) -> int:
+    return round(1 / np.log10(m.edges[1] / m.edges[0]))
+
+
+def _outline(m: Magnitudes, place: int, log_y: bool) -> go.Scatter:
+    stroke = m.series.stroke
+    silhouette = place == 0 and m.series.snapshot.stage == "dense"
+    return go.Scatter(
+        x=m.centres.tolist(),
+        y=[None if log_y and h == 0 else float(h) for h in m.heights],
+        customdata=m.counts.tolist(),
+        mode="lines",
+        line={
+            "shape": "hvh", "color": stroke.colour, "dash": stroke.dash,
+            "width": 1 if silhouette else WIDTHS[min(place, len(WIDTHS) - 1)],
+        },
+        fill="tozeroy" if silhouette and not log_y else None,
+        fillcolor=tint(stroke.colour, 0.25),
+        name=m.series.title,
+        hovertemplate=f"{m.series.label} %{{y:.3f}} %, n = %{{customdata:,.0f}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _sum(m: Magnitudes, place: int) -> go.Scatter:
+    stroke = m.series.stroke
+    return go.Scatter(
+        x=m.edges[1:].tolist(),
+        y=m.smaller.tolist(),
+        mode="lines",
+        line={
+            "color": stroke.colour,
+            "dash": stroke.dash,
+            "width": WIDTHS[min(place, len(WIDTHS) - 1)],
+        },
+        name=m.series.title,
+        hovertemplate=f"{m.series.label} %{{y:.2f}} %<extra></extra>",
+    )
+
+
+def _layout(drawn: Sequence[Magnitudes], view: str, height: dict[str, Any]) -> dict[str, Any]:
+    series = [m.series for m in drawn]
+    across = axis("|Weight| (log axis)", type="log", tickformat="~g", dtick=1, showgrid=False)
+    if drawn:
+        across["range"] = [float(x) for x in np.log10(_reach(drawn))]
+    return layout(
+        view=view,
+        xaxis=across,
+        yaxis=height,
+        hovermode="x unified",
+        **rows_of_legend(len(drawn)),
+        **marks(series, both_sides=False, log=True),
+    )
+
+
+def _reach(drawn: Sequence[Magnitudes]) -> tuple[float, float]:
+    """Where the axis begins and ends: nearly all weights that are not zero lie between, and the
+    two open bins lie beyond."""
+    lows, highs = [], []
+    for m in drawn:
+        upto = m.counts.cumsum() / max(m.counts.sum(), 1)
+        first = int(np.searchsorted(upto, 10 * FEW, side="right"))
+        last = int(np.searchsorted(upto, 1 - FEW)) + 1
+        lows.append(m.edges[max(1, first)])
+        highs.append(m.edges[min(last, len(m.counts) - 1)])
+    return min(lows), max(highs)
+
+
+def _tensor(drawn: Sequence[Magnitudes]) -> str:
+    return drawn[0].series.snapshot.tensor if drawn else ""

@@ -1,0 +1,198 @@
+"""One tensor at one stage of one run, ready to be drawn; bins that several of them share.
+
+A height is a share of *all* weights of the tensor, exact zeros too, so what pruning took away is
+missing there. Exact zeros are no bar: a bar of half the weights would flatten all others. They are
+counted in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from backend.statistics.tensors import TensorSnapshot
+from ui.charts.layout import legend
+from ui.format import count, number, share
+from ui.theme import LIGHT, Stroke
+
+FULL = 100  # weights a bin should hold on average
+FEWEST = 64
+MIDDLE = 0.06  # of the axis: where the tall peak of a re-dense tensor stands
+TALL = 1.6  # a peak that many times higher than all else is cut off, and told
+ROOM = 1.25
+PRUNED = 0.6  # of the most zeros any stage has
+APART = 0.2  # of a cut-off; nearer ones would be written over each other
+WIDTHS = (3.5, 3.0, 2.25, 1.5)  # a line that hides another leaves its rim to be seen
+ROW = 20  # pixels of one legend row
+
+
+@dataclass(frozen=True)
+class Series:
+    """What is drawn of one stage of one run.
+
+    Attributes:
+        label: names the stage, and the run where there are two.
+        magnitudes: counts on the |w| axis, where the run has stored them.
+    """
+
+    snapshot: TensorSnapshot
+    label: str
+    stroke: Stroke
+    magnitudes: np.ndarray | None = None
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Of the bins, one more than there are."""
+        taken = self.snapshot
+        return np.linspace(taken.lo, taken.hi, len(taken.counts) + 1)
+
+    @property
+    def centres(self) -> np.ndarray:
+        return (self.edges[:-1] + self.edges[1:]) / 2
+
+    @property
+    def heights(self) -> np.ndarray:
+        """Share of all weights in each bin, %."""
+        return 100 * self.snapshot.counts / self.snapshot.n
+
+    @property
+    def title(self) -> str:
+        """The label with the exact zeros, which no bar shows."""
+        return f"{self.label} · {zeros_in_words(self.snapshot)}"
+
+
+def shared(series: Sequence[Series]) -> list[Series]:
+    """The same on the bins of the first, fewer and wider ones where a bin holds too few weights to
+    have a shape."""
+    if not series:
+        return []
+    first, fewest = series[0].snapshot, min(s.snapshot.n for s in series)
+    bins = len(first.counts)
+    while bins > FEWEST and fewest < FULL * bins:
+        bins //= 2
+    edges = np.linspace(first.lo, first.hi, bins + 1)
+    return [replace(s, snapshot=_on(s.snapshot, edges)) for s in series]
+
+
+def _on(taken: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
+    """A histogram on other bins, between whose old edges weights are taken to be spread evenly."""
+    own = np.linspace(taken.lo, taken.hi, len(taken.counts) + 1)
+    if own[0] == edges[0] and own[-1] == edges[-1]:
+        counts = taken.counts.reshape(len(edges) - 1, -1).sum(axis=1)
+        return replace(taken, counts=counts)
+    upto = np.interp(edges, own, taken.below + np.concatenate([[0], taken.counts.cumsum()]))
+    return replace(
+        taken, counts=np.diff(upto), lo=edges[0], hi=edges[-1], below=round(upto[0]),
+        above=round(taken.n - taken.zeros - upto[-1]),
+    )  # fmt: skip
+
+
+def ceiling(series: Sequence[Series]) -> float:
+    """Where a linear height axis ends: it cuts off a tall narrow peak at zero, such as a re-dense
+    tensor has, which would flatten all else. A dense tensor is always seen whole."""
+    whole = [s.heights for s in series if s.snapshot.stage == "dense"]
+    return limit_of([s.heights for s in series], max((float(h.max()) for h in whole), default=0.0))
+
+
+def limit_of(curves: Sequence[np.ndarray], least: float) -> float:
+    """Where an axis ends that shows `least`, and everything else but a tall narrow peak at zero."""
+    highest = max((float(c.max()) for c in curves), default=0.0)
+    besides = [float(np.abs(_besides_middle(c)).max()) for c in curves]
+    seen = max([least, *besides])
+    return ROOM * seen if 0 < TALL * seen < highest else 1.05 * max(highest, seen) or 1.0
+
+
+def _besides_middle(heights: np.ndarray) -> np.ndarray:
+    half = max(1, round(len(heights) * MIDDLE / 2))
+    middle = len(heights) // 2
+    return np.concatenate([heights[: middle - half], heights[middle + half :]])
+
+
+def cut_off_peaks(series: Sequence[Series]) -> str:
+    """In words: the peaks a linear axis does not show whole; of many panels, how tall they are."""
+    limit = ceiling(series)
+    tall: dict[str, list[float]] = {}
+    for s in series:
+        if (top := float(s.heights.max())) > limit:
+            tall.setdefault(s.label, []).append(top)
+    said = [f"{label} {_span(tops)} %" for label, tops in tall.items()]
+    return f"Taller than the axis, at zero: {', '.join(said)}." if said else ""
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def reach(series: Sequence[Series]) -> list[float] | None:
+    """The middle 99.8 % of the weights, the same to both sides of zero, as far as bins go."""
+    far = max((abs(q) for s in series for q in s.snapshot.quantiles), default=0.0)
+    far = min([far, *(s.snapshot.hi for s in series)])
+    return [-far, far] if far else None
+
+
+def counted(series: Sequence[Series], whole: bool = False) -> str:
+    """In words: how many weights and bins there are, what lies beyond the bins or the axis.
+
+    Args:
+        whole: whether the axis shows all bins, not only the middle of the weights.
+    """
+    if not series:
+        return ""
+    first = series[0].snapshot
+    words = [f"n = {count(first.n)} weights, {len(first.counts)} bins"]
+    words += [] if whole else ["middle 99.8 % shown"]
+    beyond = [s.snapshot.below + s.snapshot.above for s in series]
+    if any(beyond):
+        least, most = min(beyond), max(beyond)
+        many = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        words.append(f"{many} beyond ±{number(first.hi, 3)}")
+    return ", ".join(words) + "."
+
+
+def zeros_in_words(taken: TensorSnapshot) -> str:
+    """The exact zeros: a count while they are few, else a share."""
+    if taken.zeros < taken.n / 1000:
+        return f"{count(taken.zeros) if taken.zeros else 'no'} exact zeros"
+    return f"{share(taken.zeros / taken.n)} exact zeros"
+
+
+def rows_of_legend(rows: int) -> dict[str, Any]:
+    """Layout of a figure with `rows` titles above the plot, one below the other."""
+    return {"top": ROW * rows + 8, "showlegend": True, "legend": legend()}
+
+
+def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
+    """The cut-offs of the pruned stages drawn, neighbours once: magnitude, label. A stage with
+    far fewer zeros than another, such as a re-dense one, is not pruned."""
+    most = max((s.snapshot.zeros / s.snapshot.n for s in series), default=0.0)
+    found: list[tuple[float, str]] = []
+    for s in series:
+        at, zeros = s.snapshot.stats.get("cutoff"), s.snapshot.zeros / s.snapshot.n
+        new = at and all(abs(at / other - 1) > APART for other, _ in found)
+        if at and new and zeros > PRUNED * most:
+            found.append((at, f"cut-off {number(at, 3)}"))
+    return found
+
+
+def marks(series: Sequence[Series], *, both_sides: bool, log: bool = False) -> dict[str, Any]:
+    """Layout: a thin line at each cut-off."""
+    shapes, notes = [], []
+    line = {"color": LIGHT.muted, "width": 1, "dash": "dot"}
+    for place, (at, label) in enumerate(cutoffs(series)):
+        for x in (-at, at) if both_sides else (at,):
+            shapes.append(
+                {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+            )
+        notes.append(
+            {
+                "x": np.log10(at) if log else at, "y": 1, "yref": "paper", "text": label,
+                "showarrow": False, "xanchor": "right" if log else "left", "yanchor": "top",
+                "xshift": -4 if log else 4, "yshift": -ROW * place,
+                "font": {"size": 12, "color": LIGHT.muted},
+            }
+        )  # fmt: skip
+    return {"shapes": shapes, "annotations": notes}

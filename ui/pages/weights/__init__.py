@@ -1,0 +1,17 @@
+"""Weights: where compression acted, and what it made of one tensor, stage by stage.
+
+    controls    what stands on the page, and which controls a view has
+    shown       what is shown of a choice
+    events      what each event changes
+    newcomer    "Look at another model": statistics without a run
+
+What is looked at is one `Choice`: from the address when the page is opened, from the controls
+afterwards; it is written back into the address.
+"""
+
+from ui.frame import Page
+from ui.pages.weights.events import build
+
+PAGE = Page("Weights", "weights", build)
+
+__all__ = ["PAGE", "build"]
