@@ -1,0 +1,107 @@
+"""Which layers are quantised, and what is refused before any work. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from math import gcd, isqrt
+from typing import TypeVar
+
+from backend.errors import ConfigRefused
+from backend.methods.dlqat.config import DLQATConfig, Stage
+from backend.methods.sds.selection import Layer, fits, read_names, refuse_unknown
+
+SHOWN = 2
+SMALLEST_GROUP = 8  # proposed when a group size does not fit
+
+Of = TypeVar("Of", bound=Layer)
+
+
+def quantised_layers(layers: Collection[Of], config: DLQATConfig) -> list[Of]:
+    """Those of `layers` that the config's names choose, in order.
+
+    Raises:
+        ConfigRefused: a name that fits no layer, no layer left, or a group size that does not
+            divide one.
+    """
+    chosen, excluded = read_names(config.layers), read_names(config.exclude)
+    refuse_unknown(chosen, layers, "layers")
+    refuse_unknown(excluded, layers, "exclude")
+    found = [
+        x
+        for x in layers
+        if any(fits(name, x) for name in chosen) and not any(fits(name, x) for name in excluded)
+    ]
+    if not found:
+        raise ConfigRefused(
+            "No layer is left to quantise.",
+            f"{config.layers or 'Nothing'} is chosen and {config.exclude or 'nothing'} left out.",
+            "Choose more, or leave out fewer.",
+            field="exclude" if chosen else "layers",
+        )
+    _refuse_group_size({x.name: x.columns for x in found}, config.group_size)
+    return found
+
+
+def _refuse_group_size(columns: Mapping[str, int], size: int) -> None:
+    unfit = [name for name, inputs in columns.items() if size and inputs % size]
+    if not unfit:
+        return
+    named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:SHOWN])
+    more = f" and {len(unfit) - SHOWN} more" if len(unfit) > SHOWN else ""
+    sizes = ", ".join(map(str, fitting_sizes(columns.values())))
+    raise ConfigRefused(
+        f"A group size of {size} does not fit this model.",
+        f"It does not divide {named}{more}.",
+        f"Choose {sizes}, or 0 for one group a row." if sizes else "Choose 0: one group a row.",
+        field="group_size",
+    )
+
+
+def fitting_sizes(columns: Collection[int]) -> list[int]:
+    """The group sizes from 8 on that divide all of these numbers of inputs."""
+    common = gcd(*columns)
+    small = [n for n in range(1, isqrt(common) + 1) if common % n == 0]
+    divisors = sorted({*small, *(common // n for n in small)})
+    return [n for n in divisors if n >= SMALLEST_GROUP]
+
+
+def refuse_idle(config: DLQATConfig) -> None:
+    """Refuses a config with which there would be nothing to do, or nothing to train.
+
+    Raises:
+        ConfigRefused: names the field.
+    """
+    stages = config.stages
+    if stages == [Stage.DENSE]:
+        raise ConfigRefused(
+            "No stage is chosen.",
+            "Every baseline and DL-QAT itself are switched off.",
+            "Switch on DL-QAT on the text.",
+            field="text_loss",
+        )
+    for stage in stages:
+        if stage in (Stage.DLQAT, Stage.DLQAT_KD, Stage.LORA_ONLY) and not any(
+            config.trains(stage)
+        ):
+            raise ConfigRefused(
+                "There is nothing to train.",
+                "The rank is 0 and the magnitudes are not trained.",
+                "Choose a rank of 1 or more, or train the magnitudes.",
+                field="rank",
+            )
+    if config.rank == 0 and Stage.LORA in stages:
+        raise ConfigRefused(
+            "LoRA needs a rank.",
+            "The rank is 0, and the LoRA control or a stage built on it is switched on.",
+            "Choose a rank of 1 or more, or switch them off.",
+            field="rank",
+        )
+
+
+def trainable(
+    layers: Collection[tuple[int, int]], rank: int, group_size: int, magnitude: bool = True
+) -> int:
+    """Trained numbers for linears of shapes (out, in): r (out + in) + out in / g each."""
+    low_rank = sum(rank * (rows + columns) for rows, columns in layers)
+    groups = sum(rows * columns // (group_size or columns) for rows, columns in layers)
+    return low_rank + groups * magnitude

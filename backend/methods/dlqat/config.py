@@ -1,0 +1,341 @@
+"""What a person may choose about DL-QAT. Imports no torch: the form, the CLI and the stored record
+are all drawn from these fields."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+ADVANCED: JsonDict = {"advanced": True}
+
+
+class Stage(StrEnum):
+    """The models a run makes, in order. The same names serve tables, charts and files."""
+
+    DENSE = "dense"
+    RTN = "rtn"
+    MSE = "mse"
+    GPTQ = "gptq"
+    M_ONLY = "m-only"
+    LORA_ONLY = "lora-only"
+    DLQAT = "dlqat"
+    DLQAT_KD = "dlqat-kd"
+    LORA = "lora"
+    LORA_RTN = "lora-rtn"
+    LORA_GPTQ = "lora-gptq"
+
+
+STAGE_LABELS: dict[str, str] = {
+    Stage.DENSE: "Dense",
+    Stage.RTN: "RTN, min-max",
+    Stage.MSE: "RTN, MSE clip",
+    Stage.GPTQ: "GPTQ",
+    Stage.M_ONLY: "Magnitudes only",
+    Stage.LORA_ONLY: "LoRA in the rounding only",
+    Stage.DLQAT: "DL-QAT",
+    Stage.DLQAT_KD: "DL-QAT, distilled",
+    Stage.LORA: "LoRA, not quantised (control)",
+    Stage.LORA_RTN: "LoRA, then RTN",
+    Stage.LORA_GPTQ: "LoRA, then GPTQ",
+}
+
+TRAINED = (Stage.M_ONLY, Stage.LORA_ONLY, Stage.DLQAT, Stage.DLQAT_KD)  # inside the rounding
+
+
+class DLQATConfig(BaseModel):
+    """Weight-decomposed low-rank quantisation-aware training (EMNLP 2024, industry track). Where
+    the paper's text was not available the default is ours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: int = Field(
+        3, ge=2, le=8, title="Bits", description="Of a weight.", json_schema_extra={"unit": "bits"}
+    )
+    group_size: int = Field(
+        64,
+        ge=0,
+        le=65536,
+        title="Group size",
+        description="Neighbouring inputs that share a scale, a zero-point and a magnitude. 0: one "
+        "group a row (per channel).",
+        json_schema_extra={"unit": "weights"},
+    )
+    symmetric: bool = Field(
+        True,
+        title="Symmetric grid",
+        description="The zero-point is the middle code. Off: chosen for each group; fewer programs "
+        "can read the result.",
+    )
+    rank: int = Field(
+        16,
+        ge=0,
+        le=1024,
+        title="Rank",
+        description="Of the low-rank matrices A and B inside the rounding. 0: none.",
+    )
+    magnitude: bool = Field(
+        True,
+        title="Train magnitudes",
+        description="One factor for each group, m, after the rounding.",
+        json_schema_extra=ADVANCED,
+    )
+    steps: int = Field(
+        40, ge=1, le=100_000, title="Training steps", description="Of every trained stage."
+    )
+    batch: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        title="Rows per step",
+        description="Rows of training text in one forward pass.",
+        json_schema_extra={"unit": "rows"},
+    )
+    length: int = Field(
+        256,
+        ge=16,
+        le=131072,
+        title="Row length",
+        description="Tokens in a row of training text.",
+        json_schema_extra={"unit": "tokens"},
+    )
+
+    gptq: bool = Field(True, title="GPTQ", description="Baseline: layer-wise error compensation.")
+    lora: bool = Field(
+        True,
+        title="LoRA control",
+        description="The dense model adapted to the same text, not quantised: what remains between "
+        "it and DL-QAT is the cost of quantisation.",
+    )
+    distil: bool = Field(
+        False,
+        title="DL-QAT by distillation",
+        description="A second DL-QAT that learns from the dense model's predictions: it cannot "
+        "profit from learning the text itself.",
+    )
+    rtn: bool = Field(
+        True,
+        title="RTN",
+        description="Baseline: rounding to a min-max grid.",
+        json_schema_extra=ADVANCED,
+    )
+    mse: bool = Field(
+        False,
+        title="RTN, MSE clip",
+        description="Baseline: rounding to the grid with the least squared weight error.",
+        json_schema_extra=ADVANCED,
+    )
+    text_loss: bool = Field(
+        True,
+        title="DL-QAT on the text",
+        description="The method itself, trained on next-token prediction.",
+        json_schema_extra=ADVANCED,
+    )
+    m_only: bool = Field(
+        False,
+        title="Magnitudes only",
+        description="Ablation: codes stay, only m is trained.",
+        json_schema_extra=ADVANCED,
+    )
+    lora_only: bool = Field(
+        False,
+        title="LoRA in the rounding only",
+        description="Ablation: m stays 1.",
+        json_schema_extra=ADVANCED,
+    )
+    lora_rtn: bool = Field(
+        False,
+        title="LoRA, then RTN",
+        description="Baseline: the control, merged and rounded to a min-max grid.",
+        json_schema_extra=ADVANCED,
+    )
+    lora_gptq: bool = Field(
+        False,
+        title="LoRA, then GPTQ",
+        description="Baseline: the control, merged and quantised by GPTQ. The fair rival on the "
+        "same text.",
+        json_schema_extra=ADVANCED,
+    )
+
+    start: Literal["rounded", "gptq"] = Field(
+        "gptq",
+        title="Start",
+        description="What training begins with: the dense weights, or those GPTQ has compensated.",
+        json_schema_extra=ADVANCED,
+    )
+    space: Literal["minmax", "mse", "weighted", "lsq"] = Field(
+        "weighted",
+        title="Quantisation space",
+        description="How scales and zero-points are found. minmax: the whole range. mse: clipped "
+        "for the least squared error. weighted: the same, each input weighted by its energy. lsq: "
+        "learned from there by the rule of LSQ+.",
+        json_schema_extra=ADVANCED,
+    )
+    scale_mode: Literal["magnitude", "lsq"] = Field(
+        "magnitude",
+        title="Scale",
+        description="magnitude: the grid stays, m is learned on top. lsq: the step of the grid "
+        "itself is learned (ablation).",
+        json_schema_extra=ADVANCED,
+    )
+    layers: str = Field(
+        "*",
+        max_length=1000,
+        title="Layers quantised",
+        description="Names with *, separated by commas: *.down_proj is that layer of every block.",
+        examples=["*", "mlp.*", "*.q_proj, *.v_proj"],
+        json_schema_extra=ADVANCED,
+    )
+    exclude: str = Field(
+        "",
+        max_length=1000,
+        title="Layers left dense",
+        description="Names with *, separated by commas: 0.* is all of block 0.",
+        examples=["0.*", "*.down_proj"],
+        json_schema_extra=ADVANCED,
+    )
+    keep_zeros: bool = Field(
+        False,
+        title="Keep zeros",
+        description="Weights of a pruned model that are 0 stay 0.",
+        json_schema_extra=ADVANCED,
+    )
+    alpha: float = Field(
+        32.0,
+        gt=0,
+        le=4096,
+        title="Alpha",
+        description="The low-rank update is scaled by alpha / rank.",
+        json_schema_extra=ADVANCED,
+    )
+    rate: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        title="Learning rate of A and B",
+        description="Of AdamW; cosine schedule.",
+        json_schema_extra=ADVANCED,
+    )
+    rate_m: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        title="Learning rate of m",
+        description="m is relative: 0.001 moves a scale by about 0.1 % a step.",
+        json_schema_extra=ADVANCED,
+    )
+    warmup: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        title="Warm-up",
+        description="Share of the steps in which the learning rate rises.",
+        json_schema_extra=ADVANCED,
+    )
+    clip: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        title="Gradient clip",
+        description="Largest norm of a step's gradient.",
+        json_schema_extra=ADVANCED,
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        title="Passes per step",
+        description="Gradients of so many forward passes are added up: less memory than more rows.",
+        json_schema_extra=ADVANCED,
+    )
+    checkpointing: bool = Field(
+        False,
+        title="Gradient checkpointing",
+        description="Computes activations again instead of keeping them: less memory, about a "
+        "third slower.",
+        json_schema_extra=ADVANCED,
+    )
+    teacher: Literal["live", "cached"] = Field(
+        "live",
+        title="Teacher",
+        description="live: the dense model predicts at every step. cached: once for each row, and "
+        "the 64 likeliest tokens are kept.",
+        json_schema_extra=ADVANCED,
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        title="Forward precision",
+        description="Of training and calibration passes. auto: bfloat16 where the processor "
+        "computes in it. Codes are always float32.",
+        json_schema_extra=ADVANCED,
+    )
+    stored: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16",
+        title="Stored precision",
+        description="Of scales, embeddings and norms in the saved model. They are rounded to it "
+        "before anything quantised is measured.",
+        json_schema_extra=ADVANCED,
+    )
+    damping: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        title="Damping",
+        description="Share of the mean input energy added to the Hessian's diagonal (GPTQ).",
+        json_schema_extra=ADVANCED,
+    )
+    calibration_batch: int = Field(
+        8,
+        ge=1,
+        le=256,
+        title="Segments per forward pass",
+        description="Of calibration and evaluation.",
+        json_schema_extra={"unit": "segments", **ADVANCED},
+    )
+    save_every: int = Field(
+        10,
+        ge=1,
+        le=10_000,
+        title="Steps per checkpoint",
+        description="A killed run repeats at most so many.",
+        json_schema_extra={"unit": "steps", **ADVANCED},
+    )
+    pictures: int = Field(
+        5,
+        ge=2,
+        le=20,
+        title="Pictures of training",
+        description="How often magnitudes, scales and errors of all groups are recorded.",
+        json_schema_extra=ADVANCED,
+    )
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The models a run with this config makes, in order; those others build on included."""
+        chosen = {
+            Stage.DENSE: True,
+            Stage.RTN: self.rtn,
+            Stage.MSE: self.mse,
+            Stage.GPTQ: self.gptq,
+            Stage.M_ONLY: self.m_only,
+            Stage.LORA_ONLY: self.lora_only,
+            Stage.DLQAT: self.text_loss,
+            Stage.DLQAT_KD: self.distil,
+            Stage.LORA: self.lora or self.lora_rtn or self.lora_gptq,
+            Stage.LORA_RTN: self.lora_rtn,
+            Stage.LORA_GPTQ: self.lora_gptq,
+        }
+        return [stage for stage in Stage if chosen[stage]]
+
+    @property
+    def needs_gptq(self) -> bool:
+        """Whether the compensated weights are wanted: as a stage, or as a start."""
+        return self.gptq or (self.start == "gptq" and any(s in TRAINED for s in self.stages))
+
+    def trains(self, stage: Stage) -> tuple[bool, bool]:
+        """Whether `stage` trains A and B, and whether it trains m."""
+        return self.rank > 0 and stage != Stage.M_ONLY, stage == Stage.M_ONLY or (
+            self.magnitude and stage != Stage.LORA_ONLY
+        )

@@ -1,0 +1,66 @@
+"""The control: plain LoRA (Hu et al. 2021), not quantised.
+
+    y = x (W0 + c B A)^T + b,   c = alpha / r,   taken as   base(x) + c (x A^T) B^T
+
+Same rows, steps and schedule as DL-QAT, so that what the text itself teaches is not taken for an
+effect of the method. A begins as DL-QAT's does and B at zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from backend.methods.dlqat.config import Stage
+from backend.methods.dlqat.layer import new_factors
+from backend.methods.dlqat.losses import text_loss
+from backend.methods.dlqat.run import Run
+from backend.methods.dlqat.stages import stage_name
+from backend.methods.dlqat.train import Training, trainable
+from backend.models.temporary import placed
+from backend.reporter import Reporter
+
+
+class LoRALinear(nn.Module):
+    """Stands in the place of a linear while it is adapted; the linear itself is not changed.
+
+    Args:
+        shape: (out, in) of the base layer.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        shape: tuple[int, int],
+        rank: int,
+        alpha: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.base, self.factor = base, alpha / rank
+        A, B = new_factors(shape, rank, base.get_parameter("weight").device, generator)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return y + self.factor * linear(linear(x.to(self.A.dtype), self.A), self.B)
+
+
+def train_lora(run: Run, reporter: Reporter) -> None:
+    """Trains A and B beside every quantised linear and stores them as the stage "lora"."""
+    config, generator = run.config, torch.Generator().manual_seed(run.seed)
+    layers = {
+        name: LoRALinear(x.layer, x.shape, config.rank, config.alpha, generator)
+        for name, x in run.linears.items()
+    }
+    parameters = {
+        f"{name}.{part}": parameter
+        for name, layer in layers.items()
+        for part, parameter in layer.named_parameters(recurse=False)
+    }
+    rates = dict.fromkeys(parameters, config.rate)
+    with placed(run.model, layers), trainable(run.model, config.checkpointing, reporter):
+        loss = text_loss(run, run.model)
+        Training(run, Stage.LORA, parameters, rates, loss, lambda _: None, reporter).train()
+    run.store.save(stage_name(Stage.LORA), {n: p.detach() for n, p in parameters.items()})

@@ -1,0 +1,287 @@
+"""DL-QAT (Ke et al., EMNLP 2024 industry track) and what it has to beat, from one dense model.
+
+    grid     scales and zero-points of every group are found once and then fixed
+    start    the dense weights, or those GPTQ has compensated
+    train    A, B inside the rounding, m behind it (see `layer`)
+    freeze   codes once; m goes into the scales: nothing of A, B, m is left
+    audit    every stage on the same inputs
+
+Use it as
+
+    qat = DLQAT(model, calibration, input_ids, labels, config, checkpoints)
+    for stage in qat.prepare(reporter):
+        qat.make(stage, reporter)
+        with qat.installed(stage):
+            ...                             # `model` is that stage's model here
+    qat.audit(reporter)
+    layers = qat.frozen(Stage.DLQAT)        # to export
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.checkpoints import Checkpoints
+from backend.errors import ConfigRefused
+from backend.methods.dlqat.checks import quantised_layers, refuse_idle
+from backend.methods.dlqat.config import TRAINED, DLQATConfig, Stage
+from backend.methods.dlqat.layer import DLQATLinear
+from backend.methods.dlqat.lora import train_lora
+from backend.methods.dlqat.losses import (
+    Loss,
+    cache_teacher,
+    cached_teacher_loss,
+    live_teacher_loss,
+    text_loss,
+)
+from backend.methods.dlqat.pictures import Pictures
+from backend.methods.dlqat.run import Run
+from backend.methods.dlqat.spaces import find_grid
+from backend.methods.dlqat.stages import StageStore, stage_name
+from backend.methods.dlqat.train import Training, trainable
+from backend.methods.dlqat.walks import audit, compensate, find_energies
+from backend.models.blocks import Linear, block_linears, decoder_blocks
+from backend.models.loading import weights_hash
+from backend.models.precision import computes_bfloat16
+from backend.models.quantised import Grid, Quantised
+from backend.models.temporary import placed
+from backend.reporter import REPLAY, Reporter, stop_if_asked
+
+
+class DLQAT:
+    """One run. Same model, texts, config, seed and threads on one machine: the same codes, whether
+    or not it was stopped and resumed in between. To resume, load the dense model anew.
+
+    Args:
+        model: dense, in memory, on the device to work on. Its parameters are frozen, and whatever
+            is not quantised is rounded to what it will be stored in: the dense model that stages
+            are compared with has the same embeddings and norms as they.
+        calibration: token ids [segments, L], no padding.
+        input_ids, labels: training rows [n, length]; tokens with the label -100 are not predicted.
+        checkpoints: of this run alone; what is there already is not done again.
+
+    Raises:
+        ConfigRefused: the config does not fit the model or the texts.
+
+    Attributes:
+        seconds: what each stage took that was made here.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        calibration: Tensor,
+        input_ids: Tensor,
+        labels: Tensor,
+        config: DLQATConfig,
+        checkpoints: Checkpoints,
+        seed: int = 0,
+    ) -> None:
+        refuse_idle(config)
+        blocks = range(len(decoder_blocks(model)))
+        linears = [x for block in blocks for x in block_linears(model, block).values()]
+        chosen = {x.name: x for x in quantised_layers(linears, config)}
+        _refuse_rows(input_ids, labels, config)
+        model.requires_grad_(False)
+        store = StageStore(checkpoints, config.bits, str(model.device))
+        digest = hashlib.sha256(f"{config.model_dump_json()} {seed} {weights_hash(model)}".encode())
+        for ids in (calibration, input_ids, labels):
+            digest.update(ids.cpu().contiguous().numpy().data)
+        precision = config.precision
+        if precision == "auto":
+            precision = "bfloat16" if computes_bfloat16(model.device) else "float32"
+        dtype = getattr(torch, store.claim(digest.hexdigest(), precision))
+        self.run = Run(model, chosen, calibration, input_ids, labels, config, dtype, store, seed)
+        self.seconds: dict[Stage, float] = {}
+        _round_rest(self.run)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What there is to make after the dense model, in order."""
+        return self.run.config.stages[1:]
+
+    @torch.no_grad()
+    def prepare(self, reporter: Reporter) -> list[Stage]:
+        """Does what several stages need: input energies, or the GPTQ walk.
+
+        Returns:
+            The stages to make, in order.
+        """
+        run = self.run
+        if run.config.needs_gptq:
+            compensate(run, "gptq", Linear.read, reporter)
+        if self._needs_energies:
+            find_energies(run, reporter)
+        return self.stages
+
+    @property
+    def _needs_energies(self) -> bool:
+        config = self.run.config
+        trained = any(stage in TRAINED for stage in config.stages)
+        return config.start == "rounded" and trained and config.space in ("weighted", "lsq")
+
+    def make(self, stage: Stage, reporter: Reporter) -> None:
+        """Makes `stage`, those before it being made; at once when a checkpoint holds it.
+
+        Raises:
+            MethodFailed: the computation could not go on; says where.
+            Stopped: the reporter asked for it.
+        """
+        if self.run.store.holds(stage_name(stage)):
+            reporter.progress(1, 1, REPLAY)
+            return
+        began = time.perf_counter()
+        self._make(stage, reporter)
+        self.seconds[stage] = time.perf_counter() - began
+
+    def _make(self, stage: Stage, reporter: Reporter) -> None:
+        run = self.run
+        if stage in TRAINED:
+            self._train(stage, reporter)
+        elif stage == Stage.LORA:
+            train_lora(run, reporter)
+        elif stage in (Stage.GPTQ, Stage.LORA_GPTQ):
+            walk = str(stage)
+            compensate(run, walk, partial(self._before, stage), reporter)
+            layers = {n: run.quantise(*self._compensated(walk, x)) for n, x in run.linears.items()}
+            run.store.save_stage(stage, layers)
+        else:
+            space = "mse" if stage == Stage.MSE else "minmax"
+            self._round(stage, space, reporter)
+
+    def _before(self, stage: Stage, linear: Linear) -> Tensor:
+        """The weight that `stage` rounds."""
+        if stage not in (Stage.LORA_RTN, Stage.LORA_GPTQ):
+            return linear.read()
+        W = self.run.weight(Stage.LORA, linear)
+        return W.mul_(linear.read() != 0) if self.run.config.keep_zeros else W
+
+    def _round(self, stage: Stage, space: str, reporter: Reporter) -> None:
+        """Rounds to the nearest point of a grid that is found on the weights alone."""
+        run, config, layers = self.run, self.run.config, dict[str, Quantised]()
+        for done, (name, linear) in enumerate(run.linears.items()):
+            stop_if_asked(reporter)
+            reporter.progress(done, len(run.linears), "Rounding")
+            W = self._before(stage, linear)
+            grid = find_grid(W, config.bits, config.group_size, config.symmetric, space)
+            layers[name] = run.quantise(W, grid)
+        run.store.save_stage(stage, layers)
+
+    def _train(self, stage: Stage, reporter: Reporter) -> None:
+        run, config = self.run, self.run.config
+        layers = self._layers(stage, reporter)
+        if stage == Stage.DLQAT_KD and config.teacher == "cached":
+            cache_teacher(run, reporter)
+        parameters = {
+            f"{name}.{part}": parameter
+            for name, layer in layers.items()
+            for part, parameter in layer.named_parameters(recurse=False)
+            if parameter.requires_grad
+        }
+        rates = {n: config.rate_m if n.endswith(".m") else config.rate for n in parameters}
+        watch = Pictures(stage, layers, run.linears, config.steps, config.pictures, reporter)
+        with placed(run.model, layers), trainable(run.model, config.checkpointing, reporter):
+            loss = self._loss(stage, layers)
+            Training(run, stage, parameters, rates, loss, watch, reporter).train()
+        run.store.save_stage(stage, {n: layer.freeze(run.stored) for n, layer in layers.items()})
+
+    def _loss(self, stage: Stage, layers: dict[str, DLQATLinear]) -> Loss:
+        run = self.run
+        if stage != Stage.DLQAT_KD:
+            return text_loss(run, run.model)
+        if run.config.teacher == "cached":
+            return cached_teacher_loss(run, run.model)
+        return live_teacher_loss(run, run.model, layers)
+
+    def _layers(self, stage: Stage, reporter: Reporter) -> dict[str, DLQATLinear]:
+        """Full name -> the layer that is trained in the place of that linear."""
+        run, config = self.run, self.run.config
+        generator, layers = torch.Generator().manual_seed(run.seed), dict[str, DLQATLinear]()
+        for done, (name, linear) in enumerate(run.linears.items()):
+            stop_if_asked(reporter)
+            reporter.progress(0, 1, f"Quantisation space, layer {done + 1} of {len(run.linears)}")
+            start, grid = self._start(linear)
+            layers[name] = DLQATLinear(
+                linear.layer,  # type: ignore[arg-type]
+                grid,
+                start,
+                rank=config.rank,
+                alpha=config.alpha,
+                trains=config.trains(stage),
+                tied=config.scale_mode == "lsq",
+                keep_zeros=config.keep_zeros,
+                generator=generator,
+            )
+        return layers
+
+    def _start(self, linear: Linear) -> tuple[Tensor | None, Grid]:
+        """What training begins with: weights unless they are the dense ones, and the grid."""
+        config = self.run.config
+        if config.start == "gptq":
+            return self._compensated("gptq", linear)
+        energy = self._energies[linear.name] if self._needs_energies else None
+        W = linear.read()
+        return None, find_grid(
+            W, config.bits, config.group_size, config.symmetric, config.space, energy
+        )
+
+    @cached_property
+    def _energies(self) -> dict[str, Tensor]:
+        return self.run.store.tensors("energy")
+
+    def _compensated(self, walk: str, linear: Linear) -> tuple[Tensor, Grid]:
+        return self.run.store.start(walk, linear.block, linear.module)
+
+    def frozen(self, stage: Stage) -> dict[str, Quantised]:
+        """Full name -> codes, scales and zero-points of every layer of a finished stage."""
+        return {name: self.run.store.quantised(stage, name) for name in self.run.linears}
+
+    @contextmanager
+    def installed(self, stage: Stage) -> Iterator[None]:
+        """Inside, the model is that of a finished stage; afterwards the dense one again."""
+        weights = {name: self.run.weight(stage, x) for name, x in self.run.linears.items()}
+        with self.run.with_weights(weights):
+            yield
+
+    @torch.no_grad()
+    def audit(self, reporter: Reporter) -> dict[Stage, float]:
+        """Reports the figures of every tensor at every stage; the mean relative error of each."""
+        return audit(self.run, self.run.config.stages, reporter)
+
+
+def _refuse_rows(input_ids: Tensor, labels: Tensor, config: DLQATConfig) -> None:
+    if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
+        raise ConfigRefused(
+            f"Training rows of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
+            "Both are [rows, length], and there is at least one row.",
+            "Give token ids and labels of the same shape.",
+        )
+
+
+def _round_rest(run: Run) -> None:
+    """Rounds every parameter but the weights that are quantised to the precision it is stored in.
+
+    Raises:
+        ConfigRefused: a value is too large for it.
+    """
+    quantised = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
+    for name, parameter in run.model.named_parameters():
+        if id(parameter) in quantised:
+            continue
+        rounded = parameter.data.to(run.stored)
+        if not torch.isfinite(rounded).all():
+            raise ConfigRefused(
+                f"{name} does not fit into {run.config.stored}.",
+                f"Its largest value is {parameter.abs().max().item():.3g}.",
+                "Choose bfloat16 or float32 as stored precision.",
+                field="stored",
+            )
+        parameter.data.copy_(rounded)

@@ -1,0 +1,99 @@
+"""What all stages of a run share: the model, its texts, and how a block is looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.methods.dlqat.config import DLQATConfig, Stage
+from backend.methods.dlqat.stages import StageStore, stage_name
+from backend.methods.gram import InputCollector, Inputs, Need
+from backend.models.activations import Batches
+from backend.models.blocks import Linear, decoder_blocks
+from backend.models.quantised import Grid, Quantised
+from backend.models.stream import Stream, open_stream, run_block
+from backend.models.temporary import holding
+from backend.reporter import Reporter, stop_if_asked
+
+
+@dataclass(frozen=True)
+class Run:
+    """One DL-QAT run.
+
+    Attributes:
+        model: dense; whatever stands in it for a while is taken out again.
+        linears: full name -> linear, of those that are quantised.
+        calibration: token ids [segments, L].
+        input_ids, labels: training rows [n, length]; labels of -100 are not predicted.
+        dtype: of the forward passes.
+    """
+
+    model: PreTrainedModel
+    linears: dict[str, Linear]
+    calibration: Tensor
+    input_ids: Tensor
+    labels: Tensor
+    config: DLQATConfig
+    dtype: torch.dtype
+    store: StageStore
+    seed: int
+
+    @property
+    def blocks(self) -> int:
+        return len(decoder_blocks(self.model))
+
+    @property
+    def stored(self) -> torch.dtype:
+        """What scales are rounded to."""
+        dtype: torch.dtype = getattr(torch, self.config.stored)
+        return dtype
+
+    def of_block(self, block: int) -> dict[str, Linear]:
+        """Module name -> linear, of those of `block` that are quantised."""
+        return {x.module: x for x in self.linears.values() if x.block == block}
+
+    def open_stream(self) -> Stream:
+        """The calibration segments before block 0."""
+        return open_stream(self.model, self.calibration, self.config.calibration_batch, self.dtype)
+
+    def look(
+        self, stream: Stream, block: int, need: Need, reporter: Reporter
+    ) -> tuple[dict[str, Inputs], Batches]:
+        """What the quantised linears of `block` read, by module, and the block's outputs."""
+        linears = self.of_block(block)
+        with InputCollector(linears, need, self.calibration.shape[1]) as collector:
+            made = self.forward(stream, block, reporter)
+            return collector.finish(), made
+
+    def forward(self, stream: Stream, block: int, reporter: Reporter) -> Batches:
+        """What `block`, as it is in the model, makes of the stream."""
+        return run_block(self.model, stream, block, stream.hidden, lambda: stop_if_asked(reporter))
+
+    def quantise(self, W: Tensor, grid: Grid) -> Quantised:
+        """`W` [out, in] rounded to `grid`, its scales then rounded to what is stored."""
+        codes = grid.codes(W).to(torch.uint8)
+        return Quantised(Grid(grid.bits, grid.scale.to(self.stored).float(), grid.zero), codes)
+
+    def weight(self, stage: Stage, linear: Linear) -> Tensor:
+        """The weight [out, in] of `linear` at `stage`, float32; the stage must be finished."""
+        if stage == Stage.DENSE:
+            return linear.read()
+        if stage != Stage.LORA:
+            return self.store.quantised(stage, linear.name).dense()
+        low_rank = self.store.some(stage_name(stage), f"{linear.name}.")
+        factor = self.config.alpha / self.config.rank
+        return torch.addmm(linear.read(), low_rank["B"], low_rank["A"], alpha=factor)
+
+    @contextmanager
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, linears hold `weights`, [out, in] by full name; afterwards the dense ones."""
+        linears = {name: self.linears[name] for name in weights}
+        with holding(
+            {x.layer.get_parameter("weight"): x.as_stored(weights[n]) for n, x in linears.items()}
+        ):
+            yield

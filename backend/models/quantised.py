@@ -1,0 +1,120 @@
+"""Weights on a group-wise integer grid: what is trained, exported and run is this.
+
+    q_ij = clamp( round(w_ij / s_ik) + z_ik, 0, Q ),   k = j // g,   Q = 2^n - 1
+    w_ij ~ s_ik (q_ij - z_ik)
+
+A row of K inputs has G = K / g groups, each with a scale s > 0 and a zero-point z, an integer in
+0 .. Q. A symmetric grid has z = 2^(n-1) everywhere. The weight 0 is always on the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backend.errors import ModelRefused
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """round(w / s) + z, in the memory of `W` [rows, groups, g]; scale and zero [rows, groups]."""
+    return W.div_(scale.unsqueeze(-1)).round_().add_(zero.unsqueeze(-1))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The quantisation space of one layer: bits n, scales s and zero-points z.
+
+    Attributes:
+        scale: float32 [out, groups].
+        zero: float32 [out, groups], whole numbers.
+    """
+
+    bits: int
+    scale: Tensor
+    zero: Tensor
+
+    @property
+    def top(self) -> int:
+        """Q, the highest code."""
+        return 2**self.bits - 1
+
+    @property
+    def groups(self) -> int:
+        """Groups in a row."""
+        return self.scale.shape[1]
+
+    @property
+    def symmetric(self) -> bool:
+        return bool((self.zero == 2 ** (self.bits - 1)).all())
+
+    def codes(self, W: Tensor) -> Tensor:
+        """Codes of `W` [out, in], float32 of the same shape."""
+        u = W.to(torch.float32, copy=True).view(len(W), self.groups, -1)
+        return unclipped_codes_(u, self.scale, self.zero).clamp_(0, self.top).view(W.shape)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """s (q - z) of `codes` [out, in], any dtype: float32 of the same shape."""
+        q = codes.to(torch.float32, copy=True).view(len(codes), self.groups, -1)
+        q.sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
+        return q.view(codes.shape)
+
+    def nearest(self, W: Tensor) -> Tensor:
+        """`W` [out, in] moved to the grid, float32."""
+        return self.values(self.codes(W))
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """One layer's weights on their grid.
+
+    Attributes:
+        codes: uint8 [out, in], in 0 .. Q.
+    """
+
+    grid: Grid
+    codes: Tensor
+
+    @property
+    def group_size(self) -> int:
+        return self.codes.shape[1] // self.grid.groups
+
+    def dense(self) -> Tensor:
+        """The weights [out, in], float32."""
+        return self.grid.values(self.codes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As they are stored; `quantised_from` reads them."""
+        zero = self.grid.zero.to(torch.uint8)
+        return {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
+
+
+def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> Quantised:
+    """A layer from its stored tensors codes [out, in], scale [out, groups], zero [out, groups].
+
+    Raises:
+        ModelRefused: they do not belong together, or codes need more than `bits` bits.
+    """
+    codes, scale, zero = (tensors[part] for part in ("codes", "scale", "zero"))
+    if codes.dim() != 2 or scale.shape != zero.shape or len(scale) != len(codes):
+        raise _refused(name, f"its codes are {_shape(codes)}, its scales {_shape(scale)}")
+    if scale.dim() != 2 or codes.shape[1] % scale.shape[1]:
+        raise _refused(name, f"{scale.shape[-1]} groups do not divide {codes.shape[1]} inputs")
+    top = 2**bits - 1
+    if not MIN_BITS <= bits <= MAX_BITS or max(int(codes.max()), int(zero.max())) > top:
+        raise _refused(name, f"it holds codes above {top}, the highest of {bits} bits")
+    return Quantised(Grid(bits, scale.float(), zero.float()), codes)
+
+
+def _shape(tensor: Tensor) -> str:
+    return " × ".join(map(str, tensor.shape))
+
+
+def _refused(name: str, why: str) -> ModelRefused:
+    return ModelRefused(
+        f"{name} is not a quantised layer.", f"{why[0].upper()}{why[1:]}.", "Export it anew."
+    )
