@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # so that a form can ask `require_harness` without loading to
 
 INSTALL = "Install it: pip install 'slimscope[tasks]'."
 MAIN = ("acc_norm", "acc", "exact_match")
+NEWLINE = "\n"
 RESAMPLES = 100  # of metrics that are no means; a mean's standard error needs none
 
 
@@ -100,9 +101,7 @@ def _loaded(name: str, manager: Any) -> Any:
     except Exception as error:  # whatever a hub, a cache or a YAML file can raise
         raise TextRefused(
             f"The data of the task {name} cannot be had.",
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'}"[
-                :300
-            ],
+            f"{type(error).__name__}: {str(error).partition(NEWLINE)[0]}"[:300],
             "Run it once with a connection: the data stays in the Hugging Face cache.",
             "tasks",
         ) from error

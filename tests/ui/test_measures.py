@@ -87,6 +87,14 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
     assert "saved no model" in measures.draw(queries.job(2))[0]
     assert "launch" not in measures.draw(queries.job(2))[0]
     assert measures.draw(None) == [""] * 8
+    store(evaluation(3, "sds-0001", state="running"))
+    assert "as they are measured" in measures.draw(queries.job(1))[0]
+
+
+def test_after_an_evaluation_that_failed_there_can_be_another(lab: Settings) -> None:
+    store(job(1), model_folder(1, 9), evaluation(2, "sds-0001", state="failed"))
+    words = measures.draw(queries.job(1))[0]
+    assert "evaluation-0002" in words and "launch?kind=evaluation" in words
 
 
 def test_runs_that_left_a_model_can_be_chosen_before_the_models(lab: Settings) -> None:

@@ -78,7 +78,7 @@ def _words(job: Job, measured: Job | None, rows: Mapping[tuple[str, str], Result
     sentences = [kind.verdict(perplexity)] if kind else []
     sentences += acceleration.said(rows)
     listed = "".join(f"<li>{esc(text)}</li>" for text in sentences if text)
-    body = f'<ul class="said">{listed}</ul>' if listed else ""
+    body = f'<ul class="said">{listed}</ul>' if listed else _invitation(job)
     if not listed and measured.state in ACTIVE:
         body = '<p class="quiet">Figures appear here as they are measured.</p>'
     where = measured.environment.get("cpu" if _on_cpu(measured) else "device", "")
