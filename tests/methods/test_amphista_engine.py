@@ -158,7 +158,7 @@ def test_a_perfect_drafter_is_accepted_whole(depth: int) -> None:
     assert found == text[: len(found)]
     assert all(len(step.tokens) == depth + 1 for step in steps[1:])
     assert mean_accepted(steps) == depth + 1
-    assert steps[1].heads == [*range(1, depth + 1), 0]
+    assert steps[1].heads == [*range(1, depth + 1), 0] and steps[1].rejected == []
 
 
 def test_an_adversarial_drafter_costs_passes_and_no_tokens() -> None:
@@ -166,6 +166,8 @@ def test_an_adversarial_drafter_costs_passes_and_no_tokens() -> None:
     text = plain(target, prompt, 30, [])
     found, steps = ours(target, Knowing(text, len(prompt), 3, 1, target.vocabulary), prompt, 30)
     assert found == text and mean_accepted(steps) == 1.0
+    wrong = [(token + 1) % target.vocabulary for token in text[1:4]]
+    assert steps[1].rejected == wrong  # what was guessed in vain, in its order
 
 
 @pytest.mark.parametrize("at", range(1, 8))

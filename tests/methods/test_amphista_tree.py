@@ -164,8 +164,12 @@ def fails(model: PreTrainedModel) -> str:
     return refused.value.why
 
 
-def test_a_base_that_ignores_the_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = built(ARCHITECTURES["grouped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_that_ignores_the_mask_is_refused(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    model = built(ARCHITECTURES["grouped"]).to(dtype)
+    Target(model)
     forward = type(model.model).forward
 
     @wraps(forward)

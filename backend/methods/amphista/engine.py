@@ -38,14 +38,25 @@ class Step:
         tokens: newly committed.
         heads: who guessed each of them: head 1, 2, ...; 0 the base itself.
         path: nodes of `tree` that were right, the root first; empty for the prefill.
+        guesses: the tokens of all nodes of `tree`, the root's first.
         seconds: time in each of `PARTS`; the prefill has "prefill" instead.
     """
 
     tokens: list[int]
     heads: list[int]
     path: list[int]
-    tree: Tree | None
+    tree: Tree
+    guesses: list[int]
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rejected(self) -> list[int]:
+        """The likeliest guesses of where the base chose otherwise: a chain from the path's end."""
+        node, found = self.path[-1] if self.path else 0, []
+        while self.tree.children[node]:
+            node = self.tree.children[node][0]
+            found.append(self.guesses[node])
+        return found
 
 
 @torch.inference_mode()
@@ -71,7 +82,7 @@ def decode(
     root = rule.walk(NOTHING, committed[-1:], target.logits(hidden[-1:]), committed[:-1])[1]
     following = [*committed[1:], root]
     committed.append(root)
-    yield Step([root], [0], [], None, {"prefill": clock.lap()})
+    yield Step([root], [0], [], NOTHING, [root], {"prefill": clock.lap()})
     while len(committed) - len(prompt) < limit and committed[-1] not in ends:
         clock.lap()
         guess = proposer.propose(hidden, following)
@@ -88,7 +99,7 @@ def decode(
         committed += new
         heads = [guess.tree.depths[node] for node in path[1:]] + [0]
         parts = dict(zip(PARTS, (drafted, verified, accepted, clock.lap()), strict=True))
-        yield Step(new, heads[: len(new)], path, guess.tree, parts)
+        yield Step(new, heads[: len(new)], path, guess.tree, tokens, parts)
 
 
 def _cut(tokens: list[int], room: int, ends: Collection[int]) -> list[int]:

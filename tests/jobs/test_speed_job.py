@@ -1,0 +1,164 @@
+"""The speed job: its figures, its words, and that a kill times nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.methods.amphista.saved import Amphista, BaseFacts, pack
+from backend.queue.folders import work_folder
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.drafters import drafter_folder, drafters_named, finished_drafters
+from jobs.speed_words import VANILLA, arms_of, sentences
+from jobs.submit import submit
+from tests.methods.amphista_toys import base, drafter_of
+from tests.queue.conftest import HOST, Wait, process_of
+
+SMALL = {
+    "model": "toy", "count": 4, "max_new_tokens": 16, "rounds": 1, "threads": 1,
+    "precision": "float32",
+}  # fmt: skip
+GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125), ((0, 0, 0), 0.1)]
+
+
+def trained(kind: str = "amphista", model: str = "toy", **fields: object) -> Job:
+    """A finished run with a drafter, without the training."""
+    job = submit("amphista", {"model": model, "answers": 64}, HOST)
+    with writing() as session:
+        row = session.get_one(Job, job.id)
+        row.state, row.kind = State.SUCCEEDED, kind
+        session.flush()
+    job = queries.job(job.id)
+    folder = drafter_folder(job)
+    folder.mkdir(parents=True)
+    drafter = drafter_of(base(), **fields)
+    pack(drafter, BaseFacts.of(base(), "toy"), GROWTH, {}, {}, 40).save(folder)
+    return job
+
+
+def finished(wait: Wait, **values: object) -> Job:
+    job = submit("speed", {**SMALL, **values}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
+    one, medusa = trained(), trained(adaptation_layers=0, encoder=False)
+    job = finished(
+        wait, drafters=f"{one.run}, {medusa.run}", assistant="toy", try_sizes=True, nodes=4
+    )
+    arms = {arm.name: arm for arm in arms_of(queries.results([job.id]))}
+    assert next(iter(arms)) == VANILLA
+    assert set(arms) == {VANILLA, "lookup", "assistant", one.run, medusa.run}
+    assert all(arm.same == 1 and arm.prompts == 4 for arm in arms.values())
+    assert (arms[VANILLA].accepted, arms[VANILLA].speed_up, arms[VANILLA].break_even) == (1, 1, 1)
+    assert arms["assistant"].accepted > 3  # the base itself guesses
+    assert arms[one.run].nodes == 4 and arms[one.run].label == f"Amphista ({one.run})"
+    assert arms[medusa.run].kind == "Medusa"
+    assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
+               for arm in arms.values())  # fmt: skip
+    assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
+    curves = queries.curves(job.id)
+    assert set(curves[curves["name"] == f"{one.run}/accepted"]["step"]) == {2, 4}
+    assert set(curves["name"]) >= {"cost/verify", f"{medusa.run}/speed-up"}
+    said = sentences(queries.results([job.id]))
+    assert len(said) == 4 and all("All 4 texts are vanilla's" in text for text in said)
+
+
+def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
+    job = submit("speed", {**SMALL, "count": 12, "max_new_tokens": 48, "rounds": 3}, HOST)
+    first = work_folder(job.run) / "prompt-00000" / "answers.json"
+    wait(job.id, when=first.exists)
+    process_of(job.id).kill()
+    before = first.read_bytes()
+    wait(job.id, when=lambda: queries.job(job.id).attempts_made == 2)
+    wait(job.id, State.SUCCEEDED, State.FAILED, when=(first.parent.parent / "prompt-00011").exists)
+    assert not first.exists() or first.read_bytes() == before
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    assert arms_of(queries.results([job.id]))[0].prompts == 12
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "field"),
+    [
+        ({"drafters": "amphista-0999"}, ConfigRefused, "drafters"),
+        ({"drafters": "toy"}, ConfigRefused, "drafters"),
+        ({"max_new_tokens": 4096}, ConfigRefused, "max_new_tokens"),
+        ({"rounds": 0}, ConfigRefused, "rounds"),
+        ({"assistant": "nobody/nothing"}, ModelRefused, "model"),
+        ({"prompts": "file:none.jsonl"}, TextRefused, "prompts"),
+    ],
+)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, changed: dict, error: type[SlimscopeError], field: str
+) -> None:
+    with pytest.raises(error) as refused:
+        submit("speed", {**SMALL, **changed}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
+
+
+def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
+    with pytest.raises(ConfigRefused, match="holds no drafter") as refused:
+        drafters_named(trained(kind="sds").run, "toy", "drafters")
+    assert refused.value.field == "drafters"
+    mine = trained()
+    with pytest.raises(ConfigRefused, match="was trained for toy"):
+        drafters_named(mine.run, "smollm2-135m", "drafters")
+    assert [j.run for j in drafters_named(f" {mine.run},{mine.run} ,", "toy", "")] == [mine.run]
+    with pytest.raises(ConfigRefused, match="too large") as refused:
+        submit("speed", {**SMALL, "drafters": mine.run, "nodes": 6}, HOST)
+    assert refused.value.field == "nodes" and "5 or fewer" in refused.value.do
+    assert [job.run for job in finished_drafters()] == [mine.run]
+    assert Amphista.load(drafter_folder(mine)).growth == GROWTH
+
+
+# words --------------------------------------------------------------------------------------------
+
+
+def rows(up: float, accepted: float, verify: float, draft: float, same: float = 1.0) -> list:
+    """The results of vanilla and of one drafter."""
+
+    def row(stage: str, metric: str, value: float, n: int = 12, **details: object) -> object:
+        return SimpleNamespace(stage=stage, metric=metric, value=value, n=n, details=details)
+
+    def of(name: str, up: float, accepted: float, verify: float, draft: float) -> list:
+        parts = {"draft": draft, "verify": verify, "accept": 0.0, "cache": 0.0}
+        return [
+            row(name, "speed_up", up, lowest=up - 0.01, highest=up + 0.01, nodes=8,
+                arm="" if name == VANILLA else "Amphista"),
+            row(name, "accepted_length", accepted, lengths={"1": 3, "2": 9}),
+            row(name, "break_even", verify + draft, milliseconds=parts),
+            row(name, "same_text", same, first_difference=None if same == 1 else 4),
+            row("run", "work", 1e9),
+        ]  # fmt: skip
+
+    return of("amphista-0007", up, accepted, verify, draft) + of(VANILLA, 1.0, 1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ((1.30, 1.8, 1.2, 0.15), "Amphista (amphista-0007) is faster than vanilla here: 1.30×"),
+        ((0.89, 1.2, 1.3, 0.05), "slower than vanilla here: 0.89× (0.88 to 0.90)"),
+        ((0.89, 1.2, 1.3, 0.05), "What it loses most by is verifying 8 tokens at once."),
+        ((0.89, 1.2, 1.05, 0.3), "What it loses most by is drafting."),
+        ((0.80, 1.01, 1.2, 0.05), "Hardly a guess is right."),
+        ((1.01, 1.4, 1.3, 0.1), "is as fast as vanilla here (1.01×)"),
+        ((1.30, 1.8, 1.2, 0.15), "yields 1.80 tokens and takes 1.35 times a vanilla one"),
+        ((1.30, 1.8, 1.2, 0.15, 0.75), "9 of 12 texts are vanilla's to the last token; the first"),
+    ],
+)
+def test_the_words_say_which_term_wins_or_loses(figures: tuple, said: str) -> None:
+    (sentence,) = sentences(rows(*figures))
+    assert said in sentence
+
+
+def test_nothing_compared_is_nothing_said() -> None:
+    assert sentences([]) == [] == sentences([r for r in rows(1, 1, 1, 0) if r.stage == VANILLA])
