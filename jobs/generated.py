@@ -1,0 +1,111 @@
+"""The texts of a generate job, as they are being written. Imports no torch.
+
+Each side has a file of JSON lines in the run's folder: a line for every pass of the model, and one
+at the end. The job appends; whoever watches reads whole lines. A side without its last line is
+written anew by the next attempt.
+
+    {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}     head 0: the base
+    {"end": "limit", "rest": ""}      or "end", "stop"; rest: was held back until it was certain
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from backend.queue.folders import run_folder
+
+MOST = 4  # sides
+ENDS = {"limit": "as long as asked", "end": "ended by the model", "stop": "ended by a stop string"}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the model: its tokens as (text, head), guesses in vain, and milliseconds."""
+
+    tokens: list[tuple[str, int]]
+    rejected: list[str]
+    ms: float
+
+
+@dataclass
+class Written:
+    """What a side has written so far.
+
+    Attributes:
+        end: why it ended, a key of `ENDS`; empty while it goes on. The first pass is the prompt's.
+    """
+
+    passes: list[Pass] = field(default_factory=list)
+    end: str = ""
+    rest: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(piece for piece, _ in self.tokens) + self.rest
+
+    @property
+    def tokens(self) -> list[tuple[str, int]]:
+        """(text, head) of every token; the text may be empty inside of a character."""
+        return [token for each in self.passes for token in each.tokens]
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second behind the prompt's pass; None before there is one."""
+        after = self.passes[1:]
+        ms = sum(each.ms for each in after)
+        return 1000 * sum(len(each.tokens) for each in after) / ms if ms else None
+
+    @property
+    def accepted(self) -> float | None:
+        """Mean accepted length; None before the second pass."""
+        after = self.passes[1:]
+        return sum(len(each.tokens) for each in after) / len(after) if after else None
+
+
+def file_of(run: str, side: int) -> Path:
+    """Where a side, from 1, is written."""
+    return run_folder(run) / f"text-{side}.jsonl"
+
+
+def written(run: str, side: int) -> Written:
+    """What a side has written so far; nothing before it began."""
+    found, file = Written(), file_of(run, side)
+    lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []  # the last: not whole
+    for line in lines:
+        row: dict[str, Any] = json.loads(line)
+        if "end" in row:
+            found.end, found.rest = row["end"], row["rest"]
+        else:
+            tokens = [(text, head) for text, head in row["tokens"]]
+            found.passes.append(Pass(tokens, row["rejected"], row["ms"]))
+    return found
+
+
+class Writer:
+    """Appends to one side's file; every line is there at once."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def add(self, **row: Any) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+@contextmanager
+def writing(run: str, side: int) -> Iterator[Writer]:
+    """Begins a side anew."""
+    file_of(run, side).parent.mkdir(parents=True, exist_ok=True)
+    with file_of(run, side).open("w", encoding="utf-8") as file:
+        yield Writer(file)
+
+
+def first_difference(one: str, other: str) -> int | None:
+    """The character at which two texts part, from 0; None where one begins the other."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), None)
