@@ -86,7 +86,8 @@ def component(
         return gr.Number(**common, step=1 if info.annotation is int else 0.01)
     if suggested:
         return gr.Dropdown(list(suggested), allow_custom_value=True, **common)
-    return gr.Textbox(max_lines=1, **common)
+    lines = int(extra(info).get("lines", 1))
+    return gr.Textbox(lines=lines, max_lines=lines, **common)
 
 
 def complaint(error: SlimscopeError) -> str:

@@ -1,0 +1,131 @@
+"""The Speed page: verdict, conditions, charts of a benchmark, and what stands there without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backend.settings import Settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.tables import MetricPoint, Result
+from jobs.speed_words import VANILLA, arms_of
+from tests.ui.lab import asked, job, result, store
+from ui.charts.speed_bars import speed_bars, time_bars
+from ui.charts.speed_curves import accepted_lengths, guesses_right, reached
+from ui.pages import speed as page
+
+HOSTILE = "<b>amphista</b>"
+CHARTS = [
+    f"{chart} {part}"
+    for chart in ("speed", "time", "lengths", "right", "sizes", "costs")
+    for part in ("figure", "note", "table")
+]
+KEYS = ["run", "task", "head", "charts", *CHARTS]
+CONFIG = {
+    "model": "toy", "drafters": "amphista-0002", "rounds": 3, "max_new_tokens": 64,
+    "precision": "auto", "count": 12,
+}  # fmt: skip
+HERE = {
+    "cpu": "a processor, 2 of 2 cores", "device": "cpu", "threads": 1, "precision": "float32",
+    "text": {"prompts": "toystories", "count": 12},
+}  # fmt: skip
+
+
+def figures(name: str, up: float, lengths: dict[str, int], kind: str = "") -> list[Result]:
+    """What the job records of one decoder."""
+    passes = sum(lengths.values())
+    accepted = sum(int(n) * count for n, count in lengths.items()) / passes
+    parts = {"draft": 1.0 if kind else 0.0, "verify": 10.0, "accept": 0.5, "cache": 0.25}
+    spread = {"lowest": up - 0.1, "highest": up + 0.1}
+    rows = [
+        ("tokens_per_second", 50 * up, {**spread, "prompts": 12}),
+        ("speed_up", up, {**spread, "nodes": 8 if kind else 1, "arm": kind}),
+        ("accepted_length", accepted, {"lengths": lengths}),
+        ("break_even", 1.1 if kind else 1.0, {"milliseconds": parts}),
+        ("same_text", 1.0, {"first_difference": None}),
+        ("speed_up/story", up + 0.2, {**spread, "accepted": accepted}),
+        ("speed_up/question", up - 0.2, {**spread, "accepted": accepted}),
+    ]
+    found = [result(1, name, metric, value, **details) for metric, value, details in rows]
+    for row in found:
+        row.n = 12
+    return found
+
+
+def points(name: str, values: dict[int, float]) -> list[MetricPoint]:
+    return [MetricPoint(job_id=1, name=name, step=n, at=0, value=v) for n, v in values.items()]
+
+
+@pytest.fixture
+def measured(current: Settings) -> str:
+    upgrade()
+    run = job(1, kind="speed", config=CONFIG, environment=HERE, name=HOSTILE)
+    store(
+        run,
+        *figures(VANILLA, 1.0, {"1": 100}),
+        *figures("lookup", 1.1, {"1": 80, "3": 20}),
+        *figures("amphista-0002", 1.5, {"1": 40, "2": 40, "4": 20}, "Amphista"),
+        result(1, "run", "work", 1e9),
+        *points("cost/verify", {1: 1.0, 8: 1.3}),
+        *points("amphista-0002/accepted", {2: 1.2, 8: 1.6}),
+        *points("amphista-0002/speed-up", {2: 1.1, 8: 1.2}),
+        *points("amphista-0002/break even", {2: 1.1, 8: 1.4}),
+    )
+    return "speed-0001"
+
+
+def draw(chosen: str | None = None, **query: str) -> dict[str, Any]:
+    """`chosen`: the task in the list; the address holds the rest."""
+    return dict(zip(KEYS, page.draw(None, chosen, asked(**query)), strict=True))
+
+
+def test_everything_is_drawn_and_told(measured: str) -> None:
+    shown = draw()
+    assert "faster than vanilla here: 1.50×" in shown["head"]
+    assert "a processor" in shown["head"] and "float32" in shown["head"]
+    assert "slimscope bench amphista-0002 --model toy" in shown["head"]
+    assert HOSTILE not in shown["head"] and "&lt;b&gt;" in shown["head"]
+    bars = shown["speed figure"].data[0]
+    assert list(bars.x) == [1.0, 1.5, 1.1]  # vanilla, then the fastest
+    assert list(bars.y)[1] == "Amphista (amphista-0002)"
+    assert len(shown["time figure"].data) == 4 and "1 token" in str(shown["time figure"])
+    assert len(shown["lengths figure"].data) == len(shown["right figure"].data) == 2
+    assert len(shown["sizes figure"].data) == 3
+    assert list(shown["costs figure"].data[0].y) == [1.0, 1.3]
+    for name in CHARTS:
+        assert shown[name], name
+    assert 'data-value="1.5"' in shown["speed table"]
+
+
+def test_one_task_alone(measured: str) -> None:
+    assert draw()["task"]["choices"][1:] == [("question", "question"), ("story", "story")]
+    for shown in (draw("story"), draw(task="story")):
+        assert list(shown["speed figure"].data[0].x) == pytest.approx([1.2, 1.7, 1.3])
+    assert list(draw(task="none such")["speed figure"].data[0].x) == [1.0, 1.5, 1.1]
+
+
+def test_without_a_benchmark_the_page_says_what_it_is_for(current: Settings) -> None:
+    upgrade()
+    shown = draw(run="speed-0009")
+    assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
+
+
+def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
+    upgrade()
+    store(job(1, kind="speed", state="running", config=CONFIG, done=1.0, total=4.0, stage="Prompt"))
+    shown = draw()
+    assert "25 %" in shown["head"] and shown["speed figure"] == page.WAITING
+
+
+def test_shares_of_right_guesses_fall(measured: str) -> None:
+    arms = arms_of(queries.results(["speed-0001"]))
+    (drafter,) = (arm for arm in arms if arm.kind)
+    assert reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
+    line = guesses_right(arms).data[0]
+    assert list(line.y) == sorted(line.y, reverse=True)
+    assert sum(accepted_lengths(arms).data[0].y) == pytest.approx(100)
+    first = [speed_bars(arms).data[0].marker.color, speed_bars(arms[::-1]).data[0].marker.color]
+    assert list(first[0]) == list(first[1])[::-1]  # a decoder keeps its colour
+    assert [sum(bar.x) for bar in time_bars(arms).data] == [1.0, 30.0, 1.5, 0.75]

@@ -1,0 +1,146 @@
+"""How many tokens a pass yields, how far ahead guesses are right, and what the tree's size does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from jobs.speed_words import VANILLA, Arm
+from ui.charts.layout import axis, layout, legend
+from ui.charts.speed_bars import colours
+from ui.theme import LIGHT
+
+ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
+
+
+def reached(arm: Arm) -> dict[int, float]:
+    """k -> the share of passes in which at least k guesses were right, k = 1, 2, …"""
+    passes = sum(arm.lengths.values()) or 1
+    deepest = max(arm.lengths, default=1)
+    return {
+        k: sum(count for length, count in arm.lengths.items() if length > k) / passes
+        for k in range(1, deepest)
+    }
+
+
+def accepted_lengths(arms: Sequence[Arm]) -> go.Figure:
+    """Share of passes by the tokens they yielded; the mean as a dotted line."""
+    paint, figure = colours(arms), go.Figure()
+    drafting = [arm for arm in arms if arm.name != VANILLA]
+    for arm in drafting:
+        passes = sum(arm.lengths.values()) or 1
+        figure.add_bar(
+            x=[*arm.lengths],
+            y=[100 * count / passes for count in arm.lengths.values()],
+            name=f"{arm.label}, mean {arm.accepted:.2f}",
+            marker={"color": paint[arm.name]},
+            hovertemplate=f"<b>{arm.label}</b><br>%{{x}} tokens: %{{y:.1f}} % of {passes:,} passes"
+            "<extra></extra>",
+        )
+    figure.update_layout(
+        layout(
+            view="lengths", top=24 * len(drafting) + 8, barmode="group", showlegend=True,
+            legend=legend(),
+            xaxis=axis("Tokens a pass yields (vanilla: 1)", dtick=1, showgrid=False),
+            yaxis=axis("Share of passes, %", rangemode="tozero"),
+        )
+    )  # fmt: skip
+    return figure
+
+
+def guesses_right(arms: Sequence[Arm]) -> go.Figure:
+    """Share of passes in which at least k guesses were right, over k."""
+    paint, figure = colours(arms), go.Figure()
+    drafting = [arm for arm in arms if arm.name != VANILLA]
+    for arm in drafting:
+        found = reached(arm)
+        figure.add_scatter(
+            x=[*found], y=[100 * share for share in found.values()], name=arm.label,
+            mode="lines+markers", line={"color": paint[arm.name], "width": 2},
+            marker={"size": 8, "color": paint[arm.name]}, cliponaxis=False,
+            hovertemplate=f"<b>{arm.label}</b><br>%{{x}} or more right: %{{y:.1f}} %"
+            "<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        layout(
+            view="right", top=24 * len(drafting) + 8, showlegend=True, legend=legend(),
+            xaxis=axis("Guesses right in a row, at least", dtick=1, showgrid=False),
+            yaxis=axis("Share of passes, %", rangemode="tozero"),
+        )
+    )  # fmt: skip
+    return figure
+
+
+def sizes_of(curves: pd.DataFrame, run: str) -> dict[str, pd.Series]:
+    """Curve -> values by tree size, of one drafter; nothing where sizes were not tried."""
+    names = {name: f"{run}/{name}" for name in (ACCEPTED, SPEED_UP, EVEN)}
+    rows = {name: curves[curves["name"] == full] for name, full in names.items()}
+    return {name: found.set_index("step")["value"] for name, found in rows.items() if len(found)}
+
+
+def tree_sizes(curves: pd.DataFrame, arms: Sequence[Arm]) -> go.Figure:
+    """Two panels over the size of the tree: tokens a pass with its break-even, and speed-up."""
+    paint = colours(arms)
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    for arm in (arm for arm in arms if arm.kind):
+        found = sizes_of(curves, arm.name)
+        for name, column, dash in (
+            (ACCEPTED, 1, "solid"),
+            (EVEN, 1, "dot"),
+            (SPEED_UP, 2, "solid"),
+        ):
+            if name in found:
+                _line(figure, found[name], f"{arm.label}: {name}", paint[arm.name], dash, column)
+    ticks = sorted(
+        {int(n) for arm in arms for s in sizes_of(curves, arm.name).values() for n in s.index}
+    )
+    size = axis("Nodes of the tree (log axis)", type="log", tickvals=ticks,
+                ticktext=[str(n) for n in ticks], showgrid=False)  # fmt: skip
+    figure.update_layout(
+        layout(
+            view="sizes", top=24 * max(1, len(figure.data)) + 8, showlegend=True, legend=legend(),
+            xaxis={**figure.layout.xaxis.to_plotly_json(), **size},
+            xaxis2={**figure.layout.xaxis2.to_plotly_json(), **size},
+            yaxis={**figure.layout.yaxis.to_plotly_json(), **axis("Tokens a pass")},
+            yaxis2={**figure.layout.yaxis2.to_plotly_json(), **axis("Speed-up over vanilla, ×")},
+        )
+    )  # fmt: skip
+    return figure
+
+
+def pass_costs(costs: Mapping[int, float]) -> go.Figure:
+    """What a pass over n tokens takes, in passes over one."""
+    sizes = [*costs]
+    line = go.Scatter(
+        x=sizes, y=[*costs.values()], mode="lines+markers", line={"color": "#0072B2", "width": 2},
+        marker={"size": 8}, hovertemplate="%{x} tokens: %{y:.2f} passes<extra></extra>",
+        cliponaxis=False,
+    )  # fmt: skip
+    return go.Figure(
+        line,
+        layout(
+            view="costs",
+            xaxis=axis("Tokens verified at once (log axis)", type="log", tickvals=sizes,
+                       ticktext=[str(n) for n in sizes], showgrid=False),
+            yaxis=axis("Time, in passes over one token", rangemode="tozero"),
+        ),
+    )  # fmt: skip
+
+
+def _line(
+    figure: go.Figure, values: pd.Series, name: str, colour: str, dash: str, column: int
+) -> None:
+    figure.add_trace(
+        go.Scatter(
+            x=[int(n) for n in values.index], y=[*values], name=name, mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": dash},
+            marker={"size": 7, "color": colour if dash == "solid" else LIGHT.paper,
+                    "line": {"color": colour, "width": 2}},
+            hovertemplate=f"<b>{name}</b><br>%{{x}} nodes: %{{y:.2f}}<extra></extra>",
+            cliponaxis=False,
+        ),
+        row=1, col=column,
+    )  # fmt: skip

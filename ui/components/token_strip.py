@@ -1,0 +1,51 @@
+"""A text as the tokens it was written in: tinted by the head that guessed each, guesses in vain
+outlined, the first token that differs from another text marked."""
+
+from __future__ import annotations
+
+from jobs.generated import Pass, Written
+from ui.format import esc
+
+MOST = 512  # tokens that are tinted; the rest is plain
+HEADS = 6  # tints there are; further heads share the last
+
+
+def token_strip(found: Written, differs: int | None = None) -> str:
+    """HTML: the tokens one after the other.
+
+    Args:
+        differs: the character at which the text parts from another one; None: nowhere.
+    """
+    parts, place, shown = [], 0, 0
+    for number, each in enumerate(found.passes):
+        for text, head in each.tokens:
+            marked = differs is not None and place <= differs < place + len(text)
+            place += len(text)
+            parts.append(_token(text, head, number, each, marked) if shown < MOST else esc(text))
+            shown += 1
+        parts.append(_rejected(each) if shown < MOST else "")
+    return f'<p class="strip">{"".join(parts)}{esc(found.rest)}</p>'
+
+
+def _token(text: str, head: int, number: int, of: Pass, marked: bool) -> str:
+    if not text:
+        return ""
+    who = f"head {head} guessed it" if head else "the base chose it"
+    tint = f' class="head-{min(head, HEADS)}"' if head else ""
+    tag = "mark" if marked else "span"
+    return f'<{tag}{tint} title="{who}, pass {number}, {of.ms:.1f} ms">{esc(text)}</{tag}>'
+
+
+def _rejected(of: Pass) -> str:
+    """The guesses of a pass that were wrong."""
+    return "".join(
+        f'<s title="head {len(of.tokens) + n} guessed this in vain">{esc(text)}</s>'
+        for n, text in enumerate(of.rejected)
+        if text.strip()
+    )
+
+
+def legend(heads: int) -> str:
+    """HTML: what the tints mean."""
+    tints = "".join(f'<span class="head-{k}">head {k}</span> ' for k in range(1, heads + 1))
+    return f'<p class="strip key quiet">{tints}<s>guessed in vain</s> no tint: the base</p>'
