@@ -27,6 +27,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
+from jobs.cli_decoding import add_decoding
 from jobs.cli_submit import add_kinds, submit_app
 from jobs.console import DIFFERENT, EXIT, FAILED, NAP_S, PERPLEXITY, REFUSED, follow, me, out, say
 from jobs.doctor import examine
@@ -158,6 +159,13 @@ def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     _say_all([queries.job(job.run) for job in jobs], as_json, "is {0.state}, asked to {0.desired}.")
 
 
+@app.command("next")
+def run_next(run: Run, as_json: Json = False) -> None:
+    """Put a waiting run before all others that wait."""
+    job = service.run_next(run, me())
+    say(summary(job), as_json, f"{job.run} is the next to start.")
+
+
 @app.command()
 def resume(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Queue an ended run again, from its last checkpoint."""
@@ -218,6 +226,7 @@ def main() -> None:
     try:
         upgrade()
         add_kinds()
+        add_decoding(app)
         app()
     except (SlimscopeError, ValidationError) as error:  # the latter: a SLIMSCOPE_ variable
         print(f"slimscope: {error}", file=sys.stderr)

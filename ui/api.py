@@ -104,6 +104,11 @@ def cancel_run(run: str, request: Request) -> Answer:
     return summary(queries.job(run))
 
 
+def run_next(run: str, request: Request) -> Answer:
+    """Puts a waiting run before all others that wait."""
+    return summary(service.run_next(run, actor(request)))
+
+
 def resume_run(run: str, request: Request) -> Answer:
     """Queues a failed, cancelled or lost run again, from its last checkpoint."""
     job = service.resume(run, actor(request))
@@ -147,6 +152,7 @@ READ: dict[str, Callable[..., Any]] = {
 }
 CHANGE: dict[str, Callable[..., Any]] = {
     "/runs/{run}/cancel": cancel_run,
+    "/runs/{run}/next": run_next,
     "/runs/{run}/resume": resume_run,
 }
 

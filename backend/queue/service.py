@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -138,6 +139,27 @@ def _cancel(session: Session, job_id: int, actor: Actor) -> State:
         job.desired_at = job.desired_at or now
         note(session, job_id, f"asked to {job.desired}", actor.name)
     return State(job.state)
+
+
+def run_next(run: str | int, actor: Actor) -> Job:
+    """Puts a waiting job before all others that wait.
+
+    Raises:
+        WrongState: the job does not wait.
+    """
+    require_host(actor, "reorder the queue")
+    job_id = queries.job(run).id
+    with writing(durable=True) as session:
+        waiting = list(session.scalars(queries.launch_order(now_ms())))
+        job, first = session.get_one(Job, job_id), next(iter(waiting), None)
+        if first is None or job not in waiting:
+            why = f"It is {job.state}."
+            raise WrongState(f"{job.run} does not wait.", why, "Only a queued run can be moved.")
+        if job is not first:
+            older = (job.queued_at - first.queued_at) / queries.HOUR_MS  # what waiting is worth
+            job.priority = math.floor(first.priority + older) + 1
+            note(session, job.id, "put first", actor.name)
+    return job
 
 
 def resume(run: str | int, actor: Actor) -> Job:

@@ -172,3 +172,23 @@ def test_the_longest_waiting_rises(queue: object) -> None:
     with writing() as session:
         session.get_one(Job, old.id).queued_at = now_ms() - 3 * queries.HOUR_MS
     assert [j.id for j in queries.queued()] == [old.id, new.id]
+
+
+@examples(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    waiting=st.lists(st.tuples(st.integers(-1000, 1000), st.floats(0, 99)), min_size=1, max_size=6),
+    which=st.integers(0, 5),
+)
+def test_a_run_put_first_is_first_and_the_others_keep_their_order(
+    queue: object, waiting: list[tuple[int, float]], which: int
+) -> None:
+    with writing() as session:
+        for table in (Event, Job):
+            session.execute(delete(table))
+    ids = [service.enqueue("count", {}, HOST, priority=p).id for p, _ in waiting]
+    with writing() as session:
+        for job_id, (_, hours) in zip(ids, waiting, strict=True):
+            session.get_one(Job, job_id).queued_at = now_ms() - round(hours * queries.HOUR_MS)
+    before, chosen = [j.id for j in queries.queued()], ids[which % len(ids)]
+    service.run_next(chosen, HOST)
+    assert [j.id for j in queries.queued()] == [chosen, *(i for i in before if i != chosen)]

@@ -16,7 +16,7 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from backend.queue import roles, service
+from backend.queue import roles, service, supervisor
 from backend.queue.roles import Actor
 from backend.settings import Settings
 from backend.store import queries
@@ -272,8 +272,11 @@ def test_guests_get_no_cookie_where_they_only_look(shared: Visit) -> None:
     assert "set-cookie" not in shared(OTHER).get("/").headers
 
 
-def test_the_real_queue_refuses_too(blocks: gr.Blocks, web: App, seeded: Settings) -> None:
+def test_the_real_queue_refuses_too(
+    blocks: gr.Blocks, web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over a socket: `/queue/join` runs the function, which is refused where it would change."""
+    monkeypatch.setattr(supervisor, "ensure", lambda: None)
     body = {
         "fn_index": event_of(web, "jobs-board", "act"), "data": [], "session_hash": "abc",
         "event_data": {"do": "cancel", "run": "sds-0003"},

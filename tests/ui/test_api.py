@@ -66,6 +66,14 @@ def test_a_run_is_cancelled_and_resumed(visit: Visit) -> None:
     assert (running["state"], running["desired"]) == ("running", "stop")
 
 
+def test_a_waiting_run_is_put_first(visit: Visit) -> None:
+    client = visit()
+    added = client.post(f"{API}/submit/sds", json={"model": "toy"}).json()
+    assert added["place"] == 2
+    client.post(f"{API}/runs/{added['id']}/next")
+    assert [job.run for job in queries.queued()] == [added["id"], "sds-0003"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "told"),
     [
@@ -74,6 +82,7 @@ def test_a_run_is_cancelled_and_resumed(visit: Visit) -> None:
         ("GET", "runs/sds-0099/tensors", None, 404, {}),
         ("POST", "runs/sds-0003/resume", None, 409, {"why": "It is queued."}),
         ("POST", "runs/sds-0099/cancel", None, 404, {}),
+        ("POST", "runs/sds-0001/next", None, 409, {"what": "sds-0001 does not wait."}),
         ("POST", "submit/sds", {"segments": 0}, 422, {"field": "segments"}),
         ("POST", "submit/sds", {"nothing": 1}, 422, {"field": "nothing"}),
         ("POST", "submit/sds", {"model": "/etc"}, 422, {"field": "model"}),
@@ -111,6 +120,7 @@ def test_a_guest_reads_and_a_host_changes(shared: Visit) -> None:
         "do": "Ask the person who started Slimscope.",
         "field": None,
     }
+    assert guest.post(f"{API}/runs/sds-0003/next").status_code == 403
     assert host.post(f"{API}/runs/sds-0003/cancel").status_code == 200
     assert queries.job("sds-0003").state == "cancelled"
     assert queries.events("sds-0003")[-1].actor == "host"

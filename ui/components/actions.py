@@ -13,10 +13,15 @@ from ui.components.cards import run_link
 from ui.format import esc, href, runs
 
 
-def deeds(job: Job) -> list[tuple[str, str, str]]:
-    """What fits the job's state: (deed, words on the button, question before it is done)."""
+def deeds(job: Job, place: int | None = None) -> list[tuple[str, str, str]]:
+    """What fits the job's state: (deed, words on the button, question before it is done).
+
+    Args:
+        place: of the job in the queue, 1 for the next to start; None leaves out what moves it.
+    """
     if job.state == State.QUEUED:
-        return [("cancel", "Cancel run", f"Take {job.run} out of the queue?")]
+        later = [("next", "Run next", "")] if place and place > 1 else []
+        return [*later, ("cancel", "Cancel run", f"Take {job.run} out of the queue?")]
     if job.state in LIVE and job.desired == "run":
         kept = "It stops at the next safe point and keeps what is finished."
         return [("cancel", "Cancel run", f"Cancel {job.run}? {kept}")]
@@ -30,13 +35,13 @@ def deeds(job: Job) -> list[tuple[str, str, str]]:
     return [("retry", "Replay", "")]
 
 
-def buttons(job: Job, actor: Actor) -> str:
+def buttons(job: Job, actor: Actor, place: int | None = None) -> str:
     """HTML: the buttons that fit; those a guest may not press are there, with the reason."""
     return "".join(
         f'<button type="button" class="small" data-testid="{deed}-{esc(job.run)}" '
         f'data-do="{deed}" data-run="{esc(job.run)}" data-ask="{esc(question)}"'
         f"{_off(deed, job, actor)}>{words}</button>"
-        for deed, words, question in deeds(job)
+        for deed, words, question in deeds(job, place)
     )
 
 
@@ -44,7 +49,7 @@ def _off(deed: str, job: Job, actor: Actor) -> str:
     """HTML attributes of a button that would be refused."""
     if deed == "retry":
         reason = roles.may_not_add(actor)
-    elif deed == "resume":
+    elif deed in ("resume", "next"):
         reason = "" if actor.role == "host" else roles.LOOK
     else:
         reason = roles.may_not_cancel(actor, job.owner)
@@ -84,6 +89,8 @@ def perform(deed: str, run: str, actor: Actor) -> str:
     elif deed == "resume":
         job = service.resume(run, actor)
         done = f"{esc(job.run)} is queued again and goes on from its last checkpoint."
+    elif deed == "next":
+        done = f"{esc(service.run_next(run, actor).run)} is the next to start."
     elif deed in ("cancel", "kill"):
         done = _end(deed, run, actor)
     elif deed == "cancel-sweep":  # whoever was asked to stop before is not killed by this

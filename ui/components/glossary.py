@@ -70,6 +70,7 @@ COMMANDS = {
     "slimscope list --state failed": "runs, the newest first",
     "slimscope show sds-0001 --json": "all that is known of a run",
     "slimscope logs sds-0001 --follow": "its log as it is written",
+    "slimscope next sds-0001": "put a waiting run before all others",
     "slimscope cancel sds-0001": "ask it to stop; twice: kill it",
     "slimscope resume sds-0001": "go on from its last checkpoint",
     "slimscope models": "what can be compressed",

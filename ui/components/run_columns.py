@@ -190,7 +190,7 @@ def columns(shown: Sequence[Row]) -> dict[str, Column]:
         "tags": any(row.job.tags for row in shown),
         "kind": len({row.job.kind for row in shown}) > 1,
     }
-    before = [replace(c, usual=telling.get(c.key, c.usual)) for c in BEFORE]
+    before = [replace(c, usual=telling[c.key]) if c.key in telling else c for c in BEFORE]
     taken = {c.key for c in (*before, *perplexity, *finals, *AFTER)}
     more = [_setting(n, _titled(n, shown), _numeric(n, shown)) for n in settings if n not in taken]
     return {c.key: c for c in (*before, *perplexity, *finals, *more, *AFTER)}

@@ -148,7 +148,7 @@ def _table(found: list[Job], tab: str, status: Status, chosen: Job | None, who: 
             cells += [progress(job), time_left(job), took(job, now) if job.started_at else ""]
         else:
             cells += [_why(job), took(job, now), time_tag(job.finished_at, now)]
-        rows.append([*cells, esc(job.owner), _buttons(job, chosen, who)])
+        rows.append([*cells, esc(job.owner), _buttons(job, chosen, who, place)])
     return table([*heads, "By", "Actions"], rows, numeric=(0, len(heads) + 1))
 
 
@@ -163,14 +163,14 @@ def _why(job: Job) -> str:
     return f'<span class="clip wide" title="{esc(what)}">{esc(what)}</span>' if what else NONE
 
 
-def _buttons(job: Job, chosen: Job | None, who: Actor) -> str:
+def _buttons(job: Job, chosen: Job | None, who: Actor, place: int | None) -> str:
     open_ = chosen is not None and chosen.id == job.id
     log = (
         f'<button type="button" class="small" aria-pressed="{str(open_).lower()}" '
         f'data-testid="log-{esc(job.run)}" '
         f'data-view="{attribute({"id": "" if open_ else job.run})}">Log</button>'
     )
-    return f'<div class="actions">{log}{buttons(job, who)}</div>'
+    return f'<div class="actions">{log}{buttons(job, who, place)}</div>'
 
 
 def _nothing(tab: str) -> str:

@@ -17,7 +17,11 @@ from ui.components.saver import Saver, contents
 from ui.format import count, href
 from ui.frame import READER, Page, actor, live, on_load
 
-WRITE_ADDRESS = "(q) => { slimscope.address({ q, page: '' }); return [q]; }"
+WRITE_ADDRESS = """(q) => {
+  const held = new URLSearchParams(window.location.search).get('q') || '';
+  if (q !== held) slimscope.address({ q, page: '' });
+  return [q];
+}"""
 EXPORTS = {"csv": run_table.to_csv, "json": run_table.to_json}
 EXAMPLE = "Filter: sparsity>0.4 kind:sds state:failed tag:demo wanda"
 
@@ -41,7 +45,8 @@ def build() -> None:
     shown = [tools, board]
     on_load(wanted, None, filter_box)
     live(draw, None, shown)
-    filter_box.input(typed, filter_box, shown, js=WRITE_ADDRESS, **LATEST)
+    # `input` is not raised when text is pasted or dropped
+    filter_box.change(typed, filter_box, shown, js=WRITE_ADDRESS, **LATEST)
     for one in shown:
         one.view(draw, None, shown, **LATEST).then(wanted, None, filter_box, **READER)
         acted = one.act(act, None, [told, saver], show_progress="hidden", api_visibility="private")

@@ -1,0 +1,77 @@
+"""What the search box finds."""
+
+from __future__ import annotations
+
+import pytest
+
+from backend.settings import Settings
+from backend.store.migrate import upgrade
+from tests.ui.lab import job, store
+from tests.ui.visits import Visit, blocks, visit, web
+from ui.search import MOST, found
+
+__all__ = ["blocks", "visit", "web"]  # fixtures
+
+HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def lab(current: Settings) -> Settings:
+    upgrade()
+    store(
+        job(1, name="half way"),
+        job(2, name="after sds-0001", tags=["paper"]),
+        job(3, state="failed", config={"model": "smollm2-135m", "pattern": "2:4"}),
+        job(4, kind="gone", config={}),
+    )
+    return current
+
+
+def runs(text: str) -> list[str]:
+    return [hit["run"] for hit in found(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", []),
+        ("   ", []),
+        ("half", ["sds-0001"]),
+        ("WAY half", ["sds-0001"]),
+        ("smollm", ["sds-0003"]),
+        ("failed", ["sds-0003"]),
+        ("paper", ["sds-0002"]),
+        ("gone", ["gone-0004"]),
+        ("0003", ["sds-0003"]),
+        ("sds-0001", ["sds-0001", "sds-0002"]),  # the run itself leads
+        ("half paper", []),
+        ("%", []),
+        ("_", []),
+    ],
+)
+def test_every_word_must_be_there(lab: Settings, text: str, wanted: list[str]) -> None:
+    assert runs(text) == wanted
+
+
+def test_the_newest_come_first_and_not_too_many(lab: Settings) -> None:
+    store(*[job(n, name="many") for n in range(10, 30)])
+    assert runs("many") == [f"sds-{n:04d}" for n in range(29, 29 - MOST, -1)]
+
+
+def test_a_hit_says_what_it_is(lab: Settings) -> None:
+    (hit,) = found("paper")
+    assert hit == {
+        "run": "sds-0002",
+        "state": "succeeded",
+        "about": "after sds-0001 · toy · #paper",
+    }
+
+
+def test_the_answer_is_data_and_never_markup(visit: Visit) -> None:
+    store(job(50, name=HOSTILE))
+    answer = visit().get("/slimscope/search", params={"q": "onerror=alert"})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json()[0]["about"].startswith(HOSTILE)
+    assert visit().get("/slimscope/search").json() == []
+    assert visit().get("/slimscope/search", params={"q": "x" * 10_000}).json() == []
