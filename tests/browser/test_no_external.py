@@ -1,0 +1,174 @@
+"""The dashboard in a real browser under its own policy: no page asks another host, no page breaks
+a rule of the policy, a hostile page gets nothing, and a token makes a host."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from backend.queue.service import Actor
+from backend.settings import settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from jobs.submit import submit
+from tests.browser.conftest import ROOT, Dashboard, free_port, wait_for
+from ui import app
+
+expect.set_options(timeout=60_000)
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+TOKEN = "a-token-for-the-tests"
+PAGES = [page.path for page in app.PAGES] + ["slimscope/docs", "slimscope/host"]
+VIOLATIONS = """
+window.violations = [];
+document.addEventListener('securitypolicyviolation',
+  (event) => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
+
+
+def test_no_page_asks_another_host_or_breaks_the_policy(page: Page, dashboard: Dashboard) -> None:
+    """The fixture `page` fails on a request to another host and on an error in the console."""
+    page.add_init_script(VIOLATIONS)
+    for path in PAGES:
+        page.goto(f"{dashboard.url}/{path}")
+        expect(page.locator("h1")).to_have_count(1)
+        if not path.startswith("slimscope"):
+            expect(page.locator("#frame-status-line")).to_contain_text("Nothing is running")
+        assert page.evaluate("window.violations") == [], path
+
+
+def hostile_text_does_not_run(page: Page, url: str) -> None:
+    """If text ever became HTML: no inline script and no handler would run."""
+    page.goto(url)
+    expect(page.locator("#frame-status-line")).to_contain_text("Nothing is running")
+    page.evaluate(VIOLATIONS)
+    for attack in (
+        "<img src=data:, onerror=document.body.dataset.x=1>",
+        "<svg onload=document.body.dataset.x=1></svg>",
+        "<iframe srcdoc='<script>parent.document.body.dataset.x=1</script>'></iframe>",
+    ):
+        page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", attack)
+    page.evaluate("""() => {
+      const script = document.createElement('script');
+      script.textContent = 'document.body.dataset.x = 1';
+      document.body.append(script);
+    }""")
+    page.wait_for_function("window.violations.length >= 3")
+    assert page.evaluate("document.body.dataset.x") is None
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Another site: tries to read, to change, and to frame the dashboard."""
+
+    target = ""
+
+    def do_GET(self) -> None:
+        script = f"""
+          const target = {self.target!r}, got = [];
+          const body = JSON.stringify({{}});
+          const tries = [
+            fetch(target + '/slimscope/api/runs').then(r => r.status),
+            fetch(target + '/slimscope/api/runs/sds-0001/cancel',
+                  {{method: 'POST'}}).then(r => r.status),
+            fetch(target + '/slimscope/api/runs/sds-0001/cancel',
+                  {{method: 'POST', mode: 'no-cors', body}}),
+          ];
+          Promise.allSettled(tries).then(all => {{
+            document.title = all.map(one => one.value || one.status).join(' ');
+          }});
+        """
+        page = f"<title>…</title><iframe src='{self.target}'></iframe><script>{script}</script>"
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+        self.wfile.write(page.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hostile(dashboard: Dashboard) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), type("Site", (Hostile,), {"target": dashboard.url}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://localhost:{server.server_port}"
+    server.shutdown()
+
+
+def test_hostile_text_and_hostile_sites_get_nothing(
+    browser: Browser, dashboard: Dashboard, hostile: str
+) -> None:
+    page = browser.new_page()
+    hostile_text_does_not_run(page, dashboard.url)
+    hostile_site_gets_nothing(page, dashboard.url, hostile)
+    page.close()
+
+
+def hostile_site_gets_nothing(page: Page, url: str, hostile: str) -> None:
+    submit("sds", {"model": "toy", "adjust_steps": 1900}, Actor("mira", "host"))
+    page.goto(hostile)
+    page.wait_for_function("document.title !== '…'")
+    assert page.title() == "403 403 rejected"
+    assert queries.job(1).desired == "run"
+    frame = page.frames[1]
+    assert url not in frame.url  # a browser shows its own page instead
+
+
+@pytest.fixture
+def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """A dashboard other machines can reach, and what it has printed."""
+    port = free_port()
+    values = {"PORT": str(port), "HOST": "0.0.0.0", "BROWSER": "false", "IDLE_EXIT": "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
+    settings.cache_clear()
+    upgrade()
+    submit("sds", {"model": "toy"}, Actor("mira", "host"))
+    process = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=ROOT, env=dict(os.environ), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    printed: list[str] = []
+    threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True).start()
+    wait_for(f"http://127.0.0.1:{port}")
+    yield f"http://127.0.0.1:{port}", printed
+    process.kill()
+    process.wait()
+
+
+def test_the_printed_link_makes_a_host_and_leaves_no_trace(
+    browser: Browser, shared: tuple[str, list[str]]
+) -> None:
+    url, printed = shared
+    link = next(word for line in printed for word in line.split() if "/slimscope/host#" in word)
+    token = link.partition("#")[2]
+    context = browser.new_context()
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(f"{r.method} {r.url} {r.headers.get('referer')}"))
+    page.goto(f"{url}/jobs")
+    expect(page.locator("#frame-status-line")).to_contain_text("You are looking on as a guest")
+    expect(
+        page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("retry-sds-0001"))
+    ).to_be_disabled()
+    page.goto(link.replace(socket.gethostname(), "127.0.0.1"))
+    page.wait_for_url(f"{url}/")
+    expect(page.locator("#frame-status-line")).not_to_contain_text("guest")
+    page.goto(f"{url}/jobs")
+    expect(page.locator("[data-do]").first).to_be_enabled()
+    assert token not in " ".join(asked)  # it went in a body alone
+    assert page.evaluate("document.cookie") == "" and token not in page.content()
+    (cookie,) = context.cookies()
+    assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and token not in cookie["value"]
+    assert sum(token in line for line in printed) == 1  # once, at the start
+    context.close()

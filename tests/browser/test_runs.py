@@ -1,0 +1,235 @@
+"""Finding, sorting, comparing and saving runs, by mouse and by keyboard alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from backend.store import queries
+from tests.browser.conftest import EVIL, Dashboard, opened, tab
+
+expect.set_options(timeout=60_000)
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+THREE = "ids=sds-0001,sds-0002,sds-0003"
+
+
+def query(page: Page) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def perplexities() -> dict[str, float]:
+    """Run -> perplexity of the stage it kept, from the database."""
+    found = {}
+    for n in (1, 2, 3):
+        rows = queries.results([n])
+        kept = next(r.details["kept"] for r in rows if r.metric == "kept")
+        found[f"sds-{n:04d}"] = next(
+            r.value for r in rows if (r.stage, r.metric) == (kept, "perplexity")
+        )
+    return found
+
+
+def listed(page: Page) -> list[str]:
+    """The runs of the table, from top to bottom."""
+    rows = page.locator("#runs-board tbody tr")
+    named = rows.evaluate_all("(rows) => rows.map((row) => row.dataset.testid)")
+    return [str(name).removeprefix("row-") for name in named]
+
+
+def test_sorting_by_keyboard_keeps_the_focus_and_stands_in_the_address(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/runs?q=kind:sds")
+    best_first = sorted(perplexities(), key=lambda run: perplexities()[run])
+    head = visitor.get_by_test_id("sort-perplexity")
+    head.focus()
+    for order, wanted in (("descending", best_first[::-1]), ("ascending", best_first)):
+        visitor.keyboard.press("Enter")
+        expect(visitor.locator(f'th[aria-sort="{order}"]')).to_contain_text("Perplexity")
+        assert listed(visitor) == wanted
+        assert head.evaluate("(e) => e === document.activeElement")
+    assert query(visitor) == {"q": "kind:sds", "sort": "perplexity", "dir": "asc"}
+    visitor.get_by_role("link", name="Overview").click()
+    visitor.wait_for_url(f"{lab.url}/")
+    visitor.go_back()
+    expect(visitor.locator('th[aria-sort="ascending"]')).to_contain_text("Perplexity")
+    expect(visitor.locator("#runs-filter input, #runs-filter textarea")).to_have_value("kind:sds")
+    assert listed(visitor) == best_first
+
+
+def test_a_filter_is_written_as_it_is_typed_and_can_be_cleared(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/runs")
+    field = visitor.locator("#runs-filter input, #runs-filter textarea")
+    field.fill("state:failed")
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text("1 of 4 runs")
+    assert listed(visitor) == ["count-0004"] and query(visitor)["q"] == "state:failed"
+    field.fill("perplexty>1")
+    expect(visitor.locator("#runs-board .warn")).to_contain_text("Did you mean perplexity?")
+    field.fill("no such run")
+    visitor.get_by_test_id("clear-filter").click()
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text("4 of 4 runs")
+    expect(field).to_have_value("")
+
+
+def test_from_the_table_to_a_comparison_with_the_right_signs(visitor: Page, lab: Dashboard) -> None:
+    opened(visitor, f"{lab.url}/runs")
+    visitor.get_by_role("checkbox", name="Pick sds-0001").click()
+    visitor.get_by_role("button", name="Set as baseline").click()
+    expect(visitor.get_by_test_id("row-sds-0001")).to_contain_text("Baseline")
+    for run in ("sds-0002", "sds-0003"):
+        visitor.get_by_role("checkbox", name=f"Pick {run}").click()
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text("2 picked")
+    visitor.get_by_role("button", name="Pin", exact=True).click()
+    expect(visitor.locator("tbody.pinned tr")).to_have_count(3)
+    found = perplexities()
+    for run in ("sds-0002", "sds-0003"):
+        delta = (
+            visitor.get_by_test_id(f"row-{run}")
+            .locator("td", has_text="▲")
+            .or_(visitor.get_by_test_id(f"row-{run}").locator("td", has_text="▼"))
+        )
+        sign = "▲+" if found[run] > found["sds-0001"] else "▼−"
+        expect(delta.first).to_contain_text(sign)
+        visitor.get_by_role("checkbox", name=f"Pick {run}").click()
+    expect(visitor.get_by_test_id("compare")).to_have_text("Compare 3")
+    visitor.get_by_test_id("compare").click()
+    visitor.wait_for_url("**/compare?*")
+    config = visitor.locator("#compare-config")
+    expect(config.locator("tbody tr")).to_have_count(1)  # one setting differs
+    expect(config.locator("tbody tr")).to_contain_text("sparsegpt")
+    expect(config).to_contain_text("settings are the same")
+    figures = visitor.locator("#compare-figures table")
+    html = figures.inner_html()
+    link = visitor.url
+    visitor.goto("about:blank")
+    opened(visitor, link)
+    expect(figures).to_be_visible()
+    assert figures.inner_html() == html
+
+
+def test_a_log_axis_is_the_charts_own_and_stands_in_the_address(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/compare?{THREE}")
+    visitor.locator("#compare-lines .ytick").first.wait_for()
+    kind = "document.querySelector('#compare-lines .js-plotly-plot')?._fullLayout?.yaxis.type"
+    assert visitor.evaluate(kind) == "linear"
+    visitor.locator("#compare-y").get_by_label("Log").check()
+    visitor.wait_for_function(f"{kind} === 'log'")
+    expect(visitor).to_have_url(re.compile("y=log"))
+    opened(visitor, visitor.url)
+    visitor.wait_for_function(f"{kind} === 'log'")
+
+
+def test_the_weights_of_a_tensor_lie_over_each_other(visitor: Page, lab: Dashboard) -> None:
+    tensor = "model.layers.1.mlp.up_proj.weight"
+    opened(visitor, f"{lab.url}/compare?{THREE}&tensor={tensor}")
+    chart = visitor.locator("#compare-weights")
+    for run in ("sds-0001", "sds-0002", "sds-0003"):
+        expect(chart).to_contain_text(re.compile(f"{run} · .*exact zeros"))
+    expect(visitor.locator("#compare-tensor input")).to_have_value("Block 1, up_proj")
+
+
+def saved(page: Page, button: str) -> str:
+    with page.expect_download() as download:
+        page.get_by_test_id(button).click()
+    path = Path(download.value.path())
+    return path.read_text()
+
+
+def test_a_saved_table_has_the_rows_order_and_columns_of_the_screen(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/runs?q=kind:sds&sort=perplexity&dir=asc&cols=name,perplexity,base")
+    shown = [t.strip(" ↑↓\n") for t in visitor.locator("#runs-board th").all_inner_texts()]
+    lines = list(csv.DictReader(io.StringIO(saved(visitor, "export-csv"))))
+    assert [*lines[0]] == shown == ["Run", "Name", "Perplexity", "First pruner"]
+    assert [line["Run"] for line in lines] == listed(visitor)
+    assert [float(line["Perplexity"]) for line in lines] == sorted(perplexities().values())
+    assert {line["Name"] for line in lines} == {EVIL}
+
+
+def test_a_saved_chart_opens_without_the_dashboard(
+    visitor: Page, lab: Dashboard, browser: Browser, tmp_path: Path
+) -> None:
+    opened(visitor, f"{lab.url}/?x=zero_share")
+    card = visitor.locator(".card", has=visitor.locator("#overview-tradeoff"))
+    card.locator(".xtick").first.wait_for()
+    with visitor.expect_download() as download:
+        card.get_by_role("button", name="HTML").click()
+    file = tmp_path / "chart.html"
+    download.value.save_as(file)
+    context = browser.new_context(offline=True)
+    alone = context.new_page()
+    alone.goto(file.as_uri())
+    alone.locator(".plotly .xtick, .main-svg .xtick").first.wait_for(timeout=60_000)
+    assert alone.evaluate("document.body.dataset.x") is None
+    context.close()
+
+
+# by keyboard --------------------------------------------------------------------------------------
+
+
+def test_keys_jump_search_and_list_themselves(visitor: Page, lab: Dashboard) -> None:
+    opened(visitor, lab.url)
+    visitor.keyboard.press("?")
+    sheet = visitor.get_by_role("dialog", name="Keys")
+    expect(sheet).to_contain_text("Go to Runs")
+    visitor.keyboard.press("Escape")
+    expect(sheet).to_have_count(0)
+    visitor.keyboard.press("g")
+    visitor.keyboard.press("r")
+    visitor.wait_for_url(f"{lab.url}/runs")
+    expect(visitor.locator("#runs-board table")).to_be_visible()
+    visitor.keyboard.press("/")
+    visitor.keyboard.type("0002")
+    expect(visitor.get_by_role("option").first).to_contain_text("sds-0002")
+    visitor.keyboard.type(" gr?n/")  # while a person types, keys are letters
+    expect(visitor.locator("#frame-search")).to_have_value("0002 gr?n/")
+    for _ in " gr?n/":
+        visitor.keyboard.press("Backspace")
+    expect(visitor.get_by_role("option").first).to_contain_text("sds-0002")
+    visitor.keyboard.press("Enter")
+    visitor.wait_for_url(f"{lab.url}/run?id=sds-0002")
+    expect(visitor.locator("h1")).to_have_text("sds-0002")
+
+
+def test_the_first_visit_is_told_three_things_once(browser: Browser, lab: Dashboard) -> None:
+    with tab(browser, lab) as page:
+        opened(page, lab.url)
+        tour = page.get_by_role("region", name="First visit")
+        expect(tour.get_by_role("listitem")).to_have_count(3)
+        page.get_by_test_id("close-tour").click()
+        expect(tour).to_be_hidden()
+        opened(page, lab.url)
+        expect(tour).to_be_hidden()
+
+
+def test_tags_notes_and_views_are_kept(visitor: Page, lab: Dashboard) -> None:
+    opened(visitor, f"{lab.url}/runs?q=magnitude")
+    visitor.get_by_role("checkbox", name="Pick sds-0001").click()
+    visitor.get_by_role("button", name="Tag", exact=True).click()
+    visitor.get_by_role("dialog").get_by_role("textbox").fill("<b>")
+    visitor.keyboard.press("Enter")
+    expect(visitor.locator("#runs-said")).to_contain_text("is no tag")
+    visitor.get_by_role("button", name="Tag", exact=True).click()
+    visitor.get_by_role("dialog").get_by_role("textbox").fill("paper")
+    visitor.keyboard.press("Enter")
+    expect(visitor.get_by_test_id("row-sds-0001").get_by_role("link", name="paper")).to_be_visible()
+    visitor.get_by_role("button", name="Views").click()
+    visitor.get_by_test_id("save-view").click()
+    visitor.locator("dialog.ask textarea").fill("mine")
+    visitor.keyboard.press("Enter")
+    expect(visitor.locator("#runs-said")).to_contain_text("mine is saved")
+    visitor.get_by_role("button", name="Views").click()
+    visitor.get_by_role("link", name="mine").click()
+    expect(visitor.locator("#runs-filter input, #runs-filter textarea")).to_have_value("magnitude")
+    assert queries.job(1).tags == ["paper"] and [v.name for v in queries.views()] == ["mine"]
