@@ -1,0 +1,59 @@
+"""What `benchmarks.pruning` measures of Slimscope: one pruning, and the whole of SDS."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.checkpoints import Checkpoints
+from backend.methods.sds import work  # noqa: F401  (registers every pruner)
+from backend.methods.sds.checks import all_linears
+from backend.methods.sds.config import SDSConfig
+from backend.methods.sds.pipeline import run_sds
+from backend.methods.sds.pruners import PRUNERS
+from backend.methods.sds.run import Run
+from backend.methods.sds.selection import layer_patterns
+from backend.methods.sds.stages import StageStore
+from backend.models.stream import open_stream
+from backend.reporter import SilentReporter
+
+PRECISION = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+@torch.no_grad()
+def prune(model: Any, rows: Tensor, method: str, pattern: str, precision: str) -> float:
+    """One pruning, with the pieces that the first pass of SDS is made of, and nothing beside it.
+
+    Returns:
+        CPU seconds spent in solving: factors, columns, masks.
+    """
+    config, dtype = SDSConfig(pattern=pattern), getattr(torch, PRECISION[precision])
+    patterns = layer_patterns(all_linears(model), config)
+    store = StageStore(Checkpoints(Path("/nowhere")))
+    run = Run(model, rows, config, dtype, store, SilentReporter(), patterns, total=1)
+    stream = open_stream(model, rows, config.batch, dtype)
+    hidden, stream.hidden = stream.hidden, []
+    solving = 0.0
+    for block in range(run.blocks):
+        linears = run.linears(block)
+        seen, _ = run.look(stream, block, linears, hidden, PRUNERS[method].needs, outputs=False)
+        start = time.process_time()
+        for module, linear in linears.items():
+            inputs, how = seen[module], patterns[linear.name]
+            linear.write(PRUNERS[method].prune(linear.read(), inputs, how, config.damping))
+        solving += time.process_time() - start
+        hidden = run.forward(stream, block, hidden)
+    return solving
+
+
+def run(model: Any, rows: Tensor, method: str, pattern: str, precision: str, **more: Any) -> None:
+    """A run as people start it, with its statistics and its checkpoints; `more`: of its config."""
+    choices = {"pattern": pattern, "base": method, "precision": PRECISION[precision], **more}
+    with TemporaryDirectory() as folder:
+        config = SDSConfig.model_validate(choices)
+        run_sds(model, rows, config, Checkpoints(Path(folder)), SilentReporter())

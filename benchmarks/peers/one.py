@@ -1,0 +1,93 @@
+"""One measurement in a process of its own, so that memory and warm-up are nobody else's.
+
+python -m benchmarks.peers.one FOLDER TOOL METHOD PATTERN [PRECISION]   one line of JSON
+
+FOLDER holds model/ (safetensors and tokenizer) and ids.safetensors: calibration, evaluation.
+Imports nothing of Slimscope unless the tool is Slimscope: another Python may run it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks import memory
+
+RUNS: dict[str, dict[str, Any]] = {  # tool -> what of the config is not the default
+    "first": {"until": "first", "control": False, "holdout": 0},
+    "sds": {"control": False, "holdout": 0},
+    "sds-tested": {},
+}
+
+
+def parsed(pattern: str) -> float | tuple[int, int]:
+    if ":" in pattern:
+        keep, group = map(int, pattern.split(":"))
+        return keep, group
+    return float(pattern.rstrip("%")) / 100
+
+
+def carry_out(
+    model: Any, folder: Path, rows: Tensor, tool: str, method: str, pattern: str, precision: str
+) -> tuple[Any, float | None]:
+    """Runs the tool; the pruned model, and the CPU seconds of solving where they are known."""
+    if tool == "plain":
+        from benchmarks.peers import plain
+
+        return model, plain.prune(model, rows, method, parsed(pattern))
+    if tool == "llmcompressor":
+        from benchmarks.peers import llm_compressor
+
+        return llm_compressor.prune(model, folder, rows, method, pattern), None
+    from benchmarks.peers import engine
+
+    if tool == "slimscope":
+        return model, engine.prune(model, rows, method, pattern, precision)
+    engine.run(model, rows, method, pattern, precision, **RUNS[tool])
+    return model, None
+
+
+@torch.no_grad()
+def bits_per_token(model: Any, rows: Tensor) -> float:
+    losses = [model(input_ids=row[None], labels=row[None], use_cache=False).loss for row in rows]
+    return torch.stack(losses).mean().item() / math.log(2)
+
+
+def zero_share(model: Any) -> float:
+    """Of the weights of all linears in decoder blocks."""
+    weights = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    return sum(int((W == 0).sum()) for W in weights) / sum(W.numel() for W in weights)
+
+
+def main(folder: Path, tool: str, method: str, pattern: str, precision: str = "fp32") -> None:
+    torch.set_num_threads(1)
+    ids = load_file(folder / "ids.safetensors")
+    source: Any = folder / "model"
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model.config.use_cache = False
+    sum(float(p.detach().sum()) for p in model.parameters())  # every page of the file is read
+    memory.forget_peak()
+    before, start, wall = memory.held(), time.process_time(), time.perf_counter()
+    model, solving = carry_out(model, source, ids["calibration"], tool, method, pattern, precision)
+    figures = {
+        "cpu": time.process_time() - start,
+        "wall": time.perf_counter() - wall,
+        "solving": solving,
+        "memory": (memory.peak() - before) / 2**20,
+        "bits": bits_per_token(model, ids["evaluation"]),
+        "zeros": zero_share(model),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
