@@ -1,0 +1,135 @@
+"""One quantised layer as the tensors of a format, and back. Codes are written as they are: nothing
+is rounded here.
+
+compressed-tensors, pack-quantized (a value is a signed code: q - 2^(n-1), offset again when packed)
+
+    weight_packed       int32 [out, ceil(in n / 32)]      the stream of q along a row
+    weight_scale        [out, groups]                     s
+    weight_zero_point   int32 [ceil(out n / 32), groups]  z along a column; absent when symmetric
+    weight_shape        int64 [2]
+
+GPTQ
+
+    qweight  int32 [in n / 32, out]       q along a column of W^T
+    qzeros   int32 [groups, out n / 32]   z (gptq_v2) or z - 1 (gptq)
+    scales   float16 [groups, out]
+    g_idx    int32 [in]                   the group of each input
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.errors import ModelRefused
+from backend.export.formats import Format
+from backend.export.packing import pack, unpack, words_for
+from backend.models.quantised import Quantised, quantised_from
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a config.json says about all layers of a model.
+
+    Attributes:
+        group_size: 0 for one group a row.
+    """
+
+    format: Format
+    bits: int
+    group_size: int
+    symmetric: bool
+
+
+Tensors = dict[str, Tensor]
+
+
+def layer_tensors(layer: Quantised, layout: Layout, stored: torch.dtype) -> Tensors:
+    """The tensors of a layer, by the end of their name."""
+    if layout.format == "dense":
+        return {"weight": layer.dense()}
+    scale, zero = layer.grid.scale.to(stored), layer.grid.zero.to(torch.uint8)
+    if layout.format == "compressed-tensors":
+        tensors = {
+            "weight_packed": pack(layer.codes, layout.bits),
+            "weight_scale": scale,
+            "weight_shape": torch.tensor(layer.codes.shape),
+        }
+        if not layout.symmetric:
+            tensors["weight_zero_point"] = pack(zero.T, layout.bits).T
+        return tensors
+    columns = torch.arange(layer.codes.shape[1], dtype=torch.int32)
+    return {
+        "qweight": pack(layer.codes, layout.bits).T,
+        "qzeros": pack(zero.T - _shift(layout), layout.bits),
+        "scales": scale.T,
+        "g_idx": columns // layer.group_size,
+    }
+
+
+def _shift(layout: Layout) -> int:
+    """What GPTQ takes off a zero-point."""
+    return 1 if layout.format == "gptq" else 0
+
+
+def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quantised:
+    """A layer again, from its tensors.
+
+    Raises:
+        ModelRefused: bit width, group size or shapes do not belong together.
+    """
+    read = _from_gptq if layout.format in ("gptq", "gptq_v2") else _from_packed
+    try:
+        codes, scale, zero = read(tensors, layout)
+    except KeyError as error:
+        raise _unfit(name, f"it has no {error.args[0]}") from error
+    except (RuntimeError, ValueError) as error:
+        raise _unfit(name, str(error)) from error
+    groups = codes.shape[1] // (layout.group_size or codes.shape[1])
+    if scale.shape != (len(codes), groups) or codes.shape[1] % groups:
+        raise _unfit(
+            name,
+            f"its scales are {list(scale.shape)}, which are no groups of {layout.group_size} of "
+            f"weights {list(codes.shape)}",
+        )
+    return quantised_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
+
+
+def _from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = tensors["weight_shape"].tolist()
+    packed, scale = tensors["weight_packed"], tensors["weight_scale"]
+    _require(packed.shape, (rows, words_for(columns, layout.bits)), "weight_packed")
+    zero = torch.full(scale.shape, 2 ** (layout.bits - 1), dtype=torch.uint8)
+    if not layout.symmetric:
+        held = tensors["weight_zero_point"]
+        _require(held.shape, (words_for(rows, layout.bits), scale.shape[1]), "weight_zero_point")
+        zero = unpack(held.T.contiguous(), layout.bits, rows).T
+    return unpack(packed, layout.bits, columns), scale, zero
+
+
+def _from_gptq(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = tensors["scales"].shape[1], len(tensors["g_idx"])
+    groups = len(tensors["scales"])
+    _require(tensors["qweight"].shape, (words_for(columns, layout.bits), rows), "qweight")
+    _require(tensors["qzeros"].shape, (groups, words_for(rows, layout.bits)), "qzeros")
+    codes = unpack(tensors["qweight"].T.contiguous(), layout.bits, columns)
+    zero = unpack(tensors["qzeros"], layout.bits, rows).T + _shift(layout)
+    return codes, tensors["scales"].T, zero
+
+
+def _require(shape: Any, wanted: tuple[int, int], what: str) -> None:
+    if tuple(shape) != wanted:
+        raise ValueError(f"its {what} is {list(shape)}, not {list(wanted)}")
+
+
+def _unfit(name: str, why: str) -> ModelRefused:
+    return ModelRefused(
+        f"{name} cannot be read.",
+        f"{why[0].upper()}{why[1:]}.",
+        "Config and weights do not belong together; export the model anew.",
+        field="model",
+    )

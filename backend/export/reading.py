@@ -1,0 +1,123 @@
+"""A folder that `writing.export` made, read again and checked: as codes, or as a running model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from backend.errors import ModelRefused
+from backend.export.formats import FORMATS, GPTQ_BITS
+from backend.export.layouts import Layout, layer_from
+from backend.models.headers import weight_files
+from backend.models.packed import pack_model
+from backend.models.prepared import Say, silent
+from backend.models.quantised import MAX_BITS, MIN_BITS, Quantised
+
+MARKS = {"compressed-tensors": "weight_packed", "gptq": "qweight", "gptq_v2": "qweight"}
+
+
+def read_layout(folder: Path) -> Layout:
+    """What the folder's config.json says about its quantised layers.
+
+    Raises:
+        ModelRefused: nothing, or something no format here has.
+    """
+    try:
+        said = json.loads((folder / "config.json").read_text())["quantization_config"]
+        method = said["quant_method"]
+        if method == "gptq":
+            size = int(said["group_size"])
+            format = said.get("checkpoint_format", "gptq")
+            bits, symmetric = int(said["bits"]), bool(said["sym"])
+        else:
+            weights = said["config_groups"]["group_0"]["weights"]
+            format, size = method, int(weights["group_size"] or 0)
+            bits, symmetric = int(weights["num_bits"]), bool(weights["symmetric"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _refused(folder, f"Its config.json names no quantisation: {error!r}.") from error
+    held = GPTQ_BITS if method == "gptq" else range(MIN_BITS, MAX_BITS + 1)
+    if format not in FORMATS or bits not in held or size < -1:
+        raise _refused(folder, f"It says {format}, {bits} bits in groups of {size}.")
+    return Layout(format, bits, max(size, 0), symmetric)
+
+
+def read_layers(folder: Path) -> tuple[dict[str, Quantised], dict[str, Tensor]]:
+    """The quantised layers of an exported folder by full name, and all other tensors.
+
+    Raises:
+        ModelRefused: config and weights do not belong together.
+    """
+    layout, tensors = read_layout(folder), dict[str, Tensor]()
+    try:
+        for path in weight_files(folder):
+            tensors |= load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _refused(folder, f"{error}.") from error
+    mark = f".{MARKS[layout.format]}"
+    names = [name.removesuffix(mark) for name in tensors if name.endswith(mark)]
+    if not names:
+        raise _refused(folder, f"It holds no tensors of {layout.format}.")
+    layers, rest = dict[str, Quantised](), dict(tensors)
+    for name in names:
+        of = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
+        layers[name] = layer_from(name, of, layout)
+        for end in of:
+            if end != "bias":
+                del rest[f"{name}.{end}"]
+    return layers, rest
+
+
+@torch.no_grad()
+def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
+    """A model that runs on the packed weights of an exported folder, in bfloat16, on the CPU.
+
+    Layers the int4 operator cannot run are dense; `say` is told which, and why.
+
+    Raises:
+        ModelRefused: not such a folder, or damaged.
+    """
+    layers, rest = read_layers(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    del config.quantization_config
+    auto: Any = AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config, dtype=torch.bfloat16)
+    _fill(model, rest, layers, folder)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    dense = pack_model(model, layers)
+    for why in dict.fromkeys(dense.values()):
+        count = sum(each == why for each in dense.values())
+        say(f"{count} of {len(layers)} layers run dense: {why}.")
+    return model.eval()
+
+
+def _fill(
+    model: PreTrainedModel,
+    rest: Mapping[str, Tensor],
+    layers: Mapping[str, Quantised],
+    folder: Path,
+) -> None:
+    """Puts all that is not quantised into the model, and nothing else may be missing."""
+    report = model.load_state_dict({n: t.to(torch.bfloat16) for n, t in rest.items()}, strict=False)
+    model.tie_weights()
+    tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
+    absent = set(report.missing_keys) - tied - {f"{name}.weight" for name in layers}
+    if absent or report.unexpected_keys:
+        first = min(absent or report.unexpected_keys)
+        what = "misses" if absent else "has no place for"
+        raise _refused(folder, f"The model of its config {what} {first}.")
+
+
+def _refused(folder: Path, why: str) -> ModelRefused:
+    return ModelRefused(
+        f"{folder.name} is not a quantised model of ours.", why, "Export it anew.", field="model"
+    )

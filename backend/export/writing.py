@@ -1,0 +1,125 @@
+"""A folder with a quantised model: weights, config, tokenizer, model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from backend.export.formats import Choice, refuse_unholdable
+from backend.export.layouts import Layout, layer_tensors
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.quantised import Quantised
+
+SHARD = 2**30  # bytes of a saved file
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Mapping[str, Quantised],
+    layout: Layout,
+    stored: torch.dtype,
+    folder: Path,
+    card: str,
+) -> None:
+    """Writes `folder`. Nothing is rounded that was not rounded before.
+
+    Args:
+        model: whatever is not in `layers` is taken from it; rounded to `stored` already.
+        layers: full name of a linear -> its codes, scales and zero-points.
+        stored: of scales, embeddings and norms.
+
+    Raises:
+        ConfigRefused: the format cannot hold the model; names those that can.
+    """
+    refuse_unholdable(layout.format, choice_of(model, layers, layout, stored))
+    tensors = dict[str, Tensor]()
+    for name, tensor in _state(model).items():
+        module, _, part = name.rpartition(".")
+        if module not in layers or part != "weight":
+            tensors[name] = tensor.to(stored) if tensor.is_floating_point() else tensor
+            continue
+        for end, held in layer_tensors(layers[module], layout, stored).items():
+            tensors[f"{module}.{end}"] = _turned(model, module, held, layout)
+    save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
+    config = deepcopy(model.config)
+    config.use_cache, config.architectures = True, [type(model).__name__]
+    config.dtype = str(torch.float32 if layout.format == "dense" else stored).split(".")[1]
+    if layout.format != "dense":
+        config.quantization_config = quantization_config(model, layers, layout)
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def choice_of(
+    model: PreTrainedModel, layers: Mapping[str, Quantised], layout: Layout, stored: torch.dtype
+) -> Choice:
+    """What a format would have to hold."""
+    inside = sum(len(block_linears(model, block)) for block in range(len(decoder_blocks(model))))
+    return Choice(
+        bits=layout.bits,
+        symmetric=layout.symmetric,
+        stored=str(stored).split(".")[1],
+        in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
+        whole=len(layers) == inside,
+        shapes=frozenset((*layer.codes.shape,) for layer in layers.values()),
+    )
+
+
+def quantization_config(
+    model: PreTrainedModel, layers: Mapping[str, Quantised], layout: Layout
+) -> dict[str, Any]:
+    """What config.json says of the quantised layers."""
+    if layout.format != "compressed-tensors":
+        return {
+            "quant_method": "gptq",
+            "bits": layout.bits,
+            "group_size": layout.group_size or -1,
+            "desc_act": False,
+            "sym": layout.symmetric,
+            "checkpoint_format": layout.format,
+            "pack_dtype": "int32",
+            "lm_head": False,
+        }
+    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    weights = {
+        "num_bits": layout.bits,
+        "type": "int",
+        "symmetric": layout.symmetric,
+        "strategy": "group" if layout.group_size else "channel",
+        "group_size": layout.group_size or None,
+        "dynamic": False,
+    }
+    group = {"targets": ["Linear"], "format": "pack-quantized", "weights": weights}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": sorted({"lm_head", *linears} - set(layers)),
+        "config_groups": {"group_0": group | {"input_activations": None}},
+    }
+
+
+def _state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Every tensor a saved model holds; tied ones once."""
+    kept = model.state_dict()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    buffers = {n: b for n, b in model.named_buffers() if n in kept and n not in parameters}
+    return {name: t.cpu() for name, t in {**parameters, **buffers}.items()}
+
+
+def _turned(model: PreTrainedModel, module: str, held: Tensor, layout: Layout) -> Tensor:
+    """A dense weight in the orientation of its layer."""
+    turned = layout.format == "dense" and isinstance(model.get_submodule(module), Conv1D)
+    return (held.T if turned else held).contiguous().cpu()

@@ -1,0 +1,65 @@
+"""Random layers on a grid, and the toy quantised by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from backend.methods.dlqat.spaces import find_grid
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import LoadedModel, load
+from backend.models.quantised import Grid, Quantised
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_layer() -> Callable[..., Quantised]:
+    """Codes, scales and zero-points at random; scales are float16 numbers."""
+
+    def make(
+        rows: int = 32, columns: int = 64, bits: int = 4, groups: int = 2, symmetric: bool = True,
+        seed: int = 0, least_zero: int = 0,
+    ) -> Quantised:  # fmt: skip
+        random = torch.Generator().manual_seed(seed)
+        codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
+        scale = (torch.rand(rows, groups, generator=random) * 0.1 + 0.01).half().float()
+        zero = torch.full_like(scale, 2 ** (bits - 1))
+        if not symmetric:
+            zero = torch.randint(least_zero, 2**bits, scale.shape, generator=random).float()
+        return Quantised(Grid(bits, scale, zero), codes)
+
+    return make
+
+
+@pytest.fixture
+def toy() -> LoadedModel:
+    """The toy, with what is not quantised rounded to float16."""
+    loaded = load("toy")
+    for parameter in loaded.model.parameters():
+        parameter.data = parameter.data.half().float()
+    return loaded
+
+
+@pytest.fixture
+def quantised(toy: LoadedModel) -> Callable[..., dict[str, Quantised]]:
+    """Rounds every linear of the toy's blocks; the model holds the result too."""
+
+    def make(bits: int = 4, group_size: int = 32, symmetric: bool = True) -> dict[str, Quantised]:
+        layers = {}
+        for block in range(len(decoder_blocks(toy.model))):
+            for linear in block_linears(toy.model, block).values():
+                W = linear.read()
+                grid = find_grid(W, bits, group_size, symmetric, "mse")
+                codes = grid.codes(W).to(torch.uint8)
+                snapped = Grid(bits, grid.scale.half().float(), grid.zero)
+                layers[linear.name] = Quantised(snapped, codes)
+                linear.write(layers[linear.name].dense())
+        return layers
+
+    return make

@@ -1,0 +1,222 @@
+"""Whole folders: loaded by a process that knows nothing of Slimscope, measured, read again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from backend.errors import ConfigRefused, ModelRefused
+from backend.export.card import model_card
+from backend.export.formats import bits_per_weight
+from backend.export.layouts import Layout
+from backend.export.reading import load_packed, read_layers, read_layout
+from backend.export.writing import export
+from backend.methods.dlqat.spaces import find_grid
+from backend.models.blocks import block_linears
+from backend.models.packed import PackedLinear
+from backend.models.quantised import Quantised
+
+PLAIN = Path(__file__).with_name("plain_logits.py")
+IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]
+
+
+@pytest.fixture
+def exported(toy, quantised, tmp_path: Path):
+    """Quantises the toy and exports it; gives the folder and the layers."""
+
+    def make(
+        format: str = "compressed-tensors", bits: int = 4, size: int = 32, symmetric: bool = True,
+        stored: torch.dtype = torch.float16,
+    ):  # fmt: skip
+        layers = quantised(bits, size, symmetric)
+        layout = Layout(format, bits, size, symmetric)
+        folder = tmp_path / "model"
+        folder.mkdir()
+        export(toy.model, toy.tokenizer, layers, layout, stored, folder, "# card")
+        return folder, layers
+
+    return make
+
+
+def logits(model) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(IDS)).logits
+
+
+def plain_logits(folder: Path, tmp_path: Path, *more: str) -> Tensor:
+    """By a process of its own."""
+    out = tmp_path / "logits.safetensors"
+    done = subprocess.run(
+        [sys.executable, str(PLAIN), str(folder), str(out), *more],
+        input=json.dumps(IDS), capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return load_file(out)["logits"]
+
+
+@pytest.mark.parametrize(("bits", "size"), [(3, 32), (4, 0), (2, 64)])
+def test_stock_transformers_gives_the_same_logits_to_the_bit(
+    exported, toy, tmp_path: Path, bits: int, size: int
+) -> None:
+    folder, _ = exported(bits=bits, size=size)
+    assert torch.equal(plain_logits(folder, tmp_path), logits(toy.model))
+
+
+@pytest.mark.parametrize(("stored", "within"), [(torch.float16, 0.02), (torch.float32, 1e-5)])
+def test_a_grid_that_is_not_symmetric_needs_the_switch(
+    exported, toy, tmp_path: Path, stored: torch.dtype, within: float
+) -> None:
+    folder, _ = exported(bits=3, symmetric=False, stored=stored)
+    found = plain_logits(folder, tmp_path, "dequantize")
+    assert (found - logits(toy.model)).abs().max() < within
+
+
+def test_plain_weights_on_the_grid_load_anywhere(exported, toy, tmp_path: Path) -> None:
+    folder, _ = exported("dense", bits=3, symmetric=False)
+    assert torch.equal(plain_logits(folder, tmp_path), logits(toy.model))
+
+
+@pytest.mark.parametrize(
+    ("format", "symmetric"),
+    [("compressed-tensors", True), ("compressed-tensors", False), ("gptq", True),
+     ("gptq_v2", False)],
+)  # fmt: skip
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_codes_are_written_as_they_are(exported, format: str, symmetric: bool, bits: int) -> None:
+    folder, layers = exported(format, bits, 32, symmetric)
+    assert read_layout(folder) == Layout(format, bits, 32, symmetric)
+    again, rest = read_layers(folder)
+    assert again.keys() == layers.keys() and "model.embed_tokens.weight" in rest
+    for name, layer in layers.items():
+        assert torch.equal(again[name].codes, layer.codes)
+        assert torch.equal(again[name].dense(), layer.dense())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_file_is_as_large_as_its_bits(exported, bits: int, symmetric: bool) -> None:
+    folder, layers = exported(bits=bits, symmetric=symmetric)
+    tensors = load_file(folder / "model.safetensors")
+    linears = sum(
+        t.numel() * t.element_size()
+        for name, t in tensors.items()
+        if name.rpartition(".")[0] in layers and not name.endswith("weight_shape")
+    )
+    weights = sum(layer.codes.numel() for layer in layers.values())
+    wanted = bits_per_weight(bits, 32, symmetric, "float16") * weights / 8
+    assert linears == pytest.approx(wanted, rel=0.015)
+
+
+def test_layers_left_dense_are_named_in_the_config(exported, toy, quantised, tmp_path) -> None:
+    layers = quantised()
+    some = {name: layer for name, layer in layers.items() if ".down_proj" not in name}
+    layout = Layout("compressed-tensors", 4, 32, True)
+    (folder := tmp_path / "some").mkdir()
+    export(toy.model, toy.tokenizer, some, layout, torch.float32, folder, "")
+    ignored = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+    assert "lm_head" in ignored and "model.layers.2.mlp.down_proj" in ignored
+    assert torch.equal(plain_logits(folder, tmp_path), logits(toy.model))
+    with pytest.raises(ConfigRefused, match="leave single layers"):
+        export(toy.model, toy.tokenizer, some, Layout("gptq", 4, 32, True), torch.float16,
+               folder, "")  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_packed_inference_computes_as_a_bfloat16_model(
+    exported, toy, bits: int, symmetric: bool
+) -> None:
+    folder, _ = exported(bits=bits, symmetric=symmetric)
+    exact, said = logits(toy.model), []
+    packed = load_packed(folder, said.append)
+    assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 21 and not said
+    rounded = logits(toy.model.bfloat16())
+    noise = (rounded.float() - exact).abs().max()
+    assert (logits(packed).float() - exact).abs().max() < 3 * noise
+
+
+def test_what_the_operator_cannot_run_is_dense_and_said(exported, toy) -> None:
+    folder, layers = exported(bits=8)
+    said = []
+    packed = load_packed(folder, said.append)
+    assert said == [f"{len(layers)} of {len(layers)} layers run dense: 8 bits do not fit into the "
+                    "operator's 4."]  # fmt: skip
+    assert (logits(packed).float() - logits(toy.model)).abs().max() < 0.5
+
+
+def test_transposed_layers_are_written_the_way_their_model_has_them(toy, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(sizes).eval()
+    layers = {}
+    for linear in block_linears(model, 0).values():
+        grid = find_grid(linear.read(), 4, 32, True, "minmax")
+        layers[linear.name] = Quantised(grid, grid.codes(linear.read()).to(torch.uint8))
+        linear.write(layers[linear.name].dense())
+    export(model, toy.tokenizer, layers, Layout("dense", 4, 32, True), torch.float32, tmp_path, "")
+    again = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    ids = torch.arange(20)[None]
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    with pytest.raises(ConfigRefused, match="transposed"):
+        layout = Layout("compressed-tensors", 4, 32, True)
+        export(model, toy.tokenizer, layers, layout, torch.float32, tmp_path, "")
+
+
+def spoil_config(folder: Path, **changed: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    weights.update(changed)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"num_bits": 3}, {"num_bits": 16}, {"group_size": 64}, {"group_size": "many"},
+                {"symmetric": False}],
+)  # fmt: skip
+def test_a_config_that_does_not_fit_the_weights_is_refused(exported, changed: dict) -> None:
+    folder, _ = exported()
+    spoil_config(folder, **changed)
+    with pytest.raises(ModelRefused):
+        read_layers(folder)
+
+
+def test_damaged_and_foreign_folders_are_refused(exported, tmp_path: Path) -> None:
+    folder, _ = exported()
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.norm.weight"
+    save_file({k: t for k, t in tensors.items() if k != name}, folder / "model.safetensors")
+    with pytest.raises(ModelRefused, match=r"misses model\.norm\.weight"):
+        load_packed(folder)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelRefused):
+        load_packed(folder)
+    with pytest.raises(ModelRefused, match="names no quantisation"):
+        read_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("format", "symmetric", "said"),
+    [
+        ("compressed-tensors", True, "bit for bit"),
+        ("compressed-tensors", False, "CompressedTensorsConfig(dequantize=True)"),
+        ("gptq_v2", False, "gptqmodel"),
+        ("dense", True, "none gains size or speed"),
+    ],
+)
+def test_the_card_says_how_to_load_it(format: str, symmetric: bool, said: str) -> None:
+    layout = Layout(format, 3, 64, symmetric)
+    card = model_card(
+        "Toy", "dlqat-0001", "DL-QAT", "A note.", layout, 3.25, {"Dense": 12.5, "DL-QAT": 13.25},
+        {"bits": 3}, {"training": {"corpus": "toystories"}},
+    )  # fmt: skip
+    assert said in card and "| DL-QAT | 13.250 |" in card and "A note." in card
+    assert "3 bits, groups of 64" in card and "dlqat-0001" in card and "toystories" in card

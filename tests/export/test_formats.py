@@ -1,0 +1,47 @@
+"""What a format cannot hold is refused, and those that can are named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from backend.errors import ConfigRefused
+from backend.export.formats import FORMATS, Choice, bits_per_weight, obstacle, refuse_unholdable
+
+PLAIN = Choice(4, True, "float16", False, True, frozenset({(64, 64), (32, 192)}))
+
+
+def test_a_plain_choice_fits_everywhere() -> None:
+    assert not any(obstacle(format, PLAIN) for format in FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("format", "changed", "said", "others"),
+    [
+        ("gptq", {"bits": 5}, "2, 3, 4, 8 bits, not 5", "compressed-tensors or dense"),
+        ("gptq_v2", {"bits": 7}, "not 7", "compressed-tensors or dense"),
+        ("gptq", {"symmetric": False}, "zero-point", "compressed-tensors, gptq_v2 or dense"),
+        ("gptq", {"stored": "bfloat16"}, "float16", "compressed-tensors or dense"),
+        ("gptq_v2", {"whole": False}, "leave single layers", "compressed-tensors or dense"),
+        ("gptq_v2", {"shapes": frozenset({(64, 40)})}, "64 × 40", "compressed-tensors or dense"),
+        ("compressed-tensors", {"in_out": True}, "transposed", "gptq, gptq_v2 or dense"),
+    ],
+)
+def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, others: str) -> None:
+    choice = replace(PLAIN, **changed)
+    with pytest.raises(ConfigRefused) as refused:
+        refuse_unholdable(format, choice)
+    assert said in refused.value.why and refused.value.field == "format"
+    assert refused.value.do == f"Choose {others}."
+
+
+@pytest.mark.parametrize(
+    ("bits", "size", "symmetric", "stored", "wanted"),
+    [(3, 64, True, "float16", 3.25), (4, 128, False, "float16", 4 + 20 / 128),
+     (4, 32, True, "float32", 5.0)],
+)  # fmt: skip
+def test_bits_of_a_weight(
+    bits: int, size: int, symmetric: bool, stored: str, wanted: float
+) -> None:
+    assert bits_per_weight(bits, size, symmetric, stored) == wanted

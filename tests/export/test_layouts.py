@@ -1,0 +1,100 @@
+"""One layer as the tensors of a format, against the decompressor of compressed-tensors and the
+arithmetic of GPTQ kernels, and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from torch import Tensor
+
+from backend.errors import ModelRefused
+from backend.export.layouts import Layout, layer_from, layer_tensors
+
+GPTQ = [("gptq", True), ("gptq_v2", True), ("gptq_v2", False)]
+
+
+def layout(format: str, bits: int, symmetric: bool, size: int = 32) -> Layout:
+    return Layout(format, bits, size, symmetric)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_compressed_tensors_reads_the_same_weights(make_layer, bits: int, symmetric: bool) -> None:
+    layer = make_layer(rows=40, bits=bits, symmetric=symmetric)
+    held = layer_tensors(layer, layout("compressed-tensors", bits, symmetric), torch.float16)
+    shape = torch.Size(held["weight_shape"].tolist())
+    values = unpack_from_int32(held["weight_packed"], bits, shape).float()
+    zero = torch.zeros(40, 2)
+    if not symmetric:
+        zero = unpack_from_int32(held["weight_zero_point"], bits, zero.shape, packed_dim=0).float()
+    scale = held["weight_scale"].float()
+    W = (values.view(40, 2, 32) - zero.unsqueeze(-1)) * scale.unsqueeze(-1)
+    assert torch.equal(W.view(40, 64), layer.dense())
+
+
+def by_gptq_arithmetic(held: dict[str, Tensor], bits: int, shift: int) -> Tensor:
+    """W [out, in] as the reference kernels compute it: one code at a time, from its bits."""
+    columns, rows = len(held["g_idx"]), held["scales"].shape[1]
+
+    def code(words: Tensor, place: int) -> int:
+        stream = 0
+        for n, word in enumerate(words.tolist()):
+            stream |= (word & 0xFFFFFFFF) << (32 * n)
+        return stream >> (place * bits) & (2**bits - 1)
+
+    W = torch.empty(rows, columns)
+    for i in range(rows):
+        for j in range(columns):
+            group = int(held["g_idx"][j])
+            q = code(held["qweight"][:, i], j)
+            z = code(held["qzeros"][group], i) + shift
+            W[i, j] = held["scales"][group, i].float() * (q - z)
+    return W
+
+
+@pytest.mark.parametrize(("format", "symmetric"), GPTQ)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gptq_kernels_read_the_same_weights(
+    make_layer, format: str, symmetric: bool, bits: int
+) -> None:
+    layer = make_layer(rows=32, bits=bits, symmetric=symmetric)
+    held = layer_tensors(layer, layout(format, bits, symmetric), torch.float16)
+    assert held["qweight"].shape == (64 * bits // 32, 32)
+    assert held["qzeros"].shape == (2, bits) and held["scales"].shape == (2, 32)
+    assert torch.equal(by_gptq_arithmetic(held, bits, int(format == "gptq")), layer.dense())
+
+
+@pytest.mark.parametrize(("format", "symmetric"), [*GPTQ, ("compressed-tensors", True),
+                                                   ("compressed-tensors", False)])  # fmt: skip
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_layer_is_read_again(make_layer, format: str, symmetric: bool, bits: int) -> None:
+    for size, groups in ((32, 2), (0, 1)):
+        layer = make_layer(bits=bits, symmetric=symmetric, groups=groups)
+        made = layout(format, bits, symmetric, size)
+        again = layer_from("x", layer_tensors(layer, made, torch.float16), made)
+        assert torch.equal(again.codes, layer.codes)
+        assert torch.equal(again.dense(), layer.dense())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda t: t.pop("weight_scale"), "no weight_scale"),
+        (lambda t: t.update(weight_packed=t["weight_packed"][:, 1:]), "weight_packed is"),
+        (lambda t: t.update(weight_shape=torch.tensor([32, 32])), "weight_packed is"),
+        (lambda t: t.update(weight_scale=t["weight_scale"][:, :1]), "no groups of 32"),
+    ],
+)
+def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said: str) -> None:
+    made = layout("compressed-tensors", 4, True)
+    held = layer_tensors(make_layer(), made, torch.float16)
+    spoil(held)
+    with pytest.raises(ModelRefused, match=said):
+        layer_from("model.x", held, made)
+
+
+def test_another_bit_width_than_the_configs_is_refused(make_layer) -> None:
+    held = layer_tensors(make_layer(bits=4), layout("compressed-tensors", 4, True), torch.float16)
+    with pytest.raises(ModelRefused):
+        layer_from("model.x", held, layout("compressed-tensors", 3, True))
