@@ -60,9 +60,19 @@ class TextSlice:
 
 
 def slice_of(
-    rows: Tensor, tokenizer: PreTrainedTokenizerBase, corpus: str, role: Role, seed: int, bos: bool
+    rows: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str,
+    role: Role,
+    seed: int,
+    bos: bool,
+    prepared: str | None = None,
 ) -> TextSlice:
-    """The record of the windows `rows` [n, L]."""
+    """The record of the windows `rows` [n, L].
+
+    Args:
+        prepared: what was done to the text; None: what is done to that corpus.
+    """
     return TextSlice(
         input_ids=rows,
         corpus=corpus,
@@ -73,7 +83,7 @@ def slice_of(
         sha256=_sha256(rows),
         tokens=rows.numel(),
         utf8_bytes=sum(_predicted_bytes(row, tokenizer) for row in rows.tolist()),
-        preprocessing=preprocessing(corpus),
+        preprocessing=preprocessing(corpus) if prepared is None else prepared,
     )
 
 

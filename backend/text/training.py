@@ -1,0 +1,204 @@
+"""The rows a model is trained on, and which of their tokens it is judged by.
+
+- plain text: random windows as for calibration, every token predicted;
+- instructions: each example is the prompt and the answer, and only the answer is predicted. A
+  `file:NAME.jsonl` is read so when its lines have the fields of one of `FORMS`. Examples are put
+  one after the other into rows; one that does not fit begins a new row, one longer than a row is
+  cut. The rest of a row is filled up; since attention looks back only, nothing sees it.
+
+A tokenizer with a chat template renders the prompt by it. The same corpus, tokenizer, seed and
+length give the same rows anywhere.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from backend.errors import TextRefused
+from backend.text import files
+from backend.text.documents import documents
+from backend.text.slices import TextSlice, slice_of
+from backend.text.windows import SHUFFLED, cut_windows, prefix, shuffled
+
+UNJUDGED = -100  # the label of a token that is not predicted, as in torch and transformers
+FORMS = (  # names of the fields of prompt, further input, answer
+    ("instruction", "input", "output"),
+    ("prompt", "", "response"),
+    ("prompt", "", "completion"),
+    ("question", "", "answer"),
+)
+MESSAGES = "messages"
+PLAIN_PROMPT = "### Instruction:\n{}\n\n### Response:\n"
+FIELD = "training_text"
+Example = tuple[list[int], list[int]]  # ids, labels
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a model is trained on.
+
+    Attributes:
+        text: the rows, as tokens.
+        labels: [n, L] int64: the tokens again, `UNJUDGED` where none is predicted.
+        form: "text" or "instructions".
+    """
+
+    text: TextSlice
+    labels: Tensor
+    form: str
+
+
+def training_set(
+    corpus: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: int,
+    length: int,
+    seed: int,
+    least: int = 1,
+    shared: bool = True,
+) -> TrainingSet:
+    """At most `rows` rows of `length` tokens; as many as there are where the text is shorter.
+
+    Args:
+        least: fewer rows than this are refused.
+        shared: whether the evaluation reads the same corpus.
+
+    Raises:
+        TextRefused: no such text, not readable, or too short.
+    """
+    if path := _instructions(corpus):
+        examples = _examples(path, tokenizer, length, Random(seed))
+        found = list(islice(_packed(examples, tokenizer, length), rows))
+        ids, labels = (torch.tensor([row[part] for row in found]) for part in (0, 1))
+    else:
+        random = Random(seed)
+        texts = shuffled(documents(corpus, "calibration", shared), random)
+        windows = cut_windows(texts, tokenizer, length, lambda slack: random.randint(0, slack))
+        ids = torch.tensor(list(islice(windows, rows)))
+        labels = ids
+    if len(ids) < least:
+        raise TextRefused(
+            f"{corpus} has too little text to train on.",
+            f"It gives {len(ids)} rows of {length} tokens; a step takes {least}.",
+            "Lower the row length or the rows per step, or choose a longer text.",
+            FIELD,
+        )
+    begins, done = bool(prefix(tokenizer)), "" if path else None
+    text = slice_of(ids, tokenizer, corpus, "calibration", seed, begins, done)
+    return TrainingSet(text, labels, "instructions" if path else "text")
+
+
+def _instructions(corpus: str) -> Path | None:
+    """The file of a corpus whose lines are instructions with answers."""
+    if not corpus.startswith(files.PREFIX) or not corpus.endswith(".jsonl"):
+        return None
+    for path in files.paths(corpus.removeprefix(files.PREFIX)):
+        first = next(_lines(path), {})
+        return path if _form(first) else None
+    return None
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    from datasets import load_dataset
+
+    source = glob.escape(str(path))  # the builder takes patterns
+    try:
+        yield from load_dataset("json", data_files=source, split="train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise TextRefused(
+            f"{path.name} could not be read.",
+            str(error)[:300],
+            "Repair it: UTF-8, one JSON object a line.",
+            FIELD,
+        ) from error
+
+
+def _form(line: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Which of the known forms a line has."""
+    if isinstance(line.get(MESSAGES), list):
+        return (MESSAGES,)
+    return next((form for form in FORMS if line.get(form[0]) and line.get(form[2])), None)
+
+
+def _examples(
+    path: Path, tokenizer: PreTrainedTokenizerBase, length: int, random: Random
+) -> Iterator[Example]:
+    """Every example of the file, in random order, at most `length` tokens each."""
+    lines = _lines(path)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    while held := list(islice(lines, SHUFFLED)):
+        random.shuffle(held)
+        for line in held:
+            if not (turns := _turns(line)):
+                continue
+            prompt = _prompt_ids(turns[0], tokenizer)
+            answer = tokenizer(turns[1], add_special_tokens=False, verbose=False).input_ids + end
+            ids = (prompt + answer)[:length]
+            labels = ([UNJUDGED] * len(prompt) + answer)[:length]
+            if len(prompt) < len(ids):  # else nothing of the answer is left
+                yield ids, labels
+
+
+def _turns(line: Mapping[str, Any]) -> tuple[list[dict[str, str]], str] | None:
+    """What comes before the last answer, as messages, and that answer."""
+    form = _form(line)
+    if form is None:
+        return None
+    if form == (MESSAGES,):
+        messages = [m for m in line[MESSAGES] if m.get("role") and m.get("content")]
+        while messages and messages[-1]["role"] != "assistant":
+            messages.pop()
+        return (messages[:-1], messages[-1]["content"]) if len(messages) > 1 else None
+    asked, more, answer = form
+    parts = [str(line[asked]), *([str(line[more])] if more and line.get(more) else [])]
+    return [{"role": "user", "content": "\n\n".join(parts)}], str(line[answer])
+
+
+def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if tokenizer.chat_template:
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise TextRefused(
+                "The instructions do not fit the model's chat template.",
+                f"{error}.",
+                "Use the roles that template knows, or fields such as instruction and output.",
+                FIELD,
+            ) from error
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    text = PLAIN_PROMPT.format("\n\n".join(message["content"] for message in messages))
+    begin = prefix(tokenizer)
+    return begin + list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def _packed(
+    examples: Iterator[Example], tokenizer: PreTrainedTokenizerBase, length: int
+) -> Iterator[Example]:
+    """Rows of exactly `length` tokens."""
+    fill = tokenizer.eos_token_id or tokenizer.pad_token_id or 0
+
+    def full(ids: list[int], labels: list[int]) -> Example:
+        rest = length - len(ids)
+        return ids + [fill] * rest, labels + [UNJUDGED] * rest
+
+    ids, labels = list[int](), list[int]()
+    for more_ids, more_labels in examples:
+        if len(ids) + len(more_ids) > length:
+            yield full(ids, labels)
+            ids, labels = [], []
+        ids, labels = ids + more_ids, labels + more_labels
+    if ids:
+        yield full(ids, labels)

@@ -1,0 +1,144 @@
+"""The rows a model is trained on: plain text, and instructions of which the answer is judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from backend.errors import TextRefused
+from backend.text.slices import check_apart, evaluation_slice
+from backend.text.training import UNJUDGED, _packed, training_set
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
+)
+
+
+def write(folder: Path, lines: list[object], name: str = "asked.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"file:{name}"
+
+
+def pairs(count: int, asked: str = "instruction", answered: str = "output") -> list[dict]:
+    return [{asked: f"Tell of dog {n}.", answered: f"The dog {n} ran home."} for n in range(count)]
+
+
+def answers(found, tokenizer) -> str:
+    """The text of all judged tokens."""
+    return tokenizer.decode(found.labels[found.labels != UNJUDGED], skip_special_tokens=False)
+
+
+def test_plain_text_is_judged_everywhere(tokenizer) -> None:
+    found = training_set("toystories", tokenizer, 6, 64, seed=1)
+    assert found.form == "text" and found.text.input_ids.shape == (6, 64)
+    assert torch.equal(found.labels, found.text.input_ids)
+    check_apart(found.text, evaluation_slice("toystories", tokenizer, 8, 64))
+
+
+def test_a_seed_gives_the_same_rows(tokenizer, text_dir: Path) -> None:
+    for corpus in ("toystories", write(text_dir, pairs(60))):
+        first, again, other = (training_set(corpus, tokenizer, 4, 48, s) for s in (0, 0, 1))
+        assert first.text.sha256 == again.text.sha256 != other.text.sha256
+        assert torch.equal(first.labels, again.labels)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [("instruction", "output"), ("prompt", "response"), ("prompt", "completion"),
+     ("question", "answer")],
+)  # fmt: skip
+def test_only_answers_are_judged(tokenizer, text_dir: Path, asked: str, answered: str) -> None:
+    corpus = write(text_dir, pairs(12, asked, answered))
+    found = training_set(corpus, tokenizer, 100, 64, seed=0)
+    assert found.form == "instructions"
+    judged, whole = answers(found, tokenizer), tokenizer.batch_decode(found.text.input_ids)
+    assert all(f"The dog {n} ran home." in judged for n in range(12))
+    assert "Tell of" not in judged and any("Tell of dog" in row for row in whole)
+    same = found.labels == found.text.input_ids
+    assert torch.equal(same, found.labels != UNJUDGED)
+
+
+def test_an_answer_ends_with_the_end_of_text(tokenizer, text_dir: Path) -> None:
+    found = training_set(write(text_dir, pairs(1)), tokenizer, 1, 96, seed=0)
+    judged = found.labels[found.labels != UNJUDGED]
+    assert judged[-1] == tokenizer.eos_token_id
+
+
+def test_further_input_belongs_to_the_prompt(tokenizer, text_dir: Path) -> None:
+    line = {"instruction": "Sum up.", "input": "A cat sat.", "output": "Cat."}
+    found = training_set(write(text_dir, [line]), tokenizer, 1, 96, seed=0)
+    text = tokenizer.decode(found.text.input_ids[0])
+    assert text.index("Sum up.") < text.index("A cat sat.") < text.index("Cat.")
+    assert "A cat" not in answers(found, tokenizer)
+
+
+def test_of_messages_the_last_answer_is_judged(tokenizer, text_dir: Path) -> None:
+    turns = [("user", "Hello."), ("assistant", "Good day."), ("user", "A dog?"),
+             ("assistant", "Yes, a dog."), ("user", "Thanks.")]  # fmt: skip
+    line = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    found = training_set(write(text_dir, [line]), tokenizer, 1, 128, seed=0)
+    judged = answers(found, tokenizer)
+    assert "Yes, a dog." in judged and "Good day." not in judged and "Thanks." not in judged
+    assert "Good day." in tokenizer.decode(found.text.input_ids[0])
+
+
+def test_a_chat_template_renders_the_prompt(tokenizer, text_dir: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
+    found = training_set(write(text_dir, pairs(1)), tokenizer, 1, 96, seed=0)
+    assert "[user] Tell of dog 0. [assistant]" in tokenizer.decode(found.text.input_ids[0])
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."},
+                {"role": "assistant", "content": "Hi."}]  # fmt: skip
+    with pytest.raises(TextRefused, match="chat template") as refused:
+        training_set(write(text_dir, [{"messages": messages}]), tokenizer, 1, 96, seed=0)
+    assert refused.value.field == "training_text"
+
+
+def test_examples_are_packed_and_none_is_lost_or_split() -> None:
+    class Plain:
+        eos_token_id, pad_token_id = 0, None
+
+    random = Random(0)
+    lengths = [random.randint(1, 20) for _ in range(50)]
+    examples = [([n + 1] * k, [UNJUDGED] * (k - 1) + [n + 1]) for n, k in enumerate(lengths)]
+    rows = list(_packed(iter(examples), Plain(), 24))
+    assert all(len(ids) == len(labels) == 24 for ids, labels in rows)
+    found = [token for ids, _ in rows for token in ids if token]
+    assert found == [token for ids, _ in examples for token in ids]
+    for n, k in enumerate(lengths):  # whole, in one row
+        assert sum(ids.count(n + 1) == k for ids, _ in rows) == 1
+    assert sum(label != UNJUDGED for _, labels in rows for label in labels) == 50
+
+
+def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
+    tokenizer, text_dir: Path
+) -> None:
+    lines = [{"instruction": "Go on.", "output": "A dog ran. " * 50},
+             {"instruction": "A dog ran. " * 50, "output": "Yes."}]  # fmt: skip
+    found = training_set(write(text_dir, lines), tokenizer, 10, 64, seed=0)
+    assert len(found.labels) == 1 and (found.labels != UNJUDGED).sum() > 20
+
+
+def test_lines_of_another_form_are_plain_text(tokenizer, text_dir: Path) -> None:
+    corpus = write(text_dir, [{"text": "The dog ran home. " * 40} for _ in range(4)])
+    found = training_set(corpus, tokenizer, 4, 32, seed=0, shared=False)
+    assert found.form == "text"
+
+
+def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path) -> None:
+    with pytest.raises(TextRefused, match=r"gives 2 rows of 96 tokens; a step takes 4") as refused:
+        training_set(write(text_dir, pairs(2)), tokenizer, 10, 96, seed=0, least=4)
+    assert refused.value.field == "training_text"
+    corpus = write(text_dir, [{"text": "short"}], "short.jsonl")
+    with pytest.raises(TextRefused, match="gives 0 rows"):
+        training_set(corpus, tokenizer, 10, 96, seed=0)
+
+
+def test_a_file_that_is_no_json_is_refused(tokenizer, text_dir: Path) -> None:
+    (text_dir / "bad.jsonl").write_text('{"instruction": \n')
+    with pytest.raises(TextRefused, match="bad"):
+        training_set("file:bad.jsonl", tokenizer, 1, 32, seed=0)
