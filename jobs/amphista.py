@@ -31,8 +31,6 @@ from jobs.pace import START_S, seconds_for
 from jobs.prompts import PromptConfig, check_prompts, prompt_set, readable_ids
 
 if TYPE_CHECKING:
-    import torch
-
     from backend.methods.amphista.corpus import Corpus, Sources
     from backend.methods.amphista.drafter import Drafter
     from backend.methods.amphista.measure import Judgement
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
     from jobs.phases import Phases
 
 NAME, DRAFTER = "amphista", "drafter"
-FITTED = 8192  # tokens the initial fusion is fitted on
 
 
 class DataConfig(PromptConfig):
@@ -93,11 +90,11 @@ class DataConfig(PromptConfig):
         max_length=300,
         title="Corpus",
         description="Only for training data of the kind text.",
-        json_schema_extra=ADVANCED,
+        json_schema_extra={"choices": "evaluation_text", **ADVANCED},
     )
 
 
-class AmphistaJob(DrafterConfig, TrainingConfig, DataConfig, ModelConfig, JobConfig):
+class AmphistaJob(ModelConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
     """A base, a shape, data, and a budget."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -161,6 +158,7 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     drafter = Drafter(part(config, DrafterConfig), target, vocabulary)
     begin(drafter, target, learnt, config, context)
     judged = train(drafter, target, learnt, heldout, config, context, phases)
+    phases.phase("measure").progress(0, 1, "Measuring this machine")
     finish(drafter, target, judged, base, (learnt, heldout), config, context, loaded)
 
 
@@ -218,17 +216,12 @@ def begin(
     drafter: Drafter, target: Target, learnt: Corpus, config: AmphistaJob, context: JobContext
 ) -> None:
     """Gives an untrained drafter its scales and first fusion; one in a checkpoint has them."""
-    from backend.methods.amphista.initial import prepare
+    from backend.methods.amphista.initial import FITTED, prepare
     from backend.methods.amphista.training import CHECKPOINT
 
     if context.checkpoints.find(CHECKPOINT):
         return
-    sequences: list[torch.Tensor] = []
-    for number in range(len(learnt)):
-        sequences.append(learnt[(number * 7919) % len(learnt)].ids.long())
-        if sum(map(len, sequences)) >= FITTED:
-            break
-    explained = prepare(drafter, target, sequences, config.initial == "fitted")
+    explained = prepare(drafter, target, learnt.spread(FITTED), config.initial == "fitted")
     if explained:
         context.result(DRAFTER, "fit_explained", explained)
         context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
@@ -312,7 +305,7 @@ def record_economy(saved: Amphista, target: Target, judged: Judgement, context: 
         context.metric("cost/break even", costs.break_even(nodes), nodes)
         context.metric("tree/accepted", judged.accepted(nodes), nodes)
         context.metric("tree/speed-up", judged.accepted(nodes) / costs.break_even(nodes), nodes)
-    best = costs.best_nodes(saved.growth)
+    best = costs.best_nodes(saved.growth, least=2)
     accepted = judged.accepted(best)
     context.result(DRAFTER, "accepted_length", accepted, n=len(judged.ranks), nodes=best)
     context.result(DRAFTER, "predicted_speed_up", accepted / costs.break_even(best), nodes=best)

@@ -109,6 +109,15 @@ def test_a_stored_corpus_is_not_made_again(tmp_path: Path, monkeypatch: pytest.M
     assert [again[n].ids.tolist() for n in range(5)] == [learnt[n].ids.tolist() for n in range(5)]
 
 
+def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(
+    corpora: tuple[Corpus, Corpus],
+) -> None:
+    learnt = corpora[0]
+    some, everything = learnt.spread(200), learnt.spread(10**6)
+    assert 200 <= sum(map(len, some)) < 200 + max(learnt.lengths)
+    assert sorted(map(len, everything)) == sorted(learnt.lengths)
+
+
 def test_windows_of_text_can_be_learnt_from(tmp_path: Path) -> None:
     texts = [list(prompt)[:12] for prompt in toy_prompts(9)]
     learnt, heldout = collect(

@@ -94,6 +94,16 @@ class Corpus:
         }
         return Sample(start=int(file.get_slice("starts")[inner]), **part)
 
+    def spread(self, tokens: int) -> list[Tensor]:
+        """Token ids of sequences drawn from all over the corpus, `tokens` or a few more in all;
+        every sequence where there are fewer."""
+        found: list[Tensor] = []
+        for index in random.Random(0).sample(range(len(self)), len(self)):
+            if sum(map(len, found)) >= tokens:
+                break
+            found.append(self[index].ids.long())
+        return found
+
     def token_counts(self, vocabulary: int) -> Tensor:
         """[V] how often each id occurs in the answers."""
         counts = torch.zeros(vocabulary, dtype=torch.long)

@@ -22,6 +22,7 @@ from backend.methods.amphista.drafter import Drafter
 from backend.methods.amphista.target import Target
 from backend.models.blocks import decoder_blocks
 
+FITTED = 8192  # tokens that are enough for the fit
 RIDGE = 0.01
 SMALLEST = 1e-4  # a channel that is always zero must not be divided by zero
 
@@ -31,7 +32,7 @@ def prepare(drafter: Drafter, target: Target, sequences: Sequence[Tensor], fitte
     """Sets the scales and the fusions of an untrained drafter.
 
     Args:
-        sequences: token ids [L] each; a few thousand tokens are enough.
+        sequences: token ids [L] each; `FITTED` tokens in all are enough.
         fitted: whether to fit the first fusion, or to pass the hidden state on.
 
     Returns:

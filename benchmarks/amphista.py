@@ -1,0 +1,210 @@
+"""Drafters of every arm, trained on the same answers, decoding the same prompts.
+
+Two questions, two tables. Which arm accepts most after equal steps (several seeds), and what is
+each worth in time on this machine, beside prompt lookup and the plain loop of transformers?
+
+make bench-amphista
+make bench-amphista ARGS="--model smollm2-135m --answers 512 --steps 0 --minutes 5 --seeds 1"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from backend.checkpoints import Checkpoints
+from backend.methods.amphista.config import ARMS, DrafterConfig, TrainingConfig
+from backend.methods.amphista.contest import VANILLA, Answers, Summary, ask, summarise
+from backend.methods.amphista.corpus import Corpus, Sources, collect, draft_vocabulary
+from backend.methods.amphista.drafter import Drafter
+from backend.methods.amphista.initial import FITTED, prepare
+from backend.methods.amphista.proposers import DraftedTree, Lookup, Nobody, Proposer
+from backend.methods.amphista.target import Target
+from backend.methods.amphista.training import Training
+from backend.methods.amphista.tree import best_tree, grow
+from backend.models.loading import LoadedModel, load
+from backend.reporter import SilentReporter
+from backend.text.prompts import (
+    BUILT_IN,
+    STORIES,
+    benchmark_prompts,
+    end_ids,
+    prompt_ids,
+    training_prompts,
+)
+
+SILENT = SilentReporter()
+T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by seeds
+
+
+@dataclass
+class Entry:
+    """One arm and seed: the drafter, and how it was made."""
+
+    drafter: Drafter
+    proposer: DraftedTree
+    top1: list[float]
+    steps: int
+    seconds: float
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="toy")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--answers", default=512, type=int)
+    parser.add_argument("--answer-tokens", default=96, type=int)
+    parser.add_argument("--steps", default=400, type=int, help="0: --minutes counts")
+    parser.add_argument("--minutes", default=5.0, type=float)
+    parser.add_argument("--batch", default=8, type=int)
+    parser.add_argument("--seeds", default=3, type=int)
+    parser.add_argument("--nodes", default=8, type=int, help="of every arm's own tree")
+    parser.add_argument("--prompts", default=24, type=int)
+    parser.add_argument("--new-tokens", default=64, type=int)
+    parser.add_argument("--rounds", default=3, type=int)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--folder", type=Path, help="where the answers are kept")
+    return parser.parse_args()
+
+
+def answers(chosen: argparse.Namespace, base: LoadedModel, target: Target) -> tuple[Corpus, Corpus]:
+    """The base's own greedy answers; those in --folder are used again."""
+    suits = STORIES if base.facts.default_text == STORIES else BUILT_IN
+    prompts = [prompt_ids(p.text, base.tokenizer) for p in training_prompts(suits, chosen.answers)]
+    fits = [ids for ids in prompts if len(ids) + chosen.answer_tokens <= target.context]
+    ends = end_ids(base.tokenizer, base.model.generation_config)
+    sources = Sources(prompts=fits, heldout=len(fits) // 10, limit=chosen.answer_tokens, ends=ends)
+    return collect(target, sources, Checkpoints(chosen.folder / "answers"), SILENT)
+
+
+def train(
+    arm: str, seed: int, chosen: argparse.Namespace, target: Target, corpora: tuple[Corpus, Corpus]
+) -> Entry:
+    """A trained drafter with its own best tree."""
+    torch.manual_seed(seed)
+    vocabulary = draft_vocabulary(corpora[0], target.vocabulary, DrafterConfig().draft_vocabulary)
+    drafter = Drafter(DrafterConfig(**ARMS[arm]), target, vocabulary)
+    prepare(drafter, target, corpora[0].spread(FITTED), fitted=True)
+    minutes = 0.0 if chosen.steps else chosen.minutes
+    config = TrainingConfig(minutes=minutes, steps=chosen.steps or 1, batch=chosen.batch)
+    with TemporaryDirectory() as scratch:
+        work = Training(drafter, target, *corpora, config, seed, Checkpoints(Path(scratch)), SILENT)
+        began = time.perf_counter()
+        judged = work.run()
+    drafter.eval().requires_grad_(False)
+    proposer = DraftedTree(drafter, target, best_tree(grow(judged.ranks), chosen.nodes))
+    return Entry(drafter, proposer, judged.top(1), work.schedule.steps, time.perf_counter() - began)
+
+
+def compete(
+    arms: Mapping[str, Proposer], chosen: argparse.Namespace, base: LoadedModel, target: Target,
+    rounds: int,
+) -> dict[str, Summary]:  # fmt: skip
+    """Every arm's figures over the benchmark's prompts."""
+    suits = STORIES if base.facts.default_text == STORIES else BUILT_IN
+    ends, answered = end_ids(base.tokenizer, base.model.generation_config), list[Answers]()
+    for number, prompt in enumerate(benchmark_prompts(suits, chosen.prompts)):
+        ids = prompt_ids(prompt.text, base.tokenizer)
+        found = ask(target, arms, ids, chosen.new_tokens, ends, rounds, SILENT, number)
+        answered.append(found)
+    return {name: summarise(name, answered) for name in arms}
+
+
+def plain_ratio(chosen: argparse.Namespace, base: LoadedModel, target: Target) -> float:
+    """Seconds of `generate` of transformers over those of our own vanilla loop, same tokens; the
+    best of each."""
+    suits = STORIES if base.facts.default_text == STORIES else BUILT_IN
+    ids = torch.tensor([prompt_ids(benchmark_prompts(suits, 1)[0].text, base.tokenizer)])
+    mask, taken = torch.ones_like(ids), list[float]()
+    ours: list[float] = []
+    for _ in range(chosen.rounds + 1):
+        began = time.perf_counter()
+        base.model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=chosen.new_tokens,
+            min_new_tokens=chosen.new_tokens, pad_token_id=0,
+        )  # fmt: skip
+        taken.append(time.perf_counter() - began)
+        one = ask(target, {VANILLA: Nobody()}, ids[0].tolist(), chosen.new_tokens, (), 1, SILENT)
+        ours += one[VANILLA].seconds
+    return min(taken) / min(ours)
+
+
+def accepted_table(
+    entries: Mapping[str, list[Entry]], found: Mapping[str, list[Summary]], seeds: int
+) -> Table:
+    """Mean accepted length over seeds, and Amphista's lead with its 95 % interval."""
+    made = Table("arm", "parameters", "steps", "s", "top-1 of heads", "accepted ± sd",
+                 "Amphista − it, 95 %", "texts alike")  # fmt: skip
+    first = [summary.accepted for summary in found["Amphista"]] if "Amphista" in found else []
+    for arm, summaries in found.items():
+        values, mine = [s.accepted for s in summaries], entries[arm]
+        spread = f" ± {stdev(values):.3f}" if seeds > 1 else ""
+        lead = [a - b for a, b in zip(first, values, strict=False)]
+        gap = f"{mean(lead):+.3f}" if lead and arm != "Amphista" else ""
+        if gap and seeds in T95:
+            gap += f" ± {T95[seeds] * stdev(lead) / seeds**0.5:.3f}"
+        tops = " ".join(f"{mean(e.top1[k] for e in mine):.3f}" for k in range(len(mine[0].top1)))
+        alike = sum(s.same for s in summaries), sum(s.prompts for s in summaries)
+        made.add_row(arm, f"{mine[0].drafter.parameter_count():,}", str(mine[0].steps),
+                     f"{mean(e.seconds for e in mine):.0f}", tops, f"{mean(values):.3f}{spread}",
+                     gap, f"{alike[0]}/{alike[1]}")  # fmt: skip
+    return made
+
+
+def speed_table(found: Mapping[str, Summary]) -> Table:
+    """Speed-ups, and where the time of a pass goes."""
+    made = Table("decoder", "tokens/s", "speed-up (range)", "accepted", "break-even",
+                 "speed-up ÷ accepted", "draft ms", "verify ms", "rest ms")  # fmt: skip
+    for name, s in found.items():
+        ms = {part: 1000 * seconds for part, seconds in s.parts.items()}
+        up = s.speed_up
+        made.add_row(name, f"{s.speed.value:.1f}",
+                     f"{up.value:.2f} ({up.lowest:.2f}–{up.highest:.2f})", f"{s.accepted:.2f}",
+                     f"{s.break_even:.2f}", f"{up.value / s.accepted:.2f}", f"{ms['draft']:.2f}",
+                     f"{ms['verify']:.2f}", f"{ms['accept'] + ms['cache']:.2f}")  # fmt: skip
+    return made
+
+
+def main() -> None:
+    chosen = arguments()
+    with TemporaryDirectory() as scratch:
+        chosen.folder = chosen.folder or Path(scratch)
+        base = load(chosen.model, "cpu", getattr(torch, chosen.precision))
+        target = Target(base.model.requires_grad_(False))
+        corpora = answers(chosen, base, target)
+        print(f"{sum(corpora[0].lengths):,} tokens to learn from", file=sys.stderr, flush=True)
+        entries: dict[str, list[Entry]] = {arm: [] for arm in chosen.arms.split(",")}
+        found: dict[str, list[Summary]] = {arm: [] for arm in entries}
+        for seed in range(chosen.seeds):
+            for arm, made in entries.items():
+                made.append(train(arm, seed, chosen, target, corpora))
+                arms = {VANILLA: Nobody(), arm: made[-1].proposer}
+                found[arm].append(compete(arms, chosen, base, target, rounds=1)[arm])
+                print(arm, seed, found[arm][-1].accepted, file=sys.stderr, flush=True)
+        arms = {VANILLA: Nobody(), "Prompt lookup": Lookup()}
+        arms |= {arm: made[0].proposer for arm, made in entries.items()}
+        speeds = compete(arms, chosen, base, target, chosen.rounds)
+        ratio = plain_ratio(chosen, base, target)
+    console = Console(width=150)
+    console.print(accepted_table(entries, found, chosen.seeds), speed_table(speeds))
+    console.print(f"generate of transformers takes {ratio:.2f} times as long as our vanilla loop.")
+    print(json.dumps({
+        "accepted": {arm: [s.accepted for s in each] for arm, each in found.items()},
+        "speed_up": {name: s.speed_up.value for name, s in speeds.items()},
+        "generate_ratio": ratio,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
