@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STARTS_S = 120
 EVIL = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
 PLUGIN = '["tests.queue.plugin"]'
-SMALL = ("--model=toy", "--pattern=2:4", "--segments=8", "--windows=4", "--adjust-steps=20")
+SMALL = ("--model=toy", "--pattern=2:4", "--segments=8", "--windows=4", "--threads=1")
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     """Three small runs carried out on the toy model (sds-0001 to sds-0003, with a name that is an
     attack), and one that failed (count-0004)."""
     data = tmp_path_factory.mktemp("lab")
-    here = {"SLIMSCOPE_DATA_DIR": str(data), "SLIMSCOPE_PLUGINS": PLUGIN}
-    environment = {**os.environ, **here, "SLIMSCOPE_IDLE_EXIT": "1"}
+    here = {"DATA_DIR": str(data), "PLUGINS": PLUGIN, "IDLE_EXIT": "1", "SLOTS": "2"}
+    environment = os.environ | {f"SLIMSCOPE_{name}": value for name, value in here.items()}
     for words, code in (
         (["sds", *SMALL, "--sweep", "base=magnitude,wanda,sparsegpt", "--name", EVIL], 0),
         (["count", "--fails-at", "1"], 1),
