@@ -75,7 +75,8 @@ class PackedLinear(nn.Module):
         self.packed = nn.Buffer(packed, persistent=False)
         pairs = codes[:, ::2] | codes[:, 1::2] << 4
         self.pairs = nn.Buffer(pairs.contiguous(), persistent=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().to(DTYPE), requires_grad=False)
+        held = None if bias is None else bias.detach().to(DTYPE)
+        self.bias = None if held is None else nn.Parameter(held, requires_grad=False)
 
     def dense(self) -> Tensor:
         """The weights [out, in], bfloat16."""

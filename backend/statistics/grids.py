@@ -14,6 +14,7 @@ FIRST_DECADE, LAST_DECADE, PER_DECADE = -4, 2, 24
 MAGNITUDES = "magnitudes"  # the profile that holds the histogram over the |w| axis
 SIDES = ("row", "column")  # output channels, input channels
 MEASURES = ("norm", "max", "zeros")
+FAN = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
 
 def magnitude_edges(std: float) -> np.ndarray:

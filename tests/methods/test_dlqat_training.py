@@ -109,6 +109,12 @@ def test_pictures_are_taken_at_both_ends_and_between(start, recorder) -> None:
     W = qat.frozen(Stage.DLQAT)[name].dense() - qat.run.linears[name].read()
     error = W.view(*scale.shape, -1).square().mean(-1).sqrt()
     assert torch.allclose(torch.from_numpy(last[of, "error"]), error, rtol=5e-3, atol=1e-5)
+    worst = last[of, "worst"]
+    place = torch.from_numpy(last[of, "error"]).flatten().argmax().item()
+    assert tuple(worst[0, :2]) == divmod(place, scale.shape[1]) and worst[0, 2] == 4
+    group = W.view(*scale.shape, -1).view(-1, 32)[place]
+    kept = torch.from_numpy(worst[0, 3:])
+    assert torch.allclose(kept[32:] - kept[:32], group, atol=1e-3)  # of 12 bits
     assert last[of, "clipped"].min() >= 0 and last[of, "clipped"].max() < 1
 
 

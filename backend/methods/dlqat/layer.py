@@ -36,7 +36,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from backend.methods.dlqat.spaces import group_sums
-from backend.models.quantised import Grid, Quantised, unclipped_codes_
+from backend.models.quantised import Grid, Quantised
 
 PANEL = {"cpu": 2**17}  # weights treated at once; elsewhere the whole matrix
 FULL = 2**62
@@ -96,8 +96,7 @@ class _Panel:
     """Some rows of a layer's weight on the grid, float32 [rows, groups, size].
 
     Attributes:
-        level: q - z.
-        inside: 1 where the rounding was not clipped, else 0.
+        level: q - z = clamp(round(W' / s), -z, Q - z).
     """
 
     def __init__(self, layer: DLQATLinear, rows: slice) -> None:
@@ -106,14 +105,17 @@ class _Panel:
         W = layer.moved(rows)
         step = self.scale * self.m.squeeze(-1) if layer.tied else self.scale
         self.v = W / step.unsqueeze(-1) if layer.tied else None
-        u = unclipped_codes_(W, step, zero)
-        q = u.clamp(0, layer.grid.top)
-        self.inside = u.eq_(q)
-        self.level = q.sub_(zero.unsqueeze(-1))
-        if layer.keep_zeros:
-            stays = layer.dense(rows).reshape(q.shape) != 0
-            self.level.mul_(stays)
-            self.inside.mul_(stays)
+        self.rounded, lowest = W.div_(step.unsqueeze(-1)).round_(), -zero.unsqueeze(-1)
+        self.level = torch.maximum(self.rounded, lowest)
+        torch.minimum(self.level, lowest + layer.grid.top, out=self.level)
+        self.stays = layer.dense(rows).reshape(W.shape) != 0 if layer.keep_zeros else None
+        if self.stays is not None:
+            self.level.mul_(self.stays)
+
+    def inside(self) -> Tensor:
+        """1 where the rounding was not clipped, else 0; called once."""
+        inside = self.rounded.eq_(self.level)
+        return inside if self.stays is None else inside.mul_(self.stays)
 
     def values(self, out: Tensor) -> None:
         """Writes What into `out` [rows, in]."""
@@ -122,10 +124,10 @@ class _Panel:
 
     def backward(self, G: Tensor, dm: Tensor) -> Tensor:
         """D [rows, in], given dL/dWhat, which may be overwritten; writes dL/dm [rows, groups]."""
-        G = G.to(self.m.dtype).view(self.level.shape)
-        slope = self.level if self.v is None else self.v.mul_(self.inside).neg_().add_(self.level)
+        G, inside = G.to(self.m.dtype).view(self.level.shape), self.inside()
+        slope = self.level if self.v is None else self.v.mul_(inside).neg_().add_(self.level)
         torch.mul(group_sums(slope * G), self.scale, out=dm)
-        D = G.mul_(self.inside)
+        D = G.mul_(inside)
         return (D if self.layer.tied else D.mul_(self.m)).view(len(D), -1)
 
 
@@ -212,7 +214,7 @@ class DLQATLinear(nn.Module):
         """Row by row: which rows, q - z and whether inside, both [rows, groups, size]."""
         for rows in self.panels():
             panel = _Panel(self, rows)
-            yield rows, panel.level, panel.inside
+            yield rows, panel.level, panel.inside()
 
     def codes_at_start(self, rows: slice) -> Tensor:
         """Rows of the codes before any training, float32 [rows, in]."""

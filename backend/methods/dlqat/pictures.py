@@ -5,7 +5,8 @@ m/STAGE/p05 ..     quantiles of the group magnitudes over all layers
 
 profiles of a tensor: magnitude m and, at the first and the last picture, scale m s, error
 (root mean square of What - W_dense) and clipped (share of weights outside of the grid's range),
-all [out, groups]; codes: how often each is used, [2^n]
+all [out, groups]; codes: how often each is used, [2^n]; at the last picture also worst: the groups
+with the largest errors, weight by weight, [few, 3 + 2 size]: row, group, z, W_dense .., What ..
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from backend.statistics.snapshots import quantiles
 from backend.statistics.tensors import TensorProfile
 
 CURVE_POINTS = 20  # of what costs a pass over all weights
+WORST, WIDEST = 16, 1024  # groups recorded weight by weight; none that are wider
 M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
 
 
@@ -82,6 +84,8 @@ class Pictures:
             self._profile(name, "scale", _short(m * layer.grid.scale), step)
             self._profile(name, "error", _short(error), step)
             self._profile(name, "clipped", _short(1 - inside), step)
+        if step == self._steps and layer.shape[1] // layer.grid.groups <= WIDEST:
+            self._profile(name, "worst", _short(_worst(layer, error)), step)
 
     def _profile(self, name: str, figure: str, values: Tensor, step: int) -> None:
         linear = self._linears[name]
@@ -117,3 +121,13 @@ def _figures(layer: DLQATLinear) -> tuple[Tensor, Tensor, Tensor]:
         D = level.mul_(scale[rows].unsqueeze(-1)).sub_(layer.dense(rows).reshape(level.shape))
         error[rows] = (group_sums(D.square_()) / size).sqrt_()
     return error, inside, counts
+
+
+def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:
+    """The groups with the largest error, the worst first: row, group, z, W_dense, What."""
+    order = error.flatten().argsort(descending=True, stable=True)[:WORST]
+    rows, groups = order // layer.grid.groups, order % layer.grid.groups
+    shape = (len(error), layer.grid.groups, -1)
+    dense, moved = layer.dense(slice(None)).reshape(shape), layer.effective().view(shape)
+    head = torch.stack([rows.float(), groups.float(), layer.grid.zero[rows, groups]], 1)
+    return torch.cat([head, dense[rows, groups].float(), moved[rows, groups]], 1)

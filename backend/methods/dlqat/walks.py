@@ -118,9 +118,9 @@ def audit(run: Run, stages: Sequence[Stage], reporter: Reporter) -> dict[Stage, 
                 stop_if_asked(reporter)
                 for stage, error in _measure(run, stages, linear, seen[module], reporter).items():
                     errors[stage].append(error)
-            for stage, found in errors.items():
+            for name, found in errors.items():
                 if found:
-                    reporter.metric(f"error/{stage}", fmean(found), block)
+                    reporter.metric(f"error/{name}", fmean(found), block)
             run.store.save(block_name(AUDIT, block), {}, errors=errors)
         elif stream and block < missing[-1]:
             stream.advance(run.forward(stream, block, reporter))
