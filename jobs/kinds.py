@@ -105,6 +105,8 @@ class Kind:
         "jobs.sds",
         "jobs.dlqat",
         "jobs.amphista",
+        "jobs.speed",
+        "jobs.generate",
         "jobs.evaluation",
         "jobs.statistics",
     )

@@ -90,8 +90,10 @@ def training_set(
     if len(ids) < least:
         raise TextRefused(
             f"{corpus} has too little text to train on.",
-            f"It gives {len(ids)} rows of {length} tokens; a step takes {least}.",
-            "Lower the row length or the rows per step, or choose a longer text.",
+            f"It gives {len(ids)} rows of {length} tokens; {least} are needed."
+            + (" An example of which the prompt alone fills a row is left out." if path else ""),
+            ("Raise" if path else "Lower")
+            + " the row length, lower the rows per step, or choose a longer text.",
             FIELD,
         )
     begins, done = bool(prefix(tokenizer)), "" if path else None

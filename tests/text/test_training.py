@@ -130,7 +130,7 @@ def test_lines_of_another_form_are_plain_text(tokenizer, text_dir: Path) -> None
 
 
 def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path) -> None:
-    with pytest.raises(TextRefused, match=r"gives 2 rows of 96 tokens; a step takes 4") as refused:
+    with pytest.raises(TextRefused, match=r"gives 2 rows of 96 tokens; 4 are needed") as refused:
         training_set(write(text_dir, pairs(2)), tokenizer, 10, 96, seed=0, least=4)
     assert refused.value.field == "training_text"
     corpus = write(text_dir, [{"text": "short"}], "short.jsonl")
