@@ -17,7 +17,20 @@ from backend.settings import Settings, settings
 from ui import access, api
 from ui.frame import Page, frame, pulse
 from ui.guard import Guard
-from ui.pages import compare, help, jobs, launch, overview, run, runs, sweep, weights
+from ui.pages import (
+    compare,
+    generate,
+    help,
+    jobs,
+    launch,
+    overview,
+    quant,
+    run,
+    runs,
+    speed,
+    sweep,
+    weights,
+)
 from ui.scripts import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.search import search
 from ui.theme import css, theme
@@ -31,6 +44,9 @@ PAGES: tuple[Page, ...] = (
     run.PAGE,
     sweep.PAGE,
     weights.PAGE,
+    quant.PAGE,
+    speed.PAGE,
+    generate.PAGE,
     compare.PAGE,
     help.PAGE,
 )

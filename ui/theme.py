@@ -50,6 +50,16 @@ STAGE_COLOURS: Mapping[str, Stroke] = MappingProxyType(
         "redense": Stroke("#9467BD"),
         "second": Stroke("#0072B2", "dot"),
         "sds": Stroke("#0072B2"),
+        "rtn": Stroke("#D55E00"),
+        "mse": Stroke("#D55E00", "dot"),
+        "gptq": Stroke("#9467BD"),
+        "m-only": Stroke("#CC79A7"),
+        "lora-only": Stroke("#CC79A7", "dot"),
+        "dlqat": Stroke("#0072B2"),
+        "dlqat-kd": Stroke("#0072B2", "dot"),
+        "lora": Stroke("#009E73"),
+        "lora-rtn": Stroke("#A6761D"),
+        "lora-gptq": Stroke("#A6761D", "dot"),
     }
 )
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")

@@ -340,6 +340,26 @@ def profile_names(run: str | int) -> pd.DataFrame:
         return pd.DataFrame(session.execute(query).all(), columns=columns)
 
 
+def runs_with_profile(name: str) -> list[Job]:
+    """Runs that have stored a profile of that name, the newest first."""
+    held = exists(
+        select(ProfileRow.job_id).where(ProfileRow.job_id == Job.id, ProfileRow.name == name)
+    )
+    with reading() as session:
+        return list(session.scalars(select(Job).where(held).order_by(Job.id.desc())))
+
+
+def profiles_mark(run: str | int) -> tuple[str, int] | None:
+    """Changes when the run has stored more profiles; None where there is no run."""
+    try:
+        found = job(run)
+    except NotFound:
+        return None
+    stored = select(func.count()).select_from(ProfileRow).where(ProfileRow.job_id == found.id)
+    with reading() as session:
+        return found.run, session.scalar(stored) or 0
+
+
 def profiles(run: str | int, tensor: str, name: str | None = None) -> list[TensorProfile]:
     """The profiles of one tensor, or those of one name, by stage and step."""
     query = select(ProfileRow).where(ProfileRow.job_id == job_id(run), ProfileRow.tensor == tensor)

@@ -1,0 +1,309 @@
+"""Quant: training inside the grid as it goes, layer by layer, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from backend.errors import NotFound
+from backend.store import queries
+from backend.store.states import ACTIVE
+from backend.store.tables import Job
+from ui.charts.groups import FIGURES
+from ui.components import quant_views as views
+from ui.components.cards import empty
+from ui.components.choose import Choose
+from ui.components.plain import plain
+from ui.components.plotly_view import ChartCard, PlotlyView, chart_card
+from ui.components.quant_choice import CURVES, MAGNITUDE, Choice, LookedQuant
+from ui.components.quant_views import View
+from ui.format import href
+from ui.frame import READER, Page, on_change, on_load, query, url_sync
+
+HEIGHT, LOW = 400, 220
+LATEST: dict[str, Any] = {"trigger_mode": "always_last", **READER}
+CONTROLS = tuple(field.name for field in fields(Choice))
+CARDS = {
+    "curve": views.curve_view,
+    "layers": views.layers_view,
+    "map": views.map_view,
+    "weights": views.weights_view,
+    "history": views.history_view,
+    "usage": views.usage_view,
+}
+NO_RUN = "No run has trained inside a quantisation grid yet."
+
+Shown = dict[str, Any]  # name of an output -> what it is to show
+
+
+# what stands on the page --------------------------------------------------------------------------
+
+
+def make_controls() -> dict[str, Component]:
+    """Every control, not yet drawn, by name and in the order of `Choice`."""
+    options: dict[str, Any] = {"render": False}
+    return {
+        "run": Choose([], label="Run", elem_id="quant-run", min_width=240, **options),
+        "stage": Choose([], label="Stage", elem_id="quant-stage", min_width=200, **options),
+        "curve": gr.Radio(
+            [(words, value) for value, words in CURVES.items()], label="Curve",
+            elem_id="quant-curve", elem_classes=["segmented", "untitled"], **options,
+        ),
+        "tensor": Choose([], label="Tensor", elem_id="quant-tensor", **options),
+        "figure": Choose([], label="Colour shows", elem_id="quant-figure", **options),
+        "step": gr.Slider(
+            0, 1, step=1, label="Step of training", elem_id="quant-step", min_width=200, **options
+        ),
+        "group": gr.Textbox(visible=False, elem_id="quant-group", **options),
+    }  # fmt: skip
+
+
+def build() -> None:
+    made = make_controls()
+    with gr.Row(elem_classes="bar"):
+        made["run"].render()
+        made["stage"].render()
+    head, notice = plain(elem_id="quant-head"), plain(visible=False, elem_id="quant-notice")
+    with gr.Column(elem_id="quant-charts") as charts:
+        with gr.Row(equal_height=True):
+            cards = {
+                "curve": _card("Training", "curve", [[made["curve"]]]),
+                "layers": _card("All layers", "layers"),
+            }
+        buttons = {name: _button(name, words) for name, words in BUTTONS.items()}
+        with gr.Row(equal_height=True):
+            below = [[made["tensor"], made["figure"]], [made["step"], buttons["steps"]]]
+            cards["map"] = _card("Groups of one tensor", "map", below)
+            with gr.Column(min_width=320):
+                with gr.Column(elem_classes="card"):
+                    plain("<h2>One group</h2>")
+                    with gr.Row(elem_classes="card-controls"):
+                        for name in ("worst", "back", "on"):
+                            buttons[name].render()
+                    group = gr.HTML("", elem_id="quant-one", js_on_load="slimscope.table(element)")
+                    words = plain(elem_id="quant-words")
+                cards["weights"] = _card("Its weights", "weights", height=LOW)
+        with gr.Row(equal_height=True):
+            cards["history"] = _card("The group over training", "history")
+            cards["usage"] = _card("Codes of the tensor", "usage")
+    made["group"].render()
+    outputs = {**made, "head": head, "notice": notice, "charts": charts, "one": group,
+               "words": words, **{f"{n}_{p}": getattr(c, at) for n, c in cards.items()
+                                  for p, at in PARTS.items()}}  # fmt: skip
+    wire(outputs, cards, buttons)
+
+
+BUTTONS = {"back": "Worse", "on": "Less bad", "worst": "Inspect worst", "steps": "Next step"}
+PARTS = {"chart": "view", "note": "note", "table": "table"}
+
+
+def _button(name: str, words: str) -> gr.Button:
+    return gr.Button(words, elem_id=f"quant-{name}-button", scale=0, min_width=110, render=False)
+
+
+def _card(
+    title: str, name: str, controls: Sequence[Sequence[Component]] = (), height: int = HEIGHT
+) -> ChartCard:
+    view = PlotlyView(label=title, height=height, elem_id=f"quant-{name}-chart", render=False)
+    return chart_card(title, "", view, controls)
+
+
+def wire(
+    outputs: dict[str, Any], cards: dict[str, ChartCard], buttons: dict[str, gr.Button]
+) -> None:
+    """What happens when."""
+    controls = [outputs[name] for name in CONTROLS]
+
+    def listed(handler: Callable[..., Shown]) -> Callable[..., list[Any]]:
+        def call(*given: Any) -> list[Any]:
+            shown = handler(*given)
+            return [shown.get(name, gr.skip()) for name in outputs]
+
+        return call
+
+    def load(request: gr.Request) -> list[Any]:
+        return listed(opened)(request)
+
+    def on(event: Any, handler: Callable[..., Shown]) -> Any:
+        return event(listed(handler), controls, [*outputs.values()], **LATEST)
+
+    script = "(now) => slimscope.picked.customdata ?? now"
+    of_layer = cards["layers"].view.select(None, outputs["tensor"], outputs["tensor"], js=script)
+    of_group = cards["map"].view.select(None, outputs["group"], outputs["group"], js=script)
+    events = [on_load(load, None, [*outputs.values()])]
+    events += [on(of_layer.then, tensor_chosen), on(of_group.then, group_chosen)]
+    events += [on(outputs["run"].input, run_chosen), on(outputs["stage"].input, run_chosen)]
+    events += [on(outputs["tensor"].input, tensor_chosen)]
+    events += [on(outputs["curve"].input, curve_chosen)]
+    events += [on(outputs["figure"].input, map_chosen), on(outputs["step"].release, map_chosen)]
+    events += [on(buttons["back"].click, worse), on(buttons["on"].click, less_bad)]
+    events += [on(buttons["worst"].click, worst), on(buttons["steps"].click, next_step)]
+    for event in events:
+        url_sync(event, **{name: outputs[name] for name in CONTROLS})
+    on_change(listed(refreshed), controls, [*outputs.values()])
+
+
+# events -------------------------------------------------------------------------------------------
+
+
+def choice_of(values: Sequence[Any]) -> Choice:
+    """The choice the controls stand for."""
+    return Choice(*("" if value is None else str(value) for value in values))
+
+
+def opened(request: gr.Request) -> Shown:
+    return everything(Choice(**{name: query(request, name) for name in CONTROLS}), Choice())
+
+
+def run_chosen(*values: Any) -> Shown:
+    """Another run or stage."""
+    asked = choice_of(values)
+    return everything(replace(asked, step="", group=""), asked)
+
+
+def refreshed(*values: Any) -> Shown:
+    """The database has moved on. Controls that are right are left in the person's hand."""
+    asked = choice_of(values)
+    looked = LookedQuant.at(asked)
+    if looked and looked.quant.job.state not in ACTIVE:
+        return {}
+    return everything(asked, asked)
+
+
+def curve_chosen(*values: Any) -> Shown:
+    looked = LookedQuant.at(choice_of(values))
+    return _drawn(looked, "curve") if looked else {}
+
+
+def tensor_chosen(*values: Any) -> Shown:
+    looked = LookedQuant.at(replace(choice_of(values), group=""))
+    return {**_of_tensor(looked), **_drawn(looked, "layers")} if looked else {}
+
+
+def map_chosen(*values: Any) -> Shown:
+    looked = LookedQuant.at(choice_of(values))
+    return {"step": int(looked.choice.step), **_drawn(looked, "map")} if looked else {}
+
+
+def next_step(*values: Any) -> Shown:
+    """The next picture of training; behind the last the first again."""
+    looked = LookedQuant.at(choice_of(values))
+    if looked is None:
+        return {}
+    steps = looked.quant.steps[looked.choice.stage, MAGNITUDE]
+    place = (steps.index(int(looked.choice.step)) + 1) % len(steps)
+    moved = replace(looked, choice=replace(looked.choice, step=str(steps[place])))
+    return {"step": steps[place], **_drawn(moved, "map")}
+
+
+def group_chosen(*values: Any) -> Shown:
+    looked = LookedQuant.at(choice_of(values))
+    return _of_group(looked) if looked else {}
+
+
+def worse(*values: Any) -> Shown:
+    return _moved(values, -1)
+
+
+def less_bad(*values: Any) -> Shown:
+    return _moved(values, 1)
+
+
+def worst(*values: Any) -> Shown:
+    return _moved([*values[:-1], ""], 0)
+
+
+def _moved(values: Sequence[Any], by: int) -> Shown:
+    looked = LookedQuant.at(choice_of(values))
+    if looked is None:
+        return {}
+    looked = looked.moved(by)
+    return {"group": looked.choice.group, **_of_group(looked), **_drawn(looked, "map")}
+
+
+# what is shown ------------------------------------------------------------------------------------
+
+
+def everything(asked: Choice, before: Choice) -> Shown:
+    """All of the page."""
+    runs = queries.runs_with_profile(MAGNITUDE)
+    asked = asked if asked.run else replace(asked, run=runs[0].run if runs else "")
+    looked = LookedQuant.at(asked)
+    choices = [_named(job) for job in runs]
+    if looked is None:
+        return {
+            "notice": gr.update(value=_why_nothing(asked.run), visible=True),
+            "charts": gr.update(visible=False), "head": "", "run": gr.update(choices=choices),
+        }  # fmt: skip
+    return {
+        "notice": gr.update(visible=False),
+        "charts": gr.update(visible=True),
+        "head": views.head_html(looked.quant),
+        **_controls(looked, before, choices),
+        **_drawn(looked, "curve"),
+        **_drawn(looked, "layers"),
+        **_of_tensor(looked),
+    }
+
+
+def _controls(looked: LookedQuant, before: Choice, runs: list[tuple[str, str]]) -> Shown:
+    """Choices of every control, and its value where it changes."""
+    quant, choice = looked.quant, looked.choice
+    steps = quant.steps[choice.stage, MAGNITUDE]
+    shown: Shown = {
+        "run": {"choices": runs},
+        "stage": {"choices": [(quant.labels[s], s) for s in quant.stages]},
+        "curve": {},
+        "tensor": {"choices": [(short, name) for name, short in quant.tensors.items()]},
+        "figure": {"choices": [(f.label, name) for name, f in FIGURES.items()]},
+        "step": {"minimum": steps[0], "maximum": max(steps[-1], 1)},
+        "group": {},
+    }
+    for name, update in shown.items():
+        new = getattr(choice, name)
+        if new != getattr(before, name):
+            update["value"] = int(new) if name == "step" else new
+    return {name: gr.update(**update) for name, update in shown.items()}
+
+
+def _of_tensor(looked: LookedQuant) -> Shown:
+    words = f'<p class="quiet">{views.in_words(looked)}</p>'
+    return {"words": words, **_drawn(looked, "map"), **_drawn(looked, "usage"), **_of_group(looked)}
+
+
+def _of_group(looked: LookedQuant) -> Shown:
+    row, group = looked.group
+    return {
+        "group": f"{row},{group}", "one": views.group_html(looked),
+        **_drawn(looked, "history"), **_drawn(looked, "weights"),
+    }  # fmt: skip
+
+
+def _drawn(looked: LookedQuant, card: str) -> Shown:
+    view: View = CARDS[card](looked)
+    return dict(zip((f"{card}_{part}" for part in PARTS), view, strict=True))
+
+
+def _named(job: Job) -> tuple[str, str]:
+    return f"{job.run}  {job.name or job.config.get('model', '')}".strip(), job.run
+
+
+def _why_nothing(run: str) -> str:
+    """HTML: what is missing, and where it comes from."""
+    if not run:
+        return empty(NO_RUN, (href("launch", kind="dlqat"), "Start one"))
+    try:
+        waits = queries.job(run).state in ACTIVE
+    except NotFound:
+        waits = False
+    if waits:
+        why = f"{run} has recorded no groups yet. They appear here when training begins."
+        return empty(why, (href("jobs", id=run), "See the queue"))
+    return empty(f"{run} has recorded no groups.", (href("launch", kind="dlqat"), "New run"))
+
+
+PAGE = Page("Quant", "quant", build)
