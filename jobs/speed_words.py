@@ -121,7 +121,7 @@ def _why(arm: Arm, vanilla: Arm) -> str:
     cost = {part: value / whole for part, value in arm.milliseconds.items()}
     verify = cost.get("verify", 1.0)
     extra = {
-        f"verifying {arm.nodes} tokens at once": verify - 1,
+        f"verifying up to {arm.nodes} tokens at once": verify - 1,
         "drafting": cost.get("draft", 0.0),
         "choosing and moving rows": cost.get("accept", 0.0) + cost.get("cache", 0.0),
     }

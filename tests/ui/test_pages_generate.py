@@ -49,7 +49,7 @@ def test_answers_stand_side_by_side(answered: str) -> None:
     assert html.count('data-testid="answer-') == 2
     assert HOSTILE not in html and "&lt;img" in html
     assert 'class="head-1"' in html and "<s title=" in html and "head 1" in html
-    assert "100.0 tokens/s" in html and "2.00 tokens a pass" in html
+    assert "200.0 tokens/s" in html and "2.00 tokens a pass" in html
     assert "differs from A at letter 3" in html and "ended by the model" in html
     assert "Earlier answers" in html and "Ask again" in html
 

@@ -89,7 +89,7 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert HOSTILE not in shown["head"] and "&lt;b&gt;" in shown["head"]
     bars = shown["speed figure"].data[0]
     assert list(bars.x) == [1.0, 1.5, 1.1]  # vanilla, then the fastest
-    assert list(bars.y)[1] == "Amphista (amphista-0002)"
+    assert list(bars.y)[1] == "Amphista<br>amphista-0002"
     assert len(shown["time figure"].data) == 4 and "1 token" in str(shown["time figure"])
     assert len(shown["lengths figure"].data) == len(shown["right figure"].data) == 2
     assert len(shown["sizes figure"].data) == 3

@@ -11,8 +11,7 @@ from jobs.speed_words import VANILLA, Arm
 from ui.charts.layout import axis, layout, legend
 from ui.theme import LIGHT, OKABE_ITO
 
-ROOM = 1.25  # times the longest bar, for the words beside it
-TALL, HEAD = 44, 72  # pixels of a bar with its gap, and of what is above and below
+ROOM, MORE_ROOM = 1.25, 1.6  # times the longest bar, for the words beside it
 PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {  # part of a pass -> words, colour
         "draft": ("Draft", "#E69F00"),
@@ -30,9 +29,9 @@ def colours(arms: Sequence[Arm]) -> dict[str, str]:
     return {VANILLA: LIGHT.muted, **pairs}
 
 
-def height(arms: Sequence[Arm]) -> int:
-    """Pixels a figure of one bar for each arm takes."""
-    return HEAD + TALL * len(arms)
+def lines(arm: Arm) -> str:
+    """What a decoder is called beside its bar: a narrow screen has little room."""
+    return f"{arm.kind}<br>{arm.name}" if arm.kind else arm.label
 
 
 def speed_bars(arms: Sequence[Arm], task: str = "") -> go.Figure:
@@ -47,7 +46,7 @@ def speed_bars(arms: Sequence[Arm], task: str = "") -> go.Figure:
     paint = colours(arms)
     bars = go.Bar(
         x=values,
-        y=[arm.label for arm in arms],
+        y=[lines(arm) for arm in arms],
         orientation="h",
         width=0.5,
         marker={"color": [paint[arm.name] for arm in arms]},
@@ -65,13 +64,13 @@ def speed_bars(arms: Sequence[Arm], task: str = "") -> go.Figure:
     even = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
     figure.add_shape(type="line", x0=1, x1=1, y0=0, y1=1, yref="paper", line=even)
     for value, (_, high), arm in zip(values, ranges, arms, strict=True):
-        _beside(figure, high, arm.label, f"{value:.2f}×")
+        _beside(figure, high, lines(arm), f"{value:.2f}×")
     return figure
 
 
 def time_bars(arms: Sequence[Arm]) -> go.Figure:
     """Mean milliseconds of one pass, by its parts; what a pass yields stands beside."""
-    names = [arm.label for arm in arms]
+    names = [lines(arm) for arm in arms]
     traces = [
         go.Bar(
             x=[arm.milliseconds.get(part, 0.0) for arm in arms],
@@ -85,20 +84,23 @@ def time_bars(arms: Sequence[Arm]) -> go.Figure:
         for part, (words, colour) in PARTS.items()
     ]
     whole = [sum(arm.milliseconds.values()) for arm in arms]
-    figure = go.Figure(traces, _bar_layout("time", "Milliseconds of a pass", max(whole)))
+    figure = go.Figure(traces, _bar_layout("time", "Milliseconds of a pass", max(whole), MORE_ROOM))
     figure.update_layout(
-        barmode="stack", showlegend=True, legend=legend(orientation="h"), margin={"t": 32}
+        barmode="stack",
+        showlegend=True,
+        legend=legend(orientation="h", traceorder="normal"),
+        margin={"t": 32},
     )
     for total, arm in zip(whole, arms, strict=True):
         tokens = "1 token" if arm.name == VANILLA else f"{arm.accepted:.2f} tokens"
-        _beside(figure, total, arm.label, f"{total:.1f} ms for {tokens}")
+        _beside(figure, total, lines(arm), f"{total:.1f} ms for {tokens}")
     return figure
 
 
-def _bar_layout(view: str, title: str, furthest: float) -> dict[str, object]:
+def _bar_layout(view: str, title: str, furthest: float, room: float = ROOM) -> dict[str, object]:
     return layout(
         view=view,
-        xaxis=axis(title, range=[0, ROOM * furthest], rangemode="tozero"),
+        xaxis=axis(title, range=[0, room * furthest], rangemode="tozero"),
         yaxis=axis(
             type="category", autorange="reversed", showgrid=False,
             tickfont={"size": 12, "color": LIGHT.text},

@@ -14,6 +14,8 @@ from ui.charts.speed_bars import colours
 from ui.theme import LIGHT
 
 ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
+PANELS = ((ACCEPTED, 1, "solid"), (EVEN, 1, "dot"), (SPEED_UP, 2, "solid"))
+AXES = ("xaxis", "xaxis2", "yaxis", "yaxis2")
 
 
 def reached(arm: Arm) -> dict[int, float]:
@@ -85,30 +87,35 @@ def tree_sizes(curves: pd.DataFrame, arms: Sequence[Arm]) -> go.Figure:
     """Two panels over the size of the tree: tokens a pass with its break-even, and speed-up."""
     paint = colours(arms)
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
-    for arm in (arm for arm in arms if arm.kind):
-        found = sizes_of(curves, arm.name)
-        for name, column, dash in (
-            (ACCEPTED, 1, "solid"),
-            (EVEN, 1, "dot"),
-            (SPEED_UP, 2, "solid"),
-        ):
-            if name in found:
-                _line(figure, found[name], f"{arm.label}: {name}", paint[arm.name], dash, column)
-    ticks = sorted(
-        {int(n) for arm in arms for s in sizes_of(curves, arm.name).values() for n in s.index}
-    )
-    size = axis("Nodes of the tree (log axis)", type="log", tickvals=ticks,
-                ticktext=[str(n) for n in ticks], showgrid=False)  # fmt: skip
-    figure.update_layout(
-        layout(
-            view="sizes", top=24 * max(1, len(figure.data)) + 8, showlegend=True, legend=legend(),
-            xaxis={**figure.layout.xaxis.to_plotly_json(), **size},
-            xaxis2={**figure.layout.xaxis2.to_plotly_json(), **size},
-            yaxis={**figure.layout.yaxis.to_plotly_json(), **axis("Tokens a pass")},
-            yaxis2={**figure.layout.yaxis2.to_plotly_json(), **axis("Speed-up over vanilla, ×")},
-        )
+    tried = [(arm, found) for arm in arms if (found := sizes_of(curves, arm.name))]
+    for arm, found in tried:
+        for name, column, dash in PANELS:
+            line = _line(found[name], arm.label, name, paint[arm.name], dash)
+            figure.add_trace(line, row=1, col=column)
+    ticks = sorted({int(n) for _, found in tried for n in found[ACCEPTED].index})
+    size = axis(
+        "Nodes of the tree (log axis)", type="log", tickvals=ticks,
+        ticktext=[str(n) for n in ticks], showgrid=False,
     )  # fmt: skip
+    places = {name: figure.layout[name].to_plotly_json() for name in AXES}
+    wanted = (size, size, axis("Tokens a pass"), axis("Speed-up over vanilla, ×"))
+    both = {name: {**places[name], **new} for name, new in zip(AXES, wanted, strict=True)}
+    top = 24 * len(tried) + 8
+    figure.update_layout(layout(view="sizes", top=top, showlegend=True, legend=legend(), **both))
     return figure
+
+
+def _line(values: pd.Series, label: str, name: str, colour: str, dash: str) -> go.Scatter:
+    solid = dash == "solid"
+    return go.Scatter(
+        x=[int(n) for n in values.index], y=[*values], name=label, mode="lines+markers",
+        legendgroup=label, showlegend=name == ACCEPTED,
+        line={"color": colour, "width": 2, "dash": dash},
+        marker={"size": 7, "color": colour if solid else LIGHT.paper,
+                "line": {"color": colour, "width": 2}},
+        hovertemplate=f"<b>{label}</b><br>%{{x}} nodes, {name}: %{{y:.2f}}<extra></extra>",
+        cliponaxis=False,
+    )  # fmt: skip
 
 
 def pass_costs(costs: Mapping[int, float]) -> go.Figure:
@@ -127,20 +134,4 @@ def pass_costs(costs: Mapping[int, float]) -> go.Figure:
                        ticktext=[str(n) for n in sizes], showgrid=False),
             yaxis=axis("Time, in passes over one token", rangemode="tozero"),
         ),
-    )  # fmt: skip
-
-
-def _line(
-    figure: go.Figure, values: pd.Series, name: str, colour: str, dash: str, column: int
-) -> None:
-    figure.add_trace(
-        go.Scatter(
-            x=[int(n) for n in values.index], y=[*values], name=name, mode="lines+markers",
-            line={"color": colour, "width": 2, "dash": dash},
-            marker={"size": 7, "color": colour if dash == "solid" else LIGHT.paper,
-                    "line": {"color": colour, "width": 2}},
-            hovertemplate=f"<b>{name}</b><br>%{{x}} nodes: %{{y:.2f}}<extra></extra>",
-            cliponaxis=False,
-        ),
-        row=1, col=column,
     )  # fmt: skip

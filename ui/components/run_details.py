@@ -9,10 +9,11 @@ from typing import Any
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Artifact, Attempt, Job
+from jobs.metrics import metric
 from jobs.submit import command_line
 from ui.components.cards import card, copy_button, elapsed, facts, shell, table
 from ui.components.config_form import extra, title
-from ui.components.figures import Figures, kind_of, metric
+from ui.components.figures import Figures, kind_of, written
 from ui.components.saver import AT_MOST
 from ui.format import NONE, count, duration, esc, number, size, time_tag
 from ui.theme import stage_stroke
@@ -52,7 +53,7 @@ def _cell(figures: Figures, stage: str, name: str) -> str:
     if row is None:
         return NONE
     spread = f' <span class="quiet">± {number(row.stderr, 2)}</span>' if row.stderr else ""
-    return metric(name).write(row.value) + spread
+    return written(metric(name), row.value) + spread
 
 
 def outcome(job: Job, figures: Figures, now: int) -> str:
@@ -60,7 +61,7 @@ def outcome(job: Job, figures: Figures, now: int) -> str:
     pairs: dict[str, str] = {}
     if figures.kept and figures.get("run", "kept"):
         pairs["Kept stage"] = esc(figures.label(figures.kept))
-    pairs |= {metric(n).title: metric(n).write(r.value) for n, r in figures.of_run.items()}
+    pairs |= {metric(n).title: written(metric(n), r.value) for n, r in figures.of_run.items()}
     if job.started_at:
         pairs["Duration"] = duration(elapsed(job, now))
     if job.peak_bytes:
@@ -95,7 +96,7 @@ def times(figures: Figures) -> str:
     seconds = figures.seconds
     longest = max([*seconds.values(), 1e-9])
     rows = "".join(
-        f"<div><dt>{esc(metric('seconds/' + step).title)}</dt><dd>"
+        f"<div><dt>{esc(step.replace('_', ' ').capitalize())}</dt><dd>"
         f'<i style="width:{100 * value / longest:.1f}%"></i></dd><dd>{duration(value)}</dd></div>'
         for step, value in seconds.items()
     )

@@ -45,7 +45,7 @@ def head(job: Job, results: Sequence[Row]) -> str:
     return stack(
         card(
             "Verdict",
-            verdict + progress(job) + error_of(job) + facts(conditions(job)),
+            verdict + progress(job) + error_of(job) + facts(conditions(job)) + command(job),
             f"{named_link(job)} {badge(job.state)} {clone_link(job)} "
             f'<a class="button small" href="{href("launch", kind="speed")}">New benchmark</a>',
         )

@@ -37,12 +37,11 @@ def _token(text: str, head: int, number: int, of: Pass, marked: bool) -> str:
 
 
 def _rejected(of: Pass) -> str:
-    """The guesses of a pass that were wrong."""
-    return "".join(
-        f'<s title="head {len(of.tokens) + n} guessed this in vain">{esc(text)}</s>'
-        for n, text in enumerate(of.rejected)
-        if text.strip()
-    )
+    """The first guess of a pass that was wrong; those behind it were in vain with it."""
+    text = next(iter(of.rejected), "")
+    if not text.strip():
+        return ""
+    return f'<s title="head {len(of.tokens)} guessed this in vain">{esc(text)}</s>'
 
 
 def legend(heads: int) -> str:

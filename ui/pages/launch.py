@@ -16,6 +16,7 @@ from backend.store import queries
 from backend.store.tables import Job
 from backend.text import corpora
 from jobs import submit, sweep
+from jobs.drafters import finished_drafters
 from jobs.kinds import Kind, kinds
 from ui.components.board import LATEST, Board
 from ui.components.cards import empty, facts, shell, stack
@@ -135,7 +136,14 @@ def saved() -> list[Choice]:
     return [*runs, *models()]
 
 
+def drafters() -> list[Choice]:
+    """The runs that trained a drafter, with its base."""
+    jobs = finished_drafters()
+    return [("None", ""), *((f"{job.run} for {job.config['model']}", job.run) for job in jobs)]
+
+
 CHOICES: Mapping[str, Callable[[], list[Choice]]] = {
+    "drafters": drafters,
     "model": models,
     "saved": saved,
     "calibration_text": partial(texts, "calibration"),

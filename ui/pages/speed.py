@@ -31,10 +31,12 @@ NOT_TRIED = "This run tried no other tree sizes. The preset “thorough” does.
 ASK_SPEED = (
     "Is it faster here? The dashed line is vanilla decoding of the same model in the same run."
 )
-ASK_TIME = "What eats the gain? A pass is worth its time if it yields more tokens than its length."
+ASK_TIME = (
+    "What eats the gain? A pass pays when it yields more tokens than it lasts vanilla passes."
+)
 ASK_LENGTHS = "How many tokens does a pass yield? The token the base adds itself is counted."
 ASK_RIGHT = "How far ahead do guesses stay right?"
-ASK_SIZES = "Where is the optimum? More guesses are accepted by a larger tree, at a higher price."
+ASK_SIZES = "Where is the optimum? A larger tree yields more tokens (solid) and has to (dotted)."
 ASK_COSTS = "What does this machine ask for verifying several tokens at once? Flat is good."
 
 
@@ -85,7 +87,7 @@ def draw(run: str | None, task: str | None, request: gr.Request) -> list[Any]:
             choices=[("All tasks", ALL), *((t.replace("_", " "), t) for t in tasks)],
             value=of, visible=len(tasks) > 1,
         ),
-        details.head(job, results) + details.command(job),
+        details.head(job, results),
         gr.update(visible=True),
         *(_charts(job, arms, of) if whole else [WAITING, "", ""] * 6),
     ]  # fmt: skip
