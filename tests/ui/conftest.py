@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,12 +13,13 @@ from torch import Tensor
 
 import backend.models.toy
 from backend.queue import roles
-from backend.settings import Settings
+from backend.settings import Settings, settings
 from backend.statistics.reference import Reference
 from backend.store.migrate import upgrade
 from backend.store.session import now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
 from jobs.context import profile_row, tensor_row
+from ui import app
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
 PERPLEXITIES = {
@@ -126,6 +128,18 @@ def seed(tensors: dict[str, Tensor]) -> None:
         session.add_all(rows[:5])
         session.flush()
         session.add_all(rows[5:])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> gr.Blocks:
+    """The dashboard, put together beside tables without a row as `app.main` does it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path_factory.mktemp("built")))
+        settings.cache_clear()
+        upgrade()
+        made = app.build()
+    settings.cache_clear()
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -103,8 +103,8 @@ def test_the_plotly_script_is_the_packages_own_compressed_and_kept(client: TestC
 
 
 @pytest.fixture(scope="module")
-def config() -> dict[str, Any]:
-    return app.build().get_config_file()
+def config(built: gr.Blocks) -> dict[str, Any]:
+    return built.get_config_file()
 
 
 def test_every_page_has_a_header_that_knows_where_it_is(config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from base64 import b64decode
 from typing import Any
@@ -175,6 +176,8 @@ def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, vie
     assert isinstance(seen["tensor_chart"], go.Figure), seen["tensor_chart"]
     assert esc(ASKED[view]) in seen["tensor_note"] and "n = " in seen["tensor_note"]
     assert seen["tensor_table"].count("<tr>") > 10
+    exact = re.findall(r'data-value="([^"]+)"', seen["tensor_table"])
+    assert exact and all(math.isfinite(float(value)) for value in exact)
     name = seen["tensor_chart"].layout.meta["name"]
     assert name == f"sds-0001-model.layers.0.self_attn.q_proj.weight-{view}"
 

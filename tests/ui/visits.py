@@ -20,9 +20,9 @@ Visit = Callable[..., TestClient]
 
 
 @pytest.fixture(scope="module")
-def blocks() -> Iterator[gr.Blocks]:
+def blocks(built: gr.Blocks) -> Iterator[gr.Blocks]:
     """The dashboard as `app.serve` shows it, on a free port."""
-    made, options = app.build(), app.launch_options()
+    made, options = built, app.launch_options()
     made.launch(server_name="127.0.0.1", prevent_thread_lock=True, **options)
     yield made
     made.close()

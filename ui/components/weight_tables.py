@@ -8,12 +8,16 @@ import pandas as pd
 
 from backend.statistics.tensors import TensorSnapshot
 from backend.store.tables import Result
+from ui.charts.channels import Channels
+from ui.charts.magnitudes import Magnitudes
 from ui.charts.series import Series
 from ui.charts.statistics import STATISTICS
 from ui.components.data_table import Cell, data_table
 from ui.components.weights_words import Explained, explained, figure_of
 from ui.format import NONE, count, esc, number
 from ui.theme import stage_stroke
+
+LISTED = 100  # channels
 
 
 def layers_table(rows: pd.DataFrame, statistic: str, name: str, title: str) -> str:
@@ -77,6 +81,30 @@ def bins_table(series: Sequence[Series], name: str) -> str:
         if any(found)
     ]
     return data_table(["From", "To", *(s.label for s in series)], rows, name)
+
+
+def magnitude_table(drawn: Sequence[Magnitudes], name: str) -> str:
+    """HTML: the |w| histogram of each series, a row a bin that is not empty."""
+    rows = [
+        [esc(m.series.label), exact(number(low, 3), low), exact(number(high, 3), high),
+         exact(count(int(n)), int(n)), exact(f"{upto:.2f}", upto)]
+        for m in drawn
+        for low, high, n, upto in zip(
+            m.edges[:-1].tolist(), m.edges[1:].tolist(), m.counts, m.smaller.tolist(), strict=True
+        )
+        if n
+    ]  # fmt: skip
+    return data_table(["Stage", "|w| from", "To", "Weights", "Smaller than that, %"], rows, name)
+
+
+def channel_table(drawn: Sequence[Channels], order: Sequence[int], name: str) -> str:
+    """HTML: the first channels of `order`, at each stage."""
+    rows = [
+        [str(channel), *(exact(number(value), value) for value in values)]
+        for channel in order[:LISTED]
+        for values in [[float(c.values[channel]) for c in drawn]]
+    ]
+    return data_table(["Channel", *(c.label for c in drawn)], rows, name)
 
 
 def perplexity_table(results: Sequence[Result], labels: Mapping[str, str], name: str) -> str:

@@ -26,13 +26,11 @@ from ui.charts.magnitudes import (
 )
 from ui.charts.series import Series, counted, cut_off_peaks, cutoffs, shared
 from ui.charts.story import story
-from ui.components.data_table import data_table
 from ui.components.plotly_view import note_html
-from ui.components.weight_tables import bins_table, exact
+from ui.components.weight_tables import bins_table, channel_table, magnitude_table
 from ui.components.weights_choice import DENSE, main_stages
 from ui.components.weights_looked import Looked
 from ui.components.weights_shape import shape_in_words
-from ui.format import count, esc, number
 
 ASKED = {
     "overlay": "What did each step do to the shape of this tensor's weights?",
@@ -43,7 +41,6 @@ ASKED = {
     "channels": "Do some channels stand out, and were they pruned like the others?",
     "story": "How does one step after the other change the shape?",
 }
-LISTED = 100
 NONE_CHOSEN = "Choose a stage to see the weights at that stage."
 NOT_YET = "This tensor has not reached any of the chosen stages."
 ONE_STAGE = "Choose two stages: the first is drawn above, the last below."
@@ -154,7 +151,11 @@ def _magnitude(looked: Looked) -> Found:
     log = looked.choice.y == "log"
     empty = NO_EMPTY if log else ""
     words = [magnitudes_counted(drawn), empty, *_marked([m.series for m in drawn]), looked.apart()]
-    return magnitude_histogram(drawn, log_y=log), words, _magnitude_table(looked, drawn)
+    return (
+        magnitude_histogram(drawn, log_y=log),
+        words,
+        magnitude_table(drawn, f"{_name(looked)}-magnitudes"),
+    )
 
 
 def _cumulative(looked: Looked) -> Found:
@@ -167,7 +168,7 @@ def _cumulative(looked: Looked) -> Found:
         *_marked([m.series for m in drawn]),
         looked.apart(),
     ]
-    return cumulative(drawn), words, _magnitude_table(looked, drawn)
+    return cumulative(drawn), words, magnitude_table(drawn, f"{_name(looked)}-magnitudes")
 
 
 def _magnitudes(looked: Looked) -> tuple[list[Magnitudes], Found]:
@@ -175,20 +176,6 @@ def _magnitudes(looked: Looked) -> tuple[list[Magnitudes], Found]:
     if not series:
         return [], _none(looked)
     return magnitudes_of(series), _not_stored(looked, "magnitudes")
-
-
-def _magnitude_table(looked: Looked, drawn: Sequence[Magnitudes]) -> str:
-    rows = [
-        [esc(m.series.label), exact(number(low, 3), low), exact(number(high, 3), high),
-         exact(count(int(n)), int(n)), exact(f"{upto:.2f}", upto)]
-        for m in drawn
-        for low, high, n, upto in zip(
-            m.edges[:-1].tolist(), m.edges[1:].tolist(), m.counts, m.smaller.tolist(), strict=True
-        )
-        if n
-    ]  # fmt: skip
-    heads = ["Stage", "|w| from", "To", "Weights", "Smaller than that, %"]
-    return data_table(heads, rows, f"{_name(looked)}-magnitudes")
 
 
 def _channels(looked: Looked) -> Found:
@@ -207,9 +194,8 @@ def _channels(looked: Looked) -> Found:
         outliers=found.tolist(),
     )
     words = [channels_counted(drawn, log), outliers_in_words(found, zeros), looked.apart()]
-    table = _channel_table(
-        drawn, choice.order == "size", f"{_name(looked)}-{choice.side}-{choice.measure}"
-    )
+    name = f"{_name(looked)}-{choice.side}-{choice.measure}"
+    table = channel_table(drawn, ranked(drawn[0], choice.order == "size").tolist(), name)
     return figure, words, table
 
 
@@ -225,16 +211,6 @@ def _stages_of(looked: Looked, measure: str) -> list[Channels]:
                 one = looked.one(stage, there=there)
                 found.append(Channels(one.label, one.stroke, stage, scale * held[stage].values))
     return [c for c in found if len(c.values) == len(found[0].values)]
-
-
-def _channel_table(drawn: Sequence[Channels], by_size: bool, name: str) -> str:
-    """The first `LISTED` channels in the order they are drawn."""
-    order = ranked(drawn[0], by_size)[:LISTED].tolist()
-    rows = [
-        [str(channel), *(exact(number(c.values[channel]), c.values[channel]) for c in drawn)]
-        for channel in order
-    ]
-    return data_table(["Channel", *(c.label for c in drawn)], rows, name)
 
 
 def _story(looked: Looked, at: str) -> Found:
