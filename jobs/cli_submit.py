@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, get_args
 
 import typer
+from rich.markup import escape
 
 from backend.errors import NotFound
 from backend.queue import supervisor
@@ -71,7 +72,7 @@ def _options(kind: Kind) -> Iterator[inspect.Parameter]:
     """One keyword option for each field; None means: not given."""
     for name, info in kind.config.model_fields.items():
         choices = " | ".join(map(str, get_args(info.annotation)))
-        about = f"{info.title}. {info.description} {choices} (default {info.default})"
+        about = escape(f"{info.title}. {info.description} {choices} (default {info.default})")
         flag = name.replace("_", "-")
         flag = f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}"
         simple = info.annotation if info.annotation in (bool, int, float) else str

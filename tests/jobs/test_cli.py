@@ -95,3 +95,8 @@ def test_every_preset_is_a_valid_config(name: str) -> None:
 def test_the_form_side_loads_no_torch() -> None:
     code = "import jobs.kinds, sys; jobs.kinds.kinds(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_help_shows_brackets_as_they_are(queue: Path) -> None:
+    shown = slimscope("submit", "dlqat", "--help").stdout.replace("│", "")
+    assert "slimscope[tasks]" in "".join(shown.split())
