@@ -36,6 +36,7 @@ from backend.store.tables import Attempt, Job, Slot, Supervisor
 TICK_S = 0.25
 BEAT_MS = 2_000
 SHRINK_LOG_MS = 5_000
+START_S = 20.0  # until one that does not hold the lock is given up
 KILL_AFTER_S = 5.0  # between the polite signal and the last one
 CODE = Path(__file__).resolve().parents[2]
 
@@ -54,12 +55,18 @@ def is_alive() -> bool:
     return False
 
 
+_started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}  # data folder -> our last, when
+
+
 def ensure() -> None:
-    """Starts a supervisor unless one is there. Two started at once are harmless: one leaves."""
-    if is_alive():
+    """Starts a supervisor unless one is there, or one that we started is on its way: a busy machine
+    needs many seconds for it. Two started at once are harmless: one leaves."""
+    root, now = settings().root, time.monotonic()
+    ours, since = _started.get(root, (None, 0.0))
+    if is_alive() or (ours and ours.poll() is None and now - since < START_S):
         return
-    with (settings().root / ".slimscope" / "supervisor.log").open("ab") as output:
-        subprocess.Popen(
+    with (root / ".slimscope" / "supervisor.log").open("ab") as output:
+        child = subprocess.Popen(
             [sys.executable, "-m", "backend.queue.supervisor"],
             cwd=CODE,
             env=child_environment(),
@@ -68,6 +75,7 @@ def ensure() -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    _started[root] = (child, now)
 
 
 def child_environment() -> dict[str, str]:

@@ -277,6 +277,29 @@ def test_the_supervisor_process_is_alone_and_leaves_when_idle(
     assert not supervisor.is_alive()
 
 
+def test_one_supervisor_is_started_however_often_it_is_asked_for(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def popen(*words: object, **_: object) -> subprocess.Popen[bytes]:
+        begun.append(started([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+        return begun[-1]
+
+    started = subprocess.Popen
+    monkeypatch.setattr(supervisor.subprocess, "Popen", popen)
+    (queue / ".slimscope").mkdir(parents=True, exist_ok=True)
+    for _ in range(3):
+        supervisor.ensure()
+    assert len(begun) == 1
+    begun[0].kill()
+    begun[0].communicate()
+    supervisor.ensure()
+    assert len(begun) == 2, "one that died is not waited for"
+    begun[1].kill()
+    begun[1].communicate()
+
+
 def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
     wait: Wait, monkeypatch: pytest.MonkeyPatch, loop: Loop
 ) -> None:
