@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -43,6 +46,30 @@ def test_what_is_no_override_is_told_beside_its_field(text: str) -> None:
 def test_the_record_is_written_the_same_way_however_it_was_typed() -> None:
     chosen = config(exclude="0.*,  1.*", overrides="a=0.5 ,b=2:4")
     assert (chosen.exclude, chosen.overrides) == ("0.*, 1.*", "a=50%, b=2:4")
+
+
+@given(st.decimals("0.0000000001", "99.9999999999", places=10))
+def test_a_share_reads_back_as_it_was_written(percent: Decimal) -> None:
+    """The record holds the text: a share that it rounded to 100 % could not be read again."""
+    first = Pattern.parse(f"{percent:f}%")
+    assert Pattern.parse(str(first)) == first
+    assert Decimal(str(first).rstrip("%")) == percent
+    assert config(pattern=f"{percent:f}%") == config(pattern=str(first))
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("0.7", "70%"), ("29 %", "29%"), ("33.333333%", "33.333333%"), ("100:200", "100:200")],
+)
+def test_how_a_pattern_is_written(text: str, written: str) -> None:
+    assert str(Pattern.parse(text)) == written
+
+
+@pytest.mark.parametrize("text", ["0%", "100%", "1.0", "0.00000000000001%", "4:4", "5:4", "0:4"])
+def test_what_would_keep_or_drop_everything_is_no_pattern(text: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        config(pattern=text)
+    assert caught.value.errors()[0]["loc"] == ("pattern",)
 
 
 @pytest.mark.parametrize(

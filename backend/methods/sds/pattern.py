@@ -11,6 +11,7 @@ from backend.errors import ConfigRefused
 
 LARGEST_GROUP = 64  # proposed when a pattern does not fit
 SHOWN = 3
+PLACES = 10  # of a percentage that are kept, so that it reads back as it was written
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Pattern:
                 raise ValueError(f"{text} keeps {keep} of {group}: need 0 < n < m, as in 2:4.")
             return cls(keep, group, 1 - keep / group)
         if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text):
-            drop = float(match[1]) / (100 if match[2] else 1)
+            drop = round(float(match[1]) / (100 if match[2] else 1), PLACES + 2)
             if not 0 < drop < 1:
                 raise ValueError(f"{text} is not between 0 and 100 %, as in 50%.")
             return cls(0, 0, drop)
@@ -79,4 +80,6 @@ class Pattern:
         )
 
     def __str__(self) -> str:
-        return f"{self.keep}:{self.group}" if self.structured else f"{self.drop * 100:g}%"
+        if self.structured:
+            return f"{self.keep}:{self.group}"
+        return f"{100 * self.drop:.{PLACES}f}".rstrip("0").rstrip(".") + "%"
