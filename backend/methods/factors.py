@@ -29,15 +29,15 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
     """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
 
     With J the reversal of rows and columns and J H J = L L^T it is J L^-1 J: half the work of
-    inverting H and factorising that. A dead input (zero energy) gets unit energy.
+    inverting H and factorising that. Dead inputs (zero energy) need no care: the damping alone
+    carries them, and it is not measured by them. Where all are dead the mean is taken for 1.
 
     Raises:
         NotPositiveDefinite: more damping would help.
     """
     H = H.flip(0, 1)
     energy = H.diagonal()
-    energy[energy == 0] = 1.0
-    energy += damping * energy.mean()
+    energy += damping * (energy.mean().item() or 1.0)
     return _inverse_cholesky(H).flip(0, 1)
 
 

@@ -157,10 +157,33 @@ def test_with_equal_inputs_wanda_is_magnitude_by_row(make_layer) -> None:
 def test_a_dead_input_is_dropped_first_and_breaks_nothing(pattern: str, make_layer) -> None:
     layer = make_layer(8, 64)
     layer.X[5] = 0
-    for name in ("wanda", "sparsegpt"):
+    for name in ("wanda", "sparsegpt", "admm"):
         found = prune(name, layer.W, layer.inputs, pattern)
         assert found.isfinite().all()
         assert (found[:, 5] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "admm"])
+@pytest.mark.parametrize("pattern", ["2:4", "50%"])
+def test_the_unit_of_the_inputs_changes_nothing_even_beside_dead_ones(
+    name: str, pattern: str, make_layer
+) -> None:
+    """As behind a ReLU: dead inputs must neither take the places nor make the damping of quiet
+    ones."""
+    layer, quiet = make_layer(8, 64, 1000), make_layer(8, 64, 1000)
+    layer.X[::3] = 0
+    quiet.X = layer.X * 2.0**-12
+    found, expected = (prune(name, x.W, x.inputs, pattern) for x in (quiet, layer))
+    assert torch.equal(found != 0, expected != 0)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_inputs_that_are_all_dead_are_pruned_without_ado(make_layer) -> None:
+    layer = make_layer(8, 64)
+    layer.X.zero_()
+    for name in PRUNERS:
+        found = prune(name, layer.W, layer.inputs, "2:4")
+        assert found.isfinite().all() and ((found != 0).view(8, -1, 4).sum(-1) <= 2).all()
 
 
 def test_a_hessian_without_a_root_is_refused(layer) -> None:

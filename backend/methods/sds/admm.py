@@ -29,12 +29,12 @@ STEPS, SETTLED, RHO = 20, 15, 1.0  # SETTLED: the step from which the mask stays
 @pruner("admm", needs=Need.GRAM)
 def admm(W: Tensor, inputs: Inputs, pattern: Pattern, damping: float) -> Tensor:
     """Keeps what least squares on all columns together finds largest, with its weights."""
-    scale = inputs.energy.sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)  # a dead input stays as it is
+    norms = inputs.energy.sqrt()
+    scale = torch.where(norms > 0, norms, 1.0)
     C = inputs.gram / torch.outer(scale, scale)
     C.diagonal().add_(damping)
     root = cholesky(C + RHO * torch.eye(len(C)).to(C))
-    dense = W * scale
+    dense = W * norms  # nothing of a dead input: its weights go first
     wanted, V, U = dense @ C, dense, torch.zeros_like(dense)
     for step in range(1, STEPS + 1):
         if step <= SETTLED:
