@@ -62,6 +62,17 @@ def test_a_bell_curve_has_kurtosis_three() -> None:
     assert tensor_statistics(ascending(W.flatten()), 1.0)["kurtosis"] == pytest.approx(3, abs=0.05)
 
 
+@pytest.mark.parametrize("unit", [1e-15, 1e-12, 1e12])
+def test_the_shape_does_not_depend_on_the_unit_of_the_weights(
+    unit: float, weight: torch.Tensor
+) -> None:
+    """Fourth powers of such weights are too small or too large for float32."""
+    found, usual = (tensor_statistics(ascending(w.flatten()), 1.0) for w in (weight * unit, weight))
+    assert found["std"] == pytest.approx(usual["std"] * unit, rel=1e-4)
+    for name in ("kurtosis", "skewness"):
+        assert found[name] == pytest.approx(usual[name], rel=1e-4)
+
+
 @pytest.mark.parametrize("value", [0.0, -1.5])
 def test_a_constant_tensor_has_finite_figures(value: float) -> None:
     W = torch.full((4, 4), value)
