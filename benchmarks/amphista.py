@@ -30,6 +30,7 @@ from backend.methods.amphista.corpus import Corpus, Sources, collect, draft_voca
 from backend.methods.amphista.drafter import Drafter
 from backend.methods.amphista.initial import FITTED, prepare
 from backend.methods.amphista.proposers import DraftedTree, Lookup, Nobody, Proposer
+from backend.methods.amphista.saved import BaseFacts, pack
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.training import Training
 from backend.methods.amphista.tree import best_tree, grow
@@ -52,7 +53,7 @@ T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, b
 class Entry:
     """One arm and seed: the drafter, and how it was made."""
 
-    drafter: Drafter
+    parameters: int
     proposer: DraftedTree
     top1: list[float]
     steps: int
@@ -102,9 +103,16 @@ def train(
         work = Training(drafter, target, *corpora, config, seed, Checkpoints(Path(scratch)), SILENT)
         began = time.perf_counter()
         judged = work.run()
-    drafter.eval().requires_grad_(False)
-    proposer = DraftedTree(drafter, target, best_tree(grow(judged.ranks), chosen.nodes))
-    return Entry(drafter, proposer, judged.top(1), work.schedule.steps, time.perf_counter() - began)
+    growth, facts = grow(judged.ranks), BaseFacts.of(target, chosen.model)
+    bound = pack(drafter, facts, growth, {}, {}, 0).bind(target)
+    proposer = DraftedTree(bound, target, best_tree(growth, chosen.nodes))
+    return Entry(
+        drafter.parameter_count(),
+        proposer,
+        judged.top(1),
+        work.schedule.steps,
+        time.perf_counter() - began,
+    )
 
 
 def compete(
@@ -156,7 +164,7 @@ def accepted_table(
             gap += f" ± {T95[seeds] * stdev(lead) / seeds**0.5:.3f}"
         tops = " ".join(f"{mean(e.top1[k] for e in mine):.3f}" for k in range(len(mine[0].top1)))
         alike = sum(s.same for s in summaries), sum(s.prompts for s in summaries)
-        made.add_row(arm, f"{mine[0].drafter.parameter_count():,}", str(mine[0].steps),
+        made.add_row(arm, f"{mine[0].parameters:,}", str(mine[0].steps),
                      f"{mean(e.seconds for e in mine):.0f}", tops, f"{mean(values):.3f}{spread}",
                      gap, f"{alike[0]}/{alike[1]}")  # fmt: skip
     return made

@@ -42,6 +42,7 @@ def test_all_arms_answer_alike_and_are_timed_each_round() -> None:
     for answer in found.values():
         assert answer.tokens == expected
         assert 1 + sum(answer.lengths) == len(expected)  # the first token is the prefill's
+        assert [len(end) + 1 for end in answer.ends[:-1]] == answer.lengths[:-1]  # the last is cut
         assert len(answer.seconds) == len(answer.parts) == 2
         assert all(
             sum(parts.values()) < s for parts, s in zip(answer.parts, answer.seconds, strict=True)
@@ -66,19 +67,23 @@ def test_a_stop_is_obeyed_between_answers() -> None:
         ask(base(), {VANILLA: Nobody()}, [5, 6], 2, [], 1, Asked())
 
 
-def timed(tokens: list[int], seconds: list[float], lengths: list[int], verify: float) -> Answer:
+def timed(
+    tokens: list[int], seconds: list[float], lengths: list[int], verify: float,
+    ends: list[list[int]] | None = None,
+) -> Answer:  # fmt: skip
     parts = {"draft": 0.25, "verify": verify, "accept": 0.0, "cache": 0.0}
-    return Answer(tokens, seconds, lengths, [parts] * len(seconds))
+    return Answer(tokens, seconds, lengths, ends or [[]] * len(lengths), [parts] * len(seconds))
 
 
 def test_figures_are_those_of_their_definitions() -> None:
     vanilla = timed([1, 2, 3, 4, 5], [2.0, 5.0, 2.5], [1, 1, 1, 1], 3.75)
-    mine = timed([1, 2, 3, 4, 5], [1.0, 2.5, 5.0], [3, 1], 3.75)
-    other = timed([1, 2, 3, 9, 5], [1.0, 2.5, 5.0], [2, 2], 3.75)
+    mine = timed([1, 2, 3, 4, 5], [1.0, 2.5, 5.0], [3, 1], 3.75, [[0, 2], []])
+    other = timed([1, 2, 3, 9, 5], [1.0, 2.5, 5.0], [2, 2], 3.75, [[0], [1]])
     found = summarise("mine", [{VANILLA: vanilla, "mine": mine}, {VANILLA: vanilla, "mine": other}])
     assert found.speed == Range(2.0, 1.0, 5.0)
     assert found.speed_up == Range(2.0, 0.5, 2.0)
     assert found.accepted == 2.0 and found.lengths == {1: 1, 2: 2, 3: 1}
+    assert found.hits == {(0,): 0.5, (0, 2): 0.25, (1,): 0.25}
     assert found.parts["verify"] == pytest.approx(3.75 / 2)
     assert found.break_even == pytest.approx(2.0)  # 4.0 s over 2 passes, against 4.0 s over 4
     assert (found.same, found.prompts, found.first_difference) == (1, 2, 3)

@@ -157,14 +157,19 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
         assert [t for step in steps for t in step.tokens] == expected
 
 
-def test_the_same_seed_writes_the_same_text_with_and_without_a_tree() -> None:
-    """One draw a token, whoever guessed it."""
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(0.8, seed=3), Sampling(1.0, top_k=20, top_p=0.9, repetition_penalty=1.2, seed=4)],
+    ids=str,
+)
+def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sampling) -> None:
+    """One draw a token, whoever guessed it; every change of logits at every node."""
     target, prompt = base(), toy_prompts()[1]
     drafter = drafter_of(target, scale=0.2, heads=2)
     texts = [
         [
             t
-            for step in decode(target, proposer, prompt, acceptance(Sampling(0.8, seed=3)), 40)
+            for step in decode(target, proposer, prompt, acceptance(sampling), 40)
             for t in step.tokens
         ]
         for proposer in (Nobody(), DraftedTree(drafter, target, TREE))

@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 
 from backend.errors import ConfigRefused, NotFound
 from backend.methods.amphista.config import ARMS
+from backend.methods.amphista.drafter import Drafter
+from backend.methods.amphista.light import lighten
 from backend.methods.amphista.saved import CONFIG, WEIGHTS, Amphista, BaseFacts, pack
 from backend.methods.amphista.target import Target
+from backend.models.packed import PackedLinear
 from tests.methods.amphista_toys import ARCHITECTURES, base, built, drafter_of, random_ids
 
 GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125)]
@@ -51,10 +54,30 @@ def test_the_folder_holds_the_drafter_alone(tmp_path: Path) -> None:
     assert config["base"]["name"] == "grouped" and len(config["base"]["sha256"]) == 64
 
 
-def test_it_binds_to_its_base_in_sixteen_bits(tmp_path: Path) -> None:
-    saved = stored(tmp_path)
+@torch.no_grad()
+def test_in_sixteen_bits_it_guesses_on_light_weights(tmp_path: Path) -> None:
+    saved = stored(tmp_path, heads=2)
     target = Target(built(ARCHITECTURES["grouped"]).to(torch.bfloat16))
-    assert saved.bind(target).heads.weight.dtype == torch.bfloat16
+    light, ids = saved.bind(target), random_ids(target, 30)
+    packed = [name for name, m in light.named_modules() if isinstance(m, PackedLinear)]
+    assert len(packed) == 2 * 7 + 2 + 4 + 2 + 1  # layers, fusions, encoder, heads, read-out
+    whole = Drafter(saved.config, target, saved.weights["vocabulary"], torch.bfloat16)
+    whole.load_state_dict(saved.weights)
+    hidden, embedded = target.hidden(ids[None])[:, :-1], target.embed(ids[None, 1:])
+    one, other = whole(hidden, embedded).float(), light(hidden, embedded).float()
+    assert 0 < (one - other).norm() / one.norm() < 0.3  # rounded, and still the same drafter
+    assert not isinstance(saved.bind(base("grouped")).fusions[0], PackedLinear)  # float32
+
+
+@torch.no_grad()
+def test_what_the_operator_does_not_run_stays_as_it_is(tmp_path: Path) -> None:
+    """Widths that groups do not divide; more heads than the rows it is fast for."""
+    narrow = {**ARCHITECTURES["grouped"].to_dict(), "hidden_size": 40, "head_dim": 10}
+    target = Target(built(type(ARCHITECTURES["grouped"])(**narrow)).to(torch.bfloat16))
+    drafter = drafter_of(target).to(torch.bfloat16)
+    assert lighten(drafter) and not drafter.heads.packed and drafter.reader is None
+    many = Target(built(ARCHITECTURES["grouped"]).to(torch.bfloat16))
+    assert not lighten(drafter_of(many, heads=9).to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(

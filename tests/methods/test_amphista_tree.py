@@ -16,6 +16,7 @@ from transformers import (
     GraniteConfig,
     MambaConfig,
     MistralConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -210,3 +211,21 @@ def test_a_window_limits_the_context() -> None:
     config = MistralConfig(**SIZES, **MORE, num_key_value_heads=2, sliding_window=32)
     assert window_of(built(config)) == 32
     assert Target(built(config)).context == 32
+
+
+def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
+    """Past the original context a tree would read the tokens before it otherwise."""
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+    }  # fmt: skip
+    lengths = {"max_position_embeddings": 96, "original_max_position_embeddings": 48}
+    more = {**SIZES, **MORE, **lengths, "num_key_value_heads": 2}
+    target = Target(built(Phi3Config(**more, rope_parameters=rope)))
+    assert target.context == 48
+    verify, tokens = target.verifier(target.new_cache(60)), random_ids(target, 60)
+    with torch.inference_mode():
+        target.hidden(tokens[None, :47], verify.cache)
+        inside, _ = verify(tokens[47:50].tolist(), Tree([(0,), (1,)]))  # one position too far
+        alone = target.hidden(tokens[None, :48])[0, -1]
+    torch.testing.assert_close(inside[0], alone, rtol=1e-5, atol=2e-5)

@@ -11,5 +11,6 @@ tree                         which guesses are worth verifying
 proposers, acceptance        who guesses, and what is kept
 engine                       the decoding loop
 costs                        what a pass costs here, and the tree that pays best
+light                        a drafter on 4-bit weights: what is read least is guessed fastest
 saved, generate              `Amphista.load` and `generate`: start here to use it
 """

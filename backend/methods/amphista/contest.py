@@ -24,6 +24,7 @@ from backend.methods.amphista.acceptance import Sampling, acceptance
 from backend.methods.amphista.engine import PARTS, Clock, decode
 from backend.methods.amphista.proposers import Proposer
 from backend.methods.amphista.target import Target
+from backend.methods.amphista.tree import Path
 from backend.reporter import Reporter, stop_if_asked
 
 VANILLA = "vanilla"
@@ -37,12 +38,14 @@ class Answer:
         tokens: new ones.
         seconds: of the whole answer, for each round.
         lengths: tokens committed by each verify pass.
+        ends: ranks of the guesses each of them found right, the path to the last right node.
         parts: seconds of all passes together in each part of a pass, for each round.
     """
 
     tokens: list[int]
     seconds: list[float]
     lengths: list[int]
+    ends: list[list[int]]
     parts: list[dict[str, float]]
 
 
@@ -76,7 +79,7 @@ def ask(
             stop_if_asked(reporter)
             answer = _answer(target, arms[name], prompt, limit, ends)
             if turn == 0:
-                found[name] = Answer(answer.tokens, [], answer.lengths, [])
+                found[name] = Answer(answer.tokens, [], answer.lengths, answer.ends, [])
             else:
                 found[name].seconds += answer.seconds
                 found[name].parts += answer.parts
@@ -94,6 +97,7 @@ def _answer(
         [token for step in steps for token in step.tokens],
         [seconds],
         [len(step.tokens) for step in passes],
+        [[*step.tree.nodes[step.path[-1]]] for step in passes],
         [{part: sum(step.seconds[part] for step in passes) for part in PARTS}],
     )
 
@@ -128,6 +132,7 @@ class Summary:
     Attributes:
         accepted: mean accepted length; vanilla has 1.
         lengths: accepted length -> verify passes that had it.
+        hits: path of a node -> share of verify passes that found it right.
         parts: mean seconds of a verify pass in each of `PARTS`.
         break_even: see above.
         same: prompts answered with vanilla's very tokens, of `prompts`.
@@ -138,6 +143,7 @@ class Summary:
     speed_up: Range
     accepted: float
     lengths: dict[int, int]
+    hits: dict[Path, float]
     parts: dict[str, float]
     break_even: float
     same: int
@@ -159,12 +165,20 @@ def summarise(name: str, answered: Sequence[Answers]) -> Summary:
         Range.of([one / other for one, other in zip(speeds, vanilla, strict=True)]),
         sum(n * count for n, count in lengths.items()) / passes if passes else 1.0,
         dict(sorted(lengths.items())),
+        _hits(mine),
         parts,
         sum(parts.values()) / sum(plain.values()) if sum(plain.values()) else 1.0,
         len(places) - len(differing),
         len(places),
         min(differing, default=None),
     )
+
+
+def _hits(answers: Sequence[Answer]) -> dict[Path, float]:
+    """Share of passes that found a node right, for every node that was ever right."""
+    ends = [tuple(end) for answer in answers for end in answer.ends]
+    counts = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
+    return {path: count / len(ends) for path, count in sorted(counts.items())}
 
 
 def _speeds(answers: Sequence[Answer]) -> list[float]:

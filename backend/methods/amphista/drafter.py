@@ -46,12 +46,19 @@ class Heads(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(layers, heads, width, width, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(layers, heads, 1, width, dtype=dtype))
+        self.packed = nn.ModuleList()  # of every layer its heads, once they are light
 
     def forward(self, states: Tensor) -> Tensor:
         states = states.transpose(0, 1)  # [K, n, d]
-        for weight, bias in zip(self.weight, self.bias, strict=True):
-            states = states + silu(torch.baddbmm(bias, states, weight))
+        for number in range(len(self.weight)):
+            states = states + silu(self._affine(number, states))
         return states.transpose(0, 1)
+
+    def _affine(self, layer: int, states: Tensor) -> Tensor:
+        if not self.packed:
+            return torch.baddbmm(self.bias[layer], states, self.weight[layer])
+        heads: list[nn.Module] = list(self.packed[layer].children())
+        return torch.stack([head(own) for head, own in zip(heads, states, strict=True)])
 
 
 class Drafter(nn.Module):
@@ -95,6 +102,7 @@ class Drafter(nn.Module):
         rows, bias = self.vocabulary, target.head.bias
         self.read_out = target.head.weight.detach()[rows]  # [v, d], in the base's dtype
         self.read_bias = None if bias is None else bias.detach()[rows]
+        self.reader: nn.Module | None = None  # the same rows, once they are light
 
     def new_caches(self, capacity: int) -> list[PreallocatedCache]:
         """One empty cache for each adaptation layer."""
@@ -136,7 +144,11 @@ class Drafter(nn.Module):
 
     def logits(self, slots: Tensor) -> Tensor:
         """[..., d] -> [..., v] over the draft vocabulary."""
-        return linear(slots.to(self.read_out.dtype), self.read_out, self.read_bias)
+        slots = slots.to(self.read_out.dtype)
+        if self.reader is None:
+            return linear(slots, self.read_out, self.read_bias)
+        read: Tensor = self.reader(slots)
+        return read
 
     def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
         """Logits [b, n, K, v] of every anchor of whole sequences [b, n, d]."""

@@ -25,7 +25,11 @@ from backend.methods.amphista.saved import Amphista
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.tree import best_tree
 
-HISTORY = {  # settings of a generation config that depend on the text so far; neutral values
+OTHERS = {  # settings of a generation config that would write another text; neutral values
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "stop_strings": None,
     "no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "bad_words_ids": None,
@@ -145,18 +149,19 @@ def usual_sampling(model: PreTrainedModel) -> Sampling:
 
 
 def refuse_processors(model: PreTrainedModel) -> None:
-    """Refuses a model whose own generation config changes logits in ways that are not offered.
+    """Refuses a model whose own generation config asks for what is not offered.
 
     Raises:
         ConfigRefused: names the setting; silently leaving it out would write another text.
     """
     config = model.generation_config
-    for name, neutral in HISTORY.items():
+    for name, neutral in OTHERS.items():
         value = getattr(config, name, neutral)
         if value not in (neutral, None) and value != []:
             raise ConfigRefused(
                 f"The model's generation config sets {name}.",
-                "It changes logits by the text so far, which is not offered here.",
+                "`generate` of transformers would follow it and write another text than this "
+                "loop, which does not offer it.",
                 f"Set model.generation_config.{name} = {neutral!r} if you can do without.",
                 "model",
             )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from backend.errors import ModelRefused
+from backend.methods.amphista.target import packed_weights
+from backend.models.attention import use_grouped
 from backend.models.blocks import decoder_blocks
 from backend.models.cache import PreallocatedCache, cache_name
 
@@ -33,7 +35,8 @@ class ClonedLayer(nn.Module):
         try:
             shell = _shell(model, block, dtype)
             self.block = decoder_blocks(shell)[0]
-            self.block.load_state_dict(decoder_blocks(model)[block].state_dict())
+            own = decoder_blocks(model)[block]
+            self.block.load_state_dict(own.state_dict() | packed_weights(own))
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise ModelRefused(
                 f"A decoder layer of {type(model).__name__} cannot be cloned.",
@@ -41,6 +44,7 @@ class ClonedLayer(nn.Module):
                 "Train a drafter without adaptation layers (Medusa) for it.",
                 field="adaptation_layers",
             ) from error
+        use_grouped(shell, model.device)
         nn.Module.to(shell, model.device)
         self._shell = (shell,)  # a tuple: only the layer itself is ours to train
         self._cache = cache_name(shell)

@@ -22,6 +22,7 @@ from torch import Tensor
 from backend.errors import ConfigRefused, NotFound
 from backend.methods.amphista.config import DrafterConfig, arm_of
 from backend.methods.amphista.drafter import Drafter
+from backend.methods.amphista.light import lighten
 from backend.methods.amphista.target import Target, fingerprint
 from backend.methods.amphista.tree import Growth
 
@@ -86,7 +87,8 @@ class Amphista:
         return arm_of(self.config)
 
     def bind(self, target: Target) -> Drafter:
-        """The module, ready to draft for `target`, in its dtype and on its device.
+        """The module, ready to draft for `target`, in its dtype and on its device; in 16 bits on a
+        CPU with light weights.
 
         Raises:
             ConfigRefused: it was trained for another base.
@@ -94,6 +96,7 @@ class Amphista:
         self._refuse_other_base(target)
         drafter = Drafter(self.config, target, self.weights["vocabulary"], target.dtype)
         drafter.load_state_dict(self.weights)
+        lighten(drafter)
         return drafter.requires_grad_(False).eval()
 
     def _refuse_other_base(self, target: Target) -> None:

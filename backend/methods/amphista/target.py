@@ -15,14 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.errors import ModelRefused
 from backend.methods.amphista.tree import Tree, chain
+from backend.models.attention import NAME, use_grouped
 from backend.models.cache import PreallocatedCache, cache_name, window_of
+from backend.models.packed import PackedLinear
 
-KERNELS = ("sdpa", "eager")  # the others take no mask of one's own
+KERNELS = ("sdpa", NAME, "eager")  # the others take no mask of one's own
 RESHAPED = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+LONG, FAR = "longrope", 10**9
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the logits
@@ -43,9 +46,10 @@ class Target:
         self.model, self.device, self.dtype = model, model.device, model.dtype
         self._cache = cache_name(model)
         refuse_unfit(model)
+        use_grouped(model, self.device)
         config = model.config.get_text_config()
         self.layers = config.num_hidden_layers
-        self.context = min(config.max_position_embeddings, window_of(model) or 10**9)
+        self.context = min(config.max_position_embeddings, window_of(model) or FAR, even(config))
         self.head: nn.Linear = model.get_output_embeddings()
         self.vocabulary, self.width = self.head.weight.shape
         try:
@@ -127,6 +131,18 @@ class Verifier:
         return self._masks[tree]
 
 
+def even(config: PreTrainedConfig) -> int:
+    """Positions up to which rotary frequencies do not depend on how far a pass reaches.
+
+    Beyond its original context `longrope` turns every token of a pass by its second set of
+    frequencies, so the guesses of a tree would change how the tokens before them are read.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]
+    limits = [k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == LONG]
+    return min(limits, default=FAR)
+
+
 def refuse_unfit(model: PreTrainedModel) -> None:
     """Refuses what can be seen without running the model.
 
@@ -188,14 +204,20 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, shape and bfloat16 values of every parameter: the same in whichever
+    """Hex sha256 over name, shape and bfloat16 values of every weight: the same in whichever
     precision the model was loaded."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *packed_weights(model).items()):
         digest.update(f"{name} {list(parameter.shape)}\n".encode())
         values = parameter.detach().to(torch.bfloat16).cpu().contiguous().reshape(-1)
         digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def packed_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Name -> dense weight of every layer inside that runs on packed ones; no parameter is it."""
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, PackedLinear)}
+    return {f"{name}.weight": layer.dense() for name, layer in layers.items()}
 
 
 def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelRefused:

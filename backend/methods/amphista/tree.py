@@ -39,7 +39,7 @@ class Tree:
     """A static tree.
 
     Attributes:
-        paths: of every node but the root, parents before children.
+        paths: of every node but the root, parents before children; nodes: the root's, (), too.
         parents: of every node; -1 for the root.
         depths: of every node; the root's is 0.
         slots: (head, rank) of every node but the root, both from 0.
@@ -51,6 +51,7 @@ class Tree:
         for path in self.paths:
             if not path or path[:-1] not in index or min(path) < 0:
                 raise ValueError(f"{path} has no parent in the tree")
+        self.nodes: list[Path] = [*index]
         self.parents = [-1, *(index[path[:-1]] for path in self.paths)]
         self.depths = [0, *map(len, self.paths)]
         self.slots = [(len(path) - 1, path[-1]) for path in self.paths]
