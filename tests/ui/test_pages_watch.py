@@ -32,6 +32,7 @@ def test_active_jobs_stand_in_queue_order_with_place_and_progress(seeded: Settin
     html = board()
     assert re.findall(r'id=(sds-\d+)"', html) == ["sds-0002", "sds-0003"]
     assert "about 4 min" in html or "about 5 min" in html
+    assert re.search(r"<td>starts in about [45] min</td>", html)  # when the one before has ended
     assert 'data-testid="cancel-sds-0003"' in html
     assert re.search(r'<td class="num">1</td><td><a[^>]*id=sds-0003', html)
 
@@ -41,6 +42,7 @@ def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:
     failed = board(state="failed")
     assert re.findall(r'id=(sds-\d+)"', failed) == ["sds-0004"]
     assert "resume-sds-0004" in failed and "retry-sds-0004" in failed
+    assert '<th scope="col">Why</th>' in failed and ">Why<" not in board(state="ended")
     assert board(state="nonsense") == board()
 
 

@@ -16,6 +16,7 @@ from backend.settings import Settings
 from backend.store.migrate import upgrade
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.components import run_table
+from ui.components.figures import choices
 from ui.components.run_columns import AGE, Column, columns, named, picked
 from ui.components.run_rows import Row, all_rows, chosen, rows
 
@@ -76,6 +77,12 @@ def test_a_run_that_ended_without_keeping_a_stage_has_what_it_measured_once() ->
 def test_the_setting_is_what_the_method_was_told(shown: list[Row]) -> None:
     value = columns(shown)["choices"].value(shown[0])
     assert value.startswith("2:4") and "wanda" in value
+
+
+def test_a_number_in_the_setting_says_what_it_counts_and_defaults_are_left_out() -> None:
+    config = {"bits": 3, "group_size": 32, "rank": 8, "steps": 40, "training_text": "same"}
+    made = job(9, kind="dlqat", config={"model": "toy", "format": "gptq", **config})
+    assert choices(made) == ["3 bits", "group size 32", "rank 8", "gptq"]
 
 
 def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[Row]) -> None:

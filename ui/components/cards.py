@@ -49,8 +49,18 @@ def described(job: Job) -> str:
 
 def treated(job: Job) -> str:
     """HTML: the model, and under it what was chosen of the method."""
-    chosen = " · ".join(map(esc, choices(job)))
-    return f'{model_name(job.config.get("model", NONE))}<span class="quiet under">{chosen}</span>'
+    return model_name(job.config.get("model", NONE)) + _chosen(job)
+
+
+def in_two_lines(job: Job) -> str:
+    """HTML: as `described`, on two lines: "SDS pruning · smollm2-135m" over "2:4 · wanda"."""
+    model = f" · {model_name(job.config['model'])}" if "model" in job.config else ""
+    return esc(kind_title(job)) + model + _chosen(job)
+
+
+def _chosen(job: Job) -> str:
+    text = esc(" · ".join(choices(job)))
+    return f'<span class="clip quiet under" title="{text}">{text}</span>' if text else ""
 
 
 def fraction(job: Job) -> float | None:
@@ -124,8 +134,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence
 
 
 def empty(sentence: str, *links: tuple[str, str]) -> str:
-    """HTML: why there is nothing here, and what to do about it. Links are (address, words)."""
-    buttons = "".join(f'<a class="button" href="{to}">{esc(words)}</a>' for to, words in links)
+    """HTML: why there is nothing here, and what to do about it. Links are (address, words); the
+    first is what most people want."""
+    buttons = "".join(
+        f'<a class="button{"" if place else " primary"}" href="{to}">{esc(words)}</a>'
+        for place, (to, words) in enumerate(links)
+    )
     return f'<div class="empty"><p>{esc(sentence)}</p>{buttons}</div>'
 
 

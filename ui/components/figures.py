@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Protocol
 
+from pydantic.fields import FieldInfo
+
 from backend.store.tables import Job
-from jobs.kinds import Kind, kinds
+from jobs.kinds import JobConfig, Kind, kinds
 from jobs.metrics import INTERNAL, METRICS, Metric
-from ui.components.config_form import advanced, owner
+from ui.components.config_form import advanced, extra, owner
 from ui.format import NONE, duration, number, size
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
 KEPT, SECONDS = "kept", "seconds/"
 WORK = "work"  # told at the end of every run
 SHARED = ("JobConfig", "TextConfig", "EvaluationText")
+ALWAYS = 2  # of the fields of a method, whatever their values
+UNTOLD = (None, "", "auto", "same")
 WRITE: dict[str, Callable[[float | None], str]] = {
     "number": number,
     "share": lambda value: NONE if value is None else f"{100 * value:.2f}",
@@ -64,18 +69,36 @@ def base_model(job: Job) -> str:
 
 
 def choices(job: Job) -> list[str]:
-    """What was chosen of the method itself, such as "2:4" and "wanda": fields that are neither
-    advanced nor shared by all kinds. A switch or an empty text says nothing by itself."""
+    """What was chosen of the method itself, such as "2:4", "wanda" or "group size 128": of the
+    fields that are neither advanced nor shared by all kinds the first two, and those that are not
+    at their default. A switch or an empty text says nothing by itself."""
     kind = kind_of(job)
-    if kind is None:
-        return []
+    fields = _own_fields(kind.config) if kind else []
     return [
-        str(job.config[name])
-        for name, info in kind.config.model_fields.items()
-        if name != "model" and not advanced(info) and info.annotation is not bool
-        if job.config.get(name) not in (None, "")
-        if owner(kind.config, name).__name__ not in SHARED
+        _chosen(info.title or name, str(extra(info).get("unit", "")), value)
+        for place, (name, info) in enumerate(fields)
+        if (value := job.config.get(name)) not in UNTOLD
+        if place < ALWAYS or value != info.default
     ]
+
+
+@lru_cache
+def _own_fields(config: type[JobConfig]) -> list[tuple[str, FieldInfo]]:
+    """Name and description of what can be chosen of a method; asked for once a row of a table."""
+    return [
+        (name, info)
+        for name, info in config.model_fields.items()
+        if name != "model" and not advanced(info) and info.annotation is not bool
+        if owner(config, name).__name__ not in SHARED
+    ]
+
+
+def _chosen(title: str, of: str, value: object) -> str:
+    """A text as it is, a number with what it counts: "3 bits", "group size 64"."""
+    if not isinstance(value, int | float):
+        return str(value)
+    title = title.lower()
+    return f"{value:g} {of}" if of and title.endswith(of) else f"{title} {value:g}"
 
 
 class Figures:

@@ -105,8 +105,7 @@ def _setting(name: str, heading: str, numeric: bool) -> Column:
     return Column(name, heading, value, html, value, numeric, GROUPS[2])
 
 
-def _note(row: Row) -> str:
-    text = row.job.note or ""
+def _clipped(text: str) -> str:
     return f'<span class="clip wide" title="{esc(text)}">{esc(text)}</span>'
 
 
@@ -142,11 +141,13 @@ BEFORE = (
            measure=lambda r: f"{r.job.kind} {kind_title(r.job)}", usual=True),
     _words("model", "Model", lambda r: str(r.job.config.get("model", "")),
            lambda r: model_name(r.job.config.get("model", NONE)), usual=True),
-    _words("choices", "Setting", lambda r: " · ".join(choices(r.job)), usual=True),
+    _words("choices", "Setting", lambda r: " · ".join(choices(r.job)),
+           lambda r: _clipped(" · ".join(choices(r.job))), usual=True),
     _words("state", "State", lambda r: r.job.state, lambda r: badge(r.job.state), usual=True),
     _words("tags", "Tags", lambda r: " ".join(r.job.tags or ()),
            lambda r: tags_html(r.job.tags or ()), measure=lambda r: r.job.tags or ()),
-    _words("note", "Note", lambda r: r.job.note or "", _note),
+    _words("note", "Note", lambda r: r.job.note or "",
+           lambda r: _clipped(r.job.note or "")),
     _words("owner", "By", lambda r: r.job.owner),
     _words("sweep", "Sweep", lambda r: _sweep(r), lambda r: _sweep_link(r)),
 )  # fmt: skip

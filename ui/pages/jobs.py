@@ -19,9 +19,9 @@ from ui.components.actions import buttons, perform
 from ui.components.board import LATEST, Board
 from ui.components.cards import (
     attribute,
-    described,
     empty,
     error_of,
+    in_two_lines,
     named_link,
     progress,
     run_link,
@@ -32,6 +32,7 @@ from ui.components.cards import (
 from ui.components.log_view import LogView, part
 from ui.components.plain import done, failed, notice, plain, said
 from ui.components.saver import Saver, small_file
+from ui.components.waiting import start_words, starts
 from ui.format import NONE, badge, count, esc, href, moment, time_tag
 from ui.frame import READER, Page, actor, live, query
 
@@ -136,20 +137,46 @@ def _tabs(status: Status, tab: str) -> str:
 def _table(found: list[Job], tab: str, status: Status, chosen: Job | None, who: Actor) -> str:
     if not found:
         return ""
-    now = now_ms()
-    active = tab == "active"
-    heads = ["", "Run", "What", "State"]
-    heads += ["Progress", "Time left", "Running for"] if active else ["Why", "Took", "Ended"]
+    if tab == "active":
+        return _active(found, status, chosen, who)
+    return _past(found, chosen, who, why=tab == "failed")
+
+
+def _active(found: list[Job], status: Status, chosen: Job | None, who: Actor) -> str:
+    now, start = now_ms(), starts(status)
     rows = []
     for job in found:
         place = status.position(job.id)
-        cells = [count(place) if place else "", named_link(job), described(job), _state(job)]
-        if active:
-            cells += [progress(job), time_left(job), took(job, now) if job.started_at else ""]
-        else:
-            cells += [_why(job), took(job, now), time_tag(job.finished_at, now)]
-        rows.append([*cells, esc(job.owner), _buttons(job, chosen, who, place)])
-    return table([*heads, "By", "Actions"], rows, numeric=(0, len(heads) + 1))
+        left = start_words(start.get(job.id)) if place else time_left(job)
+        rows.append(
+            [
+                count(place) if place else "",
+                named_link(job),
+                in_two_lines(job),
+                _state(job),
+                progress(job),
+                left,
+                took(job, now) if job.started_at else "",
+                esc(job.owner),
+                _buttons(job, chosen, who, place),
+            ]
+        )
+    heads = ["", "Run", "What", "State", "Progress", "Time left", "Running for", "By", "Actions"]
+    return table(heads, rows, numeric=(0, len(heads) - 1))
+
+
+def _past(found: list[Job], chosen: Job | None, who: Actor, *, why: bool) -> str:
+    now = now_ms()
+    rows = [
+        [
+            named_link(job), in_two_lines(job), _state(job), *([_why(job)] if why else []),
+            took(job, now), time_tag(job.finished_at, now), esc(job.owner),
+            _buttons(job, chosen, who, None),
+        ]
+        for job in found
+    ]  # fmt: skip
+    heads = ["Run", "What", "State", *(["Why"] if why else []), "Took", "Ended", "By", "Actions"]
+    return table(heads, rows, numeric=(len(heads) - 1,))
 
 
 def _state(job: Job) -> str:

@@ -23,6 +23,7 @@ from ui.components.cards import empty, facts, shell, stack
 from ui.components.config_form import Choice, ConfigForm
 from ui.components.plain import done, failed, notice, plain, said
 from ui.components.sweep_form import SweepForm
+from ui.components.waiting import start_words, starts
 from ui.format import duration, esc, href, problem, short_count, size
 from ui.format import runs as counted
 from ui.frame import READER, Page, actor, on_load, query, url_sync
@@ -300,18 +301,26 @@ def enqueue(
         return failed(error), error
     supervisor.ensure()
     first = jobs[0]
-    place = queries.status().position(first.id)
+    where = _place(first)
     if len(jobs) == 1:
-        what, page = f"{esc(first.run)} was added.", ("run", "Open the run")
-        where = f"It is number {place} in the queue." if place else "It is about to start."
+        what, page = "The run was added.", ("run", "Open the run")
     else:
         what, page = f"{len(jobs)} runs were added.", ("sweep", "Open the sweep")
-        where = f"{esc(first.run)} is number {place} in the queue." if place else ""
     links = (
         f'<a href="{href(page[0], id=first.run)}">{page[1]}</a> '
         f'<a href="{href("jobs", id=first.run)}">See the queue</a>'
     )
     return done(f"<b>✓ {what}</b> {where} {links}"), None
+
+
+def _place(job: Job) -> str:
+    """HTML: where the job stands in the queue, and when it may start."""
+    status = queries.status()
+    place = status.position(job.id)
+    if not place:
+        return f"{esc(job.run)} is about to start."
+    when = start_words(starts(status).get(job.id))
+    return f"{esc(job.run)} is number {place} in the queue{f' and {when}' if when else ''}."
 
 
 PAGE = Page("Launch", "launch", build)
