@@ -33,22 +33,24 @@ from ui.pages import (
 )
 from ui.scripts import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.search import search
+from ui.sessions import keep_sessions_small
 from ui.theme import css, theme
 
+SESSIONS = 500  # page views that are remembered; one forgotten is drawn anew at its next change
 NAP = 0.02  # seconds; Gradio looks for events a thousand times a second, 4 % of a core for nothing
 PAGES: tuple[Page, ...] = (
     overview.PAGE,
     launch.PAGE,
     jobs.PAGE,
     runs.PAGE,
-    run.PAGE,
-    sweep.PAGE,
+    compare.PAGE,
     weights.PAGE,
     quant.PAGE,
     speed.PAGE,
     generate.PAGE,
-    compare.PAGE,
     help.PAGE,
+    run.PAGE,
+    sweep.PAGE,
 )
 
 
@@ -60,6 +62,7 @@ def build(pages: tuple[Page, ...] = PAGES) -> gr.Blocks:
     for page in others:
         with app.route(page.name, page.path, show_in_navbar=page.in_navbar):
             _fill(page, pages)
+    keep_sessions_small()
     app.queue(default_concurrency_limit=8, max_size=64)
     app._queue.sleep_when_free = NAP
     return app
@@ -85,7 +88,9 @@ def launch_options() -> dict[str, Any]:
         "quiet": True,
         "share": False,
         "mcp_server": False,
+        "state_session_capacity": SESSIONS,
         "max_file_size": 1,
+        "_frontend": False,  # else a page that takes 3 s on a busy machine is taken for no network
         "blocked_paths": [str(path) for path in unserved()],
         "app_kwargs": {
             "routes": routes(),

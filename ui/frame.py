@@ -38,7 +38,6 @@ READER: dict[str, Any] = {
     "api_visibility": "private",
     "queue": False,
 }
-STANDING = ("compare", "help")  # pages off the navbar that can be opened by themselves
 SEARCH = (
     '<div class="search" role="search"><input type="search" role="combobox" autocomplete="off" '
     'spellcheck="false" placeholder="Search  /" aria-label="Search runs and pages" '
@@ -99,7 +98,7 @@ def _header(page: Page, pages: Sequence[Page]) -> str:
 
 def _known(pages: Sequence[Page]) -> str:
     """HTML attributes: what the search box and the keyboard know."""
-    named = [(p.name, p.path) for p in pages if p.in_navbar or p.path in STANDING]
+    named = [(p.name, p.path) for p in pages if p.in_navbar]
     places = json.dumps([(name, href(path)) for name, path in named])
     keys = json.dumps(shortcuts(named))
     return f'data-pages="{esc(places)}" data-keys="{esc(keys)}"'

@@ -80,6 +80,7 @@ def curves(curve: str | None = None, scale: str = "linear", smooth: str = "none"
 def test_fewer_than_two_runs_lead_to_the_table(lab: Settings, ids: str) -> None:
     page = drawn(ids=ids)
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
+    assert "compare?ids=sds-0002%2Csds-0003%2Csds-0004" in page["head"]  # the newest three
     assert compare.draw_curves(None, None, None, asked(ids=ids))[1] is None
     assert compare.draw_weights(None, asked(ids=ids))[1] is None
 

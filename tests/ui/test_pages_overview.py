@@ -62,6 +62,12 @@ def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
     assert "The model ran out of memory." in side and "resume-sds-0004" in side
 
 
+def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> None:
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', overview.latest_html())
+    assert heads[:2] == ["Run", "Model and setting"] and len(heads) == 2 + overview.FIGURES
+    assert "Perplexity" in heads and "Zeros, %" in heads
+
+
 def test_a_guest_sees_why_a_button_is_off(seeded: Settings) -> None:
     running = overview.draw(asked(GUEST))[0]
     assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
@@ -90,6 +96,13 @@ def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
     dots = next(trace for trace in page["chart"].data if trace.customdata is not None)
     colours = dict(zip(dots.customdata, dots.marker.color, strict=True))
     assert [run for run, colour in colours.items() if colour == "rgba(0,0,0,0)"] == ["sds-0003"]
+
+
+def test_a_few_bytes_put_no_run_on_the_front() -> None:
+    alike = [Point("a", "", "", 750_366, 1.622), Point("b", "", "", 750_374, 1.584)]
+    assert [p.run for p in front(alike, larger_x=False)] == ["b"]
+    low, high = tradeoff(alike, metric("size"), None).layout.xaxis.range
+    assert high - low > 0.01  # MB: it is not a magnifying glass
 
 
 def test_runs_without_the_price_are_counted_in_words(lab: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -64,7 +64,14 @@ def drawn_curve(
         view=f"{name}{log_y}",
     )
     lengths = ", ".join(f"{run} {len(df):,}" for run, df in held.items())
-    return figure, note_html(ASK, f"n = {lengths} points."), _table(held, name, x_title)
+    counted = f"n = {lengths} points.{_left_out(held.values()) if log_y else ''}"
+    return figure, note_html(ASK, counted), _table(held, name, x_title)
+
+
+def _left_out(held: Iterable[pd.DataFrame]) -> str:
+    """What an axis in powers of ten cannot show."""
+    n = sum(int((df["value"] <= 0).sum()) for df in held)
+    return f" Values of 0 or less that are not shown: {n:,}." if n else ""
 
 
 def _title(group: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import gradio as gr
 
+from backend.store import queries
+from backend.store.states import State
 from ui.charts.compared import SMOOTHING, stage_dots
 from ui.components import comparison
 from ui.components.board import LATEST, Board
@@ -28,6 +30,7 @@ from ui.format import esc, href
 from ui.frame import READER, Page, live, on_change, on_load, query, url_sync
 
 STAGES_ASK = "Which run keeps the model's perplexity best, stage by stage? Lower is better."
+RECENT, NEWEST = 50, 3
 FEW = f"Pick {FEWEST} to {MOST} runs in the table of runs, then Compare."
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
 
@@ -116,8 +119,7 @@ def draw(request: gr.Request) -> list[Any]:
     """Head, whether there is anything below it, settings, figures, stages with note and table."""
     of = compared(request)
     if of is None:
-        nothing = empty(FEW, (href("runs"), "To the runs"))
-        return [nothing, gr.update(visible=False), "", "", None, "", ""]
+        return [nothing_html(), gr.update(visible=False), "", "", None, "", ""]
     return [
         comparison.head_html(of),
         gr.update(visible=True),
@@ -125,6 +127,16 @@ def draw(request: gr.Request) -> list[Any]:
         comparison.metrics_card(of),
         *_stages(of),
     ]
+
+
+def nothing_html() -> str:
+    """HTML: what leads to a comparison: the table of runs, or the newest that are alike."""
+    alike: dict[object, list[str]] = {}
+    for job in queries.jobs([State.SUCCEEDED], limit=RECENT):
+        alike.setdefault((job.kind, job.config.get("model")), []).append(job.run)
+    newest = next((runs[:NEWEST] for runs in alike.values() if len(runs) >= FEWEST), [])
+    near = (href("compare", ids=",".join(reversed(newest))), f"Compare the newest {len(newest)}")
+    return empty(FEW, (href("runs"), "To the runs"), *([near] if newest else []))
 
 
 def _stages(of: Comparison) -> list[Any]:
@@ -193,4 +205,4 @@ def export(event: gr.EventData, request: gr.Request) -> Any:
     return contents(f"{'-'.join(of.runs)}.{form}", EXPORTS[form](of).encode())
 
 
-PAGE = Page("Compare", "compare", build, in_navbar=False)
+PAGE = Page("Compare", "compare", build)

@@ -14,7 +14,7 @@ from ui.format import esc, href
 from ui.frame import Page
 from ui.shortcuts import shortcuts
 
-DIRECTIONS = {"lower": "▼ lower is better", "higher": "▲ higher is better", "": "–"}
+DIRECTIONS = {"lower": "▼ lower is better", "higher": "▲ higher is better", "": ""}
 API = "/slimscope/api"
 
 
@@ -28,15 +28,14 @@ def build() -> None:
 
 def figures_html() -> str:
     """HTML: every metric, from the registry."""
-    rows = [[_figure(m), f'<span class="nowrap">{DIRECTIONS[m.better]}</span>']
-            for m in METRICS.values()]  # fmt: skip
-    return card("Figures", table(["Figure", "Direction"], rows))
+    return card("Figures", f'<dl class="words">{"".join(map(_figure, METRICS.values()))}</dl>')
 
 
 def _figure(of: Metric) -> str:
+    about = " · ".join(filter(None, (f"<code>{esc(of.name)}</code>", DIRECTIONS[of.better])))
     return (
-        f'<span class="long"><b>{esc(of.title)}</b> <code>{esc(of.name)}</code><br>'
-        f"{esc(of.definition)}</span>"
+        f"<div><dt>{esc(of.title)}</dt><dd>{esc(of.definition)}"
+        f'<span class="quiet under">{about}</span></dd></div>'
     )
 
 
@@ -105,4 +104,4 @@ def api_html() -> str:
     )
 
 
-PAGE = Page("Help", "help", build, in_navbar=False)
+PAGE = Page("Help", "help", build)

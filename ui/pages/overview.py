@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -38,6 +39,7 @@ from ui.components.cards import (
 from ui.components.choose import Choose
 from ui.components.plain import notice, plain, said
 from ui.components.plotly_view import ChartCard, PlotlyView, chart_card, note_html
+from ui.components.run_rows import Row
 from ui.components.tour import tour
 from ui.format import badge, esc, href, time_tag
 from ui.frame import READER, Page, actor, live, query, url_sync
@@ -46,7 +48,8 @@ from ui.pages.jobs import act
 NEWEST = 8
 NEXT = 3
 PROBLEMS = 3
-LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "tags", "took"}
+FIGURES = 4
+LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "tags", "took", "age"}
 MODEL = "smollm2-135m"
 ASK = "Which run gives the best perplexity for its price?"
 TO_RUN = "() => { window.location.href = `run?id=${slimscope.picked.customdata}`; }"
@@ -85,7 +88,6 @@ def _tradeoff_card() -> tuple[Choose, Choose, ChartCard]:
     view = PlotlyView(
         label="Perplexity against size, zeros or speed, one dot a run", height=400,
         elem_id="overview-tradeoff", render=False,
-        empty="The first run that succeeds appears here.",
     )  # fmt: skip
     return group, x, chart_card("Trade-off", ASK, view, [[group, x]])
 
@@ -140,13 +142,20 @@ def latest_html() -> str:
     if not found:
         return ""
     rows = run_rows.rows(found, queries.results([job.id for job in found]))
-    usual = run_columns.picked((), run_columns.columns(rows))
-    shown = [c for c in usual if c.key not in LEFT_OUT]
+    shown = fullest(run_columns.picked((), run_columns.columns(rows)), rows)
     cells = [[named_link(r.job), treated(r.job), *(c.html(r) for c in shown)] for r in rows]
     heads = ["Run", "Model and setting", *(c.title for c in shown)]
     numeric = [i for i, c in enumerate(shown, 2) if c.numeric]
     more = f'<a href="{href("runs")}">All runs</a>'
     return card("Latest results", table(heads, cells, numeric), more)
+
+
+def fullest(usual: Sequence[run_columns.Column], rows: Sequence[Row]) -> list[run_columns.Column]:
+    """The figures most of these runs have, as they stand side by side on Runs."""
+    found = [c for c in usual if c.key not in LEFT_OUT]
+    found = [c for c in found if any(c.value(row) is not None for row in rows)]
+    best = sorted(found, key=lambda c: -sum(c.value(row) is not None for row in rows))[:FIGURES]
+    return [c for c in found if c in best]
 
 
 def next_html(status: Status) -> str:
@@ -210,13 +219,14 @@ def draw_best(seen: Any, group: str | None, x: str | None, request: gr.Request) 
 
 
 def redraw_best(group: str | None, x: str | None, mark: Any = None) -> list[Any]:
-    """Mark, whether there is a picture, both choices, chart with note and table, and the front."""
+    """Mark, whether there is a picture, both choices, chart with note and table, and the front.
+    The picture begins with the first run that succeeds."""
     rows = run_rows.all_rows()
     held = best.groups(rows)
     of = best.chosen_group(held, group or "")
     seen = list(mark or queries.figures_mark())
     if of is None:
-        return [seen, gr.update(visible=bool(rows)), gr.update(), gr.update(), None,
+        return [seen, gr.update(visible=False), gr.update(), gr.update(), None,
                 note_html(ASK), "", said("")]  # fmt: skip
     name = x if x in of.axes else of.axes[0]
     points = of.points(name)
