@@ -58,8 +58,8 @@ class Group:
     def points(self, name: str) -> list[Point]:
         """The runs that have this figure, the newest first."""
         found = self._points(name)
-        best = front(found, metric(name).better == "higher")
-        return [p for i, p in enumerate(found) if i < MOST or p in best]
+        best = {p.run for p in front(found, metric(name).better == "higher")}
+        return [p for i, p in enumerate(found) if i < MOST or p.run in best]
 
     def _points(self, name: str) -> list[Point]:
         return [
