@@ -129,6 +129,6 @@ KINDS = (
         config=StatisticsJob,
         check=check,
         run=run,
-        stages={DENSE: "Dense"},
+        stages={DENSE: "As stored"},  # it may be a pruned one
     ),
 )

@@ -105,6 +105,7 @@ def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame)
     assert heat.zmin == -heat.zmax and heat.colorscale[1] == (0.5, "#FFFFFF")
     assert title_of(STATISTICS["std"], base) == "Std, difference to dense" in heat.text[5][1]
     assert "points" in title_of(STATISTICS["zero_share"], base)
+    assert heat.colorbar.title.text == "Difference to dense"
 
 
 def test_a_layer_the_other_run_lacks_is_a_hole(table: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,3 +120,6 @@ def test_a_model_as_it_is_has_few_words(stages: list[TensorSnapshot]) -> None:
     rows = {row.name: row.sentence for row in explained(stages[:1], STAGE_LABELS)}
     assert "relative_error" not in rows and "moved" not in rows
     assert rows["zero_share"] == "No weight is exactly zero."
+    pruned = replace(stages[1], stage="dense")  # as the statistics of a saved model have it
+    rows = {row.name: row.sentence for row in explained([pruned], {"dense": "As stored"})}
+    assert rows["zero_share"] == "50.0 % of the weights are exactly zero."

@@ -16,6 +16,7 @@ BANDS = tuple(zip(QUANTILES[:4], QUANTILES[:4:-1], strict=True))  # from the wid
 OPACITY = (0.12, 0.18, 0.28, 0.45)
 MEDIAN = QUANTILES.index(0.5)
 COMPARED = (0.05, 0.95)  # of the dense tensors, drawn as lines
+MOST_TICKS = 12
 
 
 def quantile_bands(
@@ -43,12 +44,13 @@ def quantile_bands(
     if dense:
         lines += _dashed(blocks, list(zip(*dense, strict=True)))
     place = [b for b, name in zip(blocks, tensors, strict=False) if name == picked]
+    few = {"dtick": 1} if max(blocks) - min(blocks) < MOST_TICKS else {"nticks": MOST_TICKS}
     return go.Figure(
         lines,
         layout(
             view=f"depth/{tensors[0] if tensors else ''}",
             top=2 * ROW + 8,
-            xaxis=axis("Block", showgrid=False, nticks=12, tickformat="d"),
+            xaxis=axis("Block", showgrid=False, tickformat="d", **few),
             yaxis=axis("Weight"),
             shapes=[_here(block) for block in place],
             hovermode="x unified",

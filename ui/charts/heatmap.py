@@ -87,7 +87,7 @@ def layer_heatmap(
         zmax=high,
         xgap=1,
         ygap=1,
-        colorbar=colour_bar(title_of(shown, base)) | (even_ticks(high) if base else {}),
+        colorbar=colour_bar(_above(shown, base)) | (even_ticks(high) if base else {}),
     )
     place = rows[rows["tensor"] == picked]
     meta = {"pick": "cell"} | (
@@ -113,6 +113,14 @@ def title_of(shown: Statistic, base: Base | None) -> str:
         return shown.title
     unit = ", points" if shown.percent else ""
     return f"{shown.label}, difference to {base.label.lower()}{unit}"
+
+
+def _above(shown: Statistic, base: Base | None) -> str:
+    """The title of the colours; what is compared stands in the question, so that a phone has room
+    for the rest."""
+    if base is None:
+        return shown.title
+    return f"Difference to {base.label.lower()}{', points' if shown.percent else ''}"
 
 
 def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]:

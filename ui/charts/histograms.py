@@ -171,7 +171,7 @@ def _gap(now: Series, base: Series, gap: np.ndarray) -> go.Scatter:
         y=gap.tolist(),
         mode="lines",
         line={"shape": "hvh", "color": now.stroke.colour, "dash": now.stroke.dash, "width": 2},
-        name=f"{now.label} less {other} · exact zeros {signed(zeros)} points",
+        name=f"{now.label} less {other} · zeros {signed(zeros)} points",
         hovertemplate=f"{now.label} %{{y:+.3f}} points<extra></extra>",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,8 @@ from ui.charts.layout import axis, layout, legend, tint
 from ui.charts.series import ROW, Series, ceiling, reach
 from ui.theme import LIGHT
 
-COLUMNS, ROWS = 3, 4
-PANELS = COLUMNS * ROWS
+COLUMNS = 3
+PANELS = 4 * COLUMNS  # of a page; fewer fill the same space
 BINS = 64
 GAP_X, GAP_Y = 0.03, 0.09
 
@@ -34,21 +35,22 @@ def small_multiples(
     traces: list[go.Scatter] = []
     axes: dict[str, Any] = {}
     titles = []
+    rows = math.ceil(len(panels) / COLUMNS)
     for place, (tensor, (title, series)) in enumerate(panels.items()):
         n = "" if place == 0 else str(place + 1)
-        left, bottom = _corner(place)
-        x_domain = [left, left + _width()]
-        y_domain = [bottom, bottom + _height()]
+        left, bottom = _corner(place, rows)
+        x_domain = [left, min(left + _width(), 1.0)]
+        top = min(bottom + _height(rows), 1.0)
         lowest = place + COLUMNS >= len(panels)
         axes[f"xaxis{n}"] = axis(
             "", showgrid=False, domain=x_domain, anchor=f"y{n}", range=across, nticks=4,
             showticklabels=lowest, matches="x" if n else None, automargin=False,
         )  # fmt: skip
         axes[f"yaxis{n}"] = axis(
-            "", domain=y_domain, anchor=f"x{n}", range=[0, limit], nticks=3,
+            "", domain=[bottom, top], anchor=f"x{n}", range=[0, limit], nticks=3,
             showticklabels=place % COLUMNS == 0, matches="y" if n else None,
         )  # fmt: skip
-        titles.append(_title(title, left, bottom + _height(), tensor == picked))
+        titles.append(_title(title, left, top, tensor == picked))
         for i, s in enumerate(series):
             line = _line(s, i, n, place == 0)
             traces.append(
@@ -73,14 +75,14 @@ def _width() -> float:
     return (1 - GAP_X * (COLUMNS - 1)) / COLUMNS
 
 
-def _height() -> float:
-    return (1 - GAP_Y * (ROWS - 1)) / ROWS
+def _height(rows: int) -> float:
+    return (1 - GAP_Y * (rows - 1)) / rows
 
 
-def _corner(place: int) -> tuple[float, float]:
+def _corner(place: int, rows: int) -> tuple[float, float]:
     """Left and bottom of a panel, in shares of the plot; the first is top left."""
     row, column = divmod(place, COLUMNS)
-    return column * (_width() + GAP_X), (ROWS - 1 - row) * (_height() + GAP_Y)
+    return column * (_width() + GAP_X), (rows - 1 - row) * (_height(rows) + GAP_Y)
 
 
 def _title(text: str, left: float, top: float, picked: bool) -> dict[str, Any]:

@@ -24,10 +24,10 @@ TELLING = ("relative_error", "kurtosis")  # the map begins with the first there 
 DENSE = "dense"
 LAYERS = {"map": "Map", "depth": "Depth", "shapes": "Shapes"}
 VIEWS = {
-    "overlay": "Overlay", "mirror": "Mirror", "magnitude": "Magnitude", "cumulative": "Cumulative",
+    "overlay": "Overlay", "mirror": "Mirror", "magnitude": "Magnitude", "cumulative": "CDF",
     "difference": "Difference", "channels": "Channels", "story": "Steps",
 }  # fmt: skip
-AGAINST = {"": "Nothing", "dense": "Dense", "run": "The other run"}
+AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 GROUPS = {"module": "All blocks", "block": "All modules"}
 ORDERS = {"size": "By size", "index": "By number"}
 

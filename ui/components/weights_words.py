@@ -70,6 +70,8 @@ class Path:
 
 
 def _zeros(path: Path) -> str:
+    if len(path.main) == 1 and (only := path.values("zero_share")[0][1]):
+        return f"{share(only)} of the weights are exactly zero."
     parts: list[str] = []
     before = 0.0
     for label, value in path.values("zero_share"):
