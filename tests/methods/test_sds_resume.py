@@ -216,3 +216,18 @@ def test_damping_is_not_raised_for_ever(stubborn, toy, ids: Tensor, tmp_path: Pa
     with pytest.raises(MethodFailed, match=r"q_proj could not be pruned") as caught:
         run_sds(toy(), ids, config(base="magnitude"), Checkpoints(tmp_path), SilentReporter())
     assert caught.value.do
+
+
+def test_a_hessian_of_too_little_text_is_damped_aloud(
+    toy, ids: Tensor, tmp_path: Path, recorder
+) -> None:
+    """32 tokens give a matrix of rank 32 at most, for layers with 64 and 192 inputs."""
+    told, model = recorder(), toy()
+    chosen = config(base="sparsegpt", damping=1e-7, until="first", holdout=0, control=False)
+    result = run_sds(model, ids[:2, :16], chosen, Checkpoints(tmp_path), told)
+    raised = [text for text in result.warnings if "not positive definite" in text]
+    assert raised and set(raised) <= set(told.lines)
+    for block in range(3):
+        for linear in block_linears(model, block).values():
+            W = linear.read()
+            assert W.isfinite().all() and ((W.view(-1, 4) != 0).sum(1) <= 2).all()
