@@ -13,6 +13,7 @@ import traceback
 from sqlalchemy.exc import OperationalError
 
 from backend.errors import SlimscopeError, Stopped
+from backend.models.estimate import is_out_of_memory
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
 from backend.store.tables import Job
@@ -69,12 +70,12 @@ def explain(error: Exception) -> dict[str, str]:
     """What happened, why, and what to do, of any error."""
     if isinstance(error, SlimscopeError):
         return {"what": error.what, "why": error.why, "do": error.do}
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if is_out_of_memory(error):
         return {
             "what": "The run needed more memory than there is.",
             "why": str(error).split("\n")[0][:500],
-            "do": "Lower the segments per forward pass, the segments or the context length, then "
-            "resume.",
+            "do": "Free some memory and resume, or add the run anew with fewer segments at a time "
+            "or a shorter context.",
         }
     return {
         "what": "The run stopped at an error it does not know.",

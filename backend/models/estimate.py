@@ -13,12 +13,13 @@ import psutil
 from backend.errors import ModelRefused
 from backend.models.facts import ModelFacts
 
-RUNTIME = 350 * 2**20  # the interpreter and the libraries themselves
+RUNTIME = 600 * 2**20  # the interpreter and the libraries themselves, as a run has them loaded
 COMFORT = 0.8  # share of the memory a run may fill before its model is streamed
 WAITING = 0.25  # share of the memory hidden states may fill before they wait on disk
 LOGITS = 2**26  # entries [b, L, V] that one forward pass may make: 256 MB in float32
 SCRATCH = 8  # copies of the largest weight that a solver holds while it works on it
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 CGROUPS = (  # limit and use, of version 2 and version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -118,6 +119,12 @@ def memory_available() -> int:
             rest = int(Path(limit).read_text()) - int(Path(used).read_text())
             available = min(available, max(rest, 0))
     return available
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the memory, of the machine or of a GPU, did not last."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)
 
 
 TO_LOWER = {  # part -> in words, what to do, and the field that does it

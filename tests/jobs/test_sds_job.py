@@ -12,12 +12,14 @@ import pytest
 
 from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
 from backend.models.catalogue import inspect
+from backend.models.estimate import RUNTIME
 from backend.queue.folders import run_folder, work_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.needs import disk, memory
 from jobs.record import record
+from jobs.run import explain
 from jobs.sds import SDSJob, verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait, process_of
@@ -26,6 +28,9 @@ SMALL = {
     "model": "toy", "segments": 8, "context": 64, "windows": 8, "adjust_steps": 5,
     "redense_steps": 5, "threads": 1, "precision": "float32",
 }  # fmt: skip
+
+
+LITTLE = int(1.1 * RUNTIME)  # memory that a run on the toy fits into, but not comfortably
 
 
 class DiskUsage(NamedTuple):
@@ -70,7 +75,8 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     pruned = [t for t in found["tensors"] if t["stage"] in ("first", "control", "sds")]
     assert all(t["zero_share"] == 0.5 for t in pruned)
     assert found["environment"]["text"]["evaluation"]["corpus"] == "toystories"
-    assert found["timings"]["peak_bytes"] > 1e8
+    _, estimate = checked("sds", SMALL)
+    assert 1e8 < found["timings"]["peak_bytes"] < 1.2 * estimate.bytes
     kept = next(r["kept"] for r in found["results"] if r["metric"] == "kept")
     value, zero_share = plain_perplexity(job.run)
     assert value == pytest.approx(ppl[kept], rel=1e-4)
@@ -163,9 +169,9 @@ def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
     [
         (10**10, {}, False),
         (10**10, {"weights": "streamed"}, True),
-        (4 * 10**8, {}, True),  # what is left over needs less than the toy as a whole
-        (4 * 10**8, {"weights": "memory"}, False),
-        (4 * 10**8, {"calibration_text": "self"}, False),
+        (LITTLE, {}, True),
+        (LITTLE, {"weights": "memory"}, False),
+        (LITTLE, {"calibration_text": "self"}, False),
     ],
 )
 def test_a_model_is_streamed_when_it_would_not_fit(
@@ -180,13 +186,23 @@ def test_a_model_is_streamed_when_it_would_not_fit(
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.sds.memory_available", lambda: 400_000_000)
+    monkeypatch.setattr("jobs.sds.memory_available", lambda: LITTLE)
     _, estimate = checked("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
     with pytest.raises(ModelRefused) as refused:
         checked("sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"})
     assert refused.value.field == "segments" and "wait on disk" in refused.value.do
     checked("sds", {**SMALL, "segments": 4096, "context": 256})  # they wait on disk by themselves
+
+
+def test_memory_that_does_not_last_says_what_to_lower() -> None:
+    said = (
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    told = explain(RuntimeError(f"{said}.\nStack"))
+    assert told["what"] == "The run needed more memory than there is."
+    assert told["why"].endswith("9 bytes.") and "fewer segments" in told["do"]
+    assert "does not know" in explain(RuntimeError("shapes cannot be multiplied"))["what"]
 
 
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,3 +199,15 @@ def test_memory_that_does_not_last_for_a_forward_pass(
     with pytest.raises(MethodFailed, match="forward passes and Grams of block 2") as caught:
         run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
     assert caught.value.field == "batch"
+
+
+def test_memory_that_does_not_last_for_the_held_out_losses(
+    toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> float:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("backend.methods.sds.holdout.mean_loss", fail)
+    with pytest.raises(MethodFailed, match="held-out losses") as caught:
+        run_sds(toy(), calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+    assert caught.value.field == "context"

@@ -10,6 +10,7 @@ from backend.models.estimate import (
     RUNTIME,
     block_weights,
     gram_memory,
+    is_out_of_memory,
     memory_available,
     memory_needed,
     memory_parts,
@@ -91,6 +92,19 @@ def test_refusal_names_both_numbers():
     refuse_beyond(10, 10, "It")
     with pytest.raises(ModelRefused, match=r"12 GB; 8\.5 GB"):
         refuse_beyond(12 * 10**9, 8_500_000_000, "It")
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_lack_of_memory_is_recognised_by_its_words(error, short):
+    assert is_out_of_memory(error) is short
 
 
 def test_this_machine_has_some_memory():

@@ -130,7 +130,7 @@ def test_an_architecture_transformers_does_not_know_is_refused(own_folder):
 
 def test_a_model_beyond_the_memory_is_refused_with_both_numbers(monkeypatch):
     monkeypatch.setattr(loading, "memory_available", lambda: 1_000_000)
-    with pytest.raises(ModelRefused, match=r"368 MB; 1 MB"):
+    with pytest.raises(ModelRefused, match=r"630 MB; 1 MB"):
         load("toy")
 
 

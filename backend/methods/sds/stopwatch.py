@@ -11,12 +11,14 @@ import torch
 
 from backend.errors import MethodFailed
 from backend.methods.sds.config import STEP_LABELS, Stage
+from backend.models.estimate import is_out_of_memory
 
 LOWER = {  # step -> what to lower when the memory does not last, and the field that does it
     "inputs": ("Lower the segments per forward pass or the context length.", "batch"),
+    "heldout": ("Lower the context length.", "context"),
     Stage.REDENSE: ("Choose the gram solver, or let the weights be streamed.", "redense"),
 }
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+ELSE = ("Let the weights be streamed; if they are, leave the largest layers dense.", "weights")
 
 
 class Stopwatch:
@@ -36,7 +38,7 @@ class Stopwatch:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or any(x in str(error).lower() for x in NO_MEMORY):
+            if is_out_of_memory(error):
                 raise self._short(step, error) from error
             raise
         if torch.cuda.is_available():
@@ -44,7 +46,7 @@ class Stopwatch:
         self.seconds[step] += time.perf_counter() - start
 
     def _short(self, step: str, error: Exception) -> MethodFailed:
-        do, field = LOWER.get(step, ("Let the weights be streamed.", "weights"))
+        do, field = LOWER.get(step, ELSE)
         return MethodFailed(
             f"The memory does not last for the {STEP_LABELS.get(step, step)}{self._where}.",
             str(error).split("\n")[0][:300],
