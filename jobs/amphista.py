@@ -15,7 +15,6 @@ from backend.methods.amphista.config import (
     TrainingConfig,
     arm_of,
 )
-from backend.models.catalogue import inspect
 from backend.models.estimate import memory_available, refuse_beyond
 from jobs.amphista_needs import (
     corpus_name,
@@ -25,8 +24,8 @@ from jobs.amphista_needs import (
     refuse_unfit,
     require_text,
 )
+from jobs.bases import BaseConfig, base_of, load_base, refuse_precision
 from jobs.kinds import Estimate, JobConfig, Kind
-from jobs.model import ModelConfig
 from jobs.pace import START_S, seconds_for
 from jobs.prompts import PromptConfig, check_prompts, prompt_set, readable_ids
 
@@ -94,7 +93,7 @@ class DataConfig(PromptConfig):
     )
 
 
-class AmphistaJob(ModelConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
+class AmphistaJob(BaseConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
     """A base, a shape, data, and a budget."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -110,7 +109,9 @@ def part(config: BaseModel, kind: type[BaseModel]) -> Any:
 
 def check(config: AmphistaJob) -> Estimate:
     """Refuses what cannot work; tells what the rest will cost."""
-    facts = inspect(config.model)
+    base = base_of(config.model)
+    facts = base.facts
+    refuse_precision(base, config.precision)
     refuse_unfit(config, facts)
     if config.data == "answers":
         check_prompts(config, facts)
@@ -160,23 +161,6 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     judged = train(drafter, target, learnt, heldout, config, context, phases)
     phases.phase("measure").progress(0, 1, "Measuring this machine")
     finish(drafter, target, judged, base, (learnt, heldout), config, context, loaded)
-
-
-def load_base(spec: str, device: str, precision: str, context: JobContext) -> LoadedModel:
-    """The base, frozen, in the precision asked for."""
-    import torch
-
-    from backend.models.loading import load
-    from backend.models.precision import computes_bfloat16
-
-    if precision == "auto":
-        fast = computes_bfloat16(torch.device(device))
-        precision = "bfloat16" if fast else "float32"
-    context.log(f"Loading {spec} on {device} in {precision}.")
-    context.environment(precision=precision)
-    loaded = load(spec, device, getattr(torch, precision), context.log)
-    loaded.model.requires_grad_(False)
-    return loaded
 
 
 def sources_of(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> Sources:

@@ -32,7 +32,7 @@ from jobs.model import absolute
 from jobs.phases import Phase, Phases
 from jobs.prompts import prompt_set, readable_ids
 from jobs.speed import SIZES, TREE_PROMPTS, SpeedJob
-from jobs.speed_words import ASSISTANT, LOOKUP
+from jobs.speed_words import ASSISTANT, LOOKUP, path_name
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 
@@ -58,7 +58,7 @@ class Contest:
         answered = self._ask_all("prompt", arms, self.prompts, self.config.rounds, phase)
         tasks = [prompt.task for prompt, _ in self.prompts]
         for name, proposer in arms.items():
-            self._record(name, summarise(name, answered), proposer.nodes)
+            self._record(name, summarise(name, answered), proposer)
             for task in dict.fromkeys(tasks):
                 own = [each for each, of in zip(answered, tasks, strict=True) if of == task]
                 self._record_task(name, task, summarise(name, own))
@@ -157,17 +157,21 @@ class Contest:
 
     # what is recorded ------------------------------------------------------------------------
 
-    def _record(self, name: str, found: Summary, nodes: int) -> None:
+    def _record(self, name: str, found: Summary, proposer: Proposer) -> None:
         """The figures of one arm over all prompts."""
         result, drafter = self.context.result, self.drafters.get(name)
         speed, up, n = found.speed, found.speed_up, self.config.rounds
         spread = {"lowest": speed.lowest, "highest": speed.highest}
         result(name, "tokens_per_second", speed.value, n=n, prompts=found.prompts, **spread)
-        about: dict[str, Any] = {"nodes": nodes, "arm": drafter.arm if drafter else ""}
+        about: dict[str, Any] = {"nodes": proposer.nodes, "arm": drafter.arm if drafter else ""}
         result(name, "speed_up", up.value, n=n, lowest=up.lowest, highest=up.highest, **about)
         lengths = {str(length): count for length, count in found.lengths.items()}
         passes = sum(found.lengths.values())
-        result(name, "accepted_length", found.accepted, n=passes, lengths=lengths)
+        more: dict[str, Any] = {}
+        if isinstance(proposer, DraftedTree):
+            paths = proposer.tree.paths
+            more["hits"] = {path_name(path): found.hits.get(path, 0.0) for path in paths}
+        result(name, "accepted_length", found.accepted, n=passes, lengths=lengths, **more)
         parts = {part: 1000 * seconds for part, seconds in found.parts.items()}
         result(name, "break_even", found.break_even, milliseconds=parts)
         same = {"first_difference": found.first_difference}

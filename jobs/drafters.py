@@ -44,6 +44,16 @@ def drafter_config(job: Job) -> dict[str, Any]:
     return found
 
 
+def expected_hits(run: str) -> dict[tuple[int, ...], float]:
+    """Path of a guess -> share of held-out anchors at which it was right; nothing where the run
+    is gone."""
+    try:
+        growth = drafter_config(queries.job(run))["growth"]
+    except (NotFound, OSError, ValueError, KeyError):
+        return {}
+    return {tuple(path): value for path, value in growth}
+
+
 def drafters_named(text: str, model: str, field: str) -> list[Job]:
     """The runs named in a list with commas; all trained for `model`, none twice.
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field
 
 from backend.errors import ConfigRefused, SlimscopeError
-from backend.models.catalogue import inspect
 from backend.models.estimate import RUNTIME, memory_available, refuse_beyond, weight_memory
+from jobs.bases import base_of, load_base, refuse_precision
 from jobs.drafters import KIND as DRAFTER_KIND
 from jobs.drafters import drafter_folder, drafter_run
-from jobs.evaluation import RUN, saved_model
+from jobs.evaluation import RUN
 from jobs.generated import ENDS, MOST, writing, written
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.model import absolute
@@ -51,8 +51,9 @@ class GenerateJob(JobConfig):
         min_length=1,
         max_length=1000,
         title="Models and drafters",
-        description="One to four, with commas: a model; a run that saved one; or a run of the kind "
-        "amphista, whose base then decodes with its drafter.",
+        description="One to four: a model, a run that saved one, or a run of the kind amphista, "
+        "whose base then decodes with its drafter.",
+        json_schema_extra={"many": True},
     )
     max_new_tokens: int = Field(
         96,
@@ -135,7 +136,8 @@ class Side:
     """One of those who answer.
 
     Attributes:
-        name: as it was given; model: a spec that can be loaded; drafter: its folder, if it has one.
+        name: as it was given; model: a base (see `jobs.bases`); drafter: its folder, if there is
+        one.
     """
 
     name: str
@@ -162,12 +164,10 @@ def sides_of(text: str) -> list[Side]:
 
 
 def _side(name: str) -> Side:
-    if not RUN.fullmatch(name):
-        return Side(name, absolute(name))
-    if name.startswith(f"{DRAFTER_KIND}-"):
+    if RUN.fullmatch(name) and name.startswith(f"{DRAFTER_KIND}-"):
         job = drafter_run(name, "sides")
         return Side(job.run, str(job.config["model"]), drafter_folder(job))
-    return Side(name, saved_model(name, "sides")[0])
+    return Side(name, absolute(name))
 
 
 def check(config: GenerateJob) -> Estimate:
@@ -180,7 +180,11 @@ def check(config: GenerateJob) -> Estimate:
     facts = []
     for side in sides_of(config.sides):
         try:
-            facts.append(inspect(side.model))
+            base = base_of(side.model, "sides")
+            refuse_precision(base, config.precision)
+            facts.append(base.facts)
+        except ConfigRefused:
+            raise
         except SlimscopeError as error:
             raise type(error)(error.what, error.why, error.do, "sides") from error
     shortest = min(facts, key=lambda each: each.context)
@@ -205,7 +209,6 @@ def check(config: GenerateJob) -> Estimate:
 def run(config: GenerateJob, context: JobContext) -> None:
     """Writes one side after the other; those an earlier attempt has finished are kept."""
     from backend.methods.amphista.target import Target
-    from jobs.amphista import load_base
     from jobs.environment import prepare
 
     device, sides = prepare(config, context), sides_of(config.sides)

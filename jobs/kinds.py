@@ -31,7 +31,7 @@ class JobConfig(BaseModel):
         ge=0,
         lt=2**31,
         title="Seed",
-        description="Same seed, threads and config give the same weights.",
+        description="Same seed, threads and config give the same result.",
     )
     threads: int = Field(
         0,

@@ -13,9 +13,10 @@ from backend.models.catalogue import inspect
 from backend.models.estimate import RUNTIME, memory_available, refuse_beyond, weight_memory
 from backend.models.facts import ModelFacts
 from backend.store.tables import Job
+from jobs.bases import BaseConfig, base_of, load_base, refuse_precision
 from jobs.drafters import drafter_config, drafter_folder, drafters_named
 from jobs.kinds import Estimate, JobConfig, Kind
-from jobs.model import ModelConfig, absolute
+from jobs.model import absolute
 from jobs.pace import seconds_for
 from jobs.prompts import PromptConfig, check_prompts
 from jobs.speed_words import LABELS, sentences
@@ -37,8 +38,8 @@ class TimingConfig(BaseModel):
         max_length=300,
         title="Drafters",
         description="Finished runs of the kind amphista whose base is the model, such as "
-        "amphista-0007; several with commas.",
-        json_schema_extra={"choices": "drafters"},
+        "amphista-0007.",
+        json_schema_extra={"choices": "drafters", "many": True},
     )
     lookup: bool = Field(
         True,
@@ -101,7 +102,7 @@ class TimingConfig(BaseModel):
     )
 
 
-class SpeedJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
+class SpeedJob(BaseConfig, TimingConfig, PromptConfig, JobConfig):
     """A model, its rivals, and the prompts they answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -112,7 +113,9 @@ class SpeedJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
 
 def check(config: SpeedJob) -> Estimate:
     """Refuses what cannot work; tells what the rest will cost."""
-    facts = inspect(config.model)
+    base = base_of(config.model)
+    facts = base.facts
+    refuse_precision(base, config.precision)
     runs = drafters_named(config.drafters, config.model, "drafters")
     refuse_unfit(config, facts, runs)
     check_prompts(config, facts)
@@ -181,7 +184,6 @@ def run(config: SpeedJob, context: JobContext) -> None:
     """The whole job. The answers to a prompt are a checkpoint, so a killed job goes on."""
     from backend.methods.amphista.target import Target
     from backend.store import queries
-    from jobs.amphista import load_base
     from jobs.contest import Contest
     from jobs.environment import prepare
 

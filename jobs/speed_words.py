@@ -43,6 +43,7 @@ class Arm:
         kind: Amphista, Medusa, …; empty for those that are not trained.
         ranges: metric -> (lowest, highest) over rounds.
         lengths: accepted length -> passes; milliseconds: part of a pass -> mean.
+        hits: path of a node of its tree -> share of passes that found it right.
         tasks: task -> (speed-up, mean accepted length).
     """
 
@@ -58,6 +59,7 @@ class Arm:
     first_difference: int | None = None
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
+    hits: dict[tuple[int, ...], float] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
     tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -65,6 +67,16 @@ class Arm:
     def label(self) -> str:
         """How people call it: "Amphista (amphista-0007)"."""
         return f"{self.kind} ({self.name})" if self.kind else LABELS.get(self.name, self.name)
+
+
+def path_name(path: tuple[int, ...]) -> str:
+    """A node of a tree by the ranks of its guesses, from 0: "0.2"."""
+    return ".".join(map(str, path))
+
+
+def path_named(name: str) -> tuple[int, ...]:
+    """The node `path_name` named."""
+    return tuple(map(int, name.split(".")))
 
 
 def arms_of(results: Iterable[Row]) -> list[Arm]:
@@ -89,6 +101,8 @@ def _read(arm: Arm, row: Row) -> None:
         case "accepted_length":
             arm.accepted = row.value
             arm.lengths = {int(length): count for length, count in more["lengths"].items()}
+            hits = more.get("hits", {})
+            arm.hits = {path_named(name): share for name, share in hits.items()}
         case "break_even":
             arm.break_even, arm.milliseconds = row.value, more["milliseconds"]
         case "same_text":

@@ -14,7 +14,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.drafters import drafter_folder, drafters_named, finished_drafters
+from jobs.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
 from jobs.speed_words import VANILLA, arms_of, sentences
 from jobs.submit import submit
 from tests.methods.amphista_toys import base, drafter_of
@@ -61,6 +61,10 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert arms["assistant"].accepted > 3  # the base itself guesses
     assert arms[one.run].nodes == 4 and arms[one.run].label == f"Amphista ({one.run})"
     assert arms[medusa.run].kind == "Medusa"
+    assert list(arms[one.run].hits) == [(0,), (1,), (0, 0)] and not arms["lookup"].hits
+    assert expected_hits(one.run) == dict(GROWTH) and expected_hits("amphista-0099") == {}
+    right = sum(arms[one.run].hits.values())
+    assert arms[one.run].accepted == pytest.approx(1 + right, abs=0.2)  # last passes are cut
     assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
                for arm in arms.values())  # fmt: skip
     assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
