@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
+from sqlalchemy import select
 
 from backend.store import queries
+from backend.store.session import reading
+from backend.store.tables import Slot
 from jobs.generated import written
-from tests.browser.conftest import EVIL, Dashboard
+from tests.browser.conftest import EVIL, Dashboard, tab
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
@@ -19,6 +22,7 @@ def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
     expect(page.locator("#generate-board")).to_contain_text("Nothing has been asked yet")
     page.locator("#generate-field-prompt textarea").fill(EVIL)
     sides = page.locator("#generate-field-sides input")
+    sides.press("Backspace")  # takes the usual model out
     sides.fill("toy, toy")
     sides.press("Enter")
     tokens = page.locator("#generate-field-max-new-tokens input")
@@ -41,3 +45,32 @@ def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
     page.get_by_role("button", name="Tie").click()
     expect(page.get_by_test_id("vote")).to_contain_text("Found equal")
     assert queries.job("generate-0001").tags == ["tie"]
+
+
+@pytest.fixture
+def two_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIMSCOPE_SLOTS", "2")
+
+
+def test_two_ask_at_once_both_texts_grow_and_stop_frees_a_slot(
+    two_slots: None, dashboard: Dashboard, browser: Browser
+) -> None:
+    with tab(browser, dashboard) as one, tab(browser, dashboard) as other:
+        for page in (one, other):
+            page.goto(f"{dashboard.url}/generate")
+            page.locator("#generate-field-prompt textarea").fill("Count from one to a thousand.")
+            page.locator("#generate-field-max-new-tokens input").fill("1000")
+            page.locator("#generate-ask").click()
+        for page in (one, other):
+            page.wait_for_function("document.querySelector('.strip')?.textContent.length > 0")
+            page.wait_for_function(
+                "(n) => document.querySelector('.strip').textContent.length > n",
+                arg=len(page.locator(".strip").first.inner_text()),
+            )
+        stopped, going = (job.run for job in reversed(queries.jobs()))
+        one.get_by_test_id(f"cancel-{stopped}").click()
+        one.get_by_role("dialog").get_by_role("button", name="Cancel run").click()
+        expect(one.locator("#generate-board")).to_contain_text("cancelled")
+        with reading() as session:
+            held = [*session.scalars(select(Slot.attempt_id).where(Slot.attempt_id.is_not(None)))]
+        assert held == [queries.attempts(going)[0].id]

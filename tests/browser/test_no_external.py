@@ -23,8 +23,7 @@ from jobs.submit import submit
 from tests.browser.conftest import ROOT, Dashboard, free_port, wait_for
 from ui import app
 
-expect.set_options(timeout=60_000)
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 TOKEN = "a-token-for-the-tests"
 PAGES = [page.path for page in app.PAGES] + ["slimscope/docs", "slimscope/host"]
@@ -140,7 +139,7 @@ def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     assert process.stdout is not None
     printed: list[str] = []
     threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True).start()
-    wait_for(f"http://127.0.0.1:{port}")
+    wait_for(f"http://127.0.0.1:{port}", process)
     yield f"http://127.0.0.1:{port}", printed
     process.kill()
     process.wait()
@@ -161,6 +160,9 @@ def test_the_printed_link_makes_a_host_and_leaves_no_trace(
     expect(
         page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("retry-sds-0001"))
     ).to_be_disabled()
+    page.goto(f"{url}/launch")
+    expect(page.locator("#launch-said")).to_contain_text("Guests may look")
+    expect(page.locator("#launch-add")).to_be_disabled()
     page.goto(link.replace(socket.gethostname(), "127.0.0.1"))
     page.wait_for_url(f"{url}/")
     expect(page.locator("#frame-status-line")).not_to_contain_text("guest")

@@ -1,29 +1,36 @@
-"""The queue as two people see it: order, cancelling, a failure, and a curve that stays zoomed while
-it grows."""
+"""The queue as several people see it: order, cancelling, a failure, curves that stay as they were
+left while they grow, and what it costs that many look on."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import cycle
 
 import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from backend.queue import service
-from backend.queue.service import Actor
-from backend.settings import settings
 from backend.store import queries
-from backend.store.session import engine_for
 from backend.store.states import ACTIVE, TERMINAL, State
-from jobs.kinds import kinds
 from jobs.submit import submit
-from tests.browser.conftest import PLUGIN, Dashboard, opened, started, tab
+from tests.browser.conftest import (
+    HOST,
+    PLUGIN,
+    Dashboard,
+    forget_settings,
+    opened,
+    patient,
+    started,
+    tab,
+)
 
-expect.set_options(timeout=60_000)
-HOST = Actor("mira", "host")
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+REFRESHES = """() => performance.getEntriesByType('resource')
+  .filter((entry) => entry.name.includes('/run/predict')).map((entry) => entry.duration)"""
 RANGE = "document.querySelector('#run-curve .js-plotly-plot')._fullLayout.xaxis.range"
 
 
@@ -41,15 +48,12 @@ def queue(shared_queue: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """The same; the test reads it and adds to it."""
     monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(shared_queue.data))
     monkeypatch.setenv("SLIMSCOPE_PLUGINS", PLUGIN)
-    settings.cache_clear()
-    kinds.cache_clear()
+    forget_settings()
     yield shared_queue
     for job in queries.jobs(ACTIVE):
         service.cancel(job.run, HOST)
         until(job.run, *TERMINAL)
-    engine_for.cache_clear()
-    settings.cache_clear()
-    kinds.cache_clear()
+    forget_settings()
 
 
 @pytest.fixture
@@ -87,7 +91,8 @@ def test_what_one_person_does_to_the_queue_another_sees(
         expect(other.locator("#jobs-board tbody tr")).to_have_count(3)
         assert order(other) == [first, second, third]
         page.get_by_test_id(f"next-{third}").click()
-        expect(other.locator("#jobs-board tbody tr").nth(1)).to_contain_text(third)
+        soon = 1000 * patient(5)
+        expect(other.locator("#jobs-board tbody tr").nth(1)).to_contain_text(third, timeout=soon)
         assert order(other) == [first, third, second]
         page.get_by_test_id(f"cancel-{second}").click()
         page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
@@ -102,7 +107,39 @@ def test_what_one_person_does_to_the_queue_another_sees(
             assert until(run, State.CANCELLED) == State.CANCELLED
         expect(other.locator("#jobs-board")).to_contain_text("Nothing runs and nothing waits.")
     process.wait(10)
+    job = queries.job(first)
+    assert (job.finished_at or 0) - (job.desired_at or 0) < 1000 * patient(10)
+    assert [e.type for e in queries.events(first)][-2:] == ["asked to stop", "cancelled"]
     assert not queries.curves(first).empty  # what was measured is kept
+
+
+def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
+    page: Page, queue: Dashboard
+) -> None:
+    busy = counted(steps=3000)
+    until(busy, State.RUNNING)
+    while queries.job(busy).eta_s is None:  # its pace is learned from its first steps
+        time.sleep(0.1)
+    opened(page, f"{queue.url}/launch?kind=sds&model=toy")
+    expect(page.locator("#launch-preview")).to_contain_text("--model toy")
+    said = page.locator("#launch-said")
+    for place in (1, 2):
+        page.locator("#launch-add").click()
+        expect(said).to_contain_text(f"is number {place} in the queue and starts")
+    first, second = queries.queued()
+    before = second.config
+    segments = page.locator("#sds-field-segments input")
+    segments.fill("5")
+    segments.press("Tab")
+    expect(page.locator("#launch-preview")).to_contain_text("--segments 5")
+    assert queries.job(second.run).config == before != {**before, "segments": 5}
+    said.get_by_role("link", name="See the queue").click()
+    rows = page.locator("#jobs-board tbody tr")
+    expect(rows).to_have_count(3)
+    for place, job in ((1, first), (2, second)):
+        row = rows.filter(has_text=job.run)
+        expect(row.locator("td").first).to_have_text(str(place))
+        expect(row).to_contain_text("starts")
 
 
 def test_a_failed_run_says_why_and_is_repeated_beside_the_old_one(
@@ -113,6 +150,9 @@ def test_a_failed_run_says_why_and_is_repeated_beside_the_old_one(
     opened(page, f"{queue.url}/run?id={run}")
     problem = page.locator("#run-head .problem")
     expect(problem).to_contain_text("The count failed. It was told to. Resume it.")
+    page.get_by_role("tab", name="Log").click()
+    last = "backend.errors.MethodFailed: The count failed. It was told to. Resume it."
+    expect(page.locator("#run-log pre")).to_contain_text(last)
     page.get_by_test_id(f"retry-{run}").click()
     expect(page.locator("#run-said")).to_contain_text("is queued")
     (repeated,) = queries.replays(run)
@@ -147,6 +187,27 @@ def test_a_curve_stays_zoomed_while_it_grows(page: Page, queue: Dashboard) -> No
     page.wait_for_function(f"{RANGE}[1] > {zoomed[1]}")
 
 
+def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
+    page: Page, queue: Dashboard
+) -> None:
+    short, long = counted(steps=4, pause=0), counted(steps=900, pause=0.05)
+    until(long, State.RUNNING)
+    opened(page, f"{queue.url}/compare?ids={short},{long}&curve=count")
+    chart = "document.querySelector('#compare-lines .js-plotly-plot')"
+    page.wait_for_function(f"{chart}?._fullData?.length === 2")
+    page.locator("#compare-lines .legendtoggle").first.click()
+    hidden = f"{chart}._fullData[0].visible === 'legendonly'"
+    page.wait_for_function(hidden)
+    points = f"{chart}.data[1].x.length"
+    before = page.evaluate(points)
+    page.wait_for_function(f"{points} > {before + 5}")
+    assert page.evaluate(hidden)
+    page.locator("#compare-y").get_by_label("Log").check()
+    card = page.locator(".card", has=page.locator("#compare-lines"))
+    expect(card.locator(".question")).to_contain_text("of 0 or less that are not shown: 2")
+    page.wait_for_function(f"{chart}._fullLayout.yaxis.type === 'log'")
+
+
 def test_two_browsers_and_a_reload_show_the_same_run(
     page: Page, queue: Dashboard, browser: Browser
 ) -> None:
@@ -159,13 +220,32 @@ def test_two_browsers_and_a_reload_show_the_same_run(
     while queries.job(run).done <= done and time.monotonic() < deadline:
         time.sleep(0.1)
     assert queries.job(run).done > done
-    shown = []
-    for _ in range(2):
-        with tab(browser, queue) as other:
-            opened(other, f"{queue.url}/run?id={run}&tab=log")
-            expect(other.locator("#run-head")).to_contain_text("running")
-            expect(other.locator("#frame-status-line")).to_contain_text(run)
-            other.reload()
-            expect(other.locator("#run-head")).to_contain_text("running")
-            shown.append(other.get_by_role("tab", selected=True).inner_text())
-    assert shown == ["Log", "Log"]
+    with tab(browser, queue) as one, tab(browser, queue) as other:
+        for visitor in (one, other):
+            opened(visitor, f"{queue.url}/run?id={run}&tab=curves")
+        one.reload()
+        for visitor in (one, other):
+            expect(visitor.locator("#run-head")).to_contain_text("running")
+            expect(visitor.locator("#frame-status-line")).to_contain_text(run)
+            expect(visitor.get_by_role("tab", selected=True)).to_have_text("Curves")
+            visitor.wait_for_function(f"{RANGE}[1] > {queries.job(run).done / 2}")
+        bars = [v.locator("#run-head progress").get_attribute("value") for v in (one, other)]
+        assert abs(float(bars[0] or 0) - float(bars[1] or 1)) < 0.1
+
+
+def test_eight_people_who_look_on_cost_little(queue: Dashboard, browser: Browser) -> None:
+    run = counted(steps=3000)
+    until(run, State.RUNNING)
+    server = psutil.Process(queue.process.pid)
+    with ExitStack() as stack:
+        pages = [stack.enter_context(tab(browser, queue)) for _ in range(8)]
+        for one, path in zip(pages, cycle(("jobs", "", f"run?id={run}&tab=curves")), strict=False):
+            opened(one, f"{queue.url}/{path}")
+        began, worked, held = time.monotonic(), sum(server.cpu_times()[:2]), server.memory_info()
+        pages[0].wait_for_timeout(8000)
+        worked = sum(server.cpu_times()[:2]) - worked
+        assert worked / (time.monotonic() - began) < 0.3  # of a core
+        assert server.memory_info().rss - held.rss < 20e6
+        waits = sorted(ms for one in pages for ms in one.evaluate(REFRESHES))
+        assert len(waits) > 30  # they did ask
+        assert waits[int(0.95 * len(waits))] < 1000 * patient(1)

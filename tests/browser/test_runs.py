@@ -9,13 +9,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Response, expect
 
 from backend.store import queries
-from tests.browser.conftest import EVIL, Dashboard, opened, tab
+from tests.browser.conftest import EVIL, WIDTH, Dashboard, opened, tab
 
-expect.set_options(timeout=60_000)
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 THREE = "ids=sds-0001,sds-0002,sds-0003"
 
 
@@ -69,13 +68,13 @@ def test_a_filter_is_written_as_it_is_typed_and_can_be_cleared(
     opened(visitor, f"{lab.url}/runs")
     field = visitor.locator("#runs-filter input, #runs-filter textarea")
     field.fill("state:failed")
-    expect(visitor.locator("#runs-board .bulk")).to_contain_text("1 of 4 runs")
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text("1 of 7 runs")
     assert listed(visitor) == ["count-0004"] and query(visitor)["q"] == "state:failed"
     field.fill("perplexty>1")
     expect(visitor.locator("#runs-board .warn")).to_contain_text("Did you mean perplexity?")
     field.fill("no such run")
     visitor.get_by_test_id("clear-filter").click()
-    expect(visitor.locator("#runs-board .bulk")).to_contain_text("4 of 4 runs")
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text("7 of 7 runs")
     expect(field).to_have_value("")
 
 
@@ -136,6 +135,45 @@ def test_the_weights_of_a_tensor_lie_over_each_other(visitor: Page, lab: Dashboa
     for run in ("sds-0001", "sds-0002", "sds-0003"):
         expect(chart).to_contain_text(re.compile(f"{run} · .*exact zeros"))
     expect(visitor.locator("#compare-tensor input")).to_have_value("Block 1, up_proj")
+
+
+def test_sixteen_million_weights_travel_as_their_bins(visitor: Page, lab: Dashboard) -> None:
+    answers: list[Response] = []
+    visitor.on("response", lambda r: answers.append(r) if "/gradio_api/" in r.url else None)
+    tensor = "model.layers.0.self_attn.q_proj.weight"
+    opened(visitor, f"{lab.url}/weights?run=statistics-0007&tensor={tensor}")
+    visitor.locator("#weights-overlay .xtick").first.wait_for()
+    (snapshot,) = queries.tensor_snapshots("statistics-0007", tensor)
+    assert snapshot.n == WIDTH**2
+    told = [len(answer.body()) for answer in answers if "/run/predict" in answer.url]
+    assert 1000 < max(told) < 300_000
+
+
+HISTOGRAM = """() => {
+  const chart = document.querySelector('#weights-overlay .js-plotly-plot');
+  return [chart._fullLayout.yaxis.type, chart.data.map((trace) => [trace.name, trace.x])];
+}"""
+
+
+LOG_AXIS = (
+    "document.querySelector('#weights-overlay .js-plotly-plot')?._fullLayout?.yaxis.type === 'log'"
+)
+
+
+def test_a_link_to_weights_shows_another_browser_the_same_bins_on_the_same_axis(
+    visitor: Page, lab: Dashboard, browser: Browser
+) -> None:
+    tensor = "model.layers.2.mlp.down_proj.weight"
+    opened(visitor, f"{lab.url}/weights?run=sds-0001&tensor={tensor}")
+    visitor.locator("#weights-overlay .xtick").first.wait_for()
+    visitor.locator("#weights-y").get_by_label("Log").check()
+    visitor.wait_for_url("**y=log**")
+    visitor.wait_for_function(LOG_AXIS)
+    with tab(browser, lab) as other:
+        opened(other, visitor.url)
+        other.wait_for_function(LOG_AXIS)
+        expect(other.locator("#weights-tensor input")).to_have_value("Block 2, down_proj")
+        assert other.evaluate(HISTOGRAM) == visitor.evaluate(HISTOGRAM)
 
 
 def saved(page: Page, button: str) -> str:

@@ -9,8 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard, opened
 
-expect.set_options(timeout=60_000)
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 def test_a_run_leads_to_its_sweep_with_means_and_a_chart(visitor: Page, lab: Dashboard) -> None:
