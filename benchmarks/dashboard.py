@@ -1,13 +1,17 @@
-"""From a click to its chart, and what open pages cost a running job.
+"""How fast the dashboard shows what there is, and what it costs while people look.
 
     make bench-dashboard
+    make bench-dashboard ARGS="--minutes 30"
 
-Click: a heatmap cell on Weights, until the histogram of that tensor is drawn; a warm page, the
-largest stored run.
+A scratch folder with one real run on the toy model. Then, as a load test, that run is copied until
+there are 1,000, and its weight statistics until there are 315 tensors: nothing new is measured.
 
-Ten tabs: a run on the toy model, alone and beside ten open pages that follow it live; the browser
-is on the same machine, which is harder than in a lab, where only the server's share counts.
-Alternated; medians.
+- Cold: a server that has just started, a browser that has never been here. Warm: the page opened
+  again. Both from the start of the navigation to the first drawn chart. Beside the time stands the
+  processor time of page and server together, which other work on the machine changes little.
+- Click: a heatmap cell on Weights, until the histogram of that tensor is drawn.
+- Sessions: ten open pages follow one run. A refresh is an answer of the server, as the browser
+  timed it; the browser draws on the same cores, which is harder than in a lab.
 """
 
 from __future__ import annotations
@@ -15,133 +19,226 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import psutil
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from rich.console import Console
 from rich.table import Table
 
-from backend.queue import supervisor
+from backend.queue import service, supervisor
 from backend.queue.service import Actor
-from backend.settings import available_threads
 from backend.store import queries
-from backend.store.migrate import upgrade
-from backend.store.states import TERMINAL, State
+from backend.store.states import TERMINAL
+from benchmarks.screen.load import many_runs, many_tensors
+from benchmarks.screen.runs import SDS, carry_out
+from benchmarks.screen.server import Dashboard, chromium, dashboard, reads
 from jobs.submit import submit
-from tests.browser.chromium import find
 
-CLICKS = 20
-TABS = 10
-ROUNDS = 2
-STEPS = 1500
-SETTLE_S = 15
+RUNS, TENSORS, SESSIONS, CLICKS = 1000, 315, 10, 40
+SETTLE_S = 20
+FOLLOWED = ("jobs", "runs", "", "weights", "run?id=sds-0002")
 ME = Actor("benchmark", "host")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+OVERVIEW = ("", "#overview-tradeoff .scatterlayer .trace")
+WEIGHTS = ("weights?run=sds-0001", "#weights-heatmap .heatmaplayer image")
+TABLE = ("runs", "#runs-board tbody tr[data-testid]")
 BINS = """() => JSON.stringify(
   document.querySelector('#weights-overlay .js-plotly-plot').data.map(trace => trace.y))"""
 REDRAWN = f"old => ({BINS})() !== old"
+DRAWN = "selector => document.querySelector(selector) && performance.now()"
+MATCHES = "old => document.querySelector('#runs-board .bulk').textContent !== old"
+KEEP_ALL = "performance.setResourceTimingBufferSize(100000)"
+REFRESHES = """() => performance.getEntriesByType('resource')
+  .filter(e => e.name.includes('/run/predict')).map(e => e.duration)"""
+
+Figures = dict[str, float]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", default=10.0, type=float, help="ten sessions follow a run")
+    parser.add_argument("--rounds", default=3, type=int, help="of cold and warm pages")
+    return parser.parse_args()
+
+
+def quantile(taken: list[float], share: float) -> float:
+    return sorted(taken)[round(share * (len(taken) - 1))]
+
+
+# pages --------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def dashboard() -> Iterator[tuple[str, psutil.Process]]:
-    """A dashboard of its own on the current data folder: its address and its process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = {"SLIMSCOPE_PORT": str(port), "SLIMSCOPE_BROWSER": "false"}
-    process = subprocess.Popen([sys.executable, "app.py"], env={**os.environ, **own})
-    try:
-        with socket.socket() as probe:
-            while probe.connect_ex(("127.0.0.1", port)):
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
-    finally:
-        process.kill()
+def visitor(browser: Browser) -> Iterator[Page]:
+    """A page of one who has never been here, nothing cached."""
+    context = browser.new_context(viewport={"width": 1600, "height": 1200})
+    context.set_default_timeout(120_000)
+    yield context.new_page()
+    context.close()
 
 
-def largest_run() -> str:
-    """The run with the most tensors stored."""
-    sizes = {job.run: len(queries.tensor_table(job.id)) for job in queries.jobs(limit=20)}
-    if not sizes or not max(sizes.values()):
-        sys.exit("No run has stored weights yet. First: make bench-sds ARGS='--model toy'")
-    return max(sizes, key=lambda run: sizes[run])
+def drawn(page: Page, url: str, what: tuple[str, str]) -> float:
+    """Seconds from opening a page until what it is there for is drawn."""
+    path, selector = what
+    page.goto(f"{url}/{path}", wait_until="commit")
+    found = page.wait_for_function(DRAWN, arg=selector, polling="raf")
+    return float(found.json_value()) / 1000
+
+
+def pages(browser: Browser, data: Path, what: tuple[str, str], rounds: int, name: str) -> Figures:
+    """Cold and warm pages, each cold one from a server just started."""
+    cold, warm = [], []
+    for _ in range(rounds):
+        with dashboard(data) as shown, visitor(browser) as page:
+            cold.append(timed(page, shown, what))
+            warm += [timed(page, shown, what) for _ in range(3)]
+    found: Figures = {}
+    for way, taken in (("cold", cold), ("warm", warm)):
+        seconds, cpu = zip(*taken, strict=True)
+        found |= {f"{name}_{way}_s": median(seconds), f"{name}_{way}_best_s": min(seconds)}
+        found[f"{name}_{way}_cpu_s"] = median(cpu)
+    return found
+
+
+def timed(page: Page, shown: Dashboard, what: tuple[str, str]) -> tuple[float, float]:
+    """Seconds until it is drawn; processor seconds of the page's main thread and the server."""
+    tools = page.context.new_cdp_session(page)
+    tools.send("Performance.enable", {"timeDomain": "threadTicks"})
+    before = sum(shown.process.cpu_times()[:2])
+    seconds = drawn(page, shown.url, what)
+    metrics = {m["name"]: m["value"] for m in tools.send("Performance.getMetrics")["metrics"]}
+    spent = sum(shown.process.cpu_times()[:2]) - before
+    tools.detach()
+    return seconds, metrics["ThreadTime"] + spent
+
+
+def until(page: Page, act: Callable[[], Any], test: str, before: str) -> float:
+    """Milliseconds from an act until the test holds."""
+    start = page.evaluate("performance.now()")
+    act()
+    page.wait_for_function(test, arg=before, polling="raf")
+    return float(page.evaluate("performance.now()") - start)
 
 
 def clicks(page: Page, url: str) -> list[float]:
-    """Milliseconds from a click in the heatmap to the redrawn histogram."""
-    page.goto(f"{url}/weights?run={largest_run()}")
+    """Milliseconds from a click in the heatmap to the redrawn histogram, on a page at rest."""
+    drawn(page, url, WEIGHTS)
     page.locator("#weights-overlay .nsewdrag").first.wait_for()
-    page.wait_for_timeout(2000)  # a warm page: everything is drawn and at rest
+    page.wait_for_timeout(2000)
     box = page.locator("#weights-heatmap .nsewdrag").first.bounding_box()
+    blocks, modules = page.evaluate(
+        "() => { const z = document.querySelector('#weights-heatmap .js-plotly-plot').data[0];"
+        " return [z.x.length, z.y.length]; }"
+    )
     assert box is not None
     taken = []
-    for n in range(1, CLICKS + 3):  # the first cell is the one already shown
+    for n in range(1, CLICKS + 3):  # every click on another cell than the one before
+        x = box["x"] + box["width"] * ((n * 7) % blocks + 0.5) / blocks
+        y = box["y"] + box["height"] * ((n * 3) % modules + 0.5) / modules
         before = page.evaluate(BINS)
-        x = box["x"] + box["width"] * ((n * 7) % CLICKS + 0.5) / (CLICKS + 1)
-        y = box["y"] + box["height"] * ((n * 3) % 7 + 0.5) / 7
-        start = page.evaluate("performance.now()")
-        page.mouse.click(x, y)
-        page.wait_for_function(REDRAWN, arg=before, polling=10)
-        taken.append(page.evaluate("performance.now()") - start)
+        taken.append(until(page, lambda x=x, y=y: page.mouse.click(x, y), REDRAWN, before))
     return taken[2:]
 
 
-def work() -> float:
-    """Seconds a run on the toy model takes, most of them weight adjustment."""
-    run = submit("sds", {"model": "toy", "adjust_steps": STEPS}, ME, name="benchmark").run
-    supervisor.ensure()
-    while (job := queries.job(run)).state not in TERMINAL:
+def filtered(page: Page, url: str) -> list[float]:
+    """Milliseconds from a filter typed on Runs to the table of what matches."""
+    drawn(page, url, TABLE)
+    page.wait_for_timeout(2000)
+    field, taken = page.locator("#runs-filter input, #runs-filter textarea"), []
+    for n in range(1, 11):
+        before = page.locator("#runs-board .bulk").text_content() or ""
+        words = f"seed<{n * 70}"
+        taken.append(until(page, lambda words=words: field.fill(words), MATCHES, before))
+    return taken
+
+
+def loaded(browser: Browser, data: Path, rounds: int) -> Figures:
+    """1,000 runs, one of them with 315 tensors."""
+    with reads(data):
+        many_runs(RUNS)
+        many_tensors(TENSORS)
+    found = pages(browser, data, TABLE, rounds, "runs_1000_first_row")
+    found |= pages(browser, data, OVERVIEW, rounds, "runs_1000_overview")
+    found |= pages(browser, data, WEIGHTS, rounds, "tensors_315")
+    with dashboard(data) as shown, visitor(browser) as page:
+        click, answers = clicks(page, shown.url), filtered(page, shown.url)
+    return found | {
+        "runs_1000_filter_ms_p50": median(answers),
+        "runs_1000_filter_ms_p95": quantile(answers, 0.95),
+        "click_ms_p50": median(click),
+        "click_ms_p95": quantile(click, 0.95),
+    }
+
+
+# ten sessions -------------------------------------------------------------------------------------
+
+
+def keep_busy(until_s: float) -> None:
+    """One run at work after another until then; the last is ended."""
+    while time.monotonic() < until_s:
+        run = submit("sds", {"model": "toy", "adjust_steps": 2000, "threads": 1}, ME).run
+        supervisor.ensure()
+        while time.monotonic() < until_s and queries.job(run).state not in TERMINAL:
+            time.sleep(0.5)
+    service.cancel_all([run, run], ME)
+    while queries.job(run).state not in TERMINAL:
         time.sleep(0.5)
-    assert job.state == State.SUCCEEDED and job.started_at and job.finished_at, job.error
-    return (job.finished_at - job.started_at) / 1000
 
 
-def tabs(browser: Browser, url: str, server: psutil.Process) -> tuple[list[float], list[float]]:
-    """Ratios of a run's time beside ten open pages that follow it to its time alone; and the share
-    of this machine's processors that the server took meanwhile."""
-    ratios, shares = [], []
-    for _ in range(ROUNDS):
-        alone = work()
-        pages = [browser.new_page() for _ in range(TABS)]
-        for number, page in enumerate(pages):
-            page.goto(f"{url}/{('jobs', 'runs', '', 'weights')[number % 4]}")
-        time.sleep(SETTLE_S)
-        before, start = sum(server.cpu_times()[:2]), time.perf_counter()
-        ratios.append(work() / alone)
-        spent = sum(server.cpu_times()[:2]) - before
-        shares.append(spent / (time.perf_counter() - start) / available_threads())
-        for page in pages:
-            page.close()
-    return ratios, shares
+def sessions(browser: Browser, shown: Dashboard, minutes: float) -> Figures:
+    """Ten pages follow a run: the server's share of one core, its answers, its memory."""
+    open_pages = [browser.new_page() for _ in range(SESSIONS)]
+    for number, page in enumerate(open_pages):
+        page.add_init_script(KEEP_ALL)
+        page.goto(f"{shown.url}/{FOLLOWED[number % len(FOLLOWED)]}")
+    keep_busy(time.monotonic() + SETTLE_S)
+    for page in open_pages:
+        page.evaluate("performance.clearResourceTimings()")
+    process, start = shown.process, time.monotonic()
+    memory, spent = process.memory_info().rss, sum(process.cpu_times()[:2])
+    keep_busy(start + 60 * minutes)
+    took = time.monotonic() - start
+    answers = [ms for page in open_pages for ms in page.evaluate(REFRESHES)]
+    return {
+        "sessions_minutes": took / 60,
+        "sessions_refreshes": len(answers),
+        "sessions_refresh_ms_p50": median(answers),
+        "sessions_refresh_ms_p95": quantile(answers, 0.95),
+        "sessions_server_share_of_a_core": (sum(process.cpu_times()[:2]) - spent) / took,
+        "sessions_server_mb": process.memory_info().rss / 1e6,
+        "sessions_server_grew_mb": (process.memory_info().rss - memory) / 1e6,
+    }
+
+
+# all ----------------------------------------------------------------------------------------------
+
+
+def measured(data: Path, minutes: float, rounds: int) -> Figures:
+    """All figures; `data` is an empty folder."""
+    carry_out(data, [SDS])
+    with chromium() as browser:
+        found = pages(browser, data, OVERVIEW, rounds, "overview")
+        found |= pages(browser, data, WEIGHTS, rounds, "weights")
+        with reads(data), dashboard(data) as shown:
+            found |= sessions(browser, shown, minutes)
+        return found | loaded(browser, data, rounds)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    upgrade()
-    with dashboard() as (url, server), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        page = browser.new_page(viewport={"width": 1600, "height": 1200})
-        taken = sorted(clicks(page, url))
-        page.close()
-        ratios, shares = tabs(browser, url, server)
-        browser.close()
-    figures = {
-        "click_ms_median": round(statistics.median(taken)),
-        "click_ms_p95": round(taken[int(0.95 * (len(taken) - 1))]),
-        "ten_tabs_ratio": round(statistics.median(ratios), 3),
-        "ten_tabs_server_share": round(statistics.median(shares), 3),
-    }
+    asked, busy = arguments(), [os.getloadavg()[0]]
+    with TemporaryDirectory(prefix="slimscope-") as scratch:
+        figures = measured(Path(scratch), asked.minutes, asked.rounds)
+    busy.append(os.getloadavg()[0])
+    figures = {name: float(f"{value:.3g}") for name, value in figures.items()}
     table = Table("what", "figure", title="Dashboard")
     for name, value in figures.items():
-        table.add_row(name, str(value))
-    Console().print(table)
+        table.add_row(name, f"{value:g}")
+    Console().print(table, f"Load of this machine at start and end: {busy[0]:.1f}, {busy[1]:.1f}")
     print(json.dumps(figures))
 
 

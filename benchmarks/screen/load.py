@@ -1,0 +1,54 @@
+"""Rows for a load test: one real run, multiplied. Nothing here was measured but the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from sqlalchemy import func, inspect, select
+
+from backend.store.session import now_ms, writing
+from backend.store.tables import Event, Job, ProfileRow, Result, Table, TensorRow
+
+Rows = TypeVar("Rows", bound=Table)
+
+
+def many_runs(number: int) -> None:
+    """Copies run 1 and its figures until there are `number` runs, each with figures of its own."""
+    with writing() as session:
+        last = session.scalar(select(func.max(Job.id))) or 0
+        first = session.scalars(select(Job).where(Job.id == 1)).one()
+        figures = session.scalars(select(Result).where(Result.job_id == 1)).all()
+        new = range(last + 1, number + 1)
+        session.add_all(
+            _copy(first, id=i, name=f"copy {i}", config=first.config | {"seed": i}) for i in new
+        )
+        session.flush()
+        session.add_all(
+            _copy(row, job_id=i, value=row.value * (1 + i / number)) for i in new for row in figures
+        )
+        session.add(Event(job_id=number, at=now_ms(), type="succeeded", actor="benchmark"))
+
+
+def many_tensors(number: int) -> None:
+    """Copies the blocks of run 1 below one another until it has `number` tensors, or a few more."""
+    with writing() as session:
+        tensors = list(session.scalars(select(TensorRow).where(TensorRow.job_id == 1)))
+        profiles = list(session.scalars(select(ProfileRow).where(ProfileRow.job_id == 1)))
+        times = -(-number // len({row.tensor for row in tensors}))
+        blocks = len({row.block for row in tensors})
+        session.add_all(_further_down([*tensors, *profiles], blocks, times))
+
+
+def _further_down(rows: list[Any], blocks: int, times: int) -> Iterator[Any]:
+    for again in range(1, times):
+        for row in rows:
+            block = row.block + again * blocks
+            name = row.tensor.replace(f".{row.block}.", f".{block}.")
+            yield _copy(row, tensor=name, block=block)
+
+
+def _copy(row: Rows, **changed: Any) -> Rows:
+    """The same row, not yet stored, with some values changed."""
+    columns = inspect(type(row)).column_attrs
+    return type(row)(**{c.key: getattr(row, c.key) for c in columns} | changed)
