@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench setup chromium clean
+.PHONY: help run test lint bench screenshots setup chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ bench: ## List the benchmarks
 
 bench-%: setup chromium ## Run one benchmark: a table, then one line of JSON
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
+
+screenshots: setup chromium ## Take the pictures of the docs anew, of the runs there are
+	@$(BIN)/python -m docs.screenshots $(ARGS)
 
 setup: $(INSTALLED) ## Install, and fetch the default model and the sample text
 	@$(BIN)/python -m backend.models.setup smollm2-135m

@@ -1,0 +1,148 @@
+"""Takes the pictures of these docs anew, so that they show what there is.
+
+    make screenshots
+    SLIMSCOPE_DATA_DIR=~/lab make screenshots
+
+They are taken of the runs in the current data folder: of each kind the newest that succeeded, of
+SDS the one with most tensors. Without any, small runs on the toy model are carried out in a scratch
+folder first. A picture whose kind of run is missing is left as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from playwright.sync_api import Browser
+
+from backend.settings import settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.states import State
+from benchmarks.screen.runs import carry_out
+from benchmarks.screen.server import chromium, dashboard, reads
+
+IMAGES = Path(__file__).parent / "images"
+WIDTH, TALLEST, PHONE, PHONE_HEIGHT = 1280, 1150, 390, 844
+WAIT_MS = 120_000
+AT_REST_MS = 2500  # after the first answer, until its charts begin to load
+RUNS = (
+    ("sds", "--model=toy", "--preset=quick look", "--sweep=base=magnitude,wanda,sparsegpt",
+     "--sweep=pattern=2:4,50%"),
+    ("dlqat", "--model=toy", "--preset=quick look"),
+    ("amphista", "--model=toy", "--minutes=0", "--steps=200", "--answers=256",
+     "--answer-tokens=48"),
+    ("speed", "--model=toy", "--drafters=amphista-0008", "--count=6", "--max-new-tokens=32",
+     "--rounds=2"),
+    ("generate", "--sides=toy, amphista-0008", "--prompt=Once upon a time"),
+)  # fmt: skip
+AT_REST = """() => document.querySelector('#frame-status-line')?.textContent.trim()
+  && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
+    || one.querySelector('.main-svg .trace, .heatmaplayer image, .plot-empty:not([hidden])'))"""
+BEEN_HERE = "try { localStorage.setItem('slimscope-toured', '1'); } catch {}"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture.
+
+    Attributes:
+        page: its address, see `shown_runs` for the names in it.
+        tallest: pixels; what stands below is left out, of a run what it tells about the machine.
+    """
+
+    name: str
+    page: str
+    dark: bool = False
+    phone: bool = False
+    tallest: int = TALLEST
+
+
+SHOTS = (
+    Shot("overview-light", ""),
+    Shot("overview-dark", "", dark=True),
+    Shot("overview-phone", "", phone=True),
+    Shot("launch-light", "launch?kind=sds"),
+    Shot("jobs-light", "jobs?state=ended&id={weights}"),
+    Shot("run-light", "run?id={weights}", tallest=770),
+    Shot("runs-light", "runs?base={base}"),
+    Shot("compare-light", "compare?ids={runs}"),
+    Shot("sweep-light", "sweep?id={sweep}"),
+    Shot("weights-light", "weights?run={weights}"),
+    Shot("weights-dark", "weights?run={weights}&view=story&at=redense", dark=True),
+    Shot("quant-light", "quant?run={dlqat}"),
+    Shot("speed-light", "speed?run={speed}", tallest=1010),
+    Shot("generate-light", "generate?run={generate}"),
+)
+
+
+def shown_runs() -> dict[str, str]:
+    """What the addresses name: a kind is its newest run that succeeded, `weights` the SDS run with
+    most tensors, `runs` three that can be compared, `base` one of them, `sweep` one of a sweep."""
+    ended = queries.jobs([State.SUCCEEDED])
+    named = [("sweep", job.run) for job in ended if job.sweep is not None]
+    found = dict([*((job.kind, job.run) for job in reversed(ended)), *named[:1]])
+    pruned = [job for job in ended if job.kind == "sds"]
+    if pruned:
+        found["weights"] = max(pruned, key=lambda job: len(queries.tensor_table(job.id))).run
+        model, _ = Counter(job.config["model"] for job in pruned).most_common(1)[0]
+        alike = [job.run for job in pruned if job.config["model"] == model][:3]
+        found |= {"runs": ",".join(alike), "base": alike[-1]}
+    return found
+
+
+def take(browser: Browser, url: str, shot: Shot, runs: Mapping[str, str]) -> str:
+    """Takes one picture; says what became of it."""
+    try:
+        address = f"{url}/{shot.page.format_map(runs)}"
+    except KeyError as missing:
+        return f"left as it is: there is no run for {missing}"
+    width, height = (PHONE, PHONE_HEIGHT) if shot.phone else (WIDTH, TALLEST)
+    scheme = "dark" if shot.dark else "light"
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    context.set_default_timeout(WAIT_MS)
+    context.add_init_script(BEEN_HERE)
+    page = context.new_page()
+    with page.expect_response(lambda answer: "/run/predict" in answer.url):
+        page.goto(address)
+    page.wait_for_timeout(AT_REST_MS)
+    page.wait_for_function(AT_REST)
+    tall = page.evaluate("document.querySelector('footer').getBoundingClientRect().bottom")
+    clip = {"x": 0, "y": 0, "width": width, "height": min(tall + 16, height, shot.tallest)}
+    page.screenshot(path=IMAGES / f"{shot.name}.png", clip=clip)
+    context.close()
+    return "taken"
+
+
+@contextmanager
+def data_folder() -> Iterator[Path]:
+    """The current one if it has runs that succeeded, else a scratch folder with toy runs."""
+    if (settings().root / "results.db").exists():
+        upgrade()
+        if queries.jobs([State.SUCCEEDED], limit=1):
+            yield settings().root
+            return
+    with TemporaryDirectory(prefix="slimscope-") as scratch:
+        print("Small runs on the toy model come first; a few minutes.", flush=True)
+        carry_out(Path(scratch), RUNS)
+        yield Path(scratch)
+
+
+def main() -> None:
+    wanted = sys.argv[1:]
+    with data_folder() as data, reads(data), dashboard(data) as shown, chromium() as browser:
+        runs = shown_runs()
+        for shot in SHOTS:
+            if not wanted or shot.name in wanted:
+                print(f"{shot.name}: {take(browser, shown.url, shot, runs)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
