@@ -251,3 +251,9 @@ def test_attempts_are_listed(seeded: Settings) -> None:
     with writing() as session:
         session.add(attempt)
     assert "block-3" in draw("sds-0001")["went"]
+
+
+def test_a_step_keeps_its_capitals() -> None:
+    rows = [figure("run", f"seconds/{name}", 2.0) for name in ("DL-QAT", "weight_adjustment")]
+    told = times(Figures(None, rows))
+    assert ">DL-QAT<" in told and ">Weight adjustment<" in told

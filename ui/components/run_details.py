@@ -96,11 +96,16 @@ def times(figures: Figures) -> str:
     seconds = figures.seconds
     longest = max([*seconds.values(), 1e-9])
     rows = "".join(
-        f"<div><dt>{esc(step.replace('_', ' ').capitalize())}</dt><dd>"
+        f"<div><dt>{esc(sentence_case(step.replace('_', ' ')))}</dt><dd>"
         f'<i style="width:{100 * value / longest:.1f}%"></i></dd><dd>{duration(value)}</dd></div>'
         for step, value in seconds.items()
     )
     return f'<dl class="facts bars">{rows}</dl>' if rows else ""
+
+
+def sentence_case(text: str) -> str:
+    """With a capital at its head; "DL-QAT" stays as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def config_card(job: Job) -> str:
