@@ -11,10 +11,22 @@ import pytest
 from backend.settings import Settings
 from backend.statistics.tensors import TensorProfile
 from backend.store.migrate import upgrade
-from backend.store.tables import MetricPoint, TensorRow
+from backend.store.session import writing
+from backend.store.tables import Job, MetricPoint, TensorRow
 from jobs.context import profile_row
 from tests.ui.lab import asked, job, result, store
-from ui.charts.groups import MOST, cells, code_usage, fan, group_map, map_counted, usage_counted
+from ui.charts.groups import (
+    MOST,
+    GroupWeights,
+    cells,
+    code_usage,
+    fan,
+    group_map,
+    map_counted,
+    usage_counted,
+    weights_counted,
+)
+from ui.components import quant_views as views
 from ui.components.quant_choice import Choice, LookedQuant, quant_of
 from ui.pages import quant as page
 
@@ -71,7 +83,7 @@ def tensors(job_id: int) -> list[TensorRow]:
 
 
 def curves(job_id: int) -> list[MetricPoint]:
-    names = ["loss/dlqat", "loss/lora", "rate/dlqat", "changed/dlqat"]
+    names = ["loss/dlqat", "loss/lora", "loss/dlqat-kd", "rate/dlqat", "changed/dlqat"]
     names += [f"m/dlqat/p{n}" for n in ("01", "05", "25", "50", "75", "95", "99")]
     return [
         MetricPoint(job_id=job_id, name=name, step=step, at=0, value=1 + n / 10)
@@ -91,6 +103,7 @@ def lab(current: Settings) -> None:
         job(3, **kind, state="queued"), job(4),
         *profiles(1, ("dlqat", "dlqat-kd")), *profiles(2, ("dlqat",)), *tensors(1), *curves(1),
         result(1, "dlqat", "bits_per_weight", 4.0), result(1, "dlqat", "bytes/gptq", 2_000_000.0),
+        result(1, "dlqat", "perplexity", 1.52), result(1, "dense", "perplexity", 1.5),
     )  # fmt: skip
 
 
@@ -113,10 +126,19 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
     assert (
         "3 bits · groups of 16 · symmetric" in shown["head"] and "2.0 MB in gptq" in shown["head"]
     )
+    assert "perplexity 1.520, dense 1.500" in shown["head"] and "run?id=dlqat-0001" in shown["head"]
     assert all(isinstance(shown[f"{c}_chart"], go.Figure) for c in page.CARDS)
     assert [words for words, _ in shown["tensor"]["choices"]][:2] == [
         "Block 0, up_proj", "Block 0, down_proj",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gain", "small"), [(2.6, False), (1.2, True)])
+def test_what_packed_decoding_gains_is_said_and_why_it_is_little(gain: float, small: bool) -> None:
+    assert "decodes packed" not in opened(run="dlqat-0001")["head"]
+    store(result(1, "dlqat", "speed_up", gain))
+    head = opened(run="dlqat-0001")["head"]
+    assert f"packed at {gain:.2f} ×" in head and (views.OVERHEAD in head) is small
 
 
 def test_an_address_is_taken_as_far_as_it_is_right() -> None:
@@ -158,23 +180,38 @@ def test_worst_first_navigation() -> None:
 
 def test_the_worst_groups_are_shown_weight_by_weight() -> None:
     shown = page.worst(*given(group="0,0"))
-    dots, lines = shown["weights_chart"].data[0], shown["weights_chart"].layout.shapes
+    dots = shown["weights_chart"].data[0]
+    band, *lines = shown["weights_chart"].layout.shapes
     assert len(dots.x) == SIZE and len(lines) == 2**BITS
     points = np.array([line.x0 for line in lines])
     moved = np.array(dots.customdata)
     assert np.abs(moved[:, None] - points).min(axis=1) == pytest.approx(0, abs=1e-6)
     assert np.array(dots.x) + np.array(dots.y) == pytest.approx(moved, abs=1e-6)
     beyond = int((np.array(dots.x) > points[-1] + (points[1] - points[0]) / 2).sum())
-    assert f"{beyond} beyond the ends" in shown["weights_note"] and beyond > 0
+    assert f"{beyond} of the dense ones beyond the ends" in shown["weights_note"] and beyond > 0
+    low, high = shown["weights_chart"].layout.xaxis.range
+    assert low < min(points.min(), *dots.x) and max(points.max(), *dots.x) < high
+    assert [abs(y) <= band.y1 + 1e-9 for y in dots.y].count(False) == beyond
+    assert "0 not at the nearest" in shown["weights_note"]
     other = page.group_chosen(*given(group="0,0"))
     assert "the worst groups" in other["weights_chart"]
+
+
+def test_weights_that_were_not_rounded_to_the_nearest_point_are_counted() -> None:
+    shown = GroupWeights(np.array([0.1, 0.9, 5.0]), np.array([1.0, 1.0, 2.0]), np.arange(-2.0, 3.0))
+    assert "1 of the dense ones beyond the ends, 1 not at the nearest" in weights_counted(shown)
 
 
 def test_steps_of_training_go_round() -> None:
     assert [page.next_step(*given(step=s))["step"] for s in (0, 10, 20)] == [10, 20, 0]
     moved = page.map_chosen(*given(step=13))
-    assert moved["step"] == 10 and "Step 10." in moved["map_note"]
-    assert "Step 20." in page.map_chosen(*given(step=13, figure="error"))["map_note"]
+    assert moved["step"] == 10 and "As of step 10." in moved["map_note"]
+    assert "As of step 20." in page.map_chosen(*given(step=13, figure="error"))["map_note"]
+
+
+def test_a_slider_on_its_way_is_not_pulled_back() -> None:
+    moved = page.step_moved(*given(step=13))
+    assert "step" not in moved and "As of step 10." in moved["map_note"]
 
 
 def test_another_tensor_or_group_redraws_what_it_changes() -> None:
@@ -195,9 +232,42 @@ def test_curves(curve: str) -> None:
     assert "points" in shown["curve_note"]
 
 
-def test_a_run_that_has_ended_is_not_drawn_again() -> None:
-    assert page.refreshed(*given()) == {}
-    assert page.refreshed(*given(run="dlqat-0002"))["map_chart"]
+def test_losses_are_drawn_beside_those_that_measure_the_same() -> None:
+    text, kept = (page.curve_chosen(*given(stage=stage)) for stage in ("dlqat", "dlqat-kd"))
+    assert {trace.name for trace in text["curve_chart"].data} == {
+        "DL-QAT", "LoRA, not quantised (control)",
+    }  # fmt: skip
+    assert [trace.name for trace in kept["curve_chart"].data] == ["DL-QAT, distilled"]
+    assert "KL divergence" in kept["curve_chart"].layout.yaxis.title.text
+    assert text["curve_chart"].layout.yaxis.rangemode == "normal"
+
+
+def test_a_run_that_has_ended_is_drawn_once_more_and_then_left_alone() -> None:
+    seen = opened(run="dlqat-0002")["seen"]
+    with writing() as session:
+        session.get_one(Job, 2).state = "succeeded"
+    last = page.refreshed(seen, *given(run="dlqat-0002"))
+    assert last["head"] and last["layers_chart"]
+    assert page.refreshed(last["seen"], *given(run="dlqat-0002")) == {}
+
+
+def test_while_it_works_only_what_moves_is_drawn() -> None:
+    seen = opened(run="dlqat-0002")["seen"]
+    shown = page.refreshed(seen, *given(run="dlqat-0002"))
+    assert {name.partition("_")[0] for name in shown} == {"curve", "layers"}
+
+
+@pytest.mark.parametrize(("step", "then"), [(20, 30), (10, 10)])
+def test_who_looks_at_the_newest_picture_sees_the_next(step: int, then: int) -> None:
+    seen = opened(run="dlqat-0002")["seen"]
+    m = np.ones((ROWS, GROUPS), np.float32)
+    more = [TensorProfile(t, n // 2, t[15:-7], "dlqat", "magnitude", m, 30)
+            for n, t in enumerate(TENSORS)]  # fmt: skip
+    store(*(profile_row(2, profile) for profile in more))
+    shown = page.refreshed(seen, *given(run="dlqat-0002", step=step))
+    assert f"As of step {then}." in shown["map_note"] and shown["step"]["maximum"] == 30
+    assert shown["step"].get("value", step) == then
+    assert "choices" not in shown["tensor"]  # an open list is not taken out of a person's hand
 
 
 def test_texts_of_people_are_shown_as_text() -> None:

@@ -15,6 +15,7 @@ from ui.format import NONE, count, number, share
 from ui.theme import LIGHT, stage_stroke
 
 MOST = 128  # rows and columns of a map; more are drawn as means of neighbours
+FAR = 0.01  # from 1, for a magnitude
 Group = tuple[int, int]  # row, group in the row
 
 
@@ -55,7 +56,7 @@ FIGURES: dict[str, Figure] = {
         "Magnitude m", "Which groups did training scale up or down?", "log₂, 0 is unchanged",
         ratio=True,
     ),
-    "scale": Figure("Scale m s", "Which groups have coarse steps between their codes?"),
+    "scale": Figure("Scale m·s", "Which groups have coarse steps between their codes?"),
     "error": Figure("Error", "Which groups are farthest from their dense weights?", "RMS"),
     "clipped": Figure(
         "Clipped", "Where do weights lie outside of the grid's range?", "% of a group",
@@ -149,16 +150,20 @@ def group_map(
         i, j = shown.of(picked)
         meta["picked"] = [x[j], y[i]]
     across = axis("Group along the inputs", type="category", showgrid=False, nticks=12)
+    across["title"] |= {"standoff": 20}  # else it stands between the ticks
     down = axis("Output row", type="category", showgrid=False, autorange="reversed", nticks=8)
     return go.Figure(heat, layout(view=view, meta=meta, xaxis=across, yaxis=down))
 
 
 def map_counted(values: np.ndarray, name: str, among: np.ndarray) -> str:
-    """In words: how many groups, how many to a cell, and how many beyond the colours."""
+    """In words: how many groups, their spread, and what the colours leave out."""
     figure = FIGURES[name]
     shown = cells(figure.drawn(values))
     low, high = colour_limits(cells(figure.drawn(among)).mean, even=figure.ratio)
-    words = [f"n = {count(values.size)} groups"]
+    ends = (figure.say(float(end)) for end in (np.nanmin(values), np.nanmax(values)))
+    words = [f"n = {count(values.size)} groups", " to ".join(ends)]
+    if figure.ratio:
+        words.append(f"{share(float((np.abs(values - 1) > FAR).mean()))} more than 1 % from 1")
     if values.size > shown.mean.size:
         most = (shown.rows[0][1] + 1) * (shown.columns[0][1] + 1)
         words.append(f"means of up to {most} of them in a cell")
@@ -336,32 +341,51 @@ class GroupWeights:
         return self.moved - self.dense
 
     @property
+    def half(self) -> float:
+        """Half a step of the grid: how far plain rounding moves a weight at most."""
+        return float(self.points[1] - self.points[0]) / 2
+
+    @property
     def beyond(self) -> int:
-        """Weights outside of the grid by more than half a step."""
-        half = (self.points[1] - self.points[0]) / 2
-        low, high = self.points[0] - half, self.points[-1] + half
+        """Dense weights outside of the grid by more than half a step."""
+        low, high = self.points[0] - self.half, self.points[-1] + self.half
         return int(((self.dense < low) | (self.dense > high)).sum())
+
+    @property
+    def elsewhere(self) -> int:
+        """Weights that are not at the point of the grid nearest to their dense value."""
+        nearest = self.points[np.abs(self.dense[:, None] - self.points).argmin(axis=1)]
+        return int((np.abs(self.moved - nearest) > self.half).sum())
 
 
 def group_weights(shown: GroupWeights, view: str, stage: str) -> go.Figure:
-    """Dense weights against how far the grid moved them; a line for each point of the grid."""
+    """Dense weights against how far the grid moved them; a line for each point of the grid, a band
+    for what plain rounding would have done."""
     dots = go.Scatter(
         x=shown.dense.tolist(), y=shown.residual.tolist(), customdata=shown.moved.tolist(),
-        mode="markers", marker={"size": 6, "color": stage_stroke(stage).colour, "opacity": 0.7},
+        mode="markers", marker={"size": 7, "color": stage_stroke(stage).colour},
         hovertemplate="Dense %{x:.5f}<br>now %{customdata:.5f}<br>moved by %{y:.5f}<extra></extra>",
     )  # fmt: skip
-    lines = [
+    lines: list[dict[str, object]] = [
         {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": p, "x1": p, "layer": "below",
-         "line": {"color": LIGHT.line, "width": 1}}
+         "line": {"color": LIGHT.muted, "width": 1, "dash": "dot"}}
         for p in shown.points.tolist()
     ]  # fmt: skip
-    across = axis("Dense weight (lines: points of the grid)", showgrid=False, nticks=6)
+    band: dict[str, object] = {
+        "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -shown.half, "y1": shown.half,
+        "layer": "below", "fillcolor": tint(LIGHT.muted, 0.12), "line": {"width": 0},
+    }  # fmt: skip
+    ends = np.concatenate([shown.points, shown.dense])
+    reach = [float(ends.min() - shown.half), float(ends.max() + shown.half)]
+    across = axis("Dense weight (dotted: the grid)", showgrid=False, nticks=6, range=reach)
     return go.Figure(
-        dots, layout(view=view, shapes=lines, xaxis=across, yaxis=axis("Moved by", nticks=5))
+        dots,
+        layout(view=view, shapes=[band, *lines], xaxis=across, yaxis=axis("Moved by", nticks=5)),
     )
 
 
 def weights_counted(shown: GroupWeights) -> str:
-    """In words: how many weights, and how many lie beyond the grid."""
+    """In words: how many weights, and how many plain rounding would not have put where they are."""
     words = f"n = {count(len(shown.dense))} weights on {len(np.unique(shown.moved))} of "
-    return f"{words}{len(shown.points)} points; {shown.beyond} beyond the ends of the grid."
+    words += f"{len(shown.points)} points; {shown.beyond} of the dense ones beyond the ends, "
+    return f"{words}{shown.elsewhere} not at the nearest point."

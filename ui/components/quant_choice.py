@@ -18,7 +18,7 @@ from ui.charts.heatmap import in_order
 MAGNITUDE, SCALE, ERROR, CODES, WORST = "magnitude", "scale", "error", "codes", "worst"  # profiles
 MAIN = "dlqat"  # the stage people come for
 CURVES = {
-    "loss": "Loss", "rate": "Learning rate", "changed": "Codes changed", "m": "Magnitudes",
+    "loss": "Loss", "rate": "Rate", "changed": "Codes", "m": "Magnitudes",
 }  # fmt: skip
 
 

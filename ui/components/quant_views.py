@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from backend.statistics.grids import FAN
 from backend.store import queries
 from backend.store.tables import Result
+from jobs.acceleration import SPEED_UP
 from ui.charts.curves import curves
 from ui.charts.groups import (
     FIGURES,
@@ -26,11 +26,12 @@ from ui.charts.groups import (
 from ui.charts.heatmap import cells, heatmap_count, layer_heatmap
 from ui.components.data_table import Cell, data_table
 from ui.components.plotly_view import note_html
-from ui.components.quant_choice import CODES, Choice, LookedQuant, QuantRun
+from ui.components.quant_choice import CODES, Choice, LookedQuant
 from ui.components.weight_tables import layers_table
-from ui.format import NONE, count, esc, number, share, size
+from ui.format import NONE, count, esc, href, number, size
 
 View = tuple[Any, str, str]  # figure, note, table
+DISTILLED = "dlqat-kd"  # the stage whose loss is of another kind
 QUESTIONS = {
     "loss": "Is it learning, and is it stable?",
     "rate": "How large were the steps of A and B?",
@@ -38,25 +39,32 @@ QUESTIONS = {
     "m": "How far do the magnitudes move from 1, and do they still?",
 }
 TITLES = {"loss": "Loss, nats per token", "rate": "Learning rate", "changed": "Codes changed, %"}
+FAITHFUL = "Does it come nearer to the dense model?"
+DIVERGENCE = "KL divergence from dense, nats per token"
 LAYERS = "Which layers' outputs suffered most?"
 NO_LAYERS = "Errors of the layers appear here when the run has looked at all its stages."
 USAGE = "Are all codes used, and evenly?"
 HISTORY = "Did training move this group, and has it settled?"
 WEIGHTS = "Is the grid used well, and do weights lie beyond its ends?"
 NO_WEIGHTS = "At the end of training the worst groups of each tensor are kept weight by weight."
+GAIN = 1.8  # of packed decoding over dense, where reading weights takes the time
+OVERHEAD = "in a model this small, other things than reading weights take the time"
 SHOWN = 500  # groups in a table
 LAST = 10**9  # step: behind all others
-FAR = 0.01  # from 1, for a magnitude
 
 
-def head_html(quant: QuantRun) -> str:
-    """HTML: bits, groups, what they cost, and what the file takes."""
-    job, config = quant.job, quant.job.config
-    results = {(r.stage, r.metric): r for r in queries.results([job.id])}
-    return '<p class="quiet">' + " · ".join(_facts(config, results)) + "</p>"
+def head_html(looked: LookedQuant) -> str:
+    """HTML: the run, bits, groups, what they cost, and what the file takes."""
+    quant, stage = looked.quant, looked.choice.stage
+    results = {(r.stage, r.metric): r for r in queries.results([quant.job.id])}
+    link = f'<a href="{esc(href("run", id=quant.job.run))}">{esc(quant.job.run)}</a>'
+    facts = [link, *_facts(quant.job.config, results, stage)]
+    return '<p class="quiet">' + " · ".join(facts) + "</p>"
 
 
-def _facts(config: Mapping[str, Any], results: Mapping[tuple[str, str], Result]) -> list[str]:
+def _facts(
+    config: Mapping[str, Any], results: Mapping[tuple[str, str], Result], stage: str
+) -> list[str]:
     group = config.get("group_size")
     facts = [
         f"{esc(config.get('bits', NONE))} bits",
@@ -70,15 +78,31 @@ def _facts(config: Mapping[str, Any], results: Mapping[tuple[str, str], Result])
         if metric.startswith("bytes/"):
             written = f"{size(result.value)} in {esc(metric.removeprefix('bytes/'))}"
             facts.append(f"whole model {written}")
+    ends = (results.get((of, "perplexity")) for of in (stage, "dense"))
+    of_stage, of_dense = (number(r.value) if r else NONE for r in ends)
+    if of_stage != NONE:
+        facts.append(f"perplexity {of_stage}, dense {of_dense}")
+    gain = next((r.value for (_, m), r in results.items() if m == SPEED_UP), None)
+    if gain is not None:
+        facts.append(f"decodes packed at {number(gain, 3)} × the speed of dense bfloat16")
+        if gain < GAIN:
+            facts.append(OVERHEAD)
     return facts
 
 
 def curve_view(looked: LookedQuant) -> View:
-    """One of the curves of all trained stages, or the fan of one stage's magnitudes."""
+    """One of the curves of all trained stages, or the fan of one stage's magnitudes. Losses are
+    drawn beside those that measure the same."""
     choice, labels = looked.choice, looked.quant.labels
     points = queries.curves(looked.quant.job.id)
     points = points[points["name"].str.startswith(f"{choice.curve}/")]
-    note = note_html(QUESTIONS[choice.curve], _points(points))
+    question, title = QUESTIONS[choice.curve], TITLES.get(choice.curve, "")
+    if choice.curve == "loss":
+        distilled = points["name"] == f"loss/{DISTILLED}"
+        points = points[distilled if choice.stage == DISTILLED else ~distilled]
+        if choice.stage == DISTILLED:
+            question, title = FAITHFUL, DIVERGENCE
+    note = note_html(question, _points(points))
     table = _curves_table(points, f"{choice.run}-{choice.curve}")
     if choice.curve == "m":
         return _fan(points, choice), note, table
@@ -87,7 +111,10 @@ def curve_view(looked: LookedQuant) -> View:
         return None, note, ""
     if choice.curve == "changed":
         points = points.assign(value=100 * points["value"])
-    return curves(points, names, labels=labels, y_title=TITLES[choice.curve]), note, table
+    figure = curves(points, names, labels=labels, y_title=title)
+    if choice.curve == "loss":
+        figure.update_yaxes(rangemode="normal")  # from 0, all of what is learned were a flat line
+    return figure, note, table
 
 
 def _fan(points: pd.DataFrame, choice: Choice) -> Any:
@@ -130,7 +157,7 @@ def map_view(looked: LookedQuant) -> View:
     shown = FIGURES[choice.figure]
     view = f"{choice.tensor}/{choice.figure}"
     figure = group_map(values, choice.figure, view, looked.group, last)
-    counted = f"Step {step}. {map_counted(values, choice.figure, last)}"
+    counted = f"As of step {step}. {map_counted(values, choice.figure, last)}"
     name = f"{choice.run}-{choice.tensor}-{choice.figure}-{step}"
     rows: list[list[Cell]] = [
         [str(row), str(group), (shown.say(values[row, group]), float(values[row, group]))]
@@ -210,15 +237,3 @@ def _width(looked: LookedQuant) -> int:
     """Weights in a group, from how many codes there are; 0 where that is not known."""
     usage = looked.of_steps(CODES)
     return int(usage[max(usage)].sum()) // looked.errors.size if usage else 0
-
-
-def in_words(looked: LookedQuant) -> str:
-    """A sentence on what training did to the groups of the chosen tensor."""
-    m = looked.magnitudes[max(looked.magnitudes)]
-    far = float((np.abs(m - 1) > FAR).mean())
-    clipped = looked.figure_at("clipped", max(looked.magnitudes))
-    return (
-        f"{share(far)} of the groups moved by more than {share(FAR, 0)}; m lies between "
-        f"{number(float(m.min()), 4)} and {number(float(m.max()), 4)}. "
-        f"{share(float(clipped.mean()), 2)} of the weights are clipped."
-    )

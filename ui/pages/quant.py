@@ -85,24 +85,24 @@ def build() -> None:
                         for name in ("worst", "back", "on"):
                             buttons[name].render()
                     group = gr.HTML("", elem_id="quant-one", js_on_load="slimscope.table(element)")
-                    words = plain(elem_id="quant-words")
                 cards["weights"] = _card("Its weights", "weights", height=LOW)
         with gr.Row(equal_height=True):
             cards["history"] = _card("The group over training", "history")
             cards["usage"] = _card("Codes of the tensor", "usage")
     made["group"].render()
     outputs = {**made, "head": head, "notice": notice, "charts": charts, "one": group,
-               "words": words, **{f"{n}_{p}": getattr(c, at) for n, c in cards.items()
-                                  for p, at in PARTS.items()}}  # fmt: skip
+               "seen": gr.State(None), **{f"{n}_{p}": getattr(c, at) for n, c in cards.items()
+                                          for p, at in PARTS.items()}}  # fmt: skip
     wire(outputs, cards, buttons)
 
 
-BUTTONS = {"back": "Worse", "on": "Less bad", "worst": "Inspect worst", "steps": "Next step"}
+BUTTONS = {"worst": "Worst", "back": "Previous", "on": "Next", "steps": "Next picture"}
 PARTS = {"chart": "view", "note": "note", "table": "table"}
 
 
 def _button(name: str, words: str) -> gr.Button:
-    return gr.Button(words, elem_id=f"quant-{name}-button", scale=0, min_width=110, render=False)
+    width = max(88, 10 * len(words))  # three short ones fit beside each other on a phone
+    return gr.Button(words, elem_id=f"quant-{name}-button", scale=0, min_width=width, render=False)
 
 
 def _card(
@@ -139,12 +139,13 @@ def wire(
     events += [on(outputs["run"].input, run_chosen), on(outputs["stage"].input, run_chosen)]
     events += [on(outputs["tensor"].input, tensor_chosen)]
     events += [on(outputs["curve"].input, curve_chosen)]
-    events += [on(outputs["figure"].input, map_chosen), on(outputs["step"].release, map_chosen)]
+    events += [on(outputs["figure"].input, map_chosen), on(outputs["step"].input, step_moved)]
+    events += [on(outputs["step"].release, map_chosen)]
     events += [on(buttons["back"].click, worse), on(buttons["on"].click, less_bad)]
     events += [on(buttons["worst"].click, worst), on(buttons["steps"].click, next_step)]
     for event in events:
         url_sync(event, **{name: outputs[name] for name in CONTROLS})
-    on_change(listed(refreshed), controls, [*outputs.values()])
+    on_change(listed(refreshed), [outputs["seen"], *controls], [*outputs.values()])
 
 
 # events -------------------------------------------------------------------------------------------
@@ -165,13 +166,28 @@ def run_chosen(*values: Any) -> Shown:
     return everything(replace(asked, step="", group=""), asked)
 
 
-def refreshed(*values: Any) -> Shown:
-    """The database has moved on. Controls that are right are left in the person's hand."""
+def refreshed(seen: Any, *values: Any) -> Shown:
+    """The database has moved on: nothing of a run that has ended, its curves while it works, and
+    all of the page when it has recorded more. Who looks at the newest picture sees the next."""
     asked = choice_of(values)
     looked = LookedQuant.at(asked)
-    if looked and looked.quant.job.state not in ACTIVE:
-        return {}
-    return everything(asked, asked)
+    if looked is None or not seen:
+        return everything(asked, asked)
+    now = seen_of(looked)
+    if now["mark"] == seen["mark"]:
+        working = now["mark"][0] in ACTIVE
+        return {**_drawn(looked, "curve"), **_drawn(looked, "layers")} if working else {}
+    follows = asked.step == str(seen["last"])
+    return everything(replace(asked, step="") if follows else asked, asked, seen)
+
+
+def seen_of(looked: LookedQuant) -> dict[str, Any]:
+    """What tells whether there is more to see than was shown."""
+    run, choice = looked.choice.run, looked.choice
+    return {
+        "mark": [queries.job(run).state, *(queries.profiles_mark(run) or ())],
+        "last": looked.quant.steps[choice.stage, MAGNITUDE][-1],
+    }
 
 
 def curve_chosen(*values: Any) -> Shown:
@@ -185,8 +201,15 @@ def tensor_chosen(*values: Any) -> Shown:
 
 
 def map_chosen(*values: Any) -> Shown:
+    """Another figure, or a slider that was let go: it goes to the picture that is shown."""
     looked = LookedQuant.at(choice_of(values))
     return {"step": int(looked.choice.step), **_drawn(looked, "map")} if looked else {}
+
+
+def step_moved(*values: Any) -> Shown:
+    """A slider on its way. It is left alone: arrow keys would never get it to the next picture."""
+    looked = LookedQuant.at(choice_of(values))
+    return _drawn(looked, "map") if looked else {}
 
 
 def next_step(*values: Any) -> Shown:
@@ -228,33 +251,38 @@ def _moved(values: Sequence[Any], by: int) -> Shown:
 # what is shown ------------------------------------------------------------------------------------
 
 
-def everything(asked: Choice, before: Choice) -> Shown:
-    """All of the page."""
+def everything(asked: Choice, before: Choice, seen: Any = None) -> Shown:
+    """All of the page. Lists and values that are right already are left in the person's hand.
+
+    Args:
+        seen: what was shown last.
+    """
     runs = queries.runs_with_profile(MAGNITUDE)
     asked = asked if asked.run else replace(asked, run=runs[0].run if runs else "")
     looked = LookedQuant.at(asked)
-    choices = [_named(job) for job in runs]
+    named = [_named(job) for job in runs]
     if looked is None:
         return {
-            "notice": gr.update(value=_why_nothing(asked.run), visible=True),
-            "charts": gr.update(visible=False), "head": "", "run": gr.update(choices=choices),
+            "notice": gr.update(value=_why_nothing(asked.run), visible=True), "seen": None,
+            "charts": gr.update(visible=False), "head": "", "run": gr.update(choices=named),
         }  # fmt: skip
+    offered = _offered(looked, named)
     return {
         "notice": gr.update(visible=False),
         "charts": gr.update(visible=True),
-        "head": views.head_html(looked.quant),
-        **_controls(looked, before, choices),
+        "head": views.head_html(looked),
+        "seen": {**seen_of(looked), "offered": offered},
+        **_controls(looked.choice, before, offered, seen["offered"] if seen else {}),
         **_drawn(looked, "curve"),
         **_drawn(looked, "layers"),
         **_of_tensor(looked),
     }
 
 
-def _controls(looked: LookedQuant, before: Choice, runs: list[tuple[str, str]]) -> Shown:
-    """Choices of every control, and its value where it changes."""
-    quant, choice = looked.quant, looked.choice
-    steps = quant.steps[choice.stage, MAGNITUDE]
-    shown: Shown = {
+def _offered(looked: LookedQuant, runs: list[tuple[str, str]]) -> Shown:
+    """What every control offers."""
+    quant, steps = looked.quant, looked.quant.steps[looked.choice.stage, MAGNITUDE]
+    return {
         "run": {"choices": runs},
         "stage": {"choices": [(quant.labels[s], s) for s in quant.stages]},
         "curve": {},
@@ -263,16 +291,22 @@ def _controls(looked: LookedQuant, before: Choice, runs: list[tuple[str, str]]) 
         "step": {"minimum": steps[0], "maximum": max(steps[-1], 1)},
         "group": {},
     }
-    for name, update in shown.items():
+
+
+def _controls(choice: Choice, before: Choice, offered: Shown, known: Shown) -> Shown:
+    """What every control offers, and its value, where either changes."""
+    shown: Shown = {}
+    for name, offer in offered.items():
+        update = {} if offer == known.get(name) else dict(offer)
         new = getattr(choice, name)
         if new != getattr(before, name):
             update["value"] = int(new) if name == "step" else new
-    return {name: gr.update(**update) for name, update in shown.items()}
+        shown[name] = gr.update(**update) if update else gr.skip()
+    return shown
 
 
 def _of_tensor(looked: LookedQuant) -> Shown:
-    words = f'<p class="quiet">{views.in_words(looked)}</p>'
-    return {"words": words, **_drawn(looked, "map"), **_drawn(looked, "usage"), **_of_group(looked)}
+    return {**_drawn(looked, "map"), **_drawn(looked, "usage"), **_of_group(looked)}
 
 
 def _of_group(looked: LookedQuant) -> Shown:

@@ -1,0 +1,49 @@
+"""The Quant page in a browser, on a run that has really trained: with the keyboard alone."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Dashboard, opened
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+RUN = "dlqat-0005"
+
+
+def test_groups_are_reached_by_keyboard_from_the_whole_model_down(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/quant?run={RUN}")
+    layers, groups = (visitor.locator(f"#quant-{name}-chart .plot-canvas") for name in
+                      ("layers", "map"))  # fmt: skip
+    expect(visitor.locator("#quant-one")).to_contain_text("number 1 of")
+    layers.focus()
+    visitor.keyboard.press("ArrowDown")
+    tensor = visitor.get_by_role("combobox", name="Tensor", exact=True)
+    expect(tensor).to_have_value("Block 0, k_proj")
+    visitor.wait_for_function("location.search.includes('k_proj')")
+    groups.focus()
+    visitor.keyboard.press("ArrowUp")
+    expect(visitor.locator("#quant-one")).not_to_contain_text("number 1 of")
+    visitor.locator("#quant-worst-button").press("Enter")
+    expect(visitor.locator("#quant-one")).to_contain_text("number 1 of")
+    visitor.locator("#quant-on-button").press("Enter")
+    expect(visitor.locator("#quant-one")).to_contain_text("number 2 of")
+    expect(visitor.locator("#quant-weights-chart .scatterlayer .point").first).to_be_visible()
+
+
+def test_time_is_gone_through_by_keyboard_and_kept_in_the_address(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/quant?run={RUN}&step=4")
+    note = visitor.locator("#quant-charts .question", has_text="As of step")
+    expect(note).to_contain_text("As of step 4.")
+    slider = visitor.locator("#quant-step input[type='range']")
+    for _ in range(3):  # pictures are of steps 0 and 4; of two, the later is nearer
+        slider.press("ArrowLeft")
+    expect(note).to_contain_text("As of step 0.")
+    visitor.wait_for_function("location.search.includes('step=1')")
+    visitor.reload()
+    expect(note).to_contain_text("As of step 0.")
+    expect(slider).to_have_value("0")
