@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -76,6 +76,7 @@ def test_the_closed_forms_are_those_of_autograd(
         assert (one - other).abs().max() < 1e-12 * max(1, other.abs().max())
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), st.booleans(), st.integers(0, 10**6))
 def test_the_closed_forms_hold_for_every_grid(bits: int, symmetric: bool, seed: int) -> None:
     layer = doubled(made(bits=bits, symmetric=symmetric, seed=seed))
@@ -165,6 +166,19 @@ def test_bfloat16_passes_keep_codes_in_float32() -> None:
         y = layer(torch.randn(4, COLUMNS))
     assert y.dtype == torch.bfloat16
     assert torch.equal(layer.effective(torch.bfloat16), layer.effective().bfloat16())
+
+
+@pytest.mark.parametrize("part", ["A", "B", "m"])
+def test_gradients_of_bfloat16_passes_are_those_of_float32_but_for_rounding(part: str) -> None:
+    found, x = [], torch.randn(40, COLUMNS)
+    for half in (False, True):
+        layer = made()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = layer(x)
+        y.float().square().sum().backward()
+        found.append(getattr(layer, part).grad)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
 
 
 def test_nothing_as_large_as_the_weight_waits_for_the_backward_pass() -> None:

@@ -21,8 +21,9 @@ q = clamp(round(W' / (m s)) + z), and then
 
 W', codes and m are float32 whatever the forward pass computes in: m lives near 1, where a bfloat16
 step is 0.4 %, and W' in bfloat16 would flip codes. Nothing of the weight's size is kept between
-forward and backward: codes are computed again from A and B, a few rows at a time, so that each
-product and rounding finds them in a core's cache. One layer's full gradient exists at a time.
+forward and backward: codes are computed again from A and B, some rows at a time, so that each step
+finds them in a core's cache. One layer's full gradient exists at a time; products with it are taken
+in the precision of the pass, as LoRA's are.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from transformers.pytorch_utils import Conv1D
 from backend.methods.dlqat.spaces import group_sums
 from backend.models.quantised import Grid, Quantised
 
-PANEL = {"cpu": 2**17}  # weights treated at once; elsewhere the whole matrix
+PANEL = {"cpu": 2**18}  # weights treated at once; elsewhere the whole matrix
 FULL = 2**62
 
 
@@ -59,7 +60,8 @@ def new_factors(
 
 
 class _InGrid(torch.autograd.Function):
-    """x, A, B, m -> y. Gradients of A, B and m come from one product and one walk over rows."""
+    """x, A, B, m -> y. Gradients of A, B and m come from one product, in whose place D is written
+    in one walk over its rows."""
 
     @staticmethod
     def forward(
@@ -77,38 +79,42 @@ class _InGrid(torch.autograd.Function):
         needs_x, *needs = ctx.needs_input_grad[:4]
         dy = dy.to(x.dtype)
         G = dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])  # [out, in]
-        What = G.new_empty(G.shape) if needs_x else None
-        dA, dB, dm = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(m)
-        for rows in layer.panels():
-            walked = _Panel(layer, rows)
-            if What is not None:
-                walked.values(What[rows])
-            D = walked.backward(G[rows], dm[rows])
-            if needs[0] or needs[1]:
-                torch.mm(D, A.T, out=dB[rows])
-                dA.addmm_(B[rows].T, D)
-        dx = None if What is None else dy @ What
-        found = (dA.mul_(layer.factor), dB.mul_(layer.factor), dm)
+        What, dm = torch.empty_like(G), torch.empty_like(m)
+        for panel, (to_What, of_G, to_dm) in layer.panels(What, G, dm):
+            if needs_x:
+                panel.values(to_What)
+            panel.backward(of_G, to_dm)
+        D, c = G, layer.factor
+        dA, dB = B.to(D.dtype).T @ D, D @ A.to(D.dtype).T
+        found = (dA.to(A.dtype).mul_(c), dB.to(B.dtype).mul_(c), dm)
+        dx = dy @ What if needs_x else None
         return dx, *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
 
 
 class _Panel:
-    """Some rows of a layer's weight on the grid, float32 [rows, groups, size].
+    """Some rows of a layer's weight on the grid.
+
+    Args:
+        W0, dense: [rows, in].
+        B: [rows, rank].
+        scale, low, high, m: [rows, groups, 1].
 
     Attributes:
-        level: q - z = clamp(round(W' / s), -z, Q - z).
+        level: q - z = clamp(round(W' / s), -z, Q - z), float32 [rows, groups, size].
     """
 
-    def __init__(self, layer: DLQATLinear, rows: slice) -> None:
-        self.layer, self.m = layer, layer.m.detach()[rows].unsqueeze(-1)
-        self.scale, zero = layer.grid.scale[rows], layer.grid.zero[rows]
-        W = layer.moved(rows)
-        step = self.scale * self.m.squeeze(-1) if layer.tied else self.scale
-        self.v = W / step.unsqueeze(-1) if layer.tied else None
-        self.rounded, lowest = W.div_(step.unsqueeze(-1)).round_(), -zero.unsqueeze(-1)
-        self.level = torch.maximum(self.rounded, lowest)
-        torch.minimum(self.level, lowest + layer.grid.top, out=self.level)
-        self.stays = layer.dense(rows).reshape(W.shape) != 0 if layer.keep_zeros else None
+    def __init__(
+        self, layer: DLQATLinear, W0: Tensor, dense: Tensor, B: Tensor,
+        scale: Tensor, low: Tensor, high: Tensor, m: Tensor,
+    ) -> None:  # fmt: skip
+        self.scale, self.m, self.tied = scale, m, layer.tied
+        W = torch.addmm(W0.to(m.dtype), B, layer.A.detach(), alpha=layer.factor)
+        self.rounded = W.view(len(W), scale.shape[1], -1)
+        step = scale * m if layer.tied else scale
+        self.v = self.rounded / step if layer.tied else None
+        self.level = torch.maximum(self.rounded.div_(step).round_(), low)
+        torch.minimum(self.level, high, out=self.level)  # 4 times as fast as clamp
+        self.stays = dense.reshape(self.level.shape) != 0 if layer.keep_zeros else None
         if self.stays is not None:
             self.level.mul_(self.stays)
 
@@ -119,16 +125,16 @@ class _Panel:
 
     def values(self, out: Tensor) -> None:
         """Writes What into `out` [rows, in]."""
-        scale = self.m * self.scale.unsqueeze(-1)
-        torch.mul(self.level, scale, out=out.view(self.level.shape))
+        torch.mul(self.level, self.m * self.scale, out=out.view(self.level.shape))
 
-    def backward(self, G: Tensor, dm: Tensor) -> Tensor:
-        """D [rows, in], given dL/dWhat, which may be overwritten; writes dL/dm [rows, groups]."""
-        G, inside = G.to(self.m.dtype).view(self.level.shape), self.inside()
+    def backward(self, G: Tensor, dm: Tensor) -> None:
+        """Turns dL/dWhat [rows, in] into D and writes dL/dm [rows, groups]. Called last: levels
+        are written over."""
+        g, inside = G.view(self.level.shape).to(self.m.dtype), self.inside()
         slope = self.level if self.v is None else self.v.mul_(inside).neg_().add_(self.level)
-        torch.mul(group_sums(slope * G), self.scale, out=dm)
-        D = G.mul_(inside)
-        return (D if self.layer.tied else D.mul_(self.m)).view(len(D), -1)
+        torch.mul(group_sums(slope.mul_(g)), self.scale.squeeze(-1), out=dm)
+        g.mul_(inside)
+        torch.mul(g, 1 if self.tied else self.m, out=G.view(g.shape))
 
 
 class DLQATLinear(nn.Module):
@@ -180,41 +186,39 @@ class DLQATLinear(nn.Module):
         rows, columns = self._weight.shape
         return rows, columns
 
-    def panels(self) -> Iterator[slice]:
-        """Row ranges that are treated together."""
-        rows, columns = self.shape
-        step = max(1, PANEL.get(self.m.device.type, FULL) // columns)
-        for first in range(0, rows, step):
-            yield slice(first, min(first + step, rows))
-
-    def dense(self, rows: slice) -> Tensor:
-        """Rows of the dense weight."""
-        return self._weight[rows]
-
-    def moved(self, rows: slice) -> Tensor:
-        """A copy of rows of W' = W0 + c B A, float32 [rows, groups, size]."""
-        W0 = (self.dense(rows) if self.start is None else self.start[rows]).to(self.m.dtype)
-        if self.factor:
-            W = torch.addmm(W0, self.B.detach()[rows], self.A.detach(), alpha=self.factor)
-        else:
-            W = W0.clone(memory_format=torch.contiguous_format)
-        return W.view(len(W), self.grid.groups, -1)
+    def panels(self, *others: Tensor) -> Iterator[tuple[_Panel, tuple[Tensor, ...]]]:
+        """The weight on its grid, some rows at a time, and the same rows of `others`."""
+        columns = self.shape[1]
+        rows = max(1, PANEL.get(self.m.device.type, FULL) // columns)
+        zero, dense = self.grid.zero, self._weight
+        of_groups = (self.grid.scale, -zero, self.grid.top - zero, self.m.detach())
+        of_rows = (dense if self.start is None else self.start, dense, self.B.detach())
+        own = (*of_rows, *(each.unsqueeze(-1) for each in of_groups))
+        parts = zip(*(each.split(rows) for each in (*own, *others)), strict=True)
+        for part in parts:
+            yield _Panel(self, *part[: len(own)]), part[len(own) :]
 
     @torch.no_grad()
     def effective(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What [out, in]."""
         What = torch.empty(self.shape, dtype=dtype, device=self.m.device)
         with torch.autocast(What.device.type, enabled=False):  # it would round W' and the codes
-            for rows in self.panels():
-                _Panel(self, rows).values(What[rows])
+            for panel, (rows,) in self.panels(What):
+                panel.values(rows)
         return What
 
     @torch.no_grad()
     def walk(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Row by row: which rows, q - z and whether inside, both [rows, groups, size]."""
-        for rows in self.panels():
-            panel = _Panel(self, rows)
+        first = 0
+        for panel, _ in self.panels():
+            rows = slice(first, first + len(panel.level))
             yield rows, panel.level, panel.inside()
+            first = rows.stop
+
+    def dense(self, rows: slice) -> Tensor:
+        """Rows of the dense weight."""
+        return self._weight[rows]
 
     def codes_at_start(self, rows: slice) -> Tensor:
         """Rows of the codes before any training, float32 [rows, in]."""
