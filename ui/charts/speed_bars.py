@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -11,7 +12,8 @@ from jobs.speed_words import VANILLA, Arm
 from ui.charts.layout import axis, layout, legend
 from ui.theme import LIGHT, OKABE_ITO
 
-ROOM, MORE_ROOM = 1.25, 1.6  # times the longest bar, for the words beside it
+ROOM, MORE_ROOM = 1.25, 1.75  # times the longest bar, for the words beside it
+SPREAD = 0.6  # of a task's row, over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {  # part of a pass -> words, colour
         "draft": ("Draft", "#E69F00"),
@@ -34,15 +36,10 @@ def lines(arm: Arm) -> str:
     return f"{arm.kind}<br>{arm.name}" if arm.kind else arm.label
 
 
-def speed_bars(arms: Sequence[Arm], task: str = "") -> go.Figure:
-    """Speed-up of each decoder over vanilla; the lowest and highest round as a line through it.
-
-    Args:
-        task: one task's prompts alone; "" all of them.
-    """
-    values = [arm.tasks[task][0] if task else arm.speed_up for arm in arms]
-    metric = f"speed_up/{task}" if task else "speed_up"
-    ranges = [arm.ranges.get(metric, (v, v)) for arm, v in zip(arms, values, strict=True)]
+def speed_bars(arms: Sequence[Arm]) -> go.Figure:
+    """Speed-up of each decoder over vanilla; the lowest and highest round as a line through it."""
+    values = [arm.speed_up for arm in arms]
+    ranges = [arm.ranges.get("speed_up", (arm.speed_up, arm.speed_up)) for arm in arms]
     paint = colours(arms)
     bars = go.Bar(
         x=values,
@@ -50,26 +47,103 @@ def speed_bars(arms: Sequence[Arm], task: str = "") -> go.Figure:
         orientation="h",
         width=0.5,
         marker={"color": [paint[arm.name] for arm in arms]},
-        error_x={
-            "type": "data", "symmetric": False, "color": LIGHT.text, "thickness": 1, "width": 4,
-            "array": [high - v for v, (_, high) in zip(values, ranges, strict=True)],
-            "arrayminus": [v - low for v, (low, _) in zip(values, ranges, strict=True)],
-        },
+        error_x=_spread(values, ranges, LIGHT.text),
         customdata=[[*span, arm.accepted] for arm, span in zip(arms, ranges, strict=True)],
         hovertemplate="<b>%{y}</b><br>%{x:.2f}× (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
         "<br>%{customdata[2]:.2f} tokens a pass<extra></extra>",
-    )  # fmt: skip
+    )
     furthest = max(high for _, high in ranges)
-    figure = go.Figure(bars, _bar_layout(f"speed {task}", "Speed-up over vanilla, ×", furthest))
-    even = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
-    figure.add_shape(type="line", x0=1, x1=1, y0=0, y1=1, yref="paper", line=even)
+    figure = go.Figure(bars, _bar_layout("speed", "Speed-up over vanilla, ×", furthest))
+    _line_at_one(figure)
     for value, (_, high), arm in zip(values, ranges, arms, strict=True):
         _beside(figure, high, lines(arm), f"{value:.2f}×")
     return figure
 
 
+def yield_bars(arms: Sequence[Arm]) -> go.Figure:
+    """Tokens a pass of each decoder as a bar, its break-even as a mark: beyond it, it gains."""
+    names, paint = [lines(arm) for arm in arms], colours(arms)
+    bars = go.Bar(
+        x=[arm.accepted for arm in arms],
+        y=names,
+        orientation="h",
+        width=0.5,
+        marker={"color": [paint[arm.name] for arm in arms]},
+        hovertemplate="<b>%{y}</b><br>%{x:.2f} tokens a pass<extra></extra>",
+    )
+    marks = go.Scatter(
+        x=[arm.break_even for arm in arms],
+        y=names,
+        mode="markers",
+        marker={"symbol": "line-ns", "size": 32, "line": {"width": 3, "color": LIGHT.text}},
+        hovertemplate="<b>%{y}</b><br>even at %{x:.2f} tokens a pass<extra></extra>",
+    )
+    furthest = max(max(arm.accepted, arm.break_even) for arm in arms)
+    figure = go.Figure([bars, marks], _bar_layout("yield", "Tokens a pass", furthest))
+    for arm in arms:
+        _beside(figure, max(arm.accepted, arm.break_even), lines(arm), f"{arm.accepted:.2f}")
+    return figure
+
+
+def task_dots(arms: Sequence[Arm], accepted: bool) -> go.Figure:
+    """Each task a row, each decoder a dot in it: its speed-up with the range of its rounds.
+
+    Args:
+        accepted: tokens a pass instead.
+    """
+    tasks, paint = [*arms[0].tasks], colours(arms)
+    drafting = [arm for arm in arms if arm.name != VANILLA]
+    figure = go.Figure()
+    for place, arm in enumerate(drafting):
+        values = [arm.tasks[task][accepted] for task in tasks]
+        ranges = [
+            arm.ranges.get(f"speed_up/{task}", (v, v))
+            for task, v in zip(tasks, values, strict=True)
+        ]
+        shift = SPREAD * ((place + 0.5) / len(drafting) - 0.5)
+        figure.add_scatter(
+            x=values, y=[row + shift for row in range(len(tasks))], name=arm.label,
+            mode="markers", marker={"size": 9, "color": paint[arm.name]}, cliponaxis=False,
+            error_x=None if accepted else _spread(values, ranges, paint[arm.name]),
+            customdata=[task.replace("_", " ") for task in tasks],
+            hovertemplate=f"<b>%{{customdata}}</b><br>{arm.label}: %{{x:.2f}}<extra></extra>",
+        )  # fmt: skip
+    title = "Tokens a pass (vanilla: 1)" if accepted else "Speed-up over vanilla, ×"
+    rows: dict[str, Any] = {
+        "tickvals": [*range(len(tasks))],
+        "ticktext": [t.replace("_", " ") for t in tasks],
+    }
+    figure.update_layout(
+        layout(
+            view=f"tasks {accepted}", top=24 * len(drafting) + 8, showlegend=True, legend=legend(),
+            xaxis=axis(title),
+            yaxis=axis(**rows, range=[len(tasks) - 0.5, -0.5], showgrid=False,
+                       tickfont={"size": 12, "color": LIGHT.text}),
+        )
+    )  # fmt: skip
+    _line_at_one(figure)
+    return figure
+
+
+def _spread(
+    values: Sequence[float], ranges: Sequence[tuple[float, float]], colour: str
+) -> dict[str, object]:
+    """Lines from the lowest to the highest round."""
+    return {
+        "type": "data", "symmetric": False, "color": colour, "thickness": 1, "width": 4,
+        "array": [high - v for v, (_, high) in zip(values, ranges, strict=True)],
+        "arrayminus": [v - low for v, (low, _) in zip(values, ranges, strict=True)],
+    }  # fmt: skip
+
+
+def _line_at_one(figure: go.Figure) -> None:
+    """Vanilla, dashed."""
+    even = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
+    figure.add_shape(type="line", x0=1, x1=1, y0=0, y1=1, yref="paper", line=even)
+
+
 def time_bars(arms: Sequence[Arm]) -> go.Figure:
-    """Mean milliseconds of one pass, by its parts; what a pass yields stands beside."""
+    """Mean milliseconds of one pass, by its parts; those of a token stand beside."""
     names = [lines(arm) for arm in arms]
     traces = [
         go.Bar(
@@ -92,8 +166,7 @@ def time_bars(arms: Sequence[Arm]) -> go.Figure:
         margin={"t": 32},
     )
     for total, arm in zip(whole, arms, strict=True):
-        tokens = "1 token" if arm.name == VANILLA else f"{arm.accepted:.2f} tokens"
-        _beside(figure, total, lines(arm), f"{total:.1f} ms for {tokens}")
+        _beside(figure, total, lines(arm), f"{total / arm.accepted:.1f} a token")
     return figure
 
 

@@ -16,16 +16,21 @@ from ui.theme import LIGHT
 ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
 PANELS = ((ACCEPTED, 1, "solid"), (EVEN, 1, "dot"), (SPEED_UP, 2, "solid"))
 AXES = ("xaxis", "xaxis2", "yaxis", "yaxis2")
+TICKS = tuple(2**n for n in range(9))  # of sizes, on a log axis
 
 
-def reached(arm: Arm) -> dict[int, float]:
-    """k -> the share of passes in which at least k guesses were right, k = 1, 2, …"""
-    passes = sum(arm.lengths.values()) or 1
+def reached(arm: Arm, conditional: bool = False) -> dict[int, float]:
+    """k -> the share of passes in which at least k guesses were right, k = 1, 2, …
+
+    Args:
+        conditional: of the passes in which k - 1 were.
+    """
     deepest = max(arm.lengths, default=1)
-    return {
-        k: sum(count for length, count in arm.lengths.items() if length > k) / passes
-        for k in range(1, deepest)
-    }
+    found = [
+        sum(count for length, count in arm.lengths.items() if length > k) for k in range(deepest)
+    ]
+    whole = found[0] or 1
+    return {k: found[k] / (found[k - 1] if conditional else whole) for k in range(1, deepest)}
 
 
 def accepted_lengths(arms: Sequence[Arm]) -> go.Figure:
@@ -53,24 +58,26 @@ def accepted_lengths(arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
-def guesses_right(arms: Sequence[Arm]) -> go.Figure:
-    """Share of passes in which at least k guesses were right, over k."""
+def guesses_right(arms: Sequence[Arm], conditional: bool = False) -> go.Figure:
+    """Share of passes in which at least k guesses were right, over k (see `reached`)."""
     paint, figure = colours(arms), go.Figure()
     drafting = [arm for arm in arms if arm.name != VANILLA]
     for arm in drafting:
-        found = reached(arm)
+        found = reached(arm, conditional)
         figure.add_scatter(
             x=[*found], y=[100 * share for share in found.values()], name=arm.label,
             mode="lines+markers", line={"color": paint[arm.name], "width": 2},
             marker={"size": 8, "color": paint[arm.name]}, cliponaxis=False,
-            hovertemplate=f"<b>{arm.label}</b><br>%{{x}} or more right: %{{y:.1f}} %"
-            "<extra></extra>",
+            hovertemplate=f"<b>{arm.label}</b><br>%{{x}} or more right: %{{y:.1f}} % of passes"
+            f"{' that got so far' if conditional else ''}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
         layout(
-            view="right", top=24 * len(drafting) + 8, showlegend=True, legend=legend(),
+            view=f"right {conditional}", top=24 * len(drafting) + 8, showlegend=True,
+            legend=legend(),
             xaxis=axis("Guesses right in a row, at least", dtick=1, showgrid=False),
-            yaxis=axis("Share of passes, %", rangemode="tozero"),
+            yaxis=axis("Share of those passes, %" if conditional else "Share of passes, %",
+                       rangemode="tozero"),
         )
     )  # fmt: skip
     return figure
@@ -84,25 +91,28 @@ def sizes_of(curves: pd.DataFrame, run: str) -> dict[str, pd.Series]:
 
 
 def tree_sizes(curves: pd.DataFrame, arms: Sequence[Arm]) -> go.Figure:
-    """Two panels over the size of the tree: tokens a pass with its break-even, and speed-up."""
+    """Two panels over the size of the tree: tokens a pass with its break-even, and below them the
+    speed-up."""
     paint = colours(arms)
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    figure = make_subplots(rows=2, cols=1, vertical_spacing=0.08)
     tried = [(arm, found) for arm in arms if (found := sizes_of(curves, arm.name))]
     for arm, found in tried:
-        for name, column, dash in PANELS:
+        for name, row, dash in PANELS:
             line = _line(found[name], arm.label, name, paint[arm.name], dash)
-            figure.add_trace(line, row=1, col=column)
-    ticks = sorted({int(n) for _, found in tried for n in found[ACCEPTED].index})
-    size = axis(
-        "Nodes of the tree (log axis)", type="log", tickvals=ticks,
-        ticktext=[str(n) for n in ticks], showgrid=False,
-    )  # fmt: skip
+            figure.add_trace(line, row=row, col=1)
+    size = axis("Nodes of the tree (log axis)", type="log", **_ticks(), showgrid=False)
+    upper = {**size, "title": None, "showticklabels": False, "matches": "x2"}
     places = {name: figure.layout[name].to_plotly_json() for name in AXES}
-    wanted = (size, size, axis("Tokens a pass"), axis("Speed-up over vanilla, ×"))
+    wanted = (upper, size, axis("Tokens a pass", nticks=5), axis("Speed-up, ×", nticks=5))
     both = {name: {**places[name], **new} for name, new in zip(AXES, wanted, strict=True)}
     top = 24 * len(tried) + 8
     figure.update_layout(layout(view="sizes", top=top, showlegend=True, legend=legend(), **both))
     return figure
+
+
+def _ticks() -> dict[str, list[object]]:
+    """Powers of two."""
+    return {"tickvals": [*TICKS], "ticktext": [str(n) for n in TICKS]}
 
 
 def _line(values: pd.Series, label: str, name: str, colour: str, dash: str) -> go.Scatter:
@@ -130,8 +140,8 @@ def pass_costs(costs: Mapping[int, float]) -> go.Figure:
         line,
         layout(
             view="costs",
-            xaxis=axis("Tokens verified at once (log axis)", type="log", tickvals=sizes,
-                       ticktext=[str(n) for n in sizes], showgrid=False),
+            xaxis=axis("Tokens verified at once (log axis)", type="log", **_ticks(),
+                       showgrid=False),
             yaxis=axis("Time, in passes over one token", rangemode="tozero"),
         ),
     )  # fmt: skip
