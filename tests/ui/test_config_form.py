@@ -55,6 +55,21 @@ def test_every_field_has_one_input_that_suits_its_type() -> None:
     assert len({field.input.elem_id for field in form.fields.values()}) == len(kinds)
 
 
+def test_several_can_be_chosen_where_a_field_is_a_list_with_commas() -> None:
+    class Sides(BaseModel):
+        sides: str = Field("toy", json_schema_extra={"many": True})
+
+    with gr.Blocks():
+        form = ConfigForm(Sides, {"sides": lambda: [("None", ""), ("Toy", "toy"), ("B", "b")]})
+    chosen = form.fields["sides"].input
+    assert isinstance(chosen, gr.Dropdown) and chosen.multiselect and chosen.value == ["toy"]
+    assert [value for _, value in chosen.choices] == ["toy", "b"]  # no choice at all is none
+    assert form.values([["toy", "b"]]) == {"sides": "toy, b"}
+    assert form.show({"sides": "b,toy"})[chosen]["value"] == ["b", "toy"]
+    assert form.arrival({"sides": ""})[chosen]["value"] == []
+    assert form.changed({"sides": "toy, b"}) == ["sides"]
+
+
 def test_help_unit_examples_and_default_come_from_the_config() -> None:
     with gr.Blocks():
         form = ConfigForm(Own)

@@ -105,10 +105,10 @@ def test_nothing_asked_yet(current: Settings) -> None:
     assert page.NOTHING in draw(run="generate-0099")
 
 
-def test_drafters_can_be_chosen_beside_their_base(current: Settings) -> None:
+def test_drafters_can_be_chosen(current: Settings) -> None:
     upgrade()
     store(job(2, kind="amphista", state=State.SUCCEEDED, config={"model": "toy"}))
-    assert "toy, amphista-0002" in [value for _, value in page.sides()]
+    assert ("amphista-0002 for toy", "amphista-0002") in page.sides()
     assert page._old("amphista-0002") is None  # not one of these
 
 

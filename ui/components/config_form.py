@@ -84,10 +84,19 @@ def component(
         return gr.Checkbox(**common)
     if info.annotation in (int, float):
         return gr.Number(**common, step=1 if info.annotation is int else 0.01)
+    if extra(info).get("many"):
+        common["value"] = _parts(info.default)
+        several = [choice for choice in suggested if choice[1]]
+        return gr.Dropdown(several, multiselect=True, allow_custom_value=True, **common)
     if suggested:
         return gr.Dropdown(list(suggested), allow_custom_value=True, **common)
     lines = int(extra(info).get("lines", 1))
     return gr.Textbox(lines=lines, max_lines=lines, **common)
+
+
+def _parts(text: str) -> list[str]:
+    """The parts of a list with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def complaint(error: SlimscopeError) -> str:
@@ -105,6 +114,11 @@ class Field:
     info: FieldInfo
     input: Input
     message: gr.HTML
+
+    def held(self, values: Mapping[str, Any]) -> Any:
+        """What the input holds for a config's `values`."""
+        value = values.get(self.name, self.info.default)
+        return _parts(value) if extra(self.info).get("many") else value
 
 
 class ConfigForm:
@@ -130,7 +144,8 @@ class ConfigForm:
         hidden: list[str] = []
         for heading, names in sections(config).items():
             hidden += [n for n in names if advanced(config.model_fields[n])]
-            self._section(heading, [n for n in names if n not in hidden])
+            shown = [n for n in names if n not in hidden]
+            self._section(heading, sorted(shown, key=lambda n: n != "model"))  # the model leads
         self.accordion = gr.Accordion("Advanced", open=False, elem_classes="form-advanced")
         with self.accordion:
             self._section("", hidden)
@@ -167,21 +182,19 @@ class ConfigForm:
 
     def values(self, given: Iterable[Any]) -> dict[str, Any]:
         """What the inputs hold, by field name; an emptied number is left out, to be refused."""
-        return dict(zip(self.fields, given, strict=True))
+        held = (", ".join(map(str, v)) if isinstance(v, list) else v for v in given)
+        return dict(zip(self.fields, held, strict=True))
 
     def show(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """Updates that put `values` into the inputs; fields not named go back to their default."""
-        return {
-            f.input: gr.update(value=values.get(f.name, f.info.default))
-            for f in self.fields.values()
-        }
+        return {f.input: gr.update(value=f.held(values)) for f in self.fields.values()}
 
     def arrival(self, values: Mapping[str, Any] | None) -> dict[Any, Any]:
         """Updates for a page that opens: today's choices, and `values` when there are any."""
         updates: dict[Any, Any] = dict(self.show(values)) if values is not None else {}
         for name, now in self.choices.items():
             field = self.fields[name]
-            value = {"value": values.get(name, field.info.default)} if values is not None else {}
+            value = {"value": field.held(values)} if values is not None else {}
             updates[field.input] = gr.update(choices=now(), **value)
         return updates
 

@@ -78,7 +78,7 @@ def _waiting(place: int | None) -> str:
     if place is None:
         return ""
     where = "It is the next to start." if place == 1 else f"It is number {place} in the queue."
-    return f'<p class="quiet" role="status">{where} Runs that were added before go first.</p>'
+    return f'<p class="quiet" role="status">{where}</p>'
 
 
 def _again(job: Job) -> str:

@@ -41,6 +41,7 @@ def build() -> None:
                 label="Blind",
                 info="Hides the names, mixes the order, and shows both once you have voted.",
                 elem_id="generate-blind",
+                elem_classes="form-field",
             )
             ask = gr.Button("Generate", variant="primary", elem_id="generate-ask")
             told = notice("generate-said")
@@ -75,14 +76,11 @@ def build() -> None:
 
 
 def sides() -> list[Choice]:
-    """Who can answer: each model, each drafter beside its base, each run that saved a model."""
-    pairs = [
-        (f"{job.run} beside its base, {job.config['model']}", f"{job.config['model']}, {job.run}")
-        for job in finished_drafters()
-    ]
+    """Who can answer: every model, every drafter with its base, every run that saved a model."""
+    trained = [(f"{job.run} for {job.config['model']}", job.run) for job in finished_drafters()]
     known = {name for _, name in models()}
-    trained = [(text, name) for text, name in saved() if name not in known]
-    return [*models(), *pairs, *trained]
+    kept = [(text, name) for text, name in saved() if name not in known]
+    return [*models(), *trained, *kept]
 
 
 def _arrival(form: ConfigForm, ask: gr.Button, told: gr.HTML) -> Any:
