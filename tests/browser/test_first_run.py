@@ -7,15 +7,16 @@ import os
 import re
 import signal
 import time
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from backend.store import queries
 from backend.store.states import State
-from tests.browser.conftest import Dashboard
+from tests.browser.conftest import PATIENCE_MS, Dashboard, started
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
@@ -34,7 +35,7 @@ def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
 
 
 def wait_until(run: int, *states: State, stage: str = "") -> State:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         job = queries.job(run)
         if job.state in states and stage in job.stage:
@@ -95,14 +96,27 @@ def click_a_cell_moves_everything(page: Page) -> None:
     expect(page.locator("#weights-tensor input")).to_have_value(re.compile("Block 2, down_proj"))
 
 
-def test_killing_the_dashboard_stops_no_run(page: Page, dashboard: Dashboard) -> None:
+def test_killing_the_dashboard_stops_no_run_and_its_page_goes_on_with_the_next(
+    browser: Browser, dashboard: Dashboard
+) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     launch_on_toy(page, dashboard.url, steps=1900)
     wait_until(1, State.RUNNING, stage="Weight adjustment")
-    page.close()
+    page.goto(f"{dashboard.url}/run?id=sds-0001")
+    status, bar = page.locator("#frame-status-line"), page.locator("#run-head progress")
+    expect(status).to_contain_text("sds-0001")
+    bar.wait_for()
     dashboard.process.kill()
     dashboard.process.wait()
     before = queries.job(1).done
+    expect(status).to_contain_text("No answer from the server")
     deadline = time.monotonic() + 60
     while queries.job(1).done <= before and time.monotonic() < deadline:
         time.sleep(0.2)
     assert queries.job(1).done > before
+    shown = bar.get_attribute("value")
+    with started(dashboard.data, os.environ, port=urlsplit(dashboard.url).port or 0):
+        expect(status).to_contain_text("sds-0001")
+        expect(bar).not_to_have_attribute("value", shown or "")  # without a reload
+    page.close()
