@@ -20,14 +20,14 @@ from playwright.sync_api import Browser, Page, expect
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from backend.models.loading import load
-from backend.queue import supervisor
+from backend.queue import service, supervisor
 from backend.queue.engines.local import LocalEngine
 from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for
-from backend.store.states import ACTIVE, LIVE
+from backend.store.states import ACTIVE
 from jobs import sweep
 from jobs.kinds import kinds
 from jobs.submit import submit
@@ -96,7 +96,9 @@ def dashboard(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashb
     settings.cache_clear()
     with started(data_dir, os.environ) as shown:
         yield shown
-    for job in queries.jobs(LIVE):
+    for job in queries.jobs(ACTIVE):
+        for _ in range(2):  # asked twice it is killed, and not tried again
+            service.cancel(job.run, HOST)
         for attempt in queries.attempts(job.id):
             if attempt.engine_ref:
                 LocalEngine(1).kill(attempt.engine_ref)
