@@ -34,7 +34,7 @@ from backend.models.blocks import Linear, block_linears, decoder_blocks
 from backend.models.packed import pack_model, to_bfloat16
 from backend.models.quantised import Quantised
 from backend.reporter import SilentReporter
-from benchmarks import memory
+from benchmarks import _memory as memory
 
 WAYS = ("peft LoRA", "peft DoRA", "DL-QAT")
 GROUP, VOCABULARY = 64, 4096

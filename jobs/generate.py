@@ -305,7 +305,7 @@ def record(side: Side, number: int, context: JobContext) -> None:
 KINDS = (
     Kind(
         name=NAME,
-        title="Text",
+        title="Generate text",
         summary="Ask one prompt of up to four models or drafters, and watch them answer.",
         config=GenerateJob,
         check=check,

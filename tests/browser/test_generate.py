@@ -47,6 +47,9 @@ def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
     assert queries.job("generate-0001").tags == ["tie"]
 
 
+ENDLESS = "Write a very long story of a dog who walks through every town of the world."
+
+
 @pytest.fixture
 def two_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIMSCOPE_SLOTS", "2")
@@ -58,7 +61,7 @@ def test_two_ask_at_once_both_texts_grow_and_stop_frees_a_slot(
     with tab(browser, dashboard) as one, tab(browser, dashboard) as other:
         for page in (one, other):
             page.goto(f"{dashboard.url}/generate")
-            page.locator("#generate-field-prompt textarea").fill("Count from one to a thousand.")
+            page.locator("#generate-field-prompt textarea").fill(ENDLESS)
             page.locator("#generate-field-max-new-tokens input").fill("1000")
             page.locator("#generate-ask").click()
         for page in (one, other):
