@@ -18,6 +18,8 @@ def test_groups_are_reached_by_keyboard_from_the_whole_model_down(
     layers, groups = (visitor.locator(f"#quant-{name}-chart .plot-canvas") for name in
                       ("layers", "map"))  # fmt: skip
     expect(visitor.locator("#quant-one")).to_contain_text("number 1 of")
+    for chart in (layers, groups):  # keys count once it is drawn
+        expect(chart.locator(".heatmaplayer image").first).to_be_visible()
     layers.focus()
     visitor.keyboard.press("ArrowDown")
     tensor = visitor.get_by_role("combobox", name="Tensor", exact=True)
