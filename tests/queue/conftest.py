@@ -26,7 +26,7 @@ Wait = Callable[..., State]
 @pytest.fixture
 def queue(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SLIMSCOPE_PLUGINS", '["tests.queue.plugin"]')
-    monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "1")
+    monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "3")
     settings.cache_clear()
     kinds.cache_clear()
     upgrade()
