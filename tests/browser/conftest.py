@@ -111,7 +111,9 @@ def tab(browser: Browser, shown: Dashboard, **options: object) -> Iterator[Page]
     context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
     page = context.new_page()
     complaints: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if is_fault(m) else None)
+    faults = Faults()
+    page.on("console", lambda m: complaints.append(m.text) if faults.holds(m) else None)
+    page.on("domcontentloaded", faults.arrived)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda r: complaints.append(r.url) if is_foreign(r.url, shown) else None)
     page.set_default_timeout(PATIENCE_MS)
@@ -126,10 +128,20 @@ def page(browser: Browser, dashboard: Dashboard) -> Iterator[Page]:
         yield page
 
 
-def is_fault(message: ConsoleMessage) -> bool:
-    """An error, but for what Gradio says of requests of a page that was left."""
-    left = any(words in message.text for words in ("AbortError", "errored out"))
-    return message.type == "error" and not left
+class Faults:
+    """Which messages of a console are faults: errors, but for what Gradio says of the requests it
+    cuts itself when a page is left, until the next page is there."""
+
+    leaving = False
+
+    def holds(self, message: ConsoleMessage) -> bool:
+        cut = message.text.startswith("AbortError: signal is aborted")
+        self.leaving |= cut
+        lost = self.leaving and "Connection errored out" in message.text
+        return message.type == "error" and not cut and not lost
+
+    def arrived(self, _: Page) -> None:
+        self.leaving = False
 
 
 def is_foreign(url: str, dashboard: Dashboard) -> bool:
