@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from backend.errors import NotFound
 from backend.store import queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
@@ -17,6 +16,7 @@ from ui.charts.groups import FIGURES
 from ui.components import quant_views as views
 from ui.components.cards import empty
 from ui.components.choose import Choose
+from ui.components.missing import nothing_of
 from ui.components.plain import plain
 from ui.components.plotly_view import ChartCard, PlotlyView, chart_card
 from ui.components.quant_choice import CURVES, MAGNITUDE, Choice, LookedQuant
@@ -330,14 +330,8 @@ def _why_nothing(run: str) -> str:
     """HTML: what is missing, and where it comes from."""
     if not run:
         return empty(NO_RUN, (href("launch", kind="dlqat"), "Start one"))
-    try:
-        waits = queries.job(run).state in ACTIVE
-    except NotFound:
-        waits = False
-    if waits:
-        why = f"{run} has recorded no groups yet. They appear here when training begins."
-        return empty(why, (href("jobs", id=run), "See the queue"))
-    return empty(f"{run} has recorded no groups.", (href("launch", kind="dlqat"), "New run"))
+    later = "They appear here when training begins."
+    return nothing_of(run, "recorded no groups", later, href("launch", kind="dlqat"))
 
 
 PAGE = Page("Quant", "quant", build)

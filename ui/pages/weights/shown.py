@@ -8,14 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import NotFound
 from backend.store import queries
-from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from ui.charts.channels import MEASURES
 from ui.charts.stages import perplexities, perplexity_count, stage_perplexities
 from ui.charts.statistics import STATISTICS, available
 from ui.components.cards import empty
+from ui.components.missing import nothing_of
 from ui.components.plotly_view import note_html
 from ui.components.weight_tables import explained_table, perplexity_table
 from ui.components.weights_choice import AGAINST, DENSE, GROUPS, Choice, RunWeights
@@ -88,14 +87,8 @@ def _why_nothing(run: str) -> str:
         return empty(
             f"{NO_RUN} Look at a model above, or start a run.", (href("launch"), "New run")
         )
-    try:
-        waits = queries.job(run).state in ACTIVE
-    except NotFound:
-        waits = False
-    if waits:
-        why = f"{run} has stored no weight statistics yet. They appear here block by block."
-        return empty(why, (href("jobs", id=run), "See the queue"))
-    return empty(f"{run} has stored no weight statistics.", (href("launch"), "New run"))
+    later = "They appear here block by block."
+    return nothing_of(run, "stored no weight statistics", later, href("launch"))
 
 
 def _controls(looked: Looked, before: Choice, runs: Sequence[Job]) -> Shown:
