@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -18,6 +19,7 @@ LOOK_S = 5.0
 
 def main() -> None:
     """Opens the dashboard on `SLIMSCOPE_HOST`:`SLIMSCOPE_PORT`."""
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
     here = settings()
     refuse_taken(here.host, here.port)
     upgrade()

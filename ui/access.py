@@ -26,7 +26,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from backend.errors import Forbidden, SlimscopeError, TooOften
-from backend.queue.roles import ASK, GUEST, Actor, Rate
+from backend.queue.roles import ASK, GUEST, Actor, Rate, refused
 from backend.settings import is_loopback, settings
 from ui.format import problem
 
@@ -167,9 +167,11 @@ async def host_page(request: Request) -> Response:
     if request.method != "POST":
         return bare_page("Host", FORM.format(said=""))
     given = parse_qs((await request.body()).decode("utf-8", "replace")).get("token", [""])[0]
+    client = request.client.host if request.client else ""
     try:
-        check_token(given, request.client.host if request.client else "")
+        check_token(given, client)
     except SlimscopeError as error:
+        refused(client, error)
         code = 429 if isinstance(error, TooOften) else 403
         return bare_page("Host", FORM.format(said=problem(error)), code)
     response = RedirectResponse("../", 303)

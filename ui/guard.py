@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import Forbidden, NotFound, SlimscopeError, TooOften
-from backend.queue.roles import ASK
+from backend.queue.roles import ASK, refused
 from backend.settings import is_loopback, settings
 from ui import access
 from ui.api import PATH, told
@@ -69,11 +69,13 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = Answer(send, self.hashes)
+        answer, request = Answer(send, self.hashes), Request(scope)
         try:
-            check(Request(scope))
-        except Refused as refused:
-            await refused.response(scope["path"])(scope, receive, answer)
+            check(request)
+        except Refused as stop:
+            client = request.client.host if request.client else ""
+            refused(f"{client} {request.method} {request.url.path[:200]}".strip(), stop.error)
+            await stop.response(scope["path"])(scope, receive, answer)
             return
         await self.app(_named(scope, answer), receive, answer)
 

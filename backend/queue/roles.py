@@ -7,15 +7,16 @@ Every rule stands here and is enforced by the functions that change something (`
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.errors import Forbidden, TooOften
+from backend.errors import Forbidden, SlimscopeError, TooOften
 from backend.settings import settings
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
@@ -26,6 +27,9 @@ LOOK = "Guests may look, not change."
 OWN = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
 MINUTE = 60.0
+log = logging.getLogger("slimscope.refused")
+
+E = TypeVar("E", bound=SlimscopeError)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Actor:
     name: str
     role: Literal["host", "guest"] = "guest"
     client: str = ""
+
+
+def refused(who: str, error: E) -> E:
+    """The error, to be raised; the log of this process keeps who was refused what."""
+    log.warning("%r: %s", who, " ".join(part for part in (error.what, error.why) if part))
+    return error
 
 
 class Cost(Protocol):
@@ -84,30 +94,39 @@ def require_cancelling(actor: Actor, owners: list[str]) -> None:
 
 def _require(actor: Actor, deed: str, reason: str) -> None:
     if reason:
-        raise Forbidden(f"{actor.name} may not {deed}.", reason, ASK)
+        raise _forbidden(actor, deed, reason, ASK)
+
+
+def _forbidden(actor: Actor, deed: str, why: str, do: str) -> Forbidden:
+    who = f"{actor.name} {actor.client}".strip()
+    return refused(who, Forbidden(f"{actor.name} may not {deed}.", why, do))
 
 
 def count_change(actor: Actor) -> None:
     """Raises `TooOften` when the actor changes things too fast over the network."""
-    if actor.client:
+    if not actor.client:
+        return
+    try:
         changes.spend(actor.client, settings().changes_per_minute)
+    except TooOften as error:
+        raise refused(actor.client, error) from None
 
 
 def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
     """Raises `Forbidden` when a guest asks for more than one small run."""
     if actor.role == "host":
         return
-    here, what = settings(), f"{actor.name} may not add this run."
+    here, deed = settings(), "add this run"
     if runs > 1:
-        raise Forbidden(what, "Guests may add one run at a time.", "Sweep nothing.")
+        raise _forbidden(actor, deed, "Guests may add one run at a time.", "Sweep nothing.")
     if cost is None or cost.seconds is None:
-        raise Forbidden(what, "How long it takes cannot be told yet.", ASK)
+        raise _forbidden(actor, deed, "How long it takes cannot be told yet.", ASK)
     if cost.seconds > here.guest_seconds:
         took = f"It takes about {cost.seconds:,.0f} s; a guest's may take {here.guest_seconds:,.0f}"
-        raise Forbidden(what, f"{took} s.", "Choose a smaller model or fewer steps.")
+        raise _forbidden(actor, deed, f"{took} s.", "Choose a smaller model or fewer steps.")
     if cost.bytes > here.guest_gb * 1e9:
         took = f"It needs about {cost.bytes / 1e9:.1f} GB; a guest's may use {here.guest_gb:g}"
-        raise Forbidden(what, f"{took} GB.", "Choose a smaller model or fewer segments.")
+        raise _forbidden(actor, deed, f"{took} GB.", "Choose a smaller model or fewer segments.")
 
 
 def require_free(session: Session, actor: Actor) -> None:
@@ -116,12 +135,14 @@ def require_free(session: Session, actor: Actor) -> None:
     if actor.role == "host":
         return
     held = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
-    owners, what = session.scalars(held).all(), f"{actor.name} may not add another run."
+    owners, deed = session.scalars(held).all(), "add another run"
     if actor.name in owners:
-        raise Forbidden(what, "One waits or works already.", "Add the next when it has ended.")
+        raise _forbidden(
+            actor, deed, "One waits or works already.", "Add the next when it has ended."
+        )
     if len(owners) >= settings().guest_runs:
         why = f"Guests have {len(owners)} runs that wait or work; more are not allowed."
-        raise Forbidden(what, why, "Try again when one has ended.")
+        raise _forbidden(actor, deed, why, "Try again when one has ended.")
 
 
 class Rate:

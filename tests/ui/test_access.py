@@ -154,7 +154,9 @@ def test_a_token_that_is_easily_guessed_is_refused_and_never_printed() -> None:
 # what a guest may do ------------------------------------------------------------------------------
 
 
-def test_a_guest_changes_nothing_by_raw_requests(shared: Visit, web: App) -> None:
+def test_a_guest_changes_nothing_by_raw_requests(
+    shared: Visit, web: App, caplog: pytest.LogCaptureFixture
+) -> None:
     guest, before = shared(OTHER), [(j.state, j.desired) for j in queries.jobs()]
     for deed in ("cancel", "kill", "retry", "resume"):
         for run in ("sds-0002", "sds-0003", "sds-0004"):
@@ -163,6 +165,8 @@ def test_a_guest_changes_nothing_by_raw_requests(shared: Visit, web: App) -> Non
     for path in ("runs/sds-0003/cancel", "runs/sds-0004/resume", "submit/sds"):
         assert guest.post(f"/slimscope/api/{path}", json={}).status_code == 403
     assert [(j.state, j.desired) for j in queries.jobs()] == before
+    assert len(caplog.messages) == 4 * 3 + 1 + 3  # the log keeps who asked for each of them
+    assert all(OTHER in said and "may not" in said for said in caplog.messages)
     assert "asked to stop" in raw_act(
         shared(authorization=f"Bearer {TOKEN}"), web, "cancel", "sds-0002"
     )

@@ -35,6 +35,14 @@ def test_large_bodies_and_bodies_without_a_length_are_refused(visit: Visit) -> N
     assert client.post("/slimscope/api/submit/sds", content=iter([b"{}"])).status_code == 411
 
 
+def test_refused_requests_are_logged_on_one_line_each(
+    visit: Visit, caplog: pytest.LogCaptureFixture
+) -> None:
+    visit(client="10.0.0.7").get("/gradio_api/file=/etc/passwd%0A2026 all is well")
+    (said,) = caplog.messages
+    assert "10.0.0.7 GET /gradio_api/file=/etc/passwd" in said and "\n" not in said
+
+
 # doors --------------------------------------------------------------------------------------------
 
 
