@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backend.errors import ConfigRefused
 from backend.methods.dlqat.checks import quantised_layers, trainable
-from backend.methods.dlqat.config import TRAINED, Stage
+from backend.methods.dlqat.config import TEACHER_TOKENS, TRAINED, Stage
 from backend.models.estimate import memory_parts, readable, refuse_beyond
 from backend.models.facts import LinearShape, ModelFacts
 from jobs.acceleration import REPEATS, TOKENS
@@ -28,6 +28,7 @@ IN_GRID = 300.0  # rebuilding codes of one weight, forward and backward
 LOOKING = 700.0  # statistics of one weight at one stage
 ACTIVATIONS = 40  # numbers of the width of a hidden state that one token keeps in one block
 ADAM = 16  # bytes of a trained number: itself, its gradient, two moments
+CACHED = 16  # bytes of one kept prediction: probability and token, while they are stacked twice
 LOGITS = 14  # bytes of one logit in training: 16 bits, float32, its gradient, a copy
 
 
@@ -63,7 +64,11 @@ def training_memory(config: DLQATJob, facts: ModelFacts) -> int:
     deep = 1 + facts.blocks / ACTIVATIONS if config.checkpointing else facts.blocks
     activations = tokens * facts.hidden * ACTIVATIONS * deep * number
     twice = 2 if config.distil and config.teacher == "live" else 1
-    return int(ADAM * trained + activations + twice * LOGITS * tokens * facts.vocabulary)
+    cached = 0
+    if config.distil and config.teacher == "cached":
+        cached = CACHED * TEACHER_TOKENS * config.steps * config.accumulate * tokens
+    logits = twice * LOGITS * tokens * facts.vocabulary
+    return int(ADAM * trained + activations + logits + cached)
 
 
 def refuse_memory(needed: dict[str, int], available: int, facts: ModelFacts) -> None:

@@ -68,6 +68,22 @@ class Grid:
         return self.values(self.codes(W))
 
 
+def minmax_grid(V: Tensor, bits: int, symmetric: bool, ratio: float = 1.0) -> Grid:
+    """The grid over `ratio` of the range of each group, 0 included; V float32 [rows, groups, g].
+
+    s = (max - min) / Q,  z = round(-min / s);  symmetric: s = max|w| / (2^(n-1) - 1/2)
+    """
+    low, high = V.amin(-1).clamp_(max=0) * ratio, V.amax(-1).clamp_(min=0) * ratio
+    top = 2**bits - 1
+    if symmetric:
+        scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 0.5)
+        zero = torch.full_like(scale, 2 ** (bits - 1))
+        return Grid(bits, torch.where(scale > 0, scale, 1.0), zero)
+    scale = (high - low) / top
+    scale = torch.where(scale > 0, scale, 1.0)  # a group of zeros: any scale does
+    return Grid(bits, scale, (-low / scale).round_().clamp_(0, top))
+
+
 @dataclass(frozen=True)
 class Quantised:
     """One layer's weights on their grid.

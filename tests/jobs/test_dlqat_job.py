@@ -172,12 +172,15 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
     with pytest.raises(ConfigRefused, match="gradient checkpointing") as refused:
         checked("dlqat", {**SMALL, "batch": 512})
     assert refused.value.field == "batch"
-    assert (
-        memory(DLQATJob.model_validate({**SMALL, "checkpointing": True}), inspect("toy"))[
-            "training"
-        ]
-        < small["training"]
-    )
+
+    def training(**values: object) -> int:
+        config = DLQATJob.model_validate({**SMALL, **values})
+        return memory(config, inspect("toy"))["training"]
+
+    assert training(checkpointing=True) < small["training"]
+    cached = [training(distil=True, teacher="cached", steps=steps) for steps in (1000, 2000)]
+    kept = 1000 * DLQATJob.model_validate(SMALL).batch * DLQATJob.model_validate(SMALL).length
+    assert cached[1] - cached[0] == kept * 64 * 8 * 2  # what is predicted is held twice at most
 
 
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:

@@ -17,9 +17,10 @@ from backend.errors import ConfigRefused
 from backend.methods.sds.config import SDSConfig, Stage
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds
-from backend.methods.sds.selection import fits, layer_patterns, read_names, read_overrides
+from backend.methods.sds.selection import layer_patterns, read_overrides
 from backend.models.blocks import block_linears
 from backend.models.catalogue import inspect
+from backend.models.layer_names import fits, read_names
 from backend.models.loading import weights_hash
 
 LAYERS = inspect("toy").linears

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from backend.methods.amphista.drafter import Drafter
-from backend.methods.dlqat.spaces import find_grid
 from backend.models.packed import DTYPE, FEW, PackedLinear, obstacle
-from backend.models.quantised import Quantised
+from backend.models.quantised import Quantised, minmax_grid
 
 BITS, GROUP = 4, 32
 WHOLE = "fusions."  # whose names begin so are not rounded
@@ -51,6 +50,6 @@ def _packed(weight: Tensor, bias: Tensor | None) -> PackedLinear | None:
     if weight.shape[1] % GROUP:
         return None
     W = weight.float().contiguous()
-    grid = find_grid(W, BITS, GROUP, False, "minmax")
+    grid = minmax_grid(W.view(len(W), -1, GROUP), BITS, symmetric=False)
     layer = Quantised(grid, grid.codes(W).byte())
     return None if obstacle(layer) else PackedLinear(layer, bias)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from backend.errors import ConfigRefused
 from backend.methods.dlqat.config import DLQATConfig, Stage
-from backend.methods.sds.selection import Layer, fits, read_names, refuse_unknown
+from backend.models.layer_names import Layer, fits, read_names, refuse_unknown
 
 SHOWN = 2
 SMALLEST_GROUP = 8  # proposed when a group size does not fit

@@ -42,6 +42,7 @@ STAGE_LABELS: dict[str, str] = {
     Stage.LORA_GPTQ: "LoRA, then GPTQ",
 }
 
+TEACHER_TOKENS = 64  # of each prediction of the dense model that a cached teacher keeps
 TRAINED = (Stage.M_ONLY, Stage.LORA_ONLY, Stage.DLQAT, Stage.DLQAT_KD)  # inside the rounding
 
 
@@ -261,7 +262,7 @@ class DLQATConfig(BaseModel):
         "live",
         title="Teacher",
         description="live: the dense model predicts at every step. cached: once for each row, and "
-        "the 64 likeliest tokens are kept.",
+        f"the {TEACHER_TOKENS} likeliest tokens are kept.",
         json_schema_extra=ADVANCED,
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -1,7 +1,7 @@
 """What training minimises, summed over the predicted tokens of some rows.
 
 text      -log p(x_t | x_<t)
-teacher   KL(p_dense || p),  p_dense live, or cached: its TOP likeliest tokens and the mass of
+teacher   KL(p_dense || p),  p_dense live, or cached: its K likeliest tokens and the mass of
           all others as one outcome. From the dense model nothing can be learned about the text
           that it does not know: a gain is a gain in faithfulness.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
+from backend.methods.dlqat.config import TEACHER_TOKENS
 from backend.methods.dlqat.layer import DLQATLinear
 from backend.methods.dlqat.run import Run
 from backend.reporter import Reporter, stop_if_asked
 
 UNJUDGED = -100  # the label of a token that is not predicted, as torch has it
-TOP = 64
 TINY = 1e-9  # least mass of the other outcome
 TEACHER = "teacher"
 
@@ -82,7 +82,7 @@ def cached_teacher_loss(run: Run, model: PreTrainedModel) -> Loss:
 
 
 def _with_rest(log_p: Tensor) -> Tensor:
-    """Log-probabilities [t, TOP] and, as one more, that of everything else."""
+    """Log-probabilities [t, K] and, as one more, that of everything else."""
     rest = (1 - log_p.exp().sum(-1, keepdim=True)).clamp_min(TINY).log()
     return torch.cat([log_p, rest], -1)
 
@@ -97,7 +97,7 @@ def cache_teacher(run: Run, reporter: Reporter) -> None:
         stop_if_asked(reporter)
         reporter.progress(int(rows[0]), count, "The dense model predicts")
         for logits in logits_of(run, run.model, rows):
-            top = logits[:-1].float().log_softmax(-1).topk(min(TOP, logits.shape[-1]))
+            top = logits[:-1].float().log_softmax(-1).topk(min(TEACHER_TOKENS, logits.shape[-1]))
             log_p.append(top.values.cpu())
             tokens.append(top.indices.int().cpu())
     run.store.save(TEACHER, {"log_p": torch.stack(log_p), "tokens": torch.stack(tokens)})

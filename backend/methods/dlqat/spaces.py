@@ -1,8 +1,7 @@
 """How the quantisation space of a layer, its scales and zero-points, is found. After this it is
 fixed: training moves weights over the grid and scales groups, but not the grid itself.
 
-    minmax      s = (max - min) / Q,  z = round(-min / s)       the range always includes 0
-                symmetric: s = max|w| / (2^(n-1) - 1/2),  z = 2^(n-1)
+    minmax      the whole range of a group and 0: `backend.models.quantised.minmax_grid`
     mse         the range shrunk by the ratio in 1.00, 0.99 .. 0.41 with the least
                 E = sum_j (w_j - s (q_j - z))^2  of the group
     weighted    the same with E = sum_j h_j (..)^2, h_j = H_jj the energy of input j    (ours)
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from backend.models.quantised import Grid, unclipped_codes_
+from backend.models.quantised import Grid, minmax_grid, unclipped_codes_
 
 RATIOS = tuple(round(1 - step / 100, 2) for step in range(60))
 LSQ_STEPS, LSQ_RATE = 100, 0.01
@@ -39,7 +38,7 @@ def find_grid(
     """
     size = group_size or W.shape[1]
     if space == "minmax":
-        return _minmax(W.view(len(W), -1, size), bits, symmetric)
+        return minmax_grid(W.view(len(W), -1, size), bits, symmetric)
     weight = torch.ones_like(W[0]) if energy is None or space == "mse" else energy
     weight = weight.view(-1, size)
     found = []
@@ -53,19 +52,6 @@ def _panels(W: Tensor, size: int) -> Iterator[Tensor]:
     """`W` in parts of some rows, each [rows, groups, size]."""
     for rows in W.split(max(1, PANEL // W.shape[1])):
         yield rows.view(len(rows), -1, size)
-
-
-def _minmax(V: Tensor, bits: int, symmetric: bool, ratio: float = 1.0) -> Grid:
-    """The grid over `ratio` of the range of each group; V [rows, groups, size]."""
-    low, high = V.amin(-1).clamp_(max=0) * ratio, V.amax(-1).clamp_(min=0) * ratio
-    top = 2**bits - 1
-    if symmetric:
-        scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 0.5)
-        zero = torch.full_like(scale, 2 ** (bits - 1))
-        return Grid(bits, torch.where(scale > 0, scale, 1.0), zero)
-    scale = (high - low) / top
-    scale = torch.where(scale > 0, scale, 1.0)  # a group of zeros: any scale does
-    return Grid(bits, scale, (-low / scale).round_().clamp_(0, top))
 
 
 def _error(V: Tensor, grid: Grid, weight: Tensor) -> Tensor:
@@ -85,10 +71,10 @@ def group_sums(V: Tensor) -> Tensor:
 
 def _clipped(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> Grid:
     """The best of the shrunk ranges, group by group."""
-    best = _minmax(V, bits, symmetric)
+    best = minmax_grid(V, bits, symmetric)
     least = _error(V, best, weight)
     for ratio in RATIOS[1:]:
-        grid = _minmax(V, bits, symmetric, ratio)
+        grid = minmax_grid(V, bits, symmetric, ratio)
         error = _error(V, grid, weight)
         best = _where(error < least, grid, best)
         least = torch.minimum(error, least)

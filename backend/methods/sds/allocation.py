@@ -17,7 +17,8 @@ from typing import TypeVar
 from backend.errors import ConfigRefused
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.selection import Layer, fits, read_overrides
+from backend.methods.sds.selection import read_overrides
+from backend.models.layer_names import Layer, fits
 
 L = TypeVar("L", bound=Layer)
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.selection import read_names, read_overrides
+from backend.methods.sds.selection import read_overrides
+from backend.models.layer_names import read_names
 
 ADVANCED: JsonDict = {"advanced": True}
 

@@ -4,37 +4,19 @@
     overrides    "mlp.down_proj=4:8, self_attn.*=50%"    says otherwise; the last that fits counts
     exclude      "0.*, *.down_proj"                      these stay dense
 
-A name with * and ? in it is held against what a layer is called inside its block (mlp.down_proj),
-the same after the number of its block (0.mlp.down_proj), and its full name.
+Names are those of `backend.models.layer_names`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from fnmatch import fnmatchcase
+from collections.abc import Collection
 from typing import Protocol
 
 from backend.errors import ConfigRefused
 from backend.methods.sds.pattern import Pattern
+from backend.models.layer_names import Layer, fits, read_names, refuse_unknown
 
 Overrides = tuple[tuple[str, Pattern], ...]
-SHOWN = 4
-
-
-class Layer(Protocol):
-    """A linear of a model, or what is known of it before it is loaded."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def block(self) -> int: ...
-
-    @property
-    def module(self) -> str: ...
-
-    @property
-    def columns(self) -> int: ...
 
 
 class Choice(Protocol):
@@ -50,11 +32,6 @@ class Choice(Protocol):
     def exclude(self) -> str: ...
 
 
-def read_names(text: str) -> tuple[str, ...]:
-    """The names of a list with commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def read_overrides(text: str) -> Overrides:
     """The names and patterns of "mlp.down_proj=4:8, self_attn.*=50%".
 
@@ -68,12 +45,6 @@ def read_overrides(text: str) -> Overrides:
             raise ValueError(f"{part!r} is not name=pattern. Write mlp.down_proj=4:8.")
         found.append((name, Pattern.parse(pattern)))
     return tuple(found)
-
-
-def fits(name: str, layer: Layer) -> bool:
-    """Whether `name` means `layer`."""
-    called = (layer.module, f"{layer.block}.{layer.module}", layer.name)
-    return any(fnmatchcase(one, name) for one in called)
 
 
 def layer_patterns(layers: Collection[Layer], choice: Choice) -> dict[str, Pattern]:
@@ -106,21 +77,3 @@ def layer_patterns(layers: Collection[Layer], choice: Choice) -> dict[str, Patte
         for pattern, columns in by_pattern.items():
             pattern.require_fit(columns, field)
     return patterns
-
-
-def refuse_unknown(names: Iterable[str], layers: Collection[Layer], field: str) -> None:
-    """Refuses names that mean no layer.
-
-    Raises:
-        ConfigRefused: with `field`; says what names there are.
-    """
-    for name in names:
-        if not any(fits(name, layer) for layer in layers):
-            known = list(dict.fromkeys(layer.module for layer in layers))
-            more = ", …" if len(known) > SHOWN else ""
-            raise ConfigRefused(
-                f"{name} fits no layer of this model.",
-                f"A block has {', '.join(known[:SHOWN])}{more}.",
-                "Write such a name, 0.* for all of block 0, or *.down_proj.",
-                field=field,
-            )
