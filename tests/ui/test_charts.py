@@ -127,10 +127,12 @@ def test_largest_is_the_larger_magnitude(table: pd.DataFrame) -> None:
 def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     results = queries.results([1])
     figure = stage_perplexities(results, STAGE_LABELS)
-    dots = drawn(figure)[0]
+    dots, printed = drawn(figure)
     assert [r.stage for r in perplexities(results, STAGE_LABELS)] == list(STAGE_LABELS)
     assert list(dots.x) == [4.9, 8.2, 6.1, 5.6, 7.0, 5.9]
-    assert [t.strip() for t in dots.text][:2] == ["4.900", "8.200"]
+    assert [t.strip() for t in printed.text][:2] == ["4.900", "8.200"]
+    ends = [x + error for x, error in zip(dots.x, dots.error_x.array, strict=True)]
+    assert list(printed.x) == ends  # no line runs through a figure
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.shapes[0].x0 == 4.9 and figure.layout.shapes[0].line.dash == "dash"
     assert perplexity_count(results) == "n = 4,080 tokens, text toystories, context 256 tokens."

@@ -83,6 +83,8 @@ def test_a_number_in_the_setting_says_what_it_counts_and_defaults_are_left_out()
     config = {"bits": 3, "group_size": 32, "rank": 8, "steps": 40, "training_text": "same"}
     made = job(9, kind="dlqat", config={"model": "toy", "format": "gptq", **config})
     assert choices(made) == ["3 bits", "group size 32", "rank 8", "gptq"]
+    made.config = {**made.config, "seed": 2}
+    assert choices(made)[-1] == "seed 2"  # tells the runs of a sweep apart
 
 
 def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[Row]) -> None:

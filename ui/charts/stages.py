@@ -38,12 +38,13 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     shapes = [
         {"type": "line", "x0": dense, "x1": dense, "y0": 0, "y1": 1, "yref": "paper", "line": line}
     ]
+    labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
     values = [math.log10(r.value) for r in rows]
     room = max(max(values, default=0) - min(values, default=0), 0.1)
     span = [min(values, default=0) - 0.1 * room, max(values, default=1) + 0.2 * room]
     ticks = round_ticks(10 ** span[0], 10 ** span[1])
     return go.Figure(
-        _dots(rows, [in_lines(names.get(r.stage, r.stage)) for r in rows]),
+        [_dots(rows, labels), _printed(rows, labels)],
         layout(
             view=METRIC,
             margin={"l": 8, "r": 56, "t": 8, "b": 8},
@@ -84,7 +85,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
-    """A dot for each stage, its error as a line, its value in words beside it."""
+    """A dot for each stage, its error as a line."""
     strokes = [stage_stroke(r.stage) for r in rows]
     return go.Scatter(
         x=[r.value for r in rows],
@@ -96,18 +97,29 @@ def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
             "thickness": 1,
             "width": 0,
         },
-        mode="markers+text",
+        mode="markers",
         marker={
             "size": 12,
             "color": [stroke.colour for stroke in strokes],
             "symbol": [symbol(stroke) for stroke in strokes],
             "line": {"width": 2},
         },
+        hovertext=[_hover(r, label) for r, label in zip(rows, labels, strict=True)],
+        hovertemplate="%{hovertext}<extra></extra>",
+        cliponaxis=False,
+    )
+
+
+def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
+    """The values in figures, each behind the line of its error."""
+    return go.Scatter(
+        x=[r.value + (r.stderr or 0.0) for r in rows],
+        y=labels,
+        mode="text",
         text=[f"  {number(r.value)}" for r in rows],
         textposition="middle right",
         textfont={"size": 14, "color": LIGHT.text},
-        hovertext=[_hover(r, label) for r, label in zip(rows, labels, strict=True)],
-        hovertemplate="%{hovertext}<extra></extra>",
+        hoverinfo="skip",
         cliponaxis=False,
     )
 

@@ -193,8 +193,8 @@ def _dense_label(dense: float | None, log: bool) -> list[dict[str, object]]:
         return []
     return [  # unlike a shape, it wants the logarithm on a log axis
         {
-            "text": f"dense {number(dense)}", "xref": "paper", "x": 0, "xanchor": "left",
-            "y": math.log10(dense) if log else dense, "yanchor": "bottom", "showarrow": False,
+            "text": f"dense {number(dense)}", "xref": "paper", "x": 1, "xanchor": "right",
+            "y": math.log10(dense) if log else dense, "yanchor": "top", "showarrow": False,
             "font": {"size": 12, "color": LIGHT.muted},
         }
     ]  # fmt: skip

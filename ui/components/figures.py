@@ -71,15 +71,18 @@ def base_model(job: Job) -> str:
 def choices(job: Job) -> list[str]:
     """What was chosen of the method itself, such as "2:4", "wanda" or "group size 128": of the
     fields that are neither advanced nor shared by all kinds the first two, and those that are not
-    at their default. A switch or an empty text says nothing by itself."""
+    at their default. A switch or an empty text says nothing by itself. A seed that is not 0 tells
+    the runs of a sweep apart."""
     kind = kind_of(job)
     fields = _own_fields(kind.config) if kind else []
-    return [
+    told = [
         _chosen(info.title or name, str(extra(info).get("unit", "")), value)
         for place, (name, info) in enumerate(fields)
         if (value := job.config.get(name)) not in UNTOLD
         if place < ALWAYS or value != info.default
     ]
+    seed = job.config.get("seed")
+    return [*told, f"seed {seed}"] if seed else told
 
 
 @lru_cache
