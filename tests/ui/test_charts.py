@@ -133,6 +133,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert [t.strip() for t in printed.text][:2] == ["4.900", "8.200"]
     ends = [x + error for x, error in zip(dots.x, dots.error_x.array, strict=True)]
     assert list(printed.x) == ends  # no line runs through a figure
+    assert printed.showlegend is False  # nor is it a line of the CSV
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.shapes[0].x0 == 4.9 and figure.layout.shapes[0].line.dash == "dash"
     assert perplexity_count(results) == "n = 4,080 tokens, text toystories, context 256 tokens."

@@ -120,6 +120,7 @@ def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
         textposition="middle right",
         textfont={"size": 14, "color": LIGHT.text},
         hoverinfo="skip",
+        showlegend=False,
         cliponaxis=False,
     )
 
