@@ -2,7 +2,7 @@
 `slimscope mcp`. Its tools are the functions the command line and the API use, its errors theirs.
 
 Whoever may start it has a shell on this machine, and so is a host. The package `mcp` is an extra:
-`pip install 'slimscope[mcp]'`.
+`pip install -e '.[mcp]'`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def build(actor: Actor) -> MCPServer:
         from mcp.server import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError
     except ImportError as error:
-        do = "pip install 'slimscope[mcp]'"
+        do = "In the folder of Slimscope: pip install -e '.[mcp]'."
         raise ConfigRefused("There is no MCP server here.", f"{error}.", do) from error
 
     def in_words(tool: Tool) -> Tool:

@@ -128,7 +128,8 @@ _DESCRIBED = (
     Metric(
         "speed_up",
         "Speed-up",
-        "Tokens per second over those of vanilla greedy decoding of the same base in the same run.",
+        "Tokens per second over those of what it is compared with in the same run: the same base "
+        "without a drafter (Speed), or the dense model (Evaluation, DL-QAT).",
         "higher",
         unit="×",
         timed=True,
@@ -148,13 +149,6 @@ _DESCRIBED = (
         "Tokens committed for each verify pass, the bonus token counted; vanilla decoding has 1.",
         "higher",
         unit="tokens per pass",
-    ),
-    Metric(
-        "acceptance",
-        "Acceptance",
-        "Share of drafted tokens that the base model confirms.",
-        "higher",
-        "share",
     ),
     Metric(
         "predicted_speed_up",

@@ -23,7 +23,7 @@ from backend.reporter import Reporter, stop_if_asked
 if TYPE_CHECKING:  # so that a form can ask `require_harness` without loading torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-INSTALL = "Install it: pip install 'slimscope[tasks]'."
+INSTALL = "In the folder of Slimscope: pip install -e '.[tasks]'."
 MAIN = ("acc_norm", "acc", "exact_match")
 NEWLINE = "\n"
 RESAMPLES = 100  # of metrics that are no means; a mean's standard error needs none

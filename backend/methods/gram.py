@@ -77,7 +77,7 @@ class Inputs:
 
     @cached_property
     def largest_eigenvalue(self) -> float:
-        """A bound on lambda_max(H), at most 5 % above it."""
+        """lambda_max(H) as power iteration finds it, and 5 % more: above it but for bad luck."""
         return largest_eigenvalue(self.gram)
 
     @cached_property

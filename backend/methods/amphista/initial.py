@@ -36,7 +36,7 @@ def prepare(drafter: Drafter, target: Target, sequences: Sequence[Tensor], fitte
         fitted: whether to fit the first fusion, or to pass the hidden state on.
 
     Returns:
-        Share of the target's variance that the fit explains; 0 where nothing was fitted.
+        Share of the target's mean square that the fit explains; 0 where nothing was fitted.
     """
     depth = drafter.config.adaptation_layers
     block = target.layers - depth if depth else None
@@ -70,7 +70,7 @@ def _pairs(
 
 
 def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, float]:
-    """The map [out, in] from inputs [N, in] to outputs [N, out], and its share of variance."""
+    """The map [out, in] from inputs [N, in] to outputs [N, out], and the share of their mean square it explains."""
     gram = inputs.T @ inputs / len(inputs)
     gram.diagonal().add_(RIDGE)
     weight = torch.linalg.solve(gram, inputs.T @ outputs / len(inputs)).T

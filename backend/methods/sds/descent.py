@@ -10,7 +10,7 @@ W_t and W_t-1, so each step has one product, and the error of every iterate come
 Precision: weights, sums and everything else are float32. Only that product is computed in bfloat16
 units where the inputs were bfloat16: D and H are rounded to 8 bits, and so is each entry of D H,
 summed in float32. D shrinks on the way, and its rounding with it: the errors it ends with are those
-of float32 within a tenth of a percent, in about 0.6 of the time (docs/results.md).
+of float32 within a tenth of a percent, in about 0.6 of the time (`make bench-solvers`).
 
 Rows of W do not know each other. They go through all steps some at a time, so that what a step
 touches stays in the processor's cache.

@@ -16,7 +16,8 @@ PLACES = 10  # of a percentage that are kept, so that it reads back as it was wr
 
 @dataclass(frozen=True)
 class Pattern:
-    """Either n:m (keep `n` of every `m` inputs of a row) or unstructured (drop a share of a row).
+    """Either n:m (keep `n` of every `m` inputs of a row) or unstructured (drop a share of the
+    weights: of a row, a block of columns or the layer, as the pruner does).
 
     Attributes:
         keep, group: n and m of n:m; both 0 when unstructured.

@@ -2,17 +2,17 @@
 
 From W_sparse, all weights (the zeros too) move until the layer answers as the dense one did:
 
-    W_redense = argmin_W  || W X - W_dense X ||^2 + l1 |W|_1 + l2 |W|^2          start: W_sparse
+    W_redense = argmin_W  1/2 tr(D H D^T) + a1 |W|_1 + a2/2 |W|^2,  D = W - W_dense,  from W_sparse
 
 With H of full rank and no penalty the minimum is W_dense itself, which would undo step 1: the way
 there is the method. Descent restores the strong input directions first,
 
-    W_T = W_dense + (W_sparse - W_dense) (I - eta H)^T,
+    W_t = W_dense + (W_sparse - W_dense) (I - eta H)^t     after t steps of size eta,
 
 and leaves the weak ones as pruned. Hence few steps. Three solvers:
 
     gram    accelerated proximal gradient on H, penalties relative to the layer (ours; default)
-    ridge   (W_dense H + a W_sparse) (H + a I)^-1, a ~ 1 / (eta T)              (ours)
+    ridge   (W_dense H + a W_sparse) (H + a I)^-1, a ~ 1 / (eta t)              (ours)
     sgd     the paper's: one segment a step, penalties on the mean of |W| and W^2; slow
 """
 

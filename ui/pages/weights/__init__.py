@@ -3,7 +3,7 @@
     controls    what stands on the page, and which controls a view has
     shown       what is shown of a choice
     events      what each event changes
-    newcomer    "Look at another model": statistics without a run
+    newcomer    "Look at a model without a run": statistics without a run
 
 What is looked at is one `Choice`: from the address when the page is opened, from the controls
 afterwards; it is written back into the address.
