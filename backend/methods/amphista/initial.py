@@ -70,7 +70,8 @@ def _pairs(
 
 
 def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, float]:
-    """The map [out, in] from inputs [N, in] to outputs [N, out], and the share of their mean square it explains."""
+    """The map [out, in] from inputs [N, in] to outputs [N, out], and which share of the outputs'
+    mean square it explains."""
     gram = inputs.T @ inputs / len(inputs)
     gram.diagonal().add_(RIDGE)
     weight = torch.linalg.solve(gram, inputs.T @ outputs / len(inputs)).T

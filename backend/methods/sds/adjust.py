@@ -2,10 +2,10 @@
 
     minimise tr(D H D^T), D = W - W_dense,   with W as sparse as it came
 
-A gradient step with momentum (`descent`), then only the largest weights stay: n of each group, or as many as each row had.
-With the soft mask they are chosen anew at every step, so a weight pruned earlier can return. With
-the fixed mask the steps approach the least-squares optimum on the weights that are there; after
-the first pruning that is the control which SDS has to beat.
+A gradient step with momentum (`descent`), then only the largest weights stay: n of each group, or
+as many as each row had. With the soft mask they are chosen anew at every step, so a weight pruned
+earlier can return. With the fixed mask the steps approach the least-squares optimum on the weights
+that are there; after the first pruning that is the control which SDS has to beat.
 
 Hard thresholding promises no descent. Each row therefore ends as the best it ever was. Where the
 products are bfloat16, so are the errors by which that is judged: a row that seems to have gained
