@@ -96,7 +96,7 @@ def main() -> None:
         name: median(a / b for a, b in zip(seconds[0], s, strict=True))
         for name, s in zip(models, seconds, strict=True)
     }
-    largest = max(dense.facts.linears, key=lambda x: x.rows * x.columns)
+    largest = max(dense.facts.linears, key=lambda x: x.weights)
     curve = csr_curve(largest.rows, largest.columns, torch.device("cpu"), quiet)
 
     formats = {"dense, 16 bits": found.dense, "bitmask": found.bitmask}

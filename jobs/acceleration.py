@@ -118,7 +118,7 @@ def record_products(
         phase.progress(1, 1, REPLAY)
         return
     phase.progress(0, 1, "Timing sparse products")
-    largest = max(facts.linears, key=lambda x: x.rows * x.columns)
+    largest = max(facts.linears, key=lambda x: x.weights)
     shape, where = (largest.rows, largest.columns), torch.device(device)
     if by_batch := semi_structured(*shape, where, phase):
         context.result(MODEL, SEMI, by_batch[min(by_batch)], shape=shape,

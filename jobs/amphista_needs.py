@@ -121,7 +121,7 @@ def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
 
 def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each part of the job: the basis of estimate and progress."""
-    weights = sum(x.rows * x.columns for x in facts.linears) + facts.vocabulary * facts.hidden
+    weights = facts.weights_per_token
     tokens = config.answers * sequence_tokens(config)
     written = config.answers * config.answer_tokens if config.data == "answers" else 0
     return {

@@ -26,10 +26,9 @@ PROMPT = 64  # tokens, of the timing
 
 def mean_bits(config: DLQATJob, layers: list[LinearShape]) -> float:
     """Stored bits a weight, over all quantised layers."""
-    total = sum(x.rows * x.columns for x in layers)
+    total = sum(x.weights for x in layers)
     bits = sum(
-        x.rows
-        * x.columns
+        x.weights
         * bits_per_weight(
             config.bits, config.group_size or x.columns, config.symmetric, config.stored
         )

@@ -180,7 +180,7 @@ def memory(
 
 def parts(config: EvaluationJob, facts: ModelFacts, stages: list[str]) -> dict[str, float]:
     """Floating-point operations of each part of the job: the basis of estimate and progress."""
-    weights = sum(x.rows * x.columns for x in facts.linears) + facts.vocabulary * facts.hidden
+    weights = facts.weights_per_token
     tokens = config.windows * context_length(config, facts)
     once = 2.0 * weights * tokens + quality_work(config, facts)
     found = dict.fromkeys(stages, once)

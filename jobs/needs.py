@@ -88,7 +88,7 @@ def disk(config: SDSJob, facts: ModelFacts) -> int:
 
     A stage is float32, but for those that hold nothing but weights of a 16-bit model.
     """
-    pruned = sum(x.rows * x.columns for x in facts.linears)
+    pruned = facts.linear_weights
     same = {Stage.DENSE, *([Stage.FIRST] if config.base in UNCHANGED else [])}
     half = facts.dtype in ("float16", "bfloat16")
     stages = sum(pruned * (2 if half and stage in same else 4) for stage in config.stages)

@@ -101,7 +101,7 @@ def check_quality(config: QualityConfig) -> tuple[str, ...]:
 
 def quality_work(config: QualityConfig, facts: ModelFacts) -> float:
     """What the samples of one model cost, as floating-point operations."""
-    weights = sum(x.rows * x.columns for x in facts.linears) + facts.vocabulary * facts.hidden
+    weights = facts.weights_per_token
     return 2.0 * weights * DECODED * PROMPTS * config.sample_tokens
 
 

@@ -70,7 +70,7 @@ def check(config: SDSJob) -> Estimate:
 
 def parts(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each part of the job: the basis of estimate and progress."""
-    weights = sum(x.rows * x.columns for x in facts.linears)
+    weights = facts.linear_weights
     solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
     grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
     context = context_length(config, facts)

@@ -4,21 +4,16 @@ forward pass. The model is read block by block and never held as a whole."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
-
-from backend.errors import ModelRefused
 from backend.models.catalogue import inspect
 from backend.models.estimate import RUNTIME, memory_available, refuse_beyond
 from backend.models.facts import ModelFacts
 from jobs.kinds import Estimate, JobConfig, Kind
+from jobs.model import ModelConfig
 from jobs.pace import seconds_for
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from backend.models.weights import StoredLinears
     from jobs.context import JobContext
 
@@ -27,29 +22,14 @@ WORK_PER_WEIGHT = 700.0  # floating-point operations that take as long as sortin
 COPIES = 6  # of the largest matrix: as stored, float32, sorted, and what is being computed
 
 
-class StatisticsJob(JobConfig):
+class StatisticsJob(ModelConfig, JobConfig):
     """A model to look at."""
-
-    model: str = Field(
-        "smollm2-135m",
-        min_length=1,
-        max_length=300,
-        title="Model",
-        description="A name from the list, a hub id (org/name), a folder, or a .gguf file.",
-    )
-
-    @field_validator("model")
-    @classmethod
-    def _absolute(cls, spec: str) -> str:
-        """A path means the same wherever the job runs."""
-        spec = spec.strip()
-        return str(Path(spec).expanduser().resolve()) if spec.startswith((".", "~")) else spec
 
 
 def check(config: StatisticsJob) -> Estimate:
     """Refuses what cannot be read; tells what the rest will cost."""
     facts = inspect(config.model)
-    needed = RUNTIME + 4 * COPIES * max(x.rows * x.columns for x in facts.linears)
+    needed = RUNTIME + 4 * COPIES * max(x.weights for x in facts.linears)
     refuse_beyond(needed, memory_available(), facts.title)
     seconds, basis = seconds_for(NAME, config.model, work(facts))
     return Estimate(seconds, needed, work(facts), basis)
@@ -57,7 +37,7 @@ def check(config: StatisticsJob) -> Estimate:
 
 def work(facts: ModelFacts) -> float:
     """What the job costs, as floating-point operations."""
-    return WORK_PER_WEIGHT * sum(x.rows * x.columns for x in facts.linears)
+    return WORK_PER_WEIGHT * facts.linear_weights
 
 
 def run(config: StatisticsJob, context: JobContext) -> None:
@@ -74,7 +54,7 @@ def run(config: StatisticsJob, context: JobContext) -> None:
     for block in range(facts.blocks):
         context.progress(block, facts.blocks, f"Block {block + 1} of {facts.blocks}")
         zeros += measured(stored, block, device, context)
-    weights = sum(x.rows * x.columns for x in facts.linears)
+    weights = facts.linear_weights
     context.result(DENSE, "zero_share", zeros / weights)
     context.result("run", "work", work(facts))
     context.log(f"Measured {len(facts.linears)} matrices, {weights:,} weights.")
@@ -82,6 +62,7 @@ def run(config: StatisticsJob, context: JobContext) -> None:
 
 def measured(stored: StoredLinears, block: int, device: str, context: JobContext) -> int:
     """How many exact zeros a block holds; reports its figures unless an earlier attempt has."""
+    from backend.models.residency import refuse_not_finite
     from backend.reporter import stop_if_asked
     from backend.statistics.reference import Reference
 
@@ -92,7 +73,8 @@ def measured(stored: StoredLinears, block: int, device: str, context: JobContext
     with context.checkpoints.write(name) as draft:
         for linear, weight in stored.block(block, device):
             stop_if_asked(context)
-            taken = Reference(finite(linear.name, weight)).measure(
+            refuse_not_finite(linear.name, weight)
+            taken = Reference(weight).measure(
                 weight,
                 tensor=f"{linear.name}.weight",
                 block=block,
@@ -103,22 +85,6 @@ def measured(stored: StoredLinears, block: int, device: str, context: JobContext
             zeros += taken.snapshot.zeros
         (draft / "block.json").write_text(json.dumps({"zeros": zeros}))
     return zeros
-
-
-def finite(name: str, weight: Tensor) -> Tensor:
-    """`weight` itself.
-
-    Raises:
-        ModelRefused: it holds values that are not finite.
-    """
-    if not weight.isfinite().all():
-        raise ModelRefused(
-            f"{name} holds values that are not finite.",
-            "The file is damaged or was saved by a training run that diverged.",
-            "Choose another copy of the model.",
-            field="model",
-        )
-    return weight
 
 
 KINDS = (

@@ -33,7 +33,7 @@ def weight_memory(facts: ModelFacts, dtype: str = "float32") -> int:
 
 def streamed_memory(facts: ModelFacts, dtype: str = "float32") -> int:
     """Bytes of what a streamed model holds: all that is outside of blocks, and one block."""
-    outside = facts.parameters - sum(x.rows * x.columns for x in facts.linears)
+    outside = facts.parameters - facts.linear_weights
     return (outside + block_weights(facts)) * WEIGHT_BYTES[dtype]
 
 
@@ -41,7 +41,7 @@ def block_weights(facts: ModelFacts) -> int:
     """How many weights the linears of the largest block have."""
     per_block = Counter[int]()
     for linear in facts.linears:
-        per_block[linear.block] += linear.rows * linear.columns
+        per_block[linear.block] += linear.weights
     return max(per_block.values(), default=0)
 
 
@@ -89,7 +89,7 @@ def memory_parts(
         on_disk: whether hidden states wait on disk, but for the batch at work.
     """
     waiting = min(segments, batch) if on_disk else segments
-    largest = max((x.rows * x.columns for x in facts.linears), default=0)
+    largest = max((x.weights for x in facts.linears), default=0)
     weights = streamed_memory(facts, dtype) if streamed else weight_memory(facts, dtype)
     return {
         "runtime": RUNTIME,

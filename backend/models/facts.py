@@ -25,11 +25,10 @@ EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Shape, dtype as safetensors spells it, and size of one stored tensor."""
+    """Shape of one stored tensor, and its dtype as safetensors spells it."""
 
     shape: tuple[int, ...]
     dtype: str
-    bytes: int
 
     @property
     def elements(self) -> int:
@@ -45,6 +44,10 @@ class LinearShape:
     module: str
     rows: int
     columns: int
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,17 @@ class ModelFacts:
     context: int
     linears: tuple[LinearShape, ...]
     dtype: str
-    bytes_on_disk: int
     default_text: str
+
+    @property
+    def linear_weights(self) -> int:
+        """How many weights all prunable linears have."""
+        return sum(linear.weights for linear in self.linears)
+
+    @property
+    def weights_per_token(self) -> int:
+        """How many weights each token is multiplied with: those of the linears and of the head."""
+        return self.linear_weights + self.vocabulary * self.hidden
 
 
 def facts_from(
@@ -111,7 +123,6 @@ def facts_from(
         context=_size(spec, text, "max_position_embeddings", "n_positions", "n_ctx"),
         linears=linears,
         dtype=_main_dtype(tensors),
-        bytes_on_disk=sum(tensor.bytes for tensor in tensors.values()),
         default_text="toystories" if spec == "toy" else "wikipedia",
     )
 

@@ -76,7 +76,7 @@ def _read(
         if tensor.name.startswith("rope_"):
             continue  # frequencies, computed anew
         shape = tuple(int(size) for size in tensor.shape[::-1])  # GGUF counts inputs first
-        headers[_name(architecture, tensor.name)] = TensorHeader(shape, "F32", int(tensor.n_bytes))
+        headers[_name(architecture, tensor.name)] = TensorHeader(shape, "F32")
         if tensor.name.startswith("blk.") and len(shape) > 1:
             kinds[tensor.tensor_type.name] += int(tensor.n_elements)
     config["vocab_size"] = headers["model.embed_tokens.weight"].shape[0]

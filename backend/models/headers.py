@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from backend.errors import ModelRefused
 from backend.models.facts import TensorHeader
 
 INDEX = "model.safetensors.index.json"
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -64,15 +62,10 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
             with safe_open(path, framework="np") as file:
                 for name in file.keys():  # noqa: SIM118  (not a mapping)
                     tensor = file.get_slice(name)
-                    headers[name] = tensor_header(tensor.get_shape(), tensor.get_dtype())
+                    headers[name] = TensorHeader(tuple(tensor.get_shape()), tensor.get_dtype())
         except (OSError, SafetensorError) as error:
             raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
     return headers
-
-
-def tensor_header(shape: list[int], dtype: str) -> TensorHeader:
-    """A header with the size that follows from shape and dtype."""
-    return TensorHeader(tuple(shape), dtype, prod(shape) * BYTES.get(dtype, 1))
 
 
 def _no_safetensors(folder: Path) -> ModelRefused:

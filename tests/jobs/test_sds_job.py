@@ -207,7 +207,7 @@ def test_memory_that_does_not_last_says_what_to_lower() -> None:
 
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = inspect("toy")
-    pruned = sum(x.rows * x.columns for x in facts.linears)
+    pruned = facts.linear_weights
     sizes = [disk(SDSJob.model_validate({**SMALL, **x}), facts) for x in (
         {}, {"control": False}, {"base": "sparsegpt"}, {"until": "first"}, {"activations": "disk"},
     )]  # fmt: skip

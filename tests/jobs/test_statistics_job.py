@@ -7,12 +7,11 @@ from typing import cast
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import backend.models.toy
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused, ModelRefused, SlimscopeError
+from backend.errors import ConfigRefused, SlimscopeError
 from backend.models.catalogue import inspect
 from backend.models.weights import StoredLinears
 from backend.queue.folders import work_folder
@@ -22,7 +21,7 @@ from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries
 from backend.store.states import State
 from jobs.context import JobContext
-from jobs.statistics import StatisticsJob, finite, measured
+from jobs.statistics import StatisticsJob, measured
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait
 
@@ -96,10 +95,3 @@ def test_a_block_an_earlier_attempt_has_measured_is_not_read_again(tmp_path: Pat
     unread = cast(StoredLinears, None)
     assert measured(unread, 0, "cpu", cast(JobContext, second)) == zeros
     assert second.snapshots == []
-
-
-def test_infinite_values_are_refused() -> None:
-    with pytest.raises(ModelRefused):
-        finite("a", torch.tensor([[1.0, float("inf")]]))
-    weight = torch.ones(2, 2)
-    assert finite("a", weight) is weight

@@ -45,7 +45,7 @@ def test_half_the_precision_takes_half_the_weights():
 
 
 def test_a_streamed_model_is_what_is_outside_of_blocks_and_one_block():
-    block = sum(x.rows * x.columns for x in SMOL.linears if x.block == 0)
+    block = sum(x.weights for x in SMOL.linears if x.block == 0)
     assert block_weights(SMOL) == block and SMOL.parameters > 30 * block
     assert streamed_memory(SMOL) == 4 * (SMOL.parameters - 29 * block)
     assert memory_needed(SMOL, streamed=True) == RUNTIME + streamed_memory(SMOL)

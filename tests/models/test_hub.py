@@ -59,4 +59,3 @@ def test_a_model_on_the_hub_is_known_by_its_headers_alone(monkeypatch):
     facts = inspect("org/name")
     assert facts.hidden == config["hidden_size"]
     assert (facts.dtype, facts.parameters) == ("bfloat16", 3 * 192 * 64)
-    assert facts.bytes_on_disk == 2 * facts.parameters

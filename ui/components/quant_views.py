@@ -236,4 +236,4 @@ def group_html(looked: LookedQuant) -> str:
 def _width(looked: LookedQuant) -> int:
     """Weights in a group, from how many codes there are; 0 where that is not known."""
     usage = looked.of_steps(CODES)
-    return int(usage[max(usage)].sum()) // looked.errors.size if usage else 0
+    return round(usage[max(usage)].sum(dtype=float) / looked.errors.size) if usage else 0

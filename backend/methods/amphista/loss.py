@@ -7,6 +7,7 @@ the head's distribution over it,
     L = 1/n  sum_i sum_k  discount^(k-1)  [ |t| log sum exp(l) - t.l ],      l = W z_{i,k}
     dL/dl = discount^(k-1) / n  ( |t| q - t ),      dL/dz = W^T dL/dl
 
+A head whose target lies behind the end of its sequence counts 0 and is counted in n all the same.
 |t| is the sum of t: a token that cannot be guessed asks nothing of the head. Anchors go through in
 chunks; the teacher's logits are computed from the cached hidden states, one row for each position.
 """
@@ -29,7 +30,7 @@ class Lessons:
     """A padded batch of B sequences, T tokens at most.
 
     Attributes:
-        hidden [B, T, d]; ids [B, T]; denominator [B, T]; best [B, T].
+        hidden [B, T, d]; ids [B, T]; denominator [B, T].
         rows, places: [n] sequence and position of each anchor.
         valid: [n, K] whether the head's target lies inside the sequence.
     """
@@ -37,7 +38,6 @@ class Lessons:
     hidden: Tensor
     ids: Tensor
     denominator: Tensor
-    best: Tensor
     rows: Tensor
     places: Tensor
     valid: Tensor

@@ -178,7 +178,6 @@ class Training:
             padded("hidden"),
             padded("ids").long(),
             padded("denominator"),
-            padded("best").long(),
             torch.cat(rows).to(device),
             torch.cat(places).to(device),
             torch.cat(valid).to(device),
