@@ -80,16 +80,14 @@ def load_base(spec: str, device: str, precision: str, context: JobContext) -> Lo
     import torch
 
     from backend.models.loading import load
-    from backend.models.precision import computes_bfloat16
+    from backend.models.precision import settled
 
     base = base_of(spec)
     if base.packed:
         context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
         context.environment(precision="bfloat16")
         return _packed(base, context)
-    if precision == "auto":
-        fast = computes_bfloat16(torch.device(device))
-        precision = "bfloat16" if fast else "float32"
+    precision = settled(precision, torch.device(device))
     context.log(f"Loading {spec} on {device} in {precision}.")
     context.environment(precision=precision)
     loaded = load(base.source, device, getattr(torch, precision), context.log)

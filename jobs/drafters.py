@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import ConfigRefused, NotFound
+from backend.models.layer_names import read_names
 from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.states import State
@@ -60,7 +61,7 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
     Raises:
         ConfigRefused: one is not there, or belongs to another base.
     """
-    names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
+    names = dict.fromkeys(read_names(text))
     found = {job.run: job for job in (drafter_run(name, field) for name in names)}
     for job in found.values():
         if job.config["model"] != model:

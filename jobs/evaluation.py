@@ -40,7 +40,7 @@ from jobs.acceleration import (
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.model import ModelConfig, absolute
 from jobs.pace import seconds_for
-from jobs.quality import DECODED, Quality, QualityConfig, Role, check_quality, quality_work
+from jobs.quality import DECODED, Quality, QualityConfig, Role, check_quality, quality_work, waiting
 from jobs.text import EvaluationText, check_evaluation_text, context_length, load_evaluation
 
 if TYPE_CHECKING:
@@ -228,18 +228,14 @@ def measure(
     models: Mapping[str, LoadedModel], config: EvaluationJob, phases: Phases, context: JobContext
 ) -> None:
     """Measures the quality of each model on the same text."""
-    from backend.models.activations import batches_in
-
     alone = DENSE not in models
     if alone:
         config = config.model_copy(update={"divergence": False})
     first = next(iter(models.values()))
     text = load_evaluation(config, first, context)
-    states = activation_memory(first.facts, config.windows, text.context, "float32")
-    on_disk = wait_on_disk("auto", states, memory_available())
     quality = Quality(
         config, first, text, context, batch=config.batch, labels=LABELS,
-        new=batches_in(context.work if on_disk else None),
+        new=waiting("auto", first.facts, text, context),
     )  # fmt: skip
     for stage, loaded in models.items():
         role: Role = "dense" if alone or stage == DENSE else "kept"

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 
 from backend.errors import ConfigRefused, SlimscopeError
 from backend.models.estimate import RUNTIME, memory_available, refuse_beyond, weight_memory
+from backend.models.layer_names import read_names
 from jobs.bases import base_of, load_base, refuse_precision
 from jobs.drafters import KIND as DRAFTER_KIND
 from jobs.drafters import drafter_folder, drafter_run
@@ -154,7 +155,7 @@ def sides_of(text: str) -> list[Side]:
     Raises:
         ConfigRefused: too many, none, or a run that holds neither model nor drafter.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = read_names(text)
     if not 1 <= len(names) <= MOST:
         raise ConfigRefused(
             f"{len(names)} models were named.", f"One to {MOST} can answer side by side.",

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from backend.evaluation.zero_shot import require_harness
+from backend.models.estimate import activation_memory, memory_available, wait_on_disk
 from backend.models.facts import ModelFacts
+from backend.models.layer_names import read_names
 from backend.reporter import REPLAY
 from backend.settings import settings
 from backend.store import queries
@@ -77,7 +79,7 @@ class QualityConfig(BaseModel):
     @field_validator("tasks")
     @classmethod
     def _names(cls, text: str) -> str:
-        names = [name.strip() for name in text.split(",") if name.strip()]
+        names = read_names(text)
         if len(names) > MOST_TASKS or not all(NAME.fullmatch(name) for name in names):
             raise ValueError(f"At most {MOST_TASKS} names of tasks, with commas between")
         return ", ".join(dict.fromkeys(names))
@@ -103,6 +105,19 @@ def quality_work(config: QualityConfig, facts: ModelFacts) -> float:
     """What the samples of one model cost, as floating-point operations."""
     weights = facts.weights_per_token
     return 2.0 * weights * DECODED * PROMPTS * config.sample_tokens
+
+
+def waiting(choice: str, facts: ModelFacts, text: TextSlice, context: JobContext) -> NewBatches:
+    """Where hidden states of the evaluation text wait: in memory, or in the run's folder.
+
+    Args:
+        choice: memory, disk, or auto: by the memory there is now.
+    """
+    from backend.models.activations import batches_in
+
+    needed = activation_memory(facts, len(text.input_ids), text.context, "float32")
+    on_disk = wait_on_disk(choice, needed, memory_available())
+    return batches_in(context.work if on_disk else None)
 
 
 class Quality:
@@ -196,13 +211,14 @@ class Quality:
         with self._observer(role, comparison) as observe:
             found = perplexity(model, self._text, self._batch, reporter, self._new, observe)
         about = text_facts(self._text)
-        self._record(stage, "perplexity", found.value, found.stderr, found.tokens, about)
-        self._record(stage, "bits_per_byte", found.bits_per_byte, None, found.tokens, about)
+        result, n = self._context.result, found.tokens
+        result(stage, "perplexity", found.value, stderr=found.stderr, n=n, **about)
+        result(stage, "bits_per_byte", found.bits_per_byte, n=n, **about)
         if comparison:
             far = comparison.result()
-            self._record(stage, "top1_agreement", far.agreement, far.agreement_stderr, far.tokens,
-                         about)  # fmt: skip
-            self._record(stage, "kl_to_dense", far.kl, far.kl_stderr, far.tokens, about)
+            same, n = far.agreement, far.tokens
+            result(stage, "top1_agreement", same, stderr=far.agreement_stderr, n=n, **about)
+            result(stage, "kl_to_dense", far.kl, stderr=far.kl_stderr, n=n, **about)
         spread = "" if found.stderr is None else f" ± {found.stderr:.3f}"
         label = self._labels.get(stage, stage)
         self._context.log(f"{label}: perplexity {found.value:.3f}{spread}.")
@@ -228,17 +244,6 @@ class Quality:
         if role == "dense" and self._config.divergence:
             return self._reference.recording(self._loaded.model)
         return nullcontext(comparison or (lambda rows, logits: None))
-
-    def _record(
-        self,
-        stage: str,
-        metric: str,
-        value: float,
-        stderr: float | None,
-        n: int,
-        about: Mapping[str, Any],
-    ) -> None:
-        self._context.result(stage, metric, value, stderr=stderr, n=n, **about)
 
     # what it writes and answers --------------------------------------------------------------
 

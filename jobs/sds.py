@@ -11,27 +11,23 @@ from backend.methods.sds.allocation import refuse_allocation
 from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSConfig, Stage
 from backend.methods.sds.selection import layer_patterns
 from backend.models.catalogue import inspect
-from backend.models.estimate import (
-    activation_memory,
-    memory_available,
-    refuse_beyond,
-    wait_on_disk,
-)
+from backend.models.estimate import memory_available, refuse_beyond
 from backend.models.facts import ModelFacts
-from backend.reporter import REPLAY
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.model import ModelConfig
 from jobs.needs import GRAM_SHARE, memory, refuse_full_disk, refuse_sampling
 from jobs.pace import seconds_for
-from jobs.text import TextConfig, check_text, context_length, text_facts
+from jobs.quality import Quality, QualityConfig, waiting
+from jobs.text import TextConfig, check_text, context_length
 
 if TYPE_CHECKING:
     from backend.methods.sds.result import SDSResult
     from backend.models.loading import LoadedModel
-    from backend.reporter import Reporter
-    from backend.text.slices import TextSlice
     from jobs.context import JobContext
     from jobs.phases import Phases
+
+
+TEXT_ALONE = QualityConfig(divergence=False, sample_tokens=0)  # the rest is for evaluations
 
 
 class SDSJob(ModelConfig, SDSConfig, TextConfig, JobConfig):
@@ -108,60 +104,31 @@ def run(config: SDSJob, context: JobContext) -> None:
     loaded = load(config.model, device, streamed=streamed)
     phases = Phases(context, parts(config, loaded.facts))
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
-    measure(loaded, evaluation, config, Stage.DENSE, phases.phase("dense"), context)
+    quality = Quality(
+        TEXT_ALONE, loaded, evaluation, context, batch=config.batch, labels=STAGE_LABELS,
+        new=waiting(config.activations, loaded.facts, evaluation, context),
+    )  # fmt: skip
+    quality.measure(Stage.DENSE, phases.phase("dense"))
     result = run_sds(
         loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune")
     )
     record(result, context)
-    measure_stages(loaded, evaluation, config, phases, context)
+    measure_stages(loaded, quality, config, phases, context)
     save_model(loaded, result.kept, config, context)
     context.result("run", "work", sum(parts(config, loaded.facts).values()))
 
 
 def measure_stages(
-    loaded: LoadedModel,
-    evaluation: TextSlice,
-    config: SDSJob,
-    phases: Phases,
-    context: JobContext,
+    loaded: LoadedModel, quality: Quality, config: SDSJob, phases: Phases, context: JobContext
 ) -> None:
     """Measures every stage after the dense one on the same text."""
     from backend.methods.sds.pipeline import install
 
     stages = config.stages[1:]
     for number, stage in enumerate(stages):
-        if not context.has_result(stage, "perplexity"):
+        if quality.missing(stage):
             install(loaded.model, context.checkpoints, stage)
-        reporter = phases.phase("evaluate", number, len(stages))
-        measure(loaded, evaluation, config, stage, reporter, context)
-
-
-def measure(
-    loaded: LoadedModel,
-    evaluation: TextSlice,
-    config: SDSJob,
-    stage: Stage,
-    reporter: Reporter,
-    context: JobContext,
-) -> None:
-    """Records the perplexity of one stage, unless an earlier attempt has."""
-    from backend.evaluation.perplexity import perplexity
-    from backend.models.activations import batches_in
-
-    if context.has_result(stage, "perplexity"):
-        reporter.progress(1, 1, REPLAY)
-        return
-    context.log(f"Measuring: {STAGE_LABELS[stage]}.")
-    windows = (len(evaluation.input_ids), evaluation.context)
-    states = activation_memory(loaded.facts, *windows, "float32")
-    on_disk = wait_on_disk(config.activations, states, memory_available())
-    new = batches_in(context.work if on_disk else None)
-    found = perplexity(loaded.model, evaluation, config.batch, reporter, new)
-    about = text_facts(evaluation)
-    context.result(stage, "perplexity", found.value, stderr=found.stderr, n=found.tokens, **about)
-    context.result(stage, "bits_per_byte", found.bits_per_byte, n=found.tokens, **about)
-    spread = "" if found.stderr is None else f" ± {found.stderr:.3f}"
-    context.log(f"{STAGE_LABELS[stage]}: perplexity {found.value:.3f}{spread}.")
+        quality.measure(stage, phases.phase("evaluate", number, len(stages)))
 
 
 def record(result: SDSResult, context: JobContext) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
+from backend.errors import MethodFailed
+
 LEAF = 128  # matrices up to here are left to LAPACK
 ROUNDS, MARGIN = 50, 1.05
+DAMPING_TRIES, MORE = 4, 10.0
+
+Solved = TypeVar("Solved")
 
 
 class NotPositiveDefinite(ArithmeticError):
@@ -39,6 +47,36 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
     energy = H.diagonal()
     energy += damping * (energy.mean().item() or 1.0)
     return _inverse_cholesky(H).flip(0, 1)
+
+
+def damped(
+    solve: Callable[[float], Solved],
+    damping: float,
+    say: Callable[[str], None],
+    name: str,
+    failed: tuple[str, str],
+) -> Solved:
+    """`solve(damping)`, with ten times the damping, three times at most, where H asks for it.
+
+    Args:
+        say: told of every raise.
+        name: of the layer.
+        failed: what could not be done to it, such as "pruned", and what the reader can do.
+
+    Raises:
+        MethodFailed: no damping helped.
+    """
+    for tried in range(DAMPING_TRIES):
+        if tried:
+            damping *= MORE
+            say(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
+        try:
+            return solve(damping)
+        except NotPositiveDefinite:
+            continue
+    done, do = failed
+    why = f"Its Hessian is not positive definite, even with a damping of {damping:g}."
+    raise MethodFailed(f"{name} could not be {done}.", why, do, field="damping")
 
 
 def _inverse_cholesky(H: Tensor) -> Tensor:

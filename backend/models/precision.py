@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 
 
+def settled(precision: str, device: torch.device) -> str:
+    """`precision`, or for "auto" the one `device` is fastest in: "bfloat16" or "float32"."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if computes_bfloat16(device) else "float32"
+
+
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the processor has bfloat16 units, so that bfloat16 is faster than float32."""
     if device.type == "cuda":

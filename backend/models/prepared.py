@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
 from backend.checkpoints import MANIFEST, Checkpoints
 from backend.errors import ModelRefused
+from backend.locks import exclusive
 from backend.models.estimate import readable
 from backend.settings import settings
 
@@ -60,10 +59,8 @@ def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
     """
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(root / f".{name}.lock"):
+    with exclusive(root / f".{name}.lock"):
         if not (folder := prepared(name)):
-            for left_over in root.glob(f".tmp-*-{name}"):  # of a process that was killed
-                shutil.rmtree(left_over, ignore_errors=True)
             _check_space(root, space)
             with Checkpoints(root).write(name) as draft:
                 fill(draft)

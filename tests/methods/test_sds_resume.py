@@ -135,7 +135,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
     toy, ids: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch, uninterrupted
 ) -> None:
     """As on a cluster, where the next node may have another processor."""
-    computes = "backend.methods.sds.pipeline.computes_bfloat16"
+    computes = "backend.models.precision.computes_bfloat16"
     chosen = config(precision="auto")
     monkeypatch.setattr(computes, lambda device: True)
     with pytest.raises(Stopped):

@@ -35,7 +35,7 @@ def test_a_folder_is_whole_or_absent(root):
 
 
 def test_what_a_killed_process_left_is_cleared_away(root):
-    left_over = root / ".tmp-1234-one"
+    left_over = root / ".tmp-99999999-one"  # no process has such a number
     left_over.mkdir(parents=True)
     fill(left_over)
     prepare_once("one", 0, fill)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
+from backend.models.layer_names import read_names
 from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.store.states import ACTIVE, LIVE, State
@@ -30,7 +31,7 @@ SHORT = 120  # letters of a prompt in the gallery
 
 def names_of(job: Job) -> list[str]:
     """Who answers, in the order of the config."""
-    return [name.strip() for name in str(job.config["sides"]).split(",") if name.strip()]
+    return list(read_names(str(job.config["sides"])))
 
 
 def order_of(job: Job, blind: bool) -> list[int]:

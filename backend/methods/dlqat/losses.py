@@ -20,8 +20,8 @@ from backend.methods.dlqat.config import TEACHER_TOKENS
 from backend.methods.dlqat.layer import DLQATLinear
 from backend.methods.dlqat.run import Run
 from backend.reporter import Reporter, stop_if_asked
+from backend.text.training import UNJUDGED
 
-UNJUDGED = -100  # the label of a token that is not predicted, as torch has it
 TINY = 1e-9  # least mass of the other outcome
 TEACHER = "teacher"
 

@@ -50,7 +50,7 @@ from backend.methods.dlqat.train import Training, trainable
 from backend.methods.dlqat.walks import audit, compensate, find_energies
 from backend.models.blocks import Linear, block_linears, decoder_blocks
 from backend.models.loading import weights_hash
-from backend.models.precision import computes_bfloat16
+from backend.models.precision import settled
 from backend.models.quantised import Grid, Quantised
 from backend.models.temporary import placed
 from backend.reporter import REPLAY, Reporter, stop_if_asked
@@ -95,10 +95,8 @@ class DLQAT:
         digest = hashlib.sha256(f"{config.model_dump_json()} {seed} {weights_hash(model)}".encode())
         for ids in (calibration, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)
-        precision = config.precision
-        if precision == "auto":
-            precision = "bfloat16" if computes_bfloat16(model.device) else "float32"
-        dtype = getattr(torch, store.claim(digest.hexdigest(), precision))
+        precision = store.claim(digest.hexdigest(), settled(config.precision, model.device))
+        dtype = getattr(torch, precision)
         self.run = Run(model, chosen, calibration, input_ids, labels, config, dtype, store, seed)
         self.seconds: dict[Stage, float] = {}
         _round_rest(self.run)

@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 
 from backend.errors import MethodFailed
 from backend.methods.dlqat.config import STAGE_LABELS, Stage
-from backend.methods.dlqat.losses import UNJUDGED, Loss
+from backend.methods.dlqat.losses import Loss
 from backend.methods.dlqat.run import Run
 from backend.models.blocks import decoder_blocks
 from backend.reporter import REPLAY, Reporter, stop_if_asked
+from backend.text.training import UNJUDGED
 
 BETAS = (0.9, 0.99)  # short runs: the second moment has to settle within tens of steps
 SLOTS = 2  # checkpoints that take turns, so that one is whole at any moment

@@ -14,21 +14,22 @@ from statistics import fmean
 
 from torch import Tensor
 
-from backend.errors import MethodFailed
 from backend.methods.dlqat.config import Stage
 from backend.methods.dlqat.gptq import gptq
 from backend.methods.dlqat.pictures import code_usage
 from backend.methods.dlqat.run import Run
 from backend.methods.dlqat.spaces import find_grid
 from backend.methods.dlqat.stages import block_name
-from backend.methods.factors import NotPositiveDefinite
+from backend.methods.factors import damped
 from backend.methods.gram import Inputs, Need, Target
 from backend.models.blocks import Linear
 from backend.models.quantised import Grid
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.statistics.reference import Reference
 
-DAMPING_TRIES = 4  # each ten times the one before
+FAILED = (
+    "compensated", "Use more calibration text, or start from the rounded weights without GPTQ.",
+)  # fmt: skip
 ENERGY, AUDIT = "energy", "audit"
 Starts = dict[str, tuple[Tensor, Grid]]
 
@@ -80,27 +81,17 @@ def _compensated(
     run: Run, linear: Linear, W: Tensor, inputs: Inputs, reporter: Reporter
 ) -> tuple[Tensor, Grid]:
     """GPTQ of one weight, with more damping where its Hessian asks for it."""
-    config, damping = run.config, run.config.damping
+    config = run.config
     size = config.group_size or W.shape[1]
 
     def find(V: Tensor, columns: slice) -> Grid:
         energy = inputs.energy[columns]
         return find_grid(V, config.bits, 0, config.symmetric, config.space, energy)
 
-    for _ in range(DAMPING_TRIES):
-        try:
-            return gptq(W, inputs.inverse_root(damping), size, find, config.keep_zeros)
-        except NotPositiveDefinite:
-            damping *= 10
-            reporter.log(
-                f"{linear.name}: Hessian not positive definite, damping raised to {damping:g}."
-            )
-    raise MethodFailed(
-        f"{linear.name} could not be compensated.",
-        f"Its Hessian is not positive definite, even with a damping of {damping / 10:g}.",
-        "Use more calibration text, or start from the rounded weights without GPTQ.",
-        field="damping",
-    )
+    def solve(damping: float) -> tuple[Tensor, Grid]:
+        return gptq(W, inputs.inverse_root(damping), size, find, config.keep_zeros)
+
+    return damped(solve, config.damping, reporter.log, linear.name, FAILED)
 
 
 def audit(run: Run, stages: Sequence[Stage], reporter: Reporter) -> dict[Stage, float]:

@@ -36,7 +36,7 @@ from backend.models.activations import batches_in
 from backend.models.blocks import Linear
 from backend.models.estimate import wait_on_disk
 from backend.models.loading import free_memory, weights_hash
-from backend.models.precision import computes_bfloat16
+from backend.models.precision import settled
 from backend.reporter import Reporter
 
 __all__ = ["install", "run_sds"]
@@ -137,8 +137,6 @@ def _settled_dtype(
     """The dtype of the forward passes; ties the checkpoints to this model, text and config."""
     digest = hashlib.sha256(f"{config.model_dump_json()} {weights_hash(model)}".encode())
     digest.update(calibration.cpu().contiguous().numpy().data)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if computes_bfloat16(model.device) else "float32"
-    settled: torch.dtype = getattr(torch, store.claim(digest.hexdigest(), precision))
-    return settled
+    precision = store.claim(digest.hexdigest(), settled(config.precision, model.device))
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype

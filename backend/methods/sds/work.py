@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.errors import MethodFailed
-from backend.methods.factors import NotPositiveDefinite
+from backend.methods.factors import damped
 from backend.methods.gram import Inputs, Need, Target
 from backend.methods.sds import admm  # noqa: F401  (registers a pruner)
 from backend.methods.sds.adjust import adjust
@@ -31,7 +31,7 @@ from backend.models.activations import Batches
 from backend.models.stream import Stream
 from backend.statistics.reference import Reference
 
-DAMPING_TRIES = 4  # each ten times the one before
+FAILED = ("pruned", "Use more calibration text, or choose Wanda as first pruner.")
 
 
 class BlockWork:
@@ -129,21 +129,9 @@ class BlockWork:
         Raises:
             MethodFailed: no damping helped.
         """
-        name, damping = self.linears[module].name, self.run.config.damping
-        for tried in range(DAMPING_TRIES):
-            if tried:
-                damping *= 10
-                self.warn(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
-            try:
-                return PRUNERS[pruner].prune(W, inputs, self.run.patterns[name], damping)
-            except NotPositiveDefinite:
-                continue
-        raise MethodFailed(
-            f"{name} could not be pruned.",
-            f"Its Hessian is not positive definite, even with a damping of {damping:g}.",
-            "Use more calibration text, or choose Wanda as first pruner.",
-            field="damping",
-        )
+        name = self.linears[module].name
+        solve = partial(PRUNERS[pruner].prune, W, inputs, self.run.patterns[name])
+        return damped(solve, self.run.config.damping, self.warn, name, FAILED)
 
     def adjust(
         self, stage: Stage, module: str, start: Tensor, target: Target, soft: bool
