@@ -2,12 +2,13 @@
 
 A checkpoint is written into a hidden folder, every file is flushed to disk, a manifest with sizes
 and sha256 is written last, and only then is the folder renamed into place. A reader accepts a
-folder only when its manifest matches, so a process killed at any moment leaves the last whole
-checkpoint as the newest one.
+folder only when its manifest matches. One that is replaced steps aside first and counts until the
+new one is in its place, so a process killed at any moment leaves the last whole checkpoint.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -85,6 +86,7 @@ class Checkpoints:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         draft, final = self.root / f".tmp-{os.getpid()}-{name}", self.root / name
+        old = self._aside(name)
         self._sweep(name)
         draft.mkdir()
         try:
@@ -95,15 +97,22 @@ class Checkpoints:
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
             _fsync(draft / MANIFEST)
             self.before_commit()
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                final.rename(old)
             draft.rename(final)
             _fsync(self.root)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
+    def _aside(self, name: str) -> Path:
+        """Where a checkpoint waits while the one that replaces it is put in its place."""
+        return self.root / f".old-{name}"
+
     def _sweep(self, name: str) -> None:
         """Removes drafts of `name` whose process was killed."""
-        for old in self.root.glob(f".tmp-*-{name}"):
+        for old in self.root.glob(f".tmp-*-{glob.escape(name)}"):
             pid = int(old.name.split("-")[1])
             if pid == os.getpid() or not psutil.pid_exists(pid):
                 shutil.rmtree(old, ignore_errors=True)
@@ -118,7 +127,10 @@ class Checkpoints:
 
         Files are read in full the first time, and again when their size or time has changed.
         """
-        folder, looks = self.root / name, _looks(self.root / name)
+        folder = self.root / name
+        if not folder.exists():  # a process was killed just as it replaced it
+            folder = self._aside(name)
+        looks = _looks(folder)
         if self._found.get(name) != looks or not looks:
             if not is_whole(folder):
                 return None

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +187,9 @@ class JobContext:
         self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
 
     def settle(self) -> None:
-        """Writes the buffered figures for certain, waiting for a busy database."""
-        retry(self.flush)
+        """Writes the buffered figures for certain, waiting for a busy database. They are on disk
+        before the checkpoint of the work they belong to."""
+        retry(partial(self.flush, durable=True))
 
     def _patiently(
         self, write: Callable[[Session], Any], *, durable: bool = False, **fence: Any
@@ -201,20 +203,20 @@ class JobContext:
 
         retry(once)
 
-    def flush(self) -> None:
+    def flush(self, durable: bool = False) -> None:
         """Writes the buffered figures and the progress; keeps them when the database is busy."""
         with self._writing:  # one writer at a time, so that a flush that returns is complete
             with self._lock:
                 rows, self._rows = self._rows, []
             try:
-                self._write(rows)
+                self._write(rows, durable)
             except BaseException:
                 with self._lock:
                     self._rows = rows + self._rows
                 raise
 
-    def _write(self, rows: list[Table]) -> None:
-        with writing() as session:
+    def _write(self, rows: list[Table], durable: bool) -> None:
+        with writing(durable=durable) as session:
             self._fence(session, beat_at=now_ms())
             job = update(Job).where(Job.id == self.job_id)
             session.execute(job.values(**self._progress.columns()))

@@ -216,13 +216,12 @@ def run(config: GenerateJob, context: JobContext) -> None:
     held: tuple[str, LoadedModel, Target] | None = None
     for number, side in enumerate(sides, 1):
         context.progress(number - 1, len(sides), f"{side.name} writes")
-        if written(context.run, number).end:
-            continue
-        if held is None or held[0] != side.model:
-            held = None  # one model at a time
-            loaded = load_base(side.model, device, config.precision, context)
-            held = side.model, loaded, Target(loaded.model)
-        answer(config, side, number, held[1], held[2], context)
+        if not written(context.run, number).end:
+            if held is None or held[0] != side.model:
+                held = None  # one model at a time
+                loaded = load_base(side.model, device, config.precision, context)
+                held = side.model, loaded, Target(loaded.model)
+            answer(config, side, number, held[1], held[2], context)
         record(side, number, context)
 
 

@@ -9,6 +9,7 @@ import argparse
 import signal
 import sys
 import traceback
+from contextlib import suppress
 
 from sqlalchemy.exc import OperationalError
 
@@ -56,14 +57,20 @@ def carry_out(context: JobContext) -> int:
     except Fenced:
         raise
     except OperationalError:  # the database is away: leave without an outcome, to be tried again
-        traceback.print_exc()
+        print_trace()
         return Exit.ERROR
     except Exception as error:
-        traceback.print_exc()
+        print_trace()
         context.finish("failed", error_kind=type(error).__name__, error=explain(error))
         return Exit.ERROR
     context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
     return Exit.DONE
+
+
+def print_trace() -> None:
+    """Prints the trace into the log, where the disk has room for it."""
+    with suppress(OSError):
+        traceback.print_exc()
 
 
 def explain(error: Exception) -> dict[str, str]:

@@ -30,6 +30,7 @@ from jobs.submit import checked
 
 MOST_FIELDS = 3
 MOST_RUNS = 64
+LETTERS = 4000  # of the list of values of one field
 SEED = "seed"  # runs that differ in nothing else are repetitions of one another
 RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
 
@@ -67,7 +68,14 @@ def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def _values(kind: str, field: str, text: str, whole: bool) -> list[str]:
     """The values in a list; commas inside quotes do not part them."""
     found: list[str] = []
-    for value in next(csv.reader([text], skipinitialspace=True), []):
+    if len(text) > LETTERS:
+        raise _refused(kind, field, f"The list has more than {LETTERS:,} letters.", "Sweep less.")
+    try:
+        values = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        why = f"The list cannot be read: {error}."
+        raise _refused(kind, field, why, "Write values as in 2:4, 70% or 0..2.") from error
+    for value in values:
         span = RANGE.fullmatch(value.strip()) if whole else None
         first, last = (int(span[1]), int(span[2])) if span else (0, 0)
         if span and not 0 <= last - first < MOST_RUNS:

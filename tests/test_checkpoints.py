@@ -26,6 +26,37 @@ def test_round_trip_and_replacement(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints.root.iterdir()] == ["one"]
 
 
+def test_a_kill_while_one_is_replaced_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name.startswith(".tmp-"):
+            raise Killed
+        return path.replace(target)
+
+    write(Checkpoints(tmp_path), "one", "first")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Path, "rename", rename)
+        write(Checkpoints(tmp_path), "one", "second")
+    checkpoints = Checkpoints(tmp_path)  # of the next process
+    found = checkpoints.find("one")
+    assert found is not None and (found / "a.txt").read_text() == "first"
+    write(checkpoints, "one", "third")
+    found = checkpoints.find("one")
+    assert found is not None and (found / "a.txt").read_text() == "third"
+    assert [p.name for p in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("name", ["one", "model[Q4]", "a*?"])
+def test_what_a_killed_process_began_is_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / f".tmp-99999999-{name}").mkdir()  # no process has such a number
+    write(Checkpoints(tmp_path), name, "text")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(RuntimeError), checkpoints.write("one") as folder:

@@ -126,8 +126,10 @@ def convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from backend.models.loading import OPTIONS
+
     auto: Any = AutoModelForCausalLM
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **OPTIONS}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = auto.from_pretrained(**source, dtype=torch.float32)

@@ -31,8 +31,13 @@ def work_folder(run: str) -> Path:
     return run_folder(run) / "work"
 
 
-def read_log(run: str, attempt: int, after: int | None = None) -> tuple[str, int]:
+def read_log(
+    run: str, attempt: int, after: int | None = None, most: int | None = None
+) -> tuple[str, int]:
     """The log of an attempt from byte `after` on, or its last part; and where to go on.
+
+    Args:
+        most: bytes that are read; of more, the last ones.
 
     Returns:
         Text up to the last whole character (invalid bytes replaced) and the byte offset behind
@@ -42,7 +47,9 @@ def read_log(run: str, attempt: int, after: int | None = None) -> tuple[str, int
     if not path.exists():
         return "", 0
     size = path.stat().st_size
-    start = max(0, size - TAIL_BYTES) if after is None else after
+    start = max(0, size - TAIL_BYTES) if after is None else min(max(0, after), size)
+    if most is not None:
+        start = max(start, size - most)
     with path.open("rb") as file:
         file.seek(start)
         data = file.read()

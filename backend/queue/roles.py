@@ -8,6 +8,7 @@ Every rule stands here and is enforced by the functions that change something (`
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -150,6 +151,7 @@ class Rate:
 
     def __init__(self) -> None:
         self._asked: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
 
     def spend(self, client: str, most: int) -> None:
         """Counts one request.
@@ -158,16 +160,17 @@ class Rate:
             TooOften: the client has asked `most` times within a minute.
         """
         now = time.monotonic()
-        for name in [name for name, times in self._asked.items() if times[-1] < now - MINUTE]:
-            del self._asked[name]
-        times = self._asked.setdefault(client, deque())
-        while times and times[0] < now - MINUTE:
-            times.popleft()
-        if len(times) >= most:
-            why = f"{most} requests a minute are the most."
-            wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
-            raise TooOften("This was asked too often.", why, wait)
-        times.append(now)
+        with self._lock:
+            for name in [name for name, times in self._asked.items() if times[-1] < now - MINUTE]:
+                del self._asked[name]
+            times = self._asked.setdefault(client, deque())
+            while times and times[0] < now - MINUTE:
+                times.popleft()
+            if len(times) >= most:
+                why = f"{most} requests a minute are the most."
+                wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
+                raise TooOften("This was asked too often.", why, wait)
+            times.append(now)
 
 
 changes = Rate()

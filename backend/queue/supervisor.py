@@ -9,6 +9,7 @@ job: the next supervisor finds every process again. One turn of its loop is
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import shutil
@@ -34,8 +35,9 @@ from backend.store.states import ACTIVE, State
 from backend.store.tables import Attempt, Job, Slot, Supervisor
 
 TICK_S = 0.25
-BEAT_MS = 2_000
-SHRINK_LOG_MS = 5_000
+BEAT_S = 2.0
+SHRINK_LOG_S = 5.0
+LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
 START_S = 20.0  # until one that does not hold the lock is given up
 KILL_AFTER_S = 5.0  # between the polite signal and the last one
 CODE = Path(__file__).resolve().parents[2]
@@ -94,12 +96,14 @@ def child_environment() -> dict[str, str]:
 
 
 class Loop:
-    """The supervisor's loop over one engine. It keeps nothing that the database does not know."""
+    """The supervisor's loop over one engine. It keeps nothing that the database does not know,
+    but for how long attempts have been asked to stop."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.host = platform.node()
-        self._beat_at = self._shrunk_at = 0
+        self._beat_at = self._shrunk_at = -math.inf
+        self._asked: dict[int, float] = {}  # attempt -> when we first saw that it is to stop
         with writing() as session:
             for number in range(engine.capacity()):
                 session.merge(Slot(host=self.host, number=number))
@@ -127,14 +131,15 @@ class Loop:
 
     def _beat(self) -> None:
         """Says that we live, and moves the write-ahead log into the database file."""
-        if now_ms() - self._beat_at > BEAT_MS:
-            self._beat_at = now_ms()
+        now = time.monotonic()  # the clock of the machine may be set back
+        if now - self._beat_at > BEAT_S:
+            self._beat_at = now
             version = platform.python_version()
             with writing() as session:
                 row = Supervisor(host=self.host, pid=os.getpid(), beat_at=now_ms(), version=version)
                 session.merge(row)
-        if now_ms() - self._shrunk_at > SHRINK_LOG_MS:
-            self._shrunk_at = now_ms()
+        if now - self._shrunk_at > SHRINK_LOG_S:
+            self._shrunk_at = now
             shrink_write_ahead_log()
 
     def _live(self) -> list[tuple[Attempt, Job]]:
@@ -160,8 +165,17 @@ class Loop:
         with writing(durable=True) as session:
             end_attempt(session, attempt, code, fence)
             job = session.get_one(Job, attempt.job_id)
+        self._asked.pop(attempt.id, None)
         if job.state == State.SUCCEEDED:
             shutil.rmtree(work_folder(job.run), ignore_errors=True)
+
+    def clear(self) -> None:
+        """Removes checkpoints of jobs that succeeded just before a supervisor was killed."""
+        with reading() as session:
+            done = session.scalars(select(Job).where(Job.state == State.SUCCEEDED))
+            folders = [work_folder(job.run) for job in done]
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
         """Carries out a stop: first the flag in the database, then a signal, then the last one."""
@@ -170,7 +184,8 @@ class Loop:
         if job.state != State.CANCELLING:
             with writing(durable=True) as session:
                 move(session, job, State.CANCELLING)
-        waited = (now_ms() - (job.desired_at or 0)) / 1000 - settings().stop_grace
+        now = time.monotonic()
+        waited = now - self._asked.setdefault(attempt.id, now) - settings().stop_grace
         if job.desired == "kill" or waited > KILL_AFTER_S:
             self.engine.kill(attempt.engine_ref)
         elif waited > 0:
@@ -225,14 +240,24 @@ def shrink_write_ahead_log() -> None:
 
 def main() -> None:
     """Supervises until nothing has waited or run for `idle_exit` seconds."""
-    while (lock := try_lock(lock_path())) is not None:
+    while (lock := _lock()) is not None:
         upgrade()
         loop = Loop(LocalEngine(settings().slots))
+        loop.clear()
         run_until_idle(loop)
         shrink_write_ahead_log()
         os.close(lock)
         if not loop.busy():  # else a job came in the last moment, when we still held the lock
             return
+
+
+def _lock() -> int | None:
+    """The lock, tried for a moment: who asks whether we are alive takes it for an instant."""
+    for _ in range(LOCK_TRIES):
+        if (lock := try_lock(lock_path())) is not None:
+            return lock
+        time.sleep(LOCK_WAIT_S)
+    return None
 
 
 def run_until_idle(loop: Loop) -> None:

@@ -138,7 +138,7 @@ def status() -> Status:
             )
         ).one()
         beat = session.scalar(select(func.max(Supervisor.beat_at))) or 0
-    return Status(live, waiting, finished, attention_count, now_ms() - beat < ALIVE_MS)
+    return Status(live, waiting, finished, attention_count, abs(now_ms() - beat) < ALIVE_MS)
 
 
 def cursor(run: str | int | None = None) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from backend.store.session import now_ms, writing
 from backend.store.tables import Artifact, Attempt, Job, Result
 from ui.components import saver
 from ui.components.figures import Figures, kind_of
-from ui.components.log_view import part, without_overprint
+from ui.components.log_view import Part, part, without_overprint
 from ui.components.run_details import config_card, environment_card, outcome, text_card, times
 from ui.pages import jobs, run
 
@@ -175,6 +175,21 @@ def test_an_odd_cursor_gets_the_log_from_its_end(logged: Path, cursor: Any) -> N
 
 def test_of_a_line_written_over_only_the_last_state_is_kept() -> None:
     assert without_overprint("10%\r50%\r100%\nnext\r\n") == "100%\nnext\r\n"
+    assert without_overprint("one\n10%\r50%\r") == "one\n"  # its next state is on its way
+    assert without_overprint("") == ""
+
+
+@pytest.mark.parametrize("end", [-1, 10**12, "x", None, 2.5])
+def test_a_cursor_of_nowhere_does_no_harm(logged: Path, end: object) -> None:
+    assert part(queries.job(2), {"source": "sds-0002/1", "end": end}) in (
+        None, Part(source="sds-0002/1", title="Attempt 1", start=0, end=4, text="one\n"),
+    )  # fmt: skip
+
+
+def test_of_a_log_that_grew_fast_the_page_begins_anew(logged: Path) -> None:
+    logged.write_text("x" * 100_000)
+    found = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
+    assert found and found["start"] == 0 and len(found["text"]) < 100_000
 
 
 def test_the_whole_log_can_be_saved(logged: Path) -> None:

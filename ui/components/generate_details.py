@@ -42,12 +42,13 @@ def order_of(job: Job, blind: bool) -> list[int]:
 
 def vote_of(job: Job) -> int | None:
     """The side that was found better, 0 for a tie; None before there is a vote."""
-    for tag in job.tags:
-        if tag == TIE:
-            return 0
-        if tag.startswith(BETTER) and tag.removeprefix(BETTER).isdecimal():
-            return int(tag.removeprefix(BETTER))
-    return None
+    votes = {TIE: 0} | {f"{BETTER}{n}": n for n in range(1, len(names_of(job)) + 1)}
+    return next((votes[tag] for tag in job.tags if tag in votes), None)
+
+
+def is_vote(deed: str, job: Job) -> bool:
+    """Whether `deed` is a tag that says which of the job's sides is better, or that none is."""
+    return deed == TIE or deed in {f"{BETTER}{n}" for n in range(1, len(names_of(job)) + 1)}
 
 
 def answers(job: Job, place: int | None, blind: bool, actor: Actor) -> str:

@@ -6,12 +6,11 @@ what stands behind it, `{"source", "start", "end", "text"}`. A lost answer is si
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypedDict
 
 import gradio as gr
 
-from backend.queue.folders import read_log
+from backend.queue.folders import TAIL_BYTES, read_log
 from backend.store.tables import Job
 
 
@@ -68,7 +67,14 @@ class LogView(gr.HTML):
 
 def without_overprint(text: str) -> str:
     """Of lines that were written over, as progress bars are, only the last state."""
-    return re.sub(r"[^\n]*\r(?!\n)", "", text)
+    *lines, last = text.split("\n")
+    bodies = [line.removesuffix("\r") for line in lines]
+    ended = [_newest(body) + line[len(body) :] for line, body in zip(lines, bodies, strict=True)]
+    return "\n".join([*ended, _newest(last)])
+
+
+def _newest(line: str) -> str:
+    return line.rpartition("\r")[2]
 
 
 def part(job: Job, cursor: Any) -> Part | None:
@@ -76,10 +82,13 @@ def part(job: Job, cursor: Any) -> Part | None:
     n = job.attempts_made
     source = f"{job.run}/{n}"
     known = isinstance(cursor, dict) and cursor.get("source") == source
-    after = int(cursor.get("end") or 0) if known else None
-    text, end = read_log(job.run, n, after)
-    if known and not text:
+    after = cursor.get("end") if known else None
+    after = after if isinstance(after, int) else None
+    text, end = read_log(job.run, n, after, TAIL_BYTES)
+    if after is not None and not text:
         return None
-    start = after if after is not None else max(0, end - len(text.encode()))
+    start = max(0, end - len(text.encode()))
+    if after is not None and start > after:
+        start = 0  # so much was written meanwhile that the page begins anew
     title = f"Attempt {n}" if n else "Nothing is logged before the run starts."
     return Part(source=source, title=title, start=start, end=end, text=without_overprint(text))

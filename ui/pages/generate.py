@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from backend.store.tables import Job
 from jobs import generate
 from jobs.drafters import finished_drafters
 from jobs.generate import GenerateJob
-from jobs.generated import MOST
 from jobs.submit import submit
 from ui.components import generate_details as details
 from ui.components.actions import perform
@@ -29,7 +27,6 @@ from ui.frame import READER, Page, actor, live, on_load, query, url_sync
 from ui.pages.launch import models, saved
 
 LOOK_EVERY = 0.6  # seconds between looks at texts that grow
-VOTE = re.compile(rf"{details.BETTER}[1-{MOST}]|{details.TIE}")
 NOTHING = "Nothing has been asked yet. Write a prompt and choose who answers it."
 
 
@@ -130,10 +127,10 @@ def act(request: gr.Request, event: gr.EventData) -> Any:
     data = getattr(event, "_data", None) or {}
     deed, run = str(data.get("do", "")), str(data.get("run", ""))
     try:
-        if not VOTE.fullmatch(deed):
+        if deed != details.TIE and not deed.startswith(details.BETTER):
             return done(perform(deed, run, actor(request)))
         job = _chosen(run)
-        if job is None or details.vote_of(job) is not None:
+        if job is None or details.vote_of(job) is not None or not details.is_vote(deed, job):
             raise NotFound("There is nothing to vote on.", "It was voted on, or is not there.")
         labels.tag([job.run], [deed], actor(request))
     except SlimscopeError as error:
