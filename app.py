@@ -13,6 +13,7 @@ from backend.queue import supervisor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from jobs.console import in_one_line
 
 LOOK_S = 5.0
 
@@ -20,9 +21,10 @@ LOOK_S = 5.0
 def main() -> None:
     """Opens the dashboard on `SLIMSCOPE_HOST`:`SLIMSCOPE_PORT`."""
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
-    here = settings()
-    refuse_taken(here.host, here.port)
-    upgrade()
+    with in_one_line():
+        here = settings()
+        refuse_taken(here.host, here.port)
+        upgrade()
     from ui.access import host_link
     from ui.app import serve  # after the tables: pages read them while they are built
 

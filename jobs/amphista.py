@@ -12,6 +12,7 @@ from backend.methods.amphista.config import (
     ADVANCED,
     ARMS,
     DrafterConfig,
+    Temperature,
     TrainingConfig,
     arm_of,
 )
@@ -67,7 +68,7 @@ class DataConfig(PromptConfig):
         description="At most; of a window exactly.",
         json_schema_extra={"unit": "tokens"},
     )
-    temperature: float = Field(
+    temperature: Temperature = Field(
         0.0,
         ge=0,
         le=5,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -60,8 +60,24 @@ def base_of(spec: str, field: str = "model") -> Base:
     if not RUN.fullmatch(spec):
         return Base(spec, inspect(spec))
     folder, began = saved_model(spec, field)
-    packed = "quantization_config" in json.loads((Path(folder) / "config.json").read_text("utf-8"))
+    packed = "quantization_config" in saved_config(Path(folder), spec, field)
     return Base(folder, inspect(began if packed else folder), packed)
+
+
+def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
+    """The config.json in a folder that a run has saved.
+
+    Raises:
+        ConfigRefused: it is gone or damaged.
+    """
+    try:
+        found: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        why = f"{folder.name}/config.json cannot be read: {error}."
+        raise ConfigRefused(
+            f"What {run} saved is not whole.", why, "Run it anew.", field
+        ) from error
+    return found
 
 
 def refuse_precision(base: Base, precision: str) -> None:
@@ -85,7 +101,7 @@ def load_base(spec: str, device: str, precision: str, context: JobContext) -> Lo
     base = base_of(spec)
     if base.packed:
         context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
-        context.environment(precision="bfloat16")
+        context.environment(precision="bfloat16", device="cpu")
         return _packed(base, context)
     precision = settled(precision, torch.device(device))
     context.log(f"Loading {spec} on {device} in {precision}.")

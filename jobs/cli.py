@@ -8,18 +8,16 @@ and nothing else.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from backend.errors import ConfigRefused, SlimscopeError
+from backend.errors import ConfigRefused
 from backend.queue import service, supervisor
 from backend.queue.folders import read_log
 from backend.settings import settings
@@ -29,7 +27,18 @@ from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 from jobs.cli_decoding import add_decoding
 from jobs.cli_submit import add_kinds, submit_app
-from jobs.console import DIFFERENT, EXIT, FAILED, NAP_S, PERPLEXITY, REFUSED, follow, me, out, say
+from jobs.console import (
+    DIFFERENT,
+    EXIT,
+    FAILED,
+    NAP_S,
+    PERPLEXITY,
+    follow,
+    in_one_line,
+    me,
+    out,
+    say,
+)
 from jobs.doctor import examine
 from jobs.record import record, summary
 from jobs.replay import Comparison, compare, replay, replayed
@@ -223,14 +232,11 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """The console script."""
-    try:
+    with in_one_line():
         upgrade()
         add_kinds()
         add_decoding(app)
         app()
-    except (SlimscopeError, ValidationError) as error:  # the latter: a SLIMSCOPE_ variable
-        print(f"slimscope: {error}", file=sys.stderr)
-        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

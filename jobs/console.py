@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import getpass
 import json
+import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
+from alembic.util import CommandError
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
+from sqlalchemy.exc import DBAPIError
 
+from backend.errors import SlimscopeError
 from backend.queue import supervisor
 from backend.queue.service import Actor
+from backend.settings import settings
 from backend.store import queries
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
@@ -26,6 +35,28 @@ out = Console(highlight=False)
 def me() -> Actor:
     """Whoever has a shell on this machine is a host."""
     return Actor(getpass.getuser(), "host")
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Ends with one line where something is refused, or the settings, the database or the disk do
+    not let us work; a bug still shows its trace."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except DBAPIError as error:
+        why = str(error.orig or error).splitlines()[0]
+        _end(f"The database in {settings().root} cannot be used: {why}.")
+    except CommandError as error:
+        _end(f"The database is of another version of Slimscope: {error}.")
+    except (SlimscopeError, ValidationError, SettingsError, OSError) as error:
+        _end(str(error))
+
+
+def _end(why: str) -> NoReturn:
+    print(f"slimscope: {why}", file=sys.stderr)
+    sys.exit(REFUSED)
 
 
 def say(value: Any, as_json: bool, text: str) -> None:

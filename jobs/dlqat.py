@@ -100,7 +100,8 @@ def check(config: DLQATJob) -> Estimate:
     refuse_memory(needed, memory_available(), facts)
     work = sum(parts(config, facts).values())
     seconds, basis = seconds_for(NAME, config.model, work)
-    return Estimate(seconds, sum(needed.values()), work, basis, warnings)
+    asked = bool(config.task_names)
+    return Estimate(seconds, sum(needed.values()), work, basis, warnings, open_ended=asked)
 
 
 def choice(config: DLQATJob, layers: list[LinearShape], facts: ModelFacts) -> Choice:
@@ -164,6 +165,8 @@ def _refuse_keep(config: DLQATJob) -> None:
 def run(config: DLQATJob, context: JobContext) -> None:
     """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
     job goes on where it was."""
+    import torch
+
     from backend.methods.dlqat.pipeline import DLQAT
     from backend.models.loading import load
     from jobs.environment import prepare
@@ -173,7 +176,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
 
     device = prepare(config, context)
     context.log(f"Loading {config.model} on {device}.")
-    loaded = load(config.model, device)
+    loaded = load(config.model, device, torch.float32)  # as it is measured, so it is exported
     phases = Phases(context, parts(config, loaded.facts))
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     training = load_training(config, loaded, calibration, evaluation, context)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.errors import ConfigRefused, NotFound
+from backend.errors import ConfigRefused, NotFound, SlimscopeError
 from backend.models.layer_names import read_names
 from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.bases import saved_config
 
 KIND, FOLDER = "amphista", "drafter"
 
@@ -39,10 +39,25 @@ def drafter_folder(job: Job) -> Path:
     return run_folder(job.run) / FOLDER
 
 
-def drafter_config(job: Job) -> dict[str, Any]:
-    """What the drafter's own config says: its shape, its base, its tree."""
-    found: dict[str, Any] = json.loads((drafter_folder(job) / "config.json").read_text("utf-8"))
-    return found
+def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
+    """What the drafter's own config says: its shape, its base, its tree.
+
+    Raises:
+        ConfigRefused: it is gone or damaged.
+    """
+    return saved_config(drafter_folder(job), job.run, field)
+
+
+def drafter_bytes(job: Job, field: str = "drafters") -> int:
+    """Size of the drafter's weights.
+
+    Raises:
+        ConfigRefused: they are gone.
+    """
+    file = drafter_folder(job) / "drafter.safetensors"
+    if not file.is_file():
+        raise ConfigRefused(f"What {job.run} saved is gone.", f"{file} is not there.", "", field)
+    return file.stat().st_size
 
 
 def expected_hits(run: str) -> dict[tuple[int, ...], float]:
@@ -50,7 +65,7 @@ def expected_hits(run: str) -> dict[tuple[int, ...], float]:
     is gone."""
     try:
         growth = drafter_config(queries.job(run))["growth"]
-    except (NotFound, OSError, ValueError, KeyError):
+    except (SlimscopeError, KeyError):
         return {}
     return {tuple(path): value for path, value in growth}
 

@@ -31,6 +31,8 @@ def prepare(config: JobConfig, context: JobContext) -> str:
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False  # Grams and solvers need full float32
     device = choose_device(config.device)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # what waits for "the GPU" waits for this one
     context.environment(
         host=platform.node(),
         cpu=processor(),

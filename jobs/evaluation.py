@@ -142,7 +142,8 @@ def check(config: EvaluationJob) -> Estimate:
     refuse_beyond(needed, memory_available(), model.title)
     work = sum(parts(config, model, [*facts]).values())
     seconds, basis = seconds_for(NAME, config.model, work)
-    return Estimate(seconds, sum(needed.values()), work, basis, warnings)
+    asked = bool(config.task_names)
+    return Estimate(seconds, sum(needed.values()), work, basis, warnings, open_ended=asked)
 
 
 def _refuse_unlike(model: ModelFacts, dense: ModelFacts) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field
 
 from backend.errors import ConfigRefused, SlimscopeError
+from backend.methods.amphista.config import LEAST_PENALTY, Temperature
 from backend.models.estimate import RUNTIME, memory_available, refuse_beyond, weight_memory
 from backend.models.layer_names import read_names
 from jobs.bases import base_of, load_base, refuse_precision
@@ -64,7 +65,7 @@ class GenerateJob(JobConfig):
         description="Of an answer, at most.",
         json_schema_extra={"unit": "tokens"},
     )
-    temperature: float = Field(
+    temperature: Temperature = Field(
         0.0,
         ge=0,
         le=5,
@@ -89,7 +90,7 @@ class GenerateJob(JobConfig):
     )
     repetition_penalty: float = Field(
         1.0,
-        gt=0,
+        ge=LEAST_PENALTY,
         le=10,
         title="Repetition penalty",
         description="1: none. Each guess of a tree is penalised by its own text.",

@@ -60,6 +60,7 @@ class Estimate:
         work: floating-point operations, the basis of `seconds`.
         basis: in words, where the figures come from.
         warnings: things worth knowing that do not forbid the run.
+        open_ended: whether a part of the work is not in `seconds`, because nobody can tell.
     """
 
     seconds: float | None
@@ -67,6 +68,7 @@ class Estimate:
     work: float
     basis: str
     warnings: tuple[str, ...] = ()
+    open_ended: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,12 @@ def replay(run: str | int, actor: Actor) -> Job:
     which need not be today's.
 
     Raises:
-        Forbidden: the actor may not.
+        Forbidden, TooOften: the actor may not, or not so often.
         ConfigRefused: the config is none any more.
     """
     old = queries.job(run)
     roles.require_adding(actor)
+    roles.count_change(actor)  # before the config is looked into, which takes time
     config = validated(old.kind, old.config)
     return service.enqueue(
         old.kind,

@@ -73,7 +73,9 @@ def parts(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     calibration, evaluation = (n * context for n in (config.segments, config.windows))
     whole = config.until == "sds"
     adjustments = config.control + (whole and config.adjust != "off")
-    steps = whole * config.redense_steps + config.adjust_steps * adjustments
+    sgd_steps = config.sgd_epochs * config.segments  # each a product with one segment's Gram
+    redense = {"gram": config.redense_steps, "ridge": 1, "sgd": sgd_steps}[config.redense]
+    steps = whole * redense + config.adjust_steps * adjustments
     passes = 2 * (1 + whole) + (config.allocation == "owl")
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
     return {

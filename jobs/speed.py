@@ -14,7 +14,7 @@ from backend.models.estimate import RUNTIME, memory_available, refuse_beyond, we
 from backend.models.facts import ModelFacts
 from backend.store.tables import Job
 from jobs.bases import BaseConfig, base_of, load_base, refuse_precision
-from jobs.drafters import drafter_config, drafter_folder, drafters_named
+from jobs.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.model import absolute
 from jobs.pace import seconds_for
@@ -122,7 +122,7 @@ def check(config: SpeedJob) -> Estimate:
     assistants = [inspect(absolute(config.assistant))] if config.assistant else []
     for other in assistants:
         refuse_unlike(facts, other)
-    drafters = sum((drafter_folder(job) / "drafter.safetensors").stat().st_size for job in runs)
+    drafters = sum(map(drafter_bytes, runs))
     needed = RUNTIME + sum(weight_memory(each) for each in (facts, *assistants)) + drafters
     refuse_beyond(needed, memory_available(), facts.title)
     cost = work(config, facts, len(runs))

@@ -71,10 +71,11 @@ def submit(
     """Validates, checks, and adds one run to the queue.
 
     Raises:
-        Forbidden: the actor may not.
+        Forbidden, TooOften: the actor may not, or not so often.
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
     roles.require_adding(actor)
+    roles.count_change(actor)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
     return service.enqueue(
         kind, config.model_dump(mode="json"), actor, name=name, priority=priority, cost=cost

@@ -162,10 +162,11 @@ def queue(
     """Validates all runs, then adds them to the queue, all or none.
 
     Raises:
-        Forbidden: the actor may not.
+        Forbidden, TooOften: the actor may not, or not so often.
         SlimscopeError: one of the runs cannot be carried out; `field` says where it is wrong.
     """
     roles.require_adding(actor)
+    roles.count_change(actor)  # before the config is looked into, which takes time
     made = plan(kind, values, sweep)
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(

@@ -59,6 +59,8 @@ class Cost(Protocol):
     def seconds(self) -> float | None: ...
     @property
     def bytes(self) -> int: ...
+    @property
+    def open_ended(self) -> bool: ...
 
 
 def may_not_add(actor: Actor) -> str:
@@ -120,7 +122,7 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
     here, deed = settings(), "add this run"
     if runs > 1:
         raise _forbidden(actor, deed, "Guests may add one run at a time.", "Sweep nothing.")
-    if cost is None or cost.seconds is None:
+    if cost is None or cost.seconds is None or cost.open_ended:
         raise _forbidden(actor, deed, "How long it takes cannot be told yet.", ASK)
     if cost.seconds > here.guest_seconds:
         took = f"It takes about {cost.seconds:,.0f} s; a guest's may take {here.guest_seconds:,.0f}"

@@ -77,7 +77,6 @@ def enqueue_all(
     """
     roles.require_adding(actor)
     roles.require_small(actor, cost, len(configs))
-    roles.count_change(actor)
     if actor.role != "host":
         priority = roles.GUEST_PRIORITY
     now = now_ms()

@@ -27,7 +27,8 @@ from backend.queue.engines.base import Engine, Launch
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
 from backend.queue.lifecycle import ME, end_attempt, mark_running, move, start_attempt
-from backend.queue.service import note
+from backend.queue.roles import GUEST, Actor
+from backend.queue.service import cancel, note
 from backend.settings import available_threads, settings
 from backend.store.migrate import upgrade
 from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
@@ -38,6 +39,8 @@ TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
+LENIENCE = 3  # times `guest_seconds` that a guest's run may really take
+OVERTIME = Actor("the time limit of guests", "host")
 START_S = 20.0  # until one that does not hold the lock is given up
 KILL_AFTER_S = 5.0  # between the polite signal and the last one
 CODE = Path(__file__).resolve().parents[2]
@@ -179,6 +182,8 @@ class Loop:
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
         """Carries out a stop: first the flag in the database, then a signal, then the last one."""
+        if job.desired == "run" and _too_long(attempt, job):
+            cancel(job.run, OVERTIME)
         if job.desired == "run" or attempt.engine_ref is None:
             return
         if job.state != State.CANCELLING:
@@ -249,6 +254,13 @@ def main() -> None:
         os.close(lock)
         if not loop.busy():  # else a job came in the last moment, when we still held the lock
             return
+
+
+def _too_long(attempt: Attempt, job: Job) -> bool:
+    """Whether a guest's run takes several times what a guest's may: its estimate was wrong."""
+    if not job.owner.startswith(GUEST) or attempt.started_at is None:
+        return False
+    return now_ms() - attempt.started_at > 1000 * LENIENCE * settings().guest_seconds
 
 
 def _lock() -> int | None:

@@ -63,6 +63,20 @@ def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
     assert refused.value.field == "sides"
 
 
+@pytest.mark.parametrize("harm", ["gone", "cut short"])
+def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: str) -> None:
+    run = saved("sds")
+    config = run_folder(run) / "model" / "config.json"
+    if harm == "gone":
+        config.unlink()
+    else:
+        config.write_text(config.read_text()[:20])
+    for kind, field in (("speed", "model"), ("generate", "sides")):
+        with pytest.raises(ConfigRefused, match="not whole") as refused:
+            checked(kind, {"sides": run, **ASKED} if kind == "generate" else {"model": run})
+        assert refused.value.field == field
+
+
 @pytest.mark.parametrize("kind", ["amphista", "speed", "generate"])
 def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> None:
     run = saved("dlqat", bits=4)

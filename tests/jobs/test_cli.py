@@ -63,6 +63,23 @@ def test_a_wrong_setting_is_told_without_a_trace(
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("SLIMSCOPE_NAMES", "lab.org", "names"),
+        ("SLIMSCOPE_DATA_DIR", "/proc/nowhere", "/proc/nowhere"),
+        ("SLIMSCOPE_DATABASE_URL", "sqlite:////dev/null/results.db", "cannot be used"),
+    ],
+)
+def test_what_keeps_us_from_working_is_one_line(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, why: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    refused = slimscope("list")
+    assert refused.returncode == 2 and why in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
 def test_models_and_doctor(queue: Path) -> None:
     names = {m["name"] for m in json.loads(slimscope("models", "--json").stdout)}
     assert {"toy", "smollm2-135m"} <= names

@@ -80,6 +80,8 @@ def test_a_killed_side_is_written_anew_and_a_finished_one_kept(wait: Wait) -> No
         ({"max_new_tokens": 4000}, ConfigRefused, "max_new_tokens"),
         ({"typical": True}, ConfigRefused, "typical"),
         ({"temperature": -1}, ConfigRefused, "temperature"),
+        ({"temperature": 1e-40}, ConfigRefused, "temperature"),
+        ({"repetition_penalty": 1e-40}, ConfigRefused, "repetition_penalty"),
     ],
 )
 def test_bad_input_is_refused_before_it_is_queued(

@@ -45,6 +45,8 @@ def test_values_are_lists_ranges_and_quoted() -> None:
         ([("seed", "0..999999999")], "seed"),  # and takes no memory for it
         ([("seed", "0..63"), ("base", "wanda,sparsegpt")], "base"),
         ([("seed", "1"), ("seed", "2")], "seed"),
+        ([("seed", "0..63," * 10_000)], "seed"),
+        ([("seed", "1\r2")], "seed"),
         ([("seed", "1"), ("base", "wanda"), ("pattern", "2:4"), ("windows", "2")], "windows"),
     ],
 )

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from backend.errors import ConfigRefused
 from backend.methods.amphista.acceptance import Sampling
-from backend.methods.amphista.costs import Costs, measure_costs
+from backend.methods.amphista.costs import SIZES, Costs, measure_costs
 from backend.methods.amphista.generate import Detokeniser, generate, ready
 from backend.methods.amphista.proposers import DraftedTree, Lookup, Nobody
 from backend.methods.amphista.saved import Amphista, BaseFacts, pack
@@ -137,6 +137,13 @@ def test_costs_are_measured_for_every_size_and_leave_no_trace() -> None:
     assert list(costs.verify) == [1, 2, 6]
     assert all(seconds > 0 for seconds in (*costs.verify.values(), costs.draft))
     assert measure_costs(base(), None, sizes=(1, 2), repeats=1).draft == 0
+
+
+def test_costs_are_measured_where_the_base_reads_few_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base(), "context", 24)
+    assert list(measure_costs(base(), repeats=1).verify) == [n for n in SIZES if n < 12]
 
 
 def test_the_proposer_of_a_drafter() -> None:

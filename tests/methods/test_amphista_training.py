@@ -72,6 +72,20 @@ def training(
     )
 
 
+def test_answers_of_one_token_are_nothing_to_learn_from(
+    corpora: tuple[Corpus, Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt = corpora[0]
+    short = [
+        min(n, s + 1) if k % 2 else n
+        for k, (n, s) in enumerate(zip(learnt.lengths, learnt.starts, strict=True))
+    ]
+    monkeypatch.setattr(learnt, "lengths", short)
+    work = training(drafter_of(base()), corpora, tmp_path, batch=1)
+    assert work.indices and not any(k % 2 for k in work.indices)
+    assert all(len(work.lessons(step).rows) for step in range(len(work.indices)))
+
+
 # data ---------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from backend.queue.supervisor import Loop
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
-from backend.store.tables import Attempt, Slot
+from backend.store.tables import Attempt, Job, Slot
 from jobs.replay import replay
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, process_of
@@ -222,6 +222,18 @@ def test_leftover_children_are_ended_with_their_leader(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert engine.poll(ref).state == "exited"
     assert not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_guests_run_that_takes_far_longer_than_it_may_is_stopped(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit("count", {"steps": 1000}, HOST)
+    wait(job.id, when=running(job.id))
+    with writing() as session:
+        session.get_one(Job, job.id).owner = "guest-1"
+    monkeypatch.setattr(supervisor, "LENIENCE", 0)
+    assert wait(job.id, State.CANCELLED) == State.CANCELLED
+    assert any(e.actor == supervisor.OVERTIME.name for e in queries.events(job.id))
 
 
 def test_guests_may_look_but_not_touch(queue: Path) -> None:

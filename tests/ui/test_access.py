@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,17 @@ def test_a_guests_run_has_to_be_small(
     set_up(monkeypatch, **{variable: value})
     refused = add(open_to_guests(OTHER))
     assert refused.status_code == 403 and why in refused.json()["why"]
+
+
+def test_a_guests_run_has_to_have_an_end_that_can_be_told(
+    open_to_guests: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = add(open_to_guests(OTHER), redense="sgd", sgd_epochs=2000, segments=512)
+    assert slow.status_code == 403 and "a guest's may take" in slow.json()["why"]
+    _, cost = submit.checked("evaluation", {"model": "toy"})
+    roles.require_small(Actor("guest-1", "guest"), cost)
+    with pytest.raises(roles.Forbidden, match="cannot be told"):
+        roles.require_small(Actor("guest-1", "guest"), replace(cost, open_ended=True))
 
 
 def test_a_guest_cannot_sweep_nor_choose_a_priority(open_to_guests: Visit) -> None:

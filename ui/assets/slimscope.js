@@ -209,7 +209,11 @@ window.slimscope = (() => {
 
   /* --- tables ---------------------------------------------------------------------------- */
 
-  const cell = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  /* Quoted where it has to be; a text no spreadsheet takes for a formula. */
+  const cell = (given) => {
+    const text = /^[=+\-@\t\r]/.test(given) && Number.isNaN(Number(given)) ? `'${given}` : given;
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
 
   /* A click on a button with data-csv="NAME" saves the table beside it. */
   function table(element) {

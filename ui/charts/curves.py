@@ -55,5 +55,5 @@ def _line(points: pd.DataFrame, name: str, place: int, labels: Mapping[str, str]
         mode="lines+markers" if len(points) <= MARKED else "lines",
         line={"color": stroke.colour, "dash": stroke.dash, "width": 2},
         marker={"size": 5},
-        hovertemplate="%{y:.4g}<extra>" + label + "</extra>",
+        hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
     )

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from jobs.speed_words import VANILLA, Arm
 from ui.charts.layout import axis, layout, legend
+from ui.format import esc
 from ui.theme import LIGHT, OKABE_ITO
 
 ROOM, MORE_ROOM = 1.25, 1.75  # times the longest bar, for the words beside it
@@ -33,7 +34,7 @@ def colours(arms: Sequence[Arm]) -> dict[str, str]:
 
 def lines(arm: Arm) -> str:
     """What a decoder is called beside its bar: a narrow screen has little room."""
-    return f"{arm.kind}<br>{arm.name}" if arm.kind else arm.label
+    return f"{esc(arm.kind)}<br>{esc(arm.name)}" if arm.kind else esc(arm.label)
 
 
 def speed_bars(arms: Sequence[Arm]) -> go.Figure:
@@ -102,16 +103,16 @@ def task_dots(arms: Sequence[Arm], accepted: bool) -> go.Figure:
         ]
         shift = SPREAD * ((place + 0.5) / len(drafting) - 0.5)
         figure.add_scatter(
-            x=values, y=[row + shift for row in range(len(tasks))], name=arm.label,
+            x=values, y=[row + shift for row in range(len(tasks))], name=esc(arm.label),
             mode="markers", marker={"size": 9, "color": paint[arm.name]}, cliponaxis=False,
             error_x=None if accepted else _spread(values, ranges, paint[arm.name]),
-            customdata=[task.replace("_", " ") for task in tasks],
-            hovertemplate=f"<b>%{{customdata}}</b><br>{arm.label}: %{{x:.2f}}<extra></extra>",
+            customdata=[esc(task.replace("_", " ")) for task in tasks],
+            hovertemplate="<b>%{customdata}</b><br>%{fullData.name}: %{x:.2f}<extra></extra>",
         )  # fmt: skip
     title = "Tokens a pass (vanilla: 1)" if accepted else "Speed-up over vanilla, ×"
     rows: dict[str, Any] = {
         "tickvals": [*range(len(tasks))],
-        "ticktext": [t.replace("_", " ") for t in tasks],
+        "ticktext": [esc(t.replace("_", " ")) for t in tasks],
     }
     figure.update_layout(
         layout(

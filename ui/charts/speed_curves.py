@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from jobs.speed_words import VANILLA, Arm
 from ui.charts.layout import axis, layout, legend
 from ui.charts.speed_bars import colours
+from ui.format import esc
 from ui.theme import LIGHT
 
 ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
@@ -42,10 +43,10 @@ def accepted_lengths(arms: Sequence[Arm]) -> go.Figure:
         figure.add_bar(
             x=[*arm.lengths],
             y=[100 * count / passes for count in arm.lengths.values()],
-            name=f"{arm.label}, mean {arm.accepted:.2f}",
+            name=f"{esc(arm.label)}, mean {arm.accepted:.2f}",
             marker={"color": paint[arm.name]},
-            hovertemplate=f"<b>{arm.label}</b><br>%{{x}} tokens: %{{y:.1f}} % of {passes:,} passes"
-            "<extra></extra>",
+            hovertemplate="<b>%{fullData.name}</b><br>%{x} tokens: %{y:.1f} % of "
+            f"{passes:,} passes<extra></extra>",
         )
     figure.update_layout(
         layout(
@@ -65,10 +66,10 @@ def guesses_right(arms: Sequence[Arm], conditional: bool = False) -> go.Figure:
     for arm in drafting:
         found = reached(arm, conditional)
         figure.add_scatter(
-            x=[*found], y=[100 * share for share in found.values()], name=arm.label,
+            x=[*found], y=[100 * share for share in found.values()], name=esc(arm.label),
             mode="lines+markers", line={"color": paint[arm.name], "width": 2},
             marker={"size": 8, "color": paint[arm.name]}, cliponaxis=False,
-            hovertemplate=f"<b>{arm.label}</b><br>%{{x}} or more right: %{{y:.1f}} % of passes"
+            hovertemplate="<b>%{fullData.name}</b><br>%{x} or more right: %{y:.1f} % of passes"
             f"{' that got so far' if conditional else ''}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
@@ -98,7 +99,7 @@ def tree_sizes(curves: pd.DataFrame, arms: Sequence[Arm]) -> go.Figure:
     tried = [(arm, found) for arm in arms if (found := sizes_of(curves, arm.name))]
     for arm, found in tried:
         for name, row, dash in PANELS:
-            line = _line(found[name], arm.label, name, paint[arm.name], dash)
+            line = _line(found[name], esc(arm.label), name, paint[arm.name], dash)
             figure.add_trace(line, row=row, col=1)
     size = axis("Nodes of the tree (log axis)", type="log", **_ticks(), showgrid=False)
     upper = {**size, "title": None, "showticklabels": False, "matches": "x2"}

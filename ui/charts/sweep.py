@@ -12,7 +12,7 @@ from jobs.metrics import Metric
 from jobs.sweep import Row
 from ui.charts.layout import axis, layout, legend
 from ui.charts.stages import round_ticks, symbol
-from ui.format import number
+from ui.format import esc, number
 from ui.theme import stage_stroke
 
 WIDE = 24
@@ -54,7 +54,7 @@ def sweep_means(rows: Sequence[Row], of: Metric, labels: Mapping[str, str]) -> g
 
 
 def _label(row: Row) -> str:
-    return "<br>".join(textwrap.wrap(row.label, WIDE))
+    return "<br>".join(map(esc, textwrap.wrap(row.label, WIDE)))
 
 
 def _x_axis(of: Metric, values: Sequence[float]) -> dict[str, object]:
@@ -94,4 +94,5 @@ def _dots(rows: Sequence[Row], names: Mapping[str, str], scale: float, label: st
 
 def _hover(row: Row, label: str, scale: float) -> str:
     spread = "" if row.spread is None else f" ± {number(scale * row.spread, 2)}"
-    return f"<b>{row.label}</b><br>{label}: {number(scale * row.mean)}{spread}<br>n = {row.n} runs"
+    value = f"{label}: {number(scale * row.mean)}{spread}"
+    return f"<b>{esc(row.label)}</b><br>{value}<br>n = {row.n} runs"

@@ -7,7 +7,6 @@ import json
 import math
 from functools import lru_cache
 
-from backend.errors import SlimscopeError
 from backend.settings import settings
 from backend.store.queries import Status
 from backend.store.tables import Job
@@ -46,7 +45,7 @@ def takes(job: Job, finished: int) -> float:
 def _takes(kind: str, config: str, _finished: int) -> float:
     try:
         seconds = checked(kind, json.loads(config))[1].seconds
-    except SlimscopeError:
+    except Exception:  # whatever is wrong with a run that waits, the list of runs is shown
         return math.inf
     return math.inf if seconds is None else seconds
 

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from backend.errors import ConfigRefused
+from backend.methods.amphista.config import COLDEST, LEAST_PENALTY
 from backend.methods.amphista.tree import Tree
 
 EPSILON, ALPHA = 0.09, 0.3  # as Medusa's generation passes them
@@ -61,10 +62,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         bounds = {
-            "temperature": 0 <= self.temperature <= 100,
+            "temperature": self.temperature == 0 or COLDEST <= self.temperature <= 100,
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
+            "repetition_penalty": self.repetition_penalty >= LEAST_PENALTY,
             "typical": not self.typical or self.temperature > 0,
         }
         for name, fits in bounds.items():

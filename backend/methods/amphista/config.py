@@ -5,12 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 ADVANCED: JsonDict = {"advanced": True}
+COLDEST, LEAST_PENALTY = 0.01, 0.1  # logits divided by less would not be finite
+
+
+def drawable(temperature: float) -> float:
+    """The temperature, which is 0 (the likeliest token) or large enough to divide by.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if temperature and temperature < COLDEST:
+        raise ValueError(f"Write 0, or at least {COLDEST}")
+    return temperature
+
+
+Temperature = Annotated[float, AfterValidator(drawable)]
 
 
 class DrafterConfig(BaseModel):

@@ -74,25 +74,27 @@ class Corpus:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files: list[Any] = [safe_open(file, "pt") for file in files]
-        self._places: list[tuple[int, int, int]] = []  # file, first row, number in the file
+        self._places: list[tuple[int, int]] = []  # file, first row
         self.lengths: list[int] = []
+        self.starts: list[int] = []  # where the answer begins
         for number, file in enumerate(self._files):
             row = 0
-            for index, length in enumerate(file.get_tensor("lengths").tolist()):
-                self._places.append((number, row, index))
+            for length in file.get_tensor("lengths").tolist():
+                self._places.append((number, row))
                 self.lengths.append(length)
                 row += length
+            self.starts += file.get_tensor("starts").tolist()
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:
-        number, row, inner = self._places[index]
+        number, row = self._places[index]
         file, end = self._files[number], row + self.lengths[index]
         part = {
             name: file.get_slice(name)[row:end] for name in ("ids", "hidden", "denominator", "best")
         }
-        return Sample(start=int(file.get_slice("starts")[inner]), **part)
+        return Sample(start=self.starts[index], **part)
 
     def spread(self, tokens: int) -> list[Tensor]:
         """Token ids of sequences drawn from all over the corpus, `tokens` or a few more in all;

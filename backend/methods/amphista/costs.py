@@ -71,7 +71,8 @@ def measure_costs(
 
     The fastest of `repeats` turns counts: other programs only ever make a pass slower.
     """
-    length = min(CONTEXT, target.context - max(sizes) - 1)
+    sizes = [nodes for nodes in sizes if nodes < target.context // 2] or [1]
+    length = max(2, min(CONTEXT, target.context - max(sizes) - 1))
     cache = target.new_cache(length + max(sizes))
     ids = [n % target.vocabulary for n in range(1, length + 1)]
     hidden = target.hidden(torch.tensor([ids], device=target.device), cache)[0]

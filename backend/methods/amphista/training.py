@@ -86,7 +86,11 @@ class Training:
         self.checkpoints, self.reporter = checkpoints, reporter
         self.schedule = Schedule()
         self.optimiser = _optimiser(drafter, config)
-        self.indices = [n for n in range(len(learnt)) if learnt.lengths[n] > drafter.config.heads]
+        self.indices = [
+            n
+            for n, (length, start) in enumerate(zip(learnt.lengths, learnt.starts, strict=True))
+            if length > max(drafter.config.heads, 1 + max(start, 1))  # something to guess from
+        ]
         if not self.indices:
             raise ConfigRefused(
                 "There is nothing to learn from.",

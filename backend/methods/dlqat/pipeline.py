@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 
 import torch
@@ -133,12 +133,18 @@ class DLQAT:
             MethodFailed: the computation could not go on; says where.
             Stopped: the reporter asked for it.
         """
-        if self.run.store.holds(stage_name(stage)):
+        store, name = self.run.store, f"seconds-{stage}"
+        before, began = store.facts(name).get("seconds", 0.0), time.perf_counter()
+        self.seconds[stage] = before
+        if store.holds(stage_name(stage)):
             reporter.progress(1, 1, REPLAY)
             return
-        began = time.perf_counter()
-        self._make(stage, reporter)
-        self.seconds[stage] = time.perf_counter() - began
+        try:
+            self._make(stage, reporter)
+        finally:
+            self.seconds[stage] = before + time.perf_counter() - began
+            with suppress(OSError):
+                store.save(name, {}, seconds=self.seconds[stage])
 
     def _make(self, stage: Stage, reporter: Reporter) -> None:
         run = self.run

@@ -41,7 +41,7 @@ class Stopwatch:
             if is_out_of_memory(error):
                 raise self._short(step, error) from error
             raise
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # else the next step would pay for this one
         self.seconds[step] += time.perf_counter() - start
 
