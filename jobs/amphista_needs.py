@@ -10,6 +10,7 @@ from backend.models.estimate import RUNTIME, block_weights, readable, weight_mem
 from backend.models.facts import ModelFacts
 from backend.settings import available_threads, settings
 from backend.text.corpora import require_corpus
+from jobs.costs import ADAM
 from jobs.pace import FLOPS_PER_THREAD
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 64  # of a prompt, about
 WRITE_SHARE = 2.0  # one written token costs as much as two that are read, in batches
-ADAM = 16  # bytes of a trained weight: itself, its gradient, two moments
 KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
 READ = 4  # bytes of each value kept beside a hidden state: id, denominator, first choice
 SPARE = 1.2  # drafter and checkpoints beside the training data

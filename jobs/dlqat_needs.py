@@ -10,13 +10,13 @@ from backend.methods.dlqat.config import TEACHER_TOKENS, TRAINED, Stage
 from backend.models.estimate import memory_parts, readable, refuse_beyond
 from backend.models.facts import LinearShape, ModelFacts
 from jobs.acceleration import REPEATS, TOKENS
+from jobs.costs import ADAM, GRAM_SHARE, LOOKING
 from jobs.quality import DECODED, quality_work
 from jobs.text import context_length
 
 if TYPE_CHECKING:
     from jobs.dlqat import DLQATJob
 
-GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram
 SLOW = 2.0  # float32 products take about twice as long as bfloat16 ones, where those are used
 ROUNDING = {
     "minmax": 50.0,
@@ -25,9 +25,7 @@ ROUNDING = {
     "lsq": 15000.0,
 }  # a weight's, as flop
 IN_GRID = 300.0  # rebuilding codes of one weight, forward and backward
-LOOKING = 700.0  # statistics of one weight at one stage
 ACTIVATIONS = 40  # numbers of the width of a hidden state that one token keeps in one block
-ADAM = 16  # bytes of a trained number: itself, its gradient, two moments
 CACHED = 16  # bytes of one kept prediction: probability and token, while they are stacked twice
 LOGITS = 14  # bytes of one logit in training: 16 bits, float32, its gradient, a copy
 

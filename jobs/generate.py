@@ -13,6 +13,7 @@ from backend.methods.amphista.config import LEAST_PENALTY, Temperature
 from backend.models.estimate import RUNTIME, memory_available, refuse_beyond, weight_memory
 from backend.models.layer_names import read_names
 from jobs.bases import base_of, load_base, refuse_precision
+from jobs.costs import DECODE_COST
 from jobs.drafters import KIND as DRAFTER_KIND
 from jobs.drafters import drafter_folder, drafter_run
 from jobs.evaluation import RUN
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from jobs.context import JobContext
 
 NAME = "generate"
-DECODE_COST = 4.0  # a token decoded alone costs as much as so many that are read at once
 STOPS = "|"
 
 

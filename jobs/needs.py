@@ -19,12 +19,12 @@ from backend.models.estimate import (
 )
 from backend.models.facts import ModelFacts
 from backend.settings import settings
+from jobs.costs import GRAM_SHARE
 from jobs.text import context_length
 
 if TYPE_CHECKING:
     from jobs.sds import SDSJob
 
-GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram
 STAGES_HELD = 6  # copies of the block at work: its stages, and a sorted one for statistics
 UNCHANGED = ("wanda", "magnitude")  # leave the weights that stay as they were
 

@@ -13,9 +13,10 @@ from backend.methods.sds.selection import layer_patterns
 from backend.models.catalogue import inspect
 from backend.models.estimate import memory_available, refuse_beyond
 from backend.models.facts import ModelFacts
+from jobs.costs import GRAM_SHARE
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.model import ModelConfig
-from jobs.needs import GRAM_SHARE, memory, refuse_full_disk, refuse_sampling
+from jobs.needs import memory, refuse_full_disk, refuse_sampling
 from jobs.pace import seconds_for
 from jobs.quality import Quality, QualityConfig, waiting
 from jobs.text import TextConfig, check_text, context_length

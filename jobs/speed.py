@@ -14,6 +14,7 @@ from backend.models.estimate import RUNTIME, memory_available, refuse_beyond, we
 from backend.models.facts import ModelFacts
 from backend.store.tables import Job
 from jobs.bases import BaseConfig, base_of, load_base, refuse_precision
+from jobs.costs import DECODE_COST
 from jobs.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.model import absolute
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from jobs.context import JobContext
 
 NAME = "speed"
-DECODE_COST = 4.0  # a token decoded alone costs as much as so many that are read at once
 TREE_PROMPTS = 4  # on which trees of other sizes are tried
 SIZES = (2, 4, 8, 16, 32)
 

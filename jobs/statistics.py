@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from backend.models.catalogue import inspect
 from backend.models.estimate import RUNTIME, memory_available, refuse_beyond
 from backend.models.facts import ModelFacts
+from jobs.costs import LOOKING
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.model import ModelConfig
 from jobs.pace import seconds_for
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from jobs.context import JobContext
 
 NAME, DENSE = "statistics", "dense"
-WORK_PER_WEIGHT = 700.0  # floating-point operations that take as long as sorting and counting one
 COPIES = 6  # of the largest matrix: as stored, float32, sorted, and what is being computed
 
 
@@ -37,7 +37,7 @@ def check(config: StatisticsJob) -> Estimate:
 
 def work(facts: ModelFacts) -> float:
     """What the job costs, as floating-point operations."""
-    return WORK_PER_WEIGHT * facts.linear_weights
+    return LOOKING * facts.linear_weights
 
 
 def run(config: StatisticsJob, context: JobContext) -> None:

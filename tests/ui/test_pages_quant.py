@@ -18,6 +18,7 @@ from tests.ui.lab import asked, job, result, store
 from ui.charts.groups import (
     MOST,
     GroupWeights,
+    Mapped,
     cells,
     code_usage,
     fan,
@@ -291,22 +292,24 @@ def test_what_a_run_recorded_is_read_once_until_it_moves_on() -> None:
 
 def test_magnitudes_are_log_ratios_with_colours_to_both_sides_of_one() -> None:
     m = np.array([[1.0, 2.0], [0.5, 1.0]])
-    heat = group_map(m, "magnitude", "v", (1, 0), m).data[0]
+    heat = group_map(Mapped.of(m, "magnitude", m), "v", (1, 0)).data[0]
     assert [list(row) for row in heat.z] == [[0, 1], [-1, 0]]
     assert heat.zmin == -heat.zmax
 
 
 def test_one_colour_means_the_same_at_every_step() -> None:
     last = np.array([[1.0, 2.0], [0.5, 1.0]])
-    first = group_map(np.ones((2, 2)), "magnitude", "v", None, last).data[0]
-    assert (first.zmin, first.zmax) == (-first.zmax, group_map(last, "magnitude", "v", None, last)
-                                        .data[0].zmax)  # fmt: skip
+    first, other = (
+        group_map(Mapped.of(values, "magnitude", last), "v", None).data[0]
+        for values in (np.ones((2, 2)), last)
+    )
+    assert (first.zmin, first.zmax) == (-first.zmax, other.zmax)
 
 
 def test_a_magnitude_without_logarithm_is_missing_and_counted() -> None:
     m = np.array([[1.0, -0.5], [1.0, 1.1]])
-    assert group_map(m, "magnitude", "v", None, m).data[0].z[0][1] is None
-    assert "1 without a value" in map_counted(m, "magnitude", m)
+    assert group_map(Mapped.of(m, "magnitude", m), "v", None).data[0].z[0][1] is None
+    assert "1 without a value" in map_counted(Mapped.of(m, "magnitude", m))
 
 
 def test_a_large_map_is_means_that_lead_to_their_farthest_group() -> None:
@@ -317,7 +320,7 @@ def test_a_large_map_is_means_that_lead_to_their_farthest_group() -> None:
     i, j = shown.of((200, 3))
     assert shown.farthest[i][j] == (200, 3) and shown.high[i, j] == 9 and shown.low[i, j] == 0
     assert shown.mean[i, j] == pytest.approx(9 / (shown.rows[i][1] - shown.rows[i][0] + 1))
-    figure = group_map(values, "error", "v", (200, 3), values)
+    figure = group_map(Mapped.of(values, "error", values), "v", (200, 3))
     assert figure.data[0].customdata[i][j] == "200,3"
     assert figure.layout.meta["picked"] == [str(j), figure.data[0].y[i]]
 

@@ -117,33 +117,54 @@ def _spans(length: int) -> list[tuple[int, int]]:
     return [(first, min(first + by, length) - 1) for first in range(0, length, by)]
 
 
-def group_map(
-    values: np.ndarray, name: str, view: str, picked: Group | None, among: np.ndarray
-) -> go.Figure:
+@dataclass(frozen=True)
+class Mapped:
+    """One figure of every group, as it is drawn.
+
+    Attributes:
+        values: [rows, groups] as stored.
+        low, high: the limits of the colours.
+    """
+
+    figure: Figure
+    values: np.ndarray
+    shown: Cells
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray, name: str, among: np.ndarray) -> Mapped:
+        """The figure `name`, a key of `FIGURES`.
+
+        Args:
+            among: [rows, groups] of the last step, which gives the colours their limits: one
+                colour means the same at every step.
+        """
+        figure = FIGURES[name]
+        shown = cells(figure.drawn(values))
+        limits = colour_limits(cells(figure.drawn(among)).mean, even=figure.ratio)
+        return cls(figure, values, shown, *limits)
+
+
+def group_map(mapped: Mapped, view: str, picked: Group | None) -> go.Figure:
     """Output rows from top to bottom, groups along the inputs from left to right.
 
     Args:
-        values: [rows, groups] as stored.
-        name: a key of `FIGURES`.
         picked: the group whose cell is outlined.
-        among: [rows, groups] of the last step, which gives the colours their limits: one colour
-            means the same at every step.
     """
-    figure = FIGURES[name]
-    shown = cells(figure.drawn(values))
-    low, high = colour_limits(cells(figure.drawn(among)).mean, even=figure.ratio)
+    figure, shown = mapped.figure, mapped.shown
     x, y = [_named(span) for span in shown.columns], [_named(span) for span in shown.rows]
     heat = go.Heatmap(
         x=x,
         y=y,
         z=[[None if np.isnan(v) else float(v) for v in line] for line in shown.mean],
         customdata=[[f"{row},{group}" for row, group in line] for line in shown.farthest],
-        text=_hover(shown, figure, values),
+        text=_hover(shown, figure, mapped.values),
         hovertemplate="%{text}<extra></extra>",
         colorscale=DIVERGING if figure.ratio else "cividis",
-        zmin=low,
-        zmax=high,
-        colorbar=colour_bar(figure.title) | (even_ticks(high) if figure.ratio else {}),
+        zmin=mapped.low,
+        zmax=mapped.high,
+        colorbar=colour_bar(figure.title) | (even_ticks(mapped.high) if figure.ratio else {}),
     )
     meta: dict[str, object] = {"pick": "cell"}
     if picked is not None:
@@ -155,11 +176,9 @@ def group_map(
     return go.Figure(heat, layout(view=view, meta=meta, xaxis=across, yaxis=down))
 
 
-def map_counted(values: np.ndarray, name: str, among: np.ndarray) -> str:
+def map_counted(mapped: Mapped) -> str:
     """In words: how many groups, their spread, and what the colours leave out."""
-    figure = FIGURES[name]
-    shown = cells(figure.drawn(values))
-    low, high = colour_limits(cells(figure.drawn(among)).mean, even=figure.ratio)
+    figure, values, shown = mapped.figure, mapped.values, mapped.shown
     ends = (figure.say(float(end)) for end in (np.nanmin(values), np.nanmax(values)))
     words = [f"n = {count(values.size)} groups", " to ".join(ends)]
     if figure.ratio:
@@ -167,7 +186,7 @@ def map_counted(values: np.ndarray, name: str, among: np.ndarray) -> str:
     if values.size > shown.mean.size:
         most = (shown.rows[0][1] + 1) * (shown.columns[0][1] + 1)
         words.append(f"means of up to {most} of them in a cell")
-    if beyond := int(((shown.mean < low) | (shown.mean > high)).sum()):
+    if beyond := int(((shown.mean < mapped.low) | (shown.mean > mapped.high)).sum()):
         words.append(f"{beyond} cells beyond the colour limits ({ROBUST[1]:g} %)")
     if missing := int(np.isnan(figure.drawn(values)).sum()):
         words.append(f"{missing} without a value")

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from backend.errors import SlimscopeError
 from backend.store.states import LIVE
 from backend.store.tables import Job
+from ui.components.data_table import scroll_box
 from ui.components.figures import choices, kind_title
 from ui.format import NONE, duration, esc, eta, href, problem, share
 
@@ -127,10 +128,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence
         "<tr>" + "".join(f"<td{kind[i]}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
-    return (
-        '<div class="table-scroll"><table class="data">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    shown = f'<table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return scroll_box(", ".join(filter(None, heads)), shown)
 
 
 def empty(sentence: str, *links: tuple[str, str]) -> str:

@@ -13,6 +13,7 @@ from jobs.metrics import METRICS, Metric, metric
 from ui.charts.compared import BASELINE, strokes
 from ui.components.cards import card, elapsed, treated
 from ui.components.config_form import title
+from ui.components.data_table import scroll_box
 from ui.components.deltas import delta, delta_html, judged, unlike
 from ui.components.figures import kind_of, kind_title, written
 from ui.components.run_rows import Row
@@ -97,10 +98,10 @@ def _table(of: Comparison, body: str, label: str) -> str:
         f'href="{href("run", id=run)}">{esc(run)}</a>{_is_base(of, run)}</th>'
         for run in of.runs
     )
-    return (
-        f'<div class="table-scroll" tabindex="0" role="region" aria-label="{label}">'
+    return scroll_box(
+        label,
         f'<table class="data compared"><thead><tr><td></td>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table>",
     )
 
 

@@ -9,6 +9,23 @@ from ui.format import esc
 Cell = str | tuple[str, float]  # HTML, and the exact figure it stands for
 
 
+def scroll_box(label: str, table: str) -> str:
+    """HTML: a table (HTML) that may be wider or higher than its place; the arrow keys move it.
+
+    Args:
+        label: what people are told who do not see it.
+    """
+    told = f'tabindex="0" role="region" aria-label="{esc(label)}"'
+    return f'<div class="scroll" {told}>{table}</div>'
+
+
+def csv_button(name: str) -> str:
+    """HTML: a button that saves the table before it as NAME.csv, in the browser."""
+    return (
+        f'<button type="button" class="small-button" data-csv="{esc(name)}">Download CSV</button>'
+    )
+
+
 def data_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], name: str) -> str:
     """HTML of a table: the first cell of a row heads it, the others are figures.
 
@@ -21,11 +38,8 @@ def data_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], name: str
         f'<th scope="col"{_side(place)}>{esc(title)}</th>' for place, title in enumerate(columns)
     )
     body = "".join(_row(cells) for cells in rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(name)}">'
-        f'<table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        f'<button type="button" class="small-button" data-csv="{esc(name)}">Download CSV</button>'
-    )
+    table = f'<table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return scroll_box(name, table) + csv_button(name)
 
 
 def _row(cells: Sequence[Cell]) -> str:

@@ -14,6 +14,7 @@ from jobs.acceleration import SPEED_UP
 from ui.charts.curves import curves
 from ui.charts.groups import (
     FIGURES,
+    Mapped,
     code_usage,
     fan,
     group_history,
@@ -156,8 +157,9 @@ def map_view(looked: LookedQuant) -> View:
     values, last = looked.figure_at(choice.figure, step), looked.figure_at(choice.figure, LAST)
     shown = FIGURES[choice.figure]
     view = f"{choice.tensor}/{choice.figure}"
-    figure = group_map(values, choice.figure, view, looked.group, last)
-    counted = f"As of step {step}. {map_counted(values, choice.figure, last)}"
+    mapped = Mapped.of(values, choice.figure, last)
+    figure = group_map(mapped, view, looked.group)
+    counted = f"As of step {step}. {map_counted(mapped)}"
     name = f"{choice.run}-{choice.tensor}-{choice.figure}-{step}"
     rows: list[list[Cell]] = [
         [str(row), str(group), (shown.say(values[row, group]), float(values[row, group]))]

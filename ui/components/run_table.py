@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ui.components.cards import attribute, named_link
+from ui.components.data_table import scroll_box
 from ui.components.run_columns import AGE, RUN_COLUMN, Column, added
 from ui.components.run_rows import Row
 from ui.format import esc
@@ -66,11 +67,11 @@ def html(
     head = "".join(_head(c, by, descending) for c in of)
     tops = "".join(_row(row, of, base, picked, pinned=True) for row in above)
     rest = "".join(_row(row, of, base, picked) for row in shown if row.job.id not in held)
-    return (
-        '<div class="table-scroll" tabindex="0" role="region" aria-label="Runs">'
+    return scroll_box(
+        "Runs",
         '<table class="data runs"><caption class="hidden">Runs</caption>'
         f'<thead><tr><td class="tick">{_pick_all(shown, picked)}</td>{head}</tr></thead>'
-        f'<tbody class="pinned">{tops}</tbody><tbody>{rest}</tbody></table></div>'
+        f'<tbody class="pinned">{tops}</tbody><tbody>{rest}</tbody></table>',
     )
 
 

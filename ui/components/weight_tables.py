@@ -12,7 +12,7 @@ from ui.charts.channels import Channels
 from ui.charts.magnitudes import Magnitudes
 from ui.charts.series import Series
 from ui.charts.statistics import STATISTICS
-from ui.components.data_table import Cell, data_table
+from ui.components.data_table import Cell, csv_button, data_table, scroll_box
 from ui.components.weights_words import Explained, explained, figure_of
 from ui.format import NONE, count, esc, number
 from ui.theme import stage_stroke
@@ -45,12 +45,11 @@ def explained_table(stages: Sequence[TensorSnapshot], labels: Mapping[str, str],
         for s in stages
     )
     body = "".join(_explained_rows(row, stages) for row in explained(stages, labels))
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(name)}">'
+    table = (
         '<table class="data explained"><thead><tr><th scope="col">Figure</th>'
-        f"{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<button type="button" class="small-button" data-csv="{esc(name)}">Download CSV</button>'
+        f"{heads}</tr></thead><tbody>{body}</tbody></table>"
     )
+    return scroll_box(name, table) + csv_button(name)
 
 
 def _explained_rows(row: Explained, stages: Sequence[TensorSnapshot]) -> str:
