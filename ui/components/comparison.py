@@ -22,7 +22,6 @@ from ui.format import NONE, badge, esc, href, number
 from ui.theme import Stroke
 
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
-LATER = "This run has no such setting"
 
 
 @dataclass(frozen=True)
