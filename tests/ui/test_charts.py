@@ -24,7 +24,8 @@ from ui.charts.heatmap import (
     layer_heatmap,
     title_of,
 )
-from ui.charts.stages import perplexities, perplexity_count, round_ticks, stage_perplexities
+from ui.charts.layout import round_ticks
+from ui.charts.stages import perplexities, perplexity_count, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.theme import DARK, LIGHT, OKABE_ITO, STAGE_COLOURS
 

@@ -3,12 +3,12 @@ the zeros beside the dense one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from ui.charts.layout import axis, layout
-from ui.charts.stages import round_ticks
+from ui.charts.layout import axis, layout, log_axis
 from ui.format import share, size
 from ui.theme import LIGHT, stage_stroke
 
@@ -53,7 +53,6 @@ def sparse_products(zeros: Sequence[float], speed_up: Sequence[float], own: floa
         own: the model's share of zeros, marked; 0 marks nothing.
     """
     low, high = min(*speed_up, 1.0) / 1.15, max(*speed_up, 1.0) * 1.15
-    ticks = round_ticks(low, high)
     grey = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
     even = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "line": grey}
     here = {
@@ -75,9 +74,8 @@ def sparse_products(zeros: Sequence[float], speed_up: Sequence[float], own: floa
             annotations=[_word("as fast as dense", x=1, y=0, xref="paper", xanchor="right")]
             + [_word(f"this model, {share(own, 0)}", x=100 * own, y=1, yref="paper")] * bool(own),
             xaxis=axis("Zeros, %", showgrid=False),
-            yaxis=axis(
-                "Speed-up over dense (log axis)", type="log", showgrid=True, tickvals=ticks,
-                ticktext=[f"{tick:.2g} ×" for tick in ticks],
+            yaxis=log_axis(
+                "Speed-up over dense", [math.log10(low), math.log10(high)], " ×", showgrid=True
             ),
         ),
     )  # fmt: skip

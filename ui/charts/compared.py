@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ui.charts.layout import axis, layout, legend
-from ui.charts.stages import in_lines, round_ticks
+from ui.charts.layout import axis, layout, legend, log_axis
+from ui.charts.stages import in_lines
 from ui.components.figures import Figures
-from ui.format import number
 from ui.theme import LIGHT, OKABE_ITO, Stroke
 
 MOST_POINTS = 2000  # of a line
@@ -132,17 +131,13 @@ def stage_dots(
     known = np.log10([v for v in values if v])
     room = max(float(np.ptp(known)) if len(known) else 0.0, 0.05)
     span = [float(known.min()) - 0.1 * room, float(known.max()) + 0.1 * room] if len(known) else []
-    ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
     return go.Figure(
         [_dots(run, figures[run], lines, drawn[run], SYMBOLS[i % len(SYMBOLS)])
          for i, run in enumerate(figures)],
         layout(
             view="stages",
             top=32,
-            xaxis=axis(
-                "Perplexity (log axis)", type="log", showgrid=False, range=span or None,
-                tickvals=ticks, ticktext=[number(tick, 3) for tick in ticks], tickangle=0,
-            ),
+            xaxis=log_axis("Perplexity", span, showgrid=False, tickangle=0),
             yaxis=axis(
                 autorange="reversed", type="category", categoryorder="array",
                 categoryarray=[*lines.values()],

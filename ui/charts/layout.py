@@ -6,11 +6,13 @@ Figures are drawn in the light palette; the browser exchanges its greys in dark 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ui.theme import LIGHT, SYSTEM
 
 FAMILY = ", ".join(SYSTEM)
+MOST_TICKS = 5
 
 
 def axis(title: str = "", **options: Any) -> dict[str, Any]:
@@ -26,6 +28,34 @@ def axis(title: str = "", **options: Any) -> dict[str, Any]:
         "automargin": True,
         "fixedrange": False,
     } | options
+
+
+def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) -> dict[str, Any]:
+    """A log axis with few round ticks; says in its title that it is one.
+
+    Args:
+        span: log10 of its lowest and highest value; empty where nothing is drawn.
+        unit: written behind every tick.
+    """
+    ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
+    return axis(
+        f"{title} (log axis)", type="log", range=[*span] or None, tickvals=ticks,
+        ticktext=[f"{tick:,.4g}{unit}" for tick in ticks], **options,
+    )  # fmt: skip
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """At most five round numbers between two positive ones, for a log axis."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [n * 10.0**k for k in decades for n in steps if low <= n * 10.0**k <= high]
+        if 2 <= len(ticks) <= MOST_TICKS:
+            return ticks
+    if len(ticks) > MOST_TICKS:
+        return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
+    step = 10.0 ** math.floor(math.log10(high - low))  # less than a decade: even steps
+    wide = next(step * n for n in (0.2, 0.5, 1, 2, 5) if (high - low) / (step * n) <= MOST_TICKS)
+    return [n * wide for n in range(math.ceil(low / wide), math.floor(high / wide) + 1)]
 
 
 def layout(*, view: str = "", top: int = 8, **options: Any) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from backend.store.tables import Result
-from ui.charts.layout import axis, layout
+from ui.charts.layout import axis, layout, log_axis
 from ui.format import count, number
 from ui.theme import LIGHT, Stroke, stage_stroke
 
 METRIC = "perplexity"
 WIDE = 20
-MOST_TICKS = 5
 
 
 def perplexities(results: Sequence[Result], names: Mapping[str, str]) -> list[Result]:
@@ -42,22 +41,13 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     values = [math.log10(r.value) for r in rows]
     room = max(max(values, default=0) - min(values, default=0), 0.1)
     span = [min(values, default=0) - 0.1 * room, max(values, default=1) + 0.2 * room]
-    ticks = round_ticks(10 ** span[0], 10 ** span[1])
     return go.Figure(
         [_dots(rows, labels), _printed(rows, labels)],
         layout(
             view=METRIC,
             margin={"l": 8, "r": 56, "t": 8, "b": 8},
             shapes=shapes if dense else [],
-            xaxis=axis(
-                "Perplexity (log axis)",
-                type="log",
-                tickvals=ticks,
-                ticktext=[f"{tick:,g}" for tick in ticks],
-                tickangle=0,
-                showgrid=False,
-                range=span,
-            ),
+            xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
             yaxis=axis(
                 autorange="reversed", showgrid=True, tickfont={"size": 12, "color": LIGHT.text}
             ),
@@ -68,20 +58,6 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
 def symbol(stroke: Stroke) -> str:
     """A full dot, or a ring where a stage shares its colour with another."""
     return "circle" if stroke.dash == "solid" else "circle-open"
-
-
-def round_ticks(low: float, high: float) -> list[float]:
-    """At most five round numbers between two positive ones, for a log axis."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [n * 10.0**k for k in decades for n in steps if low <= n * 10.0**k <= high]
-        if 2 <= len(ticks) <= MOST_TICKS:
-            return ticks
-    if len(ticks) > MOST_TICKS:
-        return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
-    step = 10.0 ** math.floor(math.log10(high - low))  # less than a decade: even steps
-    wide = next(step * n for n in (0.2, 0.5, 1, 2, 5) if (high - low) / (step * n) <= MOST_TICKS)
-    return [n * wide for n in range(math.ceil(low / wide), math.floor(high / wide) + 1)]
 
 
 def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:

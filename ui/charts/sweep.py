@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 
 from jobs.metrics import Metric
 from jobs.sweep import Row
-from ui.charts.layout import axis, layout, legend
-from ui.charts.stages import round_ticks, symbol
+from ui.charts.layout import axis, layout, legend, log_axis
+from ui.charts.stages import symbol
 from ui.format import esc, number
 from ui.theme import stage_stroke
 
@@ -64,11 +64,7 @@ def _x_axis(of: Metric, values: Sequence[float]) -> dict[str, object]:
         return axis(of.title, showgrid=False)
     room = 0.06 * math.log10(high / low)
     span = [math.log10(low) - room, math.log10(high) + room]
-    ticks = round_ticks(10 ** span[0], 10 ** span[1])
-    return axis(
-        f"{of.title} (log axis)", type="log", range=span, showgrid=False, tickangle=0,
-        tickvals=ticks, ticktext=[number(tick, 3) for tick in ticks],
-    )  # fmt: skip
+    return log_axis(of.title, span, showgrid=False, tickangle=0)
 
 
 def _dots(rows: Sequence[Row], names: Mapping[str, str], scale: float, label: str) -> go.Scatter:

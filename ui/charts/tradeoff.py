@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from jobs.metrics import METRICS, Metric
-from ui.charts.layout import axis, layout, legend
-from ui.charts.stages import round_ticks
+from ui.charts.layout import axis, layout, legend, log_axis
 from ui.components.figures import written
 from ui.format import esc, number
 from ui.theme import LIGHT, OKABE_ITO
@@ -110,11 +109,7 @@ def _height(ys: Sequence[float]) -> dict[str, object]:
         return axis(title, nticks=5)
     room = 0.08 * math.log10(high / low)
     span = [math.log10(low) - room, math.log10(high) + 2 * room]
-    ticks = round_ticks(10 ** span[0], 10 ** span[1])
-    return axis(
-        f"{title} (log axis)", type="log", range=span, tickvals=ticks,
-        ticktext=[number(tick, 3) for tick in ticks],
-    )  # fmt: skip
+    return log_axis(title, span)
 
 
 def _front_line(best: Sequence[Point], x: Metric, scale: float) -> go.Scatter:

@@ -42,7 +42,7 @@ CURVES_ASK = "Does it go well, and where does it not?"
 
 
 def build() -> None:
-    head = Board(elem_id="run-head", min_height=120)
+    head = Board(elem_id="run-head", min_height=64)
     told = notice("run-said")
     with gr.Tabs(elem_id="run-tabs") as tabs:
         tab = {name: gr.Tab(title, id=name) for name, title in TABS.items()}

@@ -29,7 +29,7 @@ WAITING = "Figures appear here as the runs measure them."
 
 
 def build() -> None:
-    head = Board(elem_id="sweep-head", min_height=80)
+    head = Board(elem_id="sweep-head", min_height=64)
     told = notice("sweep-said")
     of = Choose([], label="Figure", visible=False, elem_id="sweep-metric", render=False)
     view = PlotlyView(label="Means of the sweep", height=420, elem_id="sweep-chart", render=False)
