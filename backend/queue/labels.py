@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from sqlalchemy import delete
 
 from backend.errors import ConfigRefused
+from backend.queue.lifecycle import note
 from backend.queue.roles import Actor, require_host
-from backend.queue.service import note
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.tables import Job, View

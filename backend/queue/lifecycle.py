@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from backend.queue.service import note
 from backend.store.queries import launch_order
 from backend.store.session import change, now_ms
 from backend.store.states import ALLOWED, State
-from backend.store.tables import Attempt, Job, Slot
+from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
 RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the retries left after this one
@@ -33,6 +32,11 @@ def move(session: Session, job: Job, to: State, **values: object) -> bool:
     sources = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
     moving = update(Job).where(Job.id == job.id, Job.state.in_(sources)).values(state=to, **values)
     return bool(change(session, moving))
+
+
+def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -> None:
+    """Appends one event to a job's history."""
+    session.add(Event(job_id=job_id, at=now_ms(), type=kind, actor=actor, text=text))
 
 
 def start_attempt(session: Session, host: str, engine: str, capacity: int) -> Attempt | None:

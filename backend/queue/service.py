@@ -9,26 +9,22 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from backend.errors import WrongState
 from backend.queue import roles
+from backend.queue.lifecycle import move, note
 from backend.queue.roles import Actor as Actor
 from backend.queue.roles import Cost
 from backend.queue.roles import require_host as require_host
 from backend.settings import settings
 from backend.store import queries
-from backend.store.session import change, now_ms, writing
+from backend.store.session import now_ms, writing
 from backend.store.states import LIVE, RESUMABLE, State
-from backend.store.tables import Event, Job
+from backend.store.tables import Job
 
 RETRIES = 2
-
-
-def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -> None:
-    """Appends one event to a job's history."""
-    session.add(Event(job_id=job_id, at=now_ms(), type=kind, actor=actor, text=text))
+OF_THE_LAST_TIME = ("desired_at", "started_at", "finished_at", "error", "error_kind", "eta_s")
 
 
 def config_hash(kind: str, config: dict[str, Any]) -> str:
@@ -123,17 +119,11 @@ def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
 
 
 def _cancel(session: Session, job_id: int, actor: Actor) -> State:
-    now = now_ms()
-    waiting = (
-        update(Job)
-        .where(Job.id == job_id, Job.state == State.QUEUED)
-        .values(state=State.CANCELLED, finished_at=now, desired="stop", desired_at=now)
-    )
-    if change(session, waiting):
+    now, job = now_ms(), session.get_one(Job, job_id)
+    ended = {"finished_at": now, "desired": "stop", "desired_at": now}
+    if job.state == State.QUEUED and move(session, job, State.CANCELLED, **ended):
         note(session, job_id, "cancelled", actor.name, "while it waited")
-        return State.CANCELLED
-    job = session.get_one(Job, job_id)
-    if job.state in LIVE:
+    elif job.state in LIVE:
         job.desired = "stop" if job.desired == "run" else "kill"
         job.desired_at = job.desired_at or now
         note(session, job_id, f"asked to {job.desired}", actor.name)
@@ -191,16 +181,9 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 
 
 def _resume(session: Session, job_id: int, actor: Actor) -> Job | None:
-    again = (
-        update(Job)
-        .where(Job.id == job_id, Job.state.in_([*RESUMABLE]))
-        .values(
-            state=State.QUEUED, desired="run", desired_at=None, queued_at=now_ms(),
-            started_at=None, finished_at=None, not_before=0, retries_left=RETRIES,
-            error=None, error_kind=None, eta_s=None,
-        )
-    )  # fmt: skip
-    if not change(session, again):
+    job, anew = session.get_one(Job, job_id), {"desired": "run", "queued_at": now_ms()}
+    anew |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(OF_THE_LAST_TIME)
+    if job.state not in RESUMABLE or not move(session, job, State.QUEUED, **anew):
         return None
     note(session, job_id, "resumed", actor.name)
-    return session.get_one(Job, job_id)
+    return job

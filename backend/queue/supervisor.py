@@ -26,9 +26,9 @@ from backend.locks import try_lock
 from backend.queue.engines.base import Engine, Launch
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
-from backend.queue.lifecycle import ME, end_attempt, mark_running, move, start_attempt
+from backend.queue.lifecycle import ME, end_attempt, mark_running, move, note, start_attempt
 from backend.queue.roles import GUEST, Actor
-from backend.queue.service import cancel, note
+from backend.queue.service import cancel
 from backend.settings import available_threads, settings
 from backend.store.migrate import upgrade
 from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing

@@ -24,7 +24,6 @@ class State(StrEnum):
 LIVE = frozenset({State.STARTING, State.RUNNING, State.CANCELLING})
 ACTIVE = LIVE | {State.QUEUED}
 TERMINAL = frozenset(State) - ACTIVE
-RESUMABLE = frozenset({State.FAILED, State.CANCELLED, State.LOST})
 
 ALLOWED: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.STARTING, State.CANCELLED}),
@@ -36,6 +35,8 @@ ALLOWED: dict[State, frozenset[State]] = {
     State.CANCELLED: frozenset({State.QUEUED}),
     State.LOST: frozenset({State.QUEUED}),
 }
+
+RESUMABLE = frozenset(state for state, to in ALLOWED.items() if State.QUEUED in to) & TERMINAL
 
 
 class Exit(IntEnum):
