@@ -2,7 +2,7 @@
 one small run at a time, behind all others, and may cancel that one.
 
 Every rule stands here and is enforced by the functions that change something (`service`,
-`labels`); pages ask `may_not_add` and `may_not_cancel` only to say beforehand what will be refused.
+`labels`); pages ask `may_not_…` only to say beforehand what will be refused.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ class Cost(Protocol):
     def open_ended(self) -> bool: ...
 
 
+def may_not_change(actor: Actor) -> str:
+    """Why the actor may change nothing that is not his own; "" when he may."""
+    return "" if actor.role == "host" else LOOK
+
+
 def may_not_add(actor: Actor) -> str:
     """Why the actor may add no run; "" when he may."""
     known = actor.name.startswith(GUEST) and settings().guest_runs > 0
@@ -78,7 +83,7 @@ def may_not_cancel(actor: Actor, owner: str) -> str:
 
 def require_host(actor: Actor, deed: str) -> None:
     """Raises `Forbidden` unless the actor is a host, `TooOften` when he is too fast."""
-    _require(actor, deed, "" if actor.role == "host" else LOOK)
+    _require(actor, deed, may_not_change(actor))
     count_change(actor)
 
 

@@ -9,7 +9,7 @@ from backend.store import queries
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job
 from jobs.replay import replay
-from ui.components.cards import run_link
+from ui.components.cards import off, run_link
 from ui.format import esc, href, runs
 
 
@@ -50,10 +50,10 @@ def _off(deed: str, job: Job, actor: Actor) -> str:
     if deed == "retry":
         reason = roles.may_not_add(actor)
     elif deed in ("resume", "next"):
-        reason = "" if actor.role == "host" else roles.LOOK
+        reason = roles.may_not_change(actor)
     else:
         reason = roles.may_not_cancel(actor, job.owner)
-    return f' disabled title="{esc(reason)} {roles.ASK}"' if reason else ""
+    return off(reason)
 
 
 def clone_link(job: Job) -> str:

@@ -9,7 +9,7 @@ from backend.queue import labels, roles, service, supervisor
 from backend.queue.roles import Actor
 from backend.store.states import LIVE, RESUMABLE, State
 from backend.store.tables import Job
-from ui.components.cards import attribute
+from ui.components.cards import attribute, off
 from ui.components.run_look import MOST_PINS, Found
 from ui.format import count, esc, href
 
@@ -112,13 +112,12 @@ def _act(
 ) -> str:
     """A button that does something; those a guest may not press are there, with the reason."""
     if reason is None:
-        reason = "" if who.role == "host" else roles.LOOK
-    off = f' disabled title="{esc(reason)} {roles.ASK}"' if reason else ""
+        reason = roles.may_not_change(who)
     asked = f' data-ask="{esc(ask)}"' if ask else ""
     asked += f' data-prompt="{esc(prompt)}" data-words="{esc(words)}"' if prompt else ""
     return (
         f'<button type="button" class="small" data-testid="bulk-{deed}" data-do="{deed}"'
-        f"{asked}{off}>{title}</button>"
+        f"{asked}{off(reason)}>{title}</button>"
     )
 
 

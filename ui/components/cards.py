@@ -8,11 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from backend.errors import SlimscopeError
+from backend.queue.roles import ASK
 from backend.store.states import LIVE
 from backend.store.tables import Job
 from ui.components.data_table import scroll_box
 from ui.components.figures import choices, kind_title
 from ui.format import NONE, duration, esc, eta, href, problem, share
+
+
+def off(reason: str) -> str:
+    """HTML attributes of a button that would be refused for `reason`; none where it would not."""
+    return f' disabled title="{esc(reason)} {ASK}"' if reason else ""
 
 
 def run_link(job: Job) -> str:

@@ -19,6 +19,7 @@ from ui.components.cards import (
     error_of,
     model_name,
     named_link,
+    off,
 )
 from ui.components.token_strip import HEADS, legend, token_strip
 from ui.format import badge, esc, href, time_tag
@@ -136,11 +137,11 @@ def _votes(job: Job, sides: Sequence[int], actor: Actor) -> str:
     if vote is not None:
         words = f"{esc(names_of(job)[vote - 1])} was found better." if vote else "Found equal."
         return f'<p class="quiet" data-testid="vote">{words}</p>'
-    off = "" if actor.role == "host" else f' disabled title="{roles.LOOK} {roles.ASK}"'
+    closed = off(roles.may_not_change(actor))
     named = zip(sides, LETTERS, strict=False)
     choices = [(f"{BETTER}{n}", f"{letter} is better") for n, letter in named]
     made = "".join(
-        f'<button type="button" class="small" data-do="{tag}" data-run="{esc(job.run)}"{off}>'
+        f'<button type="button" class="small" data-do="{tag}" data-run="{esc(job.run)}"{closed}>'
         f"{words}</button>"
         for tag, words in [*choices, (TIE, "Tie")]
     )

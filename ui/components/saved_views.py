@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from backend.queue import labels, roles
 from backend.queue.roles import Actor
 from backend.store.tables import View
-from ui.components.cards import attribute
+from ui.components.cards import attribute, off
 from ui.components.run_columns import GROUPS, RUN_COLUMN, Column
 from ui.components.run_look import Found
 from ui.format import esc
@@ -65,19 +65,19 @@ def _column(column: Column, shown: Sequence[str]) -> str:
 
 def views_html(views: Sequence[View], who: Actor) -> str:
     """HTML: the views people have named, and the way to name this one."""
-    off = "" if who.role == "host" else f' disabled title="{roles.LOOK} {roles.ASK}"'
+    closed = off(roles.may_not_change(who))
     items = "".join(
         f'<li><a href="runs?{esc(view.query)}">{esc(view.name)}</a>'
         f'<span class="quiet">by {esc(view.owner)}</span>'
         f'<button type="button" class="small" data-do="forget-view" data-run="{esc(view.name)}" '
-        f'data-ask="Forget the view {esc(view.name)}?"{off}>Forget</button></li>'
+        f'data-ask="Forget the view {esc(view.name)}?"{closed}>Forget</button></li>'
         for view in views
     )
     held = f'<ul class="plain">{items}</ul>' if items else '<p class="quiet">None is saved yet.</p>'
     return (
         f'{held}<p><button type="button" class="small" data-do="save-view" '
         f'data-testid="save-view" data-prompt="Filter, order, columns, baseline, pins saved as:"'
-        f"{off}>Save this view</button></p>"
+        f"{closed}>Save this view</button></p>"
     )
 
 

@@ -13,7 +13,7 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import METRICS, Metric
 from jobs.sweep import Row
-from ui.components.cards import card, model_name, progress, run_link, table, took
+from ui.components.cards import card, model_name, off, progress, run_link, table, took
 from ui.components.config_form import title
 from ui.components.data_table import Cell, data_table
 from ui.components.figures import RUN, kind_of, kind_title, written
@@ -60,7 +60,7 @@ def _buttons(jobs: Sequence[Job], who: Actor) -> str:
     run = esc(jobs[0].run)
     going = [job for job in jobs if job.state in ACTIVE and job.desired == "run"]
     ended = [job for job in jobs if job.state in RESUMABLE]
-    off = f' disabled title="{roles.LOOK} {roles.ASK}"' if who.role != "host" else ""
+    closed = off(roles.may_not_change(who))
     parts = []
     if going:
         ask = f"Cancel {runs(len(going))}? Those that run stop at the next safe point."
@@ -69,7 +69,7 @@ def _buttons(jobs: Sequence[Job], who: Actor) -> str:
         parts.append(("resume-sweep", f"Resume {runs(len(ended))}", ""))
     return "".join(
         f'<button type="button" class="small" data-testid="{deed}" data-do="{deed}" '
-        f'data-run="{run}" data-ask="{ask}"{off}>{words}</button>'
+        f'data-run="{run}" data-ask="{ask}"{closed}>{words}</button>'
         for deed, words, ask in parts
     )
 
