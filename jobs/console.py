@@ -69,7 +69,7 @@ def follow(run: str, quiet: bool) -> Job:
     shown = ""
     while (job := queries.job(run)).state not in TERMINAL:
         supervisor.ensure()
-        share = f"{job.done / job.total:4.0%}" if job.total else "   –"
+        share = "   –" if job.share is None else f"{job.share:4.0%}"
         line = f"{job.run}  {job.state:<10} {share}  {job.stage}"
         if line != shown and not quiet:
             out.print(line)

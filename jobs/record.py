@@ -23,7 +23,7 @@ def summary(job: Job) -> dict[str, Any]:
         "state": job.state,
         "desired": job.desired,
         "stage": job.stage,
-        "progress": job.done / job.total if job.total else 0.0,
+        "progress": job.share or 0.0,
         "eta_s": job.eta_s,
         "config": job.config,
         "sweep": job.sweep,

@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse, Response
 from backend.queue.roles import Actor, may_not_add
 from backend.settings import settings
 from backend.store import queries
+from backend.store.tables import Job
 from ui.access import actor as actor
 from ui.format import esc, eta, href, share
 from ui.shortcuts import shortcuts
@@ -195,8 +196,8 @@ def status_html(status: queries.Status) -> str:
     return "".join(parts)
 
 
-def _running(job: Any) -> str:
-    done = job.done / job.total if job.total else None
+def _running(job: Job) -> str:
+    done = job.share
     bar = "" if done is None else f'<progress max="1" value="{done:.4f}"></progress>'
     left = "" if job.eta_s is None else f", {eta(job.eta_s)} left"
     words = esc(job.state) if done is None else f"{share(done, 0)}{left}"

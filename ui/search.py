@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backend.store import queries
+from backend.store.tables import run_name
 
 MOST = 8
 LETTERS = 100
@@ -18,7 +19,7 @@ def found(text: str) -> list[dict[str, Any]]:
     words = text.lower().split()
     held = []
     for row in queries.run_names() if words else ():
-        run = f"{row.kind}-{row.id:04d}"
+        run = run_name(row.kind, row.id)
         parts = (run, row.name, row.model or "", row.state, *(row.tags or ()))
         if all(word in " ".join(parts).lower() for word in words):
             about = [row.name, row.model or "", *(f"#{tag}" for tag in row.tags or ())]

@@ -45,6 +45,11 @@ class Table(DeclarativeBase):
     }
 
 
+def run_name(kind: str, number: int) -> str:
+    """The short id people see, such as sds-0042."""
+    return f"{kind}-{number:04d}"
+
+
 class Job(Table):
     """One run: what was asked, where it stands, how it ended."""
 
@@ -88,7 +93,12 @@ class Job(Table):
     @property
     def run(self) -> str:
         """The short id people see, such as sds-0042."""
-        return f"{self.kind}-{self.id:04d}"
+        return run_name(self.kind, self.id)
+
+    @property
+    def share(self) -> float | None:
+        """The share of the work that is done, 0 to 1; None when nobody knows."""
+        return min(1.0, self.done / self.total) if self.total else None
 
 
 class Attempt(Table):

@@ -70,16 +70,11 @@ def _chosen(job: Job) -> str:
     return f'<span class="clip quiet under" title="{text}">{text}</span>' if text else ""
 
 
-def fraction(job: Job) -> float | None:
-    """The share of the work that is done; None when nobody knows."""
-    return min(1.0, job.done / job.total) if job.total else None
-
-
 def progress(job: Job) -> str:
     """HTML: bar, percentage and stage of a live job; nothing for others."""
     if job.state not in LIVE:
         return ""
-    done = fraction(job)
+    done = job.share
     value = "" if done is None else f' value="{done:.4f}"'
     words = " · ".join(filter(None, (share(done, 0) if done is not None else "", esc(job.stage))))
     return (

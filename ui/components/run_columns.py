@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.store.tables import run_name
 from jobs.metrics import INTERNAL, METRICS, metric
 from ui.components.cards import elapsed, model_name, named_link, tags_html
 from ui.components.config_form import title
@@ -168,7 +169,7 @@ AFTER = (
 
 def _sweep(row: Row) -> str:
     first = row.job.sweep
-    return f"{row.job.kind}-{first:04d}" if first else ""
+    return run_name(row.job.kind, first) if first else ""
 
 
 def _sweep_link(row: Row) -> str:
