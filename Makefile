@@ -17,7 +17,7 @@ run: setup ## Set everything up and open the dashboard on http://HOST:PORT
 	@SLIMSCOPE_HOST=$(HOST) SLIMSCOPE_PORT=$(PORT) $(BIN)/python app.py
 
 test: setup chromium ## Set everything up and run every test, a file at a time on each of a few cores
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED) ## Style, types and import directions
 	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy

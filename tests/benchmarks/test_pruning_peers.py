@@ -18,7 +18,6 @@ PATTERNS: dict[str, plain.Sparsity] = {"50%": 0.5, "70%": 0.7, "2:4": (2, 4), "1
 
 @pytest.fixture(scope="module")
 def toy() -> PreTrainedModel:
-    torch.set_num_threads(1)
     return load("toy").model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +17,6 @@ TOKENS = 12
 
 @pytest.fixture(scope="module")
 def toy():
-    torch.set_num_threads(1)
     return load("toy")
 
 

@@ -59,7 +59,6 @@ def test_the_main_figure_is_the_normed_accuracy_where_there_is_one() -> None:
 
 @pytest.fixture(scope="module")
 def toy():
-    torch.set_num_threads(1)
     return load("toy")
 
 

@@ -13,11 +13,6 @@ from backend.models.loading import LoadedModel, load
 from backend.models.quantised import Grid, Quantised
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def make_layer() -> Callable[..., Quantised]:
     """Codes, scales and zero-points at random; scales are float16 numbers."""

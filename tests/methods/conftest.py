@@ -18,12 +18,6 @@ from backend.reporter import SilentReporter
 from backend.statistics.tensors import TensorSnapshot
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Bit-exact comparisons need the same number of threads everywhere."""
-    torch.set_num_threads(1)
-
-
 @dataclass
 class Layer:
     """A dense weight [out, in] and inputs X [in, N] with a few dominant directions."""

@@ -74,7 +74,6 @@ def start(toy, calibration: Tensor, tmp_path: Path):
 @pytest.fixture(scope="module")
 def everything(_toy, tmp_path_factory) -> dict[str, object]:
     """Every stage, trained long enough to be worth something: perplexities on unseen text."""
-    torch.set_num_threads(1)
     rows, folder = _toy[1][16:96, :LENGTH], tmp_path_factory.mktemp("all")
     fields = config(WORTH, **dict.fromkeys(ALL, True))
     qat = DLQAT(deepcopy(_toy[0]), _toy[1][:16, :LENGTH], rows, rows, fields, Checkpoints(folder))

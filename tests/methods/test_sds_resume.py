@@ -42,7 +42,6 @@ def ids(calibration: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[Stage, str], Stage]]:
-    torch.set_num_threads(1)
     runs = {}
     for inputs in (*INPUTS, "bfloat16"):
         fields = {"precision": "bfloat16"} if inputs == "bfloat16" else {"inputs": inputs}

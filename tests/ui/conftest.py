@@ -7,7 +7,6 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -151,6 +150,5 @@ def _nothing_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def seeded(current: Settings) -> Settings:
     """The settings of a data folder filled by `seed` with the toy model's tensors."""
-    torch.set_num_threads(1)
     seed(load_file(TOY))
     return current
