@@ -12,7 +12,12 @@ class SlimscopeError(Exception):
         why: the cause, one sentence.
         do: what the reader can do about it, one sentence.
         field: the config field at fault, where there is one.
+
+    Attributes:
+        others: what else is wrong with the same config, a field each.
     """
+
+    others: tuple[SlimscopeError, ...] = ()
 
     def __init__(self, what: str, why: str = "", do: str = "", field: str | None = None) -> None:
         self.what, self.why, self.do, self.field = what, why, do, field

@@ -50,7 +50,9 @@ def in_one_line() -> Iterator[None]:
         _end(f"The database in {settings().root} cannot be used: {why}.")
     except CommandError as error:
         _end(f"The database is of another version of Slimscope: {error}.")
-    except (SlimscopeError, ValidationError, SettingsError, OSError) as error:
+    except SlimscopeError as error:
+        _end(" ".join(map(str, (error, *error.others))))
+    except (ValidationError, SettingsError, OSError) as error:
         _end(str(error))
 
 

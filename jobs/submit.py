@@ -25,19 +25,24 @@ def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
     """The config made of these values.
 
     Raises:
-        ConfigRefused: with `field` naming the first field at fault.
+        ConfigRefused: with `field` naming the first field at fault, and the `others`.
     """
+    config = kind_named(kind).config
     try:
-        return kind_named(kind).config.model_validate(dict(values))
+        return config.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else None
-        reason = _in_words(first)
-        info = kind_named(kind).config.model_fields.get(name or "")
-        title = (info.title if info else None) or name or "The config"
-        raise ConfigRefused(
-            f"{title} was not accepted.", f"{reason}.".replace("..", "."), "", name
-        ) from error
+        by_field = {e.field: e for e in reversed([_refused(config, e) for e in error.errors()])}
+        first, *rest = reversed(by_field.values())
+        first.others = tuple(rest)
+        raise first from error
+
+
+def _refused(config: type[JobConfig], error: ErrorDetails) -> ConfigRefused:
+    name = str(error["loc"][0]) if error["loc"] else None
+    info = config.model_fields.get(name or "")
+    title = (info.title if info else None) or name or "The config"
+    reason = f"{_in_words(error)}.".replace("..", ".")
+    return ConfigRefused(f"{title} was not accepted.", reason, "", name)
 
 
 def _in_words(error: ErrorDetails) -> str:

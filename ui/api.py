@@ -161,9 +161,13 @@ CHANGE: dict[str, Callable[..., Any]] = {
 
 
 def told(error: SlimscopeError, status: int) -> JSONResponse:
-    """An error as JSON."""
-    content = {"what": error.what, "why": error.why, "do": error.do, "field": error.field}
+    """An error as JSON, with what else is wrong with the same config."""
+    content = _parts(error) | {"others": [_parts(other) for other in error.others]}
     return JSONResponse(content, status)
+
+
+def _parts(error: SlimscopeError) -> dict[str, str | None]:
+    return {"what": error.what, "why": error.why, "do": error.do, "field": error.field}
 
 
 def _refused(_: Request, error: Exception) -> JSONResponse:

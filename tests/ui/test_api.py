@@ -83,7 +83,7 @@ def test_a_waiting_run_is_put_first(visit: Visit) -> None:
         ("POST", "runs/sds-0003/resume", None, 409, {"why": "It is queued."}),
         ("POST", "runs/sds-0099/cancel", None, 404, {}),
         ("POST", "runs/sds-0001/next", None, 409, {"what": "sds-0001 does not wait."}),
-        ("POST", "submit/sds", {"segments": 0}, 422, {"field": "segments"}),
+        ("POST", "submit/sds", {"segments": 0}, 422, {"field": "segments", "others": []}),
         ("POST", "submit/sds", {"nothing": 1}, 422, {"field": "nothing"}),
         ("POST", "submit/sds", {"model": "/etc"}, 422, {"field": "model"}),
         ("POST", "submit/sds", {"pattern": "9:4", "model": "toy"}, 422, {"field": "pattern"}),
@@ -103,7 +103,7 @@ def test_errors_say_what_why_and_what_to_do(
     before = len(queries.jobs())
     answer: httpx.Response = visit().request(method, f"{API}/{path}", json=body)
     assert answer.status_code == status
-    assert set(answer.json()) == {"what", "why", "do", "field"}
+    assert set(answer.json()) == {"what", "why", "do", "field", "others"}
     assert told.items() <= answer.json().items()
     assert len(queries.jobs()) == before
 
@@ -119,6 +119,7 @@ def test_a_guest_reads_and_a_host_changes(shared: Visit) -> None:
         "why": "Guests may look, not change.",
         "do": "Ask the person who started Slimscope.",
         "field": None,
+        "others": [],
     }
     assert guest.post(f"{API}/runs/sds-0003/next").status_code == 403
     assert host.post(f"{API}/runs/sds-0003/cancel").status_code == 200

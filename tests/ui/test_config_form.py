@@ -156,6 +156,16 @@ def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) ->
     assert not any(update.get("visible") for update in form.complain(None).values())
 
 
+def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
+    with pytest.raises(ConfigRefused) as caught:
+        validated("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
+    assert caught.value.field == "segments"
+    updates = form.complain(caught.value)
+    shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
+    assert shown == {"message-pattern", "message-segments", "message-damping"}
+    assert updates[form.accordion]["open"] is True  # damping is inside
+
+
 def test_the_accordion_opens_for_a_message_inside_it(form: ConfigForm) -> None:
     assert advanced(SDSJob.model_fields["l1"])
     updates = form.complain(SlimscopeError("No.", field="l1"))

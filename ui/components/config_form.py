@@ -208,16 +208,14 @@ class ConfigForm:
         return {self.accordion: gr.update(label=f"Advanced · {n} changed" if n else "Advanced")}
 
     def complain(self, error: SlimscopeError | None) -> dict[Any, Any]:
-        """Updates that show `error` beside its field and clear all other messages. The accordion
-        opens when the field is inside it."""
-        at = error.field if error else None
-        updates: dict[Any, Any] = {
-            f.message: gr.update(value="", visible=False)
-            for f in self.fields.values()
-            if f.name != at
-        }
-        if error and at in self.fields:
-            updates[self.fields[at].message] = gr.update(value=complaint(error), visible=True)
-            if advanced(self.fields[at].info):
+        """Updates that show `error` and its `others`, each beside its field, and clear all other
+        messages. The accordion opens when a field is inside it."""
+        found = {each.field: each for each in (error, *error.others)} if error else {}
+        updates: dict[Any, Any] = {}
+        for field in self.fields.values():
+            wrong = found.get(field.name)
+            html = complaint(wrong) if wrong else ""
+            updates[field.message] = gr.update(value=html, visible=bool(wrong))
+            if wrong and advanced(field.info):
                 updates[self.accordion] = gr.update(open=True)
         return updates
