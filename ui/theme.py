@@ -35,6 +35,13 @@ DARK = Palette(
 )
 
 
+# Okabe and Ito's colours, which people tell apart whatever colours they see
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILLION, PINK = "#0072B2", "#D55E00", "#CC79A7"
+OKABE_ITO = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PINK)
+PURPLE, BROWN = "#9467BD", "#A6761D"
+
+
 class Stroke(NamedTuple):
     """How a stage is drawn: a colour, and a dash where two stages share it."""
 
@@ -44,25 +51,24 @@ class Stroke(NamedTuple):
 
 STAGE_COLOURS: Mapping[str, Stroke] = MappingProxyType(
     {
-        "dense": Stroke("#5B6472"),
-        "first": Stroke("#D55E00"),
-        "control": Stroke("#D55E00", "dot"),
-        "redense": Stroke("#9467BD"),
-        "second": Stroke("#0072B2", "dot"),
-        "sds": Stroke("#0072B2"),
-        "rtn": Stroke("#D55E00"),
-        "mse": Stroke("#D55E00", "dot"),
-        "gptq": Stroke("#9467BD"),
-        "m-only": Stroke("#CC79A7"),
-        "lora-only": Stroke("#CC79A7", "dot"),
-        "dlqat": Stroke("#0072B2"),
-        "dlqat-kd": Stroke("#0072B2", "dot"),
-        "lora": Stroke("#009E73"),
-        "lora-rtn": Stroke("#A6761D"),
-        "lora-gptq": Stroke("#A6761D", "dot"),
+        "dense": Stroke(LIGHT.muted),
+        "first": Stroke(VERMILLION),
+        "control": Stroke(VERMILLION, "dot"),
+        "redense": Stroke(PURPLE),
+        "second": Stroke(BLUE, "dot"),
+        "sds": Stroke(BLUE),
+        "rtn": Stroke(VERMILLION),
+        "mse": Stroke(VERMILLION, "dot"),
+        "gptq": Stroke(PURPLE),
+        "m-only": Stroke(PINK),
+        "lora-only": Stroke(PINK, "dot"),
+        "dlqat": Stroke(BLUE),
+        "dlqat-kd": Stroke(BLUE, "dot"),
+        "lora": Stroke(GREEN),
+        "lora-rtn": Stroke(BROWN),
+        "lora-gptq": Stroke(BROWN, "dot"),
     }
 )
-OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
 def stage_stroke(stage: str) -> Stroke:

@@ -127,10 +127,12 @@ window.slimscope = (() => {
       const trace = props.value.data[0];
       const i = trace.x.indexOf(picked[0]), j = trace.y.indexOf(picked[1]);
       if (i < 0 || j < 0) return [];
-      const line = { color: dark() ? "#E8EBF0" : "#14181F", width: 3 };
+      const css = getComputedStyle(document.body);
+      const [text, paper] = ["--text", "--paper"].map((name) => css.getPropertyValue(name).trim());
+      const line = { color: text, width: 3 };
       const place = { x0: i - 0.5, x1: i + 0.5, y0: j - 0.5, y1: j + 0.5 };
       return [{ type: "rect", layer: "above", ...place, line },
-              { type: "rect", layer: "above", ...place, line: { color: dark() ? "#0F1216" : "#FFFFFF", width: 1 } }];
+              { type: "rect", layer: "above", ...place, line: { color: paper, width: 1 } }];
     }
 
     async function draw() {

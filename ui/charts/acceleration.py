@@ -10,10 +10,9 @@ import plotly.graph_objects as go
 
 from ui.charts.layout import axis, layout, log_axis
 from ui.format import share, size
-from ui.theme import LIGHT, stage_stroke
+from ui.theme import BLUE, LIGHT, stage_stroke
 
 MEGA = 1e6
-PACKED = "#0072B2"
 
 
 def format_sizes(sizes: Mapping[str, float]) -> go.Figure:
@@ -25,7 +24,7 @@ def format_sizes(sizes: Mapping[str, float]) -> go.Figure:
     dense = sizes["dense"]
     values = [value / MEGA for value in sizes.values()]
     names = [f"<b>{name}</b><br>{size(v)}, {share(v / dense, 0)}" for name, v in sizes.items()]
-    colours = [stage_stroke("dense").colour if name == "dense" else PACKED for name in sizes]
+    colours = [stage_stroke("dense").colour if name == "dense" else BLUE for name in sizes]
     bars = go.Bar(
         x=values, y=names, orientation="h", width=0.55, marker={"color": colours},
         hovertext=[*sizes], hovertemplate="%{hovertext}: %{x:.4g} MB<extra></extra>",
@@ -61,7 +60,7 @@ def sparse_products(zeros: Sequence[float], speed_up: Sequence[float], own: floa
     }  # fmt: skip
     line = go.Scatter(
         x=[100 * z for z in zeros], y=[*speed_up], mode="lines+markers",
-        line={"color": PACKED, "width": 2}, marker={"size": 7},
+        line={"color": BLUE, "width": 2}, marker={"size": 7},
         hovertemplate="%{x:.4g} % zeros: %{y:.3g} × the dense speed<extra></extra>",
         cliponaxis=False,
     )  # fmt: skip

@@ -15,14 +15,14 @@ import plotly.graph_objects as go
 from ui.charts.layout import axis, layout, legend, log_axis
 from ui.charts.stages import in_lines
 from ui.components.figures import Figures
-from ui.theme import LIGHT, OKABE_ITO, Stroke
+from ui.theme import LIGHT, OKABE_ITO, YELLOW, Stroke
 
 MOST_POINTS = 2000  # of a line
 MARKED = 60
 FEW_STEPS = 12
 SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-COLOURS = [c for c in OKABE_ITO if c != "#F0E442"]  # yellow cannot be seen on white
+COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
 BASELINE = Stroke(LIGHT.muted, "dash")
 
 

@@ -13,12 +13,12 @@ import plotly.graph_objects as go
 from ui.charts.layout import axis, layout, ticks_to
 from ui.charts.statistics import STATISTICS, Statistic, with_largest
 from ui.format import count, esc
-from ui.theme import LIGHT
+from ui.theme import BLUE, LIGHT, VERMILLION
 
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PRINTED = 12  # up to so many blocks the figures fit into the cells
 ROBUST = (2.0, 98.0)
-DIVERGING = [[0.0, "#0072B2"], [0.5, "#FFFFFF"], [1.0, "#D55E00"]]
+DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ui.charts.series import (
     rows_of_legend,
     shared,
 )
+from ui.theme import LIGHT
 
 MOST = 4
 PER_BIN = "Share of all weights per bin, %"
@@ -86,7 +87,7 @@ def mirror(above: Series, below: Series) -> go.Figure:
                 tickvals=[-t for t in ticks[:0:-1]] + ticks,
                 ticktext=[f"{t:g}" for t in ticks[:0:-1]] + [f"{t:g}" for t in ticks],
                 zeroline=True,
-                zerolinecolor="#5B6472",
+                zerolinecolor=LIGHT.muted,
                 zerolinewidth=1,
             ),
             hovermode="x unified",
@@ -138,7 +139,7 @@ def difference(pairs: Sequence[tuple[Series, Series]]) -> go.Figure:
                 "Difference of shares per bin, points",
                 range=[-limit, limit],
                 zeroline=True,
-                zerolinecolor="#5B6472",
+                zerolinecolor=LIGHT.muted,
                 zerolinewidth=1,
             ),
             hovermode="x unified",

@@ -11,16 +11,16 @@ import plotly.graph_objects as go
 from jobs.speed_words import VANILLA, Arm
 from ui.charts.layout import axis, layout, legend
 from ui.format import esc
-from ui.theme import LIGHT, OKABE_ITO
+from ui.theme import BLUE, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK
 
 ROOM, MORE_ROOM = 1.25, 1.75  # times the longest bar, for the words beside it
 SPREAD = 0.6  # of a task's row, over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {  # part of a pass -> words, colour
-        "draft": ("Draft", "#E69F00"),
-        "verify": ("Verify", "#0072B2"),
-        "accept": ("Accept", "#009E73"),
-        "cache": ("Cache", "#CC79A7"),
+        "draft": ("Draft", ORANGE),
+        "verify": ("Verify", BLUE),
+        "accept": ("Accept", GREEN),
+        "cache": ("Cache", PINK),
     }
 )
 

@@ -12,7 +12,7 @@ from jobs.speed_words import VANILLA, Arm
 from ui.charts.layout import axis, layout, legend
 from ui.charts.speed_bars import colours
 from ui.format import esc
-from ui.theme import LIGHT
+from ui.theme import BLUE, LIGHT
 
 ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
 PANELS = ((ACCEPTED, 1, "solid"), (EVEN, 1, "dot"), (SPEED_UP, 2, "solid"))
@@ -133,7 +133,7 @@ def pass_costs(costs: Mapping[int, float]) -> go.Figure:
     """What a pass over n tokens takes, in passes over one."""
     sizes = [*costs]
     line = go.Scatter(
-        x=sizes, y=[*costs.values()], mode="lines+markers", line={"color": "#0072B2", "width": 2},
+        x=sizes, y=[*costs.values()], mode="lines+markers", line={"color": BLUE, "width": 2},
         marker={"size": 8}, hovertemplate="%{x} tokens: %{y:.2f} passes<extra></extra>",
         cliponaxis=False,
     )  # fmt: skip

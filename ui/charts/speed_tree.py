@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 import plotly.graph_objects as go
 
 from ui.charts.layout import axis, layout
-from ui.theme import LIGHT
+from ui.theme import BLUE, LIGHT
 
 Path = tuple[int, ...]
 
-COLOUR = "#0072B2"
 SMALL = 6  # pixels of a circle that was never right
 LARGE, LEAST = 40, 16  # of one that always was: where there are few rows, where there are many
 HIGH = 320  # of all rows
@@ -38,7 +37,7 @@ def guess_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go
         textposition="middle right",
         textfont={"size": 12, "color": LIGHT.text},
         marker={"size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
-                "color": [LIGHT.muted, *[COLOUR] * len(hits)], "opacity": 1,
+                "color": [LIGHT.muted, *[BLUE] * len(hits)], "opacity": 1,
                 "line": {"width": 0}},
         customdata=[_told(path, share, expected) for path, share in shares.items()],
         hovertemplate="%{customdata}<extra></extra>",

@@ -16,12 +16,12 @@ from jobs.metrics import METRICS, Metric
 from ui.charts.layout import axis, layout, legend, log_axis
 from ui.components.figures import written
 from ui.format import esc, number
-from ui.theme import LIGHT, OKABE_ITO
+from ui.theme import BLUE, GREEN, LIGHT, OKABE_ITO, PINK, VERMILLION
 
 PLAIN, SMALLEST, LARGEST = 11, 8, 24  # pixels
 LABELLED = 8  # up to so many runs on the front are named
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", *OKABE_ITO)
+COLOURS = (BLUE, VERMILLION, GREEN, PINK, *OKABE_ITO)
 DECADE = 0.15  # of a power of ten: less than that is drawn on an even axis
 
 
