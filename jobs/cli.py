@@ -19,7 +19,7 @@ from rich.table import Table
 
 from backend.errors import ConfigRefused
 from backend.queue import service, supervisor
-from backend.queue.folders import read_log
+from backend.queue.folders import read_log, whole_log
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -124,8 +124,15 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 @app.command()
-def logs(run: Run, on: Annotated[bool, typer.Option("-f", "--follow")] = False) -> None:
+def logs(
+    run: Run,
+    on: Annotated[bool, typer.Option("-f", "--follow", help="Go on while it works.")] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Of all attempts.")] = False,
+) -> None:
     """Print the log of a run's newest attempt."""
+    if whole:
+        print(whole_log(run, queries.job(run).attempts_made).decode(errors="replace"), end="")
+        return
     attempt, offset = 0, None
     while True:
         job = queries.job(run)

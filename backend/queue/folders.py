@@ -31,6 +31,16 @@ def work_folder(run: str) -> Path:
     return run_folder(run) / "work"
 
 
+def whole_log(run: str, attempts: int) -> bytes:
+    """The logs of all attempts of a run, one after the other, each under its number."""
+    files = ((n, log_file(run, n)) for n in range(1, attempts + 1))
+    return b"".join(
+        f"===== attempt {n} =====\n".encode() + file.read_bytes()
+        for n, file in files
+        if file.is_file()
+    )
+
+
 def read_log(
     run: str, attempt: int, after: int | None = None, most: int | None = None
 ) -> tuple[str, int]:

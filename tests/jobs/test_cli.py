@@ -30,6 +30,7 @@ def test_submit_wait_show_and_logs(queue: Path) -> None:
     again = json.loads(slimscope("show", found["id"], "--json").stdout)
     assert again == found
     assert "attempt 1" in slimscope("logs", found["id"], "-f").stdout
+    assert "===== attempt 1 =====" in slimscope("logs", found["id"], "--all").stdout
     listed = json.loads(slimscope("list", "--json").stdout)
     assert [row["id"] for row in listed] == [found["id"]]
 

@@ -193,11 +193,17 @@ def test_of_a_log_that_grew_fast_the_page_begins_anew(logged: Path) -> None:
 
 
 def test_the_whole_log_can_be_saved(logged: Path) -> None:
-    file, _ = jobs.whole_log(asked(id="sds-0002"))
-    assert file["name"] == "sds-0002-a1.txt"
-    assert base64.b64decode(file["data"]) == b"one\n"
-    nothing, said = jobs.whole_log(asked(id="sds-0003"))
-    assert "There is no such file." in said["value"] and "data" not in nothing
+    again = log_file("sds-0002", 2)
+    again.parent.mkdir()
+    again.write_text("two\n")
+    with writing() as session:
+        session.get_one(Job, 2).attempts_made = 2
+    file, _ = jobs.save_log(asked(id="sds-0002"))
+    assert file["name"] == "sds-0002-log.txt"
+    text = base64.b64decode(file["data"]).decode()
+    assert text == "===== attempt 1 =====\none\n===== attempt 2 =====\ntwo\n"
+    nothing, said = jobs.save_log(asked(id="sds-0003"))
+    assert "It has not started yet." in said["value"] and "data" not in nothing
 
 
 # files --------------------------------------------------------------------------------------------

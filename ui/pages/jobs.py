@@ -6,10 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import SlimscopeError
-from backend.queue.folders import log_file
+from backend.errors import NotFound, SlimscopeError
+from backend.queue.folders import whole_log
 from backend.queue.service import Actor
-from backend.settings import settings
 from backend.store import queries
 from backend.store.queries import Status
 from backend.store.session import now_ms
@@ -31,7 +30,7 @@ from ui.components.cards import (
 )
 from ui.components.log_view import LogView, part
 from ui.components.plain import done, failed, notice, plain, said
-from ui.components.saver import Saver, small_file
+from ui.components.saver import AT_MOST, Saver, contents
 from ui.components.waiting import start_words, starts
 from ui.format import NONE, badge, count, esc, href, moment, time_tag
 from ui.frame import READER, Page, actor, live, query
@@ -70,7 +69,7 @@ def build() -> None:
     acted = board.act(act, None, told, show_progress="hidden", api_visibility="private")
     acted.then(draw, None, shown, **READER)
     timer.tick(follow, log, log, **READER)
-    save.click(whole_log, None, [saver, told], **READER)
+    save.click(save_log, None, [saver, told], **READER)
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -243,12 +242,14 @@ def follow(cursor: Any, request: gr.Request) -> Any:
     return gr.skip() if new is None else new
 
 
-def whole_log(request: gr.Request) -> list[Any]:
-    """The log of the chosen job's newest attempt as a download, or why there is none."""
+def save_log(request: gr.Request) -> list[Any]:
+    """The logs of all attempts of the chosen job as one download, or why there is none."""
     try:
         job = queries.job(query(request, "id"))
-        path = log_file(job.run, job.attempts_made).relative_to(settings().artifacts)
-        return [small_file(str(path), f"{job.run}-a{job.attempts_made}.txt"), said("")]
+        text = whole_log(job.run, job.attempts_made)
+        if not text:
+            raise NotFound(f"{job.run} has no log.", "It has not started yet.")
+        return [contents(f"{job.run}-log.txt", text[-AT_MOST:]), said("")]
     except SlimscopeError as error:
         return [gr.skip(), failed(error)]
 

@@ -29,7 +29,7 @@ from ui.components.replay_card import replay_card
 from ui.components.saver import Saver, small_file
 from ui.format import badge, esc, href, number, problem, time_tag
 from ui.frame import READER, Page, actor, live, on_load, query, url_sync
-from ui.pages.jobs import LOG_EVERY, act, chosen_job, follow, history_html, whole_log
+from ui.pages.jobs import LOG_EVERY, act, chosen_job, follow, history_html, save_log
 
 TABS = {
     "summary": "Summary", "measures": "Quality, size, speed", "curves": "Curves", "log": "Log",
@@ -102,7 +102,7 @@ def _log(told: gr.HTML) -> gr.Timer:
     timer = gr.Timer(LOG_EVERY, active=False)
     live(follow, log, log)
     timer.tick(follow, log, log, **READER)
-    save.click(whole_log, None, [saver, told], **READER)
+    save.click(save_log, None, [saver, told], **READER)
     return timer
 
 
