@@ -49,6 +49,7 @@ from backend.store.tables import (
 
 BEAT_S = 1.0
 PATIENCE_S = 120.0  # how long the last write waits for a locked database
+SETTLED_S = 15.0  # in a phase, before its own pace is believed
 
 
 class Fenced(Exception):
@@ -73,8 +74,9 @@ class JobContext:
 
     # the Reporter ----------------------------------------------------------------------------
 
-    def progress(self, done: float, total: float, stage: str) -> None:
-        self._progress.report(done, total, stage)
+    def progress(self, done: float, total: float, stage: str, until: float | None = None) -> None:
+        """How far the job is; `until`: where the phase it is in ends, as far as `total`."""
+        self._progress.report(done, total, stage, total if until is None else until)
 
     def metric(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -267,17 +269,21 @@ def retry(write: Callable[[], None]) -> None:
 
 
 class Progress:
-    """How far the job is, and when it will end, from the pace of what this attempt does anew."""
+    """How far the job is, and when it will end, from the pace of what this attempt does anew: for
+    the rest of a phase that of the phase, for the others that of the job so far."""
 
     def __init__(self) -> None:
-        self._done = self._total = 0.0
+        self._done = self._total = self._until = 0.0
         self._stage = "starting"
-        self._first: tuple[float, float] | None = None  # seconds, done
+        self._first = self._entered = (0.0, math.inf)  # seconds, done: of the job, of the phase
 
-    def report(self, done: float, total: float, stage: str) -> None:
-        self._done, self._total, self._stage = done, total, stage
-        if stage == REPLAY or self._first is None:  # its pace says nothing of what is to come
-            self._first = (time.monotonic(), done)
+    def report(self, done: float, total: float, stage: str, until: float) -> None:
+        now = (time.monotonic(), done)
+        if stage == REPLAY or done < self._first[1]:  # its pace says nothing of what is to come
+            self._first = self._entered = now
+        elif until != self._until:
+            self._entered = now
+        self._done, self._total, self._stage, self._until = done, total, stage, until
 
     def columns(self) -> dict[str, Any]:
         """The columns of the job row."""
@@ -290,10 +296,17 @@ class Progress:
         }
 
     def _eta(self) -> float | None:
-        if self._first is None or self._done <= self._first[1]:
+        overall = self._pace(self._first)
+        if overall is None:
             return None
-        pace = (time.monotonic() - self._first[0]) / (self._done - self._first[1])
-        return pace * (self._total - self._done)
+        known = time.monotonic() - self._entered[0] > SETTLED_S
+        here = (self._pace(self._entered) if known else None) or overall
+        return here * (self._until - self._done) + overall * (self._total - self._until)
+
+    def _pace(self, since: tuple[float, float]) -> float | None:
+        """Seconds for each unit done since then; None before there is any."""
+        seconds, done = since
+        return (time.monotonic() - seconds) / (self._done - done) if self._done > done else None
 
 
 def peak_memory() -> int:

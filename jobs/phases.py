@@ -22,14 +22,17 @@ class Phases:
         names = list(self.weights)
         before = sum(self.weights[n] for n in names[: names.index(name)])
         whole, width = sum(self.weights.values()), self.weights[name] / parts
-        return Phase(self.context, (before + part * width) / whole, width / whole)
+        until = (before + self.weights[name]) / whole
+        return Phase(self.context, (before + part * width) / whole, width / whole, until)
 
 
 class Phase:
-    """A reporter that fills the job's progress from `start` to `start + width`, both in 0..1."""
+    """A reporter that fills the job's progress from `start` to `start + width`, both in 0..1, of a
+    phase that ends at `until`."""
 
-    def __init__(self, context: JobContext, start: float, width: float) -> None:
+    def __init__(self, context: JobContext, start: float, width: float, until: float) -> None:
         self._context, self._start, self._width = context, start, width
+        self._until = until
         self.metric, self.log = context.metric, context.log
         self.snapshot, self.profile = context.snapshot, context.profile
         self.should_stop = context.should_stop
@@ -37,8 +40,8 @@ class Phase:
     def part(self, number: int, parts: int) -> Phase:
         """The reporter of the `number`th of `parts` equal parts of this phase."""
         width = self._width / parts
-        return Phase(self._context, self._start + number * width, width)
+        return Phase(self._context, self._start + number * width, width, self._until)
 
     def progress(self, done: float, total: float, stage: str) -> None:
         share = done / total if total else 1.0
-        self._context.progress(self._start + self._width * share, 1.0, stage)
+        self._context.progress(self._start + self._width * share, 1.0, stage, self._until)
