@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from backend.export.formats import Choice, refuse_unholdable
 from backend.export.layouts import Layout, layer_tensors
 from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import SHARD, save_around
 from backend.models.quantised import Quantised
-
-SHARD = 2**30  # bytes of a saved file
 
 
 def export(
@@ -50,16 +48,10 @@ def export(
         for end, held in layer_tensors(layers[module], layout, stored).items():
             tensors[f"{module}.{end}"] = _turned(model, module, held, layout)
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
-    config = deepcopy(model.config)
-    config.use_cache, config.architectures = True, [type(model).__name__]
-    config.dtype = str(torch.float32 if layout.format == "dense" else stored).split(".")[1]
-    if layout.format != "dense":
-        config.quantization_config = quantization_config(model, layers, layout)
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    dense = layout.format == "dense"
+    quantization = None if dense else quantization_config(model, layers, layout)
+    dtype = torch.float32 if dense else stored
+    save_around(model, tokenizer, folder, card, dtype, quantization)
 
 
 def choice_of(

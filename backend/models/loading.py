@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
@@ -151,16 +151,36 @@ def save(
 ) -> None:
     """Writes a folder that transformers loads: safetensors, config, tokenizer, README.md.
 
-    The saved config allows the key-value cache again, which other programs expect. Weights go into
-    files of at most `SHARD` bytes, each written before the next is gathered.
+    Weights go into files of at most `SHARD` bytes, each written before the next is gathered.
+    """
+    _save_weights(model, folder)
+    save_around(model, tokenizer, folder, card, model.dtype)
+
+
+def save_around(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: str,
+    dtype: torch.dtype,
+    quantization: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes all of a saved model but its weights. The config allows the key-value cache again,
+    which other programs expect.
+
+    Args:
+        card: the text of README.md.
+        dtype: of the saved weights.
+        quantization: what the config says of quantised layers.
     """
     config = deepcopy(model.config)
     config.use_cache, config.architectures = True, [type(model).__name__]
-    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.dtype = str(dtype).removeprefix("torch.")
+    if quantization:
+        config.quantization_config = dict(quantization)
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    _save_weights(model, folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
