@@ -13,7 +13,7 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs.kinds import kinds
 from ui.charts.groups import FIGURES, Group, GroupWeights
-from ui.charts.heatmap import in_order
+from ui.components.looking import tensor_names
 
 MAGNITUDE, SCALE, ERROR, CODES, WORST = "magnitude", "scale", "error", "codes", "worst"  # profiles
 MAIN = "dlqat"  # the stage people come for
@@ -66,15 +66,8 @@ def _quant(_url: str, mark: tuple[str, int]) -> QuantRun | None:
         (str(stage), str(name)): sorted({*found["step"]})
         for (stage, name), found in names.groupby(["stage", "name"])
     }
-    modules = in_order([*groups["module"].unique()])
-    unique = groups.drop_duplicates("tensor").assign(
-        place=lambda rows: rows["module"].map(modules.index)
-    )
-    tensors = {
-        row.tensor: f"Block {row.block}, {row.module.rsplit('.', 1)[-1]}"
-        for row in unique.sort_values(["block", "place"]).itertuples()
-    }
-    return QuantRun(job, labels, [s for s in labels if s in held], tensors, steps)
+    stages = [s for s in labels if s in held]
+    return QuantRun(job, labels, stages, tensor_names(groups), steps)
 
 
 @dataclass(frozen=True)

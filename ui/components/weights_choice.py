@@ -13,10 +13,10 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs.kinds import kinds
 from ui.charts.channels import MEASURES, SIDES
-from ui.charts.heatmap import in_order
 from ui.charts.histograms import MOST
 from ui.charts.shapes import PANELS
 from ui.charts.statistics import available
+from ui.components.looking import tensor_names
 
 SCALES = ("linear", "log")
 PATH = ("dense", "first", "redense", "sds", "rtn", "gptq", "dlqat")  # the rest are side ways
@@ -77,17 +77,7 @@ def _weights(_url: str, mark: tuple[str, int, int]) -> RunWeights:
     labels |= {stage: stage for stage in held if stage not in labels}
     stages = [stage for stage in labels if stage in held]
     places = {row.tensor: (row.block, row.module) for row in table.itertuples()}
-    return RunWeights(job, labels, table, stages, _tensors(table), places)
-
-
-def _tensors(table: pd.DataFrame) -> dict[str, str]:
-    modules = in_order([*table["module"].unique()])
-    unique = table.drop_duplicates("tensor")
-    unique = unique.assign(place=unique["module"].map(modules.index))
-    return {
-        row.tensor: f"Block {row.block}, {row.module.rsplit('.', 1)[-1]}"
-        for row in unique.sort_values(["block", "place"]).itertuples()
-    }
+    return RunWeights(job, labels, table, stages, tensor_names(table), places)
 
 
 @dataclass(frozen=True)

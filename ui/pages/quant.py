@@ -11,11 +11,11 @@ from gradio.components import Component
 
 from backend.store import queries
 from backend.store.states import ACTIVE
-from backend.store.tables import Job
 from ui.charts.groups import FIGURES
 from ui.components import quant_views as views
 from ui.components.cards import empty
 from ui.components.choose import Choose
+from ui.components.looking import PICKED, Shown, listed, run_choice
 from ui.components.missing import nothing_of
 from ui.components.plain import plain
 from ui.components.plotly_view import ChartCard, PlotlyView, chart_card
@@ -36,8 +36,6 @@ CARDS = {
     "usage": views.usage_view,
 }
 NO_RUN = "No run has trained inside a quantisation grid yet."
-
-Shown = dict[str, Any]  # name of an output -> what it is to show
 
 
 # what stands on the page --------------------------------------------------------------------------
@@ -118,22 +116,14 @@ def wire(
     """What happens when."""
     controls = [outputs[name] for name in CONTROLS]
 
-    def listed(handler: Callable[..., Shown]) -> Callable[..., list[Any]]:
-        def call(*given: Any) -> list[Any]:
-            shown = handler(*given)
-            return [shown.get(name, gr.skip()) for name in outputs]
-
-        return call
-
     def load(request: gr.Request) -> list[Any]:
-        return listed(opened)(request)
+        return listed(opened, outputs)(request)
 
     def on(event: Any, handler: Callable[..., Shown]) -> Any:
-        return event(listed(handler), controls, [*outputs.values()], **LATEST)
+        return event(listed(handler, outputs), controls, [*outputs.values()], **LATEST)
 
-    script = "(now) => slimscope.picked.customdata ?? now"
-    of_layer = cards["layers"].view.select(None, outputs["tensor"], outputs["tensor"], js=script)
-    of_group = cards["map"].view.select(None, outputs["group"], outputs["group"], js=script)
+    of_layer = cards["layers"].view.select(None, outputs["tensor"], outputs["tensor"], js=PICKED)
+    of_group = cards["map"].view.select(None, outputs["group"], outputs["group"], js=PICKED)
     events = [on_load(load, None, [*outputs.values()])]
     events += [on(of_layer.then, tensor_chosen), on(of_group.then, group_chosen)]
     events += [on(outputs["run"].input, run_chosen), on(outputs["stage"].input, run_chosen)]
@@ -145,7 +135,7 @@ def wire(
     events += [on(buttons["worst"].click, worst), on(buttons["steps"].click, next_step)]
     for event in events:
         url_sync(event, **{name: outputs[name] for name in CONTROLS})
-    on_change(listed(refreshed), [outputs["seen"], *controls], [*outputs.values()])
+    on_change(listed(refreshed, outputs), [outputs["seen"], *controls], [*outputs.values()])
 
 
 # events -------------------------------------------------------------------------------------------
@@ -260,7 +250,7 @@ def everything(asked: Choice, before: Choice, seen: Any = None) -> Shown:
     runs = queries.runs_with_profile(MAGNITUDE)
     asked = asked if asked.run else replace(asked, run=runs[0].run if runs else "")
     looked = LookedQuant.at(asked)
-    named = [_named(job) for job in runs]
+    named = [run_choice(job) for job in runs]
     if looked is None:
         return {
             "notice": gr.update(value=_why_nothing(asked.run), visible=True), "seen": None,
@@ -320,10 +310,6 @@ def _of_group(looked: LookedQuant) -> Shown:
 def _drawn(looked: LookedQuant, card: str) -> Shown:
     view: View = CARDS[card](looked)
     return dict(zip((f"{card}_{part}" for part in PARTS), view, strict=True))
-
-
-def _named(job: Job) -> tuple[str, str]:
-    return f"{job.run}  {job.name or job.config.get('model', '')}".strip(), job.run
 
 
 def _why_nothing(run: str) -> str:

@@ -11,6 +11,7 @@ from gradio.components import Component
 
 from ui.charts.histograms import MOST
 from ui.components.choose import Choose
+from ui.components.looking import Shown, listed
 from ui.components.plain import plain
 from ui.components.plotly_view import ChartCard, PlotlyView, chart_card
 from ui.components.weights_choice import LAYERS, ORDERS, VIEWS, Choice
@@ -33,8 +34,6 @@ OF_TENSOR = {
     "channels": ("show", "side", "measure", "order", "y"),
     "story": (),
 }
-
-Shown = dict[str, Any]  # name of an output -> what it is to show
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,8 @@ class Parts:
         return self.by_name[name]
 
     def listed(self, handler: Callable[..., Shown]) -> Callable[..., list[Any]]:
-        """The handler as Gradio calls it: what it does not name stays as it is."""
-
-        def call(*given: Any) -> list[Any]:
-            shown = handler(*given)
-            return [shown.get(name, gr.skip()) for name in self.by_name]
-
-        return call
+        """The handler as Gradio calls it."""
+        return listed(handler, self.by_name)
 
 
 def make_parts() -> Parts:

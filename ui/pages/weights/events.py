@@ -8,11 +8,12 @@ from typing import Any
 
 import gradio as gr
 
+from ui.components.looking import PICKED, Shown
 from ui.components.saver import Saver, contents
 from ui.components.weights_choice import Choice, weights_of
 from ui.components.weights_looked import Looked
 from ui.frame import READER, on_change, on_load, query, url_sync
-from ui.pages.weights.controls import CONTROLS, OF_LAYERS, OF_TENSOR, Shown, make_parts
+from ui.pages.weights.controls import CONTROLS, OF_LAYERS, OF_TENSOR, make_parts
 from ui.pages.weights.newcomer import compute, models_for, offered
 from ui.pages.weights.shown import (
     choice_of,
@@ -37,9 +38,7 @@ def build() -> None:
     def on(event: Any, handler: Any) -> Any:
         return event(parts.listed(handler), parts.controls, parts.outputs, **LATEST)
 
-    pick = parts["layers_chart"].select(
-        None, parts["tensor"], parts["tensor"], js="(now) => slimscope.picked.customdata ?? now"
-    )
+    pick = parts["layers_chart"].select(None, parts["tensor"], parts["tensor"], js=PICKED)
     on(pick.then, picked)  # the map has outlined the cell itself
     asked = new.compute.click(compute, new.model, [new.told, parts["run"]], **READER)
     events = [pick, on_load(load, None, parts.outputs), on(asked.then, chosen)]

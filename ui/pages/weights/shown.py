@@ -14,6 +14,7 @@ from ui.charts.channels import MEASURES
 from ui.charts.stages import perplexities, perplexity_count, stage_perplexities
 from ui.charts.statistics import STATISTICS, available
 from ui.components.cards import empty
+from ui.components.looking import Shown, run_choice
 from ui.components.missing import nothing_of
 from ui.components.plotly_view import note_html
 from ui.components.weight_tables import explained_table, perplexity_table
@@ -22,7 +23,7 @@ from ui.components.weights_layers import layers_view
 from ui.components.weights_looked import Looked
 from ui.components.weights_tensor import tensor_view
 from ui.format import href
-from ui.pages.weights.controls import CONTROLS, COST, OF_LAYERS, OF_TENSOR, Shown
+from ui.pages.weights.controls import CONTROLS, COST, OF_LAYERS, OF_TENSOR
 
 NO_RUN = "No run has stored weight statistics yet."
 
@@ -77,7 +78,7 @@ def _nothing(run: str, runs: Sequence[Job]) -> Shown:
         "seen": None,
         "notice": gr.update(value=_why_nothing(run), visible=True),
         "charts": gr.update(visible=False),
-        "run": gr.update(choices=[_named(job) for job in runs]),
+        "run": gr.update(choices=[run_choice(job) for job in runs]),
     }
 
 
@@ -95,9 +96,9 @@ def _controls(looked: Looked, before: Choice, runs: Sequence[Job]) -> Shown:
     """Choices of every control, its value where it changes, and whether its view has it."""
     choice, weights = looked.choice, looked.weights
     stages = [(weights.labels[stage], stage) for stage in weights.stages]
-    others = [_named(job) for job in runs if job.run != weights.job.run]
+    others = [run_choice(job) for job in runs if job.run != weights.job.run]
     choices: dict[str, Choices] = {
-        "run": [_named(job) for job in runs],
+        "run": [run_choice(job) for job in runs],
         "vs": [("Nothing", ""), *others],
         "tensor": [(short, tensor) for tensor, short in weights.tensors.items()],
         "stage": stages,
@@ -146,10 +147,6 @@ def _againsts(looked: Looked) -> Choices:
 
 def _swapped(choices: Mapping[str, str]) -> Choices:
     return [(words, value) for value, words in choices.items()]
-
-
-def _named(job: Job) -> tuple[str, str]:
-    return f"{job.run}  {job.name or job.config.get('model', '')}".strip(), job.run
 
 
 def layers_shown(looked: Looked) -> Shown:
