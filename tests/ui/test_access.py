@@ -17,6 +17,8 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
+from backend.models import catalogue
+from backend.models.facts import ModelFacts
 from backend.queue import roles, service, supervisor
 from backend.queue.roles import Actor
 from backend.settings import Settings
@@ -56,8 +58,12 @@ def raw_act(client: TestClient, web: App, deed: str, run: str) -> str:
 
 def raw_launch(client: TestClient, web: App, **values: Any) -> str:
     """What the server says when the browser claims that "Add to queue" was pressed."""
+    return raw_form(client, web, event_of(web, "launch-add", "click"), **values)
+
+
+def raw_form(client: TestClient, web: App, number: int, **values: Any) -> str:
+    """What event `number` of the form answers to these values."""
     config = web.get_blocks().config
-    number = event_of(web, "launch-add", "click")
     inputs = next(d["inputs"] for d in config["dependencies"] if d["id"] == number)
     props = {c["id"]: c["props"] for c in config["components"]}
     data = [props[i].get("value") for i in inputs]
@@ -171,6 +177,23 @@ def test_a_guest_changes_nothing_by_raw_requests(
     assert "asked to stop" in raw_act(
         shared(authorization=f"Bearer {TOKEN}"), web, "cancel", "sds-0002"
     )
+
+
+def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
+    shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def inspect(spec: str) -> ModelFacts:
+        looked.append(spec)
+        return catalogue.inspect(spec)
+
+    monkeypatch.setattr("jobs.sds.inspect", inspect)
+    number = event_of(web, "launch-kind", "change")
+    assert "--model org/name" in raw_form(shared(OTHER), web, number, model="org/name")
+    assert looked == []
+    raw_form(shared(authorization=f"Bearer {TOKEN}"), web, number, model="toy")
+    assert looked == ["toy"]
 
 
 def test_a_guests_buttons_are_off_and_say_why(shared: Visit, web: App) -> None:
