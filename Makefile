@@ -16,8 +16,8 @@ help: ## List what can be made
 run: setup ## Set everything up and open the dashboard on http://HOST:PORT
 	@SLIMSCOPE_HOST=$(HOST) SLIMSCOPE_PORT=$(PORT) $(BIN)/python app.py
 
-test: setup chromium ## Set everything up and run every test, a file at a time on each of a few cores
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test: setup chromium ## Set everything up and run every test
+	@$(BIN)/python -m pytest
 
 lint: $(INSTALLED) ## Style, types and import directions
 	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy
