@@ -30,9 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """A job that a test runs in this process takes as many threads as it likes; the next not."""
-    yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+    yield
 
 
 @pytest.fixture
