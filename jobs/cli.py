@@ -138,7 +138,7 @@ def logs(
         job = queries.job(run)
         if job.attempts_made != attempt:
             attempt, offset = job.attempts_made, 0
-        text, offset = read_log(job.run, attempt, offset)
+        text, _, offset = read_log(job.run, attempt, offset)
         print(text, end="", flush=True)
         if not on or (job.state in TERMINAL and not text):
             return

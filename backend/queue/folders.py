@@ -43,19 +43,19 @@ def whole_log(run: str, attempts: int) -> bytes:
 
 def read_log(
     run: str, attempt: int, after: int | None = None, most: int | None = None
-) -> tuple[str, int]:
+) -> tuple[str, int, int]:
     """The log of an attempt from byte `after` on, or its last part; and where to go on.
 
     Args:
         most: bytes that are read; of more, the last ones.
 
     Returns:
-        Text up to the last whole character (invalid bytes replaced) and the byte offset behind
-        it; ("", 0) without a log.
+        Text up to the last whole character (invalid bytes replaced), the byte offset it begins
+        at, and that behind it; ("", 0, 0) without a log.
     """
     path = log_file(run, attempt)
     if not path.exists():
-        return "", 0
+        return "", 0, 0
     size = path.stat().st_size
     start = max(0, size - TAIL_BYTES) if after is None else min(max(0, after), size)
     if most is not None:
@@ -66,4 +66,4 @@ def read_log(
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(data)
     pending, _ = decoder.getstate()
-    return text, start + len(data) - len(pending)
+    return text, start, start + len(data) - len(pending)

@@ -33,7 +33,7 @@ from backend.settings import available_threads, settings
 from backend.store.migrate import upgrade
 from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
 from backend.store.states import ACTIVE, State
-from backend.store.tables import Attempt, Job, Slot, Supervisor
+from backend.store.tables import Attempt, Job, Slot, Supervisor, run_name
 
 TICK_S = 0.25
 BEAT_S = 2.0
@@ -175,8 +175,8 @@ class Loop:
     def clear(self) -> None:
         """Removes checkpoints of jobs that succeeded just before a supervisor was killed."""
         with reading() as session:
-            done = session.scalars(select(Job).where(Job.state == State.SUCCEEDED))
-            folders = [work_folder(job.run) for job in done]
+            done = session.execute(select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED))
+            folders = [work_folder(run_name(kind, number)) for kind, number in done]
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -115,27 +115,30 @@ class WholeModel:
         }
 
 
+PLAINLY = {
+    "sd": {"inputs": "sd"},
+    "dd": {"inputs": "dd", "base": "sparsegpt", "pattern": "50%"},
+    "kd": {"inputs": "kd", "redense": "sgd", "sgd_epochs": 3},
+}
+
+
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {"inputs": "sd"},
-        {"inputs": "dd", "base": "sparsegpt", "pattern": "50%"},
-        {"inputs": "kd", "redense": "sgd", "sgd_epochs": 3},
-    ],
-    ids=["sd", "dd", "kd"],
+    ("inputs", "batch", "least"),
+    [("sd", 5, 0.99), ("dd", 5, 0.99), ("sd", 24, 1.0), ("dd", 24, 1.0), ("kd", 24, 1.0)],
 )
 def test_the_driver_is_the_whole_model_driven_plainly(
-    fields: dict, toy, calibration: Tensor, tmp_path: Path
+    inputs: str, batch: int, least: float, toy, calibration: Tensor, tmp_path: Path
 ) -> None:
-    chosen, ids = config(holdout=0, batch=5, **fields), calibration[:24]
+    """In one batch, as the oracle has it, every weight. In several, sums round otherwise: a near
+    tie may fall to the other side, and one weight in a hundred may follow."""
+    chosen, ids = config(holdout=0, batch=batch, **PLAINLY[inputs]), calibration[:24]
     expected = WholeModel(toy(), ids, chosen).run()
     model = toy()
     run_sds(model, ids, chosen, Checkpoints(tmp_path), SilentReporter())
     for stage in Stage:
         for found, W in zip(stage_weights(model, tmp_path, stage), expected[stage], strict=True):
-            # A near tie may fall to the other side; two weights in a hundred may follow.
             near = torch.isclose(found, W, rtol=1e-3, atol=1e-3 * W.std().item())
-            assert near.float().mean() > 0.98, stage
+            assert near.float().mean() >= least, stage
 
 
 @pytest.fixture(scope="module")

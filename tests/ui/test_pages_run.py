@@ -186,6 +186,13 @@ def test_a_cursor_of_nowhere_does_no_harm(logged: Path, end: object) -> None:
     )  # fmt: skip
 
 
+def test_bytes_that_are_no_text_do_not_stop_the_log(logged: Path) -> None:
+    with logged.open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    more = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
+    assert more and (more["start"], more["end"]) == (4, 7)
+
+
 def test_of_a_log_that_grew_fast_the_page_begins_anew(logged: Path) -> None:
     logged.write_text("x" * 100_000)
     found = part(queries.job(2), {"source": "sds-0002/1", "end": 4})

@@ -43,13 +43,13 @@ def order_of(job: Job, blind: bool) -> list[int]:
 
 def vote_of(job: Job) -> int | None:
     """The side that was found better, 0 for a tie; None before there is a vote."""
-    votes = {TIE: 0} | {f"{BETTER}{n}": n for n in range(1, len(names_of(job)) + 1)}
+    votes = votes_on(job)
     return next((votes[tag] for tag in job.tags if tag in votes), None)
 
 
-def is_vote(deed: str, job: Job) -> bool:
-    """Whether `deed` is a tag that says which of the job's sides is better, or that none is."""
-    return deed == TIE or deed in {f"{BETTER}{n}" for n in range(1, len(names_of(job)) + 1)}
+def votes_on(job: Job) -> dict[str, int]:
+    """The tags that say which of the job's sides is better, or (0) that none is."""
+    return {TIE: 0} | {f"{BETTER}{n}": n for n in range(1, len(names_of(job)) + 1)}
 
 
 def answers(job: Job, place: int | None, blind: bool, actor: Actor) -> str:

@@ -84,10 +84,9 @@ def part(job: Job, cursor: Any) -> Part | None:
     known = isinstance(cursor, dict) and cursor.get("source") == source
     after = cursor.get("end") if known else None
     after = after if isinstance(after, int) else None
-    text, end = read_log(job.run, n, after, TAIL_BYTES)
+    text, start, end = read_log(job.run, n, after, TAIL_BYTES)
     if after is not None and not text:
         return None
-    start = max(0, end - len(text.encode()))
     if after is not None and start > after:
         start = 0  # so much was written meanwhile that the page begins anew
     title = f"Attempt {n}" if n else "Nothing is logged before the run starts."

@@ -130,7 +130,7 @@ def act(request: gr.Request, event: gr.EventData) -> Any:
         if deed != details.TIE and not deed.startswith(details.BETTER):
             return done(perform(deed, run, actor(request)))
         job = _chosen(run)
-        if job is None or details.vote_of(job) is not None or not details.is_vote(deed, job):
+        if job is None or details.vote_of(job) is not None or deed not in details.votes_on(job):
             raise NotFound("There is nothing to vote on.", "It was voted on, or is not there.")
         labels.tag([job.run], [deed], actor(request))
     except SlimscopeError as error:

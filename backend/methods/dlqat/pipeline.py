@@ -133,7 +133,7 @@ class DLQAT:
             MethodFailed: the computation could not go on; says where.
             Stopped: the reporter asked for it.
         """
-        store, name = self.run.store, f"seconds-{stage}"
+        store, name = self.run.store, f".seconds-{stage}"  # hidden: no run goes on from it
         before, began = store.facts(name).get("seconds", 0.0), time.perf_counter()
         self.seconds[stage] = before
         if store.holds(stage_name(stage)):

@@ -5,7 +5,7 @@ gptq-0003/       one block of a GPTQ walk: compensated weights and their grids
 train-dlqat-1/   a step of training: parameters and the state of the optimiser
 teacher/         what the dense model predicts, when that is cached
 stage-dlqat/     a finished stage: codes, scales and zero-points of every layer, or A and B
-seconds-dlqat/   how long its making took, over all attempts that were not killed
+.seconds-dlqat/  how long its making took, over all attempts that were not killed
 audit-0003/      what the last look found out about one block
 """
 
