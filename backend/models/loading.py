@@ -153,6 +153,7 @@ def save(
 
     Weights go into files of at most `SHARD` bytes, each written before the next is gathered.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     _save_weights(model, folder)
     save_around(model, tokenizer, folder, card, model.dtype)
 

@@ -41,7 +41,7 @@ def test_without_the_harness_the_message_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(room, "find_spec", lambda _: None)
     for call in (require_harness, lambda: load_tasks(["piqa"], None)):
-        with pytest.raises(ConfigRefused, match=r"slimscope\[tasks\]") as refused:
+        with pytest.raises(ConfigRefused, match=r"install -e '\.\[tasks\]'") as refused:
             call()
         assert refused.value.field == "tasks"
 
