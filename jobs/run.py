@@ -61,7 +61,7 @@ def carry_out(context: JobContext) -> int:
         return Exit.ERROR
     except Exception as error:
         print_trace()
-        context.finish("failed", error_kind=type(error).__name__, error=explain(error))
+        context.finish("failed", error=explain(error))
         return Exit.ERROR
     context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
     return Exit.DONE

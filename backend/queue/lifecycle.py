@@ -134,5 +134,5 @@ def _values(job: Job, judged: Verdict, code: int | None) -> dict[str, object]:
     if judged.state == State.LOST:
         do = LOG_HINT if code is not None and code >= 0 else KILLED_HINT
         error = {"what": "The run was lost.", "why": judged.text, "do": do}
-        values |= {"error_kind": "lost", "error": error}
+        values["error"] = error
     return values

@@ -3,8 +3,6 @@ page."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,15 +19,10 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import LIVE, RESUMABLE, State
-from backend.store.tables import Job
+from backend.store.tables import Job, config_hash
 
 RETRIES = 2
-OF_THE_LAST_TIME = ("desired_at", "started_at", "finished_at", "error", "error_kind", "eta_s")
-
-
-def config_hash(kind: str, config: dict[str, Any]) -> str:
-    """The same for the same kind and config, whatever the order of the fields."""
-    return hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode()).hexdigest()
+OF_THE_LAST_TIME = ("desired_at", "started_at", "finished_at", "error", "eta_s")
 
 
 def enqueue(

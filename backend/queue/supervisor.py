@@ -137,10 +137,8 @@ class Loop:
         now = time.monotonic()  # the clock of the machine may be set back
         if now - self._beat_at > BEAT_S:
             self._beat_at = now
-            version = platform.python_version()
             with writing() as session:
-                row = Supervisor(host=self.host, pid=os.getpid(), beat_at=now_ms(), version=version)
-                session.merge(row)
+                session.merge(Supervisor(host=self.host, beat_at=now_ms()))
         if now - self._shrunk_at > SHRINK_LOG_S:
             self._shrunk_at = now
             shrink_write_ahead_log()

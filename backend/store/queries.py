@@ -27,6 +27,7 @@ from backend.store.tables import (
     Supervisor,
     TensorRow,
     View,
+    config_hash,
 )
 
 HOUR_MS = 3_600_000
@@ -76,6 +77,18 @@ def sweep(run: str | int) -> list[Job]:
     first = select(Job.sweep).where(Job.id == job_id(run)).scalar_subquery()
     with reading() as session:
         return list(session.scalars(select(Job).where(Job.sweep == first).order_by(Job.id)))
+
+
+def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
+    """The newest run of each of these configs that is queued, runs or has succeeded."""
+    hashes = [config_hash(kind, config) for config in configs]
+    newest = (
+        select(func.max(Job.id))
+        .where(Job.config_hash.in_(hashes), Job.state.in_([*ACTIVE, State.SUCCEEDED]))
+        .group_by(Job.config_hash)
+    )
+    with reading() as session:
+        return list(session.scalars(select(Job).where(Job.id.in_(newest)).order_by(Job.id)))
 
 
 def replays(run: str | int) -> list[Job]:

@@ -6,6 +6,8 @@ writes its progress, figures and outcome. The job row is the only truth about a 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from sqlalchemy import (
@@ -50,6 +52,11 @@ def run_name(kind: str, number: int) -> str:
     return f"{kind}-{number:04d}"
 
 
+def config_hash(kind: str, config: dict[str, Any]) -> str:
+    """Hex sha256: the same for the same kind and config, whatever the order of the fields."""
+    return hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode()).hexdigest()
+
+
 class Job(Table):
     """One run: what was asked, where it stands, how it ended."""
 
@@ -85,7 +92,6 @@ class Job(Table):
     stage: Mapped[str] = mapped_column(default="")
     eta_s: Mapped[float | None]
     peak_bytes: Mapped[int | None]
-    error_kind: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]
     tags: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     note: Mapped[str] = mapped_column(default="", server_default="")
@@ -141,9 +147,7 @@ class Supervisor(Table):
     __tablename__ = "supervisors"
 
     host: Mapped[str] = mapped_column(primary_key=True)
-    pid: Mapped[int]
     beat_at: Mapped[int]
-    version: Mapped[str]
 
 
 class Event(Table):
@@ -153,7 +157,6 @@ class Event(Table):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), index=True)
-    attempt_n: Mapped[int | None]
     at: Mapped[int]
     type: Mapped[str]
     actor: Mapped[str]

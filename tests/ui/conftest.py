@@ -112,7 +112,7 @@ def seed(tensors: dict[str, Tensor]) -> None:
         job_row(1, "succeeded", name=HOSTILE, finished_at=now - 500_000, done=1, total=1),
         job_row(2, "running", name="half way", done=0.61, total=1.0, eta_s=270.0, stage="Block 2"),
         job_row(3, "queued", name="next", started_at=None),
-        job_row(4, "failed", finished_at=now, error=error, error_kind="MethodFailed"),
+        job_row(4, "failed", finished_at=now, error=error),
         job_row(5, "cancelled", name="no statistics", finished_at=now),
     ]
     rows += [Event(job_id=i, at=now, type="queued", actor="local") for i in range(1, 6)]
@@ -122,7 +122,7 @@ def seed(tensors: dict[str, Tensor]) -> None:
         for k, stage in enumerate(("first", "redense", "sds"), 1)
         for i in range(3)
     ]
-    rows.append(Supervisor(host="here", pid=1, beat_at=now, version="0.1.0"))
+    rows.append(Supervisor(host="here", beat_at=now))
     with writing() as session:
         session.add_all(rows[:5])
         session.flush()

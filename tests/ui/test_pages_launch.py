@@ -11,6 +11,8 @@ import pytest
 from backend.queue import supervisor
 from backend.settings import Settings
 from backend.store import queries
+from backend.store.session import writing
+from backend.store.tables import Job
 from jobs.kinds import Kind, kinds
 from ui.pages import launch
 
@@ -68,6 +70,20 @@ def test_what_cannot_work_names_its_field_before_it_is_queued(
     said, refused = launch.enqueue(sds, "", TOY | values, (), asked())
     assert refused is not None and refused.field == field
     assert 'role="alert"' in said["value"] and len(queries.jobs()) == before
+
+
+def test_the_preview_names_the_run_that_was_the_same(sds: Kind) -> None:
+    assert "Same as" not in launch.preview_of(sds, TOY)[0]
+    launch.enqueue(sds, "", TOY, (), asked())
+    run = queries.jobs()[0].run
+    html = launch.preview_of(sds, TOY | {"seed": 0})[0]
+    assert "Same as" in html and f'href="run?id={run}"' in html
+    assert "Same as" not in launch.preview_of(sds, TOY | {"seed": 1})[0]
+    swept = launch.preview_of(sds, TOY, [("seed", "0..2")])[0]
+    assert swept.count('href="run?id=') == 1
+    with writing() as session:
+        session.get_one(Job, queries.job_id(run)).state = "failed"
+    assert "Same as" not in launch.preview_of(sds, TOY)[0]
 
 
 def test_a_queued_run_is_confirmed_with_link_and_place(sds: Kind) -> None:

@@ -17,9 +17,9 @@ from backend.store.tables import Job
 from backend.text import corpora
 from jobs import submit, sweep
 from jobs.drafters import finished_drafters
-from jobs.kinds import Kind, kinds
+from jobs.kinds import JobConfig, Kind, kinds
 from ui.components.board import LATEST, Board
-from ui.components.cards import empty, facts, shell, stack
+from ui.components.cards import empty, facts, run_link, shell, stack
 from ui.components.config_form import Choice, ConfigForm
 from ui.components.plain import done, failed, notice, plain, said
 from ui.components.sweep_form import SweepForm
@@ -30,6 +30,7 @@ from ui.frame import READER, Page, actor, on_load, query, url_sync
 
 NO_PRESET = "default"
 ADD = "Add to queue"
+MOST_LINKS = 3  # to runs of the same config
 Pairs = Sequence[tuple[str, str]]  # field and its values, as they were written
 
 
@@ -274,7 +275,16 @@ def preview_of(
     }
     warnings = "".join(f'<p class="warn">⚠ {esc(text)}</p>' for text in cost.warnings)
     command = submit.command_line(kind.name, values, swept)
-    return stack(facts(_model(made.configs) | about), warnings, shell(command)), runs, None
+    told = facts(_model(made.configs) | about | _repeats(kind, made.configs))
+    return stack(told, warnings, shell(command)), runs, None
+
+
+def _repeats(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, str]:
+    """Which of these runs have been run, or wait, already: the same config has the same result."""
+    jobs = queries.same(kind.name, (config.model_dump(mode="json") for config in configs))
+    links = ", ".join(map(run_link, jobs[:MOST_LINKS]))
+    more = f" and {len(jobs) - MOST_LINKS} more" if len(jobs) > MOST_LINKS else ""
+    return {"Same as": links + more} if jobs else {}
 
 
 def _time(seconds: float | None, runs: int) -> str:
