@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from jobs.submit import submit
 
 RUNS, TENSORS, SESSIONS, CLICKS = 1000, 315, 10, 40
 SETTLE_S = 20
+HOVER_MS = 100  # between coming to a cell and the click; Plotly looks twice in that time
 FOLLOWED = ("jobs", "runs", "", "weights", "run?id=sds-0002")
 ME = Actor("benchmark", "host")
 OVERVIEW = ("", "#overview-tradeoff .scatterlayer .trace")
@@ -140,6 +142,8 @@ def clicks(page: Page, url: str) -> list[float]:
     for n in range(1, CLICKS + 3):  # every click on another cell than the one before
         x = box["x"] + box["width"] * ((n * 7) % blocks + 0.5) / blocks
         y = box["y"] + box["height"] * ((n * 3) % modules + 0.5) / modules
+        page.mouse.move(x, y)
+        page.wait_for_timeout(HOVER_MS)
         before = page.evaluate(BINS)
         taken.append(until(page, lambda x=x, y=y: page.mouse.click(x, y), REDRAWN, before))
     return taken[2:]
@@ -221,12 +225,19 @@ def sessions(browser: Browser, shown: Dashboard, minutes: float) -> Figures:
 def measured(data: Path, minutes: float, rounds: int) -> Figures:
     """All figures; `data` is an empty folder."""
     carry_out(data, [SDS])
+    found: Figures = {}
+
+    def keep(more: Figures) -> None:
+        print(json.dumps(more), file=sys.stderr, flush=True)
+        found.update(more)
+
     with chromium() as browser:
-        found = pages(browser, data, OVERVIEW, rounds, "overview")
-        found |= pages(browser, data, WEIGHTS, rounds, "weights")
+        keep(pages(browser, data, OVERVIEW, rounds, "overview"))
+        keep(pages(browser, data, WEIGHTS, rounds, "weights"))
         with reads(data), dashboard(data) as shown:
-            found |= sessions(browser, shown, minutes)
-        return found | loaded(browser, data, rounds)
+            keep(sessions(browser, shown, minutes))
+        keep(loaded(browser, data, rounds))
+    return found
 
 
 def main() -> None:

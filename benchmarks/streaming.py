@@ -117,7 +117,6 @@ def work(chosen: argparse.Namespace) -> None:
         new = batches_in(folder / "states" if chosen.activations == "disk" else None)
         loss = window_nlls(loaded.model, rows, 1, SilentReporter(), new).mean().item()
         figures["loss"], figures["hash"] = loss, weights_hash(loaded.model)
-        (folder / "model").mkdir()
         save(loaded.model, loaded.tokenizer, folder / "model", "")
         figures["saved"], figures["seconds"] = memory.peak(), time.process_time() - start
     print(json.dumps(figures))

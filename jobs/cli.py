@@ -211,9 +211,9 @@ def models(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([asdict(e) for e in found], indent=1, default=str))
         return
-    table = Table("model", "ready", "what it is", box=None)
+    table = Table("model", "ready", "what it is", "licence", box=None)
     for entry in found:
-        table.add_row(entry.name, "yes" if entry.ready else "no", entry.title)
+        table.add_row(entry.name, "yes" if entry.ready else "no", entry.title, entry.licence)
     out.print(table)
 
 

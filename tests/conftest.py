@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere
+os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of tests run side by side
 
 from backend.settings import Settings, settings
 from tests.browser.chromium import find

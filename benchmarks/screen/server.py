@@ -80,7 +80,8 @@ def _answers(port: int) -> bool:
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A headless Chromium."""
+    path = find()  # may ask Playwright, which runs once at a time
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import gradio as gr
 
+from backend.models import catalogue
+from backend.text import corpora
+from backend.text.files import PREFIX
 from jobs.metrics import METRICS, Metric
 from ui.components import glossary
 from ui.components.board import Board
@@ -23,7 +27,10 @@ def build() -> None:
         with gr.Column(scale=1, min_width=320):
             Board(stack(figures_html(), glossary_html()), elem_id="help-words")
         with gr.Column(scale=1, min_width=320):
-            Board(stack(keys_html(), filter_html(), shell_html(), api_html()), elem_id="help-use")
+            Board(
+                stack(keys_html(), filter_html(), shell_html(), api_html(), sources_html()),
+                elem_id="help-use",
+            )
 
 
 def figures_html() -> str:
@@ -102,6 +109,18 @@ def api_html() -> str:
     return card(
         "From a program", told + table(["Request", "What it does"], rows) + "<h3>Python</h3>" + code
     )
+
+
+def sources_html() -> str:
+    """HTML: whose the models and texts are that come with the program or that it fetches."""
+    models = [e for e in catalogue.entries() if not Path(e.name).is_absolute()]
+    texts = [c for c in corpora.corpora() if not c.name.startswith(PREFIX)]
+    pairs = "".join(
+        f"<div><dt>{esc(one.title)}</dt><dd>Licence: {esc(one.licence)}"
+        f'<span class="quiet under"><code>{esc(one.name)}</code></span></dd></div>'
+        for one in (*models, *texts)
+    )
+    return card("Models and texts", f'<dl class="words">{pairs}</dl>')
 
 
 PAGE = Page("Help", "help", build)
