@@ -5,6 +5,7 @@ each worth in time on this machine, beside prompt lookup and the plain loop of t
 
 make bench-amphista
 make bench-amphista ARGS="--model smollm2-135m --answers 512 --steps 0 --minutes 5 --seeds 1"
+make bench-amphista ARGS="--arms Amphista 'Encoder only' --threads 1"
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from backend.methods.amphista.training import Training
 from backend.methods.amphista.tree import best_tree, grow
 from backend.models.loading import LoadedModel, load
 from backend.reporter import SilentReporter
+from backend.settings import available_threads
 from backend.text.prompts import (
     BUILT_IN,
     STORIES,
@@ -74,7 +76,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", default=24, type=int)
     parser.add_argument("--new-tokens", default=64, type=int)
     parser.add_argument("--rounds", default=3, type=int)
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", default=[*ARMS], nargs="+", choices=[*ARMS])
+    parser.add_argument("--threads", default=0, type=int, help="0: all")
     parser.add_argument("--folder", type=Path, help="where the answers are kept")
     return parser.parse_args()
 
@@ -186,13 +189,14 @@ def speed_table(found: Mapping[str, Summary]) -> Table:
 
 def main() -> None:
     chosen = arguments()
+    torch.set_num_threads(chosen.threads or available_threads())
     with TemporaryDirectory() as scratch:
         chosen.folder = chosen.folder or Path(scratch)
         base = load(chosen.model, "cpu", getattr(torch, chosen.precision))
         target = Target(base.model.requires_grad_(False))
         corpora = answers(chosen, base, target)
         print(f"{sum(corpora[0].lengths):,} tokens to learn from", file=sys.stderr, flush=True)
-        entries: dict[str, list[Entry]] = {arm: [] for arm in chosen.arms.split(",")}
+        entries: dict[str, list[Entry]] = {arm: [] for arm in chosen.arms}
         found: dict[str, list[Summary]] = {arm: [] for arm in entries}
         for seed in range(chosen.seeds):
             for arm, made in entries.items():

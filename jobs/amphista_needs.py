@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 64  # of a prompt, about
 WRITE_SHARE = 2.0  # one written token costs as much as two that are read, in batches
+FORWARD_PACE = 2.5  # passes without gradients in large batches, over the usual pace; measured
 KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
 READ = 4  # bytes of each value kept beside a hidden state: id, denominator, first choice
 SPARE = 1.2  # drafter and checkpoints beside the training data
@@ -125,7 +126,7 @@ def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
     tokens = config.answers * sequence_tokens(config)
     written = config.answers * config.answer_tokens if config.data == "answers" else 0
     return {
-        "data": 2.0 * weights * (tokens + WRITE_SHARE * written),
+        "data": 2.0 * weights * (tokens + WRITE_SHARE * written) / FORWARD_PACE,
         "train": training_work(config, facts),
         "measure": 2.0 * weights * JUDGED,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
 
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter import Drafter
+from backend.methods.amphista.engine import Step
 from backend.methods.amphista.initial import prepare
 from backend.methods.amphista.target import Target
 from backend.models.loading import load
@@ -83,3 +85,9 @@ def random_ids(target: Target, length: int, seed: int = 0) -> Tensor:
     """Token ids [length]."""
     random = torch.Generator().manual_seed(seed)
     return torch.randint(3, target.vocabulary, (length,), generator=random)
+
+
+def mean_accepted(steps: Sequence[Step]) -> float:
+    """Tokens committed per verify pass of an answer; 1 where there was none."""
+    passes = [step for step in steps if step.path]
+    return sum(len(step.tokens) for step in passes) / len(passes) if passes else 1.0

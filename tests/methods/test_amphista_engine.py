@@ -12,7 +12,7 @@ from transformers import StaticCache
 from backend.errors import ConfigRefused
 from backend.methods.amphista.acceptance import Sampling, acceptance
 from backend.methods.amphista.config import ARMS
-from backend.methods.amphista.engine import Step, decode, mean_accepted
+from backend.methods.amphista.engine import Step, decode
 from backend.methods.amphista.proposers import (
     DraftedTree,
     Guess,
@@ -30,6 +30,7 @@ from tests.methods.amphista_toys import (
     base,
     built,
     drafter_of,
+    mean_accepted,
     random_ids,
     toy_prompts,
 )

@@ -177,9 +177,8 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
     assert texts[0] == texts[1]
 
 
-def test_typical_acceptance_is_marked_as_lossy_and_takes_the_longest_likely_path() -> None:
+def test_typical_acceptance_takes_the_longest_likely_path() -> None:
     sampling = Sampling(temperature=1.0, typical=True)
-    assert not sampling.lossless and Sampling(temperature=1.0).lossless
     likely, flat = torch.tensor([5.0, 0.0, 0.0]), torch.zeros(3)
     logits = torch.stack([likely, likely, flat, likely, flat, flat])
     tokens = [0, 0, 1, 0, 1, 2]  # node 1 (token 0) and below it node 3 (token 0) are likely

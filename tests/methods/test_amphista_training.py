@@ -20,7 +20,7 @@ from backend.methods.amphista.corpus import (
     read_by_base,
 )
 from backend.methods.amphista.drafter import Drafter
-from backend.methods.amphista.engine import decode, mean_accepted
+from backend.methods.amphista.engine import decode
 from backend.methods.amphista.loss import loss_and_gradient, position_in
 from backend.methods.amphista.measure import judge
 from backend.methods.amphista.proposers import DraftedTree
@@ -28,7 +28,7 @@ from backend.methods.amphista.training import CHECKPOINT, PACE_STEPS, Schedule, 
 from backend.methods.amphista.tree import best_tree, grow
 from backend.methods.amphista.writing import write_answers
 from backend.reporter import SilentReporter
-from tests.methods.amphista_toys import END, base, drafter_of, toy_prompts
+from tests.methods.amphista_toys import END, base, drafter_of, mean_accepted, toy_prompts
 from tests.methods.test_amphista_engine import plain
 
 SHORT = {"minutes": 0, "batch": 4, "rate": 2e-3, "copied_rate": 5e-4}

@@ -74,11 +74,6 @@ class Sampling:
                 do = "Typical acceptance needs a temperature above 0." if name == "typical" else ""
                 raise ConfigRefused("The sampling was not accepted.", why, do, name)
 
-    @property
-    def lossless(self) -> bool:
-        """Whether the text has exactly the distribution of decoding without a drafter."""
-        return not self.typical
-
     def processors(self) -> LogitsProcessorList:
         """The changes to a row of logits, in the order of transformers' `generate`."""
         chosen = LogitsProcessorList()

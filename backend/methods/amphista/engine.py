@@ -144,9 +144,3 @@ def _refuse_unfit(target: Target, prompt: Sequence[int], limit: int) -> None:
             "Ask for fewer, or shorten the prompt.",
             "max_new_tokens",
         )
-
-
-def mean_accepted(steps: Sequence[Step]) -> float:
-    """Tokens committed per verify pass of an answer; 1 where there was none."""
-    passes = [step for step in steps if step.path]
-    return sum(len(step.tokens) for step in passes) / len(passes) if passes else 1.0

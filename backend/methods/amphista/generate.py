@@ -92,9 +92,9 @@ def generate(
 ) -> Iterator[Token]:
     """The tokens that follow `prompt`, as they are found.
 
-    Greedy or sampled, they are those the base alone would have written (`Sampling.lossless`), up to
-    the rounding of a pass over several tokens: exact in float32 for all practical purposes, near
-    ties may fall otherwise in 16 bits.
+    Greedy or sampled, but for `sampling.typical`, they are those the base alone would have written,
+    up to the rounding of a pass over several tokens: exact in float32 for all practical purposes,
+    near ties may fall otherwise in 16 bits.
 
     Args:
         base: a model, or one opened with `Target` to be used more than once.

@@ -1,0 +1,27 @@
+"""The benchmark of drafters, with a few steps for every arm."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend.methods.amphista.config import ARMS
+from benchmarks import amphista
+
+SMALL = ("--answers=20", "--answer-tokens=12", "--steps=2", "--batch=2", "--seeds=2", "--nodes=4",
+         "--prompts=1", "--new-tokens=6", "--rounds=1", "--threads=1")  # fmt: skip
+
+
+def test_every_arm_is_trained_and_decodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", f"--folder={tmp_path}", *SMALL])
+    amphista.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["accepted"].keys() == ARMS.keys()
+    assert all(len(each) == 2 and min(each) >= 1 for each in found["accepted"].values())
+    assert found["speed_up"].keys() == ARMS.keys() | {"vanilla", "Prompt lookup"}
+    assert found["generate_ratio"] > 0
