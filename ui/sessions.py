@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gradio import state_holder
+from gradio.blocks import Block
 
 
 class SmallSession(state_holder.SessionState):
@@ -18,6 +19,14 @@ class SmallSession(state_holder.SessionState):
 
     def __init__(self, blocks: Any) -> None:
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))  # type: ignore[arg-type]
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        """What takes the place of a component takes its number too. With a number of its own it
+        would be kept twice as soon as it is read, and so would the next: a page that is open all
+        day would be remembered in ever more pieces."""
+        if isinstance(value, Block):
+            value._id = key
+        super().__setitem__(key, value)
 
 
 def keep_sessions_small() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import gradio as gr
 import pytest
 from gradio.state_holder import StateHolder
+
+from ui.sessions import SmallSession
 
 
 @pytest.fixture
@@ -40,3 +44,14 @@ def test_a_state_is_its_own(holder: StateHolder, built: gr.Blocks) -> None:
     holder["one view"][place] = ["seen"]
     assert holder["one view"][place] == ["seen"]
     assert holder["another"][place] is None
+
+
+def test_a_page_that_is_updated_all_day_stays_as_small_as_it_was() -> None:
+    with gr.Blocks() as page:
+        box, told = gr.Dropdown(["a"], value="a"), gr.Textbox()
+        page.load(lambda given: (gr.update(choices=["a", "b"]), given), box, [box, told])
+    session, updated = SmallSession(page), next(iter(page.fns.values()))
+    for _ in range(3):
+        asyncio.run(page.process_api(updated, ["a"], session))
+    assert session.blocks_config.blocks.keys() == page.blocks.keys()
+    assert session[box._id].choices == [("a", "a"), ("b", "b")] != box.choices
