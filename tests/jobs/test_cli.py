@@ -14,7 +14,7 @@ from jobs.kinds import kinds
 from jobs.submit import command_line, validated
 
 
-def slimscope(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def slimscope(*words: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "jobs", *words],
         env={**os.environ, "SLIMSCOPE_IDLE_EXIT": "1"},
