@@ -115,10 +115,11 @@ def sources_html() -> str:
     """HTML: whose the models and texts are that come with the program or that it fetches."""
     models = [e for e in catalogue.entries() if not Path(e.name).is_absolute()]
     texts = [c for c in corpora.corpora() if not c.name.startswith(PREFIX)]
+    named: list[catalogue.Entry | corpora.Corpus] = [*models, *texts]
     pairs = "".join(
         f"<div><dt>{esc(one.title)}</dt><dd>Licence: {esc(one.licence)}"
         f'<span class="quiet under"><code>{esc(one.name)}</code></span></dd></div>'
-        for one in (*models, *texts)
+        for one in named
     )
     return card("Models and texts", f'<dl class="words">{pairs}</dl>')
 
