@@ -31,6 +31,7 @@ from backend.methods.amphista.corpus import Corpus, Sources, collect, draft_voca
 from backend.methods.amphista.drafter import Drafter
 from backend.methods.amphista.initial import FITTED, prepare
 from backend.methods.amphista.proposers import DraftedTree, Lookup, Nobody, Proposer
+from backend.methods.amphista.questions import Wanted, prompts_for
 from backend.methods.amphista.saved import BaseFacts, pack
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.training import Training
@@ -40,11 +41,11 @@ from backend.reporter import SilentReporter
 from backend.settings import available_threads
 from backend.text.prompts import (
     BUILT_IN,
+    SELF,
     STORIES,
     benchmark_prompts,
     end_ids,
     prompt_ids,
-    training_prompts,
 )
 
 SILENT = SilentReporter()
@@ -84,12 +85,13 @@ def arguments() -> argparse.Namespace:
 
 def answers(chosen: argparse.Namespace, base: LoadedModel, target: Target) -> tuple[Corpus, Corpus]:
     """The base's own greedy answers; those in --folder are used again."""
-    suits = STORIES if base.facts.default_text == STORIES else BUILT_IN
-    prompts = [prompt_ids(p.text, base.tokenizer) for p in training_prompts(suits, chosen.answers)]
-    fits = [ids for ids in prompts if len(ids) + chosen.answer_tokens <= target.context]
+    sets = (STORIES,) if base.facts.default_text == STORIES else (BUILT_IN, SELF)
+    count, limit = chosen.answers, chosen.answer_tokens
+    checkpoints = Checkpoints(chosen.folder / "answers")
+    wanted = Wanted(sets, count, count // 10, limit)
+    prompts = prompts_for(target, base.tokenizer, wanted, checkpoints, SILENT)
     ends = end_ids(base.tokenizer, base.model.generation_config)
-    sources = Sources(prompts=fits, heldout=len(fits) // 10, limit=chosen.answer_tokens, ends=ends)
-    return collect(target, sources, Checkpoints(chosen.folder / "answers"), SILENT)
+    return collect(target, Sources(*prompts, limit=limit, ends=ends), checkpoints, SILENT)
 
 
 def train(

@@ -3,35 +3,25 @@ learn, are judged on answers they have not seen, and get the tree that pays on t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from backend.errors import ConfigRefused
 from backend.methods.amphista.config import (
-    ADVANCED,
     ARMS,
     DrafterConfig,
-    Temperature,
     TrainingConfig,
     arm_of,
 )
 from backend.models.estimate import memory_available, refuse_beyond
-from jobs.amphista_needs import (
-    corpus_name,
-    memory,
-    parts,
-    refuse_full_disk,
-    refuse_unfit,
-    require_text,
-)
+from jobs.amphista_data import DataConfig, sources_of
+from jobs.amphista_needs import memory, parts, refuse_full_disk, refuse_unfit, require_data
 from jobs.bases import BaseConfig, base_of, load_base, refuse_precision
 from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.pace import START_S, seconds_for
-from jobs.prompts import PromptConfig, check_prompts, prompt_set, readable_ids
 
 if TYPE_CHECKING:
-    from backend.methods.amphista.corpus import Corpus, Sources
+    from backend.methods.amphista.corpus import Corpus
     from backend.methods.amphista.drafter import Drafter
     from backend.methods.amphista.measure import Judgement
     from backend.methods.amphista.saved import Amphista, BaseFacts
@@ -41,57 +31,6 @@ if TYPE_CHECKING:
     from jobs.phases import Phases
 
 NAME, DRAFTER = "amphista", "drafter"
-
-
-class DataConfig(PromptConfig):
-    """What the drafter learns from."""
-
-    data: Literal["answers", "text"] = Field(
-        "answers",
-        title="Training data",
-        description="answers: the base answers the prompts, so the drafter learns what it will be "
-        "asked to guess. text: windows of a corpus.",
-    )
-    answers: int = Field(
-        1024,
-        ge=2,
-        le=10**7,
-        title="Sequences",
-        description="Answers, or windows of text.",
-        json_schema_extra={"unit": "sequences"},
-    )
-    answer_tokens: int = Field(
-        128,
-        ge=8,
-        le=32768,
-        title="Tokens of an answer",
-        description="At most; of a window exactly.",
-        json_schema_extra={"unit": "tokens"},
-    )
-    temperature: Temperature = Field(
-        0.0,
-        ge=0,
-        le=5,
-        title="Temperature of the answers",
-        description="0: greedy. Answers that are held out are greedy always.",
-        json_schema_extra=ADVANCED,
-    )
-    heldout: int = Field(
-        48,
-        ge=1,
-        le=10**5,
-        title="Held-out sequences",
-        description="Kept apart to judge the heads and to grow the tree.",
-        json_schema_extra={"unit": "sequences", **ADVANCED},
-    )
-    text: str = Field(
-        "auto",
-        min_length=1,
-        max_length=300,
-        title="Corpus",
-        description="Only for training data of the kind text.",
-        json_schema_extra={"choices": "evaluation_text", **ADVANCED},
-    )
 
 
 class AmphistaJob(BaseConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
@@ -114,10 +53,7 @@ def check(config: AmphistaJob) -> Estimate:
     facts = base.facts
     refuse_precision(base, config.precision)
     refuse_unfit(config, facts)
-    if config.data == "answers":
-        check_prompts(config, facts)
-    else:
-        require_text(corpus_name(config, facts))
+    require_data(config, facts)
     needed = memory(config, facts)
     refuse_beyond(needed, memory_available(), facts.title)
     refuse_full_disk(config, facts)
@@ -152,7 +88,7 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     loaded = load_base(config.model, device, config.precision, context)
     target, phases = Target(loaded.model), Phases(context, parts(config, loaded.facts))
     base = BaseFacts.of(target, config.model)
-    sources = sources_of(config, loaded, context)
+    sources = sources_of(config, loaded, target, context, phases)
     learnt, heldout = collect(target, sources, context.checkpoints, phases.phase("data"))
     context.log(f"{sum(learnt.lengths):,} tokens to learn from, {sum(heldout.lengths):,} held out.")
     vocabulary = draft_vocabulary(learnt, target.vocabulary, config.draft_vocabulary)
@@ -162,39 +98,6 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     judged = train(drafter, target, learnt, heldout, config, context, phases)
     phases.phase("measure").progress(0, 1, "Measuring this machine")
     finish(drafter, target, judged, base, (learnt, heldout), config, context, loaded)
-
-
-def sources_of(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> Sources:
-    """Prompts or windows, as token ids."""
-    from backend.methods.amphista.corpus import Sources
-    from backend.text.prompts import end_ids, training_prompts
-    from backend.text.slices import calibration_slice
-
-    if config.data == "text":
-        name = corpus_name(config, loaded.facts)
-        wanted = (config.answers, config.answer_tokens, config.seed)
-        text = calibration_slice(name, loaded.tokenizer, *wanted, shared=True)
-        context.environment(text={"corpus": name, "sha256": text.sha256})
-        return Sources(texts=text.input_ids.tolist(), heldout=config.heldout, seed=config.seed)
-    name = prompt_set(config, loaded.facts)
-    prompts = training_prompts(name, config.answers, config.seed)
-    found = readable_ids(prompts, loaded, config.answer_tokens)
-    if len(found) <= config.heldout:
-        raise ConfigRefused(
-            f"{name} holds {len(found)} prompts that fit the model.",
-            f"{config.heldout} of them are to be held out.",
-            "Hold out fewer, or choose other prompts.",
-            "prompts",
-        )
-    context.environment(text={"prompts": name, "count": len(found)})
-    return Sources(
-        prompts=[ids for _, ids in found],
-        limit=config.answer_tokens,
-        ends=end_ids(loaded.tokenizer, loaded.model.generation_config),
-        temperature=config.temperature,
-        heldout=config.heldout,
-        seed=config.seed,
-    )
 
 
 def begin(

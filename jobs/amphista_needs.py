@@ -10,13 +10,16 @@ from backend.models.estimate import RUNTIME, block_weights, readable, weight_mem
 from backend.models.facts import ModelFacts
 from backend.settings import available_threads, settings
 from backend.text.corpora import require_corpus
+from backend.text.prompts import BUILT_IN, SELF, require_prompts
 from jobs.costs import ADAM
 from jobs.pace import FLOPS_PER_THREAD
+from jobs.prompts import prompt_set
 
 if TYPE_CHECKING:
     from jobs.amphista import AmphistaJob
 
 PROMPT_TOKENS = 64  # of a prompt, about
+ASKED = 100  # tokens the base writes for each prompt of its own, those left out included
 WRITE_SHARE = 2.0  # one written token costs as much as two that are read, in batches
 FORWARD_PACE = 2.5  # passes without gradients in large batches, over the usual pace; measured
 KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
@@ -72,6 +75,26 @@ def require_text(name: str) -> None:
         raise TextRefused(error.what, error.why, error.do, "text") from error
 
 
+def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
+    """The sets meant: auto adds what the model asks itself, unless it only tells stories."""
+    suits = prompt_set(config, facts)
+    return (BUILT_IN, SELF) if config.prompts == "auto" and suits == BUILT_IN else (suits,)
+
+
+def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
+    """Refuses prompts or a corpus that are not there.
+
+    Raises:
+        TextRefused: names the field.
+    """
+    if config.data == "text":
+        require_text(corpus_name(config, facts))
+    else:
+        for name in prompt_sets(config, facts):
+            if name != SELF:
+                require_prompts(name, "prompts")
+
+
 def sequence_tokens(config: AmphistaJob) -> int:
     """Tokens of a sequence, about."""
     return config.answer_tokens + (PROMPT_TOKENS if config.data == "answers" else 0)
@@ -124,9 +147,12 @@ def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each part of the job: the basis of estimate and progress."""
     weights = facts.weights_per_token
     tokens = config.answers * sequence_tokens(config)
-    written = config.answers * config.answer_tokens if config.data == "answers" else 0
+    answered = config.data == "answers"
+    sets = prompt_sets(config, facts)
+    asked = ASKED * config.answers * sets.count(SELF) / len(sets) * answered
     return {
-        "data": 2.0 * weights * (tokens + WRITE_SHARE * written) / FORWARD_PACE,
+        "ask": 2.0 * weights * asked * WRITE_SHARE / FORWARD_PACE,
+        "data": 2.0 * weights * tokens * (WRITE_SHARE if answered else 1) / FORWARD_PACE,
         "train": training_work(config, facts),
         "measure": 2.0 * weights * JUDGED,
     }

@@ -2,7 +2,8 @@
 
 - built-in, both written for this program (`prompts.json`): a benchmark of eight prompts in each of
   six task kinds, and templates with slots from which any number of training prompts is filled. The
-  two share no prompt.
+  two share no prompt. Of the templates every sixth of a task, and one passage, is for prompts that
+  are held out: a drafter is judged on wordings it has not learnt from.
 - `file:NAME`: lines of a .jsonl file under SLIMSCOPE_TEXT_DIR, each with "turns" (its first is
   taken), "prompt", "instruction", "question" or "text", and perhaps "category": the question files
   of MT-Bench and Spec-Bench can be read as they are.
@@ -14,7 +15,6 @@ A prompt is put into the tokenizer's chat template where it has one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,12 +28,14 @@ from backend.models.toy.stories import stories
 from backend.text import files
 
 BUILT_IN, STORIES = "built-in", "toystories"
+SELF = "self-written"  # by the model that answers them; only to learn from
 KEYS = ("turns", "prompt", "instruction", "question", "text")
 SPEC_BENCH = frozenset(  # the eight categories of MT-Bench are one task of Spec-Bench
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
 TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story beginnings; the toy learnt from 1
 BEGINNING = 2  # sentences of a story that are given
+HELD_EVERY = 6  # one template of so many is for held-out prompts
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,23 @@ def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
     return in_turn(found)[: count or None]
 
 
-def training_prompts(name: str, count: int, seed: int = 0) -> list[Prompt]:
-    """`count` distinct prompts to write answers to, fixed by `seed`; fewer where a file has fewer.
+def training_prompts(
+    name: str, count: int, seed: int = 0, heldout: int = 0
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Distinct prompts to write answers to, fixed by `seed`: `count` in all, of which `heldout` to
+    judge by; fewer to learn from where a file has fewer.
 
     Raises:
         TextRefused: there is no such set.
     """
     if name == BUILT_IN:
-        return list(_filled(count, seed))
+        return _filled(count - heldout, seed, held=False), _filled(heldout, seed, held=True)
     if name == STORIES:
-        return _beginnings(TRAIN_SEED + 1000 * (seed + 1), count)
-    found = _from_file(name)
-    Random(seed).shuffle(found)
-    return found[:count]
+        found = _beginnings(TRAIN_SEED + 1000 * (seed + 1), count)
+    else:
+        found = _from_file(name)
+        Random(seed).shuffle(found)
+    return found[heldout:count], found[:heldout]
 
 
 def in_turn(prompts: list[Prompt]) -> list[Prompt]:
@@ -116,24 +122,35 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, config: Any = None) -> frozenset
     return frozenset(t for t in (tokenizer.eos_token_id, *several) if t is not None)
 
 
-def _filled(count: int, seed: int) -> Iterator[Prompt]:
-    """Templates of all tasks in turn, their slots filled by chance; no prompt twice."""
-    dice, data = Random(seed), _built_in()
-    tales = stories(TRAIN_SEED + seed, max(64, count // 4))
-    tasks, seen = (
-        list(data["templates"]),
-        {text for each in data["benchmark"].values() for text in each},
-    )
-    tries = 0
-    while len(seen) < count + 48 and tries < 20 * count:
-        task = tasks[tries % len(tasks)]
-        tries += 1
-        passage = _fill(dice.choice(data["passages"]), data["slots"], dice)
-        template = dice.choice(data["templates"][task])
+def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
+    """Templates of all tasks in turn, their slots filled by chance; no prompt twice.
+
+    Args:
+        held: from the templates and passages kept for held-out prompts, else from the others.
+    """
+    dice, data = Random(f"{seed} {held}"), _built_in()
+    templates = {task: _kept(each, held) for task, each in data["templates"].items()}
+    passages, tasks = _kept(data["passages"], held), list(templates)
+    tales = _kept(stories(TRAIN_SEED + seed, max(64, count // 4)), held)
+    benchmark = {text for each in data["benchmark"].values() for text in each}
+    found: dict[str, Prompt] = {}
+    for number in range(20 * count):
+        if len(found) == count:
+            break
+        task = tasks[number % len(tasks)]
+        passage = _fill(dice.choice(passages), data["slots"], dice)
+        template = dice.choice(templates[task])
         text = _fill(template, data["slots"], dice, passage=passage, story=dice.choice(tales))
-        if text not in seen:
-            seen.add(text)
-            yield Prompt(f"{task}-{len(seen)}", task, text)
+        if text not in benchmark:
+            found.setdefault(text, Prompt(f"{task}-{len(found)}", task, text))
+    return list(found.values())
+
+
+def _kept(texts: list[str], held: bool) -> list[str]:
+    """The texts kept for held-out prompts, which is the last of `HELD_EVERY` or fewer; or the
+    others."""
+    every = min(HELD_EVERY, len(texts))
+    return [text for n, text in enumerate(texts) if (n % every == every - 1) == held]
 
 
 def _fill(template: str, slots: dict[str, list[str]], dice: Random, **more: str) -> str:

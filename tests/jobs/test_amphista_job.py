@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from backend.queue.folders import run_folder, work_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
+from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.amphista import AmphistaJob
-from jobs.amphista_needs import cache_bytes, drafter_weights, parts
+from jobs.amphista_needs import cache_bytes, drafter_weights, parts, prompt_sets
 from jobs.submit import checked, submit
 from tests.methods.amphista_toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, process_of
@@ -132,6 +134,21 @@ def test_bad_input_is_refused_before_it_is_queued(
     assert queries.jobs() == []
 
 
+def test_a_model_of_chats_asks_itself_as_well() -> None:
+    config = AmphistaJob.model_validate({"model": "smollm2-135m"})
+    toy = inspect("toy")
+    chats = replace(toy, default_text="wikipedia")
+    assert prompt_sets(config, chats) == (BUILT_IN, SELF)
+    assert prompt_sets(config, toy) == (STORIES,)
+    chosen = config.model_copy(update={"prompts": BUILT_IN})
+    assert prompt_sets(chosen, chats) == (BUILT_IN,)
+
+
+def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
+    job = finished(wait, prompts=SELF, steps=12)
+    assert job.environment["text"] == {"prompts": SELF, "count": SMALL["answers"]}
+
+
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.amphista_needs.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
     with pytest.raises(ConfigRefused, match="do not fit on the disk") as refused:
@@ -154,6 +171,8 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
     config, estimate = checked("amphista", {**SMALL, "minutes": 7})
     facts = inspect("toy")
     assert estimate.seconds is not None and 420 < estimate.seconds < 600
-    assert set(parts(config, facts)) == {"data", "train", "measure"}
+    assert set(parts(config, facts)) == {"ask", "data", "train", "measure"}
+    asking = config.model_copy(update={"prompts": SELF})
+    assert parts(asking, facts)["ask"] > parts(config, facts)["ask"] == 0
     tokens = 48 * (24 + 64)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)

@@ -63,7 +63,7 @@ def base(name: str = "toy") -> Target:
 def toy_prompts(count: int = 24) -> tuple[tuple[int, ...], ...]:
     """Beginnings of stories."""
     tokenizer = load("toy").tokenizer
-    prompts = training_prompts("toystories", count)
+    prompts = training_prompts("toystories", count)[0]
     return tuple(tuple(prompt_ids(prompt.text, tokenizer)) for prompt in prompts)
 
 

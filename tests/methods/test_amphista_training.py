@@ -17,7 +17,6 @@ from backend.methods.amphista.corpus import (
     Sources,
     collect,
     draft_vocabulary,
-    read_by_base,
 )
 from backend.methods.amphista.drafter import Drafter
 from backend.methods.amphista.engine import decode
@@ -26,7 +25,7 @@ from backend.methods.amphista.measure import judge
 from backend.methods.amphista.proposers import DraftedTree
 from backend.methods.amphista.training import CHECKPOINT, PACE_STEPS, Schedule, Training
 from backend.methods.amphista.tree import best_tree, grow
-from backend.methods.amphista.writing import write_answers
+from backend.methods.amphista.writing import read, write_answers
 from backend.reporter import SilentReporter
 from tests.methods.amphista_toys import END, base, drafter_of, mean_accepted, toy_prompts
 from tests.methods.test_amphista_engine import plain
@@ -38,7 +37,8 @@ LIMIT = 40
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Corpus]:
     """Greedy answers of the toy: to learn from, and held out."""
-    sources = Sources(prompts=toy_prompts(72), heldout=20, limit=LIMIT, ends=[END])
+    prompts = toy_prompts(72)
+    sources = Sources(prompts[20:], prompts[:20], limit=LIMIT, ends=[END])
     folder = tmp_path_factory.mktemp("corpus")
     return collect(base(), sources, Checkpoints(folder), SilentReporter())
 
@@ -93,13 +93,27 @@ def test_answers_in_batches_are_those_of_generate() -> None:
     prompts = toy_prompts()[:6]
     found = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
     for prompt, row in zip(prompts, found, strict=True):
-        assert row == [*prompt, *plain(base(), prompt, 30, [END])]
+        assert row["ids"].tolist() == [*prompt, *plain(base(), prompt, 30, [END])]
+
+
+def test_what_is_kept_while_writing_is_what_reading_finds() -> None:
+    prompts = toy_prompts()[:6]
+    assert len({len(prompt) for prompt in prompts}) > 1
+    for kept in write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter()):
+        found = read(base(), kept["ids"].long())
+        assert torch.equal(kept["best"], found["best"])
+        torch.testing.assert_close(kept["denominator"], found["denominator"])
+        torch.testing.assert_close(kept["hidden"], found["hidden"], atol=0.02, rtol=0.02)
 
 
 def test_sampled_answers_are_fixed_by_their_seed() -> None:
     prompts = toy_prompts()[:6]
     written = [
-        write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter()) for seed in (1, 1, 2)
+        [each["ids"].tolist() for each in found]
+        for found in (
+            write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter())
+            for seed in (1, 1, 2)
+        )
     ]
     assert written[0] == written[1] != written[2]
 
@@ -115,7 +129,8 @@ def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: tuple[Corpus, C
 
 
 def test_a_stored_corpus_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, sources = base(), Sources(prompts=toy_prompts(8), heldout=3, limit=10, ends=[END])
+    prompts, target = toy_prompts(8), base()
+    sources = Sources(prompts[3:], prompts[:3], limit=10, ends=[END])
     learnt, heldout = collect(target, sources, Checkpoints(tmp_path), SilentReporter())
     assert (len(learnt), len(heldout)) == (5, 3)
     monkeypatch.setattr(target, "hidden", None)  # the base may not be asked again
@@ -135,7 +150,7 @@ def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(
 def test_windows_of_text_can_be_learnt_from(tmp_path: Path) -> None:
     texts = [list(prompt)[:12] for prompt in toy_prompts(9)]
     learnt, heldout = collect(
-        base(), Sources(texts=texts, heldout=2), Checkpoints(tmp_path), SilentReporter()
+        base(), Sources(texts[2:], texts[:2], limit=0), Checkpoints(tmp_path), SilentReporter()
     )
     assert len(learnt) + len(heldout) == 9 and learnt[0].start == 0
 
@@ -274,7 +289,7 @@ def test_a_diverging_training_says_so(corpora: tuple[Corpus, Corpus], tmp_path: 
 
 
 def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
-    sources = Sources(texts=[[1, 2, 3]] * 6, heldout=2)
+    sources = Sources([[1, 2, 3]] * 4, [[1, 2, 3]] * 2, limit=0)
     corpora = collect(base(), sources, Checkpoints(tmp_path / "c"), SilentReporter())
     with pytest.raises(ConfigRefused, match="nothing to learn") as refused:
         training(drafter_of(base()), corpora, tmp_path)
@@ -284,7 +299,7 @@ def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_what_is_read_is_kept_whole() -> None:
     ids = torch.tensor(toy_prompts()[0])
-    kept = read_by_base(base(), ids)
+    kept = read(base(), ids)
     hidden = base().hidden(ids[None])[0]
     assert torch.equal(kept["hidden"], hidden.to(torch.bfloat16))
     torch.testing.assert_close(kept["denominator"], base().logits(hidden).logsumexp(-1))

@@ -34,20 +34,28 @@ def test_the_benchmark_has_eight_prompts_of_each_task_in_turn() -> None:
 
 
 def test_training_prompts_are_distinct_and_none_of_the_benchmark() -> None:
-    found = [prompt.text for prompt in training_prompts(BUILT_IN, 600)]
+    found = [prompt.text for prompt in training_prompts(BUILT_IN, 600)[0]]
     assert len(set(found)) == 600
     assert not set(found) & {prompt.text for prompt in benchmark_prompts(BUILT_IN)}
     assert not any("{" in text for text in found)  # every slot is filled
 
 
+def test_held_out_prompts_have_wordings_of_their_own() -> None:
+    learnt, heldout = training_prompts(BUILT_IN, 400, heldout=60)
+    assert (len(learnt), len(heldout)) == (340, 60)
+    assert {p.task for p in learnt} == {p.task for p in heldout}
+    begun = {p.text[:12] for p in learnt if p.task == "coding"}
+    assert not any(p.text[:12] in begun for p in heldout if p.task == "coding")
+
+
 @pytest.mark.parametrize("name", [BUILT_IN, STORIES])
 def test_the_seed_decides_which(name: str) -> None:
-    one, again, other = (training_prompts(name, 20, seed) for seed in (0, 0, 1))
+    one, again, other = (training_prompts(name, 20, seed, 6) for seed in (0, 0, 1))
     assert one == again != other
 
 
 def test_beginnings_of_stories_differ_between_training_and_benchmark() -> None:
-    learnt = {prompt.text for prompt in training_prompts(STORIES, 200)}
+    learnt = {prompt.text for prompt in training_prompts(STORIES, 200)[0]}
     asked = [prompt.text for prompt in benchmark_prompts(STORIES, 20)]
     assert len(asked) == 20 and len(learnt & set(asked)) < 3  # short beginnings may meet
 
@@ -65,7 +73,8 @@ def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
         ("mt_bench", "First."), ("rag", "Context."), ("prompts", "Do this."),
         ("prompts", "How many?"),
     }  # fmt: skip
-    assert {p.text for p in training_prompts("file:q.jsonl", 9)} == {p.text for p in found}
+    learnt, heldout = training_prompts("file:q.jsonl", 9, heldout=1)
+    assert len(heldout) == 1 and {p.text for p in learnt + heldout} == {p.text for p in found}
     require_prompts("file:q.jsonl", "prompts")
 
 

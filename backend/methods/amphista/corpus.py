@@ -1,8 +1,9 @@
 """The training data of a drafter: token ids and what the frozen base makes of them, on disk.
 
-The base runs over every sequence once. Kept of each position are the hidden state h (bfloat16),
-the log of the softmax's denominator, and the most likely token: with them the teacher's
-distribution over any part of the vocabulary is exp(W h - denominator), computed when it is needed.
+The base runs over every sequence once, an answer while it writes it. Kept of each position are the
+hidden state h (bfloat16), the log of the softmax's denominator, and the most likely token: with
+them the teacher's distribution over any part of the vocabulary is exp(W h - denominator), computed
+when it is needed.
 
 One checkpoint for each batch of sequences, so that an interrupted run does not begin anew.
 """
@@ -22,11 +23,10 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.methods.amphista.target import Target
-from backend.methods.amphista.writing import write_answers
+from backend.methods.amphista.writing import read, write_answers
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 WRITERS = 64  # answers written at once
-LOGITS = 2**24  # entries [n, V] computed at once
 HELD, LEARNT = "held", "learnt"
 WRITE, READ = "The base writes answers", "The base reads the text"
 
@@ -36,16 +36,15 @@ class Sources:
     """Where the sequences come from.
 
     Attributes:
-        prompts: token ids; the base writes the answers to them. Empty: `texts` are read.
-        texts: token ids of plain text.
-        heldout: sequences kept apart to judge the heads; answers among them are always greedy.
-        limit: tokens of an answer at most; ends: tokens that end it.
-        temperature, seed: of the writing.
+        learnt, heldout: token ids, to learn from and kept apart to judge the heads: prompts that
+            the base answers, or plain text.
+        limit: tokens of an answer at most; 0: there are no answers, the text itself is read.
+        ends: tokens that end an answer.
+        temperature, seed: of the writing; held-out answers are always greedy.
     """
 
-    prompts: Sequence[Sequence[int]] = ()
-    texts: Sequence[Sequence[int]] = ()
-    heldout: int = 32
+    learnt: Sequence[Sequence[int]]
+    heldout: Sequence[Sequence[int]]
     limit: int = 128
     ends: Collection[int] = ()
     temperature: float = 0.0
@@ -135,13 +134,11 @@ def collect(
     Returns:
         The sequences to learn from and those held out.
     """
-    every = list(sources.prompts or sources.texts)
-    random.Random(sources.seed).shuffle(every)
-    parts = {HELD: every[: sources.heldout], LEARNT: every[sources.heldout :]}
-    files: dict[str, list[Path]] = {HELD: [], LEARNT: []}
-    done, doing = 0, WRITE if sources.prompts else READ
+    parts = {HELD: sources.heldout, LEARNT: sources.learnt}
+    total, files = sum(map(len, parts.values())), {name: list[Path]() for name in parts}
+    done, doing = 0, WRITE if sources.limit else READ
     for name, rows in parts.items():
-        rows = sorted(rows, key=len)
+        rows = sorted(rows, key=len)  # those of like length share a batch
         for number in range(0, len(rows), WRITERS):
             batch, place = rows[number : number + WRITERS], f"{name}-{number // WRITERS:05d}"
             stop_if_asked(reporter)
@@ -149,9 +146,9 @@ def collect(
             if folder is None:
                 _make(target, sources, name, batch, number, checkpoints, place, reporter)
                 folder = checkpoints.root / place
-                reporter.progress(done + len(batch), len(every), doing)
+                reporter.progress(done + len(batch), total, doing)
             else:
-                reporter.progress(done + len(batch), len(every), REPLAY)
+                reporter.progress(done + len(batch), total, REPLAY)
             done += len(batch)
             files[name].append(folder / "rows.safetensors")
     return Corpus(files[LEARNT]), Corpus(files[HELD])
@@ -168,35 +165,18 @@ def _make(
     reporter: Reporter,
 ) -> None:
     """Stores one batch of sequences and what the base makes of them."""
-    starts = [0] * len(batch)
-    if sources.prompts:
+    if sources.limit:
         starts = [len(prompt) for prompt in batch]
         heat = 0.0 if name == HELD else sources.temperature
         seed = sources.seed * 1_000_003 + number
-        batch = write_answers(target, batch, sources.limit, sources.ends, heat, seed, reporter)
-    read = []
-    for row in batch:
-        stop_if_asked(reporter)
-        read.append(read_by_base(target, torch.tensor(row)))
-    tensors = {key: torch.cat([each[key] for each in read]) for key in read[0]}
-    tensors["lengths"] = torch.tensor([len(row) for row in batch])
+        made = write_answers(target, batch, sources.limit, sources.ends, heat, seed, reporter)
+    else:
+        starts, made = [0] * len(batch), []
+        for row in batch:
+            stop_if_asked(reporter)
+            made.append(read(target, torch.tensor(row)))
+    tensors = {key: torch.cat([each[key] for each in made]) for key in made[0]}
+    tensors["lengths"] = torch.tensor([len(each["ids"]) for each in made])
     tensors["starts"] = torch.tensor(starts)
     with checkpoints.write(place) as folder:
         save_file(tensors, folder / "rows.safetensors")
-
-
-@torch.inference_mode()
-def read_by_base(target: Target, ids: Tensor) -> dict[str, Tensor]:
-    """What is kept of token ids [T]."""
-    hidden = target.hidden(ids[None].to(target.device))[0]
-    denominators, best = [], []
-    for rows in hidden.split(max(1, LOGITS // target.vocabulary)):
-        logits = target.logits(rows).float()
-        denominators.append(logits.logsumexp(-1).cpu())
-        best.append(logits.argmax(-1).int().cpu())
-    return {
-        "ids": ids.int(),
-        "hidden": hidden.to(torch.bfloat16).cpu(),
-        "denominator": torch.cat(denominators),
-        "best": torch.cat(best),
-    }
