@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from backend.errors import ConfigRefused, TextRefused
+from backend.methods.amphista.config import CHUNK, WRITERS
 from backend.models.estimate import RUNTIME, block_weights, readable, weight_memory
 from backend.models.facts import ModelFacts
 from backend.settings import available_threads, settings
@@ -25,7 +26,6 @@ FORWARD_PACE = 2.5  # passes without gradients in large batches, over the usual 
 KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
 READ = 4  # bytes of each value kept beside a hidden state: id, denominator, first choice
 SPARE = 1.2  # drafter and checkpoints beside the training data
-CHUNK = 256  # anchors whose logits are held at once
 JUDGED = 2000  # passes of one token that measuring this machine takes
 
 
@@ -132,15 +132,25 @@ def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
 
 
 def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
-    """Bytes at the peak, an estimate from above, by what they are for."""
+    """Bytes at the peak, an estimate from above, by what they are for: answers are written before
+    the training, so the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
-    return {
-        "runtime": RUNTIME,
-        "weights": weight_memory(facts),
+    written = WRITERS * sequence_tokens(config) * (config.data == "answers")
+    work = {
+        "answers": 4 * written * cached_values(facts),
         "training": ADAM * drafter_weights(config, facts)
-        + 4 * KEPT * config.batch * sequence_tokens(config) * facts.hidden,
-        "logits": 4 * 4 * CHUNK * config.heads * vocabulary,
+        + 4 * KEPT * config.batch * sequence_tokens(config) * facts.hidden
+        + 4 * 4 * CHUNK * config.heads * vocabulary,
     }
+    most = max(work, key=work.__getitem__)
+    return {"runtime": RUNTIME, "weights": weight_memory(facts), most: work[most]}
+
+
+def cached_values(facts: ModelFacts) -> int:
+    """Keys and values that all blocks keep of one token; from above where one linear makes
+    queries, keys and values together."""
+    rows = [x.rows for x in facts.linears if x.module.endswith(("k_proj", "v_proj"))]
+    return sum(rows) or 2 * facts.blocks * facts.hidden
 
 
 def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:

@@ -141,6 +141,8 @@ TO_LOWER = {  # part -> in words, what to do, and the field that does it
         "redense",
     ),
     "stages": ("the stages of one block", "Choose a smaller model.", "model"),
+    "answers": ("the answers written at once", "Choose shorter answers.", "answer_tokens"),
+    "training": ("the training", "Choose fewer or shorter sequences in a step.", "batch"),
     "logits": ("the logits", "Lower the context length or the segments per pass.", "context"),
 }
 

@@ -19,7 +19,13 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.amphista import AmphistaJob
-from jobs.amphista_needs import cache_bytes, drafter_weights, parts, prompt_sets
+from jobs.amphista_needs import (
+    cache_bytes,
+    cached_values,
+    drafter_weights,
+    parts,
+    prompt_sets,
+)
 from jobs.submit import checked, submit
 from tests.methods.amphista_toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, process_of
@@ -147,6 +153,18 @@ def test_a_model_of_chats_asks_itself_as_well() -> None:
 def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
     job = finished(wait, prompts=SELF, steps=12)
     assert job.environment["text"] == {"prompts": SELF, "count": SMALL["answers"]}
+
+
+def test_answers_that_do_not_fit_into_memory_are_refused(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.amphista.memory_available", lambda: 10**9)
+    config = {"model": "smollm2-135m", "answer_tokens": 8000}
+    with pytest.raises(ModelRefused, match="the answers written at once") as refused:
+        checked("amphista", config)
+    assert refused.value.field == "answer_tokens"
+    facts = inspect("smollm2-135m")
+    assert cached_values(facts) == facts.blocks * 2 * 192
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:

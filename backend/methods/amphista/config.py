@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 ADVANCED: JsonDict = {"advanced": True}
+WRITERS = 64  # answers the base writes at once
+CHUNK = 256  # anchors whose logits [CHUNK, K, v] are held at once
 COLDEST, LEAST_PENALTY = 0.01, 0.1  # logits divided by less would not be finite
 
 

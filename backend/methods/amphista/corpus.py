@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
+from backend.methods.amphista.config import WRITERS
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.writing import read, write_answers
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
-WRITERS = 64  # answers written at once
 HELD, LEARNT = "held", "learnt"
 WRITE, READ = "The base writes answers", "The base reads the text"
 

@@ -19,10 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.methods.amphista.config import TrainingConfig
+from backend.methods.amphista.config import CHUNK, TrainingConfig
 from backend.methods.amphista.drafter import Drafter
-
-CHUNK = 256  # anchors whose logits [CHUNK, K, v] are held at once
 
 
 @dataclass(frozen=True)

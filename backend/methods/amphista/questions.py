@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
+from backend.methods.amphista.config import WRITERS
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.writing import write_answers
 from backend.reporter import REPLAY, Reporter
 from backend.text.prompts import SELF, Prompt, end_ids, prompt_ids, training_prompts
 
-ASKERS = 64  # prompts written at once
 LONGEST = 192  # tokens of a prompt; a longer one has lost its thread and is left out
 BEGINNING = 24  # tokens of a prompt of a model without a template
 TEMPERATURE = 0.8  # at 1 a small model wanders off
@@ -102,7 +102,7 @@ def write_questions(
         Stopped: the reporter asked for it.
     """
     texts: dict[str, None] = {}
-    for number in range(-(-PATIENCE * count // ASKERS)):
+    for number in range(-(-PATIENCE * count // WRITERS)):
         if len(texts) >= count:
             break
         place = f"prompts-{number:05d}"
@@ -125,7 +125,7 @@ def _batch(
     start, chat = opening(tokenizer), bool(tokenizer.chat_template)
     ends = end_ids(tokenizer, target.model.generation_config)
     limit = min(LONGEST if chat else BEGINNING, target.context // 2)
-    wanted = [start] * ASKERS
+    wanted = [start] * WRITERS
     written = write_answers(target, wanted, limit, ends, TEMPERATURE, seed, reporter)
     rows = [each["ids"].tolist()[len(start) :] for each in written]
     if chat:
