@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -177,6 +178,21 @@ def test_a_finished_run_computes_nothing_again(start, recorder) -> None:
     assert run(qat, told) == errors
     assert told.snapshots == [] and told.metrics == []
     assert qat.seconds == first.seconds  # of all attempts
+
+
+def test_the_walk_of_gptq_counts_as_its_time(start, monkeypatch) -> None:
+    taken = []
+
+    def timed(*given: object) -> None:
+        began = time.perf_counter()
+        compensate(*given)
+        taken.append(time.perf_counter() - began)
+
+    compensate = pipeline.compensate
+    monkeypatch.setattr(pipeline, "compensate", timed)
+    qat = start(text_loss=False, lora=False, rtn=False)
+    run(qat)
+    assert qat.seconds[Stage.GPTQ] >= sum(taken) > 0
 
 
 def test_another_runs_folder_is_refused(start) -> None:

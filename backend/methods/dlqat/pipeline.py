@@ -115,7 +115,8 @@ class DLQAT:
         """
         run = self.run
         if run.config.needs_gptq:
-            compensate(run, "gptq", Linear.read, reporter)
+            with self._timed(Stage.GPTQ):
+                compensate(run, "gptq", Linear.read, reporter)
         if self._needs_energies:
             find_energies(run, reporter)
         return self.stages
@@ -133,18 +134,26 @@ class DLQAT:
             MethodFailed: the computation could not go on; says where.
             Stopped: the reporter asked for it.
         """
+        with self._timed(stage):
+            if self.run.store.holds(stage_name(stage)):
+                reporter.progress(1, 1, REPLAY)
+            else:
+                self._make(stage, reporter)
+
+    @contextmanager
+    def _timed(self, stage: Stage) -> Iterator[None]:
+        """Counts what is done inside among the seconds of `stage`, as those of earlier attempts
+        are, unless a checkpoint holds the stage already."""
         store, name = self.run.store, f".seconds-{stage}"  # hidden: no run goes on from it
-        before, began = store.facts(name).get("seconds", 0.0), time.perf_counter()
-        self.seconds[stage] = before
-        if store.holds(stage_name(stage)):
-            reporter.progress(1, 1, REPLAY)
-            return
+        self.seconds[stage] = before = store.facts(name).get("seconds", 0.0)
+        held, began = store.holds(stage_name(stage)), time.perf_counter()
         try:
-            self._make(stage, reporter)
+            yield
         finally:
-            self.seconds[stage] = before + time.perf_counter() - began
-            with suppress(OSError):
-                store.save(name, {}, seconds=self.seconds[stage])
+            if not held:
+                self.seconds[stage] = before + time.perf_counter() - began
+                with suppress(OSError):
+                    store.save(name, {}, seconds=self.seconds[stage])
 
     def _make(self, stage: Stage, reporter: Reporter) -> None:
         run = self.run
