@@ -118,7 +118,8 @@ def read_out(target: Target, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     [b, V] of the last column; the first two on the CPU."""
     denominators, best = [], []
     for columns in hidden.split(max(1, LOGITS // (target.vocabulary * len(hidden))), dim=1):
-        logits = target.logits(columns).float()
+        rows = target.logits(columns.flatten(0, 1))  # one product: the head is not copied per row
+        logits = rows.float().unflatten(0, columns.shape[:2])
         denominators.append(logits.logsumexp(-1).cpu())
         best.append(logits.argmax(-1).int().cpu())
     return torch.cat(denominators, 1), torch.cat(best, 1), logits[:, -1]
@@ -134,7 +135,9 @@ def _ended(row: list[int], prompt: Sequence[int], goal: int, ends: Collection[in
 
 
 def _drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> list[int]:
-    """A token for each row of logits [b, V], drawn on the CPU so that a seed means the same."""
-    chances = (logits.cpu() / temperature).softmax(-1)
-    drawn: list[int] = torch.multinomial(chances, 1, generator=generator)[:, 0].tolist()
-    return drawn
+    """A token for each row of logits [b, V], drawn on the CPU so that a seed means the same: the
+    first whose cumulated probability exceeds a uniform number, one random number a row."""
+    cumulated = (logits.double().cpu() / temperature).softmax(-1).cumsum(-1)
+    places = torch.rand(len(logits), 1, dtype=torch.double, generator=generator)
+    drawn = torch.searchsorted(cumulated, places * cumulated[:, -1:], right=True)
+    return drawn[:, 0].clamp_(max=logits.shape[-1] - 1).tolist()
