@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 64  # of a prompt, about
 ASKED = 100  # tokens the base writes for each prompt of its own, those left out included
-WRITE_SHARE = 2.0  # one written token costs as much as two that are read, in batches
-FORWARD_PACE = 2.5  # passes without gradients in large batches, over the usual pace; measured
+FORWARD_PACE = 3.0  # passes without gradients in large batches, over the usual pace; measured
 KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
 READ = 4  # bytes of each value kept beside a hidden state: id, denominator, first choice
 SPARE = 1.2  # drafter and checkpoints beside the training data
@@ -161,8 +160,8 @@ def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
     sets = prompt_sets(config, facts)
     asked = ASKED * config.answers * sets.count(SELF) / len(sets) * answered
     return {
-        "ask": 2.0 * weights * asked * WRITE_SHARE / FORWARD_PACE,
-        "data": 2.0 * weights * tokens * (WRITE_SHARE if answered else 1) / FORWARD_PACE,
+        "ask": 2.0 * weights * asked / FORWARD_PACE,
+        "data": 2.0 * weights * tokens / FORWARD_PACE,
         "train": training_work(config, facts),
         "measure": 2.0 * weights * JUDGED,
     }
