@@ -11,7 +11,8 @@ from backend.errors import ConfigRefused
 from backend.methods.amphista.config import ADVANCED, Temperature
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.amphista_needs import corpus_name, prompt_sets
-from jobs.prompts import PromptConfig
+from jobs.prompts import PromptConfig, prompt_facts
+from jobs.text import text_facts
 
 if TYPE_CHECKING:
     from backend.methods.amphista.corpus import Sources
@@ -30,8 +31,9 @@ class DataConfig(PromptConfig):
         min_length=1,
         max_length=300,
         title="Prompts",
-        description="What the base answers. auto: half built-in, half self-written; the model has "
-        "its own idea of what people ask. file:NAME.jsonl: your own.",
+        description="What the base answers. auto: half built-in, half self-written, for the model "
+        "has its own idea of what people ask; stories for the toy. file:NAME.jsonl: your own; of "
+        "several turns the first is asked.",
         examples=["auto", BUILT_IN, SELF, STORIES],
     )
 
@@ -99,7 +101,7 @@ def _windows(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> S
     name = corpus_name(config, loaded.facts)
     wanted = (config.answers, config.answer_tokens, config.seed)
     text = calibration_slice(name, loaded.tokenizer, *wanted, shared=True)
-    context.environment(text={"corpus": name, "sha256": text.sha256})
+    context.environment(text={"training": text_facts(text)})
     rows = text.input_ids.tolist()
     random.Random(config.seed).shuffle(rows)
     return Sources(rows[config.heldout :], rows[: config.heldout], limit=0)
@@ -117,15 +119,15 @@ def _prompts(
     learnt, heldout = prompts_for(
         target, loaded.tokenizer, wanted, context.checkpoints, phases.phase("ask")
     )
+    lacking, field = ("to learn from", "prompts") if not learnt else ("to judge by", "heldout")
     if not learnt or not heldout:
         raise ConfigRefused(
-            f"{' and '.join(sets)}: {len(learnt) + len(heldout)} prompts fit the model.",
-            f"{config.heldout} of them are to be held out.",
-            "Hold out fewer, or choose other prompts.",
-            "prompts",
+            f"{' and '.join(sets)}: no prompt {lacking} is left.",
+            f"{len(learnt) + len(heldout)} prompts leave room for answers of {limit} tokens.",
+            "Choose other prompts, shorter answers, or another share to hold out.",
+            field,
         )
-    count = len(learnt) + len(heldout)
-    context.environment(text={"prompts": " and ".join(sets), "count": count})
+    context.environment(text={"prompts": prompt_facts(" and ".join(sets), learnt + heldout)})
     return Sources(
         learnt,
         heldout,

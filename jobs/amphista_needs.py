@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from backend.errors import ConfigRefused, TextRefused
-from backend.methods.amphista.config import CHUNK, WRITERS
+from backend.methods.amphista.config import CHUNK, LONGEST, WRITERS
 from backend.models.estimate import RUNTIME, block_weights, readable, weight_memory
 from backend.models.facts import ModelFacts
 from backend.settings import available_threads, settings
@@ -134,9 +134,9 @@ def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     """Bytes at the peak, an estimate from above, by what they are for: answers are written before
     the training, so the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
-    written = WRITERS * sequence_tokens(config) * (config.data == "answers")
+    written = WRITERS * (LONGEST + PROMPT_TOKENS + config.answer_tokens)
     work = {
-        "answers": 4 * written * cached_values(facts),
+        "answers": 4 * written * (cached_values(facts) + facts.hidden) * (config.data == "answers"),
         "training": ADAM * drafter_weights(config, facts)
         + 4 * KEPT * config.batch * sequence_tokens(config) * facts.hidden
         + 4 * 4 * CHUNK * config.heads * vocabulary,

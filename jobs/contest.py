@@ -30,7 +30,7 @@ from jobs.context import JobContext
 from jobs.drafters import drafter_folder, drafters_named
 from jobs.model import absolute
 from jobs.phases import Phase, Phases
-from jobs.prompts import prompt_set, readable_ids
+from jobs.prompts import prompt_facts, prompt_set, readable_ids
 from jobs.speed import SIZES, TREE_PROMPTS, SpeedJob
 from jobs.speed_words import ASSISTANT, LOOKUP, path_name
 
@@ -123,7 +123,8 @@ class Contest:
                 "max_new_tokens",
             )
         found = found[: config.count]
-        self.context.environment(text={"prompts": name, "count": len(found)})
+        facts = prompt_facts(name, [ids for _, ids in found])
+        self.context.environment(text={"prompts": facts})
         return found
 
     # the answers -----------------------------------------------------------------------------

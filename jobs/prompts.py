@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
@@ -43,6 +46,12 @@ def check_prompts(config: PromptConfig, facts: ModelFacts) -> str:
     name = prompt_set(config, facts)
     require_prompts(name, "prompts")
     return name
+
+
+def prompt_facts(name: str, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What identifies prompts, given as token ids: their set, their number, and their sha256."""
+    digest = hashlib.sha256(json.dumps([list(row) for row in rows]).encode())
+    return {"corpus": name, "sha256": digest.hexdigest(), "count": len(rows)}
 
 
 def readable_ids(

@@ -2,8 +2,9 @@
 
 - built-in, both written for this program (`prompts.json`): a benchmark of eight prompts in each of
   six task kinds, and templates with slots from which any number of training prompts is filled. The
-  two share no prompt. Of the templates every sixth of a task, and one passage, is for prompts that
-  are held out: a drafter is judged on wordings it has not learnt from.
+  two share no prompt. Of the templates every sixth of a task, and of the passages and stories in
+  them as many, are for prompts that are held out: a drafter is judged on wordings it has not learnt
+  from.
 - `file:NAME`: lines of a .jsonl file under SLIMSCOPE_TEXT_DIR, each with "turns" (its first is
   taken), "prompt", "instruction", "question" or "text", and perhaps "category": the question files
   of MT-Bench and Spec-Bench can be read as they are.
@@ -93,7 +94,8 @@ def training_prompts(
     else:
         found = _from_file(name)
         Random(seed).shuffle(found)
-    return found[heldout:count], found[:heldout]
+    distinct = [*{prompt.text: prompt for prompt in found}.values()]
+    return distinct[heldout:count], distinct[:heldout]
 
 
 def in_turn(prompts: list[Prompt]) -> list[Prompt]:
@@ -180,6 +182,12 @@ def require_prompts(name: str, field: str) -> None:
 
 def _from_file(name: str) -> list[Prompt]:
     found: list[Prompt] = []
+    if name == SELF:
+        raise TextRefused(
+            "There are no self-written prompts to be asked.",
+            "The model writes them only to learn from its answers.",
+            f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
+        )
     inner = name.removeprefix(files.PREFIX)
     for path in files.paths(inner) if inner != name else []:
         if path.suffix == ".jsonl":

@@ -17,7 +17,9 @@ from backend.reporter import Reporter, stop_if_asked
 BATCH = 16  # windows written at once
 
 
-def _starts(tokenizer: PreTrainedTokenizerBase, count: int, generator: torch.Generator) -> Tensor:
+def first_tokens(
+    tokenizer: PreTrainedTokenizerBase, count: int, generator: torch.Generator
+) -> Tensor:
     """First tokens [count, 1]: beginning-of-text, or any ordinary token where there is none."""
     if tokenizer.bos_token_id is not None:
         return torch.full((count, 1), tokenizer.bos_token_id)
@@ -57,7 +59,7 @@ def sample(
     """
     generator = torch.Generator().manual_seed(seed)
     name = cache_name(model)
-    rows = _starts(tokenizer, segments, generator).repeat(1, context)
+    rows = first_tokens(tokenizer, segments, generator).repeat(1, context)
     for number, batch in enumerate(rows.split(BATCH)):  # views: filled in place
         cache = None
         for column in range(1, context):

@@ -26,6 +26,7 @@ from jobs.amphista_needs import (
     parts,
     prompt_sets,
 )
+from jobs.replay import compare
 from jobs.submit import checked, submit
 from tests.methods.amphista_toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, process_of
@@ -109,7 +110,7 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
         answers=30,
     )
     assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
-    assert job.environment["text"]["corpus"] == "toystories"
+    assert job.environment["text"]["training"]["corpus"] == "toystories"
     _, estimate = checked("amphista", {**SMALL, "data": "text"})
     assert "guess its answers less well" in estimate.warnings[0]
 
@@ -152,7 +153,9 @@ def test_a_model_of_chats_asks_itself_as_well() -> None:
 
 def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
     job = finished(wait, prompts=SELF, steps=12)
-    assert job.environment["text"] == {"prompts": SELF, "count": SMALL["answers"]}
+    facts = job.environment["text"]["prompts"]
+    assert (facts["corpus"], facts["count"]) == (SELF, SMALL["answers"])
+    assert compare(job.id, job.id).outcome == "equal"
 
 
 def test_answers_that_do_not_fit_into_memory_are_refused(

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
-from backend.errors import Stopped
+from backend.errors import Stopped, TextRefused
 from backend.methods.amphista import questions
-from backend.methods.amphista.questions import Wanted, opening, prompts_for, write_questions
+from backend.methods.amphista.questions import Wanted, prompts_for, user_turn, write_questions
 from backend.models.loading import load
 from backend.reporter import SilentReporter
 from backend.text.prompts import SELF, STORIES, Prompt, prompt_ids
 from tests.methods.amphista_toys import base
 
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -50,22 +53,95 @@ def test_prompts_that_are_stored_are_not_written_again(
     assert ask(tmp_path, tokenizer, 20, 1) == first
 
 
-def test_a_user_speaks_behind_the_templates_mark(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert opening(tokenizer) == [tokenizer.bos_token_id]
-    chat: Any = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
-    chat.chat_template = TEMPLATE
-    assert chat.decode(opening(chat)) == "<user>"
-
-
-def test_a_user_without_an_end_is_left_out(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chat: Any = type(tokenizer)(
+def chats(tokenizer: PreTrainedTokenizerBase, template: str = TEMPLATE) -> Any:
+    """The toy's tokenizer with a chat template."""
+    found: Any = type(tokenizer)(
         tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token
     )
-    chat.chat_template = TEMPLATE
-    monkeypatch.setattr(questions, "end_ids", lambda *_: frozenset())
-    assert ask(tmp_path, chat, 5, 1) == []
+    found.chat_template = template
+    return found
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, *said: str) -> None:
+    """Lets the base write what is `said`, over and over."""
+
+    def written(_: object, starts: Sequence[Sequence[int]], *__: object) -> list[dict[str, Tensor]]:
+        ids = [tokenizer(text, add_special_tokens=False).input_ids for text in said]
+        rows = [[*start, *ids[n % len(ids)]] for n, start in enumerate(starts)]
+        return [{"ids": torch.tensor(row)} for row in rows]
+
+    monkeypatch.setattr(questions, "write_answers", written)
+
+
+def test_a_user_speaks_until_the_token_that_ends_the_turn(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = chats(tokenizer)
+    turn = user_turn(chat)
+    assert turn is not None and chat.decode(turn.opening) == "<user>"
+    assert turn.closing == tokenizer.eos_token_id
+    scripted(monkeypatch, chat, "Who sang?<|endoftext|>", "It goes on and on")
+    assert [prompt.text for prompt in ask(tmp_path, chat, 5, 1)] == ["Who sang?"]
+
+
+def test_a_turn_may_end_with_plain_text(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = chats(tokenizer, "[INST] {{ messages[0].content }} [/INST]")
+    turn = user_turn(chat)
+    assert turn is not None and turn.closing is None and turn.words == "[/INST]"
+    scripted(monkeypatch, chat, "Who sang? [/INST] The cat.<|endoftext|>", "Only this.")
+    assert [prompt.text for prompt in ask(tmp_path, chat, 5, 1)] == ["Who sang?"]
+
+
+@pytest.mark.parametrize(
+    "template", ["Hello!", "{{ messages[0].content }}", "{{ raise_exception('Not here') }}"]
+)
+def test_a_template_that_hides_its_user_is_refused_or_made_up_for(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
+    chat = chats(tokenizer, template)
+    with pytest.raises(TextRefused, match="where a user speaks") as refused:
+        ask(tmp_path, chat, 5, 1)
+    assert refused.value.field == "prompts"
+
+
+def test_what_the_base_does_not_ask_others_make_up_for(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(SilentReporter, "log", lambda _, text: said.append(text))
+    scripted(monkeypatch, tokenizer, "One day", "A cat", "The sun", "A bird")
+    wanted = Wanted((STORIES, SELF), 30, 8, limit=16)
+    learnt, heldout = prompts_for(
+        base(), tokenizer, wanted, Checkpoints(tmp_path), SilentReporter()
+    )
+    assert (len(learnt), len(heldout)) == (22, 8)
+    assert "wrote 4 of 15 prompts" in said[0]
+    chat = chats(tokenizer, "Hello!")
+    found = prompts_for(base(), chat, wanted, Checkpoints(tmp_path / "b"), SilentReporter())
+    assert (len(found[0]), len(found[1])) == (22, 8) and "where a user speaks" in said[1]
+
+
+def test_an_interrupted_base_asks_the_same(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "WRITERS", 6)
+    whole = ask(tmp_path / "whole", tokenizer, 15, 1)
+
+    class Once(SilentReporter):
+        done = False
+
+        def progress(self, *_: object) -> None:
+            self.done = True
+
+        def should_stop(self) -> bool:
+            return self.done
+
+    with pytest.raises(Stopped):
+        write_questions(base(), tokenizer, 15, 1, Checkpoints(tmp_path / "cut"), Once())
+    assert len([*(tmp_path / "cut").iterdir()]) == 1
+    assert ask(tmp_path / "cut", tokenizer, 15, 1) == whole and len(whole) == 15
 
 
 def test_sets_are_mixed_in_equal_shares_and_held_out_apart(

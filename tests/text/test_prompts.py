@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from backend.errors import TextRefused
+from backend.text import prompts
 from backend.text.prompts import (
     BUILT_IN,
     STORIES,
@@ -21,6 +22,7 @@ from backend.text.prompts import (
     training_prompts,
 )
 
+PROMPTS = Path(prompts.__file__).with_name("prompts.json")
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 
 
@@ -44,8 +46,18 @@ def test_held_out_prompts_have_wordings_of_their_own() -> None:
     learnt, heldout = training_prompts(BUILT_IN, 400, heldout=60)
     assert (len(learnt), len(heldout)) == (340, 60)
     assert {p.task for p in learnt} == {p.task for p in heldout}
-    begun = {p.text[:12] for p in learnt if p.task == "coding"}
-    assert not any(p.text[:12] in begun for p in heldout if p.task == "coding")
+    templates = json.loads(PROMPTS.read_text())["templates"]
+    openings = {t: text.split("{")[0] for t, texts in templates.items() for text in [texts[5]]}
+    for task, opening in openings.items():
+        assert not any(p.text.startswith(opening) for p in learnt if p.task == task)
+    passages = [{p.text.split("\n\n", 1)[-1] for p in part} for part in (learnt, heldout)]
+    assert not passages[0] & passages[1]
+
+
+def test_a_prompt_that_stands_twice_is_not_held_out_and_learnt_from(text_dir: Path) -> None:
+    (text_dir / "q.jsonl").write_text('{"text": "A."}\n{"text": "B."}\n{"text": "A."}\n' * 3)
+    learnt, heldout = training_prompts("file:q.jsonl", 9, heldout=1)
+    assert len(learnt) == 1 and {p.text for p in learnt + heldout} == {"A.", "B."}
 
 
 @pytest.mark.parametrize("name", [BUILT_IN, STORIES])

@@ -27,7 +27,7 @@ CONFIG = {
 HITS = {"0": 0.4, "1": 0.2, "0.0": 0.3, "0.1": 0.0, "1.0": 0.1}
 HERE = {
     "cpu": "a processor, 2 of 2 cores", "device": "cpu", "threads": 1, "precision": "float32",
-    "text": {"prompts": "toystories", "count": 12},
+    "text": {"prompts": {"corpus": "toystories", "count": 12}},
 }  # fmt: skip
 
 

@@ -97,13 +97,13 @@ def head(job: Job, results: Sequence[Row]) -> str:
 def conditions(job: Job) -> dict[str, str]:
     """What a figure of speed means nothing without."""
     here, config = job.environment, job.config
-    text = here.get("text") or {}
+    prompts = (here.get("text") or {}).get("prompts", {})
     return {
         "Model": model_name(config["model"]),
         "Processor": esc(here["cpu"] if here.get("device") == "cpu" else here.get("device", "–")),
         "Threads": esc(here.get("threads", "–")),
         "Precision": esc(here.get("precision", config["precision"])),
-        "Prompts": f"{esc(text.get('count', '–'))} of {esc(text.get('prompts', '–'))}, "
+        "Prompts": f"{esc(prompts.get('count', '–'))} of {esc(prompts.get('corpus', '–'))}, "
         f"{esc(config['rounds'])} rounds",
         "Answers": f"up to {esc(config['max_new_tokens'])} tokens, batch 1, greedy",
     }

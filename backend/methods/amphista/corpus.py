@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,13 @@ def collect(
 
     Returns:
         The sequences to learn from and those held out.
+
+    Raises:
+        ConfigRefused: what is stored was made of other sources.
+        MethodFailed: nothing can be drawn from the base.
+        Stopped: the reporter asked for it.
     """
+    checkpoints.claim(sha256(repr(sources).encode()).hexdigest(), "")
     parts = {HELD: sources.heldout, LEARNT: sources.learnt}
     total, files = sum(map(len, parts.values())), {name: list[Path]() for name in parts}
     done, doing = 0, WRITE if sources.limit else READ

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from backend.errors import MethodFailed
 from backend.methods.amphista.target import Target
 from backend.reporter import Reporter, stop_if_asked
 
@@ -73,6 +74,7 @@ def write_answers(
         seed: of the draws; the same batch and seed give the same answers.
 
     Raises:
+        MethodFailed: nothing can be drawn from the base.
         Stopped: the reporter asked for it.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -136,8 +138,19 @@ def _ended(row: list[int], prompt: Sequence[int], goal: int, ends: Collection[in
 
 def _drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> list[int]:
     """A token for each row of logits [b, V], drawn on the CPU so that a seed means the same: the
-    first whose cumulated probability exceeds a uniform number, one random number a row."""
-    cumulated = (logits.double().cpu() / temperature).softmax(-1).cumsum(-1)
+    first whose cumulated probability exceeds a uniform number, one random number a row.
+
+    Raises:
+        MethodFailed: the logits are not finite.
+    """
+    cumulated = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)
+    if not cumulated[:, -1].isfinite().all():
+        raise MethodFailed(
+            "The base writes nothing: its logits are not finite.",
+            "Its weights overflow in this precision, or are damaged.",
+            "Choose another precision, or another base.",
+            "precision",
+        )
     places = torch.rand(len(logits), 1, dtype=torch.double, generator=generator)
     drawn = torch.searchsorted(cumulated, places * cumulated[:, -1:], right=True)
     return drawn[:, 0].clamp_(max=logits.shape[-1] - 1).tolist()

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 
 import torch
@@ -115,7 +115,7 @@ class DLQAT:
         """
         run = self.run
         if run.config.needs_gptq:
-            with self._timed(Stage.GPTQ):
+            with self._timed(Stage.GPTQ) if Stage.GPTQ in self.stages else nullcontext():
                 compensate(run, "gptq", Linear.read, reporter)
         if self._needs_energies:
             find_energies(run, reporter)
@@ -145,7 +145,8 @@ class DLQAT:
         """Counts what is done inside among the seconds of `stage`, as those of earlier attempts
         are, unless a checkpoint holds the stage already."""
         store, name = self.run.store, f".seconds-{stage}"  # hidden: no run goes on from it
-        self.seconds[stage] = before = store.facts(name).get("seconds", 0.0)
+        stored = float(store.facts(name).get("seconds", 0.0))
+        self.seconds[stage] = before = max(self.seconds.get(stage, 0.0), stored)
         held, began = store.holds(stage_name(stage)), time.perf_counter()
         try:
             yield
