@@ -36,7 +36,6 @@ class DataConfig(PromptConfig):
         "several turns the first is asked.",
         examples=["auto", BUILT_IN, SELF, STORIES],
     )
-
     data: Literal["answers", "text"] = Field(
         "answers",
         title="Training data",
