@@ -1,10 +1,11 @@
 """Prompts: what a model is asked, to write training answers or to be timed.
 
 - built-in, both written for this program (`prompts.json`): a benchmark of eight prompts in each of
-  six task kinds, and templates with slots from which any number of training prompts is filled. The
-  two share no prompt. Of the templates every sixth of a task, and of the passages and stories in
-  them as many, are for prompts that are held out: a drafter is judged on wordings it has not learnt
-  from.
+  six task kinds, and templates with slots from which any number of training prompts is filled:
+  the same kinds, and two that ask about a passage or for a translation. Passages are written for
+  this program, or paragraphs of the Wikipedia sample where it is set up. The two share no prompt.
+  Of the templates every sixth of a task, and of the texts in them as many, are for prompts that
+  are held out: a drafter is judged on wordings and texts it has not learnt from.
 - `file:NAME`: lines of a .jsonl file under SLIMSCOPE_TEXT_DIR, each with "turns" (its first is
   taken), "prompt", "instruction", "question" or "text", and perhaps "category": the question files
   of MT-Bench and Spec-Bench can be read as they are.
@@ -16,6 +17,7 @@ A prompt is put into the tokenizer's chat template where it has one.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +29,8 @@ from transformers import PreTrainedTokenizerBase
 from backend.errors import TextRefused
 from backend.models.toy.stories import stories
 from backend.text import files
+from backend.text.corpora import WIKIPEDIA, prepared
+from backend.text.documents import documents
 
 BUILT_IN, STORIES = "built-in", "toystories"
 SELF = "self-written"  # by the model that answers them; only to learn from
@@ -36,7 +40,10 @@ SPEC_BENCH = frozenset(  # the eight categories of MT-Bench are one task of Spec
 )
 TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story beginnings; the toy learnt from 1
 BEGINNING = 2  # sentences of a story that are given
-HELD_EVERY = 6  # one template of so many is for held-out prompts
+HELD_EVERY = 6  # one template, or text, of so many is for held-out prompts
+PAGES_SHARE = 0.75  # of passages that are taken from the Wikipedia sample
+PASSAGE = 150, 900  # characters of such a passage
+SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -128,24 +135,58 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
     """Templates of all tasks in turn, their slots filled by chance; no prompt twice.
 
     Args:
-        held: from the templates and passages kept for held-out prompts, else from the others.
+        held: from the templates and texts kept for held-out prompts, else from the others.
     """
     dice, data = Random(f"{seed} {held}"), _built_in()
     templates = {task: _kept(each, held) for task, each in data["templates"].items()}
-    passages, tasks = _kept(data["passages"], held), list(templates)
+    texts = Texts(data["slots"], _kept(data["passages"], held), _kept(_pages(), held))
     tales = _kept(stories(TRAIN_SEED + seed, max(64, count // 4)), held)
+    foreign, tasks = _kept(data["foreign"], held), list(templates)
     benchmark = {text for each in data["benchmark"].values() for text in each}
     found: dict[str, Prompt] = {}
     for number in range(20 * count):
         if len(found) == count:
             break
-        task = tasks[number % len(tasks)]
-        passage = _fill(dice.choice(passages), data["slots"], dice)
-        template = dice.choice(templates[task])
-        text = _fill(template, data["slots"], dice, passage=passage, story=dice.choice(tales))
+        task, passage = tasks[number % len(tasks)], texts.passage(dice)
+        given = {
+            "passage": passage,
+            "sentence": SENTENCE.split(passage)[0],
+            "foreign": dice.choice(foreign),
+            "story": dice.choice(tales),
+        }
+        text = _fill(dice.choice(templates[task]), data["slots"], dice, **given)
         if text not in benchmark:
             found.setdefault(text, Prompt(f"{task}-{len(found)}", task, text))
     return list(found.values())
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What prompts ask about: notices with slots, and pages of paragraphs."""
+
+    slots: dict[str, list[str]]
+    notices: list[str]
+    pages: list[str]
+
+    def passage(self, dice: Random) -> str:
+        """A notice, or whole sentences from the beginning of a paragraph."""
+        if not self.pages or dice.random() >= PAGES_SHARE:
+            return _fill(dice.choice(self.notices), self.slots, dice)
+        first, *more = SENTENCE.split(dice.choice(dice.choice(self.pages).split("\n\n")))
+        longest, passage = dice.randint(*PASSAGE), first
+        for sentence in more:
+            if len(passage) + len(sentence) >= longest:
+                break
+            passage += " " + sentence
+        return passage
+
+
+def _pages() -> list[str]:
+    """Articles of the Wikipedia sample, none of those kept to measure perplexity; none where it
+    is not set up."""
+    if prepared().find(WIKIPEDIA) is None:
+        return []
+    return list(documents(WIKIPEDIA, "calibration"))
 
 
 def _kept(texts: list[str], held: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.errors import TextRefused
 from backend.text import prompts
+from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
 from backend.text.prompts import (
     BUILT_IN,
     STORIES,
@@ -52,6 +54,21 @@ def test_held_out_prompts_have_wordings_of_their_own() -> None:
         assert not any(p.text.startswith(opening) for p in learnt if p.task == task)
     passages = [{p.text.split("\n\n", 1)[-1] for p in part} for part in (learnt, heldout)]
     assert not passages[0] & passages[1]
+
+
+def test_passages_come_from_the_wikipedia_sample_where_it_is_set_up(text_dir: Path) -> None:
+    assert not any("Article" in p.text for p in training_prompts(BUILT_IN, 200)[0])
+    sentences = " ".join(f"It says so {n} times." for n in range(60))
+    pages = [f"Article {n} stands here. {sentences}\n\nArticle {n} ends here." for n in range(36)]
+    with prepared().write(WIKIPEDIA) as folder:
+        (folder / ARTICLES).write_text("\n".join(json.dumps({"text": page}) for page in pages))
+    parts = training_prompts(BUILT_IN, 600, heldout=100)
+    learnt, heldout = ({*map(int, re.findall(r"Article (\d+)", str(part)))} for part in parts)
+    kept_for_perplexity = {0, 12, 24}
+    assert learnt and heldout and not learnt & heldout
+    assert not (learnt | heldout) & kept_for_perplexity
+    longest = max(len(prompt.text) for prompt in parts[0] if "Article" in prompt.text)
+    assert 500 < longest < prompts.PASSAGE[1] + 200
 
 
 def test_a_prompt_that_stands_twice_is_not_held_out_and_learnt_from(text_dir: Path) -> None:
