@@ -19,7 +19,14 @@ from backend.methods.amphista.contest import (
 from backend.methods.amphista.costs import SIZES as COST_SIZES
 from backend.methods.amphista.costs import measure_costs
 from backend.methods.amphista.generate import ready
-from backend.methods.amphista.proposers import DraftedTree, Lookup, Nobody, Proposer, SmallModel
+from backend.methods.amphista.proposers import (
+    DraftedTree,
+    Lookup,
+    LookupFirst,
+    Nobody,
+    Proposer,
+    SmallModel,
+)
 from backend.methods.amphista.saved import Amphista
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.tree import best_tree
@@ -32,7 +39,7 @@ from jobs.model import absolute
 from jobs.phases import Phase, Phases
 from jobs.prompts import prompt_facts, prompt_set, readable_ids
 from jobs.speed import SIZES, TREE_PROMPTS, SpeedJob
-from jobs.speed_words import ASSISTANT, LOOKUP, path_name
+from jobs.speed_words import ASSISTANT, COMBINED, LOOKUP, path_name
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 
@@ -95,10 +102,14 @@ class Contest:
         sizes = json.loads((stored / "sizes.json").read_text()) if stored else {}
         for name, drafter in self.drafters.items():
             nodes = sizes.get(name, config.nodes)
-            found[name] = ready(target, drafter, nodes, least=2)
-            self.context.log(f"{name}, {drafter.arm}: a tree of {found[name].nodes} nodes.")
+            drafted = ready(target, drafter, nodes, least=2)
+            sizes[name] = drafted.nodes
+            self.context.log(f"{name}, {drafter.arm}: a tree of {drafted.nodes} nodes.")
+            found[name] = drafted
+            if config.combined and isinstance(drafted, DraftedTree):
+                found[name + COMBINED] = LookupFirst(drafted)
         if not stored:
-            self._settle({name: found[name].nodes for name in self.drafters})
+            self._settle(sizes)
         return found
 
     def _settle(self, sizes: Mapping[str, int]) -> None:
@@ -160,7 +171,7 @@ class Contest:
 
     def _record(self, name: str, found: Summary, proposer: Proposer) -> None:
         """The figures of one arm over all prompts."""
-        result, drafter = self.context.result, self.drafters.get(name)
+        result, drafter = self.context.result, self.drafters.get(name.removesuffix(COMBINED))
         speed, up, n = found.speed, found.speed_up, self.config.rounds
         spread = {"lowest": speed.lowest, "highest": speed.highest}
         result(name, "tokens_per_second", speed.value, n=n, prompts=found.prompts, **spread)

@@ -124,6 +124,11 @@ class GenerateJob(JobConfig):
         description="Guesses verified at once. 0: what pays best on this machine, measured first.",
         json_schema_extra={"unit": "nodes", "advanced": True},
     )
+    lookup: bool = Field(
+        False,
+        title="Lookup before drafters",
+        description="A drafter guesses only where the last two tokens are not found in the text.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         title="Precision",
@@ -241,7 +246,7 @@ def answer(
 
     refuse_processors(loaded.model)
     drafter = Amphista.load(side.drafter) if side.drafter else None
-    proposer = ready(target, drafter, config.nodes)
+    proposer = ready(target, drafter, config.nodes, lookup=config.lookup)
     if drafter:
         context.log(f"{side.name}: {drafter.arm}, a tree of {proposer.nodes} nodes.")
     tokenizer = loaded.tokenizer

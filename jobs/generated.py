@@ -4,8 +4,11 @@ Each side has a file of JSON lines in the run's folder: a line for every pass of
 at the end. The job appends; whoever watches reads whole lines. A side without its last line is
 written anew by the next attempt.
 
-    {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}     head 0: the base
-    {"end": "limit", "rest": ""}      or "end", "stop"; rest: was held back until it was certain
+    {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
+    {"end": "limit", "rest": ""}
+
+The number beside a token is the head that guessed it, 0 the base, -1: looked up. An end is a key of
+`ENDS`; `rest` was held back until it was certain.
 """
 
 from __future__ import annotations

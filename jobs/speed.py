@@ -46,6 +46,12 @@ class TimingConfig(BaseModel):
         title="Prompt lookup",
         description="Also decode with guesses looked up in the text so far. Needs no training.",
     )
+    combined: bool = Field(
+        True,
+        title="Lookup before drafters",
+        description="Also decode with each drafter guessing only where the last two tokens are not "
+        "found in the text so far.",
+    )
     assistant: str = Field(
         "",
         max_length=300,
@@ -170,7 +176,7 @@ def warnings(config: SpeedJob, runs: Sequence[Job]) -> tuple[str, ...]:
 
 def work(config: SpeedJob, facts: ModelFacts, drafters: int) -> float:
     """Floating-point operations, about; a decoded token is dear."""
-    arms = 1 + config.lookup + bool(config.assistant) + drafters
+    arms = 1 + config.lookup + bool(config.assistant) + drafters * (1 + config.combined)
     answers = arms * config.count * (1 + config.rounds)
     trees = drafters * config.try_sizes * 2 * len(SIZES) * min(TREE_PROMPTS, config.count)
     tokens = (answers + trees) * config.max_new_tokens

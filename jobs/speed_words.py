@@ -16,6 +16,7 @@ VANILLA, LOOKUP, ASSISTANT = "vanilla", "lookup", "assistant"
 LABELS: Mapping[str, str] = MappingProxyType(
     {VANILLA: "Vanilla", LOOKUP: "Prompt lookup", ASSISTANT: "Small assistant"}
 )
+COMBINED = "+lookup"  # behind the name of a drafter that guesses where lookup finds nothing
 MARGIN = 0.03  # a speed-up nearer to 1 than this is none
 TASK = "speed_up/"
 
@@ -66,7 +67,22 @@ class Arm:
     @property
     def label(self) -> str:
         """How people call it: "Amphista (amphista-0007)"."""
-        return f"{self.kind} ({self.name})" if self.kind else LABELS.get(self.name, self.name)
+        return f"{self.title} ({self.run})" if self.kind else LABELS.get(self.name, self.name)
+
+    @property
+    def title(self) -> str:
+        """What it is, without its run: "Lookup, Amphista"."""
+        return f"Lookup, {self.kind}" if self.combined else self.kind
+
+    @property
+    def run(self) -> str:
+        """The run that trained its drafter."""
+        return self.name.removesuffix(COMBINED)
+
+    @property
+    def combined(self) -> bool:
+        """Whether its drafter guesses only where lookup finds nothing."""
+        return self.name.endswith(COMBINED)
 
 
 def path_name(path: tuple[int, ...]) -> str:

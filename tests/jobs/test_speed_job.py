@@ -15,7 +15,7 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
-from jobs.speed_words import VANILLA, arms_of, sentences
+from jobs.speed_words import COMBINED, VANILLA, arms_of, sentences
 from jobs.submit import submit
 from tests.methods.amphista_toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, process_of
@@ -55,12 +55,15 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     )
     arms = {arm.name: arm for arm in arms_of(queries.results([job.id]))}
     assert next(iter(arms)) == VANILLA
-    assert set(arms) == {VANILLA, "lookup", "assistant", one.run, medusa.run}
+    combined = {one.run + COMBINED, medusa.run + COMBINED}
+    assert set(arms) == {VANILLA, "lookup", "assistant", one.run, medusa.run} | combined
     assert all(arm.same == 1 and arm.prompts == 4 for arm in arms.values())
     assert (arms[VANILLA].accepted, arms[VANILLA].speed_up, arms[VANILLA].break_even) == (1, 1, 1)
     assert arms["assistant"].accepted > 3  # the base itself guesses
     assert arms[one.run].nodes == 4 and arms[one.run].label == f"Amphista ({one.run})"
     assert arms[medusa.run].kind == "Medusa"
+    assert arms[one.run + COMBINED].label == f"Lookup, Amphista ({one.run})"
+    assert not any(arms[name].hits for name in combined)  # a tree of which only a part is asked
     assert list(arms[one.run].hits) == [(0,), (1,), (0, 0)] and not arms["lookup"].hits
     assert expected_hits(one.run) == dict(GROWTH) and expected_hits("amphista-0099") == {}
     right = sum(arms[one.run].hits.values())
@@ -72,7 +75,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert set(curves[curves["name"] == f"{one.run}/accepted"]["step"]) == {2, 4}
     assert set(curves["name"]) >= {"cost/verify", f"{medusa.run}/speed-up"}
     said = sentences(queries.results([job.id]))
-    assert len(said) == 4 and all("All 4 texts are vanilla's" in text for text in said)
+    assert len(said) == 6 and all("All 4 texts are vanilla's" in text for text in said)
 
 
 def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:

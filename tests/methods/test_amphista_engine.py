@@ -11,12 +11,13 @@ from transformers import StaticCache
 
 from backend.errors import ConfigRefused
 from backend.methods.amphista.acceptance import Sampling, acceptance
-from backend.methods.amphista.config import ARMS
+from backend.methods.amphista.config import ARMS, LOOKED_UP
 from backend.methods.amphista.engine import Step, decode
 from backend.methods.amphista.proposers import (
     DraftedTree,
     Guess,
     Lookup,
+    LookupFirst,
     Nobody,
     Proposer,
     SmallModel,
@@ -122,6 +123,28 @@ def test_lookup_and_a_small_model_write_the_same_text() -> None:
     assert mean_accepted(steps) > 3
 
 
+def test_a_drafter_goes_on_where_nothing_was_found() -> None:
+    """The text is the base's, and heads guess what they guess when they are asked every time."""
+    target, limit = base("grouped"), 60
+    drafted = DraftedTree(drafter_of(target, scale=0.3, heads=2), target, TREES[16])
+    right, asked = 0, 0
+    for prompt in (random_ids(target, size).tolist() for size in (5, 40)):
+        expected = plain(target, prompt, limit, [])
+        found, steps = ours(target, LookupFirst(drafted), prompt, limit)
+        assert found == expected
+        place = len(steps[0].tokens)
+        for step in steps[1:]:
+            if step.tree is drafted.tree:
+                again = ours(target, drafted, [*prompt, *found[: place - 1]], 2)[1][1]
+                assert again.guesses == step.guesses
+                asked += 1
+            else:
+                assert {*step.heads} <= {LOOKED_UP, 0}
+                right += step.heads.count(LOOKED_UP)
+            place += len(step.tokens)
+    assert right > 5 and asked > 5
+
+
 def test_in_sixteen_bits_texts_begin_alike() -> None:
     """Rounding may break near ties later on, so identity is asked of float32 alone."""
     target = Target(load("toy", dtype=torch.bfloat16).model)
@@ -217,6 +240,7 @@ def test_two_texts_from_one_object_agree() -> None:
     for proposer in (
         DraftedTree(drafter, target, TREES[16]),
         Lookup(),
+        LookupFirst(DraftedTree(drafter, target, TREES[16])),
         SmallModel(target.model, target.vocabulary),
     ):
         first, _ = ours(target, proposer, prompt, 30)

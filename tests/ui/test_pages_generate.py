@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backend.methods.amphista.config import LOOKED_UP
 from backend.queue import labels, supervisor
 from backend.settings import Settings
 from backend.store import queries
@@ -120,11 +121,18 @@ def test_a_token_is_tinted_by_its_head_and_marked_where_texts_part() -> None:
     html = token_strip(Written(passes, "limit", "!"), differs=3)
     assert html.count("<span") == 2 and html.count("<mark") == 1
     assert '<mark class="head-6" title="head 9 guessed it, pass 1, 5.0 ms"> c</mark>' in html
-    assert html.count("<s ") == 1 and "head 3 guessed this in vain" in html
+    assert html.count("<s ") == 1 and "guessed in vain" in html
     assert html.endswith("!</p>")
 
 
 def test_a_long_text_is_tinted_at_its_beginning_alone() -> None:
     html = token_strip(Written([Pass([(f" {n}", 1)], [], 1.0) for n in range(600)], "limit"))
     assert html.count("<span") == 512 and html.endswith(" 599</p>")
-    assert legend(2).count("head-") == 2
+    assert legend({1, 2}).count("head-") == 2
+
+
+def test_what_was_looked_up_has_a_tint_of_its_own() -> None:
+    html = token_strip(Written([Pass([(" a", LOOKED_UP), (" b", 0)], [], 1.0)], "limit"))
+    assert 'class="head-looked" title="it was looked up in the text, pass 0, 1.0 ms"> a' in html
+    assert legend({LOOKED_UP}).count("head-") == 1 and "looked up" in legend({LOOKED_UP, 3})
+    assert "head-looked" not in legend({3})

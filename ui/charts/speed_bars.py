@@ -34,7 +34,7 @@ def colours(arms: Sequence[Arm]) -> dict[str, str]:
 
 def lines(arm: Arm) -> str:
     """What a decoder is called beside its bar: a narrow screen has little room."""
-    return f"{esc(arm.kind)}<br>{esc(arm.name)}" if arm.kind else esc(arm.label)
+    return f"{esc(arm.title)}<br>{esc(arm.run)}" if arm.kind else esc(arm.label)
 
 
 def speed_bars(arms: Sequence[Arm]) -> go.Figure:

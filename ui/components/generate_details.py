@@ -21,7 +21,7 @@ from ui.components.cards import (
     named_link,
     off,
 )
-from ui.components.token_strip import HEADS, legend, token_strip
+from ui.components.token_strip import legend, token_strip
 from ui.format import badge, esc, href, time_tag
 
 BETTER, TIE = "better-", "tie"  # tags that hold a vote
@@ -62,12 +62,12 @@ def answers(job: Job, place: int | None, blind: bool, actor: Actor) -> str:
     sides = order_of(job, hidden)
     found = {n: written(job.run, n) for n in sides}
     first = found[sides[0]]
-    deepest = max((head for w in found.values() for _, head in w.tokens), default=0)
+    who = {head for w in found.values() for _, head in w.tokens} - {0}
     columns = "".join(
         _side(job, n, letter, found[n], first if n != sides[0] else None, hidden)
         for n, letter in zip(sides, LETTERS, strict=False)
     )
-    key = legend(min(deepest, HEADS)) if deepest and not hidden else ""
+    key = legend(who) if who and not hidden else ""
     return card(
         "Answers",
         f'<p class="long asked">{esc(job.config["prompt"])}</p>{_waiting(place)}{error_of(job)}'

@@ -53,7 +53,7 @@ class Drafter:
 
     def expected(self, arm: Arm) -> float | None:
         """Tokens a pass over the arm's tree on held-out answers."""
-        known = self.hits and arm.hits
+        known = self.hits and arm.hits  # those of combined arms are not recorded
         return 1 + sum(self.hits.get(path, 0.0) for path in arm.hits) if known else None
 
 

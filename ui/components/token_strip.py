@@ -3,11 +3,16 @@ outlined, the first token that differs from another text marked."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from backend.methods.amphista.config import LOOKED_UP
 from jobs.generated import Pass, Written
 from ui.format import esc
 
 MOST = 512  # tokens that are tinted; the rest is plain
 HEADS = 6  # tints there are; further heads share the last
+LOOKED = "looked"  # the tint of what was looked up
+WHO = {0: "the base chose it", LOOKED_UP: "it was looked up in the text"}
 
 
 def token_strip(found: Written, differs: int | None = None) -> str:
@@ -30,8 +35,8 @@ def token_strip(found: Written, differs: int | None = None) -> str:
 def _token(text: str, head: int, number: int, of: Pass, marked: bool) -> str:
     if not text:
         return ""
-    who = f"head {head} guessed it" if head else "the base chose it"
-    tint = f' class="head-{min(head, HEADS)}"' if head else ""
+    who = WHO.get(head, f"head {head} guessed it")
+    tint = f' class="head-{LOOKED if head == LOOKED_UP else min(head, HEADS)}"' if head else ""
     tag = "mark" if marked else "span"
     return f'<{tag}{tint} title="{who}, pass {number}, {of.ms:.1f} ms">{esc(text)}</{tag}>'
 
@@ -41,10 +46,13 @@ def _rejected(of: Pass) -> str:
     text = next(iter(of.rejected), "")
     if not text.strip():
         return ""
-    return f'<s title="head {len(of.tokens)} guessed this in vain">{esc(text)}</s>'
+    return f'<s title="guessed in vain">{esc(text)}</s>'
 
 
-def legend(heads: int) -> str:
-    """HTML: what the tints mean."""
-    tints = "".join(f'<span class="head-{k}">head {k}</span> ' for k in range(1, heads + 1))
+def legend(who: Collection[int]) -> str:
+    """HTML: what the tints of those `who` guessed mean."""
+    heads = range(1, min(max(who), HEADS) + 1)
+    tints = "".join(f'<span class="head-{k}">head {k}</span> ' for k in heads)
+    if LOOKED_UP in who:
+        tints += f'<span class="head-{LOOKED}">looked up</span> '
     return f'<p class="strip key quiet">{tints}<s>guessed in vain</s> no tint: the base</p>'

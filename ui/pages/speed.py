@@ -147,7 +147,7 @@ def _charts(job: Job, arms: list[Arm], by: str, of: str, tree: Arm | None) -> li
     """Figure, note and table of each chart, in the order of the page."""
     name, prompts = job.run, arms[0].prompts
     drafting = [arm for arm in arms if arm.name != VANILLA]
-    known = {arm.name: details.drafter_of(arm.name) for arm in drafting if arm.kind}
+    known = {arm.name: details.drafter_of(arm.run) for arm in drafting if arm.kind}
     curves = queries.curves(job.id)
     found = curves[curves["name"] == "cost/verify"]
     costs = {int(n): float(v) for n, v in zip(found["step"], found["value"], strict=True)}

@@ -13,6 +13,7 @@ from pydantic.config import JsonDict
 ADVANCED: JsonDict = {"advanced": True}
 WRITERS = 64  # answers the base writes at once
 LONGEST = 192  # tokens of a prompt it writes; a longer one has lost its thread and is left out
+LOOKED_UP = -1  # who guessed a token that was looked up in the text, where heads count from 1
 CHUNK = 256  # anchors whose logits [CHUNK, K, v] are held at once
 COLDEST, LEAST_PENALTY = 0.01, 0.1  # logits divided by less would not be finite
 

@@ -23,6 +23,7 @@ import torch
 
 from backend.errors import ConfigRefused
 from backend.methods.amphista.acceptance import Acceptance
+from backend.methods.amphista.config import LOOKED_UP
 from backend.methods.amphista.proposers import NOTHING, Proposer
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.tree import Tree
@@ -36,7 +37,7 @@ class Step:
 
     Attributes:
         tokens: newly committed.
-        heads: who guessed each of them: head 1, 2, ...; 0 the base itself.
+        heads: who guessed each of them: head 1, 2, ...; 0 the base itself; `LOOKED_UP` the text.
         path: nodes of `tree` that were right, the root first; empty for the prefill.
         guesses: the tokens of all nodes of `tree`, the root's first.
         seconds: time in each of `PARTS`; the prefill has "prefill" instead.
@@ -97,7 +98,8 @@ def decode(
         following = [*(tokens[node] for node in path[1:]), bonus]
         new = _cut(following, limit - (len(committed) - len(prompt)), ends)
         committed += new
-        heads = [guess.tree.depths[node] for node in path[1:]] + [0]
+        depths = guess.tree.depths
+        heads = [LOOKED_UP if guess.looked_up else depths[node] for node in path[1:]] + [0]
         parts = dict(zip(PARTS, (drafted, verified, accepted, clock.lap()), strict=True))
         yield Step(new, heads[: len(new)], path, guess.tree, tokens, parts)
 

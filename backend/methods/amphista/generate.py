@@ -20,7 +20,7 @@ from backend.errors import ConfigRefused
 from backend.methods.amphista.acceptance import Sampling, acceptance
 from backend.methods.amphista.costs import measure_costs
 from backend.methods.amphista.engine import decode
-from backend.methods.amphista.proposers import DraftedTree, Nobody, Proposer
+from backend.methods.amphista.proposers import DraftedTree, LookupFirst, Nobody, Proposer
 from backend.methods.amphista.saved import Amphista
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.tree import best_tree
@@ -51,7 +51,7 @@ class Token:
     """One token of an answer.
 
     Attributes:
-        head: who guessed it: head 1, 2, ...; 0 the base itself.
+        head: who guessed it: head 1, 2, ...; 0 the base itself; -1 it was looked up in the text.
         step: the verify pass that committed it; 0 is the prefill.
     """
 
@@ -60,12 +60,19 @@ class Token:
     step: int
 
 
-def ready(target: Target, drafter: Amphista | None, nodes: int = 0, least: int = 1) -> Proposer:
+def ready(
+    target: Target,
+    drafter: Amphista | None,
+    nodes: int = 0,
+    least: int = 1,
+    lookup: bool = False,
+) -> Proposer:
     """The proposer of a drafter; without one, or for a tree of the root alone, nobody.
 
     Args:
         nodes: of its tree, the root included; 0: what pays best on this machine, measured now.
         least: nodes it has at least when they are chosen by measurement.
+        lookup: looks the text up first (see `LookupFirst`).
 
     Raises:
         ConfigRefused: the drafter belongs to another base.
@@ -78,7 +85,8 @@ def ready(target: Target, drafter: Amphista | None, nodes: int = 0, least: int =
         nodes = measure_costs(target, trial).best_nodes(drafter.growth, least)
     if nodes == 1:
         return Nobody()
-    return DraftedTree(bound, target, best_tree(drafter.growth, nodes))
+    drafted = DraftedTree(bound, target, best_tree(drafter.growth, nodes))
+    return LookupFirst(drafted) if lookup else drafted
 
 
 def generate(
@@ -89,6 +97,7 @@ def generate(
     sampling: Sampling | None = None,
     ends: Collection[int] | None = None,
     nodes: int = 0,
+    lookup: bool = False,
 ) -> Iterator[Token]:
     """The tokens that follow `prompt`, as they are found.
 
@@ -102,7 +111,7 @@ def generate(
         prompt: token ids [P] or [1, P].
         sampling: None: greedy.
         ends: tokens that end the answer; None: those of the model's generation config.
-        nodes: see `ready`.
+        nodes, lookup: see `ready`.
 
     Raises:
         ConfigRefused: a batch, a prompt too long, a drafter of another base.
@@ -111,7 +120,7 @@ def generate(
     target = base if isinstance(base, Target) else Target(base)
     refuse_processors(target.model)
     if drafter is None or isinstance(drafter, Amphista):
-        drafter = ready(target, drafter, nodes)
+        drafter = ready(target, drafter, nodes, lookup=lookup)
     rule = acceptance(sampling or usual_sampling(target.model))
     stops = ends_of(target.model) if ends is None else ends
     steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)

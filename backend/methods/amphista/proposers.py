@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain as flattened
 from typing import Protocol
 
 import torch
@@ -25,10 +26,15 @@ NOTHING = chain(0)
 
 @dataclass(frozen=True)
 class Guess:
-    """What a proposer guesses: a token for every node of the tree but the root."""
+    """What a proposer guesses: a token for every node of the tree but the root.
+
+    Attributes:
+        looked_up: found in the text, not guessed by heads.
+    """
 
     tokens: list[int]
     tree: Tree
+    looked_up: bool = False
 
 
 class Proposer(Protocol):
@@ -69,11 +75,12 @@ class Lookup:
 
     Args:
         length: tokens guessed at most.
-        longest: tokens that must agree, tried from `longest` down to 1.
+        longest, shortest: tokens that must agree, tried from `longest` down to `shortest`.
     """
 
-    def __init__(self, length: int = 10, longest: int = 2) -> None:
-        self.length, self.longest, self.nodes = length, longest, length + 1
+    def __init__(self, length: int = 10, longest: int = 2, shortest: int = 1) -> None:
+        self.length, self.nodes = length, length + 1
+        self._agreeing = range(longest, shortest - 1, -1)
 
     def start(self, first: int, capacity: int) -> None:
         self._text = [first]
@@ -82,17 +89,18 @@ class Lookup:
     def _append(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             here = len(self._text)
-            for n in range(1, min(self.longest, here) + 1):
-                self._seen[tuple(self._text[here - n :])] = here
+            for n in self._agreeing:
+                if n <= here:
+                    self._seen[tuple(self._text[here - n :])] = here
             self._text.append(token)
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
         self._append(tokens)
-        for n in range(min(self.longest, len(self._text)), 0, -1):
+        for n in self._agreeing:
             place = self._seen.get(tuple(self._text[-n:]))
             if place is not None:
                 found = self._text[place : place + self.length]
-                return Guess(found, chain(len(found)))
+                return Guess(found, chain(len(found)), looked_up=True)
         return Guess([], NOTHING)
 
 
@@ -176,6 +184,33 @@ class DraftedTree:
         best = self.drafter.logits(slots).topk(self.tree.ranks).indices
         ids = self.drafter.vocabulary[best].tolist()
         return Guess([ids[head][rank] for head, rank in self.tree.slots], self.tree)
+
+
+class LookupFirst:
+    """Looks the last two tokens up in the text; where they are new, a drafter guesses (ours).
+
+    What follows a pair that was seen before is right so often that it beats the heads, and looking
+    it up costs nothing; but most pairs are new. Heads read what was committed meanwhile when
+    they are asked again.
+    """
+
+    def __init__(self, drafted: DraftedTree) -> None:
+        self.lookup, self.drafted = Lookup(shortest=2), drafted
+        self.nodes = max(self.lookup.nodes, drafted.nodes)
+
+    def start(self, first: int, capacity: int) -> None:
+        self.lookup.start(first, capacity)
+        self.drafted.start(first, capacity)
+        self._unread: list[tuple[Tensor, Sequence[int]]] = []
+
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
+        self._unread.append((hidden, tokens))
+        guess = self.lookup.propose(hidden, tokens)
+        if guess.looked_up:
+            return guess
+        states, texts = zip(*self._unread, strict=True)
+        self._unread = []
+        return self.drafted.propose(torch.cat(states), list(flattened.from_iterable(texts)))
 
 
 def refuse_unfit_tree(drafter: Drafter, tree: Tree) -> None:
