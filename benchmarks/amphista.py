@@ -30,7 +30,7 @@ from backend.methods.amphista.contest import VANILLA, Answers, Summary, ask, sum
 from backend.methods.amphista.corpus import Corpus, Sources, collect, draft_vocabulary
 from backend.methods.amphista.drafter import Drafter
 from backend.methods.amphista.initial import FITTED, prepare
-from backend.methods.amphista.proposers import DraftedTree, Lookup, Nobody, Proposer
+from backend.methods.amphista.proposers import DraftedTree, Lookup, LookupFirst, Nobody, Proposer
 from backend.methods.amphista.questions import Wanted, prompts_for
 from backend.methods.amphista.saved import BaseFacts, pack
 from backend.methods.amphista.target import Target
@@ -54,11 +54,12 @@ T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, b
 
 @dataclass
 class Entry:
-    """One arm and seed: the drafter, and how it was made."""
+    """One arm and seed: the drafter, how it was made, and what held-out answers promise of it."""
 
     parameters: int
     proposer: DraftedTree
     top1: list[float]
+    promised: float
     steps: int
     seconds: float
 
@@ -115,6 +116,7 @@ def train(
         drafter.parameter_count(),
         proposer,
         judged.top(1),
+        judged.accepted(chosen.nodes),
         work.schedule.steps,
         time.perf_counter() - began,
     )
@@ -157,7 +159,7 @@ def accepted_table(
     entries: Mapping[str, list[Entry]], found: Mapping[str, list[Summary]], seeds: int
 ) -> Table:
     """Mean accepted length over seeds, and Amphista's lead with its 95 % interval."""
-    made = Table("arm", "parameters", "steps", "s", "top-1 of heads", "accepted ± sd",
+    made = Table("arm", "parameters", "steps", "s", "top-1 of heads", "promised", "accepted ± sd",
                  "Amphista − it, 95 %", "texts alike")  # fmt: skip
     first = [summary.accepted for summary in found["Amphista"]] if "Amphista" in found else []
     for arm, summaries in found.items():
@@ -170,8 +172,9 @@ def accepted_table(
         tops = " ".join(f"{mean(e.top1[k] for e in mine):.3f}" for k in range(len(mine[0].top1)))
         alike = sum(s.same for s in summaries), sum(s.prompts for s in summaries)
         made.add_row(arm, f"{mine[0].parameters:,}", str(mine[0].steps),
-                     f"{mean(e.seconds for e in mine):.0f}", tops, f"{mean(values):.3f}{spread}",
-                     gap, f"{alike[0]}/{alike[1]}")  # fmt: skip
+                     f"{mean(e.seconds for e in mine):.0f}", tops,
+                     f"{mean(e.promised for e in mine):.3f}", f"{mean(values):.3f}{spread}", gap,
+                      f"{alike[0]}/{alike[1]}")  # fmt: skip
     return made
 
 
@@ -208,6 +211,7 @@ def main() -> None:
                 print(arm, seed, found[arm][-1].accepted, file=sys.stderr, flush=True)
         arms = {VANILLA: Nobody(), "Prompt lookup": Lookup()}
         arms |= {arm: made[0].proposer for arm, made in entries.items()}
+        arms |= {f"Lookup, {arm}": LookupFirst(made[0].proposer) for arm, made in entries.items()}
         speeds = compete(arms, chosen, base, target, chosen.rounds)
         ratio = plain_ratio(chosen, base, target)
     console = Console(width=150)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,12 +52,13 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        id: unique in its set; task: the kind of task, to group results by.
+        id: unique in its set; task: the kind of task, to group results by; category: part of it.
     """
 
     id: str
     task: str
     text: str
+    category: str = ""
 
 
 @lru_cache
@@ -66,7 +68,8 @@ def _built_in() -> dict[str, Any]:
 
 
 def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
-    """The prompts of set `name`, in turn from each task, `count` at most (0: all).
+    """The prompts of set `name`, in turn from each task and in it from each category, `count` at
+    most (0: all).
 
     Raises:
         TextRefused: there is no such set, or a line of it is no prompt.
@@ -82,7 +85,8 @@ def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
         found = _beginnings(BENCHMARK_SEED, count or 48)
     else:
         found = _from_file(name)
-    return in_turn(found)[: count or None]
+    by_category = in_turn(found, lambda prompt: prompt.category)
+    return in_turn(by_category, lambda prompt: prompt.task)[: count or None]
 
 
 def training_prompts(
@@ -105,13 +109,13 @@ def training_prompts(
     return distinct[heldout:count], distinct[:heldout]
 
 
-def in_turn(prompts: list[Prompt]) -> list[Prompt]:
-    """One prompt of each task, then the second of each, and so on."""
+def in_turn(prompts: list[Prompt], kind: Callable[[Prompt], str]) -> list[Prompt]:
+    """The first prompt of each kind, then the second of each, and so on."""
     seen: dict[str, int] = {}
     places = []
     for prompt in prompts:
-        places.append(seen.get(prompt.task, 0))
-        seen[prompt.task] = places[-1] + 1
+        places.append(seen.get(kind(prompt), 0))
+        seen[kind(prompt)] = places[-1] + 1
     return [p for _, p in sorted(zip(places, prompts, strict=True), key=lambda pair: pair[0])]
 
 
@@ -265,4 +269,4 @@ def _read(line: str, file: str, number: int) -> Prompt:
         ) from error
     category = str(row.get("category", "prompts"))
     task = "mt_bench" if category in SPEC_BENCH else category
-    return Prompt(str(row.get("question_id", number)), task, text)
+    return Prompt(str(row.get("question_id", number)), task, text, category)

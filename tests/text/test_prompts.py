@@ -89,6 +89,14 @@ def test_beginnings_of_stories_differ_between_training_and_benchmark() -> None:
     assert len(asked) == 20 and len(learnt & set(asked)) < 3  # short beginnings may meet
 
 
+def test_a_short_benchmark_sees_every_category(text_dir: Path) -> None:
+    rows = [{"category": name, "text": f"{name} {n}"} for name in ("math", "stem") for n in "12"]
+    rows += [{"category": "rag", "text": f"rag {n}"} for n in "12"]
+    (text_dir / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = [prompt.text for prompt in benchmark_prompts("file:q.jsonl")]
+    assert found == ["math 1", "rag 1", "stem 1", "rag 2", "math 2", "stem 2"]
+
+
 def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
     rows = [
         {"question_id": 81, "category": "writing", "turns": ["First.", "Second."]},
