@@ -187,7 +187,7 @@ class DraftedTree:
 
 
 class LookupFirst:
-    """Looks the last two tokens up in the text; where they are new, a drafter guesses (ours).
+    """Looks the last tokens up in the text; where even two are new, a drafter guesses (ours).
 
     What follows a pair that was seen before is right so often that it beats the heads, and looking
     it up costs nothing; but most pairs are new. Heads read what was committed meanwhile when
@@ -195,7 +195,7 @@ class LookupFirst:
     """
 
     def __init__(self, drafted: DraftedTree) -> None:
-        self.lookup, self.drafted = Lookup(shortest=2), drafted
+        self.lookup, self.drafted = Lookup(longest=4, shortest=2), drafted
         self.nodes = max(self.lookup.nodes, drafted.nodes)
 
     def start(self, first: int, capacity: int) -> None:
