@@ -10,8 +10,9 @@ from backend.methods.amphista.config import CHUNK, LONGEST, WRITERS
 from backend.models.estimate import RUNTIME, block_weights, readable, weight_memory
 from backend.models.facts import ModelFacts
 from backend.settings import available_threads, settings
+from backend.text import files
 from backend.text.corpora import require_corpus
-from backend.text.prompts import BUILT_IN, SELF, require_prompts
+from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
 from jobs.costs import ADAM
 from jobs.pace import FLOPS_PER_THREAD
 from jobs.prompts import prompt_set
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from jobs.amphista import AmphistaJob
 
 PROMPT_TOKENS = 64  # of a prompt, about
+CHARACTERS = 3  # of a token, from below
 ASKED = 100  # tokens the base writes for each prompt of its own, those left out included
 FORWARD_PACE = 3.0  # passes without gradients in large batches, over the usual pace; measured
 KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
@@ -134,7 +136,8 @@ def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     """Bytes at the peak, an estimate from above, by what they are for: answers are written before
     the training, so the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
-    written = WRITERS * (LONGEST + PROMPT_TOKENS + config.answer_tokens)
+    longest = longest_prompt(config, facts) if config.data == "answers" else 0
+    written = WRITERS * min(longest + config.answer_tokens, facts.context)
     work = {
         "answers": 4 * written * (cached_values(facts) + facts.hidden) * (config.data == "answers"),
         "training": ADAM * drafter_weights(config, facts)
@@ -143,6 +146,13 @@ def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     }
     most = max(work, key=work.__getitem__)
     return {"runtime": RUNTIME, "weights": weight_memory(facts), most: work[most]}
+
+
+def longest_prompt(config: AmphistaJob, facts: ModelFacts) -> int:
+    """Tokens of the longest prompt, from above."""
+    given = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
+    longest = max((len(p.text) for name in given for p in benchmark_prompts(name)), default=0)
+    return PROMPT_TOKENS + max(LONGEST, longest // CHARACTERS)
 
 
 def cached_values(facts: ModelFacts) -> int:

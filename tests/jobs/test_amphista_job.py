@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +10,13 @@ from typing import NamedTuple
 import pytest
 
 from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.methods.amphista.config import LONGEST, WRITERS
 from backend.methods.amphista.generate import generate
 from backend.methods.amphista.saved import Amphista
 from backend.models.catalogue import inspect
 from backend.models.loading import load
 from backend.queue.folders import run_folder, work_folder
+from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
@@ -23,6 +26,7 @@ from jobs.amphista_needs import (
     cache_bytes,
     cached_values,
     drafter_weights,
+    memory,
     parts,
     prompt_sets,
 )
@@ -168,6 +172,22 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
     assert refused.value.field == "answer_tokens"
     facts = inspect("smollm2-135m")
     assert cached_values(facts) == facts.blocks * 2 * 192
+
+
+def test_the_memory_for_long_prompts_of_a_file_is_counted(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
+    settings.cache_clear()
+    facts = inspect("smollm2-135m")
+    needed = []
+    for name, words in (("short", 10), ("long", 1500), ("endless", 10**5)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "word " * words}))
+        config = AmphistaJob(model="smollm2-135m", prompts=f"file:{name}.jsonl")
+        needed.append(sum(memory(config, facts).values()))
+    row = 4 * WRITERS * (cached_values(facts) + facts.hidden)
+    assert needed[1] - needed[0] == row * (5 * 1500 // 3 - LONGEST)
+    assert needed[2] - needed[0] == row * (facts.context - LONGEST - 64 - 128)
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
