@@ -174,7 +174,7 @@ def accepted_table(
         made.add_row(arm, f"{mine[0].parameters:,}", str(mine[0].steps),
                      f"{mean(e.seconds for e in mine):.0f}", tops,
                      f"{mean(e.promised for e in mine):.3f}", f"{mean(values):.3f}{spread}", gap,
-                      f"{alike[0]}/{alike[1]}")  # fmt: skip
+                     f"{alike[0]}/{alike[1]}")  # fmt: skip
     return made
 
 

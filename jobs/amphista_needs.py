@@ -20,8 +20,8 @@ from jobs.prompts import prompt_set
 if TYPE_CHECKING:
     from jobs.amphista import AmphistaJob
 
-PROMPT_TOKENS = 64  # of a prompt, about
-CHARACTERS = 3  # of a token, from below
+PROMPT_TOKENS = 64  # of a prompt, about, and of a chat template
+CHARACTERS = 2  # of a token; English has four, other scripts and code have fewer
 ASKED = 100  # tokens the base writes for each prompt of its own, those left out included
 FORWARD_PACE = 3.0  # passes without gradients in large batches, over the usual pace; measured
 KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
@@ -96,14 +96,28 @@ def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
                 require_prompts(name, "prompts")
 
 
-def sequence_tokens(config: AmphistaJob) -> int:
-    """Tokens of a sequence, about."""
-    return config.answer_tokens + (PROMPT_TOKENS if config.data == "answers" else 0)
+def given_prompts(config: AmphistaJob, facts: ModelFacts) -> list[int]:
+    """Tokens of every prompt of a file, about; none where no file is asked."""
+    named = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
+    found = [prompt for name in named for prompt in benchmark_prompts(name)]
+    return [PROMPT_TOKENS + len(prompt.text) // CHARACTERS for prompt in found]
+
+
+def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = False) -> int:
+    """Tokens of a sequence, about: of the mean, or of the longest."""
+    if config.data == "text":
+        return config.answer_tokens
+    given = given_prompts(config, facts)
+    if longest:
+        prompt = max(given, default=LONGEST + PROMPT_TOKENS)
+    else:
+        prompt = sum(given) // len(given) if given else PROMPT_TOKENS
+    return min(prompt + config.answer_tokens, facts.context)
 
 
 def cache_bytes(config: AmphistaJob, facts: ModelFacts) -> int:
     """Disk that ids, hidden states and what else is kept of each token take at most."""
-    return config.answers * sequence_tokens(config) * (2 * facts.hidden + 3 * READ)
+    return config.answers * sequence_tokens(config, facts) * (2 * facts.hidden + 3 * READ)
 
 
 def refuse_full_disk(config: AmphistaJob, facts: ModelFacts) -> None:
@@ -136,23 +150,16 @@ def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     """Bytes at the peak, an estimate from above, by what they are for: answers are written before
     the training, so the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
-    longest = longest_prompt(config, facts) if config.data == "answers" else 0
-    written = WRITERS * min(longest + config.answer_tokens, facts.context)
+    longest = sequence_tokens(config, facts, longest=True)
+    written = WRITERS * longest
     work = {
         "answers": 4 * written * (cached_values(facts) + facts.hidden) * (config.data == "answers"),
         "training": ADAM * drafter_weights(config, facts)
-        + 4 * KEPT * config.batch * sequence_tokens(config) * facts.hidden
+        + 4 * KEPT * config.batch * longest * facts.hidden
         + 4 * 4 * CHUNK * config.heads * vocabulary,
     }
     most = max(work, key=work.__getitem__)
     return {"runtime": RUNTIME, "weights": weight_memory(facts), most: work[most]}
-
-
-def longest_prompt(config: AmphistaJob, facts: ModelFacts) -> int:
-    """Tokens of the longest prompt, from above."""
-    given = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
-    longest = max((len(p.text) for name in given for p in benchmark_prompts(name)), default=0)
-    return PROMPT_TOKENS + max(LONGEST, longest // CHARACTERS)
 
 
 def cached_values(facts: ModelFacts) -> int:
@@ -165,7 +172,7 @@ def cached_values(facts: ModelFacts) -> int:
 def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each part of the job: the basis of estimate and progress."""
     weights = facts.weights_per_token
-    tokens = config.answers * sequence_tokens(config)
+    tokens = config.answers * sequence_tokens(config, facts)
     answered = config.data == "answers"
     sets = prompt_sets(config, facts)
     asked = ASKED * config.answers * sets.count(SELF) / len(sets) * answered
@@ -184,5 +191,5 @@ def training_work(config: AmphistaJob, facts: ModelFacts) -> float:
         return 60 * config.minutes * FLOPS_PER_THREAD * threads
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     guesses = config.heads * vocabulary * facts.hidden * config.anchors
-    learnt = config.steps * config.batch * sequence_tokens(config)
+    learnt = config.steps * config.batch * sequence_tokens(config, facts)
     return 6.0 * learnt * (drafter_weights(config, facts) + guesses)

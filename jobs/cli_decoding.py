@@ -80,7 +80,7 @@ def write(
     model: Annotated[
         list[str] | None, typer.Option(help="A model, or a run that saved one; may be repeated.")
     ] = None,
-    lookup: Annotated[bool, typer.Option(help="Before drafters, look the text up.")] = False,
+    lookup: Annotated[bool, typer.Option(help="Guess from the text itself first.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 96,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,

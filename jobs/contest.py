@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from backend.errors import ConfigRefused
@@ -148,12 +149,14 @@ class Contest:
         rounds: int,
         phase: Phase,
     ) -> list[Answers]:
-        """Every arm's answers; those to one prompt are one checkpoint."""
+        """Every arm's answers; those to one prompt are one checkpoint, for these arms alone."""
         answered = []
+        rivals = ", ".join(arms)
         ends = end_ids(self.loaded.tokenizer, self.loaded.model.generation_config)
         for number, (prompt, ids) in enumerate(prompts):
             stop_if_asked(phase)
-            name = f"{place}-{number:05d}"
+            digest = sha256(f"{rivals} {ids}".encode()).hexdigest()
+            name = f"{place}-{number:05d}-{digest[:12]}"
             folder = self.context.checkpoints.find(name)
             words = f"Prompt {number + 1} of {len(prompts)}: {prompt.task}"
             phase.progress(number, len(prompts), REPLAY if folder else words)

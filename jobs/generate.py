@@ -126,8 +126,9 @@ class GenerateJob(JobConfig):
     )
     lookup: bool = Field(
         False,
-        title="Lookup before drafters",
-        description="A drafter guesses only where the last two tokens are not found in the text.",
+        title="Look up first",
+        description="Where the last tokens stand in the text already, what followed them is "
+        "guessed; a drafter guesses elsewhere.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -241,14 +242,17 @@ def answer(
 ) -> None:
     """Writes one side's text, pass by pass."""
     from backend.methods.amphista.generate import ready, refuse_processors
+    from backend.methods.amphista.proposers import LookupFirst
     from backend.methods.amphista.saved import Amphista
     from backend.text.prompts import prompt_ids
 
     refuse_processors(loaded.model)
     drafter = Amphista.load(side.drafter) if side.drafter else None
-    proposer = ready(target, drafter, config.nodes, lookup=config.lookup)
+    proposer = ready(target, drafter, config.nodes)
     if drafter:
         context.log(f"{side.name}: {drafter.arm}, a tree of {proposer.nodes} nodes.")
+    if config.lookup:
+        proposer = LookupFirst(proposer)
     tokenizer = loaded.tokenizer
     ids = (
         prompt_ids(config.prompt, tokenizer) if config.chat else tokenizer(config.prompt).input_ids

@@ -1,9 +1,9 @@
 """Prompts: what a model is asked, to write training answers or to be timed.
 
 - built-in, both written for this program (`prompts.json`): a benchmark of eight prompts in each of
-  six task kinds, and templates with slots from which any number of training prompts is filled:
-  the same kinds, and two that ask about a passage or for a translation. Passages are written for
-  this program, or paragraphs of the Wikipedia sample where it is set up. The two share no prompt.
+  six task kinds, and templates with slots from which any number of training prompts is filled, none
+  of them one of the benchmark: the same kinds, and two that ask about a passage or for a
+  translation. The passages are ours as well, or from the Wikipedia sample where it is set up.
   Of the templates every sixth of a task, and of the texts in them as many, are for prompts that
   are held out: a drafter is judged on wordings and texts it has not learnt from.
 - `file:NAME`: lines of a .jsonl file under SLIMSCOPE_TEXT_DIR, each with "turns" (its first is
@@ -44,7 +44,7 @@ BEGINNING = 2  # sentences of a story that are given
 HELD_EVERY = 6  # one template, or text, of so many is for held-out prompts
 PAGES_SHARE = 0.75  # of passages that are taken from the Wikipedia sample
 PASSAGE = 150, 900  # characters of such a passage
-SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z])")
+SENTENCE = re.compile(r"(?<=[a-z0-9)]{2}[.!?]) (?=[A-Z])")  # where the next begins; not "U.S. "
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
 def training_prompts(
     name: str, count: int, seed: int = 0, heldout: int = 0
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Distinct prompts to write answers to, fixed by `seed`: `count` in all, of which `heldout` to
-    judge by; fewer to learn from where a file has fewer.
+    """Distinct prompts to write answers to, fixed by `seed` and by whether the Wikipedia sample is
+    set up: `count` in all, of which `heldout` to judge by; fewer to learn from where a file has
+    fewer.
 
     Raises:
         TextRefused: there is no such set.

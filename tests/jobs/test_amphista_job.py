@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
-from backend.methods.amphista.config import LONGEST, WRITERS
+from backend.methods.amphista.config import WRITERS
 from backend.methods.amphista.generate import generate
 from backend.methods.amphista.saved import Amphista
 from backend.models.catalogue import inspect
@@ -186,8 +186,8 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
         config = AmphistaJob(model="smollm2-135m", prompts=f"file:{name}.jsonl")
         needed.append(sum(memory(config, facts).values()))
     row = 4 * WRITERS * (cached_values(facts) + facts.hidden)
-    assert needed[1] - needed[0] == row * (5 * 1500 // 3 - LONGEST)
-    assert needed[2] - needed[0] == row * (facts.context - LONGEST - 64 - 128)
+    assert needed[1] - needed[0] == row * (5 * 1500 - 5 * 10) // 2
+    assert needed[2] - needed[0] == row * (facts.context - 5 * 10 // 2 - 64 - 128)
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,4 +216,16 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
     asking = config.model_copy(update={"prompts": SELF})
     assert parts(asking, facts)["ask"] > parts(config, facts)["ask"] == 0
     tokens = 48 * (24 + 64)
+    assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
+
+
+def test_disk_and_time_of_a_file_follow_its_mean_prompt(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
+    settings.cache_clear()
+    rows = ({"text": "x" * 10}, {"text": "x" * 130})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config, facts = AmphistaJob.model_validate({**SMALL, "prompts": "file:q.jsonl"}), inspect("toy")
+    tokens = 48 * (24 + 64 + (10 + 130) // 2 // 2)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)

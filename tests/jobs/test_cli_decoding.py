@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from backend.store import queries
 from jobs.generated import written
 from tests.jobs.test_cli import slimscope
 
@@ -17,6 +18,8 @@ def test_a_text_is_printed_as_it_comes(queue: Path) -> None:
     assert text.strip() and text in done.stdout and "tokens a pass" in done.stdout
     (side,) = json.loads(slimscope(*words, "--json").stdout)
     assert "".join(piece for each in side["passes"] for piece, _ in each["tokens"]) == text
+    assert slimscope(*words, "--lookup", "--json").returncode == 0
+    assert [queries.job(f"generate-{n:04d}").config["lookup"] for n in (1, 3)] == [False, True]
 
 
 def test_decoders_are_timed_and_judged(queue: Path) -> None:

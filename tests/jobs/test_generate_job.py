@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigRefused, ModelRefused, SlimscopeError
+from backend.methods.amphista.config import LOOKED_UP
 from backend.models.loading import load
-from backend.queue.folders import run_folder
+from backend.queue.folders import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
@@ -48,6 +49,17 @@ def test_with_and_without_a_drafter_side_by_side(wait: Wait) -> None:
     figures = {(r.stage, r.metric): r for r in queries.results([job.id])}
     assert figures["side-2", "accepted_length"].value == second.accepted
     assert figures["side-2", "tokens_per_second"].details["side"] == one.run
+
+
+def test_what_was_looked_up_is_told_apart(wait: Wait) -> None:
+    prompt = load("toy").tokenizer.decode(toy_prompts()[8], skip_special_tokens=True)
+    plainly = finished(wait, prompt=prompt)
+    job = finished(wait, prompt=prompt, sides=f"toy, {trained().run}", lookup=True)
+    for side in (1, 2):
+        found = written(job.run, side)
+        assert found.text == written(plainly.run, 1).text
+        assert LOOKED_UP in {head for _, head in found.tokens}
+    assert "a tree of 4 nodes" in read_log(job.run, 1)[0]
 
 
 def test_sampling_and_stop_strings(wait: Wait) -> None:

@@ -78,14 +78,25 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert len(said) == 6 and all("All 4 texts are vanilla's" in text for text in said)
 
 
+def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
+    one = trained()
+    for values in ({"nodes": 1}, {"nodes": 4, "combined": False}):
+        job = finished(wait, drafters=one.run, lookup=False, count=1, **values)
+        assert {arm.name for arm in arms_of(queries.results([job.id]))} == {VANILLA, one.run}
+
+
 def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
     job = submit("speed", {**SMALL, "count": 12, "max_new_tokens": 48, "rounds": 3}, HOST)
-    first = work_folder(job.run) / "prompt-00000" / "answers.json"
-    wait(job.id, when=first.exists)
+
+    def answers(prompt: int) -> list[Path]:
+        return [*work_folder(job.run).glob(f"prompt-{prompt:05d}-*/answers.json")]
+
+    wait(job.id, when=lambda: bool(answers(0)))
+    first = answers(0)[0]
     process_of(job.id).kill()
     before = first.read_bytes()
     wait(job.id, when=lambda: queries.job(job.id).attempts_made == 2)
-    wait(job.id, State.SUCCEEDED, State.FAILED, when=(first.parent.parent / "prompt-00011").exists)
+    wait(job.id, State.SUCCEEDED, State.FAILED, when=lambda: bool(answers(11)))
     assert not first.exists() or first.read_bytes() == before
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     assert arms_of(queries.results([job.id]))[0].prompts == 12

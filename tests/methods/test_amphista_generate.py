@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from backend.errors import ConfigRefused
 from backend.methods.amphista.acceptance import Sampling
+from backend.methods.amphista.config import LOOKED_UP
 from backend.methods.amphista.costs import SIZES, Costs, measure_costs
 from backend.methods.amphista.generate import Detokeniser, generate, ready
 from backend.methods.amphista.proposers import DraftedTree, Lookup, Nobody
@@ -15,7 +16,15 @@ from backend.methods.amphista.saved import Amphista, BaseFacts, pack
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.tree import Tree, best_tree
 from backend.models.loading import load
-from tests.methods.amphista_toys import ARCHITECTURES, END, base, built, drafter_of, toy_prompts
+from tests.methods.amphista_toys import (
+    ARCHITECTURES,
+    END,
+    base,
+    built,
+    drafter_of,
+    random_ids,
+    toy_prompts,
+)
 from tests.methods.test_amphista_engine import plain
 
 GROWTH = [((0,), 0.6), ((0, 0), 0.3), ((1,), 0.2), ((0, 0, 0), 0.1), ((2,), 0.1)]
@@ -33,8 +42,24 @@ def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
         found = list(generate(model, drafter, prompt, 30, nodes=nodes))
         assert [token.id for token in found] == expected
         assert found[0].head == found[0].step == 0  # the prefill's
-        assert all(0 <= token.head <= 4 for token in found)
+        assert all(LOOKED_UP <= token.head <= 4 for token in found)
         assert [token.step for token in found] == sorted(token.step for token in found)
+
+
+def test_looked_up_first_the_text_is_the_same_and_says_so() -> None:
+    """With a drafter, without one, and with one whose tree is the root alone."""
+    target = base("grouped")
+    prompt = random_ids(target, 9).tolist()
+    for sampling in (Sampling(), Sampling(temperature=0.05, seed=4)):
+        expected = [token.id for token in generate(target, None, prompt, 60, sampling, [])]
+        for drafter in (None, DraftedTree(drafter_of(target, heads=2), target, Tree([(0,)]))):
+            found = list(generate(target, drafter, prompt, 60, sampling, [], lookup=True))
+            assert [token.id for token in found] == expected
+            assert any(token.head == LOOKED_UP for token in found)
+            assert len({token.step for token in found}) < 60
+    known = toy_prompts()[0]
+    for nodes in (1, 4):
+        assert [*generate(base(), saved(), known, 20, nodes=nodes, lookup=True)]
 
 
 def test_a_prompt_may_be_a_tensor_of_one_row() -> None:

@@ -10,7 +10,7 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.tables import MetricPoint, Result
-from jobs.speed_words import VANILLA, arms_of
+from jobs.speed_words import COMBINED, VANILLA, arms_of
 from tests.ui.lab import asked, job, result, store
 from ui.charts.speed_bars import speed_bars, time_bars
 from ui.charts.speed_curves import accepted_lengths, guesses_right, reached
@@ -46,6 +46,8 @@ def figures(name: str, up: float, lengths: dict[str, int], kind: str = "") -> li
         ("speed_up/story", up + 0.2, {**spread, "accepted": accepted}),
         ("speed_up/question", up - 0.2, {**spread, "accepted": accepted}),
     ]
+    if name.endswith(COMBINED):
+        rows[2][2].pop("hits")  # only a part of the tree is asked
     found = [result(1, name, metric, value, **details) for metric, value, details in rows]
     for row in found:
         row.n = 12
@@ -98,6 +100,19 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
         assert shown[name] or name == "heads table", name  # the run that trained is not there
     assert 'data-value="1.5"' in shown["bars table"]
     assert shown["drafter"]["visible"] is False  # there is but one
+
+
+def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> None:
+    lengths = {"1": 40, "2": 40, "9": 20}
+    store(*figures(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
+    shown = draw()
+    assert list(shown["bars figure"].data[0].y)[1:3] == [
+        "Lookup, Amphista<br>amphista-0002", "Amphista<br>amphista-0002",
+    ]  # fmt: skip
+    assert "Lookup, Amphista (amphista-0002) is faster than vanilla" in shown["head"]
+    assert shown["drafter"]["choices"] == [("Amphista (amphista-0002)", "amphista-0002")]
+    assert shown["yield table"].count("Amphista (amphista-0002)") == 2
+    assert len({*shown["bars figure"].data[0].marker.color}) == 4
 
 
 def test_tasks_stand_beside_each_other(measured: str) -> None:

@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from jobs.speed_words import VANILLA, Arm
 from ui.charts.layout import axis, layout, legend
 from ui.format import esc
-from ui.theme import BLUE, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK
+from ui.theme import BLUE, BROWN, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK, PURPLE
 
+PAINT = (*OKABE_ITO, PURPLE, BROWN)
 ROOM, MORE_ROOM = 1.25, 1.75  # times the longest bar, for the words beside it
 SPREAD = 0.6  # of a task's row, over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -28,7 +29,7 @@ PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
 def colours(arms: Sequence[Arm]) -> dict[str, str]:
     """Name -> colour, in the order of the names so that no figure changes them; vanilla is grey."""
     others = sorted(arm.name for arm in arms if arm.name != VANILLA)
-    pairs = {name: OKABE_ITO[n % len(OKABE_ITO)] for n, name in enumerate(others)}
+    pairs = {name: PAINT[n % len(PAINT)] for n, name in enumerate(others)}
     return {VANILLA: LIGHT.muted, **pairs}
 
 

@@ -60,19 +60,12 @@ class Token:
     step: int
 
 
-def ready(
-    target: Target,
-    drafter: Amphista | None,
-    nodes: int = 0,
-    least: int = 1,
-    lookup: bool = False,
-) -> Proposer:
+def ready(target: Target, drafter: Amphista | None, nodes: int = 0, least: int = 1) -> Proposer:
     """The proposer of a drafter; without one, or for a tree of the root alone, nobody.
 
     Args:
         nodes: of its tree, the root included; 0: what pays best on this machine, measured now.
         least: nodes it has at least when they are chosen by measurement.
-        lookup: looks the text up first (see `LookupFirst`).
 
     Raises:
         ConfigRefused: the drafter belongs to another base.
@@ -85,8 +78,7 @@ def ready(
         nodes = measure_costs(target, trial).best_nodes(drafter.growth, least)
     if nodes == 1:
         return Nobody()
-    drafted = DraftedTree(bound, target, best_tree(drafter.growth, nodes))
-    return LookupFirst(drafted) if lookup else drafted
+    return DraftedTree(bound, target, best_tree(drafter.growth, nodes))
 
 
 def generate(
@@ -111,7 +103,8 @@ def generate(
         prompt: token ids [P] or [1, P].
         sampling: None: greedy.
         ends: tokens that end the answer; None: those of the model's generation config.
-        nodes, lookup: see `ready`.
+        nodes: see `ready`.
+        lookup: looks the text up first, with and without a drafter (see `LookupFirst`).
 
     Raises:
         ConfigRefused: a batch, a prompt too long, a drafter of another base.
@@ -120,7 +113,9 @@ def generate(
     target = base if isinstance(base, Target) else Target(base)
     refuse_processors(target.model)
     if drafter is None or isinstance(drafter, Amphista):
-        drafter = ready(target, drafter, nodes, lookup=lookup)
+        drafter = ready(target, drafter, nodes)
+    if lookup:
+        drafter = LookupFirst(drafter)
     rule = acceptance(sampling or usual_sampling(target.model))
     stops = ends_of(target.model) if ends is None else ends
     steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)

@@ -187,20 +187,20 @@ class DraftedTree:
 
 
 class LookupFirst:
-    """Looks the last tokens up in the text; where even two are new, a drafter guesses (ours).
+    """Looks the last tokens up in the text; where even two are new, another guesses (ours).
 
-    What follows a pair that was seen before is right so often that it beats the heads, and looking
-    it up costs nothing; but most pairs are new. Heads read what was committed meanwhile when
-    they are asked again.
+    Looking up costs nothing, and two tokens that stood together before are often followed by the
+    same again; but most pairs are new. The other reads what was committed meanwhile when it is
+    asked again.
     """
 
-    def __init__(self, drafted: DraftedTree) -> None:
-        self.lookup, self.drafted = Lookup(longest=4, shortest=2), drafted
-        self.nodes = max(self.lookup.nodes, drafted.nodes)
+    def __init__(self, other: Proposer) -> None:
+        self.lookup, self.other = Lookup(longest=4, shortest=2), other
+        self.nodes = max(self.lookup.nodes, other.nodes)
 
     def start(self, first: int, capacity: int) -> None:
         self.lookup.start(first, capacity)
-        self.drafted.start(first, capacity)
+        self.other.start(first, capacity)
         self._unread: list[tuple[Tensor, Sequence[int]]] = []
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
@@ -210,7 +210,7 @@ class LookupFirst:
             return guess
         states, texts = zip(*self._unread, strict=True)
         self._unread = []
-        return self.drafted.propose(torch.cat(states), list(flattened.from_iterable(texts)))
+        return self.other.propose(torch.cat(states), list(flattened.from_iterable(texts)))
 
 
 def refuse_unfit_tree(drafter: Drafter, tree: Tree) -> None:
