@@ -271,6 +271,19 @@ def test_a_time_budget_settles_the_steps_once(
     assert Checkpoints(tmp_path).find(CHECKPOINT)
 
 
+def test_the_pace_is_measured_in_a_fiftieth_of_the_budget() -> None:
+    """A few slow steps at the start do not shorten a long training."""
+    config, schedule = TrainingConfig(minutes=10, warmup=0.05), Schedule()
+    seconds = [1.0] * 4 + [0.1] * 70
+    schedule.settle(config, seconds)
+    assert not schedule.steps
+    unsettled = [Schedule(step).rate(config) for step in range(120)]
+    schedule.settle(config, [*seconds, *[0.1] * 20])
+    assert schedule.steps == 6000
+    assert max(unsettled) == pytest.approx(Schedule(120, 6000).rate(config), abs=0.01)
+    assert Schedule(0).rate(TrainingConfig(minutes=10, warmup=0)) < 0.1
+
+
 def test_the_rate_rises_then_falls_to_a_tenth() -> None:
     config = TrainingConfig(warmup=0.1)
     rates = [Schedule(step, 100).rate(config) for step in range(100)]

@@ -116,7 +116,7 @@ class TrainingConfig(BaseModel):
         ge=0,
         le=10_000,
         title="Training time",
-        description="Sets the steps from the pace of the first ones. 0: the steps below count.",
+        description="Sets the steps from the pace in its first fiftieth. 0: the steps below count.",
         json_schema_extra={"unit": "minutes"},
     )
     steps: int = Field(

@@ -6,7 +6,7 @@ decay to a tenth, gradients clipped. Copied layers learn more slowly than new pa
 
 Order of the data, choice of anchors and evaluation depend on seed and step alone, and checkpoints
 hold the float32 weights and the optimiser: an interrupted run goes on bit for bit. With a time
-budget the number of steps is settled once, from the pace of the first steps, and stored.
+budget the number of steps is settled once, from the pace in its first fiftieth, and stored.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,7 +34,8 @@ from backend.methods.amphista.target import Target
 from backend.reporter import Reporter, stop_if_asked
 
 CHECKPOINT = "drafter"
-PACE_STEPS, PACE_SKIPPED = 12, 4  # the first steps are slower than the rest
+PACE_STEPS, PACE_SKIPPED = 12, 4  # at least; the first steps are slower than the rest
+PACE_SHARE = 0.02  # of the budget, in which the pace is measured
 SAVE_EVERY_S = 60.0
 EVALUATIONS = 10
 CLIP = 1.0
@@ -50,8 +52,11 @@ class Schedule:
 
     def rate(self, config: TrainingConfig) -> float:
         """The factor of the learning rate at this step."""
-        warm = max(1, round(config.warmup * (self.steps or config.steps)))
-        if self.step < warm or not self.steps:
+        if not self.steps:  # rises to what it has reached when the pace is known
+            reached = PACE_SHARE / max(config.warmup, PACE_SHARE)
+            return min(reached, (self.step + 1) / (PACE_STEPS + 1))
+        warm = max(1, round(config.warmup * self.steps))
+        if self.step < warm:
             return min(1.0, (self.step + 1) / max(warm, PACE_STEPS + 1))
         share = (self.step - warm) / max(1, self.steps - warm)
         return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
@@ -62,9 +67,8 @@ class Schedule:
             return
         if not config.minutes:
             self.steps = config.steps
-        elif len(seconds) >= PACE_STEPS:
-            pace = sorted(seconds[PACE_SKIPPED:])[len(seconds[PACE_SKIPPED:]) // 2]
-            self.steps = max(PACE_STEPS, round(60 * config.minutes / pace))
+        elif len(seconds) >= PACE_STEPS and sum(seconds) >= PACE_SHARE * 60 * config.minutes:
+            self.steps = max(PACE_STEPS, round(60 * config.minutes / mean(seconds[PACE_SKIPPED:])))
 
 
 class Training:
@@ -111,10 +115,12 @@ class Training:
             loss = self.step()
             seconds.append(time.perf_counter() - began)
             self.reporter.metric("loss", loss, self.schedule.step)
+            open_end = not self.schedule.steps
             self.schedule.settle(self.config, seconds)
             if self._evaluates():
                 self.evaluate()
-            if time.monotonic() - saved > SAVE_EVERY_S or len(seconds) == PACE_STEPS:
+            first = len(seconds) == PACE_STEPS or (open_end and self.schedule.steps)
+            if time.monotonic() - saved > SAVE_EVERY_S or first:
                 self.save()
                 saved = time.monotonic()
         self.save()
