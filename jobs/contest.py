@@ -33,12 +33,12 @@ from backend.methods.amphista.target import Target
 from backend.methods.amphista.tree import best_tree
 from backend.models.loading import LoadedModel, load
 from backend.reporter import REPLAY, stop_if_asked
-from backend.text.prompts import Prompt, benchmark_prompts, end_ids
+from backend.text.prompts import Prompt, benchmark_prompts, end_ids, readable_ids
 from jobs.context import JobContext
 from jobs.drafters import drafter_folder, drafters_named
 from jobs.model import absolute
 from jobs.phases import Phase, Phases
-from jobs.prompts import prompt_facts, prompt_set, readable_ids
+from jobs.prompts import prompt_facts, prompt_set
 from jobs.speed import SIZES, TREE_PROMPTS, SpeedJob
 from jobs.speed_words import ASSISTANT, COMBINED, LOOKUP, path_name
 
@@ -125,7 +125,8 @@ class Contest:
         """The prompts that are asked, with their token ids."""
         config, loaded = self.config, self.loaded
         name = prompt_set(config, loaded.facts)
-        found = readable_ids(benchmark_prompts(name), loaded, config.max_new_tokens)
+        room = loaded.facts.context - config.max_new_tokens
+        found = readable_ids(benchmark_prompts(name), loaded.tokenizer, room)
         if not found:
             raise ConfigRefused(
                 f"No prompt of {name} fits.",

@@ -5,16 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from backend.models.facts import ModelFacts
 from backend.text.prompts import BUILT_IN, STORIES, require_prompts
-
-if TYPE_CHECKING:
-    from backend.models.loading import LoadedModel
-    from backend.text.prompts import Prompt
 
 
 class PromptConfig(BaseModel):
@@ -52,13 +48,3 @@ def prompt_facts(name: str, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """What identifies prompts, given as token ids: their set, their number, and their sha256."""
     digest = hashlib.sha256(json.dumps([list(row) for row in rows]).encode())
     return {"corpus": name, "sha256": digest.hexdigest(), "count": len(rows)}
-
-
-def readable_ids(
-    prompts: list[Prompt], loaded: LoadedModel, room: int
-) -> list[tuple[Prompt, list[int]]]:
-    """Prompts with their token ids, without those that leave no `room` tokens for an answer."""
-    from backend.text.prompts import prompt_ids
-
-    found = [(prompt, prompt_ids(prompt.text, loaded.tokenizer)) for prompt in prompts]
-    return [(p, ids) for p, ids in found if 0 < len(ids) <= loaded.facts.context - room]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -127,6 +127,14 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
     return list(tokenizer(prompt).input_ids)
+
+
+def readable_ids(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, most: int
+) -> list[tuple[Prompt, list[int]]]:
+    """Prompts with their token ids, without those of more than `most` tokens or of none."""
+    found = [(prompt, prompt_ids(prompt.text, tokenizer)) for prompt in prompts]
+    return [(prompt, ids) for prompt, ids in found if 0 < len(ids) <= most]
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, config: Any = None) -> frozenset[int]:

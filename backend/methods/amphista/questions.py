@@ -23,7 +23,7 @@ from backend.methods.amphista.config import LONGEST, WRITERS
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.writing import write_answers
 from backend.reporter import REPLAY, Reporter
-from backend.text.prompts import SELF, Prompt, end_ids, prompt_ids, training_prompts
+from backend.text.prompts import SELF, Prompt, end_ids, readable_ids, training_prompts
 from backend.text.sampling import first_tokens
 
 START = 24  # tokens of a text's beginning, the prompt of a model without a template
@@ -70,8 +70,8 @@ def prompts_for(
     sets = sorted(wanted.sets, key=lambda name: name != SELF)
 
     def fitting(prompts: Sequence[Prompt]) -> list[list[int]]:
-        rows = [prompt_ids(prompt.text, tokenizer) for prompt in prompts]
-        return [row for row in rows if 0 < len(row) <= target.context - wanted.limit]
+        most = target.context - wanted.limit
+        return [ids for _, ids in readable_ids(prompts, tokenizer, most)]
 
     for number, name in enumerate(sets):
         missing = len(sets) - number
