@@ -45,6 +45,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
     "Drafting (Amphista)": {
         "Drafting head": "Guesses the token at one position ahead.",
         "Head position": "How far ahead a head guesses: 1 is the token after the next.",
+        "Prompt lookup": "Guesses what followed the last tokens where they stand in the text "
+        "already. Needs no training.",
         "Tree node": "One drafted token with all tokens before it on its branch.",
         "Verify pass": "One pass of the base model over all drafted tokens.",
         "Accepted length": "Tokens committed for each verify pass, the bonus token counted; "
