@@ -170,6 +170,8 @@ class Draw:
     def chooser(self, logits: Tensor, before: Sequence[int]) -> Choose:
         """The function that chooses after a node of `logits` [n, V]."""
         if self.greedy and not self._processors:
+            if logits.device.type == "cpu":  # a path looks at few of a tree's rows
+                return lambda node, path: int(logits[node].float().argmax())
             best = logits.argmax(-1).tolist()  # one transfer for the whole tree
             return lambda node, path: best[node]
 
