@@ -45,6 +45,17 @@ def test_the_base_writes_distinct_prompts_fixed_by_the_seed(
     assert len({prompt.text for prompt in one}) == 20 and {p.task for p in one} == {SELF}
 
 
+def test_a_base_that_knows_no_first_token_begins_with_any(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    nameless = chats(tokenizer, "")
+    assert nameless.bos_token_id is None and not nameless.chat_template
+    found = ask(tmp_path, nameless, 20, 1)
+    assert len({prompt.text for prompt in found}) == 20
+    assert len({prompt.text.split()[0] for prompt in found}) > 10
+    assert found == ask(tmp_path / "again", nameless, 20, 1)
+
+
 def test_prompts_that_are_stored_are_not_written_again(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
