@@ -126,9 +126,9 @@ class GenerateJob(JobConfig):
     )
     lookup: bool = Field(
         False,
-        title="Look up first",
+        title="Prompt lookup first",
         description="Where the last tokens stand in the text already, what followed them is "
-        "guessed; a drafter guesses elsewhere.",
+        "guessed; elsewhere a drafter guesses. Plain models are sped up by it, too.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

@@ -48,7 +48,7 @@ class TimingConfig(BaseModel):
     )
     combined: bool = Field(
         True,
-        title="Lookup before drafters",
+        title="Prompt lookup before drafters",
         description="Also decode with each drafter guessing only where the last two tokens are not "
         "found in the text so far.",
     )

@@ -168,7 +168,7 @@ def time_bars(arms: Sequence[Arm]) -> go.Figure:
         margin={"t": 32},
     )
     for total, arm in zip(whole, arms, strict=True):
-        _beside(figure, total, lines(arm), f"{total / arm.accepted:.1f} a token")
+        _beside(figure, total, lines(arm), f"{total / arm.accepted:.1f} ms a token")
     return figure
 
 

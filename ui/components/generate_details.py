@@ -101,7 +101,8 @@ def _side(
     differs = first_difference(first.text, found.text) if first else None
     text = token_strip(found, differs) if not hidden else f'<p class="strip">{esc(found.text)}</p>'
     going = job.state in LIVE and not ended
-    wait = '<p class="quiet">It writes after those before it.</p>' if going else ""
+    begins = "It begins soon." if side == 1 else "It writes after those before it."
+    wait = f'<p class="quiet">{begins}</p>' if going else ""
     body = text if found.passes else wait
     copied = copy_button(found.text, "Copy text") if ended else ""
     return (

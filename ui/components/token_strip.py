@@ -46,7 +46,7 @@ def _rejected(of: Pass) -> str:
     text = next(iter(of.rejected), "")
     if not text.strip():
         return ""
-    return f'<s title="guessed in vain">{esc(text)}</s>'
+    return f'<s title="guessed in vain" aria-hidden="true">{esc(text)}</s>'
 
 
 def legend(who: Collection[int]) -> str:

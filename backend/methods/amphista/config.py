@@ -116,7 +116,8 @@ class TrainingConfig(BaseModel):
         ge=0,
         le=10_000,
         title="Training time",
-        description="Sets the steps from the pace in its first fiftieth. 0: the steps below count.",
+        description="Sets the steps from the pace in its first fiftieth. 0: the training steps "
+        "under Advanced count.",
         json_schema_extra={"unit": "minutes"},
     )
     steps: int = Field(
