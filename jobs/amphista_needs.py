@@ -147,8 +147,8 @@ def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
 
 
 def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
-    """Bytes at the peak, an estimate from above, by what they are for: answers are written before
-    the training, so the larger of the two counts."""
+    """Bytes at the peak, by what they are for, an estimate from above but for prompts of a file:
+    answers are written before the training, so the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     longest = sequence_tokens(config, facts, longest=True)
     written = WRITERS * longest

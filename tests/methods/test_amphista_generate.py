@@ -58,8 +58,10 @@ def test_looked_up_first_the_text_is_the_same_and_says_so() -> None:
             assert any(token.head == LOOKED_UP for token in found)
             assert len({token.step for token in found}) < 60
     known = toy_prompts()[0]
+    expected = plain(base(), known, 20, [END])
     for nodes in (1, 4):
-        assert [*generate(base(), saved(), known, 20, nodes=nodes, lookup=True)]
+        found = generate(base(), saved(), known, 20, nodes=nodes, lookup=True)
+        assert [token.id for token in found] == expected
 
 
 def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
