@@ -15,10 +15,17 @@ from backend.methods.amphista.config import (
 )
 from backend.models.estimate import memory_available, refuse_beyond
 from jobs.amphista_data import DataConfig, sources_of
-from jobs.amphista_needs import memory, parts, refuse_full_disk, refuse_unfit, require_data
+from jobs.amphista_needs import (
+    memory,
+    parts,
+    refuse_full_disk,
+    refuse_unfit,
+    require_data,
+    untimed_work,
+)
 from jobs.bases import BaseConfig, base_of, load_base, refuse_precision
 from jobs.kinds import Estimate, JobConfig, Kind
-from jobs.pace import START_S, seconds_for
+from jobs.pace import seconds_for
 
 if TYPE_CHECKING:
     from backend.methods.amphista.corpus import Corpus
@@ -57,9 +64,8 @@ def check(config: AmphistaJob) -> Estimate:
     needed = memory(config, facts)
     refuse_beyond(needed, memory_available(), facts.title)
     refuse_full_disk(config, facts)
-    work = sum(parts(config, facts).values())
-    seconds, basis = seconds_for(NAME, config.model, work)
-    seconds = max(seconds, START_S + 60 * config.minutes)
+    work = untimed_work(config, facts)
+    seconds, basis = seconds_for(NAME, config.model, work, 60 * config.minutes)
     return Estimate(seconds, sum(needed.values()), work, basis, warnings(config))
 
 
@@ -95,9 +101,11 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     torch.manual_seed(config.seed)
     drafter = Drafter(part(config, DrafterConfig), target, vocabulary)
     begin(drafter, target, learnt, config, context)
-    judged = train(drafter, target, learnt, heldout, config, context, phases)
+    judged, taken = train(drafter, target, learnt, heldout, config, context, phases)
     phases.phase("measure").progress(0, 1, "Measuring this machine")
     finish(drafter, target, judged, base, (learnt, heldout), config, context, loaded)
+    timed = taken if config.minutes else 0.0
+    context.result("run", "work", untimed_work(config, loaded.facts), timed=timed)
 
 
 def begin(
@@ -123,8 +131,8 @@ def train(
     config: AmphistaJob,
     context: JobContext,
     phases: Phases,
-) -> Judgement:
-    """Trains to the end of the budget."""
+) -> tuple[Judgement, float]:
+    """Trains to the end of the budget; the last judgement, and the seconds it took."""
     from backend.methods.amphista.training import Training
 
     count = drafter.parameter_count()
@@ -141,7 +149,8 @@ def train(
     )
     judged = training.run()
     context.result(DRAFTER, "steps", training.schedule.steps)
-    return judged
+    context.result("run", "seconds/training", training.schedule.seconds)
+    return judged, training.schedule.seconds
 
 
 def finish(
@@ -176,7 +185,6 @@ def finish(
     context.result(DRAFTER, "parameters", count, arm=arm_of(drafter.config))
     context.result(DRAFTER, "parameter_share", count / loaded.facts.parameters)
     record_economy(saved, target, judged, context)
-    context.result("run", "work", sum(parts(config, loaded.facts).values()))
 
 
 def record_economy(saved: Amphista, target: Target, judged: Judgement, context: JobContext) -> None:

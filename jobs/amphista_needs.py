@@ -184,6 +184,12 @@ def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
     }
 
 
+def untimed_work(config: AmphistaJob, facts: ModelFacts) -> float:
+    """Floating-point operations of all parts that take as long as they take."""
+    timed = config.minutes > 0
+    return sum(work for part, work in parts(config, facts).items() if part != "train" or not timed)
+
+
 def training_work(config: AmphistaJob, facts: ModelFacts) -> float:
     """Floating-point operations of the steps; with a time budget, what fits into it."""
     if config.minutes:

@@ -55,7 +55,7 @@ def finished(wait: Wait, **values: object) -> Job:
 
 def values(job: Job) -> dict[tuple[str, str], float]:
     """Every figure that no clock measured."""
-    timed = {"predicted_speed_up", "draft_cost", "accepted_length"}
+    timed = {"predicted_speed_up", "draft_cost", "accepted_length", "seconds/training"}
     return {
         (r.stage, r.metric): r.value for r in queries.results([job.id]) if r.metric not in timed
     }
@@ -67,6 +67,8 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     top = [found[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
     assert 1 > top[0] > 0.1 and top[0] == max(top)
     assert found["drafter", "steps"].value == 24
+    assert found["run", "seconds/training"].value > 0
+    assert found["run", "work"].details["timed"] == 0  # the steps were given, not the minutes
     assert found["drafter", "accepted_length"].value >= 1
     assert found["drafter", "accepted_length"].details["nodes"] >= 1
     curves = queries.curves(job.id)

@@ -20,10 +20,16 @@ from backend.methods.amphista.corpus import (
 )
 from backend.methods.amphista.drafter import Drafter
 from backend.methods.amphista.engine import decode
-from backend.methods.amphista.loss import loss_and_gradient, position_in
+from backend.methods.amphista.loss import ROW_STEP, loss_and_gradient, position_in
 from backend.methods.amphista.measure import judge
 from backend.methods.amphista.proposers import DraftedTree
-from backend.methods.amphista.training import CHECKPOINT, PACE_STEPS, Schedule, Training
+from backend.methods.amphista.training import (
+    CHECKPOINT,
+    LENGTH_STEP,
+    PACE_STEPS,
+    Schedule,
+    Training,
+)
 from backend.methods.amphista.tree import best_tree, grow
 from backend.methods.amphista.writing import read, write_answers
 from backend.reporter import SilentReporter
@@ -223,6 +229,19 @@ def test_anchors_lie_in_the_answers(corpora: tuple[Corpus, Corpus], tmp_path: Pa
         sample = samples[row]
         assert sample.start - 1 <= place < len(sample.ids) - 2
         assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
+
+
+def test_sizes_recur(corpora: tuple[Corpus, Corpus], tmp_path: Path) -> None:
+    """Each size of a product is compiled once, so there are few."""
+    work = training(drafter_of(base()), corpora, tmp_path, batch=8)
+    lessons = [work.lessons(step) for step in range(12)]
+    assert {len(found.rows) % ROW_STEP for found in lessons} == {0}
+    assert {found.ids.shape[1] % LENGTH_STEP for found in lessons} == {1}
+    few = training(drafter_of(base()), corpora, tmp_path, batch=1).lessons(0)
+    assert len(few.rows) < ROW_STEP  # not more anchors than there are
+    assert len({(int(r), int(p)) for r, p in zip(few.rows, few.places, strict=True)}) == len(
+        few.rows
+    )
 
 
 # learning -----------------------------------------------------------------------------------------

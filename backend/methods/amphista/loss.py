@@ -18,9 +18,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from backend.methods.amphista.config import CHUNK, TrainingConfig
 from backend.methods.amphista.drafter import Drafter
+
+ROW_STEP = 64  # products have a multiple of so many rows: a size that recurs is compiled once
+
+
+def rounded_up(number: int, step: int) -> int:
+    """The least multiple of `step` that is not below `number`."""
+    return -(-number // step) * step
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,8 @@ def _targets(
     rows, length = lessons.rows[chunk, None], lessons.ids.shape[1]
     places = (lessons.places[chunk, None] + ahead).clamp_(max=length - 1)  # [c, K] index of p
     flat, order = (rows * length + places).flatten().unique(return_inverse=True)
+    spare = rounded_up(len(flat), ROW_STEP) - len(flat)
+    flat = pad(flat, (0, spare))  # rows nobody asks for; each size is compiled once
     hidden = lessons.hidden.flatten(0, 1)[flat]
     logits = drafter.logits(hidden).float()
     teacher = (logits - lessons.denominator.flatten()[flat, None]).exp_()

@@ -7,6 +7,9 @@ decay to a tenth, gradients clipped. Copied layers learn more slowly than new pa
 Order of the data, choice of anchors and evaluation depend on seed and step alone, and checkpoints
 hold the float32 weights and the optimiser: an interrupted run goes on bit for bit. With a time
 budget the number of steps is settled once, from the pace in its first fiftieth, and stored.
+
+Sizes recur on purpose: for bfloat16 products the processor's library compiles a program for every
+shape and keeps it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -26,9 +29,9 @@ from torch import Tensor
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigRefused, MethodFailed
 from backend.methods.amphista.config import TrainingConfig
-from backend.methods.amphista.corpus import Corpus
+from backend.methods.amphista.corpus import Corpus, Sample
 from backend.methods.amphista.drafter import Drafter
-from backend.methods.amphista.loss import Lessons, loss_and_gradient
+from backend.methods.amphista.loss import ROW_STEP, Lessons, loss_and_gradient, rounded_up
 from backend.methods.amphista.measure import Judgement, judge
 from backend.methods.amphista.target import Target
 from backend.reporter import Reporter, stop_if_asked
@@ -41,14 +44,17 @@ EVALUATIONS = 10
 CLIP = 1.0
 WINDOW = 16  # batches whose sequences are sorted by length together
 FLOOR = 0.1  # of the rate, at the end
+LENGTH_STEP = 16  # sequences are padded to a multiple of it
 
 
 @dataclass
 class Schedule:
-    """Where the training stands: `step` of `steps`, the latter 0 until it is settled."""
+    """Where the training stands: `step` of `steps`, the latter 0 until it is settled, and the
+    `seconds` it has taken, judging and saving included."""
 
     step: int = 0
     steps: int = 0
+    seconds: float = 0.0
 
     def rate(self, config: TrainingConfig) -> float:
         """The factor of the learning rate at this step."""
@@ -90,6 +96,7 @@ class Training:
         self.checkpoints, self.reporter = checkpoints, reporter
         self.schedule = Schedule()
         self.optimiser = _optimiser(drafter, config)
+        self._counted = time.monotonic()
         self.indices = [
             n
             for n, (length, start) in enumerate(zip(learnt.lengths, learnt.starts, strict=True))
@@ -107,7 +114,7 @@ class Training:
         """Trains to the end; returns the last judgement on the held-out sequences."""
         self._restore()
         seconds: list[float] = []
-        saved = time.monotonic()
+        saved = self._counted = time.monotonic()
         self.schedule.settle(self.config, seconds)
         while not self.schedule.steps or self.schedule.step < self.schedule.steps:
             self._report()
@@ -123,8 +130,9 @@ class Training:
             if time.monotonic() - saved > SAVE_EVERY_S or first:
                 self.save()
                 saved = time.monotonic()
+        judged = self.evaluate()
         self.save()
-        return self.evaluate()
+        return judged
 
     def step(self) -> float:
         """One step; returns its loss."""
@@ -164,17 +172,11 @@ class Training:
     def lessons(self, step: int) -> Lessons:
         """The batch of a step: the same for the same seed and step."""
         samples = [self.learnt[index] for index in self._batch(step)]
-        heads, longest = self.drafter.config.heads, max(len(s.ids) for s in samples)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        rows, places, valid = [], [], []
-        for row, sample in enumerate(samples):
-            first, last = max(sample.start - 1, 0), len(sample.ids) - 2
-            count = max(1, round((last - first) * self.config.anchors))
-            chosen = first + torch.randperm(last - first, generator=generator)[:count].sort().values
-            rows.append(torch.full_like(chosen, row))
-            places.append(chosen)
-            targets = chosen[:, None] + torch.arange(2, heads + 2)
-            valid.append(targets < len(sample.ids))
+        longest = 1 + rounded_up(max(len(s.ids) for s in samples) - 1, LENGTH_STEP)
+        rows, places = self._anchors(samples, step)
+        lengths = torch.tensor([len(s.ids) for s in samples])
+        targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
+        valid = targets < lengths[rows, None]
         device = self.target.device
 
         def padded(name: str) -> Tensor:
@@ -188,10 +190,24 @@ class Training:
             padded("hidden"),
             padded("ids").long(),
             padded("denominator"),
-            torch.cat(rows).to(device),
-            torch.cat(places).to(device),
-            torch.cat(valid).to(device),
+            rows.to(device),
+            places.to(device),
+            valid.to(device),
         )
+
+    def _anchors(self, samples: Sequence[Sample], step: int) -> tuple[Tensor, Tensor]:
+        """Sequence and position of each anchor [n]: a share of all positions of the answers, drawn
+        anew, as many as make n a multiple of `ROW_STEP` where there are so many."""
+        rows, places = [], []
+        for row, sample in enumerate(samples):
+            found = torch.arange(max(sample.start - 1, 0), len(sample.ids) - 2)
+            rows.append(torch.full_like(found, row))
+            places.append(found)
+        total = sum(map(len, places))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        count = rounded_up(max(1, round(total * self.config.anchors)), ROW_STEP)
+        chosen = torch.randperm(total, generator=generator)[:count].sort().values
+        return torch.cat(rows)[chosen], torch.cat(places)[chosen]
 
     def _batch(self, step: int) -> list[int]:
         """Sequences of a step. Each epoch has its own order; neighbours in length share a batch."""
@@ -236,6 +252,9 @@ class Training:
 
     def save(self) -> None:
         """Writes weights, optimiser and step as one checkpoint."""
+        now = time.monotonic()
+        self.schedule.seconds += now - self._counted
+        self._counted = now
         with self.checkpoints.write(CHECKPOINT) as folder:
             save_file(_plain(self.drafter.state_dict()), folder / "drafter.safetensors")
             save_file(_plain(self._moments()), folder / "optimiser.safetensors")
