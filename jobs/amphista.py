@@ -3,6 +3,7 @@ learn, are judged on answers they have not seen, and get the tree that pays on t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -74,6 +75,15 @@ def warnings(config: AmphistaJob) -> tuple[str, ...]:
     if config.data == "text":
         return ("Heads trained on text the base did not write guess its answers less well.",)
     return ()
+
+
+def told(values: Mapping[str, Any]) -> list[str]:
+    """What tells a drafter from others: its arm, how long it learnt, and from how much."""
+    shape = {name: values[name] for name in DrafterConfig.model_fields if name in values}
+    minutes, steps = values.get("minutes", 0), values.get("steps", 0)
+    learnt = f"{minutes:g} min" if minutes else f"{steps:,} steps"
+    written = "texts" if values.get("data") == "text" else "answers"
+    return [arm_of(DrafterConfig(**shape)), learnt, f"{values.get('answers', 0):,} {written}"]
 
 
 # the work -----------------------------------------------------------------------------------------
@@ -222,6 +232,8 @@ KINDS = (
         check=check,
         run=run,
         stages={DRAFTER: "Drafter", **{f"head-{k}": f"Head {k}" for k in range(1, 11)}},
+        told=told,
+        of_models=False,
         presets={
             "quick look": {"minutes": 3, "answers": 256, "heldout": 32},
             "default": {},

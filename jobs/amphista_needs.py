@@ -27,6 +27,7 @@ FORWARD_PACE = 3.0  # passes without gradients in large batches, over the usual 
 KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
 READ = 4  # bytes of each value kept beside a hidden state: id, denominator, first choice
 SPARE = 1.2  # drafter and checkpoints beside the training data
+PROGRAMS = 300 * 2**20  # bytes of what is compiled for products of every size; measured
 JUDGED = 2000  # passes of one token that measuring this machine takes
 
 
@@ -154,7 +155,8 @@ def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     written = WRITERS * longest
     work = {
         "answers": 4 * written * (cached_values(facts) + facts.hidden) * (config.data == "answers"),
-        "training": ADAM * drafter_weights(config, facts)
+        "training": PROGRAMS
+        + ADAM * drafter_weights(config, facts)
         + 4 * KEPT * config.batch * longest * facts.hidden
         + 4 * 4 * CHUNK * config.heads * vocabulary,
     }

@@ -237,12 +237,14 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(0 if all(check.ok for check in checks) else FAILED)
 
 
+add_decoding(app)
+
+
 def main() -> None:
     """The console script."""
     with in_one_line():
         upgrade()
         add_kinds()
-        add_decoding(app)
         app()
 
 

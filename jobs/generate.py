@@ -320,6 +320,7 @@ KINDS = (
         config=GenerateJob,
         check=check,
         run=run,
+        of_models=False,
         stages={f"side-{n}": f"Side {n}" for n in range(1, MOST + 1)},
     ),
 )

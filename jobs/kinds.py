@@ -79,6 +79,9 @@ class Kind:
         presets: name -> field values that differ from the defaults.
         stages: stage name -> label, in order.
         verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
+        told: values of a config, to what tells its run from others in one line; None draws it from
+            the fields.
+        of_models: whether its stages are whole models, with a perplexity, a size and a speed each.
         check: refuses a config that cannot work (SlimscopeError with `field`), without torch.
     """
 
@@ -91,6 +94,8 @@ class Kind:
     stages: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
+    told: Callable[[Mapping[str, Any]], list[str]] | None = None
+    of_models: bool = True
 
     def preset(self, name: str) -> Mapping[str, Any]:
         """The field values of a preset; none for the empty name.

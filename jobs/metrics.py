@@ -151,6 +151,22 @@ _DESCRIBED = (
         unit="tokens per pass",
     ),
     Metric(
+        "break_even",
+        "Break-even",
+        "Time of a verify pass with all that belongs to it, over that of a vanilla pass: so many "
+        "tokens must a pass yield before decoding becomes faster.",
+        "lower",
+        unit="passes",
+        timed=True,
+    ),
+    Metric(
+        "same_text",
+        "Same texts",
+        "Share of the prompts whose answer is that of vanilla decoding, token for token.",
+        "higher",
+        "share",
+    ),
+    Metric(
         "predicted_speed_up",
         "Predicted speed-up",
         "Accepted length over what a verify pass of such a tree costs here, in vanilla passes; a "
@@ -178,6 +194,25 @@ _DESCRIBED = (
         "Added parameters over those of the base model.",
         "lower",
         "share",
+    ),
+    Metric(
+        "fit_explained",
+        "Initial fit",
+        "Share of the mean square of what the cloned layer reads in the base that the fusion of "
+        "hidden state and next token, before any training, gives the first adaptation layer.",
+        "higher",
+        "share",
+    ),
+    *(
+        Metric(
+            f"top{m}",
+            f"Top-{m}",
+            "Share of positions of held-out answers where the token that comes is "
+            + ("the head's likeliest." if m == 1 else f"among the head's {m} likeliest."),
+            "higher",
+            "share",
+        )
+        for m in (1, 3, 5)
     ),
     Metric("steps", "Steps", "Optimiser steps the training took.", "", "count"),
     Metric(

@@ -20,7 +20,7 @@ from jobs.kinds import Estimate, JobConfig, Kind
 from jobs.model import absolute
 from jobs.pace import seconds_for
 from jobs.prompts import PromptConfig, check_prompts
-from jobs.speed_words import LABELS, sentences
+from jobs.speed_words import LABELS, Arm, arms_of, sentences
 
 if TYPE_CHECKING:
     from jobs.context import JobContext
@@ -201,8 +201,18 @@ def run(config: SpeedJob, context: JobContext) -> None:
         contest.try_sizes()
     drafters = len(drafters_named(config.drafters, config.model, "drafters"))
     context.result("run", "work", work(config, loaded.facts, drafters))
-    for sentence in sentences(queries.results([context.run])):
+    results = queries.results([context.run])
+    for sentence in sentences(results):
         context.log(sentence)
+    record_fastest(arms_of(results), context)
+
+
+def record_fastest(arms: Sequence[Arm], context: JobContext) -> None:
+    """The figures of the fastest arm stand for the run, beside others."""
+    fastest = max(arms, key=lambda arm: arm.speed)
+    context.result("run", "tokens_per_second", fastest.speed, of=fastest.label)
+    if len(arms) > 1:
+        context.result("run", "speed_up", fastest.speed_up, of=fastest.label)
 
 
 KINDS = (
@@ -214,6 +224,7 @@ KINDS = (
         config=SpeedJob,
         check=check,
         run=run,
+        of_models=False,
         stages=LABELS,
         presets={
             "quick look": {"count": 6, "max_new_tokens": 32, "rounds": 2},

@@ -18,7 +18,9 @@ LABELS: Mapping[str, str] = MappingProxyType(
 )
 COMBINED = "+lookup"  # behind the name of a drafter that guesses where lookup finds nothing
 MARGIN = 0.03  # a speed-up nearer to 1 than this is none
+QUIET = 0.25  # more than so much between rounds of the same work is not the decoder's doing
 TASK = "speed_up/"
+MOVING = "choosing and moving rows"
 
 
 class Row(Protocol):
@@ -134,7 +136,19 @@ def sentences(results: Iterable[Row]) -> list[str]:
     if len(arms) < 2:
         return []
     vanilla = arms[0]
-    return [f"{arm.label} {_speed(arm)} {_why(arm, vanilla)}{_texts(arm)}" for arm in arms[1:]]
+    said = [f"{arm.label} {_speed(arm)} {_why(arm, vanilla)}{_texts(arm)}" for arm in arms[1:]]
+    return [*said, *_unquiet(vanilla)]
+
+
+def _unquiet(vanilla: Arm) -> list[str]:
+    """Warns where the machine did not do the same work in the same time."""
+    low, high = vanilla.ranges.get("tokens_per_second", (vanilla.speed, vanilla.speed))
+    if high <= (1 + QUIET) * low:
+        return []
+    return [
+        f"Something else used this machine: vanilla wrote {low:.0f} to {high:.0f} tokens/s from "
+        "round to round. The figures may not agree with each other; measure again when it is quiet."
+    ]
 
 
 def _speed(arm: Arm) -> str:
@@ -153,12 +167,13 @@ def _why(arm: Arm, vanilla: Arm) -> str:
     extra = {
         f"verifying up to {arm.nodes} tokens at once": verify - 1,
         "drafting": cost.get("draft", 0.0),
-        "choosing and moving rows": cost.get("accept", 0.0) + cost.get("cache", 0.0),
+        MOVING: cost.get("accept", 0.0) + cost.get("cache", 0.0),
     }
     dearest = max(extra, key=extra.__getitem__)
     text = (
         f"A pass yields {arm.accepted:.2f} tokens and takes {arm.break_even:.2f} times a vanilla "
-        f"one: verifying {verify:.2f}, drafting {extra['drafting']:.2f}."
+        f"one: verifying {verify:.2f}, drafting {extra['drafting']:.2f}, choosing and moving rows "
+        f"{extra[MOVING]:.2f}."
     )
     if arm.speed_up >= 1 + MARGIN:
         return text

@@ -95,6 +95,7 @@ KINDS = (
         config=StatisticsJob,
         check=check,
         run=run,
+        of_models=False,
         stages={DENSE: "As stored"},  # it may be a pruned one
     ),
 )

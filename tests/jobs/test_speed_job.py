@@ -74,8 +74,13 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     curves = queries.curves(job.id)
     assert set(curves[curves["name"] == f"{one.run}/accepted"]["step"]) == {2, 4}
     assert set(curves["name"]) >= {"cost/verify", f"{medusa.run}/speed-up"}
-    said = sentences(queries.results([job.id]))
+    said = sentences(queries.results([job.id]))[:6]  # behind them, perhaps, that others worked here
     assert len(said) == 6 and all("All 4 texts are vanilla's" in text for text in said)
+    whole = {row.metric: row for row in queries.results([job.id]) if row.stage == "run"}
+    fastest = max(arms.values(), key=lambda arm: arm.speed)
+    assert whole["tokens_per_second"].value == fastest.speed
+    assert whole["speed_up"].value == fastest.speed_up
+    assert whole["speed_up"].details == {"of": fastest.label}
 
 
 def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
@@ -170,12 +175,25 @@ def rows(up: float, accepted: float, verify: float, draft: float, same: float = 
         ((0.80, 1.01, 1.2, 0.05), "Hardly a guess is right."),
         ((1.01, 1.4, 1.3, 0.1), "is as fast as vanilla here (1.01×)"),
         ((1.30, 1.8, 1.2, 0.15), "yields 1.80 tokens and takes 1.35 times a vanilla one"),
+        ((1.30, 1.8, 1.2, 0.15), "verifying 1.20, drafting 0.15, choosing and moving rows 0.00."),
         ((1.30, 1.8, 1.2, 0.15, 0.75), "9 of 12 texts are vanilla's to the last token; the first"),
     ],
 )
 def test_the_words_say_which_term_wins_or_loses(figures: tuple, said: str) -> None:
     (sentence,) = sentences(rows(*figures))
     assert said in sentence
+
+
+def test_an_unquiet_machine_is_told() -> None:
+    def told(low: float, high: float) -> list[str]:
+        speed = SimpleNamespace(
+            stage=VANILLA, metric="tokens_per_second", value=high, n=3,
+            details={"lowest": low, "highest": high},
+        )  # fmt: skip
+        return sentences([*rows(1.30, 1.8, 1.2, 0.15), speed])[1:]
+
+    assert told(28, 30) == []
+    assert "vanilla wrote 20 to 30 tokens/s from round to round" in told(20, 30)[0]
 
 
 def test_nothing_compared_is_nothing_said() -> None:

@@ -108,8 +108,10 @@ def test_nothing_asked_yet(current: Settings) -> None:
 
 def test_drafters_can_be_chosen(current: Settings) -> None:
     upgrade()
-    store(job(2, kind="amphista", state=State.SUCCEEDED, config={"model": "toy"}))
-    assert ("amphista-0002 for toy", "amphista-0002") in page.sides()
+    config = {"model": "toy", "minutes": 12.5, "answers": 2000, "encoder": False}
+    store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
+    told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
+    assert (told, "amphista-0002") in page.sides()
     assert page._old("amphista-0002") is None  # not one of these
 
 

@@ -66,12 +66,12 @@ def test_a_run_that_is_not_there_leads_to_the_list(seeded: Settings) -> None:
         page = draw(name)
         assert "There is no run" in page["head"] and 'href="runs"' in page["head"]
         assert page["head"].count("<h1>") == 1
-    assert run.chosen_tab(asked(id="sds-9999")).visible is False
+    assert run.arrived(asked(id="sds-9999"))[0]["visible"] is False
 
 
 def test_the_tab_comes_from_the_address(seeded: Settings) -> None:
-    assert run.chosen_tab(asked(id="sds-0001", tab="log")).selected == "log"
-    assert run.chosen_tab(asked(id="sds-0001", tab="<b>")).selected == "summary"
+    assert run.arrived(asked(id="sds-0001", tab="log"))[0]["selected"] == "log"
+    assert run.arrived(asked(id="sds-0001", tab="<b>"))[0]["selected"] == "summary"
 
 
 def test_texts_from_people_are_never_markup(seeded: Settings) -> None:

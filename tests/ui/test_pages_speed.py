@@ -92,7 +92,7 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert list(bars.y)[1] == "Amphista<br>amphista-0002"
     gain, even = shown["yield figure"].data
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
-    assert len(shown["time figure"].data) == 4 and "5.9 ms a token" in str(shown["time figure"])
+    assert len(shown["time figure"].data) == 4 and "5.9 ms/token" in str(shown["time figure"])
     assert len(shown["lengths figure"].data) == len(shown["right figure"].data) == 2
     assert len(shown["sizes figure"].data) == 3
     assert list(shown["costs figure"].data[0].y) == [1.0, 1.3]

@@ -112,6 +112,7 @@ window.slimscope = (() => {
     const box = element.querySelector(".plot");
     const canvas = element.querySelector(".plot-canvas");
     const empty = element.querySelector(".plot-empty");
+    const room = parseFloat(box.style.minHeight);
     const config = {
       displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"],
@@ -120,7 +121,7 @@ window.slimscope = (() => {
     const stops = api.scrubber(box, (place, stop) => Plotly.restyle(canvas,
       { y: [stop.y], "line.color": stop.colour, fillcolor: stop.fill, name: stop.label }, [place]));
 
-    function meta() { return (props.value.layout && props.value.layout.meta) || {}; }
+    function meta() { return (props.value && props.value.layout && props.value.layout.meta) || {}; }
 
     function outline() {
       if (!picked) return [];
@@ -141,6 +142,7 @@ window.slimscope = (() => {
       empty.hidden = !none || !value;
       canvas.style.visibility = none ? "hidden" : "visible";
       box.classList.toggle("loading", value === "");
+      box.style.minHeight = `${none && value ? Math.min(room, 96) : room + (meta().more || 0)}px`;
       if (none) { stops.prepare({ layout: {} }); empty.textContent = value || ""; return; }
       const figure = shade(value);
       picked = meta().picked || null;

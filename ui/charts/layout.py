@@ -13,6 +13,7 @@ from ui.theme import LIGHT, SYSTEM
 
 FAMILY = ", ".join(SYSTEM)
 MOST_TICKS = 5
+LEGEND_ROW, FEW_LINES = 24, 2  # pixels of a row; so many rows fit a view as it is
 
 
 def axis(title: str = "", **options: Any) -> dict[str, Any]:
@@ -58,12 +59,13 @@ def round_ticks(low: float, high: float) -> list[float]:
     return [n * wide for n in range(math.ceil(low / wide), math.floor(high / wide) + 1)]
 
 
-def layout(*, view: str = "", top: int = 8, **options: Any) -> dict[str, Any]:
+def layout(*, view: str = "", top: int = 8, more: int = 0, **options: Any) -> dict[str, Any]:
     """The layout of a figure.
 
     Args:
         view: names what is looked at; zoom and hidden lines are kept while it stays the same.
         top: pixels above the plot, for a legend.
+        more: pixels the figure asks for besides the height of its view.
     """
     return {
         "template": "none",
@@ -79,6 +81,7 @@ def layout(*, view: str = "", top: int = 8, **options: Any) -> dict[str, Any]:
         },
         "uirevision": view,
         "showlegend": False,
+        **({"meta": {"more": more}} if more else {}),
     } | options
 
 
@@ -94,6 +97,12 @@ def legend(**options: Any) -> dict[str, Any]:
         "itemsizing": "trace",
         "tracegroupgap": 0,
     } | options
+
+
+def rows_of_legend(lines: int) -> dict[str, int]:
+    """Room for a legend with a row for each line: above the plot, and, where there are many, by a
+    taller figure. Arguments of `layout`."""
+    return {"top": LEGEND_ROW * lines + 8, "more": LEGEND_ROW * max(0, lines - FEW_LINES)}
 
 
 def tint(colour: str, opacity: float) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from jobs.speed_words import VANILLA, Arm
-from ui.charts.layout import axis, layout, legend
+from ui.charts.layout import axis, layout, legend, rows_of_legend
 from ui.format import esc
 from ui.theme import BLUE, BROWN, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK, PURPLE
 
 PAINT = (*OKABE_ITO, PURPLE, BROWN)
-ROOM, MORE_ROOM = 1.25, 1.75  # times the longest bar, for the words beside it
+BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
+ROOM, MORE_ROOM = 1.4, 1.9  # times the longest bar, for the words beside it
 SPREAD = 0.6  # of a task's row, over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {  # part of a pass -> words, colour
@@ -55,7 +56,8 @@ def speed_bars(arms: Sequence[Arm]) -> go.Figure:
         "<br>%{customdata[2]:.2f} tokens a pass<extra></extra>",
     )
     furthest = max(high for _, high in ranges)
-    figure = go.Figure(bars, _bar_layout("speed", "Speed-up over vanilla, ×", furthest))
+    looks = _bar_layout("speed", "Speed-up over vanilla, ×", furthest, len(arms))
+    figure = go.Figure(bars, looks)
     _line_at_one(figure)
     for value, (_, high), arm in zip(values, ranges, arms, strict=True):
         _beside(figure, high, lines(arm), f"{value:.2f}×")
@@ -81,7 +83,8 @@ def yield_bars(arms: Sequence[Arm]) -> go.Figure:
         hovertemplate="<b>%{y}</b><br>even at %{x:.2f} tokens a pass<extra></extra>",
     )
     furthest = max(max(arm.accepted, arm.break_even) for arm in arms)
-    figure = go.Figure([bars, marks], _bar_layout("yield", "Tokens a pass", furthest))
+    looks = _bar_layout("yield", "Tokens a pass", furthest, len(arms))
+    figure = go.Figure([bars, marks], looks)
     for arm in arms:
         _beside(figure, max(arm.accepted, arm.break_even), lines(arm), f"{arm.accepted:.2f}")
     return figure
@@ -117,8 +120,8 @@ def task_dots(arms: Sequence[Arm], accepted: bool) -> go.Figure:
     }
     figure.update_layout(
         layout(
-            view=f"tasks {accepted}", top=24 * len(drafting) + 8, showlegend=True, legend=legend(),
-            xaxis=axis(title),
+            view=f"tasks {accepted}", **rows_of_legend(len(drafting)), showlegend=True,
+            legend=legend(), xaxis=axis(title),
             yaxis=axis(**rows, range=[len(tasks) - 0.5, -0.5], showgrid=False,
                        tickfont={"size": 12, "color": LIGHT.text}),
         )
@@ -160,7 +163,8 @@ def time_bars(arms: Sequence[Arm]) -> go.Figure:
         for part, (words, colour) in PARTS.items()
     ]
     whole = [sum(arm.milliseconds.values()) for arm in arms]
-    figure = go.Figure(traces, _bar_layout("time", "Milliseconds of a pass", max(whole), MORE_ROOM))
+    looks = _bar_layout("time", "Milliseconds of a pass", max(whole), len(arms), MORE_ROOM)
+    figure = go.Figure(traces, looks)
     figure.update_layout(
         barmode="stack",
         showlegend=True,
@@ -168,13 +172,16 @@ def time_bars(arms: Sequence[Arm]) -> go.Figure:
         margin={"t": 32},
     )
     for total, arm in zip(whole, arms, strict=True):
-        _beside(figure, total, lines(arm), f"{total / arm.accepted:.1f} ms a token")
+        _beside(figure, total, lines(arm), f"{total / arm.accepted:.1f} ms/token")
     return figure
 
 
-def _bar_layout(view: str, title: str, furthest: float, room: float = ROOM) -> dict[str, object]:
+def _bar_layout(
+    view: str, title: str, furthest: float, bars: int, room: float = ROOM
+) -> dict[str, object]:
     return layout(
         view=view,
+        more=BAR * max(0, bars - FEW_BARS),
         xaxis=axis(title, range=[0, room * furthest], rangemode="tozero"),
         yaxis=axis(
             type="category", autorange="reversed", showgrid=False,

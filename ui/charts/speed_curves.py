@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from jobs.speed_words import VANILLA, Arm
-from ui.charts.layout import axis, layout, legend
+from ui.charts.layout import axis, layout, legend, rows_of_legend
 from ui.charts.speed_bars import colours
 from ui.format import esc
 from ui.theme import BLUE, LIGHT
@@ -35,7 +35,7 @@ def reached(arm: Arm, conditional: bool = False) -> dict[int, float]:
 
 
 def accepted_lengths(arms: Sequence[Arm]) -> go.Figure:
-    """Share of passes by the tokens they yielded; the mean as a dotted line."""
+    """Share of passes by the tokens they yielded."""
     paint, figure = colours(arms), go.Figure()
     drafting = [arm for arm in arms if arm.name != VANILLA]
     for arm in drafting:
@@ -43,14 +43,14 @@ def accepted_lengths(arms: Sequence[Arm]) -> go.Figure:
         figure.add_bar(
             x=[*arm.lengths],
             y=[100 * count / passes for count in arm.lengths.values()],
-            name=f"{esc(arm.label)}, mean {arm.accepted:.2f}",
+            name=esc(arm.label),
             marker={"color": paint[arm.name]},
             hovertemplate="<b>%{fullData.name}</b><br>%{x} tokens: %{y:.1f} % of "
-            f"{passes:,} passes<extra></extra>",
+            f"{passes:,} passes; mean {arm.accepted:.2f}<extra></extra>",
         )
     figure.update_layout(
         layout(
-            view="lengths", top=24 * len(drafting) + 8, barmode="group", showlegend=True,
+            view="lengths", **rows_of_legend(len(drafting)), barmode="group", showlegend=True,
             legend=legend(),
             xaxis=axis("Tokens a pass yields (vanilla: 1)", dtick=1, showgrid=False),
             yaxis=axis("Share of passes, %", rangemode="tozero"),
@@ -74,7 +74,7 @@ def guesses_right(arms: Sequence[Arm], conditional: bool = False) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(
         layout(
-            view=f"right {conditional}", top=24 * len(drafting) + 8, showlegend=True,
+            view=f"right {conditional}", **rows_of_legend(len(drafting)), showlegend=True,
             legend=legend(),
             xaxis=axis("Guesses right in a row, at least", dtick=1, showgrid=False),
             yaxis=axis("Share of those passes, %" if conditional else "Share of passes, %",
@@ -106,8 +106,8 @@ def tree_sizes(curves: pd.DataFrame, arms: Sequence[Arm]) -> go.Figure:
     places = {name: figure.layout[name].to_plotly_json() for name in AXES}
     wanted = (upper, size, axis("Tokens a pass", nticks=5), axis("Speed-up, ×", nticks=5))
     both = {name: {**places[name], **new} for name, new in zip(AXES, wanted, strict=True)}
-    top = 24 * len(tried) + 8
-    figure.update_layout(layout(view="sizes", top=top, showlegend=True, legend=legend(), **both))
+    room = rows_of_legend(len(tried))
+    figure.update_layout(layout(view="sizes", **room, showlegend=True, legend=legend(), **both))
     return figure
 
 

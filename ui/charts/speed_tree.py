@@ -50,7 +50,7 @@ def guess_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go
         layout(
             view="tree",
             xaxis=axis(tickvals=[*range(deepest + 1)], ticktext=columns, showgrid=False,
-                       range=[-0.3, deepest + 0.5], side="top"),
+                       range=[-0.3, deepest + 0.75], side="top"),
             yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
         ),
     )  # fmt: skip

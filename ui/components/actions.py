@@ -8,6 +8,7 @@ from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job
+from jobs import dlqat, drafters, generate, speed
 from jobs.replay import replay
 from ui.components.cards import off, run_link
 from ui.format import esc, href, runs
@@ -69,9 +70,33 @@ def sweep_link(job: Job) -> str:
     return f'<a class="button small" href="{href("sweep", id=job.run)}">See its sweep</a>'
 
 
-def weights_link(job: Job) -> str:
-    """HTML: opens the weights page on this run."""
-    return f'<a class="button small" href="{href("weights", run=job.run)}">See its weights</a>'
+def next_links(job: Job) -> str:
+    """HTML: what one does next with a run: look at what it stored, decode with what it left."""
+    ended, base = job.state == State.SUCCEEDED, job.config.get("model", "")
+    mark = queries.weights_mark(job.run)
+    try_it = href("generate", sides=job.run)
+    offers = [
+        (
+            ended and job.kind == drafters.KIND,
+            href("launch", kind=speed.NAME, model=base, drafters=job.run),
+            "Measure its speed",
+        ),
+        (ended and _decodes(job), try_it, "Generate with it"),
+        (job.kind == speed.NAME, href("speed", run=job.run), "See its charts"),
+        (job.kind == generate.NAME, href("generate", run=job.run), "See its answers"),
+        (job.kind == dlqat.NAME, href("quant", run=job.run), "See its groups"),
+        (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
+    ]
+    return "".join(
+        f'<a class="button small" href="{where}">{words}</a>'
+        for fits, where, words in offers
+        if fits
+    )
+
+
+def _decodes(job: Job) -> bool:
+    """Whether the run left a model or a drafter."""
+    return any(found.kind in ("model", drafters.FOLDER) for found in queries.artifacts(job.run))
 
 
 def perform(deed: str, run: str, actor: Actor) -> str:

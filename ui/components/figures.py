@@ -71,16 +71,20 @@ def base_model(job: Job) -> str:
 def choices(job: Job) -> list[str]:
     """What was chosen of the method itself, such as "2:4", "wanda" or "group size 128": of the
     fields that are neither advanced nor shared by all kinds the first two, and those that are not
-    at their default. A switch or an empty text says nothing by itself. A seed that is not 0 tells
-    the runs of a sweep apart."""
+    at their default, unless the kind has words of its own. A switch or an empty text says nothing
+    by itself. A seed that is not 0 tells the runs of a sweep apart."""
     kind = kind_of(job)
     fields = _own_fields(kind.config) if kind else []
-    told = [
-        _chosen(info.title or name, str(extra(info).get("unit", "")), value)
-        for place, (name, info) in enumerate(fields)
-        if (value := job.config.get(name)) not in UNTOLD
-        if place < ALWAYS or value != info.default
-    ]
+    told = (
+        kind.told(job.config)
+        if kind and kind.told
+        else [
+            _chosen(info.title or name, str(extra(info).get("unit", "")), value)
+            for place, (name, info) in enumerate(fields)
+            if (value := job.config.get(name)) not in UNTOLD
+            if place < ALWAYS or value != info.default
+        ]
+    )
     seed = job.config.get("seed")
     return [*told, f"seed {seed}"] if seed else told
 
@@ -133,6 +137,17 @@ class Figures:
         """The metrics measured at stages, the known ones first."""
         found = {name for stage, name in self.rows if stage != RUN}
         return [m for m in METRICS if m in found] + sorted(found - set(METRICS))
+
+    def alike(self) -> list[list[str]]:
+        """The stages in groups, each of which shares metrics with no other."""
+        groups: list[tuple[set[str], list[str]]] = []
+        for stage in self.stages:
+            names = {name for of, name in self.rows if of == stage}
+            near = [group for group in groups if group[0] & names]
+            merged = set.union(names, *(group[0] for group in near))
+            groups = [group for group in groups if group not in near]
+            groups.append((merged, [*(s for _, stages in near for s in stages), stage]))
+        return [stages for _, stages in groups]
 
     def label(self, stage: str) -> str:
         return self.labels.get(stage, stage.replace("_", " ").capitalize())

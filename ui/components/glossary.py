@@ -43,6 +43,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "Quantisation space": "The grid: bits, scale and zero point of every group.",
     },
     "Drafting (Amphista)": {
+        "Anchor": "A position of a text from which the heads guess; they learn at a share of all.",
         "Drafting head": "Guesses the token at one position ahead.",
         "Head position": "How far ahead a head guesses: 1 is the token after the next.",
         "Prompt lookup": "Guesses what followed the last tokens where they stand in the text "
@@ -75,6 +76,8 @@ COMMANDS = {
     "slimscope next sds-0001": "put a waiting run before all others",
     "slimscope cancel sds-0001": "ask it to stop; twice: kill it",
     "slimscope resume sds-0001": "go on from its last checkpoint",
+    "slimscope bench amphista-0001": "how fast decoding is with a drafter, and without",
+    'slimscope generate --drafter amphista-0001 "Why is the sky blue?"': "decode with it",
     "slimscope models": "what can be compressed",
     "slimscope doctor": "is this machine ready?",
 }

@@ -17,6 +17,7 @@ from jobs.acceleration import CSR, MODEL
 from jobs.evaluation import NAME, evaluations
 from jobs.quality import samples_of
 from ui.charts.acceleration import format_sizes, sparse_products
+from ui.components.actions import next_links
 from ui.components.cards import card, empty, run_link, stack
 from ui.components.data_table import Cell, data_table
 from ui.components.figures import Figures, kind_of
@@ -27,13 +28,14 @@ from ui.format import badge, esc, href, number, share, size
 SIZE_ASK = "How small can the layers be stored?"
 PRODUCT_ASK = "From which share of zeros on does leaving them out pay, on this machine?"
 NOT_YET = "Whether the model is smaller or faster, and what it writes, has not been measured."
+NO_MODEL = "A run of this kind leaves no model whose quality, size and speed could be measured."
 ASK = "Evaluate this run"
 
 
-def build() -> list[gr.HTML]:
-    """Draws the places; what stands in them comes from `draw`."""
+def build() -> tuple[list[gr.HTML], gr.Row]:
+    """Draws the places, what stands in them comes from `draw`; and the row of charts."""
     words = plain(elem_id="measures-said")
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False) as charts:
         sizes = PlotlyView(
             label="Bytes by format", height=280, elem_id="measures-size", render=False
         )
@@ -43,10 +45,11 @@ def build() -> list[gr.HTML]:
         )
         product_card = chart_card("Leaving out the zeros", PRODUCT_ASK, products)
     samples = plain(elem_id="measures-samples")
-    return [
+    places = [
         words, size_card.view, size_card.note, size_card.table,
         product_card.view, product_card.note, product_card.table, samples,
     ]  # fmt: skip
+    return places, charts
 
 
 def draw(job: Job | None) -> list[Any]:
@@ -94,6 +97,9 @@ def _on_cpu(job: Job) -> bool:
 
 def _invitation(job: Job) -> str:
     """HTML: how to have the run measured, if there is a model to measure."""
+    kind = kind_of(job)
+    if kind and not kind.of_models:
+        return f'<p class="quiet">{NO_MODEL}</p><div class="actions">{next_links(job)}</div>'
     saved = any(a.kind == "model" for a in queries.artifacts(job.run))
     link = [(href("launch", kind=NAME, model=job.run), ASK)] if saved else []
     return empty(NOT_YET if saved else "This run has saved no model to measure.", *link)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Artifact, Attempt, Job
-from jobs.metrics import metric
+from jobs.metrics import Metric, metric
 from jobs.submit import command_line
 from ui.components.cards import card, copy_button, elapsed, facts, shell, table
 from ui.components.config_form import extra, title
-from ui.components.figures import Figures, kind_of, written
+from ui.components.figures import Figure, Figures, kind_of, written
 from ui.components.saver import AT_MOST
 from ui.format import NONE, count, duration, esc, number, size, time_tag
 from ui.theme import stage_stroke
@@ -32,12 +32,18 @@ def hash_tag(digest: str) -> str:
 
 
 def stage_table(figures: Figures) -> str:
-    """HTML: one row a stage, one column a metric; the kept stage is marked."""
-    if not figures.stages:
-        return ""
-    names = figures.metrics
+    """HTML: one row a stage, one column a metric; the kept stage is marked. Stages that have no
+    metric in common stand apart: one alone as a list, several as a table of their own."""
+    groups = figures.alike()
+    return "".join(_alike(figures, stages, alone=len(groups) == 1) for stages in groups)
+
+
+def _alike(figures: Figures, stages: Sequence[str], alone: bool) -> str:
+    names = [n for n in figures.metrics if any(figures.get(s, n) for s in stages)]
+    if len(stages) == 1 and not alone:
+        return facts({metric(n).title: _cell(figures, stages[0], n) for n in names})
     heads = ["Stage", *(metric(n).title for n in names)]
-    rows = [[_stage(figures, s), *(_cell(figures, s, n) for n in names)] for s in figures.stages]
+    rows = [[_stage(figures, s), *(_cell(figures, s, n) for n in names)] for s in stages]
     return table(heads, rows, numeric=range(1, len(heads)))
 
 
@@ -61,12 +67,23 @@ def outcome(job: Job, figures: Figures, now: int) -> str:
     pairs: dict[str, str] = {}
     if figures.kept and figures.get("run", "kept"):
         pairs["Kept stage"] = esc(figures.label(figures.kept))
-    pairs |= {metric(n).title: written(metric(n), r.value) for n, r in figures.of_run.items()}
+    pairs |= {metric(n).title: _of_run(metric(n), r) for n, r in figures.of_run.items()}
+    steps = figures.seconds
+    if len(steps) == 1:
+        pairs |= {sentence_case(step): duration(seconds) for step, seconds in steps.items()}
     if job.started_at:
         pairs["Duration"] = duration(elapsed(job, now))
     if job.peak_bytes:
         pairs["Peak memory"] = size(job.peak_bytes)
     return facts(pairs) + _verdict(job, figures) + _decision(figures)
+
+
+def _of_run(of: Metric, row: Figure) -> str:
+    """The figure, and whose it is where one of several stands for the run."""
+    whose = row.details.get("of")
+    return written(of, row.value) + (
+        f' <span class="quiet under">{esc(whose)}</span>' if whose else ""
+    )
 
 
 def _verdict(job: Job, figures: Figures) -> str:
@@ -92,8 +109,8 @@ def _decision(figures: Figures) -> str:
 
 
 def times(figures: Figures) -> str:
-    """HTML: how long each step took, as bars."""
-    seconds = figures.seconds
+    """HTML: how long each step took, as bars; nothing where there is but one."""
+    seconds = figures.seconds if len(figures.seconds) > 1 else {}
     longest = max([*seconds.values(), 1e-9])
     rows = "".join(
         f"<div><dt>{esc(sentence_case(step.replace('_', ' ')))}</dt><dd>"

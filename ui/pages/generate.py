@@ -14,7 +14,6 @@ from backend.store.session import now_ms
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs import generate
-from jobs.drafters import finished_drafters
 from jobs.generate import GenerateJob
 from jobs.submit import submit
 from ui.components import generate_details as details
@@ -24,7 +23,7 @@ from ui.components.cards import empty, stack
 from ui.components.config_form import Choice, ConfigForm
 from ui.components.plain import done, failed, notice
 from ui.frame import READER, Page, actor, live, on_load, query, url_sync
-from ui.pages.launch import models, saved
+from ui.pages.launch import given_in, models, saved, trained
 
 LOOK_EVERY = 0.6  # seconds between looks at texts that grow
 NOTHING = "Nothing has been asked yet. Write a prompt and choose who answers it."
@@ -74,17 +73,18 @@ def build() -> None:
 
 def sides() -> list[Choice]:
     """Who can answer: every model, every drafter with its base, every run that saved a model."""
-    trained = [(f"{job.run} for {job.config['model']}", job.run) for job in finished_drafters()]
     known = {name for _, name in models()}
     kept = [(text, name) for text, name in saved() if name not in known]
-    return [*models(), *trained, *kept]
+    return [*models(), *trained(), *kept]
 
 
 def _arrival(form: ConfigForm, ask: gr.Button, told: gr.HTML) -> Any:
-    """On arrival: today's choices, the config of `?from=`, the button off for those who may not."""
+    """On arrival: today's choices; the config of the run that is shown or, with `?sides=` and the
+    like, the fields named; the button off for those who may not."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
-        updates = form.arrival(_old(query(request, "from")))
+        old = _old(query(request, "from") or query(request, "run"))
+        updates = form.arrival(old or given_in(request, GenerateJob) or None)
         if reason := roles.may_not_add(actor(request)):
             words = f'<p class="quiet">{reason} {roles.ASK}</p>'
             updates |= {

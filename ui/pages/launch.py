@@ -21,6 +21,7 @@ from jobs.kinds import JobConfig, Kind, kinds
 from ui.components.board import LATEST, Board
 from ui.components.cards import empty, facts, run_link, shell, stack
 from ui.components.config_form import Choice, ConfigForm
+from ui.components.figures import choices
 from ui.components.plain import done, failed, notice, plain, said
 from ui.components.sweep_form import SweepForm
 from ui.components.waiting import start_words, starts
@@ -139,9 +140,16 @@ def saved() -> list[Choice]:
 
 
 def drafters() -> list[Choice]:
-    """The runs that trained a drafter, with its base."""
-    jobs = finished_drafters()
-    return [("None", ""), *((f"{job.run} for {job.config['model']}", job.run) for job in jobs)]
+    """The runs that trained a drafter, with its base and what tells it from others."""
+    return [("None", ""), *trained()]
+
+
+def trained() -> list[Choice]:
+    """Every drafter, as people tell it from others."""
+    return [
+        (f"{job.run} for {job.config['model']}: {', '.join(choices(job))}", job.run)
+        for job in finished_drafters()
+    ]
 
 
 CHOICES: Mapping[str, Callable[[], list[Choice]]] = {
@@ -210,7 +218,7 @@ def _wire_arrival(
     forms: Mapping[str, KindForm], method: gr.Radio, name: gr.Textbox, add: gr.Button, told: gr.HTML
 ) -> None:
     """On arrival: what can be chosen today; the kind and, with `?from=`, the config of a run or,
-    with `?model=`, a model; the button off for guests."""
+    with `?model=` and the like, the fields named; the button off for guests."""
     inputs = [c for this in forms.values() for c in this.form.inputs]
     columns = [this.column for this in forms.values()]
 
@@ -220,7 +228,8 @@ def _wire_arrival(
         reason = roles.may_not_add(actor(request))
         updates = _closed(add, told, reason) if reason else {}
         for kind, this in forms.items():
-            updates |= this.form.arrival(_given(kind, asked, old, query(request, "model")))
+            values = given_in(request, this.kind.config) if kind == asked else {}
+            updates |= this.form.arrival(old.config if old and kind == asked else values or None)
             if asked in forms:
                 updates[this.column] = gr.update(visible=kind == asked)
         if asked in forms:
@@ -230,11 +239,10 @@ def _wire_arrival(
     on_load(arrive, None, [method, name, add, told, *columns, *inputs])
 
 
-def _given(kind: str, asked: str, old: Job | None, model: str) -> Mapping[str, Any] | None:
-    """The values the form of `kind` opens with; None leaves the defaults."""
-    if kind != asked:
-        return None
-    return old.config if old else {"model": model} if model else None
+def given_in(request: gr.Request, config: type[JobConfig]) -> dict[str, str]:
+    """The texts among the fields of `config` that the address names."""
+    texts = [name for name, info in config.model_fields.items() if info.annotation is str]
+    return {name: value for name in texts if (value := query(request, name))}
 
 
 def _closed(add: gr.Button, told: gr.HTML, reason: str) -> dict[Any, Any]:

@@ -17,7 +17,7 @@ from ui.charts.curves import curves
 from ui.charts.stages import perplexity_count, stage_perplexities
 from ui.components import measures
 from ui.components import run_details as details
-from ui.components.actions import buttons, clone_link, sweep_link, weights_link
+from ui.components.actions import buttons, clone_link, next_links, sweep_link
 from ui.components.board import LATEST, Board
 from ui.components.cards import card, described, empty, error_of, progress, stack, table, took
 from ui.components.choose import Choose
@@ -47,9 +47,9 @@ def build() -> None:
     with gr.Tabs(elem_id="run-tabs") as tabs:
         tab = {name: gr.Tab(title, id=name) for name, title in TABS.items()}
     with tab["summary"]:
-        summary = _summary()
+        summary, stages = _summary()
     with tab["measures"]:
-        measured = measures.build()
+        measured, charts = measures.build()
     with tab["curves"]:
         group, lines = _curves()
     with tab["log"]:
@@ -60,7 +60,7 @@ def build() -> None:
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
     shown = [head, timer, left, *summary]
-    on_load(chosen_tab, None, tabs)
+    on_load(arrived, None, [tabs, stages, charts])
     live(draw, None, shown)
     live(draw_measures, None, measured)
     live(draw_curves, group, [group, *lines])
@@ -69,7 +69,8 @@ def build() -> None:
     acted.then(draw, None, shown, **READER)
 
 
-def _summary() -> list[gr.HTML]:
+def _summary() -> tuple[list[gr.HTML], gr.Column]:
+    """Everything on the first tab, and the column around the chart of stages."""
     with gr.Row(equal_height=False, elem_classes="run-summary"):
         with gr.Column(scale=3, min_width=320):
             figures = plain(elem_id="run-figures")
@@ -78,9 +79,10 @@ def _summary() -> list[gr.HTML]:
             view = PlotlyView(
                 label="Perplexity of each stage", height=280, elem_id="run-stages", render=False
             )
-            chart = chart_card("Perplexity by stage", STAGES_ASK, view)
+            with gr.Column() as stages:
+                chart = chart_card("Perplexity by stage", STAGES_ASK, view)
             went = plain(elem_id="run-went")
-    return [figures, chart.view, chart.note, chart.table, asked, went]
+    return [figures, chart.view, chart.note, chart.table, asked, went], stages
 
 
 def _curves() -> tuple[Choose, list[gr.HTML]]:
@@ -116,10 +118,14 @@ def _artefacts(told: gr.HTML) -> Board:
 # what is shown ------------------------------------------------------------------------------------
 
 
-def chosen_tab(request: gr.Request) -> Any:
-    """The tab in the address; without a run there are none."""
-    known = chosen_job(request) is not None
-    return gr.Tabs(selected=query(request, "tab", "summary", TABS), visible=known)
+def arrived(request: gr.Request) -> list[Any]:
+    """The tab in the address, none without a run; and the charts of what is measured of a model,
+    unless the run's stages are none."""
+    job = chosen_job(request)
+    kind = kind_of(job) if job else None
+    charts = gr.update(visible=kind is None or kind.of_models)
+    chosen = query(request, "tab", "summary", TABS)
+    return [gr.update(selected=chosen, visible=job is not None), charts, charts]
 
 
 def draw(request: gr.Request) -> list[Any]:
@@ -160,7 +166,7 @@ def head_html(job: Job, who: Actor) -> str:
     """HTML: name, state, progress, what can be done, and why it failed if it did."""
     name = f'<p class="run-name">{esc(job.name)}</p>' if job.name else ""
     now = now_ms()
-    links = weights_link(job) + sweep_link(job)
+    links = next_links(job) + sweep_link(job)
     times = f"by {esc(job.owner)}, {time_tag(job.created_at, now)}"
     if job.started_at:
         times += f", {'took' if job.finished_at else 'running for'} {took(job, now)}"

@@ -46,7 +46,8 @@ ASK = {
     "passes.",
     "lengths": "How many tokens does a pass yield? The token the base adds itself is counted.",
     "right": "How far ahead do guesses stay right?",
-    "sizes": "Where is the optimum? A larger tree yields more tokens (solid) and has to (dotted).",
+    "sizes": "Where is the optimum? A larger tree yields more tokens a pass (solid), but has to "
+    "yield more before it pays (dotted).",
     "costs": "What does this machine ask for verifying several tokens at once? Flat is good.",
     "tree": "Which guesses are worth verifying? A circle is as large as its guess is often right.",
     "heads": "What has each head learnt? How often the true token was its first guess, on answers "

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from backend.errors import MethodFailed
 from backend.methods.amphista.corpus import Corpus, Sample
 from backend.methods.amphista.drafter import Drafter
-from backend.methods.amphista.loss import position_in
+from backend.methods.amphista.loss import ROW_STEP, position_in, rounded_up
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.tree import RANKS, simulated_length
 from backend.reporter import Reporter, stop_if_asked
@@ -82,12 +83,15 @@ def ranks_of(drafter: Drafter, target: Target, sample: Sample) -> Tensor:
         return torch.empty(0, heads, dtype=torch.long)
     anchors = torch.arange(first, last, device=device)
     parameters = next(drafter.parameters()).dtype
-    hidden = sample.hidden[:-1].to(device, parameters)[None]
-    embedded = target.embed(ids[None, 1:]).to(parameters)
+    spare = rounded_up(len(ids), ROW_STEP) - len(ids)  # no position sees what is behind it
+    hidden = pad(sample.hidden[:-1].to(device, parameters), (0, 0, 0, spare))[None]
+    embedded = pad(target.embed(ids[1:]).to(parameters), (0, 0, 0, spare))[None]
+    asked = pad(anchors, (0, rounded_up(len(anchors), ROW_STEP) - len(anchors)))
     with torch.autocast(device.type, torch.bfloat16, enabled=target.dtype == torch.bfloat16):
-        stages = [stage[0, anchors] for stage in drafter.stages(hidden, embedded)]
+        stages = [stage[0, asked] for stage in drafter.stages(hidden, embedded)]
         slots = drafter.slots(stages)
-    best = drafter.logits(slots).topk(min(RANKS, len(drafter.vocabulary)), -1).indices
+    logits = drafter.logits(slots)[: len(anchors)]
+    best = logits.topk(min(RANKS, len(drafter.vocabulary)), -1).indices
     ahead = anchors[:, None] + torch.arange(1, heads + 1, device=device)
     wanted, known = position_in(drafter.vocabulary, sample.best.to(device)[ahead])
     hits = (best == wanted[..., None]) & known[..., None]
