@@ -32,6 +32,7 @@ def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
     assert queries.jobs() == []
 
     tokens.fill("40")
+    page.locator("#generate-field-lookup input").check()
     page.locator("#generate-ask").click()
     expect(page).to_have_url(re.compile("run=generate-0001"))
     board = page.locator("#generate-board")
@@ -42,9 +43,18 @@ def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
     expect(page.get_by_test_id("answer-2")).to_contain_text("the same text as A")
     assert EVIL in board.inner_text() and page.evaluate("document.body.dataset.x") is None
 
+    in_vain = page.get_by_test_id("answer-1").locator(".strip s").first
+    expect(in_vain).to_be_hidden()
+    page.locator("#generate-vain input").check()
+    expect(in_vain).to_be_visible()
+
     page.get_by_role("button", name="Tie").click()
     expect(page.get_by_test_id("vote")).to_contain_text("Found equal")
     assert queries.job("generate-0001").tags == ["tie"]
+
+    page.reload()  # the form holds what the answers shown were asked with
+    expect(page.locator("#generate-field-prompt textarea")).to_have_value(EVIL)
+    expect(page.locator("#generate-field-lookup input")).to_be_checked()
 
 
 ENDLESS = "Write a very long story of a dog who walks through every town of the world."

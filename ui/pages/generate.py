@@ -39,6 +39,12 @@ def build() -> None:
                 elem_id="generate-blind",
                 elem_classes="form-field",
             )
+            gr.Checkbox(  # read by the style sheet alone
+                label="Guesses in vain",
+                info="Also shows the first guess of each pass that the base did not take.",
+                elem_id="generate-vain",
+                elem_classes="form-field",
+            )
             ask = gr.Button("Generate", variant="primary", elem_id="generate-ask")
             told = notice("generate-said")
         with gr.Column(scale=2, min_width=320):
