@@ -108,6 +108,11 @@ class Kind:
             raise ConfigRefused(f"There is no preset {name[:40]!r}.", "", f"There are: {known}.")
         return self.presets.get(name, {})
 
+    @property
+    def preset_fields(self) -> frozenset[str]:
+        """The fields any preset sets: choosing another one leaves all others as they are."""
+        return frozenset(name for values in self.presets.values() for name in values)
+
     MODULES: ClassVar[tuple[str, ...]] = (
         "jobs.sds",
         "jobs.dlqat",

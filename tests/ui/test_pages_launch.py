@@ -197,3 +197,18 @@ def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
     assert told["launch-add"]["interactive"] is False
     assert "Guests may look" in told["launch-said"]["value"]
     assert "launch-add" not in arrival()
+
+
+def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
+    with gr.Blocks() as page:
+        launch.build()
+    uses = [f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "use"]
+    use = uses[[*kinds()].index("amphista")]
+    told = {component.elem_id: update for component, update in use("Medusa").items()}
+    assert told["amphista-field-adaptation-layers"]["value"] == 0
+    assert told["amphista-field-minutes"]["value"] == 10  # which another preset sets
+    assert "amphista-field-model" not in told and "amphista-field-seed" not in told
+    assert told["preset-amphista"]["info"] == (
+        "Sets Staged adaptation layers 0; Auto-embedding block off."
+    )
+    assert launch.preset_words(kinds()["amphista"], {}) == "What presets set is at its default."

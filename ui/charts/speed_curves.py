@@ -107,7 +107,7 @@ def tree_sizes(curves: pd.DataFrame, arms: Sequence[Arm]) -> go.Figure:
     wanted = (upper, size, axis("Tokens a pass", nticks=5), axis("Speed-up, ×", nticks=5))
     both = {name: {**places[name], **new} for name, new in zip(AXES, wanted, strict=True)}
     room = rows_of_legend(len(tried))
-    figure.update_layout(layout(view="sizes", **room, showlegend=True, legend=legend(), **both))
+    figure.update_layout(layout(view="sizes", **room, showlegend=True, legend=legend()) | both)
     return figure
 
 

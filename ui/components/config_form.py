@@ -7,7 +7,7 @@ so that a bad value is explained beside its field and nothing typed is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
 from types import MappingProxyType
@@ -185,9 +185,16 @@ class ConfigForm:
         held = (", ".join(map(str, v)) if isinstance(v, list) else v for v in given)
         return dict(zip(self.fields, held, strict=True))
 
-    def show(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """Updates that put `values` into the inputs; fields not named go back to their default."""
-        return {f.input: gr.update(value=f.held(values)) for f in self.fields.values()}
+    def show(
+        self, values: Mapping[str, Any], only: Collection[str] | None = None
+    ) -> dict[Any, Any]:
+        """Updates that put `values` into the inputs; fields not named go back to their default,
+        all of them or those of `only`."""
+        return {
+            field.input: gr.update(value=field.held(values))
+            for name, field in self.fields.items()
+            if only is None or name in only
+        }
 
     def arrival(self, values: Mapping[str, Any] | None) -> dict[Any, Any]:
         """Updates for a page that opens: today's choices, and `values` when there are any."""

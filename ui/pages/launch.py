@@ -20,7 +20,7 @@ from jobs.drafters import finished_drafters
 from jobs.kinds import JobConfig, Kind, kinds
 from ui.components.board import LATEST, Board
 from ui.components.cards import empty, facts, run_link, shell, stack
-from ui.components.config_form import Choice, ConfigForm
+from ui.components.config_form import Choice, ConfigForm, title
 from ui.components.figures import choices
 from ui.components.plain import done, failed, notice, plain, said
 from ui.components.sweep_form import SweepForm
@@ -107,11 +107,25 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
             [NO_PRESET, *(p for p in kind.presets if p != NO_PRESET)],
             value=NO_PRESET,
             label="Preset",
+            info=preset_words(kind, {}),
             elem_id=f"preset-{kind.name}",
         )
         form = ConfigForm(kind.config, CHOICES, prefix)
         sweeps = SweepForm(kind.config, prefix)
     return KindForm(kind, column, preset, form, sweeps)
+
+
+def preset_words(kind: Kind, values: Mapping[str, Any]) -> str:
+    """What a preset sets, in a line."""
+    if not values:
+        return "What presets set is at its default."
+    fields = kind.config.model_fields
+    said = (f"{title(name, fields[name])} {_said(value)}" for name, value in values.items())
+    return f"Sets {'; '.join(said)}."
+
+
+def _said(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 # what can be chosen -------------------------------------------------------------------------------
@@ -193,13 +207,15 @@ def _wire(
         message, error = enqueue(this.kind, text, *this.read(given), request)
         return {**this.complain(error, given), told: message}
 
-    def use(preset: str) -> Any:
-        return form.show(this.kind.preset("" if preset == NO_PRESET else preset))
+    def use(preset: str) -> dict[Any, Any]:
+        values = this.kind.preset("" if preset == NO_PRESET else preset)
+        words = {this.preset: gr.update(info=preset_words(this.kind, values))}
+        return {**form.show(values, this.kind.preset_fields), **words}
 
     changes = [method.change, *(c.change for c in inputs)]
     gr.on(changes, look, [method, *inputs], outputs, **LATEST)
     on_load(look, [method, *inputs], outputs)
-    this.preset.input(use, this.preset, form.inputs, **READER)
+    this.preset.input(use, this.preset, [this.preset, *form.inputs], **READER)
     queued = [*this.messages, form.accordion, told]
     add.click(
         queue, [method, name, *inputs], queued, show_progress="hidden", api_visibility="private"
