@@ -9,6 +9,7 @@ from pydantic import Field
 
 from backend.errors import ConfigRefused
 from backend.methods.amphista.config import ADVANCED, Temperature
+from backend.text.corpora import WIKIPEDIA
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.amphista_needs import corpus_name, prompt_sets
 from jobs.prompts import PromptConfig, prompt_facts
@@ -111,7 +112,7 @@ def _prompts(
 ) -> Sources:
     from backend.methods.amphista.corpus import Sources
     from backend.methods.amphista.questions import Wanted, prompts_for
-    from backend.text.prompts import end_ids
+    from backend.text.prompts import end_ids, has_pages
 
     sets, limit = prompt_sets(config, loaded.facts), config.answer_tokens
     wanted = Wanted(sets, config.answers, config.heldout, limit, config.seed)
@@ -126,7 +127,11 @@ def _prompts(
             "Choose other prompts, shorter answers, or another share to hold out.",
             field,
         )
-    context.environment(text={"prompts": prompt_facts(" and ".join(sets), learnt + heldout)})
+    facts = prompt_facts(" and ".join(sets), learnt + heldout)
+    if BUILT_IN in sets:
+        facts["passages"] = WIKIPEDIA if has_pages() else "built-in notices"
+        context.log(f"Prompts ask about passages of: {facts['passages']}.")
+    context.environment(text={"prompts": facts})
     return Sources(
         learnt,
         heldout,

@@ -194,12 +194,15 @@ class Texts:
         return passage
 
 
+def has_pages() -> bool:
+    """Whether the Wikipedia sample is set up, of which prompts ask about passages."""
+    return prepared().find(WIKIPEDIA) is not None
+
+
 def _pages() -> list[str]:
     """Articles of the Wikipedia sample, none of those kept to measure perplexity; none where it
     is not set up."""
-    if prepared().find(WIKIPEDIA) is None:
-        return []
-    return list(documents(WIKIPEDIA, "calibration"))
+    return list(documents(WIKIPEDIA, "calibration")) if has_pages() else []
 
 
 def _kept(texts: list[str], held: bool) -> list[str]:

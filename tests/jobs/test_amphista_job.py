@@ -20,7 +20,8 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from backend.text.prompts import BUILT_IN, SELF, STORIES
+from backend.text.corpora import WIKIPEDIA
+from backend.text.prompts import BUILT_IN, SELF, STORIES, has_pages
 from jobs.amphista import AmphistaJob
 from jobs.amphista_needs import (
     cache_bytes,
@@ -103,6 +104,14 @@ def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
         for curves in (queries.curves(whole.id), queries.curves(killed.id))
     ]
     assert learnt[0].reset_index(drop=True).equals(learnt[1].reset_index(drop=True))
+
+
+def test_a_run_says_what_its_prompts_ask_about(wait: Wait) -> None:
+    """The sample of Wikipedia, or the built-in notices alone where it is not set up."""
+    text = finished(wait, prompts=BUILT_IN, steps=2).environment["text"]["prompts"]
+    assert text["corpus"] == BUILT_IN and text["passages"] == (
+        WIKIPEDIA if has_pages() else "built-in notices"
+    )
 
 
 def test_medusa_learns_from_text(wait: Wait) -> None:
@@ -189,7 +198,7 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
         needed.append(sum(memory(config, facts).values()))
     row = 4 * WRITERS * (cached_values(facts) + facts.hidden)
     assert needed[1] - needed[0] == row * (5 * 1500 - 5 * 300) // 2
-    assert needed[2] - needed[0] == row * (facts.context - 5 * 10 // 2 - 64 - 128)
+    assert needed[2] - needed[0] == row * (facts.context - 5 * 300 // 2 - 64 - 128)
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
