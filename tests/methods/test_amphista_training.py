@@ -20,12 +20,17 @@ from backend.methods.amphista.corpus import (
 )
 from backend.methods.amphista.drafter import Drafter
 from backend.methods.amphista.engine import decode
-from backend.methods.amphista.loss import ROW_STEP, loss_and_gradient, position_in
+from backend.methods.amphista.loss import (
+    LENGTH_STEP,
+    ROW_STEP,
+    loss_and_gradient,
+    padded,
+    position_in,
+)
 from backend.methods.amphista.measure import judge
 from backend.methods.amphista.proposers import DraftedTree
 from backend.methods.amphista.training import (
     CHECKPOINT,
-    LENGTH_STEP,
     PACE_STEPS,
     Schedule,
     Training,
@@ -237,6 +242,7 @@ def test_sizes_recur(corpora: tuple[Corpus, Corpus], tmp_path: Path) -> None:
     lessons = [work.lessons(step) for step in range(12)]
     assert {len(found.rows) % ROW_STEP for found in lessons} == {0}
     assert {found.ids.shape[1] % LENGTH_STEP for found in lessons} == {1}
+    assert (padded(33, 256), padded(48, 256), padded(97, 100)) == (48, 48, 100)
     few = training(drafter_of(base()), corpora, tmp_path, batch=1).lessons(0)
     assert len(few.rows) < ROW_STEP  # not more anchors than there are
     assert len({(int(r), int(p)) for r, p in zip(few.rows, few.places, strict=True)}) == len(

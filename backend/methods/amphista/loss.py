@@ -23,12 +23,17 @@ from torch.nn.functional import pad
 from backend.methods.amphista.config import CHUNK, TrainingConfig
 from backend.methods.amphista.drafter import Drafter
 
-ROW_STEP = 64  # products have a multiple of so many rows: a size that recurs is compiled once
+LENGTH_STEP, ROW_STEP = 16, 64  # of sequences and of rows: a size that recurs is compiled once
 
 
 def rounded_up(number: int, step: int) -> int:
     """The least multiple of `step` that is not below `number`."""
     return -(-number // step) * step
+
+
+def padded(length: int, context: int) -> int:
+    """The length sequences are padded to: a multiple of `LENGTH_STEP` where the base reads it."""
+    return max(length, min(rounded_up(length, LENGTH_STEP), context))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from backend.errors import MethodFailed
 from backend.methods.amphista.corpus import Corpus, Sample
 from backend.methods.amphista.drafter import Drafter
-from backend.methods.amphista.loss import ROW_STEP, position_in, rounded_up
+from backend.methods.amphista.loss import ROW_STEP, padded, position_in, rounded_up
 from backend.methods.amphista.target import Target
 from backend.methods.amphista.tree import RANKS, simulated_length
 from backend.reporter import Reporter, stop_if_asked
@@ -83,7 +83,8 @@ def ranks_of(drafter: Drafter, target: Target, sample: Sample) -> Tensor:
         return torch.empty(0, heads, dtype=torch.long)
     anchors = torch.arange(first, last, device=device)
     parameters = next(drafter.parameters()).dtype
-    spare = rounded_up(len(ids), ROW_STEP) - len(ids)  # no position sees what is behind it
+    read = len(ids) - 1
+    spare = padded(read, target.context) - read  # no position sees what is behind it
     hidden = pad(sample.hidden[:-1].to(device, parameters), (0, 0, 0, spare))[None]
     embedded = pad(target.embed(ids[1:]).to(parameters), (0, 0, 0, spare))[None]
     asked = pad(anchors, (0, rounded_up(len(anchors), ROW_STEP) - len(anchors)))

@@ -31,7 +31,7 @@ from backend.errors import ConfigRefused, MethodFailed
 from backend.methods.amphista.config import TrainingConfig
 from backend.methods.amphista.corpus import Corpus, Sample
 from backend.methods.amphista.drafter import Drafter
-from backend.methods.amphista.loss import ROW_STEP, Lessons, loss_and_gradient, rounded_up
+from backend.methods.amphista.loss import ROW_STEP, Lessons, loss_and_gradient, padded, rounded_up
 from backend.methods.amphista.measure import Judgement, judge
 from backend.methods.amphista.target import Target
 from backend.reporter import Reporter, stop_if_asked
@@ -44,7 +44,6 @@ EVALUATIONS = 10
 CLIP = 1.0
 WINDOW = 16  # batches whose sequences are sorted by length together
 FLOOR = 0.1  # of the rate, at the end
-LENGTH_STEP = 16  # sequences are padded to a multiple of it
 
 
 @dataclass
@@ -172,14 +171,14 @@ class Training:
     def lessons(self, step: int) -> Lessons:
         """The batch of a step: the same for the same seed and step."""
         samples = [self.learnt[index] for index in self._batch(step)]
-        longest = 1 + rounded_up(max(len(s.ids) for s in samples) - 1, LENGTH_STEP)
+        longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
         rows, places = self._anchors(samples, step)
         lengths = torch.tensor([len(s.ids) for s in samples])
         targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
         valid = targets < lengths[rows, None]
         device = self.target.device
 
-        def padded(name: str) -> Tensor:
+        def batch(name: str) -> Tensor:
             parts = [getattr(sample, name) for sample in samples]
             whole = parts[0].new_zeros(len(parts), longest, *parts[0].shape[1:])
             for row, part in enumerate(parts):
@@ -187,9 +186,9 @@ class Training:
             return whole.to(device)
 
         return Lessons(
-            padded("hidden"),
-            padded("ids").long(),
-            padded("denominator"),
+            batch("hidden"),
+            batch("ids").long(),
+            batch("denominator"),
             rows.to(device),
             places.to(device),
             valid.to(device),
