@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from backend.methods.amphista.config import (
     ARMS,
+    SHAPE,
     DrafterConfig,
     TrainingConfig,
     arm_of,
@@ -78,12 +79,11 @@ def warnings(config: AmphistaJob) -> tuple[str, ...]:
 
 
 def told(values: Mapping[str, Any]) -> list[str]:
-    """What tells a drafter from others: its arm, how long it learnt, and from how much."""
-    shape = {name: values[name] for name in DrafterConfig.model_fields if name in values}
-    minutes, steps = values.get("minutes", 0), values.get("steps", 0)
+    """What tells a drafter from others first: its arm, how long it learnt, and from how much."""
+    minutes, steps = values.get("minutes") or 0, values.get("steps") or 0
     learnt = f"{minutes:g} min" if minutes else f"{steps:,} steps"
     written = "texts" if values.get("data") == "text" else "answers"
-    return [arm_of(DrafterConfig(**shape)), learnt, f"{values.get('answers', 0):,} {written}"]
+    return [arm_of(values), learnt, f"{values.get('answers') or 0:,} {written}"]
 
 
 # the work -----------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     judged, taken = train(drafter, target, learnt, heldout, config, context, phases)
     phases.phase("measure").progress(0, 1, "Measuring this machine")
     finish(drafter, target, judged, base, (learnt, heldout), config, context, loaded)
-    timed = taken if config.minutes else 0.0
+    timed = min(taken, 60 * config.minutes)  # judging and saving come on top
     context.result("run", "work", untimed_work(config, loaded.facts), timed=timed)
 
 
@@ -146,7 +146,7 @@ def train(
     from backend.methods.amphista.training import Training
 
     count = drafter.parameter_count()
-    context.log(f"{arm_of(drafter.config)}: {count:,} weights learn.")
+    context.log(f"{arm_of(drafter.config.model_dump())}: {count:,} weights learn.")
     training = Training(
         drafter,
         target,
@@ -192,7 +192,7 @@ def finish(
         for head, value in enumerate(values, 1):
             context.result(f"head-{head}", name, value, n=len(judged.ranks))
     count = drafter.parameter_count()
-    context.result(DRAFTER, "parameters", count, arm=arm_of(drafter.config))
+    context.result(DRAFTER, "parameters", count, arm=arm_of(drafter.config.model_dump()))
     context.result(DRAFTER, "parameter_share", count / loaded.facts.parameters)
     record_economy(saved, target, judged, context)
 
@@ -213,7 +213,7 @@ def record_economy(saved: Amphista, target: Target, judged: Judgement, context: 
         context.metric("tree/speed-up", judged.accepted(nodes) / costs.break_even(nodes), nodes)
     best = costs.best_nodes(saved.growth, least=2)
     accepted = judged.accepted(best)
-    context.result(DRAFTER, "accepted_length", accepted, n=len(judged.ranks), nodes=best)
+    context.result(DRAFTER, "accepted_length", judged.accepted(), n=len(judged.ranks), nodes=NODES)
     context.result(DRAFTER, "predicted_speed_up", accepted / costs.break_even(best), nodes=best)
     context.result(DRAFTER, "draft_cost", costs.draft / costs.verify[1])
     context.log(
@@ -233,6 +233,7 @@ KINDS = (
         run=run,
         stages={DRAFTER: "Drafter", **{f"head-{k}": f"Head {k}" for k in range(1, 11)}},
         told=told,
+        told_of=frozenset({*SHAPE, "minutes", "steps", "answers", "data"}),
         of_models=False,
         presets={
             "quick look": {"minutes": 3, "answers": 256, "heldout": 32},

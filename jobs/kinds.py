@@ -79,8 +79,8 @@ class Kind:
         presets: name -> field values that differ from the defaults.
         stages: stage name -> label, in order.
         verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
-        told: values of a config, to what tells its run from others in one line; None draws it from
-            the fields.
+        told: values of a config, to what tells its run from others first; the rest is drawn from
+            the fields but those of `told_of`.
         of_models: whether its stages are whole models, with a perplexity, a size and a speed each.
         check: refuses a config that cannot work (SlimscopeError with `field`), without torch.
     """
@@ -95,6 +95,7 @@ class Kind:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
     told: Callable[[Mapping[str, Any]], list[str]] | None = None
+    told_of: frozenset[str] = frozenset()
     of_models: bool = True
 
     def preset(self, name: str) -> Mapping[str, Any]:
@@ -107,11 +108,6 @@ class Kind:
             known = ", ".join(self.presets) or "none"
             raise ConfigRefused(f"There is no preset {name[:40]!r}.", "", f"There are: {known}.")
         return self.presets.get(name, {})
-
-    @property
-    def preset_fields(self) -> frozenset[str]:
-        """The fields any preset sets: choosing another one leaves all others as they are."""
-        return frozenset(name for values in self.presets.values() for name in values)
 
     MODULES: ClassVar[tuple[str, ...]] = (
         "jobs.sds",

@@ -173,6 +173,7 @@ _DESCRIBED = (
         "forecast, not a measured speed.",
         "higher",
         unit="×",
+        timed=True,
     ),
     Metric(
         "draft_cost",
@@ -180,6 +181,7 @@ _DESCRIBED = (
         "Time to draft one tree, over that of one vanilla pass of the base model.",
         "lower",
         unit="passes",
+        timed=True,
     ),
     Metric(
         "parameters",
@@ -246,7 +248,8 @@ _DESCRIBED = (
     ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}
-INTERNAL = frozenset({"kept", "work"})  # figures that serve estimates and other figures
+WORK = "work"  # told at the end of every run
+INTERNAL = frozenset({"kept", WORK})  # figures that serve estimates and other figures
 
 
 def metric(name: str) -> Metric:

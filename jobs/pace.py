@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import median
 
 from backend.settings import available_threads, settings
 from backend.store import queries
 from backend.store.states import State
+from jobs.metrics import WORK
 
 FLOPS_PER_THREAD = 40e9  # measured on two cores with bfloat16 units; only until a run has finished
 LOOKED_AT, LEARNED_FROM = 30, 3  # finished runs, and those of them whose work is most alike
@@ -18,16 +20,17 @@ def seconds_for(kind: str, model: str, work: float, timed: float = 0.0) -> tuple
     """Expected seconds, and where the figure comes from.
 
     Only runs on the same model count (a toy spends its time on other things than arithmetic), and
-    of those the ones of most similar size: a small run is mostly overhead.
+    of those the ones that were given a time, or not, as this one is, and are nearest in size: a
+    small run is mostly overhead.
 
     Args:
         work: floating-point operations of what takes as long as it takes.
         timed: seconds of what is given a time to take.
     """
-    paces = sorted(_paces(kind, model), key=lambda found: abs(math.log(found[0] / max(work, 1))))
-    if paces:
-        nearest = paces[:LEARNED_FROM]
-        pace = median(seconds / done for done, seconds in nearest)
+    known = [each for each in _finished(kind, model) if (each.timed > 0) == (timed > 0)]
+    nearest = sorted(known, key=lambda each: abs(math.log(each.work / max(work, 1))))[:LEARNED_FROM]
+    if nearest:
+        pace = median(each.seconds / each.work for each in nearest)
         runs = "run" if len(nearest) == 1 else "runs"
         return START_S + timed + work * pace, f"learned from {len(nearest)} finished {runs}"
     threads = settings().threads or available_threads()
@@ -35,9 +38,18 @@ def seconds_for(kind: str, model: str, work: float, timed: float = 0.0) -> tuple
     return guess, "a first guess; better after the first run"
 
 
-def _paces(kind: str, model: str) -> list[tuple[float, float]]:
-    """Work, and the seconds it took, of finished runs."""
-    finished = {
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its `work` and the `seconds` of it, besides those it had been given."""
+
+    work: float
+    seconds: float
+    timed: float
+
+
+def _finished(kind: str, model: str) -> list[Finished]:
+    """The runs to learn from, the newest first."""
+    took = {
         job.id: (job.finished_at - job.started_at) / 1000 - START_S
         for job in queries.jobs([State.SUCCEEDED], kind)
         if job.config.get("model") == model
@@ -45,8 +57,12 @@ def _paces(kind: str, model: str) -> list[tuple[float, float]]:
         and job.finished_at
         and job.started_at
     }
+    told = [
+        (row.job_id, row.value, float(row.details.get("timed", 0.0)))
+        for row in queries.results([*took][:LOOKED_AT])
+        if row.metric == WORK and row.value > 0
+    ]
     return [
-        (row.value, max(finished[row.job_id] - row.details.get("timed", 0.0), 0.1))
-        for row in queries.results([*finished][:LOOKED_AT])
-        if row.metric == "work" and row.value > 0
+        Finished(work, max(took[run] - timed, 0.1), timed)
+        for run, work, timed in sorted(told, reverse=True)
     ]

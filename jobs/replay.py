@@ -20,7 +20,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.kinds import Estimate, JobConfig, kind_named, kinds
-from jobs.metrics import metric
+from jobs.metrics import WORK, metric
 from jobs.submit import validated
 
 Outcome = Literal["equal", "different", "open"]
@@ -179,7 +179,7 @@ def _figures(job: Job) -> tuple[dict[str, float], dict[str, Any]]:
     values: dict[str, float] = {}
     notes: dict[str, Any] = {}
     for row in queries.results([job.id]):
-        if not metric(row.metric).timed:
+        if not metric(row.metric).timed and row.metric != WORK:
             what = f"{metric(row.metric).label}, {stages.get(row.stage, row.stage)}"
             values[what] = row.value
             notes |= {f"{what}: {name}": value for name, value in row.details.items()}

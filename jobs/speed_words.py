@@ -172,7 +172,7 @@ def _why(arm: Arm, vanilla: Arm) -> str:
     dearest = max(extra, key=extra.__getitem__)
     text = (
         f"A pass yields {arm.accepted:.2f} tokens and takes {arm.break_even:.2f} times a vanilla "
-        f"one: verifying {verify:.2f}, drafting {extra['drafting']:.2f}, choosing and moving rows "
+        f"one: verifying {verify:.2f}, drafting {extra['drafting']:.2f}, {MOVING} "
         f"{extra[MOVING]:.2f}."
     )
     if arm.speed_up >= 1 + MARGIN:

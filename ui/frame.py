@@ -45,7 +45,7 @@ SEARCH = (
     'aria-expanded="false" aria-controls="search-list" aria-autocomplete="list" id="frame-search">'
     '<ul id="search-list" role="listbox" aria-label="Found" hidden></ul></div>'
 )
-_NAMES = re.compile(r"[\w .:,/+\-]{1,200}")
+_NAMES = re.compile(r"[\w .:,/+\-@~()]{1,300}")
 _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
 
 

@@ -45,9 +45,17 @@ def test_runs_of_the_same_size_count(queue: Path) -> None:
     assert seconds_for("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 32)
 
 
+def test_of_equal_runs_the_newest_count(queue: Path) -> None:
+    """The machine, or the program, has become faster."""
+    for number, seconds in enumerate((100, 100, 100, 10, 10, 10), 1):
+        finished(number, 1e9, START_S + seconds)
+    assert seconds_for("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 10)
+
+
 def test_given_time_is_taken_as_given(queue: Path) -> None:
     finished(1, 1e9, START_S + 40 + 600, timed=600)
     assert seconds_for("amphista", "toy", 1e9, timed=60)[0] == pytest.approx(START_S + 40 + 60)
+    assert "first guess" in seconds_for("amphista", "toy", 1e9)[1]  # whose steps are given
     short, long = (
         checked("amphista", {"model": "toy", "minutes": minutes})[1] for minutes in (1, 11)
     )

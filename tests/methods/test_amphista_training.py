@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -276,9 +277,13 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     killed, told = drafter_of(base()), Recorder(stop_after=PACE_STEPS + 4)
     with pytest.raises(Stopped):
         training(killed, corpora, tmp_path / "b", told, steps=20).run()
+    schedule = next((tmp_path / "b").rglob("schedule.json"))
+    before = json.loads(schedule.read_text())["seconds"]
     resumed, rest = drafter_of(base(), seed=9), Recorder()
     found = training(resumed, corpora, tmp_path / "b", rest, steps=20).run()
     assert min(rest.curves["loss"]) == PACE_STEPS + 1  # the checkpoint, not the start
+    schedule = next((tmp_path / "b").rglob("schedule.json"))
+    assert json.loads(schedule.read_text())["seconds"] > before > 0  # of both attempts
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert torch.equal(expected.ranks, found.ranks)

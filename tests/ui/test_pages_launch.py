@@ -204,11 +204,18 @@ def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
         launch.build()
     uses = [f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "use"]
     use = uses[[*kinds()].index("amphista")]
-    told = {component.elem_id: update for component, update in use("Medusa").items()}
-    assert told["amphista-field-adaptation-layers"]["value"] == 0
-    assert told["amphista-field-minutes"]["value"] == 10  # which another preset sets
-    assert "amphista-field-model" not in told and "amphista-field-seed" not in told
-    assert told["preset-amphista"]["info"] == (
-        "Sets Staged adaptation layers 0; Auto-embedding block off."
+
+    def told(preset: str, before: str) -> dict[str, Any]:
+        return {c.elem_id: update for c, update in use(preset, before).items() if c.elem_id}
+
+    medusa = told("Medusa", "default")
+    assert medusa["amphista-field-adaptation-layers"]["value"] == 0
+    assert len(medusa) == 3  # the model and a training time of one's own stay
+    sets = "Sets Staged adaptation layers 0; Auto-embedding block off."
+    assert medusa["preset-amphista"]["info"] == sets
+    after = told("Medusa", "thorough")
+    assert after["amphista-field-minutes"]["value"] == 10
+    assert after["preset-amphista"]["info"] == (
+        f"{sets} Back to default: Training time (minutes); Sequences."
     )
-    assert launch.preset_words(kinds()["amphista"], {}) == "What presets set is at its default."
+    assert told("default", "default")["preset-amphista"]["info"] == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 import pytest
 
 from backend.settings import Settings
@@ -17,7 +18,7 @@ from tests.ui.lab import asked, job, result, store
 from ui.components import measures
 from ui.components.actions import next_links
 from ui.components.config_form import ConfigForm
-from ui.components.figures import Figures, choices, kind_of
+from ui.components.figures import Figures, as_shown, choices, kind_of
 from ui.components.run_details import outcome, stage_table, times
 from ui.pages import generate, run
 
@@ -58,6 +59,25 @@ def test_stages_that_share_a_metric_stand_together() -> None:
     assert "<table" in stage_table(Figures(kinds()["sds"], rows[:1]))  # one stage alone, too
 
 
+def test_groups_of_stages_keep_their_order(stored: None) -> None:
+    found = [result(2, stage, name, 1.0) for stage, name in
+             (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))]  # fmt: skip
+    assert Figures(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
+
+
+def test_models_of_which_only_one_is_measured_keep_their_names() -> None:
+    """Until all are measured the figures of one must not look like another's."""
+    rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5)]
+    html = stage_table(Figures(kinds()["sds"], rows))
+    assert html.count("<table") == 1 and "Dense" in html and "Second pruning" in html
+
+
+def test_curves_of_shares_are_drawn_in_per_cent() -> None:
+    points = pd.DataFrame({"name": ["top1/head 1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
+    assert as_shown(points)["value"].tolist() == [25.0, 2.0]
+    assert as_shown(points[:0]).empty
+
+
 def links(number: int, **values: Any) -> str:
     return next_links(job(number, **values))
 
@@ -96,6 +116,10 @@ def test_charts_of_models_are_there_for_models(seeded: Settings) -> None:
         ({"minutes": 2.5, "answers": 1000}, ["Amphista", "2.5 min", "1,000 answers"]),
         ({"minutes": 0, "steps": 1500, "answers": 64, "data": "text", "encoder": False,
           "adaptation_layers": 0}, ["Medusa", "1,500 steps", "64 texts"]),
+        ({"minutes": 10, "answers": 64, "heads": 2, "answer_tokens": 512, "seed": 3},
+         ["Amphista", "10 min", "64 answers", "tokens of an answer 512", "2 heads", "seed 3"]),
+        ({"minutes": None, "answers": None, "heads": 99, "staged": False},
+         ["Own", "0 steps", "0 answers", "99 heads"]),
     ],
 )  # fmt: skip
 def test_drafters_are_told_apart(config: dict[str, Any], told: list[str]) -> None:

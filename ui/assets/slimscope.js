@@ -138,12 +138,16 @@ window.slimscope = (() => {
 
     async function draw() {
       const value = props.value;
-      const none = !value || typeof value === "string";
+      const none = !value || typeof value === "string" || "nothing" in value;
       empty.hidden = !none || !value;
       canvas.style.visibility = none ? "hidden" : "visible";
       box.classList.toggle("loading", value === "");
-      box.style.minHeight = `${none && value ? Math.min(room, 96) : room + (meta().more || 0)}px`;
-      if (none) { stops.prepare({ layout: {} }); empty.textContent = value || ""; return; }
+      box.style.minHeight = `${value?.nothing ? Math.min(room, 96) : room + (meta().more || 0)}px`;
+      if (none) {
+        stops.prepare({ layout: {} });
+        empty.textContent = value?.nothing || value || "";
+        return;
+      }
       const figure = shade(value);
       picked = meta().picked || null;
       if (meta().pick) figure.layout.shapes = [...(figure.layout.shapes || []), ...outline()];

@@ -12,7 +12,7 @@ from jobs.metrics import metric
 from ui.charts.compared import SMOOTHING, overlaid
 from ui.components.comparison import Comparison
 from ui.components.data_table import Cell, data_table
-from ui.components.figures import kind_of
+from ui.components.figures import as_shown, kind_of
 from ui.components.plotly_view import note_html
 from ui.components.run_rows import Row
 from ui.format import NONE, number
@@ -25,7 +25,7 @@ TITLES = {"error": "Relative output error"}
 
 def curves_of(of: Comparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """The points of every run, and the curves that one or more of them has drawn."""
-    points = {run: queries.curves(run) for run in of.runs}
+    points = {run: as_shown(queries.curves(run)) for run in of.runs}
     return points, list(dict.fromkeys(name for df in points.values() for name in _lines(df)))
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
+import pandas as pd
 from pydantic.fields import FieldInfo
 
 from backend.store.tables import Job
 from jobs.kinds import JobConfig, Kind, kinds
-from jobs.metrics import INTERNAL, METRICS, Metric
+from jobs.metrics import INTERNAL, METRICS, WORK, Metric, metric
 from ui.components.config_form import advanced, extra, owner
 from ui.format import NONE, duration, number, size
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
 KEPT, SECONDS = "kept", "seconds/"
-WORK = "work"  # told at the end of every run
 SHARED = ("JobConfig", "TextConfig", "EvaluationText")
 ALWAYS = 2  # of the fields of a method, whatever their values
 UNTOLD = (None, "", "auto", "same")
@@ -53,6 +54,14 @@ def written(of: Metric, value: float | None) -> str:
     return WRITE[of.form](value)
 
 
+def as_shown(points: pd.DataFrame) -> pd.DataFrame:
+    """The points of curves (`queries.curves`) as their metrics are written: shares in per cent."""
+    shares = [metric(name.split("/")[0]).form == "share" for name in points["name"]]
+    return points.assign(
+        value=points["value"].where(~np.array(shares, bool), 100 * points["value"])
+    )
+
+
 def kind_of(job: Job) -> Kind | None:
     """The kind of a run; None when its plugin is not installed any more."""
     return kinds().get(job.kind)
@@ -70,21 +79,19 @@ def base_model(job: Job) -> str:
 
 def choices(job: Job) -> list[str]:
     """What was chosen of the method itself, such as "2:4", "wanda" or "group size 128": of the
-    fields that are neither advanced nor shared by all kinds the first two, and those that are not
-    at their default, unless the kind has words of its own. A switch or an empty text says nothing
-    by itself. A seed that is not 0 tells the runs of a sweep apart."""
+    fields that are neither advanced nor shared by all kinds the first two (or what the kind tells
+    first), and those that are not at their default. A switch or an empty text says nothing by
+    itself. A seed that is not 0 tells the runs of a sweep apart."""
     kind = kind_of(job)
     fields = _own_fields(kind.config) if kind else []
-    told = (
-        kind.told(job.config)
-        if kind and kind.told
-        else [
-            _chosen(info.title or name, str(extra(info).get("unit", "")), value)
-            for place, (name, info) in enumerate(fields)
-            if (value := job.config.get(name)) not in UNTOLD
-            if place < ALWAYS or value != info.default
-        ]
-    )
+    first = kind.told(job.config) if kind and kind.told else []
+    told = first + [
+        _chosen(info.title or name, str(extra(info).get("unit", "")), value)
+        for place, (name, info) in enumerate(fields)
+        if (value := job.config.get(name)) not in UNTOLD
+        if not (kind and name in kind.told_of)
+        if value != info.default or (place < ALWAYS and not first)
+    ]
     seed = job.config.get("seed")
     return [*told, f"seed {seed}"] if seed else told
 
@@ -117,6 +124,7 @@ class Figures:
 
     def __init__(self, kind: Kind | None, results: Iterable[Figure]) -> None:
         self.labels = dict(kind.stages) if kind else {}
+        self.of_models = kind is None or kind.of_models
         self.rows = {(r.stage, r.metric): r for r in results}
 
     def get(self, stage: str, name: str) -> Figure | None:
@@ -139,15 +147,21 @@ class Figures:
         return [m for m in METRICS if m in found] + sorted(found - set(METRICS))
 
     def alike(self) -> list[list[str]]:
-        """The stages in groups, each of which shares metrics with no other."""
-        groups: list[tuple[set[str], list[str]]] = []
+        """The stages in groups, each of which shares metrics with no other. Those that are models
+        are one group: what is missing of one has not been measured yet."""
+        if self.of_models:
+            return [self.stages] if self.stages else []
+        groups: list[list[str]] = []
         for stage in self.stages:
-            names = {name for of, name in self.rows if of == stage}
-            near = [group for group in groups if group[0] & names]
-            merged = set.union(names, *(group[0] for group in near))
+            near = [group for group in groups if self._names(group) & self._names([stage])]
+            place = groups.index(near[0]) if near else len(groups)
+            merged = [*(s for group in near for s in group), stage]
             groups = [group for group in groups if group not in near]
-            groups.append((merged, [*(s for _, stages in near for s in stages), stage]))
-        return [stages for _, stages in groups]
+            groups.insert(place, merged)
+        return groups
+
+    def _names(self, stages: Sequence[str]) -> set[str]:
+        return {name for stage, name in self.rows if stage in stages}
 
     def label(self, stage: str) -> str:
         return self.labels.get(stage, stage.replace("_", " ").capitalize())
@@ -194,7 +208,7 @@ class Figures:
         found = self.get(self.kept or "", name) or self.get(RUN, name)
         if found or self.kept or (RUN, WORK) not in self.rows:
             return found
-        only = [row for (_, metric), row in self.rows.items() if metric == name]
+        only = [row for (_, of), row in self.rows.items() if of == name]
         return only[0] if len(only) == 1 else None
 
     def final(self, name: str = "perplexity") -> float | None:

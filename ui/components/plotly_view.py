@@ -34,18 +34,24 @@ SAVE = (
 )
 
 
+def nothing(sentence: str) -> dict[str, str]:
+    """The value of a chart that will stay empty: it takes little room."""
+    return {"nothing": sentence}
+
+
 class PlotlyView(gr.HTML):
     """Shows a figure, or a sentence where there is none.
 
-    Value: a `go.Figure` or its JSON dict; a sentence that says why there is nothing; None for the
-    sentence `empty`. `figure.layout.meta` may hold `{"pick": "cell", "picked": [x, y]}`: then
-    clicks and arrow keys choose a heatmap cell, which is outlined. `.select` follows a choice:
-    `event._data` is `{"x", "y", "customdata"}`, and so is `slimscope.picked` for a `js` step,
-    which is the one to use where choices come fast: Gradio drops the data of events it puts off.
+    Value: a `go.Figure` or its JSON dict; a sentence that says why there is nothing yet; `nothing`
+    where there will be nothing; None for the sentence `empty`. `figure.layout.meta` may hold
+    `{"more": 48}`, pixels the figure asks for besides `height`, or `{"pick": "cell", "picked":
+    [x, y]}`: then clicks and arrow keys choose a heatmap cell, which is outlined. `.select` follows
+    a choice: `event._data` is `{"x", "y", "customdata"}`, and so is `slimscope.picked` for a `js`
+    step, which is to be used where choices come fast: Gradio drops the data of events it puts off.
 
     Args:
         label: what the chart shows, for people who do not see it.
-        height: pixels, kept before data arrives.
+        height: pixels, kept before data arrives; given up where `nothing` will.
         empty: the sentence for a chart without data.
     """
 

@@ -28,6 +28,7 @@ from ui.components.cards import (
     stack,
 )
 from ui.components.data_table import Cell, data_table
+from ui.components.figures import as_shown
 from ui.format import NONE, badge, esc, href
 
 NEW = ("launch?kind=speed", "Run a benchmark")
@@ -66,10 +67,10 @@ def drafter_of(run: str) -> Drafter:
 def head_curves(run: str) -> pd.DataFrame:
     """How often each head's first guess was right while it learnt, %: columns name ("Head 1"),
     step, value."""
-    curves = queries.curves(run)
+    curves = as_shown(queries.curves(run))
     tops = curves[curves["name"].str.startswith("top1/")]
     names = tops["name"].str.removeprefix("top1/").str.capitalize()
-    return tops.assign(name=names, value=100 * tops["value"])
+    return tops.assign(name=names)
 
 
 def nothing() -> str:

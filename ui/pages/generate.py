@@ -85,8 +85,8 @@ def sides() -> list[Choice]:
 
 
 def _arrival(form: ConfigForm, ask: gr.Button, told: gr.HTML) -> Any:
-    """On arrival: today's choices; the config of the run that is shown or, with `?sides=` and the
-    like, the fields named; the button off for those who may not."""
+    """On arrival: today's choices; the config of the run the address names or, with `?sides=` and
+    the like, the fields named; the button off for those who may not."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
         old = _old(query(request, "from") or query(request, "run"))

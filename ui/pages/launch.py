@@ -107,7 +107,7 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
             [NO_PRESET, *(p for p in kind.presets if p != NO_PRESET)],
             value=NO_PRESET,
             label="Preset",
-            info=preset_words(kind, {}),
+            visible=bool(kind.presets),
             elem_id=f"preset-{kind.name}",
         )
         form = ConfigForm(kind.config, CHOICES, prefix)
@@ -115,13 +115,17 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
     return KindForm(kind, column, preset, form, sweeps)
 
 
-def preset_words(kind: Kind, values: Mapping[str, Any]) -> str:
-    """What a preset sets, in a line."""
-    if not values:
-        return "What presets set is at its default."
+def preset_words(kind: Kind, values: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """What a preset of these `values` sets, in a line, and what the one `before` set no longer."""
     fields = kind.config.model_fields
-    said = (f"{title(name, fields[name])} {_said(value)}" for name, value in values.items())
-    return f"Sets {'; '.join(said)}."
+    sets = [f"{title(name, fields[name])} {_said(value)}" for name, value in values.items()]
+    back = [title(name, fields[name]) for name in before if name not in values]
+    said = {"Sets": sets, "Back to default:": back}
+    return " ".join(f"{verb} {'; '.join(each)}." for verb, each in said.items() if each)
+
+
+def _known(preset: str) -> str:
+    return "" if preset == NO_PRESET else preset
 
 
 def _said(value: Any) -> str:
@@ -207,15 +211,16 @@ def _wire(
         message, error = enqueue(this.kind, text, *this.read(given), request)
         return {**this.complain(error, given), told: message}
 
-    def use(preset: str) -> dict[Any, Any]:
-        values = this.kind.preset("" if preset == NO_PRESET else preset)
-        words = {this.preset: gr.update(info=preset_words(this.kind, values))}
-        return {**form.show(values, this.kind.preset_fields), **words}
+    def use(preset: str, before: str) -> dict[Any, Any]:
+        values, old = this.kind.preset(_known(preset)), this.kind.preset(_known(before))
+        words = {this.preset: gr.update(info=preset_words(this.kind, values, old)), last: preset}
+        return {**form.show(values, {*values, *old}), **words}
 
     changes = [method.change, *(c.change for c in inputs)]
     gr.on(changes, look, [method, *inputs], outputs, **LATEST)
     on_load(look, [method, *inputs], outputs)
-    this.preset.input(use, this.preset, [this.preset, *form.inputs], **READER)
+    last = gr.State(NO_PRESET)
+    this.preset.input(use, [this.preset, last], [this.preset, last, *form.inputs], **READER)
     queued = [*this.messages, form.accordion, told]
     add.click(
         queue, [method, name, *inputs], queued, show_progress="hidden", api_visibility="private"

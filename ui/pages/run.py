@@ -21,7 +21,7 @@ from ui.components.actions import buttons, clone_link, next_links, sweep_link
 from ui.components.board import LATEST, Board
 from ui.components.cards import card, described, empty, error_of, progress, stack, table, took
 from ui.components.choose import Choose
-from ui.components.figures import Figures, kind_of
+from ui.components.figures import Figures, as_shown, kind_of
 from ui.components.log_view import LogView
 from ui.components.plain import failed, notice, plain, said
 from ui.components.plotly_view import PlotlyView, chart_card, note_html
@@ -212,7 +212,7 @@ def _none_left(job: Job) -> str:
 def draw_curves(chosen: str | None, request: gr.Request) -> list[Any]:
     """The groups of curves, and the chosen group: chart, note, table."""
     job = chosen_job(request)
-    points = queries.curves(job.run) if job else None
+    points = as_shown(queries.curves(job.run)) if job else None
     if job is None or points is None or points.empty:
         return [gr.update(visible=False), None, note_html(CURVES_ASK), ""]
     groups = list(dict.fromkeys(name.split("/")[0] for name in points["name"]))

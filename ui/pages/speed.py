@@ -25,13 +25,13 @@ from ui.charts.speed_tree import guess_tree
 from ui.components import speed_details as details
 from ui.components.board import LATEST, Board
 from ui.components.choose import Choose
-from ui.components.plotly_view import ChartCard, PlotlyView, chart_card, note_html
+from ui.components.plotly_view import ChartCard, PlotlyView, chart_card, note_html, nothing
 from ui.frame import Page, live, query, url_sync
 
-NOT_TRIED = "This run tried no other tree sizes. The preset “thorough” does."
-NO_TASKS = "All prompts of this run are of one kind."
-NO_TREE = "No drafter of this run has a tree whose guesses were counted."
-NO_HEADS = "The run that trained this drafter has left no curves."
+NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
+NO_TASKS = nothing("All prompts of this run are of one kind.")
+NO_TREE = nothing("No drafter of this run has a tree whose guesses were counted.")
+NO_HEADS = nothing("The run that trained this drafter has left no curves.")
 SPEED_UP, TOKENS = "speed-up", "tokens"
 ALL, SO_FAR = "all", "so-far"
 BY = {SPEED_UP: "Speed-up", TOKENS: "Tokens a pass"}

@@ -141,7 +141,8 @@ class TrainingConfig(BaseModel):
         gt=0,
         le=1,
         title="Share of anchors",
-        description="Positions of a sequence from which the heads guess in a step, drawn anew.",
+        description="Of the positions in a step's answers, from which the heads guess; drawn anew, "
+        "and rounded up to a multiple of 64.",
         json_schema_extra=ADVANCED,
     )
     rate: float = Field(
@@ -224,15 +225,13 @@ ARMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-def arm_of(config: DrafterConfig) -> str:
-    """The name of the arm a config is, whatever its sizes."""
-    for name, fields in ARMS.items():
-        whole = DrafterConfig(**{**_sizes(config), **fields})
-        if whole == config:
-            return name
-    return "Own"
+SHAPE: Mapping[str, Any] = MappingProxyType(  # what decides which arm a drafter is: no sizes
+    DrafterConfig().model_dump(exclude={"heads", "draft_vocabulary", "encoder_width"})
+)
 
 
-def _sizes(config: DrafterConfig) -> dict[str, Any]:
-    """What does not decide which arm it is."""
-    return config.model_dump(include={"heads", "draft_vocabulary", "encoder_width"})
+def arm_of(values: Mapping[str, Any]) -> str:
+    """The name of the arm these values of a config are, whatever its sizes."""
+    shape = {name: values.get(name, usual) for name, usual in SHAPE.items()}
+    arms = (name for name, fields in ARMS.items() if shape == {**SHAPE, **fields})
+    return next(arms, "Own")

@@ -84,7 +84,7 @@ class Amphista:
     @property
     def arm(self) -> str:
         """Amphista, Medusa, or what lies between."""
-        return arm_of(self.config)
+        return arm_of(self.config.model_dump())
 
     def bind(self, target: Target) -> Drafter:
         """The module, ready to draft for `target`, in its dtype and on its device; in 16 bits on a

@@ -129,8 +129,9 @@ class Training:
             if time.monotonic() - saved > SAVE_EVERY_S or first:
                 self.save()
                 saved = time.monotonic()
-        judged = self.evaluate()
         self.save()
+        judged = self.evaluate()
+        self.save()  # with the seconds of judging
         return judged
 
     def step(self) -> float:
