@@ -11,7 +11,7 @@ from torch import Tensor
 from backend.errors import MethodFailed
 
 LEAF = 128  # matrices up to here are left to LAPACK
-ROUNDS, MARGIN = 50, 1.05
+ROUNDS, BLOCK, MARGIN = 20, 8, 1.05
 DAMPING_TRIES, MORE = 4, 10.0
 
 Solved = TypeVar("Solved")
@@ -98,13 +98,13 @@ def _inverse_cholesky(H: Tensor) -> Tensor:
 
 
 def largest_eigenvalue(H: Tensor) -> float:
-    """lambda_max of a positive semidefinite H [n, n], 5 % above what power iteration finds.
+    """lambda_max of a positive semidefinite H [n, n], 5 % above what orthogonal iteration finds.
 
-    The iteration comes from below, and a descent diverges when the figure is too low.
+    The iteration comes from below, and a descent diverges when the figure is too low. A block of
+    vectors, V <- H Q with Q R = V, finds it where one vector hesitates between near eigenvalues.
     """
-    v = torch.randn(len(H), generator=torch.Generator().manual_seed(0)).to(H)
-    norm = v.norm()
+    generator = torch.Generator().manual_seed(0)
+    V = torch.randn(len(H), min(BLOCK, len(H)), generator=generator).to(H)  # [n, b]
     for _ in range(ROUNDS):
-        v = H @ (v / norm.clamp_min(torch.finfo(v.dtype).tiny))
-        norm = v.norm()
-    return MARGIN * norm.item()
+        V = H @ torch.linalg.qr(V).Q
+    return MARGIN * torch.linalg.matrix_norm(V, 2).item()

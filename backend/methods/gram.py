@@ -77,7 +77,7 @@ class Inputs:
 
     @cached_property
     def largest_eigenvalue(self) -> float:
-        """lambda_max(H) as power iteration finds it, and 5 % more: above it but for bad luck."""
+        """lambda_max(H) as orthogonal iteration finds it, and 5 % more."""
         return largest_eigenvalue(self.gram)
 
     @cached_property

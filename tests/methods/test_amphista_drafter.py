@@ -174,8 +174,9 @@ def test_a_matched_medusa_has_as_many_weights() -> None:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_arms_are_known_by_their_fields_whatever_their_sizes(arm: str) -> None:
-    assert arm_of(DrafterConfig(heads=3, draft_vocabulary=64, **ARMS[arm])) == arm
-    assert arm_of(DrafterConfig(staged=False)) == "Own"
+    config = DrafterConfig(heads=3, draft_vocabulary=64, **ARMS[arm])
+    assert arm_of(config.model_dump()) == arm
+    assert arm_of({"staged": False}) == "Own" and arm_of({"minutes": 3}) == "Amphista"
 
 
 def test_stages_are_divided_among_the_heads() -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -154,6 +154,7 @@ def test_a_pull_too_weak_for_the_inputs_is_refused(layer) -> None:
         by_ridge(first(layer), layer.W, Inputs(10, H.diagonal(), H), config(ridge=1e-9))
 
 
+@example(29, 15, 769, 0.125)  # two eigenvalues so near that a single vector is 5 % too low
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 1000), st.floats(0.0, 3.0))
 @settings(max_examples=100, deadline=None)
 def test_the_eigenvalue_is_bounded_from_above(n: int, tokens: int, seed: int, decay: float) -> None:
