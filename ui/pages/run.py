@@ -225,11 +225,13 @@ def draw_curves(chosen: str | None, request: gr.Request) -> list[Any]:
         key=lambda n: (order.index(s) if (s := n.split("/")[-1]) in order else len(order), n),
     )
     y_title, x_title = CURVES.get(group, (metric(group).title, "Step"))
-    labels = dict(kind.stages) if kind else {}
+    tails = [name.split("/")[-1] for name in names]
+    stages = kind.stages if kind else {}
+    labels = {tail: stages.get(tail, details.sentence_case(tail)) for tail in tails}
     figure = curves(points, names, labels=labels, x_title=x_title, y_title=y_title)
     wide = points[points["name"].isin(names)].pivot_table("value", "step", "name")[names]
     rows = [[str(step), *map(number, row)] for step, row in wide.T.items()]
-    heads = [x_title, *(labels.get(n.split("/")[-1], n) for n in names)]
+    heads = [x_title, *(labels[tail] for tail in tails)]
     return [
         gr.update(choices=[(_group(g), g) for g in groups], value=group, visible=len(groups) > 1),
         figure,
