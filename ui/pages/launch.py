@@ -124,12 +124,8 @@ def preset_words(kind: Kind, values: Mapping[str, Any], before: Mapping[str, Any
     return " ".join(f"{verb} {'; '.join(each)}." for verb, each in said.items() if each)
 
 
-def _known(preset: str) -> str:
-    return "" if preset == NO_PRESET else preset
-
-
 def _said(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 # what can be chosen -------------------------------------------------------------------------------
@@ -212,7 +208,7 @@ def _wire(
         return {**this.complain(error, given), told: message}
 
     def use(preset: str, before: str) -> dict[Any, Any]:
-        values, old = this.kind.preset(_known(preset)), this.kind.preset(_known(before))
+        values, old = (this.kind.presets.get(name, {}) for name in (preset, before))
         words = {this.preset: gr.update(info=preset_words(this.kind, values, old)), last: preset}
         return {**form.show(values, {*values, *old}), **words}
 
