@@ -34,7 +34,7 @@ screenshots: setup chromium ## Take the pictures of the docs anew, of the runs t
 	@$(BIN)/python -m docs.screenshots $(ARGS)
 
 setup: $(INSTALLED) ## Install, and fetch the default model and the sample text
-	@$(BIN)/python -m backend.models.setup smollm2-135m
+	@$(BIN)/python -m backend.models.sources.setup smollm2-135m
 	@$(BIN)/python -m backend.text.setup
 
 chromium: $(INSTALLED)

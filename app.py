@@ -13,7 +13,7 @@ from backend.queue import supervisor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
-from jobs.console import in_one_line
+from jobs.cli.console import in_one_line
 
 LOOK_S = 5.0
 
@@ -25,8 +25,8 @@ def main() -> None:
         here = settings()
         refuse_taken(here.host, here.port)
         upgrade()
-    from ui.access import host_link
     from ui.app import serve  # after the tables: pages read them while they are built
+    from ui.security.auth import host_link
 
     os.environ.pop("SLIMSCOPE_HOST_TOKEN", None)  # no run needs it
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()

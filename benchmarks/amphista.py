@@ -25,17 +25,28 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.checkpoints import Checkpoints
+from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.checkpoint import BaseFacts, pack
 from backend.methods.amphista.config import ARMS, DrafterConfig, TrainingConfig
-from backend.methods.amphista.contest import VANILLA, Answers, Summary, ask, summarise
-from backend.methods.amphista.corpus import Corpus, Sources, collect, draft_vocabulary
-from backend.methods.amphista.drafter import Drafter
-from backend.methods.amphista.initial import FITTED, prepare
-from backend.methods.amphista.proposers import DraftedTree, Lookup, LookupFirst, Nobody, Proposer
-from backend.methods.amphista.questions import Wanted, prompts_for
-from backend.methods.amphista.saved import BaseFacts, pack
-from backend.methods.amphista.target import Target
-from backend.methods.amphista.training import Training
-from backend.methods.amphista.tree import best_tree, grow
+from backend.methods.amphista.data.hidden_state_cache import (
+    Corpus,
+    Sources,
+    collect,
+    draft_vocabulary,
+)
+from backend.methods.amphista.data.prompts import Wanted, prompts_for
+from backend.methods.amphista.decoding.benchmark import VANILLA, Answers, Summary, ask, summarise
+from backend.methods.amphista.decoding.proposers import (
+    DraftedTree,
+    Lookup,
+    LookupFirst,
+    Nobody,
+    Proposer,
+)
+from backend.methods.amphista.decoding.tree import best_tree, grow
+from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.initialization import FITTED, prepare
+from backend.methods.amphista.training.trainer import Training
 from backend.models.loading import LoadedModel, load
 from backend.reporter import SilentReporter
 from backend.settings import available_threads

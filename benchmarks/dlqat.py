@@ -28,11 +28,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from backend.evaluation.speed import decode_seconds
 from backend.export.formats import bits_per_weight
 from backend.export.layouts import Layout, layer_tensors
-from backend.methods.dlqat.layer import DLQATLinear
-from backend.methods.dlqat.spaces import find_grid
+from backend.methods.dlqat.linear import DLQATLinear
 from backend.models.blocks import Linear, block_linears, decoder_blocks
-from backend.models.packed import pack_model, to_bfloat16
-from backend.models.quantised import Quantised
+from backend.quantization.grid import Quantised
+from backend.quantization.packed_linear import pack_model, to_bfloat16
+from backend.quantization.range_search import find_grid
 from backend.reporter import SilentReporter
 from benchmarks import _memory as memory
 

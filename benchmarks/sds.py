@@ -18,7 +18,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import TERMINAL
 from backend.store.tables import Job
-from jobs.kinds import kind_named
+from jobs.kind import kind_named
 from jobs.submit import submit
 
 KIND = kind_named("sds")

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from backend.methods.factors import inverse_root
-from backend.methods.gram import Inputs, Target
-from backend.methods.sds.adjust import adjust
+from backend.methods.calibration import Inputs, Target
+from backend.methods.linalg import inverse_root
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import PRUNERS
 from backend.methods.sds.redense import by_gram
+from backend.methods.sds.weight_adjustment import adjust
 from benchmarks.peers import plain
 
 SHAPES = [(512, 512), (1376, 512), (512, 1376), (2048, 768), (768, 2048), (2048, 2048),

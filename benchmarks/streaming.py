@@ -24,9 +24,9 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from backend.models.estimate import readable
-from backend.models.headers import INDEX
-from backend.models.sources import TOY_FOLDER
+from backend.models.memory import readable
+from backend.models.sources.headers import INDEX
+from backend.models.sources.spec import TOY_FOLDER
 from benchmarks import _memory as memory
 
 SIZES = {  # as TinyLlama 1.1B and LLaMA 3.2 3B, the latter with fewer words
@@ -88,13 +88,13 @@ def work(chosen: argparse.Namespace) -> None:
     from backend.checkpoints import Checkpoints
     from backend.evaluation.perplexity import window_nlls
     from backend.methods.sds.pipeline import run_sds
-    from backend.models.activations import batches_in
-    from backend.models.catalogue import inspect
-    from backend.models.estimate import memory_available
+    from backend.models.hidden_states import batches_in
     from backend.models.loading import load, save, weights_hash
+    from backend.models.memory import memory_available
+    from backend.models.sources.catalogue import inspect
     from backend.reporter import SilentReporter
-    from jobs.needs import memory as needed
-    from jobs.sds import SDSJob
+    from jobs.sds.estimate import memory as needed
+    from jobs.sds.run import SDSJob
 
     torch.set_num_threads(1)
     figures: dict[str, float | str] = {"before": memory.peak()}

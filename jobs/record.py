@@ -9,7 +9,7 @@ import pandas as pd
 
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.kinds import kinds
+from jobs.kind import kinds
 from jobs.replay import replayed
 
 

@@ -19,7 +19,7 @@ from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.kinds import Estimate, JobConfig, kind_named, kinds
+from jobs.kind import Estimate, JobConfig, kind_named, kinds
 from jobs.metrics import WORK, metric
 from jobs.submit import validated
 

@@ -16,7 +16,7 @@ from backend.errors import ConfigRefused
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.store.tables import Job
-from jobs.kinds import Estimate, JobConfig, kind_named
+from jobs.kind import Estimate, JobConfig, kind_named
 
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 

@@ -25,7 +25,7 @@ from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.settings import settings
 from backend.store.tables import Job, Result
-from jobs.kinds import Estimate, JobConfig, kind_named, kinds
+from jobs.kind import Estimate, JobConfig, kind_named, kinds
 from jobs.submit import checked
 
 MOST_FIELDS = 3

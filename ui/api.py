@@ -21,10 +21,10 @@ from backend.queue import service, supervisor
 from backend.store import queries
 from backend.store.states import State
 from jobs import submit
-from jobs.kinds import Kind, kinds
+from jobs.kind import Kind, kinds
 from jobs.record import kinds_record, plain, record, results, summary
-from ui.access import actor, bare_page
 from ui.format import esc
+from ui.security.auth import actor, bare_page
 
 PATH = "/slimscope/api"
 STATUS: tuple[tuple[type[SlimscopeError], int], ...] = (

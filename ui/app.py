@@ -14,62 +14,37 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
-from ui import access, api
+from ui import api
 from ui.frame import Page, frame, pulse
-from ui.guard import Guard
-from ui.pages import (
-    compare,
-    generate,
-    help,
-    jobs,
-    launch,
-    overview,
-    quant,
-    run,
-    runs,
-    speed,
-    sweep,
-    weights,
-)
-from ui.scripts import ASSETS, SCRIPT_URL, own_scripts, plotly_script
+from ui.gradio_patches import keep_sessions_small
+from ui.pages import pages
 from ui.search import search
-from ui.sessions import keep_sessions_small
+from ui.security import auth
+from ui.security.middleware import Guard
+from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.theme import css, theme
 
 SESSIONS = 500  # page views that are remembered; one forgotten is drawn anew at its next change
 NAP = 0.02  # seconds; Gradio looks for events a thousand times a second, 4 % of a core for nothing
-PAGES: tuple[Page, ...] = (
-    overview.PAGE,
-    launch.PAGE,
-    jobs.PAGE,
-    runs.PAGE,
-    compare.PAGE,
-    weights.PAGE,
-    quant.PAGE,
-    speed.PAGE,
-    generate.PAGE,
-    help.PAGE,
-    run.PAGE,
-    sweep.PAGE,
-)
 
 
-def build(pages: tuple[Page, ...] = PAGES) -> gr.Blocks:
+def build(shown: tuple[Page, ...] | None = None) -> gr.Blocks:
     """All pages, the first at "/"."""
-    first, *others = pages
+    shown = shown or pages()
+    first, *others = shown
     with gr.Blocks(title="Slimscope", fill_width=True, analytics_enabled=False) as app:
-        _fill(first, pages)
+        _fill(first, shown)
     for page in others:
         with app.route(page.name, page.path, show_in_navbar=page.in_navbar):
-            _fill(page, pages)
+            _fill(page, shown)
     keep_sessions_small()
     app.queue(default_concurrency_limit=8, max_size=64)
     app._queue.sleep_when_free = NAP
     return app
 
 
-def _fill(page: Page, pages: tuple[Page, ...]) -> None:
-    with frame(page, pages):
+def _fill(page: Page, shown: tuple[Page, ...]) -> None:
+    with frame(page, shown):
         page.build()
 
 
@@ -105,7 +80,7 @@ def routes() -> list[BaseRoute]:
     return [
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
-        Route("/slimscope/host", access.host_page, methods=["GET", "POST"]),
+        Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/docs", api.docs),
         Mount(api.PATH, api.build()),
         Route(f"/{SCRIPT_URL}", plotly_script),
@@ -113,8 +88,7 @@ def routes() -> list[BaseRoute]:
 
 
 def unserved() -> tuple[Path, ...]:
-    """Folders Gradio serves nothing from, whatever else it is told; `ui.guard` closes the doors
-    themselves."""
+    """Folders Gradio must never serve from; `ui.security.middleware` rejects the routes too."""
     here = settings()
     return (here.root, here.cache_dir, Path(__file__).parents[1])
 

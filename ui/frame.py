@@ -28,9 +28,9 @@ from backend.queue.roles import Actor, may_not_add
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Job
-from ui.access import actor as actor
 from ui.format import esc, eta, href, share
-from ui.shortcuts import shortcuts
+from ui.keyboard import shortcuts
+from ui.security.auth import actor as actor
 
 VERSION = version("slimscope")
 READER: dict[str, Any] = {
@@ -55,12 +55,16 @@ class Page:
 
     Attributes:
         path: the address, without a slash; "" is the first page.
+        order: its place in the navigation.
+        key: the letter that leads to it, pressed after "g".
         heading: False when the page writes its own single `<h1>`.
     """
 
     name: str
     path: str
     build: Callable[[], None]
+    order: int
+    key: str = ""
     in_navbar: bool = True
     heading: bool = True
 
@@ -99,9 +103,8 @@ def _header(page: Page, pages: Sequence[Page]) -> str:
 
 def _known(pages: Sequence[Page]) -> str:
     """HTML attributes: what the search box and the keyboard know."""
-    named = [(p.name, p.path) for p in pages if p.in_navbar]
-    places = json.dumps([(name, href(path)) for name, path in named])
-    keys = json.dumps(shortcuts(named))
+    places = json.dumps([(p.name, href(p.path)) for p in pages if p.in_navbar])
+    keys = json.dumps(shortcuts((p.key, p.name, p.path) for p in pages))
     return f'data-pages="{esc(places)}" data-keys="{esc(keys)}"'
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from ui.scripts import ASSETS
+from ui.static import ASSETS
 
 SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")

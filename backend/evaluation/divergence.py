@@ -31,9 +31,9 @@ from transformers import PreTrainedModel
 
 from backend.errors import MethodFailed
 from backend.evaluation.perplexity import Observe
-from backend.models.activations import Batches, NewBatches
+from backend.models.block_forward import after_blocks
 from backend.models.blocks import decoder_blocks
-from backend.models.stream import after_blocks
+from backend.models.hidden_states import Batches, NewBatches
 
 POSITIONS = 64  # whose distributions [b, POSITIONS, V] are compared in float32 at a time
 

@@ -22,9 +22,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from backend.errors import MethodFailed
-from backend.models.activations import NewBatches
-from backend.models.estimate import LOGITS
-from backend.models.stream import each_logits
+from backend.models.block_forward import each_logits
+from backend.models.hidden_states import NewBatches
+from backend.models.memory import LOGITS
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
 

@@ -18,7 +18,7 @@ from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from backend.models.decoding import greedy
+from backend.models.greedy import greedy
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.prompts import Prompt, end_ids, prompt_ids
 

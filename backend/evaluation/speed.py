@@ -27,7 +27,7 @@ from torch.nn import functional
 from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
-from backend.models.decoding import greedy
+from backend.models.greedy import greedy
 from backend.reporter import Reporter, stop_if_asked
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

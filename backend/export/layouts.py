@@ -28,7 +28,7 @@ from torch import Tensor
 from backend.errors import ModelRefused
 from backend.export.formats import Format
 from backend.export.packing import pack, unpack, words_for
-from backend.models.quantised import Quantised, quantised_from
+from backend.quantization.grid import Quantised, quantised_from
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from backend.errors import ModelRefused
 from backend.export.formats import FORMATS, GPTQ_BITS
 from backend.export.layouts import Layout, layer_from
-from backend.models.headers import weight_files
-from backend.models.packed import pack_model
-from backend.models.prepared import Say, silent
-from backend.models.quantised import MAX_BITS, MIN_BITS, Quantised
+from backend.models.sources.cache import Say, silent
+from backend.models.sources.headers import weight_files
+from backend.quantization.grid import MAX_BITS, MIN_BITS, Quantised
+from backend.quantization.packed_linear import pack_model
 
 MARKS = {"compressed-tensors": "weight_packed", "gptq": "qweight", "gptq_v2": "qweight"}
 

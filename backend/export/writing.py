@@ -16,7 +16,7 @@ from backend.export.formats import Choice, refuse_unholdable
 from backend.export.layouts import Layout, layer_tensors
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import SHARD, save_around
-from backend.models.quantised import Quantised
+from backend.quantization.grid import Quantised
 
 
 def export(

@@ -3,7 +3,7 @@
 The same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing is
 patched. Code from a model's repository is never run, and pickled weights are never opened.
 
-A model that is too big for the memory is loaded *streamed*, see `backend.models.residency`.
+A model that is too big for the memory is loaded *streamed*, see `backend.models.block_offload`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from backend.errors import ModelRefused
-from backend.models.catalogue import inspect
-from backend.models.estimate import memory_available, memory_parts, refuse_beyond
+from backend.models.block_offload import each_parameter, stream_from
 from backend.models.facts import ModelFacts
-from backend.models.headers import INDEX
-from backend.models.prepared import Say, silent
-from backend.models.residency import each_parameter, stream_from
-from backend.models.sources import materialise
+from backend.models.memory import memory_available, memory_parts, refuse_beyond
+from backend.models.sources.cache import Say, silent
+from backend.models.sources.catalogue import inspect
+from backend.models.sources.headers import INDEX
+from backend.models.sources.spec import materialise
 
 OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 SHARD = 2**30  # bytes of a saved file

@@ -218,7 +218,7 @@ class Loop:
     def _launch(self, attempt: Attempt, job: Job) -> Launch:
         return Launch(
             attempt_id=attempt.id,
-            argv=(sys.executable, "-m", "jobs.run", "--attempt", str(attempt.id)),
+            argv=(sys.executable, "-m", "jobs.runtime.main", "--attempt", str(attempt.id)),
             environment={**child_environment(), **job.environment.get("settings", {})},
             log=str(log_file(job.run, attempt.n)),
             folder=str(CODE),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from backend.statistics.grids import channel_profile
+from backend.statistics.names import channel_profile
 
 DROPPED_BITS = 12  # of the 23 of a mantissa
 

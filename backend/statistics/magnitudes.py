@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backend.statistics.grids import magnitude_edges
+from backend.statistics.names import magnitude_edges
 
 
 def magnitude_counts(ordered: Tensor, std: float) -> Tensor:

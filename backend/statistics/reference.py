@@ -22,10 +22,10 @@ from torch import Tensor
 
 from backend.reporter import Reporter
 from backend.statistics.channels import channel_figures
-from backend.statistics.grids import MAGNITUDES
 from backend.statistics.magnitudes import cutoff, magnitude_counts
-from backend.statistics.order import ascending
+from backend.statistics.names import MAGNITUDES
 from backend.statistics.snapshots import scale_of, snapshot
+from backend.statistics.sorting import ascending
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 
 

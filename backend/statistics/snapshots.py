@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.statistics.order import ascending
+from backend.statistics.sorting import ascending
 from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
 
 NEAR_ZERO = 0.05  # of the dense tensor's standard deviation

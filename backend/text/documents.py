@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from backend.errors import TextRefused
-from backend.models.toy.stories import stories
+from backend.models.sources.toy.stories import stories
 from backend.text import files
 from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_corpus
 

@@ -28,7 +28,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from backend.errors import TextRefused
-from backend.models.toy.stories import stories
+from backend.models.sources.toy.stories import stories
 from backend.text import files
 from backend.text.corpora import WIKIPEDIA, prepared
 from backend.text.documents import documents

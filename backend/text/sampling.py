@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import MethodFailed
-from backend.models.cache import cache_name
+from backend.models.kv_cache import cache_name
 from backend.reporter import Reporter, stop_if_asked
 
 BATCH = 16  # windows written at once

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.methods.sds import work  # noqa: F401  (registers every pruner)
+from backend.methods.sds import block_work  # noqa: F401  (registers every pruner)
 from backend.methods.sds.checks import all_linears
 from backend.methods.sds.config import SDSConfig
+from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.pipeline import run_sds
 from backend.methods.sds.pruners import PRUNERS
 from backend.methods.sds.run import Run
-from backend.methods.sds.selection import layer_patterns
-from backend.methods.sds.stages import StageStore
-from backend.models.stream import open_stream
+from backend.methods.sds.stage_store import StageStore
+from backend.models.block_forward import open_stream
 from backend.reporter import SilentReporter
 
 PRECISION = {"bf16": "bfloat16", "fp32": "float32"}

@@ -29,7 +29,7 @@ from backend.store.migrate import upgrade
 from backend.store.session import engine_for
 from backend.store.states import ACTIVE
 from jobs import sweep
-from jobs.kinds import kinds
+from jobs.kind import kinds
 from jobs.submit import submit
 
 PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
@@ -39,7 +39,7 @@ STARTS_S = 300
 RUNS_S = 600
 WIDTH = 4096
 EVIL = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
-PLUGIN = '["tests.queue.plugin"]'
+PLUGIN = '["tests.plugins.job_kind"]'
 HOST = Actor("mira", "host")
 TOY = {"model": "toy", "threads": 1}
 SMALL = {"segments": 8, "windows": 4}

@@ -11,8 +11,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import Dashboard, opened, patient, tab
-from ui import app
 from ui.frame import Page as OwnPage
+from ui.pages import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -27,7 +27,7 @@ QUERIES = {
 }
 PHONE = {"width": 390, "height": 844}
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
-BY_NAME = {page.name: page for page in app.PAGES}
+BY_NAME = {page.name: page for page in pages()}
 
 
 def address(lab: Dashboard, page: OwnPage) -> str:
@@ -65,13 +65,13 @@ def test_no_page_is_wider_than_a_phone_and_no_two_share_a_title(
 ) -> None:
     titles = set()
     with tab(browser, lab, viewport=PHONE) as page:
-        for of in app.PAGES:
+        for of in pages():
             opened(page, address(lab, of))
             titles.add(page.title())
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, of.name
             page.locator("#frame-nav a").last.click(trial=True)  # nothing lies over it
             page.locator("h1").click(trial=True)
-    assert len(titles) == len(app.PAGES)
+    assert len(titles) == len(pages())
 
 
 COLOURS = """() => {

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from backend.store import queries
 from backend.store.session import reading
 from backend.store.tables import Slot
-from jobs.generated import written
+from jobs.generate.transcript import written
 from tests.browser.conftest import EVIL, Dashboard, tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]

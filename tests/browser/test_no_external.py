@@ -21,12 +21,12 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from jobs.submit import submit
 from tests.browser.conftest import ROOT, Dashboard, free_port, wait_for
-from ui import app
+from ui.pages import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 TOKEN = "a-token-for-the-tests"
-PAGES = [page.path for page in app.PAGES] + ["slimscope/docs", "slimscope/host"]
+PAGES = [page.path for page in pages()] + ["slimscope/docs", "slimscope/host"]
 VIOLATIONS = """
 window.violations = [];
 document.addEventListener('securitypolicyviolation',

@@ -14,9 +14,9 @@ from backend.errors import MethodFailed
 from backend.evaluation import divergence as room
 from backend.evaluation.divergence import Comparison, Divergence, Reference
 from backend.evaluation.perplexity import perplexity
-from backend.models.activations import NewBatches, batches_in
 from backend.models.blocks import block_linears
-from backend.models.decoding import greedy
+from backend.models.greedy import greedy
+from backend.models.hidden_states import NewBatches, batches_in
 from tests.evaluation.test_perplexity import VOCABULARY, text_of
 
 CONFIGS = {

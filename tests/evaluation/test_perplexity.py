@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from backend.errors import MethodFailed, Stopped
 from backend.evaluation import perplexity as room
 from backend.evaluation.perplexity import perplexity, window_nlls
-from backend.models.activations import batches_in
+from backend.models.hidden_states import batches_in
 from backend.models.loading import load
 from backend.reporter import SilentReporter
 from backend.text.slices import TextSlice

@@ -13,7 +13,7 @@ from backend.errors import ConfigRefused, MethodFailed, Stopped, TextRefused
 from backend.evaluation import zero_shot as room
 from backend.evaluation.zero_shot import load_tasks, require_harness, zero_shot
 from backend.models.loading import load
-from backend.models.toy.stories import stories
+from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
 
 HARNESS = pytest.mark.skipif(

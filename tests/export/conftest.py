@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from backend.methods.dlqat.spaces import find_grid
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import LoadedModel, load
-from backend.models.quantised import Grid, Quantised
+from backend.quantization.grid import Grid, Quantised
+from backend.quantization.range_search import find_grid
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from backend.export.formats import bits_per_weight
 from backend.export.layouts import Layout
 from backend.export.reading import load_packed, read_layers, read_layout
 from backend.export.writing import export
-from backend.methods.dlqat.spaces import find_grid
 from backend.models.blocks import block_linears
-from backend.models.packed import PackedLinear
-from backend.models.quantised import Quantised
+from backend.quantization.grid import Quantised
+from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.range_search import find_grid
 
 PLAIN = Path(__file__).with_name("plain_logits.py")
 IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from backend.reporter import REPLAY
-from jobs import context
-from jobs.context import Progress
+from jobs.runtime import context
+from jobs.runtime.context import Progress
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import Forbidden, NotFound
-from backend.models.toy.stories import stories
+from backend.models.sources.toy.stories import stories
 from backend.queue.service import Actor
 from backend.settings import settings
 from backend.store import queries
@@ -18,8 +18,8 @@ from backend.store.tables import Job, Result
 from jobs.record import record
 from jobs.replay import compare, replay, replayed
 from jobs.submit import submit
-from tests.jobs.test_cli import slimscope
-from tests.jobs.test_sds_job import SMALL
+from tests.jobs.cli.test_app import slimscope
+from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait
 
 

@@ -20,9 +20,9 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import sweep
-from jobs.kinds import kinds
+from jobs.kind import kinds
 from jobs.submit import command_line
-from tests.jobs.test_cli import slimscope
+from tests.jobs.cli.test_app import slimscope
 from tests.queue.conftest import HOST, Wait
 
 TOY = {"model": "toy", "segments": 4, "context": 64, "windows": 2}

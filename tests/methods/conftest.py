@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.methods.gram import Inputs
+from backend.methods.calibration import Inputs
 from backend.models.loading import load
-from backend.models.toy.stories import stories
+from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
 from backend.statistics.tensors import TensorSnapshot
 

@@ -16,8 +16,8 @@ from backend.errors import ModelRefused
 from backend.models import loading
 from backend.models.blocks import block_linears
 from backend.models.loading import load, save, weights_hash
-from backend.models.sources import TOY_FOLDER
-from backend.models.toy.stories import stories
+from backend.models.sources.spec import TOY_FOLDER
+from backend.models.sources.toy.stories import stories
 
 PLAIN = """
 import sys, torch

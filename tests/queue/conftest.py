@@ -17,7 +17,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for
 from backend.store.states import LIVE, State
-from jobs.kinds import kinds
+from jobs.kind import kinds
 
 HOST = Actor("mira", "host")
 Wait = Callable[..., State]
@@ -25,7 +25,7 @@ Wait = Callable[..., State]
 
 @pytest.fixture
 def queue(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("SLIMSCOPE_PLUGINS", '["tests.queue.plugin"]')
+    monkeypatch.setenv("SLIMSCOPE_PLUGINS", '["tests.plugins.job_kind"]')
     monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "3")
     settings.cache_clear()
     kinds.cache_clear()

@@ -181,7 +181,13 @@ def test_a_late_process_of_a_given_up_attempt_is_fenced(wait: Wait) -> None:
     job = submit("count", {"steps": 1}, HOST)
     wait(job.id, State.SUCCEEDED)
     late = subprocess.run(
-        [sys.executable, "-m", "jobs.run", "--attempt", str(queries.attempts(job.id)[0].id)],
+        [
+            sys.executable,
+            "-m",
+            "jobs.runtime.main",
+            "--attempt",
+            str(queries.attempts(job.id)[0].id),
+        ],
         env={**os.environ, "SLIMSCOPE_DATA_DIR": str(supervisor.settings().root)},
         capture_output=True,
         text=True,
@@ -315,7 +321,7 @@ def test_one_supervisor_is_started_however_often_it_is_asked_for(
 def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
     wait: Wait, monkeypatch: pytest.MonkeyPatch, loop: Loop
 ) -> None:
-    from jobs import context as contexts
+    from jobs.runtime import context as contexts
 
     monkeypatch.setattr(LocalEngine, "launch", lambda *_: identity_of_this_process())
     job = submit("count", {}, HOST)

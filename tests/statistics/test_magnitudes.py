@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.statistics.grids import PER_DECADE, magnitude_edges
 from backend.statistics.magnitudes import cutoff, magnitude_counts
-from backend.statistics.order import ascending
+from backend.statistics.names import PER_DECADE, magnitude_edges
+from backend.statistics.sorting import ascending
 
 VALUES = arrays(
     np.float32, st.integers(1, 60), elements=st.floats(-3, 3, width=32).map(lambda x: round(x, 2))

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from backend.statistics.channels import channel_figures
-from backend.statistics.grids import MAGNITUDES, MEASURES, SIDES, channel_profile
+from backend.statistics.names import MAGNITUDES, MEASURES, SIDES, channel_profile
 from backend.statistics.reference import Measured, Reference
 from backend.statistics.snapshots import scale_of, snapshot
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.statistics.order import ascending
 from backend.statistics.snapshots import (
     NEAR_ZERO,
     Scale,
@@ -18,6 +17,7 @@ from backend.statistics.snapshots import (
     snapshot,
     tensor_statistics,
 )
+from backend.statistics.sorting import ascending
 from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
 
 FLOATS = st.floats(-4, 4, width=32).map(lambda x: np.float32(round(x, 2)))

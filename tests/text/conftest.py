@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import backend.models.toy
+import backend.models.sources.toy
 from backend.settings import settings
 
-TOY = Path(backend.models.toy.__file__).parent
+TOY = Path(backend.models.sources.toy.__file__).parent
 
 
 @pytest.fixture(scope="session")

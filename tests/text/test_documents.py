@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import TextRefused
-from backend.models.toy.stories import stories
-from backend.models.toy.train import TRAIN_SEED
+from backend.models.sources.toy.stories import stories
+from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
 from backend.text import documents as room
 from backend.text.documents import documents, part, preprocessing

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from backend.errors import TextRefused
-from backend.models.toy.stories import stories
+from backend.models.sources.toy.stories import stories
 from backend.text.slices import (
     PASSAGE,
     TextSlice,

@@ -10,14 +10,14 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-import backend.models.toy
+import backend.models.sources.toy
 from backend.queue import roles
 from backend.settings import Settings, settings
 from backend.statistics.reference import Reference
 from backend.store.migrate import upgrade
 from backend.store.session import now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
-from jobs.context import profile_row, tensor_row
+from jobs.runtime.context import profile_row, tensor_row
 from ui import app
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
@@ -29,7 +29,7 @@ PERPLEXITIES = {
     "second": 7.0,
     "sds": 5.9,
 }
-TOY = Path(backend.models.toy.__file__).parent / "model.safetensors"
+TOY = Path(backend.models.sources.toy.__file__).parent / "model.safetensors"
 
 
 def keep_2_of_4(weight: Tensor) -> Tensor:

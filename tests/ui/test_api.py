@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from backend.store import queries
-from jobs.kinds import kinds
+from jobs.kind import kinds
 from jobs.record import record
 from jobs.submit import validated
 from tests.ui.visits import OTHER, TOKEN, Visit, blocks, shared, visit, web

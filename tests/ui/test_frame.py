@@ -15,7 +15,8 @@ from backend.settings import Settings
 from backend.store.session import writing
 from backend.store.tables import Job
 from ui import app, frame
-from ui.scripts import FOREVER, SCRIPT_URL
+from ui.pages import pages
+from ui.static import FOREVER, SCRIPT_URL
 
 
 def asked(address: str = "127.0.0.1", query: dict[str, str] | None = None, **headers: str) -> Any:
@@ -109,8 +110,8 @@ def config(built: gr.Blocks) -> dict[str, Any]:
 
 def test_every_page_has_a_header_that_knows_where_it_is(config: dict[str, Any]) -> None:
     by_id = {c["id"]: c for c in config["components"]}
-    assert [path for path, _, _ in config["pages"]] == [p.path for p in app.PAGES]
-    for page in app.PAGES:
+    assert [path for path, _, _ in config["pages"]] == [p.path for p in pages()]
+    for page in pages():
         held = [by_id[i]["props"] for i in config["page"][page.path]["components"]]
         headers = [p for p in held if p.get("elem_id") == "frame-header"]
         assert len(headers) == 1
@@ -124,7 +125,7 @@ def test_nothing_is_drawn_by_gradios_own_plot_and_nothing_is_named_twice(
     config: dict[str, Any],
 ) -> None:
     assert "plot" not in {c["type"] for c in config["components"]}
-    for page in app.PAGES:
+    for page in pages():
         own = {*config["page"][page.path]["components"]}
         ids = [c["props"].get("elem_id") for c in config["components"] if c["id"] in own]
         named = [i for i in ids if i]

@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 
 from backend.queue import roles, supervisor
 from backend.settings import Settings, settings
-from ui import access, app
+from ui import app
+from ui.security import auth
 
 TOKEN = "a-token-for-the-tests"
 OTHER = "10.0.0.7"  # another machine
@@ -37,8 +38,8 @@ def web(blocks: gr.Blocks) -> App:
 def visit(web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
     """A browser, or a program, at some address; nothing is started, and nothing was asked yet."""
     monkeypatch.setattr(supervisor, "ensure", lambda: None)
-    monkeypatch.setattr(access, "tries", roles.Rate())
-    access.token.cache_clear()
+    monkeypatch.setattr(auth, "tries", roles.Rate())
+    auth.token.cache_clear()
 
     def arrive(client: str = "127.0.0.1", **headers: str) -> TestClient:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -47,7 +48,7 @@ def visit(web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterat
         )
 
     yield arrive
-    access.token.cache_clear()
+    auth.token.cache_clear()
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     for name, value in values.items():
         monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
     settings.cache_clear()
-    access.token.cache_clear()
+    auth.token.cache_clear()
 
 
 def event_of(web: App, elem_id: str, event: str) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from ui.charts.layout import axis, layout
 from ui.charts.series import WIDTHS, rows_of_legend
+from ui.charts.template import axis, layout
 from ui.format import count, share
 from ui.theme import Stroke
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from ui.charts.layout import axis, layout, ticks_to, tint
 from ui.charts.series import (
     WIDTHS,
     Series,
@@ -18,6 +17,7 @@ from ui.charts.series import (
     rows_of_legend,
     shared,
 )
+from ui.charts.template import axis, layout, ticks_to, tint
 from ui.theme import LIGHT
 
 MOST = 4

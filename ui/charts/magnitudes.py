@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from backend.statistics.grids import magnitude_edges
+from backend.statistics.names import magnitude_edges
 from ui.charts.histograms import PER_BIN
-from ui.charts.layout import axis, layout, tint
 from ui.charts.series import FULL, WIDTHS, Series, marks, rows_of_legend
+from ui.charts.template import axis, layout, tint
 from ui.format import count, number
 
 MERGED = (1, 2, 3)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from backend.statistics.tensors import TensorSnapshot
-from ui.charts.layout import legend
+from ui.charts.template import legend
 from ui.format import count, number, share
 from ui.theme import LIGHT, Stroke
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from backend.store.tables import Result
-from ui.charts.layout import axis, layout, log_axis
+from ui.charts.template import axis, layout, log_axis
 from ui.format import count, number
 from ui.theme import LIGHT, Stroke, stage_stroke
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import ConfigRefused
-from backend.methods.amphista.acceptance import Sampling, acceptance
-from backend.methods.amphista.costs import measure_costs
-from backend.methods.amphista.engine import decode
-from backend.methods.amphista.proposers import DraftedTree, LookupFirst, Nobody, Proposer
-from backend.methods.amphista.saved import Amphista
-from backend.methods.amphista.target import Target
-from backend.methods.amphista.tree import best_tree
+from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.checkpoint import Amphista
+from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.cost_model import measure_costs
+from backend.methods.amphista.decoding.engine import decode
+from backend.methods.amphista.decoding.proposers import DraftedTree, LookupFirst, Nobody, Proposer
+from backend.methods.amphista.decoding.tree import best_tree
 
 OTHERS = {  # settings of a generation config that would write another text; neutral values
     "num_beams": 1,

@@ -1,7 +1,7 @@
 """DL-QAT: low-rank updates inside the rounding, and a magnitude for each group. Read in this order:
 
 config, checks      what a person may choose, and what is refused (no torch)
-(backend.models.quantised: codes, scales and zero-points of a layer, shared with export)
+(backend.quantization.grid: codes, scales and zero-points of a layer, shared with export)
 spaces              the quantisation space: how scales and zero-points are found
 layer               the equations, forward and backward
 gptq                where training starts, and what it has to beat

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from backend.methods.dlqat.config import Stage
-from backend.methods.dlqat.layer import new_factors
+from backend.methods.dlqat.linear import new_factors
 from backend.methods.dlqat.losses import text_loss
 from backend.methods.dlqat.run import Run
-from backend.methods.dlqat.stages import stage_name
-from backend.methods.dlqat.train import Training, trainable
-from backend.models.temporary import placed
+from backend.methods.dlqat.stage_store import stage_name
+from backend.methods.dlqat.trainer import Training, trainable
+from backend.models.patching import placed
 from backend.reporter import Reporter
 
 

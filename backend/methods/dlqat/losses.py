@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from backend.methods.dlqat.config import TEACHER_TOKENS
-from backend.methods.dlqat.layer import DLQATLinear
+from backend.methods.dlqat.linear import DLQATLinear
 from backend.methods.dlqat.run import Run
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.training import UNJUDGED

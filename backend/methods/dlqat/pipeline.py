@@ -33,7 +33,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import ConfigRefused
 from backend.methods.dlqat.checks import quantised_layers, refuse_idle
 from backend.methods.dlqat.config import TRAINED, DLQATConfig, Stage
-from backend.methods.dlqat.layer import DLQATLinear
+from backend.methods.dlqat.linear import DLQATLinear
 from backend.methods.dlqat.lora import train_lora
 from backend.methods.dlqat.losses import (
     Loss,
@@ -42,17 +42,17 @@ from backend.methods.dlqat.losses import (
     live_teacher_loss,
     text_loss,
 )
-from backend.methods.dlqat.pictures import Pictures
+from backend.methods.dlqat.passes import audit, compensate, find_energies
 from backend.methods.dlqat.run import Run
-from backend.methods.dlqat.spaces import find_grid
-from backend.methods.dlqat.stages import StageStore, stage_name
-from backend.methods.dlqat.train import Training, trainable
-from backend.methods.dlqat.walks import audit, compensate, find_energies
+from backend.methods.dlqat.snapshots import Pictures
+from backend.methods.dlqat.stage_store import StageStore, stage_name
+from backend.methods.dlqat.trainer import Training, trainable
 from backend.models.blocks import Linear, block_linears, decoder_blocks
 from backend.models.loading import weights_hash
+from backend.models.patching import placed
 from backend.models.precision import settled
-from backend.models.quantised import Grid, Quantised
-from backend.models.temporary import placed
+from backend.quantization.grid import Grid, Quantised
+from backend.quantization.range_search import find_grid
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.methods.calibration import InputCollector, Inputs, Need
 from backend.methods.dlqat.config import DLQATConfig, Stage
-from backend.methods.dlqat.stages import StageStore, stage_name
-from backend.methods.gram import InputCollector, Inputs, Need
-from backend.models.activations import Batches
+from backend.methods.dlqat.stage_store import StageStore, stage_name
+from backend.models.block_forward import Stream, open_stream, run_block
 from backend.models.blocks import Linear, decoder_blocks
-from backend.models.quantised import Grid, Quantised
-from backend.models.stream import Stream, open_stream, run_block
-from backend.models.temporary import holding
+from backend.models.hidden_states import Batches
+from backend.models.patching import holding
+from backend.quantization.grid import Grid, Quantised
 from backend.reporter import Reporter, stop_if_asked
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from backend.methods.sds.layer_selection import read_overrides
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.selection import read_overrides
 from backend.models.layer_names import read_names
 
 ADVANCED: JsonDict = {"advanced": True}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backend.methods.sds.pattern import Pattern
-from backend.statistics.order import ascending, smallest
+from backend.statistics.sorting import ascending, smallest
 
 SMALL_GROUP = 16  # up to here a network of comparators is faster than sorting
 

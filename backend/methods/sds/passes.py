@@ -29,18 +29,18 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from backend.errors import MethodFailed
-from backend.methods.factors import NotPositiveDefinite
-from backend.methods.gram import Inputs, Need, Target
-from backend.methods.sds.allocation import allocated
+from backend.methods.calibration import Inputs, Need, Target
+from backend.methods.linalg import NotPositiveDefinite
+from backend.methods.sds.block_work import BlockWork
 from backend.methods.sds.config import Stage
+from backend.methods.sds.owl import allocated
 from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.run import Run
-from backend.methods.sds.stages import FIRST_PASS, SECOND_PASS, SURVEY, Facts, Weights
-from backend.methods.sds.stopwatch import Stopwatch
-from backend.methods.sds.work import BlockWork
-from backend.models.activations import Batches
-from backend.models.residency import resident
-from backend.models.stream import open_stream
+from backend.methods.sds.stage_store import FIRST_PASS, SECOND_PASS, SURVEY, Facts, Weights
+from backend.methods.sds.timing import Stopwatch
+from backend.models.block_forward import open_stream
+from backend.models.block_offload import resident
+from backend.models.hidden_states import Batches
 from backend.reporter import REPLAY
 
 

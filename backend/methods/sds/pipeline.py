@@ -22,20 +22,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.methods.sds.allocation import allocated, block_shares, refuse_allocation
 from backend.methods.sds.checks import all_linears, refuse_text, shortage
 from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.holdout import choose, heldout_losses, split, verdict
+from backend.methods.sds.heldout import choose, heldout_losses, split, verdict
+from backend.methods.sds.layer_selection import layer_patterns
+from backend.methods.sds.owl import allocated, block_shares, refuse_allocation
 from backend.methods.sds.passes import FirstPass, SecondPass, Survey, Walk
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.result import SDSResult, summary
 from backend.methods.sds.run import Run
-from backend.methods.sds.selection import layer_patterns
-from backend.methods.sds.stages import StageStore, install
-from backend.models.activations import batches_in
+from backend.methods.sds.stage_store import StageStore, install
 from backend.models.blocks import Linear
-from backend.models.estimate import wait_on_disk
+from backend.models.hidden_states import batches_in
 from backend.models.loading import free_memory, weights_hash
+from backend.models.memory import wait_on_disk
 from backend.models.precision import settled
 from backend.reporter import Reporter
 

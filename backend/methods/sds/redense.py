@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from backend.methods.factors import cholesky
-from backend.methods.gram import Inputs, Need
+from backend.methods.calibration import Inputs, Need
+from backend.methods.linalg import cholesky
 from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.descent import by_rows, proximal_descent
+from backend.methods.sds.proximal_gradient import by_rows, proximal_descent
 
 Solve = Callable[[Tensor, Tensor, Inputs, SDSConfig], Tensor]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from backend.methods.sds.config import Stage
-from backend.methods.sds.stages import Facts
+from backend.methods.sds.stage_store import Facts
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.methods.gram import InputCollector, Inputs, Need
+from backend.methods.calibration import InputCollector, Inputs, Need
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.stages import StageStore
-from backend.methods.sds.stopwatch import Stopwatch
-from backend.models.activations import Batches, NewBatches
+from backend.methods.sds.stage_store import StageStore
+from backend.methods.sds.timing import Stopwatch
+from backend.models.block_forward import Stream, run_block
 from backend.models.blocks import Linear, block_linears, decoder_blocks
-from backend.models.stream import Stream, run_block
+from backend.models.hidden_states import Batches, NewBatches
 from backend.reporter import Reporter, stop_if_asked
 
 

@@ -10,12 +10,12 @@ import gradio as gr
 from gradio.components import Component
 
 from ui.charts.histograms import MOST
-from ui.components.choose import Choose
-from ui.components.looking import Shown, listed
-from ui.components.plain import plain
-from ui.components.plotly_view import ChartCard, PlotlyView, chart_card
-from ui.components.weights_choice import LAYERS, ORDERS, VIEWS, Choice
-from ui.pages.weights.newcomer import Newcomer, build_newcomer
+from ui.pages.weights.inspect_model import Newcomer, build_newcomer
+from ui.pages.weights.selection import LAYERS, ORDERS, VIEWS, Choice
+from ui.widgets.chart import ChartCard, PlotlyView, chart_card
+from ui.widgets.dropdown import Choose
+from ui.widgets.explorer import Shown, listed
+from ui.widgets.notice import plain
 
 HEIGHT = 440
 COST = "What does each step cost, and what does it win back? Lower is better."

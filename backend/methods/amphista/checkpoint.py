@@ -1,0 +1,171 @@
+"""A trained drafter in a folder: its own weights, never the base's.
+
+    drafter.safetensors   weights, scales and draft vocabulary
+    config.json           shape, the base it belongs to, its tree of guesses, how it was trained
+
+A drafter fits one base alone. Its config names that base's width, vocabulary and the sha256 of its
+weights (see `target.fingerprint`); another base is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backend.errors import ConfigRefused, NotFound
+from backend.methods.amphista.base_model import Target, fingerprint
+from backend.methods.amphista.config import DrafterConfig, arm_of
+from backend.methods.amphista.decoding.tree import Growth
+from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.int4 import lighten
+
+FORMAT = "slimscope-drafter-1"
+WEIGHTS, CONFIG = "drafter.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What identifies the base of a drafter.
+
+    Attributes:
+        name: where it came from, for people.
+        sha256: of its weights.
+    """
+
+    name: str
+    architecture: str
+    width: int
+    vocabulary: int
+    layers: int
+    sha256: str
+
+    @classmethod
+    def of(cls, target: Target, name: str = "") -> BaseFacts:
+        """The facts of an opened base."""
+        return cls(
+            name,
+            type(target.model).__name__,
+            target.width,
+            target.vocabulary,
+            target.layers,
+            fingerprint(target.model),
+        )
+
+
+@dataclass(frozen=True)
+class Amphista:
+    """A trained drafter as it is stored.
+
+    Example:
+        drafter = Amphista.load(folder)
+        for token in generate(base, drafter, ids): ...
+
+    Attributes:
+        growth: the paths of guesses, most valuable first, and their values (see `tree`).
+        figures: of the held-out judgement: "top1" -> one value for each head, and so on.
+        training: how it was trained; context: the longest sequence it has seen.
+    """
+
+    config: DrafterConfig
+    base: BaseFacts
+    weights: dict[str, Tensor]
+    growth: Growth
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    context: int = 0
+
+    @property
+    def arm(self) -> str:
+        """Amphista, Medusa, or what lies between."""
+        return arm_of(self.config.model_dump())
+
+    def bind(self, target: Target) -> Drafter:
+        """The module, ready to draft for `target`, in its dtype and on its device; in 16 bits on a
+        CPU with light weights.
+
+        Raises:
+            ConfigRefused: it was trained for another base.
+        """
+        self._refuse_other_base(target)
+        drafter = Drafter(self.config, target, self.weights["vocabulary"], target.dtype)
+        drafter.load_state_dict(self.weights)
+        lighten(drafter)
+        return drafter.requires_grad_(False).eval()
+
+    def _refuse_other_base(self, target: Target) -> None:
+        found = BaseFacts.of(target)
+        for name in ("architecture", "width", "vocabulary", "layers", "sha256"):
+            wanted, given = getattr(self.base, name), getattr(found, name)
+            if wanted != given:
+                raise ConfigRefused(
+                    "The drafter belongs to another base.",
+                    f"It was trained for {self.base.name or 'a model'} with {name} {wanted}; this "
+                    f"one has {given}.",
+                    "Use it with the model it was trained for, or train one for this model.",
+                    "drafter",
+                )
+
+    def save(self, folder: Path) -> None:
+        """Writes the drafter into `folder`, which must exist."""
+        save_file(self.weights, folder / WEIGHTS)
+        record = {
+            "format": FORMAT,
+            "drafter": self.config.model_dump(),
+            "base": asdict(self.base),
+            "growth": [[list(path), value] for path, value in self.growth],
+            "figures": self.figures,
+            "training": self.training,
+            "context": self.context,
+        }
+        (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Amphista:
+        """The drafter in `folder`.
+
+        Raises:
+            NotFound: there is none, or its files are damaged.
+        """
+        try:
+            record = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+            if record["format"] != FORMAT:
+                raise ValueError(f"its format is {record['format']!r}")
+            return cls(
+                DrafterConfig(**record["drafter"]),
+                BaseFacts(**record["base"]),
+                load_file(Path(folder) / WEIGHTS),
+                [(tuple(path), value) for path, value in record["growth"]],
+                record["figures"],
+                record["training"],
+                record["context"],
+            )
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            ValidationError,
+            SafetensorError,
+        ) as error:
+            raise NotFound(
+                f"There is no drafter in {folder}.",
+                f"{type(error).__name__}: {error}."[:300],
+                "Name a finished run of the kind amphista, or its drafter folder.",
+                "drafter",
+            ) from error
+
+
+def pack(
+    drafter: Drafter, base: BaseFacts, growth: Growth, figures: dict[str, list[float]],
+    training: dict[str, Any], context: int,
+) -> Amphista:  # fmt: skip
+    """A trained module as what is stored of it; weights float32, on the CPU."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in drafter.state_dict().items()}
+    return Amphista(drafter.config, base, weights, growth, figures, training, context)

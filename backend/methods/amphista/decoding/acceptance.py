@@ -1,0 +1,195 @@
+"""Which path of a verified tree is kept, and the token that follows it.
+
+The base has given every node its distribution p. Greedy and sampling share one rule: at the path's
+last node draw the next token from p (greedy: take the most likely). If a child carries that token,
+the path goes on there; else the token ends the step. Every committed token is so drawn from the
+base's own distribution given its own prefix, whatever the tree guessed: **the text's distribution
+is exactly that of decoding without a tree**.
+
+Temperature, top-k and top-p act on each node's row. A repetition penalty depends on the text so
+far, and so is given each node's own prefix, the path to it included.
+
+Typical acceptance (Medusa) keeps a guess y where p(y) > min(epsilon, alpha exp(-H(p))), H the
+entropy. It accepts more and is **not** lossless: its text follows another distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from backend.errors import ConfigRefused
+from backend.methods.amphista.config import COLDEST, LEAST_PENALTY
+from backend.methods.amphista.decoding.tree import Tree
+
+EPSILON, ALPHA = 0.09, 0.3  # as Medusa's generation passes them
+
+Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> the next token
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_k, top_p: 0 and 1 leave the distribution whole.
+        repetition_penalty: 1 is none.
+        typical: Medusa's lossy acceptance; asks for a temperature.
+        seed: of the draws.
+
+    Raises:
+        ConfigRefused: a value is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    typical: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "temperature": self.temperature == 0 or COLDEST <= self.temperature <= 100,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "repetition_penalty": self.repetition_penalty >= LEAST_PENALTY,
+            "typical": not self.typical or self.temperature > 0,
+        }
+        for name, fits in bounds.items():
+            if not fits:
+                why = f"{name} is {getattr(self, name)}."
+                do = "Typical acceptance needs a temperature above 0." if name == "typical" else ""
+                raise ConfigRefused("The sampling was not accepted.", why, do, name)
+
+    def processors(self) -> LogitsProcessorList:
+        """The changes to a row of logits, in the order of transformers' `generate`."""
+        chosen = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.temperature not in (0, 1):
+            chosen.append(TemperatureLogitsWarper(self.temperature))
+        if self.temperature and self.top_k:
+            chosen.append(TopKLogitsWarper(self.top_k))
+        if self.temperature and self.top_p < 1:
+            chosen.append(TopPLogitsWarper(self.top_p))
+        return chosen
+
+
+class Acceptance(Protocol):
+    """A rule of acceptance."""
+
+    def walk(
+        self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
+    ) -> tuple[list[int], int]:
+        """The nodes that are kept, from the root on, and the token that follows the last.
+
+        Args:
+            tokens: one for each node; logits: [n, V].
+            before: all tokens committed before the root.
+        """
+
+
+def acceptance(sampling: Sampling) -> Acceptance:
+    """The rule that `sampling` asks for."""
+    return Typical(sampling) if sampling.typical else Matching(sampling)
+
+
+class Matching:
+    """Draw from the base, go on where a child carries the draw: exact for any tree."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._draw = Draw(sampling)
+
+    def walk(
+        self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
+    ) -> tuple[list[int], int]:
+        choose, path = self._draw.chooser(logits, before), [0]
+        while True:
+            token = choose(path[-1], [tokens[node] for node in path])
+            children = tree.children[path[-1]]
+            child = next((node for node in children if tokens[node] == token), None)
+            if child is None:
+                return path, token
+            path.append(child)
+
+
+class Typical:
+    """Medusa's typical acceptance: the longest path of guesses that are likely enough."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._draw = Draw(sampling)
+
+    def walk(
+        self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
+    ) -> tuple[list[int], int]:
+        best, best_rank, likelihood = 0, (0, 0.0), [0.0] * len(tree)
+        kept = [True] + [False] * (len(tree) - 1)
+        for node, parent in enumerate(tree.parents[1:], 1):
+            if not kept[parent]:
+                continue
+            path = [tokens[each] for each in tree.lineage(parent)]
+            chances = self._draw.chances(logits[parent], [*before, *path])
+            chance = chances[tokens[node]].item()
+            kept[node] = chance > self._threshold(chances)
+            if kept[node]:
+                likelihood[node] = likelihood[parent] + torch.tensor(chance).log().item()
+                best_rank, best = max(
+                    (best_rank, best), ((tree.depths[node], likelihood[node]), node)
+                )
+        nodes = tree.lineage(best)
+        token = self._draw.chooser(logits, before)(best, [tokens[node] for node in nodes])
+        return nodes, token
+
+    @staticmethod
+    def _threshold(chances: Tensor) -> float:
+        entropy = torch.special.entr(chances).sum().item()
+        return min(EPSILON, ALPHA * torch.tensor(-entropy).exp().item())
+
+
+class Draw:
+    """Draws tokens from rows of logits, on the CPU so that a seed means the same everywhere."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.greedy = sampling.temperature == 0
+        self._processors = sampling.processors()
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+
+    def chooser(self, logits: Tensor, before: Sequence[int]) -> Choose:
+        """The function that chooses after a node of `logits` [n, V]."""
+        if self.greedy and not self._processors:
+            if logits.device.type == "cpu":  # a path looks at few of a tree's rows
+                return lambda node, path: int(logits[node].float().argmax())
+            best = logits.argmax(-1).tolist()  # one transfer for the whole tree
+            return lambda node, path: best[node]
+
+        def choose(node: int, path: list[int]) -> int:
+            if self.greedy:
+                return int(self._processed(logits[node], [*before, *path]).argmax())
+            chances = self.chances(logits[node], [*before, *path]).cpu()
+            return int(torch.multinomial(chances, 1, generator=self._generator))
+
+        return choose
+
+    def chances(self, row: Tensor, prefix: list[int]) -> Tensor:
+        """The processed distribution [V] float32 after `prefix`."""
+        return self._processed(row, prefix).softmax(-1)
+
+    def _processed(self, row: Tensor, prefix: list[int]) -> Tensor:
+        scores = row.float()[None]
+        if self._processors:
+            ids = torch.tensor([prefix], device=row.device)
+            scores = self._processors(ids, scores)  # type: ignore[arg-type]
+        return scores[0]

@@ -1,0 +1,103 @@
+"""What a pass costs on this machine, and the tree that pays best on it (ours).
+
+    speed-up(n) = tau(n) / ( t(n) / t(1) + draft / t(1) )
+
+t(n) is the time of a pass of the base over n nodes, measured here and now; draft that of a guess.
+A GPU verifies dozens of nodes in the time of one; a CPU may not, and the best tree is small. The
+break-even of a size is the tau at which the speed-up is 1: the denominator. A tree of the root
+alone needs no guess and breaks even at 1: where no guess pays, none is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.decoding.engine import Clock
+from backend.methods.amphista.decoding.proposers import Proposer
+from backend.methods.amphista.decoding.tree import Growth, chain, expected_length
+
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+CONTEXT = 192  # cached tokens while measuring
+REPEATS = 5
+NEAR = 0.97  # of the highest speed-up: what is nearer is not told apart
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured seconds.
+
+    Attributes:
+        verify: nodes -> seconds of a pass of the base, nodes ascending from 1.
+        draft: seconds of one guess of the drafter.
+    """
+
+    verify: Mapping[int, float]
+    draft: float
+
+    def ratio(self, nodes: int) -> float:
+        """t(n) / t(1), between measured sizes on a straight line."""
+        sizes = list(self.verify)
+        upper = next((n for n in sizes if n >= nodes), sizes[-1])
+        lower = max((n for n in sizes if n <= nodes), default=upper)
+        share = (nodes - lower) / (upper - lower) if upper > lower else 0.0
+        seconds = self.verify[lower] * (1 - share) + self.verify[upper] * share
+        return seconds / self.verify[1]
+
+    def break_even(self, nodes: int) -> float:
+        """Accepted length at which a tree of `nodes` nodes is as fast as none."""
+        return self.ratio(nodes) + (nodes > 1) * self.draft / self.verify[1]
+
+    def speed_up(self, growth: Growth, nodes: int) -> float:
+        """Predicted speed-up over decoding without a drafter."""
+        return expected_length(growth, nodes) / self.break_even(nodes)
+
+    def best_nodes(self, growth: Growth, least: int = 1) -> int:
+        """The smallest tree, of `least` nodes or more, with nearly the highest predicted speed-up.
+
+        The smallest, for a tree promises too much: it was grown on the very answers that judge it,
+        and the more nodes it has, the more of them suit those answers alone.
+        """
+        largest = max(least, min(max(self.verify), 1 + len(growth)))
+        found = {n: self.speed_up(growth, n) for n in range(least, largest + 1)}
+        return next(n for n, value in found.items() if value >= NEAR * max(found.values()))
+
+
+@torch.inference_mode()
+def measure_costs(
+    target: Target,
+    proposer: Proposer | None = None,
+    sizes: Sequence[int] = SIZES,
+    repeats: int = REPEATS,
+) -> Costs:
+    """Times passes of the base over chains of each size, in turn, and guesses of `proposer`.
+
+    The fastest of `repeats` turns counts: other programs only ever make a pass slower.
+    """
+    sizes = [nodes for nodes in sizes if nodes < target.context // 2] or [1]
+    length = max(2, min(CONTEXT, target.context - max(sizes) - 1))
+    cache = target.new_cache(length + max(sizes))
+    ids = [n % target.vocabulary for n in range(1, length + 1)]
+    hidden = target.hidden(torch.tensor([ids], device=target.device), cache)[0]
+    verify, seconds = target.verifier(cache), {n: list[float]() for n in sizes}
+    drafts: list[float] = []
+    for turn in range(repeats + 1):  # the first warms up
+        for nodes in sizes:
+            clock = Clock(target.device)
+            verify(ids[:1] * nodes, chain(nodes - 1))
+            seconds[nodes].append(clock.lap())
+            cache.rewind(length)
+        if proposer:
+            if turn == 0:
+                proposer.start(ids[0], length + 2 * (repeats + 1))
+                proposer.propose(hidden, [*ids[1:], ids[0]])
+            clock = Clock(target.device)
+            proposer.propose(hidden[-2:], ids[-2:])  # two new anchors, about as in use
+            drafts.append(clock.lap())
+    return Costs(
+        {nodes: min(times[1:]) for nodes, times in seconds.items()},
+        min(drafts[1:], default=0.0),
+    )

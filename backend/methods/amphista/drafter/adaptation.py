@@ -1,0 +1,101 @@
+"""A decoder layer of the base, cloned: what the staged adaptation layers are made of.
+
+A layer of transformers needs masks and position embeddings that its model prepares, differently in
+every architecture. So the clone is a whole model of the base's kind with a single layer and no
+embedding and no final norm: its own forward prepares everything, with a cache of one layer.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from backend.errors import ModelRefused
+from backend.methods.amphista.base_model import packed_weights
+from backend.models.attention import use_grouped
+from backend.models.blocks import decoder_blocks
+from backend.models.kv_cache import PreallocatedCache, cache_name
+
+
+class ClonedLayer(nn.Module):
+    """Decoder layer `block` of `model`: hidden states [b, n, d] -> [b, n, d], causal.
+
+    Its dtype is fixed when it is made: casting later would round the rotary frequencies too.
+
+    Raises:
+        ModelRefused: the architecture cannot be built with one layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, block: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        try:
+            shell = _shell(model, block, dtype)
+            self.block = decoder_blocks(shell)[0]
+            own = decoder_blocks(model)[block]
+            self.block.load_state_dict(own.state_dict() | packed_weights(own))
+        except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+            raise ModelRefused(
+                f"A decoder layer of {type(model).__name__} cannot be cloned.",
+                f"{type(error).__name__}: {error}."[:300],
+                "Train a drafter without adaptation layers (Medusa) for it.",
+                field="adaptation_layers",
+            ) from error
+        use_grouped(shell, model.device)
+        nn.Module.to(shell, model.device)
+        self._shell = (shell,)  # a tuple: only the layer itself is ours to train
+        self._cache = cache_name(shell)
+
+    def forward(self, states: Tensor, cache: PreallocatedCache | None = None) -> Tensor:
+        given = {self._cache: cache, "use_cache": cache is not None}
+        output = self._shell[0](inputs_embeds=states, **given)
+        found: Tensor = output.last_hidden_state
+        return found
+
+
+def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of the same kind with layer `block` alone; what is outside the layer does nothing."""
+    config: Any = deepcopy(model.config.get_text_config())
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 8, None
+    if types := getattr(config, "layer_types", None):
+        config.layer_types = [types[block]]
+    shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    for parameter in shell.parameters():
+        parameter.data.zero_()  # position embeddings: what the layer reads contains them already
+    name, _ = final_norm(model)
+    if name:
+        parent, _, child = name.rpartition(".")
+        setattr(shell.get_submodule(parent), child, nn.Identity())
+    shell.set_input_embeddings(nn.Identity())
+    return shell.requires_grad_(False).eval()
+
+
+def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module]:
+    """The module whose output is the model's last hidden state, and its name in the base model;
+    "" and an identity where the last block is the last module."""
+    outputs: dict[str, Tensor] = {}
+    base, blocks = model.base_model, decoder_blocks(model)
+    inside = {id(module) for module in blocks.modules()}
+
+    def watch(name: str, module: nn.Module) -> Any:
+        def see(_: nn.Module, __: Any, output: Any) -> None:
+            outputs[name] = output
+
+        return module.register_forward_hook(see)
+
+    outside = [(name, m) for name, m in base.named_modules() if name and id(m) not in inside]
+    hooks = [watch(name, module) for name, module in outside]
+    try:
+        with torch.no_grad():
+            ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            last = base(input_ids=ids, use_cache=False).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, output in outputs.items():  # the same memory: some models reshape it once more
+        if isinstance(output, Tensor) and output.data_ptr() == last.data_ptr():
+            return name, base.get_submodule(name)
+    return "", nn.Identity()

@@ -1,0 +1,99 @@
+"""How good the heads are, on sequences they have not learnt from.
+
+The true token of anchor i and head k is the teacher's first choice for position i+1+k. Held-out
+answers are the base's own greedy ones, so it is the token greedy decoding will ask for.
+
+    top-m of head k     share of anchors at which the true token is among the head's m best
+    accepted length     of a tree, by looking the ranks up in it (`tree.simulated_length`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from backend.errors import MethodFailed
+from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.data.hidden_state_cache import Corpus, Sample
+from backend.methods.amphista.decoding.tree import RANKS, simulated_length
+from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.training.loss import ROW_STEP, padded, position_in, rounded_up
+from backend.reporter import Reporter, stop_if_asked
+
+TOP = (1, 3, 5)
+NODES = 16  # of the tree whose accepted length is followed during training
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Ranks of the true tokens.
+
+    Attributes:
+        ranks: [anchors, K] int; -1: not among the `RANKS` best, or not in the draft vocabulary.
+    """
+
+    ranks: Tensor
+
+    def top(self, m: int) -> list[float]:
+        """The share of anchors, for each head, whose true token is among its m best."""
+        right = (self.ranks >= 0) & (self.ranks < m)
+        return right.double().mean(0).tolist()
+
+    def accepted(self, nodes: int = NODES) -> float:
+        """Simulated accepted length of a tree of `nodes` nodes."""
+        return simulated_length(self.ranks, nodes)
+
+    def figures(self) -> dict[str, float]:
+        """Name of a curve -> value."""
+        tops = {f"top{m}/head {k}": v for m in TOP for k, v in enumerate(self.top(m), 1)}
+        return tops | {"accepted": self.accepted()}
+
+
+@torch.no_grad()
+def judge(drafter: Drafter, target: Target, heldout: Corpus, reporter: Reporter) -> Judgement:
+    """The ranks at every anchor of `heldout` whose heads all have a target.
+
+    Raises:
+        MethodFailed: there is no such anchor.
+    """
+    found = []
+    for index in range(len(heldout)):
+        stop_if_asked(reporter)
+        found.append(ranks_of(drafter, target, heldout[index]))
+    ranks = torch.cat(found)
+    if not len(ranks):
+        raise MethodFailed(
+            "The heads cannot be judged.",
+            f"No held-out answer is longer than the {drafter.config.heads} heads look ahead.",
+            "Hold out more sequences, or choose prompts with longer answers.",
+            "heldout",
+        )
+    return Judgement(ranks)
+
+
+def ranks_of(drafter: Drafter, target: Target, sample: Sample) -> Tensor:
+    """[anchors, K] of one sequence; no anchors where it is too short."""
+    heads, device = drafter.config.heads, target.device
+    ids = sample.ids.long().to(device)
+    first, last = max(sample.start - 1, 0), len(ids) - 1 - heads
+    if last <= first:
+        return torch.empty(0, heads, dtype=torch.long)
+    anchors = torch.arange(first, last, device=device)
+    parameters = next(drafter.parameters()).dtype
+    read = len(ids) - 1
+    spare = padded(read, target.context) - read  # no position sees what is behind it
+    hidden = pad(sample.hidden[:-1].to(device, parameters), (0, 0, 0, spare))[None]
+    embedded = pad(target.embed(ids[1:]).to(parameters), (0, 0, 0, spare))[None]
+    asked = pad(anchors, (0, rounded_up(len(anchors), ROW_STEP) - len(anchors)))
+    with torch.autocast(device.type, torch.bfloat16, enabled=target.dtype == torch.bfloat16):
+        stages = [stage[0, asked] for stage in drafter.stages(hidden, embedded)]
+        slots = drafter.slots(stages)
+    logits = drafter.logits(slots)[: len(anchors)]
+    best = logits.topk(min(RANKS, len(drafter.vocabulary)), -1).indices
+    ahead = anchors[:, None] + torch.arange(1, heads + 1, device=device)
+    wanted, known = position_in(drafter.vocabulary, sample.best.to(device)[ahead])
+    hits = (best == wanted[..., None]) & known[..., None]
+    return torch.where(hits.any(-1), hits.int().argmax(-1), -1).cpu()

@@ -1,0 +1,103 @@
+"""The loss of a set of anchors, and its gradient, without ever holding all logits.
+
+For anchor i and head k the teacher is the base's distribution p_{i+k} and the label x_{i+1+k}.
+With the target t = w_teacher p + w_label onehot(label), restricted to the draft vocabulary, and q
+the head's distribution over it,
+
+    L = 1/n  sum_i sum_k  discount^(k-1)  [ |t| log sum exp(l) - t.l ],      l = W z_{i,k}
+    dL/dl = discount^(k-1) / n  ( |t| q - t ),      dL/dz = W^T dL/dl
+
+A head whose target lies behind the end of its sequence counts 0 and is counted in n all the same.
+|t| is the sum of t: a token that cannot be guessed asks nothing of the head. Anchors go through in
+chunks; the teacher's logits are computed from the cached hidden states, one row for each position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from backend.methods.amphista.config import CHUNK, TrainingConfig
+from backend.methods.amphista.drafter.drafter import Drafter
+
+LENGTH_STEP, ROW_STEP = 16, 64  # of sequences and of rows: a size that recurs is compiled once
+
+
+def rounded_up(number: int, step: int) -> int:
+    """The least multiple of `step` that is not below `number`."""
+    return -(-number // step) * step
+
+
+def padded(length: int, context: int) -> int:
+    """The length sequences are padded to: a multiple of `LENGTH_STEP` where the base reads it."""
+    return max(length, min(rounded_up(length, LENGTH_STEP), context))
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """A padded batch of B sequences, T tokens at most.
+
+    Attributes:
+        hidden [B, T, d]; ids [B, T]; denominator [B, T].
+        rows, places: [n] sequence and position of each anchor.
+        valid: [n, K] whether the head's target lies inside the sequence.
+    """
+
+    hidden: Tensor
+    ids: Tensor
+    denominator: Tensor
+    rows: Tensor
+    places: Tensor
+    valid: Tensor
+
+
+def loss_and_gradient(
+    drafter: Drafter, slots: Tensor, lessons: Lessons, config: TrainingConfig
+) -> tuple[float, Tensor]:
+    """The loss of n anchors and its gradient with respect to their slots [n, K, d]."""
+    heads, total = slots.shape[1], 0.0
+    weights = config.discount ** torch.arange(heads, device=slots.device) / len(slots)
+    gradient = torch.empty_like(slots)
+    for start in range(0, len(slots), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        target = _targets(drafter, lessons, chunk, heads, config)
+        scale = (weights * lessons.valid[chunk])[..., None]  # [c, K, 1]
+        logits = drafter.logits(slots[chunk]).float()
+        mass, denominator = target.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
+        losses = mass * denominator - (target * logits).sum(-1, keepdim=True)
+        total += (losses * scale).sum().item()
+        error = (logits - denominator).exp_().mul_(mass).sub_(target).mul_(scale)
+        gradient[chunk] = error.to(drafter.read_out.dtype) @ drafter.read_out
+    return total, gradient
+
+
+def _targets(
+    drafter: Drafter, lessons: Lessons, chunk: slice, heads: int, config: TrainingConfig
+) -> Tensor:
+    """t [c, K, v] float32 of a chunk of anchors."""
+    ahead = torch.arange(1, heads + 1, device=lessons.ids.device)
+    rows, length = lessons.rows[chunk, None], lessons.ids.shape[1]
+    places = (lessons.places[chunk, None] + ahead).clamp_(max=length - 1)  # [c, K] index of p
+    flat, order = (rows * length + places).flatten().unique(return_inverse=True)
+    spare = rounded_up(len(flat), ROW_STEP) - len(flat)
+    flat = pad(flat, (0, spare))  # rows nobody asks for; each size is compiled once
+    hidden = lessons.hidden.flatten(0, 1)[flat]
+    logits = drafter.logits(hidden).float()
+    teacher = (logits - lessons.denominator.flatten()[flat, None]).exp_()
+    target = teacher.mul_(config.teacher_weight)[order].unflatten(0, (-1, heads))
+    if config.label_weight:
+        labels = lessons.ids[rows, (places + 1).clamp(max=length - 1)]
+        slots, known = position_in(drafter.vocabulary, labels)
+        given = known.float()[..., None] * config.label_weight
+        target.scatter_add_(-1, slots[..., None], given)
+    return target
+
+
+def position_in(vocabulary: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each id stands in the ascending `vocabulary`, and whether it is in it at all."""
+    ids = ids.long()
+    places = torch.searchsorted(vocabulary, ids).clamp_(max=len(vocabulary) - 1)
+    return places, vocabulary[places] == ids

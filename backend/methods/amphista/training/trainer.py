@@ -1,0 +1,311 @@
+"""Training a drafter on cached hidden states; the base stays frozen and is not run again.
+
+Every step: a batch of sequences goes through the adaptation layers; at a share of the positions of
+their answers, drawn anew, the heads guess and are taught (`loss`). AdamW, a short warm-up, cosine
+decay to a tenth, gradients clipped. Copied layers learn more slowly than new parts.
+
+Order of the data, choice of anchors and evaluation depend on seed and step alone, and checkpoints
+hold the float32 weights and the optimiser: an interrupted run goes on bit for bit. With a time
+budget the number of steps is settled once, from the pace in its first fiftieth, and stored.
+
+Sizes recur on purpose: for bfloat16 products the processor's library compiles a program for every
+shape and keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backend.checkpoints import Checkpoints
+from backend.errors import ConfigRefused, MethodFailed
+from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.config import TrainingConfig
+from backend.methods.amphista.data.hidden_state_cache import Corpus, Sample
+from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.training.head_accuracy import Judgement, judge
+from backend.methods.amphista.training.loss import (
+    ROW_STEP,
+    Lessons,
+    loss_and_gradient,
+    padded,
+    rounded_up,
+)
+from backend.reporter import Reporter, stop_if_asked
+
+CHECKPOINT = "drafter"
+PACE_STEPS, PACE_SKIPPED = 12, 4  # at least; the first steps are slower than the rest
+PACE_SHARE = 0.02  # of the budget, in which the pace is measured
+SAVE_EVERY_S = 60.0
+EVALUATIONS = 10
+CLIP = 1.0
+WINDOW = 16  # batches whose sequences are sorted by length together
+FLOOR = 0.1  # of the rate, at the end
+
+
+@dataclass
+class Schedule:
+    """Where the training stands: `step` of `steps`, the latter 0 until it is settled, and the
+    `seconds` it has taken, judging and saving included."""
+
+    step: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def rate(self, config: TrainingConfig) -> float:
+        """The factor of the learning rate at this step."""
+        if not self.steps:  # rises to what it has reached when the pace is known
+            reached = PACE_SHARE / max(config.warmup, PACE_SHARE)
+            return min(reached, (self.step + 1) / (PACE_STEPS + 1))
+        warm = max(1, round(config.warmup * self.steps))
+        if self.step < warm:
+            return min(1.0, (self.step + 1) / max(warm, PACE_STEPS + 1))
+        share = (self.step - warm) / max(1, self.steps - warm)
+        return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+    def settle(self, config: TrainingConfig, seconds: list[float]) -> None:
+        """Fixes the number of steps once the pace is known."""
+        if self.steps:
+            return
+        if not config.minutes:
+            self.steps = config.steps
+        elif len(seconds) >= PACE_STEPS and sum(seconds) >= PACE_SHARE * 60 * config.minutes:
+            self.steps = max(PACE_STEPS, round(60 * config.minutes / mean(seconds[PACE_SKIPPED:])))
+
+
+class Training:
+    """One training run."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        target: Target,
+        learnt: Corpus,
+        heldout: Corpus,
+        config: TrainingConfig,
+        seed: int,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+    ) -> None:
+        self.drafter, self.target, self.config, self.seed = drafter, target, config, seed
+        self.learnt, self.heldout = learnt, heldout
+        self.checkpoints, self.reporter = checkpoints, reporter
+        self.schedule = Schedule()
+        self.optimiser = _optimiser(drafter, config)
+        self._counted = time.monotonic()
+        self.indices = [
+            n
+            for n, (length, start) in enumerate(zip(learnt.lengths, learnt.starts, strict=True))
+            if length > max(drafter.config.heads, 1 + max(start, 1))  # something to guess from
+        ]
+        if not self.indices:
+            raise ConfigRefused(
+                "There is nothing to learn from.",
+                f"No sequence is longer than the {drafter.config.heads} heads look ahead.",
+                "Use more or longer text.",
+                "answers",
+            )
+
+    def run(self) -> Judgement:
+        """Trains to the end; returns the last judgement on the held-out sequences."""
+        self._restore()
+        seconds: list[float] = []
+        saved = self._counted = time.monotonic()
+        self.schedule.settle(self.config, seconds)
+        while not self.schedule.steps or self.schedule.step < self.schedule.steps:
+            self._report()
+            began = time.perf_counter()
+            loss = self.step()
+            seconds.append(time.perf_counter() - began)
+            self.reporter.metric("loss", loss, self.schedule.step)
+            open_end = not self.schedule.steps
+            self.schedule.settle(self.config, seconds)
+            if self._evaluates():
+                self.evaluate()
+            first = len(seconds) == PACE_STEPS or (open_end and self.schedule.steps)
+            if time.monotonic() - saved > SAVE_EVERY_S or first:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        judged = self.evaluate()
+        self.save()  # with the seconds of judging
+        return judged
+
+    def step(self) -> float:
+        """One step; returns its loss."""
+        lessons = self.lessons(self.schedule.step)
+        drafter, parameters = self.drafter, torch.float32
+        ids = lessons.ids
+        embedded = self.target.embed(ids[:, 1:]).to(parameters)
+        with torch.autocast(
+            self.target.device.type,
+            torch.bfloat16,
+            enabled=self.target.dtype == torch.bfloat16,
+        ):
+            stages = drafter.stages(lessons.hidden[:, :-1].to(parameters), embedded)
+            chosen = [stage[lessons.rows, lessons.places] for stage in stages]
+            slots = drafter.slots(chosen)
+        with torch.no_grad():
+            loss, gradient = loss_and_gradient(drafter, slots.detach(), lessons, self.config)
+        if not math.isfinite(loss):
+            raise MethodFailed(
+                f"The loss is {loss} at step {self.schedule.step}.",
+                "The training diverged.",
+                "Lower the learning rates.",
+                "rate",
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        slots.backward(gradient)
+        torch.nn.utils.clip_grad_norm_(drafter.parameters(), CLIP)
+        factor = self.schedule.rate(self.config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["full"] * factor
+        self.optimiser.step()
+        self.schedule.step += 1
+        return loss
+
+    # the data --------------------------------------------------------------------------------
+
+    def lessons(self, step: int) -> Lessons:
+        """The batch of a step: the same for the same seed and step."""
+        samples = [self.learnt[index] for index in self._batch(step)]
+        longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
+        rows, places = self._anchors(samples, step)
+        lengths = torch.tensor([len(s.ids) for s in samples])
+        targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
+        valid = targets < lengths[rows, None]
+        device = self.target.device
+
+        def batch(name: str) -> Tensor:
+            parts = [getattr(sample, name) for sample in samples]
+            whole = parts[0].new_zeros(len(parts), longest, *parts[0].shape[1:])
+            for row, part in enumerate(parts):
+                whole[row, : len(part)] = part
+            return whole.to(device)
+
+        return Lessons(
+            batch("hidden"),
+            batch("ids").long(),
+            batch("denominator"),
+            rows.to(device),
+            places.to(device),
+            valid.to(device),
+        )
+
+    def _anchors(self, samples: Sequence[Sample], step: int) -> tuple[Tensor, Tensor]:
+        """Sequence and position of each anchor [n]: a share of all positions of the answers, drawn
+        anew, as many as make n a multiple of `ROW_STEP` where there are so many."""
+        rows, places = [], []
+        for row, sample in enumerate(samples):
+            found = torch.arange(max(sample.start - 1, 0), len(sample.ids) - 2)
+            rows.append(torch.full_like(found, row))
+            places.append(found)
+        total = sum(map(len, places))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        count = rounded_up(max(1, round(total * self.config.anchors)), ROW_STEP)
+        chosen = torch.randperm(total, generator=generator)[:count].sort().values
+        return torch.cat(rows)[chosen], torch.cat(places)[chosen]
+
+    def _batch(self, step: int) -> list[int]:
+        """Sequences of a step. Each epoch has its own order; neighbours in length share a batch."""
+        size = self.config.batch
+        per_epoch = math.ceil(len(self.indices) / size)
+        epoch, place = divmod(step, per_epoch)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self._order[place]
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        order, size = list(self.indices), self.config.batch
+        dice = random.Random(self.seed * 1_000_003 + epoch)
+        dice.shuffle(order)
+        batches = []
+        for start in range(0, len(order), size * WINDOW):
+            window = sorted(
+                order[start : start + size * WINDOW], key=self.learnt.lengths.__getitem__
+            )
+            batches += [window[n : n + size] for n in range(0, len(window), size)]
+        dice.shuffle(batches)
+        return batches
+
+    # what is told and kept -------------------------------------------------------------------
+
+    def _evaluates(self) -> bool:
+        steps = self.schedule.steps
+        return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
+
+    def evaluate(self) -> Judgement:
+        """Judges the heads and draws the points of their curves."""
+        judged = judge(self.drafter, self.target, self.heldout, self.reporter)
+        for name, value in judged.figures().items():
+            self.reporter.metric(name, value, self.schedule.step)
+        return judged
+
+    def _report(self) -> None:
+        steps = self.schedule.steps
+        words = f"Training, step {self.schedule.step + 1}" + (f" of {steps}" if steps else "")
+        self.reporter.progress(self.schedule.step, steps or self.config.steps, words)
+        stop_if_asked(self.reporter)
+
+    def save(self) -> None:
+        """Writes weights, optimiser and step as one checkpoint."""
+        now = time.monotonic()
+        self.schedule.seconds += now - self._counted
+        self._counted = now
+        with self.checkpoints.write(CHECKPOINT) as folder:
+            save_file(_plain(self.drafter.state_dict()), folder / "drafter.safetensors")
+            save_file(_plain(self._moments()), folder / "optimiser.safetensors")
+            (folder / "schedule.json").write_text(json.dumps(vars(self.schedule)))
+
+    def _restore(self) -> None:
+        folder = self.checkpoints.find(CHECKPOINT)
+        if folder is None:
+            return
+        device = str(self.target.device)
+        self.drafter.load_state_dict(load_file(folder / "drafter.safetensors", device=device))
+        moments = load_file(folder / "optimiser.safetensors", device=device)
+        for number, parameter in enumerate(self._parameters()):
+            names = ("step", "exp_avg", "exp_avg_sq")
+            state = {
+                name: moments[f"{number}.{name}"] for name in names if f"{number}.{name}" in moments
+            }
+            if state:
+                self.optimiser.state[parameter] = state
+        self.schedule = Schedule(**json.loads((folder / "schedule.json").read_text()))
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    def _moments(self) -> dict[str, Tensor]:
+        return {
+            f"{number}.{name}": value
+            for number, parameter in enumerate(self._parameters())
+            for name, value in self.optimiser.state.get(parameter, {}).items()
+        }
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _optimiser(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
+    copied = {id(p) for p in drafter.copied_parameters()}
+    groups: list[dict[str, object]] = []
+    parts: list[tuple[float, Callable[[torch.nn.Parameter], bool]]] = [
+        (config.rate, lambda p: id(p) not in copied),
+        (config.copied_rate, lambda p: id(p) in copied),
+    ]
+    for rate, belongs in parts:
+        mine = [p for p in drafter.parameters() if belongs(p)]
+        if mine:
+            groups.append({"params": mine, "lr": rate, "full": rate})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, fused=True)

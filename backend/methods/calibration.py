@@ -1,0 +1,222 @@
+"""Second moments of what a linear layer reads.
+
+    H = X X^T / N        X [in, N]: one column for each of the N calibration tokens
+
+is all that pruners, re-dense step and adjustment need of the calibration text, since the mean
+squared change of a layer's output is a quadratic form in it:
+
+    || (W - W_dense) X ||^2 / N  =  tr(D H D^T),   D = W - W_dense
+
+Layers that read the same tensor (query, key and value; gate and up) share one H. Products and sums
+are float32. Where the forward pass ran in bfloat16, the float32 copies are multiplied in bfloat16
+units: their values fit, so nothing is rounded, and the sums stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from backend.errors import MethodFailed
+from backend.methods.linalg import inverse_root, largest_eigenvalue
+from backend.models.blocks import Linear
+
+PANEL = 256  # columns of H computed at once; the part below the diagonal is mirrored
+
+
+class Need(IntEnum):
+    """What a solver asks about a layer's inputs; each level includes those before it."""
+
+    NOTHING = 0
+    ENERGY = 1  # diag H
+    GRAM = 2  # H
+    SEGMENTS = 3  # H of each calibration segment
+
+
+_nothing = partial(torch.empty, 0)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of a layer's inputs. Absent parts are empty tensors.
+
+    What solvers derive from H is kept: the layers that share one use it again.
+
+    Attributes:
+        tokens: N.
+        energy: mean square of each input, diag H, [in].
+        gram: H [in, in].
+        segments: H of each segment, [segments, in, in].
+        dtype: the inputs were computed in.
+    """
+
+    tokens: int = 0
+    energy: Tensor = field(default_factory=_nothing)
+    gram: Tensor = field(default_factory=_nothing)
+    segments: Tensor = field(default_factory=_nothing)
+    dtype: torch.dtype = torch.float32
+    _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def inverse_root(self, damping: float) -> Tensor:
+        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
+
+        Raises:
+            NotPositiveDefinite: more damping would help.
+        """
+        if damping not in self._roots:
+            self._roots[damping] = inverse_root(self.gram, damping)
+        return self._roots[damping]
+
+    @cached_property
+    def largest_eigenvalue(self) -> float:
+        """lambda_max(H) as orthogonal iteration finds it, and 5 % more."""
+        return largest_eigenvalue(self.gram)
+
+    @cached_property
+    def rounded_gram(self) -> Tensor:
+        """H, in bfloat16 where the inputs were: for products that need be no more exact."""
+        return self.gram.bfloat16() if self.dtype == torch.bfloat16 else self.gram
+
+
+def output_energy(D: Tensor, H: Tensor) -> float:
+    """tr(D H D^T): mean over tokens of the squared norm of D x. D [out, in]."""
+    return torch.linalg.vecdot(D @ H, D).sum().item()
+
+
+@dataclass(frozen=True)
+class Target:
+    """The dense layer's outputs on given inputs: what changed weights are measured against."""
+
+    dense: Tensor
+    inputs: Inputs
+
+    @cached_property
+    def energy(self) -> float:
+        """tr(W_dense H W_dense^T)."""
+        return output_energy(self.dense, self.inputs.gram)
+
+    def relative_error(self, W: Tensor) -> float:
+        """tr(D H D^T) / tr(W_dense H W_dense^T); 0 when the layer's outputs are all zero."""
+        error = output_energy(W - self.dense, self.inputs.gram)
+        return error / self.energy if self.energy > 0 else 0.0
+
+
+@contextmanager
+def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, float32 products of values that came from `dtype` run as fast as they stay exact."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _add_upper(H: Tensor, X: Tensor) -> None:
+    """H += X^T X on and above the diagonal (in panels). X [tokens, in], float32."""
+    for a in range(0, len(H), PANEL):
+        H[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
+
+
+class _Sums:
+    """Running sums over the batches of one input tensor."""
+
+    def __init__(self, need: Need, length: int) -> None:
+        self.need, self.length, self.tokens, self.dtype = need, length, 0, torch.float32
+        self.total, self.segments = torch.empty(0), list[Tensor]()
+
+    def add(self, x: Tensor) -> None:
+        """Takes one batch [..., in] of whole segments of `length` tokens."""
+        X = x.detach().reshape(-1, x.shape[-1]).float()
+        self.tokens, self.dtype = self.tokens + len(X), x.dtype
+        with _exact_products(x.dtype):
+            if self.need == Need.SEGMENTS:
+                parts = X.view(-1, self.length, X.shape[1])
+                self.segments.append(torch.bmm(parts.mT, parts) / self.length)
+            elif self.need == Need.GRAM:
+                if not len(self.total):
+                    self.total = X.new_zeros(X.shape[1], X.shape[1])
+                _add_upper(self.total, X)
+            else:
+                self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
+
+    def finish(self) -> Inputs:
+        if self.need == Need.ENERGY:
+            return Inputs(self.tokens, self.total / self.tokens, dtype=self.dtype)
+        segments = torch.cat(self.segments) if self.segments else torch.empty(0)
+        upper = segments.mean(0) if self.segments else self.total / self.tokens
+        gram = upper.triu_() + upper.triu(1).T
+        return Inputs(self.tokens, gram.diagonal(), gram, segments, self.dtype)
+
+
+class InputCollector:
+    """While open, watches the inputs of some linears; `finish` gives their second moments.
+
+    Args:
+        linears: name -> linear.
+        need: what to gather.
+        length: tokens in a segment.
+        safe_point: called at the start of each batch; may raise to end the pass.
+    """
+
+    def __init__(
+        self,
+        linears: Mapping[str, Linear],
+        need: Need,
+        length: int,
+        safe_point: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._linears, self._safe_point = linears, safe_point
+        self._new_sums = partial(_Sums, need, length)
+        self._sums: dict[str, _Sums] = {}
+        self._leaders: dict[str, str] = {}
+        self._batch: dict[str, Tensor] = {}  # leaders and their inputs in the batch at work
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> InputCollector:
+        for name, linear in self._linears.items():
+            hook = partial(self._see, name)
+            self._handles.append(linear.layer.register_forward_pre_hook(hook))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._batch.clear()
+
+    def _see(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        x: Tensor = args[0]
+        if name in self._batch:  # its second call: a new batch has begun, let the last one go
+            self._batch.clear()
+        if not self._batch:
+            self._safe_point()
+        leader = next((one for one, seen in self._batch.items() if seen is x), name)
+        self._leaders[name] = leader
+        if leader == name:
+            self._batch[name] = x
+            self._sums.setdefault(name, self._new_sums()).add(x)
+
+    def finish(self) -> dict[str, Inputs]:
+        """Name -> inputs; the same object for layers that read the same tensor.
+
+        Raises:
+            MethodFailed: a layer read something that is not finite.
+        """
+        finished = {name: sums.finish() for name, sums in self._sums.items()}
+        for name, inputs in finished.items():
+            if not inputs.energy.isfinite().all():
+                raise MethodFailed(
+                    f"The inputs of {self._linears[name].name} are not finite.",
+                    "An activation overflowed in the calibration pass.",
+                    "Choose float32 as forward precision, or other calibration text.",
+                    field="precision",
+                )
+        return {name: finished[self._leaders[name]] for name in self._linears}

@@ -1,0 +1,246 @@
+"""A linear layer trained inside its quantisation grid (our reading of DL-QAT).
+
+Forward, with k the group of column j:
+
+    W'     = W0 + c B A                                   c = alpha / r
+    q_ij   = clamp( round(W'_ij / s_ik) + z_ik, 0, Q )     the grid s, z is fixed
+    What   = m_ik s_ik (q_ij - z_ik)                      m scales the whole group
+    y      = x What^T
+
+Backward (straight-through: round is the identity inside the range), G = dL/dWhat = (dL/dy)^T x:
+
+    dL/dm_ik = s_ik sum_{j in k} G_ij (q_ij - z_ik)
+    D_ij     = m_ik G_ij  where 0 <= round(W'/s) + z <= Q, else 0        = dL/dW'
+    dL/dB    = c D A^T,    dL/dA = c B^T D,    dL/dx = (dL/dy) What
+
+The ablation "lsq" rounds with the learned step itself, as LSQ does (and L4Q with LoRA inside):
+q = clamp(round(W' / (m s)) + z), and then
+
+    dL/dm_ik = s_ik sum_j G_ij (q_ij - z_ik - W'_ij / (m_ik s_ik)   inside,  q_ij - z_ik  clipped)
+    D_ij     = G_ij  inside, 0 clipped
+
+W', codes and m are float32 whatever the forward pass computes in: m lives near 1, where a bfloat16
+step is 0.4 %, and W' in bfloat16 would flip codes. Nothing of the weight's size is kept between
+forward and backward: codes are computed again from A and B, some rows at a time, so that each step
+finds them in a core's cache. One layer's full gradient exists at a time; products with it are taken
+in the precision of the pass, as LoRA's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from backend.quantization.grid import Grid, Quantised
+from backend.quantization.range_search import group_sums
+
+PANEL = {"cpu": 2**18}  # weights treated at once; elsewhere the whole matrix
+FULL = 2**62
+
+
+def new_factors(
+    shape: tuple[int, int],
+    rank: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A [rank, in] and B [out, rank], float32, as LoRA begins: Kaiming-uniform, and zeros.
+
+    A is drawn on the CPU, so that a seed means the same on any device.
+    """
+    A = torch.empty(rank, shape[1])
+    if rank:
+        nn.init.kaiming_uniform_(A, a=5**0.5, generator=generator)
+    return A.to(device), torch.zeros(shape[0], rank, device=device)
+
+
+class _InGrid(torch.autograd.Function):
+    """x, A, B, m -> y. Gradients of A, B and m come from one product, in whose place D is written
+    in one walk over its rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, m: Tensor, layer: DLQATLinear, dtype: torch.dtype
+    ) -> Tensor:
+        x = x.to(dtype)
+        ctx.save_for_backward(x, A, B, m)
+        ctx.layer = layer
+        return linear(x, layer.effective(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B, m = ctx.saved_tensors
+        layer: DLQATLinear = ctx.layer
+        needs_x, *needs = ctx.needs_input_grad[:4]
+        dy = dy.to(x.dtype)
+        G = dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])  # [out, in]
+        What, dm = torch.empty_like(G), torch.empty_like(m)
+        for panel, (to_What, of_G, to_dm) in layer.panels(What, G, dm):
+            if needs_x:
+                panel.values(to_What)
+            panel.backward(of_G, to_dm)
+        D, c = G, layer.factor
+        dA, dB = B.to(D.dtype).T @ D, D @ A.to(D.dtype).T
+        found = (dA.to(A.dtype).mul_(c), dB.to(B.dtype).mul_(c), dm)
+        dx = dy @ What if needs_x else None
+        return dx, *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
+
+
+class _Panel:
+    """Some rows of a layer's weight on the grid.
+
+    Args:
+        W0, dense: [rows, in].
+        B: [rows, rank].
+        scale, low, high, m: [rows, groups, 1].
+
+    Attributes:
+        level: q - z = clamp(round(W' / s), -z, Q - z), float32 [rows, groups, size].
+    """
+
+    def __init__(
+        self, layer: DLQATLinear, W0: Tensor, dense: Tensor, B: Tensor,
+        scale: Tensor, low: Tensor, high: Tensor, m: Tensor,
+    ) -> None:  # fmt: skip
+        self.scale, self.m, self.tied = scale, m, layer.tied
+        W = torch.addmm(W0.to(m.dtype), B, layer.A.detach(), alpha=layer.factor)
+        self.rounded = W.view(len(W), scale.shape[1], -1)
+        step = scale * m if layer.tied else scale
+        self.v = self.rounded / step if layer.tied else None
+        self.level = torch.maximum(self.rounded.div_(step).round_(), low)
+        torch.minimum(self.level, high, out=self.level)  # 4 times as fast as clamp
+        self.stays = dense.reshape(self.level.shape) != 0 if layer.keep_zeros else None
+        if self.stays is not None:
+            self.level.mul_(self.stays)
+
+    def inside(self) -> Tensor:
+        """1 where the rounding was not clipped, else 0; called once."""
+        inside = self.rounded.eq_(self.level)
+        return inside if self.stays is None else inside.mul_(self.stays)
+
+    def values(self, out: Tensor) -> None:
+        """Writes What into `out` [rows, in]."""
+        torch.mul(self.level, self.m * self.scale, out=out.view(self.level.shape))
+
+    def backward(self, G: Tensor, dm: Tensor) -> None:
+        """Turns dL/dWhat [rows, in] into D and writes dL/dm [rows, groups]. Called last: levels
+        are written over."""
+        g, inside = G.view(self.level.shape).to(self.m.dtype), self.inside()
+        slope = self.level if self.v is None else self.v.mul_(inside).neg_().add_(self.level)
+        torch.mul(group_sums(slope.mul_(g)), self.scale.squeeze(-1), out=dm)
+        g.mul_(inside)
+        torch.mul(g, 1 if self.tied else self.m, out=G.view(g.shape))
+
+
+class DLQATLinear(nn.Module):
+    """Stands in the place of a linear while it is trained.
+
+    Args:
+        base: the dense layer; it is not changed.
+        grid: the quantisation space.
+        start: W0 [out, in] float32, where it is not the dense weight.
+        rank: 0 leaves A and B empty.
+        trains: whether A and B are trained, and whether m is.
+        tied: the ablation "lsq".
+        keep_zeros: weights that are 0 in the dense layer stay 0.
+        generator: draws A.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear | Conv1D,
+        grid: Grid,
+        start: Tensor | None = None,
+        *,
+        rank: int = 0,
+        alpha: float = 1.0,
+        trains: tuple[bool, bool] = (True, True),
+        tied: bool = False,
+        keep_zeros: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.base, self.grid, self.start = base, grid, start
+        self.tied, self.keep_zeros, self.teaching = tied, keep_zeros, False
+        rank = rank if trains[0] else 0
+        self.factor = alpha / rank if rank else 0.0
+        A, B = new_factors(self.shape, rank, grid.scale.device, generator)
+        self.A = nn.Parameter(A, requires_grad=trains[0])
+        self.B = nn.Parameter(B, requires_grad=trains[0])
+        self.m = nn.Parameter(torch.ones_like(grid.scale), requires_grad=trains[1])
+
+    @property
+    def _weight(self) -> Tensor:
+        """The dense weight, seen as [out, in]."""
+        weight = self.base.weight.detach()
+        return weight.T if isinstance(self.base, Conv1D) else weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self._weight.shape
+        return rows, columns
+
+    def panels(self, *others: Tensor) -> Iterator[tuple[_Panel, tuple[Tensor, ...]]]:
+        """The weight on its grid, some rows at a time, and the same rows of `others`."""
+        columns = self.shape[1]
+        rows = max(1, PANEL.get(self.m.device.type, FULL) // columns)
+        zero, dense = self.grid.zero, self._weight
+        of_groups = (self.grid.scale, -zero, self.grid.top - zero, self.m.detach())
+        of_rows = (dense if self.start is None else self.start, dense, self.B.detach())
+        own = (*of_rows, *(each.unsqueeze(-1) for each in of_groups))
+        parts = zip(*(each.split(rows) for each in (*own, *others)), strict=True)
+        for part in parts:
+            yield _Panel(self, *part[: len(own)]), part[len(own) :]
+
+    @torch.no_grad()
+    def effective(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What [out, in]."""
+        What = torch.empty(self.shape, dtype=dtype, device=self.m.device)
+        with torch.autocast(What.device.type, enabled=False):  # it would round W' and the codes
+            for panel, (rows,) in self.panels(What):
+                panel.values(rows)
+        return What
+
+    @torch.no_grad()
+    def walk(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Row by row: which rows, q - z and whether inside, both [rows, groups, size]."""
+        first = 0
+        for panel, _ in self.panels():
+            rows = slice(first, first + len(panel.level))
+            yield rows, panel.level, panel.inside()
+            first = rows.stop
+
+    def dense(self, rows: slice) -> Tensor:
+        """Rows of the dense weight."""
+        return self._weight[rows]
+
+    def codes_at_start(self, rows: slice) -> Tensor:
+        """Rows of the codes before any training, float32 [rows, in]."""
+        W0 = self.dense(rows) if self.start is None else self.start[rows]
+        grid = Grid(self.grid.bits, self.grid.scale[rows], self.grid.zero[rows])
+        return grid.codes(W0)
+
+    def freeze(self, stored: torch.dtype = torch.float32) -> Quantised:
+        """The codes as they are now, once and for all, with scales m s rounded to `stored`.
+
+        Nothing is ever rounded to a grid again: a merged weight would land on other codes.
+        """
+        codes = torch.empty(self.shape, dtype=torch.uint8, device=self.m.device)
+        for rows, level, _ in self.walk():
+            codes[rows] = level.add_(self.grid.zero[rows].unsqueeze(-1)).view(codes[rows].shape)
+        scale = (self.m.detach() * self.grid.scale).to(stored).float()
+        return Quantised(Grid(self.grid.bits, scale, self.grid.zero), codes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.teaching:
+            return self.base(x)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        y = _InGrid.apply(x, self.A, self.B, self.m, self, dtype)
+        return y if self.base.bias is None else y + self.base.bias.to(dtype)

@@ -1,0 +1,114 @@
+"""What a DL-QAT run leaves in its checkpoints. Tensors are safetensors, facts are JSON.
+
+energy/          mean square of every input, by layer
+gptq-0003/       one block of a GPTQ walk: compensated weights and their grids
+train-dlqat-1/   a step of training: parameters and the state of the optimiser
+teacher/         what the dense model predicts, when that is cached
+stage-dlqat/     a finished stage: codes, scales and zero-points of every layer, or A and B
+.seconds-dlqat/  how long its making took, over all attempts that were not killed
+audit-0003/      what the last look found out about one block
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backend.checkpoints import Checkpoints
+from backend.errors import NotFound
+from backend.methods.dlqat.config import STAGE_LABELS, Stage
+from backend.quantization.grid import Grid, Quantised, quantised_from
+
+TENSORS, FACTS = "tensors.safetensors", "facts.json"
+Tensors = Mapping[str, Tensor]
+
+
+class StageStore:
+    """The checkpoints of one run, on `device` when they are read."""
+
+    def __init__(self, checkpoints: Checkpoints, bits: int, device: str) -> None:
+        self._checkpoints, self._bits, self._device = checkpoints, bits, device
+        self.claim = checkpoints.claim
+
+    def holds(self, name: str) -> bool:
+        """Whether checkpoint `name` is there and whole."""
+        return self._checkpoints.find(name) is not None
+
+    def save(self, name: str, tensors: Tensors, **facts: Any) -> None:
+        """Writes checkpoint `name`, in place of one of that name."""
+        with self._checkpoints.write(name) as folder:
+            save_file({k: t.contiguous() for k, t in tensors.items()}, folder / TENSORS)
+            (folder / FACTS).write_text(json.dumps(facts))
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """The facts of checkpoint `name`; empty when it is not there."""
+        folder = self._checkpoints.find(name)
+        return {} if folder is None else dict(json.loads((folder / FACTS).read_text()))
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """All tensors of checkpoint `name`.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return load_file(self._file(name), device=self._device)
+
+    def some(self, name: str, prefix: str) -> dict[str, Tensor]:
+        """Those tensors of checkpoint `name` that begin with `prefix`, without it."""
+        with safe_open(self._file(name), framework="pt", device=self._device) as file:
+            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+            return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+
+    def _file(self, name: str) -> Path:
+        folder = self._checkpoints.find(name)
+        if folder is None:
+            stage = name.removeprefix("stage-")
+            raise NotFound(
+                f"{STAGE_LABELS.get(stage, name)} is not stored.",
+                "The run did not make it, has not come that far, or the file was damaged.",
+                "Let the run finish, or run it anew.",
+            )
+        return folder / TENSORS
+
+    # a layer at a stage, and a start -----------------------------------------------------------
+
+    def save_stage(self, stage: Stage, layers: Mapping[str, Quantised], **facts: Any) -> None:
+        """Stores every layer of a quantised stage."""
+        tensors = {
+            f"{name}.{part}": tensor
+            for name, layer in layers.items()
+            for part, tensor in layer.tensors().items()
+        }
+        self.save(stage_name(stage), tensors, **facts)
+
+    def quantised(self, stage: Stage, name: str) -> Quantised:
+        """Layer `name` at `stage`."""
+        return quantised_from(name, self._bits, self.some(stage_name(stage), f"{name}."))
+
+    def save_starts(self, walk: str, block: int, starts: Mapping[str, tuple[Tensor, Grid]]) -> None:
+        """Stores what a GPTQ walk made of one block: module -> weights and grid."""
+        tensors = {
+            f"{module}.{part}": tensor
+            for module, (W, grid) in starts.items()
+            for part, tensor in (("start", W), ("scale", grid.scale), ("zero", grid.zero))
+        }
+        self.save(block_name(walk, block), tensors)
+
+    def start(self, walk: str, block: int, module: str) -> tuple[Tensor, Grid]:
+        """What a GPTQ walk made of one layer: weights [out, in] and grid."""
+        held = self.some(block_name(walk, block), f"{module}.")
+        return held["start"], Grid(self._bits, held["scale"], held["zero"])
+
+
+def stage_name(stage: Stage) -> str:
+    return f"stage-{stage}"
+
+
+def block_name(walk: str, block: int) -> str:
+    return f"{walk}-{block:04d}"

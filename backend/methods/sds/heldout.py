@@ -1,0 +1,100 @@
+"""Which stage is the result is decided on calibration segments that no Gram has seen.
+
+Layers were fitted one by one; whether that helped the model is for the model's own loss to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from backend.checkpoints import Checkpoints
+from backend.errors import MethodFailed
+from backend.methods.sds.config import STAGE_LABELS, SDSConfig, Stage
+from backend.methods.sds.run import Run
+from backend.methods.sds.stage_store import install
+from backend.models.block_forward import each_logits
+from backend.models.hidden_states import NewBatches
+
+Losses = dict[Stage, float]  # nats per token
+
+
+def split(calibration: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Segments to calibrate on and segments held out: the last `share` of them, rounded.
+
+    At least one segment stays on the first side; the second side may be empty.
+    """
+    fitted = max(1, len(calibration) - round(len(calibration) * share))
+    return calibration[:fitted], calibration[fitted:]
+
+
+@torch.no_grad()
+def mean_loss(
+    model: PreTrainedModel,
+    segments: Tensor,
+    dtype: torch.dtype,
+    new: NewBatches = list,
+    safe_point: Callable[[], None] = lambda: None,
+) -> float:
+    """Mean negative log-likelihood, nats per predicted token, of `segments` [n, L].
+
+    One segment at a time: the logits of a large vocabulary are the largest tensor there is.
+    """
+    model.eval()
+    total, kind, half = 0.0, model.device.type, dtype == torch.bfloat16
+    # No cache: it would keep a copy of every weight.
+    with torch.autocast(kind, torch.bfloat16, enabled=half, cache_enabled=False):
+        passes = each_logits(model, segments, 1, new, lambda _: safe_point())
+        for row, logits in zip(segments.to(model.device), passes, strict=True):
+            total += cross_entropy(logits[0, :-1].float(), row[1:], reduction="sum").item()
+    return total / (len(segments) * (segments.shape[1] - 1))
+
+
+def heldout_losses(run: Run, checkpoints: Checkpoints, held: Tensor) -> Losses:
+    """The loss of every stage on the segments `held` [n, L]; none without segments."""
+    losses: Losses = {}
+    for stage in run.config.stages if len(held) else ():
+        install(run.model, checkpoints, stage)
+        losses[stage] = mean_loss(run.model, held, run.dtype, run.new, run.safe_point)
+        if not math.isfinite(losses[stage]):
+            raise MethodFailed(
+                f"The model is broken at stage {STAGE_LABELS[stage]}.",
+                "Its loss on the held-out text is not finite.",
+                "Choose float32 as forward precision, or a milder pattern.",
+                field="precision",
+            )
+        run.reporter.metric(f"heldout/{stage}", losses[stage], 0)
+        run.advance(1, "Held-out loss")
+    return losses
+
+
+def choose(losses: Losses, config: SDSConfig) -> Stage:
+    """The last pruning or its adjusted form, whichever has the lower loss."""
+    pruned, adjusted = (
+        (Stage.FIRST, Stage.CONTROL) if config.until == "first" else (Stage.SECOND, Stage.SDS)
+    )
+    if adjusted not in config.stages or (losses and losses[pruned] < losses[adjusted]):
+        return pruned
+    return adjusted
+
+
+def verdict(losses: Losses, kept: Stage, config: SDSConfig) -> list[str]:
+    """What must not go unsaid about the choice."""
+    if not losses:
+        why = "no segments were held out" if config.holdout else "the held-out share is 0"
+        return [f"Whether {STAGE_LABELS[kept]} is the best stage was not tested: {why}."]
+    texts = []
+    if kept in (Stage.FIRST, Stage.SECOND) and config.stages[-1] != kept:
+        texts.append("The weight adjustment raised the held-out loss and was left out.")
+    for rival in (Stage.FIRST, Stage.CONTROL) if config.until == "sds" else ():
+        if losses.get(rival, float("inf")) < losses[kept]:
+            texts.append(
+                f"{STAGE_LABELS[rival]} has a lower held-out loss ({losses[rival]:.4f}) than the "
+                f"result, {STAGE_LABELS[kept]} ({losses[kept]:.4f})."
+            )
+    return texts

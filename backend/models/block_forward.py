@@ -1,0 +1,233 @@
+"""Hidden states of a calibration set, block by block, with one block at work at a time.
+
+A decoder block needs more than hidden states: masks, position embeddings, position ids, and some
+architectures choose them by layer. They are recorded once, in one pass in which every block is
+replaced by the identity: the model's own code prepares the arguments, and no block is computed.
+Equal tensors are kept once. Nothing is cached between calls (`use_cache=False`).
+
+The pass also proves the assumption behind it: every block must receive exactly the tensor the
+block before it returned. A model that works between its blocks is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from backend.errors import ModelRefused
+from backend.models.block_offload import is_streamed, resident
+from backend.models.blocks import decoder_blocks
+from backend.models.hidden_states import Batches, NewBatches
+from backend.models.patching import AllSeen, ending_after, evaluating, in_dtype, replaced
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass
+class Stream:
+    """Where the calibration set stands.
+
+    Attributes:
+        hidden: one tensor [b, L, d] for each batch: the inputs of block `at`.
+        calls: for each block, for each batch, the other arguments of the block.
+        dtype: the precision blocks are run in.
+        new: makes what the outputs of a block are kept in.
+        at: index of the block `hidden` goes into.
+    """
+
+    hidden: Batches
+    calls: list[list[Call]]
+    dtype: torch.dtype
+    new: NewBatches = list
+    at: int = 0
+
+    def advance(self, hidden: Batches) -> None:
+        """Takes `hidden`, the outputs of block `at`, as the inputs of the next block."""
+        self.hidden, self.at = hidden, self.at + 1
+
+
+@dataclass
+class _Pool:
+    """Keeps every distinct tensor once, floating ones in `dtype`; drops key-value caches."""
+
+    dtype: torch.dtype
+    kept: list[Tensor] = field(default_factory=list)
+    known: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, tuple | list):
+            return type(value)(self(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        return None if isinstance(value, Cache) else value
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self.known:  # the pair keeps `tensor` alive, and so its id unique
+            cast = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+            self.known[id(tensor)] = (tensor, self._kept(cast))
+        return self.known[id(tensor)][1]
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        for old in self.kept:
+            if old.dtype == tensor.dtype and torch.equal(old, tensor):
+                return old
+        self.kept.append(tensor)
+        return tensor
+
+    def next_batch(self) -> None:
+        self.known.clear()
+
+
+def open_stream(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    batch: int,
+    dtype: torch.dtype | None = None,
+    new: NewBatches = list,
+) -> Stream:
+    """The stream of `input_ids` [N, L] (no padding) before block 0, in batches of `batch` rows.
+
+    Args:
+        dtype: precision blocks will be run in; the model's own when None. The model keeps its own.
+        new: makes what hidden states are kept in, between two blocks.
+
+    Raises:
+        ModelRefused: the model changes the hidden states between its blocks.
+    """
+    blocks = decoder_blocks(model)
+    dtype = dtype or next(blocks.parameters()).dtype
+    pool, hidden = _Pool(dtype), new()
+    calls: list[list[Call]] = [[] for _ in blocks]
+    for rows in input_ids.split(batch):
+        inputs, arguments = _record(model, blocks, rows.to(model.device))
+        hidden.append(inputs.to(dtype))
+        for of_block, call in zip(calls, arguments, strict=True):
+            of_block.append(pool(call))
+        pool.next_batch()
+    return Stream(hidden, calls, dtype, new)
+
+
+def _nothing() -> None:
+    pass
+
+
+@torch.no_grad()
+def run_block(
+    model: PreTrainedModel,
+    stream: Stream,
+    index: int,
+    hidden: Batches,
+    safe_point: Callable[[], None] = _nothing,
+    until: Collection[nn.Module] = (),
+) -> Batches:
+    """What decoder block `index` makes of `hidden`, one [b, L, d] for each batch of the stream.
+
+    The stream stays where it is. Hooks on the block's modules are called; while they are, the
+    block is in memory and its parameters are in the stream's dtype.
+
+    Args:
+        safe_point: called before each batch; may raise to end the pass.
+        until: where only hooks want to see something, the layers they are on: a batch ends when
+            the last of them has been given its input, and there are no outputs.
+    """
+    block, outputs = decoder_blocks(model)[index], stream.new()
+    with resident(model, index), evaluating(block), in_dtype(block, stream.dtype):
+        for states, (args, kwargs) in zip(hidden, stream.calls[index], strict=True):
+            safe_point()
+            with ending_after(until), suppress(AllSeen):
+                outputs.append(block(states, *args, **kwargs))
+    return outputs
+
+
+@torch.no_grad()
+def each_logits(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    batch: int,
+    new: NewBatches = list,
+    tick: Callable[[float], None] = lambda _: None,
+) -> Iterator[Tensor]:
+    """The model's logits [b, L, V] for `input_ids` [N, L], batch by batch.
+
+    A whole model is simply run. Of a streamed one each block is read once: all batches go through
+    it before the next block is read, and through the head one by one.
+
+    Args:
+        new: makes what hidden states of a streamed model are kept in.
+        tick: told the share of the work that is done, every batch; may raise to end it.
+    """
+    if is_streamed(model):
+        yield from _logits_by_block(model, input_ids, batch, new, tick)
+        return
+    for start in range(0, len(input_ids), batch):
+        tick(start / len(input_ids))
+        rows = input_ids[start : start + batch].to(model.device)
+        yield model(input_ids=rows, use_cache=False).logits
+    tick(1.0)
+
+
+def _logits_by_block(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    batch: int,
+    new: NewBatches,
+    tick: Callable[[float], None],
+) -> Iterator[Tensor]:
+    stream = open_stream(model, input_ids, batch, new=new)
+    hidden, stream.hidden = stream.hidden, []
+    blocks, done = decoder_blocks(model), count()
+    total = (len(blocks) + 1) * len(hidden)
+
+    def safe_point() -> None:
+        tick(next(done) / total)
+
+    for index in range(len(blocks)):
+        hidden = run_block(model, stream, index, hidden, safe_point)
+    for rows, states in zip(input_ids.split(batch), hidden, strict=True):
+        safe_point()
+        yield after_blocks(model, rows.to(model.device), states)
+    tick(1.0)
+
+
+def after_blocks(model: PreTrainedModel, rows: Tensor, hidden: Tensor) -> Tensor:
+    """Logits [b, L, V] of token ids [b, L] whose last block put out `hidden`, by the model's code.
+
+    The pass begins at the embeddings again, and each block hands on `hidden`.
+    """
+    with replaced(decoder_blocks(model), lambda *args, **kwargs: hidden):
+        return model(input_ids=rows, use_cache=False).logits
+
+
+@torch.no_grad()
+def _record(
+    model: PreTrainedModel, blocks: nn.ModuleList, rows: Tensor
+) -> tuple[Tensor, list[Call]]:
+    """Block 0's hidden states [b, L, d] for token ids [b, L], and every block's other arguments."""
+    states: list[Tensor] = []
+    calls: list[Call] = []
+
+    def identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        states.append(hidden_states)
+        calls.append((args, kwargs))
+        return hidden_states
+
+    with evaluating(model), replaced(blocks, identity):
+        model.base_model(input_ids=rows, use_cache=False)
+    if len(calls) != len(blocks) or any(each is not states[0] for each in states):
+        raise ModelRefused(
+            f"{type(model).__name__} cannot be run block by block.",
+            "It changes the hidden states between its decoder blocks.",
+            "Choose a model with a plain stack of decoder blocks.",
+            field="model",
+        )
+    return states[0], calls

@@ -1,0 +1,216 @@
+"""Which part of a model is in memory.
+
+A model is *whole*, or it is *streamed*: embeddings, final norm and head stay, while the tensors of
+a decoder block are read from the model's folder when the block is needed and dropped after it. In
+between they are placeholders without memory (torch's meta device).
+
+    with resident(model, 3):      block 3 has its weights; a whole model's always has
+        ...
+    put(model, weights)           from now on the linears of block b hold weights(b)
+
+What is written into a block inside `resident` holds until its end, and no longer where the model is
+streamed; what shall stay goes through `put`. The two kinds of model give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from backend.errors import ModelRefused
+from backend.models.blocks import block_linears, block_prefix, decoder_blocks
+from backend.models.sources.headers import weight_files
+
+Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in]
+RESIDENCY = "residency"  # where a streamed model keeps the object below
+
+
+class StoredTensors:
+    """The tensors of a folder's safetensors files, by the names of the model they belong to.
+
+    Args:
+        prefix: what the model puts before the names of a checkpoint that holds its base alone.
+    """
+
+    def __init__(self, folder: Path, names: set[str], prefix: str) -> None:
+        self._places: dict[str, tuple[Path, str]] = {}
+        for path in weight_files(folder):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  (not a mapping)
+                    full = name if name in names else f"{prefix}.{name}"
+                    self._places[full] = (path, name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
+        """The tensor `name` on `device`, in the dtype of its placeholder.
+
+        Raises:
+            ModelRefused: it is gone, of another shape, or not finite.
+        """
+        path, stored = self._places[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                # A copy, so that no page of the file stays mapped.
+                tensor = file.get_tensor(stored).to(device, like.dtype, copy=True)
+        except (OSError, SafetensorError) as error:
+            raise ModelRefused(
+                f"{name} can no longer be read.",
+                f"{path.name}: {error}.",
+                "Leave the model's folder as it is while a run reads from it.",
+                field="model",
+            ) from error
+        if tensor.shape != like.shape:
+            raise ModelRefused(
+                f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}.",
+                f"{path.name} and the model's config.json do not belong together.",
+                "Choose a complete model folder.",
+                field="model",
+            )
+        refuse_not_finite(name, tensor)
+        return tensor
+
+
+@dataclass
+class Residency:
+    """How a streamed model gets its blocks.
+
+    Attributes:
+        stored: the tensors of its folder.
+        device: where blocks work.
+        put: block -> weights that replace those of the folder.
+    """
+
+    stored: StoredTensors
+    device: torch.device
+    put: Callable[[int], Weights] = lambda _: {}
+
+
+def is_streamed(model: PreTrainedModel) -> bool:
+    """Whether only one block of `model` is in memory at a time."""
+    return RESIDENCY in vars(model)
+
+
+def refuse_not_finite(name: str, tensor: Tensor) -> None:
+    """Refuses weights no method can work with.
+
+    Raises:
+        ModelRefused: `tensor` holds values that are not finite.
+    """
+    if not torch.isfinite(tensor).all():
+        raise ModelRefused(
+            f"{name} holds values that are not finite.",
+            "The file is damaged or was saved by a training run that diverged.",
+            "Choose another copy of the model.",
+            field="model",
+        )
+
+
+def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> list[str]:
+    """Gives `model`, whose parameters are placeholders, the weights of `folder` as it needs them.
+
+    Returns:
+        Names of weights the folder lacks; the model is of no use then.
+    """
+    model.tie_weights()
+    stored = StoredTensors(folder, set(model.state_dict()), model.base_model_prefix)
+    blocks, missing = f"{block_prefix(model)}.", []
+    for names, tensor in _tied(model):
+        name = next((each for each in names if each in stored), None)
+        if name is None:
+            missing.append(names[0])
+        elif not (name.startswith(blocks) and tensor.is_meta):
+            _set(model, names, stored.read(name, tensor, device))
+    for name, buffer in model.named_buffers():
+        _set(model, [name], buffer.to(device))
+    vars(model)[RESIDENCY] = Residency(stored, device)
+    return missing
+
+
+def _tied(model: PreTrainedModel) -> list[tuple[list[str], Tensor]]:
+    """Every tensor a checkpoint may hold, with all the names it has in the model."""
+    names: dict[int, tuple[list[str], Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(names.values())
+
+
+def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
+    """Puts `tensor` in the place of the parameter or buffer that has these names."""
+    for name in names:
+        path, _, key = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if key in owner._parameters and not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        setattr(owner, key, tensor)
+
+
+@contextmanager
+def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
+    """Inside, decoder block `index` is in memory; may be nested.
+
+    Raises:
+        ModelRefused: a weight cannot be read, or is not finite.
+    """
+    residency: Residency | None = vars(model).get(RESIDENCY)
+    prefix, block = f"{block_prefix(model)}.{index}", decoder_blocks(model)[index]
+    absent = {f"{prefix}.{name}": p for name, p in block.named_parameters() if p.is_meta}
+    if residency is None or not absent:
+        yield
+        return
+    try:
+        for name, placeholder in absent.items():
+            _set(model, [name], residency.stored.read(name, placeholder, residency.device))
+        _write(model, index, residency.put(index))
+        yield
+    finally:
+        for name, placeholder in absent.items():
+            _set(model, [name], placeholder)
+
+
+def put(model: PreTrainedModel, weights: Callable[[int], Weights]) -> None:
+    """From now on the linears of block b hold `weights(b)`, [out, in] by module name.
+
+    A whole model is written to at once, a streamed one whenever a block is read.
+    """
+    if is_streamed(model):
+        vars(model)[RESIDENCY].put = weights
+        return
+    for index in range(len(decoder_blocks(model))):
+        _write(model, index, weights(index))
+
+
+def _write(model: PreTrainedModel, index: int, weights: Weights) -> None:
+    linears = block_linears(model, index)
+    for module, W in weights.items():
+        linears[module].write(W)
+
+
+def each_parameter(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Name and weights of every parameter, in the model's order, one block in memory at a time.
+
+    Raises:
+        ModelRefused: values that are not finite.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    prefix = f"{block_prefix(model)}."
+
+    def block_of(name: str) -> int | None:
+        inside = name.startswith(prefix)
+        return int(name.removeprefix(prefix).partition(".")[0]) if inside else None
+
+    for index, group in groupby(names, key=block_of):
+        with nullcontext() if index is None else resident(model, index):
+            for name in group:
+                parameter = model.get_parameter(name).detach()
+                refuse_not_finite(name, parameter)
+                yield name, parameter

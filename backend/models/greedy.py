@@ -1,0 +1,25 @@
+"""Greedy decoding, one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from backend.models.kv_cache import cache_name
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, prompt: Sequence[int]) -> Iterator[int]:
+    """The likeliest tokens after the ids of a prompt, one after the other and without an end.
+
+    The key-value cache is the model's own, so this is what plain `transformers` does.
+    """
+    name, cache = cache_name(model), None
+    given = torch.tensor([[*prompt]], device=model.device)
+    while True:
+        output = model(input_ids=given, use_cache=True, **{name: cache})
+        cache = output[name]
+        given = output.logits[:, -1:].argmax(-1)
+        yield int(given)

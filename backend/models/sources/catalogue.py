@@ -1,0 +1,116 @@
+"""What can be chosen, and what is known of it before it is loaded. Imports no torch.
+
+`inspect` reads config.json and the headers of weight files, so the web process can refuse a model
+that cannot be treated, with the reason, while the person is still filling in the form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.models.facts import LinearShape, ModelFacts, facts_from
+from backend.models.sources import hub, smollm2
+from backend.models.sources.cache import Source, prepared
+from backend.models.sources.gguf import read_gguf
+from backend.models.sources.headers import read_config, read_headers
+from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
+from backend.settings import settings
+
+__all__ = ["Entry", "LinearShape", "ModelFacts", "entries", "inspect"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the model list.
+
+    Attributes:
+        name: the spec to put into a config.
+        note: what to know beforehand; `origin` and `licence` say whose it is.
+        ready: False when it has to be set up first.
+    """
+
+    name: str
+    title: str
+    note: str
+    origin: str
+    licence: str
+    ready: bool
+
+
+TOY_ENTRY = Entry(
+    TOY,
+    "Toy stories (built in)",
+    "a toy: 0.2 million weights, trained here on generated stories",
+    "trained with backend/models/toy/train.py",
+    "that of this program",
+    True,
+)
+
+
+def entries() -> list[Entry]:
+    """What can be chosen now: built-ins, folders and files on disk, cached hub models."""
+    cached = [
+        Entry(hub_id, hub_id, "", f"https://huggingface.co/{hub_id}", "see its model card", True)
+        for hub_id in hub.cached_ids()
+    ]
+    return [TOY_ENTRY, _smollm2_entry(), *_disk_entries(), *cached]
+
+
+def inspect(spec: str) -> ModelFacts:
+    """The facts of a model, from its config and file headers alone.
+
+    Raises:
+        ModelRefused: unknown, unreachable, outside the allowed folders, or not treatable; with
+            `field="model"`.
+    """
+    if spec == TOY:
+        return _folder_facts(spec, TOY_FOLDER, Source(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
+    if spec == smollm2.NAME:
+        folder = prepared(spec)
+        return _folder_facts(spec, folder) if folder else smollm2.expected_facts()
+    if is_hub_id(spec):
+        folder = hub.cached(spec)
+        return _folder_facts(spec, folder) if folder else facts_from(spec, *hub.headers_of(spec))
+    path = on_disk(spec)
+    return _gguf_facts(spec, path) if path.suffix == ".gguf" else _folder_facts(spec, path)
+
+
+def _folder_facts(spec: str, folder: Path, source: Source | None = None) -> ModelFacts:
+    source = source or Source.read(folder) or Source(_title(spec), "", "", "")
+    config, headers = read_config(folder), read_headers(folder)
+    return facts_from(spec, config, headers, source.title, source.note)
+
+
+def _gguf_facts(spec: str, path: Path) -> ModelFacts:
+    if folder := prepared(gguf_name(path)):
+        return _folder_facts(spec, folder)
+    config, headers, note = read_gguf(path)
+    return facts_from(spec, config, headers, path.stem, note)
+
+
+def _title(spec: str) -> str:
+    return spec if is_hub_id(spec) else Path(spec).name
+
+
+def _smollm2_entry() -> Entry:
+    folder = prepared(smollm2.NAME)
+    source = (Source.read(folder) if folder else None) or smollm2.FROM_PACKAGE
+    note = source.note if folder else "93 MB, set up once before its first use"
+    return Entry(
+        smollm2.NAME, source.title, note, source.origin, source.licence, folder is not None
+    )
+
+
+def _disk_entries() -> Iterator[Entry]:
+    """Model folders and GGUF files, up to two levels down the folders of the person's own."""
+    own = (settings().root / "models", *settings().model_dirs)
+    for root in dict.fromkeys(path.expanduser().resolve() for path in own):
+        configs = [
+            path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}config.json")
+        ]
+        folders = {path.parent for path in configs if any(path.parent.glob("*.safetensors"))}
+        files = [path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf")]
+        for path in sorted(folders) + sorted(files):
+            yield Entry(str(path), path.name, "", str(path.parent), "that of the files", True)

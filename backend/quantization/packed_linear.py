@@ -1,0 +1,121 @@
+"""Linear layers that run on packed weights: torch's int4 operator for CPUs.
+
+    y = x What^T,   What_ij = (p_ij - 8) s_ik + b_ik,   p = q + d in 0 .. 15,   b = (8 - z - d) s
+
+The operator takes a scale and a float offset for each group, so every grid of 2, 3 or 4 bits runs
+in its 4-bit container, symmetric or not. With 2 and 3 bits, and whenever z = 8, the shift d makes b
+zero, so that nothing is lost to its rounding. The operator computes in bfloat16. How it lays out
+its buffer depends on the processor, so that is made when a model is loaded and never saved.
+
+Up to `FEW` rows at once the operator is faster than a dense bfloat16 product, since there memory is
+what takes the time; beyond, the weights are unpacked and multiplied densely. For that the codes are
+kept a second time, two in a byte: 8 bits a weight in memory in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from backend.quantization.grid import Quantised
+
+OPERATOR = "_weight_int4pack_mm_for_cpu"
+FEW = 8  # rows of x
+GROUPS = (256, 128, 64, 32)  # the operator's
+MULTIPLE = 16  # of rows of the weight
+MIDDLE, TOP = 8, 15  # of the container's codes
+DTYPE = torch.bfloat16
+
+
+def obstacle(layer: Quantised) -> str:
+    """Why a layer cannot run packed; empty when it can."""
+    rows = len(layer.codes)
+    if not hasattr(torch.ops.aten, OPERATOR):
+        return f"torch {torch.__version__} has no int4 operator for CPUs"
+    if layer.codes.device.type != "cpu":
+        return "the int4 operator is for CPUs"
+    if layer.grid.bits > 4:
+        return f"{layer.grid.bits} bits do not fit into the operator's 4"
+    if rows % MULTIPLE:
+        return f"{rows} outputs are not a multiple of {MULTIPLE}"
+    if not _operator_group(layer.group_size):
+        return f"groups of {layer.group_size} are no multiple of {GROUPS[-1]}"
+    return ""
+
+
+def _operator_group(size: int) -> int:
+    """The largest of the operator's groups that divides `size`; 0: none does."""
+    return next((group for group in GROUPS if size % group == 0), 0)
+
+
+class PackedLinear(nn.Module):
+    """A linear on packed weights; takes and gives bfloat16.
+
+    Args:
+        layer: `obstacle(layer)` is empty.
+        bias: [out], or None.
+    """
+
+    def __init__(self, layer: Quantised, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = layer.codes.shape
+        self.group = _operator_group(layer.group_size)
+        scale, zero = layer.grid.scale, layer.grid.zero
+        shift = (MIDDLE - zero).clamp(0, TOP - layer.grid.top)
+        offset = (MIDDLE - zero - shift) * scale
+        each = torch.stack([scale, offset], -1).repeat_interleave(layer.group_size // self.group, 1)
+        self.scale = nn.Buffer(each.transpose(0, 1).to(DTYPE).contiguous(), persistent=False)
+        codes = layer.codes.view(*scale.shape, -1) + shift.byte().unsqueeze(-1)
+        codes = codes.view(layer.codes.shape)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        self.packed = nn.Buffer(packed, persistent=False)
+        pairs = codes[:, ::2] | codes[:, 1::2] << 4
+        self.pairs = nn.Buffer(pairs.contiguous(), persistent=False)
+        held = None if bias is None else bias.detach().to(DTYPE)
+        self.bias = None if held is None else nn.Parameter(held, requires_grad=False)
+
+    def dense(self) -> Tensor:
+        """The weights [out, in], bfloat16."""
+        codes = torch.stack([self.pairs & 15, self.pairs >> 4], -1)
+        levels = codes.view(self.out_features, -1, self.group).to(DTYPE).sub_(MIDDLE)
+        scale, offset = self.scale.transpose(0, 1).unsqueeze(2).unbind(-1)  # [out, groups, 1]
+        return levels.mul_(scale).add_(offset).view(self.out_features, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if len(rows) > FEW:
+            return linear(x, self.dense(), self.bias)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scale)
+        y = y.view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+def to_bfloat16(model: PreTrainedModel) -> None:
+    """Rounds all parameters; buffers stay: rotary frequencies are float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPE)
+
+
+def pack_model(model: PreTrainedModel, layers: Mapping[str, Quantised]) -> dict[str, str]:
+    """Puts `layers` into `model`, which becomes bfloat16: packed, or dense where that cannot be.
+
+    Returns:
+        Name -> why, of those that are dense.
+    """
+    to_bfloat16(model)
+    dense = dict[str, str]()
+    for name, layer in layers.items():
+        module = model.get_submodule(name)
+        plain = isinstance(module, nn.Linear)
+        if why := obstacle(layer) or ("" if plain else "it is no nn.Linear"):
+            weight = layer.dense()
+            module.get_parameter("weight").data.copy_(weight if plain else weight.T)
+            dense[name] = why
+        else:
+            bias = dict(module.named_parameters()).get("bias")
+            model.set_submodule(name, PackedLinear(layer, bias))
+    return dense

@@ -1,0 +1,252 @@
+"""The command line: `slimscope …`, or `python -m jobs …`.
+
+Exit codes: 0 done, 1 the run failed or was lost, 2 the request was refused, 3 the run was
+cancelled, 4 a replay ended otherwise than its run. With --json every command prints one JSON value
+and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from backend.errors import ConfigRefused
+from backend.queue import service, supervisor
+from backend.queue.folders import read_log, whole_log
+from backend.settings import settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.states import TERMINAL, State
+from backend.store.tables import Job
+from jobs.cli.console import (
+    DIFFERENT,
+    EXIT,
+    FAILED,
+    NAP_S,
+    PERPLEXITY,
+    follow,
+    in_one_line,
+    me,
+    out,
+    say,
+)
+from jobs.cli.decoding import add_decoding
+from jobs.cli.doctor import examine
+from jobs.cli.submit import add_kinds, submit_app
+from jobs.cli.tables import (
+    differences_table,
+    results_table,
+    runs_table,
+    sweep_record,
+    sweep_table,
+)
+from jobs.record import record, summary
+from jobs.replay import Comparison, compare, replay, replayed
+
+app = typer.Typer(
+    help="Compress causal language models and see what compression does to them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(submit_app, name="submit")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Run = Annotated[str, typer.Argument(help="A run, such as sds-0042.")]
+Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it belongs to.")]
+
+
+@app.command("list")
+def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = False) -> None:
+    """List runs, the newest first."""
+    if state and state not in {*State}:
+        raise ConfigRefused(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
+    states = [State(state)] if state else None
+    found = [summary(job) for job in queries.jobs(states, kind or None, limit)]
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    none = f"No runs in {settings().root}. Try: slimscope submit sds --model toy --wait"
+    out.print(runs_table(found) if found else none)
+
+
+@app.command()
+def show(run: Run, as_json: Json = False) -> None:
+    """Show all that is known of a run."""
+    if as_json:
+        print(json.dumps(record(run), indent=1))
+        return
+    job = queries.job(run)
+    out.print(f"{job.run}  {job.state}  {job.stage}")
+    if job.error:
+        out.print(" ".join(filter(None, job.error.values())), markup=False)
+    out.print(results_table(run))
+    if comparison := replayed(job):
+        _print_comparison(comparison)
+    for artifact in queries.artifacts(run):
+        out.print(f"{artifact.kind:<10} {artifact.path}  {artifact.bytes / 1e6:.1f} MB")
+
+
+@app.command("replay")
+def replay_run(
+    run: Run,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it, then compare.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the same once more: frozen config, settings and texts. Says whether the same came out."""
+    new = replay(run, me())
+    supervisor.ensure()
+    if not wait:
+        say(summary(new), as_json, f"{new.run} is queued; it repeats {queries.job(run).run}.")
+        return
+    ended = follow(new.run, quiet=as_json)
+    comparison = compare(run, new.run)
+    if as_json:
+        print(json.dumps(comparison.record(), indent=1))
+    else:
+        _print_comparison(comparison)
+    if comparison.outcome == "different":
+        raise typer.Exit(DIFFERENT)
+    raise typer.Exit(EXIT[State(ended.state)])
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    out.print(escape(str(comparison)))
+    if comparison.outcome != "open" and comparison.differences:
+        out.print(differences_table(comparison))
+
+
+@app.command()
+def logs(
+    run: Run,
+    on: Annotated[bool, typer.Option("-f", "--follow", help="Go on while it works.")] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Of all attempts.")] = False,
+) -> None:
+    """Print the log of a run's newest attempt."""
+    if whole:
+        print(whole_log(run, queries.job(run).attempts_made).decode(errors="replace"), end="")
+        return
+    attempt, offset = 0, None
+    while True:
+        job = queries.job(run)
+        if job.attempts_made != attempt:
+            attempt, offset = job.attempts_made, 0
+        text, _, offset = read_log(job.run, attempt, offset)
+        print(text, end="", flush=True)
+        if not on or (job.state in TERMINAL and not text):
+            return
+        time.sleep(NAP_S)
+
+
+@app.command("sweep")
+def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> None:
+    """Show a sweep by one of its runs: mean ± sample standard deviation over seeds."""
+    jobs = _sweep_of(run)
+    if as_json:
+        print(json.dumps(sweep_record(jobs), indent=1))
+        return
+    states = Counter(job.state for job in jobs)
+    out.print(f"{len(jobs)} runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    out.print(sweep_table(jobs, metric))
+
+
+def _sweep_of(run: str) -> list[Job]:
+    jobs = queries.sweep(run)
+    if not jobs:
+        raise ConfigRefused(f"{queries.job(run).run} belongs to no sweep.", "It was queued alone.")
+    return jobs
+
+
+@app.command()
+def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
+    """Ask a run to end; asked twice, it is killed."""
+    jobs = _sweep_of(run) if whole else [queries.job(run)]
+    if all(job.state in TERMINAL for job in jobs):
+        raise ConfigRefused(f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already.")
+    service.cancel_all([job.run for job in jobs], me())
+    supervisor.ensure()
+    _say_all([queries.job(job.run) for job in jobs], as_json, "is {0.state}, asked to {0.desired}.")
+
+
+@app.command("next")
+def run_next(run: Run, as_json: Json = False) -> None:
+    """Put a waiting run before all others that wait."""
+    job = service.run_next(run, me())
+    say(summary(job), as_json, f"{job.run} is the next to start.")
+
+
+@app.command()
+def resume(run: Run, whole: Whole = False, as_json: Json = False) -> None:
+    """Queue an ended run again, from its last checkpoint."""
+    if whole:
+        jobs = service.resume_all([job.run for job in _sweep_of(run)], me())
+    else:
+        jobs = [service.resume(run, me())]
+    supervisor.ensure()
+    _say_all(jobs, as_json, "is queued again.")
+
+
+def _say_all(jobs: Sequence[Job], as_json: bool, text: str) -> None:
+    """Prints one run, or several, as they are now."""
+    told = [summary(job) for job in jobs]
+    lines = "\n".join(f"{job.run} {text.format(job)}" for job in jobs) or "There is nothing to do."
+    say(told[0] if len(told) == 1 else told, as_json, lines)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that can be chosen."""
+    from dataclasses import asdict
+
+    from backend.models.sources.catalogue import entries
+
+    found = entries()
+    if as_json:
+        print(json.dumps([asdict(e) for e in found], indent=1, default=str))
+        return
+    table = Table("model", "ready", "what it is", "licence", box=None)
+    for entry in found:
+        table.add_row(entry.name, "yes" if entry.ready else "no", entry.title, entry.licence)
+    out.print(table)
+
+
+@app.command()
+def mcp() -> None:
+    """Serve the queue to agents over standard input and output (Model Context Protocol)."""
+    from jobs.cli.mcp import build
+
+    build(me()).run()
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, memory, models, texts, queue."""
+    checks = examine()
+    if as_json:
+        print(json.dumps([vars(c) for c in checks], indent=1))
+    else:
+        for check in checks:
+            out.print(f"{'ok  ' if check.ok else 'LOOK'} {check.name:<12} {check.text}")
+    raise typer.Exit(0 if all(check.ok for check in checks) else FAILED)
+
+
+add_decoding(app)
+
+
+def main() -> None:
+    """The console script."""
+    with in_one_line():
+        upgrade()
+        add_kinds()
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`slimscope bench` and `slimscope generate`: runs of two kinds that people watch to their end."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from backend.queue import service, supervisor
+from backend.store import queries
+from backend.store.states import TERMINAL, State
+from jobs.cli.console import EXIT, follow, me, out
+from jobs.generate import run as generate
+from jobs.generate import transcript
+from jobs.record import record
+from jobs.speed import run as speed
+from jobs.speed.report import arms_of, sentences
+from jobs.submit import submit
+
+WATCH_S = 0.1  # between looks at a text that grows
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def add_decoding(app: typer.Typer) -> None:
+    """Gives the command line its two commands."""
+    app.command("bench")(bench)
+    app.command("generate")(write)
+
+
+def bench(
+    drafters: Annotated[
+        list[str] | None, typer.Argument(help="Runs such as amphista-0007.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(help="Empty: the drafters' base.")] = "",
+    prompts: Annotated[str, typer.Option(help="A set, or file:NAME.jsonl.")] = "auto",
+    assistant: Annotated[str, typer.Option(help="A small model that drafts.")] = "",
+    preset: Annotated[str, typer.Option(help=" | ".join(speed.KINDS[0].presets))] = "default",
+    as_json: Json = False,
+) -> None:
+    """Time decoding with and without drafters on this machine, and say what wins or loses."""
+    values = {"drafters": ", ".join(drafters or ()), "prompts": prompts, "assistant": assistant}
+    values["model"] = model or _base_of(drafters or [])
+    job = submit(speed.NAME, {**speed.KINDS[0].preset(preset), **values}, me())
+    ended = follow(job.run, quiet=as_json)
+    if as_json:
+        print(json.dumps(record(job.run), indent=1))
+    elif ended.error:
+        out.print(f"{ended.run}: " + " ".join(filter(None, ended.error.values())), markup=False)
+    else:
+        out.print(speed_table(job.run))
+        for sentence in sentences(queries.results([job.run])):
+            out.print(sentence, markup=False)
+    raise typer.Exit(EXIT[State(ended.state)])
+
+
+def _base_of(drafters: list[str]) -> str:
+    """The model the first drafter was trained for; the usual one without any."""
+    usual = str(speed.SpeedJob.model_fields["model"].default)
+    return str(queries.job(drafters[0]).config.get("model", usual)) if drafters else usual
+
+
+def speed_table(run: str) -> Table:
+    """One line a decoder."""
+    table = Table("decoder", "tokens/s", "speed-up", "accepted", "break-even", "nodes", box=None)
+    for arm in arms_of(queries.results([run])):
+        table.add_row(
+            escape(arm.label), f"{arm.speed:.1f}", f"{arm.speed_up:.2f}", f"{arm.accepted:.2f}",
+            f"{arm.break_even:.2f}", str(arm.nodes),
+        )  # fmt: skip
+    return table
+
+
+def write(
+    prompt: Annotated[str, typer.Argument(help="What is asked.")],
+    drafter: Annotated[
+        list[str] | None, typer.Option(help="A run such as amphista-0007; may be repeated.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model, or a run that saved one; may be repeated.")
+    ] = None,
+    lookup: Annotated[bool, typer.Option(help="Guess from the text itself first.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 96,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask one prompt of up to four models and drafters, and print the answers as they come."""
+    usual = str(generate.GenerateJob.model_fields["sides"].default)
+    sides = [*(model or ()), *(drafter or ())] or [usual]
+    values = {
+        "prompt": prompt, "sides": ", ".join(sides), "max_new_tokens": max_new_tokens,
+        "temperature": temperature, "seed": seed, "lookup": lookup,
+    }  # fmt: skip
+    job = submit(generate.NAME, values, me())
+    try:
+        for number, side in enumerate(generate.sides_of(job.config["sides"]), 1):
+            _watch(job.run, number, side.name, quiet=as_json)
+    except KeyboardInterrupt:
+        service.cancel(job.run, me())
+        supervisor.ensure()
+        raise
+    ended = follow(job.run, quiet=True)
+    if as_json:
+        texts = [vars(transcript.written(job.run, n)) for n in range(1, len(sides) + 1)]
+        print(json.dumps(texts, indent=1, default=vars))
+    elif ended.error:
+        out.print(" ".join(filter(None, ended.error.values())), markup=False)
+    raise typer.Exit(EXIT[State(ended.state)])
+
+
+def _watch(run: str, side: int, name: str, quiet: bool) -> None:
+    """Prints one side's text while it grows, and how fast it came."""
+    shown, heading = 0, f"[{name}]\n"
+    while True:
+        over = queries.job(run).state in TERMINAL
+        found = transcript.written(run, side)
+        if not quiet:
+            print(
+                heading * (not shown and bool(found.text)) + found.text[shown:], end="", flush=True
+            )
+        shown = len(found.text)
+        if found.end or over:
+            break
+        supervisor.ensure()
+        time.sleep(WATCH_S)
+    if not quiet and found.speed and found.accepted:
+        print(f"\n[{found.speed:.1f} tokens/s, {found.accepted:.2f} tokens a pass]\n")

@@ -1,0 +1,91 @@
+"""What the command line prints of runs: tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from backend.errors import NotFound
+from backend.store import queries
+from backend.store.tables import Job
+from jobs import sweep
+from jobs.kind import kinds
+from jobs.metrics import INTERNAL
+from jobs.record import summary
+from jobs.replay import Comparison
+
+
+def labels(kind: str) -> Mapping[str, str]:
+    """Stage -> label; none of a kind whose plugin is gone."""
+    return kinds()[kind].stages if kind in kinds() else {}
+
+
+def runs_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a run."""
+    table = Table("run", "state", "progress", "model", "name", box=None)
+    for row in found:
+        share = f"{row['progress']:.0%}"
+        table.add_row(
+            row["id"], row["state"], share, escape(str(row["config"].get("model", ""))),
+            escape(row["name"]),
+        )  # fmt: skip
+    return table
+
+
+def results_table(run: str) -> Table:
+    """Every figure of a run."""
+    table = Table("metric", "stage", "value", "±", box=None)
+    names = labels(queries.job(run).kind)
+    for row in queries.results([run]):
+        if row.metric == "kept":
+            table.title = f"Kept: {names.get(row.details['kept'], row.details['kept'])}"
+        if row.metric in INTERNAL:
+            continue
+        spread = "" if row.stderr is None else f"{row.stderr:.3g}"
+        table.add_row(row.metric, names.get(row.stage, row.stage), f"{row.value:.6g}", spread)
+    return table
+
+
+def differences_table(comparison: Comparison) -> Table:
+    """What differs between a run and its replay."""
+    table = Table("what differs", comparison.first, comparison.second, box=None)
+    for difference in comparison.differences:
+        values = (difference.first, difference.second)
+        table.add_row(difference.what, *(escape("–" if v is None else str(v)) for v in values))
+    return table
+
+
+def sweep_record(jobs: Sequence[Job]) -> dict[str, Any]:
+    """A sweep as plain data: its runs, and every figure over seeds."""
+    rows = sweep.table(jobs, queries.results([job.id for job in jobs]))
+    return {
+        "sweep": jobs[0].run,
+        "fields": sweep.varied(jobs),
+        "runs": [summary(job) for job in jobs],
+        "table": [vars(row) for row in rows],
+    }
+
+
+def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
+    """Mean and spread of one metric: one line a combination and stage.
+
+    Raises:
+        NotFound: no run of the sweep has measured it.
+    """
+    rows = sweep.table(jobs, queries.results([job.id for job in jobs]))
+    if metric not in (measured := {row.metric for row in rows}):
+        there = f"There are: {', '.join(sorted(measured)) or 'no figures yet'}."
+        raise NotFound(f"No run of this sweep has measured {metric!r}.", "", there)
+    names = labels(jobs[0].kind)
+    fields = [field for field in sweep.varied(jobs) if field != sweep.SEED]
+    table = Table(*fields, "stage", metric, "±", "n", box=None)
+    for row in rows:
+        if row.metric == metric:
+            chosen = (escape(str(row.values[field])) for field in fields)
+            spread = "" if row.spread is None else f"{row.spread:.3g}"
+            stage = names.get(row.stage, row.stage)
+            table.add_row(*chosen, stage, f"{row.mean:.6g}", spread, str(row.n))
+    return table

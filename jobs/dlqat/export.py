@@ -1,0 +1,99 @@
+"""What a DL-QAT run leaves behind: the exported model, its size, and how fast it decodes packed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from backend.export.formats import bits_per_weight
+from backend.methods.dlqat.checks import quantised_layers
+from backend.methods.dlqat.config import STAGE_LABELS, Stage
+from backend.models.facts import LinearShape
+from backend.reporter import REPLAY
+from backend.store import queries
+from jobs.evaluation.acceleration import SPEED, record_decoding
+
+if TYPE_CHECKING:
+    from backend.methods.dlqat.pipeline import DLQAT
+    from backend.models.loading import LoadedModel
+    from jobs.dlqat.run import DLQATJob
+    from jobs.runtime.context import JobContext
+    from jobs.runtime.progress import Phase
+
+MODEL = "model"  # the folder of the exported model
+PROMPT = 64  # tokens, of the timing
+
+
+def mean_bits(config: DLQATJob, layers: list[LinearShape]) -> float:
+    """Stored bits a weight, over all quantised layers."""
+    total = sum(x.weights for x in layers)
+    bits = sum(
+        x.weights
+        * bits_per_weight(
+            config.bits, config.group_size or x.columns, config.symmetric, config.stored
+        )
+        for x in layers
+    )
+    return bits / total
+
+
+def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobContext) -> None:
+    """Exports the kept stage and records it."""
+    import torch
+
+    from backend.checkpoints import Checkpoints
+    from backend.export.card import model_card
+    from backend.export.layouts import Layout
+    from backend.export.writing import export
+
+    layers, digest = qat.frozen(config.kept), hashlib.sha256()
+    for name, layer in layers.items():
+        for part, tensor in layer.tensors().items():
+            digest.update(f"{name}.{part}".encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    layout = Layout(config.format, config.bits, config.group_size, config.symmetric)
+    measured = {
+        STAGE_LABELS[r.stage]: r.value
+        for r in queries.results([context.run])
+        if r.metric == "perplexity"
+    }
+    card = model_card(
+        loaded.facts.title,
+        context.run,
+        STAGE_LABELS[config.kept],
+        loaded.facts.note,
+        layout,
+        mean_bits(config, quantised_layers(loaded.facts.linears, config)),
+        measured,
+        config.model_dump(mode="json"),
+        queries.job(context.run).environment.get("text", {}),
+    )
+    with Checkpoints(context.folder).write(MODEL) as folder:
+        stored = getattr(torch, config.stored)
+        export(loaded.model, loaded.tokenizer, layers, layout, stored, folder, card)
+    files = (context.folder / MODEL).glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
+    context.result(config.kept, f"bytes/{config.format}", size)
+    context.environment(weights_sha256=digest.hexdigest())
+    context.artifact(context.folder / MODEL, "model", digest.hexdigest())
+    context.log(f"Exported {STAGE_LABELS[config.kept]} as {config.format}, {size / 1e6:.1f} MB.")
+
+
+def time_packed(
+    loaded: LoadedModel, prompt: list[int], config: DLQATJob, reporter: Phase, context: JobContext
+) -> None:
+    """Records tokens per second of the dense model in bfloat16, which `loaded` becomes, and of the
+    exported one on packed weights; says so where there is nothing to time."""
+    if not config.packed or context.has_result(config.kept, SPEED):
+        reporter.progress(1, 1, REPLAY)
+        return
+    if config.format == "dense" or loaded.model.device.type != "cpu":
+        context.log("Packed decoding is not timed: it needs packed weights and a CPU.")
+        return
+    from backend.export.reading import load_packed
+    from backend.quantization.packed_linear import to_bfloat16
+
+    to_bfloat16(loaded.model)
+    packed = load_packed(context.folder / MODEL, context.log)
+    models = {Stage.DENSE.value: loaded.model, config.kept.value: packed}
+    record_decoding(models, prompt[:PROMPT], context, reporter)

@@ -1,0 +1,94 @@
+"""Drafters by the names of the runs that trained them. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backend.errors import ConfigRefused, NotFound, SlimscopeError
+from backend.models.layer_names import read_names
+from backend.queue.folders import run_folder
+from backend.store import queries
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.fields.base_model import saved_config
+
+KIND, FOLDER = "amphista", "drafter"
+
+
+def drafter_run(name: str, field: str) -> Job:
+    """The finished run `name` that trained a drafter.
+
+    Raises:
+        ConfigRefused: there is none, or it has not finished.
+    """
+    do = "Choose a finished run of the kind amphista."
+    try:
+        job = queries.job(name)
+    except NotFound as error:
+        raise ConfigRefused(error.what, error.why, do, field) from error
+    if job.kind != KIND or job.state != State.SUCCEEDED:
+        why = f"{job.run} is a run of the kind {job.kind}, {job.state}."
+        raise ConfigRefused(f"{job.run} holds no drafter.", why, do, field)
+    return job
+
+
+def drafter_folder(job: Job) -> Path:
+    """Where a run keeps its drafter."""
+    return run_folder(job.run) / FOLDER
+
+
+def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
+    """What the drafter's own config says: its shape, its base, its tree.
+
+    Raises:
+        ConfigRefused: it is gone or damaged.
+    """
+    return saved_config(drafter_folder(job), job.run, field)
+
+
+def drafter_bytes(job: Job, field: str = "drafters") -> int:
+    """Size of the drafter's weights.
+
+    Raises:
+        ConfigRefused: they are gone.
+    """
+    file = drafter_folder(job) / "drafter.safetensors"
+    if not file.is_file():
+        raise ConfigRefused(f"What {job.run} saved is gone.", f"{file} is not there.", "", field)
+    return file.stat().st_size
+
+
+def expected_hits(run: str) -> dict[tuple[int, ...], float]:
+    """Path of a guess -> share of held-out anchors at which it was right; nothing where the run
+    is gone."""
+    try:
+        growth = drafter_config(queries.job(run))["growth"]
+    except (SlimscopeError, KeyError):
+        return {}
+    return {tuple(path): value for path, value in growth}
+
+
+def drafters_named(text: str, model: str, field: str) -> list[Job]:
+    """The runs named in a list with commas; all trained for `model`, none twice.
+
+    Raises:
+        ConfigRefused: one is not there, or belongs to another base.
+    """
+    names = dict.fromkeys(read_names(text))
+    found = {job.run: job for job in (drafter_run(name, field) for name in names)}
+    for job in found.values():
+        if job.config["model"] != model:
+            raise ConfigRefused(
+                f"{job.run} cannot draft for {model}.",
+                f"It was trained for {job.config['model']}.",
+                "Choose its base as the model, or another drafter.",
+                field,
+            )
+    return [*found.values()]
+
+
+def finished_drafters() -> Sequence[Job]:
+    """Every run that holds a drafter, the newest first."""
+    return queries.jobs([State.SUCCEEDED], KIND)

@@ -1,0 +1,69 @@
+"""Where a run takes place: device, threads, and the versions needed to repeat it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from backend.errors import ConfigRefused
+from backend.settings import available_threads, settings
+from jobs.kind import JobConfig
+from jobs.runtime.context import JobContext
+
+PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")
+
+
+def prepare(config: JobConfig, context: JobContext) -> str:
+    """Seeds, sets threads and precision, and records where the run takes place.
+
+    Returns:
+        The torch device to use.
+
+    Raises:
+        ConfigRefused: the device asked for is not there.
+    """
+    torch.manual_seed(config.seed)
+    threads = config.threads or settings().threads or available_threads()
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False  # Grams and solvers need full float32
+    device = choose_device(config.device)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # what waits for "the GPU" waits for this one
+    context.environment(
+        host=platform.node(),
+        cpu=processor(),
+        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        threads=threads,
+        python=platform.python_version(),
+        versions={name: version(name) for name in PACKAGES},
+    )
+    return device
+
+
+def choose_device(wanted: str) -> str:
+    """The torch device meant by a config; auto takes a GPU when there is one."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    number = int(wanted.partition(":")[2] or 0)
+    if wanted.startswith("cuda") and number >= torch.cuda.device_count():
+        raise ConfigRefused(
+            f"There is no device {wanted}.",
+            f"torch sees {torch.cuda.device_count()} GPUs.",
+            "Choose auto or cpu.",
+            "device",
+        )
+    return wanted
+
+
+def processor() -> str:
+    """The processor's name and how many cores this process may use."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip() if names else name
+    return f"{name}, {available_threads()} of {os.cpu_count()} cores"

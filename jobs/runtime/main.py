@@ -1,0 +1,95 @@
+"""The process of one attempt: `python -m jobs.runtime.main --attempt ID`.
+
+Exit codes are those of `backend.store.states.Exit`, the same for every engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import traceback
+from contextlib import suppress
+
+from sqlalchemy.exc import OperationalError
+
+from backend.errors import SlimscopeError, Stopped
+from backend.models.memory import is_out_of_memory
+from backend.store.migrate import current_revision, newest_revision
+from backend.store.states import Exit
+from backend.store.tables import Job
+from jobs.kind import kind_named
+from jobs.runtime.context import Fenced, JobContext, claim
+
+
+def main() -> int:
+    """Claims the attempt, runs its job, and records how it ended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--attempt", type=int, required=True)
+    attempt = parser.parse_args().attempt
+    if current_revision() != newest_revision():
+        print("The tables are of another version of Slimscope; restart the dashboard.", flush=True)
+        return Exit.ERROR
+    try:
+        context = claim(attempt)
+        signal.signal(signal.SIGTERM, lambda *_: context.ask_stop())
+        context.start()
+        return carry_out(context)
+    except Fenced:
+        print("Another attempt holds this run; this process ends.", flush=True)
+        return Exit.FENCED
+
+
+def carry_out(context: JobContext) -> int:
+    """Runs the job of a claimed attempt.
+
+    Returns:
+        The exit code that says how it went.
+    """
+    try:
+        kind = kind_named(context.kind)
+        context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
+        kind.run(kind.config.model_validate(context.config), context)
+    except Stopped:
+        context.log("Stopped as asked; everything finished so far is kept.")
+        context.finish("stopped")
+        return Exit.STOPPED
+    except Fenced:
+        raise
+    except OperationalError:  # the database is away: leave without an outcome, to be tried again
+        print_trace()
+        return Exit.ERROR
+    except Exception as error:
+        print_trace()
+        context.finish("failed", error=explain(error))
+        return Exit.ERROR
+    context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
+    return Exit.DONE
+
+
+def print_trace() -> None:
+    """Prints the trace into the log, where the disk has room for it."""
+    with suppress(OSError):
+        traceback.print_exc()
+
+
+def explain(error: Exception) -> dict[str, str]:
+    """What happened, why, and what to do, of any error."""
+    if isinstance(error, SlimscopeError):
+        return {"what": error.what, "why": error.why, "do": error.do}
+    if is_out_of_memory(error):
+        return {
+            "what": "The run needed more memory than there is.",
+            "why": str(error).split("\n")[0][:500],
+            "do": "Free some memory and resume, or add the run anew with fewer segments at a time "
+            "or a shorter context.",
+        }
+    return {
+        "what": "The run stopped at an error it does not know.",
+        "why": f"{type(error).__name__}: {error}"[:500],
+        "do": "The log holds the whole trace. Resume goes on from the last checkpoint.",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The command line, in a process of its own where it matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.kind import kinds
+from jobs.submit import command_line, validated
+
+
+def slimscope(*words: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs", *words],
+        env={**os.environ, "SLIMSCOPE_IDLE_EXIT": "1"},
+        capture_output=True, text=True, check=False, timeout=timeout,
+    )  # fmt: skip
+
+
+def test_submit_wait_show_and_logs(queue: Path) -> None:
+    done = slimscope("submit", "count", "--steps", "2", "--name", "two", "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["state"], found["name"], found["config"]["steps"]) == ("succeeded", "two", 2)
+    again = json.loads(slimscope("show", found["id"], "--json").stdout)
+    assert again == found
+    assert "attempt 1" in slimscope("logs", found["id"], "-f").stdout
+    assert "===== attempt 1 =====" in slimscope("logs", found["id"], "--all").stdout
+    listed = json.loads(slimscope("list", "--json").stdout)
+    assert [row["id"] for row in listed] == [found["id"]]
+
+
+def test_exit_codes_say_how_it_went(queue: Path) -> None:
+    failed = slimscope("submit", "count", "--fails-at", "0", "--wait")
+    assert failed.returncode == 1 and "It was told to." in failed.stdout
+    for words in (
+        ("show", "count-0099"),
+        ("submit", "count", "--steps", "0"),
+        ("submit", "count", "--preset", "none such"),
+        ("list", "--state", "happy"),
+        ("resume", "count-0099"),
+    ):
+        refused = slimscope(*words)
+        assert refused.returncode == 2 and refused.stderr, words
+        assert "Traceback" not in refused.stderr
+
+
+def test_a_switch_can_be_turned_off(queue: Path) -> None:
+    refused = slimscope("submit", "sds", "--model", "toy", "--no-control", "--segments", "0")
+    assert refused.returncode == 2 and "Calibration segments" in refused.stderr
+
+
+def test_a_wrong_setting_is_told_without_a_trace(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_SLOTS", "many")
+    refused = slimscope("list")
+    assert refused.returncode == 2 and "slots" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("SLIMSCOPE_NAMES", "lab.org", "names"),
+        ("SLIMSCOPE_DATA_DIR", "/proc/nowhere", "/proc/nowhere"),
+        ("SLIMSCOPE_DATABASE_URL", "sqlite:////dev/null/results.db", "cannot be used"),
+    ],
+)
+def test_what_keeps_us_from_working_is_one_line(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, why: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    refused = slimscope("list")
+    assert refused.returncode == 2 and why in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_models_and_doctor(queue: Path) -> None:
+    names = {m["name"] for m in json.loads(slimscope("models", "--json").stdout)}
+    assert {"toy", "smollm2-135m"} <= names
+    checks = {c["name"]: c for c in json.loads(slimscope("doctor", "--json").stdout)}
+    assert checks["models"]["ok"] and "toy" in checks["models"]["text"]
+
+
+def test_the_command_line_of_a_config_makes_the_same_config() -> None:
+    kind = kinds()["sds"]
+    values = {
+        "model": "toy",
+        "pattern": "4:8",
+        "control": False,
+        "segments": 4,
+        "base": "sparsegpt",
+    }
+    line = command_line("sds", values)
+    assert line == (
+        "slimscope submit sds --segments 4 --pattern 4:8 --base sparsegpt --no-control --model toy"
+    )
+    assert validated("sds", values) == kind.config.model_validate(values)
+
+
+@pytest.mark.parametrize("name", [*kinds()])
+def test_every_preset_is_a_valid_config(name: str) -> None:
+    for preset in kinds()[name].presets.values():
+        assert validated(name, preset)
+
+
+def test_the_form_side_loads_no_torch() -> None:
+    code = "import jobs.kind, sys; jobs.kind.kinds(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_help_shows_brackets_as_they_are(queue: Path) -> None:
+    shown = slimscope("submit", "dlqat", "--help").stdout.replace("│", "")
+    assert "slimscope[tasks]" in "".join(shown.split())

@@ -1,0 +1,41 @@
+"""`slimscope bench` and `slimscope generate`, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from backend.store import queries
+from jobs.generate.transcript import written
+from tests.jobs.cli.test_app import slimscope
+
+
+def test_a_text_is_printed_as_it_comes(queue: Path) -> None:
+    words = ("generate", "One day Tom found a ball.", "--model", "toy", "--max-new-tokens", "20")
+    done = slimscope(*words)
+    assert done.returncode == 0, done.stderr
+    text = written("generate-0001", 1).text
+    assert text.strip() and text in done.stdout and "tokens a pass" in done.stdout
+    (side,) = json.loads(slimscope(*words, "--json").stdout)
+    assert "".join(piece for each in side["passes"] for piece, _ in each["tokens"]) == text
+    assert slimscope(*words, "--lookup", "--json").returncode == 0
+    assert [queries.job(f"generate-{n:04d}").config["lookup"] for n in (1, 3)] == [False, True]
+
+
+def test_decoders_are_timed_and_judged(queue: Path) -> None:
+    done = slimscope("bench", "--model", "toy", "--preset", "quick look")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "Vanilla" in said and "Prompt lookup is" in said and "texts are vanilla's" in said
+
+
+def test_what_is_not_there_is_refused(queue: Path) -> None:
+    for words in (
+        ("generate", "Why?", "--drafter", "amphista-0099"),
+        ("generate", "", "--model", "toy"),
+        ("bench", "amphista-0099"),
+        ("bench", "--model", "toy", "--preset", "none such"),
+    ):
+        refused = slimscope(*words)
+        assert refused.returncode == 2 and refused.stderr.startswith("slimscope:"), words
+        assert "Traceback" not in refused.stderr

@@ -1,0 +1,120 @@
+"""The tools an agent has, called the way an agent calls them, without a process between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.errors import ConfigRefused
+from backend.queue import supervisor
+from backend.queue.service import Actor
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.tables import Result
+from jobs.cli import mcp as mcp_server
+
+mcp = pytest.importorskip("mcp", reason="pip install 'slimscope[mcp]'")
+HOST = Actor("mira", "host")
+Call = Callable[..., Awaitable[Any]]
+
+
+def tell(answer: Any) -> Any:
+    """What a tool answered: its value, or the words of its error."""
+    if answer.is_error:
+        return answer.content[0].text
+    told = answer.structured_content
+    return told.get("result", told)
+
+
+def talk(server: Any, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
+    async def run() -> list[Any]:
+        async with mcp.Client(server) as client:
+            return [tell(await client.call_tool(name, values)) for name, values in calls]
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "ensure", lambda: None)
+
+
+def test_an_agent_finds_out_what_can_be_run(queue: Path) -> None:
+    (kinds,) = talk(mcp_server.build(HOST), ("kinds", {}))
+    by_name = {kind["name"]: kind for kind in kinds}
+    assert {"sds", "count"} <= set(by_name)
+    assert by_name["count"]["schema"]["properties"]["steps"]["type"] == "integer"
+
+
+def test_an_agent_adds_watches_cancels_and_resumes(queue: Path) -> None:
+    made, listed, ended, again, shown = talk(
+        mcp_server.build(HOST),
+        ("submit_run", {"kind": "count", "config": {"steps": 7}, "name": "by an agent"}),
+        ("runs", {"state": "queued"}),
+        ("cancel_run", {"run": "count-0001"}),
+        ("resume_run", {"run": "1"}),
+        ("show", {"run": "count-0001"}),
+    )
+    assert (made["id"], made["place"], made["config"]["steps"]) == ("count-0001", 1, 7)
+    assert [run["name"] for run in listed] == ["by an agent"]
+    assert ended["state"] == "cancelled" and again["state"] == shown["state"] == "queued"
+    assert queries.job(1).owner == "mira"
+
+
+def test_an_agent_reads_figures(queue: Path) -> None:
+    server = mcp_server.build(HOST)
+    talk(server, ("submit_run", {"kind": "count", "config": {}}))
+    with writing() as session:
+        session.add(Result(job_id=1, stage="run", metric="total", value=2.5, details={"x": 1}))
+    (found,) = talk(server, ("results", {"run": "count-0001"}))
+    assert found == [
+        {"stage": "run", "metric": "total", "value": 2.5, "stderr": None, "n": None, "x": 1}
+    ]
+
+
+def test_errors_say_what_why_and_what_to_do(queue: Path) -> None:
+    unknown, refused, field = talk(
+        mcp_server.build(HOST),
+        ("show", {"run": "count-0099"}),
+        ("submit_run", {"kind": "none", "config": {}}),
+        ("submit_run", {"kind": "count", "config": {"steps": 0}}),
+    )
+    assert "There is no run count-0099." in unknown
+    assert "Choose: " in refused and "must be 1 or more" in field
+    assert queries.jobs() == []
+
+
+def test_the_rules_are_those_of_the_queue(queue: Path) -> None:
+    (refused,) = talk(
+        mcp_server.build(Actor("guest-1", "guest")), ("submit_run", {"kind": "count", "config": {}})
+    )
+    assert "Guests may look, not change." in refused and queries.jobs() == []
+
+
+def test_the_command_serves_over_standard_output(queue: Path) -> None:
+    async def run() -> list[str]:
+        command = mcp.StdioServerParameters(
+            command=sys.executable, args=["-m", "jobs", "mcp"], env=dict(os.environ)
+        )
+        async with mcp.Client(command) as client:
+            tools = await client.list_tools()
+            assert tell(await client.call_tool("runs", {})) == []
+            return sorted(tool.name for tool in tools.tools)
+
+    names = asyncio.run(run())
+    changes = ["cancel_run", "resume_run", "submit_run"]
+    assert names == sorted(["kinds", "results", "runs", "show", *changes])
+    assert json.dumps(names)
+
+
+def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mcp.server", None)
+    with pytest.raises(ConfigRefused, match="pip install -e"):
+        mcp_server.build(HOST)

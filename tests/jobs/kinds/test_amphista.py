@@ -1,0 +1,244 @@
+"""A drafter trained as a job: its record, its files, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.methods.amphista.checkpoint import Amphista
+from backend.methods.amphista.config import WRITERS
+from backend.methods.amphista.generate import generate
+from backend.methods.amphista.training.head_accuracy import NODES
+from backend.models.loading import load
+from backend.models.sources.catalogue import inspect
+from backend.queue.folders import run_folder, work_folder
+from backend.settings import settings
+from backend.store import queries
+from backend.store.states import State
+from backend.store.tables import Job
+from backend.text.prompts import BUILT_IN, SELF, STORIES
+from jobs.amphista.estimate import (
+    cache_bytes,
+    cached_values,
+    drafter_weights,
+    memory,
+    parts,
+    prompt_sets,
+)
+from jobs.amphista.run import AmphistaJob
+from jobs.metrics import metric
+from jobs.replay import compare
+from jobs.submit import checked, submit
+from tests.methods.amphista.toys import base, drafter_of
+from tests.queue.conftest import HOST, Wait, process_of
+
+SMALL = {
+    "model": "toy", "answers": 48, "heldout": 16, "answer_tokens": 24, "minutes": 0, "steps": 24,
+    "batch": 4, "threads": 1, "precision": "float32", "draft_vocabulary": 256,
+}  # fmt: skip
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def finished(wait: Wait, **values: object) -> Job:
+    job = submit("amphista", {**SMALL, **values}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def values(job: Job) -> dict[tuple[str, str], float]:
+    """Every figure that no clock measured."""
+    rows = queries.results([job.id])
+    return {(r.stage, r.metric): r.value for r in rows if not metric(r.metric).timed}
+
+
+def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
+    job = finished(wait)
+    found = {(r.stage, r.metric): r for r in queries.results([job.id])}
+    top = [found[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
+    assert 1 > top[0] > 0.1 and top[0] == max(top)
+    assert found["drafter", "steps"].value == 24
+    assert found["run", "seconds/training"].value > 0
+    assert found["run", "work"].details["timed"] == 0  # the steps were given, not the minutes
+    assert found["drafter", "accepted_length"].value >= 1
+    assert found["drafter", "accepted_length"].details["nodes"] == NODES
+    curves = queries.curves(job.id)
+    assert set(curves["name"]) >= {
+        "loss", "top1/head 1", "top5/head 4", "accepted", "cost/verify", "cost/break even",
+        "tree/accepted", "tree/speed-up",
+    }  # fmt: skip
+    (artifact,) = queries.artifacts(job.run)
+    assert artifact.kind == "drafter" and artifact.sha256 == job.environment["weights_sha256"]
+    assert not work_folder(job.run).exists()
+    drafter, model = Amphista.load(run_folder(job.run) / "drafter"), load("toy").model
+    assert drafter.arm == "Amphista" and drafter.base.name == "toy"
+    one, other = (
+        [token.id for token in generate(model, given, [5, 17, 40], 40, nodes=6)]
+        for given in (None, drafter)
+    )
+    assert one == other
+
+
+def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
+    whole = finished(wait, steps=60)
+    job = submit("amphista", {**SMALL, "steps": 60}, HOST)
+    wait(job.id, when=lambda: (work_folder(job.run) / "drafter").exists())
+    process_of(job.id).kill()
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    killed = queries.job(job.id)
+    assert killed.attempts_made == 2
+    assert killed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    assert values(killed) == values(whole)
+    assert compare(whole.id, killed.id).outcome == "equal"  # whatever tree this machine prefers
+    learnt = [
+        curves[~curves["name"].str.contains("cost/|speed-up")].drop(columns="at")
+        for curves in (queries.curves(whole.id), queries.curves(killed.id))
+    ]
+    assert learnt[0].reset_index(drop=True).equals(learnt[1].reset_index(drop=True))
+
+
+def test_a_run_says_what_its_prompts_ask_about(
+    wait: Wait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the sample of Wikipedia is not set up, the built-in notices are all there is."""
+    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
+    settings.cache_clear()
+    text = finished(wait, prompts=BUILT_IN, steps=2).environment["text"]["prompts"]
+    assert text["corpus"] == BUILT_IN and text["passages"] == "built-in notices"
+
+
+def test_medusa_learns_from_text(wait: Wait) -> None:
+    job = finished(
+        wait,
+        adaptation_layers=0,
+        encoder=False,
+        data="text",
+        answer_tokens=32,
+        steps=12,
+        answers=30,
+    )
+    assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
+    assert job.environment["text"]["training"]["corpus"] == "toystories"
+    _, estimate = checked("amphista", {**SMALL, "data": "text"})
+    assert "guess its answers less well" in estimate.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "field"),
+    [
+        ({"heads": 0}, ConfigRefused, "heads"),
+        ({"heldout": 48}, ConfigRefused, "heldout"),
+        ({"answer_tokens": 4096}, ConfigRefused, "answer_tokens"),
+        ({"adaptation_layers": 3}, ConfigRefused, "adaptation_layers"),
+        ({"teacher_weight": 0, "label_weight": 0}, ConfigRefused, "teacher_weight"),
+        ({"speed": 9}, ConfigRefused, "speed"),
+        ({"model": "nobody/nothing"}, ModelRefused, "model"),
+        ({"prompts": "file:../../etc/passwd"}, TextRefused, "prompts"),
+        ({"prompts": "unknown"}, TextRefused, "prompts"),
+        ({"data": "text", "text": "file:none.txt"}, TextRefused, "text"),
+        ({"data": "text", "text": "self"}, TextRefused, "text"),
+        ({"data": "songs"}, ConfigRefused, "data"),
+    ],
+)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, changed: dict, error: type[SlimscopeError], field: str
+) -> None:
+    with pytest.raises(error) as refused:
+        submit("amphista", {**SMALL, **changed}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
+
+
+def test_a_model_of_chats_asks_itself_as_well() -> None:
+    config = AmphistaJob.model_validate({"model": "smollm2-135m"})
+    toy = inspect("toy")
+    chats = replace(toy, default_text="wikipedia")
+    assert prompt_sets(config, chats) == (BUILT_IN, SELF)
+    assert prompt_sets(config, toy) == (STORIES,)
+    chosen = config.model_copy(update={"prompts": BUILT_IN})
+    assert prompt_sets(chosen, chats) == (BUILT_IN,)
+
+
+def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
+    job = finished(wait, prompts=SELF, steps=12)
+    facts = job.environment["text"]["prompts"]
+    assert (facts["corpus"], facts["count"]) == (SELF, SMALL["answers"])
+    assert compare(job.id, job.id).outcome == "equal"
+
+
+def test_answers_that_do_not_fit_into_memory_are_refused(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.amphista.run.memory_available", lambda: 10**9)
+    config = {"model": "smollm2-135m", "answer_tokens": 8000}
+    with pytest.raises(ModelRefused, match="the answers written at once") as refused:
+        checked("amphista", config)
+    assert refused.value.field == "answer_tokens"
+    facts = inspect("smollm2-135m")
+    assert cached_values(facts) == facts.blocks * 2 * 192
+
+
+def test_the_memory_for_long_prompts_of_a_file_is_counted(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
+    settings.cache_clear()
+    facts = inspect("smollm2-135m")
+    needed = []
+    for name, words in (("short", 300), ("long", 1500), ("endless", 10**5)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "word " * words}))
+        config = AmphistaJob(model="smollm2-135m", prompts=f"file:{name}.jsonl")
+        needed.append(sum(memory(config, facts).values()))
+    row = 4 * WRITERS * (cached_values(facts) + facts.hidden)
+    assert needed[1] - needed[0] == row * (5 * 1500 - 5 * 300) // 2
+    assert needed[2] - needed[0] == row * (facts.context - 5 * 300 // 2 - 64 - 128)
+
+
+def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.amphista.estimate.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    with pytest.raises(ConfigRefused, match="do not fit on the disk") as refused:
+        checked("amphista", SMALL)
+    assert refused.value.field == "answers" and "fewer" in refused.value.do
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"adaptation_layers": 0, "encoder": False}, {"encoder_width": 48}, {"heads": 2},
+     {"adaptation_layers": 0, "encoder": False, "head_layers": 0}, {"encoder": False}],
+)  # fmt: skip
+def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
+    config = AmphistaJob.model_validate({**SMALL, **shape})
+    told = drafter_weights(config, inspect("toy"))
+    assert told == pytest.approx(drafter_of(base(), **shape).parameter_count(), rel=0.1)
+
+
+def test_disk_and_time_are_estimated(queue: Path) -> None:
+    config, estimate = checked("amphista", {**SMALL, "minutes": 7})
+    facts = inspect("toy")
+    assert estimate.seconds is not None and 420 < estimate.seconds < 600
+    assert set(parts(config, facts)) == {"ask", "data", "train", "measure"}
+    asking = config.model_copy(update={"prompts": SELF})
+    assert parts(asking, facts)["ask"] > parts(config, facts)["ask"] == 0
+    tokens = 48 * (24 + 64)
+    assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
+
+
+def test_disk_and_time_of_a_file_follow_its_mean_prompt(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
+    settings.cache_clear()
+    rows = ({"text": "x" * 10}, {"text": "x" * 130})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config, facts = AmphistaJob.model_validate({**SMALL, "prompts": "file:q.jsonl"}), inspect("toy")
+    tokens = 48 * (24 + 64 + (10 + 130) // 2 // 2)
+    assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)

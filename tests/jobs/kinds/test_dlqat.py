@@ -1,0 +1,206 @@
+"""DL-QAT on the toy model, as a job: its record, its files, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.models.sources.catalogue import inspect
+from backend.queue.folders import run_folder, work_folder
+from backend.settings import settings
+from backend.store import queries
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.dlqat.estimate import memory, parts
+from jobs.dlqat.run import DLQATJob, verdict
+from jobs.record import record
+from jobs.submit import checked, submit
+from tests.queue.conftest import HOST, Wait, process_of
+
+SMALL = {
+    "model": "toy", "segments": 4, "context": 64, "windows": 4, "group_size": 32, "rank": 4,
+    "steps": 4, "batch": 2, "length": 32, "save_every": 2, "threads": 1, "precision": "float32",
+    "sample_tokens": 4, "pictures": 2, "lora": False, "packed": False,
+}  # fmt: skip
+PLAIN = Path(__file__).parents[1] / "plain_reload.py"
+
+
+def finished(wait: Wait, **values: object) -> Job:
+    job = submit("dlqat", {**SMALL, **values}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def figures(job: Job, metric: str) -> dict[str, float]:
+    return {r.stage: r.value for r in queries.results([job.id]) if r.metric == metric}
+
+
+def plain_perplexity(run: str) -> float:
+    """Of an exported model, by a process that knows nothing of Slimscope."""
+    from backend.models.loading import load
+    from backend.text.slices import evaluation_slice
+
+    rows = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64).input_ids
+    done = subprocess.run(
+        [sys.executable, str(PLAIN), str(run_folder(run) / "model")],
+        input=json.dumps(rows.tolist()), capture_output=True, text=True, check=True, cwd="/",
+    )  # fmt: skip
+    return float(done.stdout.split()[0])
+
+
+def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
+    job = finished(wait, lora=True, distil=True, packed=True)
+    found = record(job.run)
+    perplexity = figures(job, "perplexity")
+    assert set(perplexity) == {"dense", "rtn", "gptq", "dlqat", "dlqat-kd", "lora"}
+    assert set(figures(job, "relative_error")) == set(perplexity) - {"dense"}
+    assert figures(job, "bits_per_weight")["dlqat"] == 3.5
+    trained = figures(job, "parameters")
+    assert trained["lora"] < trained["dlqat"] == trained["dlqat-kd"]
+    assert {"kl_to_dense", "top1_agreement"} <= {
+        r["metric"] for r in found["results"] if r["stage"] == "dlqat"
+    }
+    assert len(found["tensors"]) == 21 * 6
+    assert found["environment"]["text"]["training"]["corpus"] == "toystories"
+    names = set(queries.curves(job.id)["name"])
+    assert {"loss/dlqat", "rate/dlqat", "changed/dlqat", "m/dlqat/p50", "loss/lora"} <= names
+    profiles = queries.profile_names(job.id)
+    assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {0, 4}
+    assert plain_perplexity(job.run) == pytest.approx(perplexity["dlqat"], rel=1e-5)
+    assert figures(job, "bytes/compressed-tensors")["dlqat"] > 0
+    assert figures(job, "tokens_per_second").keys() == {"dense", "dlqat"}
+    card = (run_folder(job.run) / "model" / "README.md").read_text()
+    assert f"| DL-QAT | {perplexity['dlqat']:.3f} |" in card and job.run in card
+    assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
+
+
+@pytest.mark.parametrize("when", ["gptq-0001", "train-dlqat-1", "stage-dlqat"])
+def test_a_kill_in_the_middle_changes_no_code(wait: Wait, when: str) -> None:
+    whole = finished(wait)
+    job = submit("dlqat", SMALL, HOST)
+    wait(job.id, when=lambda: (work_folder(job.run) / when).exists())
+    process_of(job.id).kill()
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    killed = queries.job(job.id)
+    assert killed.attempts_made == 2
+    assert killed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    for metric in ("perplexity", "relative_error", "kl_to_dense"):
+        assert figures(whole, metric) == figures(killed, metric) != {}
+    curves = [queries.curves(j.id).drop(columns="at") for j in (whole, killed)]
+    assert curves[0].equals(curves[1]) and len(curves[0])
+    seen = [queries.profile_names(j.id) for j in (whole, killed)]
+    assert seen[0].equals(seen[1]) and len(seen[0])
+
+
+def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    lines = [{"instruction": f"Tell of dog {n}.", "output": f"Dog {n} ran."} for n in range(80)]
+    (texts / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(texts))
+    settings.cache_clear()
+    job = finished(
+        wait, training_text="file:asked.jsonl", format="gptq_v2", symmetric=False, gptq=False,
+        start="rounded", checkpointing=True, keep="rtn", length=128,
+    )  # fmt: skip
+    assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
+    kept = next(r for r in queries.results([job.id]) if r.metric == "kept")
+    assert kept.details["kept"] == "rtn"
+    config = json.loads((run_folder(job.run) / "model" / "config.json").read_text())
+    assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "field", "said"),
+    [
+        ({"group_size": 128}, ConfigRefused, "group_size", "Choose 8, 16, 32, 64, or 0"),
+        ({"bits": 1}, ConfigRefused, "bits", "2 or more"),
+        ({"bits": 9}, ConfigRefused, "bits", "8 or less"),
+        ({"rank": 0, "magnitude": False}, ConfigRefused, "rank", "train"),
+        ({"length": 4096}, ConfigRefused, "length", "256"),
+        ({"layers": "attention.*"}, ConfigRefused, "layers", "attention"),
+        ({"format": "gptq", "bits": 5}, ConfigRefused, "format", "compressed-tensors or dense"),
+        ({"format": "gptq", "symmetric": False}, ConfigRefused, "format", "gptq_v2"),
+        ({"format": "gptq", "exclude": "0.*"}, ConfigRefused, "format", "single layers"),
+        ({"keep": "mse"}, ConfigRefused, "keep", "rtn, gptq, dlqat"),
+        ({"keep": "best"}, ConfigRefused, "keep", ""),
+        ({"training_text": "nothing"}, TextRefused, "training_text", "toystories"),
+        ({"training_text": "file:../x.jsonl"}, TextRefused, "training_text", ""),
+        ({"evaluation_text": "self"}, TextRefused, "evaluation_text", ""),
+        ({"context": 4096}, ConfigRefused, "context", ""),
+        ({"model": "nobody/nothing"}, ModelRefused, "model", ""),
+        ({"speed": 9}, ConfigRefused, "speed", ""),
+    ],
+)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, values: dict, error: type[SlimscopeError], field: str, said: str
+) -> None:
+    with pytest.raises(error, match=said or None) as refused:
+        submit("dlqat", {**SMALL, **values}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
+
+
+def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path, monkeypatch):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "short.txt").write_text("The dog ran home. " * 30)
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(texts))
+    settings.cache_clear()
+    job = submit("dlqat", {**SMALL, "training_text": "file:short.txt", "batch": 64}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
+    assert "too little text to train on" in json.dumps(queries.job(job.id).error)
+
+
+def test_what_a_person_should_know_is_said_beforehand(queue: Path) -> None:
+    _, estimate = checked("dlqat", {**SMALL, "symmetric": False})
+    said = " ".join(estimate.warnings)
+    assert "% of the model's" in said and "dequantize=True" in said
+    assert estimate.seconds and estimate.bytes > 1e6
+
+
+def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
+    small = memory(DLQATJob.model_validate(SMALL), inspect("toy"))
+    monkeypatch.setattr("jobs.dlqat.run.memory_available", lambda: sum(small.values()) + 10**6)
+    checked("dlqat", SMALL)
+    with pytest.raises(ConfigRefused, match="gradient checkpointing") as refused:
+        checked("dlqat", {**SMALL, "batch": 512})
+    assert refused.value.field == "batch"
+
+    def training(**values: object) -> int:
+        config = DLQATJob.model_validate({**SMALL, **values})
+        return memory(config, inspect("toy"))["training"]
+
+    assert training(checkpointing=True) < small["training"]
+    cached = [training(distil=True, teacher="cached", steps=steps) for steps in (1000, 2000)]
+    kept = 1000 * DLQATJob.model_validate(SMALL).batch * DLQATJob.model_validate(SMALL).length
+    assert cached[1] - cached[0] == kept * 64 * 8 * 2  # what is predicted is held twice at most
+
+
+def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
+    chosen = dict.fromkeys(("mse", "m_only", "lora_only", "distil", "lora_rtn", "lora_gptq"), True)
+    config = DLQATJob.model_validate({**SMALL, **chosen, "packed": True})
+    found = parts(config, inspect("toy"))
+    assert all(work > 0 for work in found.values())
+    assert {f"make {s}" for s in config.stages[1:]} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "said"),
+    [
+        ({"dlqat": 20.0, "gptq": 40.0}, "DL-QAT ends 50.0 % below GPTQ."),
+        ({"dlqat": 20.0, "gptq": 40.0, "lora-gptq": 25.0, "lora": 16.0},
+         "50.0 % below GPTQ and 20.0 % below LoRA, then GPTQ. The same training without "
+         "quantisation ends at 16.00: quantisation costs 25.0% on top of it."),
+        ({"dense": 21.0, "dlqat": 20.0, "rtn": 40.0}, "below the dense model because it was"),
+        ({"dlqat": 41.0, "gptq": 40.0}, "Training did not help on this model."),
+        ({"gptq": 40.0}, ""),
+    ],
+)  # fmt: skip
+def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
+    assert said in verdict(perplexity) and bool(verdict(perplexity)) == bool(said)

@@ -1,0 +1,178 @@
+"""A saved model beside its dense one, as a job: what is measured, told, and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ConfigRefused, SlimscopeError
+from backend.models.sources.catalogue import inspect
+from backend.queue import service
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Artifact, Job, Result
+from jobs.evaluation import quality
+from jobs.evaluation.acceleration import CSR, DENSE, MODEL, SEMI, SPEED, SPEED_UP, formats, said
+from jobs.evaluation.quality import samples_of
+from jobs.evaluation.run import EvaluationJob, memory, subjects, verdict
+from jobs.submit import checked, submit
+from tests.jobs.kinds.test_sds import SMALL
+from tests.queue.conftest import HOST, Wait
+
+TINY = {"context": 64, "windows": 8, "threads": 1, "sample_tokens": 8}
+Rows = dict[tuple[str, str], Result]
+
+
+def finished(wait: Wait, kind: str, **values: object) -> Job:
+    job = submit(kind, values, HOST)
+    ended = wait(job.id, State.SUCCEEDED, State.FAILED)
+    assert ended == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def figures(run: int) -> Rows:
+    return {(row.stage, row.metric): row for row in queries.results([run])}
+
+
+def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) -> None:
+    pruned = finished(wait, "sds", **SMALL, control=False, adjust="off")
+    job = finished(wait, "evaluation", model=pruned.run, **TINY)
+    rows, theirs = figures(job.id), figures(pruned.id)
+    kept = theirs["run", "kept"].details["kept"]
+    for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
+        expected = theirs[stage, "perplexity"].value
+        assert rows[mine, "perplexity"].value == pytest.approx(expected, rel=1e-4)
+    assert rows[MODEL, "zero_share"].value == pytest.approx(0.5)
+    assert queries.job(job.id).environment["base"] == "toy"
+    sizes = formats(rows)
+    assert list(sizes) == ["dense", "2:4", "bitmask"] and sizes["2:4"] / sizes["dense"] == 9 / 16
+    assert rows[MODEL, "kl_to_dense"].value > 0 and 0 < rows[MODEL, "top1_agreement"].value < 1
+    assert (DENSE, "kl_to_dense") not in rows
+    prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
+    assert prompts[0] == prompts[1] and len(prompts[0]) == quality.PROMPTS
+    assert rows[MODEL, SPEED].value > 0 and rows[DENSE, SPEED].value > 0
+    assert 0.5 in rows[MODEL, CSR].details["zeros"] and (MODEL, SEMI) not in rows
+    told = " ".join(said(rows))
+    assert "as 2:4 the linear layers take 56 % of dense" in told
+    assert "2:4 kernels: none on this device" in told
+    assert verdict({DENSE: 4.0, MODEL: 5.0}) == "Perplexity is 25.0 % above the dense one."
+
+    with writing() as session:  # as a kill between two figures leaves it
+        session.delete(session.get_one(Result, (job.id, MODEL, "kl_to_dense")))
+        session.get_one(Job, job.id).state = State.FAILED
+    service.resume(job.id, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    again = figures(job.id)
+    assert again.keys() == rows.keys()
+    kl = (MODEL, "kl_to_dense")
+    assert again[kl].value == rows[kl].value and again[kl].value > 0
+    assert again[MODEL, SPEED].value == rows[MODEL, SPEED].value  # not measured again
+    assert (MODEL, SPEED_UP) in again
+
+
+def test_a_model_is_equal_to_itself(wait: Wait) -> None:
+    job = finished(wait, "evaluation", model="toy", dense="toy", speed=False, **TINY)
+    rows = figures(job.id)
+    assert rows[MODEL, "kl_to_dense"].value == pytest.approx(0, abs=1e-6)
+    assert rows[MODEL, "top1_agreement"].value == rows[MODEL, "greedy_agreement"].value == 1
+    assert rows[MODEL, "perplexity"].value == rows[DENSE, "perplexity"].value
+    assert (MODEL, SPEED) not in rows and (MODEL, CSR) not in rows
+    assert said(rows) == [
+        "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
+    ]
+
+
+def test_a_model_alone_has_nothing_to_be_compared_with(wait: Wait) -> None:
+    job = finished(wait, "evaluation", model="toy", **TINY)
+    rows = figures(job.id)
+    assert {stage for stage, _ in rows} == {MODEL, "run"}
+    assert (MODEL, "kl_to_dense") not in rows and (MODEL, SPEED_UP) not in rows
+    assert rows[MODEL, "bits_per_byte"].value > 0 and rows[MODEL, SPEED].n == 5
+
+
+def row(stage: str, metric: str, value: float, **details: object) -> Result:
+    return Result(job_id=1, stage=stage, metric=metric, value=value, details=details)
+
+
+@pytest.mark.parametrize(
+    ("up", "stderr", "words"),
+    [
+        (1.04, 0.001, "no speed-up here"),
+        (1.2, 0.2, "no speed-up here"),
+        (0.9, 0.2, "no speed-up here"),
+        (1.6, 0.01, "1.60 × the dense speed"),
+        (0.55, 0.1, "slower than the dense model here, 0.55 ×"),
+    ],
+)
+def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
+    up: float, stderr: float, words: str
+) -> None:
+    span = {"lowest": 19.0, "highest": 22.0}
+    found = {(stage, SPEED): row(stage, SPEED, 20.0, **span) for stage in (MODEL, DENSE)}
+    found[MODEL, SPEED_UP] = row(MODEL, SPEED_UP, up)
+    found[MODEL, SPEED_UP].stderr = stderr
+    assert words in said(found)[0] and "20 tokens/s (19 to 22)" in said(found)[0]
+
+
+def test_where_leaving_out_zeros_pays_is_told() -> None:
+    about = {"zeros": [0.5, 0.9], "own": 0.5}
+    never = {(MODEL, CSR): row(MODEL, CSR, 0.4, break_even=None, **about)}
+    assert "0.40 × dense at this model's 50 %; it does not pay up to 90 % zeros" in said(never)[0]
+    once = {(MODEL, CSR): row(MODEL, CSR, 0.4, break_even=0.87, **about)}
+    assert "it pays from 87 % zeros on" in said(once)[0]
+    kernel = row(MODEL, SEMI, 0.9, batches=[1, 64], speed_up=[0.9, 1.5])
+    assert "0.90 × with 1 rows at once, 1.50 × with 64" in said(once | {(MODEL, SEMI): kernel})[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "words"),
+    [
+        ({"model": "sds-0009"}, "model", "no run"),
+        ({"model": "count-0001"}, "model", "saved no model"),
+        ({"model": "toy", "dense": "smollm2-135m"}, "dense", "was not made of"),
+        ({"model": "toy", "context": 100_000}, "context", "does not fit"),
+        ({"model": "toy", "evaluation_text": "nothing"}, "evaluation_text", "nothing"),
+        ({"model": "toy", "tasks": "piqa"}, "tasks", "pip install -e"),
+        ({"model": "toy", "tasks": "../etc"}, "tasks", "names of tasks"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_beside_its_field(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, values: dict, field: str, words: str
+) -> None:
+    monkeypatch.setattr("backend.evaluation.zero_shot.find_spec", lambda _: None)
+    submit("count", {}, HOST)
+    with pytest.raises(SlimscopeError, match=words) as refused:
+        checked("evaluation", values)
+    assert refused.value.field == field
+
+
+def test_what_a_run_is_compared_with(queue: Path) -> None:
+    submit("count", {}, HOST)
+    with writing() as session:
+        session.get_one(Job, 1).config = {"model": "toy"}
+        session.add(
+            Artifact(job_id=1, kind="model", path="count-0001/model", bytes=1, created_at=1)
+        )
+    found = subjects(EvaluationJob(model="count-0001"))
+    assert found[DENSE] == "toy" and found[MODEL].endswith("artifacts/count-0001/model")
+    assert subjects(EvaluationJob(model="count-0001", dense="other"))[DENSE] == "other"
+    assert subjects(EvaluationJob(model="toy")) == {MODEL: "toy"}
+
+
+def test_what_does_not_fit_is_read_block_by_block(queue: Path) -> None:
+    facts = inspect("smollm2-135m")
+    config = EvaluationJob()
+    streamed, needed = memory(config, facts, 2, 64 * 2**30)
+    assert not streamed and needed["weights"] == 2 * 4 * facts.parameters
+    streamed, less = memory(config, facts, 2, 1 * 2**30)
+    assert streamed and less["weights"] < needed["weights"] / 2
+
+
+def test_every_figure_is_plain_data(queue: Path) -> None:
+    config, _ = checked("evaluation", {"model": "toy", "tasks": ""})
+    assert json.loads(config.model_dump_json())["model"] == "toy"
+    with pytest.raises(ConfigRefused):
+        checked("evaluation", {"model": "toy", "batch": 0})

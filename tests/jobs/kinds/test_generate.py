@@ -1,0 +1,140 @@
+"""The generate job: texts side by side, pass by pass, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ConfigRefused, ModelRefused, SlimscopeError
+from backend.methods.amphista.config import LOOKED_UP
+from backend.models.loading import load
+from backend.queue.folders import read_log, run_folder
+from backend.store import queries
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.generate.run import sides_of
+from jobs.generate.transcript import Pass, Written, file_of, first_difference, writing, written
+from jobs.submit import checked, submit
+from tests.jobs.kinds.test_speed import trained
+from tests.methods.amphista.test_engine import plain
+from tests.methods.amphista.toys import END, base, toy_prompts
+from tests.queue.conftest import HOST, Wait, process_of
+
+PROMPT = load("toy").tokenizer.decode(toy_prompts()[0], skip_special_tokens=True)
+SMALL = {
+    "prompt": PROMPT, "sides": "toy", "max_new_tokens": 24, "threads": 1, "precision": "float32",
+    "nodes": 4,
+}  # fmt: skip
+
+
+def finished(wait: Wait, **values: object) -> Job:
+    job = submit("generate", {**SMALL, **values}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def test_with_and_without_a_drafter_side_by_side(wait: Wait) -> None:
+    one = trained()
+    job = finished(wait, sides=f"toy, {one.run}")
+    tokenizer = load("toy").tokenizer
+    ids = tokenizer(PROMPT).input_ids
+    expected = plain(base(), ids, 24, [END])
+    first, second = written(job.run, 1), written(job.run, 2)
+    assert first.text == second.text == tokenizer.decode(expected, skip_special_tokens=True)
+    assert len(first.tokens) == len(expected) and {head for _, head in first.tokens} == {0}
+    assert first.accepted == 1.0 and second.accepted is not None and second.accepted >= 1.0
+    assert first.speed and second.speed and first.end in ("limit", "end")
+    assert any(each.rejected for each in second.passes) and not first.passes[0].rejected
+    figures = {(r.stage, r.metric): r for r in queries.results([job.id])}
+    assert figures["side-2", "accepted_length"].value == second.accepted
+    assert figures["side-2", "tokens_per_second"].details["side"] == one.run
+
+
+def test_what_was_looked_up_is_told_apart(wait: Wait) -> None:
+    prompt = load("toy").tokenizer.decode(toy_prompts()[8], skip_special_tokens=True)
+    plainly = finished(wait, prompt=prompt)
+    job = finished(wait, prompt=prompt, sides=f"toy, {trained().run}", lookup=True)
+    for side in (1, 2):
+        found = written(job.run, side)
+        assert found.text == written(plainly.run, 1).text
+        assert LOOKED_UP in {head for _, head in found.tokens}
+    assert "a tree of 4 nodes" in read_log(job.run, 1)[0]
+
+
+def test_sampling_and_stop_strings(wait: Wait) -> None:
+    job = finished(wait, sides="toy,toy", temperature=0.8, top_p=0.9, stop=" and |zebra")
+    one, other = written(job.run, 1), written(job.run, 2)
+    assert one.text == other.text  # the same seed
+    assert " and " not in one.text and one.end in ("stop", "limit", "end")
+
+
+def test_a_killed_side_is_written_anew_and_a_finished_one_kept(wait: Wait) -> None:
+    job = submit("generate", {**SMALL, "sides": "toy,toy", "max_new_tokens": 180}, HOST)
+    wait(job.id, when=lambda: bool(written(job.run, 2).passes))
+    first = file_of(job.run, 1).read_bytes()
+    process_of(job.id).kill()
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    assert file_of(job.run, 1).read_bytes() == first
+    assert written(job.run, 1).text == written(job.run, 2).text != ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "field"),
+    [
+        ({"prompt": ""}, ConfigRefused, "prompt"),
+        ({"sides": " , "}, ConfigRefused, "sides"),
+        ({"sides": "toy,toy,toy,toy,toy"}, ConfigRefused, "sides"),
+        ({"sides": "amphista-0999"}, ConfigRefused, "sides"),
+        ({"sides": "sds-0999"}, ConfigRefused, "sides"),
+        ({"sides": "toy, nobody/nothing"}, ModelRefused, "sides"),
+        ({"sides": "/etc"}, ModelRefused, "sides"),
+        ({"max_new_tokens": 4000}, ConfigRefused, "max_new_tokens"),
+        ({"typical": True}, ConfigRefused, "typical"),
+        ({"temperature": -1}, ConfigRefused, "temperature"),
+        ({"temperature": 1e-40}, ConfigRefused, "temperature"),
+        ({"repetition_penalty": 1e-40}, ConfigRefused, "repetition_penalty"),
+    ],
+)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, changed: dict, error: type[SlimscopeError], field: str
+) -> None:
+    with pytest.raises(error) as refused:
+        submit("generate", {**SMALL, **changed}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
+
+
+def test_a_lossy_acceptance_is_a_warning(queue: Path) -> None:
+    _, estimate = checked("generate", {**SMALL, "typical": True, "temperature": 0.7})
+    assert "another text than the base" in estimate.warnings[0]
+
+
+def test_who_answers_is_known_by_name(queue: Path) -> None:
+    mine = trained()
+    model, drafter = sides_of(f"smollm2-135m, {mine.run}")
+    assert (model.model, model.drafter) == ("smollm2-135m", None)
+    assert (drafter.model, drafter.drafter) == ("toy", run_folder(mine.run) / "drafter")
+
+
+# the file -----------------------------------------------------------------------------------------
+
+
+def test_half_a_line_is_not_read(queue: Path) -> None:
+    with writing("generate-0001", 1) as writer:
+        writer.add(ms=50.0, tokens=[["A", 0]], rejected=[])
+        writer.add(ms=20.0, tokens=[[" cat", 1], [" sat", 0]], rejected=[" dog"])
+    file = file_of("generate-0001", 1)
+    file.write_text(file.read_text() + '{"ms": 1', encoding="utf-8")
+    found = written("generate-0001", 1)
+    assert found.passes[1] == Pass([(" cat", 1), (" sat", 0)], [" dog"], 20.0)
+    assert (found.text, found.speed, found.accepted, found.end) == ("A cat sat", 100.0, 2.0, "")
+    assert written("generate-0001", 2) == Written()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "place"),
+    [("abc", "abd", 2), ("abc", "abc", None), ("ab", "abc", None), ("", "a", None)],
+)
+def test_where_texts_part(one: str, other: str, place: int | None) -> None:
+    assert first_difference(one, other) == place

@@ -1,0 +1,244 @@
+"""SDS on the toy model, as a job: its record, its files, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.models.memory import RUNTIME
+from backend.models.sources.catalogue import inspect
+from backend.queue.folders import run_folder, work_folder
+from backend.store import queries
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.record import record
+from jobs.runtime.main import explain
+from jobs.sds.estimate import disk, memory
+from jobs.sds.run import SDSJob, verdict
+from jobs.submit import checked, submit
+from tests.queue.conftest import HOST, Wait, process_of
+
+SMALL = {
+    "model": "toy", "segments": 8, "context": 64, "windows": 8, "adjust_steps": 5,
+    "redense_steps": 5, "threads": 1, "precision": "float32",
+}  # fmt: skip
+
+
+LITTLE = int(1.1 * RUNTIME)  # memory that a run on the toy fits into, but not comfortably
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+PLAIN = Path(__file__).parents[1] / "plain_reload.py"
+
+
+def finished(wait: Wait, **values: object) -> Job:
+    job = submit("sds", {**SMALL, **values}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def plain_perplexity(run: str) -> tuple[float, float]:
+    """Perplexity and zero share of a saved model, by a process that knows nothing of Slimscope."""
+    from backend.models.loading import load
+    from backend.text.slices import evaluation_slice
+
+    rows = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64).input_ids
+    done = subprocess.run(
+        [sys.executable, str(PLAIN), str(run_folder(run) / "model")],
+        input=json.dumps(rows.tolist()), capture_output=True, text=True, check=True, cwd="/",
+    )  # fmt: skip
+    value, zeros, n = done.stdout.split()
+    return float(value), int(zeros) / int(n)
+
+
+def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
+    job = finished(wait, pattern="2:4", base="wanda")
+    found = record(job.run)
+    assert {"id", "kind", "state", "config", "results", "tensors", "artifacts", "timings"} <= set(
+        found
+    )
+    ppl = {r["stage"]: r["value"] for r in found["results"] if r["metric"] == "perplexity"}
+    assert list(ppl) == sorted(["dense", "first", "control", "redense", "second", "sds"])
+    assert ppl["dense"] < ppl["first"] and ppl["sds"] < ppl["first"]
+    assert len(found["tensors"]) == 21 * 6  # every linear at every stage
+    pruned = [t for t in found["tensors"] if t["stage"] in ("first", "control", "sds")]
+    assert all(t["zero_share"] == 0.5 for t in pruned)
+    assert found["environment"]["text"]["evaluation"]["corpus"] == "toystories"
+    _, estimate = checked("sds", SMALL)
+    assert 1e8 < found["timings"]["peak_bytes"] < 1.2 * estimate.bytes
+    kept = next(r["kept"] for r in found["results"] if r["metric"] == "kept")
+    value, zero_share = plain_perplexity(job.run)
+    assert value == pytest.approx(ppl[kept], rel=1e-4)
+    assert zero_share == 0.5
+    assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
+
+
+def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
+    whole = finished(wait)
+    job = submit("sds", SMALL, HOST)
+    wait(job.id, when=lambda: any(work_folder(job.run).glob("second-*")))
+    process_of(job.id).kill()
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    killed = queries.job(job.id)
+    assert killed.attempts_made == 2
+    assert killed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    for metric in ("perplexity", "heldout_loss", "relative_error", "zero_share"):
+        values = [
+            {r.stage: r.value for r in queries.results([j.id]) if r.metric == metric}
+            for j in (whole, killed)
+        ]
+        assert values[0] == values[1] and values[0]
+    tables = [queries.tensor_table(j.id).sort_values(["tensor", "stage"]) for j in (whole, killed)]
+    assert tables[0].reset_index(drop=True).equals(tables[1].reset_index(drop=True))
+    curves = [queries.curves(j.id).drop(columns="at") for j in (whole, killed)]
+    assert curves[0].equals(curves[1]) and len(curves[0])
+
+
+def test_a_streamed_run_ends_as_one_in_memory(wait: Wait) -> None:
+    small = {"until": "first", "pattern": "50%", "allocation": "owl", "owl_outlier": 3}
+    whole = finished(wait, **small)
+    streamed = finished(wait, **small, weights="streamed", activations="disk")
+    assert streamed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    for metric in ("perplexity", "heldout_loss", "zero_share"):
+        values = [
+            {r.stage: r.value for r in queries.results([j.id]) if r.metric == metric}
+            for j in (whole, streamed)
+        ]
+        assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
+    curves = queries.curves(streamed.id)
+    assert set(curves[curves["name"] == "owl/sparsity"]["step"]) == {0, 1, 2}
+    assert plain_perplexity(streamed.run)[1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_data_free_calibration(wait: Wait) -> None:
+    job = finished(wait, calibration_text="self", pattern="50%", adjust="off", control=False)
+    assert job.environment["text"]["calibration"]["corpus"] == "self"
+    stages = {r.stage for r in queries.results([job.id]) if r.metric == "perplexity"}
+    assert stages == {"dense", "first", "redense", "second"}
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "field"),
+    [
+        ({"pattern": "3:5"}, ConfigRefused, "pattern"),
+        ({"pattern": "two"}, ConfigRefused, "pattern"),
+        ({"context": 4096}, ConfigRefused, "context"),
+        ({"context": 8}, ConfigRefused, "context"),
+        ({"segments": 0}, ConfigRefused, "segments"),
+        ({"base": "guess"}, ConfigRefused, "base"),
+        ({"speed": 9}, ConfigRefused, "speed"),
+        ({"exclude": "down_proj"}, ConfigRefused, "exclude"),
+        ({"overrides": "mlp.*=5:9"}, ConfigRefused, "overrides"),
+        ({"overrides": "mlp.*"}, ConfigRefused, "overrides"),
+        ({"allocation": "owl"}, ConfigRefused, "allocation"),
+        ({"weights": "streamed", "calibration_text": "self"}, ConfigRefused, "calibration_text"),
+        ({"model": "/etc"}, ModelRefused, "model"),
+        ({"model": "nobody/nothing"}, ModelRefused, "model"),
+        ({"calibration_text": "file:../../etc/passwd"}, TextRefused, "calibration_text"),
+        ({"evaluation_text": "self"}, TextRefused, "evaluation_text"),
+    ],
+)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, values: dict, error: type[SlimscopeError], field: str
+) -> None:
+    with pytest.raises(error) as refused:
+        submit("sds", {**SMALL, **values}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
+
+
+def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
+    _, estimate = checked("sds", {**SMALL, "segments": 1})
+    assert "few for layers with 192 inputs" in estimate.warnings[0]
+    assert estimate.seconds and estimate.seconds > 0 and estimate.bytes > 1e6
+
+
+@pytest.mark.parametrize(
+    ("available", "values", "streamed"),
+    [
+        (10**10, {}, False),
+        (10**10, {"weights": "streamed"}, True),
+        (LITTLE, {}, True),
+        (LITTLE, {"weights": "memory"}, False),
+        (LITTLE, {"calibration_text": "self"}, False),
+    ],
+)
+def test_a_model_is_streamed_when_it_would_not_fit(
+    available: int, values: dict, streamed: bool
+) -> None:
+    config = SDSJob.model_validate({**SMALL, **values})
+    chosen, needed = memory(config, inspect("toy"), available)
+    assert chosen is streamed
+    assert (needed["weights"] < 4 * inspect("toy").parameters) is streamed
+
+
+def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.sds.run.memory_available", lambda: LITTLE)
+    _, estimate = checked("sds", SMALL)
+    assert "read from disk" in estimate.warnings[-1]
+    with pytest.raises(ModelRefused) as refused:
+        checked("sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"})
+    assert refused.value.field == "segments" and "wait on disk" in refused.value.do
+    checked("sds", {**SMALL, "segments": 4096, "context": 256})  # they wait on disk by themselves
+
+
+def test_memory_that_does_not_last_says_what_to_lower() -> None:
+    said = (
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    told = explain(RuntimeError(f"{said}.\nStack"))
+    assert told["what"] == "The run needed more memory than there is."
+    assert told["why"].endswith("9 bytes.") and "fewer segments" in told["do"]
+    assert "does not know" in explain(RuntimeError("shapes cannot be multiplied"))["what"]
+
+
+def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = inspect("toy")
+    pruned = facts.linear_weights
+    sizes = [disk(SDSJob.model_validate({**SMALL, **x}), facts) for x in (
+        {}, {"control": False}, {"base": "sparsegpt"}, {"until": "first"}, {"activations": "disk"},
+    )]  # fmt: skip
+    states = 2 * 4 * 8 * 64 * facts.hidden
+    assert sizes == [
+        sizes[0], sizes[0] - 4 * pruned, sizes[0] + 2 * pruned, sizes[0] - 12 * pruned,
+        sizes[0] + states,
+    ]  # fmt: skip
+    monkeypatch.setattr("jobs.sds.estimate.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    with pytest.raises(ConfigRefused, match="6 stages") as refused:
+        checked("sds", SMALL)
+    assert refused.value.field == "until"
+
+
+def test_the_disk_estimate_holds(wait: Wait) -> None:
+    job = submit("sds", SMALL, HOST)
+    wait(job.id, when=lambda: any(work_folder(job.run).glob("second-0002")))
+    stored = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
+    facts = inspect("toy")
+    expected = disk(SDSJob.model_validate(SMALL), facts) - 4 * facts.parameters
+    assert stored == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sds", "control", "said"),
+    [
+        (60.0, 80.0, "SDS ends 40.0 % below the first pruning and 25.0 % below its control."),
+        (90.0, 80.0, "12.5 % above its control. The re-dense detour did not pay on this model."),
+        (60.0, None, "not known"),
+    ],
+)
+def test_the_verdict_says_whether_it_helped(sds: float, control: float | None, said: str) -> None:
+    perplexity = {"dense": 20.0, "first": 100.0, "sds": sds}
+    assert said in verdict(perplexity | ({"control": control} if control else {}))

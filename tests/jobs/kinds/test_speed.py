@@ -1,0 +1,200 @@
+"""The speed job: its figures, its words, and that a kill times nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.methods.amphista.checkpoint import Amphista, BaseFacts, pack
+from backend.queue.folders import work_folder
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.fields.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
+from jobs.speed.report import COMBINED, VANILLA, arms_of, sentences
+from jobs.submit import submit
+from tests.methods.amphista.toys import base, drafter_of
+from tests.queue.conftest import HOST, Wait, process_of
+
+SMALL = {
+    "model": "toy", "count": 4, "max_new_tokens": 16, "rounds": 1, "threads": 1,
+    "precision": "float32",
+}  # fmt: skip
+GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125), ((0, 0, 0), 0.1)]
+
+
+def trained(kind: str = "amphista", model: str = "toy", **fields: object) -> Job:
+    """A finished run with a drafter, without the training."""
+    job = submit("amphista", {"model": model, "answers": 64}, HOST)
+    with writing() as session:
+        row = session.get_one(Job, job.id)
+        row.state, row.kind = State.SUCCEEDED, kind
+        session.flush()
+    job = queries.job(job.id)
+    folder = drafter_folder(job)
+    folder.mkdir(parents=True)
+    drafter = drafter_of(base(), **fields)
+    pack(drafter, BaseFacts.of(base(), "toy"), GROWTH, {}, {}, 40).save(folder)
+    return job
+
+
+def finished(wait: Wait, **values: object) -> Job:
+    job = submit("speed", {**SMALL, **values}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
+
+
+def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
+    one, medusa = trained(), trained(adaptation_layers=0, encoder=False)
+    job = finished(
+        wait, drafters=f"{one.run}, {medusa.run}", assistant="toy", try_sizes=True, nodes=4
+    )
+    arms = {arm.name: arm for arm in arms_of(queries.results([job.id]))}
+    assert next(iter(arms)) == VANILLA
+    combined = {one.run + COMBINED, medusa.run + COMBINED}
+    assert set(arms) == {VANILLA, "lookup", "assistant", one.run, medusa.run} | combined
+    assert all(arm.same == 1 and arm.prompts == 4 for arm in arms.values())
+    assert (arms[VANILLA].accepted, arms[VANILLA].speed_up, arms[VANILLA].break_even) == (1, 1, 1)
+    assert arms["assistant"].accepted > 3  # the base itself guesses
+    assert arms[one.run].nodes == 4 and arms[one.run].label == f"Amphista ({one.run})"
+    assert arms[medusa.run].kind == "Medusa"
+    assert arms[one.run + COMBINED].label == f"Lookup, Amphista ({one.run})"
+    assert not any(arms[name].hits for name in combined)  # a tree of which only a part is asked
+    assert list(arms[one.run].hits) == [(0,), (1,), (0, 0)] and not arms["lookup"].hits
+    assert expected_hits(one.run) == dict(GROWTH) and expected_hits("amphista-0099") == {}
+    right = sum(arms[one.run].hits.values())
+    assert arms[one.run].accepted == pytest.approx(1 + right, abs=0.2)  # last passes are cut
+    assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
+               for arm in arms.values())  # fmt: skip
+    assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
+    curves = queries.curves(job.id)
+    assert set(curves[curves["name"] == f"{one.run}/accepted"]["step"]) == {2, 4}
+    assert set(curves["name"]) >= {"cost/verify", f"{medusa.run}/speed-up"}
+    said = sentences(queries.results([job.id]))[:6]  # behind them, perhaps, that others worked here
+    assert len(said) == 6 and all("All 4 texts are vanilla's" in text for text in said)
+    whole = {row.metric: row for row in queries.results([job.id]) if row.stage == "run"}
+    fastest = max(arms.values(), key=lambda arm: arm.speed)
+    assert whole["tokens_per_second"].value == fastest.speed
+    assert whole["speed_up"].value == fastest.speed_up
+    assert whole["speed_up"].details == {"of": fastest.label}
+
+
+def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
+    one = trained()
+    for values in ({"nodes": 1}, {"nodes": 4, "combined": False}):
+        job = finished(wait, drafters=one.run, lookup=False, count=1, **values)
+        assert {arm.name for arm in arms_of(queries.results([job.id]))} == {VANILLA, one.run}
+
+
+def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
+    job = submit("speed", {**SMALL, "count": 12, "max_new_tokens": 48, "rounds": 3}, HOST)
+
+    def answers(prompt: int) -> list[Path]:
+        return [*work_folder(job.run).glob(f"prompt-{prompt:05d}-*/answers.json")]
+
+    wait(job.id, when=lambda: bool(answers(0)))
+    first = answers(0)[0]
+    process_of(job.id).kill()
+    before = first.read_bytes()
+    wait(job.id, when=lambda: queries.job(job.id).attempts_made == 2)
+    wait(job.id, State.SUCCEEDED, State.FAILED, when=lambda: bool(answers(11)))
+    assert not first.exists() or first.read_bytes() == before
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    assert arms_of(queries.results([job.id]))[0].prompts == 12
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "field"),
+    [
+        ({"drafters": "amphista-0999"}, ConfigRefused, "drafters"),
+        ({"drafters": "toy"}, ConfigRefused, "drafters"),
+        ({"max_new_tokens": 4096}, ConfigRefused, "max_new_tokens"),
+        ({"rounds": 0}, ConfigRefused, "rounds"),
+        ({"assistant": "nobody/nothing"}, ModelRefused, "model"),
+        ({"prompts": "file:none.jsonl"}, TextRefused, "prompts"),
+    ],
+)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, changed: dict, error: type[SlimscopeError], field: str
+) -> None:
+    with pytest.raises(error) as refused:
+        submit("speed", {**SMALL, **changed}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
+
+
+def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
+    with pytest.raises(ConfigRefused, match="holds no drafter") as refused:
+        drafters_named(trained(kind="sds").run, "toy", "drafters")
+    assert refused.value.field == "drafters"
+    mine = trained()
+    with pytest.raises(ConfigRefused, match="was trained for toy"):
+        drafters_named(mine.run, "smollm2-135m", "drafters")
+    assert [j.run for j in drafters_named(f" {mine.run},{mine.run} ,", "toy", "")] == [mine.run]
+    with pytest.raises(ConfigRefused, match="too large") as refused:
+        submit("speed", {**SMALL, "drafters": mine.run, "nodes": 6}, HOST)
+    assert refused.value.field == "nodes" and "5 or fewer" in refused.value.do
+    assert [job.run for job in finished_drafters()] == [mine.run]
+    assert Amphista.load(drafter_folder(mine)).growth == GROWTH
+
+
+# words --------------------------------------------------------------------------------------------
+
+
+def rows(up: float, accepted: float, verify: float, draft: float, same: float = 1.0) -> list:
+    """The results of vanilla and of one drafter."""
+
+    def row(stage: str, metric: str, value: float, n: int = 12, **details: object) -> object:
+        return SimpleNamespace(stage=stage, metric=metric, value=value, n=n, details=details)
+
+    def of(name: str, up: float, accepted: float, verify: float, draft: float) -> list:
+        parts = {"draft": draft, "verify": verify, "accept": 0.0, "cache": 0.0}
+        return [
+            row(name, "speed_up", up, lowest=up - 0.01, highest=up + 0.01, nodes=8,
+                arm="" if name == VANILLA else "Amphista"),
+            row(name, "accepted_length", accepted, lengths={"1": 3, "2": 9}),
+            row(name, "break_even", verify + draft, milliseconds=parts),
+            row(name, "same_text", same, first_difference=None if same == 1 else 4),
+            row("run", "work", 1e9),
+        ]  # fmt: skip
+
+    return of("amphista-0007", up, accepted, verify, draft) + of(VANILLA, 1.0, 1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ((1.30, 1.8, 1.2, 0.15), "Amphista (amphista-0007) is faster than vanilla here: 1.30×"),
+        ((0.89, 1.2, 1.3, 0.05), "slower than vanilla here: 0.89× (0.88 to 0.90)"),
+        ((0.89, 1.2, 1.3, 0.05), "What it loses most by is verifying up to 8 tokens at once."),
+        ((0.89, 1.2, 1.05, 0.3), "What it loses most by is drafting."),
+        ((0.80, 1.01, 1.2, 0.05), "Hardly a guess is right."),
+        ((1.01, 1.4, 1.3, 0.1), "is as fast as vanilla here (1.01×)"),
+        ((1.30, 1.8, 1.2, 0.15), "yields 1.80 tokens and takes 1.35 times a vanilla one"),
+        ((1.30, 1.8, 1.2, 0.15), "verifying 1.20, drafting 0.15, choosing and moving rows 0.00."),
+        ((1.30, 1.8, 1.2, 0.15, 0.75), "9 of 12 texts are vanilla's to the last token; the first"),
+    ],
+)
+def test_the_words_say_which_term_wins_or_loses(figures: tuple, said: str) -> None:
+    (sentence,) = sentences(rows(*figures))
+    assert said in sentence
+
+
+def test_an_unquiet_machine_is_told() -> None:
+    def told(low: float, high: float) -> list[str]:
+        speed = SimpleNamespace(
+            stage=VANILLA, metric="tokens_per_second", value=high, n=3,
+            details={"lowest": low, "highest": high},
+        )  # fmt: skip
+        return sentences([*rows(1.30, 1.8, 1.2, 0.15), speed])[1:]
+
+    assert told(28, 30) == []
+    assert "vanilla wrote 20 to 30 tokens/s from round to round" in told(20, 30)[0]
+
+
+def test_nothing_compared_is_nothing_said() -> None:
+    assert sentences([]) == [] == sentences([r for r in rows(1, 1, 1, 0) if r.stage == VANILLA])

@@ -1,0 +1,97 @@
+"""Statistics of a model as it is, as a job: what it stores, what it refuses, how it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+import backend.models.sources.toy
+from backend.checkpoints import Checkpoints
+from backend.errors import ConfigRefused, SlimscopeError
+from backend.models.sources.catalogue import inspect
+from backend.models.stored_weights import StoredLinears
+from backend.queue.folders import work_folder
+from backend.reporter import SilentReporter
+from backend.settings import Settings
+from backend.statistics.tensors import TensorSnapshot
+from backend.store import queries
+from backend.store.states import State
+from jobs.runtime.context import JobContext
+from jobs.submit import submit
+from jobs.weight_statistics.run import StatisticsJob, measured
+from tests.queue.conftest import HOST, Wait
+
+TOY = Path(backend.models.sources.toy.__file__).parent
+TENSOR = "model.layers.1.mlp.up_proj.weight"
+
+
+def test_every_matrix_is_measured_as_it_lies_in_the_file(wait: Wait) -> None:
+    job = submit("statistics", {"model": "toy"}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    table = queries.tensor_table(job.id)
+    assert len(table) == 21 and {*table["stage"]} == {"dense"}
+    stored = {k: v.float().numpy() for k, v in load_file(TOY / "model.safetensors").items()}
+    for row in table.itertuples():
+        weight = stored[row.tensor]
+        assert row.n == weight.size and row.zeros == (weight == 0).sum()
+        assert row.std == pytest.approx(weight.std(), rel=1e-4)
+    norms = next(p for p in queries.profiles(job.id, TENSOR, "row_norm"))
+    assert norms.values == pytest.approx(np.linalg.norm(stored[TENSOR], axis=1), rel=3e-4)
+    (share,) = [r.value for r in queries.results([job.id]) if r.metric == "zero_share"]
+    assert share == table["zeros"].sum() / table["n"].sum()
+    assert not work_folder(job.run).exists()
+
+
+def test_what_cannot_be_read_is_refused_before_it_waits(wait: Wait, tmp_path: Path) -> None:
+    for model, kind in (("no/such-model", SlimscopeError), ("", ConfigRefused)):
+        with pytest.raises(kind):
+            submit("statistics", {"model": model}, HOST)
+    with pytest.raises(SlimscopeError):
+        submit("statistics", {"model": str(tmp_path)}, HOST)
+    assert queries.jobs() == []
+
+
+def test_a_folder_means_the_same_wherever_the_job_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOY.parent)
+    assert StatisticsJob(model="./toy").model == str(TOY)
+    assert StatisticsJob(model=" toy ").model == "toy"
+
+
+def test_a_damaged_model_is_named(wait: Wait, current: Settings) -> None:
+    copy = current.root / "models" / "copy"
+    copy.mkdir(parents=True)
+    for file in TOY.iterdir():
+        if file.is_file():
+            (copy / file.name).write_bytes(file.read_bytes())
+    weights = load_file(copy / "model.safetensors")
+    weights[TENSOR][0, 0] = float("nan")
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    job = submit("statistics", {"model": str(copy)}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
+    error = queries.job(job.id).error
+    assert error and error["what"] == "model.layers.1.mlp.up_proj holds values that are not finite."
+    assert TENSOR not in set(queries.tensor_table(job.id)["tensor"])
+
+
+class Told(SilentReporter):
+    """A context that keeps the snapshots."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoints, self.snapshots = Checkpoints(folder), list[TensorSnapshot]()
+
+    def snapshot(self, snapshot: TensorSnapshot) -> None:
+        self.snapshots.append(snapshot)
+
+
+def test_a_block_an_earlier_attempt_has_measured_is_not_read_again(tmp_path: Path) -> None:
+    stored = StoredLinears(TOY, inspect("toy").linears)
+    first, second = Told(tmp_path), Told(tmp_path)
+    zeros = measured(stored, 0, "cpu", cast(JobContext, first))
+    assert len(first.snapshots) == 7 and zeros == sum(s.zeros for s in first.snapshots)
+    unread = cast(StoredLinears, None)
+    assert measured(unread, 0, "cpu", cast(JobContext, second)) == zeros
+    assert second.snapshots == []

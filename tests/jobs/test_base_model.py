@@ -1,0 +1,110 @@
+"""What decodes: models of the catalogue, and what runs have saved, packed weights included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from backend.errors import ConfigRefused
+from backend.export.layouts import Layout
+from backend.export.writing import export
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import load, save
+from backend.models.sources.catalogue import inspect
+from backend.quantization.grid import Quantised
+from backend.quantization.range_search import find_grid
+from backend.queue.folders import run_folder
+from backend.store import queries
+from backend.store.session import now_ms, writing
+from backend.store.states import State
+from backend.store.tables import Artifact, Job
+from jobs.fields.base_model import base_of
+from jobs.generate.transcript import written
+from jobs.submit import checked, submit
+from tests.queue.conftest import HOST, Wait
+
+ASKED = {"prompt": "One day a cat", "max_new_tokens": 12, "threads": 1}
+
+
+def saved(kind: str, bits: int = 0) -> str:
+    """A finished run that saved the toy, quantised to so many bits where they are given."""
+    job = submit("amphista", {"model": "toy", "answers": 64}, HOST)
+    with writing() as session:
+        row = session.get_one(Job, job.id)
+        row.kind, row.state = kind, State.SUCCEEDED
+        session.flush()
+        path = f"{row.run}/model"
+        session.add(Artifact(job_id=job.id, kind="model", path=path, bytes=1, created_at=now_ms()))
+    run, toy = queries.job(job.id).run, load("toy")
+    folder = run_folder(run) / "model"
+    folder.mkdir(parents=True)
+    if not bits:
+        save(toy.model, toy.tokenizer, folder, "# card")
+        return run
+    layers = {}
+    for block in range(len(decoder_blocks(toy.model))):
+        for linear in block_linears(toy.model, block).values():
+            grid = find_grid(linear.read(), bits, 32, True, "mse")
+            layers[linear.name] = Quantised(grid, grid.codes(linear.read()).to(torch.uint8))
+    layout = Layout("compressed-tensors", bits, 32, True)
+    export(toy.model, toy.tokenizer, layers, layout, torch.float16, folder, "# card")
+    return run
+
+
+def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
+    plain, packed = saved("sds"), saved("dlqat", bits=4)
+    assert base_of("toy").source == "toy" and not base_of("toy").packed
+    assert base_of(plain).source == str(run_folder(plain) / "model")
+    assert base_of(packed).packed and base_of(packed).facts == inspect("toy")
+    with pytest.raises(ConfigRefused, match="sds-0999") as refused:
+        base_of("sds-0999", "sides")
+    assert refused.value.field == "sides"
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut short"])
+def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: str) -> None:
+    run = saved("sds")
+    config = run_folder(run) / "model" / "config.json"
+    if harm == "gone":
+        config.unlink()
+    else:
+        config.write_text(config.read_text()[:20])
+    for kind, field in (("speed", "model"), ("generate", "sides")):
+        with pytest.raises(ConfigRefused, match="not whole") as refused:
+            checked(kind, {"sides": run, **ASKED} if kind == "generate" else {"model": run})
+        assert refused.value.field == field
+
+
+@pytest.mark.parametrize("kind", ["amphista", "speed", "generate"])
+def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> None:
+    run = saved("dlqat", bits=4)
+    values = {"sides": run, **ASKED} if kind == "generate" else {"model": run}
+    checked(kind, values)
+    with pytest.raises(ConfigRefused, match="do not compute in float32") as refused:
+        checked(kind, {**values, "precision": "float32"})
+    assert refused.value.field == "precision"
+
+
+def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) -> None:
+    base = saved("dlqat", bits=4)
+    values = {
+        "model": base, "minutes": 0, "steps": 3, "answers": 12, "answer_tokens": 24, "heldout": 4,
+        "batch": 4, "threads": 1,
+    }  # fmt: skip
+    trained = submit("amphista", values, HOST)
+    ended = wait(trained.id, State.SUCCEEDED, State.FAILED)
+    assert ended == State.SUCCEEDED, queries.job(trained.id).error
+    job = submit("generate", {**ASKED, "sides": f"{base}, {trained.run}", "nodes": 2}, HOST)
+    ended = wait(job.id, State.SUCCEEDED, State.FAILED)
+    assert ended == State.SUCCEEDED, queries.job(job.id).error
+    alone, drafted = written(job.run, 1), written(job.run, 2)
+    assert alone.text and drafted.text[:4] == alone.text[:4]  # in 16 bits near ties may part
+    other = saved("dlqat", bits=3)
+    with writing() as session:  # as if its base had been trained anew
+        row = session.get_one(Job, trained.id)
+        row.config = {**row.config, "model": other}
+    job = submit("generate", {**ASKED, "sides": trained.run}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
+    assert "belongs to another base" in str(queries.job(job.id).error)

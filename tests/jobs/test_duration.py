@@ -1,0 +1,71 @@
+"""How long a run will take, from those that have finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Job, Result
+from jobs.runtime.duration import START_S, seconds_for
+from jobs.submit import checked
+
+
+def finished(
+    number: int, work: float, seconds: float, timed: float = 0.0, **values: object
+) -> None:
+    """A run that took `seconds`, of which it had been given `timed`."""
+    row = {
+        "id": number, "kind": "amphista", "owner": "x", "config": {"model": "toy"},
+        "config_hash": "", "created_at": 1, "queued_at": 1, "state": State.SUCCEEDED,
+        "attempts_made": 1, "started_at": 1000, "finished_at": 1000 + round(1000 * seconds),
+    }  # fmt: skip
+    with writing() as session:
+        session.add(Job(**(row | values)))
+        session.flush()
+        details = {"timed": timed}
+        session.add(Result(job_id=number, stage="run", metric="work", value=work, details=details))
+
+
+def test_nobody_has_finished_yet(queue: Path) -> None:
+    seconds, basis = seconds_for("amphista", "toy", 1e12, timed=60)
+    assert seconds > 60 + START_S and "first guess" in basis
+
+
+def test_runs_of_the_same_size_count(queue: Path) -> None:
+    """Small runs are mostly overhead: theirs is not the pace of a large one."""
+    for number, seconds in enumerate((30, 32, 34), 1):
+        finished(number, 1e9, START_S + seconds)
+    for number, seconds in enumerate((100, 110, 900), 11):
+        finished(number, 1e12, START_S + seconds)
+    seconds, basis = seconds_for("amphista", "toy", 2e12)
+    assert seconds == pytest.approx(START_S + 220) and basis == "learned from 3 finished runs"
+    assert seconds_for("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 32)
+
+
+def test_of_equal_runs_the_newest_count(queue: Path) -> None:
+    """The machine, or the program, has become faster."""
+    for number, seconds in enumerate((100, 100, 100, 10, 10, 10), 1):
+        finished(number, 1e9, START_S + seconds)
+    assert seconds_for("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 10)
+
+
+def test_given_time_is_taken_as_given(queue: Path) -> None:
+    finished(1, 1e9, START_S + 40 + 600, timed=600)
+    assert seconds_for("amphista", "toy", 1e9, timed=60)[0] == pytest.approx(START_S + 40 + 60)
+    assert "first guess" in seconds_for("amphista", "toy", 1e9)[1]  # whose steps are given
+    short, long = (
+        checked("amphista", {"model": "toy", "minutes": minutes})[1] for minutes in (1, 11)
+    )
+    assert long.seconds and short.seconds
+    assert long.seconds - short.seconds == pytest.approx(600)
+
+
+def test_others_and_interrupted_runs_teach_nothing(queue: Path) -> None:
+    finished(1, 1e9, 5000, config={"model": "other"})
+    finished(2, 1e9, 5000, attempts_made=2)
+    finished(3, 1e9, 5000, kind="sds")
+    finished(4, 1e9, 5000, state=State.FAILED)
+    assert "first guess" in seconds_for("amphista", "toy", 1e9)[1]

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from backend.errors import ModelRefused
+from backend.models.blocks import block_linears
+from backend.models.sources.catalogue import entries, inspect
+from backend.models.sources.spec import TOY_FOLDER, materialise
+from backend.settings import settings
+
+NO_TORCH = """
+import sys
+from backend.models import estimate
+from backend.models.catalogue import entries, inspect
+estimate.memory_needed(inspect("toy"))
+inspect("smollm2-135m")
+entries()
+print(sorted({"torch", "transformers", "accelerate"} & set(sys.modules)))
+"""
+
+
+def test_looking_loads_no_tensor_library():
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_headers_tell_what_the_loaded_model_is(family, model, current):
+    """The oracle is the model itself: names, shapes, counts."""
+    folder = current.root / "models" / family
+    model.save_pretrained(folder)
+    facts = inspect(str(folder))
+    real = [linear for index in range(3) for linear in block_linears(model, index).values()]
+    assert {(x.name, x.block, x.module, x.rows, x.columns) for x in facts.linears} == {
+        (x.name, x.block, x.module, *x.shape) for x in real
+    }
+    assert facts.parameters == model.num_parameters()
+    assert facts.architecture == type(model).__name__
+    assert (facts.blocks, facts.hidden, facts.vocabulary, facts.context) == (3, 32, 96, 64)
+    assert (facts.dtype, facts.default_text) == ("float32", "wikipedia")
+    assert facts.linear_weights == sum(x.shape[0] * x.shape[1] for x in real)
+
+
+def test_the_toy():
+    facts = inspect("toy")
+    assert facts.default_text == "toystories"
+    assert facts.parameters < 250_000
+    assert "toy" in facts.note
+    assert all(linear.columns % 64 == 0 for linear in facts.linears)
+
+
+def test_smollm2_is_known_before_it_is_there(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
+    settings.cache_clear()
+    facts = inspect("smollm2-135m")
+    assert facts.parameters == 134_515_008
+    assert len(facts.linears) == 210
+    assert "set up once" in facts.note
+    smollm2 = next(entry for entry in entries() if entry.name == "smollm2-135m")
+    assert not smollm2.ready
+
+
+@pytest.fixture
+def folder(current) -> Path:
+    """A copy of the toy that a test may spoil."""
+    target = current.root / "models" / "mine"
+    shutil.copytree(TOY_FOLDER, target)
+    return target
+
+
+def configure(folder, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def refusal(spec) -> ModelRefused:
+    with pytest.raises(ModelRefused) as caught:
+        inspect(str(spec))
+    assert caught.value.field == "model"
+    assert caught.value.why
+    assert caught.value.do
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "not a causal language model"),
+        ({"architectures": None}, "not a causal language model"),
+        ({"num_local_experts": 8}, "mixture of experts"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised already (gptq)"),
+        ({"num_hidden_layers": 4}, "names 4 blocks"),
+        ({"vocab_size": "many"}, "no vocab_size"),
+    ],
+)
+def test_a_config_nothing_here_can_treat(folder, changes, reason):
+    configure(folder, **changes)
+    assert reason in refusal(folder).why
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "reason"),
+    [
+        ("model.layers.0.mlp.experts.gate_up_proj", (4, 8, 8), "float32", "experts"),
+        ("model.layers.0.mlp.experts.0.w1.weight", (8, 8), "float32", "experts"),
+        ("model.layers.0.conv.weight", (8, 1, 4), "float32", "shape"),
+        ("model.layers.0.extra.weight", (8, 8), "int8", "I8"),
+    ],
+)
+def test_weights_nothing_here_can_treat(folder, name, shape, dtype, reason):
+    save_file({name: np.zeros(shape, dtype)}, folder / "model-2.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = {"weight_map": {name: "model-2.safetensors", "other": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert reason in refusal(folder).why
+
+
+def test_pickled_weights_are_not_opened(folder):
+    (folder / "model.safetensors").unlink()
+    assert "no model.safetensors" in refusal(folder).why
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04boom")
+    assert "pickle" in refusal(folder).why
+
+
+def test_a_missing_shard_is_named(folder):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-2.safetensors is missing" in refusal(folder).why
+
+
+@pytest.mark.parametrize("content", [b"", b"no header", struct.pack("<Q", 2**60) + b"{}"])
+def test_a_damaged_weight_file(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    assert "damaged" in refusal(folder).why
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_damaged_config(folder, content):
+    (folder / "config.json").write_text(content)
+    assert "config.json" in refusal(folder).why
+
+
+@pytest.mark.parametrize("spec", ["", "gpt2", "toy2", "models/x/y", "C:\\model", "a//b", "a/../b"])
+def test_a_spec_that_names_nothing(current, spec):
+    assert "names no model" in refusal(spec).what
+
+
+def test_a_hub_id_offline(current, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "cannot be reached" in refusal("nobody/nothing").why
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_lies_outside_may_not_be_read(current, tmp_path, inside):
+    """A path, one with dots and a link are treated alike, whether the target exists or not."""
+    outside = tmp_path / "outside"
+    if inside:
+        shutil.copytree(TOY_FOLDER, outside)
+    models = current.root / "models"
+    models.mkdir(parents=True)
+    (models / "link").symlink_to(outside)
+    for spec in (outside, models / ".." / ".." / "outside", models / "link"):
+        assert "outside the folders" in refusal(spec).why
+        with pytest.raises(ModelRefused):
+            materialise(str(spec))
+
+
+def test_a_link_inside_a_folder_may_not_lead_out(folder, tmp_path):
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    assert "outside the folders" in refusal(folder).why
+
+
+def test_a_path_that_is_not_there(current):
+    assert "no folder" in refusal(current.root / "models" / "none").why
+    assert "no folder" in refusal(current.root / "models" / "none.gguf").why
+
+
+def test_entries_list_what_is_on_disk(data_dir, tmp_path, monkeypatch):
+    shutil.copytree(TOY_FOLDER, tmp_path / "shelf" / "org" / "one")
+    (tmp_path / "shelf" / "two.gguf").write_bytes(b"")
+    (tmp_path / "shelf" / "empty").mkdir()
+    monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", json.dumps([str(tmp_path / "shelf")]))
+    settings.cache_clear()
+    listed = {entry.name: entry for entry in entries()}
+    assert list(listed)[:2] == ["toy", "smollm2-135m"]
+    one = str(tmp_path / "shelf" / "org" / "one")
+    assert {one, str(tmp_path / "shelf" / "two.gguf")} < set(listed)
+    assert not any("empty" in name for name in listed)
+    assert inspect(one).parameters == inspect("toy").parameters
+
+
+def test_a_cached_hub_model_needs_no_network(current, tmp_path, monkeypatch):
+    repository = tmp_path / "models--org--small"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    shutil.copytree(TOY_FOLDER, repository / "snapshots" / "abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert inspect("org/small").parameters == inspect("toy").parameters
+    assert materialise("org/small") == repository / "snapshots" / "abc"
+    monkeypatch.setattr("backend.models.sources.hub.scan_cache_dir", lambda: scan(tmp_path))
+    assert "org/small" in {entry.name for entry in entries()}
+    (repository / "snapshots" / "abc" / "model.safetensors").unlink()
+    assert "org/small" not in {entry.name for entry in entries()}
+
+
+def scan(folder):
+    from huggingface_hub import scan_cache_dir
+
+    return scan_cache_dir(folder)
+
+
+def test_smollm2_expected_shapes_are_those_of_its_config(data_dir, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
+    settings.cache_clear()
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    real = {(x.name, x.shape) for i in range(30) for x in block_linears(model, i).values()}
+    facts = inspect("smollm2-135m")
+    assert {(x.name, (x.rows, x.columns)) for x in facts.linears} == real
+    assert facts.parameters == model.num_parameters()

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+
+from backend.errors import ModelRefused
+from backend.models.loading import load
+from backend.models.sources.catalogue import inspect
+from backend.models.sources.gguf import dequantised_note
+from backend.models.sources.spec import TOY_FOLDER, materialise
+from backend.settings import settings
+
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's order of the rotary rows of q and k [out, in]."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return halves.swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_toy(path: Path, kind: Kind = Kind.F32, **fields: int) -> Path:
+    """The toy as a GGUF file: linears in `kind`, the rest float32."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(3)
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(192)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    for name, value in fields.items():
+        writer.add_uint32(f"llama.{name}", value)
+    add_tokenizer(writer)
+    for name, parameter in load("toy").model.named_parameters():
+        add_tensor(writer, name, parameter.detach().numpy(), kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add_tokenizer(writer: gguf.GGUFWriter) -> None:
+    bpe = json.loads((TOY_FOLDER / "tokenizer.json").read_text())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
+    writer.add_token_types([3] + [1] * 511)
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+
+
+def add_tensor(writer: gguf.GGUFWriter, name: str, weight: np.ndarray, kind: Kind) -> None:
+    if name == "model.embed_tokens.weight":
+        return writer.add_tensor("token_embd.weight", weight)
+    if name == "model.norm.weight":
+        return writer.add_tensor("output_norm.weight", weight)
+    block, module = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+    if module in ("self_attn.q_proj", "self_attn.k_proj"):
+        weight = interleaved(weight, 2 if "q_proj" in module else 1)
+    target = f"blk.{block}.{NAMES[module]}.weight"
+    if weight.ndim == 1 or kind == Kind.F32:
+        return writer.add_tensor(target, weight)
+    return writer.add_tensor(target, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+
+
+@pytest.fixture
+def file(current, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
+    settings.cache_clear()
+    return current.root / "models" / "toy.gguf"
+
+
+def test_a_float_file_gives_the_same_model(file):
+    write_toy(file)
+    converted, original = load(str(file)), load("toy")
+    assert converted.facts.note == ""
+    for (name, mine), (own, theirs) in zip(
+        converted.model.named_parameters(), original.model.named_parameters(), strict=True
+    ):
+        assert name == own
+        assert torch.equal(mine, theirs), name
+    text = "Once upon a time, there was a little girl."
+    assert converted.tokenizer.encode(text) == original.tokenizer.encode(text)
+
+
+def test_header_and_converted_folder_tell_the_same(file):
+    write_toy(file, Kind.Q8_0)
+    before = inspect(str(file))
+    materialise(str(file))
+    after = inspect(str(file))
+    assert before.note == after.note == "dequantised from Q8_0: already rounded to an 8-bit grid"
+    assert before.linears == after.linears
+    for attribute in ("parameters", "blocks", "hidden", "vocabulary", "context", "architecture"):
+        assert getattr(before, attribute) == getattr(after, attribute)
+
+
+def test_a_file_is_converted_once_and_again_when_it_changes(file):
+    lines: list[str] = []
+    folder = materialise(str(write_toy(file)), lines.append)
+    assert materialise(str(file), lines.append) == folder
+    assert len(lines) == 1
+    assert materialise(str(write_toy(file, Kind.Q8_0))) != folder
+
+
+def test_experts_and_unknown_architectures_are_refused(file):
+    write_toy(file, expert_count=8)
+    with pytest.raises(ModelRefused, match="mixture of experts"):
+        inspect(str(file))
+    writer = gguf.GGUFWriter(file, "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelRefused, match="architecture is mamba"):
+        inspect(str(file))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a gguf file at all", b"GGUF" + b"\xff" * 64])
+def test_a_damaged_file_is_refused(file, content):
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(ModelRefused, match="cannot be read as GGUF"):
+        inspect(str(file))
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [("F16", ""), ("Q4_1", "a 4-bit grid"), ("IQ2_XS", "2-bit"), ("TQ1", "coarse")],
+)
+def test_the_note_names_the_grid(kind, note):
+    assert note in dequantised_note(kind)
+    assert bool(dequantised_note(kind)) == bool(note)

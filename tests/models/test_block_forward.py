@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from backend.errors import ModelRefused, Stopped
+from backend.models.block_forward import each_logits, open_stream, run_block
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import load, weights_hash
+
+
+@torch.no_grad()
+def outputs_of_blocks(model, tokens):
+    """What each block returns in the model's own forward pass: [blocks] of [N, L, d]."""
+    seen = []
+    hooks = [
+        block.register_forward_hook(lambda module, args, out: seen.append(out))
+        for block in decoder_blocks(model)
+    ]
+    training = model.training
+    model.eval()(input_ids=tokens, use_cache=False)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def run_all(model, stream):
+    outputs = []
+    for index in range(len(decoder_blocks(model))):
+        assert stream.at == index
+        stream.advance(run_block(model, stream, index, stream.hidden))
+        outputs.append(torch.cat(stream.hidden))
+    return outputs
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_blocks_give_what_the_model_gives(family, make, tokens, attention, batch):
+    model = make(family, attn_implementation=attention)
+    found = run_all(model, open_stream(model, tokens, batch))
+    for mine, own in zip(found, outputs_of_blocks(model, tokens), strict=True):
+        torch.testing.assert_close(mine, own)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2"], indirect=True)
+def test_blocks_of_a_mixed_model_differ_in_their_masks(model, tokens):
+    """Guards the test above: were the window longer than the text, every mask would do."""
+    stream = open_stream(model, tokens, 4)
+    sliding, full, _ = (calls[0][1]["attention_mask"] for calls in stream.calls)
+    assert sliding is not None
+    assert full is None or not torch.equal(sliding, full)
+
+
+def test_the_model_is_given_back_as_it_was(model, tokens):
+    model.config.use_cache = True
+    first = decoder_blocks(model)[0].eval()  # one block frozen by its owner
+    before, training = weights_hash(model), [m.training for m in model.modules()]
+    stream = open_stream(model, tokens, 4, torch.bfloat16)
+    run_block(model, stream, 0, stream.hidden)
+    assert [m.training for m in model.modules()] == training
+    assert not first.training
+    assert model.training
+    assert model.config.use_cache is True
+    assert weights_hash(model) == before
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_run_block_leaves_the_stream_where_it_is(model, tokens):
+    stream = open_stream(model, tokens, 2)
+    before = [states.clone() for states in stream.hidden]
+    once = run_block(model, stream, 0, stream.hidden)
+    again = run_block(model, stream, 0, stream.hidden)
+    assert stream.at == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, stream.hidden, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not any(states.requires_grad for states in once)
+
+
+def test_hooks_of_the_linears_see_the_inputs(make, tokens):
+    model = make("llama")
+    stream = open_stream(model, tokens, 4)
+    seen = []
+    layer = block_linears(model, 0)["mlp.down_proj"].layer
+    hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    run_block(model, stream, 0, stream.hidden)
+    hook.remove()
+    assert seen == [(4, 24, 48), (1, 24, 48)]
+
+
+def test_bfloat16_blocks_equal_a_bfloat16_model(model, tokens):
+    before = weights_hash(model)
+    stream = open_stream(model, tokens, 4, torch.bfloat16)
+    cast = copy.deepcopy(model)
+    for parameter in cast.parameters():  # as from_pretrained: rotary frequencies stay float32
+        parameter.data = parameter.data.to(torch.bfloat16)
+    reference = open_stream(cast, tokens, 4)
+    stream.hidden = reference.hidden
+    for mine, own in zip(run_all(model, stream), run_all(cast, reference), strict=True):
+        assert mine.dtype == torch.bfloat16
+        torch.testing.assert_close(mine, own)
+    assert weights_hash(model) == before
+
+
+def test_bfloat16_differs_from_float32_by_rounding_only(model, tokens):
+    exact = run_all(model, open_stream(model, tokens, 4))
+    rounded = run_all(model, open_stream(model, tokens, 4, torch.bfloat16))
+    for a, b in zip(exact, rounded, strict=True):
+        assert 0 < (a - b.float()).norm() / a.norm() < 0.02
+
+
+def test_weights_come_back_when_a_block_fails(make, tokens):
+    model = make("llama")
+    before = weights_hash(model)
+    stream = open_stream(model, tokens, 4, torch.bfloat16)
+    with pytest.raises(RuntimeError):
+        run_block(model, stream, 0, [torch.zeros(4, 24, 7, dtype=torch.bfloat16)] * 2)
+    assert weights_hash(model) == before
+
+
+@pytest.mark.parametrize("family", ["llama"], indirect=True)
+def test_equal_arguments_are_kept_once(model, tokens):
+    rows = tokens[:4]
+    stream = open_stream(model, rows, 1)
+    cosines = {id(call[1]["position_embeddings"][0]) for calls in stream.calls for call in calls}
+    assert len(cosines) == 1
+
+
+def test_a_model_that_works_between_its_blocks_is_refused(make, tokens):
+    model = make("llama")
+    decoder_blocks(model)[0].register_forward_hook(lambda module, args, out: out * 2)
+    with pytest.raises(ModelRefused, match="between its decoder blocks"):
+        open_stream(model, tokens, 4)
+
+
+@pytest.mark.parametrize("watched", [["mlp.down_proj"], ["self_attn.q_proj", "mlp.up_proj"], None])
+def test_a_pass_ends_when_the_last_watched_layer_has_its_input(make, tokens, watched):
+    model = make("llama")
+    stream = open_stream(model, tokens, 2)
+    linears = block_linears(model, 0)
+    layers = {name: linears[name].layer for name in watched or linears}
+    seen, ran = {name: [] for name in layers}, []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, n=name: seen[n].append(args[0]))
+        for name, layer in layers.items()
+    ]
+    down = linears["mlp.down_proj"].layer
+    hooks.append(down.register_forward_hook(lambda *_: ran.append("down")))
+    run_block(model, stream, 0, stream.hidden)
+    whole, computed = seen.copy(), len(ran)
+    seen |= {name: [] for name in layers}
+    outputs = run_block(model, stream, 0, stream.hidden, until=layers.values())
+    for hook in hooks:
+        hook.remove()
+    assert list(outputs) == [] and computed == len(ran) == 3
+    for name in layers:
+        assert len(seen[name]) == 3
+        assert all(torch.equal(a, b) for a, b in zip(seen[name], whole[name], strict=True))
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_pass_can_be_ended_before_each_batch(make, tokens):
+    model, points = make("llama"), []
+    stream = open_stream(model, tokens, 2)
+
+    def safe_point():
+        points.append(1)
+        if len(points) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_block(model, stream, 0, stream.hidden, safe_point)
+    assert len(points) == 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_each_logits_tells_how_far_it_is(tokens, streamed):
+    model, shares = load("toy", streamed=streamed).model, []
+    passes = each_logits(model, tokens, 2, tick=shares.append)
+    assert [logits.shape[0] for logits in passes] == [2, 2, 1]
+    assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
+    assert len(shares) == (13 if streamed else 4)

@@ -1,0 +1,244 @@
+"""A streamed model is the whole model, a block at a time."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from backend.errors import ModelRefused, Stopped
+from backend.models import loading
+from backend.models.block_forward import each_logits
+from backend.models.block_offload import each_parameter, is_streamed, put, resident, stream_from
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.hidden_states import batches_in
+from backend.models.loading import load, save, weights_hash
+from backend.models.sources.spec import TOY_FOLDER
+
+CPU = torch.device("cpu")
+Pair = Callable[..., tuple[PreTrainedModel, PreTrainedModel]]
+
+
+@pytest.fixture
+def pair(make: Callable[..., PreTrainedModel], tmp_path: Path) -> Pair:
+    """The same model twice: as plain transformers loads it, and streamed."""
+
+    def build(family: str, dtype: torch.dtype = torch.float32, base: bool = False, **options):
+        folder = tmp_path / family
+        made = make(family).to(torch.bfloat16)
+        made.save_pretrained(folder)  # the config of the causal model
+        (made.base_model if base else made).save_pretrained(folder, max_shard_size="20kB")
+        if base:
+            made.config.save_pretrained(folder)
+        whole = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        streamed, missing = loading._streamed(folder, dtype, CPU)
+        assert not missing and is_streamed(streamed) and not is_streamed(whole)
+        return whole.eval(), streamed.eval()
+
+    return build
+
+
+def in_memory(model: PreTrainedModel) -> list[int]:
+    """Blocks that have weights."""
+    blocks = enumerate(decoder_blocks(model))
+    return [n for n, block in blocks if not any(p.is_meta for p in block.parameters())]
+
+
+def logits(model: PreTrainedModel, tokens: torch.Tensor, **options) -> torch.Tensor:
+    return torch.cat([*each_logits(model, tokens, 2, **options)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_answers_as_plain_transformers_bit_for_bit(family, dtype, pair, tokens):
+    whole, streamed = pair(family, dtype)
+    with torch.no_grad():
+        plain = [whole(input_ids=rows, use_cache=False).logits for rows in tokens.split(2)]
+    assert torch.equal(logits(streamed, tokens), torch.cat(plain))
+    assert torch.equal(logits(whole, tokens), torch.cat(plain))
+    assert weights_hash(streamed) == weights_hash(whole)
+
+
+def test_states_may_wait_on_disk(pair, tokens, tmp_path):
+    whole, streamed = pair("gemma3", torch.bfloat16)
+    on_disk = logits(streamed, tokens, new=batches_in(tmp_path / "states"))
+    assert torch.equal(on_disk, logits(whole, tokens))
+
+
+def test_one_block_at_a_time(family, pair, tokens):
+    _, streamed = pair(family)
+    seen = []
+    for block in decoder_blocks(streamed):
+        block.register_forward_hook(lambda *_: seen.append(in_memory(streamed)))
+    assert in_memory(streamed) == []
+    logits(streamed, tokens)
+    # Three batches. None has weights where the model's own code only passes through.
+    assert [s for s in seen if s] == [[0]] * 3 + [[1]] * 3 + [[2]] * 3
+    assert in_memory(streamed) == []
+    assert not any(p.is_meta for p in streamed.get_input_embeddings().parameters())
+
+
+def test_names_without_the_models_prefix(pair, tokens):
+    whole, streamed = pair("gpt2", base=True)
+    assert torch.equal(logits(streamed, tokens), logits(whole, tokens))
+
+
+def test_a_tied_head_stays_tied(pair):
+    whole, streamed = pair("llama")
+    assert streamed.lm_head.weight is streamed.model.embed_tokens.weight
+    assert [n for n, _ in streamed.named_parameters()] == [n for n, _ in whole.named_parameters()]
+
+
+def test_nested_and_after_an_error(pair):
+    whole, streamed = pair("opt")
+    with resident(streamed, 1):
+        weight = block_linears(streamed, 1)["fc1"].read()
+        with resident(streamed, 1):
+            assert in_memory(streamed) == [1]
+        assert torch.equal(block_linears(streamed, 1)["fc1"].read(), weight)
+    assert torch.equal(weight, block_linears(whole, 1)["fc1"].read())
+    with pytest.raises(Stopped), resident(streamed, 1):
+        raise Stopped
+    assert in_memory(streamed) == []
+
+
+def test_what_is_put_stays_and_what_is_written_does_not(pair, tokens):
+    whole, streamed = pair("gpt2")
+    weights = [
+        {module: torch.randn(x.shape) for module, x in block_linears(whole, b).items()}
+        for b in range(3)
+    ]
+    before = weights_hash(streamed)
+    with resident(streamed, 0):
+        linear = block_linears(streamed, 0)["mlp.c_fc"]
+        linear.write(weights[0]["mlp.c_fc"])
+        assert torch.equal(linear.read(), weights[0]["mlp.c_fc"])
+    assert weights_hash(streamed) == before
+    for model in (whole, streamed):
+        put(model, lambda block: {"mlp.c_fc": weights[block]["mlp.c_fc"]})
+    assert weights_hash(streamed) == weights_hash(whole) != before
+    assert torch.equal(logits(streamed, tokens), logits(whole, tokens))
+    put(streamed, lambda _: {})
+    assert weights_hash(streamed) == before
+
+
+def test_a_copy_is_on_its_own(pair):
+    _, streamed = pair("llama")
+    before, other = weights_hash(streamed), copy.deepcopy(streamed)
+    put(other, lambda b: {"mlp.up_proj": torch.zeros(48, 32)})
+    assert weights_hash(streamed) == before != weights_hash(other)
+
+
+def test_each_parameter_goes_through_a_whole_model_too(model):
+    mine = dict(each_parameter(model))
+    assert mine.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(mine[name], p) for name, p in model.named_parameters())
+
+
+# folders that are not as they should be -----------------------------------------------------------
+
+
+@pytest.fixture
+def own_folder(current) -> Path:
+    """A copy of the toy whose weights are rewritten by `change`."""
+    folder = current.root / "models" / "copy"
+    folder.mkdir(parents=True)
+    for file in TOY_FOLDER.glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def rewritten(folder: Path, change: Callable[[dict], None]) -> str:
+    weights = load_file(TOY_FOLDER / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def test_a_block_that_is_not_finite_is_named_when_it_is_read(own_folder):
+    def harm(weights):
+        weights["model.layers.1.mlp.up_proj.weight"][2, 3] = math.nan
+
+    model = load(rewritten(own_folder, harm), streamed=True).model
+    with resident(model, 0):
+        pass
+    with pytest.raises(ModelRefused, match=r"layers\.1\.mlp\.up_proj.* not finite") as caught:
+        weights_hash(model)
+    assert caught.value.field == "model"
+    assert in_memory(model) == []
+
+
+def test_what_is_outside_of_blocks_is_looked_at_when_it_is_loaded(own_folder):
+    def harm(weights):
+        weights["model.norm.weight"][0] = math.inf
+
+    with pytest.raises(ModelRefused, match=r"model\.norm"):
+        load(rewritten(own_folder, harm), streamed=True)
+
+
+@pytest.mark.parametrize("name", ["model.layers.2.mlp.up_proj.weight", "model.norm.weight"])
+def test_missing_weights_are_not_made_up(own_folder, name):
+    folder = rewritten(own_folder, lambda weights: weights.pop(name))
+    with pytest.raises(ModelRefused, match=name.replace(".", r"\.")):
+        load(folder, streamed=True)
+
+
+def test_a_weight_of_another_shape_is_refused(own_folder):
+    def harm(weights):
+        weights["model.layers.1.input_layernorm.weight"] = torch.ones(63)
+
+    model = load(rewritten(own_folder, harm), streamed=True).model
+    with pytest.raises(ModelRefused, match=r"shape \[63\], not \[64\]"):
+        weights_hash(model)
+
+
+def test_a_file_that_vanishes_is_told(own_folder):
+    model = load(rewritten(own_folder, lambda _: None), streamed=True).model
+    (own_folder / "model.safetensors").unlink()
+    with pytest.raises(ModelRefused, match="no longer be read"), resident(model, 0):
+        pass
+
+
+def test_stream_from_names_all_that_is_missing(make, tmp_path):
+    made = make("llama")
+    save_file({"model.norm.weight": torch.ones(32)}, tmp_path / "model.safetensors")
+    missing = stream_from(tmp_path, made, CPU)
+    names = [n for n, _ in made.named_parameters() if n != "model.norm.weight"]
+    assert sorted(missing) == sorted(names)
+
+
+# saving -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_model_is_saved_in_parts_that_plain_transformers_puts_together(
+    streamed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loading, "SHARD", 150_000)
+    loaded = load("toy", streamed=streamed)
+    put(loaded.model, lambda b: {"mlp.up_proj": torch.full((192, 64), 0.01 * b)})
+    save(loaded.model, loaded.tokenizer, tmp_path, "# A card\n")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = {p.name: p.stat().st_size for p in tmp_path.glob("*.safetensors")}
+    assert set(index["weight_map"].values()) == files.keys() and len(files) > 3
+    assert max(files.values()) < 150_000 + 10_000  # and a header
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert weights_hash(plain) == weights_hash(loaded.model)
+    assert plain.config.use_cache is True and plain.config.architectures == ["LlamaForCausalLM"]
+    assert plain.generation_config.eos_token_id == loaded.model.generation_config.eos_token_id
+    assert weights_hash(load("toy").model) != weights_hash(plain)
+
+
+def test_a_tied_head_is_saved_once(pair, tmp_path):
+    whole, streamed = pair("opt", torch.bfloat16)
+    tokenizer = load("toy").tokenizer
+    save(streamed, tokenizer, tmp_path / "saved", "")
+    assert "lm_head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert again.dtype == torch.bfloat16 and weights_hash(again) == weights_hash(whole)

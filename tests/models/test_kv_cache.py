@@ -1,0 +1,94 @@
+"""The preallocated cache: what a model computes with it, and the rows it keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from backend.errors import ModelRefused
+from backend.models.kv_cache import PreallocatedCache, cache_name, window_of
+from backend.models.loading import load
+
+SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def random_model(config: PretrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@torch.inference_mode()
+def logits(model: PreTrainedModel, cache: PreallocatedCache, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, use_cache=True, **{cache_name(model): cache}).logits
+
+
+def ids(count: int, rows: int = 1) -> torch.Tensor:
+    return torch.randint(3, 60, (rows, count), generator=torch.Generator().manual_seed(count))
+
+
+def test_reading_in_parts_gives_what_reading_at_once_gives() -> None:
+    model, tokens = load("toy").model, ids(20)
+    cache = PreallocatedCache(len(model.model.layers), 24)
+    parts = [logits(model, cache, part) for part in tokens.split([7, 1, 9, 3], 1)]
+    whole = model(input_ids=tokens, use_cache=False).logits
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+    assert cache.length == cache.get_seq_length() == 20
+
+
+def test_rows_that_are_kept_move_in_place() -> None:
+    cache = PreallocatedCache(1, 8)
+    rows = torch.arange(6.0).view(1, 1, 6, 1)
+    cache.update(rows, -rows, 0)
+    memory = cache.rows[0].keys.data_ptr()
+    cache.keep(2, [0, 2, 3])
+    assert cache.length == 5 and cache.rows[0].keys.data_ptr() == memory
+    keys, values = cache.update(torch.full((1, 1, 1, 1), 9.0), torch.full((1, 1, 1, 1), 7.0), 0)
+    assert keys.flatten().tolist() == [0, 1, 2, 4, 5, 9]
+    assert values.flatten().tolist() == [0, -1, -2, -4, -5, 7]
+
+
+def test_rows_in_front_stay_where_they_are() -> None:
+    cache = PreallocatedCache(2, 8)
+    for layer in (0, 1):
+        cache.update(torch.arange(6.0).view(1, 1, 6, 1), torch.zeros(1, 1, 6, 1), layer)
+    cache.keep(2, [0, 1])
+    assert [layer.length for layer in cache.rows] == [4, 4]
+    cache.rewind(1)
+    assert cache.length == 1
+
+
+def test_sequences_that_are_done_leave_the_batch() -> None:
+    model, tokens = load("toy").model, ids(9, rows=3)
+    cache = PreallocatedCache(len(model.model.layers), 12)
+    logits(model, cache, tokens[:, :8])
+    cache.select(torch.tensor([0, 2]))
+    found = logits(model, cache, tokens[[0, 2], 8:])
+    whole = model(input_ids=tokens[[0, 2]], use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        (LlamaConfig(**SIZES, intermediate_size=16), None),
+        (MistralConfig(**SIZES, intermediate_size=16, num_key_value_heads=1, sliding_window=9), 9),
+    ],
+    ids=["full", "sliding"],
+)
+def test_the_window_is_known(config: PretrainedConfig, window: int | None) -> None:
+    assert window_of(random_model(config)) == window
+
+
+def test_a_cache_without_rows_of_tokens_is_refused() -> None:
+    model = random_model(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2))
+    with pytest.raises(ModelRefused, match="cannot be chosen") as refused:
+        window_of(model)
+    assert refused.value.field == "model" and "full attention" in refused.value.do

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.errors import ModelRefused
+from backend.models.memory import (
+    RUNTIME,
+    block_weights,
+    gram_memory,
+    is_out_of_memory,
+    memory_available,
+    memory_needed,
+    memory_parts,
+    readable,
+    refuse_beyond,
+    streamed_memory,
+    wait_on_disk,
+)
+from backend.models.sources.catalogue import inspect
+
+SMOL = inspect("smollm2-135m")
+SIZES = {"segments": 32, "context": 512, "batch": 8, "copies": 1, "streams": 1}
+
+
+def test_numbers_by_hand():
+    assert memory_needed(SMOL) == RUNTIME + 4 * 134_515_008
+    assert gram_memory(SMOL) == 4 * (6 * 576**2 + 1536**2)
+    calibrated = memory_needed(SMOL, segments=32, context=512)
+    assert calibrated - memory_needed(SMOL) == 2 * 32 * 512 * 576 * 4 + gram_memory(SMOL)
+
+
+@given(st.sampled_from(sorted(SIZES)), st.integers(1, 50))
+def test_more_of_anything_never_takes_less(name, more):
+    bigger = SIZES | {name: SIZES[name] + more}
+    more_of_it, less_of_it = memory_needed(SMOL, **bigger), memory_needed(SMOL, **SIZES)
+    assert more_of_it >= less_of_it
+    assert more_of_it > less_of_it or name == "batch"  # logits are bounded
+
+
+def test_half_the_precision_takes_half_the_weights():
+    half = memory_needed(SMOL, dtype="bfloat16") - RUNTIME
+    assert 2 * half == memory_needed(SMOL) - RUNTIME
+
+
+def test_a_streamed_model_is_what_is_outside_of_blocks_and_one_block():
+    block = sum(x.weights for x in SMOL.linears if x.block == 0)
+    assert block_weights(SMOL) == block and SMOL.parameters > 30 * block
+    assert streamed_memory(SMOL) == 4 * (SMOL.parameters - 29 * block)
+    assert memory_needed(SMOL, streamed=True) == RUNTIME + streamed_memory(SMOL)
+
+
+def test_hidden_states_on_disk_take_the_memory_of_a_batch():
+    sizes = {"segments": 128, "context": 512, "batch": 8}
+    parts = [memory_parts(SMOL, **sizes, on_disk=on_disk) for on_disk in (False, True)]
+    assert parts[0]["activations"] == 16 * parts[1]["activations"]
+    assert parts[0] | {"activations": 0} == parts[1] | {"activations": 0}
+
+
+def test_the_stages_of_a_block_are_counted():
+    held = memory_parts(SMOL, stages=5)["stages"] - memory_parts(SMOL, stages=4)["stages"]
+    assert held == 4 * block_weights(SMOL)
+    assert memory_parts(SMOL)["stages"] == 0
+
+
+@pytest.mark.parametrize(
+    ("choice", "needed", "waits"),
+    [("disk", 1, True), ("memory", 99, False), ("auto", 25, False), ("auto", 26, True)],
+)
+def test_where_hidden_states_wait(choice, needed, waits):
+    assert wait_on_disk(choice, needed, 100) is waits
+
+
+@pytest.mark.parametrize(
+    ("largest", "said", "field"),
+    [
+        ("weights", "streamed", "model"),
+        ("activations", "Lower the segments", "segments"),
+        ("segment grams", "gram solver", "redense"),
+        ("logits", "context length", "context"),
+    ],
+)
+def test_refusal_names_what_to_lower(largest, said, field):
+    parts = {"runtime": 10**9, "weights": 5, "activations": 5, "logits": 5, "grams": 0}
+    with pytest.raises(ModelRefused, match=r"about 10 GB; 8 GB.*9 GB, is for") as caught:
+        refuse_beyond(parts | {largest: 9 * 10**9}, 8 * 10**9, "It")
+    assert said in caught.value.do and caught.value.field == field
+
+
+def test_refusal_names_both_numbers():
+    refuse_beyond(10, 10, "It")
+    with pytest.raises(ModelRefused, match=r"12 GB; 8\.5 GB"):
+        refuse_beyond(12 * 10**9, 8_500_000_000, "It")
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_lack_of_memory_is_recognised_by_its_words(error, short):
+    assert is_out_of_memory(error) is short
+
+
+def test_this_machine_has_some_memory():
+    assert 0 < memory_available() < 10**14
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (538_090_408, "538 MB"), (2e12, "2 TB")]
+)
+def test_bytes_are_written_for_people(count, text):
+    assert readable(count) == text

@@ -1,0 +1,48 @@
+"""Kinds of job that do nothing but behave: on time, badly, or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from pydantic import Field
+
+from backend.errors import MethodFailed
+from backend.reporter import stop_if_asked
+from jobs.kind import Estimate, JobConfig, Kind
+from jobs.runtime.context import JobContext
+
+
+class CountConfig(JobConfig):
+    steps: int = Field(5, ge=1)
+    pause: float = 0.1
+    dies_at: int = -1
+    fails_at: int = -1
+    deaf: bool = False
+
+
+def count(config: CountConfig, context: JobContext) -> None:
+    """Counts to `steps`, one checkpoint each, from behind the last checkpoint."""
+    done = [n for n in range(config.steps) if context.checkpoints.find(f"step-{n}")]
+    for step in range(len(done), config.steps):
+        context.progress(step, config.steps, "counting")
+        if config.deaf:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        else:
+            stop_if_asked(context)
+        if step == config.dies_at and context.attempt_n == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == config.fails_at and context.attempt_n == 1:
+            raise MethodFailed("The count failed.", "It was told to.", "Resume it.")
+        context.metric("count", step, step)
+        context.metric("attempt", context.attempt_n, step)
+        time.sleep(config.pause)
+        with context.checkpoints.write(f"step-{step}") as folder:
+            (folder / "done.txt").write_text(str(step))
+    context.result("run", "total", config.steps)
+
+
+KINDS = (
+    Kind("count", "Count", "Counts.", CountConfig, lambda _: Estimate(1, 1, 1, "test"), count),
+)

@@ -1,0 +1,70 @@
+"""Codes, scales and zero-points of a layer, and what is refused as such."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.errors import ModelRefused
+from backend.quantization.grid import Grid, Quantised, quantised_from
+
+
+def grid(bits: int = 3, rows: int = 4, groups: int = 2, seed: int = 0) -> Grid:
+    random = torch.Generator().manual_seed(seed)
+    scale = torch.rand(rows, groups, generator=random) + 0.05
+    return Grid(bits, scale, torch.randint(0, 2**bits, scale.shape, generator=random).float())
+
+
+@given(st.integers(2, 8), st.integers(0, 10**6))
+def test_rounding_goes_to_the_nearest_point(bits: int, seed: int) -> None:
+    """Against the slow way: every point of the grid is tried."""
+    space = grid(bits, seed=seed)
+    W = torch.randn(4, 16, generator=torch.Generator().manual_seed(seed))
+    levels = torch.arange(2**bits) - space.zero.repeat_interleave(8, 1).unsqueeze(-1)
+    points = levels * space.scale.repeat_interleave(8, 1).unsqueeze(-1)  # [4, 16, 2^bits]
+    least = (points - W.unsqueeze(-1)).abs().amin(-1)
+    assert torch.allclose((space.nearest(W) - W).abs(), least, atol=1e-6)
+
+
+def test_a_point_of_the_grid_stays_where_it_is() -> None:
+    space = grid()
+    codes = torch.randint(0, 8, (4, 16))
+    assert torch.equal(space.codes(space.values(codes)), codes.float())
+
+
+def test_zero_is_on_every_grid() -> None:
+    assert torch.equal(grid().nearest(torch.zeros(4, 16)), torch.zeros(4, 16))
+
+
+def test_a_layer_survives_being_stored() -> None:
+    space = grid()
+    layer = Quantised(space, torch.randint(0, 8, (4, 16), dtype=torch.uint8))
+    again = quantised_from("x", 3, layer.tensors())
+    assert torch.equal(again.dense(), layer.dense()) and again.group_size == 8
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor", "said"),
+    [
+        ("codes", torch.full((4, 16), 8, dtype=torch.uint8), "codes above 7"),
+        ("zero", torch.full((4, 2), 9, dtype=torch.uint8), "codes above 7"),
+        ("codes", torch.zeros(4, 15, dtype=torch.uint8), "2 groups do not divide 15"),
+        ("codes", torch.zeros(5, 16, dtype=torch.uint8), "5 × 16"),
+        ("scale", torch.ones(4, 3), "4 × 3"),
+    ],
+)
+def test_tensors_that_do_not_belong_together_are_refused(
+    part: str, tensor: torch.Tensor, said: str
+) -> None:
+    tensors = Quantised(grid(), torch.zeros(4, 16, dtype=torch.uint8)).tensors() | {part: tensor}
+    with pytest.raises(ModelRefused, match=said):
+        quantised_from("model.x", 3, tensors)
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_out_of_range_are_refused(bits: int) -> None:
+    tensors = Quantised(grid(), torch.zeros(4, 16, dtype=torch.uint8)).tensors()
+    with pytest.raises(ModelRefused):
+        quantised_from("model.x", bits, tensors | {"zero": torch.zeros(4, 2)})

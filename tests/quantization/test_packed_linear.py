@@ -1,0 +1,81 @@
+"""Linear layers that run on torch's int4 operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from backend.quantization import packed_linear
+from backend.quantization.grid import Grid, Quantised
+from backend.quantization.packed_linear import FEW, PackedLinear, obstacle
+
+
+def layer(
+    bits: int = 4, rows: int = 32, columns: int = 128, size: int = 32, symmetric: bool = True
+) -> Quantised:
+    random = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
+    scale = torch.rand(rows, columns // size, generator=random).bfloat16().float() + 0.0625
+    scale = scale.bfloat16().float()  # what the operator holds: nothing is lost to it
+    zero = torch.full_like(scale, 2 ** (bits - 1))
+    if not symmetric:
+        zero = torch.randint(0, 2**bits, scale.shape, generator=random).float()
+    return Quantised(Grid(bits, scale, zero), codes)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 40])
+def test_it_computes_what_the_dense_weights_would(
+    bits: int, size: int, symmetric: bool, rows: int
+) -> None:
+    held = layer(bits, size=size, symmetric=symmetric)
+    x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = linear(x.double(), held.dense().double())
+    found = PackedLinear(held)(x)
+    assert found.dtype == torch.bfloat16 and found.shape == (rows, 32)
+    assert (found.double() - exact).norm() / exact.norm() < 0.01
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (2, False), (3, False), (4, True)])
+def test_grids_without_an_offset_lose_nothing(bits: int, symmetric: bool) -> None:
+    held = layer(bits, symmetric=symmetric)
+    assert torch.equal(PackedLinear(held).dense().float(), held.dense().bfloat16().float())
+
+
+def test_groups_that_are_no_power_of_two_are_split() -> None:
+    held = layer(3, columns=192, size=96)
+    assert obstacle(held) == "" and PackedLinear(held).group == 32
+    assert torch.equal(PackedLinear(held).dense().float(), held.dense().bfloat16().float())
+
+
+def test_bias_and_leading_dimensions() -> None:
+    held, bias = layer(), torch.randn(32)
+    x = torch.randn(2, 3, 128).bfloat16()
+    found = PackedLinear(held, bias)(x)
+    assert found.shape == (2, 3, 32)
+    exact = linear(x.float(), held.dense(), bias)
+    assert torch.allclose(found.float(), exact, atol=0.02 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (layer(5), "5 bits"),
+        (layer(rows=24), "24 outputs"),
+        (layer(size=8), "groups of 8"),
+    ],
+)
+def test_what_cannot_run_says_why(held: Quantised, said: str) -> None:
+    assert said in obstacle(held)
+
+
+def test_without_the_operator_everything_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "OPERATOR", "_no_such_operator")
+    assert "has no int4 operator" in obstacle(layer())
+
+
+def test_nothing_of_the_processors_own_layout_is_saved() -> None:
+    assert PackedLinear(layer(), torch.zeros(32)).state_dict().keys() == {"bias"}

@@ -1,0 +1,141 @@
+"""How the quantisation space of a layer is found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.quantization.grid import Grid
+from backend.quantization.range_search import RATIOS, _gradients, find_grid, group_sums
+
+SPACES = ["minmax", "mse", "weighted", "lsq"]
+
+
+@pytest.fixture
+def W() -> Tensor:  # noqa: N802
+    """[24, 96], with a few outliers."""
+    random = torch.Generator().manual_seed(0)
+    W = torch.randn(24, 96, generator=random) * 0.1
+    W[torch.rand(W.shape, generator=random) < 0.01] *= 6
+    return W
+
+
+@pytest.fixture
+def energy() -> Tensor:
+    """[96]: some inputs are much louder than others."""
+    return torch.randn(96, generator=torch.Generator().manual_seed(1)).exp()
+
+
+def error(W: Tensor, grid: Grid, energy: Tensor | None = None) -> Tensor:
+    """Squared error of each group."""
+    D = (grid.nearest(W) - W).square() * (1 if energy is None else energy)
+    return D.view(len(W), grid.groups, -1).sum(-1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_min_max_grid_reaches_both_ends(W: Tensor, bits: int, symmetric: bool) -> None:
+    grid = find_grid(W, bits, 32, symmetric, "minmax")
+    step = grid.scale.repeat_interleave(32, 1)
+    assert ((grid.nearest(W) - W).abs() <= step * (0.5 + 1e-4)).all()
+    assert grid.symmetric is symmetric
+    assert torch.equal(grid.zero, grid.zero.round())
+    assert grid.zero.min() >= 0 and grid.zero.max() <= grid.top
+
+
+def test_the_min_max_equations(W: Tensor) -> None:
+    V = W.view(24, 3, 32)
+    low, high = V.amin(-1).clamp(max=0), V.amax(-1).clamp(min=0)
+    free = find_grid(W, 3, 32, False, "minmax")
+    assert torch.allclose(free.scale, (high - low) / 7)
+    assert torch.equal(free.zero, (-low / free.scale).round())
+    even = find_grid(W, 3, 32, True, "minmax")
+    assert torch.allclose(even.scale, V.abs().amax(-1) / 3.5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_clip_search_takes_the_best_ratio_of_each_group(
+    W: Tensor, bits: int, symmetric: bool
+) -> None:
+    """Against the obvious way: every ratio on its own."""
+    least = torch.full((24, 3), torch.inf)
+    for ratio in RATIOS:
+        V = W.view(24, 3, 32)
+        low, high = V.amin(-1).clamp(max=0) * ratio, V.amax(-1).clamp(min=0) * ratio
+        if symmetric:
+            scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 0.5)
+            zero = torch.full_like(scale, 2 ** (bits - 1))
+        else:
+            scale = (high - low) / (2**bits - 1)
+            zero = (-low / scale).round().clamp(0, 2**bits - 1)
+        least = torch.minimum(least, error(W, Grid(bits, scale, zero)))
+    found = find_grid(W, bits, 32, symmetric, "mse")
+    assert torch.allclose(error(W, found), least, rtol=1e-5)
+
+
+def test_each_space_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
+    grids = {space: find_grid(W, 3, 32, True, space, energy) for space in SPACES}
+    plain = {space: error(W, grid).sum() for space, grid in grids.items()}
+    weighted = {space: error(W, grid, energy) for space, grid in grids.items()}
+    assert plain["mse"] < min(plain["minmax"], plain["weighted"])
+    assert (weighted["weighted"] <= weighted["mse"] + 1e-6).all()
+    assert (weighted["lsq"] <= weighted["weighted"]).all()  # never worse, in no group
+    assert weighted["lsq"].sum() < weighted["weighted"].sum()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_learned_grids_are_grids(W: Tensor, energy: Tensor, symmetric: bool) -> None:
+    grid = find_grid(W, 2, 32, symmetric, "lsq", energy)
+    assert torch.equal(grid.zero, grid.zero.round().clamp(0, 3)) and (grid.scale > 0).all()
+    assert grid.symmetric is symmetric
+
+
+def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: Tensor) -> None:
+    """Against autograd, with round passed through as LSQ+ has it."""
+    random = torch.Generator().manual_seed(3)
+    V = torch.randn(5, 3, 32, generator=random, dtype=torch.float64)
+    scale = (torch.rand(5, 3, generator=random, dtype=torch.float64) + 0.3).requires_grad_()
+    zero = torch.full((5, 3), 1.3, dtype=torch.float64, requires_grad=True)
+    s, z = scale.unsqueeze(-1), zero.unsqueeze(-1)
+    u = V / s + z
+    q = (u + (u.round() - u).detach()).clamp(0, 3)
+    weight = energy.double().view(3, 32)
+    ((s * (q - z) - V).square() * weight).sum().backward()
+    found = _gradients(V, scale.detach(), zero.detach(), 3, weight)
+    assert torch.allclose(found[0], scale.grad, atol=1e-12)
+    assert torch.allclose(found[1], zero.grad, atol=1e-12)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_of_zeros_or_of_one_sign_have_a_grid(space: str, symmetric: bool) -> None:
+    W = torch.stack([torch.zeros(32), torch.linspace(0.1, 1, 32), -torch.linspace(0.1, 1, 32)])
+    grid = find_grid(W, 4, 16, symmetric, space)
+    assert grid.scale.isfinite().all() and (grid.scale > 0).all()
+    assert (grid.nearest(W)[0] == 0).all()
+    assert (grid.nearest(W) - W).abs().max() < 0.2
+
+
+def test_per_channel_is_one_group_a_row(W: Tensor) -> None:
+    assert find_grid(W, 3, 0, True, "mse").scale.shape == (24, 1)
+
+
+def test_large_matrices_are_treated_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
+    whole = find_grid(W, 3, 32, False, "weighted", torch.ones(96))
+    monkeypatch.setattr("backend.quantization.range_search.PANEL", 5 * 96)
+    parts = find_grid(W, 3, 32, False, "weighted", torch.ones(96))
+    assert torch.equal(whole.scale, parts.scale) and torch.equal(whole.zero, parts.zero)
+
+
+def test_the_weights_are_left_alone(W: Tensor, energy: Tensor) -> None:
+    before = W.clone()
+    for space in SPACES:
+        find_grid(W, 3, 32, True, space, energy)
+    assert torch.equal(W, before)
+
+
+def test_sums_of_groups() -> None:
+    V = torch.randn(3, 4, 8)
+    assert torch.allclose(group_sums(V), V.sum(-1), atol=1e-5)

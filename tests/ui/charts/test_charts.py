@@ -1,0 +1,199 @@
+"""Figures say what the tables say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.methods.sds.config import STAGE_LABELS
+from backend.settings import Settings
+from backend.store import queries
+from ui.charts.heatmap import (
+    Base,
+    cells,
+    colour_limits,
+    heatmap_count,
+    in_order,
+    layer_heatmap,
+    title_of,
+)
+from ui.charts.lines import curves
+from ui.charts.stages import perplexities, perplexity_count, stage_perplexities
+from ui.charts.statistics import STATISTICS, available, with_largest
+from ui.charts.template import round_ticks
+from ui.theme import DARK, LIGHT, OKABE_ITO, STAGE_COLOURS
+
+TENSOR = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def table(seeded: Settings) -> pd.DataFrame:
+    return queries.tensor_table(1)
+
+
+def drawn(figure: go.Figure) -> list[Any]:
+    return list(figure.data)
+
+
+# heatmap ------------------------------------------------------------------------------------------
+
+
+def test_each_cell_is_the_stored_figure(table: pd.DataFrame) -> None:
+    heat = drawn(layer_heatmap(table, "redense", "near_zero"))[0]
+    stored = table[table["stage"] == "redense"].set_index("tensor")["near_zero"]
+    assert np.shape(heat.z) == (7, 3)
+    for names, values in zip(heat.customdata, heat.z, strict=True):
+        for name, value in zip(names, values, strict=True):
+            assert value == pytest.approx(100 * stored[name])
+
+
+def test_modules_stand_in_the_order_of_the_data(table: pd.DataFrame) -> None:
+    heat = drawn(layer_heatmap(table, "dense", "std"))[0]
+    assert list(heat.x) == ["0", "1", "2"]
+    assert list(heat.y) == [
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    ]  # fmt: skip
+    assert in_order(["mlp.odd", "mlp.c_fc", "attn.q_proj"])[0] == "attn.q_proj"
+
+
+def test_hover_names_tensor_value_unit_and_n(table: pd.DataFrame) -> None:
+    heat = drawn(layer_heatmap(table, "first", "zero_share"))[0]
+    said = heat.text[5][1]
+    assert TENSOR in said and "50.00 %" in said and "n = 12,288 weights" in said
+
+
+def test_the_chosen_cell_is_told_to_the_browser(table: pd.DataFrame) -> None:
+    meta = layer_heatmap(table, "sds", "std", TENSOR).layout.meta
+    assert meta == {"pick": "cell", "picked": ["1", "up_proj"]}
+    assert "picked" not in layer_heatmap(table, "sds", "std", "no such").layout.meta
+
+
+def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
+    table.loc[table["tensor"] == TENSOR, "std"] = np.nan
+    heat = drawn(layer_heatmap(table, "sds", "std"))[0]
+    assert heat.z[5][1] is None
+    assert "1 without a value" in heatmap_count(cells(table, "sds", "std"))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
+def test_colour_limits_are_robust_and_never_empty(values: list[float]) -> None:
+    low, high = colour_limits(np.array(values))
+    assert low < high
+    inside = np.mean([low <= v <= high for v in values])
+    assert inside >= 0.94 or len(values) < 50
+
+
+def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
+    assert available(table) == list(STATISTICS)
+    for name in STATISTICS:
+        heat = drawn(layer_heatmap(table, "sds", name))[0]
+        assert heat.colorbar.title.text == STATISTICS[name].title
+        assert np.isfinite(np.array(heat.z, dtype=float)).all()
+
+
+def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame) -> None:
+    base = Base(table[table["stage"] == "dense"], "Dense")
+    heat = drawn(layer_heatmap(table, "first", "std", base=base))[0]
+    stored = table.set_index(["stage", "tensor"])["std"]
+    name = heat.customdata[5][1]
+    assert heat.z[5][1] == pytest.approx(stored["first", name] - stored["dense", name])
+    assert heat.zmin == -heat.zmax and heat.colorscale[1] == (0.5, "#FFFFFF")
+    assert title_of(STATISTICS["std"], base) == "Std, difference to dense" in heat.text[5][1]
+    assert "points" in title_of(STATISTICS["zero_share"], base)
+    assert heat.colorbar.title.text == "Difference to dense"
+
+
+def test_a_layer_the_other_run_lacks_is_a_hole(table: pd.DataFrame) -> None:
+    other = table[(table["stage"] == "sds") & (table["tensor"] != TENSOR)]
+    rows = cells(table, "sds", "kurtosis", Base(other, "sds-0002"))
+    assert rows.set_index("tensor")["value"].isna()[TENSOR]
+    assert (rows["value"].dropna() == 0).all()
+    assert heatmap_count(rows, even=True) == "n = 21 layers, 1 without a value."
+
+
+def test_largest_is_the_larger_magnitude(table: pd.DataFrame) -> None:
+    found = with_largest(table)["largest"]
+    assert (found == np.maximum(table["min"].abs(), table["max"].abs())).all()
+
+
+# perplexities and curves --------------------------------------------------------------------------
+
+
+def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
+    results = queries.results([1])
+    figure = stage_perplexities(results, STAGE_LABELS)
+    dots, printed = drawn(figure)
+    assert [r.stage for r in perplexities(results, STAGE_LABELS)] == list(STAGE_LABELS)
+    assert list(dots.x) == [4.9, 8.2, 6.1, 5.6, 7.0, 5.9]
+    assert [t.strip() for t in printed.text][:2] == ["4.900", "8.200"]
+    ends = [x + error for x, error in zip(dots.x, dots.error_x.array, strict=True)]
+    assert list(printed.x) == ends  # no line runs through a figure
+    assert printed.showlegend is False  # nor is it a line of the CSV
+    assert figure.layout.xaxis.type == "log"
+    assert figure.layout.shapes[0].x0 == 4.9 and figure.layout.shapes[0].line.dash == "dash"
+    assert perplexity_count(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
+
+
+def test_no_perplexity_is_no_error() -> None:
+    assert len(drawn(stage_perplexities([], STAGE_LABELS))[0].x) == 0
+    assert perplexity_count([]) == ""
+
+
+def test_curves_have_the_colour_of_their_stage(seeded: Settings) -> None:
+    points = queries.curves(2)
+    names = ["error/first", "error/redense", "error/sds"]
+    figure = curves(points, names, labels=STAGE_LABELS, x_title="Block", y_title="Error")
+    for line, name in zip(figure.data, names, strict=True):
+        assert list(line.y) == list(points[points["name"] == name]["value"])
+        assert line.line.color == STAGE_COLOURS[name.split("/")[1]].colour
+        assert line.name == STAGE_LABELS[name.split("/")[1]]
+
+
+def test_a_curve_of_no_stage_gets_a_colour_of_its_own() -> None:
+    points = pd.DataFrame({"name": ["loss"] * 2, "step": [0, 1], "value": [2.0, 1.0]})
+    figure = curves(points, ["loss"], log_y=True)
+    assert figure.data[0].line.color == OKABE_ITO[0]
+    assert figure.layout.yaxis.type == "log"
+
+
+# looks --------------------------------------------------------------------------------------------
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(a: str, b: str) -> float:
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK])
+def test_text_can_be_read_and_controls_seen(palette: Any) -> None:
+    for ground in (palette.paper, palette.panel):
+        for text in (palette.text, palette.muted, palette.accent):
+            assert contrast(text, ground) >= 4.5
+        assert contrast(palette.edge, ground) >= 2.9
+    assert contrast("#FFFFFF", palette.button) >= 4.5
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK])
+def test_stages_stand_out_from_the_paper(palette: Any) -> None:
+    for stage, stroke in STAGE_COLOURS.items():
+        colour = palette.muted if stage == "dense" else stroke.colour
+        assert contrast(colour, palette.paper) >= 3
+
+
+@given(st.floats(0.01, 1e5), st.floats(1.02, 1e4))
+def test_a_log_axis_has_few_round_ticks(low: float, factor: float) -> None:
+    ticks = round_ticks(low, low * factor)
+    assert 1 <= len(ticks) <= 6 and ticks == sorted(set(ticks))
+    assert all(low * 0.999 <= tick <= low * factor * 1.001 for tick in ticks)

@@ -1,0 +1,141 @@
+"""The pages of runs whose stages are no models: a drafter, a benchmark, an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+import pytest
+
+from backend.settings import Settings
+from backend.store.migrate import upgrade
+from backend.store.states import State
+from backend.store.tables import Artifact, Job
+from jobs.generate.run import GenerateJob
+from jobs.kind import kinds
+from tests.ui.lab import asked, job, result, store
+from ui.pages.generate import page as generate
+from ui.pages.run import page as run
+from ui.pages.run import quality
+from ui.pages.run.details import outcome, stage_table, times
+from ui.runs.actions import next_links
+from ui.runs.results import Figures, as_shown, choices, kind_of
+from ui.widgets.config_form import ConfigForm
+
+HEADS = [result(2, f"head-{k}", m, 0.5) for k in (1, 2) for m in ("top1", "top3")]
+DRAFTER = [
+    result(2, "drafter", "steps", 500.0), result(2, "drafter", "accepted_length", 1.85, nodes=8),
+    *HEADS, result(2, "run", "seconds/training", 61.0), result(2, "run", "work", 1e9, timed=61.0),
+]  # fmt: skip
+
+
+@pytest.fixture
+def stored(current: Settings) -> None:
+    upgrade()
+    drafter = Artifact(
+        job_id=2, kind="drafter", path="amphista-0002/drafter", bytes=1, created_at=1
+    )
+    store(job(2, kind="amphista", config={"model": "toy"}), drafter, *DRAFTER)
+    store(job(3, kind="speed", config={"model": "toy", "drafters": "amphista-0002"}))
+    store(job(4, kind="amphista", config={"model": "toy"}, state=State.FAILED))
+    store(job(5, kind="generate", config={"sides": "toy", "prompt": "One <day>"}))
+
+
+def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
+    row = job(2, kind="amphista")
+    figures = Figures(kind_of(row), DRAFTER)
+    assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
+    html = stage_table(figures)
+    assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
+    assert html.count("<tr>") == 3 and "–" not in html  # head of the table and two of the drafter
+    assert "1 min 1 s" in outcome(row, figures, 0) and times(figures) == ""  # one bar says nothing
+
+
+def test_stages_that_share_a_metric_stand_together() -> None:
+    rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5),
+            result(1, "sds", "perplexity", 9.5)]  # fmt: skip
+    figures = Figures(kinds()["sds"], rows)
+    assert figures.alike() == [["dense", "sds"]]
+    assert "<table" in stage_table(Figures(kinds()["sds"], rows[:1]))  # one stage alone, too
+
+
+def test_groups_of_stages_keep_their_order(stored: None) -> None:
+    found = [result(2, stage, name, 1.0) for stage, name in
+             (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))]  # fmt: skip
+    assert Figures(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
+
+
+def test_models_of_which_only_one_is_measured_keep_their_names() -> None:
+    """Until all are measured the figures of one must not look like another's."""
+    rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5)]
+    html = stage_table(Figures(kinds()["sds"], rows))
+    assert html.count("<table") == 1 and "Dense" in html and "Second pruning" in html
+
+
+def test_curves_of_shares_are_drawn_in_per_cent() -> None:
+    points = pd.DataFrame({"name": ["top1/head 1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
+    assert as_shown(points)["value"].tolist() == [25.0, 2.0]
+    assert as_shown(points[:0]).empty
+
+
+def links(number: int, **values: Any) -> str:
+    return next_links(job(number, **values))
+
+
+def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
+    config = {"model": "toy"}
+    trained = links(2, kind="amphista", config=config)
+    assert 'href="launch?kind=speed&amp;model=toy&amp;drafters=amphista-0002"' in trained
+    assert 'href="generate?sides=amphista-0002"' in trained and "weights" not in trained
+    assert links(4, kind="amphista", config=config, state=State.FAILED) == ""
+    assert 'href="speed?run=speed-0003"' in links(3, kind="speed", config=config)
+    assert 'href="generate?run=generate-0005"' in links(5, kind="generate", config={})
+
+
+def test_weights_are_offered_where_some_are_stored(seeded: Settings) -> None:
+    assert 'href="weights?run=sds-0001"' in links(1)
+    assert "See its weights" not in links(9)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("amphista-0002", False), ("speed-0003", False)])
+def test_charts_of_models_are_left_out(stored: None, name: str, shown: bool) -> None:
+    _, stages, charts = run.arrived(asked(id=name))
+    assert stages["visible"] is charts["visible"] is shown
+    said = quality.draw(job(2, kind="amphista", config={"model": "toy"}))[0]
+    assert "leaves no model" in said and "Measure its speed" in said
+
+
+def test_charts_of_models_are_there_for_models(seeded: Settings) -> None:
+    _, stages, charts = run.arrived(asked(id="sds-0001"))
+    assert stages["visible"] is charts["visible"] is True
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"minutes": 2.5, "answers": 1000}, ["Amphista", "2.5 min", "1,000 answers"]),
+        ({"minutes": 0, "steps": 1500, "answers": 64, "data": "text", "encoder": False,
+          "adaptation_layers": 0}, ["Medusa", "1,500 steps", "64 texts"]),
+        ({"minutes": 10, "answers": 64, "heads": 2, "answer_tokens": 512, "seed": 3},
+         ["Amphista", "10 min", "64 answers", "tokens of an answer 512", "2 heads", "seed 3"]),
+        ({"minutes": None, "answers": None, "heads": 99, "staged": False},
+         ["Own", "0 steps", "0 answers", "99 heads"]),
+    ],
+)  # fmt: skip
+def test_drafters_are_told_apart(config: dict[str, Any], told: list[str]) -> None:
+    assert choices(Job(id=1, kind="amphista", config={"model": "toy", **config})) == told
+
+
+def test_the_form_of_generate_follows_the_answers_shown(stored: None) -> None:
+    with gr.Blocks():
+        form = ConfigForm(GenerateJob, {"sides": generate.sides}, "generate-")
+        arrive = generate._arrival(form, gr.Button(), gr.HTML())
+
+    def held(**query: str) -> dict[str, Any]:
+        return {c.elem_id: update for c, update in arrive(asked(**query)).items()}
+
+    assert held(run="generate-0005")["generate-field-prompt"]["value"] == "One <day>"
+    sides = held(sides="amphista-0002")["generate-field-sides"]["value"]
+    assert sides in ("amphista-0002", ["amphista-0002"])
+    assert "generate-field-prompt" not in held()

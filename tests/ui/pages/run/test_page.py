@@ -1,0 +1,288 @@
+"""The page of one run: its figures, its curves, its log by byte, and the files it may give."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backend.queue.folders import log_file, run_folder
+from backend.settings import Settings
+from backend.store import queries
+from backend.store.session import now_ms, writing
+from backend.store.tables import Artifact, Attempt, Job, Result
+from ui.pages.jobs import page as jobs
+from ui.pages.run import page as run
+from ui.pages.run.details import config_card, environment_card, outcome, text_card, times
+from ui.runs.results import Figures, kind_of
+from ui.widgets import download as saver
+from ui.widgets.log_view import Part, part, without_overprint
+
+
+def asked(**query: str) -> Any:
+    return SimpleNamespace(
+        query_params=query, client=SimpleNamespace(host="127.0.0.1"), headers={"host": "localhost"}
+    )
+
+
+def wanted(name: str, file: str) -> Any:
+    return SimpleNamespace(_data={"do": "download", "run": name, "file": file})
+
+
+def figure(stage: str, metric: str, value: float, **details: object) -> Result:
+    return Result(job_id=1, stage=stage, metric=metric, value=value, details=details)
+
+
+def draw(name: str) -> dict[str, Any]:
+    keys = ["head", "timer", "artefacts", "figures", "chart", "note", "table", "asked", "went"]
+    return dict(zip(keys, run.draw(asked(id=name)), strict=True))
+
+
+# figures ------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_shows_stages_in_order_and_the_kept_one(seeded: Settings) -> None:
+    page = draw("sds-0001")
+    figures = page["figures"]
+    labels = ["Dense", "First pruning", "Re-dense", "Second pruning (SDS)"]
+    table = figures[figures.index("<table") :]
+    places = [table.index(label) for label in labels]
+    assert places == sorted(places)
+    assert table.index("kept") > table.index("Second pruning (SDS)")
+    assert page["chart"].data[0].x[0] == 4.9
+
+
+def test_states_without_figures_say_so(seeded: Settings) -> None:
+    assert "appear here" in draw("sds-0003")["figures"]
+    assert "measured nothing" in draw("sds-0004")["figures"]
+    assert draw("sds-0004")["chart"] == "This run measured no perplexity."
+    assert "The model ran out of memory." in draw("sds-0004")["head"]
+
+
+def test_a_run_that_is_not_there_leads_to_the_list(seeded: Settings) -> None:
+    for name in ("sds-9999", "", "x'y"):
+        page = draw(name)
+        assert "There is no run" in page["head"] and 'href="runs"' in page["head"]
+        assert page["head"].count("<h1>") == 1
+    assert run.arrived(asked(id="sds-9999"))[0]["visible"] is False
+
+
+def test_the_tab_comes_from_the_address(seeded: Settings) -> None:
+    assert run.arrived(asked(id="sds-0001", tab="log"))[0]["selected"] == "log"
+    assert run.arrived(asked(id="sds-0001", tab="<b>"))[0]["selected"] == "summary"
+
+
+def test_texts_from_people_are_never_markup(seeded: Settings) -> None:
+    for name in ("sds-0001", "sds-0004"):
+        page = draw(name)
+        html = "".join(page[key] for key in ("head", "figures", "asked", "went", "artefacts"))
+        assert "onerror=" in html
+        assert "<img" not in html and "${" not in html and "{{" not in html
+
+
+def test_the_config_shows_what_differs_and_the_command(seeded: Settings) -> None:
+    html = config_card(queries.job(1))
+    assert "First pruner" in html and "magnitude" in html
+    assert "L1 penalty" not in html
+    assert "slimscope submit sds" in html
+
+
+def test_the_held_out_decision_is_told_in_words() -> None:
+    rows = [
+        figure("first", "heldout_loss", 2.2),
+        figure("sds", "heldout_loss", 2.1),
+        figure("run", "kept", 1.0, kept="sds"),
+        figure("run", "seconds/redense", 30.0),
+        figure("run", "seconds/prune", 60.0),
+    ]
+    job = Job(id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9)
+    figures = Figures(kind_of(job), rows)
+    html = outcome(job, figures, 0)
+    assert "Second pruning (SDS) had the loss 2.100; First pruning 2.200." in html
+    assert "1.0 GB" in html and "1 min 30 s" in html
+    assert list(figures.seconds) == ["prune", "redense"]
+    assert "width:50.0%" in times(figures)
+
+
+def test_whatever_is_missing_or_odd_is_left_out() -> None:
+    assert text_card({}) == "" == text_card({"text": "odd"})
+    assert "toystories" in text_card({"text": {"calibration": {"corpus": "toystories"}}})
+    bare = Job(id=1, kind="gone", name="", owner="x", config={"a": 1}, environment={}, state="lost")
+    assert environment_card(bare) == ""
+    assert "slimscope submit" not in config_card(bare)
+    odd = Job(id=1, kind="sds", config={}, environment={"versions": {"torch": "2"}, "new": [1, 2]})
+    assert "torch 2" in environment_card(odd)
+    assert Figures(None, []).kept is None
+
+
+# curves -------------------------------------------------------------------------------------------
+
+
+def test_the_curves_of_a_group_are_drawn_in_stage_order(seeded: Settings) -> None:
+    group, figure, note, table = run.draw_curves(None, asked(id="sds-0002"))
+    assert group["value"] == "error"
+    assert [line.name for line in figure.data] == [
+        "First pruning", "Re-dense", "Second pruning (SDS)",
+    ]  # fmt: skip
+    assert "n = 3 points" in note and table.count("<tr>") == 4
+
+
+def test_a_run_without_curves_says_so(seeded: Settings) -> None:
+    _, figure, *_ = run.draw_curves("error", asked(id="sds-0003"))
+    assert figure is None
+
+
+# log ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(seeded: Settings) -> Path:
+    """The log of sds-0002's first attempt."""
+    with writing() as session:
+        session.get_one(Job, 2).attempts_made = 1
+    path = log_file("sds-0002", 1)
+    path.parent.mkdir(parents=True)
+    path.write_text("one\n")
+    return path
+
+
+def test_the_log_grows_by_what_is_new(logged: Path) -> None:
+    first = part(queries.job(2), None)
+    assert first and (first["start"], first["text"]) == (0, "one\n")
+    cursor = {"source": first["source"], "end": first["end"]}
+    assert part(queries.job(2), cursor) is None
+    with logged.open("a") as file:
+        file.write("two é\n")
+    more = part(queries.job(2), cursor)
+    assert more and (more["start"], more["text"]) == (first["end"], "two é\n")
+
+
+def test_another_run_or_attempt_starts_its_log_anew(logged: Path) -> None:
+    other = part(queries.job(2), {"source": "sds-0009/1", "end": 99})
+    assert other and other["text"] == "one\n"
+    waiting = part(queries.job(3), None)
+    assert waiting and waiting["text"] == "" and "before the run starts" in waiting["title"]
+    assert part(queries.job(3), {"source": waiting["source"], "end": 0}) is None
+
+
+@pytest.mark.parametrize("cursor", ["text", 7, [], {}, {"source": None, "end": None}])
+def test_an_odd_cursor_gets_the_log_from_its_end(logged: Path, cursor: Any) -> None:
+    found = part(queries.job(2), cursor)
+    assert found and found["text"] == "one\n"
+
+
+def test_of_a_line_written_over_only_the_last_state_is_kept() -> None:
+    assert without_overprint("10%\r50%\r100%\nnext\r\n") == "100%\nnext\r\n"
+    assert without_overprint("one\n10%\r50%\r") == "one\n"  # its next state is on its way
+    assert without_overprint("") == ""
+
+
+@pytest.mark.parametrize("end", [-1, 10**12, "x", None, 2.5])
+def test_a_cursor_of_nowhere_does_no_harm(logged: Path, end: object) -> None:
+    assert part(queries.job(2), {"source": "sds-0002/1", "end": end}) in (
+        None, Part(source="sds-0002/1", title="Attempt 1", start=0, end=4, text="one\n"),
+    )  # fmt: skip
+
+
+def test_bytes_that_are_no_text_do_not_stop_the_log(logged: Path) -> None:
+    with logged.open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    more = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
+    assert more and (more["start"], more["end"]) == (4, 7)
+
+
+def test_of_a_log_that_grew_fast_the_page_begins_anew(logged: Path) -> None:
+    logged.write_text("x" * 100_000)
+    found = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
+    assert found and found["start"] == 0 and len(found["text"]) < 100_000
+
+
+def test_the_whole_log_can_be_saved(logged: Path) -> None:
+    again = log_file("sds-0002", 2)
+    again.parent.mkdir()
+    again.write_text("two\n")
+    with writing() as session:
+        session.get_one(Job, 2).attempts_made = 2
+    file, _ = jobs.save_log(asked(id="sds-0002"))
+    assert file["name"] == "sds-0002-log.txt"
+    text = base64.b64decode(file["data"]).decode()
+    assert text == "===== attempt 1 =====\none\n===== attempt 2 =====\ntwo\n"
+    nothing, said = jobs.save_log(asked(id="sds-0003"))
+    assert "It has not started yet." in said["value"] and "data" not in nothing
+
+
+# files --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(seeded: Settings) -> Path:
+    """A model folder that sds-0001 left."""
+    folder = run_folder("sds-0001") / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (run_folder("sds-0001") / "secret.txt").write_text("not an artefact")
+    row = Artifact(
+        job_id=1, kind="model", path="sds-0001/model", bytes=2, sha256="ab" * 32,
+        created_at=now_ms(),
+    )  # fmt: skip
+    with writing() as session:
+        session.add(row)
+    return folder
+
+
+def test_artefacts_tell_where_they_are_and_how_to_load_them(model: Path) -> None:
+    html = draw("sds-0001")["artefacts"]
+    assert str(model) in html and "ab" * 32 in html
+    assert "from_pretrained" in html and "config.json" in html
+
+
+def test_a_small_file_of_an_artefact_is_given(model: Path) -> None:
+    file, _ = run.download(wanted("sds-0001", "sds-0001/model/config.json"), asked())
+    assert (file["name"], base64.b64decode(file["data"])) == ("config.json", b"{}")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["sds-0001/secret.txt", "../results.db", "sds-0001/model/../secret.txt", "/etc/passwd", "",
+     "sds-0001/model", "sds-0001/model/link"],
+)  # fmt: skip
+def test_nothing_else_is_given(model: Path, path: str) -> None:
+    (model / "link").symlink_to("/etc/passwd")
+    file, said = run.download(wanted("sds-0001", path), asked())
+    assert "data" not in file and 'role="alert"' in said["value"]
+
+
+def test_a_file_of_another_run_is_not_given(model: Path) -> None:
+    file, _ = run.download(wanted("sds-0002", "sds-0001/model/config.json"), asked())
+    assert "data" not in file
+
+
+def test_a_large_file_is_named_but_not_given(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver, "AT_MOST", 1)
+    file, said = run.download(wanted("sds-0001", "sds-0001/model/config.json"), asked())
+    assert "data" not in file and "at most" in said["value"]
+
+
+def test_a_deleted_artefact_is_said_to_be_gone(model: Path) -> None:
+    (model / "config.json").unlink()
+    model.rmdir()
+    assert "not there any more" in draw("sds-0001")["artefacts"]
+
+
+def test_attempts_are_listed(seeded: Settings) -> None:
+    attempt = Attempt(
+        job_id=1, n=1, token="t", engine="local", launched_at=1, started_at=1000, ended_at=61_000,
+        outcome="succeeded", exit_code=0, resumed_from="block-3",
+    )  # fmt: skip
+    with writing() as session:
+        session.add(attempt)
+    assert "block-3" in draw("sds-0001")["went"]
+
+
+def test_a_step_keeps_its_capitals() -> None:
+    rows = [figure("run", f"seconds/{name}", 2.0) for name in ("DL-QAT", "weight_adjustment")]
+    told = times(Figures(None, rows))
+    assert ">DL-QAT<" in told and ">Weight adjustment<" in told

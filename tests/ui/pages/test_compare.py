@@ -1,0 +1,264 @@
+"""The page Compare: what differs, what came out, curves and weights over each other."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from backend.settings import Settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.tables import MetricPoint
+from tests.ui.conftest import HOSTILE, TOY, tensor_rows
+from tests.ui.lab import OTHER, asked, job, measured, model_folder, pressed, store
+from ui.pages.compare import page as compare
+from ui.pages.compare.comparison import Comparison, records
+from ui.theme import LIGHT
+
+TWO = {"ids": "sds-0001,sds-0002"}
+WHOLE = {"ids": "sds-0001,sds-0002,sds-0003,sds-0004"}
+
+
+def curve(number: int, name: str, values: list[float]) -> list[MetricPoint]:
+    return [
+        MetricPoint(job_id=number, name=name, step=i, at=0, value=v) for i, v in enumerate(values)
+    ]
+
+
+@pytest.fixture
+def lab(current: Settings) -> Settings:
+    """Four runs: the last on another text, the third with no curve, the first two with weights."""
+    upgrade()
+    sparse = {"model": "toy", "pattern": "50%", "base": "sparsegpt", "seed": 0, "control": True}
+    toy = load_file(TOY)
+    store(
+        job(1, name=HOSTILE),
+        job(2, config=sparse),
+        job(3, environment={"device": "cpu", "threads": 2, "versions": {"torch": "2.9"}}),
+        job(4),
+        *measured(1, 12.0, 0.5),
+        *measured(2, 11.0, 0.4),
+        *measured(3, 30.0, 0.7, kept="control"),
+        *measured(4, 9.0, 0.5, text=OTHER),
+        *(model_folder(n, size) for n, size in ((1, 500), (2, 400))),
+        *curve(1, "error/sds", [0.1, 0.2, 0.3]),
+        *curve(2, "error/sds", [0.1, 0.1, 0.2]),
+        *curve(2, "loss", [4.0, 3.0]),
+        *curve(4, "loss", [1.0]),
+        *tensor_rows(1, toy),
+        *tensor_rows(2, toy, stages=2),
+    )
+    return current
+
+
+def drawn(**address: str) -> dict[str, Any]:
+    names = ("head", "body", "config", "figures", "stages", "note", "table")
+    return dict(zip(names, compare.draw(asked(**address)), strict=True))
+
+
+def cells(html: str, row: str) -> list[str]:
+    """The text of the cells of one row of a comparison."""
+    found = re.search(rf'<th scope="row">(?:<span[^>]*>)?{row}.*?</tr>', html)
+    assert found, row
+    return [re.sub(r"<[^>]+>", " ", c).strip() for c in re.findall(r"<td.*?</td>", found[0])]
+
+
+def curves(curve: str | None = None, scale: str = "linear", smooth: str = "none") -> list[Any]:
+    return compare.draw_curves(curve, scale, smooth, asked(**WHOLE))
+
+
+# which runs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", ["", "sds-0001", "sds-0001,sds-0001", "sds-0999,x", "'; drop"])
+def test_fewer_than_two_runs_lead_to_the_table(lab: Settings, ids: str) -> None:
+    page = drawn(ids=ids)
+    assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
+    assert "compare?ids=sds-0002%2Csds-0003%2Csds-0004" in page["head"]  # the newest three
+    assert compare.draw_curves(None, None, None, asked(ids=ids))[1] is None
+    assert compare.draw_weights(None, asked(ids=ids))[1] is None
+
+
+def test_the_first_run_is_the_baseline_unless_the_address_names_another(lab: Settings) -> None:
+    for base, wanted in (("", "sds-0001"), ("sds-0002", "sds-0002"), ("sds-0099", "sds-0001")):
+        of = compare.compared(asked(**TWO, base=base))
+        assert of is not None and of.base.job.run == wanted
+        pressed_one = re.findall(
+            r'aria-pressed="true" data-testid="base-([\w-]+)"', drawn(**TWO, base=base)["head"]
+        )
+        assert pressed_one == [wanted]
+
+
+def test_six_runs_at_most(lab: Settings) -> None:
+    store(*[job(n) for n in range(5, 9)])
+    of = compare.compared(asked(ids=",".join(f"sds-{n:04d}" for n in range(1, 9))))
+    assert of is not None and len(of.rows) == 6
+
+
+def test_texts_from_people_stay_texts(lab: Settings) -> None:
+    page = drawn(**WHOLE)
+    html = "".join(str(page[part]) for part in ("head", "config", "figures", "note", "table"))
+    assert "<img" not in html and "${" not in html and "onerror=" in html
+
+
+# what was asked -----------------------------------------------------------------------------------
+
+
+def test_only_settings_that_differ_are_shown(lab: Settings) -> None:
+    html = drawn(**TWO)["config"]
+    assert cells(html, "Pattern") == ["2:4", "50%  (differs)"]
+    assert cells(html, "First pruner") == ["wanda", "sparsegpt  (differs)"]
+    assert "Model" not in html and "4 settings are the same" in html
+
+
+def test_where_it_ran_is_compared_too(lab: Settings) -> None:
+    html = drawn(ids="sds-0001,sds-0003")["config"]
+    assert cells(html, "Threads used") == ["–", "2  (differs)"]
+    assert cells(html, "Version of torch") == ["–", "2.9  (differs)"]
+
+
+def test_runs_with_the_same_settings_say_so(lab: Settings) -> None:
+    html = drawn(ids="sds-0001,sds-0004")["config"]
+    assert "<table" not in html and "settings are the same" in html
+
+
+# what came out ------------------------------------------------------------------------------------
+
+
+def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares(lab: Settings) -> None:
+    html = drawn(**WHOLE)["figures"]
+    perplexity = cells(html, "Perplexity")
+    assert perplexity[0] == "12.00" and "−1.00 (−8.3 %)" in perplexity[1] and "▼" in perplexity[1]
+    assert re.search(r'class="delta better"[^>]*><i[^>]*>▼</i>−1.00', html)
+    zeros = cells(html, "Zeros, %")
+    assert "▼" in zeros[1] and "−10.00" in zeros[1]
+    assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', html)
+    assert "▼" in cells(html, "Size on disk")[1]
+
+
+def test_what_was_measured_on_another_text_is_not_compared(lab: Settings) -> None:
+    html = drawn(**WHOLE)["figures"]
+    other = cells(html, "Perplexity")[3]
+    assert other.startswith("9.000") and "other text" in other and "▼" not in other
+    page = drawn(**WHOLE)
+    assert "sds-0004" in page["note"]
+    assert {t.name for t in page["stages"].data} == {"sds-0001", "sds-0002", "sds-0003"}
+
+
+def test_the_baseline_is_grey_and_dashed_in_every_picture(lab: Settings) -> None:
+    request = asked(**TWO, base="sds-0002")
+    for figure in (
+        compare.draw_curves(None, None, None, request)[1],
+        compare.draw_weights(None, request)[1],
+    ):
+        (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
+        assert (line.color, line.dash) == (LIGHT.muted, "dash")
+
+
+def test_a_perplexity_by_stage_table_stands_beside_the_picture(lab: Settings) -> None:
+    html = drawn(**TWO)["table"]
+    assert cells(html, "Second pruning")[:2] == ["12.00", "11.00"]
+
+
+# curves -------------------------------------------------------------------------------------------
+
+
+def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none(lab: Settings) -> None:
+    choice, figure, note, table = curves()
+    assert [value for _, value in choice["choices"]] == ["error/sds", "loss"]
+    assert choice["value"] == "error/sds"
+    assert [trace.name for trace in figure.data] == ["sds-0001", "sds-0002"]
+    assert "sds-0001 3, sds-0002 3" in note and table.count("<tr>") == 4
+    assert [trace.name for trace in curves("loss")[1].data] == ["sds-0002", "sds-0004"]
+
+
+def test_an_axis_in_powers_of_ten_says_so_and_smoothing_keeps_the_raw_line(lab: Settings) -> None:
+    figure = curves(scale="log", smooth="strong")[1]
+    assert figure.layout.yaxis.type == "log" and "log" in figure.layout.yaxis.title.text
+    assert [trace.opacity for trace in figure.data] == [0.25, 1.0] * 2
+    assert list(figure.data[0].y) == [0.1, 0.2, 0.3]
+
+
+def test_the_address_says_which_curve_is_open(lab: Settings) -> None:
+    opened = compare.open_curves(asked(**WHOLE, curve="loss", y="log", smooth="some"))
+    assert opened[:2] == ["log", "some"] and opened[2]["value"] == "loss"
+    odd = compare.open_curves(asked(**WHOLE, curve="<b>", y="sideways", smooth="9"))
+    assert odd[:2] == ["linear", "none"] and odd[2]["value"] == "error/sds"
+
+
+def test_runs_without_curves_say_so(lab: Settings) -> None:
+    assert compare.draw_curves(None, None, None, asked(ids="sds-0003,sds-0004"))[1] is None
+
+
+# weights ------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one(lab: Settings) -> None:
+    choice, figure, note, table = compare.draw_weights(None, asked(**WHOLE))
+    labels = [trace.name.split(" · ")[:2] for trace in figure.data]
+    assert labels == [
+        ["Dense", "no exact zeros"],
+        ["sds-0001", "Second pruning (SDS)"],
+        ["sds-0002", "First pruning"],  # it stored no later stage
+    ]
+    assert "Not stored by sds-0003, sds-0004" in note and "n = 4,096 weights" in note
+    assert choice["value"] == "model.layers.0.self_attn.q_proj.weight"
+    for trace in figure.data[1:]:
+        stage = {"sds-0001": "sds", "sds-0002": "first"}[trace.name.split(" ")[0]]
+        (snapshot,) = (
+            s
+            for s in queries.tensor_snapshots(trace.name.split(" ")[0], choice["value"])
+            if s.stage == stage
+        )
+        drawn = sum(trace.customdata)
+        assert drawn + snapshot.zeros + snapshot.below + snapshot.above == snapshot.n
+    assert "sds-0001 · Second pruning (SDS)" in table
+
+
+def test_the_address_says_which_tensor_is_open(lab: Settings) -> None:
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert compare.draw_weights(None, asked(**TWO, tensor=name))[0]["value"] == name
+    assert compare.draw_weights("nonsense", asked(**TWO))[0]["value"].endswith("q_proj.weight")
+
+
+def test_runs_without_weight_statistics_say_so(lab: Settings) -> None:
+    assert compare.draw_weights(None, asked(ids="sds-0003,sds-0004"))[1] is None
+
+
+# files --------------------------------------------------------------------------------------------
+
+
+def compared(**address: str) -> Comparison:
+    of = compare.compared(asked(**address))
+    assert of is not None
+    return of
+
+
+def test_a_csv_holds_both_tables_with_full_precision(lab: Settings) -> None:
+    file = compare.export(pressed("csv"), asked(**WHOLE))
+    assert file["name"] == "sds-0001-sds-0002-sds-0003-sds-0004.csv"
+    from base64 import b64decode
+
+    lines = list(csv.DictReader(io.StringIO(b64decode(file["data"]).decode())))
+    assert {line["section"] for line in lines} == {"setting", "figure"}
+    of_perplexity = {r["run"]: r for r in lines if r["name"] == "perplexity"}
+    assert of_perplexity["sds-0002"]["delta"] == "-1.0"
+    assert of_perplexity["sds-0004"]["delta"] == "" and of_perplexity["sds-0004"]["not_compared"]
+
+
+def test_json_is_the_same(lab: Settings) -> None:
+    from base64 import b64decode
+
+    whole = json.loads(b64decode(compare.export(pressed("json"), asked(**TWO))["data"]))
+    assert whole["baseline"] == "sds-0001" and whole["lines"] == records(compared(**TWO))
+
+
+def test_other_files_are_not_given(lab: Settings) -> None:
+    assert "data" not in compare.export(pressed("exe"), asked(**TWO))
+    assert "data" not in compare.export(pressed("csv"), asked())

@@ -1,0 +1,79 @@
+"""The page Help says what is true: its examples are carried out here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+from typing import Any
+
+import pytest
+import typer.main
+
+from backend.settings import Settings
+from jobs.cli import app as cli
+from jobs.metrics import METRICS
+from tests.ui.lab import job, measured
+from ui.api import build
+from ui.format import esc
+from ui.keyboard import shortcuts
+from ui.pages import pages
+from ui.pages.help import glossary, page
+from ui.runs.columns import columns
+from ui.runs.filter import parse
+from ui.runs.rows import rows
+
+
+def test_every_figure_is_defined_with_its_direction() -> None:
+    html = page.figures_html()
+    for metric in METRICS.values():
+        assert esc(metric.title) in html and esc(metric.definition) in html
+        assert metric.definition.endswith(".")
+
+
+def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> None:
+    html = page.sources_html()
+    for name, licence in (("toy", "that of this program"), ("smollm2-135m", "Apache-2.0"),
+                          ("wikipedia", "CC BY-SA 3.0 / GFDL"), ("c4", "ODC-By 1.0")):  # fmt: skip
+        assert f"<code>{name}</code>" in html and esc(licence) in html
+    assert "<code>/" not in html and "file:" not in html
+
+
+def test_every_key_is_listed_and_means_one_thing() -> None:
+    html = page.keys_html()
+    listed = shortcuts((p.key, p.name, p.path) for p in pages())
+    assert len({s.keys for s in listed}) == len(listed) == html.count("<dt>")
+    assert all(
+        p.key for p in pages() if p.in_navbar
+    )  # every page of the navigation can be reached by keys
+
+
+@pytest.mark.parametrize("text", glossary.FILTERS)
+def test_every_filter_is_understood(text: str) -> None:
+    known = columns(rows([job(1)], measured(1, 12.0)))
+    found = parse(text, known)
+    assert found.terms and not found.problems
+
+
+@pytest.mark.parametrize("line", glossary.COMMANDS)
+def test_every_shell_line_is_one_the_command_line_takes(line: str) -> None:
+    program, *words = shlex.split(line)
+    assert program == "slimscope"
+    command: Any = typer.main.get_command(cli.app)
+    while commands := getattr(command, "commands", None):
+        command = commands[words.pop(0)]
+    command.make_context(program, words)  # raises where an option or a value is none
+
+
+def test_every_request_is_one_the_api_answers() -> None:
+    paths = build().openapi()["paths"]
+    for example in glossary.REQUESTS:
+        method, where = example.split(" ")
+        where = where.partition("?")[0].replace("sds-0001", "{run}")
+        assert method.lower() in paths[where], example
+
+
+def test_the_python_example_runs(seeded: Settings) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(glossary.PYTHON, {})
+    assert "sds-0001 succeeded toy" in said.getvalue() and "perplexity" in said.getvalue()

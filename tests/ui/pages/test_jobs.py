@@ -1,0 +1,140 @@
+"""Jobs, and what holds everywhere, on a data folder with a run in every state."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from backend.queue import roles, supervisor
+from backend.settings import Settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from tests.ui.lab import GUEST, asked, pressed
+from ui.pages.jobs import page as jobs
+from ui.pages.overview import page as overview
+from ui.pages.runs import page as runs
+from ui.runs.actions import deeds, perform
+
+
+@pytest.fixture(autouse=True)
+def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "ensure", lambda: None)
+
+
+def board(**query: str) -> str:
+    return str(jobs.draw(asked(**query))[0])
+
+
+# Jobs ---------------------------------------------------------------------------------------------
+
+
+def test_active_jobs_stand_in_queue_order_with_place_and_progress(seeded: Settings) -> None:
+    html = board()
+    assert re.findall(r'id=(sds-\d+)"', html) == ["sds-0002", "sds-0003"]
+    assert "about 4 min" in html or "about 5 min" in html
+    assert re.search(r"<td>starts in about [45] min</td>", html)  # when the one before has ended
+    assert 'data-testid="cancel-sds-0003"' in html
+    assert re.search(r'<td class="num">1</td><td><a[^>]*id=sds-0003', html)
+
+
+def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:
+    assert set(re.findall(r'id=(sds-\d+)"', board(state="ended"))) == {"sds-0001", "sds-0005"}
+    failed = board(state="failed")
+    assert re.findall(r'id=(sds-\d+)"', failed) == ["sds-0004"]
+    assert "resume-sds-0004" in failed and "retry-sds-0004" in failed
+    assert '<th scope="col">Why</th>' in failed and ">Why<" not in board(state="ended")
+    assert board(state="nonsense") == board()
+
+
+def test_empty_lists_say_so_and_lead_on(current: Settings) -> None:
+    upgrade()
+    assert "Nothing runs and nothing waits." in board()
+    assert 'href="launch"' in board(state="failed")
+
+
+def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings) -> None:
+    html = str(jobs.draw(asked(GUEST))[0])
+    button = re.search(r'<button[^>]*data-testid="cancel-sds-0003"[^>]*>', html)
+    assert button and " disabled " in button[0] and roles.LOOK in button[0]
+    for do in ("cancel", "kill", "next", "resume", "retry"):
+        said = jobs.act(pressed(do, "sds-0004"), asked(GUEST))
+        assert "may not" in said["value"]
+    assert len(queries.jobs()) == 5
+
+
+def test_cancelling_twice_from_a_page_that_is_behind_kills_nothing(seeded: Settings) -> None:
+    jobs.act(pressed("cancel", "sds-0002"), asked())
+    assert queries.job(2).desired == "stop"
+    jobs.act(pressed("cancel", "sds-0002"), asked())
+    assert queries.job(2).desired == "stop"
+    assert [deed for deed, *_ in deeds(queries.job(2))] == ["kill"]
+    jobs.act(pressed("kill", "sds-0002"), asked())
+    assert queries.job(2).desired == "kill"
+    assert deeds(queries.job(2)) == []
+
+
+def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:
+    said = jobs.act(pressed("retry", "sds-0004"), asked())
+    new, old = queries.job(6), queries.job(4)
+    assert "sds-0006" in said["value"]
+    assert (new.state, new.parent, old.state) == ("queued", 4, "failed")
+    assert {k: new.config[k] for k in old.config} == old.config
+
+
+def test_a_waiting_run_can_be_put_first(seeded: Settings) -> None:
+    jobs.act(pressed("retry", "sds-0004"), asked())
+    assert "next-sds-0003" not in board() and "next-sds-0006" in board()
+    jobs.act(pressed("next", "sds-0006"), asked())
+    assert [job.id for job in queries.queued()] == [6, 3]
+    said = jobs.act(pressed("next", "sds-0002"), asked())
+    assert "sds-0002 does not wait." in said["value"]
+
+
+def test_resume_queues_the_same_run(seeded: Settings) -> None:
+    jobs.act(pressed("resume", "sds-0005"), asked())
+    assert queries.job(5).state == "queued"
+
+
+@pytest.mark.parametrize("do", ["", "delete", "None", "${1}<b>"])
+def test_unknown_deeds_are_refused(seeded: Settings, do: str) -> None:
+    said = jobs.act(pressed(do, "sds-0002"), asked())
+    assert 'role="alert"' in said["value"] and "<b>" not in said["value"]
+
+
+def test_a_button_on_a_run_that_is_not_there_is_refused(seeded: Settings) -> None:
+    for run in ("sds-9999", "", "'; drop table jobs"):
+        assert 'role="alert"' in jobs.act(pressed("cancel", run), asked())["value"]
+    assert 'role="alert"' in jobs.act(SimpleNamespace(_data=None), asked())["value"]
+
+
+def test_the_chosen_job_shows_its_history(seeded: Settings) -> None:
+    perform("cancel", "sds-0003", jobs.actor(asked()))
+    _, _, title, history, _ = jobs.draw(asked(id="sds-0003"))
+    assert "sds-0003" in title
+    assert history.index("cancelled") < history.index("queued")
+
+
+def test_a_stalled_queue_is_said(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert jobs.STALLED not in board()
+    monkeypatch.setattr(queries, "ALIVE_MS", -1)
+    assert jobs.STALLED in board()
+
+
+# Everywhere ---------------------------------------------------------------------------------------
+
+
+def test_texts_from_people_are_never_markup(seeded: Settings) -> None:
+    pages = [
+        *overview.draw(asked()),
+        board(state="ended"),
+        board(state="failed"),
+        *jobs.draw(asked(id="sds-0004"))[2:4],
+        runs.draw(asked())[1],
+    ]
+    for html in pages:
+        assert "<img" not in html
+        assert "${" not in html
+        assert "{{" not in html
+    assert sum("onerror=" in html for html in pages) >= 4

@@ -1,0 +1,146 @@
+"""The page Overview: what runs, what is best, what needs a look."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.settings import Settings
+from backend.store.migrate import upgrade
+from jobs.metrics import metric
+from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, result, store
+from ui.pages.overview import page as overview
+from ui.pages.overview import pareto
+from ui.pages.overview.pareto_chart import Point, front, tradeoff
+from ui.pages.overview.tour import SENTENCES
+from ui.runs.rows import all_rows
+
+
+@pytest.fixture
+def lab(current: Settings) -> Settings:
+    """Four runs on one text, the third worse than the first in both; one on another; one failed."""
+    upgrade()
+    store(
+        *[job(n) for n in range(1, 6)],
+        job(6, state="failed", error={"what": "Out of memory."}),
+        *measured(1, 12.0, 0.5),
+        *measured(2, 11.0, 0.4),
+        *measured(3, 13.0, 0.4),
+        *measured(4, 30.0, 0.7),
+        *measured(5, 5.0, 0.9, text=OTHER),
+        *(model_folder(n, 100 * n) for n in (1, 2, 3)),
+        *(result(n, "run", "tokens_per_second", 40.0 + n) for n in (1, 2)),
+    )
+    return current
+
+
+def picture(of: str | None = None, x: str | None = None) -> dict[str, Any]:
+    names = ("mark", "shown", "groups", "prices", "chart", "note", "table", "front")
+    return dict(zip(names, overview.redraw_best(of, x), strict=True))
+
+
+# what runs, what needs a look ---------------------------------------------------------------------
+
+
+def test_an_empty_folder_says_what_to_do_first(current: Settings) -> None:
+    upgrade()
+    running, latest, side = overview.draw(asked())
+    assert "No runs yet." in running and 'href="launch' in running
+    assert latest == "" and "Toy stories" in side
+    assert picture()["shown"]["visible"] is False and picture()["chart"] is None
+
+
+def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
+    running, latest, side = overview.draw(asked())
+    assert "sds-0002" in running and "61 %" in running and "min left" in running
+    assert "sds-0001" in latest and "sds-0005" not in latest
+    assert side.index("sds-0003") < side.index("sds-0004")
+    assert "The model ran out of memory." in side and "resume-sds-0004" in side
+
+
+def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> None:
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', overview.latest_html())
+    assert heads[:2] == ["Run", "Model and setting"] and len(heads) == 2 + overview.FIGURES
+    assert "Perplexity" in heads and "Zeros, %" in heads
+
+
+def test_a_guest_sees_why_a_button_is_off(seeded: Settings) -> None:
+    running = overview.draw(asked(GUEST))[0]
+    assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
+
+
+def test_the_tour_is_three_sentences() -> None:
+    assert len(SENTENCES) == 3
+
+
+# what is best -------------------------------------------------------------------------------------
+
+
+def test_only_runs_on_the_same_model_and_text_share_a_picture(lab: Settings) -> None:
+    groups = pareto.groups(all_rows())
+    assert [sorted(r.job.id for r in g.rows) for g in groups] == [[1, 2, 3, 4], [5]]
+    assert picture()["chart"].layout.uirevision
+    alone = picture(of="sds-0005")
+    assert alone["groups"]["value"] == "sds-0005" and alone["table"].count("<tr>") == 2
+
+
+def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
+    page = picture(x="zero_share")
+    html = page["front"]["value"]
+    assert re.findall(r'href="run\?id=(sds-\d+)"', html) == ["sds-0002", "sds-0001", "sds-0004"]
+    assert "Of 4 runs" in html
+    dots = next(trace for trace in page["chart"].data if trace.customdata is not None)
+    colours = dict(zip(dots.customdata, dots.marker.color, strict=True))
+    assert [run for run, colour in colours.items() if colour == "rgba(0,0,0,0)"] == ["sds-0003"]
+
+
+def test_a_few_bytes_put_no_run_on_the_front() -> None:
+    alike = [Point("a", "", "", 750_366, 1.622), Point("b", "", "", 750_374, 1.584)]
+    assert [p.run for p in front(alike, larger_x=False)] == ["b"]
+    low, high = tradeoff(alike, metric("size"), None).layout.xaxis.range
+    assert high - low > 0.01  # MB: it is not a magnifying glass
+
+
+def test_runs_without_the_price_are_counted_in_words(lab: Settings) -> None:
+    page = picture(x="size")
+    assert "n = 3 runs, 1 without this figure" in page["note"]
+    assert "as large as runs are fast" in page["note"]
+    assert picture(x="nonsense")["prices"]["value"] == picture()["prices"]["value"]
+
+
+def test_it_is_drawn_again_only_when_a_figure_was_added(lab: Settings) -> None:
+    seen = picture()["mark"]
+    assert "value" not in overview.draw_best(seen, None, None, asked())
+    store(result(4, "run", "tokens_per_second", 12.0))
+    assert isinstance(overview.draw_best(seen, None, None, asked()), list)
+
+
+numbers = st.floats(1, 100).map(lambda x: round(x, 1))
+
+
+@given(st.lists(st.tuples(numbers, numbers), max_size=30), st.booleans())
+def test_nothing_beats_the_front_and_all_else_is_beaten(
+    pairs: list[tuple[float, float]], larger: bool
+) -> None:
+    points = [Point(str(i), "", "", x, y) for i, (x, y) in enumerate(pairs)]
+    sign = -1 if larger else 1
+
+    def beats(a: Point, b: Point) -> bool:
+        return sign * a.x <= sign * b.x and a.y <= b.y and (a.x, a.y) != (b.x, b.y)
+
+    kept = front(points, larger)
+    assert not any(beats(a, b) for a in points for b in kept)
+    held = {(p.x, p.y) for p in kept}
+    assert all((b.x, b.y) in held or any(beats(a, b) for a in kept) for b in points)
+
+
+@given(st.floats(1.01, 1e4), st.floats(1.01, 1e4))
+def test_the_perplexity_axis_shows_every_dot(low: float, high: float) -> None:
+    points = [Point("a", "", "", 1.0, low), Point("b", "", "", 2.0, high)]
+    axis = tradeoff(points, metric("size"), min(low, high) * 0.9).layout.yaxis
+    ends = [10**end for end in axis.range] if axis.type == "log" else axis.range
+    assert ends is None or (min(ends) <= min(low, high) * 0.9 and max(low, high) <= max(ends))

@@ -1,0 +1,224 @@
+"""The page Runs: what the address shows, and what can be done to the picked runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from urllib.parse import parse_qs
+
+import pytest
+
+from backend.queue import supervisor
+from backend.settings import Settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from tests.ui.lab import GUEST, HOST, asked, job, measured, pressed, store
+from ui.pages.runs import page as runs
+from ui.runs.view import PAGE_ROWS, Look, find, remembered
+
+HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}"
+
+
+@pytest.fixture(autouse=True)
+def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "ensure", lambda: None)
+
+
+@pytest.fixture
+def lab(current: Settings) -> Settings:
+    """Six runs: four measured, one failed, one waiting."""
+    upgrade()
+    store(
+        job(1, name="half way"),
+        job(2, tags=["demo"]),
+        job(3),
+        job(4, name=HOSTILE, note=HOSTILE),
+        job(5, state="failed", error={"what": HOSTILE}),
+        job(6, state="queued", started_at=None, finished_at=None),
+        *measured(1, 12.0, 0.5),
+        *measured(2, 15.0, 0.3),
+        *measured(3, 30.0, 0.7),
+        *measured(4, 11.0, 0.2),
+    )
+    return current
+
+
+def table(**query: str) -> str:
+    return str(runs.draw(asked(**query))[1])
+
+
+def listed(**query: str) -> list[int]:
+    return [int(n) for n in re.findall(r'data-testid="row-sds-(\d+)"', table(**query))]
+
+
+# the address --------------------------------------------------------------------------------------
+
+
+def test_runs_are_sorted_as_the_address_says(lab: Settings) -> None:
+    assert listed() == [6, 5, 4, 3, 2, 1]
+    assert listed(sort="run", dir="asc") == [1, 2, 3, 4, 5, 6]
+    assert listed(sort="ppl", dir="asc")[:4] == [4, 1, 2, 3]
+    assert listed(sort="nonsense", dir="sideways") == listed()
+
+
+def test_the_filter_counts_and_can_be_cleared(lab: Settings) -> None:
+    assert listed(q="sparsity>0.4 perplexity<20") == [1]
+    assert "1 of 6" in table(q="half way")
+    nothing = table(q="no such thing")
+    assert "0 of 6" in nothing and "clear-filter" in nothing
+    assert "No column is called &#x27;sparsty&#x27;" in table(q="sparsty>1")
+
+
+def test_baseline_and_pins_stay_whatever_is_filtered(lab: Settings) -> None:
+    assert listed(q="state:failed", base="sds-0001", pins="sds-0003,sds-0002") == [1, 3, 2, 5]
+    html = table(q="no such thing", base="sds-0001")
+    assert "row-sds-0001" in html and "clear-filter" in html
+    html = table(base="sds-0001", q="zeros>0.6")
+    assert "▲" in html and "+18.00" in html and "worse" in html
+
+
+def test_at_most_five_are_pinned(lab: Settings) -> None:
+    pins = ",".join(f"sds-000{i}" for i in range(1, 7))
+    assert len(find(Look.of(asked(pins=pins))).pinned) == 5
+    html = table(pins=pins.removesuffix(",sds-0006"), pick="sds-0006")
+    assert '<button type="button" class="small" disabled title="5 runs can be pinned">' in html
+
+
+def test_columns_can_be_chosen(lab: Settings) -> None:
+    html = table(cols="seed,perplexity")
+    assert re.findall(r'data-testid="sort-([\w]+)"', html) == ["run", "perplexity", "seed"]
+    tools = str(runs.draw(asked(cols="seed"))[0])
+    assert re.search(r'aria-pressed="true"[^>]*data-testid="column-seed"', tools)
+    assert "Held-out loss, nats per token" in tools
+
+
+@pytest.mark.parametrize("odd", ["'", "<b>", "1;drop", "-1", "9" * 400, "../..", HOSTILE])
+def test_odd_addresses_show_the_usual_page(lab: Settings, odd: str) -> None:
+    names = ("sort", "dir", "page", "cols", "base", "pins", "pick")
+    html = table(**dict.fromkeys(names, odd))
+    assert [int(n) for n in re.findall(r'data-testid="row-sds-(\d+)"', html)] == listed()
+
+
+def test_pages_turn(current: Settings) -> None:
+    upgrade()
+    store(*(job(i) for i in range(1, 121)))
+    assert listed() == list(range(120, 120 - PAGE_ROWS, -1))
+    assert listed(page="3") == list(range(20, 0, -1))
+    assert listed(page="99") == listed(page="3")  # a filter has made the pages fewer
+    html = table(page="2")
+    assert "Page 2 of 3" in html
+    assert [json.loads(v.replace("&quot;", '"').replace("&#123;", "{").replace("&#125;", "}"))
+            for v in re.findall(r'data-testid="(?:previous|next)" data-view="([^"]+)"', html)] == [
+        {"page": "1"}, {"page": "3"},
+    ]  # fmt: skip
+
+
+def test_without_runs_the_table_leads_on(current: Settings) -> None:
+    upgrade()
+    assert "No runs yet." in table()
+
+
+def test_texts_from_people_are_never_markup(lab: Settings) -> None:
+    for html in (table(cols="name,note,state"), table(q=HOSTILE), table(pick="sds-0004")):
+        assert "<img" not in html and "${" not in html and "{{" not in html
+    assert "onerror=" in table(cols="note")
+
+
+# what is done to several --------------------------------------------------------------------------
+
+
+def did(do: str, pick: str, text: str = "", who: tuple[str, str] = HOST) -> str:
+    return str(runs.act(pressed(do, text=text), asked(who, pick=pick))[0]["value"])
+
+
+def test_picked_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
+    assert "2 runs tagged paper, demo." in did("tag", "sds-0001,sds-0002", "paper demo")
+    assert [queries.job(i).tags for i in (1, 2)] == [["paper", "demo"], ["demo", "paper"]]
+    did("untag", "sds-0001", "paper")
+    assert queries.job(1).tags == ["demo"]
+    did("note", "sds-0003", "look again")
+    assert queries.job(3).note == "look again"
+    assert listed(q="tag:demo") == [2, 1]
+    assert listed(q='"look again"') == [3]
+
+
+def test_cancel_and_resume_take_only_those_they_fit(lab: Settings) -> None:
+    everything = ",".join(f"sds-000{i}" for i in range(1, 7))
+    bar = table(pick=everything)
+    assert "Cancel sds-0006?" in bar and "Resume sds-0005?" in bar
+    assert "bulk-cancel" not in table(pick="sds-0001") and "bulk-tag" in table(pick="sds-0001")
+    assert "sds-0006 asked to stop" in did("cancel", everything)
+    assert queries.job(6).state == "cancelled" and queries.job(1).state == "succeeded"
+    assert "2 queued again" in did("resume", everything)
+    assert {queries.job(i).state for i in (5, 6)} == {"queued"}
+
+
+def test_a_second_cancel_is_no_kill(lab: Settings) -> None:
+    store(job(7, state="running", finished_at=None))
+    did("cancel", "sds-0007")
+    assert queries.job(7).desired == "stop"
+    did("cancel", "sds-0007")
+    assert queries.job(7).desired == "stop"
+
+
+@pytest.mark.parametrize(
+    ("do", "pick", "text"),
+    [
+        ("tag", "", "x"),
+        ("tag", "sds-0001", "<b>"),
+        ("delete", "sds-0001", ""),
+        ("", "sds-0001", ""),
+    ],
+)
+def test_what_cannot_be_done_is_told(lab: Settings, do: str, pick: str, text: str) -> None:
+    said = did(do, pick, text)
+    assert 'role="alert"' in said and "<b>" not in said
+
+
+def test_guests_see_why_and_are_refused(lab: Settings) -> None:
+    html = str(runs.draw(asked(GUEST, pick="sds-0001,sds-0006")))
+    for deed in ("bulk-tag", "bulk-cancel", "save-view"):
+        button = re.search(rf'<button[^>]*data-testid="{deed}"[^>]*>', html)
+        assert button and " disabled " in button[0] and "Guests" in button[0]
+    for do in ("tag", "note", "cancel", "resume", "save-view", "forget-view"):
+        assert "may not" in did(do, "sds-0006", "x", who=GUEST)
+    assert queries.job(6).state == "queued" and queries.views() == []
+    assert 'data-testid="compare"' in html  # looking is free
+
+
+def test_compare_takes_the_baseline_along(lab: Settings) -> None:
+    html = table(pick="sds-0002,sds-0003", base="sds-0001")
+    assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003&amp;base=sds-0001" in html
+    assert "2 to 6 runs can be compared" in table(pick="sds-0002")
+
+
+# views and files ----------------------------------------------------------------------------------
+
+
+def test_a_view_keeps_what_is_looked_at_and_not_what_is_picked(lab: Settings) -> None:
+    look = {"q": "tag:demo", "sort": "perplexity", "base": "sds-0001", "pick": "sds-0002",
+            "page": "2", "odd": "x"}  # fmt: skip
+    runs.act(pressed("save-view", text="best <b>"), asked(**look))
+    (view,) = queries.views()
+    assert parse_qs(view.query) == {
+        "q": ["tag:demo"], "sort": ["perplexity"], "base": ["sds-0001"],
+    }  # fmt: skip
+    tools = str(runs.draw(asked())[0])
+    assert 'href="runs?q=tag%3Ademo&amp;sort=perplexity&amp;base=sds-0001"' in tools
+    assert "best &lt;b&gt;" in tools
+    runs.act(pressed("forget-view", run="best <b>"), asked())
+    assert queries.views() == []
+    assert remembered({}) == ""
+
+
+def test_the_export_holds_all_pages_in_the_order_of_the_screen(lab: Settings) -> None:
+    look = asked(q="perplexity>0", sort="perplexity", dir="asc", cols="perplexity", page="7")
+    csv_file, json_file = (runs.act(pressed(form), look)[1] for form in ("csv", "json"))
+    lines = base64.b64decode(csv_file["data"]).decode().splitlines()
+    assert lines == ["Run,Perplexity", "sds-0004,11.0", "sds-0001,12.0", "sds-0002,15.0",
+                     "sds-0003,30.0"]  # fmt: skip
+    assert [r["perplexity"] for r in json.loads(base64.b64decode(json_file["data"]))] == [
+        11.0, 12.0, 15.0, 30.0,
+    ]  # fmt: skip
+    assert json_file["name"] == "slimscope-runs.json"

@@ -1,0 +1,192 @@
+"""The Speed page: verdict, conditions, charts of a benchmark, and what stands there without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backend.settings import Settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.tables import MetricPoint, Result
+from jobs.speed.report import COMBINED, VANILLA, arms_of
+from tests.ui.lab import asked, job, result, store
+from ui.pages.speed import details, page
+from ui.pages.speed.bars import speed_bars, time_bars
+from ui.pages.speed.curves import accepted_lengths, guesses_right, reached
+
+HOSTILE = "<b>amphista</b>"
+CHARTS = [f"{chart} {part}" for chart in page.ASK for part in ("figure", "note", "table")]
+KEYS = ["run", "by", "of", "drafter", "head", "charts", *CHARTS]
+CONFIG = {
+    "model": "toy", "drafters": "amphista-0002", "rounds": 3, "max_new_tokens": 64,
+    "precision": "auto", "count": 12,
+}  # fmt: skip
+HITS = {"0": 0.4, "1": 0.2, "0.0": 0.3, "0.1": 0.0, "1.0": 0.1}
+HERE = {
+    "cpu": "a processor, 2 of 2 cores", "device": "cpu", "threads": 1, "precision": "float32",
+    "text": {"prompts": {"corpus": "toystories", "count": 12}},
+}  # fmt: skip
+
+
+def figures(name: str, up: float, lengths: dict[str, int], kind: str = "") -> list[Result]:
+    """What the job records of one decoder."""
+    passes = sum(lengths.values())
+    accepted = sum(int(n) * count for n, count in lengths.items()) / passes
+    parts = {"draft": 1.0 if kind else 0.0, "verify": 10.0, "accept": 0.5, "cache": 0.25}
+    spread = {"lowest": up - 0.1, "highest": up + 0.1}
+    rows: list[tuple[str, float, dict[str, Any]]] = [
+        ("tokens_per_second", 50 * up, {**spread, "prompts": 12}),
+        ("speed_up", up, {**spread, "nodes": 8 if kind else 1, "arm": kind}),
+        ("accepted_length", accepted, {"lengths": lengths, **({"hits": HITS} if kind else {})}),
+        ("break_even", 1.1 if kind else 1.0, {"milliseconds": parts}),
+        ("same_text", 1.0, {"first_difference": None}),
+        ("speed_up/story", up + 0.2, {**spread, "accepted": accepted}),
+        ("speed_up/question", up - 0.2, {**spread, "accepted": accepted}),
+    ]
+    if name.endswith(COMBINED):
+        rows[2][2].pop("hits")  # only a part of the tree is asked
+    found = [result(1, name, metric, value, **details) for metric, value, details in rows]
+    for row in found:
+        row.n = 12
+    return found
+
+
+def points(name: str, values: dict[int, float]) -> list[MetricPoint]:
+    return [MetricPoint(job_id=1, name=name, step=n, at=0, value=v) for n, v in values.items()]
+
+
+@pytest.fixture
+def measured(current: Settings) -> str:
+    upgrade()
+    run = job(1, kind="speed", config=CONFIG, environment=HERE, name=HOSTILE)
+    store(
+        run,
+        *figures(VANILLA, 1.0, {"1": 100}),
+        *figures("lookup", 1.1, {"1": 80, "3": 20}),
+        *figures("amphista-0002", 1.5, {"1": 40, "2": 40, "4": 20}, "Amphista"),
+        result(1, "run", "work", 1e9),
+        *points("cost/verify", {1: 1.0, 8: 1.3}),
+        *points("amphista-0002/accepted", {2: 1.2, 8: 1.6}),
+        *points("amphista-0002/speed-up", {2: 1.1, 8: 1.2}),
+        *points("amphista-0002/break even", {2: 1.1, 8: 1.4}),
+    )
+    return "speed-0001"
+
+
+def draw(**query: str) -> dict[str, Any]:
+    """What is shown at an address."""
+    return dict(zip(KEYS, page.draw(None, None, None, None, asked(**query)), strict=True))
+
+
+def test_everything_is_drawn_and_told(measured: str) -> None:
+    shown = draw()
+    assert "faster than vanilla here: 1.50×" in shown["head"]
+    assert "a processor" in shown["head"] and "float32" in shown["head"]
+    assert "slimscope bench amphista-0002 --model toy" in shown["head"]
+    assert HOSTILE not in shown["head"] and "&lt;b&gt;" in shown["head"]
+    bars = shown["bars figure"].data[0]
+    assert list(bars.x) == [1.0, 1.5, 1.1]  # vanilla, then the fastest
+    assert list(bars.y)[1] == "Amphista<br>amphista-0002"
+    gain, even = shown["yield figure"].data
+    assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
+    assert len(shown["time figure"].data) == 4 and "5.9 ms/token" in str(shown["time figure"])
+    assert len(shown["lengths figure"].data) == len(shown["right figure"].data) == 2
+    assert len(shown["sizes figure"].data) == 3
+    assert list(shown["costs figure"].data[0].y) == [1.0, 1.3]
+    for name in CHARTS:
+        assert shown[name] or name == "heads table", name  # the run that trained is not there
+    assert 'data-value="1.5"' in shown["bars table"]
+    assert shown["drafter"]["visible"] is False  # there is but one
+
+
+def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> None:
+    lengths = {"1": 40, "2": 40, "9": 20}
+    store(*figures(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
+    shown = draw()
+    assert list(shown["bars figure"].data[0].y)[1:3] == [
+        "Lookup, Amphista<br>amphista-0002", "Amphista<br>amphista-0002",
+    ]  # fmt: skip
+    assert "Lookup, Amphista (amphista-0002) is faster than vanilla" in shown["head"]
+    assert shown["drafter"]["choices"] == [("Amphista (amphista-0002)", "amphista-0002")]
+    assert shown["yield table"].count("Amphista (amphista-0002)") == 2
+    assert len({*shown["bars figure"].data[0].marker.color}) == 4
+
+
+def test_tasks_stand_beside_each_other(measured: str) -> None:
+    fast, accepted = draw()["tasks figure"], draw(by="tokens")["tasks figure"]
+    assert list(fast.layout.yaxis.ticktext) == ["question", "story"]
+    assert list(fast.data[0].x) == pytest.approx([1.3, 1.7])
+    assert list(fast.data[0].error_x.array) == pytest.approx([0.3, -0.1])
+    assert list(accepted.data[0].x) == [2.0, 2.0] and accepted.data[0].error_x.array is None
+    assert [round(y) for y in fast.data[1].y] == [0, 1]
+
+
+def test_guesses_right_of_all_passes_or_of_those_that_got_so_far(measured: str) -> None:
+    whole, far = (draw(of=of)["right figure"].data[0] for of in ("all", "so-far"))
+    assert list(whole.y) == pytest.approx([60, 20, 20])
+    assert list(far.y) == pytest.approx([60, 100 / 3, 100])
+    assert draw(of="none such")["of"] == "all"
+
+
+def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
+    measured: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(details, "expected_hits", lambda run: {(0,): 0.5, (0, 0): 0.25})
+    shown = draw()
+    edges, nodes = shown["tree figure"].data
+    assert list(nodes.x) == [0, 1, 1, 2, 2, 2] and list(nodes.y) == [0, 0, 2, 0, 1, 2]
+    assert list(nodes.text)[1:] == ["40 %", "20 %", "30 %", "0 %", "10 %"]
+    assert len(edges.x) == 3 * 5
+    assert "right in 40.0 % of passes<br>on held-out answers 50.0 %" in nodes.customdata[1]
+    assert "Head 2, 2nd guess after 1st" in shown["tree table"]
+    assert 'data-value="1.75"' in shown["yield table"]  # expected of the whole tree
+    assert shown["heads figure"] == page.NO_HEADS  # its run is not there
+
+
+def test_the_curves_of_the_heads_are_those_of_the_run_that_trained(measured: str) -> None:
+    store(
+        job(2, kind="amphista"),
+        *(MetricPoint(job_id=2, name=f"top1/head {k}", step=n, at=0, value=0.1 * n / k)
+          for k in (1, 2) for n in (1, 2)),
+        result(2, "drafter", "parameters", 1234),
+    )  # fmt: skip
+    shown = draw()
+    assert [line.name for line in shown["heads figure"].data] == ["Head 1", "Head 2"]
+    assert list(shown["heads figure"].data[1].y) == [5, 10]
+    assert "1,234" in shown["yield table"] and "10.0" in shown["heads table"]
+
+
+def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) -> None:
+    upgrade()
+    run = job(1, kind="speed", config=CONFIG, environment=HERE)
+    store(run, *figures(VANILLA, 1.0, {"1": 9}), *figures("lookup", 1.1, {"1": 8, "3": 2}))
+    shown = draw()
+    assert shown["tree figure"] == shown["heads figure"] == page.NO_TREE
+
+
+def test_without_a_benchmark_the_page_says_what_it_is_for(current: Settings) -> None:
+    upgrade()
+    shown = draw(run="speed-0009")
+    assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
+
+
+def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
+    upgrade()
+    store(job(1, kind="speed", state="running", config=CONFIG, done=1.0, total=4.0, stage="Prompt"))
+    shown = draw()
+    assert "25 %" in shown["head"] and shown["charts"]["visible"] is False
+    assert details.WAITING in shown["head"]
+
+
+def test_shares_of_right_guesses_fall(measured: str) -> None:
+    arms = arms_of(queries.results(["speed-0001"]))
+    (drafter,) = (arm for arm in arms if arm.kind)
+    assert reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
+    line = guesses_right(arms).data[0]
+    assert list(line.y) == sorted(line.y, reverse=True)
+    assert sum(accepted_lengths(arms).data[0].y) == pytest.approx(100)
+    first = [speed_bars(arms).data[0].marker.color, speed_bars(arms[::-1]).data[0].marker.color]
+    assert list(first[0]) == list(first[1])[::-1]  # a decoder keeps its colour
+    assert [sum(bar.x) for bar in time_bars(arms).data] == [1.0, 30.0, 1.5, 0.75]

@@ -1,0 +1,117 @@
+"""The page of a sweep: its means, its runs, and what can be done to all of them."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backend.queue import supervisor
+from backend.settings import Settings
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Job, Result
+from jobs import sweep
+from tests.ui.conftest import HOSTILE
+from ui.pages.jobs import page as jobs_page
+from ui.pages.run import page as run
+from ui.pages.sweep import page
+
+TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
+
+
+def asked(host: str = "127.0.0.1", **query: str) -> Any:
+    return SimpleNamespace(
+        query_params=query, client=SimpleNamespace(host=host), headers={"host": "localhost"}
+    )
+
+
+def draw(chosen: str | None = None, **query: str) -> dict[str, Any]:
+    keys = ("head", "metric", "chart", "note", "table", "below")
+    return dict(zip(keys, page.draw(chosen, asked(**query)), strict=True))
+
+
+@pytest.fixture
+def swept(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Two patterns by two seeds; the figures of three of the four runs."""
+    monkeypatch.setattr(supervisor, "ensure", lambda: None)
+    who = page.actor(asked())
+    fields = {"pattern": ["2:4", "70%"], "seed": ["0", "1"]}
+    jobs = sweep.queue("sds", TOY, fields, who, name=HOSTILE)
+    values = {jobs[0].id: 10.0, jobs[1].id: 12.0, jobs[2].id: 30.0}
+    with writing() as session:
+        for job_id, value in values.items():
+            for metric, figure in (("perplexity", value), ("top1_agreement", 0.5)):
+                row = Result(job_id=job_id, stage="sds", metric=metric, value=figure, details={})
+                session.add(row)
+            session.get_one(Job, job_id).state = State.SUCCEEDED
+        session.get_one(Job, jobs[3].id).state = State.FAILED
+    return jobs
+
+
+def test_means_and_spreads_are_drawn_and_tabled(swept: list[Job]) -> None:
+    shown = draw(id=swept[2].run)
+    (line,) = shown["chart"].data
+    assert list(line.x) == [11.0, 30.0] and list(line.y) == ["2:4", "70%"]
+    assert list(line.error_x.array) == pytest.approx([2**0.5, 0.0])
+    assert shown["chart"].layout.yaxis.type == "category"  # 70% is no number
+    assert "11.00" in shown["below"] and "± 1.4" in shown["below"]
+    assert "n = 1 to 2 runs" in shown["note"]
+    assert 'data-value="11.0"' in shown["table"]
+    assert shown["below"].count("<tr>") == (1 + 2) + (1 + 4)  # means, then runs, each with a head
+
+
+def test_another_figure_can_be_chosen_by_hand_and_by_address(swept: list[Job]) -> None:
+    for shown in (draw("top1_agreement", id="6"), draw(id="6", metric="top1_agreement")):
+        assert shown["metric"]["value"] == "top1_agreement"
+        assert list(shown["chart"].data[0].x) == [50.0, 50.0]  # per cent
+    assert draw(id="6", metric="nonsense")["metric"]["value"] == "perplexity"
+
+
+def test_all_runs_are_cancelled_or_resumed_together(swept: list[Job]) -> None:
+    head = draw(id=swept[0].run)["head"]
+    assert "Resume 1 run" in head and "Cancel" not in head
+
+    def press(deed: str) -> str:
+        event = SimpleNamespace(_data={"do": deed, "run": swept[0].run})
+        return jobs_page.act(event, asked())["value"]  # type: ignore[arg-type]
+
+    assert "Queued again: 1 run." in press("resume-sweep")
+    assert "Cancel 1 run" in draw(id=swept[0].run)["head"]
+    assert "Asked to stop: 1 run." in press("cancel-sweep")
+    assert queries.job(swept[3].id).state == State.CANCELLED
+    assert "Asked to stop: 0 runs." in press("cancel-sweep")
+
+
+def test_a_guest_sees_the_buttons_but_cannot_press_them(swept: list[Job]) -> None:
+    head = page.draw(None, asked("10.0.0.7", id=swept[0].run))[0]
+    assert re.search(r'data-do="resume-sweep"[^>]* disabled', head)
+    event = SimpleNamespace(_data={"do": "resume-sweep", "run": swept[0].run})
+    assert "may not" in jobs_page.act(event, asked("10.0.0.7"))["value"]  # type: ignore[arg-type]
+
+
+def test_texts_from_people_are_never_markup(swept: list[Job]) -> None:
+    shown = draw(id=swept[0].run)
+    html = shown["head"] + shown["below"] + shown["table"]
+    assert "onerror=" in html and "<img" not in html and "${" not in html and "{{" not in html
+
+
+def test_a_run_of_no_sweep_and_no_run_lead_to_the_list(swept: list[Job]) -> None:
+    for name in ("sds-0001", "sds-9999", "", "x'y"):
+        shown = draw(id=name)
+        assert "belongs to no sweep" in shown["head"] and 'href="runs"' in shown["head"]
+
+
+def test_a_run_leads_to_its_sweep(swept: list[Job]) -> None:
+    who = page.actor(asked())
+    assert f'href="sweep?id={swept[1].run}"' in run.head_html(queries.job(swept[1].id), who)
+    assert "sweep?id" not in run.head_html(queries.job(1), who)
+
+
+def test_before_anything_is_measured_the_page_says_so(seeded: Settings) -> None:
+    jobs = sweep.queue("sds", TOY, {"seed": ["0", "1"]}, page.actor(asked()))
+    shown = draw(id=jobs[0].run)
+    assert shown["chart"] == page.WAITING and "Cancel 2 runs" in shown["head"]

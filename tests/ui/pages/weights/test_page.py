@@ -1,0 +1,367 @@
+"""The Weights page: what each event shows."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from base64 import b64decode
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from backend.methods.sds.config import STAGE_LABELS
+from backend.queue import supervisor
+from backend.settings import Settings
+from backend.statistics.names import MAGNITUDES
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.session import writing
+from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
+from jobs.weight_statistics.run import NAME
+from tests.ui.lab import GUEST, HOST, asked
+from ui.format import esc
+from ui.pages.weights import handlers as page
+from ui.pages.weights import inspect_model, render, selection
+from ui.pages.weights.controls import CONTROLS, Shown
+from ui.pages.weights.data import Looked
+from ui.pages.weights.selection import LAYERS, VIEWS, Choice, main_stages, weights_of
+from ui.pages.weights.tensor_charts import ASKED, NO_BASE, NONE_CHOSEN, ONE_STAGE
+
+TENSOR = "model.layers.2.mlp.up_proj.weight"
+PICKED = {
+    "run": "sds-0001", "vs": "sds-0002", "tensor": TENSOR, "layers": "depth", "stage": "first",
+    "stat": "std", "against": "dense", "group": "block", "start": "0", "view": "mirror",
+    "show": "dense,first", "y": "log", "side": "column", "measure": "max", "order": "index",
+}  # fmt: skip
+
+
+def opened(**query: str) -> Shown:
+    return page.opened(
+        gr.Request(query_params=query, headers={}, client={"host": "127.0.0.1", "port": 1})
+    )
+
+
+def given(**values: Any) -> list[Any]:
+    """What the browser sends: every control, those not named empty."""
+    return [({"run": "sds-0001", "tensor": TENSOR} | values).get(name) for name in CONTROLS]
+
+
+def settled(run: str, **values: Any) -> list[Any]:
+    """What the browser sends after a page was opened and some controls were changed."""
+    seen = opened(run=run)
+    return [values.get(name, seen[name]["value"]) for name in CONTROLS]
+
+
+def outlined(figure: go.Figure) -> list[str]:
+    return list(figure.layout.meta["picked"])
+
+
+def visible(seen: Shown) -> set[str]:
+    return {name for name in CONTROLS if seen[name].get("visible", True)}
+
+
+# the address --------------------------------------------------------------------------------------
+
+
+def test_without_an_address_the_newest_run_is_shown(seeded: Settings) -> None:
+    seen = opened()
+    assert seen["run"]["value"] == "sds-0002"
+    assert [value for _, value in seen["run"]["choices"]] == ["sds-0002", "sds-0001"]
+    assert seen["stage"]["value"] == "first" and seen["show"]["value"] == ["dense", "first"]
+    assert isinstance(seen["layers_chart"], go.Figure) and isinstance(
+        seen["tensor_chart"], go.Figure
+    )
+    assert seen["notice"]["visible"] is False and seen["cost_chart"] is None
+
+
+def test_an_address_gives_the_same_view(seeded: Settings) -> None:
+    seen = opened(**PICKED)
+    for name, value in PICKED.items():
+        assert seen[name]["value"] == (value.split(",") if name == "show" else value), name
+    assert visible(seen) == {"run", "vs", "tensor", "layers", "stage", "view", "show"}
+    assert "Above: First pruning, sds-0001" in seen["tensor_chart"].data[0].name
+    assert seen["layers_chart"].layout.shapes[0].x0 == 2, "the chosen block is marked"
+
+
+@pytest.mark.parametrize("odd", ["no-such", "<img>", "${x}", "dense,first"])
+def test_an_odd_address_gives_a_whole_view(seeded: Settings, odd: str) -> None:
+    seen = opened(**dict.fromkeys(CONTROLS, odd) | {"run": "sds-0001"})
+    assert seen["tensor"]["value"] == "model.layers.0.self_attn.q_proj.weight"
+    assert seen["stage"]["value"] == "sds" and seen["stat"]["value"] == "relative_error"
+    assert seen["layers"]["value"] == "map" and seen["view"]["value"] == "overlay"
+    assert isinstance(seen["layers_chart"], go.Figure)
+
+
+def test_no_run_at_all_is_told(data_dir: Any) -> None:
+    upgrade()
+    seen = opened()
+    assert render.NO_RUN in seen["notice"]["value"] and 'href="launch"' in seen["notice"]["value"]
+    assert seen["charts"]["visible"] is False
+
+
+@pytest.mark.parametrize("run", ["sds-0005", "sds-0999", "nonsense"])
+def test_a_run_without_statistics_is_told(seeded: Settings, run: str) -> None:
+    seen = opened(run=run)
+    assert f"{run} has stored no weight statistics." in seen["notice"]["value"]
+    assert seen["charts"]["visible"] is False
+    assert len(seen["run"]["choices"]) == 2
+
+
+def test_a_run_that_has_none_yet_says_so(seeded: Settings) -> None:
+    assert "yet. They appear here block by block." in opened(run="sds-0003")["notice"]["value"]
+
+
+# all layers ---------------------------------------------------------------------------------------
+
+
+def test_the_map_outlines_the_chosen_tensor(seeded: Settings) -> None:
+    seen = opened(run="sds-0001", tensor=TENSOR, stat="std")
+    assert outlined(seen["layers_chart"]) == ["2", "up_proj"]
+    assert seen["layers_chart"].data[0].colorbar.title.text == "Std"
+
+
+def test_a_statistic_that_a_stage_lacks_is_told(seeded: Settings) -> None:
+    with writing() as session:
+        for row in queries.tensor_table(1).itertuples():
+            if row.stage == "dense":
+                stored = session.get_one(TensorRow, (1, row.tensor, "dense", 0))
+                stored.stats = {k: v for k, v in stored.stats.items() if k != "relative_error"}
+    seen = page.layers_changed(*given(stage="dense", stat="relative_error"))
+    assert seen["layers_chart"] == "Dense: relative output error is not measured here."
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_each_view_of_all_layers_has_its_question_data_and_controls(
+    seeded: Settings, layers: str
+) -> None:
+    seen = page.layers_changed(*given(layers=layers, stage="sds"))
+    assert isinstance(seen["layers_chart"], go.Figure)
+    assert re.search(r'<p class="question">[^<]+\?', seen["layers_note"])
+    assert "n = " in seen["layers_note"] or "of 21 tensors" in seen["layers_note"]
+    assert seen["layers_table"].count("<tr>") > 3
+    assert seen["stat"]["visible"] is (layers == "map")
+    assert seen["group"]["visible"] is (layers == "shapes")
+
+
+def test_small_multiples_show_one_module_or_one_block(seeded: Settings) -> None:
+    blocks = page.layers_changed(*given(layers="shapes"))["layers_chart"]
+    assert [a.text for a in blocks.layout.annotations] == ["Block 0", "Block 1", "<b>▸ Block 2</b>"]
+    modules = page.layers_changed(*given(layers="shapes", group="block"))["layers_chart"]
+    assert len(modules.layout.annotations) == 7
+
+
+def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> None:
+    seen = page.layers_changed(*given(vs="sds-0002", stage="first", stat="std", against="run"))
+    values = {v for row in seen["layers_chart"].data[0].z for v in row}
+    assert values == {0.0}, "both were pruned the same way"
+    asked_ = (
+        "Where do sds-0001 and sds-0002, First pruning, differ in std? No colour: no difference."
+    )
+    assert asked_ in seen["layers_note"]
+    missing = page.layers_changed(*given(vs="sds-0002", stage="sds", stat="std", against="run"))
+    assert missing["layers_chart"] == "sds-0002: std is not measured, so nothing can be compared."
+
+
+# one tensor ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, view: str) -> None:
+    seen = page.tensor_changed(*settled("sds-0001", view=view))
+    assert isinstance(seen["tensor_chart"], go.Figure), seen["tensor_chart"]
+    assert esc(ASKED[view]) in seen["tensor_note"] and "n = " in seen["tensor_note"]
+    assert seen["tensor_table"].count("<tr>") > 10
+    exact = re.findall(r'data-value="([^"]+)"', seen["tensor_table"])
+    assert exact and all(math.isfinite(float(value)) for value in exact)
+    name = seen["tensor_chart"].layout.meta["name"]
+    assert name == f"sds-0001-model.layers.0.self_attn.q_proj.weight-{view}"
+
+
+@pytest.mark.parametrize(
+    "view", ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels"]
+)
+def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> None:
+    seen = page.tensor_changed(*given(vs="sds-0002", view=view, show=["dense", "first"]))
+    names = " ".join(trace.name or "" for trace in seen["tensor_chart"].data)
+    assert "sds-0001" in names and "sds-0002" in names
+    dashes = {trace.line.dash for trace in seen["tensor_chart"].data if trace.mode == "lines"}
+    assert len(dashes) == 2 or view == "difference"
+
+
+def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(
+    seeded: Settings,
+) -> None:
+    seen = page.chosen(*settled("sds-0001", vs="sds-0002"))
+    assert seen["show"]["value"] == ["dense", "sds"]
+    back = page.chosen(*settled("sds-0001", show=["dense", "sds"]))
+    assert back["show"]["value"] == ["dense", "first", "redense", "sds"]
+    mine = page.chosen(*settled("sds-0001", vs="sds-0002", show=["first"]))
+    assert "value" not in mine["show"]
+
+
+def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
+    seen = page.tensor_changed(*given(vs="sds-0002", show=["first", "sds"]))
+    assert "sds-0002 has not stored: Second pruning (SDS)." in seen["tensor_note"]
+    with writing() as session:
+        session.get_one(Job, 2).config = {"model": "another"}
+    selection._weights.cache_clear()
+    seen = page.tensor_changed(*given(vs="sds-0002", show=["first"]))
+    assert "sds-0002 is of another model, another." in seen["tensor_note"]
+
+
+@pytest.mark.parametrize(
+    ("view", "show", "sentence"),
+    [
+        ("overlay", [], NONE_CHOSEN),
+        ("mirror", ["sds"], ONE_STAGE),
+        ("difference", ["dense"], NO_BASE),
+    ],
+)
+def test_what_is_missing_for_a_view_is_told(
+    seeded: Settings, view: str, show: list[str], sentence: str
+) -> None:
+    assert page.tensor_changed(*given(view=view, show=show))["tensor_chart"] == sentence
+
+
+def test_runs_made_before_profiles_were_stored_say_so(seeded: Settings) -> None:
+    with writing() as session:
+        for row in session.query(ProfileRow).filter_by(job_id=1):
+            session.delete(row)
+    for view, what in (("magnitude", MAGNITUDES), ("channels", "channels")):
+        seen = page.tensor_changed(*given(view=view))
+        assert seen["tensor_chart"].startswith(f"This run has stored no {what} of this tensor")
+
+
+def test_a_picked_cell_changes_the_tensor_but_not_the_map(seeded: Settings) -> None:
+    seen = page.picked(*given())
+    assert seen["tensor_chart"].layout.uirevision == TENSOR
+    assert "layers_chart" not in seen and TENSOR in seen["words"]
+    assert "layers_chart" in page.picked(*given(layers="depth")), "its mark moves"
+
+
+def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Settings) -> None:
+    weights = weights_of("sds-0001")
+    assert weights is not None
+    names = list(weights.tensors)
+    at, walked = names[0], []
+    for _ in names:
+        walked.append(at)
+        at = page.moved_on(*given(tensor=at))["tensor"]
+    assert walked == names and at == names[-1]
+    assert page.moved_back(*given(tensor=at))["tensor"] == names[-2]
+    assert page.moved_back(*given(tensor=names[0]))["tensor"] == names[0]
+    assert [n.split(".")[-2] for n in names[:4]] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_the_words_say_what_is_stored(seeded: Settings) -> None:
+    words = page.picked(*given())["words"]
+    stored = {s.stage: s for s in queries.tensor_snapshots(1, TENSOR)}
+    (row,) = re.findall(r'<tr><th scope="row">Kurtosis</th>(.*?)</tr>', words)
+    exact = [float(value) for value in re.findall(r'data-value="([^"]+)"', row)]
+    assert exact == [stored[stage].stats["kurtosis"] for stage in STAGE_LABELS]
+    (row,) = re.findall(r'<tr><th scope="row">Exact zeros, %</th>(.*?)</tr>', words)
+    assert re.findall(r">([^<]+)</td>", row)[:2] == ["0.00", "50.00"]
+
+
+# while a run goes on ------------------------------------------------------------------------------
+
+
+def test_a_refresh_does_nothing_until_the_run_has_moved(seeded: Settings) -> None:
+    values = settled("sds-0002")
+    seen = opened(run="sds-0002")["seen"]
+    assert page.refreshed(seen, *values) == {}
+    with writing() as session:
+        session.get_one(Job, 2).done = 0.9
+        session.add(Result(job_id=1, stage="run", metric="work", value=1.0))
+    assert page.refreshed(seen, *values) == {}, "progress, and another run's figure"
+    with writing() as session:
+        session.add(Result(job_id=2, stage="dense", metric="perplexity", value=4.9))
+    after = page.refreshed(seen, *values)
+    assert isinstance(after["layers_chart"], go.Figure)
+    assert list(after["cost_chart"].data[0].x) == [4.9]
+    assert "tensor_chart" not in after, "its figures are the same"
+    for name in CONTROLS:
+        assert "value" not in after[name], "taken out of a person's hand"
+
+
+def test_a_stage_the_run_has_reached_joins_the_histogram(seeded: Settings) -> None:
+    seen = {"marks": None, "stages": ["dense", "first", "control"], "held": []}
+    after = page.refreshed(seen, *settled("sds-0001", show=["dense", "first"]))
+    assert after["show"]["value"] == ["dense", "first", "redense", "sds"]
+
+
+# choices ------------------------------------------------------------------------------------------
+
+
+def test_a_choice_never_shows_more_than_four_stages(seeded: Settings) -> None:
+    weights = weights_of("sds-0001")
+    assert weights is not None
+    assert weights.stages == ["dense", "first", "control", "redense", "second", "sds"]
+    assert Choice(show=tuple(weights.stages)).settled(weights).show == tuple(weights.stages[:4])
+    assert Choice().settled(weights).show == ("dense", "first", "redense", "sds")
+
+
+def test_the_side_ways_are_left_out_of_the_main_stages() -> None:
+    assert main_stages(["dense", "rtn", "mse", "lora", "dlqat"]) == ["dense", "rtn", "dlqat"]
+    assert main_stages(["dense", "of-a-plugin"]) == ["dense", "of-a-plugin"]
+
+
+def test_a_statistic_the_next_run_lacks_gives_way_to_one_it_has(seeded: Settings) -> None:
+    with writing() as session:
+        for row in session.query(TensorRow).filter_by(job_id=2):
+            row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
+    weights = weights_of("sds-0002")
+    assert weights is not None
+    assert Choice(stat="relative_error").settled(weights).stat == "kurtosis"
+
+
+def test_a_run_is_not_compared_with_itself(seeded: Settings) -> None:
+    looked = Looked.at(Choice(run="sds-0001", vs="sds-0001", against="run"))
+    assert looked is not None and looked.other is None and looked.choice.against == ""
+
+
+def test_only_runs_with_statistics_are_offered(seeded: Settings) -> None:
+    assert [job.run for job in queries.runs_with_weights()] == ["sds-0002", "sds-0001"]
+
+
+def test_all_statistics_can_be_saved(seeded: Settings) -> None:
+    file = page.all_statistics("sds-0001")
+    read = pd.read_csv(io.BytesIO(b64decode(file["data"])))
+    assert file["name"] == "sds-0001-statistics.csv"
+    assert len(read) == 126 and {"tensor", "stage", "zeros", "kurtosis"} <= {*read.columns}
+    assert page.all_statistics("sds-0005") == gr.skip()
+
+
+# a model without a run ----------------------------------------------------------------------------
+
+
+def test_the_catalogue_and_the_saved_model_are_offered(seeded: Settings) -> None:
+    with writing() as session:
+        session.add(Artifact(job_id=1, kind="model", path="sds-0001/model", bytes=1, created_at=0))
+    choices, button, _ = inspect_model.offered("sds-0001", asked(HOST))
+    values = [value for _, value in choices["choices"]]
+    assert values[0] == str(seeded.artifacts / "sds-0001/model") and "toy" in values
+    assert button["interactive"] is True
+
+
+def test_one_press_queues_the_statistics(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "ensure", lambda: None)
+    _, run = inspect_model.compute("toy", asked(HOST))
+    job = queries.job(run)
+    assert (job.kind, job.state, job.config["model"]) == (NAME, "queued", "toy")
+    assert "yet. They appear here block by block." in opened(run=run)["notice"]["value"]
+
+
+def test_a_guest_and_a_bad_name_are_refused_in_words(seeded: Settings) -> None:
+    before = len(queries.jobs())
+    told, run = inspect_model.compute("toy", asked(GUEST))
+    assert run == gr.skip() and 'role="alert"' in told["value"]
+    told, run = inspect_model.compute("no/such-model", asked(HOST))
+    assert run == gr.skip() and "no/such-model" in told["value"]
+    assert len(queries.jobs()) == before
+    _, button, told = inspect_model.offered("", asked(GUEST))
+    assert button["interactive"] is False and told["visible"]

@@ -1,0 +1,118 @@
+"""Signs, arrows and verdicts of differences, and when none is told."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.metrics import METRICS, Metric, metric
+from tests.ui.lab import OTHER, job, measured, result
+from ui.runs.deltas import delta, delta_html, judged, percent, signed, unlike
+from ui.runs.rows import Row, rows
+
+PLAIN = Metric("odd", "Odd", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "base", "verdict"),
+    [
+        ("perplexity", 12.0, 10.0, "worse"),
+        ("perplexity", 9.0, 10.0, "better"),
+        ("tokens_per_second", 9.0, 10.0, "worse"),
+        ("tokens_per_second", 12.0, 10.0, "better"),
+        ("perplexity", 10.0, 10.0, "even"),
+        ("perplexity", 10.001, 10.0, "even"),  # would be written as 0.0 %
+        ("steps", 12.0, 10.0, ""),
+        ("never heard of", 12.0, 10.0, ""),
+    ],
+)
+def test_the_metric_says_what_is_better(name: str, value: float, base: float, verdict: str) -> None:
+    assert delta(metric(name), value, base).verdict == verdict
+
+
+@given(st.floats(0.1, 1e6), st.floats(0.1, 1e6))
+def test_what_is_better_one_way_is_worse_the_other(a: float, b: float) -> None:
+    there, back = (delta(METRICS["perplexity"], *pair) for pair in ((a, b), (b, a)))
+    assert there.change == -back.change
+    turned = {"better": "worse", "worse": "better", "even": "even"}
+    if "even" not in (there.verdict, back.verdict):
+        assert turned[there.verdict] == back.verdict
+    sign = signed(PLAIN, there.change, a)
+    assert sign[0] == ("+" if a > b else "−" if a < b else "±")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "near", "text"),
+    [
+        ("perplexity", -0.0382, 1.573, "−0.038"),
+        ("perplexity", 1.2, 11.2, "+1.20"),
+        ("perplexity", 0.00004, 1.573, "+4.0e−5"),
+        ("zero_share", 0.2, 0.7, "+20.00"),
+        ("bytes", -93e6, 262e6, "−93.0 MB"),
+        ("seconds", 75.0, 200.0, "+1 min 15 s"),
+        ("steps", -1200.0, 5000.0, "−1,200"),
+        ("perplexity", 0.0, 1.0, "±0"),
+    ],
+)
+def test_a_change_is_written_like_its_figure(
+    name: str, change: float, near: float, text: str
+) -> None:
+    assert signed(metric(name), change, near) == text
+
+
+def test_an_arrow_and_a_word_stand_beside_the_colour() -> None:
+    of = METRICS["perplexity"]
+    html = judged(of, delta(of, 12.0, 10.0), 12.0, relative=True)
+    assert re.search(r'class="delta worse"><i aria-hidden="true">▲</i>\+2\.00 \(\+20\.0 %\)', html)
+    assert '<span class="hidden"> worse</span>' in html
+    assert "(" not in judged(of, delta(of, 10.0, 10.0), 10.0, relative=True)
+    assert percent(None) == "" and percent(-0.024) == "−2.4 %"
+
+
+def pair(**other: object) -> tuple[Row, Row]:
+    text = {"text": OTHER} if other.get("text") else {}
+    one, two = rows(
+        [job(1), job(2, environment=other.get("environment", {}))],
+        [*measured(1, 12.0), *measured(2, 11.0, **text)],
+    )
+    return two, one
+
+
+def test_nothing_is_compared_across_texts() -> None:
+    mine, base = pair(text=True)
+    assert unlike(mine, base, "perplexity") == "other text"
+    assert delta_html("perplexity", mine, base) == (
+        '<span class="delta" title="Measured on other text">other text</span>'
+    )
+    assert "▲" not in delta_html("zero_share", mine, base)  # no text: equal shares
+    assert "±0" in delta_html("zero_share", mine, base)
+
+
+def test_a_loss_on_the_calibration_text_is_only_compared_on_the_same_one() -> None:
+    mine, base = pair()
+    assert "▼" in delta_html("heldout_loss", mine, base)
+    elsewhere = {"text": {"calibration": {"sha256": "c" * 64}}}
+    mine, base = pair(environment=elsewhere)
+    assert unlike(mine, base, "heldout_loss") == "other text"
+    assert unlike(mine, base, "perplexity") == ""
+
+
+def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
+    fast, slow = rows(
+        [job(1), job(2)],
+        [
+            result(1, "run", "tokens_per_second", 40.0, device="cpu", task="chat"),
+            result(2, "run", "tokens_per_second", 90.0, device="cuda", task="chat"),
+        ],
+    )
+    assert unlike(fast, slow, "tokens_per_second") == "other device"
+
+
+def test_the_baseline_has_no_delta_to_itself_nor_to_what_is_missing() -> None:
+    mine, base = pair()
+    assert delta_html("perplexity", base, base) == ""
+    assert delta_html("perplexity", mine, None) == ""
+    assert delta_html("accepted_length", mine, base) == ""

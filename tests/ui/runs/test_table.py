@@ -1,0 +1,211 @@
+"""The table of runs: columns from the data, sorting, baseline and pins, export, and texts that do
+nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.settings import Settings
+from backend.store.migrate import upgrade
+from tests.ui.lab import OTHER, job, measured, model_folder, result, store
+from ui.runs import table
+from ui.runs.columns import AGE, Column, columns, named, picked
+from ui.runs.results import choices
+from ui.runs.rows import Row, all_rows, chosen, rows
+
+HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def shown() -> list[Row]:
+    return rows(
+        [job(1), job(2, name=HOSTILE), job(3, state="failed")],
+        [*measured(1, 12.0), *measured(2, 11.0, kept="control", text=OTHER)],
+    )
+
+
+def html(shown: list[Row], **options: object) -> str:
+    known = columns(shown)
+    return table.html(shown, picked((), known), known["age"], True, **options)  # type: ignore[arg-type]
+
+
+# columns ------------------------------------------------------------------------------------------
+
+
+def test_the_columns_come_from_what_the_runs_measured(shown: list[Row]) -> None:
+    keys = columns(shown).keys()
+    assert {"dense", "perplexity", "change", "zero_share", "seed"} < keys
+    assert not {"work", "kept", "seconds/redense"} & keys
+    plain = columns(shown[2:]).keys()
+    assert "perplexity" not in plain and "run" in plain
+
+
+def test_another_kinds_figures_get_a_column_without_a_change_here() -> None:
+    others = rows([job(1, kind="gone")], [result(1, "run", "furlongs_per_s", 41.0)])
+    known = columns(others)
+    column = known["furlongs_per_s"]
+    assert column.title == "Furlongs per s"
+    assert column.value(others[0]) == 41.0
+    assert column in picked((), known)
+
+
+def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[Row]) -> None:
+    known = columns(shown)
+    assert [known["perplexity"].value(row) for row in shown] == [12.0, 12.0, None]
+    assert known["change"].value(shown[0]) == pytest.approx(0.2)
+    assert known["change"].html(shown[0]) == "+20.0 %"
+
+
+def test_a_run_that_ended_without_keeping_a_stage_has_what_it_measured_once() -> None:
+    done = [result(1, "run", "work", 1.0)]
+    heads = [result(1, f"head-{k}", "top1", 0.5) for k in (1, 2)]
+    one, two = (
+        rows([job(1)], [result(1, "drafter", "accepted_length", 2.5), *heads, *more])[0].figures
+        for more in (done, [])
+    )
+    assert one.final("accepted_length") == 2.5 and one.final("top1") is None
+    assert two.final("accepted_length") is None  # it has not ended
+
+
+def test_the_setting_is_what_the_method_was_told(shown: list[Row]) -> None:
+    value = columns(shown)["choices"].value(shown[0])
+    assert value.startswith("2:4") and "wanda" in value
+
+
+def test_a_number_in_the_setting_says_what_it_counts_and_defaults_are_left_out() -> None:
+    config = {"bits": 3, "group_size": 32, "rank": 8, "steps": 40, "training_text": "same"}
+    made = job(9, kind="dlqat", config={"model": "toy", "format": "gptq", **config})
+    assert choices(made) == ["3 bits", "group size 32", "rank 8", "gptq"]
+    made.config = {**made.config, "seed": 2}
+    assert choices(made)[-1] == "seed 2"  # tells the runs of a sweep apart
+
+
+def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[Row]) -> None:
+    known = columns(shown)
+    for name in ("ppl", "PPL", "perplexity"):
+        assert named(name, known) is known["perplexity"]
+    assert named("sparsity", known) is known["zero_share"]
+    assert named("nonsense", known) is None
+
+
+def test_chosen_columns_keep_the_order_of_the_table_and_the_run_leads(shown: list[Row]) -> None:
+    known = columns(shown)
+    assert [c.key for c in picked(["seed", "ppl", "nonsense"], known)] == [
+        "run", "perplexity", "seed",
+    ]  # fmt: skip
+    assert picked(["nonsense"], known) == picked((), known)
+
+
+# order --------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.one_of(st.none(), st.just(float("nan")), st.floats(-1e6, 1e6)), max_size=12))
+def test_sorting_keeps_every_row_and_puts_missing_values_last(values: list[float | None]) -> None:
+    made = rows([job(i) for i in range(len(values))], [])
+    by = Column("v", "V", lambda row: values[row.job.id], lambda row: "", lambda row: None)
+    for descending in (False, True):
+        order = [row.job.id for row in table.arranged(made, by, descending)]
+        assert sorted(order) == list(range(len(values)))
+        found = [values[i] for i in order]
+        real = [v for v in found if v is not None and v == v]
+        assert found[: len(real)] == real
+        assert real == sorted(real, reverse=descending)
+
+
+def test_words_and_numbers_in_one_column_can_be_sorted() -> None:
+    made = rows([job(i, config={"alpha": v}) for i, v in enumerate(["auto", 3, None, 1])], [])
+    by = columns(made)["alpha"]
+    assert [r.job.id for r in table.arranged(made, by, False)] == [3, 1, 0, 2]
+
+
+def test_one_head_says_how_the_table_is_sorted(shown: list[Row]) -> None:
+    made = html(shown)
+    assert re.findall(r'aria-sort="(\w+)"', made).count("descending") == 1
+    assert "ascending" not in re.findall(r'aria-sort="(\w+)"', made)
+    assert made.count('class="sort"') == len(picked((), columns(shown)))
+    assert 'href="run?id=sds-0001"' in made
+
+
+# baseline, pins, picks ----------------------------------------------------------------------------
+
+
+def test_the_baseline_and_the_pins_stand_on_top_and_only_there(shown: list[Row]) -> None:
+    made = html(shown, base=shown[2], pinned=[shown[1]])
+    assert re.findall(r'data-testid="row-(sds-\d+)"', made) == ["sds-0003", "sds-0002", "sds-0001"]
+    top = made[made.index('<tbody class="pinned">') : made.index("</tbody>")]
+    assert "sds-0001" not in top
+    assert "Baseline" in top and "Pinned" in top
+
+
+def test_deltas_are_told_to_the_baseline_and_not_across_texts(shown: list[Row]) -> None:
+    first, second = rows([job(1), job(2)], [*measured(1, 12.0), *measured(2, 9.0)])
+    made = html([first, second], base=first)
+    assert "▼" in made and "−3.00" in made and "better" in made
+    assert "other text" in html(shown, base=shown[0])
+    assert "delta" not in html(shown)
+
+
+def test_a_row_says_whether_it_is_picked(shown: list[Row]) -> None:
+    made = html(shown, picked=["sds-0002"])
+    found = re.findall(r'aria-checked="(\w+)" aria-label="Pick (sds-\d+)"', made)
+    state = {run: on for on, run in found}
+    assert state == {"sds-0001": "false", "sds-0002": "true", "sds-0003": "false"}
+    assert 'aria-checked="mixed" aria-label="Pick all' in made
+
+
+def test_a_name_is_text_in_the_table(shown: list[Row]) -> None:
+    made = html(shown)
+    assert "<img" not in made and "${" not in made
+    assert "onerror=alert(1)" in made
+
+
+def test_a_table_without_rows_is_a_head() -> None:
+    assert html([]).count("<tr") == 1
+
+
+# files --------------------------------------------------------------------------------------------
+
+
+def test_the_export_has_the_same_rows_columns_and_full_figures(shown: list[Row]) -> None:
+    of = picked(["run", "name", "ppl", "age"], columns(shown))
+    head, *body = csv.reader(io.StringIO(table.to_csv(shown, of)))
+    assert head == ["Run", "Name", "Perplexity", "Added (UTC)"]
+    assert [line[0] for line in body] == ["sds-0001", "sds-0002", "sds-0003"]
+    assert body[1][1] == HOSTILE
+    assert float(body[0][2]) == 12.0 and body[2][2] == ""
+    assert json.loads(table.to_json(shown, of))[0] == {
+        "run": "sds-0001", "name": "run 1", "perplexity": 12.0,
+        "added": "1970-01-01T00:00:01+00:00",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_a_name_is_no_formula_in_a_spreadsheet(name: str) -> None:
+    made = rows([job(1, name=name)], [])
+    known = columns(made)
+    _, line = csv.reader(io.StringIO(table.to_csv(made, [known["run"], known["name"], AGE])))
+    assert line[1] == f"'{name}"
+
+
+# all of them --------------------------------------------------------------------------------------
+
+
+def test_every_run_is_read_with_its_figures_and_size_and_anew_when_one_is_added(
+    current: Settings,
+) -> None:
+    upgrade()
+    store(job(1), job(2), *measured(1, 12.0), model_folder(1, 5000))
+    two, one = all_rows()
+    assert (one.size, two.size) == (5000, None)
+    assert one.figures.final() == 12.0 and one.figures.value("control", "perplexity") == 13.0
+    assert not one.figures.seconds  # step times are for the page of a run
+    store(*measured(2, 9.0))
+    assert [row.figures.final() for row in all_rows()] == [9.0, 12.0]
+    assert [r.job.id for r in chosen(all_rows(), ["sds-0002", "sds-9999", "sds-0002"])] == [2]

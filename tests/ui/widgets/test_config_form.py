@@ -1,0 +1,192 @@
+"""A form drawn from a config: every field once, values both ways, messages where they belong."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gradio as gr
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from backend.errors import ConfigRefused, SlimscopeError
+from jobs.fields.text import TextConfig
+from jobs.kind import JobConfig
+from jobs.sds.run import SDSJob
+from jobs.submit import validated
+from ui.widgets.config_form import ConfigForm, advanced, complaint, sections, title
+
+HOSTILE = "<img src=x onerror=alert(1)>${1+1}"
+
+
+class Own(BaseModel):
+    """What a method may ask."""
+
+    mode: Literal["a", "b"] = Field("a", title="Mode")
+    many: Literal["a long option", "another long option"] = "a long option"
+    rate: float = Field(0.5, gt=0, le=1, title="Rate", json_schema_extra={"unit": "per step"})
+    size: int = Field(4, ge=1, description="How many.")
+    deep: bool = Field(True, json_schema_extra={"advanced": True})
+    pattern: str = Field("2:4", examples=["2:4", "4:8"])
+    note: str = ""
+
+
+class Whole(Own, TextConfig, JobConfig):
+    """With what all kinds share."""
+
+    model: str = "toy"
+
+
+@pytest.fixture(scope="module")
+def form() -> ConfigForm:
+    with gr.Blocks():
+        return ConfigForm(SDSJob, {"model": lambda: [("Toy", "toy"), ("Other", "other")]})
+
+
+def test_every_field_has_one_input_that_suits_its_type() -> None:
+    with gr.Blocks():
+        form = ConfigForm(Own)
+    kinds = {name: type(field.input) for name, field in form.fields.items()}
+    assert kinds == {
+        "mode": gr.Radio, "many": gr.Dropdown, "rate": gr.Number, "size": gr.Number,
+        "deep": gr.Checkbox, "pattern": gr.Dropdown, "note": gr.Textbox,
+    }  # fmt: skip
+    assert len({field.input.elem_id for field in form.fields.values()}) == len(kinds)
+
+
+def test_several_can_be_chosen_where_a_field_is_a_list_with_commas() -> None:
+    class Sides(BaseModel):
+        sides: str = Field("toy", json_schema_extra={"many": True})
+
+    with gr.Blocks():
+        form = ConfigForm(Sides, {"sides": lambda: [("None", ""), ("Toy", "toy"), ("B", "b")]})
+    chosen = form.fields["sides"].input
+    assert isinstance(chosen, gr.Dropdown) and chosen.multiselect and chosen.value == ["toy"]
+    assert [value for _, value in chosen.choices] == ["toy", "b"]  # no choice at all is none
+    assert form.values([["toy", "b"]]) == {"sides": "toy, b"}
+    assert form.show({"sides": "b,toy"})[chosen]["value"] == ["b", "toy"]
+    assert form.arrival({"sides": ""})[chosen]["value"] == []
+    assert form.changed({"sides": "toy, b"}) == ["sides"]
+
+
+def test_help_unit_examples_and_default_come_from_the_config() -> None:
+    with gr.Blocks():
+        form = ConfigForm(Own)
+    assert form.fields["rate"].input.label == "Rate (per step)"
+    assert form.fields["size"].input.info == "How many."
+    assert form.fields["pattern"].input.choices == [("2:4", "2:4"), ("4:8", "4:8")]
+    assert form.fields["pattern"].input.allow_custom_value
+    assert form.values([field.input.value for field in form.fields.values()]) == {
+        name: info.default for name, info in Own.model_fields.items()
+    }
+
+
+def test_a_unit_that_the_title_holds_is_not_repeated() -> None:
+    assert title("segments", TextConfig.model_fields["segments"]) == "Calibration segments"
+    assert title("context", TextConfig.model_fields["context"]).endswith("(tokens)")
+
+
+def test_the_kinds_own_fields_come_first_and_the_shared_ones_last() -> None:
+    found = sections(Whole)
+    assert list(found) == ["Model and method", "Text", "Run"]
+    assert found["Model and method"][0] == "model"
+    assert "seed" in found["Run"]
+    assert sorted(n for names in found.values() for n in names) == sorted(Whole.model_fields)
+
+
+def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) -> None:
+    values = form.values([component.value for component in form.inputs])
+    assert validated("sds", values) == SDSJob()
+    assert form.changed(values) == []
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "segments": st.integers(1, 4096),
+            "l1": st.floats(0, 10),
+            "control": st.booleans(),
+            "pattern": st.sampled_from(["2:4", "50%"]),
+            "inputs": st.sampled_from(["sd", "dd", "kd"]),
+        },
+    )
+)
+def test_values_that_are_shown_are_read_back(form: ConfigForm, values: dict[str, Any]) -> None:
+    updates = form.show(values)
+    read = form.values(updates[component]["value"] for component in form.inputs)
+    defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
+    assert read == defaults | values
+    assert set(form.changed(read)) == {n for n, v in values.items() if v != defaults[n]}
+
+
+def test_choices_are_asked_for_anew_when_a_page_opens() -> None:
+    offered = [("Toy", "toy")]
+    with gr.Blocks():
+        form = ConfigForm(Whole, {"model": lambda: list(offered)})
+    offered.append(("New", "new"))
+    fresh = form.arrival(None)[form.fields["model"].input]
+    assert fresh["choices"] == [("Toy", "toy"), ("New", "new")]
+    assert "value" not in fresh
+    clone = form.arrival({"model": "new", "size": 9})
+    assert clone[form.fields["model"].input]["value"] == "new"
+    assert clone[form.fields["size"].input]["value"] == 9
+
+
+def test_a_field_may_say_which_choices_are_its_own() -> None:
+    class Two(Own):
+        first: str = Field("", json_schema_extra={"choices": "model"})
+        model: str = Field("", json_schema_extra={"choices": "saved"})
+
+    with gr.Blocks():
+        form = ConfigForm(Two, {"model": lambda: [("Toy", "toy")], "saved": lambda: [("A", "a")]})
+    assert form.fields["first"].input.choices == [("Toy", "toy")]
+    assert form.fields["model"].input.choices == [("A", "a")]
+
+
+def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) -> None:
+    with pytest.raises(ConfigRefused) as caught:
+        validated("sds", {"pattern": "5:3"})
+    updates = form.complain(caught.value)
+    shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
+    assert shown == {"message-pattern"}
+    assert "5:3" in updates[form.fields["pattern"].message]["value"]
+    assert form.accordion not in updates
+    assert not any(update.get("visible") for update in form.complain(None).values())
+
+
+def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
+    with pytest.raises(ConfigRefused) as caught:
+        validated("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
+    assert caught.value.field == "segments"
+    updates = form.complain(caught.value)
+    shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
+    assert shown == {"message-pattern", "message-segments", "message-damping"}
+    assert updates[form.accordion]["open"] is True  # damping is inside
+
+
+def test_the_accordion_opens_for_a_message_inside_it(form: ConfigForm) -> None:
+    assert advanced(SDSJob.model_fields["l1"])
+    updates = form.complain(SlimscopeError("No.", field="l1"))
+    assert updates[form.accordion]["open"] is True
+
+
+def test_an_emptied_number_is_refused_beside_its_field(form: ConfigForm) -> None:
+    with pytest.raises(ConfigRefused) as caught:
+        validated("sds", {"segments": None})
+    assert caught.value.field == "segments"
+
+
+def test_the_accordion_counts_what_was_changed_in_it(form: ConfigForm) -> None:
+    defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
+    assert form.count(defaults)[form.accordion]["label"] == "Advanced"
+    changed = defaults | {"l1": 1.0, "l2": 1.0, "pattern": "50%"}
+    assert form.count(changed)[form.accordion]["label"] == "Advanced · 2 changed"
+
+
+def test_what_was_typed_is_shown_in_a_message_but_never_run() -> None:
+    html = complaint(SlimscopeError(HOSTILE, HOSTILE, HOSTILE))
+    assert "<img" not in html
+    assert "${" not in html
+    assert 'role="alert"' in html

@@ -1,0 +1,83 @@
+"""The small form in which fields of a config are given several values each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from pydantic import BaseModel
+
+from backend.errors import SlimscopeError
+from jobs.sweep import MOST_FIELDS, MOST_RUNS
+from ui.widgets.config_form import complaint, title
+from ui.widgets.notice import notice, plain
+
+HELP = (
+    f"Up to {MOST_FIELDS} fields may have several values each: every combination becomes a run, "
+    f"at most {MOST_RUNS}. Commas part values, 0..2 counts. Several seeds give a mean and a spread."
+)
+TITLE = "Sweep"
+NO_FIELD = ""
+
+
+class SweepForm:
+    """Rows of a field and its values; draw it inside a Blocks context.
+
+    Args:
+        config: the pydantic class whose fields can be chosen.
+        prefix: starts the ids of its elements.
+    """
+
+    def __init__(self, config: type[BaseModel], prefix: str = "") -> None:
+        self.prefix = prefix
+        choices = [(title(n, info), n) for n, info in config.model_fields.items()]
+        self.inputs: list[gr.Dropdown | gr.Textbox] = []
+        self.messages: list[gr.HTML] = []
+        self.accordion = gr.Accordion(TITLE, open=False, elem_classes="form-advanced sweep")
+        with self.accordion:
+            plain(f'<p class="quiet">{HELP}</p>')
+            for number in range(1, MOST_FIELDS + 1):
+                self._row(number, [("–", NO_FIELD), *choices])
+
+    def _row(self, number: int, choices: list[tuple[str, str]]) -> None:
+        with gr.Row(elem_classes="form-grid"):
+            with gr.Column(min_width=200, elem_classes="form-field"):
+                field = gr.Dropdown(
+                    choices, value=NO_FIELD, label=f"Field {number}",
+                    elem_id=f"{self.prefix}sweep-field-{number}",
+                )  # fmt: skip
+            with gr.Column(min_width=200, elem_classes="form-field"):
+                values = gr.Textbox(
+                    label="Values", max_lines=1, max_length=600, placeholder="2:4, 70%",
+                    elem_id=f"{self.prefix}sweep-values-{number}",
+                )  # fmt: skip
+                self.messages.append(notice(f"{self.prefix}sweep-message-{number}"))
+        self.inputs += [field, values]
+
+    def pairs(self, given: Sequence[Any]) -> list[tuple[str, str]]:
+        """The (field, values) rows that were filled in, the field empty where none was chosen."""
+        rows = zip(given[::2], (str(text or "") for text in given[1::2]), strict=True)
+        return [(field or NO_FIELD, text) for field, text in rows if field or text.strip()]
+
+    def holds(self, error: SlimscopeError | None, given: Sequence[Any]) -> bool:
+        """Whether the error is about a row of this form."""
+        return bool(error and self._at(error, given))
+
+    def _at(self, error: SlimscopeError, given: Sequence[Any]) -> list[int]:
+        """The row the error is about, if any: of a field that was named twice, the second."""
+        rows = enumerate(zip(given[::2], given[1::2], strict=True))
+        return [i for i, (field, text) in rows if (field or text) and field == error.field][-1:]
+
+    def complain(self, error: SlimscopeError | None, given: Sequence[Any]) -> dict[Any, Any]:
+        """Updates that show the error under its row and clear the other messages."""
+        at = self._at(error, given) if error else []
+        shown = {
+            i: gr.update(value=complaint(error) if error and i in at else "", visible=i in at)
+            for i in range(len(self.messages))
+        }
+        return {message: shown[i] for i, message in enumerate(self.messages)}
+
+    def count(self, runs: int) -> dict[Any, Any]:
+        """Update that says on the closed accordion how many runs there will be."""
+        return {self.accordion: gr.update(label=f"{TITLE} · {runs} runs" if runs > 1 else TITLE)}

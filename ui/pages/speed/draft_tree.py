@@ -1,0 +1,96 @@
+"""The tree of guesses that a pass verifies, with how often each of them was right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import plotly.graph_objects as go
+
+from ui.charts.template import axis, layout
+from ui.theme import BLUE, LIGHT
+
+Path = tuple[int, ...]
+
+SMALL = 6  # pixels of a circle that was never right
+LARGE, LEAST = 40, 16  # of one that always was: where there are few rows, where there are many
+HIGH = 320  # of all rows
+WRITTEN = 16  # nodes whose shares are written beside them; of more, hover tells
+ORDINALS = ("1st", "2nd", "3rd")
+
+
+def guess_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go.Figure:
+    """The root at the left, a column for each head; the area of a circle is its share of passes.
+
+    Args:
+        hits: node -> share of passes that found it right; every node but the root.
+        expected: the same on held-out answers, where it is known.
+    """
+    places = rows(hits)
+    shares = {(): 1.0, **hits}
+    row = HIGH / (1 + max(places.values()))
+    largest = min(LARGE, max(LEAST, 0.8 * row))
+    nodes = go.Scatter(
+        x=[len(path) for path in shares],
+        y=[places[path] for path in shares],
+        mode="markers+text" if len(hits) <= WRITTEN else "markers",
+        text=["", *(f"{100 * share:.0f} %" for share in hits.values())],
+        textposition="middle right",
+        textfont={"size": 12, "color": LIGHT.text},
+        marker={"size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
+                "color": [LIGHT.muted, *[BLUE] * len(hits)], "opacity": 1,
+                "line": {"width": 0}},
+        customdata=[_told(path, share, expected) for path, share in shares.items()],
+        hovertemplate="%{customdata}<extra></extra>",
+        cliponaxis=False,
+    )  # fmt: skip
+    deepest = max(map(len, shares))
+    columns = ["Root", *(f"Head {k}" for k in range(1, deepest + 1))]
+    return go.Figure(
+        [_edges(places), nodes],
+        layout(
+            view="tree",
+            xaxis=axis(tickvals=[*range(deepest + 1)], ticktext=columns, showgrid=False,
+                       range=[-0.3, deepest + 0.75], side="top"),
+            yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
+        ),
+    )  # fmt: skip
+
+
+def rows(paths: Iterable[Path]) -> dict[Path, int]:
+    """The row of every node, the root's too: a first child beside its parent, others below."""
+    found: dict[Path, int] = {(): 0}
+    lowest, parents = 0, set[Path]()
+    for path in sorted(paths):  # depth first
+        parent = path[:-1]
+        lowest += parent in parents
+        found[path] = lowest if parent in parents else found[parent]
+        parents.add(parent)
+    return found
+
+
+def _edges(places: Mapping[Path, int]) -> go.Scatter:
+    """Lines from parents to children, one trace with gaps."""
+    x: list[int | None] = []
+    y: list[int | None] = []
+    for path in filter(None, places):
+        x += [len(path) - 1, len(path), None]
+        y += [places[path[:-1]], places[path], None]
+    line = {"color": LIGHT.edge, "width": 1}
+    return go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
+
+
+def _told(path: Path, share: float, expected: Mapping[Path, float]) -> str:
+    if not path:
+        return "The token the base chose last"
+    words = f"<b>{guess_of(path)}</b><br>right in {100 * share:.1f} % of passes"
+    known = expected.get(path)
+    return words if known is None else f"{words}<br>on held-out answers {100 * known:.1f} %"
+
+
+def guess_of(path: Path) -> str:
+    """A node in words: "Head 2, 1st guess after 1st"."""
+    own, *before = (
+        ORDINALS[rank] if rank < len(ORDINALS) else f"{rank + 1}th" for rank in path[::-1]
+    )
+    after = f" after {', '.join(before[::-1])}" if before else ""
+    return f"Head {len(path)}, {own} guess{after}"

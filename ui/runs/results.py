@@ -1,0 +1,222 @@
+"""The figures a run ended with, by stage and metric, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from pydantic.fields import FieldInfo
+
+from backend.store.tables import Job
+from jobs.kind import JobConfig, Kind, kinds
+from jobs.metrics import INTERNAL, METRICS, WORK, Metric, metric
+from ui.format import NONE, duration, number, size
+from ui.widgets.config_form import advanced, extra, owner
+
+RUN = "run"  # the stage of figures that belong to the run as a whole
+KEPT, SECONDS = "kept", "seconds/"
+SHARED = ("JobConfig", "TextConfig", "EvaluationText")
+ALWAYS = 2  # of the fields of a method, whatever their values
+UNTOLD = (None, "", "auto", "same")
+WRITE: dict[str, Callable[[float | None], str]] = {
+    "number": number,
+    "share": lambda value: NONE if value is None else f"{100 * value:.2f}",
+    "bytes": size,
+    "seconds": duration,
+    "count": lambda value: NONE if value is None else f"{value:,.0f}",
+}
+
+
+class Figure(Protocol):
+    """What is read of a row of `results`."""
+
+    @property
+    def job_id(self) -> int: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def stderr(self) -> float | None: ...
+    @property
+    def n(self) -> int | None: ...
+    @property
+    def details(self) -> dict[str, Any]: ...
+
+
+def written(of: Metric, value: float | None) -> str:
+    """The figure as it stands under the metric's title."""
+    return WRITE[of.form](value)
+
+
+def as_shown(points: pd.DataFrame) -> pd.DataFrame:
+    """The points of curves (`queries.curves`) as their metrics are written: shares in per cent."""
+    shares = [metric(name.split("/")[0]).form == "share" for name in points["name"]]
+    return points.assign(
+        value=points["value"].where(~np.array(shares, bool), 100 * points["value"])
+    )
+
+
+def kind_of(job: Job) -> Kind | None:
+    """The kind of a run; None when its plugin is not installed any more."""
+    return kinds().get(job.kind)
+
+
+def kind_title(job: Job) -> str:
+    kind = kind_of(job)
+    return kind.title if kind else job.kind
+
+
+def base_model(job: Job) -> str:
+    """The model that was compressed; of an evaluation, that of the run it measured."""
+    return str((job.environment or {}).get("base") or job.config.get("model") or NONE)
+
+
+def choices(job: Job) -> list[str]:
+    """What was chosen of the method itself, such as "2:4", "wanda" or "group size 128": of the
+    fields that are neither advanced nor shared by all kinds the first two (or what the kind tells
+    first), and those that are not at their default. A switch or an empty text says nothing by
+    itself. A seed that is not 0 tells the runs of a sweep apart."""
+    kind = kind_of(job)
+    fields = _own_fields(kind.config) if kind else []
+    first = kind.told(job.config) if kind and kind.told else []
+    told = first + [
+        _chosen(info.title or name, str(extra(info).get("unit", "")), value)
+        for place, (name, info) in enumerate(fields)
+        if (value := job.config.get(name)) not in UNTOLD
+        if not (kind and name in kind.told_of)
+        if value != info.default or (place < ALWAYS and not first)
+    ]
+    seed = job.config.get("seed")
+    return [*told, f"seed {seed}"] if seed else told
+
+
+@lru_cache
+def _own_fields(config: type[JobConfig]) -> list[tuple[str, FieldInfo]]:
+    """Name and description of what can be chosen of a method; asked for once a row of a table."""
+    return [
+        (name, info)
+        for name, info in config.model_fields.items()
+        if name != "model" and not advanced(info) and info.annotation is not bool
+        if owner(config, name).__name__ not in SHARED
+    ]
+
+
+def _chosen(title: str, of: str, value: object) -> str:
+    """A text as it is, a number with what it counts: "3 bits", "group size 64"."""
+    if not isinstance(value, int | float):
+        return str(value)
+    title = title.lower()
+    return f"{value:g} {of}" if of and title.endswith(of) else f"{title} {value:g}"
+
+
+class Figures:
+    """All results of one run.
+
+    Args:
+        kind: names the stages and their order; None keeps the order of the rows.
+    """
+
+    def __init__(self, kind: Kind | None, results: Iterable[Figure]) -> None:
+        self.labels = dict(kind.stages) if kind else {}
+        self.of_models = kind is None or kind.of_models
+        self.rows = {(r.stage, r.metric): r for r in results}
+
+    def get(self, stage: str, name: str) -> Figure | None:
+        return self.rows.get((stage, name))
+
+    def value(self, stage: str | None, name: str) -> float | None:
+        row = self.rows.get((stage or "", name))
+        return row.value if row else None
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that have figures, in the order the model passes through them."""
+        found = {stage for stage, _ in self.rows if stage != RUN}
+        return [s for s in self.labels if s in found] + sorted(found - set(self.labels))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics measured at stages, the known ones first."""
+        found = {name for stage, name in self.rows if stage != RUN}
+        return [m for m in METRICS if m in found] + sorted(found - set(METRICS))
+
+    def alike(self) -> list[list[str]]:
+        """The stages in groups, each of which shares metrics with no other. Those that are models
+        are one group: what is missing of one has not been measured yet."""
+        if self.of_models:
+            return [self.stages] if self.stages else []
+        groups: list[list[str]] = []
+        for stage in self.stages:
+            near = [group for group in groups if self._names(group) & self._names([stage])]
+            place = groups.index(near[0]) if near else len(groups)
+            merged = [*(s for group in near for s in group), stage]
+            groups = [group for group in groups if group not in near]
+            groups.insert(place, merged)
+        return groups
+
+    def _names(self, stages: Sequence[str]) -> set[str]:
+        return {name for stage, name in self.rows if stage in stages}
+
+    def label(self, stage: str) -> str:
+        return self.labels.get(stage, stage.replace("_", " ").capitalize())
+
+    @property
+    def first(self) -> str | None:
+        """The stage everything is compared with: the untouched model."""
+        return self.stages[0] if self.stages else None
+
+    @property
+    def kept(self) -> str | None:
+        """The stage whose weights the run kept; None until it has said so."""
+        row = self.get(RUN, KEPT)
+        return str(row.details["kept"]) if row else None
+
+    @property
+    def of_run(self) -> dict[str, Figure]:
+        """Figures of the run as a whole, without times."""
+        return {
+            name: row
+            for (stage, name), row in self.rows.items()
+            if stage == RUN and name not in INTERNAL and not name.startswith(SECONDS)
+        }
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Step -> seconds it took, the longest first."""
+        found = {
+            name.removeprefix(SECONDS): row.value
+            for (stage, name), row in self.rows.items()
+            if stage == RUN and name.startswith(SECONDS)
+        }
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @property
+    def final_names(self) -> set[str]:
+        """The metrics `final_row` has a figure of."""
+        names = {name for _, name in self.rows} - INTERNAL
+        return {n for n in names if not n.startswith(SECONDS) and self.final_row(n)}
+
+    def final_row(self, name: str) -> Figure | None:
+        """The figure of the kept stage, or else of the run as a whole. A run that ended without
+        saying what it kept has the figure of the only stage it measured."""
+        found = self.get(self.kept or "", name) or self.get(RUN, name)
+        if found or self.kept or (RUN, WORK) not in self.rows:
+            return found
+        only = [row for (_, of), row in self.rows.items() if of == name]
+        return only[0] if len(only) == 1 else None
+
+    def final(self, name: str = "perplexity") -> float | None:
+        """The value of `final_row`."""
+        row = self.final_row(name)
+        return row.value if row else None
+
+    def change(self, name: str = "perplexity") -> float | None:
+        """By which share the kept stage differs from the untouched model."""
+        before, after = self.value(self.first, name), self.final(name)
+        return after / before - 1 if before and after is not None else None

@@ -1,0 +1,80 @@
+"""All runs with their figures, as the table, the filter, the comparison and the overview see them.
+
+Figures change seldom and are many: they are read once for all open pages, until a run has recorded
+one or changed its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from backend.settings import settings
+from backend.store import queries
+from backend.store.session import now_ms
+from backend.store.tables import Job
+from ui.runs.results import Figure, Figures, choices, kind_of, kind_title
+
+ALL = 1_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run and its figures.
+
+    Attributes:
+        size: bytes on disk of the model it saved; None without one.
+    """
+
+    job: Job
+    figures: Figures
+    now: int
+    size: int | None = None
+
+    @property
+    def text(self) -> str:
+        """What a word is looked for in, lower case."""
+        job = self.job
+        model = str(job.config.get("model", ""))
+        parts = (job.run, job.name, kind_title(job), model, *choices(job), job.state, job.owner)
+        return " ".join([*parts, *(job.tags or ()), job.note or ""]).lower()
+
+
+def rows(
+    jobs: Iterable[Job], results: Iterable[Figure], sizes: Mapping[int, int] | None = None
+) -> list[Row]:
+    """Runs with their figures, in the order given."""
+    found: dict[int, list[Figure]] = {}
+    for result in results:
+        found.setdefault(result.job_id, []).append(result)
+    now = now_ms()
+    return [
+        Row(j, Figures(kind_of(j), found.get(j.id, ())), now, (sizes or {}).get(j.id)) for j in jobs
+    ]
+
+
+def all_rows() -> list[Row]:
+    """Every run, the newest first."""
+    figures, sizes = _measured(settings().url, queries.figures_mark())
+    now, none = now_ms(), Figures(None, ())
+    return [
+        Row(j, figures.get(j.id) or none, now, sizes.get(j.id)) for j in queries.jobs(limit=ALL)
+    ]
+
+
+@lru_cache(maxsize=2)
+def _measured(_url: str, _mark: tuple[int, int]) -> tuple[dict[int, Figures], dict[int, int]]:
+    """Job id -> figures, and job id -> size."""
+    kinds = {j.id: kind_of(j) for j in queries.jobs(limit=ALL)}
+    found: dict[int, list[Figure]] = {}
+    for result in queries.all_figures():
+        found.setdefault(result.job_id, []).append(result)
+    sizes = queries.model_bytes()
+    return {i: Figures(kinds.get(i), of_run) for i, of_run in found.items()}, sizes
+
+
+def chosen(all_of_them: Sequence[Row], runs: Iterable[str]) -> list[Row]:
+    """The rows named, in that order; names of no run, and repetitions, are left out."""
+    by_name = {row.job.run: row for row in all_of_them}
+    return [by_name[run] for run in dict.fromkeys(runs) if run in by_name]
