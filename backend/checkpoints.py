@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 
 MANIFEST = "manifest.json"
 OWNER = "run"  # the checkpoint that says whose the others are
@@ -149,7 +149,7 @@ class Checkpoints:
         if folder := self.find(OWNER):
             owner = json.loads((folder / "run.json").read_text())
             if owner["identity"] != identity:
-                raise ConfigRefused(
+                raise ConfigError(
                     "This folder holds another run.",
                     "Its model, texts or config differ.",
                     "Load the dense model anew to resume, or choose an empty folder.",

@@ -24,37 +24,37 @@ class SlimscopeError(Exception):
         super().__init__(" ".join(part for part in (what, why, do) if part))
 
 
-class ConfigRefused(SlimscopeError):
+class ConfigError(SlimscopeError):
     """A config that cannot be carried out; found before the work starts."""
 
 
-class ModelRefused(SlimscopeError):
+class ModelError(SlimscopeError):
     """A model that is not there, not readable, or of a shape no method here can treat."""
 
 
-class TextRefused(SlimscopeError):
+class DatasetError(SlimscopeError):
     """A corpus that is not there, too short, or that would leak into the evaluation."""
 
 
-class MethodFailed(SlimscopeError):
+class ComputeError(SlimscopeError):
     """The computation itself could not go on (not finite, not positive definite, out of memory)."""
 
 
-class Forbidden(SlimscopeError):
+class ForbiddenError(SlimscopeError):
     """The person asking may not do this."""
 
 
-class TooOften(SlimscopeError):
+class RateLimitError(SlimscopeError):
     """The person asking has to wait a little."""
 
 
-class WrongState(ConfigRefused):
+class ConflictError(ConfigError):
     """A run that is not in a state in which this can be done to it."""
 
 
-class NotFound(SlimscopeError):
+class NotFoundError(SlimscopeError):
     """No run, tensor or artefact of that name."""
 
 
-class Stopped(Exception):
+class CancelledError(Exception):
     """A request that was honoured, not an error: raised at a safe point, all checkpoints kept."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from backend.errors import Stopped
+from backend.errors import CancelledError
 
 if TYPE_CHECKING:
     from backend.statistics.tensors import TensorProfile, TensorSnapshot
@@ -62,6 +62,6 @@ class SilentReporter:
 
 
 def stop_if_asked(reporter: Reporter) -> None:
-    """Raises `Stopped` when a stop was asked for. Call it where nothing would be lost."""
+    """Raises `CancelledError` when a stop was asked for. Call it where nothing would be lost."""
     if reporter.should_stop():
-        raise Stopped
+        raise CancelledError

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.evaluation.size import encode, sizes
-from backend.evaluation.speed import Speed, csr, csr_curve, decode_seconds
+from backend.evaluation.speed import DecodingSpeed, csr, csr_curve, decode_seconds
 from backend.methods.sds.masks import keep_mask
 from backend.methods.sds.pattern import Pattern
 from backend.models.blocks import block_linears, decoder_blocks
@@ -91,7 +91,9 @@ def main() -> None:
     seconds = decode_seconds(
         [*models.values()], prompt, asked.tokens, asked.repeats, quiet, lambda _: process_time()
     )
-    speeds = {name: Speed.of(s, asked.tokens) for name, s in zip(models, seconds, strict=True)}
+    speeds = {
+        name: DecodingSpeed.of(s, asked.tokens) for name, s in zip(models, seconds, strict=True)
+    }
     ratios = {  # of turns that follow each other
         name: median(a / b for a, b in zip(seconds[0], s, strict=True))
         for name, s in zip(models, seconds, strict=True)

@@ -25,28 +25,34 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.checkpoints import Checkpoints
-from backend.methods.amphista.base_model import Target
-from backend.methods.amphista.checkpoint import BaseFacts, pack
+from backend.methods.amphista.base_model import TargetModel
+from backend.methods.amphista.checkpoint import BaseFingerprint, pack
 from backend.methods.amphista.config import ARMS, DrafterConfig, TrainingConfig
 from backend.methods.amphista.data.hidden_state_cache import (
-    Corpus,
-    Sources,
+    HiddenStateCache,
+    SequenceSources,
     collect,
     draft_vocabulary,
 )
-from backend.methods.amphista.data.prompts import Wanted, prompts_for
-from backend.methods.amphista.decoding.benchmark import VANILLA, Answers, Summary, ask, summarise
+from backend.methods.amphista.data.prompts import PromptRequest, prompts_for
+from backend.methods.amphista.decoding.benchmark import (
+    VANILLA,
+    Answers,
+    DecoderSummary,
+    summarise,
+    time_decoders,
+)
 from backend.methods.amphista.decoding.proposers import (
-    DraftedTree,
-    Lookup,
-    LookupFirst,
-    Nobody,
+    NoDraft,
+    PromptLookup,
+    PromptLookupFirst,
     Proposer,
+    TreeProposer,
 )
 from backend.methods.amphista.decoding.tree import best_tree, grow
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.methods.amphista.drafter.initialization import FITTED, prepare
-from backend.methods.amphista.training.trainer import Training
+from backend.methods.amphista.training.trainer import DrafterTrainer
 from backend.models.loading import LoadedModel, load
 from backend.reporter import SilentReporter
 from backend.settings import available_threads
@@ -68,7 +74,7 @@ class Entry:
     """One arm and seed: the drafter, how it was made, and what held-out answers promise of it."""
 
     parameters: int
-    proposer: DraftedTree
+    proposer: TreeProposer
     top1: list[float]
     promised: float
     steps: int
@@ -95,19 +101,25 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def answers(chosen: argparse.Namespace, base: LoadedModel, target: Target) -> tuple[Corpus, Corpus]:
+def answers(
+    chosen: argparse.Namespace, base: LoadedModel, target: TargetModel
+) -> tuple[HiddenStateCache, HiddenStateCache]:
     """The base's own greedy answers; those in --folder are used again."""
     sets = (STORIES,) if base.facts.default_text == STORIES else (BUILT_IN, SELF)
     count, limit = chosen.answers, chosen.answer_tokens
     checkpoints = Checkpoints(chosen.folder / "answers")
-    wanted = Wanted(sets, count, count // 10, limit)
+    wanted = PromptRequest(sets, count, count // 10, limit)
     prompts = prompts_for(target, base.tokenizer, wanted, checkpoints, SILENT)
     ends = end_ids(base.tokenizer, base.model.generation_config)
-    return collect(target, Sources(*prompts, limit=limit, ends=ends), checkpoints, SILENT)
+    return collect(target, SequenceSources(*prompts, limit=limit, ends=ends), checkpoints, SILENT)
 
 
 def train(
-    arm: str, seed: int, chosen: argparse.Namespace, target: Target, corpora: tuple[Corpus, Corpus]
+    arm: str,
+    seed: int,
+    chosen: argparse.Namespace,
+    target: TargetModel,
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
 ) -> Entry:
     """A trained drafter with its own best tree."""
     torch.manual_seed(seed)
@@ -117,12 +129,14 @@ def train(
     minutes = 0.0 if chosen.steps else chosen.minutes
     config = TrainingConfig(minutes=minutes, steps=chosen.steps or 1, batch=chosen.batch)
     with TemporaryDirectory() as scratch:
-        work = Training(drafter, target, *corpora, config, seed, Checkpoints(Path(scratch)), SILENT)
+        work = DrafterTrainer(
+            drafter, target, *corpora, config, seed, Checkpoints(Path(scratch)), SILENT
+        )
         began = time.perf_counter()
         judged = work.run()
-    growth, facts = grow(judged.ranks), BaseFacts.of(target, chosen.model)
+    growth, facts = grow(judged.ranks), BaseFingerprint.of(target, chosen.model)
     bound = pack(drafter, facts, growth, {}, {}, 0).bind(target)
-    proposer = DraftedTree(bound, target, best_tree(growth, chosen.nodes))
+    proposer = TreeProposer(bound, target, best_tree(growth, chosen.nodes))
     return Entry(
         drafter.parameter_count(),
         proposer,
@@ -134,20 +148,23 @@ def train(
 
 
 def compete(
-    arms: Mapping[str, Proposer], chosen: argparse.Namespace, base: LoadedModel, target: Target,
+    arms: Mapping[str, Proposer],
+    chosen: argparse.Namespace,
+    base: LoadedModel,
+    target: TargetModel,
     rounds: int,
-) -> dict[str, Summary]:  # fmt: skip
+) -> dict[str, DecoderSummary]:
     """Every arm's figures over the benchmark's prompts."""
     suits = STORIES if base.facts.default_text == STORIES else BUILT_IN
     ends, answered = end_ids(base.tokenizer, base.model.generation_config), list[Answers]()
     for number, prompt in enumerate(benchmark_prompts(suits, chosen.prompts)):
         ids = prompt_ids(prompt.text, base.tokenizer)
-        found = ask(target, arms, ids, chosen.new_tokens, ends, rounds, SILENT, number)
+        found = time_decoders(target, arms, ids, chosen.new_tokens, ends, rounds, SILENT, number)
         answered.append(found)
     return {name: summarise(name, answered) for name in arms}
 
 
-def plain_ratio(chosen: argparse.Namespace, base: LoadedModel, target: Target) -> float:
+def plain_ratio(chosen: argparse.Namespace, base: LoadedModel, target: TargetModel) -> float:
     """Seconds of `generate` of transformers over those of our own vanilla loop, same tokens; the
     best of each."""
     suits = STORIES if base.facts.default_text == STORIES else BUILT_IN
@@ -161,13 +178,15 @@ def plain_ratio(chosen: argparse.Namespace, base: LoadedModel, target: Target) -
             min_new_tokens=chosen.new_tokens, pad_token_id=0,
         )  # fmt: skip
         taken.append(time.perf_counter() - began)
-        one = ask(target, {VANILLA: Nobody()}, ids[0].tolist(), chosen.new_tokens, (), 1, SILENT)
+        one = time_decoders(
+            target, {VANILLA: NoDraft()}, ids[0].tolist(), chosen.new_tokens, (), 1, SILENT
+        )
         ours += one[VANILLA].seconds
     return min(taken) / min(ours)
 
 
 def accepted_table(
-    entries: Mapping[str, list[Entry]], found: Mapping[str, list[Summary]], seeds: int
+    entries: Mapping[str, list[Entry]], found: Mapping[str, list[DecoderSummary]], seeds: int
 ) -> Table:
     """Mean accepted length over seeds, and Amphista's lead with its 95 % interval."""
     made = Table("arm", "parameters", "steps", "s", "top-1 of heads", "promised", "accepted ± sd",
@@ -189,7 +208,7 @@ def accepted_table(
     return made
 
 
-def speed_table(found: Mapping[str, Summary]) -> Table:
+def speed_table(found: Mapping[str, DecoderSummary]) -> Table:
     """Speed-ups, and where the time of a pass goes."""
     made = Table("decoder", "tokens/s", "speed-up (range)", "accepted", "break-even",
                  "speed-up ÷ accepted", "draft ms", "verify ms", "rest ms")  # fmt: skip
@@ -209,20 +228,22 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         chosen.folder = chosen.folder or Path(scratch)
         base = load(chosen.model, "cpu", getattr(torch, chosen.precision))
-        target = Target(base.model.requires_grad_(False))
+        target = TargetModel(base.model.requires_grad_(False))
         corpora = answers(chosen, base, target)
         print(f"{sum(corpora[0].lengths):,} tokens to learn from", file=sys.stderr, flush=True)
         entries: dict[str, list[Entry]] = {arm: [] for arm in chosen.arms}
-        found: dict[str, list[Summary]] = {arm: [] for arm in entries}
+        found: dict[str, list[DecoderSummary]] = {arm: [] for arm in entries}
         for seed in range(chosen.seeds):
             for arm, made in entries.items():
                 made.append(train(arm, seed, chosen, target, corpora))
-                arms = {VANILLA: Nobody(), arm: made[-1].proposer}
+                arms = {VANILLA: NoDraft(), arm: made[-1].proposer}
                 found[arm].append(compete(arms, chosen, base, target, rounds=1)[arm])
                 print(arm, seed, found[arm][-1].accepted, file=sys.stderr, flush=True)
-        arms = {VANILLA: Nobody(), "Prompt lookup": Lookup()}
+        arms = {VANILLA: NoDraft(), "Prompt lookup": PromptLookup()}
         arms |= {arm: made[0].proposer for arm, made in entries.items()}
-        arms |= {f"Lookup, {arm}": LookupFirst(made[0].proposer) for arm, made in entries.items()}
+        arms |= {
+            f"Lookup, {arm}": PromptLookupFirst(made[0].proposer) for arm, made in entries.items()
+        }
         speeds = compete(arms, chosen, base, target, chosen.rounds)
         ratio = plain_ratio(chosen, base, target)
     console = Console(width=150)

@@ -29,10 +29,10 @@ from backend.evaluation.speed import decode_seconds
 from backend.export.formats import bits_per_weight
 from backend.export.layouts import Layout, layer_tensors
 from backend.methods.dlqat.linear import DLQATLinear
-from backend.models.blocks import Linear, block_linears, decoder_blocks
-from backend.quantization.grid import Quantised
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import pack_model, to_bfloat16
-from backend.quantization.range_search import find_grid
+from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 from benchmarks import _memory as memory
 
@@ -67,7 +67,7 @@ def build(size: str) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
-def linears(model: PreTrainedModel) -> list[Linear]:
+def linears(model: PreTrainedModel) -> list[LinearWeight]:
     """Every linear of the blocks."""
     blocks = range(len(decoder_blocks(model)))
     return [x for block in blocks for x in block_linears(model, block).values()]
@@ -81,7 +81,7 @@ def prepared(model: PreTrainedModel, way: str, rank: int) -> nn.Module:
     found = linears(model)
     if way == "DL-QAT":
         for x in found:
-            grid = find_grid(x.read(), 3, GROUP, True, "minmax")
+            grid = search_range(x.read(), 3, GROUP, True, "minmax")
             layer = DLQATLinear(x.layer, grid, rank=rank, alpha=2.0 * rank)  # type: ignore[arg-type]
             model.set_submodule(x.name, layer)
         return model
@@ -159,8 +159,8 @@ def compare_decoding(tokens: int, rounds: int) -> dict[str, float]:
     dense = build("113m")
     layers = {}
     for x in linears(dense):
-        grid = find_grid(x.read(), 4, GROUP, True, "minmax")
-        layers[x.name] = Quantised(grid, grid.codes(x.read()).to(torch.uint8))
+        grid = search_range(x.read(), 4, GROUP, True, "minmax")
+        layers[x.name] = QuantizedWeight(grid, grid.codes(x.read()).to(torch.uint8))
     packed = deepcopy(dense)
     assert not pack_model(packed, layers), "layers run dense"
     to_bfloat16(dense)
@@ -177,8 +177,8 @@ def compare_bytes() -> dict[str, float]:
     W, found = torch.randn(SAMPLE), {}
     for bits in BITS:
         for symmetric in (True, False):
-            grid = find_grid(W, bits, GROUP, symmetric, "minmax")
-            layer = Quantised(grid, grid.codes(W).to(torch.uint8))
+            grid = search_range(W, bits, GROUP, symmetric, "minmax")
+            layer = QuantizedWeight(grid, grid.codes(W).to(torch.uint8))
             layout = Layout("compressed-tensors", bits, GROUP, symmetric)
             tensors = layer_tensors(layer, layout, torch.float16).values()
             written = 8 * sum(t.numel() * t.element_size() for t in tensors) / W.numel()

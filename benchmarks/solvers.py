@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from backend.methods.calibration import Inputs, Target
+from backend.methods.calibration import DenseReference, InputStatistics
 from backend.methods.linalg import inverse_root
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
@@ -63,7 +63,7 @@ def measure(rows: int, columns: int, tries: int) -> dict[str, list[float]]:
     found = {
         "factor": least(tries, lambda: plain.inverse_root(damped), lambda: inverse_root(H, 0.01))
     }
-    U, inputs = plain.inverse_root(damped), Inputs(2 * columns, H.diagonal(), H)
+    U, inputs = plain.inverse_root(damped), InputStatistics(2 * columns, H.diagonal(), H)
     inputs.inverse_root(0.01)  # kept: what is timed from here on is the walk alone
     for name, sparsity in PATTERNS.items():
         pattern = Pattern.parse(name)
@@ -82,12 +82,15 @@ def measure(rows: int, columns: int, tries: int) -> dict[str, list[float]]:
 def descents(rows: int, columns: int, tries: int) -> dict[str, list[float]]:
     """For each step [float32, bfloat16]: milliseconds, then the relative output errors."""
     W, H = layer(rows, columns)
-    both = [Inputs(2 * columns, H.diagonal(), H, dtype=d) for d in (torch.float32, torch.bfloat16)]
+    both = [
+        InputStatistics(2 * columns, H.diagonal(), H, dtype=d)
+        for d in (torch.float32, torch.bfloat16)
+    ]
     for inputs in both:
         inputs.largest_eigenvalue  # noqa: B018  (kept: it is shared by all steps and layers)
-    config, pattern, target = SDSConfig(), Pattern.parse("2:4"), Target(W, both[0])
+    config, pattern, target = SDSConfig(), Pattern.parse("2:4"), DenseReference(W, both[0])
     sparse = PRUNERS["wanda"].prune(W, both[0], pattern, 0.01)
-    steps: dict[str, Callable[[Inputs], Tensor]] = {
+    steps: dict[str, Callable[[InputStatistics], Tensor]] = {
         "re-dense": lambda inputs: by_gram(sparse, W, inputs, config),
         "adjustment": lambda inputs: adjust(sparse, W, inputs, pattern, config.adjust_steps, True),
     }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.settings import settings
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Kind:
         """
         if name and name not in self.presets:
             known = ", ".join(self.presets) or "none"
-            raise ConfigRefused(f"There is no preset {name[:40]!r}.", "", f"There are: {known}.")
+            raise ConfigError(f"There is no preset {name[:40]!r}.", "", f"There are: {known}.")
         return self.presets.get(name, {})
 
     MODULES: ClassVar[tuple[str, ...]] = (
@@ -137,7 +137,7 @@ def kind_named(name: str) -> Kind:
         ConfigRefused: there is none.
     """
     if name not in kinds():
-        raise ConfigRefused(
+        raise ConfigError(
             f"There is no kind of run called {name[:40]!r}.", "", f"Choose: {', '.join(kinds())}."
         )
     return kinds()[name]

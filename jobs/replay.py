@@ -61,7 +61,7 @@ def _cost(kind: str, config: JobConfig) -> Estimate | None:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ReplayDifference:
     """One thing that is not the same; None where a run does not have it."""
 
     what: str
@@ -70,7 +70,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReplayComparison:
     """How a run and its replay compare.
 
     Attributes:
@@ -83,15 +83,15 @@ class Comparison:
     first: str
     second: str
     outcome: Outcome
-    weights: Difference | None
-    texts: tuple[Difference, ...]
-    results: tuple[Difference, ...]
+    weights: ReplayDifference | None
+    texts: tuple[ReplayDifference, ...]
+    results: tuple[ReplayDifference, ...]
     compared: int
-    config: tuple[Difference, ...]
-    environment: tuple[Difference, ...]
+    config: tuple[ReplayDifference, ...]
+    environment: tuple[ReplayDifference, ...]
 
     @property
-    def differences(self) -> list[Difference]:
+    def differences(self) -> list[ReplayDifference]:
         """All of them: outcome first, then what may have caused it."""
         weights = [self.weights] if self.weights else []
         return [*weights, *self.texts, *self.results, *self.config, *self.environment]
@@ -125,7 +125,7 @@ class Comparison:
         return asdict(self) | {"text": str(self)}
 
 
-def compare(first: str | int, second: str | int) -> Comparison:
+def compare(first: str | int, second: str | int) -> ReplayComparison:
     """Compares two runs by what is recorded of them.
 
     Raises:
@@ -138,7 +138,7 @@ def compare(first: str | int, second: str | int) -> Comparison:
     results = (*_different(mine, theirs), *_different(my_notes, their_notes))
     same = not (weights or texts or results)
     ended = one.state == other.state == State.SUCCEEDED
-    return Comparison(
+    return ReplayComparison(
         one.run,
         other.run,
         "open" if not ended else "equal" if same else "different",
@@ -151,16 +151,16 @@ def compare(first: str | int, second: str | int) -> Comparison:
     )
 
 
-def replayed(job: Job) -> Comparison | None:
+def replayed(job: Job) -> ReplayComparison | None:
     """The comparison of a run with the one it repeats; None when it repeats none."""
     return compare(job.parent, job.id) if job.parent is not None else None
 
 
-def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
+def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[ReplayDifference]:
     """What has not the same value in both, in their order."""
     for what in {**one, **other}:
         if one.get(what) != other.get(what):
-            yield Difference(what, one.get(what), other.get(what))
+            yield ReplayDifference(what, one.get(what), other.get(what))
 
 
 def _weights(job: Job) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.store.tables import Job
@@ -37,12 +37,12 @@ def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
         raise first from error
 
 
-def _refused(config: type[JobConfig], error: ErrorDetails) -> ConfigRefused:
+def _refused(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
     name = str(error["loc"][0]) if error["loc"] else None
     info = config.model_fields.get(name or "")
     title = (info.title if info else None) or name or "The config"
     reason = f"{_in_words(error)}.".replace("..", ".")
-    return ConfigRefused(f"{title} was not accepted.", reason, "", name)
+    return ConfigError(f"{title} was not accepted.", reason, "", name)
 
 
 def _in_words(error: ErrorDetails) -> str:

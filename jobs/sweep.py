@@ -20,7 +20,7 @@ from math import prod
 from statistics import fmean, stdev
 from typing import Any
 
-from backend.errors import ConfigRefused, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.settings import settings
@@ -51,9 +51,9 @@ def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     for name, text in pairs:
         field = name.strip().replace("-", "_")
         if not field:
-            raise ConfigRefused("Some values have no field.", "", "Choose the field.", field)
+            raise ConfigError("Some values have no field.", "", "Choose the field.", field)
         if field not in fields:
-            raise ConfigRefused(f"There is no setting {name[:40]!r} to sweep.", "", "", field)
+            raise ConfigError(f"There is no setting {name[:40]!r} to sweep.", "", "", field)
         if field in sweep:
             raise _refused(kind, field, "It is named twice.", "Write all its values in one list.")
         if len(sweep) == MOST_FIELDS:
@@ -87,13 +87,13 @@ def _values(kind: str, field: str, text: str, whole: bool) -> list[str]:
     return found
 
 
-def _refused(kind: str, field: str, why: str, do: str = "") -> ConfigRefused:
+def _refused(kind: str, field: str, why: str, do: str = "") -> ConfigError:
     title = kind_named(kind).config.model_fields[field].title or field
-    return ConfigRefused(f"{title} cannot be swept like this.", why, do, field)
+    return ConfigError(f"{title} cannot be swept like this.", why, do, field)
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What is about to be queued.
 
     Attributes:
@@ -104,7 +104,7 @@ class Plan:
     estimate: Estimate
 
 
-def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> Plan:
+def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
     """The configs of all runs and what they will cost; an empty sweep is a single run.
 
     Raises:
@@ -126,7 +126,7 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> Plan:
         seen[same] = said
         configs.append(config)
         estimates.append(estimate)
-    return Plan(configs, _together(estimates))
+    return SweepPlan(configs, _together(estimates))
 
 
 def _told_of(error: SlimscopeError, combination: str) -> SlimscopeError:
@@ -178,7 +178,7 @@ def queue(
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """One figure of one combination, over its seeds.
 
     Attributes:
@@ -211,7 +211,7 @@ def combination(job: Job, fields: Iterable[str]) -> dict[str, Any]:
     return {field: job.config.get(field) for field in fields if field != SEED}
 
 
-def table(jobs: Sequence[Job], results: Iterable[Result]) -> list[Row]:
+def table(jobs: Sequence[Job], results: Iterable[Result]) -> list[SweepRow]:
     """Mean and spread over seeds of every figure: by combination in the order of the runs, then by
     stage, then by metric.
 
@@ -231,7 +231,7 @@ def table(jobs: Sequence[Job], results: Iterable[Result]) -> list[Row]:
             figures.setdefault((result.stage, result.metric), []).append(result.value)
     stages = [*kinds()[jobs[0].kind].stages] if jobs and jobs[0].kind in kinds() else []
     return [
-        Row(values, stage, metric, fmean(x), stdev(x) if len(x) > 1 else None, len(x))
+        SweepRow(values, stage, metric, fmean(x), stdev(x) if len(x) > 1 else None, len(x))
         for values, figures in groups.values()
         for (stage, metric), x in sorted(figures.items(), key=lambda f: _place(f[0][0], stages))
     ]

@@ -16,7 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 
-from backend.errors import ConfigRefused, Forbidden, NotFound, SlimscopeError, TooOften, WrongState
+from backend.errors import (
+    ConfigError,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    RateLimitError,
+    SlimscopeError,
+)
 from backend.queue import service, supervisor
 from backend.store import queries
 from backend.store.states import State
@@ -24,14 +31,14 @@ from jobs import submit
 from jobs.kind import Kind, kinds
 from jobs.record import kinds_record, plain, record, results, summary
 from ui.format import esc
-from ui.security.auth import actor, bare_page
+from ui.security.auth import bare_page, current_user
 
 PATH = "/slimscope/api"
 STATUS: tuple[tuple[type[SlimscopeError], int], ...] = (
-    (Forbidden, 403),
-    (NotFound, 404),
-    (WrongState, 409),
-    (TooOften, 429),
+    (ForbiddenError, 403),
+    (NotFoundError, 404),
+    (ConflictError, 409),
+    (RateLimitError, 429),
     (SlimscopeError, 422),
 )
 NOTHING: dict[str, Any] = {}
@@ -99,19 +106,19 @@ def run_tensors(run: str) -> list[Answer]:
 
 def cancel_run(run: str, request: Request) -> Answer:
     """Asks a run to end; asked twice, it is killed. An ended run stays as it is."""
-    service.cancel(run, actor(request))
+    service.cancel(run, current_user(request))
     supervisor.ensure()
     return summary(queries.job(run))
 
 
 def run_next(run: str, request: Request) -> Answer:
     """Puts a waiting run before all others that wait."""
-    return summary(service.run_next(run, actor(request)))
+    return summary(service.run_next(run, current_user(request)))
 
 
 def resume_run(run: str, request: Request) -> Answer:
     """Queues a failed, cancelled or lost run again, from its last checkpoint."""
-    job = service.resume(run, actor(request))
+    job = service.resume(run, current_user(request))
     supervisor.ensure()
     return summary(job)
 
@@ -127,7 +134,7 @@ def _add_submit(api: FastAPI, kind: Kind) -> None:
         priority: Priority = 0,
     ) -> Answer:
         values = {**kind.preset(preset), **config}
-        job = submit.submit(kind.name, values, actor(request), name=name, priority=priority)
+        job = submit.submit(kind.name, values, current_user(request), name=name, priority=priority)
         supervisor.ensure()
         return summary(job) | {"place": queries.status().position(job.id)}
 
@@ -179,12 +186,12 @@ def _malformed(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = str(first["loc"][-1])
-    return told(ConfigRefused(f"{field} was not accepted.", f"{first['msg']}.", "", field), 422)
+    return told(ConfigError(f"{field} was not accepted.", f"{first['msg']}.", "", field), 422)
 
 
 def _no_such_place(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    missing = NotFound(f"{error.detail}.", "", f"{PATH}/openapi.json lists what there is.")
+    missing = NotFoundError(f"{error.detail}.", "", f"{PATH}/openapi.json lists what there is.")
     return told(missing, error.status_code)
 
 

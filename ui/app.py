@@ -20,7 +20,7 @@ from ui.gradio_patches import keep_sessions_small
 from ui.pages import pages
 from ui.search import search
 from ui.security import auth
-from ui.security.middleware import Guard
+from ui.security.middleware import SecurityMiddleware
 from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.theme import css, theme
 
@@ -69,7 +69,7 @@ def launch_options() -> dict[str, Any]:
         "blocked_paths": [str(path) for path in unserved()],
         "app_kwargs": {
             "routes": routes(),
-            "middleware": [Middleware(Guard, scripts=(script,))],
+            "middleware": [Middleware(SecurityMiddleware, scripts=(script,))],
             "openapi_url": None,  # of Gradio's own doors
         },
     }

@@ -30,10 +30,10 @@ from backend.store import queries
 from backend.store.tables import Job
 from ui.format import esc, eta, href, share
 from ui.keyboard import shortcuts
-from ui.security.auth import actor as actor
+from ui.security.auth import current_user as current_user
 
 VERSION = version("slimscope")
-READER: dict[str, Any] = {
+SILENT_EVENT: dict[str, Any] = {
     "show_progress": "hidden",
     "concurrency_limit": None,
     "api_visibility": "private",
@@ -117,14 +117,14 @@ def on_load(
 ) -> Dependency:
     """Runs `fn` when the current page is opened."""
     assert Context.root_block is not None, "call it while a page is built"
-    return Context.root_block.load(fn, inputs, outputs, **{**READER, **options})
+    return Context.root_block.load(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
 def on_change(
     fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
 ) -> Dependency:
     """Runs `fn` whenever something in the database has changed."""
-    return _pulse_view.get().pulse(fn, inputs, outputs, **{**READER, **options})
+    return _pulse_view.get().pulse(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
 def live(
@@ -162,7 +162,7 @@ def query(
 def pulse(request: Request) -> Response:
     """What the open pages ask for: the cursor, whether something runs, and the status in words."""
     answer = dict(_pulse(settings().url, int(time.monotonic())))
-    if (who := actor(request)).role != "host":
+    if (who := current_user(request)).role != "host":
         answer["html"] += guest_html(who)
     return JSONResponse(answer, headers={"Cache-Control": "no-store"})
 
@@ -185,7 +185,7 @@ def _pulse(_url: str, _second: int) -> dict[str, Any]:
     }
 
 
-def status_html(status: queries.Status) -> str:
+def status_html(status: queries.QueueStatus) -> str:
     """The status strip: what runs, what waits, what needs a look."""
     parts = [_running(job) for job in status.live[:3]] or ["<span>Nothing is running</span>"]
     if len(status.live) > 3:

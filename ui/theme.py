@@ -42,38 +42,38 @@ OKABE_ITO = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PINK)
 PURPLE, BROWN = "#9467BD", "#A6761D"
 
 
-class Stroke(NamedTuple):
+class LineStyle(NamedTuple):
     """How a stage is drawn: a colour, and a dash where two stages share it."""
 
     colour: str
     dash: str = "solid"
 
 
-STAGE_COLOURS: Mapping[str, Stroke] = MappingProxyType(
+STAGE_COLOURS: Mapping[str, LineStyle] = MappingProxyType(
     {
-        "dense": Stroke(LIGHT.muted),
-        "first": Stroke(VERMILLION),
-        "control": Stroke(VERMILLION, "dot"),
-        "redense": Stroke(PURPLE),
-        "second": Stroke(BLUE, "dot"),
-        "sds": Stroke(BLUE),
-        "rtn": Stroke(VERMILLION),
-        "mse": Stroke(VERMILLION, "dot"),
-        "gptq": Stroke(PURPLE),
-        "m-only": Stroke(PINK),
-        "lora-only": Stroke(PINK, "dot"),
-        "dlqat": Stroke(BLUE),
-        "dlqat-kd": Stroke(BLUE, "dot"),
-        "lora": Stroke(GREEN),
-        "lora-rtn": Stroke(BROWN),
-        "lora-gptq": Stroke(BROWN, "dot"),
+        "dense": LineStyle(LIGHT.muted),
+        "first": LineStyle(VERMILLION),
+        "control": LineStyle(VERMILLION, "dot"),
+        "redense": LineStyle(PURPLE),
+        "second": LineStyle(BLUE, "dot"),
+        "sds": LineStyle(BLUE),
+        "rtn": LineStyle(VERMILLION),
+        "mse": LineStyle(VERMILLION, "dot"),
+        "gptq": LineStyle(PURPLE),
+        "m-only": LineStyle(PINK),
+        "lora-only": LineStyle(PINK, "dot"),
+        "dlqat": LineStyle(BLUE),
+        "dlqat-kd": LineStyle(BLUE, "dot"),
+        "lora": LineStyle(GREEN),
+        "lora-rtn": LineStyle(BROWN),
+        "lora-gptq": LineStyle(BROWN, "dot"),
     }
 )
 
 
-def stage_stroke(stage: str) -> Stroke:
+def stage_style(stage: str) -> LineStyle:
     """The stroke of a stage; a stage of another method gets a colour by its name."""
-    return STAGE_COLOURS.get(stage) or Stroke(OKABE_ITO[sum(stage.encode()) % len(OKABE_ITO)])
+    return STAGE_COLOURS.get(stage) or LineStyle(OKABE_ITO[sum(stage.encode()) % len(OKABE_ITO)])
 
 
 def theme() -> gr.themes.Base:

@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from backend.errors import MethodFailed
+from backend.errors import ComputeError
 from backend.evaluation.perplexity import Observe
 from backend.models.block_forward import after_blocks
 from backend.models.blocks import decoder_blocks
-from backend.models.hidden_states import Batches, NewBatches
+from backend.models.hidden_states import HiddenStates, NewBatches
 
 POSITIONS = 64  # whose distributions [b, POSITIONS, V] are compared in float32 at a time
 
@@ -67,7 +67,7 @@ def outside_blocks(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-class Reference:
+class DenseOutputs:
     """What the dense model's last block puts out, pass by pass.
 
     Attributes:
@@ -75,7 +75,7 @@ class Reference:
     """
 
     def __init__(self, new: NewBatches = list) -> None:
-        self.states: Batches = new()
+        self.states: HiddenStates = new()
         self.outside = ""
         self._new = new
 
@@ -95,7 +95,7 @@ class Reference:
             hook.remove()
 
 
-class Comparison:
+class DivergenceObserver:
     """Compares the passes of a model with those of the dense one; an observer of `perplexity`.
 
     Args:
@@ -103,7 +103,7 @@ class Comparison:
         reference: recorded on the same ids in the same batches.
     """
 
-    def __init__(self, model: PreTrainedModel, reference: Reference) -> None:
+    def __init__(self, model: PreTrainedModel, reference: DenseOutputs) -> None:
         self._model, self._states = model, iter(reference.states)
         self._kl: list[Tensor] = []
         self._same: list[Tensor] = []
@@ -140,7 +140,7 @@ class Comparison:
         """
         kl, same = torch.cat(self._kl), torch.cat(self._same)
         if not kl.isfinite().all():
-            raise MethodFailed(
+            raise ComputeError(
                 "The divergence from the dense model is not finite.",
                 "The model's logits overflowed, or give a token no chance at all.",
                 "Use a wider precision, or a gentler compression.",

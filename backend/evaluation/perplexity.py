@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from backend.errors import MethodFailed
+from backend.errors import ComputeError
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
 from backend.models.memory import LOGITS
@@ -108,7 +108,7 @@ def window_nlls(
         found.append(_window_nll(logits, part))
         observe(part, logits)
         if not found[-1].isfinite().all():
-            raise MethodFailed(
+            raise ComputeError(
                 "The perplexity is not finite.",
                 "The model's weights or activations overflowed.",
                 "Use a wider precision, or a gentler compression.",

@@ -24,7 +24,7 @@ from backend.text.prompts import Prompt, end_ids, prompt_ids
 
 
 @dataclass(frozen=True)
-class Sample:
+class GreedySample:
     """What a model wrote to a prompt.
 
     Attributes:
@@ -42,14 +42,14 @@ def write_samples(
     prompts: Sequence[Prompt],
     tokens: int,
     reporter: Reporter,
-) -> list[Sample]:
+) -> list[GreedySample]:
     """Greedy texts of at most `tokens` tokens.
 
     Raises:
         Stopped: the reporter asked for it.
     """
     ends = end_ids(tokenizer, model.generation_config)
-    found: list[Sample] = []
+    found: list[GreedySample] = []
     for number, prompt in enumerate(prompts):
         written: list[int] = []
         for token in greedy(model, prompt_ids(prompt.text, tokenizer)):
@@ -62,7 +62,7 @@ def write_samples(
             if len(written) == tokens:
                 break
         text = str(tokenizer.decode(written))
-        found.append(Sample(prompt.text, tuple(written), text))
+        found.append(GreedySample(prompt.text, tuple(written), text))
     return found
 
 

@@ -29,7 +29,7 @@ FULL = 0.9  # else the pattern is there by chance
 
 
 @dataclass(frozen=True)
-class Packed:
+class BitmaskMatrix:
     """A matrix as bitmask and values.
 
     Attributes:
@@ -49,16 +49,16 @@ class Packed:
         return len(self.mask) + len(self.values)
 
 
-def encode(W: Tensor, dtype: torch.dtype = torch.bfloat16) -> Packed:
+def encode(W: Tensor, dtype: torch.dtype = torch.bfloat16) -> BitmaskMatrix:
     """`W` [out, in] as bitmask and values; what rounds to zero in `dtype` is a zero."""
     halves = W.detach().to("cpu", dtype).contiguous()
     kept = halves != 0
     mask = np.packbits(kept.numpy().reshape(-1)).tobytes()
     values = halves[kept].view(torch.int16).numpy().tobytes()
-    return Packed((W.shape[0], W.shape[1]), mask, values, dtype)
+    return BitmaskMatrix((W.shape[0], W.shape[1]), mask, values, dtype)
 
 
-def decode(packed: Packed) -> Tensor:
+def decode(packed: BitmaskMatrix) -> Tensor:
     """The matrix [out, in] that was encoded, in the dtype of its values."""
     rows, columns = packed.shape
     bits = np.unpackbits(np.frombuffer(packed.mask, np.uint8), count=rows * columns)
@@ -86,7 +86,7 @@ def compact_bytes(weights: int, keep: int, group: int) -> int:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LinearSizes:
     """Bytes of the linears in a model's blocks.
 
     Attributes:
@@ -108,7 +108,7 @@ class Sizes:
         return 1 - self.nonzero / self.weights
 
 
-def sizes(matrices: Iterable[Tensor]) -> Sizes:
+def sizes(matrices: Iterable[Tensor]) -> LinearSizes:
     """The sizes of some matrices, each [out, in], together; they are read one at a time."""
     weights = nonzero = bitmask = 0
     fullest_of = dict.fromkeys(GROUPS, 0)
@@ -123,7 +123,7 @@ def sizes(matrices: Iterable[Tensor]) -> Sizes:
         if 0 < n < m and nonzero >= FULL * weights * n / m
     }
     best = min(ways, key=ways.__getitem__, default=None)
-    return Sizes(
+    return LinearSizes(
         weights, nonzero, dense_bytes(weights), bitmask, ways[best] if best else None, best
     )
 

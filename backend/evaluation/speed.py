@@ -42,7 +42,7 @@ Clock = Callable[[torch.device], float]
 
 
 @dataclass(frozen=True)
-class Speed:
+class DecodingSpeed:
     """Tokens per second over several repeats.
 
     Attributes:
@@ -55,7 +55,7 @@ class Speed:
     repeats: int
 
     @classmethod
-    def of(cls, seconds: Sequence[float], tokens: int) -> Speed:
+    def of(cls, seconds: Sequence[float], tokens: int) -> DecodingSpeed:
         """Of repeats that decoded `tokens` tokens each."""
         rates = [tokens / s for s in seconds]
         return cls(median(rates), min(rates), max(rates), len(rates))
@@ -106,7 +106,7 @@ def _now(device: torch.device) -> float:
 
 
 @dataclass(frozen=True)
-class Curve:
+class SparseProductCurve:
     """How a matrix product without zeros compares with the dense one.
 
     Attributes:
@@ -141,7 +141,7 @@ def csr_curve(
     device: torch.device,
     reporter: Reporter,
     shares: Sequence[float] = SHARES,
-) -> Curve:
+) -> SparseProductCurve:
     """One vector through a float32 matrix [rows, columns]: dense against CSR, for random zeros.
 
     Raises:
@@ -157,7 +157,7 @@ def csr_curve(
         pruned = W * (place >= share)
         packed = csr(pruned)
         found.append(_ratio(lambda m=pruned: m @ x, lambda m=packed: m @ x, device))  # type: ignore[misc]
-    return Curve((rows, columns), tuple(shares), tuple(found))
+    return SparseProductCurve((rows, columns), tuple(shares), tuple(found))
 
 
 def csr(W: Tensor) -> Tensor:

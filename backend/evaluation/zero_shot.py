@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import ConfigRefused, MethodFailed, TextRefused
+from backend.errors import ComputeError, ConfigError, DatasetError
 from backend.reporter import Reporter, stop_if_asked
 
 if TYPE_CHECKING:  # so that a form can ask `require_harness` without loading torch
@@ -30,7 +30,7 @@ RESAMPLES = 100  # of metrics that are no means; a mean's standard error needs n
 
 
 @dataclass(frozen=True)
-class Score:
+class TaskScore:
     """What a model reached in a task.
 
     Attributes:
@@ -52,7 +52,7 @@ def require_harness(field: str = "tasks") -> None:
         ConfigRefused: names the extra.
     """
     if find_spec("lm_eval") is None:
-        raise ConfigRefused(
+        raise ConfigError(
             "Zero-shot tasks cannot be measured here.",
             "lm-evaluation-harness is not installed.",
             f"{INSTALL} Or name no task.",
@@ -74,7 +74,7 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
     manager = _manager(names, folder)
     for name in names:
         if name not in manager.all_tasks:
-            raise ConfigRefused(
+            raise ConfigError(
                 f"There is no task called {name[:60]!r}.",
                 "lm-evaluation-harness does not know it, nor does SLIMSCOPE_TASK_DIR.",
                 "`lm-eval ls tasks` lists them.",
@@ -99,7 +99,7 @@ def _loaded(name: str, manager: Any) -> Any:
     try:
         return get_task_dict([name], manager)[name]
     except Exception as error:  # whatever a hub, a cache or a YAML file can raise
-        raise TextRefused(
+        raise DatasetError(
             f"The data of the task {name} cannot be had.",
             f"{type(error).__name__}: {str(error).partition(NEWLINE)[0]}"[:300],
             "Run it once with a connection: the data stays in the Hugging Face cache.",
@@ -114,7 +114,7 @@ def zero_shot(
     limit: int,
     batch: int,
     reporter: Reporter,
-) -> list[Score]:
+) -> list[TaskScore]:
     """The main figure of each task.
 
     Args:
@@ -154,7 +154,7 @@ def _stoppable(model: PreTrainedModel, reporter: Reporter) -> Iterator[None]:
         hook.remove()
 
 
-def _score(name: str, found: Any) -> Score:
+def _score(name: str, found: Any) -> TaskScore:
     """Of the harness's "acc,none": 0.5, "acc_stderr,none": 0.01 and so on."""
     figures = {
         key.partition(",")[0]: value
@@ -163,10 +163,10 @@ def _score(name: str, found: Any) -> Score:
     }
     means = [key for key in figures if not key.endswith("_stderr") and key != "sample_len"]
     if not means:
-        raise MethodFailed(f"The task {name} gave no figure.", "", "Choose another task.")
+        raise ComputeError(f"The task {name} gave no figure.", "", "Choose another task.")
     metric = next((key for key in MAIN if key in means), means[0])
     asked = found.get("n-samples", {}).get(name, {})
-    return Score(
+    return TaskScore(
         name, metric, float(figures[metric]), figures.get(f"{metric}_stderr"),
         int(asked.get("effective", 0)),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 
 Format = Literal["compressed-tensors", "gptq", "gptq_v2", "dense"]
 FORMATS: tuple[Format, ...] = ("compressed-tensors", "gptq", "gptq_v2", "dense")
@@ -21,7 +21,7 @@ WORD = 32  # both sides of a GPTQ weight are a multiple of it
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExportRequirements:
     """What a format has to hold.
 
     Attributes:
@@ -39,7 +39,7 @@ class Choice:
     shapes: frozenset[tuple[int, int]]
 
 
-def obstacle(format: Format, choice: Choice) -> str:
+def obstacle(format: Format, choice: ExportRequirements) -> str:
     """Why `format` cannot hold `choice`; empty when it can."""
     if format == "compressed-tensors" and choice.in_out:
         return "it knows nn.Linear alone, and this architecture has transposed layers"
@@ -59,7 +59,7 @@ def obstacle(format: Format, choice: Choice) -> str:
     return ""
 
 
-def refuse_unholdable(format: Format, choice: Choice) -> None:
+def refuse_unholdable(format: Format, choice: ExportRequirements) -> None:
     """Refuses a format that cannot hold the choice.
 
     Raises:
@@ -67,7 +67,7 @@ def refuse_unholdable(format: Format, choice: Choice) -> None:
     """
     if why := obstacle(format, choice):
         able = [each for each in FORMATS if not obstacle(each, choice)]
-        raise ConfigRefused(
+        raise ConfigError(
             f"The format {format} cannot hold this model.",
             f"{why[0].upper()}{why[1:]}.",
             f"Choose {_listed(able)}.",

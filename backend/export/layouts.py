@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.export.formats import Format
 from backend.export.packing import pack, unpack, words_for
-from backend.quantization.grid import Quantised, quantised_from
+from backend.quantization.grid import QuantizedWeight, quantised_from
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Layout:
 Tensors = dict[str, Tensor]
 
 
-def layer_tensors(layer: Quantised, layout: Layout, stored: torch.dtype) -> Tensors:
+def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> Tensors:
     """The tensors of a layer, by the end of their name."""
     if layout.format == "dense":
         return {"weight": layer.dense()}
@@ -76,7 +76,7 @@ def _shift(layout: Layout) -> int:
     return 1 if layout.format == "gptq" else 0
 
 
-def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quantised:
+def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> QuantizedWeight:
     """A layer again, from its tensors.
 
     Raises:
@@ -126,8 +126,8 @@ def _require(shape: Any, wanted: tuple[int, int], what: str) -> None:
         raise ValueError(f"its {what} is {list(shape)}, not {list(wanted)}")
 
 
-def _unfit(name: str, why: str) -> ModelRefused:
-    return ModelRefused(
+def _unfit(name: str, why: str) -> ModelError:
+    return ModelError(
         f"{name} cannot be read.",
         f"{why[0].upper()}{why[1:]}.",
         "Config and weights do not belong together; export the model anew.",

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.export.formats import FORMATS, GPTQ_BITS
 from backend.export.layouts import Layout, layer_from
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.headers import weight_files
-from backend.quantization.grid import MAX_BITS, MIN_BITS, Quantised
+from backend.quantization.grid import MAX_BITS, MIN_BITS, QuantizedWeight
 from backend.quantization.packed_linear import pack_model
 
 MARKS = {"compressed-tensors": "weight_packed", "gptq": "qweight", "gptq_v2": "qweight"}
@@ -50,7 +50,7 @@ def read_layout(folder: Path) -> Layout:
     return Layout(format, bits, max(size, 0), symmetric)
 
 
-def read_layers(folder: Path) -> tuple[dict[str, Quantised], dict[str, Tensor]]:
+def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
     """The quantised layers of an exported folder by full name, and all other tensors.
 
     Raises:
@@ -66,7 +66,7 @@ def read_layers(folder: Path) -> tuple[dict[str, Quantised], dict[str, Tensor]]:
     names = [name.removesuffix(mark) for name in tensors if name.endswith(mark)]
     if not names:
         raise _refused(folder, f"It holds no tensors of {layout.format}.")
-    layers, rest = dict[str, Quantised](), dict(tensors)
+    layers, rest = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:
         of = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
         layers[name] = layer_from(name, of, layout)
@@ -103,7 +103,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
 def _fill(
     model: PreTrainedModel,
     rest: Mapping[str, Tensor],
-    layers: Mapping[str, Quantised],
+    layers: Mapping[str, QuantizedWeight],
     folder: Path,
 ) -> None:
     """Puts all that is not quantised into the model, and nothing else may be missing."""
@@ -117,7 +117,7 @@ def _fill(
         raise _refused(folder, f"The model of its config {what} {first}.")
 
 
-def _refused(folder: Path, why: str) -> ModelRefused:
-    return ModelRefused(
+def _refused(folder: Path, why: str) -> ModelError:
+    return ModelError(
         f"{folder.name} is not a quantised model of ours.", why, "Export it anew.", field="model"
     )

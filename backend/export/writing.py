@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from backend.export.formats import Choice, refuse_unholdable
+from backend.export.formats import ExportRequirements, refuse_unholdable
 from backend.export.layouts import Layout, layer_tensors
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import SHARD, save_around
-from backend.quantization.grid import Quantised
+from backend.quantization.grid import QuantizedWeight
 
 
 def export(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    layers: Mapping[str, Quantised],
+    layers: Mapping[str, QuantizedWeight],
     layout: Layout,
     stored: torch.dtype,
     folder: Path,
@@ -38,7 +38,7 @@ def export(
     Raises:
         ConfigRefused: the format cannot hold the model; names those that can.
     """
-    refuse_unholdable(layout.format, choice_of(model, layers, layout, stored))
+    refuse_unholdable(layout.format, requirements_of(model, layers, layout, stored))
     tensors = dict[str, Tensor]()
     for name, tensor in _state(model).items():
         module, _, part = name.rpartition(".")
@@ -54,12 +54,15 @@ def export(
     save_around(model, tokenizer, folder, card, dtype, quantization)
 
 
-def choice_of(
-    model: PreTrainedModel, layers: Mapping[str, Quantised], layout: Layout, stored: torch.dtype
-) -> Choice:
+def requirements_of(
+    model: PreTrainedModel,
+    layers: Mapping[str, QuantizedWeight],
+    layout: Layout,
+    stored: torch.dtype,
+) -> ExportRequirements:
     """What a format would have to hold."""
     inside = sum(len(block_linears(model, block)) for block in range(len(decoder_blocks(model))))
-    return Choice(
+    return ExportRequirements(
         bits=layout.bits,
         symmetric=layout.symmetric,
         stored=str(stored).split(".")[1],
@@ -70,7 +73,7 @@ def choice_of(
 
 
 def quantization_config(
-    model: PreTrainedModel, layers: Mapping[str, Quantised], layout: Layout
+    model: PreTrainedModel, layers: Mapping[str, QuantizedWeight], layout: Layout
 ) -> dict[str, Any]:
     """What config.json says of the quantised layers."""
     if layout.format != "compressed-tensors":

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from backend.errors import MethodFailed
+from backend.errors import ComputeError
 from backend.methods.linalg import inverse_root, largest_eigenvalue
-from backend.models.blocks import Linear
+from backend.models.blocks import LinearWeight
 
 PANEL = 256  # columns of H computed at once; the part below the diagonal is mirrored
 
 
-class Need(IntEnum):
+class StatisticsLevel(IntEnum):
     """What a solver asks about a layer's inputs; each level includes those before it."""
 
     NOTHING = 0
@@ -45,7 +45,7 @@ _nothing = partial(torch.empty, 0)
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputStatistics:
     """What is known of a layer's inputs. Absent parts are empty tensors.
 
     What solvers derive from H is kept: the layers that share one use it again.
@@ -92,11 +92,11 @@ def output_energy(D: Tensor, H: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Target:
+class DenseReference:
     """The dense layer's outputs on given inputs: what changed weights are measured against."""
 
     dense: Tensor
-    inputs: Inputs
+    inputs: InputStatistics
 
     @cached_property
     def energy(self) -> float:
@@ -129,7 +129,7 @@ def _add_upper(H: Tensor, X: Tensor) -> None:
 class _Sums:
     """Running sums over the batches of one input tensor."""
 
-    def __init__(self, need: Need, length: int) -> None:
+    def __init__(self, need: StatisticsLevel, length: int) -> None:
         self.need, self.length, self.tokens, self.dtype = need, length, 0, torch.float32
         self.total, self.segments = torch.empty(0), list[Tensor]()
 
@@ -138,23 +138,23 @@ class _Sums:
         X = x.detach().reshape(-1, x.shape[-1]).float()
         self.tokens, self.dtype = self.tokens + len(X), x.dtype
         with _exact_products(x.dtype):
-            if self.need == Need.SEGMENTS:
+            if self.need == StatisticsLevel.SEGMENTS:
                 parts = X.view(-1, self.length, X.shape[1])
                 self.segments.append(torch.bmm(parts.mT, parts) / self.length)
-            elif self.need == Need.GRAM:
+            elif self.need == StatisticsLevel.GRAM:
                 if not len(self.total):
                     self.total = X.new_zeros(X.shape[1], X.shape[1])
                 _add_upper(self.total, X)
             else:
                 self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
 
-    def finish(self) -> Inputs:
-        if self.need == Need.ENERGY:
-            return Inputs(self.tokens, self.total / self.tokens, dtype=self.dtype)
+    def finish(self) -> InputStatistics:
+        if self.need == StatisticsLevel.ENERGY:
+            return InputStatistics(self.tokens, self.total / self.tokens, dtype=self.dtype)
         segments = torch.cat(self.segments) if self.segments else torch.empty(0)
         upper = segments.mean(0) if self.segments else self.total / self.tokens
         gram = upper.triu_() + upper.triu(1).T
-        return Inputs(self.tokens, gram.diagonal(), gram, segments, self.dtype)
+        return InputStatistics(self.tokens, gram.diagonal(), gram, segments, self.dtype)
 
 
 class InputCollector:
@@ -169,8 +169,8 @@ class InputCollector:
 
     def __init__(
         self,
-        linears: Mapping[str, Linear],
-        need: Need,
+        linears: Mapping[str, LinearWeight],
+        need: StatisticsLevel,
         length: int,
         safe_point: Callable[[], None] = lambda: None,
     ) -> None:
@@ -204,7 +204,7 @@ class InputCollector:
             self._batch[name] = x
             self._sums.setdefault(name, self._new_sums()).add(x)
 
-    def finish(self) -> dict[str, Inputs]:
+    def finish(self) -> dict[str, InputStatistics]:
         """Name -> inputs; the same object for layers that read the same tensor.
 
         Raises:
@@ -213,7 +213,7 @@ class InputCollector:
         finished = {name: sums.finish() for name, sums in self._sums.items()}
         for name, inputs in finished.items():
             if not inputs.energy.isfinite().all():
-                raise MethodFailed(
+                raise ComputeError(
                     f"The inputs of {self._linears[name].name} are not finite.",
                     "An activation overflowed in the calibration pass.",
                     "Choose float32 as forward precision, or other calibration text.",

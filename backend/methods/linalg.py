@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from backend.errors import MethodFailed
+from backend.errors import ComputeError
 
 LEAF = 128  # matrices up to here are left to LAPACK
 ROUNDS, BLOCK, MARGIN = 20, 8, 1.05
@@ -17,7 +17,7 @@ DAMPING_TRIES, MORE = 4, 10.0
 Solved = TypeVar("Solved")
 
 
-class NotPositiveDefinite(ArithmeticError):
+class NotPositiveDefiniteError(ArithmeticError):
     """A matrix that has no Cholesky factor; more on its diagonal would help."""
 
 
@@ -29,7 +29,7 @@ def cholesky(H: Tensor) -> Tensor:
     """
     root, info = torch.linalg.cholesky_ex(H)
     if info.item():
-        raise NotPositiveDefinite
+        raise NotPositiveDefiniteError
     return root
 
 
@@ -49,7 +49,7 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
     return _inverse_cholesky(H).flip(0, 1)
 
 
-def damped(
+def with_damping(
     solve: Callable[[float], Solved],
     damping: float,
     say: Callable[[str], None],
@@ -72,11 +72,11 @@ def damped(
             say(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
         try:
             return solve(damping)
-        except NotPositiveDefinite:
+        except NotPositiveDefiniteError:
             continue
     done, do = failed
     why = f"Its Hessian is not positive definite, even with a damping of {damping:g}."
-    raise MethodFailed(f"{name} could not be {done}.", why, do, field="damping")
+    raise ComputeError(f"{name} could not be {done}.", why, do, field="damping")
 
 
 def _inverse_cholesky(H: Tensor) -> Tensor:

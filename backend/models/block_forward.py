@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.block_offload import is_streamed, resident
 from backend.models.blocks import decoder_blocks
-from backend.models.hidden_states import Batches, NewBatches
-from backend.models.patching import AllSeen, ending_after, evaluating, in_dtype, replaced
+from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
-class Stream:
+class BlockStream:
     """Where the calibration set stands.
 
     Attributes:
@@ -43,13 +43,13 @@ class Stream:
         at: index of the block `hidden` goes into.
     """
 
-    hidden: Batches
+    hidden: HiddenStates
     calls: list[list[Call]]
     dtype: torch.dtype
     new: NewBatches = list
     at: int = 0
 
-    def advance(self, hidden: Batches) -> None:
+    def advance(self, hidden: HiddenStates) -> None:
         """Takes `hidden`, the outputs of block `at`, as the inputs of the next block."""
         self.hidden, self.at = hidden, self.at + 1
 
@@ -94,7 +94,7 @@ def open_stream(
     batch: int,
     dtype: torch.dtype | None = None,
     new: NewBatches = list,
-) -> Stream:
+) -> BlockStream:
     """The stream of `input_ids` [N, L] (no padding) before block 0, in batches of `batch` rows.
 
     Args:
@@ -114,7 +114,7 @@ def open_stream(
         for of_block, call in zip(calls, arguments, strict=True):
             of_block.append(pool(call))
         pool.next_batch()
-    return Stream(hidden, calls, dtype, new)
+    return BlockStream(hidden, calls, dtype, new)
 
 
 def _nothing() -> None:
@@ -124,12 +124,12 @@ def _nothing() -> None:
 @torch.no_grad()
 def run_block(
     model: PreTrainedModel,
-    stream: Stream,
+    stream: BlockStream,
     index: int,
-    hidden: Batches,
+    hidden: HiddenStates,
     safe_point: Callable[[], None] = _nothing,
     until: Collection[nn.Module] = (),
-) -> Batches:
+) -> HiddenStates:
     """What decoder block `index` makes of `hidden`, one [b, L, d] for each batch of the stream.
 
     The stream stays where it is. Hooks on the block's modules are called; while they are, the
@@ -141,10 +141,10 @@ def run_block(
             the last of them has been given its input, and there are no outputs.
     """
     block, outputs = decoder_blocks(model)[index], stream.new()
-    with resident(model, index), evaluating(block), in_dtype(block, stream.dtype):
+    with resident(model, index), eval_mode(block), in_dtype(block, stream.dtype):
         for states, (args, kwargs) in zip(hidden, stream.calls[index], strict=True):
             safe_point()
-            with ending_after(until), suppress(AllSeen):
+            with ending_after(until), suppress(StopForwardError):
                 outputs.append(block(states, *args, **kwargs))
     return outputs
 
@@ -221,10 +221,10 @@ def _record(
         calls.append((args, kwargs))
         return hidden_states
 
-    with evaluating(model), replaced(blocks, identity):
+    with eval_mode(model), replaced(blocks, identity):
         model.base_model(input_ids=rows, use_cache=False)
     if len(calls) != len(blocks) or any(each is not states[0] for each in states):
-        raise ModelRefused(
+        raise ModelError(
             f"{type(model).__name__} cannot be run block by block.",
             "It changes the hidden states between its decoder blocks.",
             "Choose a model with a plain stack of decoder blocks.",

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.blocks import block_linears, block_prefix, decoder_blocks
 from backend.models.sources.headers import weight_files
 
@@ -63,14 +63,14 @@ class StoredTensors:
                 # A copy, so that no page of the file stays mapped.
                 tensor = file.get_tensor(stored).to(device, like.dtype, copy=True)
         except (OSError, SafetensorError) as error:
-            raise ModelRefused(
+            raise ModelError(
                 f"{name} can no longer be read.",
                 f"{path.name}: {error}.",
                 "Leave the model's folder as it is while a run reads from it.",
                 field="model",
             ) from error
         if tensor.shape != like.shape:
-            raise ModelRefused(
+            raise ModelError(
                 f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}.",
                 f"{path.name} and the model's config.json do not belong together.",
                 "Choose a complete model folder.",
@@ -81,7 +81,7 @@ class StoredTensors:
 
 
 @dataclass
-class Residency:
+class BlockLoader:
     """How a streamed model gets its blocks.
 
     Attributes:
@@ -107,7 +107,7 @@ def refuse_not_finite(name: str, tensor: Tensor) -> None:
         ModelRefused: `tensor` holds values that are not finite.
     """
     if not torch.isfinite(tensor).all():
-        raise ModelRefused(
+        raise ModelError(
             f"{name} holds values that are not finite.",
             "The file is damaged or was saved by a training run that diverged.",
             "Choose another copy of the model.",
@@ -132,7 +132,7 @@ def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> l
             _set(model, names, stored.read(name, tensor, device))
     for name, buffer in model.named_buffers():
         _set(model, [name], buffer.to(device))
-    vars(model)[RESIDENCY] = Residency(stored, device)
+    vars(model)[RESIDENCY] = BlockLoader(stored, device)
     return missing
 
 
@@ -161,7 +161,7 @@ def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
     Raises:
         ModelRefused: a weight cannot be read, or is not finite.
     """
-    residency: Residency | None = vars(model).get(RESIDENCY)
+    residency: BlockLoader | None = vars(model).get(RESIDENCY)
     prefix, block = f"{block_prefix(model)}.{index}", decoder_blocks(model)[index]
     absent = {f"{prefix}.{name}": p for name, p in block.named_parameters() if p.is_meta}
     if residency is None or not absent:

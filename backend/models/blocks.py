@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearWeight:
     """One prunable weight matrix.
 
     Attributes:
@@ -82,7 +82,7 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             _refuse_experts(model, module)
             return module
-    raise ModelRefused(
+    raise ModelError(
         f"{type(model).__name__} cannot be compressed.",
         f"No list of {depth} decoder blocks was found in it.",
         "Choose a decoder-only model such as LLaMA, Qwen, Mistral, Gemma, Phi, OPT or GPT-2.",
@@ -93,7 +93,7 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
 def _refuse_experts(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
     for name, parameter in blocks.named_parameters():
         if parameter.dim() > 2 or ".experts." in name:
-            raise ModelRefused(
+            raise ModelError(
                 f"{type(model).__name__} cannot be compressed.",
                 f"Its blocks hold {name} {list(parameter.shape)}, which is not the matrix of a "
                 "linear layer (mixture of experts, or a convolution).",
@@ -108,11 +108,11 @@ def block_prefix(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is blocks)
 
 
-def block_linears(model: PreTrainedModel, index: int) -> dict[str, Linear]:
+def block_linears(model: PreTrainedModel, index: int) -> dict[str, LinearWeight]:
     """Module name inside block `index` -> its linear, in the order of the model's definition."""
     block, prefix = decoder_blocks(model)[index], f"{block_prefix(model)}.{index}"
     return {
-        module: Linear(f"{prefix}.{module}", index, module, layer)
+        module: LinearWeight(f"{prefix}.{module}", index, module, layer)
         for module, layer in block.named_modules()
         if isinstance(layer, nn.Linear | Conv1D)
     }

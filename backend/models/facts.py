@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 IN_OUT = {"gpt2", "openai-gpt"}  # architectures that store weights as [in, out]
@@ -127,10 +127,8 @@ def facts_from(
     )
 
 
-def _refused(
-    spec: str, why: str, do: str = "Choose a dense causal language model."
-) -> ModelRefused:
-    return ModelRefused(f"{spec} cannot be compressed.", why, do, field="model")
+def _refused(spec: str, why: str, do: str = "Choose a dense causal language model.") -> ModelError:
+    return ModelError(f"{spec} cannot be compressed.", why, do, field="model")
 
 
 def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Where hidden states wait between two blocks: in memory, or in a file.
 
-A `Batches` is filled with `append` and then read from its beginning, any number of times; a plain
+`HiddenStates` are filled with `append` and read from the beginning, any number of times; a plain
 list is one. The file has no name: its space is free as soon as nobody holds it, also after a kill.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-class Batches(Protocol):
+class HiddenStates(Protocol):
     """Hidden states [b, L, d], batch by batch."""
 
     def append(self, states: Tensor, /) -> None: ...
@@ -26,10 +26,10 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
 
-NewBatches = Callable[[], Batches]  # makes an empty one
+NewBatches = Callable[[], HiddenStates]  # makes an empty one
 
 
-class FileBatches:
+class HiddenStatesOnDisk:
     """Batches in a file of `folder`; they come back on the device they were on, bit for bit."""
 
     def __init__(self, folder: Path) -> None:
@@ -63,4 +63,4 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def batches_in(folder: Path | None) -> NewBatches:
     """Makes batches in files of `folder`, or in memory without one."""
-    return list if folder is None else partial(FileBatches, folder)
+    return list if folder is None else partial(HiddenStatesOnDisk, folder)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 
 
 def cache_name(model: PreTrainedModel) -> str:
@@ -39,7 +39,7 @@ def window_of(model: PreTrainedModel) -> int | None:
         if type(layer) is DynamicSlidingWindowLayer:
             windows.append(layer.sliding_window)
         elif type(layer) is not DynamicLayer:
-            raise ModelRefused(
+            raise ModelError(
                 f"{type(model).__name__} cannot be decoded here.",
                 f"It has a cache layer of the kind {type(layer).__name__}, whose rows cannot be "
                 "chosen after they were written.",
@@ -49,7 +49,7 @@ def window_of(model: PreTrainedModel) -> int | None:
     return min(windows, default=None)
 
 
-class Rows(CacheLayerMixin):
+class LayerCache(CacheLayerMixin):
     """Keys and values of one layer, `[b, heads, capacity, head]`, the first `length` in use."""
 
     is_sliding = False
@@ -97,7 +97,7 @@ class PreallocatedCache(Cache):
     """
 
     def __init__(self, layers: int, capacity: int) -> None:
-        self.rows = [Rows(capacity) for _ in range(layers)]
+        self.rows = [LayerCache(capacity) for _ in range(layers)]
         super().__init__(layers=list(self.rows))
 
     @property

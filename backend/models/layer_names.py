@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 
 SHOWN = 4
 
 
-class Layer(Protocol):
+class NamedLayer(Protocol):
     """A linear of a model, or what is known of it before it is loaded."""
 
     @property
@@ -36,13 +36,13 @@ def read_names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def fits(name: str, layer: Layer) -> bool:
+def fits(name: str, layer: NamedLayer) -> bool:
     """Whether `name` means `layer`."""
     called = (layer.module, f"{layer.block}.{layer.module}", layer.name)
     return any(fnmatchcase(one, name) for one in called)
 
 
-def refuse_unknown(names: Iterable[str], layers: Collection[Layer], field: str) -> None:
+def refuse_unknown(names: Iterable[str], layers: Collection[NamedLayer], field: str) -> None:
     """Refuses names that mean no layer.
 
     Raises:
@@ -52,7 +52,7 @@ def refuse_unknown(names: Iterable[str], layers: Collection[Layer], field: str) 
         if not any(fits(name, layer) for layer in layers):
             known = list(dict.fromkeys(layer.module for layer in layers))
             more = ", …" if len(known) > SHOWN else ""
-            raise ConfigRefused(
+            raise ConfigError(
                 f"{name} fits no layer of this model.",
                 f"A block has {', '.join(known[:SHOWN])}{more}.",
                 "Write such a name, 0.* for all of block 0, or *.down_proj.",

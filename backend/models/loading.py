@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, stream_from
 from backend.models.facts import ModelFacts
 from backend.models.memory import memory_available, memory_parts, refuse_beyond
@@ -142,8 +142,8 @@ def refuse_damaged(model: PreTrainedModel) -> None:
         pass
 
 
-def _refused(facts: ModelFacts, why: str, do: str) -> ModelRefused:
-    return ModelRefused(f"{facts.title} cannot be loaded.", why, do, field="model")
+def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:
+    return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")
 
 
 def save(

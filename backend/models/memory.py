@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.facts import ModelFacts
 
 RUNTIME = 600 * 2**20  # the interpreter and the libraries themselves, as a run has them loaded
@@ -166,7 +166,7 @@ def refuse_beyond(needed: int | Mapping[str, int], available: int, what: str) ->
         largest = max(named, key=named.__getitem__)
         words, do, field = TO_LOWER[largest]
         why += f" Most of it, {readable(named[largest])}, is for {words}."
-    raise ModelRefused(f"{what} does not fit into memory.", why, do, field=field)
+    raise ModelError(f"{what} does not fit into memory.", why, do, field=field)
 
 
 def readable(count: float) -> str:

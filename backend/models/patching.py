@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class AllSeen(Exception):
+class StopForwardError(Exception):
     """Ends a forward pass of which nothing more is wanted."""
 
 
@@ -27,7 +27,7 @@ def replaced(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every submodule is in the mode it was in."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
@@ -54,7 +54,7 @@ def in_dtype(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
-    """Inside, a forward pass raises `AllSeen` when the last of `layers` has been given its input.
+    """A forward pass raises `StopForwardError` once the last of `layers` has been given its input.
 
     Hooks that were there before see that input first.
     """
@@ -64,7 +64,7 @@ def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
         seen.add(layer)
         if len(seen) == len(layers):
             seen.clear()  # for the next batch
-            raise AllSeen
+            raise StopForwardError
 
     with ExitStack() as stack:
         for layer in layers:
@@ -73,7 +73,7 @@ def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def placed(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+def swap_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, `modules` stand in the places of those names; afterwards the old ones again."""
     own = {name: model.get_submodule(name) for name in modules}
     try:
@@ -86,7 +86,7 @@ def placed(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]
 
 
 @contextmanager
-def holding(parameters: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
     """Inside, each parameter is what it is mapped to, cast to its dtype; afterwards the very same
     as before."""
     own = {parameter: parameter.data for parameter in parameters}

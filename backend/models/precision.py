@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def settled(precision: str, device: torch.device) -> str:
+def resolve_dtype(precision: str, device: torch.device) -> str:
     """`precision`, or for "auto" the one `device` is fastest in: "bfloat16" or "float32"."""
     if precision != "auto":
         return precision

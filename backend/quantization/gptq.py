@@ -18,16 +18,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from backend.quantization.grid import Grid
+from backend.quantization.grid import QuantGrid
 
 BLOCK = 128  # columns treated before the rest is updated
 
-Find = Callable[[Tensor, slice], Grid]  # weights of one group [out, size], its columns -> its grid
+Find = Callable[
+    [Tensor, slice], QuantGrid
+]  # weights of one group [out, size], its columns -> its grid
 
 
 def gptq(
     W: Tensor, U: Tensor, size: int, find: Find, keep_zeros: bool = False
-) -> tuple[Tensor, Grid]:
+) -> tuple[Tensor, QuantGrid]:
     """The compensated weights [out, in] float32 and their grid, groups of `size` inputs.
 
     Args:
@@ -36,7 +38,7 @@ def gptq(
         keep_zeros: weights that are 0 stay 0.
     """
     kept = W != 0 if keep_zeros else None
-    W, found, columns = W.clone(), list[Grid](), W.shape[1]
+    W, found, columns = W.clone(), list[QuantGrid](), W.shape[1]
     for a in range(0, columns, size):
         group = W[:, a : a + size] if kept is None else W[:, a : a + size] * kept[:, a : a + size]
         grid = find(group.contiguous(), slice(a, a + size))
@@ -47,10 +49,10 @@ def gptq(
             W[:, first:last], E = _columns(W[:, first:last], U[first:last, first:last], grid, mask)
             W[:, last:] -= E @ U[first:last, last:]
     scale, zero = (torch.cat([getattr(g, part) for g in found], 1) for part in ("scale", "zero"))
-    return W, Grid(found[0].bits, scale, zero)
+    return W, QuantGrid(found[0].bits, scale, zero)
 
 
-def _columns(W: Tensor, U: Tensor, grid: Grid, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     """W [out, width] compensated column by column, and the errors (w - q) / U_jj [out, width]."""
     # Columns as rows: each step then touches neighbouring memory.
     V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 
 MIN_BITS, MAX_BITS = 2, 8
 
@@ -26,7 +26,7 @@ def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantGrid:
     """The quantisation space of one layer: bits n, scales s and zero-points z.
 
     Attributes:
@@ -68,7 +68,7 @@ class Grid:
         return self.values(self.codes(W))
 
 
-def minmax_grid(V: Tensor, bits: int, symmetric: bool, ratio: float = 1.0) -> Grid:
+def minmax_grid(V: Tensor, bits: int, symmetric: bool, ratio: float = 1.0) -> QuantGrid:
     """The grid over `ratio` of the range of each group, 0 included; V float32 [rows, groups, g].
 
     s = (max - min) / Q,  z = round(-min / s);  symmetric: s = max|w| / (2^(n-1) - 1/2)
@@ -78,21 +78,21 @@ def minmax_grid(V: Tensor, bits: int, symmetric: bool, ratio: float = 1.0) -> Gr
     if symmetric:
         scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 0.5)
         zero = torch.full_like(scale, 2 ** (bits - 1))
-        return Grid(bits, torch.where(scale > 0, scale, 1.0), zero)
+        return QuantGrid(bits, torch.where(scale > 0, scale, 1.0), zero)
     scale = (high - low) / top
     scale = torch.where(scale > 0, scale, 1.0)  # a group of zeros: any scale does
-    return Grid(bits, scale, (-low / scale).round_().clamp_(0, top))
+    return QuantGrid(bits, scale, (-low / scale).round_().clamp_(0, top))
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantizedWeight:
     """One layer's weights on their grid.
 
     Attributes:
         codes: uint8 [out, in], in 0 .. Q.
     """
 
-    grid: Grid
+    grid: QuantGrid
     codes: Tensor
 
     @property
@@ -109,7 +109,7 @@ class Quantised:
         return {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
 
 
-def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> Quantised:
+def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
     """A layer from its stored tensors codes [out, in], scale [out, groups], zero [out, groups].
 
     Raises:
@@ -123,14 +123,14 @@ def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> Quant
     top = 2**bits - 1
     if not MIN_BITS <= bits <= MAX_BITS or max(int(codes.max()), int(zero.max())) > top:
         raise _refused(name, f"it holds codes above {top}, the highest of {bits} bits")
-    return Quantised(Grid(bits, scale.float(), zero.float()), codes)
+    return QuantizedWeight(QuantGrid(bits, scale.float(), zero.float()), codes)
 
 
 def _shape(tensor: Tensor) -> str:
     return " × ".join(map(str, tensor.shape))
 
 
-def _refused(name: str, why: str) -> ModelRefused:
-    return ModelRefused(
+def _refused(name: str, why: str) -> ModelError:
+    return ModelError(
         f"{name} is not a quantised layer.", f"{why[0].upper()}{why[1:]}.", "Export it anew."
     )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from backend.quantization.grid import Quantised
+from backend.quantization.grid import QuantizedWeight
 
 OPERATOR = "_weight_int4pack_mm_for_cpu"
 FEW = 8  # rows of x
@@ -31,7 +31,7 @@ MIDDLE, TOP = 8, 15  # of the container's codes
 DTYPE = torch.bfloat16
 
 
-def obstacle(layer: Quantised) -> str:
+def obstacle(layer: QuantizedWeight) -> str:
     """Why a layer cannot run packed; empty when it can."""
     rows = len(layer.codes)
     if not hasattr(torch.ops.aten, OPERATOR):
@@ -60,7 +60,7 @@ class PackedLinear(nn.Module):
         bias: [out], or None.
     """
 
-    def __init__(self, layer: Quantised, bias: Tensor | None = None) -> None:
+    def __init__(self, layer: QuantizedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = layer.codes.shape
         self.group = _operator_group(layer.group_size)
@@ -100,7 +100,7 @@ def to_bfloat16(model: PreTrainedModel) -> None:
         parameter.data = parameter.data.to(DTYPE)
 
 
-def pack_model(model: PreTrainedModel, layers: Mapping[str, Quantised]) -> dict[str, str]:
+def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) -> dict[str, str]:
     """Puts `layers` into `model`, which becomes bfloat16: packed, or dense where that cannot be.
 
     Returns:

@@ -20,16 +20,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from backend.quantization.grid import Grid, minmax_grid, unclipped_codes_
+from backend.quantization.grid import QuantGrid, minmax_grid, unclipped_codes_
 
 RATIOS = tuple(round(1 - step / 100, 2) for step in range(60))
 LSQ_STEPS, LSQ_RATE = 100, 0.01
 PANEL = 2**17  # weights treated at once: they stay in a core's cache
 
 
-def find_grid(
+def search_range(
     W: Tensor, bits: int, group_size: int, symmetric: bool, space: str, energy: Tensor | None = None
-) -> Grid:
+) -> QuantGrid:
     """The grid of `W` [out, in] float32, in groups of `group_size` inputs (0: the whole row).
 
     Args:
@@ -45,7 +45,7 @@ def find_grid(
     for rows in _panels(W, size):
         grid = _clipped(rows, bits, symmetric, weight)
         found.append(_learned(rows, grid, weight, symmetric) if space == "lsq" else grid)
-    return Grid(bits, torch.cat([g.scale for g in found]), torch.cat([g.zero for g in found]))
+    return QuantGrid(bits, torch.cat([g.scale for g in found]), torch.cat([g.zero for g in found]))
 
 
 def _panels(W: Tensor, size: int) -> Iterator[Tensor]:
@@ -54,7 +54,7 @@ def _panels(W: Tensor, size: int) -> Iterator[Tensor]:
         yield rows.view(len(rows), -1, size)
 
 
-def _error(V: Tensor, grid: Grid, weight: Tensor) -> Tensor:
+def _error(V: Tensor, grid: QuantGrid, weight: Tensor) -> Tensor:
     """E of each group [rows, groups]."""
     D = unclipped_codes_(V.clone(), grid.scale, grid.zero).clamp_(0, grid.top)
     D.sub_(grid.zero.unsqueeze(-1)).mul_(grid.scale.unsqueeze(-1)).sub_(V).square_().mul_(weight)
@@ -69,7 +69,7 @@ def group_sums(V: Tensor) -> Tensor:
     return (V.reshape(-1, V.shape[-1]) @ V.new_ones(V.shape[-1])).view(V.shape[:-1])
 
 
-def _clipped(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> Grid:
+def _clipped(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
     """The best of the shrunk ranges, group by group."""
     best = minmax_grid(V, bits, symmetric)
     least = _error(V, best, weight)
@@ -81,12 +81,12 @@ def _clipped(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> Grid:
     return best
 
 
-def _where(chosen: Tensor, one: Grid, other: Grid) -> Grid:
+def _where(chosen: Tensor, one: QuantGrid, other: QuantGrid) -> QuantGrid:
     scale = torch.where(chosen, one.scale, other.scale)
-    return Grid(one.bits, scale, torch.where(chosen, one.zero, other.zero))
+    return QuantGrid(one.bits, scale, torch.where(chosen, one.zero, other.zero))
 
 
-def _learned(V: Tensor, start: Grid, weight: Tensor, symmetric: bool) -> Grid:
+def _learned(V: Tensor, start: QuantGrid, weight: Tensor, symmetric: bool) -> QuantGrid:
     """`start` after `LSQ_STEPS` steps of Adam on scales and, unless symmetric, zero-points."""
     ratio, shift = torch.ones_like(start.scale), torch.zeros_like(start.zero)
     moved = [ratio] if symmetric else [ratio, shift]
@@ -97,7 +97,7 @@ def _learned(V: Tensor, start: Grid, weight: Tensor, symmetric: bool) -> Grid:
         ratio.grad.mul_(start.scale)
         optimiser.step()
     zero = (start.zero + shift).round_().clamp_(0, start.top)
-    learned = Grid(start.bits, (start.scale * ratio).abs_(), zero)
+    learned = QuantGrid(start.bits, (start.scale * ratio).abs_(), zero)
     better = _error(V, learned, weight) < _error(V, start, weight)
     return _where(better, learned, start)
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from sqlalchemy import delete
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.queue.lifecycle import note
 from backend.queue.roles import Actor, require_host
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.tables import Job, View
+from backend.store.tables import Job, SavedView
 
 TAG = re.compile(r"[\w.+\-/]{1,40}")
 MOST_TAGS = 20
@@ -32,7 +32,7 @@ def tags_in(text: str) -> list[str]:
     found = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
     for tag in found:
         if not TAG.fullmatch(tag):
-            raise ConfigRefused(
+            raise ConfigError(
                 f"{tag[:50]!r} is no tag.",
                 "A tag is at most 40 letters, digits or . + - / _",
                 "Write tags as in: paper wikitext-2",
@@ -69,7 +69,7 @@ def _retag(
             job = session.get_one(Job, job_id)
             tags = change(job.tags)
             if len(tags) > MOST_TAGS:
-                raise ConfigRefused(f"{job.run} would have {len(tags)} tags.", "20 are the most.")
+                raise ConfigError(f"{job.run} would have {len(tags)} tags.", "20 are the most.")
             if tags != job.tags:
                 job.tags = tags
                 note(session, job_id, kind, actor.name, " ".join(named))
@@ -96,13 +96,13 @@ def save_view(name: str, query: str, actor: Actor) -> None:
     require_host(actor, "save a view")
     name = name.strip()
     if not 0 < len(name) <= NAME_LETTERS:
-        raise ConfigRefused("The view was not saved.", f"A name has 1 to {NAME_LETTERS} letters.")
+        raise ConfigError("The view was not saved.", f"A name has 1 to {NAME_LETTERS} letters.")
     with writing() as session:
-        session.merge(View(name=name, query=query, owner=actor.name, saved_at=now_ms()))
+        session.merge(SavedView(name=name, query=query, owner=actor.name, saved_at=now_ms()))
 
 
 def delete_view(name: str, actor: Actor) -> None:
     """Forgets a named view."""
     require_host(actor, "delete a view")
     with writing() as session:
-        session.execute(delete(View).where(View.name == name))
+        session.execute(delete(SavedView).where(SavedView.name == name))

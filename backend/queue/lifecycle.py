@@ -70,7 +70,7 @@ def mark_running(session: Session, attempt: Attempt) -> None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AttemptOutcome:
     """What an ended attempt means for its job."""
 
     state: State
@@ -78,7 +78,9 @@ class Verdict:
     spend_retry: bool = False
 
 
-def verdict(outcome: str | None, code: int | None, desired: str, retries_left: int) -> Verdict:
+def verdict(
+    outcome: str | None, code: int | None, desired: str, retries_left: int
+) -> AttemptOutcome:
     """The state a job goes to when its process has ended.
 
     Args:
@@ -89,18 +91,18 @@ def verdict(outcome: str | None, code: int | None, desired: str, retries_left: i
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     match outcome:
         case "succeeded":
-            return Verdict(State.SUCCEEDED, "")
+            return AttemptOutcome(State.SUCCEEDED, "")
         case "failed":
-            return Verdict(State.FAILED, "")
+            return AttemptOutcome(State.FAILED, "")
         case "stopped" | "never started" if desired != "run":
-            return Verdict(State.CANCELLED, "everything finished so far is kept")
+            return AttemptOutcome(State.CANCELLED, "everything finished so far is kept")
         case "stopped" | "never started":
-            return Verdict(State.QUEUED, f"interrupted: {outcome}")
+            return AttemptOutcome(State.QUEUED, f"interrupted: {outcome}")
     if desired != "run":
-        return Verdict(State.CANCELLED, f"killed{how}; kept up to the last checkpoint")
+        return AttemptOutcome(State.CANCELLED, f"killed{how}; kept up to the last checkpoint")
     if retries_left > 0:
-        return Verdict(State.QUEUED, f"the process died{how}; will resume", spend_retry=True)
-    return Verdict(State.LOST, f"the process died{how}; no automatic retry is left")
+        return AttemptOutcome(State.QUEUED, f"the process died{how}; will resume", spend_retry=True)
+    return AttemptOutcome(State.LOST, f"the process died{how}; no automatic retry is left")
 
 
 def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str = "") -> None:
@@ -124,7 +126,7 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
         note(session, job.id, judged.state, ME, judged.text)
 
 
-def _values(job: Job, judged: Verdict, code: int | None) -> dict[str, object]:
+def _values(job: Job, judged: AttemptOutcome, code: int | None) -> dict[str, object]:
     """The columns that change along with the state."""
     if judged.state == State.QUEUED:
         left = job.retries_left - judged.spend_retry

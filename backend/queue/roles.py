@@ -17,7 +17,7 @@ from typing import Literal, Protocol, TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.errors import Forbidden, SlimscopeError, TooOften
+from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
 from backend.settings import settings
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
@@ -82,19 +82,19 @@ def may_not_cancel(actor: Actor, owner: str) -> str:
 
 
 def require_host(actor: Actor, deed: str) -> None:
-    """Raises `Forbidden` unless the actor is a host, `TooOften` when he is too fast."""
+    """Raises `ForbiddenError` unless the actor is a host, `RateLimitError` when he is too fast."""
     _require(actor, deed, may_not_change(actor))
     count_change(actor)
 
 
 def require_adding(actor: Actor) -> None:
-    """Raises `Forbidden` unless the actor may add runs of some kind."""
+    """Raises `ForbiddenError` unless the actor may add runs of some kind."""
     _require(actor, "add a run", may_not_add(actor))
 
 
 def require_cancelling(actor: Actor, owners: list[str]) -> None:
-    """Raises `Forbidden` unless the actor may cancel runs of all `owners`, `TooOften` when he is
-    too fast."""
+    """Raises `ForbiddenError` unless the actor may cancel runs of all `owners`, and
+    `RateLimitError` after too many requests."""
     reasons = [may_not_cancel(actor, owner) for owner in owners]
     _require(actor, "cancel this run", next(filter(None, reasons), ""))
     count_change(actor)
@@ -105,23 +105,23 @@ def _require(actor: Actor, deed: str, reason: str) -> None:
         raise _forbidden(actor, deed, reason, ASK)
 
 
-def _forbidden(actor: Actor, deed: str, why: str, do: str) -> Forbidden:
+def _forbidden(actor: Actor, deed: str, why: str, do: str) -> ForbiddenError:
     who = f"{actor.name} {actor.client}".strip()
-    return refused(who, Forbidden(f"{actor.name} may not {deed}.", why, do))
+    return refused(who, ForbiddenError(f"{actor.name} may not {deed}.", why, do))
 
 
 def count_change(actor: Actor) -> None:
-    """Raises `TooOften` when the actor changes things too fast over the network."""
+    """Raises `RateLimitError` when the actor changes things too fast over the network."""
     if not actor.client:
         return
     try:
         changes.spend(actor.client, settings().changes_per_minute)
-    except TooOften as error:
+    except RateLimitError as error:
         raise refused(actor.client, error) from None
 
 
 def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
-    """Raises `Forbidden` when a guest asks for more than one small run."""
+    """Raises `ForbiddenError` when a guest asks for more than one small run."""
     if actor.role == "host":
         return
     here, deed = settings(), "add this run"
@@ -138,8 +138,9 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
 
 
 def require_free(session: Session, actor: Actor) -> None:
-    """Raises `Forbidden` when a guest has a run already, or guests have all they may have. Inside
-    the transaction that adds the run, so that two requests at once cannot both win."""
+    """Raises `ForbiddenError` if a guest already has a run, or guests have all they may
+    have. Checked inside the transaction that adds the run, so that of two requests at once only
+    one succeeds."""
     if actor.role == "host":
         return
     held = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
@@ -153,7 +154,7 @@ def require_free(session: Session, actor: Actor) -> None:
         raise _forbidden(actor, deed, why, "Try again when one has ended.")
 
 
-class Rate:
+class RateLimiter:
     """How often each client has asked in the last minute, in the memory of this process."""
 
     def __init__(self) -> None:
@@ -176,8 +177,8 @@ class Rate:
             if len(times) >= most:
                 why = f"{most} requests a minute are the most."
                 wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
-                raise TooOften("This was asked too often.", why, wait)
+                raise RateLimitError("This was asked too often.", why, wait)
             times.append(now)
 
 
-changes = Rate()
+changes = RateLimiter()

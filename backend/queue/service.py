@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from backend.errors import WrongState
+from backend.errors import ConflictError
 from backend.queue import roles
 from backend.queue.lifecycle import move, note
 from backend.queue.roles import Actor as Actor
@@ -136,7 +136,7 @@ def run_next(run: str | int, actor: Actor) -> Job:
         job, first = session.get_one(Job, job_id), next(iter(waiting), None)
         if first is None or job not in waiting:
             why = f"It is {job.state}."
-            raise WrongState(f"{job.run} does not wait.", why, "Only a queued run can be moved.")
+            raise ConflictError(f"{job.run} does not wait.", why, "Only a queued run can be moved.")
         if job is not first:
             older = (job.queued_at - first.queued_at) / queries.HOUR_MS  # what waiting is worth
             job.priority = math.floor(first.priority + older) + 1
@@ -153,7 +153,7 @@ def resume(run: str | int, actor: Actor) -> Job:
     resumed = resume_all([run], actor)
     if not resumed:
         job = queries.job(run)
-        raise WrongState(
+        raise ConflictError(
             f"{job.run} was not resumed.",
             f"It is {job.state}.",
             "Only a failed, cancelled or lost run can be resumed.",

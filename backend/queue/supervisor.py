@@ -23,7 +23,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from backend.locks import try_lock
-from backend.queue.engines.base import Engine, Launch
+from backend.queue.engines.base import Engine, LaunchRequest
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
 from backend.queue.lifecycle import ME, end_attempt, mark_running, move, note, start_attempt
@@ -98,7 +98,7 @@ def child_environment() -> dict[str, str]:
     }
 
 
-class Loop:
+class SupervisorLoop:
     """The supervisor's loop over one engine. It keeps nothing that the database does not know,
     but for how long attempts have been asked to stop."""
 
@@ -215,8 +215,8 @@ class Loop:
             session.execute(update(Attempt).where(Attempt.id == attempt.id).values(engine_ref=ref))
         return True
 
-    def _launch(self, attempt: Attempt, job: Job) -> Launch:
-        return Launch(
+    def _launch(self, attempt: Attempt, job: Job) -> LaunchRequest:
+        return LaunchRequest(
             attempt_id=attempt.id,
             argv=(sys.executable, "-m", "jobs.runtime.main", "--attempt", str(attempt.id)),
             environment={**child_environment(), **job.environment.get("settings", {})},
@@ -245,7 +245,7 @@ def main() -> None:
     """Supervises until nothing has waited or run for `idle_exit` seconds."""
     while (lock := _lock()) is not None:
         upgrade()
-        loop = Loop(LocalEngine(settings().slots))
+        loop = SupervisorLoop(LocalEngine(settings().slots))
         loop.clear()
         run_until_idle(loop)
         shrink_write_ahead_log()
@@ -270,7 +270,7 @@ def _lock() -> int | None:
     return None
 
 
-def run_until_idle(loop: Loop) -> None:
+def run_until_idle(loop: SupervisorLoop) -> None:
     """Turns the loop; a full disk or a locked database is waited out: jobs go on, and so do we."""
     busy_at = time.monotonic()
     while time.monotonic() - busy_at < settings().idle_exit:

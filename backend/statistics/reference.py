@@ -30,7 +30,7 @@ from backend.statistics.tensors import TensorProfile, TensorSnapshot
 
 
 @dataclass(frozen=True)
-class Measured:
+class TensorMeasurement:
     """All that is recorded of one tensor at one stage."""
 
     snapshot: TensorSnapshot
@@ -43,7 +43,7 @@ class Measured:
             reporter.profile(profile)
 
 
-class Reference:
+class ReferenceTensor:
     """A dense weight tensor [out, in]; holds a sorted copy of it."""
 
     def __init__(self, dense: Tensor) -> None:
@@ -61,7 +61,7 @@ class Reference:
         stage: str,
         more: Mapping[str, float] | None = None,
         step: int = 0,
-    ) -> Measured:
+    ) -> TensorMeasurement:
         """The figures of `weight` [out, in] at `stage`, and their profiles.
 
         Args:
@@ -82,7 +82,7 @@ class Reference:
             TensorProfile(tensor, block, module, stage, name, figures, step)
             for name, figures in values.items()
         ]
-        return Measured(taken, profiles)
+        return TensorMeasurement(taken, profiles)
 
     def _against(self, weight: Tensor, ordered: Tensor, zeros: int) -> dict[str, float]:
         """How `weight`, of which `zeros` are 0, differs from the dense tensor."""

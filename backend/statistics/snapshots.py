@@ -3,8 +3,7 @@
     skewness = E[z^3],  kurtosis = E[z^4] (3 for a bell curve),  z = (w - mean) / std
 
 All values count, exact zeros too. The histogram counts the values that are not exactly zero; its
-edges come from the dense tensor (`Scale`), so that the stages of a tensor can be laid over each
-other.
+edges come from the dense tensor (`HistogramScale`), so that the stages of a tensor can be overlaid.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ HEADROOM = 1.5  # pruning with compensation makes the weights that stay larger
 
 
 @dataclass(frozen=True)
-class Scale:
+class HistogramScale:
     """What the stages of one tensor are measured against, taken from the dense tensor.
 
     Attributes:
@@ -35,7 +34,7 @@ class Scale:
     std: float
 
 
-def scale_of(dense: Tensor, ordered: Tensor | None = None) -> Scale:
+def scale_of(dense: Tensor, ordered: Tensor | None = None) -> HistogramScale:
     """The scale of a dense weight tensor: 1.5 times its farther 0.1 % quantile, and its std.
 
     Args:
@@ -44,7 +43,7 @@ def scale_of(dense: Tensor, ordered: Tensor | None = None) -> Scale:
     ordered = ascending(dense.float().flatten()) if ordered is None else ordered
     low, high = quantiles(ordered, (QUANTILES[0], QUANTILES[-1]))
     edge = HEADROOM * max(abs(low), abs(high))
-    return Scale(edge or 1.0, _moments(ordered)[1] ** 0.5)
+    return HistogramScale(edge or 1.0, _moments(ordered)[1] ** 0.5)
 
 
 def quantiles(ordered: Tensor, shares: tuple[float, ...] = QUANTILES) -> tuple[float, ...]:
@@ -133,7 +132,7 @@ def histogram(ordered: Tensor, edge: float) -> tuple[Tensor, int, int, int]:
 
 def snapshot(
     weight: Tensor,
-    scale: Scale,
+    scale: HistogramScale,
     *,
     tensor: str,
     block: int,

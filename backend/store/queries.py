@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select
 
-from backend.errors import NotFound
+from backend.errors import NotFoundError
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store.session import now_ms, reading
 from backend.store.states import ACTIVE, LIVE, State
@@ -24,9 +24,9 @@ from backend.store.tables import (
     MetricPoint,
     ProfileRow,
     Result,
+    SavedView,
     Supervisor,
     TensorRow,
-    View,
     config_hash,
 )
 
@@ -42,7 +42,7 @@ def job_id(run: str | int) -> int:
     """
     match = re.fullmatch(r"(?:[a-z][a-z0-9]*-)?0*(\d{1,15})", str(run).strip())
     if not match:
-        raise NotFound(f"{str(run)[:40]!r} names no run.", "", "Runs look like sds-0042.")
+        raise NotFoundError(f"{str(run)[:40]!r} names no run.", "", "Runs look like sds-0042.")
     return int(match[1])
 
 
@@ -55,7 +55,7 @@ def job(run: str | int) -> Job:
     with reading() as session:
         row = session.get(Job, job_id(run))
     if row is None:
-        raise NotFound(f"There is no run {run}.", "", "`slimscope list` shows what there is.")
+        raise NotFoundError(f"There is no run {run}.", "", "`slimscope list` shows what there is.")
     return row
 
 
@@ -124,7 +124,7 @@ def queued() -> list[Job]:
 
 
 @dataclass(frozen=True)
-class Status:
+class QueueStatus:
     """What goes on right now; header, tables and pages all read this one."""
 
     live: list[Job]
@@ -139,7 +139,7 @@ class Status:
         return ids.index(job_id) + 1 if job_id in ids else None
 
 
-def status() -> Status:
+def status() -> QueueStatus:
     """The one status function."""
     waiting = queued()
     attention = case((Job.state.in_([State.FAILED, State.LOST]), 1), else_=0)
@@ -151,7 +151,7 @@ def status() -> Status:
             )
         ).one()
         beat = session.scalar(select(func.max(Supervisor.beat_at))) or 0
-    return Status(live, waiting, finished, attention_count, abs(now_ms() - beat) < ALIVE_MS)
+    return QueueStatus(live, waiting, finished, attention_count, abs(now_ms() - beat) < ALIVE_MS)
 
 
 def cursor(run: str | int | None = None) -> tuple[Any, ...]:
@@ -218,10 +218,10 @@ def run_names() -> list[Row[Any]]:
         return list(session.execute(query))
 
 
-def views() -> list[View]:
+def views() -> list[SavedView]:
     """The named ways to look at the runs, by name."""
     with reading() as session:
-        return list(session.scalars(select(View).order_by(View.name)))
+        return list(session.scalars(select(SavedView).order_by(SavedView.name)))
 
 
 def artifacts(run: str | int) -> list[Artifact]:
@@ -283,7 +283,7 @@ def weights_mark(run: str | int) -> tuple[str, int, int] | None:
     Progress alone does not change it."""
     try:
         found = job(run)
-    except NotFound:
+    except NotFoundError:
         return None
     tensors = select(func.count()).select_from(TensorRow).where(TensorRow.job_id == found.id)
     figures = select(func.count()).select_from(Result).where(Result.job_id == found.id)
@@ -366,7 +366,7 @@ def profiles_mark(run: str | int) -> tuple[str, int] | None:
     """Changes when the run has stored more profiles; None where there is no run."""
     try:
         found = job(run)
-    except NotFound:
+    except NotFoundError:
         return None
     stored = select(func.count()).select_from(ProfileRow).where(ProfileRow.job_id == found.id)
     with reading() as session:

@@ -242,7 +242,7 @@ class Artifact(Table):
     created_at: Mapped[int]
 
 
-class View(Table):
+class SavedView(Table):
     """A way to look at the runs that somebody has given a name: the query of its address."""
 
     __tablename__ = "views"

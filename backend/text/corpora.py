@@ -11,7 +11,7 @@ from typing import Literal
 from huggingface_hub import is_offline_mode
 
 from backend.checkpoints import Checkpoints
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.settings import settings
 from backend.text import files
 
@@ -20,7 +20,7 @@ WIKIPEDIA, ARTICLES = "wikipedia", "articles.jsonl"
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusInfo:
     """What the form tells about a text.
 
     Attributes:
@@ -42,17 +42,17 @@ def prepared() -> Checkpoints:
     return Checkpoints(settings().cache_dir.expanduser() / "text")
 
 
-def _wikipedia() -> Corpus:
+def _wikipedia() -> CorpusInfo:
     ready = prepared().find(WIKIPEDIA) is not None
     note = "89 articles of 2016, as plain prose."
     if not ready:
         note = "It is set up once, by `python -m backend.text.setup`."
-    return Corpus(WIKIPEDIA, "Wikipedia sample", "CC BY-SA 3.0 / GFDL", note, ready)
+    return CorpusInfo(WIKIPEDIA, "Wikipedia sample", "CC BY-SA 3.0 / GFDL", note, ready)
 
 
-def _hub(name: str, title: str, licence: str, note: str) -> Corpus:
+def _hub(name: str, title: str, licence: str, note: str) -> CorpusInfo:
     online = not is_offline_mode()
-    return Corpus(
+    return CorpusInfo(
         name,
         title,
         licence,
@@ -61,19 +61,21 @@ def _hub(name: str, title: str, licence: str, note: str) -> Corpus:
     )
 
 
-def _local(name: str) -> Corpus:
-    return Corpus(files.PREFIX + name, name, "your own", "A local text.")
+def _local(name: str) -> CorpusInfo:
+    return CorpusInfo(files.PREFIX + name, name, "your own", "A local text.")
 
 
-def corpora() -> list[Corpus]:
+def corpora() -> list[CorpusInfo]:
     """All texts a run can name, whether ready or not. Asks no network."""
     return [
-        Corpus("toystories", "Toy stories", "Apache-2.0", "Generated; suits the built-in model."),
+        CorpusInfo(
+            "toystories", "Toy stories", "Apache-2.0", "Generated; suits the built-in model."
+        ),
         _wikipedia(),
         _hub("wikitext2", "WikiText-2 (raw)", "CC BY-SA 3.0 / GFDL", "As published; from the hub."),
         _hub("c4", "C4 (English)", "ODC-By 1.0", "Web pages, streamed from the hub."),
         *map(_local, files.names()),
-        Corpus(
+        CorpusInfo(
             "self",
             "Sampled from the model",
             "that of the model",
@@ -83,7 +85,7 @@ def corpora() -> list[Corpus]:
     ]
 
 
-def require_corpus(name: str, field: str) -> Corpus:
+def require_corpus(name: str, field: str) -> CorpusInfo:
     """The corpus of that name, if a run could read it now for that field.
 
     Args:
@@ -97,7 +99,7 @@ def require_corpus(name: str, field: str) -> Corpus:
     if inner != name and files.paths(inner):  # also a file inside a folder, which is not listed
         return _local(inner)
     if name not in known:
-        raise TextRefused(
+        raise DatasetError(
             f"There is no text called {name[:80]!r}.",
             "Local texts are .txt and .jsonl files, or folders of them, inside SLIMSCOPE_TEXT_DIR.",
             f"Choose one of: {', '.join(known)}.",
@@ -105,14 +107,14 @@ def require_corpus(name: str, field: str) -> Corpus:
         )
     corpus = known[name]
     if field not in {f"{role}_text" for role in corpus.roles}:
-        raise TextRefused(
+        raise DatasetError(
             f"{corpus.title} cannot be the text a model is judged by.",
             "How well a model predicts its own words says little.",
             "Choose a corpus.",
             field,
         )
     if not corpus.ready:
-        raise TextRefused(
+        raise DatasetError(
             f"{corpus.title} is not at hand.",
             corpus.note,
             "Make it available, or choose another text.",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.text import files
 from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_corpus
@@ -106,7 +106,7 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
             whole = files.documents(_sources(name))
             yield from part(whole, role) if shared else whole
     except (OSError, ValueError) as error:
-        raise TextRefused(
+        raise DatasetError(
             f"{corpus.title} could not be read.",
             str(error)[:300],
             "Repair it (UTF-8; .jsonl lines with a field text), or choose another text.",

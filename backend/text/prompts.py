@@ -27,7 +27,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.text import files
 from backend.text.corpora import WIKIPEDIA, prepared
@@ -152,7 +152,7 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
     """
     dice, data = Random(f"{seed} {held}"), _built_in()
     templates = {task: _kept(each, held) for task, each in data["templates"].items()}
-    texts = Texts(data["slots"], _kept(data["passages"], held), _kept(_pages(), held))
+    texts = PromptTexts(data["slots"], _kept(data["passages"], held), _kept(_pages(), held))
     tales = _kept(stories(TRAIN_SEED + seed, max(64, count // 4)), held)
     foreign, tasks = _kept(data["foreign"], held), list(templates)
     benchmark = {text for each in data["benchmark"].values() for text in each}
@@ -174,7 +174,7 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
 
 
 @dataclass(frozen=True)
-class Texts:
+class PromptTexts:
     """What prompts ask about: notices with slots, and pages of paragraphs."""
 
     slots: dict[str, list[str]]
@@ -233,14 +233,14 @@ def require_prompts(name: str, field: str) -> None:
         return
     try:
         _from_file(name)
-    except TextRefused as error:
-        raise TextRefused(error.what, error.why, error.do, field) from error
+    except DatasetError as error:
+        raise DatasetError(error.what, error.why, error.do, field) from error
 
 
 def _from_file(name: str) -> list[Prompt]:
     found: list[Prompt] = []
     if name == SELF:
-        raise TextRefused(
+        raise DatasetError(
             "There are no self-written prompts to be asked.",
             "The model writes them only to learn from its answers.",
             f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
@@ -253,7 +253,7 @@ def _from_file(name: str) -> list[Prompt]:
                     _read(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()
                 ]
     if not found:
-        raise TextRefused(
+        raise DatasetError(
             f"There are no prompts called {name[:80]!r}.",
             "Prompts are .jsonl files inside SLIMSCOPE_TEXT_DIR.",
             f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
@@ -274,7 +274,7 @@ def _read(line: str, file: str, number: int) -> Prompt:
         if not isinstance(text, str):
             raise ValueError
     except (ValueError, StopIteration, AttributeError, IndexError) as error:
-        raise TextRefused(
+        raise DatasetError(
             f"Line {number} of {file} is no prompt.",
             f"It holds no text under {', '.join(KEYS)}.",
             "Give one JSON object a line.",

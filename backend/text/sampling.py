@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from backend.errors import MethodFailed
+from backend.errors import ComputeError
 from backend.models.kv_cache import cache_name
 from backend.reporter import Reporter, stop_if_asked
 
@@ -32,7 +32,7 @@ def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token of each row: [b, V] -> [b, 1], drawn on the CPU so that a seed means the same."""
     chances = logits.float().softmax(-1).cpu()
     if not chances.isfinite().all():
-        raise MethodFailed(
+        raise ComputeError(
             "The model writes no text: its logits are not finite.",
             "Its weights overflow in this precision, or are damaged.",
             "Load it in another precision, or choose a calibration text.",

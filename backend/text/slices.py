@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.reporter import Reporter
 from backend.text import sampling
 from backend.text.corpora import Role
@@ -104,10 +104,10 @@ def _predicted_bytes(row: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
 def _too_little(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, corpus: str, role: Role,
     asked: int, found: int, context: int,
-) -> TextRefused:  # fmt: skip
+) -> DatasetError:  # fmt: skip
     there = sum(len(ids) for ids in encoded(texts, tokenizer))
     count = {"calibration": "the calibration segments", "evaluation": "the evaluation windows"}
-    return TextRefused(
+    return DatasetError(
         f"{corpus} has too little text for {role}.",
         f"It holds {there:,} tokens, enough for {found:,} windows of {context:,}; "
         f"{asked:,} windows ({asked * context:,} tokens) were asked.",
@@ -207,7 +207,7 @@ def check_apart(calibration: TextSlice, evaluation: TextSlice) -> None:
         _passages(evaluation.input_ids, length), _passages(calibration.input_ids, length)
     )
     if seen.any():
-        raise TextRefused(
+        raise DatasetError(
             f"Calibration and evaluation share {int(seen.sum()):,} passages of {length} tokens.",
             "A model adjusted to the text it is judged by looks better than it is.",
             "Choose another text for one of the two.",

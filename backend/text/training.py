@@ -25,7 +25,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.text import files
 from backend.text.documents import documents
 from backend.text.slices import TextSlice, slice_of
@@ -88,7 +88,7 @@ def training_set(
         ids = torch.tensor(list(islice(windows, rows)))
         labels = ids
     if len(ids) < least:
-        raise TextRefused(
+        raise DatasetError(
             f"{corpus} has too little text to train on.",
             f"It gives {len(ids)} rows of {length} tokens; {least} are needed."
             + (" An example of which the prompt alone fills a row is left out." if path else ""),
@@ -118,7 +118,7 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         yield from load_dataset("json", data_files=source, split="train", streaming=True)
     except (OSError, ValueError) as error:
-        raise TextRefused(
+        raise DatasetError(
             f"{path.name} could not be read.",
             str(error)[:300],
             "Repair it: UTF-8, one JSON object a line.",
@@ -174,7 +174,7 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
                 messages, tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
-            raise TextRefused(
+            raise DatasetError(
                 "The instructions do not fit the model's chat template.",
                 f"{error}.",
                 "Use the roles that template knows, or fields such as instruction and output.",

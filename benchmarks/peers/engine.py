@@ -17,8 +17,8 @@ from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.pipeline import run_sds
 from backend.methods.sds.pruners import PRUNERS
-from backend.methods.sds.run import Run
-from backend.methods.sds.stage_store import StageStore
+from backend.methods.sds.run import SDSRun
+from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import open_stream
 from backend.reporter import SilentReporter
 
@@ -34,8 +34,8 @@ def prune(model: Any, rows: Tensor, method: str, pattern: str, precision: str) -
     """
     config, dtype = SDSConfig(pattern=pattern), getattr(torch, PRECISION[precision])
     patterns = layer_patterns(all_linears(model), config)
-    store = StageStore(Checkpoints(Path("/nowhere")))
-    run = Run(model, rows, config, dtype, store, SilentReporter(), patterns, total=1)
+    store = SDSStageStore(Checkpoints(Path("/nowhere")))
+    run = SDSRun(model, rows, config, dtype, store, SilentReporter(), patterns, total=1)
     stream = open_stream(model, rows, config.batch, dtype)
     hidden, stream.hidden = stream.hidden, []
     solving = 0.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.methods.amphista.config import ADVANCED, Temperature
 from backend.text.corpora import WIKIPEDIA
 from backend.text.prompts import BUILT_IN, SELF, STORIES
@@ -16,8 +16,8 @@ from jobs.fields.prompts import PromptConfig, prompt_facts
 from jobs.fields.text import text_facts
 
 if TYPE_CHECKING:
-    from backend.methods.amphista.base_model import Target
-    from backend.methods.amphista.data.hidden_state_cache import Sources
+    from backend.methods.amphista.base_model import TargetModel
+    from backend.methods.amphista.data.hidden_state_cache import SequenceSources
     from backend.models.loading import LoadedModel
     from jobs.amphista.run import AmphistaJob
     from jobs.runtime.context import JobContext
@@ -86,16 +86,20 @@ class DataConfig(PromptConfig):
 
 
 def sources_of(
-    config: AmphistaJob, loaded: LoadedModel, target: Target, context: JobContext, phases: Phases
-) -> Sources:
+    config: AmphistaJob,
+    loaded: LoadedModel,
+    target: TargetModel,
+    context: JobContext,
+    phases: Phases,
+) -> SequenceSources:
     """Prompts or windows, as token ids."""
     if config.data == "text":
         return _windows(config, loaded, context)
     return _prompts(config, loaded, target, context, phases)
 
 
-def _windows(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> Sources:
-    from backend.methods.amphista.data.hidden_state_cache import Sources
+def _windows(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> SequenceSources:
+    from backend.methods.amphista.data.hidden_state_cache import SequenceSources
     from backend.text.slices import calibration_slice
 
     name = corpus_name(config, loaded.facts)
@@ -104,24 +108,28 @@ def _windows(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> S
     context.environment(text={"training": text_facts(text)})
     rows = text.input_ids.tolist()
     random.Random(config.seed).shuffle(rows)
-    return Sources(rows[config.heldout :], rows[: config.heldout], limit=0)
+    return SequenceSources(rows[config.heldout :], rows[: config.heldout], limit=0)
 
 
 def _prompts(
-    config: AmphistaJob, loaded: LoadedModel, target: Target, context: JobContext, phases: Phases
-) -> Sources:
-    from backend.methods.amphista.data.hidden_state_cache import Sources
-    from backend.methods.amphista.data.prompts import Wanted, prompts_for
+    config: AmphistaJob,
+    loaded: LoadedModel,
+    target: TargetModel,
+    context: JobContext,
+    phases: Phases,
+) -> SequenceSources:
+    from backend.methods.amphista.data.hidden_state_cache import SequenceSources
+    from backend.methods.amphista.data.prompts import PromptRequest, prompts_for
     from backend.text.prompts import end_ids, has_pages
 
     sets, limit = prompt_sets(config, loaded.facts), config.answer_tokens
-    wanted = Wanted(sets, config.answers, config.heldout, limit, config.seed)
+    wanted = PromptRequest(sets, config.answers, config.heldout, limit, config.seed)
     learnt, heldout = prompts_for(
         target, loaded.tokenizer, wanted, context.checkpoints, phases.phase("ask")
     )
     lacking, field = ("to learn from", "prompts") if not learnt else ("to judge by", "heldout")
     if not learnt or not heldout:
-        raise ConfigRefused(
+        raise ConfigError(
             f"{' and '.join(sets)}: no prompt {lacking} is left.",
             f"{len(learnt) + len(heldout)} prompts leave room for answers of {limit} tokens.",
             "Choose other prompts, shorter answers, or another share to hold out.",
@@ -132,7 +140,7 @@ def _prompts(
         facts["passages"] = WIKIPEDIA if has_pages() else "built-in notices"
         context.log(f"Prompts ask about passages of: {facts['passages']}.")
     context.environment(text={"prompts": facts})
-    return Sources(
+    return SequenceSources(
         learnt,
         heldout,
         limit=limit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from backend.errors import ConfigRefused, TextRefused
+from backend.errors import ConfigError, DatasetError
 from backend.methods.amphista.config import CHUNK, LONGEST, WRITERS
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, block_weights, readable, weight_memory
@@ -34,28 +34,28 @@ JUDGED = 2000  # passes of one token that measuring this machine takes
 def refuse_unfit(config: AmphistaJob, facts: ModelFacts) -> None:
     """Refuses settings that contradict each other or the model."""
     if config.heldout >= config.answers:
-        raise ConfigRefused(
+        raise ConfigError(
             "Nothing is left to learn from.",
             f"{config.heldout} of {config.answers} sequences are held out.",
             "Hold out fewer, or take more.",
             "heldout",
         )
     if config.answer_tokens + config.heads >= facts.context:
-        raise ConfigRefused(
+        raise ConfigError(
             f"Answers of {config.answer_tokens} tokens do not fit.",
             f"{facts.title} reads {facts.context} tokens, the prompt included.",
             "Choose fewer.",
             "answer_tokens",
         )
     if config.adaptation_layers > facts.blocks:
-        raise ConfigRefused(
+        raise ConfigError(
             f"{config.adaptation_layers} layers cannot be cloned.",
             f"{facts.title} has {facts.blocks}.",
             "Choose fewer.",
             "adaptation_layers",
         )
     if not config.teacher_weight and not config.label_weight:
-        raise ConfigRefused(
+        raise ConfigError(
             "There is nothing to learn.", "Both losses have the weight 0.", "", "teacher_weight"
         )
 
@@ -73,8 +73,8 @@ def require_text(name: str) -> None:
     """
     try:
         require_corpus(name, "evaluation_text")
-    except TextRefused as error:
-        raise TextRefused(error.what, error.why, error.do, "text") from error
+    except DatasetError as error:
+        raise DatasetError(error.what, error.why, error.do, "text") from error
 
 
 def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def refuse_full_disk(config: AmphistaJob, facts: ModelFacts) -> None:
     needed, root = SPARE * cache_bytes(config, facts), settings().root
     free = shutil.disk_usage(root if root.exists() else ".").free
     if needed > free:
-        raise ConfigRefused(
+        raise ConfigError(
             "The hidden states do not fit on the disk.",
             f"They take about {readable(needed)}; {readable(free)} are free.",
             "Take fewer or shorter sequences.",

@@ -25,16 +25,16 @@ from jobs.amphista.estimate import (
     require_data,
     untimed_work,
 )
-from jobs.fields.base_model import BaseConfig, base_of, load_base, refuse_precision
+from jobs.fields.base_model import BaseConfig, load_model, refuse_precision, resolve_model
 from jobs.kind import Estimate, JobConfig, Kind
-from jobs.runtime.duration import seconds_for
+from jobs.runtime.duration import estimate_seconds
 
 if TYPE_CHECKING:
-    from backend.methods.amphista.base_model import Target
-    from backend.methods.amphista.checkpoint import Amphista, BaseFacts
-    from backend.methods.amphista.data.hidden_state_cache import Corpus
+    from backend.methods.amphista.base_model import TargetModel
+    from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint
+    from backend.methods.amphista.data.hidden_state_cache import HiddenStateCache
     from backend.methods.amphista.drafter.drafter import Drafter
-    from backend.methods.amphista.training.head_accuracy import Judgement
+    from backend.methods.amphista.training.head_accuracy import HeadAccuracy
     from backend.models.loading import LoadedModel
     from jobs.runtime.context import JobContext
     from jobs.runtime.progress import Phases
@@ -58,7 +58,7 @@ def part(config: BaseModel, kind: type[BaseModel]) -> Any:
 
 def check(config: AmphistaJob) -> Estimate:
     """Refuses what cannot work; tells what the rest will cost."""
-    base = base_of(config.model)
+    base = resolve_model(config.model)
     facts = base.facts
     refuse_precision(base, config.precision)
     refuse_unfit(config, facts)
@@ -67,7 +67,7 @@ def check(config: AmphistaJob) -> Estimate:
     refuse_beyond(needed, memory_available(), facts.title)
     refuse_full_disk(config, facts)
     work = untimed_work(config, facts)
-    seconds, basis = seconds_for(NAME, config.model, work, 60 * config.minutes)
+    seconds, basis = estimate_seconds(NAME, config.model, work, 60 * config.minutes)
     return Estimate(seconds, sum(needed.values()), work, basis, warnings(config))
 
 
@@ -93,17 +93,17 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     """The whole job. Answers and training are in checkpoints, so a killed job goes on."""
     import torch
 
-    from backend.methods.amphista.base_model import Target
-    from backend.methods.amphista.checkpoint import BaseFacts
+    from backend.methods.amphista.base_model import TargetModel
+    from backend.methods.amphista.checkpoint import BaseFingerprint
     from backend.methods.amphista.data.hidden_state_cache import collect, draft_vocabulary
     from backend.methods.amphista.drafter.drafter import Drafter
     from jobs.runtime.environment import prepare
     from jobs.runtime.progress import Phases
 
     device = prepare(config, context)
-    loaded = load_base(config.model, device, config.precision, context)
-    target, phases = Target(loaded.model), Phases(context, parts(config, loaded.facts))
-    base = BaseFacts.of(target, config.model)
+    loaded = load_model(config.model, device, config.precision, context)
+    target, phases = TargetModel(loaded.model), Phases(context, parts(config, loaded.facts))
+    base = BaseFingerprint.of(target, config.model)
     sources = sources_of(config, loaded, target, context, phases)
     learnt, heldout = collect(target, sources, context.checkpoints, phases.phase("data"))
     context.log(f"{sum(learnt.lengths):,} tokens to learn from, {sum(heldout.lengths):,} held out.")
@@ -119,7 +119,11 @@ def run(config: AmphistaJob, context: JobContext) -> None:
 
 
 def begin(
-    drafter: Drafter, target: Target, learnt: Corpus, config: AmphistaJob, context: JobContext
+    drafter: Drafter,
+    target: TargetModel,
+    learnt: HiddenStateCache,
+    config: AmphistaJob,
+    context: JobContext,
 ) -> None:
     """Gives an untrained drafter its scales and first fusion; one in a checkpoint has them."""
     from backend.methods.amphista.drafter.initialization import FITTED, prepare
@@ -135,19 +139,19 @@ def begin(
 
 def train(
     drafter: Drafter,
-    target: Target,
-    learnt: Corpus,
-    heldout: Corpus,
+    target: TargetModel,
+    learnt: HiddenStateCache,
+    heldout: HiddenStateCache,
     config: AmphistaJob,
     context: JobContext,
     phases: Phases,
-) -> tuple[Judgement, float]:
+) -> tuple[HeadAccuracy, float]:
     """Trains to the end of the budget; the last judgement, and the seconds it took."""
-    from backend.methods.amphista.training.trainer import Training
+    from backend.methods.amphista.training.trainer import DrafterTrainer
 
     count = drafter.parameter_count()
     context.log(f"{arm_of(drafter.config.model_dump())}: {count:,} weights learn.")
-    training = Training(
+    training = DrafterTrainer(
         drafter,
         target,
         learnt,
@@ -165,10 +169,10 @@ def train(
 
 def finish(
     drafter: Drafter,
-    target: Target,
-    judged: Judgement,
-    base: BaseFacts,
-    corpora: tuple[Corpus, Corpus],
+    target: TargetModel,
+    judged: HeadAccuracy,
+    base: BaseFingerprint,
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
     config: AmphistaJob,
     context: JobContext,
     loaded: LoadedModel,
@@ -197,14 +201,16 @@ def finish(
     record_economy(saved, target, judged, context)
 
 
-def record_economy(saved: Amphista, target: Target, judged: Judgement, context: JobContext) -> None:
+def record_economy(
+    saved: Amphista, target: TargetModel, judged: HeadAccuracy, context: JobContext
+) -> None:
     """Accepted length and predicted speed-up for every size of tree on this machine."""
     from backend.methods.amphista.decoding.cost_model import measure_costs
-    from backend.methods.amphista.decoding.proposers import DraftedTree
+    from backend.methods.amphista.decoding.proposers import TreeProposer
     from backend.methods.amphista.decoding.tree import best_tree
     from backend.methods.amphista.training.head_accuracy import NODES
 
-    trial = DraftedTree(saved.bind(target), target, best_tree(saved.growth, NODES))
+    trial = TreeProposer(saved.bind(target), target, best_tree(saved.growth, NODES))
     costs = measure_costs(target, trial)
     for nodes in costs.verify:
         context.metric("cost/verify", costs.ratio(nodes), nodes)

@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.queue import service, supervisor
 from backend.queue.folders import read_log, whole_log
 from backend.settings import settings
@@ -48,7 +48,7 @@ from jobs.cli.tables import (
     sweep_table,
 )
 from jobs.record import record, summary
-from jobs.replay import Comparison, compare, replay, replayed
+from jobs.replay import ReplayComparison, compare, replay, replayed
 
 app = typer.Typer(
     help="Compress causal language models and see what compression does to them.",
@@ -67,7 +67,7 @@ Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it b
 def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = False) -> None:
     """List runs, the newest first."""
     if state and state not in {*State}:
-        raise ConfigRefused(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
+        raise ConfigError(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
     states = [State(state)] if state else None
     found = [summary(job) for job in queries.jobs(states, kind or None, limit)]
     if as_json:
@@ -117,7 +117,7 @@ def replay_run(
     raise typer.Exit(EXIT[State(ended.state)])
 
 
-def _print_comparison(comparison: Comparison) -> None:
+def _print_comparison(comparison: ReplayComparison) -> None:
     out.print(escape(str(comparison)))
     if comparison.outcome != "open" and comparison.differences:
         out.print(differences_table(comparison))
@@ -160,7 +160,7 @@ def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> Non
 def _sweep_of(run: str) -> list[Job]:
     jobs = queries.sweep(run)
     if not jobs:
-        raise ConfigRefused(f"{queries.job(run).run} belongs to no sweep.", "It was queued alone.")
+        raise ConfigError(f"{queries.job(run).run} belongs to no sweep.", "It was queued alone.")
     return jobs
 
 
@@ -169,7 +169,7 @@ def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Ask a run to end; asked twice, it is killed."""
     jobs = _sweep_of(run) if whole else [queries.job(run)]
     if all(job.state in TERMINAL for job in jobs):
-        raise ConfigRefused(f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already.")
+        raise ConfigError(f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already.")
     service.cancel_all([job.run for job in jobs], me())
     supervisor.ensure()
     _say_all([queries.job(job.run) for job in jobs], as_json, "is {0.state}, asked to {0.desired}.")

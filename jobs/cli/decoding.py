@@ -18,7 +18,7 @@ from jobs.generate import run as generate
 from jobs.generate import transcript
 from jobs.record import record
 from jobs.speed import run as speed
-from jobs.speed.report import arms_of, sentences
+from jobs.speed.report import decoder_reports, verdicts
 from jobs.submit import submit
 
 WATCH_S = 0.1  # between looks at a text that grows
@@ -52,7 +52,7 @@ def bench(
         out.print(f"{ended.run}: " + " ".join(filter(None, ended.error.values())), markup=False)
     else:
         out.print(speed_table(job.run))
-        for sentence in sentences(queries.results([job.run])):
+        for sentence in verdicts(queries.results([job.run])):
             out.print(sentence, markup=False)
     raise typer.Exit(EXIT[State(ended.state)])
 
@@ -66,7 +66,7 @@ def _base_of(drafters: list[str]) -> str:
 def speed_table(run: str) -> Table:
     """One line a decoder."""
     table = Table("decoder", "tokens/s", "speed-up", "accepted", "break-even", "nodes", box=None)
-    for arm in arms_of(queries.results([run])):
+    for arm in decoder_reports(queries.results([run])):
         table.add_row(
             escape(arm.label), f"{arm.speed:.1f}", f"{arm.speed_up:.2f}", f"{arm.accepted:.2f}",
             f"{arm.break_even:.2f}", str(arm.nodes),
@@ -105,7 +105,7 @@ def write(
         raise
     ended = follow(job.run, quiet=True)
     if as_json:
-        texts = [vars(transcript.written(job.run, n)) for n in range(1, len(sides) + 1)]
+        texts = [vars(transcript.read_transcript(job.run, n)) for n in range(1, len(sides) + 1)]
         print(json.dumps(texts, indent=1, default=vars))
     elif ended.error:
         out.print(" ".join(filter(None, ended.error.values())), markup=False)
@@ -117,7 +117,7 @@ def _watch(run: str, side: int, name: str, quiet: bool) -> None:
     shown, heading = 0, f"[{name}]\n"
     while True:
         over = queries.job(run).state in TERMINAL
-        found = transcript.written(run, side)
+        found = transcript.read_transcript(run, side)
         if not quiet:
             print(
                 heading * (not shown and bool(found.text)) + found.text[shown:], end="", flush=True

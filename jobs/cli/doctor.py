@@ -19,7 +19,7 @@ NEEDED_DISK = 4e9
 
 
 @dataclass(frozen=True)
-class Check:
+class HealthCheck:
     """One thing that was looked at."""
 
     name: str
@@ -27,22 +27,26 @@ class Check:
     text: str
 
 
-def examine() -> list[Check]:
+def examine() -> list[HealthCheck]:
     """Looks at everything a run needs. Starts and changes nothing."""
     free = shutil.disk_usage(settings().root).free
     memory = psutil.virtual_memory()
     ready = [e.name for e in entries() if e.ready]
     texts = [c.name for c in corpora() if c.ready]
     return [
-        Check("data folder", True, f"{settings().root}, tables at {current_revision()}"),
-        Check("disk", free > NEEDED_DISK, f"{free / 1e9:.1f} GB free; a run may need 4 GB"),
-        Check("memory", True, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"),
-        Check("threads", True, f"{available_threads()} available"),
-        Check("device", True, _device()),
-        Check("models", "toy" in ready, ", ".join(ready) or "none"),
-        Check("texts", bool(texts), ", ".join(texts) or "none"),
-        Check("database", True, _sqlite()),
-        Check("supervisor", True, "alive" if is_alive() else "asleep; wakes when a run is added"),
+        HealthCheck("data folder", True, f"{settings().root}, tables at {current_revision()}"),
+        HealthCheck("disk", free > NEEDED_DISK, f"{free / 1e9:.1f} GB free; a run may need 4 GB"),
+        HealthCheck(
+            "memory", True, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+        ),
+        HealthCheck("threads", True, f"{available_threads()} available"),
+        HealthCheck("device", True, _device()),
+        HealthCheck("models", "toy" in ready, ", ".join(ready) or "none"),
+        HealthCheck("texts", bool(texts), ", ".join(texts) or "none"),
+        HealthCheck("database", True, _sqlite()),
+        HealthCheck(
+            "supervisor", True, "alive" if is_alive() else "asleep; wakes when a run is added"
+        ),
     ]
 
 

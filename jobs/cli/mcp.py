@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import ConfigRefused, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.queue import service, supervisor
 from backend.queue.service import Actor
 from backend.store import queries
@@ -43,7 +43,7 @@ def build(actor: Actor) -> MCPServer:
         from mcp.server.mcpserver.exceptions import ToolError
     except ImportError as error:
         do = "In the folder of Slimscope: pip install -e '.[mcp]'."
-        raise ConfigRefused("There is no MCP server here.", f"{error}.", do) from error
+        raise ConfigError("There is no MCP server here.", f"{error}.", do) from error
 
     def in_words(tool: Tool) -> Tool:
         """Our errors are for the agent to read; others stay in the log."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.markup import escape
 
-from backend.errors import NotFound
+from backend.errors import NotFoundError
 from backend.queue import supervisor
 from backend.store import queries
 from backend.store.states import State
@@ -108,7 +108,7 @@ def _print_ended(ended: Sequence[Job]) -> None:
     try:
         alone = len(ended) == 1
         out.print(results_table(ended[0].run) if alone else sweep_table(ended, PERPLEXITY))
-    except NotFound as error:  # no run of the sweep came so far
+    except NotFoundError as error:  # no run of the sweep came so far
         out.print(str(error))
     for job in ended:
         if job.error:

@@ -8,14 +8,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from backend.errors import NotFound
+from backend.errors import NotFoundError
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.kind import kinds
 from jobs.metrics import INTERNAL
 from jobs.record import summary
-from jobs.replay import Comparison
+from jobs.replay import ReplayComparison
 
 
 def labels(kind: str) -> Mapping[str, str]:
@@ -49,7 +49,7 @@ def results_table(run: str) -> Table:
     return table
 
 
-def differences_table(comparison: Comparison) -> Table:
+def differences_table(comparison: ReplayComparison) -> Table:
     """What differs between a run and its replay."""
     table = Table("what differs", comparison.first, comparison.second, box=None)
     for difference in comparison.differences:
@@ -78,7 +78,7 @@ def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
     rows = sweep.table(jobs, queries.results([job.id for job in jobs]))
     if metric not in (measured := {row.metric for row in rows}):
         there = f"There are: {', '.join(sorted(measured)) or 'no figures yet'}."
-        raise NotFound(f"No run of this sweep has measured {metric!r}.", "", there)
+        raise NotFoundError(f"No run of this sweep has measured {metric!r}.", "", there)
     names = labels(jobs[0].kind)
     fields = [field for field in sweep.varied(jobs) if field != sweep.SEED]
     table = Table(*fields, "stage", metric, "±", "n", box=None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.methods.dlqat.checks import quantised_layers, trainable
-from backend.methods.dlqat.config import TEACHER_TOKENS, TRAINED, Stage
+from backend.methods.dlqat.config import TEACHER_TOKENS, TRAINED, DLQATStage
 from backend.models.facts import LinearShape, ModelFacts
 from backend.models.memory import memory_parts, readable, refuse_beyond
 from jobs.evaluation.acceleration import REPEATS, TOKENS
@@ -54,7 +54,7 @@ def memory(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") -> dict[
 
 def training_memory(config: DLQATJob, facts: ModelFacts) -> int:
     """Bytes that only training takes: trained numbers, activations, logits."""
-    if not any(stage in (*TRAINED, Stage.LORA) for stage in config.stages):
+    if not any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
         return 0
     layers = shapes(quantised_layers(facts.linears, config))
     trained = trainable(layers, config.rank, config.group_size)
@@ -79,7 +79,7 @@ def refuse_memory(needed: dict[str, int], available: int, facts: ModelFacts) -> 
     training = needed["training"]
     refuse_beyond({k: v for k, v in needed.items() if k != "training"}, available, facts.title)
     if sum(needed.values()) > available:
-        raise ConfigRefused(
+        raise ConfigError(
             "The training does not fit into memory.",
             f"It needs about {readable(training)} besides the model; "
             f"{readable(available - sum(needed.values()) + training)} are left for it.",
@@ -105,13 +105,13 @@ def parts(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
     lora = tokens * (4 * weights + 4 * head)
     trained = tokens * 6 * weights + tokens * 4 * head + config.steps * IN_GRID * weights
     make = {
-        Stage.RTN: ROUNDING["minmax"] * weights,
-        Stage.MSE: ROUNDING["mse"] * weights,
-        Stage.GPTQ: ROUNDING["minmax"] * weights,
-        Stage.LORA: lora,
-        Stage.LORA_RTN: ROUNDING["minmax"] * weights,
-        Stage.LORA_GPTQ: walk,
-        Stage.DLQAT_KD: trained + tokens * 2 * (weights + head),
+        DLQATStage.RTN: ROUNDING["minmax"] * weights,
+        DLQATStage.MSE: ROUNDING["mse"] * weights,
+        DLQATStage.GPTQ: ROUNDING["minmax"] * weights,
+        DLQATStage.LORA: lora,
+        DLQATStage.LORA_RTN: ROUNDING["minmax"] * weights,
+        DLQATStage.LORA_GPTQ: walk,
+        DLQATStage.DLQAT_KD: trained + tokens * 2 * (weights + head),
     }
     energies = config.start == "rounded" and config.space in ("weighted", "lsq")
     found = {"dense": evaluation + samples}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from backend.export.formats import bits_per_weight
 from backend.methods.dlqat.checks import quantised_layers
-from backend.methods.dlqat.config import STAGE_LABELS, Stage
+from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from backend.models.facts import LinearShape
 from backend.reporter import REPLAY
 from backend.store import queries
@@ -95,5 +95,5 @@ def time_packed(
 
     to_bfloat16(loaded.model)
     packed = load_packed(context.folder / MODEL, context.log)
-    models = {Stage.DENSE.value: loaded.model, config.kept.value: packed}
+    models = {DLQATStage.DENSE.value: loaded.model, config.kept.value: packed}
     record_decoding(models, prompt[:PROMPT], context, reporter)

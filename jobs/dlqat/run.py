@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 
-from backend.errors import ConfigRefused, TextRefused
-from backend.export.formats import Choice, Format, refuse_unholdable
+from backend.errors import ConfigError, DatasetError
+from backend.export.formats import ExportRequirements, Format, refuse_unholdable
 from backend.methods.dlqat.checks import quantised_layers, refuse_idle, trainable
-from backend.methods.dlqat.config import STAGE_LABELS, TRAINED, DLQATConfig, Stage
+from backend.methods.dlqat.config import STAGE_LABELS, TRAINED, DLQATConfig, DLQATStage
 from backend.models.facts import LinearShape, ModelFacts
 from backend.models.memory import memory_available
 from backend.models.sources.catalogue import inspect
@@ -23,7 +23,7 @@ from jobs.evaluation.quality import QualityConfig, check_quality
 from jobs.fields.model import ModelConfig
 from jobs.fields.text import TextConfig, check_text, corpus_names, text_facts
 from jobs.kind import Estimate, JobConfig, Kind
-from jobs.runtime.duration import seconds_for
+from jobs.runtime.duration import estimate_seconds
 
 if TYPE_CHECKING:
     from backend.methods.dlqat.pipeline import DLQAT
@@ -36,8 +36,14 @@ if TYPE_CHECKING:
 NAME, SAME = "dlqat", "same"
 TRANSPOSED = ("GPT2", "OpenAIGPT")  # architectures whose layers are no nn.Linear
 BEST_FIRST = (
-    Stage.DLQAT, Stage.DLQAT_KD, Stage.LORA_ONLY, Stage.M_ONLY, Stage.GPTQ, Stage.MSE, Stage.RTN,
-)  # fmt: skip
+    DLQATStage.DLQAT,
+    DLQATStage.DLQAT_KD,
+    DLQATStage.LORA_ONLY,
+    DLQATStage.M_ONLY,
+    DLQATStage.GPTQ,
+    DLQATStage.MSE,
+    DLQATStage.RTN,
+)
 
 
 class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
@@ -77,11 +83,11 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
     )  # fmt: skip
 
     @property
-    def kept(self) -> Stage:
+    def kept(self) -> DLQATStage:
         """The stage that is exported."""
         if self.keep != "auto":
-            return Stage(self.keep)
-        return next((s for s in BEST_FIRST if s in self.stages), Stage.LORA_RTN)
+            return DLQATStage(self.keep)
+        return next((s for s in BEST_FIRST if s in self.stages), DLQATStage.LORA_RTN)
 
 
 # before the work ----------------------------------------------------------------------------------
@@ -99,14 +105,14 @@ def check(config: DLQATJob) -> Estimate:
     needed = memory(config, facts)
     refuse_memory(needed, memory_available(), facts)
     work = sum(parts(config, facts).values())
-    seconds, basis = seconds_for(NAME, config.model, work)
+    seconds, basis = estimate_seconds(NAME, config.model, work)
     asked = bool(config.task_names)
     return Estimate(seconds, sum(needed.values()), work, basis, warnings, open_ended=asked)
 
 
-def choice(config: DLQATJob, layers: list[LinearShape], facts: ModelFacts) -> Choice:
+def choice(config: DLQATJob, layers: list[LinearShape], facts: ModelFacts) -> ExportRequirements:
     """What the export format has to hold."""
-    return Choice(
+    return ExportRequirements(
         bits=config.bits,
         symmetric=config.symmetric,
         stored=config.stored,
@@ -134,7 +140,7 @@ def said(config: DLQATJob, layers: list[LinearShape], facts: ModelFacts) -> tupl
 
 def _refuse_training_text(config: DLQATJob, facts: ModelFacts) -> None:
     if config.length > facts.context:
-        raise ConfigRefused(
+        raise ConfigError(
             f"Rows of {config.length} tokens do not fit.",
             f"{facts.title} reads at most {facts.context}.",
             "Choose a shorter row length.",
@@ -143,15 +149,15 @@ def _refuse_training_text(config: DLQATJob, facts: ModelFacts) -> None:
     if config.training_text != SAME:
         try:
             require_corpus(config.training_text, "calibration_text")
-        except TextRefused as error:
+        except DatasetError as error:
             error.field = "training_text"
             raise
 
 
 def _refuse_keep(config: DLQATJob) -> None:
     if config.kept not in config.stages:
-        made = [s for s in config.stages if s not in (Stage.DENSE, Stage.LORA)]
-        raise ConfigRefused(
+        made = [s for s in config.stages if s not in (DLQATStage.DENSE, DLQATStage.LORA)]
+        raise ConfigError(
             f"{STAGE_LABELS[config.kept]} cannot be exported.",
             "This run does not make it.",
             f"Choose {', '.join(made) or 'a quantised stage'}.",
@@ -187,7 +193,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     quality = Quality(
         config, loaded, evaluation, context, batch=config.calibration_batch, labels=STAGE_LABELS
     )
-    quality.measure(Stage.DENSE, phases.phase("dense"), "dense")
+    quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
     for stage in qat.prepare(phases.phase("prepare")):
         qat.make(stage, phases.phase(f"make {stage}"))
         role: Literal["kept", ""] = "kept" if stage == config.kept else ""
@@ -244,13 +250,13 @@ def record(
         context.result(stage, "relative_error", error)
     layers = quantised_layers(facts.linears, config)
     for stage in config.stages:
-        if stage in (*TRAINED, Stage.LORA):
+        if stage in (*TRAINED, DLQATStage.LORA):
             low_rank, magnitude = config.trains(stage) if stage in TRAINED else (True, False)
             rank = config.rank * low_rank
             trained = trainable(shapes(layers), rank, config.group_size, magnitude)
             context.result(stage, "parameters", trained)
             context.result(stage, "parameter_share", trained / facts.parameters)
-        if stage not in (Stage.DENSE, Stage.LORA):
+        if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
             context.result(stage, "bits_per_weight", mean_bits(config, layers))
     for stage, seconds in qat.seconds.items():
         context.result("run", f"seconds/{STAGE_LABELS[stage]}", seconds)
@@ -259,23 +265,25 @@ def record(
 
 def verdict(perplexity: Mapping[str, float]) -> str:
     """In words, whether the method helped on this model. `perplexity`: stage -> value."""
-    trained = next((s for s in (Stage.DLQAT, Stage.DLQAT_KD) if s in perplexity), None)
-    rival = next((s for s in (Stage.GPTQ, Stage.MSE, Stage.RTN) if s in perplexity), None)
+    trained = next((s for s in (DLQATStage.DLQAT, DLQATStage.DLQAT_KD) if s in perplexity), None)
+    rival = next(
+        (s for s in (DLQATStage.GPTQ, DLQATStage.MSE, DLQATStage.RTN) if s in perplexity), None
+    )
     if trained is None or rival is None:
         return ""
     value = perplexity[trained]
     text = f"{STAGE_LABELS[trained]} ends {_compared(value, perplexity[rival])} "
     text += STAGE_LABELS[rival]
-    if Stage.LORA_GPTQ in perplexity:
-        other = perplexity[Stage.LORA_GPTQ]
-        text += f" and {_compared(value, other)} {STAGE_LABELS[Stage.LORA_GPTQ]}"
+    if DLQATStage.LORA_GPTQ in perplexity:
+        other = perplexity[DLQATStage.LORA_GPTQ]
+        text += f" and {_compared(value, other)} {STAGE_LABELS[DLQATStage.LORA_GPTQ]}"
     text += "."
-    if Stage.LORA in perplexity and trained == Stage.DLQAT:
+    if DLQATStage.LORA in perplexity and trained == DLQATStage.DLQAT:
         text += (
-            f" The same training without quantisation ends at {perplexity[Stage.LORA]:.2f}: "
-            f"quantisation costs {value / perplexity[Stage.LORA] - 1:.1%} on top of it."
+            f" The same training without quantisation ends at {perplexity[DLQATStage.LORA]:.2f}: "
+            f"quantisation costs {value / perplexity[DLQATStage.LORA] - 1:.1%} on top of it."
         )
-    if value < perplexity.get(Stage.DENSE, 0.0):
+    if value < perplexity.get(DLQATStage.DENSE, 0.0):
         text += " It ends below the dense model because it was trained on such text."
     if value >= perplexity[rival]:
         text += " Training did not help on this model."

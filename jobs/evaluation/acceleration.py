@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from backend.evaluation.size import Sizes
+    from backend.evaluation.size import LinearSizes
     from backend.models.facts import ModelFacts
     from backend.models.loading import LoadedModel
     from jobs.runtime.context import JobContext
@@ -55,7 +55,7 @@ def _stored(facts: ModelFacts, context: JobContext) -> Iterator[Tensor]:
         yield from (weight for _, weight in stored.block(block))
 
 
-def _formats(found: Sizes) -> dict[str, int]:
+def _formats(found: LinearSizes) -> dict[str, int]:
     """Format -> bytes; dense last, so that with it all are there."""
     formats = {"bitmask": found.bitmask}
     if found.pattern and found.compact is not None:
@@ -80,7 +80,7 @@ def record_decoding(
 ) -> None:
     """Records how fast the model of each stage decodes, and the speed-up of the last over the
     first. They take turns behind the ids of the same prompt."""
-    from backend.evaluation.speed import Speed, decode_seconds
+    from backend.evaluation.speed import DecodingSpeed, decode_seconds
 
     *_, last = models
     if context.has_result(last, SPEED):
@@ -92,7 +92,7 @@ def record_decoding(
         stderr = stdev(ratios) / math.sqrt(REPEATS)
         context.result(last, SPEED_UP, median(ratios), stderr=stderr, n=REPEATS)
     for (stage, model), taken in zip(models.items(), seconds, strict=True):
-        speed = Speed.of(taken, TOKENS)
+        speed = DecodingSpeed.of(taken, TOKENS)
         context.result(  # of the last one last: then all are there
             stage, SPEED, speed.value, n=speed.repeats, lowest=speed.lowest,
             highest=speed.highest, tokens=TOKENS, prompt=len(prompt),

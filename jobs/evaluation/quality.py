@@ -25,7 +25,7 @@ from backend.store import queries
 from jobs.fields.text import text_facts
 
 if TYPE_CHECKING:
-    from backend.evaluation.divergence import Comparison
+    from backend.evaluation.divergence import DivergenceObserver
     from backend.evaluation.perplexity import Observe
     from backend.models.hidden_states import NewBatches
     from backend.models.loading import LoadedModel
@@ -143,14 +143,14 @@ class Quality:
         labels: Mapping[str, str],
         new: NewBatches = list,
     ) -> None:
-        from backend.evaluation.divergence import Reference
+        from backend.evaluation.divergence import DenseOutputs
         from backend.models.block_offload import is_streamed
         from backend.text.prompts import BUILT_IN, STORIES
 
         self._config, self._loaded, self._text = config, loaded, evaluation
         self._context, self._batch, self._labels, self._new = context, batch, labels, new
         self._suits = STORIES if loaded.facts.default_text == STORIES else BUILT_IN
-        self._reference = Reference(new)
+        self._reference = DenseOutputs(new)
         self._tasks = self._load_tasks()
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
         if config.sample_tokens and not self._writes:
@@ -203,11 +203,11 @@ class Quality:
         return any(r.metric == "kl_to_dense" for r in queries.results([self._context.run]))
 
     def _measure_text(self, stage: str, role: Role, reporter: Phase) -> None:
-        from backend.evaluation.divergence import Comparison
+        from backend.evaluation.divergence import DivergenceObserver
         from backend.evaluation.perplexity import perplexity
 
         model, compared = self._loaded.model, role == "kept" and self._comparable()
-        comparison = Comparison(model, self._reference) if compared else None
+        comparison = DivergenceObserver(model, self._reference) if compared else None
         with self._observer(role, comparison) as observe:
             found = perplexity(model, self._text, self._batch, reporter, self._new, observe)
         about = text_facts(self._text)
@@ -238,7 +238,7 @@ class Quality:
         return False
 
     def _observer(
-        self, role: Role, comparison: Comparison | None
+        self, role: Role, comparison: DivergenceObserver | None
     ) -> AbstractContextManager[Observe]:
         """What looks on at the passes: the dense model's are recorded, the kept one's compared."""
         if role == "dense" and self._config.divergence:

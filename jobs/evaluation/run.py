@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field
 
-from backend.errors import ConfigRefused, NotFound
+from backend.errors import ConfigError, NotFoundError
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
     COMFORT,
@@ -54,7 +54,7 @@ from jobs.fields.text import (
     load_evaluation,
 )
 from jobs.kind import Estimate, JobConfig, Kind
-from jobs.runtime.duration import seconds_for
+from jobs.runtime.duration import estimate_seconds
 
 if TYPE_CHECKING:
     from backend.models.loading import LoadedModel
@@ -125,12 +125,12 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
     try:
         job = queries.job(run)
         saved = [a.path for a in queries.artifacts(run) if a.kind == "model"]
-    except NotFound as error:
-        raise ConfigRefused(
+    except NotFoundError as error:
+        raise ConfigError(
             error.what, error.why, "Choose a run that saved a model.", field
         ) from error
     if not saved:
-        raise ConfigRefused(
+        raise ConfigError(
             f"{run} has saved no model.", f"It is {job.state}.",
             "Choose a run that succeeded, or wait for it.", field,
         )  # fmt: skip
@@ -154,14 +154,14 @@ def check(config: EvaluationJob) -> Estimate:
         warnings += ("The model does not fit into memory at once: no text is decoded with it.",)
     refuse_beyond(needed, memory_available(), model.title)
     work = sum(parts(config, model, [*facts]).values())
-    seconds, basis = seconds_for(NAME, config.model, work)
+    seconds, basis = estimate_seconds(NAME, config.model, work)
     asked = bool(config.task_names)
     return Estimate(seconds, sum(needed.values()), work, basis, warnings, open_ended=asked)
 
 
 def _refuse_unlike(model: ModelFacts, dense: ModelFacts) -> None:
     if (model.linears, model.vocabulary) != (dense.linears, dense.vocabulary):
-        raise ConfigRefused(
+        raise ConfigError(
             f"{model.title} was not made of {dense.title}.",
             "Their layers or vocabularies are not of the same shape.",
             "Choose the model it was made of.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.sources.catalogue import inspect
 from jobs.evaluation.run import RUN, saved_model
@@ -36,7 +36,7 @@ class BaseConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class Base:
+class DecodingModel:
     """A model to decode with.
 
     Attributes:
@@ -50,7 +50,7 @@ class Base:
     packed: bool = False
 
 
-def base_of(spec: str, field: str = "model") -> Base:
+def resolve_model(spec: str, field: str = "model") -> DecodingModel:
     """The base `spec` names.
 
     Raises:
@@ -58,10 +58,10 @@ def base_of(spec: str, field: str = "model") -> Base:
         ModelRefused: there is no such model, or it cannot be treated.
     """
     if not RUN.fullmatch(spec):
-        return Base(spec, inspect(spec))
+        return DecodingModel(spec, inspect(spec))
     folder, began = saved_model(spec, field)
     packed = "quantization_config" in saved_config(Path(folder), spec, field)
-    return Base(folder, inspect(began if packed else folder), packed)
+    return DecodingModel(folder, inspect(began if packed else folder), packed)
 
 
 def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
@@ -74,16 +74,14 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
         found: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         why = f"{folder.name}/config.json cannot be read: {error}."
-        raise ConfigRefused(
-            f"What {run} saved is not whole.", why, "Run it anew.", field
-        ) from error
+        raise ConfigError(f"What {run} saved is not whole.", why, "Run it anew.", field) from error
     return found
 
 
-def refuse_precision(base: Base, precision: str) -> None:
-    """Raises `ConfigRefused` where packed weights are asked to compute in float32."""
+def refuse_precision(base: DecodingModel, precision: str) -> None:
+    """Raises `ConfigError` where packed weights are asked to compute in float32."""
     if base.packed and precision == "float32":
-        raise ConfigRefused(
+        raise ConfigError(
             "Packed weights do not compute in float32.",
             "The operator that reads them computes in bfloat16.",
             "Choose bfloat16 or auto.",
@@ -91,19 +89,19 @@ def refuse_precision(base: Base, precision: str) -> None:
         )
 
 
-def load_base(spec: str, device: str, precision: str, context: JobContext) -> LoadedModel:
+def load_model(spec: str, device: str, precision: str, context: JobContext) -> LoadedModel:
     """The base, frozen, in the precision asked for."""
     import torch
 
     from backend.models.loading import load
-    from backend.models.precision import settled
+    from backend.models.precision import resolve_dtype
 
-    base = base_of(spec)
+    base = resolve_model(spec)
     if base.packed:
         context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
         context.environment(precision="bfloat16", device="cpu")
         return _packed(base, context)
-    precision = settled(precision, torch.device(device))
+    precision = resolve_dtype(precision, torch.device(device))
     context.log(f"Loading {spec} on {device} in {precision}.")
     context.environment(precision=precision)
     loaded = load(base.source, device, getattr(torch, precision), context.log)
@@ -111,7 +109,7 @@ def load_base(spec: str, device: str, precision: str, context: JobContext) -> Lo
     return loaded
 
 
-def _packed(base: Base, context: JobContext) -> LoadedModel:
+def _packed(base: DecodingModel, context: JobContext) -> LoadedModel:
     from transformers import AutoTokenizer
 
     from backend.export.reading import load_packed

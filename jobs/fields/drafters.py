@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.errors import ConfigRefused, NotFound, SlimscopeError
+from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.models.layer_names import read_names
 from backend.queue.folders import run_folder
 from backend.store import queries
@@ -26,11 +26,11 @@ def drafter_run(name: str, field: str) -> Job:
     do = "Choose a finished run of the kind amphista."
     try:
         job = queries.job(name)
-    except NotFound as error:
-        raise ConfigRefused(error.what, error.why, do, field) from error
+    except NotFoundError as error:
+        raise ConfigError(error.what, error.why, do, field) from error
     if job.kind != KIND or job.state != State.SUCCEEDED:
         why = f"{job.run} is a run of the kind {job.kind}, {job.state}."
-        raise ConfigRefused(f"{job.run} holds no drafter.", why, do, field)
+        raise ConfigError(f"{job.run} holds no drafter.", why, do, field)
     return job
 
 
@@ -56,7 +56,7 @@ def drafter_bytes(job: Job, field: str = "drafters") -> int:
     """
     file = drafter_folder(job) / "drafter.safetensors"
     if not file.is_file():
-        raise ConfigRefused(f"What {job.run} saved is gone.", f"{file} is not there.", "", field)
+        raise ConfigError(f"What {job.run} saved is gone.", f"{file} is not there.", "", field)
     return file.stat().st_size
 
 
@@ -80,7 +80,7 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
     found = {job.run: job for job in (drafter_run(name, field) for name in names)}
     for job in found.values():
         if job.config["model"] != model:
-            raise ConfigRefused(
+            raise ConfigError(
                 f"{job.run} cannot draft for {model}.",
                 f"It was trained for {job.config['model']}.",
                 "Choose its base as the model, or another drafter.",

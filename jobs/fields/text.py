@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.text.corpora import require_corpus
 
@@ -87,7 +87,7 @@ def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
     """Refuses a corpus that is not there and a context the model cannot read, without torch."""
     context = context_length(config, facts)
     if context > facts.context or context < SHORTEST:
-        raise ConfigRefused(
+        raise ConfigError(
             f"A context of {context} tokens does not fit.",
             f"{facts.title} reads {SHORTEST} to {facts.context}.",
             "Choose a length between, or 0.",

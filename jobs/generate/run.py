@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from backend.errors import ConfigRefused, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.methods.amphista.config import LEAST_PENALTY, Temperature
 from backend.models.layer_names import read_names
 from backend.models.memory import RUNTIME, memory_available, refuse_beyond, weight_memory
 from jobs.evaluation.run import RUN
-from jobs.fields.base_model import base_of, load_base, refuse_precision
+from jobs.fields.base_model import load_model, refuse_precision, resolve_model
 from jobs.fields.drafters import KIND as DRAFTER_KIND
 from jobs.fields.drafters import drafter_folder, drafter_run
 from jobs.fields.model import absolute
-from jobs.generate.transcript import ENDS, MOST, writing, written
+from jobs.generate.transcript import ENDS, MOST, read_transcript, transcript_writer
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.runtime.costs import DECODE_COST
-from jobs.runtime.duration import seconds_for
+from jobs.runtime.duration import estimate_seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backend.methods.amphista.base_model import Target
+    from backend.methods.amphista.base_model import TargetModel
     from backend.methods.amphista.decoding.acceptance import Sampling
     from backend.methods.amphista.decoding.proposers import Proposer
     from backend.models.loading import LoadedModel
@@ -140,7 +140,7 @@ class GenerateJob(JobConfig):
 
 
 @dataclass(frozen=True)
-class Side:
+class GenerationSide:
     """One of those who answer.
 
     Attributes:
@@ -157,7 +157,7 @@ class Side:
 # before the work ----------------------------------------------------------------------------------
 
 
-def sides_of(text: str) -> list[Side]:
+def sides_of(text: str) -> list[GenerationSide]:
     """Who answers.
 
     Raises:
@@ -165,40 +165,40 @@ def sides_of(text: str) -> list[Side]:
     """
     names = read_names(text)
     if not 1 <= len(names) <= MOST:
-        raise ConfigRefused(
+        raise ConfigError(
             f"{len(names)} models were named.", f"One to {MOST} can answer side by side.",
             "Separate them by commas.", "sides",
         )  # fmt: skip
     return [_side(name) for name in names]
 
 
-def _side(name: str) -> Side:
+def _side(name: str) -> GenerationSide:
     if RUN.fullmatch(name) and name.startswith(f"{DRAFTER_KIND}-"):
         job = drafter_run(name, "sides")
-        return Side(job.run, str(job.config["model"]), drafter_folder(job))
-    return Side(name, absolute(name))
+        return GenerationSide(job.run, str(job.config["model"]), drafter_folder(job))
+    return GenerationSide(name, absolute(name))
 
 
 def check(config: GenerateJob) -> Estimate:
     """Refuses what cannot work; tells what the rest will cost."""
     if config.typical and not config.temperature:
-        raise ConfigRefused(
+        raise ConfigError(
             "Typical acceptance needs a temperature.", "It accepts what is likely enough to draw.",
             "Set a temperature above 0, or take it off.", "typical",
         )  # fmt: skip
     facts = []
     for side in sides_of(config.sides):
         try:
-            base = base_of(side.model, "sides")
+            base = resolve_model(side.model, "sides")
             refuse_precision(base, config.precision)
             facts.append(base.facts)
-        except ConfigRefused:
+        except ConfigError:
             raise
         except SlimscopeError as error:
             raise type(error)(error.what, error.why, error.do, "sides") from error
     shortest = min(facts, key=lambda each: each.context)
     if config.max_new_tokens >= shortest.context:
-        raise ConfigRefused(
+        raise ConfigError(
             f"{config.max_new_tokens} new tokens do not fit.",
             f"{shortest.title} reads {shortest.context} tokens, the prompt included.",
             "Ask for fewer.", "max_new_tokens",
@@ -207,7 +207,7 @@ def check(config: GenerateJob) -> Estimate:
     needed = RUNTIME + int(1.3 * weight_memory(largest))
     refuse_beyond(needed, memory_available(), largest.title)
     work = sum(2.0 * DECODE_COST * each.parameters * config.max_new_tokens for each in facts)
-    seconds, basis = seconds_for(NAME, config.sides, work)
+    seconds, basis = estimate_seconds(NAME, config.sides, work)
     lossy = ("Typical acceptance writes another text than the base would.",) * config.typical
     return Estimate(seconds, needed, work, basis, lossy)
 
@@ -217,55 +217,55 @@ def check(config: GenerateJob) -> Estimate:
 
 def run(config: GenerateJob, context: JobContext) -> None:
     """Writes one side after the other; those an earlier attempt has finished are kept."""
-    from backend.methods.amphista.base_model import Target
+    from backend.methods.amphista.base_model import TargetModel
     from jobs.runtime.environment import prepare
 
     device, sides = prepare(config, context), sides_of(config.sides)
-    held: tuple[str, LoadedModel, Target] | None = None
+    held: tuple[str, LoadedModel, TargetModel] | None = None
     for number, side in enumerate(sides, 1):
         context.progress(number - 1, len(sides), f"{side.name} writes")
-        if not written(context.run, number).end:
+        if not read_transcript(context.run, number).end:
             if held is None or held[0] != side.model:
                 held = None  # one model at a time
-                loaded = load_base(side.model, device, config.precision, context)
-                held = side.model, loaded, Target(loaded.model)
+                loaded = load_model(side.model, device, config.precision, context)
+                held = side.model, loaded, TargetModel(loaded.model)
             answer(config, side, number, held[1], held[2], context)
         record(side, number, context)
 
 
 def answer(
     config: GenerateJob,
-    side: Side,
+    side: GenerationSide,
     number: int,
     loaded: LoadedModel,
-    target: Target,
+    target: TargetModel,
     context: JobContext,
 ) -> None:
     """Writes one side's text, pass by pass."""
     from backend.methods.amphista.checkpoint import Amphista
-    from backend.methods.amphista.decoding.proposers import LookupFirst
-    from backend.methods.amphista.generate import ready, refuse_processors
+    from backend.methods.amphista.decoding.proposers import PromptLookupFirst
+    from backend.methods.amphista.generate import make_proposer, refuse_processors
     from backend.text.prompts import prompt_ids
 
     refuse_processors(loaded.model)
     drafter = Amphista.load(side.drafter) if side.drafter else None
-    proposer = ready(target, drafter, config.nodes)
+    proposer = make_proposer(target, drafter, config.nodes)
     if drafter:
         context.log(f"{side.name}: {drafter.arm}, a tree of {proposer.nodes} nodes.")
     if config.lookup:
-        proposer = LookupFirst(proposer)
+        proposer = PromptLookupFirst(proposer)
     tokenizer = loaded.tokenizer
     ids = (
         prompt_ids(config.prompt, tokenizer) if config.chat else tokenizer(config.prompt).input_ids
     )
-    with writing(context.run, number) as writer:
+    with transcript_writer(context.run, number) as writer:
         for row in passes(config, target, proposer, list(ids), loaded, context):
             writer.add(**row)
 
 
 def passes(
     config: GenerateJob,
-    target: Target,
+    target: TargetModel,
     proposer: Proposer,
     ids: list[int],
     loaded: LoadedModel,
@@ -274,12 +274,12 @@ def passes(
     """The lines of one side (see `jobs.generate.transcript`)."""
     from backend.methods.amphista.decoding.acceptance import acceptance
     from backend.methods.amphista.decoding.engine import decode
-    from backend.methods.amphista.generate import Detokeniser
+    from backend.methods.amphista.generate import Detokenizer
     from backend.reporter import stop_if_asked
     from backend.text.prompts import end_ids
 
     ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
-    told = Detokeniser(loaded.tokenizer, config.stop.split(STOPS))
+    told = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
     token, rule = -1, acceptance(sampling(config))
     for step in decode(target, proposer, ids, rule, config.max_new_tokens, ends):
         stop_if_asked(context)
@@ -303,9 +303,9 @@ def sampling(config: GenerateJob) -> Sampling:
     return Sampling(**config.model_dump(include={field.name for field in fields(Sampling)}))
 
 
-def record(side: Side, number: int, context: JobContext) -> None:
+def record(side: GenerationSide, number: int, context: JobContext) -> None:
     """Records the figures of a side that has ended."""
-    found, stage = written(context.run, number), f"side-{number}"
+    found, stage = read_transcript(context.run, number), f"side-{number}"
     about: dict[str, Any] = {"side": side.name, "end": found.end, "tokens": len(found.tokens)}
     if found.speed and found.accepted:
         context.result(stage, "tokens_per_second", found.speed, n=1, **about)

@@ -27,7 +27,7 @@ ENDS = {"limit": "as long as asked", "end": "ended by the model", "stop": "ended
 
 
 @dataclass(frozen=True)
-class Pass:
+class TranscriptStep:
     """One pass of the model: its tokens as (text, head), guesses in vain, and milliseconds."""
 
     tokens: list[tuple[str, int]]
@@ -36,14 +36,14 @@ class Pass:
 
 
 @dataclass
-class Written:
+class Transcript:
     """What a side has written so far.
 
     Attributes:
         end: why it ended, a key of `ENDS`; empty while it goes on. The first pass is the prompt's.
     """
 
-    passes: list[Pass] = field(default_factory=list)
+    passes: list[TranscriptStep] = field(default_factory=list)
     end: str = ""
     rest: str = ""
 
@@ -75,9 +75,9 @@ def file_of(run: str, side: int) -> Path:
     return run_folder(run) / f"text-{side}.jsonl"
 
 
-def written(run: str, side: int) -> Written:
+def read_transcript(run: str, side: int) -> Transcript:
     """What a side has written so far; nothing before it began."""
-    found, file = Written(), file_of(run, side)
+    found, file = Transcript(), file_of(run, side)
     lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []  # the last: not whole
     for line in lines:
         row: dict[str, Any] = json.loads(line)
@@ -85,11 +85,11 @@ def written(run: str, side: int) -> Written:
             found.end, found.rest = row["end"], row["rest"]
         else:
             tokens = [(text, head) for text, head in row["tokens"]]
-            found.passes.append(Pass(tokens, row["rejected"], row["ms"]))
+            found.passes.append(TranscriptStep(tokens, row["rejected"], row["ms"]))
     return found
 
 
-class Writer:
+class TranscriptWriter:
     """Appends to one side's file; every line is there at once."""
 
     def __init__(self, file: TextIO) -> None:
@@ -101,11 +101,11 @@ class Writer:
 
 
 @contextmanager
-def writing(run: str, side: int) -> Iterator[Writer]:
+def transcript_writer(run: str, side: int) -> Iterator[TranscriptWriter]:
     """Begins a side anew."""
     file_of(run, side).parent.mkdir(parents=True, exist_ok=True)
     with file_of(run, side).open("w", encoding="utf-8") as file:
-        yield Writer(file)
+        yield TranscriptWriter(file)
 
 
 def first_difference(one: str, other: str) -> int | None:

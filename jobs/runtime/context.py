@@ -28,7 +28,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from backend.checkpoints import Checkpoints
-from backend.errors import MethodFailed
+from backend.errors import ComputeError
 from backend.queue.engines.local import reference
 from backend.queue.folders import run_folder, work_folder
 from backend.reporter import REPLAY
@@ -52,7 +52,7 @@ PATIENCE_S = 120.0  # how long the last write waits for a locked database
 SETTLED_S = 15.0  # in a phase, before its own pace is believed
 
 
-class Fenced(Exception):
+class LeaseLostError(Exception):
     """Another attempt holds the job now."""
 
 
@@ -117,7 +117,7 @@ class JobContext:
             MethodFailed: the value is not finite.
         """
         if not math.isfinite(value):
-            raise MethodFailed(
+            raise ComputeError(
                 f"{metric} of {stage} is {value}.",
                 "The computation overflowed or divided by zero.",
                 "Choose float32 as forward precision, or other text.",
@@ -230,7 +230,7 @@ class JobContext:
             self._rows.append(row)
 
     def _fence(self, session: Session, **values: Any) -> None:
-        """Raises `Fenced` unless this attempt may still write for its job."""
+        """Raises `LeaseLostError` unless this attempt may still write for its job."""
         newest = select(func.max(Attempt.n)).where(Attempt.job_id == self.job_id).scalar_subquery()
         mine = update(Attempt).where(
             Attempt.id == self.attempt_id,
@@ -239,7 +239,7 @@ class JobContext:
             newest == self.attempt_n,
         )
         if not change(session, mine.values(**values or {"beat_at": now_ms()})):
-            raise Fenced
+            raise LeaseLostError
 
     def _beat_forever(self) -> None:
         while not self._closed.wait(BEAT_S):
@@ -249,7 +249,7 @@ class JobContext:
                     desired = session.scalar(select(Job.desired).where(Job.id == self.job_id))
                 if desired != "run":
                     self._stop.set()
-            except Fenced:
+            except LeaseLostError:
                 self.log("Another attempt holds this run; this process ends.")
                 os._exit(Exit.FENCED)
             except Exception as error:  # whatever it is, a run that does not beat cannot be stopped
@@ -362,7 +362,7 @@ def claim(attempt_id: int) -> JobContext:
     values = {"started_at": now_ms(), "beat_at": now_ms(), "engine_ref": reference(os.getpid())}
     with writing(durable=True) as session:
         if not change(session, mine.values(**values)):
-            raise Fenced
+            raise LeaseLostError
         attempt = session.get_one(Attempt, attempt_id)
         job = session.get_one(Job, attempt.job_id)
     context = JobContext(attempt, job)

@@ -16,7 +16,7 @@ LOOKED_AT, LEARNED_FROM = 30, 3  # finished runs, and those of them whose work i
 START_S = 6.0  # to start a process and import torch
 
 
-def seconds_for(kind: str, model: str, work: float, timed: float = 0.0) -> tuple[float, str]:
+def estimate_seconds(kind: str, model: str, work: float, timed: float = 0.0) -> tuple[float, str]:
     """Expected seconds, and where the figure comes from.
 
     Only runs on the same model count (a toy spends its time on other things than arithmetic), and
@@ -39,7 +39,7 @@ def seconds_for(kind: str, model: str, work: float, timed: float = 0.0) -> tuple
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run: its `work` and the `seconds` of it, besides those it had been given."""
 
     work: float
@@ -47,7 +47,7 @@ class Finished:
     timed: float
 
 
-def _finished(kind: str, model: str) -> list[Finished]:
+def _finished(kind: str, model: str) -> list[FinishedRun]:
     """The runs to learn from, the newest first."""
     took = {
         job.id: (job.finished_at - job.started_at) / 1000 - START_S
@@ -63,6 +63,6 @@ def _finished(kind: str, model: str) -> list[Finished]:
         if row.metric == WORK and row.value > 0
     ]
     return [
-        Finished(work, max(took[run] - timed, 0.1), timed)
+        FinishedRun(work, max(took[run] - timed, 0.1), timed)
         for run, work, timed in sorted(told, reverse=True)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.settings import available_threads, settings
 from jobs.kind import JobConfig
 from jobs.runtime.context import JobContext
@@ -50,7 +50,7 @@ def choose_device(wanted: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     number = int(wanted.partition(":")[2] or 0)
     if wanted.startswith("cuda") and number >= torch.cuda.device_count():
-        raise ConfigRefused(
+        raise ConfigError(
             f"There is no device {wanted}.",
             f"torch sees {torch.cuda.device_count()} GPUs.",
             "Choose auto or cpu.",

@@ -13,13 +13,13 @@ from contextlib import suppress
 
 from sqlalchemy.exc import OperationalError
 
-from backend.errors import SlimscopeError, Stopped
+from backend.errors import CancelledError, SlimscopeError
 from backend.models.memory import is_out_of_memory
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
 from backend.store.tables import Job
 from jobs.kind import kind_named
-from jobs.runtime.context import Fenced, JobContext, claim
+from jobs.runtime.context import JobContext, LeaseLostError, claim
 
 
 def main() -> int:
@@ -34,13 +34,13 @@ def main() -> int:
         context = claim(attempt)
         signal.signal(signal.SIGTERM, lambda *_: context.ask_stop())
         context.start()
-        return carry_out(context)
-    except Fenced:
+        return execute(context)
+    except LeaseLostError:
         print("Another attempt holds this run; this process ends.", flush=True)
         return Exit.FENCED
 
 
-def carry_out(context: JobContext) -> int:
+def execute(context: JobContext) -> int:
     """Runs the job of a claimed attempt.
 
     Returns:
@@ -50,18 +50,18 @@ def carry_out(context: JobContext) -> int:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
         kind.run(kind.config.model_validate(context.config), context)
-    except Stopped:
+    except CancelledError:
         context.log("Stopped as asked; everything finished so far is kept.")
         context.finish("stopped")
         return Exit.STOPPED
-    except Fenced:
+    except LeaseLostError:
         raise
     except OperationalError:  # the database is away: leave without an outcome, to be tried again
         print_trace()
         return Exit.ERROR
     except Exception as error:
         print_trace()
-        context.finish("failed", error=explain(error))
+        context.finish("failed", error=error_record(error))
         return Exit.ERROR
     context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
     return Exit.DONE
@@ -73,7 +73,7 @@ def print_trace() -> None:
         traceback.print_exc()
 
 
-def explain(error: Exception) -> dict[str, str]:
+def error_record(error: Exception) -> dict[str, str]:
     """What happened, why, and what to do, of any error."""
     if isinstance(error, SlimscopeError):
         return {"what": error.what, "why": error.why, "do": error.do}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import ConfigRefused
-from backend.methods.sds.config import Stage
+from backend.errors import ConfigError
+from backend.methods.sds.config import SDSStage
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
     COMFORT,
@@ -75,7 +75,7 @@ def refuse_sampling(config: SDSJob) -> None:
         ConfigRefused: with the field of the text.
     """
     if config.weights == "streamed" and config.calibration_text == "self":
-        raise ConfigRefused(
+        raise ConfigError(
             "A streamed model cannot write its own calibration text.",
             "Every token would read the whole model from disk.",
             "Choose a corpus, or keep the weights in memory.",
@@ -89,7 +89,7 @@ def disk(config: SDSJob, facts: ModelFacts) -> int:
     A stage is float32, but for those that hold nothing but weights of a 16-bit model.
     """
     pruned = facts.linear_weights
-    same = {Stage.DENSE, *([Stage.FIRST] if config.base in UNCHANGED else [])}
+    same = {SDSStage.DENSE, *([SDSStage.FIRST] if config.base in UNCHANGED else [])}
     half = facts.dtype in ("float16", "bfloat16")
     stages = sum(pruned * (2 if half and stage in same else 4) for stage in config.stages)
     states = states_bytes(config, facts)
@@ -106,7 +106,7 @@ def refuse_full_disk(config: SDSJob, facts: ModelFacts) -> None:
     needed, root = disk(config, facts), settings().root
     free = shutil.disk_usage(root if root.exists() else ".").free
     if needed > free:
-        raise ConfigRefused(
+        raise ConfigError(
             "The run does not fit on the disk.",
             f"Its {len(config.stages)} stages and the saved model take about {readable(needed)}; "
             f"{readable(free)} are free.",

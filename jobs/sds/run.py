@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 
-from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSConfig, Stage
+from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSConfig, SDSStage
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import refuse_allocation
 from backend.models.facts import ModelFacts
@@ -18,7 +18,7 @@ from jobs.fields.model import ModelConfig
 from jobs.fields.text import TextConfig, check_text, context_length
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.runtime.costs import GRAM_SHARE
-from jobs.runtime.duration import seconds_for
+from jobs.runtime.duration import estimate_seconds
 from jobs.sds.estimate import memory, refuse_full_disk, refuse_sampling
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def check(config: SDSJob) -> Estimate:
     refuse_beyond(needed, memory_available(), facts.title)
     refuse_full_disk(config, facts)
     work = sum(parts(config, facts).values())
-    seconds, basis = seconds_for("sds", config.model, work)
+    seconds, basis = estimate_seconds("sds", config.model, work)
     return Estimate(seconds, sum(needed.values()), work, basis, warnings)
 
 
@@ -111,7 +111,7 @@ def run(config: SDSJob, context: JobContext) -> None:
         TEXT_ALONE, loaded, evaluation, context, batch=config.batch, labels=STAGE_LABELS,
         new=waiting(config.activations, loaded.facts, evaluation, context),
     )  # fmt: skip
-    quality.measure(Stage.DENSE, phases.phase("dense"))
+    quality.measure(SDSStage.DENSE, phases.phase("dense"))
     result = run_sds(
         loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune")
     )
@@ -150,7 +150,7 @@ def record(result: SDSResult, context: JobContext) -> None:
     context.environment(warnings=list(result.warnings))
 
 
-def save_model(loaded: LoadedModel, kept: Stage, config: SDSJob, context: JobContext) -> None:
+def save_model(loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: JobContext) -> None:
     """Saves the kept stage so that plain transformers can load it."""
     from backend.checkpoints import Checkpoints
     from backend.methods.sds.pipeline import install
@@ -165,7 +165,7 @@ def save_model(loaded: LoadedModel, kept: Stage, config: SDSJob, context: JobCon
     context.log(f"Saved the model ({STAGE_LABELS[kept]}). sha256 of its weights: {digest}")
 
 
-def card(loaded: LoadedModel, kept: Stage, config: SDSJob, run: str) -> str:
+def card(loaded: LoadedModel, kept: SDSStage, config: SDSJob, run: str) -> str:
     """The README beside the saved weights."""
     note = f"\nNote on the base: {loaded.facts.note}\n" if loaded.facts.note else ""
     method = "SDS" if config.until == "sds" else config.base
@@ -192,7 +192,9 @@ The whole config:
 
 def verdict(perplexity: Mapping[str, float]) -> str:
     """In words, whether the method helped on this model. `perplexity`: stage -> value."""
-    sds, first, control = (perplexity.get(s) for s in (Stage.SDS, Stage.FIRST, Stage.CONTROL))
+    sds, first, control = (
+        perplexity.get(s) for s in (SDSStage.SDS, SDSStage.FIRST, SDSStage.CONTROL)
+    )
     if sds is None or first is None:
         return ""
     text = f"SDS ends {_compared(sds, first)} the first pruning"

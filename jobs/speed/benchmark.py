@@ -7,30 +7,30 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from backend.errors import ConfigRefused
-from backend.methods.amphista.base_model import Target
+from backend.errors import ConfigError
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.benchmark import (
     VANILLA,
     Answers,
-    Summary,
-    ask,
+    DecoderSummary,
     packed,
     summarise,
+    time_decoders,
     unpacked,
 )
 from backend.methods.amphista.decoding.cost_model import SIZES as COST_SIZES
 from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.proposers import (
-    DraftedTree,
-    Lookup,
-    LookupFirst,
-    Nobody,
+    AssistantModel,
+    NoDraft,
+    PromptLookup,
+    PromptLookupFirst,
     Proposer,
-    SmallModel,
+    TreeProposer,
 )
 from backend.methods.amphista.decoding.tree import best_tree
-from backend.methods.amphista.generate import ready
+from backend.methods.amphista.generate import make_proposer
 from backend.models.loading import LoadedModel, load
 from backend.reporter import REPLAY, stop_if_asked
 from backend.text.prompts import Prompt, benchmark_prompts, end_ids, readable_ids
@@ -45,11 +45,11 @@ from jobs.speed.run import SIZES, TREE_PROMPTS, SpeedJob
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 
 
-class Contest:
+class DecodingBenchmark:
     """One speed job at work."""
 
     def __init__(
-        self, config: SpeedJob, loaded: LoadedModel, target: Target, context: JobContext
+        self, config: SpeedJob, loaded: LoadedModel, target: TargetModel, context: JobContext
     ) -> None:
         self.config, self.loaded, self.target, self.context = config, loaded, target, context
         self.prompts = self._prompts()
@@ -75,10 +75,10 @@ class Contest:
         """Times every drafter with trees of other sizes; draws both curves over the size."""
         for number, (name, drafter) in enumerate(self.drafters.items()):
             sizes = [n for n in SIZES if n <= 1 + len(drafter.growth)]
-            arms: dict[str, Proposer] = {VANILLA: Nobody()}
+            arms: dict[str, Proposer] = {VANILLA: NoDraft()}
             bound = drafter.bind(self.target)
             for n in sizes:
-                arms[str(n)] = DraftedTree(bound, self.target, best_tree(drafter.growth, n))
+                arms[str(n)] = TreeProposer(bound, self.target, best_tree(drafter.growth, n))
             phase = self.phases.phase(TREES, number, len(self.drafters))
             answered = self._ask_all(name, arms, self.prompts[:TREE_PROMPTS], 1, phase)
             for n in sizes:
@@ -92,23 +92,23 @@ class Contest:
     def _arms(self) -> dict[str, Proposer]:
         """Name -> proposer, vanilla first. Tree sizes are chosen once, whatever is resumed."""
         config, target = self.config, self.target
-        found: dict[str, Proposer] = {VANILLA: Nobody()}
+        found: dict[str, Proposer] = {VANILLA: NoDraft()}
         if config.lookup:
-            found[LOOKUP] = Lookup()
+            found[LOOKUP] = PromptLookup()
         if config.assistant:
             spec, device = absolute(config.assistant), str(target.device)
             small = load(spec, device, target.dtype, self.context.log)
-            found[ASSISTANT] = SmallModel(small.model, target.vocabulary)
+            found[ASSISTANT] = AssistantModel(small.model, target.vocabulary)
         stored = self.context.checkpoints.find(TREES)
         sizes = json.loads((stored / "sizes.json").read_text()) if stored else {}
         for name, drafter in self.drafters.items():
             nodes = sizes.get(name, config.nodes)
-            drafted = ready(target, drafter, nodes, least=2)
+            drafted = make_proposer(target, drafter, nodes, least=2)
             sizes[name] = drafted.nodes
             self.context.log(f"{name}, {drafter.arm}: a tree of {drafted.nodes} nodes.")
             found[name] = drafted
-            if config.combined and isinstance(drafted, DraftedTree):
-                found[name + COMBINED] = LookupFirst(drafted)
+            if config.combined and isinstance(drafted, TreeProposer):
+                found[name + COMBINED] = PromptLookupFirst(drafted)
         if not stored:
             self._settle(sizes)
         return found
@@ -128,7 +128,7 @@ class Contest:
         room = loaded.facts.context - config.max_new_tokens
         found = readable_ids(benchmark_prompts(name), loaded.tokenizer, room)
         if not found:
-            raise ConfigRefused(
+            raise ConfigError(
                 f"No prompt of {name} fits.",
                 f"{config.max_new_tokens} new tokens leave too little of the "
                 f"{loaded.facts.context} that the model reads.",
@@ -163,7 +163,7 @@ class Contest:
             phase.progress(number, len(prompts), REPLAY if folder else words)
             if folder is None:
                 limit = self.config.max_new_tokens
-                found = ask(self.target, arms, ids, limit, ends, rounds, phase, number)
+                found = time_decoders(self.target, arms, ids, limit, ends, rounds, phase, number)
                 with self.context.checkpoints.write(name) as draft:
                     (draft / "answers.json").write_text(json.dumps(packed(found)))
                 answered.append(found)
@@ -173,7 +173,7 @@ class Contest:
 
     # what is recorded ------------------------------------------------------------------------
 
-    def _record(self, name: str, found: Summary, proposer: Proposer) -> None:
+    def _record(self, name: str, found: DecoderSummary, proposer: Proposer) -> None:
         """The figures of one arm over all prompts."""
         result, drafter = self.context.result, self.drafters.get(name.removesuffix(COMBINED))
         speed, up, n = found.speed, found.speed_up, self.config.rounds
@@ -184,7 +184,7 @@ class Contest:
         lengths = {str(length): count for length, count in found.lengths.items()}
         passes = sum(found.lengths.values())
         more: dict[str, Any] = {}
-        if isinstance(proposer, DraftedTree):
+        if isinstance(proposer, TreeProposer):
             paths = proposer.tree.paths
             more["hits"] = {path_name(path): found.hits.get(path, 0.0) for path in paths}
         result(name, "accepted_length", found.accepted, n=passes, lengths=lengths, **more)
@@ -193,7 +193,7 @@ class Contest:
         same = {"first_difference": found.first_difference}
         result(name, "same_text", found.same / found.prompts, n=found.prompts, **same)
 
-    def _record_task(self, name: str, task: str, found: Summary) -> None:
+    def _record_task(self, name: str, task: str, found: DecoderSummary) -> None:
         up = found.speed_up
         self.context.result(
             name, f"speed_up/{task}", up.value, n=found.prompts, lowest=up.lowest,

@@ -39,7 +39,7 @@ class Row(Protocol):
 
 
 @dataclass
-class Arm:
+class DecoderReport:
     """One decoder's figures, as they were recorded.
 
     Attributes:
@@ -97,16 +97,16 @@ def path_named(name: str) -> tuple[int, ...]:
     return tuple(map(int, name.split(".")))
 
 
-def arms_of(results: Iterable[Row]) -> list[Arm]:
+def decoder_reports(results: Iterable[Row]) -> list[DecoderReport]:
     """The arms of a speed job, vanilla first, then the fastest."""
-    found: dict[str, Arm] = {}
+    found: dict[str, DecoderReport] = {}
     for row in results:
         if row.stage != "run":
-            _read(found.setdefault(row.stage, Arm(row.stage)), row)
+            _read(found.setdefault(row.stage, DecoderReport(row.stage)), row)
     return sorted(found.values(), key=lambda arm: (arm.name != VANILLA, -arm.speed_up))
 
 
-def _read(arm: Arm, row: Row) -> None:
+def _read(arm: DecoderReport, row: Row) -> None:
     """Puts one figure in its place."""
     more = row.details
     if "lowest" in more:
@@ -130,9 +130,9 @@ def _read(arm: Arm, row: Row) -> None:
             arm.tasks[metric.removeprefix(TASK)] = (row.value, more["accepted"])
 
 
-def sentences(results: Iterable[Row]) -> list[str]:
+def verdicts(results: Iterable[Row]) -> list[str]:
     """The verdict on every arm but vanilla; empty where nothing was compared."""
-    arms = arms_of(results)
+    arms = decoder_reports(results)
     if len(arms) < 2:
         return []
     vanilla = arms[0]
@@ -140,7 +140,7 @@ def sentences(results: Iterable[Row]) -> list[str]:
     return [*said, *_unquiet(vanilla)]
 
 
-def _unquiet(vanilla: Arm) -> list[str]:
+def _unquiet(vanilla: DecoderReport) -> list[str]:
     """Warns where the machine did not do the same work in the same time."""
     low, high = vanilla.ranges.get("tokens_per_second", (vanilla.speed, vanilla.speed))
     if high <= (1 + QUIET) * low:
@@ -151,7 +151,7 @@ def _unquiet(vanilla: Arm) -> list[str]:
     ]
 
 
-def _speed(arm: Arm) -> str:
+def _speed(arm: DecoderReport) -> str:
     low, high = arm.ranges.get("speed_up", (arm.speed_up, arm.speed_up))
     if low <= 1 + MARGIN and high >= 1 - MARGIN and abs(arm.speed_up - 1) < MARGIN:
         return f"is as fast as vanilla here ({arm.speed_up:.2f}×)."
@@ -159,7 +159,7 @@ def _speed(arm: Arm) -> str:
     return f"is {word} than vanilla here: {arm.speed_up:.2f}× ({low:.2f} to {high:.2f})."
 
 
-def _why(arm: Arm, vanilla: Arm) -> str:
+def _why(arm: DecoderReport, vanilla: DecoderReport) -> str:
     """Accepted against break-even, and where the time of a pass goes."""
     whole = sum(vanilla.milliseconds.values()) or 1.0
     cost = {part: value / whole for part, value in arm.milliseconds.items()}
@@ -182,7 +182,7 @@ def _why(arm: Arm, vanilla: Arm) -> str:
     return f"{text} What it loses most by is {dearest}."
 
 
-def _texts(arm: Arm) -> str:
+def _texts(arm: DecoderReport) -> str:
     if arm.same == 1:
         return f" All {arm.prompts} texts are vanilla's."
     same = round(arm.same * arm.prompts)

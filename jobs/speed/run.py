@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, memory_available, refuse_beyond, weight_memory
 from backend.models.sources.catalogue import inspect
 from backend.store.tables import Job
-from jobs.fields.base_model import BaseConfig, base_of, load_base, refuse_precision
+from jobs.fields.base_model import BaseConfig, load_model, refuse_precision, resolve_model
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.model import absolute
 from jobs.fields.prompts import PromptConfig, check_prompts
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.runtime.costs import DECODE_COST
-from jobs.runtime.duration import seconds_for
-from jobs.speed.report import LABELS, Arm, arms_of, sentences
+from jobs.runtime.duration import estimate_seconds
+from jobs.speed.report import LABELS, DecoderReport, decoder_reports, verdicts
 
 if TYPE_CHECKING:
     from jobs.runtime.context import JobContext
@@ -119,7 +119,7 @@ class SpeedJob(BaseConfig, TimingConfig, PromptConfig, JobConfig):
 
 def check(config: SpeedJob) -> Estimate:
     """Refuses what cannot work; tells what the rest will cost."""
-    base = base_of(config.model)
+    base = resolve_model(config.model)
     facts = base.facts
     refuse_precision(base, config.precision)
     runs = drafters_named(config.drafters, config.model, "drafters")
@@ -132,14 +132,14 @@ def check(config: SpeedJob) -> Estimate:
     needed = RUNTIME + sum(weight_memory(each) for each in (facts, *assistants)) + drafters
     refuse_beyond(needed, memory_available(), facts.title)
     cost = work(config, facts, len(runs))
-    seconds, basis = seconds_for(NAME, config.model, cost)
+    seconds, basis = estimate_seconds(NAME, config.model, cost)
     return Estimate(seconds, needed, cost, basis, warnings(config, runs))
 
 
 def refuse_unfit(config: SpeedJob, facts: ModelFacts, runs: Sequence[Job]) -> None:
     """Refuses answers longer than the model reads, and trees that no drafter fills."""
     if config.max_new_tokens >= facts.context:
-        raise ConfigRefused(
+        raise ConfigError(
             f"Answers of {config.max_new_tokens} tokens do not fit.",
             f"{facts.title} reads {facts.context} tokens, the prompt included.",
             "Choose fewer.",
@@ -148,7 +148,7 @@ def refuse_unfit(config: SpeedJob, facts: ModelFacts, runs: Sequence[Job]) -> No
     for job in runs:
         most = 1 + len(drafter_config(job)["growth"])
         if config.nodes > most:
-            raise ConfigRefused(
+            raise ConfigError(
                 f"A tree of {config.nodes} nodes is too large for {job.run}.",
                 f"On held-out text no more than {most} were ever right.",
                 f"Choose {most} or fewer, or 0.",
@@ -159,7 +159,7 @@ def refuse_unfit(config: SpeedJob, facts: ModelFacts, runs: Sequence[Job]) -> No
 def refuse_unlike(facts: ModelFacts, assistant: ModelFacts) -> None:
     """Refuses an assistant that writes other tokens."""
     if assistant.vocabulary != facts.vocabulary:
-        raise ConfigRefused(
+        raise ConfigError(
             f"{assistant.title} cannot draft for {facts.title}.",
             f"It knows {assistant.vocabulary} tokens, the model {facts.vocabulary}.",
             "Choose one with the same tokenizer.",
@@ -188,26 +188,26 @@ def work(config: SpeedJob, facts: ModelFacts, drafters: int) -> float:
 
 def run(config: SpeedJob, context: JobContext) -> None:
     """The whole job. The answers to a prompt are a checkpoint, so a killed job goes on."""
-    from backend.methods.amphista.base_model import Target
+    from backend.methods.amphista.base_model import TargetModel
     from backend.store import queries
     from jobs.runtime.environment import prepare
-    from jobs.speed.benchmark import Contest
+    from jobs.speed.benchmark import DecodingBenchmark
 
     device = prepare(config, context)
-    loaded = load_base(config.model, device, config.precision, context)
-    contest = Contest(config, loaded, Target(loaded.model), context)
+    loaded = load_model(config.model, device, config.precision, context)
+    contest = DecodingBenchmark(config, loaded, TargetModel(loaded.model), context)
     contest.compare()
     if config.try_sizes:
         contest.try_sizes()
     drafters = len(drafters_named(config.drafters, config.model, "drafters"))
     context.result("run", "work", work(config, loaded.facts, drafters))
     results = queries.results([context.run])
-    for sentence in sentences(results):
+    for sentence in verdicts(results):
         context.log(sentence)
-    record_fastest(arms_of(results), context)
+    record_fastest(decoder_reports(results), context)
 
 
-def record_fastest(arms: Sequence[Arm], context: JobContext) -> None:
+def record_fastest(arms: Sequence[DecoderReport], context: JobContext) -> None:
     """The figures of the fastest arm stand for the run, beside others."""
     fastest = max(arms, key=lambda arm: arm.speed)
     context.result("run", "tokens_per_second", fastest.speed, of=fastest.label)

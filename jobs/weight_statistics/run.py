@@ -12,7 +12,7 @@ from backend.models.sources.catalogue import inspect
 from jobs.fields.model import ModelConfig
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.runtime.costs import LOOKING
-from jobs.runtime.duration import seconds_for
+from jobs.runtime.duration import estimate_seconds
 
 if TYPE_CHECKING:
     from backend.models.stored_weights import StoredLinears
@@ -31,7 +31,7 @@ def check(config: StatisticsJob) -> Estimate:
     facts = inspect(config.model)
     needed = RUNTIME + 4 * COPIES * max(x.weights for x in facts.linears)
     refuse_beyond(needed, memory_available(), facts.title)
-    seconds, basis = seconds_for(NAME, config.model, work(facts))
+    seconds, basis = estimate_seconds(NAME, config.model, work(facts))
     return Estimate(seconds, needed, work(facts), basis)
 
 
@@ -64,7 +64,7 @@ def measured(stored: StoredLinears, block: int, device: str, context: JobContext
     """How many exact zeros a block holds; reports its figures unless an earlier attempt has."""
     from backend.models.block_offload import refuse_not_finite
     from backend.reporter import stop_if_asked
-    from backend.statistics.reference import Reference
+    from backend.statistics.reference import ReferenceTensor
 
     name = f"block-{block:03d}"
     if found := context.checkpoints.find(name):
@@ -74,7 +74,7 @@ def measured(stored: StoredLinears, block: int, device: str, context: JobContext
         for linear, weight in stored.block(block, device):
             stop_if_asked(context)
             refuse_not_finite(linear.name, weight)
-            taken = Reference(weight).measure(
+            taken = ReferenceTensor(weight).measure(
                 weight,
                 tensor=f"{linear.name}.weight",
                 block=block,

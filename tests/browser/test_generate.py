@@ -11,7 +11,7 @@ from sqlalchemy import select
 from backend.store import queries
 from backend.store.session import reading
 from backend.store.tables import Slot
-from jobs.generate.transcript import written
+from jobs.generate.transcript import read_transcript
 from tests.browser.conftest import EVIL, Dashboard, tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -37,8 +37,8 @@ def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
     expect(page).to_have_url(re.compile("run=generate-0001"))
     board = page.locator("#generate-board")
     expect(board).to_contain_text("succeeded")  # without a reload
-    first = written("generate-0001", 1)
-    assert first.text.strip() and first.text == written("generate-0001", 2).text
+    first = read_transcript("generate-0001", 1)
+    assert first.text.strip() and first.text == read_transcript("generate-0001", 2).text
     expect(page.get_by_test_id("answer-1")).to_contain_text(f"{len(first.tokens)} tokens")
     expect(page.get_by_test_id("answer-2")).to_contain_text("the same text as A")
     assert EVIL in board.inner_text() and page.evaluate("document.body.dataset.x") is None

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
 
-from backend.errors import MethodFailed
+from backend.errors import ComputeError
 from backend.evaluation import divergence as room
-from backend.evaluation.divergence import Comparison, Divergence, Reference
+from backend.evaluation.divergence import DenseOutputs, Divergence, DivergenceObserver
 from backend.evaluation.perplexity import perplexity
 from backend.models.blocks import block_linears
 from backend.models.greedy import greedy
@@ -62,10 +62,10 @@ def pruned(dense, share: float = 0.4):
 
 
 def compared(dense, other, rows: Tensor, batch: int, new: NewBatches = list) -> Divergence:
-    text, reference = text_of(rows), Reference(new)
+    text, reference = text_of(rows), DenseOutputs(new)
     with reference.recording(dense) as observe:
         perplexity(dense, text, batch, observe=observe)
-    comparison = Comparison(other, reference)
+    comparison = DivergenceObserver(other, reference)
     perplexity(other, text, batch, observe=comparison)
     return comparison.result()
 
@@ -107,21 +107,21 @@ def test_more_pruning_differs_more(rows: Tensor) -> None:
 
 
 def test_other_passes_and_a_broken_model_are_refused(dense, rows: Tensor) -> None:
-    reference = Reference()
+    reference = DenseOutputs()
     with reference.recording(dense) as observe:
         perplexity(dense, text_of(rows), 2, observe=observe)
     with pytest.raises(ValueError, match="other passes"):
-        perplexity(dense, text_of(rows), 5, observe=Comparison(dense, reference))
-    comparison = Comparison(dense, reference)
+        perplexity(dense, text_of(rows), 5, observe=DivergenceObserver(dense, reference))
+    comparison = DivergenceObserver(dense, reference)
     logits = torch.full((2, 40, VOCABULARY), torch.nan)
     comparison(rows[:2], logits)
-    with pytest.raises(MethodFailed, match="not finite"):
+    with pytest.raises(ComputeError, match="not finite"):
         comparison.result()
 
 
 def test_recording_leaves_no_hook(dense, rows: Tensor) -> None:
     before = len(dense.base_model._forward_hooks)
-    with Reference().recording(dense):
+    with DenseOutputs().recording(dense):
         pass
     assert all(not m._forward_hooks for m in dense.modules()) and before == 0
 

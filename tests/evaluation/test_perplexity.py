@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from backend.errors import MethodFailed, Stopped
+from backend.errors import CancelledError, ComputeError
 from backend.evaluation import perplexity as room
 from backend.evaluation.perplexity import perplexity, window_nlls
 from backend.models.hidden_states import batches_in
@@ -112,7 +112,7 @@ def test_the_beginning_token_is_recorded(model, rows: torch.Tensor) -> None:
 
 def test_overflow_is_told(model, rows: torch.Tensor) -> None:
     model.get_output_embeddings().weight.data[:] = torch.nan
-    with pytest.raises(MethodFailed, match="not finite"):
+    with pytest.raises(ComputeError, match="not finite"):
         perplexity(model, text_of(rows), 4)
 
 
@@ -133,7 +133,7 @@ def test_progress_and_stop(model, rows: torch.Tensor) -> None:
     perplexity(model, text_of(rows), 3, reporter)
     assert reporter.reports == [(0, 7), (3, 7), (6, 7), (7, 7)]
     reporter = Counting(limit=2)
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         perplexity(model, text_of(rows), 3, reporter)
     assert len(reporter.reports) == 2
 
@@ -150,6 +150,6 @@ def test_a_streamed_model_has_the_same_perplexity(batch: int, tmp_path: Path) ->
 
 def test_a_streamed_model_can_be_stopped_within_a_block(rows: torch.Tensor) -> None:
     reporter = Counting(limit=2)
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         perplexity(load("toy", streamed=True).model, text_of(rows), 2, reporter)
     assert reporter.reports == [(0, 7), (7 / 16, 7)]  # of 4 batches through 3 blocks and the head

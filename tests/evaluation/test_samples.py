@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import Stopped
+from backend.errors import CancelledError
 from backend.evaluation.samples import agreement, same_start, write_samples
 from backend.models.loading import load
 from backend.reporter import SilentReporter
@@ -48,7 +48,7 @@ def test_it_stops_between_two_tokens(toy) -> None:
             self.asked += 1
             return self.asked > 3
 
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         prompts = benchmark_prompts(STORIES, 1)
         write_samples(toy.model, toy.tokenizer, prompts, TOKENS, Impatient())
 

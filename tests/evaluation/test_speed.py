@@ -9,9 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import Stopped
+from backend.errors import CancelledError
 from backend.evaluation import speed as room
-from backend.evaluation.speed import Curve, Speed, csr, csr_curve, decode_seconds, semi_structured
+from backend.evaluation.speed import (
+    DecodingSpeed,
+    SparseProductCurve,
+    csr,
+    csr_curve,
+    decode_seconds,
+    semi_structured,
+)
 from backend.models.loading import load
 from backend.reporter import SilentReporter
 
@@ -24,7 +31,7 @@ class Impatient(SilentReporter):
 
 
 def test_the_median_of_the_rates_and_their_range() -> None:
-    found = Speed.of([1.0, 4.0, 2.0], 8)
+    found = DecodingSpeed.of([1.0, 4.0, 2.0], 8)
     assert (found.value, found.lowest, found.highest, found.repeats) == (4.0, 2.0, 8.0, 3)
 
 
@@ -59,7 +66,7 @@ def test_the_toy_is_really_decoded() -> None:
     toy = load("toy").model
     (found,) = decode_seconds([toy], [1, 2, 3], 2, 2, SilentReporter())
     assert len(found) == 2 and min(found) > 0
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         decode_seconds([toy], [1, 2, 3], 2, 2, Impatient())
 
 
@@ -73,14 +80,14 @@ def test_the_toy_is_really_decoded() -> None:
     ],
 )
 def test_where_it_breaks_even(speed_ups: tuple[float, ...], expected: float | None) -> None:
-    found = Curve((1, 1), (0.5, 0.7, 0.9), speed_ups).break_even
+    found = SparseProductCurve((1, 1), (0.5, 0.7, 0.9), speed_ups).break_even
     assert found == (None if expected is None else pytest.approx(expected))
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=8))
 def test_above_the_break_even_everything_measured_pays(speed_ups: list[float]) -> None:
     zeros = tuple((i + 1) / (len(speed_ups) + 1) for i in range(len(speed_ups)))
-    found = Curve((1, 1), zeros, tuple(speed_ups)).break_even
+    found = SparseProductCurve((1, 1), zeros, tuple(speed_ups)).break_even
     if found is None:
         assert speed_ups[-1] < 1
     else:
@@ -103,7 +110,7 @@ def test_the_curve_has_a_figure_for_each_share_and_can_be_stopped() -> None:
     curve = csr_curve(32, 48, CPU, SilentReporter(), (0.5, 0.9))
     assert curve.shape == (32, 48) and curve.zeros == (0.5, 0.9)
     assert all(x > 0 for x in curve.speed_up)
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         csr_curve(32, 48, CPU, Impatient(), (0.5,))
 
 

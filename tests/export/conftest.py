@@ -9,25 +9,25 @@ import torch
 
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import LoadedModel, load
-from backend.quantization.grid import Grid, Quantised
-from backend.quantization.range_search import find_grid
+from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.range_search import search_range
 
 
 @pytest.fixture
-def make_layer() -> Callable[..., Quantised]:
+def make_layer() -> Callable[..., QuantizedWeight]:
     """Codes, scales and zero-points at random; scales are float16 numbers."""
 
     def make(
         rows: int = 32, columns: int = 64, bits: int = 4, groups: int = 2, symmetric: bool = True,
         seed: int = 0, least_zero: int = 0,
-    ) -> Quantised:  # fmt: skip
+    ) -> QuantizedWeight:  # fmt: skip
         random = torch.Generator().manual_seed(seed)
         codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
         scale = (torch.rand(rows, groups, generator=random) * 0.1 + 0.01).half().float()
         zero = torch.full_like(scale, 2 ** (bits - 1))
         if not symmetric:
             zero = torch.randint(least_zero, 2**bits, scale.shape, generator=random).float()
-        return Quantised(Grid(bits, scale, zero), codes)
+        return QuantizedWeight(QuantGrid(bits, scale, zero), codes)
 
     return make
 
@@ -42,18 +42,20 @@ def toy() -> LoadedModel:
 
 
 @pytest.fixture
-def quantised(toy: LoadedModel) -> Callable[..., dict[str, Quantised]]:
+def quantised(toy: LoadedModel) -> Callable[..., dict[str, QuantizedWeight]]:
     """Rounds every linear of the toy's blocks; the model holds the result too."""
 
-    def make(bits: int = 4, group_size: int = 32, symmetric: bool = True) -> dict[str, Quantised]:
+    def make(
+        bits: int = 4, group_size: int = 32, symmetric: bool = True
+    ) -> dict[str, QuantizedWeight]:
         layers = {}
         for block in range(len(decoder_blocks(toy.model))):
             for linear in block_linears(toy.model, block).values():
                 W = linear.read()
-                grid = find_grid(W, bits, group_size, symmetric, "mse")
+                grid = search_range(W, bits, group_size, symmetric, "mse")
                 codes = grid.codes(W).to(torch.uint8)
-                snapped = Grid(bits, grid.scale.half().float(), grid.zero)
-                layers[linear.name] = Quantised(snapped, codes)
+                snapped = QuantGrid(bits, grid.scale.half().float(), grid.zero)
+                layers[linear.name] = QuantizedWeight(snapped, codes)
                 linear.write(layers[linear.name].dense())
         return layers
 

@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from backend.errors import ConfigRefused, ModelRefused
+from backend.errors import ConfigError, ModelError
 from backend.export.card import model_card
 from backend.export.formats import bits_per_weight
 from backend.export.layouts import Layout
 from backend.export.reading import load_packed, read_layers, read_layout
 from backend.export.writing import export
 from backend.models.blocks import block_linears
-from backend.quantization.grid import Quantised
+from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import PackedLinear
-from backend.quantization.range_search import find_grid
+from backend.quantization.range_search import search_range
 
 PLAIN = Path(__file__).with_name("plain_logits.py")
 IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]
@@ -124,7 +124,7 @@ def test_layers_left_dense_are_named_in_the_config(exported, toy, quantised, tmp
     ignored = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
     assert "lm_head" in ignored and "model.layers.2.mlp.down_proj" in ignored
     assert torch.equal(plain_logits(folder, tmp_path), logits(toy.model))
-    with pytest.raises(ConfigRefused, match="leave single layers"):
+    with pytest.raises(ConfigError, match="leave single layers"):
         export(toy.model, toy.tokenizer, some, Layout("gptq", 4, 32, True), torch.float16,
                folder, "")  # fmt: skip
 
@@ -158,14 +158,14 @@ def test_transposed_layers_are_written_the_way_their_model_has_them(toy, tmp_pat
     model = GPT2LMHeadModel(sizes).eval()
     layers = {}
     for linear in block_linears(model, 0).values():
-        grid = find_grid(linear.read(), 4, 32, True, "minmax")
-        layers[linear.name] = Quantised(grid, grid.codes(linear.read()).to(torch.uint8))
+        grid = search_range(linear.read(), 4, 32, True, "minmax")
+        layers[linear.name] = QuantizedWeight(grid, grid.codes(linear.read()).to(torch.uint8))
         linear.write(layers[linear.name].dense())
     export(model, toy.tokenizer, layers, Layout("dense", 4, 32, True), torch.float32, tmp_path, "")
     again = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     ids = torch.arange(20)[None]
     assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
-    with pytest.raises(ConfigRefused, match="transposed"):
+    with pytest.raises(ConfigError, match="transposed"):
         layout = Layout("compressed-tensors", 4, 32, True)
         export(model, toy.tokenizer, layers, layout, torch.float32, tmp_path, "")
 
@@ -185,7 +185,7 @@ def spoil_config(folder: Path, **changed: object) -> None:
 def test_a_config_that_does_not_fit_the_weights_is_refused(exported, changed: dict) -> None:
     folder, _ = exported()
     spoil_config(folder, **changed)
-    with pytest.raises(ModelRefused):
+    with pytest.raises(ModelError):
         read_layers(folder)
 
 
@@ -194,12 +194,12 @@ def test_damaged_and_foreign_folders_are_refused(exported, tmp_path: Path) -> No
     tensors = load_file(folder / "model.safetensors")
     name = "model.norm.weight"
     save_file({k: t for k, t in tensors.items() if k != name}, folder / "model.safetensors")
-    with pytest.raises(ModelRefused, match=r"misses model\.norm\.weight"):
+    with pytest.raises(ModelError, match=r"misses model\.norm\.weight"):
         load_packed(folder)
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ModelRefused):
+    with pytest.raises(ModelError):
         load_packed(folder)
-    with pytest.raises(ModelRefused, match="names no quantisation"):
+    with pytest.raises(ModelError, match="names no quantisation"):
         read_layout(tmp_path)
 
 

@@ -6,10 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from backend.errors import ConfigRefused
-from backend.export.formats import FORMATS, Choice, bits_per_weight, obstacle, refuse_unholdable
+from backend.errors import ConfigError
+from backend.export.formats import (
+    FORMATS,
+    ExportRequirements,
+    bits_per_weight,
+    obstacle,
+    refuse_unholdable,
+)
 
-PLAIN = Choice(4, True, "float16", False, True, frozenset({(64, 64), (32, 192)}))
+PLAIN = ExportRequirements(4, True, "float16", False, True, frozenset({(64, 64), (32, 192)}))
 
 
 def test_a_plain_choice_fits_everywhere() -> None:
@@ -30,7 +36,7 @@ def test_a_plain_choice_fits_everywhere() -> None:
 )
 def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, others: str) -> None:
     choice = replace(PLAIN, **changed)
-    with pytest.raises(ConfigRefused) as refused:
+    with pytest.raises(ConfigError) as refused:
         refuse_unholdable(format, choice)
     assert said in refused.value.why and refused.value.field == "format"
     assert refused.value.do == f"Choose {others}."

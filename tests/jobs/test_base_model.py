@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.export.layouts import Layout
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load, save
 from backend.models.sources.catalogue import inspect
-from backend.quantization.grid import Quantised
-from backend.quantization.range_search import find_grid
+from backend.quantization.grid import QuantizedWeight
+from backend.quantization.range_search import search_range
 from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job
-from jobs.fields.base_model import base_of
-from jobs.generate.transcript import written
+from jobs.fields.base_model import resolve_model
+from jobs.generate.transcript import read_transcript
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait
 
@@ -46,8 +46,8 @@ def saved(kind: str, bits: int = 0) -> str:
     layers = {}
     for block in range(len(decoder_blocks(toy.model))):
         for linear in block_linears(toy.model, block).values():
-            grid = find_grid(linear.read(), bits, 32, True, "mse")
-            layers[linear.name] = Quantised(grid, grid.codes(linear.read()).to(torch.uint8))
+            grid = search_range(linear.read(), bits, 32, True, "mse")
+            layers[linear.name] = QuantizedWeight(grid, grid.codes(linear.read()).to(torch.uint8))
     layout = Layout("compressed-tensors", bits, 32, True)
     export(toy.model, toy.tokenizer, layers, layout, torch.float16, folder, "# card")
     return run
@@ -55,11 +55,11 @@ def saved(kind: str, bits: int = 0) -> str:
 
 def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
     plain, packed = saved("sds"), saved("dlqat", bits=4)
-    assert base_of("toy").source == "toy" and not base_of("toy").packed
-    assert base_of(plain).source == str(run_folder(plain) / "model")
-    assert base_of(packed).packed and base_of(packed).facts == inspect("toy")
-    with pytest.raises(ConfigRefused, match="sds-0999") as refused:
-        base_of("sds-0999", "sides")
+    assert resolve_model("toy").source == "toy" and not resolve_model("toy").packed
+    assert resolve_model(plain).source == str(run_folder(plain) / "model")
+    assert resolve_model(packed).packed and resolve_model(packed).facts == inspect("toy")
+    with pytest.raises(ConfigError, match="sds-0999") as refused:
+        resolve_model("sds-0999", "sides")
     assert refused.value.field == "sides"
 
 
@@ -72,7 +72,7 @@ def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: 
     else:
         config.write_text(config.read_text()[:20])
     for kind, field in (("speed", "model"), ("generate", "sides")):
-        with pytest.raises(ConfigRefused, match="not whole") as refused:
+        with pytest.raises(ConfigError, match="not whole") as refused:
             checked(kind, {"sides": run, **ASKED} if kind == "generate" else {"model": run})
         assert refused.value.field == field
 
@@ -82,7 +82,7 @@ def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> Non
     run = saved("dlqat", bits=4)
     values = {"sides": run, **ASKED} if kind == "generate" else {"model": run}
     checked(kind, values)
-    with pytest.raises(ConfigRefused, match="do not compute in float32") as refused:
+    with pytest.raises(ConfigError, match="do not compute in float32") as refused:
         checked(kind, {**values, "precision": "float32"})
     assert refused.value.field == "precision"
 
@@ -99,7 +99,7 @@ def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) 
     job = submit("generate", {**ASKED, "sides": f"{base}, {trained.run}", "nodes": 2}, HOST)
     ended = wait(job.id, State.SUCCEEDED, State.FAILED)
     assert ended == State.SUCCEEDED, queries.job(job.id).error
-    alone, drafted = written(job.run, 1), written(job.run, 2)
+    alone, drafted = read_transcript(job.run, 1), read_transcript(job.run, 2)
     assert alone.text and drafted.text[:4] == alone.text[:4]  # in 16 bits near ties may part
     other = saved("dlqat", bits=3)
     with writing() as session:  # as if its base had been trained anew

@@ -9,7 +9,7 @@ import pytest
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
-from jobs.runtime.duration import START_S, seconds_for
+from jobs.runtime.duration import START_S, estimate_seconds
 from jobs.submit import checked
 
 
@@ -30,7 +30,7 @@ def finished(
 
 
 def test_nobody_has_finished_yet(queue: Path) -> None:
-    seconds, basis = seconds_for("amphista", "toy", 1e12, timed=60)
+    seconds, basis = estimate_seconds("amphista", "toy", 1e12, timed=60)
     assert seconds > 60 + START_S and "first guess" in basis
 
 
@@ -40,22 +40,22 @@ def test_runs_of_the_same_size_count(queue: Path) -> None:
         finished(number, 1e9, START_S + seconds)
     for number, seconds in enumerate((100, 110, 900), 11):
         finished(number, 1e12, START_S + seconds)
-    seconds, basis = seconds_for("amphista", "toy", 2e12)
+    seconds, basis = estimate_seconds("amphista", "toy", 2e12)
     assert seconds == pytest.approx(START_S + 220) and basis == "learned from 3 finished runs"
-    assert seconds_for("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 32)
+    assert estimate_seconds("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 32)
 
 
 def test_of_equal_runs_the_newest_count(queue: Path) -> None:
     """The machine, or the program, has become faster."""
     for number, seconds in enumerate((100, 100, 100, 10, 10, 10), 1):
         finished(number, 1e9, START_S + seconds)
-    assert seconds_for("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 10)
+    assert estimate_seconds("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 10)
 
 
 def test_given_time_is_taken_as_given(queue: Path) -> None:
     finished(1, 1e9, START_S + 40 + 600, timed=600)
-    assert seconds_for("amphista", "toy", 1e9, timed=60)[0] == pytest.approx(START_S + 40 + 60)
-    assert "first guess" in seconds_for("amphista", "toy", 1e9)[1]  # whose steps are given
+    assert estimate_seconds("amphista", "toy", 1e9, timed=60)[0] == pytest.approx(START_S + 40 + 60)
+    assert "first guess" in estimate_seconds("amphista", "toy", 1e9)[1]  # whose steps are given
     short, long = (
         checked("amphista", {"model": "toy", "minutes": minutes})[1] for minutes in (1, 11)
     )
@@ -68,4 +68,4 @@ def test_others_and_interrupted_runs_teach_nothing(queue: Path) -> None:
     finished(2, 1e9, 5000, attempts_made=2)
     finished(3, 1e9, 5000, kind="sds")
     finished(4, 1e9, 5000, state=State.FAILED)
-    assert "first guess" in seconds_for("amphista", "toy", 1e9)[1]
+    assert "first guess" in estimate_seconds("amphista", "toy", 1e9)[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import Forbidden, NotFound
+from backend.errors import ForbiddenError, NotFoundError
 from backend.models.sources.toy.stories import stories
 from backend.queue.service import Actor
 from backend.settings import settings
@@ -123,11 +123,11 @@ def test_nothing_is_said_before_both_have_succeeded(queue: Path, state: State) -
 
 def test_who_may_not_and_what_is_not_there(queue: Path) -> None:
     made(1, {})
-    with pytest.raises(Forbidden):
+    with pytest.raises(ForbiddenError):
         replay(1, Actor("eve"))
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         replay(2, HOST)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         compare(1, 2)
 
 

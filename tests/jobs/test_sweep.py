@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import ConfigRefused, Forbidden, SlimscopeError
+from backend.errors import ConfigError, ForbiddenError, SlimscopeError
 from backend.queue import service
 from backend.queue.service import Actor
 from backend.store import queries
@@ -51,7 +51,7 @@ def test_values_are_lists_ranges_and_quoted() -> None:
     ],
 )
 def test_what_cannot_be_swept_names_its_field(pairs: list[tuple[str, str]], field: str) -> None:
-    with pytest.raises(ConfigRefused) as refused:
+    with pytest.raises(ConfigError) as refused:
         sweep.read("sds", pairs)
     assert refused.value.field == field
 
@@ -106,7 +106,7 @@ def test_all_are_queued_in_one_transaction_or_none(
 
 
 def test_a_guest_may_not(queue: Path) -> None:
-    with pytest.raises(Forbidden):
+    with pytest.raises(ForbiddenError):
         sweep.queue("count", {}, {"steps": ["1", "2"]}, Actor("eve"))
 
 

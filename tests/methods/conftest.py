@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.methods.calibration import Inputs
+from backend.methods.calibration import InputStatistics
 from backend.models.loading import load
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
@@ -26,9 +26,9 @@ class Layer:
     X: Tensor
 
     @property
-    def inputs(self) -> Inputs:
+    def inputs(self) -> InputStatistics:
         H = self.X @ self.X.T / self.X.shape[1]
-        return Inputs(self.X.shape[1], H.diagonal(), H)
+        return InputStatistics(self.X.shape[1], H.diagonal(), H)
 
     def error(self, W: Tensor) -> float:
         """Mean over tokens of the squared change of the outputs, straight from X."""

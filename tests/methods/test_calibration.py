@@ -17,10 +17,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from backend.errors import MethodFailed, Stopped
-from backend.methods.calibration import InputCollector, Inputs, Need, Target, output_energy
+from backend.errors import CancelledError, ComputeError
+from backend.methods.calibration import (
+    DenseReference,
+    InputCollector,
+    InputStatistics,
+    StatisticsLevel,
+    output_energy,
+)
 from backend.models.block_forward import open_stream, run_block
-from backend.models.blocks import Linear, block_linears
+from backend.models.blocks import LinearWeight, block_linears
 
 SMALL: dict[str, Any] = {"vocab_size": 50, "max_position_embeddings": 32}
 LENGTH = 12
@@ -47,8 +53,8 @@ def ids() -> Tensor:
 
 
 def block_inputs(
-    model: PreTrainedModel, ids: Tensor, block: int, need: Need, batch: int
-) -> dict[str, Inputs]:
+    model: PreTrainedModel, ids: Tensor, block: int, need: StatisticsLevel, batch: int
+) -> dict[str, InputStatistics]:
     """What `block` reads, with the model run block by block."""
     stream = open_stream(model, ids, batch)
     hidden = stream.hidden
@@ -80,7 +86,7 @@ def test_grams_are_those_of_the_whole_model(
     kind: str, attention: str, batch: int, ids: Tensor
 ) -> None:
     model = build(kind, attention)
-    found = block_inputs(model, ids, 1, Need.GRAM, batch)
+    found = block_inputs(model, ids, 1, StatisticsLevel.GRAM, batch)
     expected = whole_model_inputs(model, ids, 1)
     assert found.keys() == expected.keys()
     for name, X in expected.items():
@@ -92,7 +98,8 @@ def test_grams_are_those_of_the_whole_model(
 def test_energy_and_segments_agree_with_the_gram(ids: Tensor) -> None:
     model = build("opt")  # flattens [b, L, d] to [b * L, d] before its feed-forward layers
     gram, energy, segments = (
-        block_inputs(model, ids, 0, need, 3) for need in (Need.GRAM, Need.ENERGY, Need.SEGMENTS)
+        block_inputs(model, ids, 0, need, 3)
+        for need in (StatisticsLevel.GRAM, StatisticsLevel.ENERGY, StatisticsLevel.SEGMENTS)
     )
     X = whole_model_inputs(model, ids, 0)
     for name in gram:
@@ -106,7 +113,7 @@ def test_energy_and_segments_agree_with_the_gram(ids: Tensor) -> None:
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 def test_layers_that_read_the_same_tensor_share_one_gram(kind: str, ids: Tensor) -> None:
     groups: dict[int, list[str]] = {}
-    for name, inputs in block_inputs(build(kind), ids, 0, Need.GRAM, 2).items():
+    for name, inputs in block_inputs(build(kind), ids, 0, StatisticsLevel.GRAM, 2).items():
         groups.setdefault(id(inputs), []).append(name.rpartition(".")[2])
     found = sorted(sorted(group) for group in groups.values())
     attention = ["k_proj", "q_proj", "v_proj"]
@@ -116,12 +123,14 @@ def test_layers_that_read_the_same_tensor_share_one_gram(kind: str, ids: Tensor)
         assert found == [["fc1"], ["fc2"], attention, ["out_proj"]]
 
 
-def linear(columns: int) -> dict[str, Linear]:
-    return {"x": Linear("model.x", 0, "x", nn.Linear(columns, 4))}
+def linear(columns: int) -> dict[str, LinearWeight]:
+    return {"x": LinearWeight("model.x", 0, "x", nn.Linear(columns, 4))}
 
 
 @torch.no_grad()
-def collected(X: Tensor, need: Need = Need.GRAM, pieces: int = 1) -> Inputs:
+def collected(
+    X: Tensor, need: StatisticsLevel = StatisticsLevel.GRAM, pieces: int = 1
+) -> InputStatistics:
     linears = linear(X.shape[-1])
     layer = linears["x"].layer.to(X.dtype)
     with InputCollector(linears, need, X.shape[1]) as collector:
@@ -154,25 +163,29 @@ def test_the_objective_is_the_error_of_the_outputs() -> None:
     direct = (((W - dense) @ rows.T) ** 2).sum().item() / len(rows)
     energy = ((dense @ rows.T) ** 2).sum().item() / len(rows)
     assert output_energy(W - dense, inputs.gram) == pytest.approx(direct, rel=1e-5)
-    assert Target(dense, inputs).relative_error(W) == pytest.approx(direct / energy, rel=1e-5)
+    assert DenseReference(dense, inputs).relative_error(W) == pytest.approx(
+        direct / energy, rel=1e-5
+    )
 
 
 def test_a_layer_that_is_never_reached_by_anything_has_no_error() -> None:
     inputs = collected(torch.zeros(2, 3, 8))
-    assert Target(torch.ones(4, 8), inputs).relative_error(torch.zeros(4, 8)) == 0
+    assert DenseReference(torch.ones(4, 8), inputs).relative_error(torch.zeros(4, 8)) == 0
 
 
 def test_an_input_that_is_not_finite_names_its_layer() -> None:
     X = torch.randn(2, 3, 8)
     X[1, 2, 3] = torch.inf
-    with pytest.raises(MethodFailed, match=r"model\.x"):
+    with pytest.raises(ComputeError, match=r"model\.x"):
         collected(X)
 
 
 def test_a_stop_can_come_at_every_batch(ids: Tensor) -> None:
     model, asked = build("llama"), []
     stream = open_stream(model, ids, 2)
-    with InputCollector(block_linears(model, 0), Need.GRAM, LENGTH, lambda: asked.append(1)):
+    with InputCollector(
+        block_linears(model, 0), StatisticsLevel.GRAM, LENGTH, lambda: asked.append(1)
+    ):
         run_block(model, stream, 0, stream.hidden)
     assert len(asked) == len(stream.hidden) == 4
 
@@ -182,9 +195,9 @@ def test_hooks_are_gone_even_after_a_stop(ids: Tensor) -> None:
     stream = open_stream(model, ids, 2)
 
     def stop() -> None:
-        raise Stopped
+        raise CancelledError
 
     linears = block_linears(model, 0)
-    with pytest.raises(Stopped), InputCollector(linears, Need.GRAM, LENGTH, stop):
+    with pytest.raises(CancelledError), InputCollector(linears, StatisticsLevel.GRAM, LENGTH, stop):
         run_block(model, stream, 0, stream.hidden)
     assert not any(one.layer._forward_pre_hooks for one in linears.values())

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from backend.errors import ModelRefused, Stopped
+from backend.errors import CancelledError, ModelError
 from backend.models.block_forward import each_logits, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load, weights_hash
@@ -132,7 +132,7 @@ def test_equal_arguments_are_kept_once(model, tokens):
 def test_a_model_that_works_between_its_blocks_is_refused(make, tokens):
     model = make("llama")
     decoder_blocks(model)[0].register_forward_hook(lambda module, args, out: out * 2)
-    with pytest.raises(ModelRefused, match="between its decoder blocks"):
+    with pytest.raises(ModelError, match="between its decoder blocks"):
         open_stream(model, tokens, 4)
 
 
@@ -169,9 +169,9 @@ def test_a_pass_can_be_ended_before_each_batch(make, tokens):
     def safe_point():
         points.append(1)
         if len(points) == 2:
-            raise Stopped
+            raise CancelledError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         run_block(model, stream, 0, stream.hidden, safe_point)
     assert len(points) == 2
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from backend.errors import ModelRefused, Stopped
+from backend.errors import CancelledError, ModelError
 from backend.models import loading
 from backend.models.block_forward import each_logits
 from backend.models.block_offload import each_parameter, is_streamed, put, resident, stream_from
@@ -103,8 +103,8 @@ def test_nested_and_after_an_error(pair):
             assert in_memory(streamed) == [1]
         assert torch.equal(block_linears(streamed, 1)["fc1"].read(), weight)
     assert torch.equal(weight, block_linears(whole, 1)["fc1"].read())
-    with pytest.raises(Stopped), resident(streamed, 1):
-        raise Stopped
+    with pytest.raises(CancelledError), resident(streamed, 1):
+        raise CancelledError
     assert in_memory(streamed) == []
 
 
@@ -168,7 +168,7 @@ def test_a_block_that_is_not_finite_is_named_when_it_is_read(own_folder):
     model = load(rewritten(own_folder, harm), streamed=True).model
     with resident(model, 0):
         pass
-    with pytest.raises(ModelRefused, match=r"layers\.1\.mlp\.up_proj.* not finite") as caught:
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj.* not finite") as caught:
         weights_hash(model)
     assert caught.value.field == "model"
     assert in_memory(model) == []
@@ -178,14 +178,14 @@ def test_what_is_outside_of_blocks_is_looked_at_when_it_is_loaded(own_folder):
     def harm(weights):
         weights["model.norm.weight"][0] = math.inf
 
-    with pytest.raises(ModelRefused, match=r"model\.norm"):
+    with pytest.raises(ModelError, match=r"model\.norm"):
         load(rewritten(own_folder, harm), streamed=True)
 
 
 @pytest.mark.parametrize("name", ["model.layers.2.mlp.up_proj.weight", "model.norm.weight"])
 def test_missing_weights_are_not_made_up(own_folder, name):
     folder = rewritten(own_folder, lambda weights: weights.pop(name))
-    with pytest.raises(ModelRefused, match=name.replace(".", r"\.")):
+    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
         load(folder, streamed=True)
 
 
@@ -194,14 +194,14 @@ def test_a_weight_of_another_shape_is_refused(own_folder):
         weights["model.layers.1.input_layernorm.weight"] = torch.ones(63)
 
     model = load(rewritten(own_folder, harm), streamed=True).model
-    with pytest.raises(ModelRefused, match=r"shape \[63\], not \[64\]"):
+    with pytest.raises(ModelError, match=r"shape \[63\], not \[64\]"):
         weights_hash(model)
 
 
 def test_a_file_that_vanishes_is_told(own_folder):
     model = load(rewritten(own_folder, lambda _: None), streamed=True).model
     (own_folder / "model.safetensors").unlink()
-    with pytest.raises(ModelRefused, match="no longer be read"), resident(model, 0):
+    with pytest.raises(ModelError, match="no longer be read"), resident(model, 0):
         pass
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from transformers import MixtralConfig, Qwen3MoeConfig
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import weights_hash
 
@@ -127,6 +127,6 @@ def test_experts_are_refused(kind, make):
         num_experts=4,
         head_dim=8,
     )
-    with pytest.raises(ModelRefused, match="experts") as refusal:
+    with pytest.raises(ModelError, match="experts") as refusal:
         decoder_blocks(make(config))
     assert refusal.value.field == "model"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.models.hidden_states import FileBatches, batches_in
+from backend.models.hidden_states import HiddenStatesOnDisk, batches_in
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 17))
@@ -18,7 +18,7 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 17))
 @settings(max_examples=30, deadline=None)
 @given(st.lists(SHAPES, max_size=5), st.sampled_from(DTYPES))
 def test_they_come_back_bit_for_bit(tmp_path_factory, shapes, dtype):
-    kept = FileBatches(tmp_path_factory.mktemp("states"))
+    kept = HiddenStatesOnDisk(tmp_path_factory.mktemp("states"))
     batches = [torch.randn(shape).to(dtype) for shape in shapes]
     for states in batches:
         kept.append(states)
@@ -29,7 +29,7 @@ def test_they_come_back_bit_for_bit(tmp_path_factory, shapes, dtype):
 
 
 def test_values_that_are_not_numbers_and_other_layouts(tmp_path: Path) -> None:
-    kept, states = FileBatches(tmp_path), torch.randn(2, 6, 4).transpose(1, 2)
+    kept, states = HiddenStatesOnDisk(tmp_path), torch.randn(2, 6, 4).transpose(1, 2)
     states[0, 0, 0], states[0, 1, 0] = torch.nan, -0.0
     kept.append(states)
     (found,) = kept
@@ -37,7 +37,7 @@ def test_values_that_are_not_numbers_and_other_layouts(tmp_path: Path) -> None:
 
 
 def test_two_may_read_at_once_and_what_is_read_is_a_copy(tmp_path: Path) -> None:
-    kept = FileBatches(tmp_path)
+    kept = HiddenStatesOnDisk(tmp_path)
     for value in (1.0, 2.0):
         kept.append(torch.full((1, 2, 3), value))
     for left, right in zip(kept, kept, strict=True):
@@ -49,18 +49,18 @@ def test_two_may_read_at_once_and_what_is_read_is_a_copy(tmp_path: Path) -> None
 
 
 def test_the_file_has_no_name(tmp_path: Path) -> None:
-    kept = FileBatches(tmp_path / "new" / "folder")
+    kept = HiddenStatesOnDisk(tmp_path / "new" / "folder")
     kept.append(torch.ones(8, 64, 64))
     assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
 def test_memory_or_disk(tmp_path: Path) -> None:
     assert isinstance(batches_in(None)(), list)
-    assert isinstance(batches_in(tmp_path)(), FileBatches)
+    assert isinstance(batches_in(tmp_path)(), HiddenStatesOnDisk)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_they_come_back_to_their_device(tmp_path: Path) -> None:
-    kept = FileBatches(tmp_path)
+    kept = HiddenStatesOnDisk(tmp_path)
     kept.append(torch.ones(1, 2, 3, device="cuda"))
     assert next(iter(kept)).is_cuda

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models import loading
 from backend.models.blocks import block_linears
 from backend.models.loading import load, save, weights_hash
@@ -108,7 +108,7 @@ def test_values_that_are_not_finite_are_refused(own_folder):
     weights = load_file(own_folder / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][2, 3] = math.nan
     save_file(weights, own_folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelRefused, match=r"layers\.1\.mlp\.up_proj"):
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
         load(str(own_folder))
 
 
@@ -116,7 +116,7 @@ def test_missing_weights_are_not_made_up(own_folder):
     weights = load_file(own_folder / "model.safetensors")
     del weights["model.layers.1.input_layernorm.weight"]
     save_file(weights, own_folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelRefused, match=r"input_layernorm"):
+    with pytest.raises(ModelError, match=r"input_layernorm"):
         load(str(own_folder))
 
 
@@ -124,13 +124,13 @@ def test_an_architecture_transformers_does_not_know_is_refused(own_folder):
     config = json.loads((own_folder / "config.json").read_text())
     config |= {"model_type": "nosuchlm", "architectures": ["NoSuchForCausalLM"]}
     (own_folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelRefused, match="transformers cannot read it"):
+    with pytest.raises(ModelError, match="transformers cannot read it"):
         load(str(own_folder))
 
 
 def test_a_model_beyond_the_memory_is_refused_with_both_numbers(monkeypatch):
     monkeypatch.setattr(loading, "memory_available", lambda: 1_000_000)
-    with pytest.raises(ModelRefused, match=r"630 MB; 1 MB"):
+    with pytest.raises(ModelError, match=r"630 MB; 1 MB"):
         load("toy")
 
 

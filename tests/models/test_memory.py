@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.memory import (
     RUNTIME,
     block_weights,
@@ -83,14 +83,14 @@ def test_where_hidden_states_wait(choice, needed, waits):
 )
 def test_refusal_names_what_to_lower(largest, said, field):
     parts = {"runtime": 10**9, "weights": 5, "activations": 5, "logits": 5, "grams": 0}
-    with pytest.raises(ModelRefused, match=r"about 10 GB; 8 GB.*9 GB, is for") as caught:
+    with pytest.raises(ModelError, match=r"about 10 GB; 8 GB.*9 GB, is for") as caught:
         refuse_beyond(parts | {largest: 9 * 10**9}, 8 * 10**9, "It")
     assert said in caught.value.do and caught.value.field == field
 
 
 def test_refusal_names_both_numbers():
     refuse_beyond(10, 10, "It")
-    with pytest.raises(ModelRefused, match=r"12 GB; 8\.5 GB"):
+    with pytest.raises(ModelError, match=r"12 GB; 8\.5 GB"):
         refuse_beyond(12 * 10**9, 8_500_000_000, "It")
 
 

@@ -8,7 +8,7 @@ import time
 
 from pydantic import Field
 
-from backend.errors import MethodFailed
+from backend.errors import ComputeError
 from backend.reporter import stop_if_asked
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.runtime.context import JobContext
@@ -34,7 +34,7 @@ def count(config: CountConfig, context: JobContext) -> None:
         if step == config.dies_at and context.attempt_n == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == config.fails_at and context.attempt_n == 1:
-            raise MethodFailed("The count failed.", "It was told to.", "Resume it.")
+            raise ComputeError("The count failed.", "It was told to.", "Resume it.")
         context.metric("count", step, step)
         context.metric("attempt", context.attempt_n, step)
         time.sleep(config.pause)

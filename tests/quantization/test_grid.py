@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import ModelRefused
-from backend.quantization.grid import Grid, Quantised, quantised_from
+from backend.errors import ModelError
+from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
 
 
-def grid(bits: int = 3, rows: int = 4, groups: int = 2, seed: int = 0) -> Grid:
+def grid(bits: int = 3, rows: int = 4, groups: int = 2, seed: int = 0) -> QuantGrid:
     random = torch.Generator().manual_seed(seed)
     scale = torch.rand(rows, groups, generator=random) + 0.05
-    return Grid(bits, scale, torch.randint(0, 2**bits, scale.shape, generator=random).float())
+    return QuantGrid(bits, scale, torch.randint(0, 2**bits, scale.shape, generator=random).float())
 
 
 @given(st.integers(2, 8), st.integers(0, 10**6))
@@ -40,7 +40,7 @@ def test_zero_is_on_every_grid() -> None:
 
 def test_a_layer_survives_being_stored() -> None:
     space = grid()
-    layer = Quantised(space, torch.randint(0, 8, (4, 16), dtype=torch.uint8))
+    layer = QuantizedWeight(space, torch.randint(0, 8, (4, 16), dtype=torch.uint8))
     again = quantised_from("x", 3, layer.tensors())
     assert torch.equal(again.dense(), layer.dense()) and again.group_size == 8
 
@@ -58,13 +58,15 @@ def test_a_layer_survives_being_stored() -> None:
 def test_tensors_that_do_not_belong_together_are_refused(
     part: str, tensor: torch.Tensor, said: str
 ) -> None:
-    tensors = Quantised(grid(), torch.zeros(4, 16, dtype=torch.uint8)).tensors() | {part: tensor}
-    with pytest.raises(ModelRefused, match=said):
+    tensors = QuantizedWeight(grid(), torch.zeros(4, 16, dtype=torch.uint8)).tensors() | {
+        part: tensor
+    }
+    with pytest.raises(ModelError, match=said):
         quantised_from("model.x", 3, tensors)
 
 
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_out_of_range_are_refused(bits: int) -> None:
-    tensors = Quantised(grid(), torch.zeros(4, 16, dtype=torch.uint8)).tensors()
-    with pytest.raises(ModelRefused):
+    tensors = QuantizedWeight(grid(), torch.zeros(4, 16, dtype=torch.uint8)).tensors()
+    with pytest.raises(ModelError):
         quantised_from("model.x", bits, tensors | {"zero": torch.zeros(4, 2)})

@@ -7,13 +7,13 @@ import torch
 from torch.nn.functional import linear
 
 from backend.quantization import packed_linear
-from backend.quantization.grid import Grid, Quantised
+from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.packed_linear import FEW, PackedLinear, obstacle
 
 
 def layer(
     bits: int = 4, rows: int = 32, columns: int = 128, size: int = 32, symmetric: bool = True
-) -> Quantised:
+) -> QuantizedWeight:
     random = torch.Generator().manual_seed(bits)
     codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
     scale = torch.rand(rows, columns // size, generator=random).bfloat16().float() + 0.0625
@@ -21,7 +21,7 @@ def layer(
     zero = torch.full_like(scale, 2 ** (bits - 1))
     if not symmetric:
         zero = torch.randint(0, 2**bits, scale.shape, generator=random).float()
-    return Quantised(Grid(bits, scale, zero), codes)
+    return QuantizedWeight(QuantGrid(bits, scale, zero), codes)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -68,7 +68,7 @@ def test_bias_and_leading_dimensions() -> None:
         (layer(size=8), "groups of 8"),
     ],
 )
-def test_what_cannot_run_says_why(held: Quantised, said: str) -> None:
+def test_what_cannot_run_says_why(held: QuantizedWeight, said: str) -> None:
     assert said in obstacle(held)
 
 

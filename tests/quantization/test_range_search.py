@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.quantization.grid import Grid
-from backend.quantization.range_search import RATIOS, _gradients, find_grid, group_sums
+from backend.quantization.grid import QuantGrid
+from backend.quantization.range_search import RATIOS, _gradients, group_sums, search_range
 
 SPACES = ["minmax", "mse", "weighted", "lsq"]
 
@@ -27,7 +27,7 @@ def energy() -> Tensor:
     return torch.randn(96, generator=torch.Generator().manual_seed(1)).exp()
 
 
-def error(W: Tensor, grid: Grid, energy: Tensor | None = None) -> Tensor:
+def error(W: Tensor, grid: QuantGrid, energy: Tensor | None = None) -> Tensor:
     """Squared error of each group."""
     D = (grid.nearest(W) - W).square() * (1 if energy is None else energy)
     return D.view(len(W), grid.groups, -1).sum(-1)
@@ -36,7 +36,7 @@ def error(W: Tensor, grid: Grid, energy: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_min_max_grid_reaches_both_ends(W: Tensor, bits: int, symmetric: bool) -> None:
-    grid = find_grid(W, bits, 32, symmetric, "minmax")
+    grid = search_range(W, bits, 32, symmetric, "minmax")
     step = grid.scale.repeat_interleave(32, 1)
     assert ((grid.nearest(W) - W).abs() <= step * (0.5 + 1e-4)).all()
     assert grid.symmetric is symmetric
@@ -47,10 +47,10 @@ def test_the_min_max_grid_reaches_both_ends(W: Tensor, bits: int, symmetric: boo
 def test_the_min_max_equations(W: Tensor) -> None:
     V = W.view(24, 3, 32)
     low, high = V.amin(-1).clamp(max=0), V.amax(-1).clamp(min=0)
-    free = find_grid(W, 3, 32, False, "minmax")
+    free = search_range(W, 3, 32, False, "minmax")
     assert torch.allclose(free.scale, (high - low) / 7)
     assert torch.equal(free.zero, (-low / free.scale).round())
-    even = find_grid(W, 3, 32, True, "minmax")
+    even = search_range(W, 3, 32, True, "minmax")
     assert torch.allclose(even.scale, V.abs().amax(-1) / 3.5)
 
 
@@ -70,13 +70,13 @@ def test_the_clip_search_takes_the_best_ratio_of_each_group(
         else:
             scale = (high - low) / (2**bits - 1)
             zero = (-low / scale).round().clamp(0, 2**bits - 1)
-        least = torch.minimum(least, error(W, Grid(bits, scale, zero)))
-    found = find_grid(W, bits, 32, symmetric, "mse")
+        least = torch.minimum(least, error(W, QuantGrid(bits, scale, zero)))
+    found = search_range(W, bits, 32, symmetric, "mse")
     assert torch.allclose(error(W, found), least, rtol=1e-5)
 
 
 def test_each_space_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
-    grids = {space: find_grid(W, 3, 32, True, space, energy) for space in SPACES}
+    grids = {space: search_range(W, 3, 32, True, space, energy) for space in SPACES}
     plain = {space: error(W, grid).sum() for space, grid in grids.items()}
     weighted = {space: error(W, grid, energy) for space, grid in grids.items()}
     assert plain["mse"] < min(plain["minmax"], plain["weighted"])
@@ -87,7 +87,7 @@ def test_each_space_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> Non
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_learned_grids_are_grids(W: Tensor, energy: Tensor, symmetric: bool) -> None:
-    grid = find_grid(W, 2, 32, symmetric, "lsq", energy)
+    grid = search_range(W, 2, 32, symmetric, "lsq", energy)
     assert torch.equal(grid.zero, grid.zero.round().clamp(0, 3)) and (grid.scale > 0).all()
     assert grid.symmetric is symmetric
 
@@ -112,27 +112,27 @@ def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: T
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_groups_of_zeros_or_of_one_sign_have_a_grid(space: str, symmetric: bool) -> None:
     W = torch.stack([torch.zeros(32), torch.linspace(0.1, 1, 32), -torch.linspace(0.1, 1, 32)])
-    grid = find_grid(W, 4, 16, symmetric, space)
+    grid = search_range(W, 4, 16, symmetric, space)
     assert grid.scale.isfinite().all() and (grid.scale > 0).all()
     assert (grid.nearest(W)[0] == 0).all()
     assert (grid.nearest(W) - W).abs().max() < 0.2
 
 
 def test_per_channel_is_one_group_a_row(W: Tensor) -> None:
-    assert find_grid(W, 3, 0, True, "mse").scale.shape == (24, 1)
+    assert search_range(W, 3, 0, True, "mse").scale.shape == (24, 1)
 
 
 def test_large_matrices_are_treated_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
-    whole = find_grid(W, 3, 32, False, "weighted", torch.ones(96))
+    whole = search_range(W, 3, 32, False, "weighted", torch.ones(96))
     monkeypatch.setattr("backend.quantization.range_search.PANEL", 5 * 96)
-    parts = find_grid(W, 3, 32, False, "weighted", torch.ones(96))
+    parts = search_range(W, 3, 32, False, "weighted", torch.ones(96))
     assert torch.equal(whole.scale, parts.scale) and torch.equal(whole.zero, parts.zero)
 
 
 def test_the_weights_are_left_alone(W: Tensor, energy: Tensor) -> None:
     before = W.clone()
     for space in SPACES:
-        find_grid(W, 3, 32, True, space, energy)
+        search_range(W, 3, 32, True, space, energy)
     assert torch.equal(W, before)
 
 

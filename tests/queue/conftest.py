@@ -11,7 +11,7 @@ import pytest
 
 from backend.queue.engines.local import LocalEngine
 from backend.queue.service import Actor
-from backend.queue.supervisor import Loop
+from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -40,12 +40,12 @@ def queue(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def loop(queue: Path) -> Loop:
-    return Loop(LocalEngine(1))
+def loop(queue: Path) -> SupervisorLoop:
+    return SupervisorLoop(LocalEngine(1))
 
 
 @pytest.fixture
-def wait(loop: Loop) -> Wait:
+def wait(loop: SupervisorLoop) -> Wait:
     """Turns the loop until a job is in one of the states, or a condition holds."""
 
     def until(run: int, *states: State, when: Callable[[], bool] | None = None) -> State:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ConfigRefused, Forbidden, NotFound
+from backend.errors import ConfigError, ForbiddenError, NotFoundError
 from backend.queue import labels
 from backend.queue.roles import Actor
 from backend.store import queries
@@ -62,7 +62,7 @@ def test_what_changes_nothing_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "<b>", "a b/c\td;e", "x" * 41, "${1}"])
 def test_odd_tags_are_refused(text: str) -> None:
-    with pytest.raises(ConfigRefused):
+    with pytest.raises(ConfigError):
         labels.tags_in(text)
 
 
@@ -72,7 +72,7 @@ def test_a_line_of_tags_is_read_as_people_write_it() -> None:
 
 def test_a_run_has_at_most_so_many_tags_and_none_is_written_beyond() -> None:
     labels.tag([1], [str(i) for i in range(labels.MOST_TAGS)], HOST)
-    with pytest.raises(ConfigRefused):
+    with pytest.raises(ConfigError):
         labels.tag([2, 1], ["one more"], HOST)
     assert tags()[1] == []
 
@@ -92,13 +92,13 @@ def test_guests_write_nothing() -> None:
         lambda: labels.save_view("mine", "q=toy", GUEST),
         lambda: labels.delete_view("mine", GUEST),
     ):
-        with pytest.raises(Forbidden):
+        with pytest.raises(ForbiddenError):
             deed()
     assert tags() == [[], []] and queries.views() == []
 
 
 def test_a_run_that_is_not_there_is_refused() -> None:
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         labels.tag([1, 99], ["demo"], HOST)
     assert tags() == [[], []]
 
@@ -113,5 +113,5 @@ def test_a_view_is_saved_replaced_and_forgotten() -> None:
     labels.delete_view("all", HOST)
     assert [v.name for v in queries.views()] == ["best"]
     for name in ("", "  ", "x" * 61):
-        with pytest.raises(ConfigRefused):
+        with pytest.raises(ConfigError):
             labels.save_view(name, "", HOST)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
 from backend.queue import service
-from backend.queue.engines.base import Launch, Poll, Ref
+from backend.queue.engines.base import LaunchRequest, PollResult, Ref
 from backend.queue.lifecycle import verdict
-from backend.queue.supervisor import Loop
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.session import now_ms, reading, writing
 from backend.store.states import LIVE, TERMINAL, State
@@ -27,19 +27,19 @@ class ScriptedEngine:
 
     slots: int = 2
     name: str = "scripted"
-    fate: dict[int, Poll] = field(default_factory=dict)
+    fate: dict[int, PollResult] = field(default_factory=dict)
     launched: list[int] = field(default_factory=list)
 
     def capacity(self) -> int:
         return self.slots
 
-    def launch(self, launch: Launch) -> Ref:
+    def launch(self, launch: LaunchRequest) -> Ref:
         assert launch.attempt_id not in self.launched, "an attempt was started twice"
         self.launched.append(launch.attempt_id)
-        self.fate[launch.attempt_id] = Poll("running")
+        self.fate[launch.attempt_id] = PollResult("running")
         return {"id": launch.attempt_id}
 
-    def poll(self, ref: Ref) -> Poll:
+    def poll(self, ref: Ref) -> PollResult:
         return self.fate[ref["id"]]
 
     def stop(self, ref: Ref) -> None:
@@ -52,7 +52,7 @@ class ScriptedEngine:
         with writing() as session:
             live = update(Attempt).where(Attempt.id == attempt, Attempt.ended_at.is_(None))
             session.execute(live.values(outcome=outcome))
-        self.fate[attempt] = Poll("exited", code)
+        self.fate[attempt] = PollResult("exited", code)
 
 
 def live_attempts() -> list[Attempt]:
@@ -90,7 +90,7 @@ ACTIONS = st.one_of(
 )
 
 
-def act(action: tuple, engine: ScriptedEngine, loop: Loop) -> None:
+def act(action: tuple, engine: ScriptedEngine, loop: SupervisorLoop) -> None:
     """Carries out one random action where it makes sense."""
     deed, *rest = action
     jobs, live = queries.jobs(), live_attempts()
@@ -110,7 +110,7 @@ def act(action: tuple, engine: ScriptedEngine, loop: Loop) -> None:
             with writing() as session:
                 session.get_one(Attempt, attempt.id).started_at = now_ms()
         elif deed == "unknown":
-            engine.fate[attempt.id] = Poll("unknown")
+            engine.fate[attempt.id] = PollResult("unknown")
         elif deed == "end":
             engine.end(attempt.id, *rest[1])
 
@@ -124,7 +124,7 @@ def test_any_order_of_events(queue: object, actions: list[tuple]) -> None:
         for table in (Event, Slot, Attempt, Job):
             session.execute(delete(table))
     engine = ScriptedEngine()
-    loop = Loop(engine)
+    loop = SupervisorLoop(engine)
     for action in actions:
         act(action, engine, loop)
         if action[0] == "turn":
@@ -135,10 +135,10 @@ def test_any_order_of_events(queue: object, actions: list[tuple]) -> None:
 
 def test_an_unreachable_engine_changes_nothing(queue: object) -> None:
     engine = ScriptedEngine(slots=1)
-    loop = Loop(engine)
+    loop = SupervisorLoop(engine)
     job = service.enqueue("count", {}, HOST)
     loop.turn()
-    engine.fate[engine.launched[0]] = Poll("unknown")
+    engine.fate[engine.launched[0]] = PollResult("unknown")
     before = queries.job(job.id)
     loop.turn()
     assert queries.job(job.id).state == before.state and len(live_attempts()) == 1

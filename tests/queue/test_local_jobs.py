@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.errors import ConfigRefused, Forbidden, MethodFailed
+from backend.errors import ComputeError, ConfigError, ForbiddenError
 from backend.queue import service, supervisor
 from backend.queue.engines.local import LocalEngine, identity
 from backend.queue.folders import read_log, work_folder
 from backend.queue.service import Actor
-from backend.queue.supervisor import Loop
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
@@ -51,7 +51,7 @@ def test_runs_to_the_end(wait: Wait) -> None:
     assert free_slots() == 1
 
 
-def test_one_slot_runs_one_job_in_order(wait: Wait, loop: Loop) -> None:
+def test_one_slot_runs_one_job_in_order(wait: Wait, loop: SupervisorLoop) -> None:
     first = submit("count", {}, HOST)
     second = submit("count", {"steps": 1}, HOST)
     urgent = submit("count", {"steps": 1}, HOST, priority=5)
@@ -153,7 +153,7 @@ def test_a_new_supervisor_adopts_the_running_process(wait: Wait) -> None:
     job = submit("count", {"steps": 30}, HOST)
     wait(job.id, when=running(job.id))
     before = process_of(job.id).pid
-    successor = Loop(LocalEngine(1))  # knows nothing but the database
+    successor = SupervisorLoop(LocalEngine(1))  # knows nothing but the database
     successor.turn()
     assert process_of(job.id).pid == before and queries.job(job.id).state == State.RUNNING
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
@@ -161,7 +161,7 @@ def test_a_new_supervisor_adopts_the_running_process(wait: Wait) -> None:
 
 
 def test_dying_between_claim_and_start_loses_nothing(
-    wait: Wait, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    wait: Wait, loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = submit("count", {"steps": 1}, HOST)
 
@@ -213,12 +213,14 @@ def test_a_reused_pid_counts_as_dead() -> None:
 
 
 def test_leftover_children_are_ended_with_their_leader(tmp_path: Path) -> None:
-    from backend.queue.engines.base import Launch
+    from backend.queue.engines.base import LaunchRequest
 
     engine = LocalEngine(1)
     script = "import subprocess,time; subprocess.Popen(['sleep','300']); time.sleep(300)"
     argv = (sys.executable, "-c", script)
-    ref = engine.launch(Launch(1, argv, dict(os.environ), str(tmp_path / "log"), str(tmp_path)))
+    ref = engine.launch(
+        LaunchRequest(1, argv, dict(os.environ), str(tmp_path / "log"), str(tmp_path))
+    )
     children: list[psutil.Process] = []
     while not children:
         children = psutil.Process(ref["pid"]).children()
@@ -251,17 +253,17 @@ def test_guests_may_look_but_not_touch(queue: Path) -> None:
         lambda: service.cancel(job.run, guest),
         lambda: service.resume(job.run, guest),
     ):
-        with pytest.raises(Forbidden):
+        with pytest.raises(ForbiddenError):
             deed()
     assert queries.job(job.id).state == State.QUEUED and len(queries.jobs()) == 1
 
 
 def test_resume_refuses_what_waits_or_succeeded(wait: Wait) -> None:
     job = submit("count", {"steps": 1}, HOST)
-    with pytest.raises(ConfigRefused, match="queued"):
+    with pytest.raises(ConfigError, match="queued"):
         service.resume(job.run, HOST)
     wait(job.id, State.SUCCEEDED)
-    with pytest.raises(ConfigRefused, match="succeeded"):
+    with pytest.raises(ConfigError, match="succeeded"):
         service.resume(job.run, HOST)
     copy = replay(job.run, HOST)
     assert copy.id != job.id and copy.config == job.config and copy.parent == job.id
@@ -273,7 +275,7 @@ def test_the_stored_config_is_whole_and_bad_values_name_their_field(queue: Path)
         "seed": 0, "threads": 0, "device": "auto", "steps": 2, "pause": 0.1, "dies_at": -1,
         "fails_at": -1, "deaf": False,
     }  # fmt: skip
-    with pytest.raises(ConfigRefused) as refused:
+    with pytest.raises(ConfigError) as refused:
         submit("count", {"steps": 0}, HOST)
     assert refused.value.field == "steps"
     assert len(queries.jobs()) == 1
@@ -319,7 +321,7 @@ def test_one_supervisor_is_started_however_often_it_is_asked_for(
 
 
 def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
-    wait: Wait, monkeypatch: pytest.MonkeyPatch, loop: Loop
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, loop: SupervisorLoop
 ) -> None:
     from jobs.runtime import context as contexts
 
@@ -329,7 +331,7 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
     context = contexts.claim(queries.attempts(job.id)[0].id)
     context.metric("loss", float("nan"), 1)
     context.metric("loss", 2.0, 2)
-    with pytest.raises(MethodFailed, match="is nan"):
+    with pytest.raises(ComputeError, match="is nan"):
         context.result("run", "total", float("nan"))
 
     def full(*_: object, **__: object) -> None:

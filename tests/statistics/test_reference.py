@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backend.statistics.channels import channel_figures
 from backend.statistics.names import MAGNITUDES, MEASURES, SIDES, channel_profile
-from backend.statistics.reference import Measured, Reference
+from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.statistics.snapshots import scale_of, snapshot
 
 PLACE: dict[str, Any] = {"tensor": "a.weight", "block": 3, "module": "a", "stage": "first"}
@@ -33,8 +33,8 @@ def prune_by_size(dense: Tensor, share: float) -> Tensor:
     return dense.masked_fill(ranks < round(share * dense.numel()), 0.0)
 
 
-def measured(dense: Tensor, weight: Tensor, **more: float) -> Measured:
-    return Reference(dense).measure(weight, **PLACE, more=more)
+def measured(dense: Tensor, weight: Tensor, **more: float) -> TensorMeasurement:
+    return ReferenceTensor(dense).measure(weight, **PLACE, more=more)
 
 
 def test_a_dense_tensor_is_not_compared_with_itself(dense: Tensor) -> None:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from backend.statistics.snapshots import (
     NEAR_ZERO,
-    Scale,
+    HistogramScale,
     histogram,
     scale_of,
     snapshot,
@@ -26,7 +26,7 @@ MATRICES = st.tuples(st.integers(1, 7), st.integers(1, 9)).flatmap(
 )
 
 
-def taken(weight: torch.Tensor, scale: Scale, **more: float) -> TensorSnapshot:
+def taken(weight: torch.Tensor, scale: HistogramScale, **more: float) -> TensorSnapshot:
     return snapshot(weight, scale, tensor="a.weight", block=3, module="a", stage="first", more=more)
 
 
@@ -101,7 +101,7 @@ def test_zeros_and_near_zeros_are_counted_one_by_one(values: np.ndarray, std: fl
 @given(MATRICES, st.floats(0.01, 5))
 @settings(max_examples=200, deadline=None)
 def test_nothing_is_lost_or_counted_twice(values: np.ndarray, edge: float) -> None:
-    found = taken(torch.from_numpy(values), Scale(edge, 1.0))
+    found = taken(torch.from_numpy(values), HistogramScale(edge, 1.0))
     assert found.n == values.size
     assert found.zeros == (values == 0).sum()
     assert found.counts.shape == (BINS,) and found.counts.min() >= 0

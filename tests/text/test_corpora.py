@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.text import corpora as room
 from backend.text.corpora import corpora, require_corpus
 
@@ -44,7 +44,7 @@ def test_refusals_name_the_field_and_the_way_out(
     text_dir: Path, name: str, says: str, field: str
 ) -> None:
     (text_dir.parent / "secret.txt").write_text("secret")
-    with pytest.raises(TextRefused, match=says) as refused:
+    with pytest.raises(DatasetError, match=says) as refused:
         require_corpus(name, field)
     assert refused.value.field == field
     assert refused.value.what and refused.value.why and refused.value.do
@@ -52,7 +52,7 @@ def test_refusals_name_the_field_and_the_way_out(
 
 def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
     assert require_corpus("self", "calibration_text").name == "self"
-    with pytest.raises(TextRefused, match="own words"):
+    with pytest.raises(DatasetError, match="own words"):
         require_corpus("self", "evaluation_text")
 
 

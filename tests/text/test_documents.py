@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
@@ -67,7 +67,7 @@ def test_a_file_serves_whole_when_it_has_one_role(text_dir: Path) -> None:
 )
 def test_unreadable_files_are_refused(text_dir: Path, name: str, content: bytes) -> None:
     (text_dir / name).write_bytes(content)
-    with pytest.raises(TextRefused, match="could not be read") as refused:
+    with pytest.raises(DatasetError, match="could not be read") as refused:
         list(documents(f"file:{name}", "evaluation"))
     assert refused.value.field == "evaluation_text" and refused.value.why
 
@@ -107,7 +107,7 @@ def test_a_hub_that_does_not_answer_is_no_crash(
 
     monkeypatch.setattr(corpora, "is_offline_mode", lambda: False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(TextRefused, match="Couldn't reach the hub"):
+    with pytest.raises(DatasetError, match="Couldn't reach the hub"):
         list(documents("c4", "calibration"))
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.text import prompts
 from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
 from backend.text.prompts import (
@@ -118,14 +118,14 @@ def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
 @pytest.mark.parametrize("line", ["not json", "[1]", '{"turns": []}', '{"text": 3}', "{}"])
 def test_a_line_that_is_no_prompt_is_named(text_dir: Path, line: str) -> None:
     (text_dir / "q.jsonl").write_text('{"text": "Good."}\n' + line + "\n")
-    with pytest.raises(TextRefused, match=r"Line 2 of q\.jsonl") as refused:
+    with pytest.raises(DatasetError, match=r"Line 2 of q\.jsonl") as refused:
         require_prompts("file:q.jsonl", "prompts")
     assert refused.value.field == "prompts"
 
 
 @pytest.mark.parametrize("name", ["file:none.jsonl", "file:../../etc/passwd", "unknown", "file:"])
 def test_a_set_that_is_not_there_is_refused(text_dir: Path, name: str) -> None:
-    with pytest.raises(TextRefused, match="no prompts called"):
+    with pytest.raises(DatasetError, match="no prompts called"):
         require_prompts(name, "prompts")
 
 

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from backend.errors import MethodFailed, Stopped
+from backend.errors import CancelledError, ComputeError
 from backend.reporter import SilentReporter
 from backend.text import sampling
 from backend.text.sampling import sample
@@ -104,7 +104,7 @@ def test_a_slice_of_the_models_own_words(model, tokenizer) -> None:
 
 def test_a_stop_is_honoured_within_a_token(model, tokenizer) -> None:
     reporter = Counting(limit=3)
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         sample(model, tokenizer, 2, 64, 0, reporter)
     assert len(reporter.reports) == 3
 
@@ -112,5 +112,5 @@ def test_a_stop_is_honoured_within_a_token(model, tokenizer) -> None:
 def test_a_broken_model_is_told(tokenizer) -> None:
     model = AutoModelForCausalLM.from_config(CONFIGS[0]).eval()
     model.lm_head.weight.data[:] = torch.inf
-    with pytest.raises(MethodFailed, match="not finite"):
+    with pytest.raises(ComputeError, match="not finite"):
         sample(model, tokenizer, 1, 8, 0, SilentReporter())

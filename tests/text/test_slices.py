@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.text.slices import (
     PASSAGE,
@@ -106,7 +106,7 @@ def test_calibration_windows_never_overlap(tokenizer, text_dir: Path) -> None:
 def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path, role: str) -> None:
     name = write(text_dir, "a.jsonl", ["A story of few words. " * 20])
     there = len(tokenizer("A story of few words. " * 20).input_ids)
-    with pytest.raises(TextRefused) as refused:
+    with pytest.raises(DatasetError) as refused:
         if role == "calibration":
             calibration_slice(name, tokenizer, 99, 64, 0, shared=False)
         else:
@@ -175,7 +175,7 @@ def test_the_same_text_under_two_names_is_found(tokenizer, text_dir: Path) -> No
     calibration = calibration_slice(two, tokenizer, 20, 128, 0, shared=False)
     check_apart(calibration, evaluation)
     evaluation = evaluation_slice(two, tokenizer, 20, 128, shared=False)
-    with pytest.raises(TextRefused, match="share") as refused:
+    with pytest.raises(DatasetError, match="share") as refused:
         check_apart(calibration, evaluation)
     assert refused.value.field == "evaluation_text"
 
@@ -188,7 +188,7 @@ def test_a_passage_is_found_exactly_from_its_length_on(length: int, a: int, b: i
     if length < PASSAGE:
         check_apart(slice_of(calibration), slice_of(evaluation))
     else:
-        with pytest.raises(TextRefused, match=f" {length - PASSAGE + 1} passages"):
+        with pytest.raises(DatasetError, match=f" {length - PASSAGE + 1} passages"):
             check_apart(slice_of(calibration), slice_of(evaluation))
 
 
@@ -196,5 +196,5 @@ def test_short_windows_are_compared_whole_between_corpora() -> None:
     rows = torch.arange(64).view(2, 32)
     check_apart(slice_of(rows), slice_of(rows + 1, "b"))
     check_apart(slice_of(rows), slice_of(rows))  # parts of one corpus: apart by construction
-    with pytest.raises(TextRefused, match="2 passages of 32"):
+    with pytest.raises(DatasetError, match="2 passages of 32"):
         check_apart(slice_of(rows), slice_of(rows, "b"))

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 
-from backend.errors import TextRefused
+from backend.errors import DatasetError
 from backend.text.slices import check_apart, evaluation_slice
 from backend.text.training import UNJUDGED, _packed, training_set
 
@@ -93,7 +93,7 @@ def test_a_chat_template_renders_the_prompt(tokenizer, text_dir: Path, monkeypat
     assert "[user] Tell of dog 0. [assistant]" in tokenizer.decode(found.text.input_ids[0])
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."},
                 {"role": "assistant", "content": "Hi."}]  # fmt: skip
-    with pytest.raises(TextRefused, match="chat template") as refused:
+    with pytest.raises(DatasetError, match="chat template") as refused:
         training_set(write(text_dir, [{"messages": messages}]), tokenizer, 1, 96, seed=0)
     assert refused.value.field == "training_text"
 
@@ -130,15 +130,15 @@ def test_lines_of_another_form_are_plain_text(tokenizer, text_dir: Path) -> None
 
 
 def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path) -> None:
-    with pytest.raises(TextRefused, match=r"gives 2 rows of 96 tokens; 4 are needed") as refused:
+    with pytest.raises(DatasetError, match=r"gives 2 rows of 96 tokens; 4 are needed") as refused:
         training_set(write(text_dir, pairs(2)), tokenizer, 10, 96, seed=0, least=4)
     assert refused.value.field == "training_text"
     corpus = write(text_dir, [{"text": "short"}], "short.jsonl")
-    with pytest.raises(TextRefused, match="gives 0 rows"):
+    with pytest.raises(DatasetError, match="gives 0 rows"):
         training_set(corpus, tokenizer, 10, 96, seed=0)
 
 
 def test_a_file_that_is_no_json_is_refused(tokenizer, text_dir: Path) -> None:
     (text_dir / "bad.jsonl").write_text('{"instruction": \n')
-    with pytest.raises(TextRefused, match="bad"):
+    with pytest.raises(DatasetError, match="bad"):
         training_set("file:bad.jsonl", tokenizer, 1, 32, seed=0)

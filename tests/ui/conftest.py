@@ -13,7 +13,7 @@ from torch import Tensor
 import backend.models.sources.toy
 from backend.queue import roles
 from backend.settings import Settings, settings
-from backend.statistics.reference import Reference
+from backend.statistics.reference import ReferenceTensor
 from backend.store.migrate import upgrade
 from backend.store.session import now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
@@ -62,7 +62,7 @@ def tensor_rows(job_id: int, tensors: dict[str, Tensor], stages: int = 6) -> Ite
         place = name.split(".layers.")[1].removesuffix(".weight")
         block, module = place.split(".", 1)
         dense = weight.float()
-        reference, made = Reference(dense), stages_of(dense)
+        reference, made = ReferenceTensor(dense), stages_of(dense)
         for stage, now in list(made.items())[:stages]:
             more = {
                 "relative_error": ((now - dense).norm() / dense.norm()).item(),
@@ -144,7 +144,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> gr.Blocks:
 @pytest.fixture(autouse=True)
 def _nothing_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test spends what another may ask for in a minute."""
-    monkeypatch.setattr(roles, "changes", roles.Rate())
+    monkeypatch.setattr(roles, "changes", roles.RateLimiter())
 
 
 @pytest.fixture

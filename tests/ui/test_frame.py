@@ -44,7 +44,7 @@ def asked(address: str = "127.0.0.1", query: dict[str, str] | None = None, **hea
     ],
 )
 def test_only_who_sits_at_this_machine_is_the_host(request_: Any, role: str) -> None:
-    assert frame.actor(request_).role == role
+    assert frame.current_user(request_).role == role
 
 
 def test_the_address_is_read_with_care() -> None:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from ui.charts.series import WIDTHS, rows_of_legend
 from ui.charts.template import axis, layout
 from ui.format import count, share
-from ui.theme import Stroke
+from ui.theme import LineStyle
 
 MOST_POINTS = 1000  # of a line; beyond, each stretch keeps its lowest and highest channel
 FENCE = 3.0  # Tukey's outer fence, in interquartile ranges
@@ -31,7 +31,7 @@ class Channels:
     """
 
     label: str
-    stroke: Stroke
+    stroke: LineStyle
     stage: str
     values: np.ndarray
 
@@ -146,7 +146,7 @@ def _marks(channels: Channels, by_size: bool, outliers: Sequence[int]) -> go.Sca
     )  # fmt: skip
 
 
-def channels_counted(drawn: Sequence[Channels], log_y: bool = False) -> str:
+def channels_note(drawn: Sequence[Channels], log_y: bool = False) -> str:
     """In words: how many channels, and whether all of them are drawn."""
     n = len(drawn[0].values)
     each = f", the lowest and highest of each {2 * n / MOST_POINTS:.0f} drawn"

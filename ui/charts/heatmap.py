@@ -22,7 +22,7 @@ DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
 
 
 @dataclass(frozen=True)
-class Base:
+class MapBaseline:
     """What the map is compared with.
 
     Attributes:
@@ -35,7 +35,7 @@ class Base:
 
 
 def cells(
-    table: pd.DataFrame, stage: str, statistic: str, base: Base | None = None
+    table: pd.DataFrame, stage: str, statistic: str, base: MapBaseline | None = None
 ) -> pd.DataFrame:
     """The rows of one stage with the column `value`: the statistic as it is shown, or its distance
     from the base's.
@@ -62,7 +62,7 @@ def layer_heatmap(
     stage: str,
     statistic: str,
     picked: str | None = None,
-    base: Base | None = None,
+    base: MapBaseline | None = None,
 ) -> go.Figure:
     """Blocks from left to right, modules from top to bottom. Colour limits are robust (2-98 %).
 
@@ -107,7 +107,7 @@ def layer_heatmap(
     )
 
 
-def title_of(shown: Statistic, base: Base | None) -> str:
+def title_of(shown: Statistic, base: MapBaseline | None) -> str:
     """The statistic with its unit, and what it is compared with."""
     if base is None:
         return shown.title
@@ -115,7 +115,7 @@ def title_of(shown: Statistic, base: Base | None) -> str:
     return f"{shown.label}, difference to {base.label.lower()}{unit}"
 
 
-def _above(shown: Statistic, base: Base | None) -> str:
+def _above(shown: Statistic, base: MapBaseline | None) -> str:
     """The title of the colours; what is compared stands in the question, so that a phone has room
     for the rest."""
     if base is None:
@@ -142,7 +142,7 @@ def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]
     return low - room, high + room
 
 
-def heatmap_count(rows: pd.DataFrame, even: bool = False) -> str:
+def heatmap_note(rows: pd.DataFrame, even: bool = False) -> str:
     """In words: how many layers there are, how many lie beyond the colours, how many lack a value.
 
     Args:
@@ -183,7 +183,7 @@ def _json(grid: np.ndarray) -> list[list[float | None]]:
 
 
 def _hover(
-    rows: pd.DataFrame, grid: pd.DataFrame, shown: Statistic, base: Base | None
+    rows: pd.DataFrame, grid: pd.DataFrame, shown: Statistic, base: MapBaseline | None
 ) -> list[list[str]]:
     """Name, value, unit and n of every cell."""
     words = {}

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ui.charts.template import axis, layout, legend
-from ui.theme import OKABE_ITO, STAGE_COLOURS, Stroke
+from ui.theme import OKABE_ITO, STAGE_COLOURS, LineStyle
 
 MARKED = 60  # up to so many points each is marked
 
@@ -46,7 +46,7 @@ def curves(
 
 def _line(points: pd.DataFrame, name: str, place: int, labels: Mapping[str, str]) -> go.Scatter:
     stage = name.rsplit("/", 1)[-1]
-    stroke = STAGE_COLOURS.get(stage) or Stroke(OKABE_ITO[place % len(OKABE_ITO)])
+    stroke = STAGE_COLOURS.get(stage) or LineStyle(OKABE_ITO[place % len(OKABE_ITO)])
     label = labels.get(name) or labels.get(stage) or name
     return go.Scatter(
         x=points["step"].tolist(),

@@ -85,7 +85,7 @@ def cumulative(drawn: Sequence[Magnitudes]) -> go.Figure:
     )
 
 
-def magnitudes_counted(drawn: Sequence[Magnitudes]) -> str:
+def magnitudes_note(drawn: Sequence[Magnitudes]) -> str:
     """In words: how many weights and bins, and what lies beyond the axis."""
     if not drawn:
         return ""

@@ -16,7 +16,7 @@ import numpy as np
 from backend.statistics.tensors import TensorSnapshot
 from ui.charts.template import legend
 from ui.format import count, number, share
-from ui.theme import LIGHT, Stroke
+from ui.theme import LIGHT, LineStyle
 
 FULL = 100  # weights a bin should hold on average
 FEWEST = 64
@@ -40,7 +40,7 @@ class Series:
 
     snapshot: TensorSnapshot
     label: str
-    stroke: Stroke
+    stroke: LineStyle
     magnitudes: np.ndarray | None = None
 
     @property
@@ -134,7 +134,7 @@ def reach(series: Sequence[Series]) -> list[float] | None:
     return [-far, far] if far else None
 
 
-def counted(series: Sequence[Series], whole: bool = False) -> str:
+def series_note(series: Sequence[Series], whole: bool = False) -> str:
     """In words: how many weights and bins there are, what lies beyond the bins or the axis.
 
     Args:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from backend.store.tables import Result
 from ui.charts.template import axis, layout, log_axis
 from ui.format import count, number
-from ui.theme import LIGHT, Stroke, stage_stroke
+from ui.theme import LIGHT, LineStyle, stage_style
 
 METRIC = "perplexity"
 WIDE = 20
@@ -55,14 +55,14 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     )
 
 
-def symbol(stroke: Stroke) -> str:
+def symbol(stroke: LineStyle) -> str:
     """A full dot, or a ring where a stage shares its colour with another."""
     return "circle" if stroke.dash == "solid" else "circle-open"
 
 
 def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
     """A dot for each stage, its error as a line."""
-    strokes = [stage_stroke(r.stage) for r in rows]
+    strokes = [stage_style(r.stage) for r in rows]
     return go.Scatter(
         x=[r.value for r in rows],
         y=labels,
@@ -101,7 +101,7 @@ def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
     )
 
 
-def perplexity_count(results: Sequence[Result]) -> str:
+def perplexity_note(results: Sequence[Result]) -> str:
     """In words: on which text, of how many tokens."""
     first = next((r for r in results if r.metric == METRIC), None)
     if first is None:

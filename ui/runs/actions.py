@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backend.errors import NotFound
+from backend.errors import NotFoundError
 from backend.queue import roles, service, supervisor
 from backend.queue.service import Actor
 from backend.store import queries
@@ -17,7 +17,7 @@ from ui.format import esc, href, runs
 from ui.widgets.html import off, run_link
 
 
-def deeds(job: Job, place: int | None = None) -> list[tuple[str, str, str]]:
+def actions(job: Job, place: int | None = None) -> list[tuple[str, str, str]]:
     """What fits the job's state: (deed, words on the button, question before it is done).
 
     Args:
@@ -45,7 +45,7 @@ def buttons(job: Job, actor: Actor, place: int | None = None) -> str:
         f'<button type="button" class="small" data-testid="{deed}-{esc(job.run)}" '
         f'data-do="{deed}" data-run="{esc(job.run)}" data-ask="{esc(question)}"'
         f"{_off(deed, job, actor)}>{words}</button>"
-        for deed, words, question in deeds(job, place)
+        for deed, words, question in actions(job, place)
     )
 
 
@@ -102,7 +102,7 @@ def _decodes(job: Job) -> bool:
     return any(found.kind in ("model", drafters.FOLDER) for found in queries.artifacts(job.run))
 
 
-def perform(deed: str, run: str, actor: Actor) -> str:
+def run_action(deed: str, run: str, actor: Actor) -> str:
     """Does it.
 
     Returns:
@@ -128,7 +128,7 @@ def perform(deed: str, run: str, actor: Actor) -> str:
         whole = [job.run for job in queries.sweep(run)]
         done = f"Queued again: {runs(len(service.resume_all(whole, actor)))}."
     else:
-        raise NotFound(f"There is nothing called {deed[:20]!r} to do.")
+        raise NotFoundError(f"There is nothing called {deed[:20]!r} to do.")
     supervisor.ensure()
     return done
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backend.errors import ConfigRefused, NotFound
+from backend.errors import ConfigError, NotFoundError
 from backend.queue import labels, roles, service, supervisor
 from backend.queue.roles import Actor
 from backend.store.states import LIVE, RESUMABLE, State
 from backend.store.tables import Job
 from ui.format import count, esc, href
-from ui.runs.view import MOST_PINS, Found
+from ui.runs.view import MOST_PINS, TableResult
 from ui.widgets.html import attribute, off
 
 FEWEST, MOST = 2, 6  # runs side by side
 
 
-def bar(found: Found, who: Actor) -> str:
+def bar(found: TableResult, who: Actor) -> str:
     """HTML: how many runs match, and what can be done to the picked ones. Its height is the same
     whether any are."""
     told = "".join(f'<p class="warn">⚠ {esc(text)}</p>' for text in found.filter.problems)
@@ -29,7 +29,7 @@ def bar(found: Found, who: Actor) -> str:
     return f'{told}<div class="bulk" role="toolbar" aria-label="Picked runs">{body}</div>'
 
 
-def _deeds(found: Found, who: Actor) -> str:
+def _deeds(found: TableResult, who: Actor) -> str:
     jobs = [row.job for row in found.picked]
     tags = sorted({tag for job in jobs for tag in job.tags or ()})
     one = jobs[0] if len(jobs) == 1 else None
@@ -50,7 +50,7 @@ def _deeds(found: Found, who: Actor) -> str:
     )
 
 
-def compare_link(found: Found) -> str:
+def compare_link(found: TableResult) -> str:
     """HTML: leads to the comparison of the picked runs and the baseline; says when it cannot."""
     runs = [row.job.run for row in found.picked]
     base = found.base.job.run if found.base else ""
@@ -63,7 +63,7 @@ def compare_link(found: Found) -> str:
     return f'<a class="button small" data-testid="compare" href="{where}">Compare {len(runs)}</a>'
 
 
-def _pin(found: Found) -> str:
+def _pin(found: TableResult) -> str:
     pins = dict.fromkeys([*found.look.pins, *(row.job.run for row in found.picked)])
     if len(pins) > MOST_PINS:
         why = f"{MOST_PINS} runs can be pinned"
@@ -121,7 +121,7 @@ def _act(
     )
 
 
-def perform(deed: str, found: Found, text: str, who: Actor) -> str:
+def perform(deed: str, found: TableResult, text: str, who: Actor) -> str:
     """Does it to the picked runs.
 
     Returns:
@@ -132,7 +132,7 @@ def perform(deed: str, found: Found, text: str, who: Actor) -> str:
     """
     jobs = [row.job for row in found.picked]
     if not jobs:
-        raise ConfigRefused("Nothing was done.", "No run is picked.")
+        raise ConfigError("Nothing was done.", "No run is picked.")
     runs = [job.run for job in jobs]
     match deed:
         case "tag":
@@ -153,4 +153,4 @@ def perform(deed: str, found: Found, text: str, who: Actor) -> str:
             again = service.resume_all(runs, who)
             supervisor.ensure()
             return f"{count(len(again))} queued again; each goes on from its last checkpoint."
-    raise NotFound(f"There is nothing called {deed[:20]!r} to do.")
+    raise NotFoundError(f"There is nothing called {deed[:20]!r} to do.")

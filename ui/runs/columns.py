@@ -15,8 +15,8 @@ from backend.store.tables import run_name
 from jobs.metrics import INTERNAL, METRICS, metric
 from ui.format import NONE, badge, esc, href, time_tag
 from ui.runs.deltas import delta_html, percent
-from ui.runs.results import RUN, SECONDS, choices, kind_of, kind_title, written
-from ui.runs.rows import Row
+from ui.runs.results import RUN, SECONDS, format_value, kind_of, kind_title, setting_summary
+from ui.runs.rows import RunRow
 from ui.widgets.config_form import title
 from ui.widgets.html import elapsed, model_name, named_link, tags_html
 
@@ -46,23 +46,26 @@ class Column:
 
     key: str
     title: str
-    value: Callable[[Row], Any]
-    html: Callable[[Row], str]
-    measure: Callable[[Row], Any]
+    value: Callable[[RunRow], Any]
+    html: Callable[[RunRow], str]
+    measure: Callable[[RunRow], Any]
     numeric: bool = False
     group: str = GROUPS[0]
     usual: bool = False
     metric: str = ""
 
-    def delta(self, row: Row, base: Row | None) -> str:
+    def delta(self, row: RunRow, base: RunRow | None) -> str:
         """HTML: how far the run's figure lies from the baseline's."""
         return delta_html(self.metric, row, base) if self.metric else ""
 
 
 def _words(
-    key: str, title: str, value: Callable[[Row], Any], html: Callable[[Row], str] | None = None,
+    key: str,
+    title: str,
+    value: Callable[[RunRow], Any],
+    html: Callable[[RunRow], str] | None = None,
     **options: Any,
-) -> Column:  # fmt: skip
+) -> Column:
     shown = html or (lambda row: esc(value(row)))
     return Column(key, title, value, shown, **{"measure": value, **options})
 
@@ -70,30 +73,37 @@ def _words(
 def _final(name: str, usual: bool) -> Column:
     known = metric(name)
 
-    def value(row: Row) -> float | None:
+    def value(row: RunRow) -> float | None:
         return row.figures.final(name)
 
     return Column(
-        name, known.title, value, lambda row: written(known, value(row)), value, True, GROUPS[1],
-        usual, name,
-    )  # fmt: skip
+        name,
+        known.title,
+        value,
+        lambda row: format_value(known, value(row)),
+        value,
+        True,
+        GROUPS[1],
+        usual,
+        name,
+    )
 
 
-def _dense(row: Row) -> float | None:
+def _dense(row: RunRow) -> float | None:
     return row.figures.value(row.figures.first, "perplexity")
 
 
-def _change(row: Row) -> float | None:
+def _change(row: RunRow) -> float | None:
     return row.figures.change()
 
 
 def _setting(name: str, heading: str, numeric: bool) -> Column:
-    def value(row: Row) -> Any:
+    def value(row: RunRow) -> Any:
         found = row.job.config.get(name)
         plain = isinstance(found, (int, float, str)) and not isinstance(found, bool)
         return found if plain or found is None else json.dumps(found)
 
-    def html(row: Row) -> str:
+    def html(row: RunRow) -> str:
         return NONE if value(row) is None else esc(value(row))
 
     return Column(name, heading, value, html, value, numeric, GROUPS[2])
@@ -103,18 +113,24 @@ def _clipped(text: str) -> str:
     return f'<span class="clip wide" title="{esc(text)}">{esc(text)}</span>'
 
 
-def _of_job(name: str, value: Callable[[Row], float | None], usual: bool = False) -> Column:
+def _of_job(name: str, value: Callable[[RunRow], float | None], usual: bool = False) -> Column:
     known = METRICS[name]
     return Column(
-        name, known.title, value, lambda row: written(known, value(row)), value, True, usual=usual
+        name,
+        known.title,
+        value,
+        lambda row: format_value(known, value(row)),
+        value,
+        True,
+        usual=usual,
     )
 
 
-def _took(row: Row) -> float | None:
+def _took(row: RunRow) -> float | None:
     return elapsed(row.job, row.now)
 
 
-def added(row: Row) -> str:
+def added(row: RunRow) -> str:
     """When the run was added, for a file."""
     moment = datetime.fromtimestamp(row.job.created_at / 1000, UTC)
     return moment.isoformat(timespec="seconds")
@@ -135,8 +151,8 @@ BEFORE = (
            measure=lambda r: f"{r.job.kind} {kind_title(r.job)}", usual=True),
     _words("model", "Model", lambda r: str(r.job.config.get("model", "")),
            lambda r: model_name(r.job.config.get("model", NONE)), usual=True),
-    _words("choices", "Setting", lambda r: " · ".join(choices(r.job)),
-           lambda r: _clipped(" · ".join(choices(r.job))), usual=True),
+    _words("choices", "Setting", lambda r: " · ".join(setting_summary(r.job)),
+           lambda r: _clipped(" · ".join(setting_summary(r.job))), usual=True),
     _words("state", "State", lambda r: r.job.state, lambda r: badge(r.job.state), usual=True),
     _words("tags", "Tags", lambda r: " ".join(r.job.tags or ()),
            lambda r: tags_html(r.job.tags or ()), measure=lambda r: r.job.tags or ()),
@@ -147,7 +163,7 @@ BEFORE = (
 )  # fmt: skip
 PERPLEXITY = (
     Column("dense", "Perplexity, dense", _dense,
-           lambda r: written(METRICS["perplexity"], _dense(r)), _dense, True, GROUPS[1], True),
+           lambda r: format_value(METRICS["perplexity"], _dense(r)), _dense, True, GROUPS[1], True),
     _final("perplexity", True),
     Column("change", "Change", _change, lambda r: percent(_change(r)) or NONE, _change, True,
            GROUPS[1], True),
@@ -160,17 +176,17 @@ AFTER = (
 )
 
 
-def _sweep(row: Row) -> str:
+def _sweep(row: RunRow) -> str:
     first = row.job.sweep
     return run_name(row.job.kind, first) if first else ""
 
 
-def _sweep_link(row: Row) -> str:
+def _sweep_link(row: RunRow) -> str:
     name = _sweep(row)
     return f'<a class="mono" href="{href("sweep", id=name)}">{esc(name)}</a>' if name else ""
 
 
-def columns(shown: Sequence[Row]) -> dict[str, Column]:
+def columns(shown: Sequence[RunRow]) -> dict[str, Column]:
     """Key -> column, of all columns these rows have something in, as they stand side by side."""
     found: dict[str, bool] = {}  # metric -> whether of the run as a whole
     for row in shown:
@@ -195,7 +211,7 @@ def _usual(name: str, of_run: bool) -> bool:
     return name in HEADLINE or (of_run and "/" not in name and name not in METRICS)
 
 
-def _titled(name: str, shown: Sequence[Row]) -> str:
+def _titled(name: str, shown: Sequence[RunRow]) -> str:
     for row in shown:
         kind = kind_of(row.job)
         if kind and name in kind.config.model_fields:
@@ -203,7 +219,7 @@ def _titled(name: str, shown: Sequence[Row]) -> str:
     return name
 
 
-def _numeric(name: str, shown: Sequence[Row]) -> bool:
+def _numeric(name: str, shown: Sequence[RunRow]) -> bool:
     values = [row.job.config[name] for row in shown if name in row.job.config]
     return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 

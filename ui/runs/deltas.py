@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jobs.metrics import Metric, metric
 from ui.format import duration, esc, number, size
-from ui.runs.rows import Row
+from ui.runs.rows import RunRow
 
 Verdict = Literal["better", "worse", "even", ""]
 CONDITIONS = {  # what must be the same on both sides; in words, when it is not
@@ -53,7 +53,7 @@ def delta(of: Metric, value: float, base: float) -> Delta:
     return Delta(change, share, "better" if good else "worse")
 
 
-def conditions(row: Row, name: str) -> dict[str, Any]:
+def conditions(row: RunRow, name: str) -> dict[str, Any]:
     """What a run's final figure was measured on."""
     figure = row.figures.final_row(name)
     found = dict(figure.details or {}) if figure else {}
@@ -63,7 +63,7 @@ def conditions(row: Row, name: str) -> dict[str, Any]:
     return {key: found.get(key) for key in CONDITIONS}
 
 
-def unlike(one: Row, other: Row, name: str) -> str:
+def incomparable_because(one: RunRow, other: RunRow, name: str) -> str:
     """In words, under which condition two runs measured a metric differently; empty where their
     figures can be compared."""
     mine, theirs = conditions(one, name), conditions(other, name)
@@ -103,7 +103,7 @@ def percent(share: float | None) -> str:
     return f"{'−' if share < 0 else '+'}{abs(100 * share):.1f} %"
 
 
-def delta_html(name: str, row: Row, base: Row | None, relative: bool = False) -> str:
+def delta_html(name: str, row: RunRow, base: RunRow | None, relative: bool = False) -> str:
     """HTML: how far a run's final figure lies from the baseline's, or why that is not told.
 
     Args:
@@ -113,7 +113,7 @@ def delta_html(name: str, row: Row, base: Row | None, relative: bool = False) ->
     against = base.figures.final(name) if base else None
     if base is None or base.job.id == row.job.id or value is None or against is None:
         return ""
-    if why := unlike(row, base, name):
+    if why := incomparable_because(row, base, name):
         return f'<span class="delta" title="Measured on {esc(why)}">{esc(why)}</span>'
     of = metric(name)
     return judged(of, delta(of, value, against), value, relative)

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ui.runs.columns import Column, named
-from ui.runs.rows import Row
+from ui.runs.rows import RunRow
 
 TERM = re.compile(
     r'(?P<minus>-?)(?:(?P<key>[A-Za-z_][\w.]*)(?P<op>>=|<=|!=|[:=<>]))?(?:"(?P<q>[^"]*)"?|(?P<w>\S+))'
@@ -36,7 +36,7 @@ ORDERS = ("<", "<=", ">", ">=")
 
 
 @dataclass(frozen=True)
-class Term:
+class FilterTerm:
     """One condition. Without a column, the text is looked for everywhere."""
 
     column: Column | None
@@ -44,11 +44,11 @@ class Term:
     text: str
     turned: bool
 
-    def holds(self, row: Row) -> bool:
+    def holds(self, row: RunRow) -> bool:
         """Whether a run passes."""
         return self._holds(row) != self.turned
 
-    def _holds(self, row: Row) -> bool:
+    def _holds(self, row: RunRow) -> bool:
         if self.column is None:
             return self.text.lower() in row.text
         value = self.column.measure(row)
@@ -61,20 +61,20 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Filter:
+class RunFilter:
     """Terms, and what of the text was not understood."""
 
-    terms: Sequence[Term]
+    terms: Sequence[FilterTerm]
     problems: Sequence[str]
 
-    def passed(self, rows: Sequence[Row]) -> list[Row]:
+    def passed(self, rows: Sequence[RunRow]) -> list[RunRow]:
         """The rows for which every term holds."""
         return [row for row in rows if all(term.holds(row) for term in self.terms)]
 
 
-def parse(text: str, columns: Mapping[str, Column]) -> Filter:
+def parse(text: str, columns: Mapping[str, Column]) -> RunFilter:
     """The filter a person wrote. What is not understood is a problem, and filters nothing."""
-    terms: list[Term] = []
+    terms: list[FilterTerm] = []
     problems: list[str] = []
     for match in TERM.finditer(text):
         key, op = match["key"], match["op"]
@@ -88,8 +88,8 @@ def parse(text: str, columns: Mapping[str, Column]) -> Filter:
         elif column and op in ORDERS and figure(value) is None:
             problems.append(f"{value[:40]!r} is no number to compare {column.title} with.")
         elif value:
-            terms.append(Term(column, op or "", value, turned))
-    return Filter(terms, problems)
+            terms.append(FilterTerm(column, op or "", value, turned))
+    return RunFilter(terms, problems)
 
 
 def figure(text: str) -> float | None:

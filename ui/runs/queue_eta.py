@@ -8,7 +8,7 @@ import math
 from functools import lru_cache
 
 from backend.settings import settings
-from backend.store.queries import Status
+from backend.store.queries import QueueStatus
 from backend.store.tables import Job
 from jobs.submit import checked
 from ui.format import eta
@@ -16,7 +16,7 @@ from ui.format import eta
 LOOKED_AT = 20  # of the queue; what a run will take is read off its model's files
 
 
-def starts(status: Status) -> dict[int, float]:
+def start_times(status: QueueStatus) -> dict[int, float]:
     """Job id -> seconds until it may start, for the head of the queue; up to the first job before
     which something takes nobody knows how long."""
     slots = settings().slots
@@ -28,11 +28,11 @@ def starts(status: Status) -> dict[int, float]:
         if math.isinf(at):
             break
         found[job.id] = at
-        heapq.heapreplace(free, at + takes(job, status.finished))
+        heapq.heapreplace(free, at + expected_seconds(job, status.finished))
     return found
 
 
-def takes(job: Job, finished: int) -> float:
+def expected_seconds(job: Job, finished: int) -> float:
     """Seconds a queued job is expected to run; infinite when nobody knows.
 
     Args:

@@ -30,7 +30,7 @@ WRITE: dict[str, Callable[[float | None], str]] = {
 }
 
 
-class Figure(Protocol):
+class ResultRow(Protocol):
     """What is read of a row of `results`."""
 
     @property
@@ -49,12 +49,12 @@ class Figure(Protocol):
     def details(self) -> dict[str, Any]: ...
 
 
-def written(of: Metric, value: float | None) -> str:
+def format_value(of: Metric, value: float | None) -> str:
     """The figure as it stands under the metric's title."""
     return WRITE[of.form](value)
 
 
-def as_shown(points: pd.DataFrame) -> pd.DataFrame:
+def display_units(points: pd.DataFrame) -> pd.DataFrame:
     """The points of curves (`queries.curves`) as their metrics are written: shares in per cent."""
     shares = [metric(name.split("/")[0]).form == "share" for name in points["name"]]
     return points.assign(
@@ -77,7 +77,7 @@ def base_model(job: Job) -> str:
     return str((job.environment or {}).get("base") or job.config.get("model") or NONE)
 
 
-def choices(job: Job) -> list[str]:
+def setting_summary(job: Job) -> list[str]:
     """What was chosen of the method itself, such as "2:4", "wanda" or "group size 128": of the
     fields that are neither advanced nor shared by all kinds the first two (or what the kind tells
     first), and those that are not at their default. A switch or an empty text says nothing by
@@ -115,19 +115,19 @@ def _chosen(title: str, of: str, value: object) -> str:
     return f"{value:g} {of}" if of and title.endswith(of) else f"{title} {value:g}"
 
 
-class Figures:
+class RunResults:
     """All results of one run.
 
     Args:
         kind: names the stages and their order; None keeps the order of the rows.
     """
 
-    def __init__(self, kind: Kind | None, results: Iterable[Figure]) -> None:
+    def __init__(self, kind: Kind | None, results: Iterable[ResultRow]) -> None:
         self.labels = dict(kind.stages) if kind else {}
         self.of_models = kind is None or kind.of_models
         self.rows = {(r.stage, r.metric): r for r in results}
 
-    def get(self, stage: str, name: str) -> Figure | None:
+    def get(self, stage: str, name: str) -> ResultRow | None:
         return self.rows.get((stage, name))
 
     def value(self, stage: str | None, name: str) -> float | None:
@@ -178,7 +178,7 @@ class Figures:
         return str(row.details["kept"]) if row else None
 
     @property
-    def of_run(self) -> dict[str, Figure]:
+    def of_run(self) -> dict[str, ResultRow]:
         """Figures of the run as a whole, without times."""
         return {
             name: row
@@ -202,7 +202,7 @@ class Figures:
         names = {name for _, name in self.rows} - INTERNAL
         return {n for n in names if not n.startswith(SECONDS) and self.final_row(n)}
 
-    def final_row(self, name: str) -> Figure | None:
+    def final_row(self, name: str) -> ResultRow | None:
         """The figure of the kept stage, or else of the run as a whole. A run that ended without
         saying what it kept has the figure of the only stage it measured."""
         found = self.get(self.kept or "", name) or self.get(RUN, name)

@@ -14,13 +14,13 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.tables import Job
-from ui.runs.results import Figure, Figures, choices, kind_of, kind_title
+from ui.runs.results import ResultRow, RunResults, kind_of, kind_title, setting_summary
 
 ALL = 1_000_000
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """One run and its figures.
 
     Attributes:
@@ -28,7 +28,7 @@ class Row:
     """
 
     job: Job
-    figures: Figures
+    figures: RunResults
     now: int
     size: int | None = None
 
@@ -37,44 +37,53 @@ class Row:
         """What a word is looked for in, lower case."""
         job = self.job
         model = str(job.config.get("model", ""))
-        parts = (job.run, job.name, kind_title(job), model, *choices(job), job.state, job.owner)
+        parts = (
+            job.run,
+            job.name,
+            kind_title(job),
+            model,
+            *setting_summary(job),
+            job.state,
+            job.owner,
+        )
         return " ".join([*parts, *(job.tags or ()), job.note or ""]).lower()
 
 
 def rows(
-    jobs: Iterable[Job], results: Iterable[Figure], sizes: Mapping[int, int] | None = None
-) -> list[Row]:
+    jobs: Iterable[Job], results: Iterable[ResultRow], sizes: Mapping[int, int] | None = None
+) -> list[RunRow]:
     """Runs with their figures, in the order given."""
-    found: dict[int, list[Figure]] = {}
+    found: dict[int, list[ResultRow]] = {}
     for result in results:
         found.setdefault(result.job_id, []).append(result)
     now = now_ms()
     return [
-        Row(j, Figures(kind_of(j), found.get(j.id, ())), now, (sizes or {}).get(j.id)) for j in jobs
+        RunRow(j, RunResults(kind_of(j), found.get(j.id, ())), now, (sizes or {}).get(j.id))
+        for j in jobs
     ]
 
 
-def all_rows() -> list[Row]:
+def all_rows() -> list[RunRow]:
     """Every run, the newest first."""
     figures, sizes = _measured(settings().url, queries.figures_mark())
-    now, none = now_ms(), Figures(None, ())
+    now, none = now_ms(), RunResults(None, ())
     return [
-        Row(j, figures.get(j.id) or none, now, sizes.get(j.id)) for j in queries.jobs(limit=ALL)
+        RunRow(j, figures.get(j.id) or none, now, sizes.get(j.id)) for j in queries.jobs(limit=ALL)
     ]
 
 
 @lru_cache(maxsize=2)
-def _measured(_url: str, _mark: tuple[int, int]) -> tuple[dict[int, Figures], dict[int, int]]:
+def _measured(_url: str, _mark: tuple[int, int]) -> tuple[dict[int, RunResults], dict[int, int]]:
     """Job id -> figures, and job id -> size."""
     kinds = {j.id: kind_of(j) for j in queries.jobs(limit=ALL)}
-    found: dict[int, list[Figure]] = {}
+    found: dict[int, list[ResultRow]] = {}
     for result in queries.all_figures():
         found.setdefault(result.job_id, []).append(result)
     sizes = queries.model_bytes()
-    return {i: Figures(kinds.get(i), of_run) for i, of_run in found.items()}, sizes
+    return {i: RunResults(kinds.get(i), of_run) for i, of_run in found.items()}, sizes
 
 
-def chosen(all_of_them: Sequence[Row], runs: Iterable[str]) -> list[Row]:
+def chosen(all_of_them: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
     """The rows named, in that order; names of no run, and repetitions, are left out."""
     by_name = {row.job.run: row for row in all_of_them}
     return [by_name[run] for run in dict.fromkeys(runs) if run in by_name]

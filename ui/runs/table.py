@@ -14,15 +14,15 @@ from typing import Any
 
 from ui.format import esc
 from ui.runs.columns import AGE, RUN_COLUMN, Column, added
-from ui.runs.rows import Row
+from ui.runs.rows import RunRow
 from ui.widgets.data_table import scroll_box
 from ui.widgets.html import attribute, named_link
 
 
-def arranged(shown: Sequence[Row], by: Column, descending: bool) -> list[Row]:
+def arranged(shown: Sequence[RunRow], by: Column, descending: bool) -> list[RunRow]:
     """Sorted by a column; rows without a value stand last either way."""
 
-    def missing(row: Row) -> bool:
+    def missing(row: RunRow) -> bool:
         value = by.value(row)
         return value in (None, "") or (isinstance(value, float) and math.isnan(value))
 
@@ -35,7 +35,7 @@ def arranged(shown: Sequence[Row], by: Column, descending: bool) -> list[Row]:
 def _ordered(by: Column) -> Any:
     """Numbers before words, so that a setting that is sometimes a word can be sorted too."""
 
-    def key(row: Row) -> tuple[bool, Any]:
+    def key(row: RunRow) -> tuple[bool, Any]:
         value = by.value(row)
         return (True, value.lower()) if isinstance(value, str) else (False, value)
 
@@ -46,13 +46,13 @@ def _ordered(by: Column) -> Any:
 
 
 def html(
-    shown: Sequence[Row],
+    shown: Sequence[RunRow],
     of: Sequence[Column],
     by: Column,
     descending: bool,
     *,
-    base: Row | None = None,
-    pinned: Sequence[Row] = (),
+    base: RunRow | None = None,
+    pinned: Sequence[RunRow] = (),
     picked: Sequence[str] = (),
 ) -> str:
     """The table, with buttons in the heads that sort and one in each row that picks it.
@@ -75,7 +75,7 @@ def html(
     )
 
 
-def _pick_all(shown: Sequence[Row], picked: Sequence[str]) -> str:
+def _pick_all(shown: Sequence[RunRow], picked: Sequence[str]) -> str:
     """A button that picks every row of the page, or lets them all go."""
     here = [row.job.run for row in shown]
     held = [run for run in here if run in picked]
@@ -108,7 +108,11 @@ def _kind(column: Column) -> str:
 
 
 def _row(
-    row: Row, of: Sequence[Column], base: Row | None, picked: Sequence[str], pinned: bool = False
+    row: RunRow,
+    of: Sequence[Column],
+    base: RunRow | None,
+    picked: Sequence[str],
+    pinned: bool = False,
 ) -> str:
     run = esc(row.job.run)
     is_base = base is not None and row.job.id == base.job.id
@@ -121,13 +125,13 @@ def _row(
     )
 
 
-def _cell(column: Column, row: Row, base: Row | None, is_base: bool, pinned: bool) -> str:
+def _cell(column: Column, row: RunRow, base: RunRow | None, is_base: bool, pinned: bool) -> str:
     if column.key == RUN_COLUMN.key:
         return named_link(row.job, _mark(row, is_base, pinned))
     return column.html(row) + column.delta(row, base)
 
 
-def _mark(row: Row, is_base: bool, pinned: bool) -> str:
+def _mark(row: RunRow, is_base: bool, pinned: bool) -> str:
     """What a run on top is there for, and the way to take it down."""
     if is_base:
         return _chip("Baseline", f"Baseline: let {row.job.run} go", {"base": ""})
@@ -155,7 +159,7 @@ def safe(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
 
 
-def to_csv(shown: Sequence[Row], of: Sequence[Column]) -> str:
+def to_csv(shown: Sequence[RunRow], of: Sequence[Column]) -> str:
     """The same rows and columns with full precision; the age becomes a time in UTC."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -165,13 +169,13 @@ def to_csv(shown: Sequence[Row], of: Sequence[Column]) -> str:
     return out.getvalue()
 
 
-def to_json(shown: Sequence[Row], of: Sequence[Column]) -> str:
+def to_json(shown: Sequence[RunRow], of: Sequence[Column]) -> str:
     """The same rows and columns as a list of objects, by the keys of the filter language."""
     rows = [{"added" if c is AGE else c.key: _exported(row, c) for c in of} for row in shown]
     return json.dumps(rows, indent=1, ensure_ascii=False)
 
 
-def _exported(row: Row, column: Column) -> Any:
+def _exported(row: RunRow, column: Column) -> Any:
     if column is RUN_COLUMN:
         return row.job.run
     return added(row) if column is AGE else column.value(row)

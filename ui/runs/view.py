@@ -14,8 +14,8 @@ from ui.runs import columns as run_columns
 from ui.runs import filter as run_filter
 from ui.runs import table
 from ui.runs.columns import NEWEST, Column
-from ui.runs.filter import Filter
-from ui.runs.rows import Row, all_rows, chosen
+from ui.runs.filter import RunFilter
+from ui.runs.rows import RunRow, all_rows, chosen
 
 PAGE_ROWS = 50
 MOST_PINS = 5
@@ -37,7 +37,7 @@ def names(request: gr.Request, name: str, most: int = MOST_NAMES) -> tuple[str, 
 
 
 @dataclass(frozen=True)
-class Look:
+class TableQuery:
     """What the address says about the table of runs."""
 
     q: str
@@ -50,7 +50,7 @@ class Look:
     pick: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: gr.Request) -> Look:
+    def of(cls, request: gr.Request) -> TableQuery:
         """The look the address asks for; odd values are ours to choose."""
         page = words(request, "page")
         return cls(
@@ -71,7 +71,7 @@ def remembered(query: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class TableResult:
     """What there is to show.
 
     Attributes:
@@ -80,20 +80,20 @@ class Found:
         total: how many runs there are.
     """
 
-    look: Look
+    look: TableQuery
     known: dict[str, Column]
     columns: list[Column]
     by: Column
-    filter: Filter
-    rows: list[Row]
+    filter: RunFilter
+    rows: list[RunRow]
     page: int
     total: int
-    base: Row | None
-    pinned: list[Row]
-    picked: list[Row]
+    base: RunRow | None
+    pinned: list[RunRow]
+    picked: list[RunRow]
 
     @property
-    def page_rows(self) -> Sequence[Row]:
+    def page_rows(self) -> Sequence[RunRow]:
         return self.rows[(self.page - 1) * PAGE_ROWS : self.page * PAGE_ROWS]
 
     @property
@@ -101,7 +101,7 @@ class Found:
         return max(1, -(-len(self.rows) // PAGE_ROWS))
 
 
-def find(look: Look) -> Found:
+def query_runs(look: TableQuery) -> TableResult:
     """Everything the table shows for this look."""
     everything = all_rows()
     known = run_columns.columns(everything)
@@ -109,7 +109,7 @@ def find(look: Look) -> Found:
     by = run_columns.named(look.sort, known) or known[NEWEST]
     rows = table.arranged(filtered.passed(everything), by, look.down)
     base = chosen(everything, [look.base])
-    return Found(
+    return TableResult(
         look=look,
         known=known,
         columns=run_columns.picked(look.cols, known),

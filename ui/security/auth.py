@@ -25,18 +25,18 @@ import gradio as gr
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from backend.errors import Forbidden, SlimscopeError, TooOften
-from backend.queue.roles import ASK, GUEST, Actor, Rate, refused
+from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
+from backend.queue.roles import ASK, GUEST, Actor, RateLimiter, refused
 from backend.settings import is_loopback, settings
 from ui.format import problem
 
 NOBODY = "guest"
 TRIES_PER_MINUTE = 10
 WRONG = "This is not the token of this dashboard."
-tries = Rate()
+tries = RateLimiter()
 
 
-def actor(request: gr.Request | HTTPConnection | None) -> Actor:
+def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
     """Who asks. By address alone the host is only who asks from this machine, for a loopback name
     (a hostile site could point its own name at 127.0.0.1), and through no proxy."""
     if request is None or request.client is None:
@@ -172,7 +172,7 @@ async def host_page(request: Request) -> Response:
         check_token(given, client)
     except SlimscopeError as error:
         refused(client, error)
-        code = 429 if isinstance(error, TooOften) else 403
+        code = 429 if isinstance(error, RateLimitError) else 403
         return bare_page("Host", FORM.format(said=problem(error)), code)
     response = RedirectResponse("../", 303)
     response.headers["set-cookie"] = cookie_header("host", _signed("host"), request.headers)
@@ -180,7 +180,8 @@ async def host_page(request: Request) -> Response:
 
 
 def check_token(given: str, client: str) -> None:
-    """Raises `Forbidden` unless this is the token, `TooOften` after ten wrong ones in a minute."""
+    """Raises `ForbiddenError` unless this is the token, and `RateLimitError` after ten
+    wrong ones within a minute."""
     if not _same(given.strip(), token()):
         tries.spend(client, TRIES_PER_MINUTE)
-        raise Forbidden("You are not the host.", WRONG, ASK)
+        raise ForbiddenError("You are not the host.", WRONG, ASK)

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.errors import Forbidden, NotFound, SlimscopeError, TooOften
+from backend.errors import ForbiddenError, NotFoundError, RateLimitError, SlimscopeError
 from backend.queue.roles import ASK, refused
 from backend.settings import is_loopback, settings
 from ui.api import PATH, told
@@ -54,7 +54,7 @@ def hash_of(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-class Guard:
+class SecurityMiddleware:
     """ASGI middleware.
 
     Args:
@@ -69,10 +69,10 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer, request = Answer(send, self.hashes), Request(scope)
+        answer, request = SecuredSend(send, self.hashes), Request(scope)
         try:
             check(request)
-        except Refused as stop:
+        except RequestRejectedError as stop:
             client = request.client.host if request.client else ""
             refused(f"{client} {request.method} {request.url.path[:200]}".strip(), stop.error)
             await stop.response(scope["path"])(scope, receive, answer)
@@ -80,7 +80,7 @@ class Guard:
         await self.app(_named(scope, answer), receive, answer)
 
 
-class Refused(Exception):
+class RequestRejectedError(Exception):
     """A request that goes no further."""
 
     def __init__(self, status: int, error: SlimscopeError) -> None:
@@ -94,20 +94,26 @@ class Refused(Exception):
 
 
 def check(request: Request) -> None:
-    """Raises `Refused`."""
+    """Raises `RequestRejectedError`."""
     headers, path = request.headers, request.url.path
     if not _ours(auth.host_name(headers)):
         why = f"It does not answer to the name {auth.host_name(headers)[:80]!r}."
         do = "Use its address, or set SLIMSCOPE_NAMES."
-        raise Refused(421, Forbidden("This is not the dashboard you want.", why, do))
+        raise RequestRejectedError(
+            421, ForbiddenError("This is not the dashboard you want.", why, do)
+        )
     if not _from_here(request):
-        raise Refused(403, Forbidden("Other sites may not use this dashboard.", "", ASK))
+        raise RequestRejectedError(
+            403, ForbiddenError("Other sites may not use this dashboard.", "", ASK)
+        )
     if _closed(path):
-        raise Refused(404, NotFound("There is nothing here."))
+        raise RequestRejectedError(404, NotFoundError("There is nothing here."))
     if "transfer-encoding" in headers:
-        raise Refused(411, Forbidden("The request does not tell its length."))
+        raise RequestRejectedError(411, ForbiddenError("The request does not tell its length."))
     if int(headers.get("content-length") or 0) > MOST_BYTES:
-        raise Refused(413, Forbidden("The request is too large.", f"At most {MOST_BYTES} bytes."))
+        raise RequestRejectedError(
+            413, ForbiddenError("The request is too large.", f"At most {MOST_BYTES} bytes.")
+        )
     if shown := auth.bearer(headers):
         _check_token(shown, request)
 
@@ -115,10 +121,10 @@ def check(request: Request) -> None:
 def _check_token(shown: str, request: Request) -> None:
     try:
         auth.check_token(shown, request.client.host if request.client else "")
-    except TooOften as error:
-        raise Refused(429, error) from error
-    except Forbidden as error:
-        raise Refused(401, error) from error
+    except RateLimitError as error:
+        raise RequestRejectedError(429, error) from error
+    except ForbiddenError as error:
+        raise RequestRejectedError(401, error) from error
 
 
 def _ours(name: str) -> bool:
@@ -151,10 +157,10 @@ def _closed(path: str) -> bool:
     return path.startswith(CLOSED)
 
 
-def _named(scope: Scope, answer: Answer) -> Scope:
+def _named(scope: Scope, answer: SecuredSend) -> Scope:
     """The request with a new guest's name in it, where guests may do something; the browser is told
     the name with the answer."""
-    who = auth.actor(Request(scope))
+    who = auth.current_user(Request(scope))
     if who.name != auth.NOBODY or not settings().guest_runs:
         return scope
     value = auth.new_guest()
@@ -166,7 +172,7 @@ def _named(scope: Scope, answer: Answer) -> Scope:
     return {**scope, "headers": headers.raw}
 
 
-class Answer:
+class SecuredSend:
     """`send` that adds the headers; of a page, also the nonce of its scripts."""
 
     def __init__(self, send: Send, hashes: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import NotFound
+from backend.errors import NotFoundError
 from backend.settings import settings
 from ui.format import size
 
@@ -27,14 +27,14 @@ watch('value', () => {
 """
 
 
-class Saver(gr.HTML):
+class Download(gr.HTML):
     """Invisible; a handler that returns `contents(...)` to it starts a download."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(None, html_template="", js_on_load=JS, elem_classes="saver", **options)
 
 
-def contents(name: str, data: bytes) -> dict[str, Any]:
+def file_payload(name: str, data: bytes) -> dict[str, Any]:
     """A file of that name; `at` makes a second download of the same file a new one."""
     return {"name": name, "data": base64.b64encode(data).decode(), "at": time.time_ns()}
 
@@ -48,11 +48,11 @@ def small_file(path: str, name: str = "") -> dict[str, Any]:
     root = settings().artifacts.resolve()
     file = (root / path).resolve()
     if not file.is_relative_to(root) or not file.is_file():
-        raise NotFound("There is no such file.", "It was moved or deleted.")
+        raise NotFoundError("There is no such file.", "It was moved or deleted.")
     if file.stat().st_size > AT_MOST:
-        raise NotFound(
+        raise NotFoundError(
             f"{file.name} is {size(file.stat().st_size)}.",
             f"The browser is given at most {size(AT_MOST)}.",
             "Copy it from the artefact folder.",
         )
-    return contents(name or file.name, file.read_bytes())
+    return file_payload(name or file.name, file.read_bytes())

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 
-class Choose(gr.Dropdown):
+class FreeDropdown(gr.Dropdown):
     """A dropdown that takes what the browser says as it is.
 
     `gr.Dropdown` refuses a value that is not among the choices *this server* has sent, and so

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from backend.errors import NotFound
+from backend.errors import NotFoundError
 from backend.store import queries
 from backend.store.states import ACTIVE
 from ui.format import href
 from ui.widgets.html import empty
 
 
-def nothing_of(run: str, lacks: str, later: str, launch: str) -> str:
+def empty_state(run: str, lacks: str, later: str, launch: str) -> str:
     """HTML.
 
     Args:
@@ -19,7 +19,7 @@ def nothing_of(run: str, lacks: str, later: str, launch: str) -> str:
     """
     try:
         waits = queries.job(run).state in ACTIVE
-    except NotFound:
+    except NotFoundError:
         waits = False
     if waits:
         return empty(f"{run} has {lacks} yet. {later}", (href("jobs", id=run), "See the queue"))

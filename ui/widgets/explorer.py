@@ -11,15 +11,15 @@ import pandas as pd
 
 from backend.store.tables import Job
 from ui.charts.heatmap import in_order
-from ui.runs.results import choices
+from ui.runs.results import setting_summary
 
-Shown = dict[str, Any]  # name of an output -> what it is to show
+Updates = dict[str, Any]  # name of an output -> what it is to show
 PICKED = "(now) => slimscope.picked.customdata ?? now"  # the point of a chart that was clicked on
 
 
 def run_choice(job: Job) -> tuple[str, str]:
     """A run in a dropdown: what it is called, or what was done to what; and its id."""
-    about = job.name or " · ".join([str(job.config.get("model", "")), *choices(job)])
+    about = job.name or " · ".join([str(job.config.get("model", "")), *setting_summary(job)])
     return f"{job.run}  {about}".strip(), job.run
 
 
@@ -38,7 +38,9 @@ def tensor_names(table: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def listed(handler: Callable[..., Shown], names: Collection[str]) -> Callable[..., list[Any]]:
+def named_outputs(
+    handler: Callable[..., Updates], names: Collection[str]
+) -> Callable[..., list[Any]]:
     """The handler as Gradio calls it, for outputs `names`: what it does not name stays as it is."""
 
     def call(*given: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from backend.queue.roles import ASK
 from backend.store.states import LIVE
 from backend.store.tables import Job
 from ui.format import NONE, duration, esc, eta, href, problem, share
-from ui.runs.results import choices, kind_title
+from ui.runs.results import kind_title, setting_summary
 from ui.widgets.data_table import scroll_box
 
 
@@ -51,7 +51,7 @@ def described(job: Job) -> str:
     parts = [esc(kind_title(job))]
     if "model" in job.config:
         parts.append(model_name(job.config["model"]))
-    return " · ".join([*parts, *map(esc, choices(job))])
+    return " · ".join([*parts, *map(esc, setting_summary(job))])
 
 
 def treated(job: Job) -> str:
@@ -66,7 +66,7 @@ def in_two_lines(job: Job) -> str:
 
 
 def _chosen(job: Job) -> str:
-    text = esc(" · ".join(choices(job)))
+    text = esc(" · ".join(setting_summary(job)))
     return f'<span class="clip quiet under" title="{text}">{text}</span>' if text else ""
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import gradio as gr
 
-from ui.frame import READER
+from ui.frame import SILENT_EVENT
 
-LATEST: dict[str, Any] = {**READER, "trigger_mode": "always_last"}  # options of such readers
+LATEST: dict[str, Any] = {**SILENT_EVENT, "trigger_mode": "always_last"}  # options of such readers
 JS = """
 const dialog = document.querySelector('dialog.ask') || document.createElement('dialog');
 if (!dialog.isConnected) {
@@ -88,7 +88,7 @@ element.addEventListener('click', async (event) => {
 """
 
 
-class Board(gr.HTML):
+class HtmlPanel(gr.HTML):
     """Shows HTML and reports what is done in it. Events: `view`, `act`; of the latter
     `event._data` is `{"do", "run", "file", "text"}`, sent by the browser and therefore to be
     checked."""

@@ -14,7 +14,7 @@ from backend.queue.folders import TAIL_BYTES, read_log
 from backend.store.tables import Job
 
 
-class Part(TypedDict):
+class LogPart(TypedDict):
     """A part of a log: bytes `start` to `end` of the log `source`, called `title` on the screen."""
 
     source: str
@@ -57,7 +57,7 @@ draw();
 
 class LogView(gr.HTML):
     """Shows the newest part of a log and stays at its end while `Follow` is ticked. As an input it
-    gives the cursor, as an output it takes a `Part`."""
+    gives the cursor, as an output it takes a `LogPart`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -77,7 +77,7 @@ def _newest(line: str) -> str:
     return line.rpartition("\r")[2]
 
 
-def part(job: Job, cursor: Any) -> Part | None:
+def part(job: Job, cursor: Any) -> LogPart | None:
     """What the log of the newest attempt holds behind the browser's cursor; None: nothing new."""
     n = job.attempts_made
     source = f"{job.run}/{n}"
@@ -90,4 +90,4 @@ def part(job: Job, cursor: Any) -> Part | None:
     if after is not None and start > after:
         start = 0  # so much was written meanwhile that the page begins anew
     title = f"Attempt {n}" if n else "Nothing is logged before the run starts."
-    return Part(source=source, title=title, start=start, end=end, text=without_overprint(text))
+    return LogPart(source=source, title=title, start=start, end=end, text=without_overprint(text))

@@ -20,16 +20,16 @@ def notice(elem_id: str) -> gr.HTML:
     return plain(visible=False, elem_id=elem_id)
 
 
-def said(html: str) -> Any:
+def show_html(html: str) -> Any:
     """Update of a notice; nothing said hides it."""
     return gr.update(value=html, visible=bool(html))
 
 
-def done(html: str) -> Any:
+def show_success(html: str) -> Any:
     """Update of a notice: what was done."""
-    return said(f'<p class="done" role="status">{html}</p>')
+    return show_html(f'<p class="done" role="status">{html}</p>')
 
 
-def failed(error: SlimscopeError) -> Any:
+def show_error(error: SlimscopeError) -> Any:
     """Update of a notice: what went wrong."""
-    return said(problem(error))
+    return show_html(problem(error))

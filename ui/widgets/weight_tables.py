@@ -13,8 +13,8 @@ from ui.charts.magnitudes import Magnitudes
 from ui.charts.series import Series
 from ui.charts.statistics import STATISTICS
 from ui.format import NONE, count, esc, number
-from ui.pages.weights.explanations import Explained, explained, figure_of
-from ui.theme import stage_stroke
+from ui.pages.weights.explanations import ExplainedStatistic, explained, figure_of
+from ui.theme import stage_style
 from ui.widgets.data_table import Cell, csv_button, data_table, scroll_box
 
 LISTED = 100  # channels
@@ -52,7 +52,7 @@ def explained_table(stages: Sequence[TensorSnapshot], labels: Mapping[str, str],
     return scroll_box(name, table) + csv_button(name)
 
 
-def _explained_rows(row: Explained, stages: Sequence[TensorSnapshot]) -> str:
+def _explained_rows(row: ExplainedStatistic, stages: Sequence[TensorSnapshot]) -> str:
     cells = "".join(_explained_cell(s, row) for s in stages)
     said = ""
     if row.sentence:
@@ -61,7 +61,7 @@ def _explained_rows(row: Explained, stages: Sequence[TensorSnapshot]) -> str:
     return f'<tr><th scope="row">{esc(row.figure.title)}</th>{cells}</tr>{said}'
 
 
-def _explained_cell(taken: TensorSnapshot, row: Explained) -> str:
+def _explained_cell(taken: TensorSnapshot, row: ExplainedStatistic) -> str:
     figure, value = row.figure, figure_of(taken, row.name)
     if value is None:
         return f'<td class="num">{NONE}</td>'
@@ -127,6 +127,6 @@ def exact(text: str, value: float) -> Cell:
 
 def swatch(stage: str) -> str:
     """HTML: the line a stage is drawn with."""
-    stroke = stage_stroke(stage)
+    stroke = stage_style(stage)
     style = {"dash": "dashed", "dot": "dotted"}.get(stroke.dash, "solid")
     return f'<i class="swatch" style="border-top:3px {style} {stroke.colour}"></i>'

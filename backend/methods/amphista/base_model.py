@@ -2,7 +2,7 @@
 
     h = hidden state after the last block (and its final norm),   logits = W h (+ b)
 
-`Target` calls the model's own forward with an explicit mask and explicit positions, so any decoder
+`TargetModel` calls the model's own forward with explicit mask and positions, so any decoder
 works that honours both. Whether it does is not believed but tried once, on a small tree: its logits
 must equal those of decoding each path alone. What fails is refused; wrong text is never written.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.methods.amphista.decoding.tree import Tree, chain
 from backend.models.attention import NAME, use_grouped
 from backend.models.kv_cache import PreallocatedCache, cache_name, window_of
@@ -32,7 +32,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the l
 COARSE_TOLERANCE = 0.5  # in 16 bits: of the error of a model that would not follow the mask
 
 
-class Target:
+class TargetModel:
     """A base model that verifies trees.
 
     Attributes:
@@ -89,15 +89,15 @@ class Target:
         read_out: Tensor = self.head(hidden)
         return read_out
 
-    def verifier(self, cache: PreallocatedCache) -> Verifier:
+    def verifier(self, cache: PreallocatedCache) -> TreeVerifier:
         """What runs trees on top of `cache`."""
-        return Verifier(self, cache)
+        return TreeVerifier(self, cache)
 
 
-class Verifier:
+class TreeVerifier:
     """Runs trees on top of a cache; their masks are made once and shifted."""
 
-    def __init__(self, target: Target, cache: PreallocatedCache) -> None:
+    def __init__(self, target: TargetModel, cache: PreallocatedCache) -> None:
         self.target, self.cache = target, cache
         self._masks: dict[Tree, tuple[Tensor, Tensor]] = {}
 
@@ -165,7 +165,7 @@ def refuse_unfit(model: PreTrainedModel) -> None:
 
 
 @torch.inference_mode()
-def probe(target: Target) -> None:
+def probe(target: TargetModel) -> None:
     """Verifies one small tree and compares it with decoding its paths one by one.
 
     Rounding in 16 bits may change logits by a tenth of their spread, so there the error is compared
@@ -220,6 +220,6 @@ def packed_weights(module: nn.Module) -> dict[str, Tensor]:
     return {f"{name}.weight": layer.dense() for name, layer in layers.items()}
 
 
-def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelRefused:
+def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelError:
     what = f"{type(model).__name__} cannot verify trees of guesses."
-    return ModelRefused(what, why, do, field="model")
+    return ModelError(what, why, do, field="model")

@@ -19,19 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backend.errors import ConfigRefused, NotFound
-from backend.methods.amphista.base_model import Target, fingerprint
+from backend.errors import ConfigError, NotFoundError
+from backend.methods.amphista.base_model import TargetModel, fingerprint
 from backend.methods.amphista.config import DrafterConfig, arm_of
 from backend.methods.amphista.decoding.tree import Growth
 from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.drafter.int4 import lighten
+from backend.methods.amphista.drafter.int4 import pack_int4
 
 FORMAT = "slimscope-drafter-1"
 WEIGHTS, CONFIG = "drafter.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
-class BaseFacts:
+class BaseFingerprint:
     """What identifies the base of a drafter.
 
     Attributes:
@@ -47,7 +47,7 @@ class BaseFacts:
     sha256: str
 
     @classmethod
-    def of(cls, target: Target, name: str = "") -> BaseFacts:
+    def of(cls, target: TargetModel, name: str = "") -> BaseFingerprint:
         """The facts of an opened base."""
         return cls(
             name,
@@ -74,7 +74,7 @@ class Amphista:
     """
 
     config: DrafterConfig
-    base: BaseFacts
+    base: BaseFingerprint
     weights: dict[str, Tensor]
     growth: Growth
     figures: dict[str, list[float]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Amphista:
         """Amphista, Medusa, or what lies between."""
         return arm_of(self.config.model_dump())
 
-    def bind(self, target: Target) -> Drafter:
+    def bind(self, target: TargetModel) -> Drafter:
         """The module, ready to draft for `target`, in its dtype and on its device; in 16 bits on a
         CPU with light weights.
 
@@ -96,15 +96,15 @@ class Amphista:
         self._refuse_other_base(target)
         drafter = Drafter(self.config, target, self.weights["vocabulary"], target.dtype)
         drafter.load_state_dict(self.weights)
-        lighten(drafter)
+        pack_int4(drafter)
         return drafter.requires_grad_(False).eval()
 
-    def _refuse_other_base(self, target: Target) -> None:
-        found = BaseFacts.of(target)
+    def _refuse_other_base(self, target: TargetModel) -> None:
+        found = BaseFingerprint.of(target)
         for name in ("architecture", "width", "vocabulary", "layers", "sha256"):
             wanted, given = getattr(self.base, name), getattr(found, name)
             if wanted != given:
-                raise ConfigRefused(
+                raise ConfigError(
                     "The drafter belongs to another base.",
                     f"It was trained for {self.base.name or 'a model'} with {name} {wanted}; this "
                     f"one has {given}.",
@@ -139,7 +139,7 @@ class Amphista:
                 raise ValueError(f"its format is {record['format']!r}")
             return cls(
                 DrafterConfig(**record["drafter"]),
-                BaseFacts(**record["base"]),
+                BaseFingerprint(**record["base"]),
                 load_file(Path(folder) / WEIGHTS),
                 [(tuple(path), value) for path, value in record["growth"]],
                 record["figures"],
@@ -154,7 +154,7 @@ class Amphista:
             ValidationError,
             SafetensorError,
         ) as error:
-            raise NotFound(
+            raise NotFoundError(
                 f"There is no drafter in {folder}.",
                 f"{type(error).__name__}: {error}."[:300],
                 "Name a finished run of the kind amphista, or its drafter folder.",
@@ -163,7 +163,7 @@ class Amphista:
 
 
 def pack(
-    drafter: Drafter, base: BaseFacts, growth: Growth, figures: dict[str, list[float]],
+    drafter: Drafter, base: BaseFingerprint, growth: Growth, figures: dict[str, list[float]],
     training: dict[str, Any], context: int,
 ) -> Amphista:  # fmt: skip
     """A trained module as what is stored of it; weights float32, on the CPU."""

@@ -16,13 +16,18 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from backend.errors import ConfigRefused
-from backend.methods.amphista.base_model import Target
+from backend.errors import ConfigError
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import DraftedTree, LookupFirst, Nobody, Proposer
+from backend.methods.amphista.decoding.proposers import (
+    NoDraft,
+    PromptLookupFirst,
+    Proposer,
+    TreeProposer,
+)
 from backend.methods.amphista.decoding.tree import best_tree
 
 OTHERS = {  # settings of a generation config that would write another text; neutral values
@@ -47,7 +52,7 @@ OTHERS = {  # settings of a generation config that would write another text; neu
 
 
 @dataclass(frozen=True)
-class Token:
+class GeneratedToken:
     """One token of an answer.
 
     Attributes:
@@ -60,7 +65,9 @@ class Token:
     step: int
 
 
-def ready(target: Target, drafter: Amphista | None, nodes: int = 0, least: int = 1) -> Proposer:
+def make_proposer(
+    target: TargetModel, drafter: Amphista | None, nodes: int = 0, least: int = 1
+) -> Proposer:
     """The proposer of a drafter; without one, or for a tree of the root alone, nobody.
 
     Args:
@@ -71,18 +78,18 @@ def ready(target: Target, drafter: Amphista | None, nodes: int = 0, least: int =
         ConfigRefused: the drafter belongs to another base.
     """
     if drafter is None:
-        return Nobody()
+        return NoDraft()
     bound = drafter.bind(target)
     if not nodes:
-        trial = DraftedTree(bound, target, best_tree(drafter.growth, 8))
+        trial = TreeProposer(bound, target, best_tree(drafter.growth, 8))
         nodes = measure_costs(target, trial).best_nodes(drafter.growth, least)
     if nodes == 1:
-        return Nobody()
-    return DraftedTree(bound, target, best_tree(drafter.growth, nodes))
+        return NoDraft()
+    return TreeProposer(bound, target, best_tree(drafter.growth, nodes))
 
 
 def generate(
-    base: PreTrainedModel | Target,
+    base: PreTrainedModel | TargetModel,
     drafter: Amphista | Proposer | None,
     prompt: Sequence[int] | Tensor,
     max_new_tokens: int = 128,
@@ -90,7 +97,7 @@ def generate(
     ends: Collection[int] | None = None,
     nodes: int = 0,
     lookup: bool = False,
-) -> Iterator[Token]:
+) -> Iterator[GeneratedToken]:
     """The tokens that follow `prompt`, as they are found.
 
     Greedy or sampled, but for `sampling.typical`, they are those the base alone would have written,
@@ -98,30 +105,30 @@ def generate(
     near ties may fall otherwise in 16 bits.
 
     Args:
-        base: a model, or one opened with `Target` to be used more than once.
+        base: a model, or one opened with `TargetModel` to be used more than once.
         drafter: trained for that base; None decodes without.
         prompt: token ids [P] or [1, P].
         sampling: None: greedy.
         ends: tokens that end the answer; None: those of the model's generation config.
         nodes: see `ready`.
-        lookup: looks the text up first, with and without a drafter (see `LookupFirst`).
+        lookup: looks the text up first, with and without a drafter (see `PromptLookupFirst`).
 
     Raises:
         ConfigRefused: a batch, a prompt too long, a drafter of another base.
         ModelRefused: the base cannot verify trees.
     """
-    target = base if isinstance(base, Target) else Target(base)
+    target = base if isinstance(base, TargetModel) else TargetModel(base)
     refuse_processors(target.model)
     if drafter is None or isinstance(drafter, Amphista):
-        drafter = ready(target, drafter, nodes)
+        drafter = make_proposer(target, drafter, nodes)
     if lookup:
-        drafter = LookupFirst(drafter)
+        drafter = PromptLookupFirst(drafter)
     rule = acceptance(sampling or usual_sampling(target.model))
     stops = ends_of(target.model) if ends is None else ends
     steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)
     for number, step in enumerate(steps):
         for token, head in zip(step.tokens, step.heads, strict=True):
-            yield Token(token, head, number)
+            yield GeneratedToken(token, head, number)
 
 
 def _one(prompt: Sequence[int] | Tensor) -> list[int]:
@@ -129,7 +136,7 @@ def _one(prompt: Sequence[int] | Tensor) -> list[int]:
     if not isinstance(prompt, Tensor):
         return list(prompt)
     if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
-        raise ConfigRefused(
+        raise ConfigError(
             f"{len(prompt)} prompts were given.",
             "Every text accepts another number of guesses, so one is decoded at a time.",
             "Call generate once for each.",
@@ -162,7 +169,7 @@ def refuse_processors(model: PreTrainedModel) -> None:
     for name, neutral in OTHERS.items():
         value = getattr(config, name, neutral)
         if value not in (neutral, None) and value != []:
-            raise ConfigRefused(
+            raise ConfigError(
                 f"The model's generation config sets {name}.",
                 "`generate` of transformers would follow it and write another text than this "
                 "loop, which does not offer it.",
@@ -171,7 +178,7 @@ def refuse_processors(model: PreTrainedModel) -> None:
             )
 
 
-class Detokeniser:
+class Detokenizer:
     """Text of tokens as they come.
 
     Held back until it is certain: a character that spans several tokens, and what may be the

@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from math import gcd, isqrt
 from typing import TypeVar
 
-from backend.errors import ConfigRefused
-from backend.methods.dlqat.config import DLQATConfig, Stage
-from backend.models.layer_names import Layer, fits, read_names, refuse_unknown
+from backend.errors import ConfigError
+from backend.methods.dlqat.config import DLQATConfig, DLQATStage
+from backend.models.layer_names import NamedLayer, fits, read_names, refuse_unknown
 
 SHOWN = 2
 SMALLEST_GROUP = 8  # proposed when a group size does not fit
 
-Of = TypeVar("Of", bound=Layer)
+Of = TypeVar("Of", bound=NamedLayer)
 
 
 def quantised_layers(layers: Collection[Of], config: DLQATConfig) -> list[Of]:
@@ -32,7 +32,7 @@ def quantised_layers(layers: Collection[Of], config: DLQATConfig) -> list[Of]:
         if any(fits(name, x) for name in chosen) and not any(fits(name, x) for name in excluded)
     ]
     if not found:
-        raise ConfigRefused(
+        raise ConfigError(
             "No layer is left to quantise.",
             f"{config.layers or 'Nothing'} is chosen and {config.exclude or 'nothing'} left out.",
             "Choose more, or leave out fewer.",
@@ -49,7 +49,7 @@ def _refuse_group_size(columns: Mapping[str, int], size: int) -> None:
     named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:SHOWN])
     more = f" and {len(unfit) - SHOWN} more" if len(unfit) > SHOWN else ""
     sizes = ", ".join(map(str, fitting_sizes(columns.values())))
-    raise ConfigRefused(
+    raise ConfigError(
         f"A group size of {size} does not fit this model.",
         f"It does not divide {named}{more}.",
         f"Choose {sizes}, or 0 for one group a row." if sizes else "Choose 0: one group a row.",
@@ -72,25 +72,25 @@ def refuse_idle(config: DLQATConfig) -> None:
         ConfigRefused: names the field.
     """
     stages = config.stages
-    if stages == [Stage.DENSE]:
-        raise ConfigRefused(
+    if stages == [DLQATStage.DENSE]:
+        raise ConfigError(
             "No stage is chosen.",
             "Every baseline and DL-QAT itself are switched off.",
             "Switch on DL-QAT on the text.",
             field="text_loss",
         )
     for stage in stages:
-        if stage in (Stage.DLQAT, Stage.DLQAT_KD, Stage.LORA_ONLY) and not any(
+        if stage in (DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY) and not any(
             config.trains(stage)
         ):
-            raise ConfigRefused(
+            raise ConfigError(
                 "There is nothing to train.",
                 "The rank is 0 and the magnitudes are not trained.",
                 "Choose a rank of 1 or more, or train the magnitudes.",
                 field="rank",
             )
-    if config.rank == 0 and Stage.LORA in stages:
-        raise ConfigRefused(
+    if config.rank == 0 and DLQATStage.LORA in stages:
+        raise ConfigError(
             "LoRA needs a rank.",
             "The rank is 0, and the LoRA control or a stage built on it is switched on.",
             "Choose a rank of 1 or more, or switch them off.",

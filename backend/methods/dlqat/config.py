@@ -12,7 +12,7 @@ from pydantic.config import JsonDict
 ADVANCED: JsonDict = {"advanced": True}
 
 
-class Stage(StrEnum):
+class DLQATStage(StrEnum):
     """The models a run makes, in order. The same names serve tables, charts and files."""
 
     DENSE = "dense"
@@ -29,21 +29,26 @@ class Stage(StrEnum):
 
 
 STAGE_LABELS: dict[str, str] = {
-    Stage.DENSE: "Dense",
-    Stage.RTN: "RTN, min-max",
-    Stage.MSE: "RTN, MSE clip",
-    Stage.GPTQ: "GPTQ",
-    Stage.M_ONLY: "Magnitudes only",
-    Stage.LORA_ONLY: "LoRA in the rounding only",
-    Stage.DLQAT: "DL-QAT",
-    Stage.DLQAT_KD: "DL-QAT, distilled",
-    Stage.LORA: "LoRA, not quantised (control)",
-    Stage.LORA_RTN: "LoRA, then RTN",
-    Stage.LORA_GPTQ: "LoRA, then GPTQ",
+    DLQATStage.DENSE: "Dense",
+    DLQATStage.RTN: "RTN, min-max",
+    DLQATStage.MSE: "RTN, MSE clip",
+    DLQATStage.GPTQ: "GPTQ",
+    DLQATStage.M_ONLY: "Magnitudes only",
+    DLQATStage.LORA_ONLY: "LoRA in the rounding only",
+    DLQATStage.DLQAT: "DL-QAT",
+    DLQATStage.DLQAT_KD: "DL-QAT, distilled",
+    DLQATStage.LORA: "LoRA, not quantised (control)",
+    DLQATStage.LORA_RTN: "LoRA, then RTN",
+    DLQATStage.LORA_GPTQ: "LoRA, then GPTQ",
 }
 
 TEACHER_TOKENS = 64  # of each prediction of the dense model that a cached teacher keeps
-TRAINED = (Stage.M_ONLY, Stage.LORA_ONLY, Stage.DLQAT, Stage.DLQAT_KD)  # inside the rounding
+TRAINED = (
+    DLQATStage.M_ONLY,
+    DLQATStage.LORA_ONLY,
+    DLQATStage.DLQAT,
+    DLQATStage.DLQAT_KD,
+)  # inside the rounding
 
 
 class DLQATConfig(BaseModel):
@@ -313,30 +318,30 @@ class DLQATConfig(BaseModel):
     )
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[DLQATStage]:
         """The models a run with this config makes, in order; those others build on included."""
         chosen = {
-            Stage.DENSE: True,
-            Stage.RTN: self.rtn,
-            Stage.MSE: self.mse,
-            Stage.GPTQ: self.gptq,
-            Stage.M_ONLY: self.m_only,
-            Stage.LORA_ONLY: self.lora_only,
-            Stage.DLQAT: self.text_loss,
-            Stage.DLQAT_KD: self.distil,
-            Stage.LORA: self.lora or self.lora_rtn or self.lora_gptq,
-            Stage.LORA_RTN: self.lora_rtn,
-            Stage.LORA_GPTQ: self.lora_gptq,
+            DLQATStage.DENSE: True,
+            DLQATStage.RTN: self.rtn,
+            DLQATStage.MSE: self.mse,
+            DLQATStage.GPTQ: self.gptq,
+            DLQATStage.M_ONLY: self.m_only,
+            DLQATStage.LORA_ONLY: self.lora_only,
+            DLQATStage.DLQAT: self.text_loss,
+            DLQATStage.DLQAT_KD: self.distil,
+            DLQATStage.LORA: self.lora or self.lora_rtn or self.lora_gptq,
+            DLQATStage.LORA_RTN: self.lora_rtn,
+            DLQATStage.LORA_GPTQ: self.lora_gptq,
         }
-        return [stage for stage in Stage if chosen[stage]]
+        return [stage for stage in DLQATStage if chosen[stage]]
 
     @property
     def needs_gptq(self) -> bool:
         """Whether the compensated weights are wanted: as a stage, or as a start."""
         return self.gptq or (self.start == "gptq" and any(s in TRAINED for s in self.stages))
 
-    def trains(self, stage: Stage) -> tuple[bool, bool]:
+    def trains(self, stage: DLQATStage) -> tuple[bool, bool]:
         """Whether `stage` trains A and B, and whether it trains m."""
-        return self.rank > 0 and stage != Stage.M_ONLY, stage == Stage.M_ONLY or (
-            self.magnitude and stage != Stage.LORA_ONLY
+        return self.rank > 0 and stage != DLQATStage.M_ONLY, stage == DLQATStage.M_ONLY or (
+            self.magnitude and stage != DLQATStage.LORA_ONLY
         )

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from backend.quantization.grid import Grid, Quantised
+from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.range_search import group_sums
 
 PANEL = {"cpu": 2**18}  # weights treated at once; elsewhere the whole matrix
@@ -59,7 +59,7 @@ def new_factors(
     return A.to(device), torch.zeros(shape[0], rank, device=device)
 
 
-class _InGrid(torch.autograd.Function):
+class _FakeQuantLinear(torch.autograd.Function):
     """x, A, B, m -> y. Gradients of A, B and m come from one product, in whose place D is written
     in one walk over its rows."""
 
@@ -91,7 +91,7 @@ class _InGrid(torch.autograd.Function):
         return dx, *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
 
 
-class _Panel:
+class _RowPanel:
     """Some rows of a layer's weight on the grid.
 
     Args:
@@ -154,7 +154,7 @@ class DLQATLinear(nn.Module):
     def __init__(
         self,
         base: nn.Linear | Conv1D,
-        grid: Grid,
+        grid: QuantGrid,
         start: Tensor | None = None,
         *,
         rank: int = 0,
@@ -186,7 +186,7 @@ class DLQATLinear(nn.Module):
         rows, columns = self._weight.shape
         return rows, columns
 
-    def panels(self, *others: Tensor) -> Iterator[tuple[_Panel, tuple[Tensor, ...]]]:
+    def panels(self, *others: Tensor) -> Iterator[tuple[_RowPanel, tuple[Tensor, ...]]]:
         """The weight on its grid, some rows at a time, and the same rows of `others`."""
         columns = self.shape[1]
         rows = max(1, PANEL.get(self.m.device.type, FULL) // columns)
@@ -196,7 +196,7 @@ class DLQATLinear(nn.Module):
         own = (*of_rows, *(each.unsqueeze(-1) for each in of_groups))
         parts = zip(*(each.split(rows) for each in (*own, *others)), strict=True)
         for part in parts:
-            yield _Panel(self, *part[: len(own)]), part[len(own) :]
+            yield _RowPanel(self, *part[: len(own)]), part[len(own) :]
 
     @torch.no_grad()
     def effective(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -223,10 +223,10 @@ class DLQATLinear(nn.Module):
     def codes_at_start(self, rows: slice) -> Tensor:
         """Rows of the codes before any training, float32 [rows, in]."""
         W0 = self.dense(rows) if self.start is None else self.start[rows]
-        grid = Grid(self.grid.bits, self.grid.scale[rows], self.grid.zero[rows])
+        grid = QuantGrid(self.grid.bits, self.grid.scale[rows], self.grid.zero[rows])
         return grid.codes(W0)
 
-    def freeze(self, stored: torch.dtype = torch.float32) -> Quantised:
+    def freeze(self, stored: torch.dtype = torch.float32) -> QuantizedWeight:
         """The codes as they are now, once and for all, with scales m s rounded to `stored`.
 
         Nothing is ever rounded to a grid again: a merged weight would land on other codes.
@@ -235,12 +235,12 @@ class DLQATLinear(nn.Module):
         for rows, level, _ in self.walk():
             codes[rows] = level.add_(self.grid.zero[rows].unsqueeze(-1)).view(codes[rows].shape)
         scale = (self.m.detach() * self.grid.scale).to(stored).float()
-        return Quantised(Grid(self.grid.bits, scale, self.grid.zero), codes)
+        return QuantizedWeight(QuantGrid(self.grid.bits, scale, self.grid.zero), codes)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.teaching:
             return self.base(x)
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        y = _InGrid.apply(x, self.A, self.B, self.m, self, dtype)
+        y = _FakeQuantLinear.apply(x, self.A, self.B, self.m, self, dtype)
         return y if self.base.bias is None else y + self.base.bias.to(dtype)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from backend.methods.dlqat.config import Stage
+from backend.methods.dlqat.config import DLQATStage
 from backend.methods.dlqat.linear import new_factors
 from backend.methods.dlqat.losses import text_loss
-from backend.methods.dlqat.run import Run
+from backend.methods.dlqat.run import DLQATRun
 from backend.methods.dlqat.stage_store import stage_name
-from backend.methods.dlqat.trainer import Training, trainable
-from backend.models.patching import placed
+from backend.methods.dlqat.trainer import StageTrainer, trainable
+from backend.models.patching import swap_modules
 from backend.reporter import Reporter
 
 
@@ -47,7 +47,7 @@ class LoRALinear(nn.Module):
         return y + self.factor * linear(linear(x.to(self.A.dtype), self.A), self.B)
 
 
-def train_lora(run: Run, reporter: Reporter) -> None:
+def train_lora(run: DLQATRun, reporter: Reporter) -> None:
     """Trains A and B beside every quantised linear and stores them as the stage "lora"."""
     config, generator = run.config, torch.Generator().manual_seed(run.seed)
     layers = {
@@ -60,7 +60,9 @@ def train_lora(run: Run, reporter: Reporter) -> None:
         for part, parameter in layer.named_parameters(recurse=False)
     }
     rates = dict.fromkeys(parameters, config.rate)
-    with placed(run.model, layers), trainable(run.model, config.checkpointing, reporter):
+    with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
         loss = text_loss(run, run.model)
-        Training(run, Stage.LORA, parameters, rates, loss, lambda _: None, reporter).train()
-    run.store.save(stage_name(Stage.LORA), {n: p.detach() for n, p in parameters.items()})
+        StageTrainer(
+            run, DLQATStage.LORA, parameters, rates, loss, lambda _: None, reporter
+        ).train()
+    run.store.save(stage_name(DLQATStage.LORA), {n: p.detach() for n, p in parameters.items()})

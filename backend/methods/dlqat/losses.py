@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from backend.methods.dlqat.config import TEACHER_TOKENS
 from backend.methods.dlqat.linear import DLQATLinear
-from backend.methods.dlqat.run import Run
+from backend.methods.dlqat.run import DLQATRun
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.training import UNJUDGED
 
@@ -28,7 +28,7 @@ TEACHER = "teacher"
 Loss = Callable[[Tensor], Tensor]  # row numbers [b] -> summed loss
 
 
-def logits_of(run: Run, model: PreTrainedModel, rows: Tensor) -> Tensor:
+def logits_of(run: DLQATRun, model: PreTrainedModel, rows: Tensor) -> Tensor:
     """The model's predictions for training rows [b]: logits [b, length, vocabulary]."""
     ids, half = run.input_ids[rows].to(model.device), run.dtype == torch.bfloat16
     with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
@@ -36,7 +36,7 @@ def logits_of(run: Run, model: PreTrainedModel, rows: Tensor) -> Tensor:
     return logits
 
 
-def text_loss(run: Run, model: PreTrainedModel) -> Loss:
+def text_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
     """Next-token prediction."""
 
     def loss(rows: Tensor) -> Tensor:
@@ -47,7 +47,9 @@ def text_loss(run: Run, model: PreTrainedModel) -> Loss:
     return loss
 
 
-def live_teacher_loss(run: Run, model: PreTrainedModel, layers: Mapping[str, DLQATLinear]) -> Loss:
+def live_teacher_loss(
+    run: DLQATRun, model: PreTrainedModel, layers: Mapping[str, DLQATLinear]
+) -> Loss:
     """The dense model, which is inside the layers, predicts beside the one that learns."""
 
     def loss(rows: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ def live_teacher_loss(run: Run, model: PreTrainedModel, layers: Mapping[str, DLQ
     return loss
 
 
-def cached_teacher_loss(run: Run, model: PreTrainedModel) -> Loss:
+def cached_teacher_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
     """As `live_teacher_loss`, with what `cache_teacher` has kept."""
     held = run.store.tensors(TEACHER)
 
@@ -88,7 +90,7 @@ def _with_rest(log_p: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def cache_teacher(run: Run, reporter: Reporter) -> None:
+def cache_teacher(run: DLQATRun, reporter: Reporter) -> None:
     """Keeps what the dense model predicts for every training row."""
     if run.store.holds(TEACHER):
         return
@@ -103,7 +105,7 @@ def cache_teacher(run: Run, reporter: Reporter) -> None:
     run.store.save(TEACHER, {"log_p": torch.stack(log_p), "tokens": torch.stack(tokens)})
 
 
-def _judged(run: Run, rows: Tensor) -> Tensor:
+def _judged(run: DLQATRun, rows: Tensor) -> Tensor:
     """Which positions predict a token that counts [b, length - 1]."""
     return (run.labels[rows][:, 1:] != UNJUDGED).to(run.model.device)
 

@@ -14,40 +14,42 @@ from statistics import fmean
 
 from torch import Tensor
 
-from backend.methods.calibration import Inputs, Need, Target
-from backend.methods.dlqat.config import Stage
-from backend.methods.dlqat.run import Run
+from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
+from backend.methods.dlqat.config import DLQATStage
+from backend.methods.dlqat.run import DLQATRun
 from backend.methods.dlqat.snapshots import code_usage
 from backend.methods.dlqat.stage_store import block_name
-from backend.methods.linalg import damped
-from backend.models.blocks import Linear
+from backend.methods.linalg import with_damping
+from backend.models.blocks import LinearWeight
 from backend.quantization.gptq import gptq
-from backend.quantization.grid import Grid
-from backend.quantization.range_search import find_grid
+from backend.quantization.grid import QuantGrid
+from backend.quantization.range_search import search_range
 from backend.reporter import REPLAY, Reporter, stop_if_asked
-from backend.statistics.reference import Reference
+from backend.statistics.reference import ReferenceTensor
 
 FAILED = (
     "compensated", "Use more calibration text, or start from the rounded weights without GPTQ.",
 )  # fmt: skip
 ENERGY, AUDIT = "energy", "audit"
-Starts = dict[str, tuple[Tensor, Grid]]
+Starts = dict[str, tuple[Tensor, QuantGrid]]
 
 
-def find_energies(run: Run, reporter: Reporter) -> dict[str, Tensor]:
+def find_energies(run: DLQATRun, reporter: Reporter) -> dict[str, Tensor]:
     """Full name -> mean square of each input [in], in the dense model."""
     if not run.store.holds(ENERGY):
         stream, found = run.open_stream(), dict[str, Tensor]()
         for block in range(run.blocks):
             reporter.progress(block, run.blocks, f"Input energies, block {block + 1}")
-            seen, hidden = run.look(stream, block, Need.ENERGY, reporter)
+            seen, hidden = run.look(stream, block, StatisticsLevel.ENERGY, reporter)
             found |= {run.of_block(block)[m].name: x.energy.clone() for m, x in seen.items()}
             stream.advance(hidden)
         run.store.save(ENERGY, found)
     return run.store.tensors(ENERGY)
 
 
-def compensate(run: Run, walk: str, weight: Callable[[Linear], Tensor], reporter: Reporter) -> None:
+def compensate(
+    run: DLQATRun, walk: str, weight: Callable[[LinearWeight], Tensor], reporter: Reporter
+) -> None:
     """GPTQ of `weight`(linear) [out, in] for every quantised linear; each block a checkpoint.
 
     A resumed walk runs finished blocks forward with their stored codes, bit for bit as before.
@@ -62,7 +64,7 @@ def compensate(run: Run, walk: str, weight: Callable[[Linear], Tensor], reporter
         if block in missing:
             weights = {module: weight(linear) for module, linear in linears.items()}
             with run.with_weights({linears[m].name: W for m, W in weights.items()}):
-                seen, _ = run.look(stream, block, Need.GRAM, reporter)
+                seen, _ = run.look(stream, block, StatisticsLevel.GRAM, reporter)
             starts = Starts()
             for n, (module, W) in enumerate(weights.items()):
                 reporter.progress(block + n / len(weights), run.blocks, doing)
@@ -78,30 +80,32 @@ def compensate(run: Run, walk: str, weight: Callable[[Linear], Tensor], reporter
 
 
 def _compensated(
-    run: Run, linear: Linear, W: Tensor, inputs: Inputs, reporter: Reporter
-) -> tuple[Tensor, Grid]:
+    run: DLQATRun, linear: LinearWeight, W: Tensor, inputs: InputStatistics, reporter: Reporter
+) -> tuple[Tensor, QuantGrid]:
     """GPTQ of one weight, with more damping where its Hessian asks for it."""
     config = run.config
     size = config.group_size or W.shape[1]
 
-    def find(V: Tensor, columns: slice) -> Grid:
+    def find(V: Tensor, columns: slice) -> QuantGrid:
         energy = inputs.energy[columns]
-        return find_grid(V, config.bits, 0, config.symmetric, config.space, energy)
+        return search_range(V, config.bits, 0, config.symmetric, config.space, energy)
 
-    def solve(damping: float) -> tuple[Tensor, Grid]:
+    def solve(damping: float) -> tuple[Tensor, QuantGrid]:
         return gptq(W, inputs.inverse_root(damping), size, find, config.keep_zeros)
 
-    return damped(solve, config.damping, reporter.log, linear.name, FAILED)
+    return with_damping(solve, config.damping, reporter.log, linear.name, FAILED)
 
 
-def audit(run: Run, stages: Sequence[Stage], reporter: Reporter) -> dict[Stage, float]:
+def audit(
+    run: DLQATRun, stages: Sequence[DLQATStage], reporter: Reporter
+) -> dict[DLQATStage, float]:
     """Reports every tensor at every stage; gives the mean relative output error of each."""
     missing = [b for b in range(run.blocks) if not run.store.holds(block_name(AUDIT, b))]
     stream = run.open_stream() if missing else None
     for block in range(run.blocks):
         doing = f"Statistics, block {block + 1} of {run.blocks}"
         if stream and block in missing:
-            seen, hidden = run.look(stream, block, Need.GRAM, reporter)
+            seen, hidden = run.look(stream, block, StatisticsLevel.GRAM, reporter)
             stream.advance(hidden)
             errors: dict[str, list[float]] = {stage: [] for stage in stages[1:]}
             for n, (module, linear) in enumerate(run.of_block(block).items()):
@@ -121,20 +125,24 @@ def audit(run: Run, stages: Sequence[Stage], reporter: Reporter) -> dict[Stage, 
 
 
 def _measure(
-    run: Run, stages: Sequence[Stage], linear: Linear, inputs: Inputs, reporter: Reporter
-) -> dict[Stage, float]:
+    run: DLQATRun,
+    stages: Sequence[DLQATStage],
+    linear: LinearWeight,
+    inputs: InputStatistics,
+    reporter: Reporter,
+) -> dict[DLQATStage, float]:
     """Reports one tensor at every stage; stage -> relative output error."""
     dense = linear.read()
-    reference, target = Reference(dense), Target(dense, inputs)
+    reference, target = ReferenceTensor(dense), DenseReference(dense, inputs)
     of = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
-    errors: dict[Stage, float] = {}
+    errors: dict[DLQATStage, float] = {}
     for stage in stages:
         W, more = dense, dict[str, float]()
-        if stage != Stage.DENSE:
+        if stage != DLQATStage.DENSE:
             W = run.weight(stage, linear)
             errors[stage] = target.relative_error(W)
             more["relative_error"] = errors[stage]
-        if stage not in (Stage.DENSE, Stage.LORA):
+        if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
             usage = code_usage(run.store.quantised(stage, linear.name))
             more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
         reference.measure(W, stage=stage, more=more, **of).report(reporter)  # type: ignore[arg-type]

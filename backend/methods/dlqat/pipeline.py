@@ -30,9 +30,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.methods.dlqat.checks import quantised_layers, refuse_idle
-from backend.methods.dlqat.config import TRAINED, DLQATConfig, Stage
+from backend.methods.dlqat.config import TRAINED, DLQATConfig, DLQATStage
 from backend.methods.dlqat.linear import DLQATLinear
 from backend.methods.dlqat.lora import train_lora
 from backend.methods.dlqat.losses import (
@@ -43,16 +43,16 @@ from backend.methods.dlqat.losses import (
     text_loss,
 )
 from backend.methods.dlqat.passes import audit, compensate, find_energies
-from backend.methods.dlqat.run import Run
-from backend.methods.dlqat.snapshots import Pictures
-from backend.methods.dlqat.stage_store import StageStore, stage_name
-from backend.methods.dlqat.trainer import Training, trainable
-from backend.models.blocks import Linear, block_linears, decoder_blocks
+from backend.methods.dlqat.run import DLQATRun
+from backend.methods.dlqat.snapshots import TrainingSnapshots
+from backend.methods.dlqat.stage_store import DLQATStageStore, stage_name
+from backend.methods.dlqat.trainer import StageTrainer, trainable
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.loading import weights_hash
-from backend.models.patching import placed
-from backend.models.precision import settled
-from backend.quantization.grid import Grid, Quantised
-from backend.quantization.range_search import find_grid
+from backend.models.patching import swap_modules
+from backend.models.precision import resolve_dtype
+from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.range_search import search_range
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 
@@ -91,23 +91,25 @@ class DLQAT:
         chosen = {x.name: x for x in quantised_layers(linears, config)}
         _refuse_rows(input_ids, labels, config)
         model.requires_grad_(False)
-        store = StageStore(checkpoints, config.bits, str(model.device))
+        store = DLQATStageStore(checkpoints, config.bits, str(model.device))
         digest = hashlib.sha256(f"{config.model_dump_json()} {seed} {weights_hash(model)}".encode())
         for ids in (calibration, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)
-        precision = store.claim(digest.hexdigest(), settled(config.precision, model.device))
+        precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
         dtype = getattr(torch, precision)
-        self.run = Run(model, chosen, calibration, input_ids, labels, config, dtype, store, seed)
-        self.seconds: dict[Stage, float] = {}
+        self.run = DLQATRun(
+            model, chosen, calibration, input_ids, labels, config, dtype, store, seed
+        )
+        self.seconds: dict[DLQATStage, float] = {}
         _round_rest(self.run)
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[DLQATStage]:
         """What there is to make after the dense model, in order."""
         return self.run.config.stages[1:]
 
     @torch.no_grad()
-    def prepare(self, reporter: Reporter) -> list[Stage]:
+    def prepare(self, reporter: Reporter) -> list[DLQATStage]:
         """Does what several stages need: input energies, or the GPTQ walk.
 
         Returns:
@@ -115,8 +117,8 @@ class DLQAT:
         """
         run = self.run
         if run.config.needs_gptq:
-            with self._timed(Stage.GPTQ) if Stage.GPTQ in self.stages else nullcontext():
-                compensate(run, "gptq", Linear.read, reporter)
+            with self._timed(DLQATStage.GPTQ) if DLQATStage.GPTQ in self.stages else nullcontext():
+                compensate(run, "gptq", LinearWeight.read, reporter)
         if self._needs_energies:
             find_energies(run, reporter)
         return self.stages
@@ -127,7 +129,7 @@ class DLQAT:
         trained = any(stage in TRAINED for stage in config.stages)
         return config.start == "rounded" and trained and config.space in ("weighted", "lsq")
 
-    def make(self, stage: Stage, reporter: Reporter) -> None:
+    def make(self, stage: DLQATStage, reporter: Reporter) -> None:
         """Makes `stage`, those before it being made; at once when a checkpoint holds it.
 
         Raises:
@@ -141,7 +143,7 @@ class DLQAT:
                 self._make(stage, reporter)
 
     @contextmanager
-    def _timed(self, stage: Stage) -> Iterator[None]:
+    def _timed(self, stage: DLQATStage) -> Iterator[None]:
         """Counts what is done inside among the seconds of `stage`, as those of earlier attempts
         are, unless a checkpoint holds the stage already."""
         store, name = self.run.store, f".seconds-{stage}"  # hidden: no run goes on from it
@@ -156,43 +158,43 @@ class DLQAT:
                 with suppress(OSError):
                     store.save(name, {}, seconds=self.seconds[stage])
 
-    def _make(self, stage: Stage, reporter: Reporter) -> None:
+    def _make(self, stage: DLQATStage, reporter: Reporter) -> None:
         run = self.run
         if stage in TRAINED:
             self._train(stage, reporter)
-        elif stage == Stage.LORA:
+        elif stage == DLQATStage.LORA:
             train_lora(run, reporter)
-        elif stage in (Stage.GPTQ, Stage.LORA_GPTQ):
+        elif stage in (DLQATStage.GPTQ, DLQATStage.LORA_GPTQ):
             walk = str(stage)
             compensate(run, walk, partial(self._before, stage), reporter)
             layers = {n: run.quantise(*self._compensated(walk, x)) for n, x in run.linears.items()}
             run.store.save_stage(stage, layers)
         else:
-            space = "mse" if stage == Stage.MSE else "minmax"
+            space = "mse" if stage == DLQATStage.MSE else "minmax"
             self._round(stage, space, reporter)
 
-    def _before(self, stage: Stage, linear: Linear) -> Tensor:
+    def _before(self, stage: DLQATStage, linear: LinearWeight) -> Tensor:
         """The weight that `stage` rounds."""
-        if stage not in (Stage.LORA_RTN, Stage.LORA_GPTQ):
+        if stage not in (DLQATStage.LORA_RTN, DLQATStage.LORA_GPTQ):
             return linear.read()
-        W = self.run.weight(Stage.LORA, linear)
+        W = self.run.weight(DLQATStage.LORA, linear)
         return W.mul_(linear.read() != 0) if self.run.config.keep_zeros else W
 
-    def _round(self, stage: Stage, space: str, reporter: Reporter) -> None:
+    def _round(self, stage: DLQATStage, space: str, reporter: Reporter) -> None:
         """Rounds to the nearest point of a grid that is found on the weights alone."""
-        run, config, layers = self.run, self.run.config, dict[str, Quantised]()
+        run, config, layers = self.run, self.run.config, dict[str, QuantizedWeight]()
         for done, (name, linear) in enumerate(run.linears.items()):
             stop_if_asked(reporter)
             reporter.progress(done, len(run.linears), "Rounding")
             W = self._before(stage, linear)
-            grid = find_grid(W, config.bits, config.group_size, config.symmetric, space)
+            grid = search_range(W, config.bits, config.group_size, config.symmetric, space)
             layers[name] = run.quantise(W, grid)
         run.store.save_stage(stage, layers)
 
-    def _train(self, stage: Stage, reporter: Reporter) -> None:
+    def _train(self, stage: DLQATStage, reporter: Reporter) -> None:
         run, config = self.run, self.run.config
         layers = self._layers(stage, reporter)
-        if stage == Stage.DLQAT_KD and config.teacher == "cached":
+        if stage == DLQATStage.DLQAT_KD and config.teacher == "cached":
             cache_teacher(run, reporter)
         parameters = {
             f"{name}.{part}": parameter
@@ -201,21 +203,23 @@ class DLQAT:
             if parameter.requires_grad
         }
         rates = {n: config.rate_m if n.endswith(".m") else config.rate for n in parameters}
-        watch = Pictures(stage, layers, run.linears, config.steps, config.pictures, reporter)
-        with placed(run.model, layers), trainable(run.model, config.checkpointing, reporter):
+        watch = TrainingSnapshots(
+            stage, layers, run.linears, config.steps, config.pictures, reporter
+        )
+        with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             loss = self._loss(stage, layers)
-            Training(run, stage, parameters, rates, loss, watch, reporter).train()
+            StageTrainer(run, stage, parameters, rates, loss, watch, reporter).train()
         run.store.save_stage(stage, {n: layer.freeze(run.stored) for n, layer in layers.items()})
 
-    def _loss(self, stage: Stage, layers: dict[str, DLQATLinear]) -> Loss:
+    def _loss(self, stage: DLQATStage, layers: dict[str, DLQATLinear]) -> Loss:
         run = self.run
-        if stage != Stage.DLQAT_KD:
+        if stage != DLQATStage.DLQAT_KD:
             return text_loss(run, run.model)
         if run.config.teacher == "cached":
             return cached_teacher_loss(run, run.model)
         return live_teacher_loss(run, run.model, layers)
 
-    def _layers(self, stage: Stage, reporter: Reporter) -> dict[str, DLQATLinear]:
+    def _layers(self, stage: DLQATStage, reporter: Reporter) -> dict[str, DLQATLinear]:
         """Full name -> the layer that is trained in the place of that linear."""
         run, config = self.run, self.run.config
         generator, layers = torch.Generator().manual_seed(run.seed), dict[str, DLQATLinear]()
@@ -236,14 +240,14 @@ class DLQAT:
             )
         return layers
 
-    def _start(self, linear: Linear) -> tuple[Tensor | None, Grid]:
+    def _start(self, linear: LinearWeight) -> tuple[Tensor | None, QuantGrid]:
         """What training begins with: weights unless they are the dense ones, and the grid."""
         config = self.run.config
         if config.start == "gptq":
             return self._compensated("gptq", linear)
         energy = self._energies[linear.name] if self._needs_energies else None
         W = linear.read()
-        return None, find_grid(
+        return None, search_range(
             W, config.bits, config.group_size, config.symmetric, config.space, energy
         )
 
@@ -251,36 +255,36 @@ class DLQAT:
     def _energies(self) -> dict[str, Tensor]:
         return self.run.store.tensors("energy")
 
-    def _compensated(self, walk: str, linear: Linear) -> tuple[Tensor, Grid]:
+    def _compensated(self, walk: str, linear: LinearWeight) -> tuple[Tensor, QuantGrid]:
         return self.run.store.start(walk, linear.block, linear.module)
 
-    def frozen(self, stage: Stage) -> dict[str, Quantised]:
+    def frozen(self, stage: DLQATStage) -> dict[str, QuantizedWeight]:
         """Full name -> codes, scales and zero-points of every layer of a finished stage."""
         return {name: self.run.store.quantised(stage, name) for name in self.run.linears}
 
     @contextmanager
-    def installed(self, stage: Stage) -> Iterator[None]:
+    def installed(self, stage: DLQATStage) -> Iterator[None]:
         """Inside, the model is that of a finished stage; afterwards the dense one again."""
         weights = {name: self.run.weight(stage, x) for name, x in self.run.linears.items()}
         with self.run.with_weights(weights):
             yield
 
     @torch.no_grad()
-    def audit(self, reporter: Reporter) -> dict[Stage, float]:
+    def audit(self, reporter: Reporter) -> dict[DLQATStage, float]:
         """Reports the figures of every tensor at every stage; the mean relative error of each."""
         return audit(self.run, self.run.config.stages, reporter)
 
 
 def _refuse_rows(input_ids: Tensor, labels: Tensor, config: DLQATConfig) -> None:
     if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
-        raise ConfigRefused(
+        raise ConfigError(
             f"Training rows of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
             "Both are [rows, length], and there is at least one row.",
             "Give token ids and labels of the same shape.",
         )
 
 
-def _round_rest(run: Run) -> None:
+def _round_rest(run: DLQATRun) -> None:
     """Rounds every parameter but the weights that are quantised to the precision it is stored in.
 
     Raises:
@@ -292,7 +296,7 @@ def _round_rest(run: Run) -> None:
             continue
         rounded = parameter.data.to(run.stored)
         if not torch.isfinite(rounded).all():
-            raise ConfigRefused(
+            raise ConfigError(
                 f"{name} does not fit into {run.config.stored}.",
                 f"Its largest value is {parameter.abs().max().item():.3g}.",
                 "Choose bfloat16 or float32 as stored precision.",

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.methods.calibration import InputCollector, Inputs, Need
-from backend.methods.dlqat.config import DLQATConfig, Stage
-from backend.methods.dlqat.stage_store import StageStore, stage_name
-from backend.models.block_forward import Stream, open_stream, run_block
-from backend.models.blocks import Linear, decoder_blocks
-from backend.models.hidden_states import Batches
-from backend.models.patching import holding
-from backend.quantization.grid import Grid, Quantised
+from backend.methods.calibration import InputCollector, InputStatistics, StatisticsLevel
+from backend.methods.dlqat.config import DLQATConfig, DLQATStage
+from backend.methods.dlqat.stage_store import DLQATStageStore, stage_name
+from backend.models.block_forward import BlockStream, open_stream, run_block
+from backend.models.blocks import LinearWeight, decoder_blocks
+from backend.models.hidden_states import HiddenStates
+from backend.models.patching import swap_weights
+from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.reporter import Reporter, stop_if_asked
 
 
 @dataclass(frozen=True)
-class Run:
+class DLQATRun:
     """One DL-QAT run.
 
     Attributes:
@@ -34,13 +34,13 @@ class Run:
     """
 
     model: PreTrainedModel
-    linears: dict[str, Linear]
+    linears: dict[str, LinearWeight]
     calibration: Tensor
     input_ids: Tensor
     labels: Tensor
     config: DLQATConfig
     dtype: torch.dtype
-    store: StageStore
+    store: DLQATStageStore
     seed: int
 
     @property
@@ -53,37 +53,39 @@ class Run:
         dtype: torch.dtype = getattr(torch, self.config.stored)
         return dtype
 
-    def of_block(self, block: int) -> dict[str, Linear]:
+    def of_block(self, block: int) -> dict[str, LinearWeight]:
         """Module name -> linear, of those of `block` that are quantised."""
         return {x.module: x for x in self.linears.values() if x.block == block}
 
-    def open_stream(self) -> Stream:
+    def open_stream(self) -> BlockStream:
         """The calibration segments before block 0."""
         return open_stream(self.model, self.calibration, self.config.calibration_batch, self.dtype)
 
     def look(
-        self, stream: Stream, block: int, need: Need, reporter: Reporter
-    ) -> tuple[dict[str, Inputs], Batches]:
+        self, stream: BlockStream, block: int, need: StatisticsLevel, reporter: Reporter
+    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
         """What the quantised linears of `block` read, by module, and the block's outputs."""
         linears = self.of_block(block)
         with InputCollector(linears, need, self.calibration.shape[1]) as collector:
             made = self.forward(stream, block, reporter)
             return collector.finish(), made
 
-    def forward(self, stream: Stream, block: int, reporter: Reporter) -> Batches:
+    def forward(self, stream: BlockStream, block: int, reporter: Reporter) -> HiddenStates:
         """What `block`, as it is in the model, makes of the stream."""
         return run_block(self.model, stream, block, stream.hidden, lambda: stop_if_asked(reporter))
 
-    def quantise(self, W: Tensor, grid: Grid) -> Quantised:
+    def quantise(self, W: Tensor, grid: QuantGrid) -> QuantizedWeight:
         """`W` [out, in] rounded to `grid`, its scales then rounded to what is stored."""
         codes = grid.codes(W).to(torch.uint8)
-        return Quantised(Grid(grid.bits, grid.scale.to(self.stored).float(), grid.zero), codes)
+        return QuantizedWeight(
+            QuantGrid(grid.bits, grid.scale.to(self.stored).float(), grid.zero), codes
+        )
 
-    def weight(self, stage: Stage, linear: Linear) -> Tensor:
+    def weight(self, stage: DLQATStage, linear: LinearWeight) -> Tensor:
         """The weight [out, in] of `linear` at `stage`, float32; the stage must be finished."""
-        if stage == Stage.DENSE:
+        if stage == DLQATStage.DENSE:
             return linear.read()
-        if stage != Stage.LORA:
+        if stage != DLQATStage.LORA:
             return self.store.quantised(stage, linear.name).dense()
         low_rank = self.store.some(stage_name(stage), f"{linear.name}.")
         factor = self.config.alpha / self.config.rank
@@ -93,7 +95,7 @@ class Run:
     def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, linears hold `weights`, [out, in] by full name; afterwards the dense ones."""
         linears = {name: self.linears[name] for name in weights}
-        with holding(
+        with swap_weights(
             {x.layer.get_parameter("weight"): x.as_stored(weights[n]) for n, x in linears.items()}
         ):
             yield

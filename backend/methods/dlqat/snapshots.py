@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from backend.methods.dlqat.linear import DLQATLinear
-from backend.models.blocks import Linear
-from backend.quantization.grid import Quantised
+from backend.models.blocks import LinearWeight
+from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import group_sums
 from backend.reporter import Reporter
 from backend.statistics.names import FAN
@@ -32,12 +32,12 @@ WORST, WIDEST = 16, 1024  # groups recorded weight by weight; none that are wide
 M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
 
 
-def code_usage(layer: Quantised) -> Tensor:
+def code_usage(layer: QuantizedWeight) -> Tensor:
     """How often each code is used: int64 [2^n]."""
     return torch.bincount(layer.codes.flatten(), minlength=layer.grid.top + 1)
 
 
-class Pictures:
+class TrainingSnapshots:
     """Reports on the layers of one training.
 
     Args:
@@ -49,7 +49,7 @@ class Pictures:
         self,
         stage: str,
         layers: Mapping[str, DLQATLinear],
-        linears: Mapping[str, Linear],
+        linears: Mapping[str, LinearWeight],
         steps: int,
         count: int,
         reporter: Reporter,

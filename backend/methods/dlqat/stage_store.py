@@ -21,15 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.errors import NotFound
-from backend.methods.dlqat.config import STAGE_LABELS, Stage
-from backend.quantization.grid import Grid, Quantised, quantised_from
+from backend.errors import NotFoundError
+from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
 
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
 Tensors = Mapping[str, Tensor]
 
 
-class StageStore:
+class DLQATStageStore:
     """The checkpoints of one run, on `device` when they are read."""
 
     def __init__(self, checkpoints: Checkpoints, bits: int, device: str) -> None:
@@ -69,7 +69,7 @@ class StageStore:
         folder = self._checkpoints.find(name)
         if folder is None:
             stage = name.removeprefix("stage-")
-            raise NotFound(
+            raise NotFoundError(
                 f"{STAGE_LABELS.get(stage, name)} is not stored.",
                 "The run did not make it, has not come that far, or the file was damaged.",
                 "Let the run finish, or run it anew.",
@@ -78,7 +78,9 @@ class StageStore:
 
     # a layer at a stage, and a start -----------------------------------------------------------
 
-    def save_stage(self, stage: Stage, layers: Mapping[str, Quantised], **facts: Any) -> None:
+    def save_stage(
+        self, stage: DLQATStage, layers: Mapping[str, QuantizedWeight], **facts: Any
+    ) -> None:
         """Stores every layer of a quantised stage."""
         tensors = {
             f"{name}.{part}": tensor
@@ -87,11 +89,13 @@ class StageStore:
         }
         self.save(stage_name(stage), tensors, **facts)
 
-    def quantised(self, stage: Stage, name: str) -> Quantised:
+    def quantised(self, stage: DLQATStage, name: str) -> QuantizedWeight:
         """Layer `name` at `stage`."""
         return quantised_from(name, self._bits, self.some(stage_name(stage), f"{name}."))
 
-    def save_starts(self, walk: str, block: int, starts: Mapping[str, tuple[Tensor, Grid]]) -> None:
+    def save_starts(
+        self, walk: str, block: int, starts: Mapping[str, tuple[Tensor, QuantGrid]]
+    ) -> None:
         """Stores what a GPTQ walk made of one block: module -> weights and grid."""
         tensors = {
             f"{module}.{part}": tensor
@@ -100,13 +104,13 @@ class StageStore:
         }
         self.save(block_name(walk, block), tensors)
 
-    def start(self, walk: str, block: int, module: str) -> tuple[Tensor, Grid]:
+    def start(self, walk: str, block: int, module: str) -> tuple[Tensor, QuantGrid]:
         """What a GPTQ walk made of one layer: weights [out, in] and grid."""
         held = self.some(block_name(walk, block), f"{module}.")
-        return held["start"], Grid(self._bits, held["scale"], held["zero"])
+        return held["start"], QuantGrid(self._bits, held["scale"], held["zero"])
 
 
-def stage_name(stage: Stage) -> str:
+def stage_name(stage: DLQATStage) -> str:
     return f"stage-{stage}"
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from backend.errors import MethodFailed
-from backend.methods.dlqat.config import STAGE_LABELS, Stage
+from backend.errors import ComputeError
+from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.losses import Loss
-from backend.methods.dlqat.run import Run
+from backend.methods.dlqat.run import DLQATRun
 from backend.models.blocks import decoder_blocks
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.text.training import UNJUDGED
@@ -42,7 +42,7 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
 
 
-class Training:
+class StageTrainer:
     """One stage in training.
 
     Args:
@@ -53,8 +53,8 @@ class Training:
 
     def __init__(
         self,
-        run: Run,
-        stage: Stage,
+        run: DLQATRun,
+        stage: DLQATStage,
         parameters: Mapping[str, nn.Parameter],
         rates: Mapping[str, float],
         loss: Loss,
@@ -121,7 +121,7 @@ class Training:
         if torch.isfinite(value):
             return
         held = self._newest()
-        raise MethodFailed(
+        raise ComputeError(
             f"The {what} of step {step + 1} of {STAGE_LABELS[self.stage]} is {value.item()}.",
             f"Training diverged; the checkpoint of step {held} is the last good one."
             if held

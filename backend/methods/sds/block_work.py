@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backend.errors import MethodFailed
-from backend.methods.calibration import Inputs, Need, Target
-from backend.methods.linalg import damped
-from backend.methods.sds.config import Stage
+from backend.errors import ComputeError
+from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
+from backend.methods.linalg import with_damping
+from backend.methods.sds.config import SDSStage
 from backend.methods.sds.masks import overlap
 from backend.methods.sds.pruners import (
     PRUNERS,
     admm,  # noqa: F401  (registers a pruner)
 )
-from backend.methods.sds.run import Run
-from backend.methods.sds.stage_store import PASS_OF, Facts, Weights
-from backend.methods.sds.timing import Stopwatch
+from backend.methods.sds.run import SDSRun
+from backend.methods.sds.stage_store import PASS_OF, BlockReport, Weights
+from backend.methods.sds.timing import StepTimer
 from backend.methods.sds.weight_adjustment import adjust
-from backend.models.block_forward import Stream
-from backend.models.hidden_states import Batches
-from backend.statistics.reference import Reference
+from backend.models.block_forward import BlockStream
+from backend.models.hidden_states import HiddenStates
+from backend.statistics.reference import ReferenceTensor
 
 FAILED = ("pruned", "Use more calibration text, or choose Wanda as first pruner.")
 
@@ -45,15 +45,15 @@ class BlockWork:
         stages: what this pass has made.
     """
 
-    def __init__(self, run: Run, stream: Stream, block: int, dense: Weights) -> None:
+    def __init__(self, run: SDSRun, stream: BlockStream, block: int, dense: Weights) -> None:
         self.run, self.stream, self.block, self.dense = run, stream, block, dense
         self.linears = run.linears(block)
         self.first: Weights = {}
-        self.stages: dict[Stage, Weights] = defaultdict(dict)
-        self.facts = Facts(weights=sum(W.numel() for W in dense.values()))
-        self.timed = Stopwatch(f" of block {block + 1} of {run.blocks}")
+        self.stages: dict[SDSStage, Weights] = defaultdict(dict)
+        self.facts = BlockReport(weights=sum(W.numel() for W in dense.values()))
+        self.timed = StepTimer(f" of block {block + 1} of {run.blocks}")
         with self.timed("statistics"):
-            self._references = {module: Reference(W) for module, W in dense.items()}
+            self._references = {module: ReferenceTensor(W) for module, W in dense.items()}
 
     def write(self, weights: Weights) -> None:
         """Puts `weights`, of all or some linears, into the model."""
@@ -66,29 +66,29 @@ class BlockWork:
             yield module
             self.run.advance(1, f"{doing}, block {self.block + 1} of {self.run.blocks}")
 
-    def forward(self, hidden: Batches) -> Batches:
+    def forward(self, hidden: HiddenStates) -> HiddenStates:
         """What the block, as it is in the model, makes of `hidden`."""
         with self.timed("inputs"):
             return self.run.forward(self.stream, self.block, hidden)
 
     def look(
         self,
-        hidden: Batches,
-        need: Need,
+        hidden: HiddenStates,
+        need: StatisticsLevel,
         modules: Iterable[str] | None = None,
         outputs: bool = True,
-    ) -> tuple[dict[str, Inputs], Batches]:
+    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
         """What all or some linears read while the block runs on `hidden`, and its outputs.
 
         Where neither is wanted nothing is run.
         """
         modules = list(self.linears if modules is None else modules)
-        if not outputs and (need == Need.NOTHING or not modules):
-            return dict.fromkeys(modules, Inputs()), []
+        if not outputs and (need == StatisticsLevel.NOTHING or not modules):
+            return dict.fromkeys(modules, InputStatistics()), []
         with self.timed("inputs"):
             return self.run.look(self.stream, self.block, modules, hidden, need, outputs)
 
-    def prune_all(self, pruner: str, weights: Weights, hidden: Batches, doing: str) -> Weights:
+    def prune_all(self, pruner: str, weights: Weights, hidden: HiddenStates, doing: str) -> Weights:
         """`weights`, pruned for the inputs seen on `hidden`. Both are put into the model.
 
         In the order "sub-block", linears that read the same input are pruned at once, and those
@@ -106,7 +106,7 @@ class BlockWork:
             self.write({module: pruned[module] for module in group})
         return {module: pruned[module] for module in self.linears}
 
-    def groups(self, hidden: Batches) -> list[list[str]]:
+    def groups(self, hidden: HiddenStates) -> list[list[str]]:
         """Module names of linears that read the same tensor, in the order in which they run."""
         groups: list[tuple[Tensor, list[str]]] = []
 
@@ -125,7 +125,7 @@ class BlockWork:
             self.run.forward(first, self.block, [next(iter(hidden))])
         return [names for _, names in groups]
 
-    def prune(self, pruner: str, module: str, W: Tensor, inputs: Inputs) -> Tensor:
+    def prune(self, pruner: str, module: str, W: Tensor, inputs: InputStatistics) -> Tensor:
         """`W` pruned; with more damping where the Hessian asks for it.
 
         Raises:
@@ -133,10 +133,10 @@ class BlockWork:
         """
         name = self.linears[module].name
         solve = partial(PRUNERS[pruner].prune, W, inputs, self.run.patterns[name])
-        return damped(solve, self.run.config.damping, self.warn, name, FAILED)
+        return with_damping(solve, self.run.config.damping, self.warn, name, FAILED)
 
     def adjust(
-        self, stage: Stage, module: str, start: Tensor, target: Target, soft: bool
+        self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
     ) -> Tensor:
         """The sparse weights `start` of `module`, adjusted towards `target`."""
         name = self.linears[module].name
@@ -144,7 +144,9 @@ class BlockWork:
             steps, pattern = self.run.config.adjust_steps, self.run.patterns[name]
             return adjust(start, target.dense, target.inputs, pattern, steps, soft)
 
-    def record(self, stage: Stage, module: str, W: Tensor, target: Target | None = None) -> None:
+    def record(
+        self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None = None
+    ) -> None:
         """Takes `W` [out, in] as `module` at `stage` and reports its statistics.
 
         Raises:
@@ -158,7 +160,7 @@ class BlockWork:
         if target is not None:
             more["relative_error"] = target.relative_error(W)
             self.facts.errors.setdefault(stage, {})[module] = more["relative_error"]
-        if stage not in (Stage.DENSE, Stage.REDENSE):
+        if stage not in (SDSStage.DENSE, SDSStage.REDENSE):
             more["mask_overlap"] = overlap(W != 0, self.first[module] != 0)
         with self.timed("statistics"):
             taken = self._references[module].measure(
@@ -191,8 +193,8 @@ class BlockWork:
             self.run.store.save(pass_name, self.block, made, self.facts)
 
 
-def _diverged(name: str, stage: Stage) -> MethodFailed:
-    return MethodFailed(
+def _diverged(name: str, stage: SDSStage) -> ComputeError:
+    return ComputeError(
         f"{name} is not finite at stage {stage}.",
         "The solver diverged.",
         "Choose the gram solver, or lower the SGD learning rate.",

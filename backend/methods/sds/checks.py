@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.errors import ConfigRefused
-from backend.models.blocks import Linear, block_linears, decoder_blocks
+from backend.errors import ConfigError
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 
 
-def all_linears(model: PreTrainedModel) -> list[Linear]:
+def all_linears(model: PreTrainedModel) -> list[LinearWeight]:
     """Every linear of every block, in order."""
     blocks = range(len(decoder_blocks(model)))
     return [linear for block in blocks for linear in block_linears(model, block).values()]
@@ -24,14 +24,14 @@ def refuse_text(calibration: Tensor) -> None:
         ConfigRefused: not token ids [segments, tokens], or too few.
     """
     if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
-        raise ConfigRefused(
+        raise ConfigError(
             f"The calibration text has shape {list(calibration.shape)}.",
             "At least one segment of two tokens is needed.",
             "Give token ids [segments, tokens].",
         )
 
 
-def shortage(linears: Sequence[Linear], tokens: int) -> list[str]:
+def shortage(linears: Sequence[LinearWeight], tokens: int) -> list[str]:
     """A warning when fewer tokens than twice a layer's inputs are there to calibrate on."""
     widest = max(linears, key=lambda linear: linear.shape[1])
     if tokens >= 2 * widest.shape[1]:

@@ -16,7 +16,7 @@ from backend.models.layer_names import read_names
 ADVANCED: JsonDict = {"advanced": True}
 
 
-class Stage(StrEnum):
+class SDSStage(StrEnum):
     """The states a model passes through, in order. The same names serve tables, charts, files."""
 
     DENSE = "dense"
@@ -28,12 +28,12 @@ class Stage(StrEnum):
 
 
 STAGE_LABELS: dict[str, str] = {
-    Stage.DENSE: "Dense",
-    Stage.FIRST: "First pruning",
-    Stage.CONTROL: "First pruning + adjustment (control)",
-    Stage.REDENSE: "Re-dense",
-    Stage.SECOND: "Second pruning, not adjusted",
-    Stage.SDS: "Second pruning (SDS)",
+    SDSStage.DENSE: "Dense",
+    SDSStage.FIRST: "First pruning",
+    SDSStage.CONTROL: "First pruning + adjustment (control)",
+    SDSStage.REDENSE: "Re-dense",
+    SDSStage.SECOND: "Second pruning, not adjusted",
+    SDSStage.SDS: "Second pruning (SDS)",
 }
 
 
@@ -248,12 +248,17 @@ class SDSConfig(BaseModel):
     )
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[SDSStage]:
         """The stages a run with this config passes through, in order."""
-        first = [Stage.DENSE, Stage.FIRST, *([Stage.CONTROL] if self.control else [])]
+        first = [SDSStage.DENSE, SDSStage.FIRST, *([SDSStage.CONTROL] if self.control else [])]
         if self.until == "first":
             return first
-        return [*first, Stage.REDENSE, Stage.SECOND, *([Stage.SDS] if self.adjust != "off" else [])]
+        return [
+            *first,
+            SDSStage.REDENSE,
+            SDSStage.SECOND,
+            *([SDSStage.SDS] if self.adjust != "off" else []),
+        ]
 
     @field_validator("pattern")
     @classmethod

@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import MethodFailed
-from backend.methods.sds.config import STAGE_LABELS, SDSConfig, Stage
-from backend.methods.sds.run import Run
+from backend.errors import ComputeError
+from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
+from backend.methods.sds.run import SDSRun
 from backend.methods.sds.stage_store import install
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
 
-Losses = dict[Stage, float]  # nats per token
+Losses = dict[SDSStage, float]  # nats per token
 
 
 def split(calibration: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -55,14 +55,14 @@ def mean_loss(
     return total / (len(segments) * (segments.shape[1] - 1))
 
 
-def heldout_losses(run: Run, checkpoints: Checkpoints, held: Tensor) -> Losses:
+def heldout_losses(run: SDSRun, checkpoints: Checkpoints, held: Tensor) -> Losses:
     """The loss of every stage on the segments `held` [n, L]; none without segments."""
     losses: Losses = {}
     for stage in run.config.stages if len(held) else ():
         install(run.model, checkpoints, stage)
         losses[stage] = mean_loss(run.model, held, run.dtype, run.new, run.safe_point)
         if not math.isfinite(losses[stage]):
-            raise MethodFailed(
+            raise ComputeError(
                 f"The model is broken at stage {STAGE_LABELS[stage]}.",
                 "Its loss on the held-out text is not finite.",
                 "Choose float32 as forward precision, or a milder pattern.",
@@ -73,25 +73,27 @@ def heldout_losses(run: Run, checkpoints: Checkpoints, held: Tensor) -> Losses:
     return losses
 
 
-def choose(losses: Losses, config: SDSConfig) -> Stage:
+def choose(losses: Losses, config: SDSConfig) -> SDSStage:
     """The last pruning or its adjusted form, whichever has the lower loss."""
     pruned, adjusted = (
-        (Stage.FIRST, Stage.CONTROL) if config.until == "first" else (Stage.SECOND, Stage.SDS)
+        (SDSStage.FIRST, SDSStage.CONTROL)
+        if config.until == "first"
+        else (SDSStage.SECOND, SDSStage.SDS)
     )
     if adjusted not in config.stages or (losses and losses[pruned] < losses[adjusted]):
         return pruned
     return adjusted
 
 
-def verdict(losses: Losses, kept: Stage, config: SDSConfig) -> list[str]:
+def verdict(losses: Losses, kept: SDSStage, config: SDSConfig) -> list[str]:
     """What must not go unsaid about the choice."""
     if not losses:
         why = "no segments were held out" if config.holdout else "the held-out share is 0"
         return [f"Whether {STAGE_LABELS[kept]} is the best stage was not tested: {why}."]
     texts = []
-    if kept in (Stage.FIRST, Stage.SECOND) and config.stages[-1] != kept:
+    if kept in (SDSStage.FIRST, SDSStage.SECOND) and config.stages[-1] != kept:
         texts.append("The weight adjustment raised the held-out loss and was left out.")
-    for rival in (Stage.FIRST, Stage.CONTROL) if config.until == "sds" else ():
+    for rival in (SDSStage.FIRST, SDSStage.CONTROL) if config.until == "sds" else ():
         if losses.get(rival, float("inf")) < losses[kept]:
             texts.append(
                 f"{STAGE_LABELS[rival]} has a lower held-out loss ({losses[rival]:.4f}) than the "

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.methods.sds.pattern import Pattern
-from backend.models.layer_names import Layer, fits, read_names, refuse_unknown
+from backend.models.layer_names import NamedLayer, fits, read_names, refuse_unknown
 
 Overrides = tuple[tuple[str, Pattern], ...]
 
 
-class Choice(Protocol):
+class PruningFields(Protocol):
     """The fields of a config that say what is pruned, and how."""
 
     @property
@@ -47,7 +47,7 @@ def read_overrides(text: str) -> Overrides:
     return tuple(found)
 
 
-def layer_patterns(layers: Collection[Layer], choice: Choice) -> dict[str, Pattern]:
+def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dict[str, Pattern]:
     """Full name -> pattern of every layer that is pruned.
 
     Raises:
@@ -59,7 +59,7 @@ def layer_patterns(layers: Collection[Layer], choice: Choice) -> dict[str, Patte
     refuse_unknown(excluded, layers, "exclude")
     chosen = [x for x in layers if not any(fits(name, x) for name in excluded)]
     if not chosen:
-        raise ConfigRefused(
+        raise ConfigError(
             "No layer is left to prune.",
             f"{choice.exclude} fits all of them.",
             "Exclude fewer.",

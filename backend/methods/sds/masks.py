@@ -20,7 +20,7 @@ from backend.statistics.sorting import ascending, smallest
 SMALL_GROUP = 16  # up to here a network of comparators is faster than sorting
 
 
-def kept_of(count: int, drop: float) -> int:
+def keep_count(count: int, drop: float) -> int:
     """How many of `count` stay when the share `drop` goes, dropping floor(count * drop)."""
     return count - int(count * drop + 1e-6)
 
@@ -129,7 +129,7 @@ def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     """Mask [rows, columns] that follows `pattern` in every row."""
     if pattern.structured:
         return top_per_group(scores, pattern.keep, pattern.group)
-    return top_per_row(scores, kept_of(scores.shape[1], pattern.drop))
+    return top_per_row(scores, keep_count(scores.shape[1], pattern.drop))
 
 
 def at_least(scores: Tensor, threshold: Tensor) -> Tensor:

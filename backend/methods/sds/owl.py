@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.layer_selection import read_overrides
 from backend.methods.sds.pattern import Pattern
-from backend.models.layer_names import Layer, fits
+from backend.models.layer_names import NamedLayer, fits
 
-L = TypeVar("L", bound=Layer)
+L = TypeVar("L", bound=NamedLayer)
 
 
 def refuse_allocation(config: SDSConfig) -> None:
@@ -33,7 +33,7 @@ def refuse_allocation(config: SDSConfig) -> None:
     if config.allocation == "uniform":
         return
     if pattern.structured:
-        raise ConfigRefused(
+        raise ConfigError(
             f"OWL cannot give blocks different shares of {pattern}.",
             "n:m is the same share everywhere.",
             "Write the pattern as a percentage, or choose uniform.",
@@ -41,7 +41,7 @@ def refuse_allocation(config: SDSConfig) -> None:
         )
     widest = min(pattern.drop, 1 - pattern.drop) / 2
     if config.owl_spread >= widest:
-        raise ConfigRefused(
+        raise ConfigError(
             f"A spread of {config.owl_spread:g} is too much for {pattern}.",
             "A block might lose all of its weights, or none.",
             f"Choose less than {widest:g}.",

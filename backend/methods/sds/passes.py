@@ -28,23 +28,23 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from backend.errors import MethodFailed
-from backend.methods.calibration import Inputs, Need, Target
-from backend.methods.linalg import NotPositiveDefinite
+from backend.errors import ComputeError
+from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
+from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.block_work import BlockWork
-from backend.methods.sds.config import Stage
+from backend.methods.sds.config import SDSStage
 from backend.methods.sds.owl import allocated
 from backend.methods.sds.redense import SOLVERS
-from backend.methods.sds.run import Run
-from backend.methods.sds.stage_store import FIRST_PASS, SECOND_PASS, SURVEY, Facts, Weights
-from backend.methods.sds.timing import Stopwatch
+from backend.methods.sds.run import SDSRun
+from backend.methods.sds.stage_store import FIRST_PASS, SECOND_PASS, SURVEY, BlockReport, Weights
+from backend.methods.sds.timing import StepTimer
 from backend.models.block_forward import open_stream
 from backend.models.block_offload import resident
-from backend.models.hidden_states import Batches
+from backend.models.hidden_states import HiddenStates
 from backend.reporter import REPLAY
 
 
-class Walk(ABC):
+class BlockPass(ABC):
     """One walk over all blocks. `hidden` holds the inputs [b, L, d] of the block at work.
 
     Attributes:
@@ -54,7 +54,7 @@ class Walk(ABC):
     name: str
     units = 2
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: SDSRun) -> None:
         self.run, self.config = run, run.config
 
     def walk(self) -> None:
@@ -77,10 +77,10 @@ class Walk(ABC):
         self.stream = open_stream(run.model, run.calibration, self.config.batch, run.dtype, run.new)
         self.hidden, self.stream.hidden = self.stream.hidden, []
 
-    def stored(self, stage: Stage, block: int) -> Weights:
+    def stored(self, stage: SDSStage, block: int) -> Weights:
         return self.run.store.weights(stage, block, str(self.run.model.device))
 
-    def through(self, block: int, stage: Stage, hidden: Batches) -> Batches:
+    def through(self, block: int, stage: SDSStage, hidden: HiddenStates) -> HiddenStates:
         """What `block` at `stage` makes of `hidden`."""
         with resident(self.run.model, block):
             linears = self.run.linears(block)
@@ -97,19 +97,21 @@ class Walk(ABC):
         """Moves the hidden states past a block that is stored."""
 
 
-class Survey(Walk):
+class OutlierPass(BlockPass):
     """Counts the outliers of every block of the dense model."""
 
     name, units = SURVEY, 1
 
     def solve(self, block: int) -> None:
         run, linears = self.run, self.run.linears(block)
-        timed = Stopwatch(f" of block {block + 1} of {run.blocks}")
+        timed = StepTimer(f" of block {block + 1} of {run.blocks}")
         with timed("outliers"):
             some = [x.module for x in allocated(linears.values(), self.config)]
-            seen, self.hidden = run.look(self.stream, block, some, self.hidden, Need.ENERGY)
+            seen, self.hidden = run.look(
+                self.stream, block, some, self.hidden, StatisticsLevel.ENERGY
+            )
             scores = [linears[m].read().abs_().mul_(seen[m].energy.sqrt()) for m in some]
-            facts = Facts(outliers=outlier_share(scores, self.config.owl_outlier))
+            facts = BlockReport(outliers=outlier_share(scores, self.config.owl_outlier))
         facts.seconds = dict(timed.seconds)
         run.store.save(self.name, block, {}, facts)
         run.advance(len(linears), f"Outliers, block {block + 1} of {run.blocks}")
@@ -125,7 +127,7 @@ def outlier_share(scores: Sequence[Tensor], times: float) -> float:
     return sum((score > times * mean).sum().item() for score in scores) / max(count, 1)
 
 
-class FirstPass(Walk):
+class FirstPass(BlockPass):
     """First pruning, its control, and the re-dense step."""
 
     name = FIRST_PASS
@@ -140,33 +142,35 @@ class FirstPass(Walk):
         dense = {module: x.read() for module, x in self.run.linears(block).items()}
         work = BlockWork(self.run, self.stream, block, dense)
         for module, W in dense.items():
-            work.record(Stage.DENSE, module, W)
+            work.record(SDSStage.DENSE, module, W)
         work.first = work.prune_all(self.config.base, dense, self.hidden, "First pruning")
         seen, hidden = work.look(self.hidden, self._needs(self.whole and self.inputs == "sd"))
         taught = self._teach(work, seen) if self.whole else {}
         for module in work.modules("Re-dense" if self.whole else "Control"):
-            target = Target(dense[module], seen[module])
-            work.record(Stage.FIRST, module, work.first[module], target)
+            target = DenseReference(dense[module], seen[module])
+            work.record(SDSStage.FIRST, module, work.first[module], target)
             self._control(work, module, target)
             if self.whole:
-                self._redense(work, module, Target(dense[module], taught[module]))
+                self._redense(work, module, DenseReference(dense[module], taught[module]))
         self.hidden = hidden
         if self.inputs == "kd":
-            work.write(work.stages[Stage.REDENSE])
+            work.write(work.stages[SDSStage.REDENSE])
             self.teacher = work.forward(self.teacher)
         work.save(self.name)
 
     def replay(self, block: int) -> None:
-        self.hidden = self.through(block, Stage.FIRST, self.hidden)
+        self.hidden = self.through(block, SDSStage.FIRST, self.hidden)
         if self.inputs != "sd":
-            stage = Stage.DENSE if self.inputs == "dd" else Stage.REDENSE
+            stage = SDSStage.DENSE if self.inputs == "dd" else SDSStage.REDENSE
             self.teacher = self.through(block, stage, self.teacher)
 
-    def _needs(self, teaches: bool) -> Need:
+    def _needs(self, teaches: bool) -> StatisticsLevel:
         """What to gather in a look that the re-dense step reads, or that only the control reads."""
-        return SOLVERS[self.config.redense].needs if teaches else Need.GRAM
+        return SOLVERS[self.config.redense].needs if teaches else StatisticsLevel.GRAM
 
-    def _teach(self, work: BlockWork, seen: dict[str, Inputs]) -> dict[str, Inputs]:
+    def _teach(
+        self, work: BlockWork, seen: dict[str, InputStatistics]
+    ) -> dict[str, InputStatistics]:
         """The inputs the re-dense step reads, given what the sparse block has seen."""
         if self.inputs == "sd":
             return seen
@@ -177,49 +181,49 @@ class FirstPass(Walk):
         self.teacher = outputs if dd else self.teacher
         return taught
 
-    def _control(self, work: BlockWork, module: str, target: Target) -> None:
+    def _control(self, work: BlockWork, module: str, target: DenseReference) -> None:
         if self.config.control:
-            W = work.adjust(Stage.CONTROL, module, work.first[module], target, soft=False)
-            work.record(Stage.CONTROL, module, W, target)
+            W = work.adjust(SDSStage.CONTROL, module, work.first[module], target, soft=False)
+            work.record(SDSStage.CONTROL, module, W, target)
 
-    def _redense(self, work: BlockWork, module: str, target: Target) -> None:
-        with work.timed(Stage.REDENSE):
+    def _redense(self, work: BlockWork, module: str, target: DenseReference) -> None:
+        with work.timed(SDSStage.REDENSE):
             solve = SOLVERS[self.config.redense].solve
             try:
                 W = solve(work.first[module], target.dense, target.inputs, self.config)
-            except NotPositiveDefinite as error:
-                raise MethodFailed(
+            except NotPositiveDefiniteError as error:
+                raise ComputeError(
                     f"{work.linears[module].name} could not be made dense again.",
                     "Its inputs are too alike for so weak a pull.",
                     "Raise the ridge pull, or choose the gram solver.",
                     field="ridge",
                 ) from error
-        work.record(Stage.REDENSE, module, W, target)
+        work.record(SDSStage.REDENSE, module, W, target)
 
 
-class SecondPass(Walk):
+class SecondPass(BlockPass):
     """Second pruning of the re-dense model, and the weight adjustment."""
 
     name = SECOND_PASS
 
     def solve(self, block: int) -> None:
         config = self.config
-        dense = self.stored(Stage.DENSE, block)
+        dense = self.stored(SDSStage.DENSE, block)
         work = BlockWork(self.run, self.stream, block, dense)
-        work.first = self.stored(Stage.FIRST, block)
-        redense = self.stored(Stage.REDENSE, block)
+        work.first = self.stored(SDSStage.FIRST, block)
+        redense = self.stored(SDSStage.REDENSE, block)
         pruner = config.base if config.second == "base" else config.second
         second = work.prune_all(pruner, redense, self.hidden, "Second pruning")
-        seen, hidden = work.look(self.hidden, Need.GRAM)
+        seen, hidden = work.look(self.hidden, StatisticsLevel.GRAM)
         for module in work.modules("Weight adjustment"):
-            target = Target(dense[module], seen[module])
-            work.record(Stage.SECOND, module, second[module], target)
+            target = DenseReference(dense[module], seen[module])
+            work.record(SDSStage.SECOND, module, second[module], target)
             if config.adjust != "off":
                 soft = config.adjust == "soft"
-                W = work.adjust(Stage.SDS, module, second[module], target, soft)
-                work.record(Stage.SDS, module, W, target)
+                W = work.adjust(SDSStage.SDS, module, second[module], target, soft)
+                work.record(SDSStage.SDS, module, W, target)
         self.hidden = hidden
         work.save(self.name)
 
     def replay(self, block: int) -> None:
-        self.hidden = self.through(block, Stage.SECOND, self.hidden)
+        self.hidden = self.through(block, SDSStage.SECOND, self.hidden)

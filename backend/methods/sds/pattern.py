@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 
 LARGEST_GROUP = 64  # proposed when a pattern does not fit
 SHOWN = 3
@@ -73,7 +73,7 @@ class Pattern:
         common = gcd(*columns.values())
         sizes = [str(size) for size in range(2, LARGEST_GROUP + 1) if common % size == 0]
         fitting = f"Groups of {', '.join(sizes)} fit" if sizes else "No groups fit"
-        raise ConfigRefused(
+        raise ConfigError(
             f"The pattern {self} does not fit this model.",
             f"Groups of {self.group} do not divide the inputs of {named}{more}.",
             f"{fitting} every layer; a percentage always does.",

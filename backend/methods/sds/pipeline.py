@@ -27,16 +27,16 @@ from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.heldout import choose, heldout_losses, split, verdict
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import allocated, block_shares, refuse_allocation
-from backend.methods.sds.passes import FirstPass, SecondPass, Survey, Walk
+from backend.methods.sds.passes import BlockPass, FirstPass, OutlierPass, SecondPass
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.result import SDSResult, summary
-from backend.methods.sds.run import Run
-from backend.methods.sds.stage_store import StageStore, install
-from backend.models.blocks import Linear
+from backend.methods.sds.run import SDSRun
+from backend.methods.sds.stage_store import SDSStageStore, install
+from backend.models.blocks import LinearWeight
 from backend.models.hidden_states import batches_in
 from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
-from backend.models.precision import settled
+from backend.models.precision import resolve_dtype
 from backend.reporter import Reporter
 
 __all__ = ["install", "run_sds"]
@@ -69,17 +69,17 @@ def run_sds(
     refuse_allocation(config)
     patterns = layer_patterns(all_linears(model), config)
     linears = [linear for linear in all_linears(model) if linear.name in patterns]
-    store = StageStore(checkpoints)
+    store = SDSStageStore(checkpoints)
     dtype = _settled_dtype(store, model, calibration, config)
     fitted, held = split(calibration, config.holdout)
     units = sum(walk.units for walk in _walks(config)) * len(linears)
     units += len(config.stages) * bool(len(held))
     new = batches_in(_folder_for_states(model, fitted, dtype, config, checkpoints))
-    run = Run(model, fitted, config, dtype, store, reporter, patterns, units, new)
+    run = SDSRun(model, fitted, config, dtype, store, reporter, patterns, units, new)
     warnings = _said(reporter, shortage(linears, fitted.numel()))
     for walk in _walks(config):
         walk(run).walk()
-        if walk is Survey:
+        if walk is OutlierPass:
             _allocate(run, linears)
     with run.timed("heldout"):
         losses = heldout_losses(run, checkpoints, held)
@@ -92,18 +92,18 @@ def run_sds(
     return summary(facts, kept, losses, run.timed.seconds, warnings)
 
 
-def _walks(config: SDSConfig) -> list[type[Walk]]:
+def _walks(config: SDSConfig) -> list[type[BlockPass]]:
     """The walks of a run, in order."""
-    walks: list[type[Walk]] = [Survey] if config.allocation == "owl" else []
+    walks: list[type[BlockPass]] = [OutlierPass] if config.allocation == "owl" else []
     return [*walks, FirstPass, *([SecondPass] if config.until == "sds" else [])]
 
 
-def _allocate(run: Run, linears: Sequence[Linear]) -> None:
+def _allocate(run: SDSRun, linears: Sequence[LinearWeight]) -> None:
     """Gives every block the share that OWL finds for it, and says so."""
     chosen, weights = allocated(linears, run.config), Counter[int]()
     for linear in chosen:
         weights[linear.block] += linear.shape[0] * linear.columns
-    outliers = {block: run.store.facts(Survey.name, block).outliers for block in weights}
+    outliers = {block: run.store.facts(OutlierPass.name, block).outliers for block in weights}
     shares = block_shares(outliers, weights, run.config)
     run.patterns |= {x.name: Pattern(0, 0, shares[x.block]) for x in chosen}
     for block, share in shares.items():
@@ -132,11 +132,11 @@ def _said(reporter: Reporter, texts: list[str]) -> list[str]:
 
 
 def _settled_dtype(
-    store: StageStore, model: PreTrainedModel, calibration: Tensor, config: SDSConfig
+    store: SDSStageStore, model: PreTrainedModel, calibration: Tensor, config: SDSConfig
 ) -> torch.dtype:
     """The dtype of the forward passes; ties the checkpoints to this model, text and config."""
     digest = hashlib.sha256(f"{config.model_dump_json()} {weights_hash(model)}".encode())
     digest.update(calibration.cpu().contiguous().numpy().data)
-    precision = store.claim(digest.hexdigest(), settled(config.precision, model.device))
+    precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
     dtype: torch.dtype = getattr(torch, precision)
     return dtype

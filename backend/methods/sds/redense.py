@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from backend.methods.calibration import Inputs, Need
+from backend.methods.calibration import InputStatistics, StatisticsLevel
 from backend.methods.linalg import cholesky
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.proximal_gradient import by_rows, proximal_descent
 
-Solve = Callable[[Tensor, Tensor, Inputs, SDSConfig], Tensor]
+Solve = Callable[[Tensor, Tensor, InputStatistics, SDSConfig], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Solver:
     """A re-dense solver and what it must know of a layer's inputs."""
 
     solve: Solve
-    needs: Need
+    needs: StatisticsLevel
 
 
-def by_gram(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -> Tensor:
+def by_gram(sparse: Tensor, dense: Tensor, inputs: InputStatistics, config: SDSConfig) -> Tensor:
     """`redense_steps` steps of FISTA from W_sparse. All weights [out, in].
 
     a1 = l1 mean(diag H) mean|W_dense|,  a2 = l2 mean(diag H).
@@ -61,7 +61,7 @@ def by_gram(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) ->
     return by_rows(of_rows, sparse, dense)
 
 
-def by_ridge(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -> Tensor:
+def by_ridge(sparse: Tensor, dense: Tensor, inputs: InputStatistics, config: SDSConfig) -> Tensor:
     """Closed form, W_dense + a (W_sparse - W_dense) (H + a I)^-1 with a = ridge mean(diag H)."""
     a = config.ridge * inputs.energy.mean()
     if a == 0:
@@ -71,7 +71,7 @@ def by_ridge(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -
     return torch.where(inputs.energy == 0, sparse, W)
 
 
-def by_sgd(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -> Tensor:
+def by_sgd(sparse: Tensor, dense: Tensor, inputs: InputStatistics, config: SDSConfig) -> Tensor:
     """Stochastic gradient descent on the mean squared error, a shuffled segment a step.
 
     Per segment: mean over tokens and outputs of ((W - W_dense) x)^2 + l1 mean|W| + l2 mean W^2.
@@ -88,7 +88,7 @@ def by_sgd(sparse: Tensor, dense: Tensor, inputs: Inputs, config: SDSConfig) -> 
 
 
 SOLVERS: dict[str, Solver] = {
-    "gram": Solver(by_gram, Need.GRAM),
-    "ridge": Solver(by_ridge, Need.GRAM),
-    "sgd": Solver(by_sgd, Need.SEGMENTS),
+    "gram": Solver(by_gram, StatisticsLevel.GRAM),
+    "ridge": Solver(by_ridge, StatisticsLevel.GRAM),
+    "sgd": Solver(by_sgd, StatisticsLevel.SEGMENTS),
 }

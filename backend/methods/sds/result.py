@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from backend.methods.sds.config import Stage
-from backend.methods.sds.stage_store import Facts
+from backend.methods.sds.config import SDSStage
+from backend.methods.sds.stage_store import BlockReport
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,23 @@ class SDSResult:
         warnings: what a person should know, in the order it was found.
     """
 
-    kept: Stage
-    heldout: dict[Stage, float]
-    errors: dict[Stage, float]
-    zero_share: dict[Stage, float]
+    kept: SDSStage
+    heldout: dict[SDSStage, float]
+    errors: dict[SDSStage, float]
+    zero_share: dict[SDSStage, float]
     seconds: dict[str, float]
     warnings: tuple[str, ...]
 
 
 def summary(
-    facts: Sequence[Facts],
-    kept: Stage,
-    heldout: dict[Stage, float],
+    facts: Sequence[BlockReport],
+    kept: SDSStage,
+    heldout: dict[SDSStage, float],
     more_seconds: Mapping[str, float],
     more_warnings: Sequence[str],
 ) -> SDSResult:
     """The result of a run, given what its blocks noted and what was found after them."""
-    errors = defaultdict[Stage, list[float]](list)
+    errors = defaultdict[SDSStage, list[float]](list)
     seconds = defaultdict[str, float](float, more_seconds)
     zeros, weights = Counter[str](), Counter[str]()
     for of_block in facts:
@@ -51,12 +51,12 @@ def summary(
         zeros.update(of_block.zeros)
         weights.update(dict.fromkeys(of_block.zeros, of_block.weights))
         for stage, by_module in of_block.errors.items():
-            errors[Stage(stage)] += by_module.values()
+            errors[SDSStage(stage)] += by_module.values()
     return SDSResult(
         kept=kept,
         heldout=heldout,
         errors={stage: fmean(values) for stage, values in errors.items()},
-        zero_share={Stage(stage): zeros[stage] / weights[stage] for stage in zeros},
+        zero_share={SDSStage(stage): zeros[stage] / weights[stage] for stage in zeros},
         seconds=dict(seconds),
         warnings=(*(text for each in facts for text in each.warnings), *more_warnings),
     )

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.methods.calibration import InputCollector, Inputs, Need
+from backend.methods.calibration import InputCollector, InputStatistics, StatisticsLevel
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.stage_store import StageStore
-from backend.methods.sds.timing import Stopwatch
-from backend.models.block_forward import Stream, run_block
-from backend.models.blocks import Linear, block_linears, decoder_blocks
-from backend.models.hidden_states import Batches, NewBatches
+from backend.methods.sds.stage_store import SDSStageStore
+from backend.methods.sds.timing import StepTimer
+from backend.models.block_forward import BlockStream, run_block
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.reporter import Reporter, stop_if_asked
 
 
 @dataclass
-class Run:
+class SDSRun:
     """One SDS run.
 
     Attributes:
@@ -37,19 +37,19 @@ class Run:
     calibration: Tensor
     config: SDSConfig
     dtype: torch.dtype
-    store: StageStore
+    store: SDSStageStore
     reporter: Reporter
     patterns: dict[str, Pattern]
     total: int
     new: NewBatches = list
     done: int = 0
-    timed: Stopwatch = field(default_factory=Stopwatch)
+    timed: StepTimer = field(default_factory=StepTimer)
 
     @property
     def blocks(self) -> int:
         return len(decoder_blocks(self.model))
 
-    def linears(self, block: int) -> dict[str, Linear]:
+    def linears(self, block: int) -> dict[str, LinearWeight]:
         """Module name -> linear, of those of `block` that are pruned."""
         linears = block_linears(self.model, block)
         return {module: x for module, x in linears.items() if x.name in self.patterns}
@@ -64,19 +64,19 @@ class Run:
         """Ends the run here if someone asked for it."""
         stop_if_asked(self.reporter)
 
-    def forward(self, stream: Stream, block: int, hidden: Batches) -> Batches:
+    def forward(self, stream: BlockStream, block: int, hidden: HiddenStates) -> HiddenStates:
         """What `block`, as it is in the model, makes of `hidden`."""
         return run_block(self.model, stream, block, hidden, self.safe_point)
 
     def look(
         self,
-        stream: Stream,
+        stream: BlockStream,
         block: int,
         modules: Collection[str],
-        hidden: Batches,
-        need: Need,
+        hidden: HiddenStates,
+        need: StatisticsLevel,
         outputs: bool = True,
-    ) -> tuple[dict[str, Inputs], Batches]:
+    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
         """What some linears read while `block` runs on `hidden`, and the block's outputs.
 
         Args:

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import NotFound
-from backend.methods.sds.config import STAGE_LABELS, Stage
+from backend.errors import NotFoundError
+from backend.methods.sds.config import STAGE_LABELS, SDSStage
 from backend.models.block_offload import put
 from backend.models.blocks import decoder_blocks
 
@@ -31,17 +31,17 @@ Weights = dict[str, Tensor]  # module name inside the block -> [out, in], float3
 SURVEY, FIRST_PASS, SECOND_PASS = "owl", "first", "second"
 HALVES = (torch.float16, torch.bfloat16)
 PASS_OF = {
-    Stage.DENSE: FIRST_PASS,
-    Stage.FIRST: FIRST_PASS,
-    Stage.CONTROL: FIRST_PASS,
-    Stage.REDENSE: FIRST_PASS,
-    Stage.SECOND: SECOND_PASS,
-    Stage.SDS: SECOND_PASS,
+    SDSStage.DENSE: FIRST_PASS,
+    SDSStage.FIRST: FIRST_PASS,
+    SDSStage.CONTROL: FIRST_PASS,
+    SDSStage.REDENSE: FIRST_PASS,
+    SDSStage.SECOND: SECOND_PASS,
+    SDSStage.SDS: SECOND_PASS,
 }
 
 
 @dataclass
-class Facts:
+class BlockReport:
     """What one pass found out about one block.
 
     Attributes:
@@ -60,7 +60,7 @@ class Facts:
     outliers: float = 0.0
 
 
-class StageStore:
+class SDSStageStore:
     """The checkpoints of one run."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -70,7 +70,9 @@ class StageStore:
         """Whether pass `name` has finished `block` and its checkpoint is whole."""
         return self._checkpoints.find(_folder(name, block)) is not None
 
-    def save(self, name: str, block: int, stages: dict[Stage, Weights], facts: Facts) -> None:
+    def save(
+        self, name: str, block: int, stages: dict[SDSStage, Weights], facts: BlockReport
+    ) -> None:
         """Stores all that pass `name` made of `block`, at once."""
         with self._checkpoints.write(_folder(name, block)) as folder:
             for stage, weights in stages.items():
@@ -78,11 +80,11 @@ class StageStore:
                 save_file(narrow, folder / f"{stage}.safetensors")
             (folder / "facts.json").write_text(json.dumps(asdict(facts)))
 
-    def facts(self, name: str, block: int) -> Facts:
+    def facts(self, name: str, block: int) -> BlockReport:
         """What pass `name` noted about `block`, which must be finished."""
-        return Facts(**json.loads((self._whole(name, block) / "facts.json").read_text()))
+        return BlockReport(**json.loads((self._whole(name, block) / "facts.json").read_text()))
 
-    def weights(self, stage: Stage, block: int, device: str = "cpu") -> Weights:
+    def weights(self, stage: SDSStage, block: int, device: str = "cpu") -> Weights:
         """The weights of `block` at `stage`.
 
         Raises:
@@ -91,7 +93,7 @@ class StageStore:
         stored = load_file(self.require(stage, block), device=device)
         return {module: W.float() for module, W in stored.items()}
 
-    def require(self, stage: Stage, block: int) -> Path:
+    def require(self, stage: SDSStage, block: int) -> Path:
         """The file of `block` at `stage`.
 
         Raises:
@@ -123,8 +125,8 @@ def _folder(name: str, block: int) -> str:
     return f"{name}-{block:04d}"
 
 
-def _missing(what: str, block: int) -> NotFound:
-    return NotFound(
+def _missing(what: str, block: int) -> NotFoundError:
+    return NotFoundError(
         f"{STAGE_LABELS.get(what, f'The {what} pass')} of block {block} is not stored.",
         "The run did not make it, has not come that far, or the file was damaged.",
         "Let the run finish, or run it anew.",
@@ -137,13 +139,13 @@ def _narrow(W: Tensor) -> Tensor:
     return next((half for half in halves if torch.equal(half.float(), W)), W)
 
 
-def install(model: PreTrainedModel, checkpoints: Checkpoints, stage: Stage) -> None:
+def install(model: PreTrainedModel, checkpoints: Checkpoints, stage: SDSStage) -> None:
     """Makes `model` the one of `stage`.
 
     Raises:
         NotFound: the run in `checkpoints` has no such stage (yet).
     """
-    store = StageStore(checkpoints)
+    store = SDSStageStore(checkpoints)
     for block in range(len(decoder_blocks(model))):
         store.require(stage, block)
     put(model, lambda block: store.weights(stage, block, str(model.device)))

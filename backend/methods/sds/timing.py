@@ -9,19 +9,19 @@ from contextlib import contextmanager
 
 import torch
 
-from backend.errors import MethodFailed
-from backend.methods.sds.config import STEP_LABELS, Stage
+from backend.errors import ComputeError
+from backend.methods.sds.config import STEP_LABELS, SDSStage
 from backend.models.memory import is_out_of_memory
 
 LOWER = {  # step -> what to lower when the memory does not last, and the field that does it
     "inputs": ("Lower the segments per forward pass or the context length.", "batch"),
     "heldout": ("Lower the context length.", "context"),
-    Stage.REDENSE: ("Choose the gram solver, or let the weights be streamed.", "redense"),
+    SDSStage.REDENSE: ("Choose the gram solver, or let the weights be streamed.", "redense"),
 }
 ELSE = ("Let the weights be streamed; if they are, leave the largest layers dense.", "weights")
 
 
-class Stopwatch:
+class StepTimer:
     """Seconds spent, by step. A step for which the memory does not last is named.
 
     Args:
@@ -45,9 +45,9 @@ class Stopwatch:
             torch.cuda.synchronize()  # else the next step would pay for this one
         self.seconds[step] += time.perf_counter() - start
 
-    def _short(self, step: str, error: Exception) -> MethodFailed:
+    def _short(self, step: str, error: Exception) -> ComputeError:
         do, field = LOWER.get(step, ELSE)
-        return MethodFailed(
+        return ComputeError(
             f"The memory does not last for the {STEP_LABELS.get(step, step)}{self._where}.",
             str(error).split("\n")[0][:300],
             do,

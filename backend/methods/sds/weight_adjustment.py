@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from backend.methods.calibration import Inputs
+from backend.methods.calibration import InputStatistics
 from backend.methods.sds.masks import (
     SMALL_GROUP,
     at_least,
@@ -37,7 +37,7 @@ Threshold = Callable[[Tensor, float], Tensor]  # (point, step size) -> sparse, i
 
 
 def adjust(
-    start: Tensor, dense: Tensor, inputs: Inputs, pattern: Pattern, steps: int, soft: bool
+    start: Tensor, dense: Tensor, inputs: InputStatistics, pattern: Pattern, steps: int, soft: bool
 ) -> Tensor:
     """The sparse weights `start` [out, in] after `steps` steps towards `dense`.
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from backend.checkpoints import MANIFEST, Checkpoints
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.locks import exclusive
 from backend.models.memory import readable
 from backend.settings import settings
@@ -23,7 +23,7 @@ def silent(line: str) -> None:
 
 
 @dataclass(frozen=True)
-class Source:
+class CacheOrigin:
     """Where a prepared folder came from; lies beside the weights as SOURCE.json."""
 
     title: str
@@ -35,7 +35,7 @@ class Source:
         (folder / SOURCE).write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
-    def read(cls, folder: Path) -> Source | None:
+    def read(cls, folder: Path) -> CacheOrigin | None:
         """The note in `folder`, None when there is none."""
         try:
             return cls(**json.loads((folder / SOURCE).read_text()))
@@ -75,7 +75,7 @@ def _root() -> Path:
 def _check_space(root: Path, space: int) -> None:
     free = shutil.disk_usage(root).free
     if free < space:
-        raise ModelRefused(
+        raise ModelError(
             f"{root} has no room for the model.",
             f"It needs {readable(space)}; {readable(free)} are free.",
             "Free some space or set SLIMSCOPE_CACHE_DIR to another disk.",

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from backend.models.facts import LinearShape, ModelFacts, facts_from
 from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import Source, prepared
+from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config, read_headers
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 from backend.settings import settings
 
-__all__ = ["Entry", "LinearShape", "ModelFacts", "entries", "inspect"]
+__all__ = ["CatalogueEntry", "LinearShape", "ModelFacts", "entries", "inspect"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """One line of the model list.
 
     Attributes:
@@ -39,7 +39,7 @@ class Entry:
     ready: bool
 
 
-TOY_ENTRY = Entry(
+TOY_ENTRY = CatalogueEntry(
     TOY,
     "Toy stories (built in)",
     "a toy: 0.2 million weights, trained here on generated stories",
@@ -49,10 +49,12 @@ TOY_ENTRY = Entry(
 )
 
 
-def entries() -> list[Entry]:
+def entries() -> list[CatalogueEntry]:
     """What can be chosen now: built-ins, folders and files on disk, cached hub models."""
     cached = [
-        Entry(hub_id, hub_id, "", f"https://huggingface.co/{hub_id}", "see its model card", True)
+        CatalogueEntry(
+            hub_id, hub_id, "", f"https://huggingface.co/{hub_id}", "see its model card", True
+        )
         for hub_id in hub.cached_ids()
     ]
     return [TOY_ENTRY, _smollm2_entry(), *_disk_entries(), *cached]
@@ -66,7 +68,7 @@ def inspect(spec: str) -> ModelFacts:
             `field="model"`.
     """
     if spec == TOY:
-        return _folder_facts(spec, TOY_FOLDER, Source(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
+        return _folder_facts(spec, TOY_FOLDER, CacheOrigin(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
     if spec == smollm2.NAME:
         folder = prepared(spec)
         return _folder_facts(spec, folder) if folder else smollm2.expected_facts()
@@ -77,8 +79,8 @@ def inspect(spec: str) -> ModelFacts:
     return _gguf_facts(spec, path) if path.suffix == ".gguf" else _folder_facts(spec, path)
 
 
-def _folder_facts(spec: str, folder: Path, source: Source | None = None) -> ModelFacts:
-    source = source or Source.read(folder) or Source(_title(spec), "", "", "")
+def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
+    source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
     config, headers = read_config(folder), read_headers(folder)
     return facts_from(spec, config, headers, source.title, source.note)
 
@@ -94,16 +96,16 @@ def _title(spec: str) -> str:
     return spec if is_hub_id(spec) else Path(spec).name
 
 
-def _smollm2_entry() -> Entry:
+def _smollm2_entry() -> CatalogueEntry:
     folder = prepared(smollm2.NAME)
-    source = (Source.read(folder) if folder else None) or smollm2.FROM_PACKAGE
+    source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
     note = source.note if folder else "93 MB, set up once before its first use"
-    return Entry(
+    return CatalogueEntry(
         smollm2.NAME, source.title, note, source.origin, source.licence, folder is not None
     )
 
 
-def _disk_entries() -> Iterator[Entry]:
+def _disk_entries() -> Iterator[CatalogueEntry]:
     """Model folders and GGUF files, up to two levels down the folders of the person's own."""
     own = (settings().root / "models", *settings().model_dirs)
     for root in dict.fromkeys(path.expanduser().resolve() for path in own):
@@ -113,4 +115,6 @@ def _disk_entries() -> Iterator[Entry]:
         folders = {path.parent for path in configs if any(path.parent.glob("*.safetensors"))}
         files = [path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf")]
         for path in sorted(folders) + sorted(files):
-            yield Entry(str(path), path.name, "", str(path.parent), "that of the files", True)
+            yield CatalogueEntry(
+                str(path), path.name, "", str(path.parent), "that of the files", True
+            )

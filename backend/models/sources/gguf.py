@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.facts import TensorHeader
 
 ARCHITECTURES = {
@@ -67,7 +67,7 @@ def _read(
         fields = {name: field.contents() for name, field in reader.fields.items() if _small(name)}
         architecture = str(fields["general.architecture"])
         config = _config(path, architecture, fields)
-    except ModelRefused:
+    except ModelError:
         raise
     except Exception as error:  # the reader raises whatever the bytes lead it into
         raise _refused(path, f"It cannot be read as GGUF: {error}.") from error
@@ -142,8 +142,8 @@ def convert(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _refused(path: Path, why: str) -> ModelRefused:
-    return ModelRefused(
+def _refused(path: Path, why: str) -> ModelError:
+    return ModelError(
         f"{path.name} cannot be used.",
         why,
         "Choose a GGUF file of a dense LLaMA-like model.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.facts import TensorHeader
 
 INDEX = "model.safetensors.index.json"
@@ -68,7 +68,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     return headers
 
 
-def _no_safetensors(folder: Path) -> ModelRefused:
+def _no_safetensors(folder: Path) -> ModelError:
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
         return _unreadable(
             folder,
@@ -78,7 +78,5 @@ def _no_safetensors(folder: Path) -> ModelRefused:
     return _unreadable(folder, "It holds no model.safetensors.")
 
 
-def _unreadable(
-    folder: Path, why: str, do: str = "Choose a complete model folder."
-) -> ModelRefused:
-    return ModelRefused(f"{folder} is not a model that can be read.", why, do, field="model")
+def _unreadable(folder: Path, why: str, do: str = "Choose a complete model folder.") -> ModelError:
+    return ModelError(f"{folder} is not a model that can be read.", why, do, field="model")

@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.facts import TensorHeader
 from backend.models.sources.headers import weight_files
 
@@ -58,7 +58,7 @@ def cached(hub_id: str) -> Path | None:
     try:
         folder = Path(_fetch(hub_id, local_files_only=True))
         weight_files(folder)
-    except (LocalEntryNotFoundError, HFValidationError, ModelRefused):
+    except (LocalEntryNotFoundError, HFValidationError, ModelError):
         return None
     return folder if (folder / "config.json").is_file() else None
 
@@ -112,5 +112,5 @@ def _refusals(hub_id: str) -> Iterator[None]:
         raise _refused(hub_id, f"The hub cannot be reached: {error}.", OFFLINE) from error
 
 
-def _refused(hub_id: str, why: str, do: str) -> ModelRefused:
-    return ModelRefused(f"{hub_id} cannot be fetched.", why, do, field="model")
+def _refused(hub_id: str, why: str, do: str) -> ModelError:
+    return ModelError(f"{hub_id} cannot be fetched.", why, do, field="model")

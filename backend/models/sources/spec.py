@@ -10,9 +10,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import Say, Source, prepare_once, prepared, silent
+from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
 from backend.models.sources.gguf import convert, read_gguf
 from backend.settings import settings
 
@@ -33,7 +33,7 @@ def on_disk(spec: str) -> Path:
         ModelRefused: outside the allowed folders, not there, or no spec at all.
     """
     if not spec.startswith(("/", "~", ".")):
-        raise ModelRefused(
+        raise ModelError(
             f"{spec!r} names no model.",
             "It is neither toy, smollm2-135m, an id like org/name nor an absolute path.",
             "Choose one of the list.",
@@ -43,7 +43,7 @@ def on_disk(spec: str) -> Path:
     there = path.is_file() if path.suffix == ".gguf" else path.is_dir()
     if not there:
         why = "There is no folder and no .gguf file of that name."
-        raise ModelRefused(f"{spec} was not found.", why, "Check the path.", field="model")
+        raise ModelError(f"{spec} was not found.", why, "Check the path.", field="model")
     for inner in path.iterdir() if path.is_dir() else ():
         _allowed(inner, spec)
     return path
@@ -91,7 +91,7 @@ def _converted(path: Path, say: Say) -> Path:
     def fill(draft: Path) -> None:
         say(f"converting {path.name} to float32 safetensors, once")
         convert(path, draft)
-        Source(path.stem, note, str(path), "that of the file").write(draft)
+        CacheOrigin(path.stem, note, str(path), "that of the file").write(draft)
 
     return prepare_once(name, 4 * sum(each.elements for each in headers.values()), fill)
 
@@ -100,7 +100,7 @@ def _allowed(path: Path, spec: str) -> Path:
     """`path` with links followed, if that is inside the allowed folders."""
     real = path.resolve()
     if not any(real.is_relative_to(root) for root in settings().readable_roots()):
-        raise ModelRefused(
+        raise ModelError(
             f"{spec} may not be read.",
             "It lies, or leads, outside the folders models may be read from.",
             "Move it into one of them, or add its folder to SLIMSCOPE_MODEL_DIRS.",

@@ -12,7 +12,7 @@ Ref = dict[str, Any]  # how an engine finds a process again; stored as JSON with
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchRequest:
     """What an engine needs to start one attempt."""
 
     attempt_id: int
@@ -23,7 +23,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Poll:
+class PollResult:
     """What became of a process. "unknown" (engine not reachable) must never change a job's state.
 
     Attributes:
@@ -42,10 +42,10 @@ class Engine(Protocol):
     def capacity(self) -> int:
         """How many jobs may run at the same time."""
 
-    def launch(self, launch: Launch) -> Ref:
+    def launch(self, launch: LaunchRequest) -> Ref:
         """Starts the attempt's process; called at most once for an attempt."""
 
-    def poll(self, ref: Ref) -> Poll:
+    def poll(self, ref: Ref) -> PollResult:
         """Whether the process still runs, with everything it started."""
 
     def stop(self, ref: Ref) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from backend.queue.engines.base import Launch, Poll, Ref
+from backend.queue.engines.base import LaunchRequest, PollResult, Ref
 
 
 class LocalEngine:
@@ -29,7 +29,7 @@ class LocalEngine:
     def capacity(self) -> int:
         return self._slots
 
-    def launch(self, launch: Launch) -> Ref:
+    def launch(self, launch: LaunchRequest) -> Ref:
         log = Path(launch.log)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -45,19 +45,19 @@ class LocalEngine:
         self._children[child.pid] = child
         return reference(child.pid)
 
-    def poll(self, ref: Ref) -> Poll:
+    def poll(self, ref: Ref) -> PollResult:
         pid = int(ref["pid"])
         if _leader(ref) is not None:
-            return Poll("running")
+            return PollResult("running")
         child = self._children.get(pid)
         code = child.poll() if child else None  # also reaps it
         if child and code is None:
-            return Poll("running")  # the leader is a zombie, some of its threads still end
+            return PollResult("running")  # the leader is a zombie, some of its threads still end
         if any(_members(pid)) and not _reused(ref):
             self.kill(ref)  # a dead leader's workers must not hold the slot's device
-            return Poll("running")
+            return PollResult("running")
         self._children.pop(pid, None)
-        return Poll("exited", code)
+        return PollResult("exited", code)
 
     def stop(self, ref: Ref) -> None:
         if leader := _leader(ref):

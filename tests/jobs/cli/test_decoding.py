@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from backend.store import queries
-from jobs.generate.transcript import written
+from jobs.generate.transcript import read_transcript
 from tests.jobs.cli.test_app import slimscope
 
 
@@ -14,7 +14,7 @@ def test_a_text_is_printed_as_it_comes(queue: Path) -> None:
     words = ("generate", "One day Tom found a ball.", "--model", "toy", "--max-new-tokens", "20")
     done = slimscope(*words)
     assert done.returncode == 0, done.stderr
-    text = written("generate-0001", 1).text
+    text = read_transcript("generate-0001", 1).text
     assert text.strip() and text in done.stdout and "tokens a pass" in done.stdout
     (side,) = json.loads(slimscope(*words, "--json").stdout)
     assert "".join(piece for each in side["passes"] for piece, _ in each["tokens"]) == text

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.queue import supervisor
 from backend.queue.service import Actor
 from backend.store import queries
@@ -116,5 +116,5 @@ def test_the_command_serves_over_standard_output(queue: Path) -> None:
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mcp.server", None)
-    with pytest.raises(ConfigRefused, match="pip install -e"):
+    with pytest.raises(ConfigError, match="pip install -e"):
         mcp_server.build(HOST)

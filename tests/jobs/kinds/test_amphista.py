@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.config import WRITERS
 from backend.methods.amphista.generate import generate
@@ -135,18 +135,18 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "field"),
     [
-        ({"heads": 0}, ConfigRefused, "heads"),
-        ({"heldout": 48}, ConfigRefused, "heldout"),
-        ({"answer_tokens": 4096}, ConfigRefused, "answer_tokens"),
-        ({"adaptation_layers": 3}, ConfigRefused, "adaptation_layers"),
-        ({"teacher_weight": 0, "label_weight": 0}, ConfigRefused, "teacher_weight"),
-        ({"speed": 9}, ConfigRefused, "speed"),
-        ({"model": "nobody/nothing"}, ModelRefused, "model"),
-        ({"prompts": "file:../../etc/passwd"}, TextRefused, "prompts"),
-        ({"prompts": "unknown"}, TextRefused, "prompts"),
-        ({"data": "text", "text": "file:none.txt"}, TextRefused, "text"),
-        ({"data": "text", "text": "self"}, TextRefused, "text"),
-        ({"data": "songs"}, ConfigRefused, "data"),
+        ({"heads": 0}, ConfigError, "heads"),
+        ({"heldout": 48}, ConfigError, "heldout"),
+        ({"answer_tokens": 4096}, ConfigError, "answer_tokens"),
+        ({"adaptation_layers": 3}, ConfigError, "adaptation_layers"),
+        ({"teacher_weight": 0, "label_weight": 0}, ConfigError, "teacher_weight"),
+        ({"speed": 9}, ConfigError, "speed"),
+        ({"model": "nobody/nothing"}, ModelError, "model"),
+        ({"prompts": "file:../../etc/passwd"}, DatasetError, "prompts"),
+        ({"prompts": "unknown"}, DatasetError, "prompts"),
+        ({"data": "text", "text": "file:none.txt"}, DatasetError, "text"),
+        ({"data": "text", "text": "self"}, DatasetError, "text"),
+        ({"data": "songs"}, ConfigError, "data"),
     ],
 )
 def test_bad_input_is_refused_before_it_is_queued(
@@ -180,7 +180,7 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
 ) -> None:
     monkeypatch.setattr("jobs.amphista.run.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
-    with pytest.raises(ModelRefused, match="the answers written at once") as refused:
+    with pytest.raises(ModelError, match="the answers written at once") as refused:
         checked("amphista", config)
     assert refused.value.field == "answer_tokens"
     facts = inspect("smollm2-135m")
@@ -205,7 +205,7 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.amphista.estimate.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
-    with pytest.raises(ConfigRefused, match="do not fit on the disk") as refused:
+    with pytest.raises(ConfigError, match="do not fit on the disk") as refused:
         checked("amphista", SMALL)
     assert refused.value.field == "answers" and "fewer" in refused.value.do
 

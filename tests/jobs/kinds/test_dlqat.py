@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
@@ -118,23 +118,23 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("values", "error", "field", "said"),
     [
-        ({"group_size": 128}, ConfigRefused, "group_size", "Choose 8, 16, 32, 64, or 0"),
-        ({"bits": 1}, ConfigRefused, "bits", "2 or more"),
-        ({"bits": 9}, ConfigRefused, "bits", "8 or less"),
-        ({"rank": 0, "magnitude": False}, ConfigRefused, "rank", "train"),
-        ({"length": 4096}, ConfigRefused, "length", "256"),
-        ({"layers": "attention.*"}, ConfigRefused, "layers", "attention"),
-        ({"format": "gptq", "bits": 5}, ConfigRefused, "format", "compressed-tensors or dense"),
-        ({"format": "gptq", "symmetric": False}, ConfigRefused, "format", "gptq_v2"),
-        ({"format": "gptq", "exclude": "0.*"}, ConfigRefused, "format", "single layers"),
-        ({"keep": "mse"}, ConfigRefused, "keep", "rtn, gptq, dlqat"),
-        ({"keep": "best"}, ConfigRefused, "keep", ""),
-        ({"training_text": "nothing"}, TextRefused, "training_text", "toystories"),
-        ({"training_text": "file:../x.jsonl"}, TextRefused, "training_text", ""),
-        ({"evaluation_text": "self"}, TextRefused, "evaluation_text", ""),
-        ({"context": 4096}, ConfigRefused, "context", ""),
-        ({"model": "nobody/nothing"}, ModelRefused, "model", ""),
-        ({"speed": 9}, ConfigRefused, "speed", ""),
+        ({"group_size": 128}, ConfigError, "group_size", "Choose 8, 16, 32, 64, or 0"),
+        ({"bits": 1}, ConfigError, "bits", "2 or more"),
+        ({"bits": 9}, ConfigError, "bits", "8 or less"),
+        ({"rank": 0, "magnitude": False}, ConfigError, "rank", "train"),
+        ({"length": 4096}, ConfigError, "length", "256"),
+        ({"layers": "attention.*"}, ConfigError, "layers", "attention"),
+        ({"format": "gptq", "bits": 5}, ConfigError, "format", "compressed-tensors or dense"),
+        ({"format": "gptq", "symmetric": False}, ConfigError, "format", "gptq_v2"),
+        ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
+        ({"keep": "mse"}, ConfigError, "keep", "rtn, gptq, dlqat"),
+        ({"keep": "best"}, ConfigError, "keep", ""),
+        ({"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
+        ({"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),
+        ({"evaluation_text": "self"}, DatasetError, "evaluation_text", ""),
+        ({"context": 4096}, ConfigError, "context", ""),
+        ({"model": "nobody/nothing"}, ModelError, "model", ""),
+        ({"speed": 9}, ConfigError, "speed", ""),
     ],
 )
 def test_bad_input_is_refused_before_it_is_queued(
@@ -168,7 +168,7 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
     small = memory(DLQATJob.model_validate(SMALL), inspect("toy"))
     monkeypatch.setattr("jobs.dlqat.run.memory_available", lambda: sum(small.values()) + 10**6)
     checked("dlqat", SMALL)
-    with pytest.raises(ConfigRefused, match="gradient checkpointing") as refused:
+    with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
         checked("dlqat", {**SMALL, "batch": 512})
     assert refused.value.field == "batch"
 

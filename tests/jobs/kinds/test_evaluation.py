@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ConfigRefused, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.models.sources.catalogue import inspect
 from backend.queue import service
 from backend.store import queries
@@ -174,5 +174,5 @@ def test_what_does_not_fit_is_read_block_by_block(queue: Path) -> None:
 def test_every_figure_is_plain_data(queue: Path) -> None:
     config, _ = checked("evaluation", {"model": "toy", "tasks": ""})
     assert json.loads(config.model_dump_json())["model"] == "toy"
-    with pytest.raises(ConfigRefused):
+    with pytest.raises(ConfigError):
         checked("evaluation", {"model": "toy", "batch": 0})

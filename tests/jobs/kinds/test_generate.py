@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ConfigRefused, ModelRefused, SlimscopeError
+from backend.errors import ConfigError, ModelError, SlimscopeError
 from backend.methods.amphista.config import LOOKED_UP
 from backend.models.loading import load
 from backend.queue.folders import read_log, run_folder
@@ -14,7 +14,14 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate.run import sides_of
-from jobs.generate.transcript import Pass, Written, file_of, first_difference, writing, written
+from jobs.generate.transcript import (
+    Transcript,
+    TranscriptStep,
+    file_of,
+    first_difference,
+    read_transcript,
+    transcript_writer,
+)
 from jobs.submit import checked, submit
 from tests.jobs.kinds.test_speed import trained
 from tests.methods.amphista.test_engine import plain
@@ -40,7 +47,7 @@ def test_with_and_without_a_drafter_side_by_side(wait: Wait) -> None:
     tokenizer = load("toy").tokenizer
     ids = tokenizer(PROMPT).input_ids
     expected = plain(base(), ids, 24, [END])
-    first, second = written(job.run, 1), written(job.run, 2)
+    first, second = read_transcript(job.run, 1), read_transcript(job.run, 2)
     assert first.text == second.text == tokenizer.decode(expected, skip_special_tokens=True)
     assert len(first.tokens) == len(expected) and {head for _, head in first.tokens} == {0}
     assert first.accepted == 1.0 and second.accepted is not None and second.accepted >= 1.0
@@ -56,44 +63,44 @@ def test_what_was_looked_up_is_told_apart(wait: Wait) -> None:
     plainly = finished(wait, prompt=prompt)
     job = finished(wait, prompt=prompt, sides=f"toy, {trained().run}", lookup=True)
     for side in (1, 2):
-        found = written(job.run, side)
-        assert found.text == written(plainly.run, 1).text
+        found = read_transcript(job.run, side)
+        assert found.text == read_transcript(plainly.run, 1).text
         assert LOOKED_UP in {head for _, head in found.tokens}
     assert "a tree of 4 nodes" in read_log(job.run, 1)[0]
 
 
 def test_sampling_and_stop_strings(wait: Wait) -> None:
     job = finished(wait, sides="toy,toy", temperature=0.8, top_p=0.9, stop=" and |zebra")
-    one, other = written(job.run, 1), written(job.run, 2)
+    one, other = read_transcript(job.run, 1), read_transcript(job.run, 2)
     assert one.text == other.text  # the same seed
     assert " and " not in one.text and one.end in ("stop", "limit", "end")
 
 
 def test_a_killed_side_is_written_anew_and_a_finished_one_kept(wait: Wait) -> None:
     job = submit("generate", {**SMALL, "sides": "toy,toy", "max_new_tokens": 180}, HOST)
-    wait(job.id, when=lambda: bool(written(job.run, 2).passes))
+    wait(job.id, when=lambda: bool(read_transcript(job.run, 2).passes))
     first = file_of(job.run, 1).read_bytes()
     process_of(job.id).kill()
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     assert file_of(job.run, 1).read_bytes() == first
-    assert written(job.run, 1).text == written(job.run, 2).text != ""
+    assert read_transcript(job.run, 1).text == read_transcript(job.run, 2).text != ""
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "field"),
     [
-        ({"prompt": ""}, ConfigRefused, "prompt"),
-        ({"sides": " , "}, ConfigRefused, "sides"),
-        ({"sides": "toy,toy,toy,toy,toy"}, ConfigRefused, "sides"),
-        ({"sides": "amphista-0999"}, ConfigRefused, "sides"),
-        ({"sides": "sds-0999"}, ConfigRefused, "sides"),
-        ({"sides": "toy, nobody/nothing"}, ModelRefused, "sides"),
-        ({"sides": "/etc"}, ModelRefused, "sides"),
-        ({"max_new_tokens": 4000}, ConfigRefused, "max_new_tokens"),
-        ({"typical": True}, ConfigRefused, "typical"),
-        ({"temperature": -1}, ConfigRefused, "temperature"),
-        ({"temperature": 1e-40}, ConfigRefused, "temperature"),
-        ({"repetition_penalty": 1e-40}, ConfigRefused, "repetition_penalty"),
+        ({"prompt": ""}, ConfigError, "prompt"),
+        ({"sides": " , "}, ConfigError, "sides"),
+        ({"sides": "toy,toy,toy,toy,toy"}, ConfigError, "sides"),
+        ({"sides": "amphista-0999"}, ConfigError, "sides"),
+        ({"sides": "sds-0999"}, ConfigError, "sides"),
+        ({"sides": "toy, nobody/nothing"}, ModelError, "sides"),
+        ({"sides": "/etc"}, ModelError, "sides"),
+        ({"max_new_tokens": 4000}, ConfigError, "max_new_tokens"),
+        ({"typical": True}, ConfigError, "typical"),
+        ({"temperature": -1}, ConfigError, "temperature"),
+        ({"temperature": 1e-40}, ConfigError, "temperature"),
+        ({"repetition_penalty": 1e-40}, ConfigError, "repetition_penalty"),
     ],
 )
 def test_bad_input_is_refused_before_it_is_queued(
@@ -121,15 +128,15 @@ def test_who_answers_is_known_by_name(queue: Path) -> None:
 
 
 def test_half_a_line_is_not_read(queue: Path) -> None:
-    with writing("generate-0001", 1) as writer:
+    with transcript_writer("generate-0001", 1) as writer:
         writer.add(ms=50.0, tokens=[["A", 0]], rejected=[])
         writer.add(ms=20.0, tokens=[[" cat", 1], [" sat", 0]], rejected=[" dog"])
     file = file_of("generate-0001", 1)
     file.write_text(file.read_text() + '{"ms": 1', encoding="utf-8")
-    found = written("generate-0001", 1)
-    assert found.passes[1] == Pass([(" cat", 1), (" sat", 0)], [" dog"], 20.0)
+    found = read_transcript("generate-0001", 1)
+    assert found.passes[1] == TranscriptStep([(" cat", 1), (" sat", 0)], [" dog"], 20.0)
     assert (found.text, found.speed, found.accepted, found.end) == ("A cat sat", 100.0, 2.0, "")
-    assert written("generate-0001", 2) == Written()
+    assert read_transcript("generate-0001", 2) == Transcript()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
+from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
@@ -18,7 +18,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.record import record
-from jobs.runtime.main import explain
+from jobs.runtime.main import error_record
 from jobs.sds.estimate import disk, memory
 from jobs.sds.run import SDSJob, verdict
 from jobs.submit import checked, submit
@@ -131,22 +131,22 @@ def test_data_free_calibration(wait: Wait) -> None:
 @pytest.mark.parametrize(
     ("values", "error", "field"),
     [
-        ({"pattern": "3:5"}, ConfigRefused, "pattern"),
-        ({"pattern": "two"}, ConfigRefused, "pattern"),
-        ({"context": 4096}, ConfigRefused, "context"),
-        ({"context": 8}, ConfigRefused, "context"),
-        ({"segments": 0}, ConfigRefused, "segments"),
-        ({"base": "guess"}, ConfigRefused, "base"),
-        ({"speed": 9}, ConfigRefused, "speed"),
-        ({"exclude": "down_proj"}, ConfigRefused, "exclude"),
-        ({"overrides": "mlp.*=5:9"}, ConfigRefused, "overrides"),
-        ({"overrides": "mlp.*"}, ConfigRefused, "overrides"),
-        ({"allocation": "owl"}, ConfigRefused, "allocation"),
-        ({"weights": "streamed", "calibration_text": "self"}, ConfigRefused, "calibration_text"),
-        ({"model": "/etc"}, ModelRefused, "model"),
-        ({"model": "nobody/nothing"}, ModelRefused, "model"),
-        ({"calibration_text": "file:../../etc/passwd"}, TextRefused, "calibration_text"),
-        ({"evaluation_text": "self"}, TextRefused, "evaluation_text"),
+        ({"pattern": "3:5"}, ConfigError, "pattern"),
+        ({"pattern": "two"}, ConfigError, "pattern"),
+        ({"context": 4096}, ConfigError, "context"),
+        ({"context": 8}, ConfigError, "context"),
+        ({"segments": 0}, ConfigError, "segments"),
+        ({"base": "guess"}, ConfigError, "base"),
+        ({"speed": 9}, ConfigError, "speed"),
+        ({"exclude": "down_proj"}, ConfigError, "exclude"),
+        ({"overrides": "mlp.*=5:9"}, ConfigError, "overrides"),
+        ({"overrides": "mlp.*"}, ConfigError, "overrides"),
+        ({"allocation": "owl"}, ConfigError, "allocation"),
+        ({"weights": "streamed", "calibration_text": "self"}, ConfigError, "calibration_text"),
+        ({"model": "/etc"}, ModelError, "model"),
+        ({"model": "nobody/nothing"}, ModelError, "model"),
+        ({"calibration_text": "file:../../etc/passwd"}, DatasetError, "calibration_text"),
+        ({"evaluation_text": "self"}, DatasetError, "evaluation_text"),
     ],
 )
 def test_bad_input_is_refused_before_it_is_queued(
@@ -189,7 +189,7 @@ def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     monkeypatch.setattr("jobs.sds.run.memory_available", lambda: LITTLE)
     _, estimate = checked("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
-    with pytest.raises(ModelRefused) as refused:
+    with pytest.raises(ModelError) as refused:
         checked("sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"})
     assert refused.value.field == "segments" and "wait on disk" in refused.value.do
     checked("sds", {**SMALL, "segments": 4096, "context": 256})  # they wait on disk by themselves
@@ -199,10 +199,10 @@ def test_memory_that_does_not_last_says_what_to_lower() -> None:
     said = (
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
-    told = explain(RuntimeError(f"{said}.\nStack"))
+    told = error_record(RuntimeError(f"{said}.\nStack"))
     assert told["what"] == "The run needed more memory than there is."
     assert told["why"].endswith("9 bytes.") and "fewer segments" in told["do"]
-    assert "does not know" in explain(RuntimeError("shapes cannot be multiplied"))["what"]
+    assert "does not know" in error_record(RuntimeError("shapes cannot be multiplied"))["what"]
 
 
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.Monk
         sizes[0] + states,
     ]  # fmt: skip
     monkeypatch.setattr("jobs.sds.estimate.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
-    with pytest.raises(ConfigRefused, match="6 stages") as refused:
+    with pytest.raises(ConfigError, match="6 stages") as refused:
         checked("sds", SMALL)
     assert refused.value.field == "until"
 

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from backend.errors import ConfigRefused, ModelRefused, SlimscopeError, TextRefused
-from backend.methods.amphista.checkpoint import Amphista, BaseFacts, pack
+from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.queue.folders import work_folder
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.fields.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
-from jobs.speed.report import COMBINED, VANILLA, arms_of, sentences
+from jobs.speed.report import COMBINED, VANILLA, decoder_reports, verdicts
 from jobs.submit import submit
 from tests.methods.amphista.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, process_of
@@ -38,7 +38,7 @@ def trained(kind: str = "amphista", model: str = "toy", **fields: object) -> Job
     folder = drafter_folder(job)
     folder.mkdir(parents=True)
     drafter = drafter_of(base(), **fields)
-    pack(drafter, BaseFacts.of(base(), "toy"), GROWTH, {}, {}, 40).save(folder)
+    pack(drafter, BaseFingerprint.of(base(), "toy"), GROWTH, {}, {}, 40).save(folder)
     return job
 
 
@@ -53,7 +53,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     job = finished(
         wait, drafters=f"{one.run}, {medusa.run}", assistant="toy", try_sizes=True, nodes=4
     )
-    arms = {arm.name: arm for arm in arms_of(queries.results([job.id]))}
+    arms = {arm.name: arm for arm in decoder_reports(queries.results([job.id]))}
     assert next(iter(arms)) == VANILLA
     combined = {one.run + COMBINED, medusa.run + COMBINED}
     assert set(arms) == {VANILLA, "lookup", "assistant", one.run, medusa.run} | combined
@@ -74,7 +74,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     curves = queries.curves(job.id)
     assert set(curves[curves["name"] == f"{one.run}/accepted"]["step"]) == {2, 4}
     assert set(curves["name"]) >= {"cost/verify", f"{medusa.run}/speed-up"}
-    said = sentences(queries.results([job.id]))[:6]  # behind them, perhaps, that others worked here
+    said = verdicts(queries.results([job.id]))[:6]  # behind them, perhaps, that others worked here
     assert len(said) == 6 and all("All 4 texts are vanilla's" in text for text in said)
     whole = {row.metric: row for row in queries.results([job.id]) if row.stage == "run"}
     fastest = max(arms.values(), key=lambda arm: arm.speed)
@@ -87,7 +87,10 @@ def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
     one = trained()
     for values in ({"nodes": 1}, {"nodes": 4, "combined": False}):
         job = finished(wait, drafters=one.run, lookup=False, count=1, **values)
-        assert {arm.name for arm in arms_of(queries.results([job.id]))} == {VANILLA, one.run}
+        assert {arm.name for arm in decoder_reports(queries.results([job.id]))} == {
+            VANILLA,
+            one.run,
+        }
 
 
 def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
@@ -104,18 +107,18 @@ def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
     wait(job.id, State.SUCCEEDED, State.FAILED, when=lambda: bool(answers(11)))
     assert not first.exists() or first.read_bytes() == before
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    assert arms_of(queries.results([job.id]))[0].prompts == 12
+    assert decoder_reports(queries.results([job.id]))[0].prompts == 12
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "field"),
     [
-        ({"drafters": "amphista-0999"}, ConfigRefused, "drafters"),
-        ({"drafters": "toy"}, ConfigRefused, "drafters"),
-        ({"max_new_tokens": 4096}, ConfigRefused, "max_new_tokens"),
-        ({"rounds": 0}, ConfigRefused, "rounds"),
-        ({"assistant": "nobody/nothing"}, ModelRefused, "model"),
-        ({"prompts": "file:none.jsonl"}, TextRefused, "prompts"),
+        ({"drafters": "amphista-0999"}, ConfigError, "drafters"),
+        ({"drafters": "toy"}, ConfigError, "drafters"),
+        ({"max_new_tokens": 4096}, ConfigError, "max_new_tokens"),
+        ({"rounds": 0}, ConfigError, "rounds"),
+        ({"assistant": "nobody/nothing"}, ModelError, "model"),
+        ({"prompts": "file:none.jsonl"}, DatasetError, "prompts"),
     ],
 )
 def test_bad_input_is_refused_before_it_is_queued(
@@ -128,14 +131,14 @@ def test_bad_input_is_refused_before_it_is_queued(
 
 
 def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
-    with pytest.raises(ConfigRefused, match="holds no drafter") as refused:
+    with pytest.raises(ConfigError, match="holds no drafter") as refused:
         drafters_named(trained(kind="sds").run, "toy", "drafters")
     assert refused.value.field == "drafters"
     mine = trained()
-    with pytest.raises(ConfigRefused, match="was trained for toy"):
+    with pytest.raises(ConfigError, match="was trained for toy"):
         drafters_named(mine.run, "smollm2-135m", "drafters")
     assert [j.run for j in drafters_named(f" {mine.run},{mine.run} ,", "toy", "")] == [mine.run]
-    with pytest.raises(ConfigRefused, match="too large") as refused:
+    with pytest.raises(ConfigError, match="too large") as refused:
         submit("speed", {**SMALL, "drafters": mine.run, "nodes": 6}, HOST)
     assert refused.value.field == "nodes" and "5 or fewer" in refused.value.do
     assert [job.run for job in finished_drafters()] == [mine.run]
@@ -180,7 +183,7 @@ def rows(up: float, accepted: float, verify: float, draft: float, same: float = 
     ],
 )
 def test_the_words_say_which_term_wins_or_loses(figures: tuple, said: str) -> None:
-    (sentence,) = sentences(rows(*figures))
+    (sentence,) = verdicts(rows(*figures))
     assert said in sentence
 
 
@@ -190,11 +193,11 @@ def test_an_unquiet_machine_is_told() -> None:
             stage=VANILLA, metric="tokens_per_second", value=high, n=3,
             details={"lowest": low, "highest": high},
         )  # fmt: skip
-        return sentences([*rows(1.30, 1.8, 1.2, 0.15), speed])[1:]
+        return verdicts([*rows(1.30, 1.8, 1.2, 0.15), speed])[1:]
 
     assert told(28, 30) == []
     assert "vanilla wrote 20 to 30 tokens/s from round to round" in told(20, 30)[0]
 
 
 def test_nothing_compared_is_nothing_said() -> None:
-    assert sentences([]) == [] == sentences([r for r in rows(1, 1, 1, 0) if r.stage == VANILLA])
+    assert verdicts([]) == [] == verdicts([r for r in rows(1, 1, 1, 0) if r.stage == VANILLA])

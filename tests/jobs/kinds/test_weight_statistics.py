@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import backend.models.sources.toy
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.models.sources.catalogue import inspect
 from backend.models.stored_weights import StoredLinears
 from backend.queue.folders import work_folder
@@ -47,7 +47,7 @@ def test_every_matrix_is_measured_as_it_lies_in_the_file(wait: Wait) -> None:
 
 
 def test_what_cannot_be_read_is_refused_before_it_waits(wait: Wait, tmp_path: Path) -> None:
-    for model, kind in (("no/such-model", SlimscopeError), ("", ConfigRefused)):
+    for model, kind in (("no/such-model", SlimscopeError), ("", ConfigError)):
         with pytest.raises(kind):
             submit("statistics", {"model": model}, HOST)
     with pytest.raises(SlimscopeError):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from backend.errors import ConfigRefused
-from backend.methods.amphista.base_model import Target
+from backend.errors import ConfigError
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import NOTHING, DraftedTree, Guess, Nobody
+from backend.methods.amphista.decoding.proposers import NOTHING, DraftTokens, NoDraft, TreeProposer
 from backend.methods.amphista.decoding.tree import Tree
 from tests.methods.amphista.toys import base, built, drafter_of, toy_prompts
 
@@ -117,8 +117,8 @@ class Fixed:
     def start(self, first: int, capacity: int) -> None:
         pass
 
-    def propose(self, hidden: Tensor, tokens: object) -> Guess:
-        return Guess([rank for _, rank in TREE.slots], TREE)
+    def propose(self, hidden: Tensor, tokens: object) -> DraftTokens:
+        return DraftTokens([rank for _, rank in TREE.slots], TREE)
 
 
 def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
@@ -126,7 +126,7 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
         num_attention_heads=2, bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
-    target, count = Target(built(config)), 1200
+    target, count = TargetModel(built(config)), 1200
     rule = acceptance(Sampling(temperature=1.0, seed=5))
     drawn = Counter(
         tuple(t for step in decode(target, Fixed(), [0, 1], rule, 3) for t in step.tokens)[1:]
@@ -152,7 +152,7 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40,
         repetition_penalty=1.3, eos_token_id=None,
     )[0, len(prompt) :].tolist()  # fmt: skip
-    for proposer in (Nobody(), DraftedTree(drafter, target, TREE)):
+    for proposer in (NoDraft(), TreeProposer(drafter, target, TREE)):
         steps = decode(target, proposer, prompt, acceptance(sampling), 40)
         assert [t for step in steps for t in step.tokens] == expected
 
@@ -172,7 +172,7 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
             for step in decode(target, proposer, prompt, acceptance(sampling), 40)
             for t in step.tokens
         ]
-        for proposer in (Nobody(), DraftedTree(drafter, target, TREE))
+        for proposer in (NoDraft(), TreeProposer(drafter, target, TREE))
     ]
     assert texts[0] == texts[1]
 
@@ -199,6 +199,6 @@ def test_typical_acceptance_takes_the_longest_likely_path() -> None:
     ],
 )
 def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
-    with pytest.raises(ConfigRefused) as refused:
+    with pytest.raises(ConfigError) as refused:
         Sampling(**fields)
     assert refused.value.field == name

@@ -6,24 +6,24 @@ import json
 
 import pytest
 
-from backend.errors import Stopped
+from backend.errors import CancelledError
 from backend.methods.amphista.decoding.benchmark import (
     VANILLA,
-    Answer,
-    Range,
-    ask,
+    MedianRange,
+    TimedAnswer,
     packed,
     summarise,
+    time_decoders,
     unpacked,
 )
-from backend.methods.amphista.decoding.proposers import DraftedTree, Lookup, Nobody
+from backend.methods.amphista.decoding.proposers import NoDraft, PromptLookup, TreeProposer
 from backend.methods.amphista.decoding.tree import chain
 from backend.reporter import SilentReporter
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, drafter_of, toy_prompts
 
 
-class Counting(Nobody):
+class Counting(NoDraft):
     """Vanilla that writes down when it starts."""
 
     def __init__(self, name: str, order: list[str]) -> None:
@@ -36,8 +36,12 @@ class Counting(Nobody):
 def test_all_arms_answer_alike_and_are_timed_each_round() -> None:
     target, prompt = base(), toy_prompts()[2]
     drafter = drafter_of(target, scale=0.2, heads=2)
-    arms = {VANILLA: Nobody(), "lookup": Lookup(), "own": DraftedTree(drafter, target, chain(2))}
-    found = ask(target, arms, prompt, 24, [END], 2, SilentReporter())
+    arms = {
+        VANILLA: NoDraft(),
+        "lookup": PromptLookup(),
+        "own": TreeProposer(drafter, target, chain(2)),
+    }
+    found = time_decoders(target, arms, prompt, 24, [END], 2, SilentReporter())
     expected = plain(target, prompt, 24, [END])
     for answer in found.values():
         assert answer.tokens == expected
@@ -54,7 +58,7 @@ def test_all_arms_answer_alike_and_are_timed_each_round() -> None:
 def test_every_arm_is_first_in_turn() -> None:
     order: list[str] = []
     arms = {name: Counting(name, order) for name in (VANILLA, "a", "b")}
-    ask(base(), arms, [5, 6], 2, [], 2, SilentReporter(), offset=1)
+    time_decoders(base(), arms, [5, 6], 2, [], 2, SilentReporter(), offset=1)
     assert order == ["a", "b", VANILLA, "b", VANILLA, "a", VANILLA, "a", "b"]
 
 
@@ -63,16 +67,18 @@ def test_a_stop_is_obeyed_between_answers() -> None:
         def should_stop(self) -> bool:
             return True
 
-    with pytest.raises(Stopped):
-        ask(base(), {VANILLA: Nobody()}, [5, 6], 2, [], 1, Asked())
+    with pytest.raises(CancelledError):
+        time_decoders(base(), {VANILLA: NoDraft()}, [5, 6], 2, [], 1, Asked())
 
 
 def timed(
     tokens: list[int], seconds: list[float], lengths: list[int], verify: float,
     ends: list[list[int]] | None = None,
-) -> Answer:  # fmt: skip
+) -> TimedAnswer:  # fmt: skip
     parts = {"draft": 0.25, "verify": verify, "accept": 0.0, "cache": 0.0}
-    return Answer(tokens, seconds, lengths, ends or [[]] * len(lengths), [parts] * len(seconds))
+    return TimedAnswer(
+        tokens, seconds, lengths, ends or [[]] * len(lengths), [parts] * len(seconds)
+    )
 
 
 def test_figures_are_those_of_their_definitions() -> None:
@@ -80,8 +86,8 @@ def test_figures_are_those_of_their_definitions() -> None:
     mine = timed([1, 2, 3, 4, 5], [1.0, 2.5, 5.0], [3, 1], 3.75, [[0, 2], []])
     other = timed([1, 2, 3, 9, 5], [1.0, 2.5, 5.0], [2, 2], 3.75, [[0], [1]])
     found = summarise("mine", [{VANILLA: vanilla, "mine": mine}, {VANILLA: vanilla, "mine": other}])
-    assert found.speed == Range(2.0, 1.0, 5.0)
-    assert found.speed_up == Range(2.0, 0.5, 2.0)
+    assert found.speed == MedianRange(2.0, 1.0, 5.0)
+    assert found.speed_up == MedianRange(2.0, 0.5, 2.0)
     assert found.accepted == 2.0 and found.lengths == {1: 1, 2: 2, 3: 1}
     assert found.hits == {(0,): 0.5, (0, 2): 0.25, (1,): 0.25}
     assert found.parts["verify"] == pytest.approx(3.75 / 2)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backend.errors import ConfigRefused, NotFound
-from backend.methods.amphista.base_model import Target
-from backend.methods.amphista.checkpoint import CONFIG, WEIGHTS, Amphista, BaseFacts, pack
+from backend.errors import ConfigError, NotFoundError
+from backend.methods.amphista.base_model import TargetModel
+from backend.methods.amphista.checkpoint import CONFIG, WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import ARMS
 from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.drafter.int4 import lighten
+from backend.methods.amphista.drafter.int4 import pack_int4
 from backend.quantization.packed_linear import PackedLinear
 from tests.methods.amphista.toys import ARCHITECTURES, base, built, drafter_of, random_ids
 
@@ -23,7 +23,9 @@ GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125)]
 
 def stored(folder: Path, name: str = "grouped", **fields: object) -> Amphista:
     drafter = drafter_of(base(name), scale=0.3, **fields)
-    saved = pack(drafter, BaseFacts.of(base(name), name), GROWTH, {"top1": [0.5]}, {"steps": 3}, 40)
+    saved = pack(
+        drafter, BaseFingerprint.of(base(name), name), GROWTH, {"top1": [0.5]}, {"steps": 3}, 40
+    )
     saved.save(folder)
     return saved
 
@@ -57,7 +59,7 @@ def test_the_folder_holds_the_drafter_alone(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_in_sixteen_bits_it_guesses_on_light_weights(tmp_path: Path) -> None:
     saved = stored(tmp_path, heads=2)
-    target = Target(built(ARCHITECTURES["grouped"]).to(torch.bfloat16))
+    target = TargetModel(built(ARCHITECTURES["grouped"]).to(torch.bfloat16))
     light, ids = saved.bind(target), random_ids(target, 30)
     packed = [name for name, m in light.named_modules() if isinstance(m, PackedLinear)]
     assert len(packed) == 2 * 7 + 4 + 2 + 1  # layers, encoder, heads, read-out
@@ -73,11 +75,11 @@ def test_in_sixteen_bits_it_guesses_on_light_weights(tmp_path: Path) -> None:
 def test_what_the_operator_does_not_run_stays_as_it_is(tmp_path: Path) -> None:
     """Widths that groups do not divide; more heads than the rows it is fast for."""
     narrow = {**ARCHITECTURES["grouped"].to_dict(), "hidden_size": 40, "head_dim": 10}
-    target = Target(built(type(ARCHITECTURES["grouped"])(**narrow)).to(torch.bfloat16))
+    target = TargetModel(built(type(ARCHITECTURES["grouped"])(**narrow)).to(torch.bfloat16))
     drafter = drafter_of(target).to(torch.bfloat16)
-    assert lighten(drafter) and not drafter.heads.packed and drafter.reader is None
-    many = Target(built(ARCHITECTURES["grouped"]).to(torch.bfloat16))
-    assert not lighten(drafter_of(many, heads=9).to(torch.bfloat16))
+    assert pack_int4(drafter) and not drafter.heads.packed and drafter.reader is None
+    many = TargetModel(built(ARCHITECTURES["grouped"]).to(torch.bfloat16))
+    assert not pack_int4(drafter_of(many, heads=9).to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(
@@ -98,8 +100,8 @@ def test_another_base_is_refused(tmp_path: Path, other: str, said: str) -> None:
         target = base("qwen2")
     else:
         config = type(ARCHITECTURES["grouped"])(**{**grouped, **changes.get(other, {})})
-        target = Target(built(config, seed=1))
-    with pytest.raises(ConfigRefused, match=said) as refused:
+        target = TargetModel(built(config, seed=1))
+    with pytest.raises(ConfigError, match=said) as refused:
         saved.bind(target)
     assert refused.value.field == "drafter" and "train one" in refused.value.do
 
@@ -125,6 +127,6 @@ def damage(folder: Path, how: str) -> None:
 def test_a_damaged_folder_is_refused(tmp_path: Path, how: str) -> None:
     stored(tmp_path)
     damage(tmp_path, how)
-    with pytest.raises(NotFound, match="no drafter in") as refused:
+    with pytest.raises(NotFoundError, match="no drafter in") as refused:
         Amphista.load(tmp_path)
     assert refused.value.field == "drafter"

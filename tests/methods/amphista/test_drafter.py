@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from backend.errors import ModelRefused
-from backend.methods.amphista.base_model import Target, fingerprint
+from backend.errors import ModelError
+from backend.methods.amphista.base_model import TargetModel, fingerprint
 from backend.methods.amphista.config import ARMS, DrafterConfig, arm_of
 from backend.methods.amphista.drafter.adaptation import ClonedLayer, final_norm
 from backend.methods.amphista.drafter.drafter import Drafter
@@ -18,7 +18,7 @@ from tests.methods.amphista.toys import ARCHITECTURES, base, built, drafter_of, 
 NAMES = ["toy", *ARCHITECTURES]
 
 
-def guesses(drafter: Drafter, target: Target, ids: torch.Tensor) -> torch.Tensor:
+def guesses(drafter: Drafter, target: TargetModel, ids: torch.Tensor) -> torch.Tensor:
     """Logits [n, K, v] at every anchor of one sequence."""
     hidden = target.hidden(ids[None])
     return drafter(hidden[:, :-1], target.embed(ids[None, 1:]))[0]
@@ -106,7 +106,7 @@ def test_the_encoder_lets_heads_see_each_other_and_nothing_else_does() -> None:
 
 
 def test_no_gradient_reaches_the_base() -> None:
-    target = Target(built(ARCHITECTURES["grouped"]))
+    target = TargetModel(built(ARCHITECTURES["grouped"]))
     before = fingerprint(target.model)
     target.model.requires_grad_()
     drafter = drafter_of(target)
@@ -204,7 +204,7 @@ def test_a_layer_that_cannot_be_cloned_is_refused(monkeypatch: pytest.MonkeyPatc
         "backend.methods.amphista.drafter.adaptation.AutoModel.from_config",
         lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("unknown architecture")),
     )
-    with pytest.raises(ModelRefused, match="cannot be cloned") as refused:
+    with pytest.raises(ModelError, match="cannot be cloned") as refused:
         Drafter(DrafterConfig(), target, torch.arange(8))
     assert refused.value.field == "adaptation_layers" and "Medusa" in refused.value.do
     Drafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))

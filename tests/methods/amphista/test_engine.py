@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
-from backend.errors import ConfigRefused
-from backend.methods.amphista.base_model import Target
+from backend.errors import ConfigError
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import ARMS, LOOKED_UP
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
-from backend.methods.amphista.decoding.engine import Step, decode
+from backend.methods.amphista.decoding.engine import DecodeStep, decode
 from backend.methods.amphista.decoding.proposers import (
-    DraftedTree,
-    Guess,
-    Lookup,
-    LookupFirst,
-    Nobody,
+    AssistantModel,
+    DraftTokens,
+    NoDraft,
+    PromptLookup,
+    PromptLookupFirst,
     Proposer,
-    SmallModel,
+    TreeProposer,
 )
 from backend.methods.amphista.decoding.tree import Tree, chain
 from backend.models.loading import load
@@ -44,7 +44,9 @@ TREES = {
 }
 
 
-def plain(target: Target, prompt: Sequence[int], limit: int, ends: Sequence[int], **more) -> list:
+def plain(
+    target: TargetModel, prompt: Sequence[int], limit: int, ends: Sequence[int], **more
+) -> list:
     """What transformers writes, greedily."""
     ids = torch.tensor([prompt])
     stop = {"eos_token_id": list(ends), "pad_token_id": 0} if ends else {"eos_token_id": None}
@@ -54,13 +56,13 @@ def plain(target: Target, prompt: Sequence[int], limit: int, ends: Sequence[int]
 
 
 def ours(
-    target: Target,
+    target: TargetModel,
     proposer: Proposer,
     prompt: Sequence[int],
     limit: int,
     ends: Sequence[int] = (),
     sampling: Sampling | None = None,
-) -> tuple[list[int], list[Step]]:
+) -> tuple[list[int], list[DecodeStep]]:
     rule = acceptance(sampling or Sampling())
     steps = list(decode(target, proposer, prompt, rule, limit, ends))
     return [token for step in steps for token in step.tokens], steps
@@ -75,7 +77,7 @@ def test_every_arm_writes_what_generate_writes(arm: str, nodes: int) -> None:
     target, tree = base(), TREES[nodes]
     drafter = drafter_of(target, scale=0.3, heads=2, **ARMS[arm])
     for prompt, limit in ((toy_prompts()[0], 41), (toy_prompts()[1][:1], 24)):
-        found, _ = ours(target, DraftedTree(drafter, target, tree), prompt, limit, [END])
+        found, _ = ours(target, TreeProposer(drafter, target, tree), prompt, limit, [END])
         assert found == plain(target, prompt, limit, [END])
 
 
@@ -86,7 +88,7 @@ def test_every_architecture_writes_what_generate_writes(name: str, heads: int) -
     paths = [(a,) for a in range(3)] + [(0,) * n for n in range(2, heads + 1)]
     drafter = drafter_of(target, scale=0.3, heads=heads)
     prompt = random_ids(target, 7).tolist()
-    found, _ = ours(target, DraftedTree(drafter, target, Tree(paths)), prompt, 40)
+    found, _ = ours(target, TreeProposer(drafter, target, Tree(paths)), prompt, 40)
     assert found == plain(target, prompt, 40, [])
 
 
@@ -95,7 +97,7 @@ def test_long_prompts_and_another_cache() -> None:
     target = base("grouped")
     prompt = random_ids(target, 300).tolist()
     drafter = drafter_of(target, scale=0.3, heads=2)
-    found, _ = ours(target, DraftedTree(drafter, target, TREES[16]), prompt, 20)
+    found, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 20)
     static = StaticCache(config=target.model.config, max_cache_len=330)
     assert found == plain(target, prompt, 20, [])
     assert found == plain(target, prompt, 20, [], past_key_values=static)
@@ -103,10 +105,10 @@ def test_long_prompts_and_another_cache() -> None:
 
 def test_up_to_the_last_position_of_learned_positions() -> None:
     config = type(ARCHITECTURES["gpt2"])(**{**ARCHITECTURES["gpt2"].to_dict(), "n_positions": 48})
-    target = Target(built(config))
+    target = TargetModel(built(config))
     drafter = drafter_of(target, scale=0.3, heads=2)
     prompt = random_ids(target, 10).tolist()
-    found, _ = ours(target, DraftedTree(drafter, target, TREES[16]), prompt, 38)
+    found, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 38)
     assert found == plain(target, prompt, 38, [])
 
 
@@ -114,9 +116,9 @@ def test_lookup_and_a_small_model_write_the_same_text() -> None:
     target, prompt = base(), toy_prompts()[2]
     expected = plain(target, prompt, 60, [END])
     for proposer in (
-        Nobody(),
-        Lookup(),
-        SmallModel(target.model, target.vocabulary),  # the base itself: always right
+        NoDraft(),
+        PromptLookup(),
+        AssistantModel(target.model, target.vocabulary),  # the base itself: always right
     ):
         found, steps = ours(target, proposer, prompt, 60, [END])
         assert found == expected
@@ -126,11 +128,11 @@ def test_lookup_and_a_small_model_write_the_same_text() -> None:
 def test_a_drafter_goes_on_where_nothing_was_found() -> None:
     """The text is the base's, and heads guess what they guess when they are asked every time."""
     target, limit = base("grouped"), 60
-    drafted = DraftedTree(drafter_of(target, scale=0.3, heads=2), target, TREES[16])
+    drafted = TreeProposer(drafter_of(target, scale=0.3, heads=2), target, TREES[16])
     right, asked = 0, 0
     for prompt in (random_ids(target, size).tolist() for size in (5, 40)):
         expected = plain(target, prompt, limit, [])
-        found, steps = ours(target, LookupFirst(drafted), prompt, limit)
+        found, steps = ours(target, PromptLookupFirst(drafted), prompt, limit)
         assert found == expected
         place = len(steps[0].tokens)
         for step in steps[1:]:
@@ -147,8 +149,8 @@ def test_a_drafter_goes_on_where_nothing_was_found() -> None:
 
 def test_in_sixteen_bits_texts_begin_alike() -> None:
     """Rounding may break near ties later on, so identity is asked of float32 alone."""
-    target = Target(load("toy", dtype=torch.bfloat16).model)
-    found, _ = ours(target, Lookup(), toy_prompts()[0], 40, [END])
+    target = TargetModel(load("toy", dtype=torch.bfloat16).model)
+    found, _ = ours(target, PromptLookup(), toy_prompts()[0], 40, [END])
     assert found[:8] == plain(target, toy_prompts()[0], 40, [END])[:8]
 
 
@@ -165,12 +167,12 @@ class Knowing:
     def start(self, first: int, capacity: int) -> None:
         self.known = 1
 
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         self.known += len(tokens)
         assert len(hidden) == len(tokens)
         place = self.known - self.prompt
         found = [(t + self.shift) % self.size for t in self.text[place : place + self.depth]]
-        return Guess(found, chain(len(found)))
+        return DraftTokens(found, chain(len(found)))
 
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
@@ -223,7 +225,7 @@ def test_after_every_step_the_caches_hold_what_they_should(monkeypatch: pytest.M
     made = target.new_cache
     monkeypatch.setattr(target, "new_cache", lambda n: caches.append(made(n)) or caches[-1])
     drafter = drafter_of(target, scale=0.1, heads=2)
-    proposer = DraftedTree(drafter, target, TREES[16])
+    proposer = TreeProposer(drafter, target, TREES[16])
     committed = len(prompt)
     for step in decode(target, proposer, prompt, acceptance(Sampling()), 30):
         committed += len(step.tokens)
@@ -238,10 +240,10 @@ def test_two_texts_from_one_object_agree() -> None:
     target, prompt = base(), toy_prompts()[6]
     drafter = drafter_of(target, scale=0.3, heads=2)
     for proposer in (
-        DraftedTree(drafter, target, TREES[16]),
-        Lookup(),
-        LookupFirst(DraftedTree(drafter, target, TREES[16])),
-        SmallModel(target.model, target.vocabulary),
+        TreeProposer(drafter, target, TREES[16]),
+        PromptLookup(),
+        PromptLookupFirst(TreeProposer(drafter, target, TREES[16])),
+        AssistantModel(target.model, target.vocabulary),
     ):
         first, _ = ours(target, proposer, prompt, 30)
         ours(target, proposer, toy_prompts()[7], 11)
@@ -257,8 +259,8 @@ def test_two_texts_from_one_object_agree() -> None:
      ([1], 0, "max_new_tokens")],
 )  # fmt: skip
 def test_texts_that_cannot_be_written_are_refused(prompt: list, limit: int, field: str) -> None:
-    with pytest.raises(ConfigRefused) as refused:
-        ours(base(), Nobody(), prompt, limit)
+    with pytest.raises(ConfigError) as refused:
+        ours(base(), NoDraft(), prompt, limit)
     assert refused.value.field == field
 
 
@@ -266,11 +268,11 @@ def test_trees_beyond_the_drafter_are_refused() -> None:
     target = base()
     drafter = drafter_of(target, heads=2)
     for tree in (chain(3), Tree([(target.vocabulary,)])):
-        with pytest.raises(ConfigRefused, match="does not fit the drafter"):
-            DraftedTree(drafter, target, tree)
+        with pytest.raises(ConfigError, match="does not fit the drafter"):
+            TreeProposer(drafter, target, tree)
 
 
 def test_an_assistant_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(ConfigRefused, match="knows 128 tokens") as refused:
-        SmallModel(built(ARCHITECTURES["grouped"]), base().vocabulary)
+    with pytest.raises(ConfigError, match="knows 128 tokens") as refused:
+        AssistantModel(built(ARCHITECTURES["grouped"]), base().vocabulary)
     assert refused.value.field == "assistant"

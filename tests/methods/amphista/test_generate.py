@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from backend.errors import ConfigRefused
-from backend.methods.amphista.base_model import Target
-from backend.methods.amphista.checkpoint import Amphista, BaseFacts, pack
+from backend.errors import ConfigError
+from backend.methods.amphista.base_model import TargetModel
+from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import LOOKED_UP
 from backend.methods.amphista.decoding.acceptance import Sampling
-from backend.methods.amphista.decoding.cost_model import SIZES, Costs, measure_costs
-from backend.methods.amphista.decoding.proposers import DraftedTree, Lookup, Nobody
+from backend.methods.amphista.decoding.cost_model import SIZES, CostModel, measure_costs
+from backend.methods.amphista.decoding.proposers import NoDraft, PromptLookup, TreeProposer
 from backend.methods.amphista.decoding.tree import Tree, best_tree
-from backend.methods.amphista.generate import Detokeniser, generate, ready
+from backend.methods.amphista.generate import Detokenizer, generate, make_proposer
 from backend.models.loading import load
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import (
@@ -32,13 +32,13 @@ GROWTH = [((0,), 0.6), ((0, 0), 0.3), ((1,), 0.2), ((0, 0, 0), 0.1), ((2,), 0.1)
 
 def saved(**fields: object) -> Amphista:
     drafter = drafter_of(base(), scale=0.2, **fields)
-    return pack(drafter, BaseFacts.of(base(), "toy"), GROWTH, {}, {}, 40)
+    return pack(drafter, BaseFingerprint.of(base(), "toy"), GROWTH, {}, {}, 40)
 
 
 def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
     model, prompt = base().model, toy_prompts()[0]
     expected = plain(base(), prompt, 30, [END])
-    for drafter, nodes in ((None, 0), (saved(), 4), (saved(), 0), (Lookup(), 0)):
+    for drafter, nodes in ((None, 0), (saved(), 4), (saved(), 0), (PromptLookup(), 0)):
         found = list(generate(model, drafter, prompt, 30, nodes=nodes))
         assert [token.id for token in found] == expected
         assert found[0].head == found[0].step == 0  # the prefill's
@@ -52,7 +52,7 @@ def test_looked_up_first_the_text_is_the_same_and_says_so() -> None:
     prompt = random_ids(target, 9).tolist()
     for sampling in (Sampling(), Sampling(temperature=0.05, seed=4)):
         expected = [token.id for token in generate(target, None, prompt, 60, sampling, [])]
-        for drafter in (None, DraftedTree(drafter_of(target, heads=2), target, Tree([(0,)]))):
+        for drafter in (None, TreeProposer(drafter_of(target, heads=2), target, Tree([(0,)]))):
             found = list(generate(target, drafter, prompt, 60, sampling, [], lookup=True))
             assert [token.id for token in found] == expected
             assert any(token.head == LOOKED_UP for token in found)
@@ -74,7 +74,7 @@ def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
 
 
 def test_more_than_one_prompt_is_refused() -> None:
-    with pytest.raises(ConfigRefused, match="2 prompts") as refused:
+    with pytest.raises(ConfigError, match="2 prompts") as refused:
         list(generate(base(), None, torch.ones(2, 4, dtype=torch.long)))
     assert refused.value.field == "prompt" and "once for each" in refused.value.do
 
@@ -88,7 +88,7 @@ def test_more_than_one_prompt_is_refused() -> None:
 def test_settings_that_would_write_another_text_are_refused(name: str, value: object) -> None:
     model = built(ARCHITECTURES["grouped"])
     setattr(model.generation_config, name, value)
-    with pytest.raises(ConfigRefused, match=name) as refused:
+    with pytest.raises(ConfigError, match=name) as refused:
         list(generate(model, None, [5, 6], 4))
     assert refused.value.field == "model" and name in refused.value.do
 
@@ -97,7 +97,7 @@ def test_the_models_own_repetition_penalty_is_kept() -> None:
     """As transformers does: a penalty hidden in the generation config is not forgotten."""
     model, prompt = load("toy").model, toy_prompts()[0]
     model.generation_config.repetition_penalty = 1.4
-    target = Target(model)
+    target = TargetModel(model)
     expected = plain(target, prompt, 30, [END], repetition_penalty=1.4)
     found = [token.id for token in generate(target, saved(), prompt, 30, nodes=4)]
     assert found == expected != plain(base(), prompt, 30, [END])
@@ -108,10 +108,10 @@ def test_the_models_own_repetition_penalty_is_kept() -> None:
 # text as it comes ---------------------------------------------------------------------------------
 
 
-def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokeniser]:
+def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenizer]:
     """What is told after each token, and at the end."""
     tokenizer = load("toy").tokenizer
-    told = Detokeniser(tokenizer, stops)
+    told = Detokenizer(tokenizer, stops)
     found = [told.add(token) for token in tokenizer(text, add_special_tokens=False).input_ids]
     return [*found, told.rest()], told
 
@@ -141,8 +141,8 @@ def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_certain() -> No
 
 
 def test_where_nodes_are_free_the_tree_is_large_and_where_they_cost_small() -> None:
-    flat = Costs({1: 1.0, 2: 1.0, 8: 1.0}, draft=0.1)
-    steep = Costs({1: 1.0, 2: 1.6, 8: 6.4}, draft=0.1)
+    flat = CostModel({1: 1.0, 2: 1.0, 8: 1.0}, draft=0.1)
+    steep = CostModel({1: 1.0, 2: 1.6, 8: 6.4}, draft=0.1)
     assert flat.best_nodes(GROWTH) == 6  # all there are
     assert steep.best_nodes(GROWTH) == 1  # none: decoding without guesses is faster
     assert steep.best_nodes(GROWTH, least=2) == 2
@@ -152,14 +152,14 @@ def test_where_nodes_are_free_the_tree_is_large_and_where_they_cost_small() -> N
 
 
 def test_between_measured_sizes_costs_are_interpolated() -> None:
-    costs = Costs({1: 1.0, 4: 1.3, 8: 2.3}, draft=0.0)
+    costs = CostModel({1: 1.0, 4: 1.3, 8: 2.3}, draft=0.0)
     assert [costs.ratio(n) for n in (1, 2, 4, 6, 8, 99)] == pytest.approx(
         [1.0, 1.1, 1.3, 1.8, 2.3, 2.3]
     )
 
 
 def test_costs_are_measured_for_every_size_and_leave_no_trace() -> None:
-    proposer = DraftedTree(saved().bind(base()), base(), best_tree(GROWTH, 3))
+    proposer = TreeProposer(saved().bind(base()), base(), best_tree(GROWTH, 3))
     costs = measure_costs(base(), proposer, sizes=(1, 2, 6), repeats=2)
     assert list(costs.verify) == [1, 2, 6]
     assert all(seconds > 0 for seconds in (*costs.verify.values(), costs.draft))
@@ -174,10 +174,12 @@ def test_costs_are_measured_where_the_base_reads_few_tokens(
 
 
 def test_the_proposer_of_a_drafter() -> None:
-    assert isinstance(ready(base(), None), Nobody)
-    assert isinstance(ready(base(), saved(), nodes=1), Nobody)  # the root alone: nothing to guess
-    chosen = ready(base(), saved(), nodes=3)
-    assert isinstance(chosen, DraftedTree)
+    assert isinstance(make_proposer(base(), None), NoDraft)
+    assert isinstance(
+        make_proposer(base(), saved(), nodes=1), NoDraft
+    )  # the root alone: nothing to guess
+    chosen = make_proposer(base(), saved(), nodes=3)
+    assert isinstance(chosen, TreeProposer)
     assert chosen.tree.paths == Tree([(0,), (0, 0)]).paths
 
 

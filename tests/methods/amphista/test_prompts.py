@@ -12,9 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
-from backend.errors import Stopped, TextRefused
+from backend.errors import CancelledError, DatasetError
 from backend.methods.amphista.data import prompts as questions
-from backend.methods.amphista.data.prompts import Wanted, prompts_for, user_turn, write_questions
+from backend.methods.amphista.data.prompts import (
+    PromptRequest,
+    prompts_for,
+    user_turn,
+    write_questions,
+)
 from backend.models.loading import load
 from backend.reporter import SilentReporter
 from backend.text.prompts import SELF, STORIES, Prompt, prompt_ids
@@ -112,7 +117,7 @@ def test_a_template_that_hides_its_user_is_refused_or_made_up_for(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> None:
     chat = chats(tokenizer, template)
-    with pytest.raises(TextRefused, match="where a user speaks") as refused:
+    with pytest.raises(DatasetError, match="where a user speaks") as refused:
         ask(tmp_path, chat, 5, 1)
     assert refused.value.field == "prompts"
 
@@ -123,7 +128,7 @@ def test_what_the_base_does_not_ask_others_make_up_for(
     said: list[str] = []
     monkeypatch.setattr(SilentReporter, "log", lambda _, text: said.append(text))
     scripted(monkeypatch, tokenizer, "One day", "A cat", "The sun", "A bird")
-    wanted = Wanted((STORIES, SELF), 30, 8, limit=16)
+    wanted = PromptRequest((STORIES, SELF), 30, 8, limit=16)
     learnt, heldout = prompts_for(
         base(), tokenizer, wanted, Checkpoints(tmp_path), SilentReporter()
     )
@@ -149,7 +154,7 @@ def test_an_interrupted_base_asks_the_same(
         def should_stop(self) -> bool:
             return self.done
 
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         write_questions(base(), tokenizer, 15, 1, Checkpoints(tmp_path / "cut"), Once())
     assert len([*(tmp_path / "cut").iterdir()]) == 1
     assert ask(tmp_path / "cut", tokenizer, 15, 1) == whole and len(whole) == 15
@@ -158,7 +163,7 @@ def test_an_interrupted_base_asks_the_same(
 def test_sets_are_mixed_in_equal_shares_and_held_out_apart(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    wanted = Wanted((STORIES, SELF), 21, 6, limit=16)
+    wanted = PromptRequest((STORIES, SELF), 21, 6, limit=16)
     learnt, heldout = prompts_for(
         base(), tokenizer, wanted, Checkpoints(tmp_path), SilentReporter()
     )
@@ -172,7 +177,7 @@ def test_sets_are_mixed_in_equal_shares_and_held_out_apart(
 def test_prompts_that_leave_no_room_are_left_out(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    wanted = Wanted((STORIES,), 12, 4, limit=base().context - 5)
+    wanted = PromptRequest((STORIES,), 12, 4, limit=base().context - 5)
     found = prompts_for(base(), tokenizer, wanted, Checkpoints(tmp_path), SilentReporter())
     assert found == ([], [])
 
@@ -182,5 +187,5 @@ def test_asking_stops_when_told(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
         def should_stop(self) -> bool:
             return True
 
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         write_questions(base(), tokenizer, 20, 1, Checkpoints(tmp_path), Asked())

@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused, MethodFailed, Stopped
+from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.methods.amphista.config import ARMS, TrainingConfig
 from backend.methods.amphista.data.generation import read, write_answers
 from backend.methods.amphista.data.hidden_state_cache import (
-    Corpus,
-    Sources,
+    HiddenStateCache,
+    SequenceSources,
     collect,
     draft_vocabulary,
 )
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import DraftedTree
+from backend.methods.amphista.decoding.proposers import TreeProposer
 from backend.methods.amphista.decoding.tree import best_tree, grow
 from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.training.head_accuracy import judge
+from backend.methods.amphista.training.head_accuracy import measure_heads
 from backend.methods.amphista.training.loss import (
     LENGTH_STEP,
     ROW_STEP,
@@ -32,7 +32,12 @@ from backend.methods.amphista.training.loss import (
     padded,
     position_in,
 )
-from backend.methods.amphista.training.trainer import CHECKPOINT, PACE_STEPS, Schedule, Training
+from backend.methods.amphista.training.trainer import (
+    CHECKPOINT,
+    PACE_STEPS,
+    DrafterTrainer,
+    TrainingSchedule,
+)
 from backend.reporter import SilentReporter
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, drafter_of, mean_accepted, toy_prompts
@@ -42,10 +47,10 @@ LIMIT = 40
 
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Corpus]:
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[HiddenStateCache, HiddenStateCache]:
     """Greedy answers of the toy: to learn from, and held out."""
     prompts = toy_prompts(72)
-    sources = Sources(prompts[20:], prompts[:20], limit=LIMIT, ends=[END])
+    sources = SequenceSources(prompts[20:], prompts[:20], limit=LIMIT, ends=[END])
     folder = tmp_path_factory.mktemp("corpus")
     return collect(base(), sources, Checkpoints(folder), SilentReporter())
 
@@ -66,21 +71,23 @@ class Recorder(SilentReporter):
 
 def training(
     drafter: Drafter,
-    corpora: tuple[Corpus, Corpus],
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
     folder: Path,
     reporter: SilentReporter | None = None,
     seed: int = 0,
     **fields: object,
-) -> Training:
+) -> DrafterTrainer:
     config = TrainingConfig.model_validate({**SHORT, **fields})
     checkpoints = Checkpoints(folder)
-    return Training(
+    return DrafterTrainer(
         drafter, base(), *corpora, config, seed, checkpoints, reporter or SilentReporter()
     )
 
 
 def test_answers_of_one_token_are_nothing_to_learn_from(
-    corpora: tuple[Corpus, Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     learnt = corpora[0]
     short = [
@@ -125,7 +132,9 @@ def test_sampled_answers_are_fixed_by_their_seed() -> None:
     assert written[0] == written[1] != written[2]
 
 
-def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: tuple[Corpus, Corpus]) -> None:
+def test_the_teacher_can_be_rebuilt_from_what_is_stored(
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+) -> None:
     sample, target = corpora[0][3], base()
     chances = target.model(input_ids=sample.ids.long()[None]).logits[0].softmax(-1)
     logits = target.logits(sample.hidden.float())
@@ -137,7 +146,7 @@ def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: tuple[Corpus, C
 
 def test_a_stored_corpus_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, target = toy_prompts(8), base()
-    sources = Sources(prompts[3:], prompts[:3], limit=10, ends=[END])
+    sources = SequenceSources(prompts[3:], prompts[:3], limit=10, ends=[END])
     learnt, heldout = collect(target, sources, Checkpoints(tmp_path), SilentReporter())
     assert (len(learnt), len(heldout)) == (5, 3)
     monkeypatch.setattr(target, "hidden", None)  # the base may not be asked again
@@ -146,7 +155,7 @@ def test_a_stored_corpus_is_not_made_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(
-    corpora: tuple[Corpus, Corpus],
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
 ) -> None:
     learnt = corpora[0]
     some, everything = learnt.spread(200), learnt.spread(10**6)
@@ -157,12 +166,17 @@ def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(
 def test_windows_of_text_can_be_learnt_from(tmp_path: Path) -> None:
     texts = [list(prompt)[:12] for prompt in toy_prompts(9)]
     learnt, heldout = collect(
-        base(), Sources(texts[2:], texts[:2], limit=0), Checkpoints(tmp_path), SilentReporter()
+        base(),
+        SequenceSources(texts[2:], texts[:2], limit=0),
+        Checkpoints(tmp_path),
+        SilentReporter(),
     )
     assert len(learnt) + len(heldout) == 9 and learnt[0].start == 0
 
 
-def test_the_draft_vocabulary_is_what_occurs_most(corpora: tuple[Corpus, Corpus]) -> None:
+def test_the_draft_vocabulary_is_what_occurs_most(
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+) -> None:
     counts = corpora[0].token_counts(base().vocabulary)
     ids = draft_vocabulary(corpora[0], base().vocabulary, 50)
     assert len(ids) == 50 and torch.equal(ids, ids.sort().values)
@@ -175,7 +189,7 @@ def test_the_draft_vocabulary_is_what_occurs_most(corpora: tuple[Corpus, Corpus]
 # the loss -----------------------------------------------------------------------------------------
 
 
-def plain_loss(training: Training, slots: torch.Tensor, lessons: object) -> torch.Tensor:
+def plain_loss(training: DrafterTrainer, slots: torch.Tensor, lessons: object) -> torch.Tensor:
     """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
     drafter, target, config = training.drafter, training.target, training.config
     logits, total = drafter.logits(slots).float(), torch.zeros(())
@@ -195,7 +209,7 @@ def plain_loss(training: Training, slots: torch.Tensor, lessons: object) -> torc
 
 @pytest.mark.parametrize(("vocabulary", "label"), [(512, 0.1), (60, 0.5), (60, 0.0)])
 def test_loss_and_gradient_are_those_of_the_definition(
-    corpora: tuple[Corpus, Corpus],
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     vocabulary: int,
@@ -222,7 +236,9 @@ def test_places_in_a_vocabulary() -> None:
     assert places[:2].tolist() == [1, 2] and known.tolist() == [True, True, False, False]
 
 
-def test_anchors_lie_in_the_answers(corpora: tuple[Corpus, Corpus], tmp_path: Path) -> None:
+def test_anchors_lie_in_the_answers(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
     work = training(drafter_of(base()), corpora, tmp_path, anchors=1.0)
     lessons = work.lessons(2)
     samples = [corpora[0][index] for index in work._batch(2)]
@@ -232,7 +248,7 @@ def test_anchors_lie_in_the_answers(corpora: tuple[Corpus, Corpus], tmp_path: Pa
         assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
 
 
-def test_sizes_recur(corpora: tuple[Corpus, Corpus], tmp_path: Path) -> None:
+def test_sizes_recur(corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path) -> None:
     """Each size of a product is compiled once, so there are few."""
     work = training(drafter_of(base()), corpora, tmp_path, batch=8)
     lessons = [work.lessons(step) for step in range(12)]
@@ -250,10 +266,10 @@ def test_sizes_recur(corpora: tuple[Corpus, Corpus], tmp_path: Path) -> None:
 
 
 def test_every_head_learns_and_near_ones_are_better(
-    corpora: tuple[Corpus, Corpus], tmp_path: Path
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
 ) -> None:
     drafter, told = drafter_of(base()), Recorder()
-    before = judge(drafter, base(), corpora[1], SilentReporter())
+    before = measure_heads(drafter, base(), corpora[1], SilentReporter())
     after = training(drafter, corpora, tmp_path, told, steps=60).run()
     losses = list(told.curves["loss"].values())
     assert len(losses) == 60 and mean(losses[-10:]) < 0.8 * mean(losses[:10])
@@ -265,12 +281,12 @@ def test_every_head_learns_and_near_ones_are_better(
 
 
 def test_a_killed_training_ends_as_if_it_had_not_been(
-    corpora: tuple[Corpus, Corpus], tmp_path: Path
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
 ) -> None:
     whole = drafter_of(base())
     expected = training(whole, corpora, tmp_path / "a", steps=20).run()
     killed, told = drafter_of(base()), Recorder(stop_after=PACE_STEPS + 4)
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         training(killed, corpora, tmp_path / "b", told, steps=20).run()
     schedule = next((tmp_path / "b").rglob("schedule.json"))
     before = json.loads(schedule.read_text())["seconds"]
@@ -285,7 +301,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
 
 
 def test_a_time_budget_settles_the_steps_once(
-    corpora: tuple[Corpus, Corpus], tmp_path: Path
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
 ) -> None:
     work = training(drafter_of(base()), corpora, tmp_path, minutes=0.02)
     work.run()
@@ -298,38 +314,40 @@ def test_a_time_budget_settles_the_steps_once(
 
 def test_the_pace_is_measured_in_a_fiftieth_of_the_budget() -> None:
     """A few slow steps at the start do not shorten a long training."""
-    config, schedule = TrainingConfig(minutes=10, warmup=0.05), Schedule()
+    config, schedule = TrainingConfig(minutes=10, warmup=0.05), TrainingSchedule()
     seconds = [1.0] * 4 + [0.1] * 70
     schedule.settle(config, seconds)
     assert not schedule.steps
-    unsettled = [Schedule(step).rate(config) for step in range(120)]
+    unsettled = [TrainingSchedule(step).rate(config) for step in range(120)]
     schedule.settle(config, [*seconds, *[0.1] * 20])
     assert schedule.steps == 6000
-    assert max(unsettled) == pytest.approx(Schedule(120, 6000).rate(config), abs=0.01)
-    assert Schedule(0).rate(TrainingConfig(minutes=10, warmup=0)) < 0.1
+    assert max(unsettled) == pytest.approx(TrainingSchedule(120, 6000).rate(config), abs=0.01)
+    assert TrainingSchedule(0).rate(TrainingConfig(minutes=10, warmup=0)) < 0.1
 
 
 def test_the_rate_rises_then_falls_to_a_tenth() -> None:
     config = TrainingConfig(warmup=0.1)
-    rates = [Schedule(step, 100).rate(config) for step in range(100)]
+    rates = [TrainingSchedule(step, 100).rate(config) for step in range(100)]
     top = rates.index(max(rates))
     assert max(rates) == 1 and 8 <= top <= 12
     assert rates[0] < 0.2 and rates[-1] == pytest.approx(0.1, abs=0.01)
     assert rates[top:] == sorted(rates[top:], reverse=True)
 
 
-def test_a_diverging_training_says_so(corpora: tuple[Corpus, Corpus], tmp_path: Path) -> None:
+def test_a_diverging_training_says_so(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
     drafter = drafter_of(base())
     drafter.heads.bias.data.fill_(float("nan"))
-    with pytest.raises(MethodFailed, match="diverged") as failed:
+    with pytest.raises(ComputeError, match="diverged") as failed:
         training(drafter, corpora, tmp_path, steps=5).run()
     assert failed.value.field == "rate" and "Lower" in failed.value.do
 
 
 def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
-    sources = Sources([[1, 2, 3]] * 4, [[1, 2, 3]] * 2, limit=0)
+    sources = SequenceSources([[1, 2, 3]] * 4, [[1, 2, 3]] * 2, limit=0)
     corpora = collect(base(), sources, Checkpoints(tmp_path / "c"), SilentReporter())
-    with pytest.raises(ConfigRefused, match="nothing to learn") as refused:
+    with pytest.raises(ConfigError, match="nothing to learn") as refused:
         training(drafter_of(base()), corpora, tmp_path)
     assert refused.value.field == "answers"
 
@@ -346,12 +364,14 @@ def test_what_is_read_is_kept_whole() -> None:
 # order of the arms --------------------------------------------------------------------------------
 
 
-def accepted(arm: str, corpora: tuple[Corpus, Corpus], folder: Path, seed: int) -> float:
+def accepted(
+    arm: str, corpora: tuple[HiddenStateCache, HiddenStateCache], folder: Path, seed: int
+) -> float:
     """Mean accepted length of real greedy decoding after equal steps, each arm with its own tree
     of eight nodes."""
     drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
     judged = training(drafter, corpora, folder / arm / str(seed), seed=seed, steps=70).run()
-    proposer = DraftedTree(drafter.eval(), target, best_tree(grow(judged.ranks), 8))
+    proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.ranks), 8))
     found = []
     for prompt in toy_prompts(84)[72:]:
         steps = list(decode(target, proposer, prompt, acceptance(Sampling()), 48, [END]))
@@ -359,7 +379,9 @@ def accepted(arm: str, corpora: tuple[Corpus, Corpus], folder: Path, seed: int) 
     return mean(found)
 
 
-def test_amphista_accepts_more_than_medusa(corpora: tuple[Corpus, Corpus], tmp_path: Path) -> None:
+def test_amphista_accepts_more_than_medusa(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
     """At equal steps, over three seeds, by more than two standard errors of the difference."""
     gains = [
         accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)

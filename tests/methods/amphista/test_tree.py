@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from backend.errors import ModelRefused
-from backend.methods.amphista.base_model import Target, fingerprint
+from backend.errors import ModelError
+from backend.methods.amphista.base_model import TargetModel, fingerprint
 from backend.methods.amphista.decoding.tree import (
     Path,
     Tree,
@@ -155,12 +155,12 @@ def test_after_keeping_a_path_the_cache_is_that_of_the_path(path: list[int]) -> 
 def test_eager_attention_verifies_trees_too() -> None:
     model = built(ARCHITECTURES["grouped"])
     model.set_attn_implementation("eager")
-    Target(model)  # the probe compares
+    TargetModel(model)  # the probe compares
 
 
 def fails(model: PreTrainedModel) -> str:
-    with pytest.raises(ModelRefused) as refused:
-        Target(model)
+    with pytest.raises(ModelError) as refused:
+        TargetModel(model)
     assert refused.value.field == "model" and refused.value.do
     return refused.value.why
 
@@ -170,7 +170,7 @@ def test_a_base_that_ignores_the_mask_is_refused(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     model = built(ARCHITECTURES["grouped"]).to(dtype)
-    Target(model)
+    TargetModel(model)
     forward = type(model.model).forward
 
     @wraps(forward)
@@ -210,7 +210,7 @@ def test_a_fingerprint_knows_the_weights_and_not_the_precision() -> None:
 def test_a_window_limits_the_context() -> None:
     config = MistralConfig(**SIZES, **MORE, num_key_value_heads=2, sliding_window=32)
     assert window_of(built(config)) == 32
-    assert Target(built(config)).context == 32
+    assert TargetModel(built(config)).context == 32
 
 
 def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
@@ -221,7 +221,7 @@ def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
     }  # fmt: skip
     lengths = {"max_position_embeddings": 96, "original_max_position_embeddings": 48}
     more = {**SIZES, **MORE, **lengths, "num_key_value_heads": 2}
-    target = Target(built(Phi3Config(**more, rope_parameters=rope)))
+    target = TargetModel(built(Phi3Config(**more, rope_parameters=rope)))
     assert target.context == 48
     verify, tokens = target.verifier(target.new_cache(60)), random_ids(target, 60)
     with torch.inference_mode():

@@ -19,9 +19,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.decoding.engine import Step
+from backend.methods.amphista.decoding.engine import DecodeStep
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.methods.amphista.drafter.initialization import prepare
 from backend.models.loading import load
@@ -54,9 +54,9 @@ def built(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 
 @lru_cache
-def base(name: str = "toy") -> Target:
+def base(name: str = "toy") -> TargetModel:
     """An opened base: the built-in toy, or an architecture with random weights."""
-    return Target(load("toy").model if name == "toy" else built(ARCHITECTURES[name]))
+    return TargetModel(load("toy").model if name == "toy" else built(ARCHITECTURES[name]))
 
 
 @lru_cache
@@ -67,7 +67,7 @@ def toy_prompts(count: int = 24) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(prompt_ids(prompt.text, tokenizer)) for prompt in prompts)
 
 
-def drafter_of(target: Target, seed: int = 0, scale: float = 0.0, **fields: object) -> Drafter:
+def drafter_of(target: TargetModel, seed: int = 0, scale: float = 0.0, **fields: object) -> Drafter:
     """An untrained drafter with its scales set; `scale` adds noise to every weight, so that no
     zero hides a mistake."""
     config = DrafterConfig.model_validate({"draft_vocabulary": 0, **fields})
@@ -81,13 +81,13 @@ def drafter_of(target: Target, seed: int = 0, scale: float = 0.0, **fields: obje
     return drafter.eval()
 
 
-def random_ids(target: Target, length: int, seed: int = 0) -> Tensor:
+def random_ids(target: TargetModel, length: int, seed: int = 0) -> Tensor:
     """Token ids [length]."""
     random = torch.Generator().manual_seed(seed)
     return torch.randint(3, target.vocabulary, (length,), generator=random)
 
 
-def mean_accepted(steps: Sequence[Step]) -> float:
+def mean_accepted(steps: Sequence[DecodeStep]) -> float:
     """Tokens committed per verify pass of an answer; 1 where there was none."""
     passes = [step for step in steps if step.path]
     return sum(len(step.tokens) for step in passes) / len(passes) if passes else 1.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 from pydantic import ValidationError
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.methods.dlqat.checks import fitting_sizes, quantised_layers, refuse_idle, trainable
-from backend.methods.dlqat.config import DLQATConfig, Stage
+from backend.methods.dlqat.config import DLQATConfig, DLQATStage
 
 OFF = {"text_loss": False, "rtn": False, "gptq": False, "lora": False}
 
@@ -60,7 +60,7 @@ def test_layers_are_chosen_by_name(fields: dict, found: int) -> None:
 def test_what_fits_no_layer_is_refused_beside_its_field(
     fields: dict, field: str, said: str
 ) -> None:
-    with pytest.raises(ConfigRefused, match=said) as refused:
+    with pytest.raises(ConfigError, match=said) as refused:
         quantised_layers(layers(), config(**fields))
     assert refused.value.field == field
 
@@ -86,7 +86,7 @@ def test_sizes_that_fit_all_layers() -> None:
     ],
 )
 def test_nothing_to_do_or_to_train_is_refused(fields: dict, field: str) -> None:
-    with pytest.raises(ConfigRefused) as refused:
+    with pytest.raises(ConfigError) as refused:
         refuse_idle(config(**fields))
     assert refused.value.field == field
 
@@ -109,23 +109,33 @@ def test_values_out_of_range_are_refused(fields: dict) -> None:
 
 
 def test_stages_come_in_order_with_those_they_build_on() -> None:
-    assert config(**OFF, lora_gptq=True).stages == [Stage.DENSE, Stage.LORA, Stage.LORA_GPTQ]
+    assert config(**OFF, lora_gptq=True).stages == [
+        DLQATStage.DENSE,
+        DLQATStage.LORA,
+        DLQATStage.LORA_GPTQ,
+    ]
     assert config(rtn=True, distil=True, mse=True).stages == [
-        Stage.DENSE, Stage.RTN, Stage.MSE, Stage.GPTQ, Stage.DLQAT, Stage.DLQAT_KD, Stage.LORA,
-    ]  # fmt: skip
+        DLQATStage.DENSE,
+        DLQATStage.RTN,
+        DLQATStage.MSE,
+        DLQATStage.GPTQ,
+        DLQATStage.DLQAT,
+        DLQATStage.DLQAT_KD,
+        DLQATStage.LORA,
+    ]
 
 
 @pytest.mark.parametrize(
     ("stage", "fields", "trains"),
     [
-        (Stage.DLQAT, {}, (True, True)),
-        (Stage.DLQAT, {"rank": 0}, (False, True)),
-        (Stage.DLQAT_KD, {"magnitude": False}, (True, False)),
-        (Stage.M_ONLY, {"magnitude": False}, (False, True)),
-        (Stage.LORA_ONLY, {}, (True, False)),
+        (DLQATStage.DLQAT, {}, (True, True)),
+        (DLQATStage.DLQAT, {"rank": 0}, (False, True)),
+        (DLQATStage.DLQAT_KD, {"magnitude": False}, (True, False)),
+        (DLQATStage.M_ONLY, {"magnitude": False}, (False, True)),
+        (DLQATStage.LORA_ONLY, {}, (True, False)),
     ],
 )
-def test_what_a_stage_trains(stage: Stage, fields: dict, trains: tuple[bool, bool]) -> None:
+def test_what_a_stage_trains(stage: DLQATStage, fields: dict, trains: tuple[bool, bool]) -> None:
     assert config(**fields).trains(stage) == trains
 
 

@@ -11,8 +11,8 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from backend.methods.dlqat.linear import PANEL, DLQATLinear
-from backend.quantization.grid import Grid
-from backend.quantization.range_search import find_grid
+from backend.quantization.grid import QuantGrid
+from backend.quantization.range_search import search_range
 
 ROWS, COLUMNS, SIZE, RANK = 12, 32, 8, 3
 
@@ -30,7 +30,7 @@ def made(
     torch.manual_seed(seed)
     base = nn.Linear(COLUMNS, ROWS, bias=False)
     base.weight.data.mul_(2)
-    grid = find_grid(base.weight.detach(), bits, SIZE, symmetric, space)
+    grid = search_range(base.weight.detach(), bits, SIZE, symmetric, space)
     layer = DLQATLinear(base, grid, **{"rank": RANK, "alpha": 6.0, **options})
     if moved:
         nn.init.normal_(layer.B.data, std=0.2)
@@ -42,7 +42,7 @@ def doubled(layer: DLQATLinear) -> DLQATLinear:
     """The same layer in float64."""
     layer.double()
     grid = layer.grid
-    layer.grid = Grid(grid.bits, grid.scale.double(), grid.zero.double())
+    layer.grid = QuantGrid(grid.bits, grid.scale.double(), grid.zero.double())
     return layer
 
 
@@ -137,7 +137,7 @@ def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
 def test_rounding_the_merged_weight_again_is_another_model() -> None:
     """The first trap: the codes of a new min-max grid are not those that were trained."""
     layer = made(space="minmax")
-    again = find_grid(layer.effective(), 3, SIZE, False, "minmax").codes(layer.effective())
+    again = search_range(layer.effective(), 3, SIZE, False, "minmax").codes(layer.effective())
     assert (again != layer.freeze().codes).any()
 
 
@@ -194,7 +194,7 @@ def test_a_transposed_layer_is_seen_the_right_way_round() -> None:
     base = Conv1D(ROWS, COLUMNS)
     base.bias.data.normal_()
     W = base.weight.detach().T.contiguous()
-    layer = DLQATLinear(base, find_grid(W, 3, SIZE, True, "mse"), rank=RANK)
+    layer = DLQATLinear(base, search_range(W, 3, SIZE, True, "mse"), rank=RANK)
     x = torch.randn(4, COLUMNS)
     assert torch.allclose(layer(x), linear(x, layer.grid.nearest(W), base.bias), atol=1e-6)
     assert layer.shape == (ROWS, COLUMNS)

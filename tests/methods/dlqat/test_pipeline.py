@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused, MethodFailed, NotFound, Stopped
+from backend.errors import CancelledError, ComputeError, ConfigError, NotFoundError
 from backend.methods.dlqat import lora, passes, pipeline
-from backend.methods.dlqat.config import DLQATConfig, Stage
+from backend.methods.dlqat.config import DLQATConfig, DLQATStage
 from backend.methods.dlqat.pipeline import DLQAT
-from backend.methods.linalg import NotPositiveDefinite
+from backend.methods.linalg import NotPositiveDefiniteError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
-from backend.quantization.range_search import find_grid
+from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 
 LENGTH = 64
@@ -37,7 +37,7 @@ def config(base: dict = QUICK, **fields: object) -> DLQATConfig:
     return DLQATConfig.model_validate({**base, **fields})
 
 
-def run(qat: DLQAT, reporter=None) -> dict[Stage, float]:
+def run(qat: DLQAT, reporter=None) -> dict[DLQATStage, float]:
     """Everything there is to do; the relative errors."""
     reporter = reporter or SilentReporter()
     for stage in qat.prepare(reporter):
@@ -45,7 +45,7 @@ def run(qat: DLQAT, reporter=None) -> dict[Stage, float]:
     return qat.audit(reporter)
 
 
-def hashes(qat: DLQAT) -> dict[Stage, str]:
+def hashes(qat: DLQAT) -> dict[DLQATStage, str]:
     found = {}
     for stage in qat.stages:
         with qat.installed(stage):
@@ -80,7 +80,7 @@ def everything(_toy, tmp_path_factory) -> dict[str, object]:
     qat = DLQAT(deepcopy(_toy[0]), _toy[1][:16, :LENGTH], rows, rows, fields, Checkpoints(folder))
     errors = run(qat)
     unseen = _toy[1][96:]
-    found = {Stage.DENSE: perplexity(qat.run.model, unseen)}
+    found = {DLQATStage.DENSE: perplexity(qat.run.model, unseen)}
     for stage in qat.stages:
         with qat.installed(stage):
             found[stage] = perplexity(qat.run.model, unseen)
@@ -90,27 +90,34 @@ def everything(_toy, tmp_path_factory) -> dict[str, object]:
 def test_each_stage_is_worth_what_it_should_be(everything) -> None:
     """Loose: one seed, one small model. At 2 bits the differences are large."""
     ppl = everything["perplexity"]
-    assert ppl[Stage.DENSE] < ppl[Stage.DLQAT] < ppl[Stage.GPTQ] < ppl[Stage.RTN]
-    assert ppl[Stage.LORA] < ppl[Stage.DLQAT] < ppl[Stage.LORA_RTN]
-    assert ppl[Stage.DLQAT] < 1.05 * min(ppl[Stage.M_ONLY], ppl[Stage.LORA_ONLY])
-    assert ppl[Stage.DLQAT_KD] < ppl[Stage.GPTQ]
-    assert ppl[Stage.MSE] < ppl[Stage.RTN]
-    recovered = (ppl[Stage.RTN] - ppl[Stage.DLQAT]) / (ppl[Stage.RTN] - ppl[Stage.DENSE])
+    assert (
+        ppl[DLQATStage.DENSE] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.GPTQ] < ppl[DLQATStage.RTN]
+    )
+    assert ppl[DLQATStage.LORA] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.LORA_RTN]
+    assert ppl[DLQATStage.DLQAT] < 1.05 * min(ppl[DLQATStage.M_ONLY], ppl[DLQATStage.LORA_ONLY])
+    assert ppl[DLQATStage.DLQAT_KD] < ppl[DLQATStage.GPTQ]
+    assert ppl[DLQATStage.MSE] < ppl[DLQATStage.RTN]
+    recovered = (ppl[DLQATStage.RTN] - ppl[DLQATStage.DLQAT]) / (
+        ppl[DLQATStage.RTN] - ppl[DLQATStage.DENSE]
+    )
     assert recovered > 0.5
 
 
 def test_errors_of_the_layers_are_measured_for_every_stage(everything) -> None:
     errors = everything["errors"]
-    assert set(errors) == set(Stage) - {Stage.DENSE}
-    assert errors[Stage.LORA] < errors[Stage.DLQAT] and errors[Stage.MSE] < errors[Stage.RTN]
+    assert set(errors) == set(DLQATStage) - {DLQATStage.DENSE}
+    assert (
+        errors[DLQATStage.LORA] < errors[DLQATStage.DLQAT]
+        and errors[DLQATStage.MSE] < errors[DLQATStage.RTN]
+    )
 
 
 def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
     qat = start(text_loss=False, gptq=False, lora=False)
     run(qat)
-    for name, layer in qat.frozen(Stage.RTN).items():
+    for name, layer in qat.frozen(DLQATStage.RTN).items():
         W = qat.run.linears[name].read()
-        grid = find_grid(W, 2, 32, True, "minmax")
+        grid = search_range(W, 2, 32, True, "minmax")
         assert torch.equal(layer.codes.float(), grid.codes(W))
         assert torch.equal(layer.grid.scale, grid.scale.half().float())
 
@@ -127,7 +134,7 @@ def test_lora_merged_is_lora_as_it_was_trained(start, unseen: Tensor, monkeypatc
     qat = start(text_loss=False, gptq=False, rtn=False)
     run(qat)
     dense = qat.run.model(input_ids=unseen[:2]).logits
-    with qat.installed(Stage.LORA):
+    with qat.installed(DLQATStage.LORA):
         merged = qat.run.model(input_ids=unseen[:2]).logits
     assert torch.allclose(merged, seen["logits"], atol=1e-4)
     assert (merged - dense).abs().max() > 1e-3
@@ -144,7 +151,7 @@ def test_trained_logits_are_the_frozen_logits(start, unseen: Tensor, monkeypatch
     monkeypatch.setattr(pipeline, "Training", Watched)
     qat = start(lora=False, rtn=False, stored="float32")
     run(qat)
-    with qat.installed(Stage.DLQAT):
+    with qat.installed(DLQATStage.DLQAT):
         assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, seen["logits"])
 
 
@@ -162,7 +169,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(start, recorder, tmp_path, count
     fields = {"distil": True, "lora_gptq": True, "teacher": "cached"}
     whole = start("whole", **fields)
     errors = run(whole)
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: len([*(tmp_path / "cut").glob("[!.]*")]) >= count)
         run(start("cut", **fields), stop)
     qat = start("cut", **fields)
@@ -192,24 +199,24 @@ def test_the_walk_of_gptq_counts_as_its_time(start, monkeypatch) -> None:
     monkeypatch.setattr(pipeline, "compensate", timed)
     qat = start(text_loss=False, lora=False, rtn=False)
     run(qat)
-    assert qat.seconds[Stage.GPTQ] >= sum(taken) > 0
+    assert qat.seconds[DLQATStage.GPTQ] >= sum(taken) > 0
 
 
 def test_another_runs_folder_is_refused(start) -> None:
     run(start(text_loss=False, gptq=False, lora=False))
-    with pytest.raises(ConfigRefused, match="another run"):
+    with pytest.raises(ConfigError, match="another run"):
         start(steps=5)
 
 
 def test_a_stage_that_was_not_made_says_so(start) -> None:
-    with pytest.raises(NotFound, match="DL-QAT is not stored"):
-        start().frozen(Stage.DLQAT)
+    with pytest.raises(NotFoundError, match="DL-QAT is not stored"):
+        start().frozen(DLQATStage.DLQAT)
 
 
 def test_layers_left_dense_stay_dense(start) -> None:
     qat = start(exclude="0.*, *.down_proj", lora=False)
     run(qat)
-    with qat.installed(Stage.DLQAT):
+    with qat.installed(DLQATStage.DLQAT):
         changed = {
             (x.block, x.module): not torch.equal(x.read(), y.read())
             for b in range(3)
@@ -234,7 +241,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
     qat = start(model=model, start=begin, **fields)
     run(qat)
     for stage in qat.stages:
-        if stage != Stage.LORA:
+        if stage != DLQATStage.LORA:
             for layer in qat.frozen(stage).values():
                 dense = layer.dense()
                 assert (dense[:, 1::2] == 0).all() and (dense != 0).any()
@@ -245,7 +252,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 def test_every_space_can_be_trained_in(start, space: str, symmetric: bool) -> None:
     qat = start(space=space, symmetric=symmetric, start="rounded", lora=False, gptq=False, steps=1)
     run(qat)
-    assert all(x.grid.symmetric is symmetric for x in qat.frozen(Stage.DLQAT).values())
+    assert all(x.grid.symmetric is symmetric for x in qat.frozen(DLQATStage.DLQAT).values())
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
@@ -265,7 +272,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
     ids = torch.randint(0, 64, (4, 24))
     fields = config(lora_gptq=True, length=24, steps=2)
     qat = DLQAT(model, ids, ids, ids, fields, Checkpoints(tmp_path))
-    assert run(qat)[Stage.DLQAT] < 1
+    assert run(qat)[DLQATStage.DLQAT] < 1
 
 
 def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
@@ -276,15 +283,17 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
     def stubborn(W, U, *rest):
         tried.append(1)
         if len(tried) == 1:
-            raise NotPositiveDefinite
+            raise NotPositiveDefiniteError
         return real(W, U, *rest)
 
     monkeypatch.setattr(passes, "gptq", stubborn)
     told = recorder()
     run(start(lora=False, text_loss=False), told)
     assert any("damping raised to 0.1" in line for line in told.lines)
-    monkeypatch.setattr(passes, "gptq", lambda *_: (_ for _ in ()).throw(NotPositiveDefinite()))
-    with pytest.raises(MethodFailed) as failed:
+    monkeypatch.setattr(
+        passes, "gptq", lambda *_: (_ for _ in ()).throw(NotPositiveDefiniteError())
+    )
+    with pytest.raises(ComputeError) as failed:
         run(start("never", lora=False, text_loss=False))
     assert failed.value.field == "damping"
 
@@ -292,12 +301,12 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
 def test_what_does_not_fit_into_the_stored_precision_is_refused(start, toy) -> None:
     model = toy()
     model.model.norm.weight.data[0] = 1e6
-    with pytest.raises(ConfigRefused, match=r"model\.norm\.weight") as refused:
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight") as refused:
         start(model=model)
     assert refused.value.field == "stored"
 
 
 def test_rows_of_odd_shape_are_refused(toy, calibration: Tensor, tmp_path: Path) -> None:
     for labels in (calibration[:4], calibration[0]):
-        with pytest.raises(ConfigRefused):
+        with pytest.raises(ConfigError):
             DLQAT(toy(), calibration, calibration, labels, config(), Checkpoints(tmp_path))

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from backend.checkpoints import Checkpoints
-from backend.errors import MethodFailed, Stopped
+from backend.errors import CancelledError, ComputeError
 from backend.methods.dlqat import losses
-from backend.methods.dlqat.config import DLQATConfig, Stage
+from backend.methods.dlqat.config import DLQATConfig, DLQATStage
 from backend.methods.dlqat.pipeline import DLQAT
 from backend.methods.dlqat.trainer import _order, rate_factor, trainable
-from backend.models.patching import placed
+from backend.models.patching import swap_modules
 from backend.reporter import SilentReporter
 
 ROWS, LENGTH = 12, 48
@@ -50,7 +50,7 @@ def start(toy, calibration: Tensor, rows: Tensor, tmp_path: Path):
     return make
 
 
-def made(qat: DLQAT, reporter=None, stage: Stage = Stage.DLQAT) -> dict[str, Tensor]:
+def made(qat: DLQAT, reporter=None, stage: DLQATStage = DLQATStage.DLQAT) -> dict[str, Tensor]:
     """Codes and scales of all layers of `stage`, made now."""
     reporter = reporter or SilentReporter()
     qat.prepare(reporter)
@@ -106,7 +106,7 @@ def test_pictures_are_taken_at_both_ends_and_between(start, recorder) -> None:
     of = f"{name}.weight"
     assert torch.allclose(torch.from_numpy(last[of, "scale"]), scale, rtol=1e-3)
     assert last[of, "codes"].tolist() == torch.bincount(codes.flatten(), minlength=8).tolist()
-    W = qat.frozen(Stage.DLQAT)[name].dense() - qat.run.linears[name].read()
+    W = qat.frozen(DLQATStage.DLQAT)[name].dense() - qat.run.linears[name].read()
     error = W.view(*scale.shape, -1).square().mean(-1).sqrt()
     assert torch.allclose(torch.from_numpy(last[of, "error"]), error, rtol=5e-3, atol=1e-5)
     worst = last[of, "worst"]
@@ -129,7 +129,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     def stop(told) -> bool:
         return any(name == "loss/dlqat" and step >= done for name, _, step in told.metrics)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         made(start("cut", **fields), recorder(stop=stop))
     told = recorder()
     assert same(made(start("cut", **fields), told), whole)
@@ -141,7 +141,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
 def test_a_damaged_checkpoint_is_passed_over(start, recorder, tmp_path: Path) -> None:
     whole = made(start("whole", steps=6))
     stop = recorder(stop=lambda told: any(s == 5 for n, _, s in told.metrics if "loss" in n))
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         made(start("cut", steps=6), stop)
     newest = max(tmp_path.glob("cut/train-*"), key=lambda p: (p / "facts.json").read_text())
     (newest / "tensors.safetensors").write_bytes(b"damaged")
@@ -199,8 +199,8 @@ def test_a_token_without_label_teaches_nothing(start, rows: Tensor) -> None:
 
 def test_the_teacher_is_the_dense_model(start, rows: Tensor) -> None:
     qat = start(distil=True, bits=2)
-    layers = qat._layers(Stage.DLQAT_KD, SilentReporter())
-    with placed(qat.run.model, layers):
+    layers = qat._layers(DLQATStage.DLQAT_KD, SilentReporter())
+    with swap_modules(qat.run.model, layers):
         found = losses.live_teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
         q = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
     p = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
@@ -212,7 +212,7 @@ def test_a_cached_teacher_says_nearly_the_same(start, recorder) -> None:
     found = {}
     for teacher in ("live", "cached"):
         told = recorder()
-        made(start(teacher, distil=True, bits=2, teacher=teacher), told, Stage.DLQAT_KD)
+        made(start(teacher, distil=True, bits=2, teacher=teacher), told, DLQATStage.DLQAT_KD)
         found[teacher] = [v for n, v, _ in told.metrics if n == "loss/dlqat-kd"]
     assert found["cached"] == pytest.approx(found["live"], rel=0.1)
     assert max(a - b for a, b in zip(found["cached"], found["live"], strict=True)) < 1e-3  # coarser
@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
         return loss
 
     monkeypatch.setattr("backend.methods.dlqat.pipeline.text_loss", broken)
-    with pytest.raises(MethodFailed) as failed:
+    with pytest.raises(ComputeError) as failed:
         made(start())
     assert f"step {after + 1}" in failed.value.what and failed.value.field == "rate"
     assert ("checkpoint of step 2" in failed.value.why) is (after == 3)
@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
 
 def test_hooks_are_gone_after_training(start, recorder) -> None:
     qat = start()
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         made(qat, recorder(stop=lambda told: bool(told.metrics)))
     blocks = qat.run.model.model.layers
     assert not any(block._forward_hooks or block.training for block in blocks)

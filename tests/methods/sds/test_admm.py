@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.methods.calibration import Inputs
-from backend.methods.linalg import NotPositiveDefinite
+from backend.methods.calibration import InputStatistics
+from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import PRUNERS
 from backend.methods.sds.pruners import admm as room
@@ -68,7 +68,7 @@ def test_dead_inputs_and_what_must_not_change(make_layer) -> None:
 
 def test_a_matrix_that_is_not_positive_definite_asks_for_more_damping() -> None:
     H = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
-    inputs = Inputs(10, H.diagonal().clone(), H)
-    with pytest.raises(NotPositiveDefinite):
+    inputs = InputStatistics(10, H.diagonal().clone(), H)
+    with pytest.raises(NotPositiveDefiniteError):
         admm(torch.ones(2, 2), inputs, Pattern.parse("1:2"), 0.01)
     assert admm(torch.ones(2, 2), inputs, Pattern.parse("1:2"), 10.0).isfinite().all()

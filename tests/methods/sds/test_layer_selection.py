@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused
-from backend.methods.sds.config import SDSConfig, Stage
+from backend.errors import ConfigError
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.layer_selection import layer_patterns, read_overrides
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds
@@ -108,7 +108,7 @@ def test_the_last_that_fits_counts_and_the_excluded_are_left_out() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_beside_its_field(fields: dict, field: str, said: str) -> None:
-    with pytest.raises(ConfigRefused) as caught:
+    with pytest.raises(ConfigError) as caught:
         layer_patterns(LAYERS, config(**fields))
     assert caught.value.field == field and said in str(caught.value) and caught.value.do
 
@@ -137,7 +137,7 @@ def test_each_layer_ends_as_it_was_told(
     assert {s.module for s in told.snapshots if s.block == 2} == {
         m for m in block_linears(model, 2) if m != "mlp.up_proj"
     }
-    for stage in (Stage.FIRST, Stage.CONTROL, Stage.SDS):
+    for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS):
         install(model, Checkpoints(tmp_path), stage)
         for block in range(3):
             before = block_linears(dense, block)
@@ -150,6 +150,6 @@ def test_each_layer_ends_as_it_was_told(
                 else:
                     assert ((W.view(-1, 4) != 0).sum(1) <= 2).all()
                     assert zero_share(W) == pytest.approx(0.5, abs=0.01)
-    install(model, Checkpoints(tmp_path), Stage.DENSE)
+    install(model, Checkpoints(tmp_path), SDSStage.DENSE)
     assert weights_hash(model) == weights_hash(dense)
-    assert 0.5 < result.zero_share[Stage.SDS] < 0.6  # of the layers that were pruned
+    assert 0.5 < result.zero_share[SDSStage.SDS] < 0.6  # of the layers that were pruned

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 
 from backend.methods.sds.masks import (
     SMALL_GROUP,
+    keep_count,
     keep_mask,
-    kept_of,
     masked,
     overlap,
     top_overall,
@@ -73,7 +73,7 @@ def test_overall_is_one_long_row(case: tuple[np.ndarray, list[int]]) -> None:
 
 @pytest.mark.parametrize(("text", "kept"), [("50%", 50), ("29%", 71), ("70%", 30), ("55%", 45)])
 def test_a_share_is_dropped_exactly(text: str, kept: int) -> None:
-    assert kept_of(100, Pattern.parse(text).drop) == kept
+    assert keep_count(100, Pattern.parse(text).drop) == kept
 
 
 def test_pattern_chooses_rows_or_groups() -> None:

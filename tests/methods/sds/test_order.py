@@ -10,16 +10,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PhiConfig
 
 from backend.checkpoints import Checkpoints
-from backend.errors import NotFound
-from backend.methods.calibration import Inputs
+from backend.errors import NotFoundError
+from backend.methods.calibration import InputStatistics
 from backend.methods.sds.block_work import BlockWork
-from backend.methods.sds.config import SDSConfig, Stage
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.heldout import choose, verdict
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds
 from backend.methods.sds.pruners import PRUNERS
-from backend.methods.sds.run import Run
-from backend.methods.sds.stage_store import StageStore
+from backend.methods.sds.run import SDSRun
+from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import open_stream
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter
@@ -60,8 +60,8 @@ def config(**fields: object) -> SDSConfig:
 def work_on(model, ids: Tensor, folder: Path, chosen: SDSConfig) -> tuple[BlockWork, list[Tensor]]:
     linears = [x for b in range(2) for x in block_linears(model, b).values()]
     patterns = {x.name: Pattern.parse(chosen.pattern) for x in linears}
-    store = StageStore(Checkpoints(folder))
-    run = Run(model, ids, chosen, torch.float32, store, SilentReporter(), patterns, 1)
+    store = SDSStageStore(Checkpoints(folder))
+    run = SDSRun(model, ids, chosen, torch.float32, store, SilentReporter(), patterns, 1)
     stream = open_stream(model, ids, 3)
     dense = {m: x.read() for m, x in block_linears(model, 0).items()}
     return BlockWork(run, stream, 0, dense), stream.hidden
@@ -106,7 +106,7 @@ def test_later_layers_read_what_pruned_ones_put_out(
                 handle.remove()
             for m in group:
                 H = seen[m].T @ seen[m] / len(seen[m])
-                inputs = Inputs(len(seen[m]), H.diagonal(), H)
+                inputs = InputStatistics(len(seen[m]), H.diagonal(), H)
                 linears[m].write(PRUNERS[base].prune(linears[m].read(), inputs, pattern, 0.01))
         for m, linear in block_linears(model, block).items():
             W, expected = linear.read(), linears[m].read()
@@ -134,12 +134,12 @@ def test_a_run_may_end_with_the_first_pruning(
     told, chosen = recorder(), config(until="first", control=control, inputs="kd")
     model = toy()
     result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path / "first"), told)
-    made = [Stage.DENSE, Stage.FIRST] + [Stage.CONTROL] * control
+    made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
     assert chosen.stages == made and list(result.heldout) == made
     assert {s.stage for s in told.snapshots} == set(made)
     assert result.kept in made[1:] and told.progressed[-1][0] == told.progressed[-1][1]
-    with pytest.raises(NotFound):
-        install(model, Checkpoints(tmp_path / "first"), Stage.SDS)
+    with pytest.raises(NotFoundError):
+        install(model, Checkpoints(tmp_path / "first"), SDSStage.SDS)
     whole = toy()
     run_sds(whole, calibration[:16], config(), Checkpoints(tmp_path / "sds"), SilentReporter())
     for stage in made:
@@ -151,10 +151,10 @@ def test_a_run_may_end_with_the_first_pruning(
 
 
 def test_of_the_first_pruning_too_the_lower_loss_is_kept() -> None:
-    chosen, losses = config(until="first"), {Stage.FIRST: 2.0, Stage.CONTROL: 2.5}
-    assert choose(losses, chosen) == Stage.FIRST
-    assert "left out" in verdict(losses, Stage.FIRST, chosen)[0]
-    losses[Stage.CONTROL] = 1.0
-    assert choose(losses, chosen) == Stage.CONTROL
-    assert verdict(losses, Stage.CONTROL, chosen) == []
-    assert choose({}, config(until="first", control=False)) == Stage.FIRST
+    chosen, losses = config(until="first"), {SDSStage.FIRST: 2.0, SDSStage.CONTROL: 2.5}
+    assert choose(losses, chosen) == SDSStage.FIRST
+    assert "left out" in verdict(losses, SDSStage.FIRST, chosen)[0]
+    losses[SDSStage.CONTROL] = 1.0
+    assert choose(losses, chosen) == SDSStage.CONTROL
+    assert verdict(losses, SDSStage.CONTROL, chosen) == []
+    assert choose({}, config(until="first", control=False)) == SDSStage.FIRST

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused, Stopped
-from backend.methods.sds.config import SDSConfig, Stage
+from backend.errors import CancelledError, ConfigError
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.owl import block_shares, refuse_allocation
 from backend.methods.sds.passes import outlier_share
 from backend.methods.sds.pipeline import install, run_sds
@@ -68,10 +68,10 @@ def test_outliers_are_counted_over_the_whole_block() -> None:
 def test_what_cannot_be_allocated_is_refused(
     fields: dict, field: str, toy, calibration: Tensor, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigRefused) as caught:
+    with pytest.raises(ConfigError) as caught:
         refuse_allocation(config(**fields))
     assert caught.value.field == field and caught.value.do
-    with pytest.raises(ConfigRefused):
+    with pytest.raises(ConfigError):
         run_sds(toy(), calibration, config(**fields), Checkpoints(tmp_path), SilentReporter())
     refuse_allocation(config(**fields, allocation="uniform"))
 
@@ -112,7 +112,7 @@ def test_a_run_prunes_each_block_as_much_as_it_said(
     assert max(shares.values()) - min(shares.values()) == pytest.approx(0.16)
     assert told.progressed[-1][0] == told.progressed[-1][1]
     assert len([line for line in told.lines if line.startswith("OWL")]) == 3
-    for stage in (Stage.FIRST, Stage.SDS):
+    for stage in (SDSStage.FIRST, SDSStage.SDS):
         install(model, Checkpoints(tmp_path), stage)
         for block, share in shares.items():
             weights = torch.cat([x.read().flatten() for x in block_linears(model, block).values()])
@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     for count in (1, 3, 4):  # within the survey, after it, within the first pass
         folder = tmp_path / "cut"
         stop = recorder(stop=lambda _, n=count, f=folder: len([*f.glob("*-0*")]) >= n)
-        with pytest.raises(Stopped):
+        with pytest.raises(CancelledError):
             run_sds(toy(), ids, chosen, Checkpoints(folder), stop)
     again = toy()
     run_sds(again, ids, chosen, Checkpoints(tmp_path / "cut"), SilentReporter())

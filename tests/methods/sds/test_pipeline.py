@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import NotFound
-from backend.methods.calibration import Inputs
-from backend.methods.sds.config import SDSConfig, Stage
+from backend.errors import NotFoundError
+from backend.methods.calibration import InputStatistics
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.heldout import choose, mean_loss, split, verdict
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds
@@ -32,7 +32,7 @@ def config(**fields: object) -> SDSConfig:
     return SDSConfig.model_validate({"precision": "float32", **fields})
 
 
-def stage_weights(model: PreTrainedModel, workspace: Path, stage: Stage) -> list[Tensor]:
+def stage_weights(model: PreTrainedModel, workspace: Path, stage: SDSStage) -> list[Tensor]:
     install(model, Checkpoints(workspace), stage)
     return [one.read() for b in range(BLOCKS) for one in block_linears(model, b).values()]
 
@@ -45,19 +45,19 @@ class WholeModel:
         self.pattern = Pattern.parse(chosen.pattern)
         self.linears = [block_linears(model, block) for block in range(BLOCKS)]
         self.dense = [{m: one.read() for m, one in block.items()} for block in self.linears]
-        self.made: dict[Stage, list[dict[str, Tensor]]] = {}
+        self.made: dict[SDSStage, list[dict[str, Tensor]]] = {}
 
     def put(self, block: int, weights: dict[str, Tensor]) -> None:
         for module, W in weights.items():
             self.linears[block][module].write(W)
 
-    def look(self, block: int) -> dict[str, Inputs]:
-        seen: dict[str, Inputs] = {}
+    def look(self, block: int) -> dict[str, InputStatistics]:
+        seen: dict[str, InputStatistics] = {}
 
         def keep(module: str, x: Tensor) -> None:
             X = x.flatten(0, -2)
             H, segments = X.T @ X / len(X), x.mT @ x / x.shape[1]
-            seen[module] = Inputs(len(X), H.diagonal(), H, segments)
+            seen[module] = InputStatistics(len(X), H.diagonal(), H, segments)
 
         handles = [
             one.layer.register_forward_pre_hook(lambda _, args, m=module: keep(m, args[0]))
@@ -68,7 +68,9 @@ class WholeModel:
             handle.remove()
         return seen
 
-    def prune(self, weights: dict[str, Tensor], seen: dict[str, Inputs]) -> dict[str, Tensor]:
+    def prune(
+        self, weights: dict[str, Tensor], seen: dict[str, InputStatistics]
+    ) -> dict[str, Tensor]:
         one = PRUNERS[self.chosen.base].prune
         return {m: one(W, seen[m], self.pattern, self.chosen.damping) for m, W in weights.items()}
 
@@ -78,38 +80,38 @@ class WholeModel:
             for m, W in start.items()
         }
 
-    def put_before(self, block: int, stage: Stage) -> None:
+    def put_before(self, block: int, stage: SDSStage) -> None:
         for before in range(block):
             self.put(
-                before, self.dense[before] if stage == Stage.DENSE else self.made[stage][before]
+                before, self.dense[before] if stage == SDSStage.DENSE else self.made[stage][before]
             )
 
     @torch.no_grad()
-    def run(self) -> dict[Stage, list[Tensor]]:
-        made = self.made = {stage: [] for stage in Stage}
+    def run(self) -> dict[SDSStage, list[Tensor]]:
+        made = self.made = {stage: [] for stage in SDSStage}
         for block in range(BLOCKS):
             dense = self.dense[block]
-            made[Stage.DENSE].append(dense)
-            self.put_before(block, Stage.FIRST)
+            made[SDSStage.DENSE].append(dense)
+            self.put_before(block, SDSStage.FIRST)
             self.put(block, dense)
             first = self.prune(dense, self.look(block))
-            made[Stage.FIRST].append(first)
+            made[SDSStage.FIRST].append(first)
             self.put(block, first)
             seen = self.look(block)
-            made[Stage.CONTROL].append(self.adjusted(block, first, seen, False))
-            taught = {"sd": Stage.FIRST, "dd": Stage.DENSE, "kd": Stage.REDENSE}
+            made[SDSStage.CONTROL].append(self.adjusted(block, first, seen, False))
+            taught = {"sd": SDSStage.FIRST, "dd": SDSStage.DENSE, "kd": SDSStage.REDENSE}
             self.put_before(block, taught[self.chosen.inputs])
             self.put(block, dense if self.chosen.inputs == "dd" else first)
             seen, solve = self.look(block), SOLVERS[self.chosen.redense].solve
             redense = {m: solve(W, dense[m], seen[m], self.chosen) for m, W in first.items()}
-            made[Stage.REDENSE].append(redense)
+            made[SDSStage.REDENSE].append(redense)
         for block in range(BLOCKS):
-            self.put_before(block, Stage.SECOND)
-            self.put(block, made[Stage.REDENSE][block])
-            second = self.prune(made[Stage.REDENSE][block], self.look(block))
-            made[Stage.SECOND].append(second)
+            self.put_before(block, SDSStage.SECOND)
+            self.put(block, made[SDSStage.REDENSE][block])
+            second = self.prune(made[SDSStage.REDENSE][block], self.look(block))
+            made[SDSStage.SECOND].append(second)
             self.put(block, second)
-            made[Stage.SDS].append(self.adjusted(block, second, self.look(block), True))
+            made[SDSStage.SDS].append(self.adjusted(block, second, self.look(block), True))
         return {
             stage: [W for part in parts for W in part.values()] for stage, parts in made.items()
         }
@@ -135,7 +137,7 @@ def test_the_driver_is_the_whole_model_driven_plainly(
     expected = WholeModel(toy(), ids, chosen).run()
     model = toy()
     run_sds(model, ids, chosen, Checkpoints(tmp_path), SilentReporter())
-    for stage in Stage:
+    for stage in SDSStage:
         for found, W in zip(stage_weights(model, tmp_path, stage), expected[stage], strict=True):
             near = torch.isclose(found, W, rtol=1e-3, atol=1e-3 * W.std().item())
             assert near.float().mean() >= least, stage
@@ -152,7 +154,7 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
         chosen = config(base=base, pattern=pattern)
         result = run_sds(model, ids[:96], chosen, Checkpoints(folder), SilentReporter())
         perplexity = {}
-        for stage in Stage:
+        for stage in SDSStage:
             install(model, Checkpoints(folder), stage)
             loss = mean_loss(model, ids[96:], torch.float32)
             perplexity[stage] = torch.tensor(loss).exp().item()
@@ -163,16 +165,16 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_stages_are_ordered_as_in_the_paper(name: str, finished) -> None:
     of = finished[name]["perplexity"]
-    assert of[Stage.DENSE] < of[Stage.REDENSE] < of[Stage.SDS] < of[Stage.FIRST]
-    assert of[Stage.SECOND] < of[Stage.FIRST] * 1.005
-    assert of[Stage.SDS] < of[Stage.SECOND]
-    assert of[Stage.SDS] <= of[Stage.CONTROL] * 1.005
+    assert of[SDSStage.DENSE] < of[SDSStage.REDENSE] < of[SDSStage.SDS] < of[SDSStage.FIRST]
+    assert of[SDSStage.SECOND] < of[SDSStage.FIRST] * 1.005
+    assert of[SDSStage.SDS] < of[SDSStage.SECOND]
+    assert of[SDSStage.SDS] <= of[SDSStage.CONTROL] * 1.005
 
 
 def test_the_gain_grows_with_sparsity(finished) -> None:
     def gain(pattern: str) -> float:
         of = finished[f"wanda {pattern}"]["perplexity"]
-        return 1 - of[Stage.SDS] / of[Stage.FIRST]
+        return 1 - of[SDSStage.SDS] / of[SDSStage.FIRST]
 
     assert 0.01 < gain("50%") < gain("2:4") < gain("70%")
     assert gain("2:4") > 0.03
@@ -181,7 +183,7 @@ def test_the_gain_grows_with_sparsity(finished) -> None:
 @pytest.mark.parametrize("pattern", ["50%", "2:4"])
 def test_sparsegpt_is_the_better_first_pruner(pattern: str, finished) -> None:
     first = {
-        base: finished[f"{base} {pattern}"]["perplexity"][Stage.FIRST]
+        base: finished[f"{base} {pattern}"]["perplexity"][SDSStage.FIRST]
         for base in ("wanda", "sparsegpt")
     }
     assert first["sparsegpt"] < first["wanda"]
@@ -190,21 +192,21 @@ def test_sparsegpt_is_the_better_first_pruner(pattern: str, finished) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_layer_errors_fall_within_a_pass(name: str, finished) -> None:
     errors = finished[name]["result"].errors
-    assert errors[Stage.REDENSE] < errors[Stage.CONTROL] < errors[Stage.FIRST]
-    assert errors[Stage.SDS] < errors[Stage.SECOND]
-    assert Stage.DENSE not in errors
+    assert errors[SDSStage.REDENSE] < errors[SDSStage.CONTROL] < errors[SDSStage.FIRST]
+    assert errors[SDSStage.SDS] < errors[SDSStage.SECOND]
+    assert SDSStage.DENSE not in errors
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_result_says_what_was_kept(name: str, finished) -> None:
     result = finished[name]["result"]
-    assert result.heldout.keys() == set(Stage)
-    assert result.kept == Stage.SDS
-    assert result.heldout[Stage.SDS] <= result.heldout[Stage.SECOND]
+    assert result.heldout.keys() == set(SDSStage)
+    assert result.kept == SDSStage.SDS
+    assert result.heldout[SDSStage.SDS] <= result.heldout[SDSStage.SECOND]
     share = Pattern.parse(name.split()[1]).drop
-    for stage in (Stage.FIRST, Stage.CONTROL, Stage.SECOND, Stage.SDS):
+    for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SECOND, SDSStage.SDS):
         assert result.zero_share[stage] == pytest.approx(share, abs=0.015)
-    assert result.zero_share[Stage.DENSE] == 0
+    assert result.zero_share[SDSStage.DENSE] == 0
     assert {"inputs", "pruning", "redense", "control", "sds", "heldout"} <= result.seconds.keys()
     assert all(spent > 0 for spent in result.seconds.values())
 
@@ -213,24 +215,24 @@ def test_statistics_tell_the_story(toy, calibration: Tensor, tmp_path: Path, rec
     """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense centre makes it rise."""
     told = recorder()
     run_sds(toy(), calibration, config(), Checkpoints(tmp_path), told)
-    by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in Stage}
+    by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in SDSStage}
     assert {len(found) for found in by.values()} == {7 * BLOCKS}
     figure = {
         name: {stage: sum(s.stats[name] for s in found) for stage, found in by.items()}
         for name in ("near_zero", "kurtosis")
     }
     near = figure["near_zero"]
-    assert near[Stage.DENSE] < near[Stage.REDENSE] < near[Stage.FIRST]
-    assert figure["kurtosis"][Stage.REDENSE] > figure["kurtosis"][Stage.DENSE]
+    assert near[SDSStage.DENSE] < near[SDSStage.REDENSE] < near[SDSStage.FIRST]
+    assert figure["kurtosis"][SDSStage.REDENSE] > figure["kurtosis"][SDSStage.DENSE]
     for stage, found in by.items():
         for one in found:
             assert one.tensor == f"model.layers.{one.block}.{one.module}.weight"
             assert one.below + one.above < 0.005 * one.n
-            assert ("relative_error" in one.stats) == (stage != Stage.DENSE)
-            sparse = stage not in (Stage.DENSE, Stage.REDENSE)
+            assert ("relative_error" in one.stats) == (stage != SDSStage.DENSE)
+            sparse = stage not in (SDSStage.DENSE, SDSStage.REDENSE)
             assert ("mask_overlap" in one.stats) == sparse
-    assert all(s.stats["mask_overlap"] == 1 for s in by[Stage.FIRST])
-    assert all(0.7 < s.stats["mask_overlap"] <= 1 for s in by[Stage.SDS])
+    assert all(s.stats["mask_overlap"] == 1 for s in by[SDSStage.FIRST])
+    assert all(0.7 < s.stats["mask_overlap"] <= 1 for s in by[SDSStage.SDS])
     edges = {(s.tensor, s.lo, s.hi) for s in told.snapshots}
     assert len(edges) == 7 * BLOCKS
 
@@ -241,13 +243,19 @@ def test_progress_and_errors_are_told_as_they_come(
     told = recorder()
     result = run_sds(toy(), calibration[:16], config(), Checkpoints(tmp_path), told)
     done = [d for d, _, _ in told.progressed]
-    total = 4 * 7 * BLOCKS + len(Stage)
+    total = 4 * 7 * BLOCKS + len(SDSStage)
     assert done == list(range(1, total + 1))
     assert {t for _, t, _ in told.progressed} == {total}
     curves: dict[str, list[int]] = {}
     for name, _, step in told.metrics:
         curves.setdefault(name, []).append(step)
-    for stage in (Stage.FIRST, Stage.CONTROL, Stage.REDENSE, Stage.SECOND, Stage.SDS):
+    for stage in (
+        SDSStage.FIRST,
+        SDSStage.CONTROL,
+        SDSStage.REDENSE,
+        SDSStage.SECOND,
+        SDSStage.SDS,
+    ):
         assert curves[f"error/{stage}"] == [0, 1, 2]
         points = [value for name, value, _ in told.metrics if name == f"error/{stage}"]
         assert sum(points) / BLOCKS == pytest.approx(result.errors[stage])
@@ -309,7 +317,7 @@ def test_only_the_blocks_linears_change(toy, calibration: Tensor, tmp_path: Path
 def test_installing_dense_gives_the_model_back(toy, calibration: Tensor, tmp_path: Path) -> None:
     model = toy()
     run_sds(model, calibration[:16], config(), Checkpoints(tmp_path), SilentReporter())
-    install(model, Checkpoints(tmp_path), Stage.DENSE)
+    install(model, Checkpoints(tmp_path), SDSStage.DENSE)
     assert weights_hash(model) == weights_hash(toy())
 
 
@@ -319,12 +327,12 @@ def test_stages_that_were_not_asked_for_are_not_made(
     model, told = toy(), recorder()
     chosen = config(control=False, adjust="off", second="magnitude", redense="ridge")
     result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path), told)
-    made = {Stage.DENSE, Stage.FIRST, Stage.REDENSE, Stage.SECOND}
-    assert result.kept == Stage.SECOND
+    made = {SDSStage.DENSE, SDSStage.FIRST, SDSStage.REDENSE, SDSStage.SECOND}
+    assert result.kept == SDSStage.SECOND
     assert {s.stage for s in told.snapshots} == result.heldout.keys() == made
     assert told.progressed[-1][0] == told.progressed[-1][1]
-    for stage in (Stage.CONTROL, Stage.SDS):
-        with pytest.raises(NotFound):
+    for stage in (SDSStage.CONTROL, SDSStage.SDS):
+        with pytest.raises(NotFoundError):
             install(model, Checkpoints(tmp_path), stage)
 
 
@@ -333,7 +341,7 @@ def test_without_held_out_segments_the_decision_is_said_to_be_untested(
 ) -> None:
     told = recorder()
     result = run_sds(toy(), calibration[:8], config(holdout=0), Checkpoints(tmp_path), told)
-    assert result.kept == Stage.SDS and result.heldout == {}
+    assert result.kept == SDSStage.SDS and result.heldout == {}
     assert any("not tested" in line for line in told.lines)
     assert set(told.lines) == set(result.warnings)
 
@@ -356,13 +364,13 @@ def test_one_segment_is_never_held_out(calibration: Tensor) -> None:
 
 
 def test_the_lower_held_out_loss_wins_and_losing_to_the_control_is_said() -> None:
-    losses = {Stage.FIRST: 3.0, Stage.CONTROL: 1.0, Stage.SECOND: 2.0, Stage.SDS: 2.5}
-    assert choose(losses, config()) == Stage.SECOND
-    said = " ".join(verdict(losses, Stage.SECOND, config()))
+    losses = {SDSStage.FIRST: 3.0, SDSStage.CONTROL: 1.0, SDSStage.SECOND: 2.0, SDSStage.SDS: 2.5}
+    assert choose(losses, config()) == SDSStage.SECOND
+    said = " ".join(verdict(losses, SDSStage.SECOND, config()))
     assert "raised the held-out loss" in said and "(control)" in said
-    better = losses | {Stage.SDS: 0.5}
-    assert choose(better, config()) == Stage.SDS
-    assert verdict(better, Stage.SDS, config()) == []
+    better = losses | {SDSStage.SDS: 0.5}
+    assert choose(better, config()) == SDSStage.SDS
+    assert verdict(better, SDSStage.SDS, config()) == []
 
 
 def test_the_loss_is_the_models_own(toy, unseen: Tensor) -> None:

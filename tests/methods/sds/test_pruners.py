@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.methods.calibration import Inputs
-from backend.methods.linalg import NotPositiveDefinite
+from backend.methods.calibration import InputStatistics
+from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import (
@@ -22,7 +22,9 @@ PATTERNS = ["2:4", "4:8", "1:4", "3:5", "50%", "70%"]
 COLUMNS = 320  # three blocks of 128 and a part; divides by 4, 5 and 8
 
 
-def prune(name: str, W: Tensor, inputs: Inputs, pattern: str, damping: float = 0.01) -> Tensor:
+def prune(
+    name: str, W: Tensor, inputs: InputStatistics, pattern: str, damping: float = 0.01
+) -> Tensor:
     return PRUNERS[name].prune(W, inputs, Pattern.parse(pattern), damping)
 
 
@@ -117,7 +119,10 @@ def test_a_group_wider_than_a_block_is_one_block(make_layer) -> None:
 
 def test_unstructured_magnitude_looks_at_the_whole_layer() -> None:
     W = torch.tensor([[1.0, -2, 3, -4], [5, -6, 7, -8]])
-    assert prune("magnitude", W, Inputs(), "50%").tolist() == [[0, 0, 0, 0], [5, -6, 7, -8]]
+    assert prune("magnitude", W, InputStatistics(), "50%").tolist() == [
+        [0, 0, 0, 0],
+        [5, -6, 7, -8],
+    ]
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "50%"])
@@ -125,7 +130,7 @@ def test_on_a_diagonal_hessian_sparsegpt_only_drops(pattern: str, make_layer) ->
     """No input can make up for another; the choice is by w^2 h within a block."""
     layer = make_layer(8, 64)
     h = torch.rand(64, generator=torch.Generator().manual_seed(3)) + 0.1
-    inputs = Inputs(100, h, torch.diag(h))
+    inputs = InputStatistics(100, h, torch.diag(h))
     found = prune("sparsegpt", layer.W, inputs, pattern, damping=1e-6)
     kept = found != 0
     assert torch.allclose(found[kept], layer.W[kept], atol=1e-6)
@@ -151,7 +156,7 @@ def test_errors_are_ordered_on_correlated_inputs(pattern: str, make_layer) -> No
 
 def test_with_equal_inputs_wanda_is_magnitude_by_row(make_layer) -> None:
     layer = make_layer(8, 64)
-    flat = Inputs(100, torch.ones(64), torch.eye(64))
+    flat = InputStatistics(100, torch.ones(64), torch.eye(64))
     found = prune("wanda", layer.W, flat, "2:4")
     assert torch.equal(found, prune("magnitude", layer.W, flat, "2:4"))
 
@@ -192,5 +197,5 @@ def test_inputs_that_are_all_dead_are_pruned_without_ado(make_layer) -> None:
 def test_a_hessian_without_a_root_is_refused(layer) -> None:
     H = layer.inputs.gram.clone()
     H[0, 1] = H[1, 0] = 100 * H.diagonal().max()
-    with pytest.raises(NotPositiveDefinite):
-        prune("sparsegpt", layer.W, Inputs(100, H.diagonal(), H), "2:4")
+    with pytest.raises(NotPositiveDefiniteError):
+        prune("sparsegpt", layer.W, InputStatistics(100, H.diagonal(), H), "2:4")

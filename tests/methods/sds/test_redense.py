@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backend.methods.calibration import Inputs
-from backend.methods.linalg import NotPositiveDefinite, largest_eigenvalue
+from backend.methods.calibration import InputStatistics
+from backend.methods.linalg import NotPositiveDefiniteError, largest_eigenvalue
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import PRUNERS
@@ -97,10 +97,10 @@ def test_ridge_goes_from_dense_to_sparse(layer) -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def segmented(layer, segments: int) -> Inputs:
+def segmented(layer, segments: int) -> InputStatistics:
     parts = torch.stack(layer.X.chunk(segments, dim=1))  # [segments, in, tokens]
     H = parts @ parts.mT / parts.shape[2]
-    return Inputs(layer.X.shape[1], layer.inputs.energy, layer.inputs.gram, H)
+    return InputStatistics(layer.X.shape[1], layer.inputs.energy, layer.inputs.gram, H)
 
 
 def test_sgd_is_torchs_sgd(layer) -> None:
@@ -143,15 +143,15 @@ def test_a_dead_input_stays_as_pruned(name: str, layer) -> None:
 @pytest.mark.parametrize("name", ["gram", "ridge"])
 def test_without_any_signal_nothing_moves(name: str, layer) -> None:
     start = first(layer)
-    silent = Inputs(10, torch.zeros(32), torch.zeros(32, 32))
+    silent = InputStatistics(10, torch.zeros(32), torch.zeros(32, 32))
     assert torch.equal(SOLVERS[name].solve(start, layer.W, silent, config(l1=0.03)), start)
 
 
 def test_a_pull_too_weak_for_the_inputs_is_refused(layer) -> None:
     H = layer.inputs.gram.clone()
     H[0, 1] = H[1, 0] = 100 * H.diagonal().max()
-    with pytest.raises(NotPositiveDefinite):
-        by_ridge(first(layer), layer.W, Inputs(10, H.diagonal(), H), config(ridge=1e-9))
+    with pytest.raises(NotPositiveDefiniteError):
+        by_ridge(first(layer), layer.W, InputStatistics(10, H.diagonal(), H), config(ridge=1e-9))
 
 
 @example(29, 15, 769, 0.125)  # two eigenvalues so near that a single vector is 5 % too low

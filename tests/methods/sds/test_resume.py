@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused, MethodFailed, ModelRefused, Stopped
-from backend.methods.calibration import Need
-from backend.methods.linalg import NotPositiveDefinite
+from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
+from backend.methods.calibration import StatisticsLevel
+from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds import pruners
-from backend.methods.sds.config import SDSConfig, Stage
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.pipeline import install, run_sds
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
@@ -27,9 +27,9 @@ def config(**fields: object) -> SDSConfig:
     return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
 
 
-def hashes(model, workspace: Path) -> dict[Stage, str]:
+def hashes(model, workspace: Path) -> dict[SDSStage, str]:
     found = {}
-    for stage in Stage:
+    for stage in SDSStage:
         install(model, Checkpoints(workspace), stage)
         found[stage] = weights_hash(model)
     return found
@@ -41,7 +41,7 @@ def ids(calibration: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[Stage, str], Stage]]:
+def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[SDSStage, str], SDSStage]]:
     runs = {}
     for inputs in (*INPUTS, "bfloat16"):
         fields = {"precision": "bfloat16"} if inputs == "bfloat16" else {"inputs": inputs}
@@ -66,7 +66,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     """Stopped once `blocks` of the six checkpoints are there: three of each pass."""
     fields = {"precision": "bfloat16"} if inputs == "bfloat16" else {"inputs": inputs}
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= blocks)
         run_sds(toy(), ids, config(**fields), Checkpoints(tmp_path), stop)
     assert finished(tmp_path) == blocks
@@ -126,7 +126,7 @@ def test_another_run_may_not_use_the_workspace(toy, ids: Tensor, tmp_path: Path)
         (model, ids, config()),  # pruned already
     ]
     for other in others:
-        with pytest.raises(ConfigRefused, match="another run"):
+        with pytest.raises(ConfigError, match="another run"):
             run_sds(*other, Checkpoints(tmp_path), SilentReporter())
 
 
@@ -137,7 +137,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
     computes = "backend.models.precision.computes_bfloat16"
     chosen = config(precision="auto")
     monkeypatch.setattr(computes, lambda device: True)
-    with pytest.raises(Stopped):
+    with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= 2)
         run_sds(toy(), ids, chosen, Checkpoints(tmp_path), stop)
     monkeypatch.setattr(computes, lambda device: False)
@@ -149,7 +149,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
 def test_a_pattern_that_does_not_fit_is_refused_with_those_that_do(
     toy, ids: Tensor, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigRefused) as caught:
+    with pytest.raises(ConfigError) as caught:
         run_sds(toy(), ids, config(pattern="2:3"), Checkpoints(tmp_path), SilentReporter())
     assert caught.value.field == "pattern"
     assert "model.layers.0.self_attn.q_proj (64 inputs)" in caught.value.why
@@ -160,20 +160,20 @@ def test_a_pattern_that_does_not_fit_is_refused_with_those_that_do(
 def test_weights_that_are_not_finite_are_refused(toy, ids: Tensor, tmp_path: Path) -> None:
     model = toy()
     block_linears(model, 1)["mlp.up_proj"].layer.weight.data[3, 4] = torch.nan
-    with pytest.raises(ModelRefused, match=r"layers\.1\.mlp\.up_proj"):
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
         run_sds(model, ids, config(), Checkpoints(tmp_path), SilentReporter())
 
 
 @pytest.mark.parametrize("shape", [(0, 16), (4, 1), (16,)])
 def test_text_of_no_use_is_refused(shape: tuple[int, ...], toy, tmp_path: Path) -> None:
-    with pytest.raises(ConfigRefused, match="calibration"):
+    with pytest.raises(ConfigError, match="calibration"):
         run_sds(toy(), torch.zeros(shape).long(), config(), Checkpoints(tmp_path), SilentReporter())
 
 
 def test_activations_that_overflow_name_the_layer(toy, ids: Tensor, tmp_path: Path) -> None:
     model = toy()
     block_linears(model, 1)["mlp.up_proj"].layer.weight.data.mul_(1e38)
-    with pytest.raises(MethodFailed, match=r"layers\.1\.mlp\.down_proj"):
+    with pytest.raises(ComputeError, match=r"layers\.1\.mlp\.down_proj"):
         run_sds(model, ids, config(), Checkpoints(tmp_path), SilentReporter())
 
 
@@ -181,7 +181,7 @@ def test_a_diverging_solver_is_stopped_with_the_layers_name(
     toy, ids: Tensor, tmp_path: Path
 ) -> None:
     chosen = config(redense="sgd", sgd_rate=10, sgd_epochs=100)
-    with pytest.raises(MethodFailed, match=r"layers\.\d\.\S+ is not finite at stage redense"):
+    with pytest.raises(ComputeError, match=r"layers\.\d\.\S+ is not finite at stage redense"):
         run_sds(toy(), ids, chosen, Checkpoints(tmp_path), SilentReporter())
 
 
@@ -192,10 +192,12 @@ def stubborn(monkeypatch: pytest.MonkeyPatch):
     def make(enough: float) -> None:
         def prune(W, inputs, pattern, damping):
             if damping < enough:
-                raise NotPositiveDefinite
+                raise NotPositiveDefiniteError
             return pruners.magnitude(W, inputs, pattern, damping)
 
-        monkeypatch.setitem(pruners.PRUNERS, "magnitude", pruners.Pruner(prune, Need.NOTHING))
+        monkeypatch.setitem(
+            pruners.PRUNERS, "magnitude", pruners.Pruner(prune, StatisticsLevel.NOTHING)
+        )
 
     return make
 
@@ -212,7 +214,7 @@ def test_damping_is_raised_aloud(stubborn, toy, ids: Tensor, tmp_path: Path, rec
 
 def test_damping_is_not_raised_for_ever(stubborn, toy, ids: Tensor, tmp_path: Path) -> None:
     stubborn(1e9)
-    with pytest.raises(MethodFailed, match=r"q_proj could not be pruned") as caught:
+    with pytest.raises(ComputeError, match=r"q_proj could not be pruned") as caught:
         run_sds(toy(), ids, config(base="magnitude"), Checkpoints(tmp_path), SilentReporter())
     assert caught.value.do
 

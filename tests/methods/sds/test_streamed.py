@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import MethodFailed, ModelRefused, Stopped
-from backend.methods.calibration import Need
+from backend.errors import CancelledError, ComputeError, ModelError
+from backend.methods.calibration import StatisticsLevel
 from backend.methods.sds import pruners
-from backend.methods.sds.config import SDSConfig, Stage
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.pipeline import install, run_sds
-from backend.methods.sds.stage_store import StageStore
+from backend.methods.sds.stage_store import SDSStageStore
 from backend.models import loading
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load, weights_hash
@@ -98,7 +98,7 @@ def test_a_run_may_go_on_the_other_way(
     whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")
     for n, streamed in enumerate((True, False, True)):
         done = lambda _, n=n: len([*(tmp_path / "mixed").glob("*-0*")]) > 2 * n  # noqa: E731
-        with pytest.raises(Stopped):
+        with pytest.raises(CancelledError):
             model, told = make("toy", streamed), recorder(stop=done)
             run_sds(model, ids, chosen, Checkpoints(tmp_path / "mixed"), told)
     assert outcome(make("toy", False), ids, chosen, tmp_path / "mixed") == whole
@@ -129,7 +129,7 @@ def test_a_damaged_block_is_named_before_any_work(
         return tensor * torch.inf if name.endswith("2.mlp.up_proj.weight") else tensor
 
     monkeypatch.setattr(type(stored), "read", harmed)
-    with pytest.raises(ModelRefused, match=r"layers\.2\.mlp\.up_proj.* not finite"):
+    with pytest.raises(ModelError, match=r"layers\.2\.mlp\.up_proj.* not finite"):
         run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
     assert not any(tmp_path.iterdir())
 
@@ -158,7 +158,7 @@ def test_what_16_bits_hold_is_stored_in_16_bits(toy, calibration: Tensor, tmp_pa
     sizes = {f.stem: f.stat().st_size for f in (tmp_path / "first-0001").glob("*.safetensors")}
     assert 1.9 < sizes["redense"] / sizes["dense"] < 2.1
     assert sizes["first"] == sizes["dense"]
-    stored = StageStore(Checkpoints(tmp_path)).weights(Stage.DENSE, 1)
+    stored = SDSStageStore(Checkpoints(tmp_path)).weights(SDSStage.DENSE, 1)
     assert all(torch.equal(stored[m], W) and stored[m].dtype == W.dtype for m, W in dense.items())
 
 
@@ -178,9 +178,11 @@ def test_memory_that_does_not_last_is_told_with_its_step(
     def prune(*_: object) -> Tensor:
         raise error
 
-    monkeypatch.setitem(pruners.PRUNERS, "magnitude", pruners.Pruner(prune, Need.NOTHING))
+    monkeypatch.setitem(
+        pruners.PRUNERS, "magnitude", pruners.Pruner(prune, StatisticsLevel.NOTHING)
+    )
     chosen = config(base="magnitude")
-    with pytest.raises(MethodFailed if told else type(error)) as caught:
+    with pytest.raises(ComputeError if told else type(error)) as caught:
         run_sds(toy(), calibration[:8], chosen, Checkpoints(tmp_path), SilentReporter())
     if told:
         assert "does not last for the pruning of block 1 of 3" in caught.value.what
@@ -196,7 +198,7 @@ def test_memory_that_does_not_last_for_a_forward_pass(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     decoder_blocks(model)[1].mlp.register_forward_pre_hook(fail)
-    with pytest.raises(MethodFailed, match="forward passes and Grams of block 2") as caught:
+    with pytest.raises(ComputeError, match="forward passes and Grams of block 2") as caught:
         run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
     assert caught.value.field == "batch"
 
@@ -208,6 +210,6 @@ def test_memory_that_does_not_last_for_the_held_out_losses(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr("backend.methods.sds.heldout.mean_loss", fail)
-    with pytest.raises(MethodFailed, match="held-out losses") as caught:
+    with pytest.raises(ComputeError, match="held-out losses") as caught:
         run_sds(toy(), calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
     assert caught.value.field == "context"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.methods.calibration import Inputs
+from backend.methods.calibration import InputStatistics
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import PRUNERS
 from backend.methods.sds.weight_adjustment import adjust
@@ -96,6 +96,6 @@ def test_the_arguments_are_left_alone(layer) -> None:
 
 def test_without_any_signal_nothing_moves(layer) -> None:
     start = pruned(layer, "2:4")
-    silent = Inputs(10, torch.zeros(32), torch.zeros(32, 32))
+    silent = InputStatistics(10, torch.zeros(32), torch.zeros(32, 32))
     found = adjust(start, layer.W, silent, Pattern.parse("2:4"), 10, True)
     assert torch.equal(found, start)

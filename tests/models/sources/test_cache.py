@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ModelRefused
-from backend.models.sources.cache import Source, prepare_once, prepared
+from backend.errors import ModelError
+from backend.models.sources.cache import CacheOrigin, prepare_once, prepared
 from backend.settings import settings
 
 
@@ -60,15 +60,15 @@ def test_two_that_ask_at_once_do_the_work_once():
 
 
 def test_a_full_disk_is_noticed_before_the_work():
-    with pytest.raises(ModelRefused, match=r"needs 1e\+06 TB; .* are free"):
+    with pytest.raises(ModelError, match=r"needs 1e\+06 TB; .* are free"):
         prepare_once("one", 10**18, fill)
     assert prepared("one") is None
 
 
 def test_a_source_is_written_and_read(tmp_path):
-    source = Source("Title", "a note", "where", "Apache-2.0")
-    assert Source.read(tmp_path) is None
+    source = CacheOrigin("Title", "a note", "where", "Apache-2.0")
+    assert CacheOrigin.read(tmp_path) is None
     source.write(tmp_path)
-    assert Source.read(tmp_path) == source
+    assert CacheOrigin.read(tmp_path) == source
     (tmp_path / "SOURCE.json").write_text('{"other": 1}')
-    assert Source.read(tmp_path) is None
+    assert CacheOrigin.read(tmp_path) is None

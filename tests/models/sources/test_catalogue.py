@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.blocks import block_linears
 from backend.models.sources.catalogue import entries, inspect
 from backend.models.sources.spec import TOY_FOLDER, materialise
@@ -86,8 +86,8 @@ def configure(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def refusal(spec) -> ModelRefused:
-    with pytest.raises(ModelRefused) as caught:
+def refusal(spec) -> ModelError:
+    with pytest.raises(ModelError) as caught:
         inspect(str(spec))
     assert caught.value.field == "model"
     assert caught.value.why
@@ -176,7 +176,7 @@ def test_what_lies_outside_may_not_be_read(current, tmp_path, inside):
     (models / "link").symlink_to(outside)
     for spec in (outside, models / ".." / ".." / "outside", models / "link"):
         assert "outside the folders" in refusal(spec).why
-        with pytest.raises(ModelRefused):
+        with pytest.raises(ModelError):
             materialise(str(spec))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.gguf import dequantised_note
@@ -126,14 +126,14 @@ def test_a_file_is_converted_once_and_again_when_it_changes(file):
 
 def test_experts_and_unknown_architectures_are_refused(file):
     write_toy(file, expert_count=8)
-    with pytest.raises(ModelRefused, match="mixture of experts"):
+    with pytest.raises(ModelError, match="mixture of experts"):
         inspect(str(file))
     writer = gguf.GGUFWriter(file, "mamba")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelRefused, match="architecture is mamba"):
+    with pytest.raises(ModelError, match="architecture is mamba"):
         inspect(str(file))
 
 
@@ -141,7 +141,7 @@ def test_experts_and_unknown_architectures_are_refused(file):
 def test_a_damaged_file_is_refused(file, content):
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
-    with pytest.raises(ModelRefused, match="cannot be read as GGUF"):
+    with pytest.raises(ModelError, match="cannot be read as GGUF"):
         inspect(str(file))
 
 

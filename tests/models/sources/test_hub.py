@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import errors
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.sources import hub
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.spec import TOY_FOLDER
@@ -35,7 +35,7 @@ def test_every_way_to_fail_has_its_reason(monkeypatch, error, reason, step):
         raise error
 
     monkeypatch.setattr(hub, "model_info", fail)
-    with pytest.raises(ModelRefused, match=reason) as caught:
+    with pytest.raises(ModelError, match=reason) as caught:
         getattr(hub, step)("org/name")
     assert caught.value.field == "model"
     assert "org/name" in caught.value.what

@@ -6,9 +6,9 @@ from zipfile import ZipFile
 import pytest
 
 from backend.checkpoints import sha256_of
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.models.sources import setup, smollm2
-from backend.models.sources.cache import Source, prepared
+from backend.models.sources.cache import CacheOrigin, prepared
 from backend.settings import settings
 
 
@@ -53,7 +53,7 @@ def test_the_package_is_checked_converted_once_and_documented(package, monkeypat
         "manifest.json",
     }
     assert (folder / "LICENSE").read_text() == "Apache License"
-    source = Source.read(folder)
+    source = CacheOrigin.read(folder)
     assert source is not None
     assert source.note == "dequantised from Q4_1: already rounded to a 4-bit grid"
     assert any("93 MB" in line for line in lines)
@@ -62,7 +62,7 @@ def test_the_package_is_checked_converted_once_and_documented(package, monkeypat
 @pytest.mark.parametrize("name", ["WHEEL_SHA256", "GGUF_SHA256"])
 def test_a_changed_file_is_refused_and_leaves_nothing(package, cache, monkeypatch, name):
     monkeypatch.setattr(smollm2, name, "0" * 64)
-    with pytest.raises(ModelRefused, match="damaged or changed"):
+    with pytest.raises(ModelError, match="damaged or changed"):
         smollm2.set_up()
     assert not [path for path in (cache / "models").iterdir() if path.is_dir()]
 
@@ -81,20 +81,20 @@ def test_where_the_hub_is_the_hub_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2, "is_offline_mode", lambda: False)
     monkeypatch.setattr(smollm2.hub, "download", lambda hub_id: snapshot)
     folder = smollm2.set_up()
-    source = Source.read(folder)
+    source = CacheOrigin.read(folder)
     assert source == smollm2.FROM_HUB
     assert (folder / "config.json").read_text() == "{}"
 
 
 def test_a_hub_out_of_reach_falls_back_to_the_package(package, monkeypatch):
     def away(hub_id: str) -> Path:
-        raise ModelRefused("x", "The hub cannot be reached.", "y")
+        raise ModelError("x", "The hub cannot be reached.", "y")
 
     monkeypatch.setattr(smollm2, "is_offline_mode", lambda: False)
     monkeypatch.setattr(smollm2.hub, "download", away)
     monkeypatch.setattr(smollm2, "convert", lambda gguf, folder: None)
     lines: list[str] = []
-    assert Source.read(smollm2.set_up(lines.append)) == smollm2.FROM_PACKAGE
+    assert CacheOrigin.read(smollm2.set_up(lines.append)) == smollm2.FROM_PACKAGE
     assert any("The hub cannot be reached." in line for line in lines)
 
 

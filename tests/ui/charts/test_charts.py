@@ -15,16 +15,16 @@ from backend.methods.sds.config import STAGE_LABELS
 from backend.settings import Settings
 from backend.store import queries
 from ui.charts.heatmap import (
-    Base,
+    MapBaseline,
     cells,
     colour_limits,
-    heatmap_count,
+    heatmap_note,
     in_order,
     layer_heatmap,
     title_of,
 )
 from ui.charts.lines import curves
-from ui.charts.stages import perplexities, perplexity_count, stage_perplexities
+from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
 from ui.theme import DARK, LIGHT, OKABE_ITO, STAGE_COLOURS
@@ -78,7 +78,7 @@ def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
     table.loc[table["tensor"] == TENSOR, "std"] = np.nan
     heat = drawn(layer_heatmap(table, "sds", "std"))[0]
     assert heat.z[5][1] is None
-    assert "1 without a value" in heatmap_count(cells(table, "sds", "std"))
+    assert "1 without a value" in heatmap_note(cells(table, "sds", "std"))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
@@ -98,7 +98,7 @@ def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
 
 
 def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame) -> None:
-    base = Base(table[table["stage"] == "dense"], "Dense")
+    base = MapBaseline(table[table["stage"] == "dense"], "Dense")
     heat = drawn(layer_heatmap(table, "first", "std", base=base))[0]
     stored = table.set_index(["stage", "tensor"])["std"]
     name = heat.customdata[5][1]
@@ -111,10 +111,10 @@ def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame)
 
 def test_a_layer_the_other_run_lacks_is_a_hole(table: pd.DataFrame) -> None:
     other = table[(table["stage"] == "sds") & (table["tensor"] != TENSOR)]
-    rows = cells(table, "sds", "kurtosis", Base(other, "sds-0002"))
+    rows = cells(table, "sds", "kurtosis", MapBaseline(other, "sds-0002"))
     assert rows.set_index("tensor")["value"].isna()[TENSOR]
     assert (rows["value"].dropna() == 0).all()
-    assert heatmap_count(rows, even=True) == "n = 21 layers, 1 without a value."
+    assert heatmap_note(rows, even=True) == "n = 21 layers, 1 without a value."
 
 
 def test_largest_is_the_larger_magnitude(table: pd.DataFrame) -> None:
@@ -137,12 +137,12 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert printed.showlegend is False  # nor is it a line of the CSV
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.shapes[0].x0 == 4.9 and figure.layout.shapes[0].line.dash == "dash"
-    assert perplexity_count(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
+    assert perplexity_note(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
 
 
 def test_no_perplexity_is_no_error() -> None:
     assert len(drawn(stage_perplexities([], STAGE_LABELS))[0].x) == 0
-    assert perplexity_count([]) == ""
+    assert perplexity_note([]) == ""
 
 
 def test_curves_have_the_colour_of_their_stage(seeded: Settings) -> None:

@@ -20,7 +20,7 @@ from backend.store import queries
 from ui.charts.channels import (
     Channels,
     channel_lines,
-    channels_counted,
+    channels_note,
     envelope,
     outliers,
     outliers_in_words,
@@ -29,15 +29,15 @@ from ui.charts.histograms import difference, gaps_beyond, mirror, overlay
 from ui.charts.magnitudes import (
     cumulative,
     magnitude_histogram,
-    magnitudes_counted,
+    magnitudes_note,
     magnitudes_of,
 )
-from ui.charts.series import Series, counted, cut_off_peaks, cutoffs, shared
+from ui.charts.series import Series, cut_off_peaks, cutoffs, series_note, shared
 from ui.pages.weights.depth import quantile_bands
 from ui.pages.weights.small_multiples import BINS, small_multiples
-from ui.pages.weights.stage_steps import story
+from ui.pages.weights.stage_steps import stage_steps_figure
 from ui.static import ASSETS
-from ui.theme import LIGHT, STAGE_COLOURS, stage_stroke
+from ui.theme import LIGHT, STAGE_COLOURS, stage_style
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 SHOWN = ("dense", "first", "redense", "sds")
@@ -52,7 +52,7 @@ def stored(seeded: Settings) -> dict[str, TensorSnapshot]:
 def series(stored: dict[str, TensorSnapshot]) -> list[Series]:
     held = {p.stage: p.values for p in queries.profiles(1, TENSOR, MAGNITUDES)}
     return [
-        Series(stored[stage], STAGE_LABELS[stage], stage_stroke(stage), held[stage])
+        Series(stored[stage], STAGE_LABELS[stage], stage_style(stage), held[stage])
         for stage in SHOWN
     ]
 
@@ -152,7 +152,7 @@ def made(counts: list[int], n: int | None = None, **values: Any) -> Series:
         "t", 0, "m", "dense", n or total, lo=-1.0, hi=1.0, counts=np.array(counts), stats={},
         quantiles=(-0.9, 0.9), **given_,
     )  # fmt: skip
-    return Series(taken, "Dense", stage_stroke("dense"))
+    return Series(taken, "Dense", stage_style("dense"))
 
 
 @given(st.lists(st.integers(0, 500), min_size=256, max_size=256).filter(any))
@@ -174,9 +174,9 @@ def test_another_runs_bins_are_redrawn_in_ours_and_lose_nothing() -> None:
 
 
 def test_what_lies_beyond_the_bins_is_told() -> None:
-    said = counted([made([5] * 64, below=3, above=4)], whole=True)
+    said = series_note([made([5] * 64, below=3, above=4)], whole=True)
     assert "n = 327 weights, 64 bins" in said and "7 beyond ±1.00" in said
-    assert "beyond" not in counted([made([5] * 64)], whole=True)
+    assert "beyond" not in series_note([made([5] * 64)], whole=True)
 
 
 # magnitudes ---------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_the_open_bins_lie_beyond_the_axis_and_are_told(series: list[Series]) ->
     (m,) = magnitudes_of([replace(series[0], magnitudes=counts)])
     low, high = magnitude_histogram([m]).layout.xaxis.range
     assert 10**low == pytest.approx(m.edges[1]) and 10**high < m.edges[-1]
-    assert "Dense 500 and 5." in magnitudes_counted([m])
+    assert "Dense 500 and 5." in magnitudes_note([m])
 
 
 def test_a_cumulative_line_begins_at_the_zeros_and_ends_at_all(series: list[Series]) -> None:
@@ -218,7 +218,7 @@ def test_runs_without_magnitudes_are_left_out(series: list[Series]) -> None:
 
 
 def channels(values: Any, stage: str = "dense") -> Channels:
-    return Channels(stage.capitalize(), stage_stroke(stage), stage, np.asarray(values, dtype=float))
+    return Channels(stage.capitalize(), stage_style(stage), stage, np.asarray(values, dtype=float))
 
 
 def test_outliers_lie_beyond_tukeys_outer_fences() -> None:
@@ -265,8 +265,8 @@ def test_an_envelope_keeps_the_extremes(values: list[float], most: int) -> None:
 
 def test_zeros_that_a_log_axis_leaves_out_are_told() -> None:
     drawn = [channels([0.0, 1.0, 2.0])]
-    assert "log axis" not in channels_counted(drawn)
-    assert "Zeros that a log axis leaves out: 1." in channels_counted(drawn, log_y=True)
+    assert "log axis" not in channels_note(drawn)
+    assert "Zeros that a log axis leaves out: 1." in channels_note(drawn, log_y=True)
 
 
 def test_many_wide_lines_stay_a_small_message() -> None:
@@ -282,7 +282,7 @@ def test_many_wide_lines_stay_a_small_message() -> None:
 def test_bands_are_the_stored_quantiles(seeded: Settings) -> None:
     found = queries.module_snapshots(1, "mlp.up_proj", ["sds"])
     figure = quantile_bands(
-        [s.block for s in found], [s.quantiles for s in found], stage_stroke("sds"),
+        [s.block for s in found], [s.quantiles for s in found], stage_style("sds"),
         tensors=[s.tensor for s in found], picked=TENSOR,
     )  # fmt: skip
     traces = {trace.name: trace for trace in figure.data}
@@ -291,7 +291,7 @@ def test_bands_are_the_stored_quantiles(seeded: Settings) -> None:
     assert list(traces["Median"].customdata) == [s.tensor for s in found]
     assert figure.layout.shapes[0].x0 == 1
     assert figure.layout.xaxis.dtick == 1, "three blocks have three ticks"
-    deep = quantile_bands([*range(30)], [found[0].quantiles] * 30, stage_stroke("sds"))
+    deep = quantile_bands([*range(30)], [found[0].quantiles] * 30, stage_style("sds"))
     assert deep.layout.xaxis.dtick is None and deep.layout.xaxis.nticks == 12
 
 
@@ -319,14 +319,17 @@ def test_small_multiples_have_one_axis_and_lose_no_weight(series: list[Series]) 
 
 
 def test_a_story_holds_every_stop_and_begins_where_it_is_told(series: list[Series]) -> None:
-    figure = story(series, ["a", "b", "c", "d"], at="redense")
+    figure = stage_steps_figure(series, ["a", "b", "c", "d"], at="redense")
     scrub = figure.layout.meta["scrub"]
     assert [stop["name"] for stop in scrub["stops"]] == list(SHOWN) and scrub["at"] == 2
     drawn = shared(series)
     for one, stop in zip(drawn, scrub["stops"], strict=True):
         assert stop["y"] == pytest.approx(one.heights.tolist(), abs=1e-5)
     assert list(figure.data[1].y) == pytest.approx(scrub["stops"][2]["y"], abs=1e-5)
-    assert story(series, ["a", "b", "c", "d"], at="nonsense").layout.meta["scrub"]["at"] == 0
+    assert (
+        stage_steps_figure(series, ["a", "b", "c", "d"], at="nonsense").layout.meta["scrub"]["at"]
+        == 0
+    )
 
 
 # looks --------------------------------------------------------------------------------------------
@@ -339,7 +342,7 @@ def test_the_browser_knows_the_dark_twin_of_every_grey(series: list[Series]) -> 
     coloured = {*twins, *(stroke.colour for stroke in STAGE_COLOURS.values())}
     for figure in (
         overlay(series), mirror(*series[:2]), difference([(series[1], series[0])]),
-        cumulative(magnitudes_of(series)), story(series, [""] * 4),
+        cumulative(magnitudes_of(series)), stage_steps_figure(series, [""] * 4),
         small_multiples({TENSOR: ("Block 1", series)}),
     ):  # fmt: skip
         assert {*re.findall(r'"(#[0-9A-Fa-f]{6})"', figure.to_json())} <= coloured

@@ -18,7 +18,7 @@ from backend.store.tables import MetricPoint
 from tests.ui.conftest import HOSTILE, TOY, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, pressed, store
 from ui.pages.compare import page as compare
-from ui.pages.compare.comparison import Comparison, records
+from ui.pages.compare.comparison import RunComparison, records
 from ui.theme import LIGHT
 
 TWO = {"ids": "sds-0001,sds-0002"}
@@ -234,7 +234,7 @@ def test_runs_without_weight_statistics_say_so(lab: Settings) -> None:
 # files --------------------------------------------------------------------------------------------
 
 
-def compared(**address: str) -> Comparison:
+def compared(**address: str) -> RunComparison:
     of = compare.compared(asked(**address))
     assert of is not None
     return of

@@ -12,7 +12,7 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import State
-from jobs.generate.transcript import Pass, Written, writing
+from jobs.generate.transcript import Transcript, TranscriptStep, transcript_writer
 from tests.ui.lab import GUEST, asked, job, pressed, store
 from ui.pages.generate import page
 from ui.pages.generate.details import order_of, vote_of
@@ -28,11 +28,11 @@ def answered(current: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(supervisor, "ensure", lambda: None)
     upgrade()
     store(job(1, kind="generate", config=CONFIG, name=""))
-    with writing("generate-0001", 1) as writer:
+    with transcript_writer("generate-0001", 1) as writer:
         writer.add(ms=30.0, tokens=[["A", 0]], rejected=[])
         writer.add(ms=10.0, tokens=[[" cat", 0]], rejected=[])
         writer.add(end="limit", rest="")
-    with writing("generate-0001", 2) as writer:
+    with transcript_writer("generate-0001", 2) as writer:
         writer.add(ms=30.0, tokens=[["A", 0]], rejected=[])
         writer.add(ms=10.0, tokens=[[f" {HOSTILE}", 1], [" dog", 0]], rejected=[" sat"])
         writer.add(end="end", rest="")
@@ -85,7 +85,7 @@ def test_blind_hides_names_until_the_vote(answered: str) -> None:
     assert "amphista-0002" not in html and "tokens/s" not in html and "head-1" not in html
     assert "A is better" in html and "B is better" in html
     assert sorted(order_of(queries.job(answered), True)) == [1, 2]
-    labels.tag([answered], ["tie"], page.actor(asked()))
+    labels.tag([answered], ["tie"], page.current_user(asked()))
     assert "amphista-0002" in draw(True).split("Earlier")[0]
 
 
@@ -119,8 +119,11 @@ def test_drafters_can_be_chosen(current: Settings) -> None:
 
 
 def test_a_token_is_tinted_by_its_head_and_marked_where_texts_part() -> None:
-    passes = [Pass([("A", 0)], [], 9.0), Pass([(" b", 1), ("", 2), (" c", 9)], [" d", " "], 5.0)]
-    html = token_strip(Written(passes, "limit", "!"), differs=3)
+    passes = [
+        TranscriptStep([("A", 0)], [], 9.0),
+        TranscriptStep([(" b", 1), ("", 2), (" c", 9)], [" d", " "], 5.0),
+    ]
+    html = token_strip(Transcript(passes, "limit", "!"), differs=3)
     assert html.count("<span") == 2 and html.count("<mark") == 1
     assert '<mark class="head-6" title="head 9 guessed it, pass 1, 5.0 ms"> c</mark>' in html
     assert html.count("<s ") == 1 and "guessed in vain" in html
@@ -128,13 +131,17 @@ def test_a_token_is_tinted_by_its_head_and_marked_where_texts_part() -> None:
 
 
 def test_a_long_text_is_tinted_at_its_beginning_alone() -> None:
-    html = token_strip(Written([Pass([(f" {n}", 1)], [], 1.0) for n in range(600)], "limit"))
+    html = token_strip(
+        Transcript([TranscriptStep([(f" {n}", 1)], [], 1.0) for n in range(600)], "limit")
+    )
     assert html.count("<span") == 512 and html.endswith(" 599</p>")
     assert legend({1, 2}).count("head-") == 2
 
 
 def test_what_was_looked_up_has_a_tint_of_its_own() -> None:
-    html = token_strip(Written([Pass([(" a", LOOKED_UP), (" b", 0)], [], 1.0)], "limit"))
+    html = token_strip(
+        Transcript([TranscriptStep([(" a", LOOKED_UP), (" b", 0)], [], 1.0)], "limit")
+    )
     assert 'class="head-looked" title="it was looked up in the text, pass 0, 1.0 ms"> a' in html
     assert legend({LOOKED_UP}).count("head-") == 1 and "looked up" in legend({LOOKED_UP, 3})
     assert "head-looked" not in legend({3})

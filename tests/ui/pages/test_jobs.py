@@ -15,7 +15,7 @@ from tests.ui.lab import GUEST, asked, pressed
 from ui.pages.jobs import page as jobs
 from ui.pages.overview import page as overview
 from ui.pages.runs import page as runs
-from ui.runs.actions import deeds, perform
+from ui.runs.actions import actions, run_action
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +69,10 @@ def test_cancelling_twice_from_a_page_that_is_behind_kills_nothing(seeded: Setti
     assert queries.job(2).desired == "stop"
     jobs.act(pressed("cancel", "sds-0002"), asked())
     assert queries.job(2).desired == "stop"
-    assert [deed for deed, *_ in deeds(queries.job(2))] == ["kill"]
+    assert [deed for deed, *_ in actions(queries.job(2))] == ["kill"]
     jobs.act(pressed("kill", "sds-0002"), asked())
     assert queries.job(2).desired == "kill"
-    assert deeds(queries.job(2)) == []
+    assert actions(queries.job(2)) == []
 
 
 def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:
@@ -110,7 +110,7 @@ def test_a_button_on_a_run_that_is_not_there_is_refused(seeded: Settings) -> Non
 
 
 def test_the_chosen_job_shows_its_history(seeded: Settings) -> None:
-    perform("cancel", "sds-0003", jobs.actor(asked()))
+    run_action("cancel", "sds-0003", jobs.current_user(asked()))
     _, _, title, history, _ = jobs.draw(asked(id="sds-0003"))
     assert "sds-0003" in title
     assert history.index("cancelled") < history.index("queued")

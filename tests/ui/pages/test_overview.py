@@ -15,7 +15,7 @@ from jobs.metrics import metric
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, result, store
 from ui.pages.overview import page as overview
 from ui.pages.overview import pareto
-from ui.pages.overview.pareto_chart import Point, front, tradeoff
+from ui.pages.overview.pareto_chart import ParetoPoint, pareto_front, tradeoff
 from ui.pages.overview.tour import SENTENCES
 from ui.runs.rows import all_rows
 
@@ -99,8 +99,8 @@ def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
 
 
 def test_a_few_bytes_put_no_run_on_the_front() -> None:
-    alike = [Point("a", "", "", 750_366, 1.622), Point("b", "", "", 750_374, 1.584)]
-    assert [p.run for p in front(alike, larger_x=False)] == ["b"]
+    alike = [ParetoPoint("a", "", "", 750_366, 1.622), ParetoPoint("b", "", "", 750_374, 1.584)]
+    assert [p.run for p in pareto_front(alike, larger_x=False)] == ["b"]
     low, high = tradeoff(alike, metric("size"), None).layout.xaxis.range
     assert high - low > 0.01  # MB: it is not a magnifying glass
 
@@ -126,13 +126,13 @@ numbers = st.floats(1, 100).map(lambda x: round(x, 1))
 def test_nothing_beats_the_front_and_all_else_is_beaten(
     pairs: list[tuple[float, float]], larger: bool
 ) -> None:
-    points = [Point(str(i), "", "", x, y) for i, (x, y) in enumerate(pairs)]
+    points = [ParetoPoint(str(i), "", "", x, y) for i, (x, y) in enumerate(pairs)]
     sign = -1 if larger else 1
 
-    def beats(a: Point, b: Point) -> bool:
+    def beats(a: ParetoPoint, b: ParetoPoint) -> bool:
         return sign * a.x <= sign * b.x and a.y <= b.y and (a.x, a.y) != (b.x, b.y)
 
-    kept = front(points, larger)
+    kept = pareto_front(points, larger)
     assert not any(beats(a, b) for a in points for b in kept)
     held = {(p.x, p.y) for p in kept}
     assert all((b.x, b.y) in held or any(beats(a, b) for a in kept) for b in points)
@@ -140,7 +140,7 @@ def test_nothing_beats_the_front_and_all_else_is_beaten(
 
 @given(st.floats(1.01, 1e4), st.floats(1.01, 1e4))
 def test_the_perplexity_axis_shows_every_dot(low: float, high: float) -> None:
-    points = [Point("a", "", "", 1.0, low), Point("b", "", "", 2.0, high)]
+    points = [ParetoPoint("a", "", "", 1.0, low), ParetoPoint("b", "", "", 2.0, high)]
     axis = tradeoff(points, metric("size"), min(low, high) * 0.9).layout.yaxis
     ends = [10**end for end in axis.range] if axis.type == "log" else axis.range
     assert ends is None or (min(ends) <= min(low, high) * 0.9 and max(low, high) <= max(ends))

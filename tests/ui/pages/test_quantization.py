@@ -18,17 +18,17 @@ from tests.ui.lab import asked, job, result, store
 from ui.pages.quantization import page, views
 from ui.pages.quantization.charts import (
     MOST,
+    GroupMap,
     GroupWeights,
-    Mapped,
     cells,
     code_usage,
-    fan,
+    code_usage_note,
     group_map,
-    map_counted,
-    usage_counted,
-    weights_counted,
+    group_map_note,
+    group_weights_note,
+    magnitude_bands,
 )
-from ui.pages.quantization.selection import Choice, LookedQuant, quant_of
+from ui.pages.quantization.selection import QuantSelection, QuantView, quant_of
 
 ROWS, GROUPS, SIZE, BITS = 8, 4, 16, 3
 STEPS = (0, 10, 20)
@@ -145,7 +145,7 @@ def test_what_packed_decoding_gains_is_said_and_why_it_is_little(gain: float, sm
 def test_an_address_is_taken_as_far_as_it_is_right() -> None:
     shown = opened(run="dlqat-0001", stage="dlqat-kd", figure="error", step="12", group="3,2",
                    tensor=TENSORS[3], curve="m")  # fmt: skip
-    looked = LookedQuant.at(Choice(run="dlqat-0001", step="12", group="3,2"))
+    looked = QuantView.at(QuantSelection(run="dlqat-0001", step="12", group="3,2"))
     assert looked and looked.choice.step == "10" and looked.group == (3, 2)
     assert shown["stage"]["value"] == "dlqat-kd" and "Row 3, group 2" in shown["one"]
     odd = opened(run="dlqat-0001", stage="none", figure="x", step="-", group="99,99", tensor="y")
@@ -200,7 +200,7 @@ def test_the_worst_groups_are_shown_weight_by_weight() -> None:
 
 def test_weights_that_were_not_rounded_to_the_nearest_point_are_counted() -> None:
     shown = GroupWeights(np.array([0.1, 0.9, 5.0]), np.array([1.0, 1.0, 2.0]), np.arange(-2.0, 3.0))
-    assert "1 of the dense ones beyond the ends, 1 not at the nearest" in weights_counted(shown)
+    assert "1 of the dense ones beyond the ends, 1 not at the nearest" in group_weights_note(shown)
 
 
 def test_steps_of_training_go_round() -> None:
@@ -291,7 +291,7 @@ def test_what_a_run_recorded_is_read_once_until_it_moves_on() -> None:
 
 def test_magnitudes_are_log_ratios_with_colours_to_both_sides_of_one() -> None:
     m = np.array([[1.0, 2.0], [0.5, 1.0]])
-    heat = group_map(Mapped.of(m, "magnitude", m), "v", (1, 0)).data[0]
+    heat = group_map(GroupMap.of(m, "magnitude", m), "v", (1, 0)).data[0]
     assert [list(row) for row in heat.z] == [[0, 1], [-1, 0]]
     assert heat.zmin == -heat.zmax
 
@@ -299,7 +299,7 @@ def test_magnitudes_are_log_ratios_with_colours_to_both_sides_of_one() -> None:
 def test_one_colour_means_the_same_at_every_step() -> None:
     last = np.array([[1.0, 2.0], [0.5, 1.0]])
     first, other = (
-        group_map(Mapped.of(values, "magnitude", last), "v", None).data[0]
+        group_map(GroupMap.of(values, "magnitude", last), "v", None).data[0]
         for values in (np.ones((2, 2)), last)
     )
     assert (first.zmin, first.zmax) == (-first.zmax, other.zmax)
@@ -307,8 +307,8 @@ def test_one_colour_means_the_same_at_every_step() -> None:
 
 def test_a_magnitude_without_logarithm_is_missing_and_counted() -> None:
     m = np.array([[1.0, -0.5], [1.0, 1.1]])
-    assert group_map(Mapped.of(m, "magnitude", m), "v", None).data[0].z[0][1] is None
-    assert "1 without a value" in map_counted(Mapped.of(m, "magnitude", m))
+    assert group_map(GroupMap.of(m, "magnitude", m), "v", None).data[0].z[0][1] is None
+    assert "1 without a value" in group_map_note(GroupMap.of(m, "magnitude", m))
 
 
 def test_a_large_map_is_means_that_lead_to_their_farthest_group() -> None:
@@ -319,7 +319,7 @@ def test_a_large_map_is_means_that_lead_to_their_farthest_group() -> None:
     i, j = shown.of((200, 3))
     assert shown.farthest[i][j] == (200, 3) and shown.high[i, j] == 9 and shown.low[i, j] == 0
     assert shown.mean[i, j] == pytest.approx(9 / (shown.rows[i][1] - shown.rows[i][0] + 1))
-    figure = group_map(Mapped.of(values, "error", values), "v", (200, 3))
+    figure = group_map(GroupMap.of(values, "error", values), "v", (200, 3))
     assert figure.data[0].customdata[i][j] == "200,3"
     assert figure.layout.meta["picked"] == [str(j), figure.data[0].y[i]]
 
@@ -329,12 +329,12 @@ def test_code_usage_in_shares_and_bits() -> None:
     bars = code_usage(usage, "dlqat").data
     assert [bar.name for bar in bars] == ["Step 0", "Step 5"]
     assert list(bars[1].y) == [50, 50, 0, 0]
-    said = usage_counted(usage)
+    said = code_usage_note(usage)
     assert "2 of 4 codes are used and carry 1.00 of 2 bits" in said
 
 
 def test_the_fan_has_bands_inside_each_other() -> None:
     held = {f"p{n}": {0: float(n), 1: float(n)} for n in ("01", "05", "25", "50", "75", "95", "99")}
-    names = [trace.name for trace in fan(held, "dlqat").data]
+    names = [trace.name for trace in magnitude_bands(held, "dlqat").data]
     assert names[::2] == ["1 to 99 % of groups", "5 to 95 % of groups", "25 to 75 % of groups",
                           "Median"]  # fmt: skip

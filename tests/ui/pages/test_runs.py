@@ -15,7 +15,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from tests.ui.lab import GUEST, HOST, asked, job, measured, pressed, store
 from ui.pages.runs import page as runs
-from ui.runs.view import PAGE_ROWS, Look, find, remembered
+from ui.runs.view import PAGE_ROWS, TableQuery, query_runs, remembered
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}"
 
@@ -80,7 +80,7 @@ def test_baseline_and_pins_stay_whatever_is_filtered(lab: Settings) -> None:
 
 def test_at_most_five_are_pinned(lab: Settings) -> None:
     pins = ",".join(f"sds-000{i}" for i in range(1, 7))
-    assert len(find(Look.of(asked(pins=pins))).pinned) == 5
+    assert len(query_runs(TableQuery.of(asked(pins=pins))).pinned) == 5
     html = table(pins=pins.removesuffix(",sds-0006"), pick="sds-0006")
     assert '<button type="button" class="small" disabled title="5 runs can be pinned">' in html
 

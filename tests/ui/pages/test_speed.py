@@ -10,7 +10,7 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.tables import MetricPoint, Result
-from jobs.speed.report import COMBINED, VANILLA, arms_of
+from jobs.speed.report import COMBINED, VANILLA, decoder_reports
 from tests.ui.lab import asked, job, result, store
 from ui.pages.speed import details, page
 from ui.pages.speed.bars import speed_bars, time_bars
@@ -181,7 +181,7 @@ def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
 
 
 def test_shares_of_right_guesses_fall(measured: str) -> None:
-    arms = arms_of(queries.results(["speed-0001"]))
+    arms = decoder_reports(queries.results(["speed-0001"]))
     (drafter,) = (arm for arm in arms if arm.kind)
     assert reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
     line = guesses_right(arms).data[0]

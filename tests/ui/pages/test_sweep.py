@@ -38,7 +38,7 @@ def draw(chosen: str | None = None, **query: str) -> dict[str, Any]:
 def swept(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Two patterns by two seeds; the figures of three of the four runs."""
     monkeypatch.setattr(supervisor, "ensure", lambda: None)
-    who = page.actor(asked())
+    who = page.current_user(asked())
     fields = {"pattern": ["2:4", "70%"], "seed": ["0", "1"]}
     jobs = sweep.queue("sds", TOY, fields, who, name=HOSTILE)
     values = {jobs[0].id: 10.0, jobs[1].id: 12.0, jobs[2].id: 30.0}
@@ -106,12 +106,12 @@ def test_a_run_of_no_sweep_and_no_run_lead_to_the_list(swept: list[Job]) -> None
 
 
 def test_a_run_leads_to_its_sweep(swept: list[Job]) -> None:
-    who = page.actor(asked())
+    who = page.current_user(asked())
     assert f'href="sweep?id={swept[1].run}"' in run.head_html(queries.job(swept[1].id), who)
     assert "sweep?id" not in run.head_html(queries.job(1), who)
 
 
 def test_before_anything_is_measured_the_page_says_so(seeded: Settings) -> None:
-    jobs = sweep.queue("sds", TOY, {"seed": ["0", "1"]}, page.actor(asked()))
+    jobs = sweep.queue("sds", TOY, {"seed": ["0", "1"]}, page.current_user(asked()))
     shown = draw(id=jobs[0].run)
     assert shown["chart"] == page.WAITING and "Cancel 2 runs" in shown["head"]

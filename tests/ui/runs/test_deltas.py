@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from jobs.metrics import METRICS, Metric, metric
 from tests.ui.lab import OTHER, job, measured, result
-from ui.runs.deltas import delta, delta_html, judged, percent, signed, unlike
-from ui.runs.rows import Row, rows
+from ui.runs.deltas import delta, delta_html, incomparable_because, judged, percent, signed
+from ui.runs.rows import RunRow, rows
 
 PLAIN = Metric("odd", "Odd", "")
 
@@ -72,7 +72,7 @@ def test_an_arrow_and_a_word_stand_beside_the_colour() -> None:
     assert percent(None) == "" and percent(-0.024) == "−2.4 %"
 
 
-def pair(**other: object) -> tuple[Row, Row]:
+def pair(**other: object) -> tuple[RunRow, RunRow]:
     text = {"text": OTHER} if other.get("text") else {}
     one, two = rows(
         [job(1), job(2, environment=other.get("environment", {}))],
@@ -83,7 +83,7 @@ def pair(**other: object) -> tuple[Row, Row]:
 
 def test_nothing_is_compared_across_texts() -> None:
     mine, base = pair(text=True)
-    assert unlike(mine, base, "perplexity") == "other text"
+    assert incomparable_because(mine, base, "perplexity") == "other text"
     assert delta_html("perplexity", mine, base) == (
         '<span class="delta" title="Measured on other text">other text</span>'
     )
@@ -96,8 +96,8 @@ def test_a_loss_on_the_calibration_text_is_only_compared_on_the_same_one() -> No
     assert "▼" in delta_html("heldout_loss", mine, base)
     elsewhere = {"text": {"calibration": {"sha256": "c" * 64}}}
     mine, base = pair(environment=elsewhere)
-    assert unlike(mine, base, "heldout_loss") == "other text"
-    assert unlike(mine, base, "perplexity") == ""
+    assert incomparable_because(mine, base, "heldout_loss") == "other text"
+    assert incomparable_because(mine, base, "perplexity") == ""
 
 
 def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
@@ -108,7 +108,7 @@ def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
             result(2, "run", "tokens_per_second", 90.0, device="cuda", task="chat"),
         ],
     )
-    assert unlike(fast, slow, "tokens_per_second") == "other device"
+    assert incomparable_because(fast, slow, "tokens_per_second") == "other device"
 
 
 def test_the_baseline_has_no_delta_to_itself_nor_to_what_is_missing() -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tests.ui.lab import job, measured, result
 from ui.runs.columns import columns
 from ui.runs.filter import figure, parse
-from ui.runs.rows import Row, rows
+from ui.runs.rows import RunRow, rows
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Row]:
+def runs() -> list[RunRow]:
     return rows(
         [
             job(1, tags=["demo", "paper"], finished_at=600_000),
@@ -35,7 +35,7 @@ def runs() -> list[Row]:
     )  # fmt: skip
 
 
-def passed(runs: list[Row], text: str) -> list[int]:
+def passed(runs: list[RunRow], text: str) -> list[int]:
     return [row.job.id for row in parse(text, columns(runs)).passed(runs)]
 
 
@@ -77,7 +77,7 @@ def passed(runs: list[Row], text: str) -> list[int]:
         ("-accepted_length>2", [1, 2, 3, 4]),
     ],
 )
-def test_what_passes(runs: list[Row], text: str, expected: list[int]) -> None:
+def test_what_passes(runs: list[RunRow], text: str, expected: list[int]) -> None:
     assert passed(runs, text) == expected
 
 
@@ -91,7 +91,7 @@ def test_what_passes(runs: list[Row], text: str, expected: list[int]) -> None:
     ],
 )
 def test_what_is_not_understood_is_told_and_filters_nothing(
-    runs: list[Row], text: str, problem: str
+    runs: list[RunRow], text: str, problem: str
 ) -> None:
     found = parse(text, columns(runs))
     assert list(found.problems) == [problem]
@@ -108,18 +108,18 @@ def test_numbers_carry_units(text: str, value: float | None) -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_a_filter(runs: list[Row], text: str) -> None:
+def test_any_text_is_a_filter(runs: list[RunRow], text: str) -> None:
     found = parse(text, columns(runs))
     assert {row.job.id for row in found.passed(runs)} <= {1, 2, 3, 4, 5}
 
 
 @given(st.sampled_from(["ppl<20", "tag:demo", "wanda", "state:failed", "seed=7"]))
-def test_a_term_and_its_turn_part_the_runs(runs: list[Row], term: str) -> None:
+def test_a_term_and_its_turn_part_the_runs(runs: list[RunRow], term: str) -> None:
     both = passed(runs, term) + passed(runs, f"-{term}")
     assert sorted(both) == [1, 2, 3, 4, 5]
 
 
-def test_age_is_how_long_ago(runs: list[Row]) -> None:
+def test_age_is_how_long_ago(runs: list[RunRow]) -> None:
     ages: dict[int, Any] = {row.job.id: (row.now - row.job.created_at) / 1000 for row in runs}
     oldest = max(ages.values())
     assert passed(runs, f"age<{oldest - 0.5}") == [2, 3, 4, 5]

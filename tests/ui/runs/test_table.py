@@ -17,21 +17,21 @@ from backend.store.migrate import upgrade
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.runs import table
 from ui.runs.columns import AGE, Column, columns, named, picked
-from ui.runs.results import choices
-from ui.runs.rows import Row, all_rows, chosen, rows
+from ui.runs.results import setting_summary
+from ui.runs.rows import RunRow, all_rows, chosen, rows
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
-def shown() -> list[Row]:
+def shown() -> list[RunRow]:
     return rows(
         [job(1), job(2, name=HOSTILE), job(3, state="failed")],
         [*measured(1, 12.0), *measured(2, 11.0, kept="control", text=OTHER)],
     )
 
 
-def html(shown: list[Row], **options: object) -> str:
+def html(shown: list[RunRow], **options: object) -> str:
     known = columns(shown)
     return table.html(shown, picked((), known), known["age"], True, **options)  # type: ignore[arg-type]
 
@@ -39,7 +39,7 @@ def html(shown: list[Row], **options: object) -> str:
 # columns ------------------------------------------------------------------------------------------
 
 
-def test_the_columns_come_from_what_the_runs_measured(shown: list[Row]) -> None:
+def test_the_columns_come_from_what_the_runs_measured(shown: list[RunRow]) -> None:
     keys = columns(shown).keys()
     assert {"dense", "perplexity", "change", "zero_share", "seed"} < keys
     assert not {"work", "kept", "seconds/redense"} & keys
@@ -56,7 +56,7 @@ def test_another_kinds_figures_get_a_column_without_a_change_here() -> None:
     assert column in picked((), known)
 
 
-def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[Row]) -> None:
+def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[RunRow]) -> None:
     known = columns(shown)
     assert [known["perplexity"].value(row) for row in shown] == [12.0, 12.0, None]
     assert known["change"].value(shown[0]) == pytest.approx(0.2)
@@ -74,7 +74,7 @@ def test_a_run_that_ended_without_keeping_a_stage_has_what_it_measured_once() ->
     assert two.final("accepted_length") is None  # it has not ended
 
 
-def test_the_setting_is_what_the_method_was_told(shown: list[Row]) -> None:
+def test_the_setting_is_what_the_method_was_told(shown: list[RunRow]) -> None:
     value = columns(shown)["choices"].value(shown[0])
     assert value.startswith("2:4") and "wanda" in value
 
@@ -82,12 +82,12 @@ def test_the_setting_is_what_the_method_was_told(shown: list[Row]) -> None:
 def test_a_number_in_the_setting_says_what_it_counts_and_defaults_are_left_out() -> None:
     config = {"bits": 3, "group_size": 32, "rank": 8, "steps": 40, "training_text": "same"}
     made = job(9, kind="dlqat", config={"model": "toy", "format": "gptq", **config})
-    assert choices(made) == ["3 bits", "group size 32", "rank 8", "gptq"]
+    assert setting_summary(made) == ["3 bits", "group size 32", "rank 8", "gptq"]
     made.config = {**made.config, "seed": 2}
-    assert choices(made)[-1] == "seed 2"  # tells the runs of a sweep apart
+    assert setting_summary(made)[-1] == "seed 2"  # tells the runs of a sweep apart
 
 
-def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[Row]) -> None:
+def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[RunRow]) -> None:
     known = columns(shown)
     for name in ("ppl", "PPL", "perplexity"):
         assert named(name, known) is known["perplexity"]
@@ -95,7 +95,7 @@ def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[Row]) -> 
     assert named("nonsense", known) is None
 
 
-def test_chosen_columns_keep_the_order_of_the_table_and_the_run_leads(shown: list[Row]) -> None:
+def test_chosen_columns_keep_the_order_of_the_table_and_the_run_leads(shown: list[RunRow]) -> None:
     known = columns(shown)
     assert [c.key for c in picked(["seed", "ppl", "nonsense"], known)] == [
         "run", "perplexity", "seed",
@@ -125,7 +125,7 @@ def test_words_and_numbers_in_one_column_can_be_sorted() -> None:
     assert [r.job.id for r in table.arranged(made, by, False)] == [3, 1, 0, 2]
 
 
-def test_one_head_says_how_the_table_is_sorted(shown: list[Row]) -> None:
+def test_one_head_says_how_the_table_is_sorted(shown: list[RunRow]) -> None:
     made = html(shown)
     assert re.findall(r'aria-sort="(\w+)"', made).count("descending") == 1
     assert "ascending" not in re.findall(r'aria-sort="(\w+)"', made)
@@ -136,7 +136,7 @@ def test_one_head_says_how_the_table_is_sorted(shown: list[Row]) -> None:
 # baseline, pins, picks ----------------------------------------------------------------------------
 
 
-def test_the_baseline_and_the_pins_stand_on_top_and_only_there(shown: list[Row]) -> None:
+def test_the_baseline_and_the_pins_stand_on_top_and_only_there(shown: list[RunRow]) -> None:
     made = html(shown, base=shown[2], pinned=[shown[1]])
     assert re.findall(r'data-testid="row-(sds-\d+)"', made) == ["sds-0003", "sds-0002", "sds-0001"]
     top = made[made.index('<tbody class="pinned">') : made.index("</tbody>")]
@@ -144,7 +144,7 @@ def test_the_baseline_and_the_pins_stand_on_top_and_only_there(shown: list[Row])
     assert "Baseline" in top and "Pinned" in top
 
 
-def test_deltas_are_told_to_the_baseline_and_not_across_texts(shown: list[Row]) -> None:
+def test_deltas_are_told_to_the_baseline_and_not_across_texts(shown: list[RunRow]) -> None:
     first, second = rows([job(1), job(2)], [*measured(1, 12.0), *measured(2, 9.0)])
     made = html([first, second], base=first)
     assert "▼" in made and "−3.00" in made and "better" in made
@@ -152,7 +152,7 @@ def test_deltas_are_told_to_the_baseline_and_not_across_texts(shown: list[Row]) 
     assert "delta" not in html(shown)
 
 
-def test_a_row_says_whether_it_is_picked(shown: list[Row]) -> None:
+def test_a_row_says_whether_it_is_picked(shown: list[RunRow]) -> None:
     made = html(shown, picked=["sds-0002"])
     found = re.findall(r'aria-checked="(\w+)" aria-label="Pick (sds-\d+)"', made)
     state = {run: on for on, run in found}
@@ -160,7 +160,7 @@ def test_a_row_says_whether_it_is_picked(shown: list[Row]) -> None:
     assert 'aria-checked="mixed" aria-label="Pick all' in made
 
 
-def test_a_name_is_text_in_the_table(shown: list[Row]) -> None:
+def test_a_name_is_text_in_the_table(shown: list[RunRow]) -> None:
     made = html(shown)
     assert "<img" not in made and "${" not in made
     assert "onerror=alert(1)" in made
@@ -173,7 +173,7 @@ def test_a_table_without_rows_is_a_head() -> None:
 # files --------------------------------------------------------------------------------------------
 
 
-def test_the_export_has_the_same_rows_columns_and_full_figures(shown: list[Row]) -> None:
+def test_the_export_has_the_same_rows_columns_and_full_figures(shown: list[RunRow]) -> None:
     of = picked(["run", "name", "ppl", "age"], columns(shown))
     head, *body = csv.reader(io.StringIO(table.to_csv(shown, of)))
     assert head == ["Run", "Name", "Perplexity", "Added (UTC)"]

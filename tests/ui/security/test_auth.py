@@ -344,7 +344,7 @@ def test_changes_are_limited_for_each_client(visit: Visit, monkeypatch: pytest.M
 
 
 def test_the_limit_forgets_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, rate = [0.0], roles.Rate()
+    clock, rate = [0.0], roles.RateLimiter()
     monkeypatch.setattr(roles.time, "monotonic", lambda: clock[0])
     for clock[0] in (0.0, 30.0, 61.0):
         rate.spend("a", 2)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from backend.errors import ConfigRefused, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig
 from jobs.sds.run import SDSJob
@@ -146,7 +146,7 @@ def test_a_field_may_say_which_choices_are_its_own() -> None:
 
 
 def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) -> None:
-    with pytest.raises(ConfigRefused) as caught:
+    with pytest.raises(ConfigError) as caught:
         validated("sds", {"pattern": "5:3"})
     updates = form.complain(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
@@ -157,7 +157,7 @@ def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) ->
 
 
 def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
-    with pytest.raises(ConfigRefused) as caught:
+    with pytest.raises(ConfigError) as caught:
         validated("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
     assert caught.value.field == "segments"
     updates = form.complain(caught.value)
@@ -173,7 +173,7 @@ def test_the_accordion_opens_for_a_message_inside_it(form: ConfigForm) -> None:
 
 
 def test_an_emptied_number_is_refused_beside_its_field(form: ConfigForm) -> None:
-    with pytest.raises(ConfigRefused) as caught:
+    with pytest.raises(ConfigError) as caught:
         validated("sds", {"segments": None})
     assert caught.value.field == "segments"
 

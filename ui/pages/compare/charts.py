@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 
 from ui.charts.stages import in_lines
 from ui.charts.template import axis, layout, legend, log_axis
-from ui.runs.results import Figures
-from ui.theme import LIGHT, OKABE_ITO, YELLOW, Stroke
+from ui.runs.results import RunResults
+from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 
 MOST_POINTS = 2000  # of a line
 MARKED = 60
@@ -23,19 +23,19 @@ FEW_STEPS = 12
 SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
-BASELINE = Stroke(LIGHT.muted, "dash")
+BASELINE = LineStyle(LIGHT.muted, "dash")
 
 
-def strokes(runs: Sequence[str], base: str) -> dict[str, Stroke]:
+def strokes(runs: Sequence[str], base: str) -> dict[str, LineStyle]:
     """Run -> how it is drawn everywhere in a comparison."""
     others = [run for run in runs if run != base]
-    coloured = {run: Stroke(COLOURS[i % len(COLOURS)]) for i, run in enumerate(others)}
+    coloured = {run: LineStyle(COLOURS[i % len(COLOURS)]) for i, run in enumerate(others)}
     return {run: coloured.get(run, BASELINE) for run in runs}
 
 
 def overlaid(
     points: Mapping[str, pd.DataFrame],
-    drawn: Mapping[str, Stroke],
+    drawn: Mapping[str, LineStyle],
     *,
     x_title: str,
     y_title: str,
@@ -75,7 +75,7 @@ def overlaid(
 
 
 def _line(
-    run: str, x: np.ndarray, y: np.ndarray, stroke: Stroke, ghost: bool = False
+    run: str, x: np.ndarray, y: np.ndarray, stroke: LineStyle, ghost: bool = False
 ) -> go.Scatter:
     return go.Scatter(
         x=x.tolist(),
@@ -117,7 +117,7 @@ def smoothed(y: np.ndarray, weight: float) -> np.ndarray:
 
 
 def stage_dots(
-    figures: Mapping[str, Figures], drawn: Mapping[str, Stroke], labels: Mapping[str, str]
+    figures: Mapping[str, RunResults], drawn: Mapping[str, LineStyle], labels: Mapping[str, str]
 ) -> go.Figure:
     """Perplexity of every stage of every run: a row a stage, a colour and a sign a run.
 
@@ -151,9 +151,9 @@ def stage_dots(
 
 def _dots(
     run: str,
-    figures: Figures,
+    figures: RunResults,
     labels: Mapping[str, str],
-    stroke: Stroke,
+    stroke: LineStyle,
     symbol: str,
 ) -> go.Scatter:
     found = [(s, v) for s in labels if (v := figures.value(s, "perplexity")) is not None]

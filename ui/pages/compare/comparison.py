@@ -12,11 +12,11 @@ from typing import Any
 from jobs.metrics import METRICS, Metric, metric
 from ui.format import NONE, badge, esc, href, number
 from ui.pages.compare.charts import BASELINE, strokes
-from ui.runs.deltas import delta, delta_html, judged, unlike
-from ui.runs.results import kind_of, kind_title, written
-from ui.runs.rows import Row
+from ui.runs.deltas import delta, delta_html, incomparable_because, judged
+from ui.runs.results import format_value, kind_of, kind_title
+from ui.runs.rows import RunRow
 from ui.runs.table import safe
-from ui.theme import Stroke
+from ui.theme import LineStyle
 from ui.widgets.config_form import title
 from ui.widgets.data_table import scroll_box
 from ui.widgets.html import card, elapsed, treated
@@ -25,18 +25,18 @@ ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """The runs compared, and the one the others are seen against."""
 
-    rows: Sequence[Row]
-    base: Row
+    rows: Sequence[RunRow]
+    base: RunRow
 
     @property
     def runs(self) -> list[str]:
         return [row.job.run for row in self.rows]
 
     @property
-    def strokes(self) -> dict[str, Stroke]:
+    def strokes(self) -> dict[str, LineStyle]:
         """Run -> colour and dash."""
         return strokes(self.runs, self.base.job.run)
 
@@ -44,7 +44,7 @@ class Comparison:
 # what was asked -----------------------------------------------------------------------------------
 
 
-def asked(row: Row) -> dict[str, Any]:
+def asked(row: RunRow) -> dict[str, Any]:
     """Title -> value of everything that was asked, and of what the run was carried out with."""
     kind = kind_of(row.job)
     fields = kind.config.model_fields if kind else {}
@@ -59,7 +59,7 @@ def asked(row: Row) -> dict[str, Any]:
     return {"Kind": kind_title(row.job), **config, **told}
 
 
-def differing(of: Comparison) -> dict[str, list[Any]]:
+def differing(of: RunComparison) -> dict[str, list[Any]]:
     """Title -> values, one a run, of what is not the same everywhere; None: no such setting."""
     settings = [asked(row) for row in of.rows]
     names = dict.fromkeys(name for one in settings for name in one)
@@ -67,7 +67,7 @@ def differing(of: Comparison) -> dict[str, list[Any]]:
     return {name: values for name, values in found.items() if any(v != values[0] for v in values)}
 
 
-def config_card(of: Comparison) -> str:
+def config_card(of: RunComparison) -> str:
     """HTML: a row for each setting that differs; values unlike the baseline's are marked."""
     found, place = differing(of), of.rows.index(of.base)
     same = len({name for row in of.rows for name in asked(row)}) - len(found)
@@ -91,7 +91,7 @@ def _value(value: Any, changed: bool) -> str:
     return f'<td class="num{" changed" if changed else ""}">{text}{mark}</td>'
 
 
-def _table(of: Comparison, body: str, label: str) -> str:
+def _table(of: RunComparison, body: str, label: str) -> str:
     heads = "".join(
         f'<th scope="col" class="num">{swatch(of.strokes[run])}<a class="mono" '
         f'href="{href("run", id=run)}">{esc(run)}</a>{_is_base(of, run)}</th>'
@@ -104,11 +104,11 @@ def _table(of: Comparison, body: str, label: str) -> str:
     )
 
 
-def _is_base(of: Comparison, run: str) -> str:
+def _is_base(of: RunComparison, run: str) -> str:
     return '<span class="under">baseline</span>' if run == of.base.job.run else ""
 
 
-def swatch(stroke: Stroke) -> str:
+def swatch(stroke: LineStyle) -> str:
     """HTML: the line a run is drawn with."""
     style = "solid" if stroke.dash == "solid" else "dashed"
     colour = "var(--muted)" if stroke == BASELINE else stroke.colour
@@ -118,13 +118,13 @@ def swatch(stroke: Stroke) -> str:
 # what came out ------------------------------------------------------------------------------------
 
 
-def measured(of: Comparison) -> list[str]:
+def measured(of: RunComparison) -> list[str]:
     """Metrics any of the runs ended with, the described ones first in their order."""
     found = {name for row in of.rows for name in row.figures.final_names}
     return [m for m in METRICS if m in found] + sorted(found - METRICS.keys())
 
 
-def metrics_card(of: Comparison) -> str:
+def metrics_card(of: RunComparison) -> str:
     """HTML: a row for each metric of the kept stage, with its delta to the baseline."""
     body = _kept_row(of) + "".join(_metric_row(of, name) for name in measured(of))
     body += "".join(_plain_row(of, *one) for one in _besides(of))
@@ -136,7 +136,7 @@ def metrics_card(of: Comparison) -> str:
     return card("What came out", _table(of, body, "Figures") + told)
 
 
-def _kept_row(of: Comparison) -> str:
+def _kept_row(of: RunComparison) -> str:
     cells = "".join(
         f'<td class="num">{esc(r.figures.label(r.figures.kept)) if r.figures.kept else NONE}</td>'
         for r in of.rows
@@ -144,7 +144,7 @@ def _kept_row(of: Comparison) -> str:
     return f'<tr><th scope="row">Kept stage</th>{cells}</tr>'
 
 
-def _metric_row(of: Comparison, name: str) -> str:
+def _metric_row(of: RunComparison, name: str) -> str:
     known = metric(name)
     cells = "".join(f'<td class="num">{_figure(known, r, of.base)}</td>' for r in of.rows)
     return f'<tr><th scope="row">{heading(known)}</th>{cells}</tr>'
@@ -156,15 +156,15 @@ def heading(of: Metric) -> str:
     return f"<span{about}>{esc(of.title)}</span>"
 
 
-def _figure(of: Metric, row: Row, base: Row) -> str:
+def _figure(of: Metric, row: RunRow, base: RunRow) -> str:
     figure = row.figures.final_row(of.name)
     if figure is None:
         return NONE
     spread = f' <span class="quiet">± {number(figure.stderr, 2)}</span>' if figure.stderr else ""
-    return written(of, figure.value) + spread + delta_html(of.name, row, base, relative=True)
+    return format_value(of, figure.value) + spread + delta_html(of.name, row, base, relative=True)
 
 
-def _besides(of: Comparison) -> list[tuple[Metric, list[float | None]]]:
+def _besides(of: RunComparison) -> list[tuple[Metric, list[float | None]]]:
     """What was not recorded as a figure, but can be compared."""
     found: dict[str, list[float | None]] = {
         "took": [elapsed(row.job, row.now) for row in of.rows],
@@ -174,27 +174,31 @@ def _besides(of: Comparison) -> list[tuple[Metric, list[float | None]]]:
     return [(METRICS[n], values) for n, values in found.items() if any(v for v in values)]
 
 
-def _plain_row(of: Comparison, known: Metric, values: Sequence[float | None]) -> str:
+def _plain_row(of: RunComparison, known: Metric, values: Sequence[float | None]) -> str:
     base = values[of.rows.index(of.base)]
     cells = ""
     for row, value in zip(of.rows, values, strict=True):
         told = ""
         if value is not None and base is not None and row is not of.base:
             told = judged(known, delta(known, value, base), value, relative=True)
-        cells += f'<td class="num">{written(known, value)}{told}</td>'
+        cells += f'<td class="num">{format_value(known, value)}{told}</td>'
     return f'<tr><th scope="row">{heading(known)}</th>{cells}</tr>'
 
 
-def on_one_text(of: Comparison) -> list[Row]:
+def on_one_text(of: RunComparison) -> list[RunRow]:
     """The runs whose perplexity was measured on the baseline's text."""
     held = [row for row in of.rows if row.figures.final() is not None]
-    return [row for row in held if of.base in held and not unlike(row, of.base, "perplexity")]
+    return [
+        row
+        for row in held
+        if of.base in held and not incomparable_because(row, of.base, "perplexity")
+    ]
 
 
 # head and files -----------------------------------------------------------------------------------
 
 
-def head_html(of: Comparison) -> str:
+def head_html(of: RunComparison) -> str:
     """HTML: the runs, what can be done to each, and to all of them."""
     items = "".join(_run(of, row) for row in of.rows)
     ids = ",".join(of.runs)
@@ -208,7 +212,7 @@ def head_html(of: Comparison) -> str:
     )
 
 
-def _run(of: Comparison, row: Row) -> str:
+def _run(of: RunComparison, row: RunRow) -> str:
     run, is_base = row.job.run, row is of.base
     rest = [other for other in of.runs if other != run]
     view = esc(json.dumps({"base": run}))
@@ -236,7 +240,7 @@ def _run(of: Comparison, row: Row) -> str:
     )
 
 
-def records(of: Comparison) -> list[dict[str, Any]]:
+def records(of: RunComparison) -> list[dict[str, Any]]:
     """Every line of both tables as plain data."""
     found: list[dict[str, Any]] = []
     for name, values in differing(of).items():
@@ -247,10 +251,10 @@ def records(of: Comparison) -> list[dict[str, Any]]:
     return found
 
 
-def _record(name: str, row: Row, base: Row) -> dict[str, Any]:
+def _record(name: str, row: RunRow, base: RunRow) -> dict[str, Any]:
     mine, against = row.figures.final_row(name), base.figures.final(name)
     assert mine is not None
-    why = unlike(row, base, name) if against is not None else "no baseline"
+    why = incomparable_because(row, base, name) if against is not None else "no baseline"
     return {
         "section": "figure",
         "name": name,
@@ -262,7 +266,7 @@ def _record(name: str, row: Row, base: Row) -> dict[str, Any]:
     }
 
 
-def to_csv(of: Comparison) -> str:
+def to_csv(of: RunComparison) -> str:
     """Both tables in long form."""
     out = io.StringIO()
     columns = ["section", "name", "run", "value", "stderr", "delta", "not_compared"]
@@ -273,7 +277,7 @@ def to_csv(of: Comparison) -> str:
     return out.getvalue()
 
 
-def to_json(of: Comparison) -> str:
+def to_json(of: RunComparison) -> str:
     """Both tables, and which run is the baseline."""
     whole = {"baseline": of.base.job.run, "runs": of.runs, "lines": records(of)}
     return json.dumps(whole, indent=1, ensure_ascii=False)

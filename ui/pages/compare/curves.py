@@ -11,9 +11,9 @@ from backend.store import queries
 from jobs.metrics import metric
 from ui.format import NONE, number
 from ui.pages.compare.charts import SMOOTHING, overlaid
-from ui.pages.compare.comparison import Comparison
-from ui.runs.results import as_shown, kind_of
-from ui.runs.rows import Row
+from ui.pages.compare.comparison import RunComparison
+from ui.runs.results import display_units, kind_of
+from ui.runs.rows import RunRow
 from ui.widgets.chart import note_html
 from ui.widgets.data_table import Cell, data_table
 
@@ -23,9 +23,9 @@ X_TITLES = {"error": "Block"}
 TITLES = {"error": "Relative output error"}
 
 
-def curves_of(of: Comparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def curves_of(of: RunComparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """The points of every run, and the curves that one or more of them has drawn."""
-    points = {run: as_shown(queries.curves(run)) for run in of.runs}
+    points = {run: display_units(queries.curves(run)) for run in of.runs}
     return points, list(dict.fromkeys(name for df in points.values() for name in _lines(df)))
 
 
@@ -35,14 +35,14 @@ def _lines(points: pd.DataFrame) -> list[str]:
     return [str(name) for name in lengths.index[lengths > 1]]
 
 
-def chosen_curve(of: Comparison, offered: list[str], wanted: str | None) -> str:
+def chosen_curve(of: RunComparison, offered: list[str], wanted: str | None) -> str:
     """The wanted curve, else the error of the stage the baseline kept, else the first."""
     kept = f"error/{of.base.figures.kept}"
     return next((name for name in (wanted, kept) if name in offered), offered[0])
 
 
 def drawn_curve(
-    of: Comparison,
+    of: RunComparison,
     points: Mapping[str, pd.DataFrame],
     name: str,
     *,
@@ -78,14 +78,14 @@ def _title(group: str) -> str:
     return TITLES.get(group, metric(group).title)
 
 
-def curve_label(name: str, of: Comparison) -> str:
+def curve_label(name: str, of: RunComparison) -> str:
     """What a curve is called: "Relative output error · Second pruning (SDS)"."""
     group, _, rest = name.partition("/")
     labels = {stage: row.figures.label(stage) for row in of.rows for stage in _stages(row)}
     return f"{_title(group)} · {labels.get(rest, rest)}" if rest else _title(group)
 
 
-def _stages(row: Row) -> list[str]:
+def _stages(row: RunRow) -> list[str]:
     kind = kind_of(row.job)
     return [*kind.stages] if kind else row.figures.stages
 

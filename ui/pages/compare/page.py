@@ -10,10 +10,10 @@ import gradio as gr
 from backend.store import queries
 from backend.store.states import State
 from ui.format import esc, href
-from ui.frame import READER, Page, live, on_change, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import SMOOTHING, stage_dots
-from ui.pages.compare.comparison import Comparison
+from ui.pages.compare.comparison import RunComparison
 from ui.pages.compare.curves import ASK as CURVES_ASK
 from ui.pages.compare.curves import cell, chosen_curve, curve_label, curves_of, drawn_curve
 from ui.pages.compare.weights import ASK as WEIGHTS_ASK
@@ -23,10 +23,10 @@ from ui.runs.rows import all_rows, chosen
 from ui.runs.view import names
 from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html
 from ui.widgets.data_table import data_table
-from ui.widgets.download import Saver, contents
-from ui.widgets.dropdown import Choose
+from ui.widgets.download import Download, file_payload
+from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import empty, skeleton
-from ui.widgets.html_panel import LATEST, Board
+from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
 
 STAGES_ASK = "Which run keeps the model's perplexity best, stage by stage? Lower is better."
@@ -36,8 +36,8 @@ EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
 
 
 def build() -> None:
-    head = Board(skeleton(180), elem_id="compare-head")
-    saver = Saver()
+    head = HtmlPanel(skeleton(180), elem_id="compare-head")
+    saver = Download()
     with gr.Column(elem_id="compare-body", visible=False) as body:
         config = plain(elem_id="compare-config")
         figures = plain(elem_id="compare-figures")
@@ -54,8 +54,10 @@ def build() -> None:
     on_change(draw_curves, choice, drawn)
     live(draw_weights, tensor, overlaid)
     again = head.view(draw, None, shown, **LATEST)
-    again.then(draw_curves, choice, drawn, **READER).then(draw_weights, tensor, overlaid, **READER)
-    head.act(export, None, saver, **READER)
+    again.then(draw_curves, choice, drawn, **SILENT_EVENT).then(
+        draw_weights, tensor, overlaid, **SILENT_EVENT
+    )
+    head.act(export, None, saver, **SILENT_EVENT)
     for changed in (curve.input, scale.input, smoothing.input):
         event = changed(draw_curves, choice, drawn, **LATEST)
         url_sync(event, curve=curve, y=scale, smooth=smoothing)
@@ -70,13 +72,13 @@ def _stages_card() -> ChartCard:
     return chart_card("Perplexity by stage", STAGES_ASK, view)
 
 
-def _curves_card() -> tuple[Choose, gr.Radio, Choose, ChartCard]:
-    curve = Choose([], label="Curve", elem_id="compare-curve", render=False, min_width=200)
+def _curves_card() -> tuple[FreeDropdown, gr.Radio, FreeDropdown, ChartCard]:
+    curve = FreeDropdown([], label="Curve", elem_id="compare-curve", render=False, min_width=200)
     scale = gr.Radio(
         [("Linear", "linear"), ("Log", "log")], value="linear", label="Height axis",
         elem_id="compare-y", render=False, scale=0, min_width=160,
     )  # fmt: skip
-    smoothing = Choose(
+    smoothing = FreeDropdown(
         [(name.capitalize(), name) for name in SMOOTHING], value="none", label="Smoothing",
         elem_id="compare-smooth", render=False, min_width=120,
     )  # fmt: skip
@@ -88,8 +90,8 @@ def _curves_card() -> tuple[Choose, gr.Radio, Choose, ChartCard]:
     return curve, scale, smoothing, card
 
 
-def _weights_card() -> tuple[Choose, ChartCard]:
-    tensor = Choose([], label="Tensor", elem_id="compare-tensor", render=False, min_width=240)
+def _weights_card() -> tuple[FreeDropdown, ChartCard]:
+    tensor = FreeDropdown([], label="Tensor", elem_id="compare-tensor", render=False, min_width=240)
     view = PlotlyView(
         label="The weights of one tensor of the runs, overlaid", height=360,
         elem_id="compare-weights", render=False,
@@ -105,14 +107,14 @@ def _parts(card: ChartCard) -> list[gr.HTML]:
 # what is shown ------------------------------------------------------------------------------------
 
 
-def compared(request: gr.Request) -> Comparison | None:
+def compared(request: gr.Request) -> RunComparison | None:
     """The runs in the address, the first of them the baseline unless another is named; None when
     there are too few."""
     rows = chosen(all_rows(), names(request, "ids", MOST))
     if len(rows) < FEWEST:
         return None
     base = query(request, "base")
-    return Comparison(rows, next((row for row in rows if row.job.run == base), rows[0]))
+    return RunComparison(rows, next((row for row in rows if row.job.run == base), rows[0]))
 
 
 def draw(request: gr.Request) -> list[Any]:
@@ -139,7 +141,7 @@ def nothing_html() -> str:
     return empty(FEW, (href("runs"), "To the runs"), *([near] if newest else []))
 
 
-def _stages(of: Comparison) -> list[Any]:
+def _stages(of: RunComparison) -> list[Any]:
     rows = comparison.on_one_text(of)
     figures = {row.job.run: row.figures for row in rows}
     labels = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
@@ -202,7 +204,7 @@ def export(event: gr.EventData, request: gr.Request) -> Any:
     form, of = str((event._data or {}).get("do")), compared(request)
     if of is None or form not in EXPORTS:
         return gr.skip()
-    return contents(f"{'-'.join(of.runs)}.{form}", EXPORTS[form](of).encode())
+    return file_payload(f"{'-'.join(of.runs)}.{form}", EXPORTS[form](of).encode())
 
 
 PAGE = Page("Compare", "compare", build, order=40, key="c")

@@ -6,18 +6,18 @@ import plotly.graph_objects as go
 
 from backend.store import queries
 from ui.charts.histograms import overlay
-from ui.charts.series import Series, counted, cut_off_peaks, shared
-from ui.pages.compare.comparison import Comparison
+from ui.charts.series import Series, cut_off_peaks, series_note, shared
+from ui.pages.compare.comparison import RunComparison
 from ui.pages.weights.selection import DENSE, RunWeights, weights_of
-from ui.runs.rows import Row
-from ui.theme import stage_stroke
+from ui.runs.rows import RunRow
+from ui.theme import stage_style
 from ui.widgets.chart import note_html
 from ui.widgets.weight_tables import bins_table
 
 ASK = "What did each run leave of this tensor?"
 
 
-def weights_held(of: Comparison) -> dict[str, RunWeights]:
+def weights_held(of: RunComparison) -> dict[str, RunWeights]:
     """Run -> its weight statistics; runs without any are left out."""
     found = {run: weights_of(run) for run in of.runs}
     return {run: weights for run, weights in found.items() if weights}
@@ -29,18 +29,18 @@ def tensors_of(held: dict[str, RunWeights]) -> dict[str, str]:
 
 
 def drawn_tensor(
-    of: Comparison, held: dict[str, RunWeights], tensor: str
+    of: RunComparison, held: dict[str, RunWeights], tensor: str
 ) -> tuple[go.Figure, str, str]:
     """Figure, note and table of one tensor."""
     series = _series(of, held, tensor)
     binned = shared([*series.values()])
     missing = ", ".join(run for run in of.runs if run not in series)
     told = f"Not stored by {missing}." if missing else ""
-    words = " ".join(filter(None, (counted(binned), cut_off_peaks(binned), told)))
+    words = " ".join(filter(None, (series_note(binned), cut_off_peaks(binned), told)))
     return overlay([*series.values()]), note_html(ASK, words), bins_table(binned, tensor)
 
 
-def _series(of: Comparison, held: dict[str, RunWeights], tensor: str) -> dict[str, Series]:
+def _series(of: RunComparison, held: dict[str, RunWeights], tensor: str) -> dict[str, Series]:
     """The dense tensor as the baseline knows it, then run -> what it ended with."""
     drawn: dict[str, Series] = {}
     for row in sorted(of.rows, key=lambda row: row is not of.base):
@@ -49,14 +49,14 @@ def _series(of: Comparison, held: dict[str, RunWeights], tensor: str) -> dict[st
             continue
         by_stage = {s.stage: s for s in queries.tensor_snapshots(row.job.id, tensor)}
         if not drawn and DENSE in by_stage:
-            drawn[DENSE] = Series(by_stage[DENSE], "Dense", stage_stroke(DENSE))
+            drawn[DENSE] = Series(by_stage[DENSE], "Dense", stage_style(DENSE))
         stage = _last(row, held[run], [*by_stage])
         label = f"{run} · {held[run].labels.get(stage, stage)}"
         drawn[run] = Series(by_stage[stage], label, of.strokes[run])
     return drawn
 
 
-def _last(row: Row, weights: RunWeights, stages: list[str]) -> str:
+def _last(row: RunRow, weights: RunWeights, stages: list[str]) -> str:
     """The stage whose weights the run kept, or else the last it has come to."""
     kept = row.figures.kept
     return kept if kept in stages else max(stages, key=weights.stages.index)

@@ -10,7 +10,7 @@ from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import Job
-from jobs.generate.transcript import ENDS, Written, first_difference, written
+from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
 from ui.format import badge, esc, href, time_tag
 from ui.pages.generate.token_strip import legend, token_strip
 from ui.runs.actions import buttons
@@ -52,7 +52,7 @@ def answers(job: Job, place: int | None, blind: bool, actor: Actor) -> str:
     """
     hidden = blind and vote_of(job) is None and len(names_of(job)) > 1
     sides = order_of(job, hidden)
-    found = {n: written(job.run, n) for n in sides}
+    found = {n: read_transcript(job.run, n) for n in sides}
     first = found[sides[0]]
     who = {head for w in found.values() for _, head in w.tokens} - {0}
     columns = "".join(
@@ -85,7 +85,7 @@ def _stop(job: Job, actor: Actor) -> str:
 
 
 def _side(
-    job: Job, side: int, letter: str, found: Written, first: Written | None, hidden: bool
+    job: Job, side: int, letter: str, found: Transcript, first: Transcript | None, hidden: bool
 ) -> str:
     """HTML: one answer."""
     name = letter if hidden else f"{letter} · {model_name(names_of(job)[side - 1])}"
@@ -104,7 +104,7 @@ def _side(
     )
 
 
-def _figures(found: Written, hidden: bool) -> str:
+def _figures(found: Transcript, hidden: bool) -> str:
     parts = [f"{len(found.tokens)} tokens"]
     if found.speed and not hidden:
         parts.append(f"{found.speed:.1f} tokens/s")
@@ -113,7 +113,7 @@ def _figures(found: Written, hidden: bool) -> str:
     return " · ".join([*parts, *([ENDS[found.end]] if found.end else [])])
 
 
-def _compared(first: Written | None, found: Written, differs: int | None) -> str:
+def _compared(first: Transcript | None, found: Transcript, differs: int | None) -> str:
     if first is None or not (first.end and found.end):
         return ""
     if first.text == found.text:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import NotFound, SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import labels, roles, supervisor
 from backend.store import queries
 from backend.store.session import now_ms
@@ -16,14 +16,14 @@ from backend.store.tables import Job
 from jobs.generate import run as generate
 from jobs.generate.run import GenerateJob
 from jobs.submit import submit
-from ui.frame import READER, Page, actor, live, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.generate import details
 from ui.pages.launch.page import given_in, models, saved, trained
-from ui.runs.actions import perform
+from ui.runs.actions import run_action
 from ui.widgets.config_form import Choice, ConfigForm
 from ui.widgets.html import empty, stack
-from ui.widgets.html_panel import LATEST, Board
-from ui.widgets.notice import done, failed, notice
+from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.notice import notice, show_error, show_success
 
 LOOK_EVERY = 0.6  # seconds between looks at texts that grow
 NOTHING = "Nothing has been asked yet. Write a prompt and choose who answers it."
@@ -48,16 +48,16 @@ def build() -> None:
             ask = gr.Button("Generate", variant="primary", elem_id="generate-ask")
             told = notice("generate-said")
         with gr.Column(scale=2, min_width=320):
-            board = Board(elem_id="generate-board", min_height=240)
+            board = HtmlPanel(elem_id="generate-board", min_height=240)
     timer = gr.Timer(LOOK_EVERY, active=False)
 
     shown = [board, timer]
     live(draw, blind, shown)
-    timer.tick(draw, blind, shown, **READER)
+    timer.tick(draw, blind, shown, **SILENT_EVENT)
     board.view(draw, blind, shown, **LATEST)
     blind.input(draw, blind, shown, **LATEST)
     acted = board.act(act, None, told, show_progress="hidden", api_visibility="private")
-    acted.then(draw, blind, shown, **READER)
+    acted.then(draw, blind, shown, **SILENT_EVENT)
     on_load(_arrival(form, ask, told), None, [ask, told, *form.inputs])
 
     run = gr.Textbox(visible=False)
@@ -65,16 +65,16 @@ def build() -> None:
     def queue(request: gr.Request, *given: Any) -> dict[Any, Any]:
         error: SlimscopeError | None = None
         try:
-            job = submit(generate.NAME, form.values(given), actor(request))
+            job = submit(generate.NAME, form.values(given), current_user(request))
             supervisor.ensure()
             updates: dict[Any, Any] = {run: job.run, told: gr.update(visible=False)}
         except SlimscopeError as refused:
-            error, updates = refused, {told: failed(refused)}
+            error, updates = refused, {told: show_error(refused)}
         return {**form.complain(error), **updates}
 
     outputs = [run, told, form.accordion, *form.messages]
     asked = ask.click(queue, form.inputs, outputs, show_progress="hidden", api_visibility="private")
-    url_sync(asked, run=run).then(draw, blind, shown, **READER)
+    url_sync(asked, run=run).then(draw, blind, shown, **SILENT_EVENT)
 
 
 def sides() -> list[Choice]:
@@ -91,7 +91,7 @@ def _arrival(form: ConfigForm, ask: gr.Button, told: gr.HTML) -> Any:
     def arrive(request: gr.Request) -> dict[Any, Any]:
         old = _old(query(request, "from") or query(request, "run"))
         updates = form.arrival(old or given_in(request, GenerateJob) or None)
-        if reason := roles.may_not_add(actor(request)):
+        if reason := roles.may_not_add(current_user(request)):
             words = f'<p class="quiet">{reason} {roles.ASK}</p>'
             updates |= {
                 ask: gr.update(interactive=False),
@@ -123,7 +123,7 @@ def draw(blind: bool, request: gr.Request) -> list[Any]:
     if job is None:
         return [empty(NOTHING), gr.update(active=False)]
     place = queries.status().position(job.id)
-    shown = details.answers(job, place, bool(blind), actor(request))
+    shown = details.answers(job, place, bool(blind), current_user(request))
     html = stack(shown, details.gallery(earlier, job.run, now_ms()))
     return [html, gr.update(active=job.state in ACTIVE)]
 
@@ -134,13 +134,13 @@ def act(request: gr.Request, event: gr.EventData) -> Any:
     deed, run = str(data.get("do", "")), str(data.get("run", ""))
     try:
         if deed != details.TIE and not deed.startswith(details.BETTER):
-            return done(perform(deed, run, actor(request)))
+            return show_success(run_action(deed, run, current_user(request)))
         job = _chosen(run)
         if job is None or details.vote_of(job) is not None or deed not in details.votes_on(job):
-            raise NotFound("There is nothing to vote on.", "It was voted on, or is not there.")
-        labels.tag([job.run], [deed], actor(request))
+            raise NotFoundError("There is nothing to vote on.", "It was voted on, or is not there.")
+        labels.tag([job.run], [deed], current_user(request))
     except SlimscopeError as error:
-        return failed(error)
+        return show_error(error)
     return gr.update(visible=False)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from backend.methods.amphista.config import LOOKED_UP
-from jobs.generate.transcript import Pass, Written
+from jobs.generate.transcript import Transcript, TranscriptStep
 from ui.format import esc
 
 MOST = 512  # tokens that are tinted; the rest is plain
@@ -15,7 +15,7 @@ LOOKED = "looked"  # the tint of what was looked up
 WHO = {0: "the base chose it", LOOKED_UP: "it was looked up in the text"}
 
 
-def token_strip(found: Written, differs: int | None = None) -> str:
+def token_strip(found: Transcript, differs: int | None = None) -> str:
     """HTML: the tokens one after the other.
 
     Args:
@@ -32,7 +32,7 @@ def token_strip(found: Written, differs: int | None = None) -> str:
     return f'<p class="strip">{"".join(parts)}{esc(found.rest)}</p>'
 
 
-def _token(text: str, head: int, number: int, of: Pass, marked: bool) -> str:
+def _token(text: str, head: int, number: int, of: TranscriptStep, marked: bool) -> str:
     if not text:
         return ""
     who = WHO.get(head, f"head {head} guessed it")
@@ -41,7 +41,7 @@ def _token(text: str, head: int, number: int, of: Pass, marked: bool) -> str:
     return f'<{tag}{tint} title="{who}, pass {number}, {of.ms:.1f} ms">{esc(text)}</{tag}>'
 
 
-def _rejected(of: Pass) -> str:
+def _rejected(of: TranscriptStep) -> str:
     """The first guess of a pass that was wrong; those behind it were in vain with it."""
     text = next(iter(of.rejected), "")
     if not text.strip():

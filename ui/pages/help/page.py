@@ -17,7 +17,7 @@ from ui.keyboard import shortcuts
 from ui.pages import pages
 from ui.pages.help import glossary
 from ui.widgets.html import card, copy_button, shell, stack, table
-from ui.widgets.html_panel import Board
+from ui.widgets.html_panel import HtmlPanel
 
 DIRECTIONS = {"lower": "▼ lower is better", "higher": "▲ higher is better", "": ""}
 API = "/slimscope/api"
@@ -26,9 +26,9 @@ API = "/slimscope/api"
 def build() -> None:
     with gr.Row(elem_classes="help"):
         with gr.Column(scale=1, min_width=320):
-            Board(stack(figures_html(), glossary_html()), elem_id="help-words")
+            HtmlPanel(stack(figures_html(), glossary_html()), elem_id="help-words")
         with gr.Column(scale=1, min_width=320):
-            Board(
+            HtmlPanel(
                 stack(keys_html(), filter_html(), shell_html(), api_html(), sources_html()),
                 elem_id="help-use",
             )
@@ -114,7 +114,7 @@ def sources_html() -> str:
     """HTML: whose the models and texts are that come with the program or that it fetches."""
     models = [e for e in catalogue.entries() if not Path(e.name).is_absolute()]
     texts = [c for c in corpora.corpora() if not c.name.startswith(PREFIX)]
-    named: list[catalogue.Entry | corpora.Corpus] = [*models, *texts]
+    named: list[catalogue.CatalogueEntry | corpora.CorpusInfo] = [*models, *texts]
     pairs = "".join(
         f"<div><dt>{esc(one.title)}</dt><dd>Licence: {esc(one.licence)}"
         f'<span class="quiet under"><code>{esc(one.name)}</code></span></dd></div>'

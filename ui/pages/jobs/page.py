@@ -6,19 +6,19 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import NotFound, SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.folders import whole_log
 from backend.queue.service import Actor
 from backend.store import queries
-from backend.store.queries import Status
+from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import LIVE, State
 from backend.store.tables import Event, Job
 from ui.format import NONE, badge, count, esc, href, moment, time_tag
-from ui.frame import READER, Page, actor, live, query
-from ui.runs.actions import buttons, perform
-from ui.runs.queue_eta import start_words, starts
-from ui.widgets.download import AT_MOST, Saver, contents
+from ui.frame import SILENT_EVENT, Page, current_user, live, query
+from ui.runs.actions import buttons, run_action
+from ui.runs.queue_eta import start_times, start_words
+from ui.widgets.download import AT_MOST, Download, file_payload
 from ui.widgets.html import (
     attribute,
     empty,
@@ -31,9 +31,9 @@ from ui.widgets.html import (
     time_left,
     took,
 )
-from ui.widgets.html_panel import LATEST, Board
+from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.log_view import LogView, part
-from ui.widgets.notice import done, failed, notice, plain, said
+from ui.widgets.notice import notice, plain, show_error, show_html, show_success
 
 TABS = {"active": "Active", "ended": "Ended", "failed": "Failed"}
 ENDED = (State.SUCCEEDED, State.CANCELLED)
@@ -45,7 +45,7 @@ LOG_EVERY = 2.0  # seconds
 
 def build() -> None:
     told = notice("jobs-said")
-    board = Board(elem_id="jobs-board", min_height=160)
+    board = HtmlPanel(elem_id="jobs-board", min_height=160)
     with gr.Row(visible=False, elem_id="jobs-detail") as detail:
         with gr.Column(scale=3, min_width=320, elem_classes="card"):
             title = plain(elem_id="jobs-log-title")
@@ -56,7 +56,7 @@ def build() -> None:
                 elem_id="jobs-log-download",
                 elem_classes="log-download",
             )
-            saver = Saver()
+            saver = Download()
         with gr.Column(scale=2, min_width=320, elem_classes="card"):
             history = plain(elem_id="jobs-history")
     timer = gr.Timer(LOG_EVERY, active=False)
@@ -64,12 +64,12 @@ def build() -> None:
     shown = [board, detail, title, history, timer]
     live(draw, None, shown)
     live(follow, log, log)
-    board.view(draw, None, shown, **LATEST).then(follow, log, log, **READER)
-    board.view(forget, None, told, **READER)
+    board.view(draw, None, shown, **LATEST).then(follow, log, log, **SILENT_EVENT)
+    board.view(forget, None, told, **SILENT_EVENT)
     acted = board.act(act, None, told, show_progress="hidden", api_visibility="private")
-    acted.then(draw, None, shown, **READER)
-    timer.tick(follow, log, log, **READER)
-    save.click(save_log, None, [saver, told], **READER)
+    acted.then(draw, None, shown, **SILENT_EVENT)
+    timer.tick(follow, log, log, **SILENT_EVENT)
+    save.click(save_log, None, [saver, told], **SILENT_EVENT)
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def draw(request: gr.Request) -> list[Any]:
     status = queries.status()
     tab = query(request, "state", "active", TABS)
     chosen = chosen_job(request)
-    board = board_html(status, tab, chosen, actor(request))
+    board = board_html(status, tab, chosen, current_user(request))
     if chosen is None:
         return [board, gr.update(visible=False), "", "", gr.update(active=False)]
     return [
@@ -100,7 +100,7 @@ def chosen_job(request: gr.Request) -> Job | None:
         return None
 
 
-def board_html(status: Status, tab: str, chosen: Job | None, who: Actor) -> str:
+def board_html(status: QueueStatus, tab: str, chosen: Job | None, who: Actor) -> str:
     """HTML: the tabs, what is wrong with the queue, and the jobs."""
     found = jobs_of(status, tab)
     warning = ""
@@ -109,7 +109,7 @@ def board_html(status: Status, tab: str, chosen: Job | None, who: Actor) -> str:
     return _tabs(status, tab) + warning + (_table(found, tab, status, chosen, who) or _nothing(tab))
 
 
-def jobs_of(status: Status, tab: str) -> list[Job]:
+def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
     """Active: what runs, then the queue in its order. Others: the newest end first."""
     if tab == "active":
         return [*status.live, *status.queued]
@@ -117,7 +117,7 @@ def jobs_of(status: Status, tab: str) -> list[Job]:
     return sorted(found, key=lambda job: -(job.finished_at or 0))
 
 
-def _tabs(status: Status, tab: str) -> str:
+def _tabs(status: QueueStatus, tab: str) -> str:
     numbers = {
         "active": len(status.live) + len(status.queued),
         "ended": status.finished - status.needs_attention,
@@ -133,7 +133,7 @@ def _tabs(status: Status, tab: str) -> str:
     )
 
 
-def _table(found: list[Job], tab: str, status: Status, chosen: Job | None, who: Actor) -> str:
+def _table(found: list[Job], tab: str, status: QueueStatus, chosen: Job | None, who: Actor) -> str:
     if not found:
         return ""
     if tab == "active":
@@ -141,8 +141,8 @@ def _table(found: list[Job], tab: str, status: Status, chosen: Job | None, who: 
     return _past(found, chosen, who, why=tab == "failed")
 
 
-def _active(found: list[Job], status: Status, chosen: Job | None, who: Actor) -> str:
-    now, start = now_ms(), starts(status)
+def _active(found: list[Job], status: QueueStatus, chosen: Job | None, who: Actor) -> str:
+    now, start = now_ms(), start_times(status)
     rows = []
     for job in found:
         place = status.position(job.id)
@@ -225,14 +225,16 @@ def act(event: gr.EventData, request: gr.Request) -> Any:
     """Does what a button asks for; says what was done, or why not."""
     asked = event._data or {}
     try:
-        return done(perform(str(asked.get("do")), str(asked.get("run")), actor(request)))
+        return show_success(
+            run_action(str(asked.get("do")), str(asked.get("run")), current_user(request))
+        )
     except SlimscopeError as error:
-        return failed(error)
+        return show_error(error)
 
 
 def forget() -> Any:
     """Takes back what was said: it was about another view."""
-    return said("")
+    return show_html("")
 
 
 def follow(cursor: Any, request: gr.Request) -> Any:
@@ -248,10 +250,10 @@ def save_log(request: gr.Request) -> list[Any]:
         job = queries.job(query(request, "id"))
         text = whole_log(job.run, job.attempts_made)
         if not text:
-            raise NotFound(f"{job.run} has no log.", "It has not started yet.")
-        return [contents(f"{job.run}-log.txt", text[-AT_MOST:]), said("")]
+            raise NotFoundError(f"{job.run} has no log.", "It has not started yet.")
+        return [file_payload(f"{job.run}-log.txt", text[-AT_MOST:]), show_html("")]
     except SlimscopeError as error:
-        return [gr.skip(), failed(error)]
+        return [gr.skip(), show_error(error)]
 
 
 PAGE = Page("Jobs", "jobs", build, order=20, key="j")

@@ -20,14 +20,14 @@ from jobs.fields.drafters import finished_drafters
 from jobs.kind import JobConfig, Kind, kinds
 from ui.format import duration, esc, href, problem, short_count, size
 from ui.format import runs as counted
-from ui.frame import READER, Page, actor, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
 from ui.pages.launch.sweep_form import SweepForm
-from ui.runs.queue_eta import start_words, starts
-from ui.runs.results import choices
+from ui.runs.queue_eta import start_times, start_words
+from ui.runs.results import setting_summary
 from ui.widgets.config_form import Choice, ConfigForm, title
 from ui.widgets.html import empty, facts, run_link, shell, stack
-from ui.widgets.html_panel import LATEST, Board
-from ui.widgets.notice import done, failed, notice, plain, said
+from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.notice import notice, plain, show_error, show_html, show_success
 
 NO_PRESET = "default"
 ADD = "Add to queue"
@@ -90,11 +90,11 @@ def build() -> None:
             )
             add = gr.Button(ADD, variant="primary", elem_id="launch-add")
             told = notice("launch-said")
-            preview = Board(elem_id="launch-preview", min_height=240)
+            preview = HtmlPanel(elem_id="launch-preview", min_height=240)
     for form in forms.values():
         _wire(form, method, name, add, told, preview)
     columns = [form.column for form in forms.values()]
-    chosen = method.input(_show_kind(list(forms)), method, columns, **READER)
+    chosen = method.input(_show_kind(list(forms)), method, columns, **SILENT_EVENT)
     url_sync(chosen, kind=method)
     _wire_arrival(forms, method, name, add, told)
 
@@ -120,8 +120,8 @@ def preset_words(kind: Kind, values: Mapping[str, Any], before: Mapping[str, Any
     fields = kind.config.model_fields
     sets = [f"{title(name, fields[name])} {_said(value)}" for name, value in values.items()]
     back = [title(name, fields[name]) for name in before if name not in values]
-    said = {"Sets": sets, "Back to default:": back}
-    return " ".join(f"{verb} {'; '.join(each)}." for verb, each in said.items() if each)
+    parts = {"Sets": sets, "Back to default:": back}
+    return " ".join(f"{verb} {'; '.join(each)}." for verb, each in parts.items() if each)
 
 
 def _said(value: Any) -> str:
@@ -161,7 +161,7 @@ def drafters() -> list[Choice]:
 def trained() -> list[Choice]:
     """Every drafter, as people tell it from others."""
     return [
-        (f"{job.run} for {job.config['model']}: {', '.join(choices(job))}", job.run)
+        (f"{job.run} for {job.config['model']}: {', '.join(setting_summary(job))}", job.run)
         for job in finished_drafters()
     ]
 
@@ -183,7 +183,7 @@ def _wire(
     name: gr.Textbox,
     add: gr.Button,
     told: gr.HTML,
-    preview: Board,
+    preview: HtmlPanel,
 ) -> None:
     """Preview on every change; presets; the button."""
     form, inputs = this.form, this.inputs
@@ -193,7 +193,7 @@ def _wire(
         if kind != this.kind.name:
             return gr.skip()
         values, pairs = this.read(given)
-        if roles.may_not_add(actor(request)):
+        if roles.may_not_add(current_user(request)):
             html, runs, error = unchecked(this.kind, values)
         else:
             html, runs, error = preview_of(this.kind, values, pairs)
@@ -216,7 +216,7 @@ def _wire(
     gr.on(changes, look, [method, *inputs], outputs, **LATEST)
     on_load(look, [method, *inputs], outputs)
     last = gr.State(NO_PRESET)
-    this.preset.input(use, [this.preset, last], [this.preset, last, *form.inputs], **READER)
+    this.preset.input(use, [this.preset, last], [this.preset, last, *form.inputs], **SILENT_EVENT)
     queued = [*this.messages, form.accordion, told]
     add.click(
         queue, [method, name, *inputs], queued, show_progress="hidden", api_visibility="private"
@@ -242,7 +242,7 @@ def _wire_arrival(
     def arrive(request: gr.Request) -> dict[Any, Any]:
         old = _old(query(request, "from"))
         asked = old.kind if old else query(request, "kind")
-        reason = roles.may_not_add(actor(request))
+        reason = roles.may_not_add(current_user(request))
         updates = _closed(add, told, reason) if reason else {}
         for kind, this in forms.items():
             values = given_in(request, this.kind.config) if kind == asked else {}
@@ -264,7 +264,7 @@ def given_in(request: gr.Request, config: type[JobConfig]) -> dict[str, str]:
 
 def _closed(add: gr.Button, told: gr.HTML, reason: str) -> dict[Any, Any]:
     html = f'<p class="quiet">{esc(reason)} {roles.ASK}</p>'
-    return {add: gr.update(interactive=False), told: said(html)}
+    return {add: gr.update(interactive=False), told: show_html(html)}
 
 
 def _old(run: str) -> Job | None:
@@ -339,9 +339,9 @@ def enqueue(
     """Puts the runs into the queue; says where they stand there, or what is wrong."""
     try:
         swept = sweep.read(kind.name, pairs)
-        jobs = sweep.queue(kind.name, values, swept, actor(request), name=name or "")
+        jobs = sweep.queue(kind.name, values, swept, current_user(request), name=name or "")
     except SlimscopeError as error:
-        return failed(error), error
+        return show_error(error), error
     supervisor.ensure()
     first = jobs[0]
     where = _place(first)
@@ -353,7 +353,7 @@ def enqueue(
         f'<a href="{href(page[0], id=first.run)}">{page[1]}</a> '
         f'<a href="{href("jobs", id=first.run)}">See the queue</a>'
     )
-    return done(f"<b>✓ {what}</b> {where} {links}"), None
+    return show_success(f"<b>✓ {what}</b> {where} {links}"), None
 
 
 def _place(job: Job) -> str:
@@ -362,7 +362,7 @@ def _place(job: Job) -> str:
     place = status.position(job.id)
     if not place:
         return f"{esc(job.run)} is about to start."
-    when = start_words(starts(status).get(job.id))
+    when = start_words(start_times(status).get(job.id))
     return f"{esc(job.run)} is number {place} in the queue{f' and {when}' if when else ''}."
 
 

@@ -10,14 +10,14 @@ import gradio as gr
 from backend.models.sources import catalogue
 from backend.queue.service import Actor
 from backend.store import queries
-from backend.store.queries import Status
+from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.kind import kinds
 from jobs.metrics import metric
 from ui.format import badge, esc, href, time_tag
-from ui.frame import READER, Page, actor, live, query, url_sync
+from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
 from ui.pages.jobs.page import act
 from ui.pages.overview import pareto
 from ui.pages.overview.pareto_chart import tradeoff
@@ -25,9 +25,9 @@ from ui.pages.overview.tour import tour
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
 from ui.runs.actions import buttons
-from ui.runs.rows import Row
+from ui.runs.rows import RunRow
 from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html
-from ui.widgets.dropdown import Choose
+from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import (
     card,
     described,
@@ -44,8 +44,8 @@ from ui.widgets.html import (
     took,
     treated,
 )
-from ui.widgets.html_panel import LATEST, Board
-from ui.widgets.notice import notice, plain, said
+from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.notice import notice, plain, show_html
 
 NEWEST = 8
 NEXT = 3
@@ -62,13 +62,13 @@ def build() -> None:
     told = notice("overview-said")
     with gr.Row(elem_classes="overview"):
         with gr.Column(scale=5, min_width=320):
-            running = Board(skeleton(92), elem_id="overview-running")
+            running = HtmlPanel(skeleton(92), elem_id="overview-running")
             with gr.Column(elem_id="overview-best") as picture:
                 group, x, chart = _tradeoff_card()
-            latest = Board(skeleton(320), elem_id="overview-latest")
+            latest = HtmlPanel(skeleton(320), elem_id="overview-latest")
         with gr.Column(scale=3, min_width=320):
             front = plain(skeleton(280), elem_id="overview-front")
-            side = Board(skeleton(140), elem_id="overview-side")
+            side = HtmlPanel(skeleton(140), elem_id="overview-side")
     seen = gr.State(None)
 
     shown = [running, latest, side]
@@ -81,12 +81,14 @@ def build() -> None:
     chart.view.select(None, None, None, js=TO_RUN)
     for board in shown:
         acted = board.act(act, None, told, show_progress="hidden", api_visibility="private")
-        acted.then(draw, None, shown, **READER)
+        acted.then(draw, None, shown, **SILENT_EVENT)
 
 
-def _tradeoff_card() -> tuple[Choose, Choose, ChartCard]:
-    group = Choose([], label="Model and text", elem_id="overview-of", render=False, min_width=240)
-    x = Choose([], label="Price", elem_id="overview-x", render=False, min_width=160)
+def _tradeoff_card() -> tuple[FreeDropdown, FreeDropdown, ChartCard]:
+    group = FreeDropdown(
+        [], label="Model and text", elem_id="overview-of", render=False, min_width=240
+    )
+    x = FreeDropdown([], label="Price", elem_id="overview-x", render=False, min_width=160)
     view = PlotlyView(
         label="Perplexity against size, zeros or speed, one dot a run", height=400,
         elem_id="overview-tradeoff", render=False,
@@ -99,7 +101,7 @@ def _tradeoff_card() -> tuple[Choose, Choose, ChartCard]:
 
 def draw(request: gr.Request) -> list[str]:
     """HTML of what runs, of what ended, and of what waits or needs a look."""
-    status, who = queries.status(), actor(request)
+    status, who = queries.status(), current_user(request)
     if not (status.live or status.queued or status.finished):
         return [empty("No runs yet.", new_run()), "", models_html()]
     return [
@@ -119,7 +121,7 @@ def _new_run_button() -> str:
     return f'<a class="button primary" data-testid="new-run" href="{where}">{words}</a>'
 
 
-def running_html(status: Status, who: Actor) -> str:
+def running_html(status: QueueStatus, who: Actor) -> str:
     """HTML: a card for what runs now."""
     body = "".join(_running(job, who) for job in status.live)
     return card(
@@ -152,7 +154,9 @@ def latest_html() -> str:
     return card("Latest results", table(heads, cells, numeric), more)
 
 
-def fullest(usual: Sequence[run_columns.Column], rows: Sequence[Row]) -> list[run_columns.Column]:
+def fullest(
+    usual: Sequence[run_columns.Column], rows: Sequence[RunRow]
+) -> list[run_columns.Column]:
     """The figures most of these runs have, as they stand side by side on Runs."""
     found = [c for c in usual if c.key not in LEFT_OUT]
     found = [c for c in found if any(c.value(row) is not None for row in rows)]
@@ -160,7 +164,7 @@ def fullest(usual: Sequence[run_columns.Column], rows: Sequence[Row]) -> list[ru
     return [c for c in found if c in best]
 
 
-def next_html(status: Status) -> str:
+def next_html(status: QueueStatus) -> str:
     """HTML: the head of the queue."""
     if not status.queued:
         return ""
@@ -171,7 +175,7 @@ def next_html(status: Status) -> str:
     return card("Next in the queue", f'<ol class="plain">{items}</ol>', more)
 
 
-def attention_html(status: Status, who: Actor) -> str:
+def attention_html(status: QueueStatus, who: Actor) -> str:
     """HTML: the newest runs that failed or were lost."""
     if not status.needs_attention:
         return ""
@@ -229,7 +233,7 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> list[Any]
     seen = list(mark or queries.figures_mark())
     if of is None:
         return [seen, gr.update(visible=False), gr.update(), gr.update(), None,
-                note_html(ASK), "", said("")]  # fmt: skip
+                note_html(ASK), "", show_html("")]  # fmt: skip
     name = x if x in of.axes else of.axes[0]
     points = of.points(name)
     offered = [(metric(n).title, n) for n in of.axes]
@@ -241,7 +245,7 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> list[Any]
         tradeoff(points, metric(name), of.dense),
         note_html(ASK, _counted(points, of.rows)),
         pareto.points_table(of, name),
-        said(pareto.best_card(of, name)),
+        show_html(pareto.best_card(of, name)),
     ]
 
 

@@ -9,10 +9,10 @@ from functools import cached_property
 from backend.store.states import State
 from jobs.metrics import METRICS, metric
 from ui.format import NONE, count, esc, href
-from ui.pages.overview.pareto_chart import Point, front
+from ui.pages.overview.pareto_chart import ParetoPoint, pareto_front
 from ui.runs.deltas import conditions
-from ui.runs.results import base_model, choices, kind_title, written
-from ui.runs.rows import Row
+from ui.runs.results import base_model, format_value, kind_title, setting_summary
+from ui.runs.rows import RunRow
 from ui.widgets.data_table import Cell, data_table
 from ui.widgets.html import card, table
 
@@ -23,7 +23,7 @@ MOST = 500  # dots; the newest, and all on the front
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparableRuns:
     """Runs of one base model whose perplexity was measured on the same tokens.
 
     Attributes:
@@ -32,7 +32,7 @@ class Group:
 
     key: str
     label: str
-    rows: Sequence[Row]
+    rows: Sequence[RunRow]
 
     @cached_property
     def dense(self) -> float | None:
@@ -55,21 +55,25 @@ class Group:
     def _values(self, name: str) -> list[float]:
         return [v for row in self.rows if (v := cost(row, name)) is not None]
 
-    def points(self, name: str) -> list[Point]:
+    def points(self, name: str) -> list[ParetoPoint]:
         """The runs that have this figure, the newest first."""
         found = self._points(name)
-        best = {p.run for p in front(found, metric(name).better == "higher")}
+        best = {p.run for p in pareto_front(found, metric(name).better == "higher")}
         return [p for i, p in enumerate(found) if i < MOST or p.run in best]
 
-    def _points(self, name: str) -> list[Point]:
+    def _points(self, name: str) -> list[ParetoPoint]:
         return [
-            Point(
-                row.job.run, " · ".join(choices(row.job)) or row.job.name, kind_title(row.job),
-                x, y, row.figures.final("tokens_per_second"),
+            ParetoPoint(
+                row.job.run,
+                " · ".join(setting_summary(row.job)) or row.job.name,
+                kind_title(row.job),
+                x,
+                y,
+                row.figures.final("tokens_per_second"),
             )
             for row in self.rows
             if (x := cost(row, name)) is not None and (y := row.figures.final()) is not None
-        ]  # fmt: skip
+        ]
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -77,14 +81,14 @@ def _spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / largest if largest else 0.0
 
 
-def cost(row: Row, name: str) -> float | None:
+def cost(row: RunRow, name: str) -> float | None:
     """A figure of a run that can stand on the horizontal axis."""
     return row.size if name == "size" else row.figures.final(name)
 
 
-def groups(rows: Sequence[Row]) -> list[Group]:
+def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
     """Succeeded runs with a perplexity by base model and evaluation text, most runs first."""
-    found: dict[tuple[str, ...], list[Row]] = {}
+    found: dict[tuple[str, ...], list[RunRow]] = {}
     for row in rows:
         if row.job.state == State.SUCCEEDED and row.figures.final() is not None:
             measured = conditions(row, "perplexity")
@@ -92,10 +96,10 @@ def groups(rows: Sequence[Row]) -> list[Group]:
             key = (model, *(str(value) for value in measured.values()))
             found.setdefault(key, []).append(row)
     ordered = sorted(found.values(), key=lambda held: -len(held))
-    return [Group(held[0].job.run, _label(held[0]), held) for held in ordered]
+    return [ComparableRuns(held[0].job.run, _label(held[0]), held) for held in ordered]
 
 
-def _label(row: Row) -> str:
+def _label(row: RunRow) -> str:
     """In words: the model, the text, and how it was cut."""
     figure = row.figures.final_row("perplexity")
     details = (figure.details if figure else None) or {}
@@ -107,18 +111,18 @@ def _label(row: Row) -> str:
     return " · ".join(parts)
 
 
-def chosen_group(held: Sequence[Group], key: str) -> Group | None:
+def chosen_group(held: Sequence[ComparableRuns], key: str) -> ComparableRuns | None:
     """The group that holds run `key`, or else the largest."""
     named = (g for g in held if key in {row.job.run for row in g.rows})
     return next(named, held[0] if held else None)
 
 
-def best_card(group: Group, name: str) -> str:
+def best_card(group: ComparableRuns, name: str) -> str:
     """HTML: the runs on the front, best quality first."""
     of, points = metric(name), group.points(name)
-    best = sorted(front(points, of.better == "higher"), key=lambda p: p.y)
+    best = sorted(pareto_front(points, of.better == "higher"), key=lambda p: p.y)
     rows = [
-        [_linked(p), written(METRICS["perplexity"], p.y), written(of, p.x)]
+        [_linked(p), format_value(METRICS["perplexity"], p.y), format_value(of, p.x)]
         for p in best[:FRONT_ROWS]
     ]
     if not rows:
@@ -130,23 +134,25 @@ def best_card(group: Group, name: str) -> str:
     return card("Best so far", shown + told, tail)
 
 
-def _linked(point: Point) -> str:
+def _linked(point: ParetoPoint) -> str:
     return (
         f'<a class="mono" href="{href("run", id=point.run)}">{esc(point.run)}</a>'
         f'<span class="clip quiet under" title="{esc(point.label)}">{esc(point.label)}</span>'
     )
 
 
-def points_table(group: Group, name: str) -> str:
+def points_table(group: ComparableRuns, name: str) -> str:
     """HTML: every dot as a row, each leading to its run."""
     of = metric(name)
     rows: list[list[Cell]] = [
         [
             _linked(p),
             esc(p.kind),
-            (written(METRICS["perplexity"], p.y), p.y),
-            (written(of, p.x), p.x),
-            NONE if p.speed is None else (written(METRICS["tokens_per_second"], p.speed), p.speed),
+            (format_value(METRICS["perplexity"], p.y), p.y),
+            (format_value(of, p.x), p.x),
+            NONE
+            if p.speed is None
+            else (format_value(METRICS["tokens_per_second"], p.speed), p.speed),
         ]
         for p in group.points(name)
     ]

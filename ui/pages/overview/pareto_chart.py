@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from jobs.metrics import METRICS, Metric
 from ui.charts.template import axis, layout, legend, log_axis
 from ui.format import esc, number
-from ui.runs.results import written
+from ui.runs.results import format_value
 from ui.theme import BLUE, GREEN, LIGHT, OKABE_ITO, PINK, VERMILLION
 
 PLAIN, SMALLEST, LARGEST = 11, 8, 24  # pixels
@@ -26,7 +26,7 @@ DECADE = 0.15  # of a power of ten: less than that is drawn on an even axis
 
 
 @dataclass(frozen=True)
-class Point:
+class ParetoPoint:
     """One run.
 
     Attributes:
@@ -42,7 +42,7 @@ class Point:
     speed: float | None = None
 
 
-def front(points: Sequence[Point], larger_x: bool) -> list[Point]:
+def pareto_front(points: Sequence[ParetoPoint], larger_x: bool) -> list[ParetoPoint]:
     """The Pareto front from left to right: lowest `y`, with `x` as small as can be, or as large; a
     few bytes in a file's head make no run smaller."""
     sign = -1 if larger_x else 1
@@ -54,14 +54,14 @@ def front(points: Sequence[Point], larger_x: bool) -> list[Point]:
     return sorted(found, key=lambda p: p.x)
 
 
-def tradeoff(points: Sequence[Point], x: Metric, dense: float | None) -> go.Figure:
+def tradeoff(points: Sequence[ParetoPoint], x: Metric, dense: float | None) -> go.Figure:
     """The picture. A click on a dot tells its run as `customdata`.
 
     Args:
         x: the metric on the horizontal axis.
         dense: perplexity of the model before compression.
     """
-    best = front(points, x.better == "higher")
+    best = pareto_front(points, x.better == "higher")
     kinds = list(dict.fromkeys(p.kind for p in points))
     scale = 100.0 if x.form == "share" else 1e-6 if x.form == "bytes" else 1.0
     ys = [p.y for p in points] + ([dense] if dense else [])
@@ -112,7 +112,7 @@ def _height(ys: Sequence[float]) -> dict[str, object]:
     return log_axis(title, span)
 
 
-def _front_line(best: Sequence[Point], x: Metric, scale: float) -> go.Scatter:
+def _front_line(best: Sequence[ParetoPoint], x: Metric, scale: float) -> go.Scatter:
     """Steps: between two runs of the front, only the worse is to be had."""
     return go.Scatter(
         x=[scale * p.x for p in best],
@@ -129,7 +129,7 @@ def _front_line(best: Sequence[Point], x: Metric, scale: float) -> go.Scatter:
 
 
 def _dots(
-    points: Sequence[Point], best: Sequence[Point], x: Metric, scale: float, place: int
+    points: Sequence[ParetoPoint], best: Sequence[ParetoPoint], x: Metric, scale: float, place: int
 ) -> go.Scatter:
     colour = COLOURS[place % len(COLOURS)]
     fastest = max((p.speed or 0.0 for p in points), default=0.0)
@@ -165,12 +165,12 @@ def _size(speed: float | None, fastest: float) -> float:
     return max(SMALLEST, LARGEST * math.sqrt((speed or 0.0) / fastest))
 
 
-def _hover(point: Point, x: Metric) -> str:
+def _hover(point: ParetoPoint, x: Metric) -> str:
     unit = " %" if x.form == "share" else ""
     lines = [
         f"<b>{esc(point.run)}</b> {esc(point.label)}",
         f"Perplexity {number(point.y)}",
-        f"{x.label} {written(x, point.x)}{unit}",
+        f"{x.label} {format_value(x, point.x)}{unit}",
     ]
     if point.speed:
         lines.append(f"{METRICS['tokens_per_second'].label} {number(point.speed, 3)} tokens/s")

@@ -12,7 +12,7 @@ from backend.statistics.names import FAN
 from ui.charts.heatmap import DIVERGING, ROBUST, colour_bar, colour_limits, even_ticks
 from ui.charts.template import axis, layout, legend, tint
 from ui.format import NONE, count, number, share
-from ui.theme import LIGHT, stage_stroke
+from ui.theme import LIGHT, stage_style
 
 MOST = 128  # rows and columns of a map; more are drawn as means of neighbours
 FAR = 0.01  # from 1, for a magnitude
@@ -20,7 +20,7 @@ Group = tuple[int, int]  # row, group in the row
 
 
 @dataclass(frozen=True)
-class Figure:
+class GroupFigure:
     """One figure of a group.
 
     Attributes:
@@ -51,14 +51,14 @@ class Figure:
         return share(value, 2) if self.percent else number(value, 5 if self.ratio else 4)
 
 
-FIGURES: dict[str, Figure] = {
-    "magnitude": Figure(
+FIGURES: dict[str, GroupFigure] = {
+    "magnitude": GroupFigure(
         "Magnitude m", "Which groups did training scale up or down?", "log₂, 0 is unchanged",
         ratio=True,
     ),
-    "scale": Figure("Scale m·s", "Which groups have coarse steps between their codes?"),
-    "error": Figure("Error", "Which groups are farthest from their dense weights?", "RMS"),
-    "clipped": Figure(
+    "scale": GroupFigure("Scale m·s", "Which groups have coarse steps between their codes?"),
+    "error": GroupFigure("Error", "Which groups are farthest from their dense weights?", "RMS"),
+    "clipped": GroupFigure(
         "Clipped", "Where do weights lie outside of the grid's range?", "% of a group",
         percent=True,
     ),
@@ -66,7 +66,7 @@ FIGURES: dict[str, Figure] = {
 
 
 @dataclass(frozen=True)
-class Cells:
+class GroupCells:
     """A map [rows, columns] of at most `MOST` on a side.
 
     Attributes:
@@ -92,7 +92,7 @@ class Cells:
         return i, j
 
 
-def cells(values: np.ndarray) -> Cells:
+def cells(values: np.ndarray) -> GroupCells:
     """The map of `values` [rows, groups]."""
     rows, columns = _spans(values.shape[0]), _spans(values.shape[1])
     usual, shape = np.nanmedian(values), (len(rows), len(columns))
@@ -109,7 +109,7 @@ def cells(values: np.ndarray) -> Cells:
             far = np.nan_to_num(np.abs(part - usual), nan=-1.0)
             r, c = np.unravel_index(np.argmax(far), part.shape)
             farthest[-1].append((top + int(r), left + int(c)))
-    return Cells(mean, low, high, rows, columns, farthest)
+    return GroupCells(mean, low, high, rows, columns, farthest)
 
 
 def _spans(length: int) -> list[tuple[int, int]]:
@@ -118,7 +118,7 @@ def _spans(length: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Mapped:
+class GroupMap:
     """One figure of every group, as it is drawn.
 
     Attributes:
@@ -126,14 +126,14 @@ class Mapped:
         low, high: the limits of the colours.
     """
 
-    figure: Figure
+    figure: GroupFigure
     values: np.ndarray
-    shown: Cells
+    shown: GroupCells
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray, name: str, among: np.ndarray) -> Mapped:
+    def of(cls, values: np.ndarray, name: str, among: np.ndarray) -> GroupMap:
         """The figure `name`, a key of `FIGURES`.
 
         Args:
@@ -146,7 +146,7 @@ class Mapped:
         return cls(figure, values, shown, *limits)
 
 
-def group_map(mapped: Mapped, view: str, picked: Group | None) -> go.Figure:
+def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
     """Output rows from top to bottom, groups along the inputs from left to right.
 
     Args:
@@ -176,7 +176,7 @@ def group_map(mapped: Mapped, view: str, picked: Group | None) -> go.Figure:
     return go.Figure(heat, layout(view=view, meta=meta, xaxis=across, yaxis=down))
 
 
-def map_counted(mapped: Mapped) -> str:
+def group_map_note(mapped: GroupMap) -> str:
     """In words: how many groups, their spread, and what the colours leave out."""
     figure, values, shown = mapped.figure, mapped.values, mapped.shown
     ends = (figure.say(float(end)) for end in (np.nanmin(values), np.nanmax(values)))
@@ -198,7 +198,7 @@ def _named(span: tuple[int, int]) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
-def _hover(shown: Cells, figure: Figure, values: np.ndarray) -> list[list[str]]:
+def _hover(shown: GroupCells, figure: GroupFigure, values: np.ndarray) -> list[list[str]]:
     words: list[list[str]] = []
     for i, line in enumerate(shown.farthest):
         words.append([])
@@ -218,13 +218,13 @@ def _hover(shown: Cells, figure: Figure, values: np.ndarray) -> list[list[str]]:
 # over training ------------------------------------------------------------------------------------
 
 
-def fan(quantiles: Mapping[str, Mapping[int, float]], stage: str) -> go.Figure:
+def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) -> go.Figure:
     """Magnitudes of all groups of the model, step by step: bands of quantiles and the median.
 
     Args:
         quantiles: name such as "p05" -> step -> value.
     """
-    colour = stage_stroke(stage).colour
+    colour = stage_style(stage).colour
     lines, names = [], [*FAN]
     for low, high in zip(names[: len(names) // 2], names[: len(names) // 2 : -1], strict=True):
         upper, lower = quantiles.get(high, {}), quantiles.get(low, {})
@@ -274,7 +274,7 @@ def group_history(steps: Mapping[int, np.ndarray], group: Group, stage: str) -> 
     Args:
         steps: step -> magnitudes [rows, groups].
     """
-    at, stroke = sorted(steps), stage_stroke(stage)
+    at, stroke = sorted(steps), stage_style(stage)
     bands = [np.quantile(steps[s], (0.05, 0.95)) for s in at]
     name = "5 to 95 % of this tensor"
     own = go.Scatter(
@@ -303,7 +303,7 @@ def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
         usage: step -> counts [2^bits].
     """
     at = sorted({min(usage), max(usage)}) if usage else []
-    colours = [LIGHT.muted, stage_stroke(stage).colour]
+    colours = [LIGHT.muted, stage_style(stage).colour]
     bars = [
         go.Bar(
             x=list(range(len(usage[step]))),
@@ -325,7 +325,7 @@ def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
     )  # fmt: skip
 
 
-def usage_counted(usage: Mapping[int, np.ndarray]) -> str:
+def code_usage_note(usage: Mapping[int, np.ndarray]) -> str:
     """In words: how many weights, how many codes are used, and the bits a code carries."""
     if not usage:
         return ""
@@ -382,7 +382,7 @@ def group_weights(shown: GroupWeights, view: str, stage: str) -> go.Figure:
     for what plain rounding would have done."""
     dots = go.Scatter(
         x=shown.dense.tolist(), y=shown.residual.tolist(), customdata=shown.moved.tolist(),
-        mode="markers", marker={"size": 7, "color": stage_stroke(stage).colour},
+        mode="markers", marker={"size": 7, "color": stage_style(stage).colour},
         hovertemplate="Dense %{x:.5f}<br>now %{customdata:.5f}<br>moved by %{y:.5f}<extra></extra>",
     )  # fmt: skip
     lines: list[dict[str, object]] = [
@@ -403,7 +403,7 @@ def group_weights(shown: GroupWeights, view: str, stage: str) -> go.Figure:
     )
 
 
-def weights_counted(shown: GroupWeights) -> str:
+def group_weights_note(shown: GroupWeights) -> str:
     """In words: how many weights, and how many plain rounding would not have put where they are."""
     words = f"n = {count(len(shown.dense))} weights on {len(np.unique(shown.moved))} of "
     words += f"{len(shown.points)} points; {shown.beyond} of the dense ones beyond the ends, "

@@ -12,21 +12,21 @@ from gradio.components import Component
 from backend.store import queries
 from backend.store.states import ACTIVE
 from ui.format import href
-from ui.frame import READER, Page, on_change, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, Page, on_change, on_load, query, url_sync
 from ui.pages.quantization import views
 from ui.pages.quantization.charts import FIGURES
-from ui.pages.quantization.selection import CURVES, MAGNITUDE, Choice, LookedQuant
+from ui.pages.quantization.selection import CURVES, MAGNITUDE, QuantSelection, QuantView
 from ui.pages.quantization.views import View
 from ui.widgets.chart import ChartCard, PlotlyView, chart_card
-from ui.widgets.dropdown import Choose
-from ui.widgets.empty_state import nothing_of
-from ui.widgets.explorer import PICKED, Shown, listed, run_choice
+from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.empty_state import empty_state
+from ui.widgets.explorer import PICKED, Updates, named_outputs, run_choice
 from ui.widgets.html import empty
 from ui.widgets.notice import plain
 
 HEIGHT, LOW = 400, 220
-LATEST: dict[str, Any] = {"trigger_mode": "always_last", **READER}
-CONTROLS = tuple(field.name for field in fields(Choice))
+LATEST: dict[str, Any] = {"trigger_mode": "always_last", **SILENT_EVENT}
+CONTROLS = tuple(field.name for field in fields(QuantSelection))
 CARDS = {
     "curve": views.curve_view,
     "layers": views.layers_view,
@@ -42,17 +42,17 @@ NO_RUN = "No run has trained inside a quantisation grid yet."
 
 
 def make_controls() -> dict[str, Component]:
-    """Every control, not yet drawn, by name and in the order of `Choice`."""
+    """Every control, not yet drawn, by name and in the order of `QuantSelection`."""
     options: dict[str, Any] = {"render": False}
     return {
-        "run": Choose([], label="Run", elem_id="quant-run", min_width=240, **options),
-        "stage": Choose([], label="Stage", elem_id="quant-stage", min_width=200, **options),
+        "run": FreeDropdown([], label="Run", elem_id="quant-run", min_width=240, **options),
+        "stage": FreeDropdown([], label="Stage", elem_id="quant-stage", min_width=200, **options),
         "curve": gr.Radio(
             [(words, value) for value, words in CURVES.items()], label="Curve",
             elem_id="quant-curve", elem_classes=["segmented", "untitled"], **options,
         ),
-        "tensor": Choose([], label="Tensor", elem_id="quant-tensor", **options),
-        "figure": Choose([], label="Colour shows", elem_id="quant-figure", **options),
+        "tensor": FreeDropdown([], label="Tensor", elem_id="quant-tensor", **options),
+        "figure": FreeDropdown([], label="Colour shows", elem_id="quant-figure", **options),
         "step": gr.Slider(
             0, 1, step=1, label="Step of training", elem_id="quant-step", min_width=200, **options
         ),
@@ -117,10 +117,10 @@ def wire(
     controls = [outputs[name] for name in CONTROLS]
 
     def load(request: gr.Request) -> list[Any]:
-        return listed(opened, outputs)(request)
+        return named_outputs(opened, outputs)(request)
 
-    def on(event: Any, handler: Callable[..., Shown]) -> Any:
-        return event(listed(handler, outputs), controls, [*outputs.values()], **LATEST)
+    def on(event: Any, handler: Callable[..., Updates]) -> Any:
+        return event(named_outputs(handler, outputs), controls, [*outputs.values()], **LATEST)
 
     of_layer = cards["layers"].view.select(None, outputs["tensor"], outputs["tensor"], js=PICKED)
     of_group = cards["map"].view.select(None, outputs["group"], outputs["group"], js=PICKED)
@@ -135,32 +135,34 @@ def wire(
     events += [on(buttons["worst"].click, worst), on(buttons["steps"].click, next_step)]
     for event in events:
         url_sync(event, **{name: outputs[name] for name in CONTROLS})
-    on_change(listed(refreshed, outputs), [outputs["seen"], *controls], [*outputs.values()])
+    on_change(named_outputs(refreshed, outputs), [outputs["seen"], *controls], [*outputs.values()])
 
 
 # events -------------------------------------------------------------------------------------------
 
 
-def choice_of(values: Sequence[Any]) -> Choice:
+def choice_of(values: Sequence[Any]) -> QuantSelection:
     """The choice the controls stand for."""
-    return Choice(*("" if value is None else str(value) for value in values))
+    return QuantSelection(*("" if value is None else str(value) for value in values))
 
 
-def opened(request: gr.Request) -> Shown:
-    return everything(Choice(**{name: query(request, name) for name in CONTROLS}), Choice())
+def opened(request: gr.Request) -> Updates:
+    return everything(
+        QuantSelection(**{name: query(request, name) for name in CONTROLS}), QuantSelection()
+    )
 
 
-def run_chosen(*values: Any) -> Shown:
+def run_chosen(*values: Any) -> Updates:
     """Another run or stage."""
     asked = choice_of(values)
     return everything(replace(asked, step="", group=""), asked)
 
 
-def refreshed(seen: Any, *values: Any) -> Shown:
+def refreshed(seen: Any, *values: Any) -> Updates:
     """The database has moved on: nothing of a run that has ended, its curves while it works, and
     all of the page when it has recorded more. Who looks at the newest picture sees the next."""
     asked = choice_of(values)
-    looked = LookedQuant.at(asked)
+    looked = QuantView.at(asked)
     if looked is None or not seen:
         return everything(asked, asked)
     now = seen_of(looked)
@@ -171,7 +173,7 @@ def refreshed(seen: Any, *values: Any) -> Shown:
     return everything(replace(asked, step="") if follows else asked, asked, seen)
 
 
-def seen_of(looked: LookedQuant) -> dict[str, Any]:
+def seen_of(looked: QuantView) -> dict[str, Any]:
     """What tells whether there is more to see than was shown."""
     run, choice = looked.choice.run, looked.choice
     return {
@@ -180,31 +182,31 @@ def seen_of(looked: LookedQuant) -> dict[str, Any]:
     }
 
 
-def curve_chosen(*values: Any) -> Shown:
-    looked = LookedQuant.at(choice_of(values))
+def curve_chosen(*values: Any) -> Updates:
+    looked = QuantView.at(choice_of(values))
     return _drawn(looked, "curve") if looked else {}
 
 
-def tensor_chosen(*values: Any) -> Shown:
-    looked = LookedQuant.at(replace(choice_of(values), group=""))
+def tensor_chosen(*values: Any) -> Updates:
+    looked = QuantView.at(replace(choice_of(values), group=""))
     return {**_of_tensor(looked), **_drawn(looked, "layers")} if looked else {}
 
 
-def map_chosen(*values: Any) -> Shown:
+def map_chosen(*values: Any) -> Updates:
     """Another figure, or a slider that was let go: it goes to the picture that is shown."""
-    looked = LookedQuant.at(choice_of(values))
+    looked = QuantView.at(choice_of(values))
     return {"step": int(looked.choice.step), **_drawn(looked, "map")} if looked else {}
 
 
-def step_moved(*values: Any) -> Shown:
+def step_moved(*values: Any) -> Updates:
     """A slider on its way. It is left alone: arrow keys would never get it to the next picture."""
-    looked = LookedQuant.at(choice_of(values))
+    looked = QuantView.at(choice_of(values))
     return _drawn(looked, "map") if looked else {}
 
 
-def next_step(*values: Any) -> Shown:
+def next_step(*values: Any) -> Updates:
     """The next picture of training; behind the last the first again."""
-    looked = LookedQuant.at(choice_of(values))
+    looked = QuantView.at(choice_of(values))
     if looked is None:
         return {}
     steps = looked.quant.steps[looked.choice.stage, MAGNITUDE]
@@ -213,25 +215,25 @@ def next_step(*values: Any) -> Shown:
     return {"step": steps[place], **_drawn(moved, "map")}
 
 
-def group_chosen(*values: Any) -> Shown:
-    looked = LookedQuant.at(choice_of(values))
+def group_chosen(*values: Any) -> Updates:
+    looked = QuantView.at(choice_of(values))
     return _of_group(looked) if looked else {}
 
 
-def worse(*values: Any) -> Shown:
+def worse(*values: Any) -> Updates:
     return _moved(values, -1)
 
 
-def less_bad(*values: Any) -> Shown:
+def less_bad(*values: Any) -> Updates:
     return _moved(values, 1)
 
 
-def worst(*values: Any) -> Shown:
+def worst(*values: Any) -> Updates:
     return _moved([*values[:-1], ""], 0)
 
 
-def _moved(values: Sequence[Any], by: int) -> Shown:
-    looked = LookedQuant.at(choice_of(values))
+def _moved(values: Sequence[Any], by: int) -> Updates:
+    looked = QuantView.at(choice_of(values))
     if looked is None:
         return {}
     looked = looked.moved(by)
@@ -241,7 +243,7 @@ def _moved(values: Sequence[Any], by: int) -> Shown:
 # what is shown ------------------------------------------------------------------------------------
 
 
-def everything(asked: Choice, before: Choice, seen: Any = None) -> Shown:
+def everything(asked: QuantSelection, before: QuantSelection, seen: Any = None) -> Updates:
     """All of the page. Lists and values that are right already are left in the person's hand.
 
     Args:
@@ -249,7 +251,7 @@ def everything(asked: Choice, before: Choice, seen: Any = None) -> Shown:
     """
     runs = queries.runs_with_profile(MAGNITUDE)
     asked = asked if asked.run else replace(asked, run=runs[0].run if runs else "")
-    looked = LookedQuant.at(asked)
+    looked = QuantView.at(asked)
     named = [run_choice(job) for job in runs]
     if looked is None:
         return {
@@ -269,7 +271,7 @@ def everything(asked: Choice, before: Choice, seen: Any = None) -> Shown:
     }
 
 
-def _offered(looked: LookedQuant, runs: list[tuple[str, str]]) -> Shown:
+def _offered(looked: QuantView, runs: list[tuple[str, str]]) -> Updates:
     """What every control offers."""
     quant, steps = looked.quant, looked.quant.steps[looked.choice.stage, MAGNITUDE]
     return {
@@ -283,9 +285,11 @@ def _offered(looked: LookedQuant, runs: list[tuple[str, str]]) -> Shown:
     }
 
 
-def _controls(choice: Choice, before: Choice, offered: Shown, known: Shown) -> Shown:
+def _controls(
+    choice: QuantSelection, before: QuantSelection, offered: Updates, known: Updates
+) -> Updates:
     """What every control offers, and its value, where either changes."""
-    shown: Shown = {}
+    shown: Updates = {}
     for name, offer in offered.items():
         update = {} if offer == known.get(name) else dict(offer)
         new = getattr(choice, name)
@@ -295,11 +299,11 @@ def _controls(choice: Choice, before: Choice, offered: Shown, known: Shown) -> S
     return shown
 
 
-def _of_tensor(looked: LookedQuant) -> Shown:
+def _of_tensor(looked: QuantView) -> Updates:
     return {**_drawn(looked, "map"), **_drawn(looked, "usage"), **_of_group(looked)}
 
 
-def _of_group(looked: LookedQuant) -> Shown:
+def _of_group(looked: QuantView) -> Updates:
     row, group = looked.group
     return {
         "group": f"{row},{group}", "one": views.group_html(looked),
@@ -307,7 +311,7 @@ def _of_group(looked: LookedQuant) -> Shown:
     }  # fmt: skip
 
 
-def _drawn(looked: LookedQuant, card: str) -> Shown:
+def _drawn(looked: QuantView, card: str) -> Updates:
     view: View = CARDS[card](looked)
     return dict(zip((f"{card}_{part}" for part in PARTS), view, strict=True))
 
@@ -317,7 +321,7 @@ def _why_nothing(run: str) -> str:
     if not run:
         return empty(NO_RUN, (href("launch", kind="dlqat"), "Start one"))
     later = "They appear here when training begins."
-    return nothing_of(run, "recorded no groups", later, href("launch", kind="dlqat"))
+    return empty_state(run, "recorded no groups", later, href("launch", kind="dlqat"))
 
 
 PAGE = Page("Quant", "quant", build, order=60, key="q")

@@ -71,7 +71,7 @@ def _quant(_url: str, mark: tuple[str, int]) -> QuantRun | None:
 
 
 @dataclass(frozen=True)
-class Choice:
+class QuantSelection:
     """What is looked at. Empty parts are up to us; the fields are the page's controls, in order,
     and the names in its address.
 
@@ -87,7 +87,7 @@ class Choice:
     step: str = ""
     group: str = ""
 
-    def settled(self, quant: QuantRun) -> Choice:
+    def settled(self, quant: QuantRun) -> QuantSelection:
         """The same, with everything that is not there replaced by what is."""
         usual = MAIN if MAIN in quant.stages else quant.stages[-1]
         stage = self.stage if self.stage in quant.stages else usual
@@ -106,14 +106,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class LookedQuant:
+class QuantView:
     """A settled choice and what was recorded of its tensor."""
 
-    choice: Choice
+    choice: QuantSelection
     quant: QuantRun
 
     @classmethod
-    def at(cls, asked: Choice) -> LookedQuant | None:
+    def at(cls, asked: QuantSelection) -> QuantView | None:
         """None where the run has no groups."""
         quant = quant_of(asked.run)
         return cls(asked.settled(quant), quant) if quant else None
@@ -176,8 +176,8 @@ class LookedQuant:
         codes = len(next(iter(self.of_steps(CODES).values())))
         return GroupWeights(dense, moved, step * (np.arange(codes) - zero))
 
-    def moved(self, by: int) -> LookedQuant:
+    def moved(self, by: int) -> QuantView:
         """The group `by` places on in the order of their errors, as far as there are any."""
         place = self.worst_first.index(self.group) + by
         row, group = self.worst_first[max(0, min(place, len(self.worst_first) - 1))]
-        return LookedQuant(replace(self.choice, group=f"{row},{group}"), self.quant)
+        return QuantView(replace(self.choice, group=f"{row},{group}"), self.quant)

@@ -11,22 +11,22 @@ from backend.statistics.names import FAN
 from backend.store import queries
 from backend.store.tables import Result
 from jobs.evaluation.acceleration import SPEED_UP
-from ui.charts.heatmap import cells, heatmap_count, layer_heatmap
+from ui.charts.heatmap import cells, heatmap_note, layer_heatmap
 from ui.charts.lines import curves
 from ui.format import NONE, count, esc, href, number, size
 from ui.pages.quantization.charts import (
     FIGURES,
-    Mapped,
+    GroupMap,
     code_usage,
-    fan,
+    code_usage_note,
     group_history,
     group_map,
+    group_map_note,
     group_weights,
-    map_counted,
-    usage_counted,
-    weights_counted,
+    group_weights_note,
+    magnitude_bands,
 )
-from ui.pages.quantization.selection import CODES, Choice, LookedQuant
+from ui.pages.quantization.selection import CODES, QuantSelection, QuantView
 from ui.widgets.chart import note_html
 from ui.widgets.data_table import Cell, data_table
 from ui.widgets.weight_tables import layers_table
@@ -54,7 +54,7 @@ SHOWN = 500  # groups in a table
 LAST = 10**9  # step: behind all others
 
 
-def head_html(looked: LookedQuant) -> str:
+def head_html(looked: QuantView) -> str:
     """HTML: the run, bits, groups, what they cost, and what the file takes."""
     quant, stage = looked.quant, looked.choice.stage
     results = {(r.stage, r.metric): r for r in queries.results([quant.job.id])}
@@ -91,7 +91,7 @@ def _facts(
     return facts
 
 
-def curve_view(looked: LookedQuant) -> View:
+def curve_view(looked: QuantView) -> View:
     """One of the curves of all trained stages, or the fan of one stage's magnitudes. Losses are
     drawn beside those that measure the same."""
     choice, labels = looked.choice, looked.quant.labels
@@ -118,12 +118,12 @@ def curve_view(looked: LookedQuant) -> View:
     return figure, note, table
 
 
-def _fan(points: pd.DataFrame, choice: Choice) -> Any:
+def _fan(points: pd.DataFrame, choice: QuantSelection) -> Any:
     found = {}
     for name in FAN:
         rows = points[points["name"] == f"m/{choice.stage}/{name}"]
         found[name] = dict(zip(rows["step"], rows["value"], strict=True))
-    return fan(found, choice.stage) if found["p50"] else None
+    return magnitude_bands(found, choice.stage) if found["p50"] else None
 
 
 def _points(points: pd.DataFrame) -> str:
@@ -138,7 +138,7 @@ def _curves_table(points: pd.DataFrame, name: str) -> str:
     return data_table(["Curve", "Step", "Value"], rows, name) if rows else ""
 
 
-def layers_view(looked: LookedQuant) -> View:
+def layers_view(looked: QuantView) -> View:
     """Relative output error of every layer at the chosen stage."""
     choice = looked.choice
     table = queries.tensor_table(looked.quant.job.id)
@@ -148,18 +148,18 @@ def layers_view(looked: LookedQuant) -> View:
     figure = layer_heatmap(table, choice.stage, "relative_error", choice.tensor)
     title = "Relative output error, %"
     listed = layers_table(rows, "relative_error", f"{choice.run}-{choice.stage}-errors", title)
-    return figure, note_html(LAYERS, heatmap_count(rows)), listed
+    return figure, note_html(LAYERS, heatmap_note(rows)), listed
 
 
-def map_view(looked: LookedQuant) -> View:
+def map_view(looked: QuantView) -> View:
     """One figure of every group of the chosen tensor."""
     choice, step = looked.choice, looked.step
     values, last = looked.figure_at(choice.figure, step), looked.figure_at(choice.figure, LAST)
     shown = FIGURES[choice.figure]
     view = f"{choice.tensor}/{choice.figure}"
-    mapped = Mapped.of(values, choice.figure, last)
+    mapped = GroupMap.of(values, choice.figure, last)
     figure = group_map(mapped, view, looked.group)
-    counted = f"As of step {step}. {map_counted(mapped)}"
+    counted = f"As of step {step}. {group_map_note(mapped)}"
     name = f"{choice.run}-{choice.tensor}-{choice.figure}-{step}"
     rows: list[list[Cell]] = [
         [str(row), str(group), (shown.say(values[row, group]), float(values[row, group]))]
@@ -171,7 +171,7 @@ def map_view(looked: LookedQuant) -> View:
     return figure, note_html(shown.question, counted), table
 
 
-def history_view(looked: LookedQuant) -> View:
+def history_view(looked: QuantView) -> View:
     """The chosen group's magnitude over training."""
     steps, group = looked.magnitudes, looked.group
     row, k = group
@@ -185,7 +185,7 @@ def history_view(looked: LookedQuant) -> View:
     return figure, note_html(title, f"n = {len(steps)} steps."), table
 
 
-def weights_view(looked: LookedQuant) -> View:
+def weights_view(looked: QuantView) -> View:
     """The chosen group weight by weight."""
     shown, (row, k) = looked.weights, looked.group
     if shown is None:
@@ -197,10 +197,10 @@ def weights_view(looked: LookedQuant) -> View:
     ]
     figure = group_weights(shown, name, looked.choice.stage)
     table = data_table(["Weight", "Dense", "On the grid"], rows, name)
-    return figure, note_html(WEIGHTS, weights_counted(shown)), table
+    return figure, note_html(WEIGHTS, group_weights_note(shown)), table
 
 
-def usage_view(looked: LookedQuant) -> View:
+def usage_view(looked: QuantView) -> View:
     """How often each code is used in the chosen tensor."""
     usage = looked.of_steps(CODES)
     if not usage:
@@ -212,10 +212,10 @@ def usage_view(looked: LookedQuant) -> View:
     ]
     heads = ["Code", f"Weights, step {min(usage)}", f"Weights, step {max(usage)}"]
     table = data_table(heads, rows, f"{looked.choice.run}-{looked.choice.tensor}-codes")
-    return code_usage(usage, looked.choice.stage), note_html(USAGE, usage_counted(usage)), table
+    return code_usage(usage, looked.choice.stage), note_html(USAGE, code_usage_note(usage)), table
 
 
-def group_html(looked: LookedQuant) -> str:
+def group_html(looked: QuantView) -> str:
     """HTML: the chosen group in figures, at the first and the last picture of training."""
     row, k = looked.group
     place, groups = looked.worst_first.index(looked.group) + 1, looked.errors.size
@@ -235,7 +235,7 @@ def group_html(looked: LookedQuant) -> str:
     return head + data_table(columns, rows, f"{looked.choice.run}-row-{row}-group-{k}-figures")
 
 
-def _width(looked: LookedQuant) -> int:
+def _width(looked: QuantView) -> int:
     """Weights in a group, from how many codes there are; 0 where that is not known."""
     usage = looked.of_steps(CODES)
     return round(usage[max(usage)].sum(dtype=float) / looked.errors.size) if usage else 0

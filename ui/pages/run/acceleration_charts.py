@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from ui.charts.template import axis, layout, log_axis
 from ui.format import share, size
-from ui.theme import BLUE, LIGHT, stage_stroke
+from ui.theme import BLUE, LIGHT, stage_style
 
 MEGA = 1e6
 
@@ -24,7 +24,7 @@ def format_sizes(sizes: Mapping[str, float]) -> go.Figure:
     dense = sizes["dense"]
     values = [value / MEGA for value in sizes.values()]
     names = [f"<b>{name}</b><br>{size(v)}, {share(v / dense, 0)}" for name, v in sizes.items()]
-    colours = [stage_stroke("dense").colour if name == "dense" else BLUE for name in sizes]
+    colours = [stage_style("dense").colour if name == "dense" else BLUE for name in sizes]
     bars = go.Bar(
         x=values, y=names, orientation="h", width=0.55, marker={"color": colours},
         hovertext=[*sizes], hovertemplate="%{hovertext}: %{x:.4g} MB<extra></extra>",

@@ -12,8 +12,8 @@ from backend.store.tables import Artifact, Attempt, Job
 from jobs.metrics import Metric, metric
 from jobs.submit import command_line
 from ui.format import NONE, count, duration, esc, number, size, time_tag
-from ui.runs.results import Figure, Figures, kind_of, written
-from ui.theme import stage_stroke
+from ui.runs.results import ResultRow, RunResults, format_value, kind_of
+from ui.theme import stage_style
 from ui.widgets.config_form import extra, title
 from ui.widgets.download import AT_MOST
 from ui.widgets.html import card, copy_button, elapsed, facts, shell, table
@@ -31,14 +31,14 @@ def hash_tag(digest: str) -> str:
     return f'<code title="{esc(digest)}">{esc(digest[:HASH_SHOWN])}…</code>' if digest else NONE
 
 
-def stage_table(figures: Figures) -> str:
+def stage_table(figures: RunResults) -> str:
     """HTML: one row a stage, one column a metric; the kept stage is marked. Stages that have no
     metric in common stand apart: one alone as a list, several as a table of their own."""
     groups = figures.alike()
     return "".join(_alike(figures, stages, alone=len(groups) == 1) for stages in groups)
 
 
-def _alike(figures: Figures, stages: Sequence[str], alone: bool) -> str:
+def _alike(figures: RunResults, stages: Sequence[str], alone: bool) -> str:
     names = [n for n in figures.metrics if any(figures.get(s, n) for s in stages)]
     if len(stages) == 1 and not alone:
         return facts({metric(n).title: _cell(figures, stages[0], n) for n in names})
@@ -47,22 +47,22 @@ def _alike(figures: Figures, stages: Sequence[str], alone: bool) -> str:
     return table(heads, rows, numeric=range(1, len(heads)))
 
 
-def _stage(figures: Figures, stage: str) -> str:
+def _stage(figures: RunResults, stage: str) -> str:
     kept = ' <span class="tag">kept</span>' if stage == figures.kept else ""
-    colour = stage_stroke(stage).colour
+    colour = stage_style(stage).colour
     dot = f'<i class="stage" style="background:{colour}" aria-hidden="true"></i>'
     return f"{dot}{esc(figures.label(stage))}{kept}"
 
 
-def _cell(figures: Figures, stage: str, name: str) -> str:
+def _cell(figures: RunResults, stage: str, name: str) -> str:
     row = figures.get(stage, name)
     if row is None:
         return NONE
     spread = f' <span class="quiet">± {number(row.stderr, 2)}</span>' if row.stderr else ""
-    return written(metric(name), row.value) + spread
+    return format_value(metric(name), row.value) + spread
 
 
-def outcome(job: Job, figures: Figures, now: int) -> str:
+def outcome(job: Job, figures: RunResults, now: int) -> str:
     """HTML: the figures of the run as a whole."""
     pairs: dict[str, str] = {}
     if figures.kept and figures.get("run", "kept"):
@@ -78,15 +78,15 @@ def outcome(job: Job, figures: Figures, now: int) -> str:
     return facts(pairs) + _verdict(job, figures) + _decision(figures)
 
 
-def _of_run(of: Metric, row: Figure) -> str:
+def _of_run(of: Metric, row: ResultRow) -> str:
     """The figure, and whose it is where one of several stands for the run."""
     whose = row.details.get("of")
-    return written(of, row.value) + (
+    return format_value(of, row.value) + (
         f' <span class="quiet under">{esc(whose)}</span>' if whose else ""
     )
 
 
-def _verdict(job: Job, figures: Figures) -> str:
+def _verdict(job: Job, figures: RunResults) -> str:
     """In words: whether the method helped on this model."""
     kind = kind_of(job)
     values = {s: r.value for (s, m), r in figures.rows.items() if m == "perplexity"}
@@ -94,7 +94,7 @@ def _verdict(job: Job, figures: Figures) -> str:
     return f"<p>{esc(said)}</p>" if said else ""
 
 
-def _decision(figures: Figures) -> str:
+def _decision(figures: RunResults) -> str:
     """In words: how the kept stage was chosen."""
     losses = {s: figures.value(s, "heldout_loss") for s in figures.stages}
     held = {s: v for s, v in losses.items() if v is not None}
@@ -108,7 +108,7 @@ def _decision(figures: Figures) -> str:
     )
 
 
-def times(figures: Figures) -> str:
+def times(figures: RunResults) -> str:
     """HTML: how long each step took, as bars; nothing where there is but one."""
     seconds = figures.seconds if len(figures.seconds) > 1 else {}
     longest = max([*seconds.values(), 1e-9])

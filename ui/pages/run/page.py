@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import NotFound, SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.session import now_ms
@@ -14,21 +14,21 @@ from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.metrics import metric
 from ui.charts.lines import curves
-from ui.charts.stages import perplexity_count, stage_perplexities
+from ui.charts.stages import perplexity_note, stage_perplexities
 from ui.format import badge, esc, href, number, problem, time_tag
-from ui.frame import READER, Page, actor, live, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.jobs.page import LOG_EVERY, act, chosen_job, follow, history_html, save_log
 from ui.pages.run import details, quality
 from ui.pages.run.reproduction import replay_card
 from ui.runs.actions import buttons, clone_link, next_links, sweep_link
-from ui.runs.results import Figures, as_shown, kind_of
+from ui.runs.results import RunResults, display_units, kind_of
 from ui.widgets.chart import PlotlyView, chart_card, note_html
-from ui.widgets.download import Saver, small_file
-from ui.widgets.dropdown import Choose
+from ui.widgets.download import Download, small_file
+from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import card, described, empty, error_of, progress, stack, table, took
-from ui.widgets.html_panel import LATEST, Board
+from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.log_view import LogView
-from ui.widgets.notice import failed, notice, plain, said
+from ui.widgets.notice import notice, plain, show_error, show_html
 
 TABS = {
     "summary": "Summary", "measures": "Quality, size, speed", "curves": "Curves", "log": "Log",
@@ -41,7 +41,7 @@ CURVES_ASK = "Does it go well, and where does it not?"
 
 
 def build() -> None:
-    head = Board(elem_id="run-head", min_height=64)
+    head = HtmlPanel(elem_id="run-head", min_height=64)
     told = notice("run-said")
     with gr.Tabs(elem_id="run-tabs") as tabs:
         tab = {name: gr.Tab(title, id=name) for name, title in TABS.items()}
@@ -65,7 +65,7 @@ def build() -> None:
     live(draw_curves, group, [group, *lines])
     url_sync(group.input(draw_curves, group, [group, *lines], **LATEST), curve=group)
     acted = head.act(act, None, told, show_progress="hidden", api_visibility="private")
-    acted.then(draw, None, shown, **READER)
+    acted.then(draw, None, shown, **SILENT_EVENT)
 
 
 def _summary() -> tuple[list[gr.HTML], gr.Column]:
@@ -73,7 +73,7 @@ def _summary() -> tuple[list[gr.HTML], gr.Column]:
     with gr.Row(equal_height=False, elem_classes="run-summary"):
         with gr.Column(scale=3, min_width=320):
             figures = plain(elem_id="run-figures")
-            asked = Board(elem_id="run-asked")
+            asked = HtmlPanel(elem_id="run-asked")
         with gr.Column(scale=2, min_width=320):
             view = PlotlyView(
                 label="Perplexity of each stage", height=280, elem_id="run-stages", render=False
@@ -84,8 +84,8 @@ def _summary() -> tuple[list[gr.HTML], gr.Column]:
     return [figures, chart.view, chart.note, chart.table, asked, went], stages
 
 
-def _curves() -> tuple[Choose, list[gr.HTML]]:
-    group = Choose([], label="Curves", visible=False, elem_id="run-curve-group")
+def _curves() -> tuple[FreeDropdown, list[gr.HTML]]:
+    group = FreeDropdown([], label="Curves", visible=False, elem_id="run-curve-group")
     view = PlotlyView(
         label="Curves of the run", height=420, elem_id="run-curve", render=False,
         empty="This run has drawn no curve yet.",
@@ -99,18 +99,18 @@ def _log(told: gr.HTML) -> gr.Timer:
     save = gr.Button(
         "Download full log", size="sm", elem_id="run-log-download", elem_classes="log-download"
     )
-    saver = Saver()
+    saver = Download()
     timer = gr.Timer(LOG_EVERY, active=False)
     live(follow, log, log)
-    timer.tick(follow, log, log, **READER)
-    save.click(save_log, None, [saver, told], **READER)
+    timer.tick(follow, log, log, **SILENT_EVENT)
+    save.click(save_log, None, [saver, told], **SILENT_EVENT)
     return timer
 
 
-def _artefacts(told: gr.HTML) -> Board:
-    left = Board(elem_id="run-artefacts", min_height=120)
-    saver = Saver()
-    left.act(download, None, [saver, told], **READER)
+def _artefacts(told: gr.HTML) -> HtmlPanel:
+    left = HtmlPanel(elem_id="run-artefacts", min_height=120)
+    saver = Download()
+    left.act(download, None, [saver, told], **SILENT_EVENT)
     return left
 
 
@@ -134,16 +134,16 @@ def draw(request: gr.Request) -> list[Any]:
     if job is None:
         return [_unknown(query(request, "id")), gr.update(active=False), *[""] * 7]
     results = queries.results([job.run])
-    figures = Figures(kind_of(job), results)
+    figures = RunResults(kind_of(job), results)
     measured = "perplexity" in figures.metrics
     chart = stage_perplexities(results, figures.labels) if measured else _no_chart(job)
     return [
-        head_html(job, actor(request)),
+        head_html(job, current_user(request)),
         gr.update(active=job.state in LIVE),
         details.artefacts(job.run, queries.artifacts(job.run)) or _none_left(job),
         figures_html(job, figures),
         chart,
-        note_html(STAGES_ASK, perplexity_count(results)),
+        note_html(STAGES_ASK, perplexity_note(results)),
         details.stage_table(figures),
         stack(details.config_card(job), details.text_card(job.environment)),
         went_html(job),
@@ -156,7 +156,9 @@ def draw_measures(request: gr.Request) -> list[Any]:
 
 
 def _unknown(run: str) -> str:
-    error = NotFound(f"There is no run {run or 'of that name'}.", "", "Choose one from the list.")
+    error = NotFoundError(
+        f"There is no run {run or 'of that name'}.", "", "Choose one from the list."
+    )
     link = f'<p><a class="button" href="{href("runs")}">All runs</a></p>'
     return f"<h1>Run</h1>{stack(problem(error), link)}"
 
@@ -178,7 +180,7 @@ def head_html(job: Job, who: Actor) -> str:
     )
 
 
-def figures_html(job: Job, figures: Figures) -> str:
+def figures_html(job: Job, figures: RunResults) -> str:
     """HTML: outcome, stages and times; a sentence while there are none."""
     now = now_ms()
     stages = details.stage_table(figures)
@@ -211,7 +213,7 @@ def _none_left(job: Job) -> str:
 def draw_curves(chosen: str | None, request: gr.Request) -> list[Any]:
     """The groups of curves, and the chosen group: chart, note, table."""
     job = chosen_job(request)
-    points = as_shown(queries.curves(job.run)) if job else None
+    points = display_units(queries.curves(job.run)) if job else None
     if job is None or points is None or points.empty:
         return [gr.update(visible=False), None, note_html(CURVES_ASK), ""]
     groups = list(dict.fromkeys(name.split("/")[0] for name in points["name"]))
@@ -252,10 +254,10 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
     run, path = str(asked.get("run")), str(asked.get("file"))
     try:
         if not details.may_be_given(run, path):
-            raise NotFound("This file belongs to no artefact of the run.")
-        return [small_file(path), said("")]
+            raise NotFoundError("This file belongs to no artefact of the run.")
+        return [small_file(path), show_html("")]
     except SlimscopeError as error:
-        return [gr.skip(), failed(error)]
+        return [gr.skip(), show_error(error)]
 
 
 PAGE = Page("Run", "run", build, order=100, in_navbar=False, heading=False)

@@ -19,7 +19,7 @@ from jobs.evaluation.run import NAME, evaluations
 from ui.format import badge, esc, href, number, share, size
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
 from ui.runs.actions import next_links
-from ui.runs.results import Figures, kind_of
+from ui.runs.results import RunResults, kind_of
 from ui.widgets.chart import PlotlyView, chart_card, note_html
 from ui.widgets.data_table import Cell, data_table
 from ui.widgets.html import card, empty, run_link, stack
@@ -144,7 +144,7 @@ def _products(rows: Mapping[tuple[str, str], Result], run: str) -> list[Any]:
 def samples_html(job: Job) -> str:
     """HTML: greedy texts of the dense and of the kept model, side by side, marked from where they
     part; empty for a run that wrote none."""
-    figures = Figures(kind_of(job), queries.results([job.run]))
+    figures = RunResults(kind_of(job), queries.results([job.run]))
     kept = figures.kept or MODEL
     dense, other = samples_of(job.run), samples_of(job.run, kept)
     if not other:

@@ -6,7 +6,7 @@ from typing import Any
 
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.replay import Comparison, compare, replayed
+from jobs.replay import ReplayComparison, compare, replayed
 from ui.format import NONE, esc, href, number
 from ui.pages.run.details import hash_tag
 from ui.widgets.html import card, table
@@ -24,7 +24,7 @@ def replay_card(job: Job) -> str:
     return card("Replay", "".join(parts)) if parts else ""
 
 
-def _compared(found: Comparison, with_run: str) -> str:
+def _compared(found: ReplayComparison, with_run: str) -> str:
     """One comparison: a sign, the sentence, and what differs."""
     state, sign, word = SIGNS.get(found.outcome, ("queued", "○", "open"))
     mark = f'<span class="state state-{state}"><i aria-hidden="true">{sign}</i>{word}</span>'
@@ -33,7 +33,7 @@ def _compared(found: Comparison, with_run: str) -> str:
     return told + (_differences(found) if found.outcome != "open" else "")
 
 
-def _differences(found: Comparison) -> str:
+def _differences(found: ReplayComparison) -> str:
     if not found.differences:
         return ""
     rows = [

@@ -9,15 +9,15 @@ import gradio as gr
 from backend.errors import SlimscopeError
 from backend.store import queries
 from ui.format import count, href
-from ui.frame import READER, Page, actor, live, on_load
+from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.pages.runs import saved_views
 from ui.runs import bulk_actions
 from ui.runs import table as run_table
-from ui.runs.view import Found, Look, find, remembered, words
-from ui.widgets.download import Saver, contents
+from ui.runs.view import TableQuery, TableResult, query_runs, remembered, words
+from ui.widgets.download import Download, file_payload
 from ui.widgets.html import attribute, empty, skeleton
-from ui.widgets.html_panel import LATEST, Board
-from ui.widgets.notice import done, failed, notice, said
+from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.notice import notice, show_error, show_html, show_success
 
 WRITE_ADDRESS = """(q) => {
   const held = new URLSearchParams(window.location.search).get('q') || '';
@@ -40,9 +40,9 @@ def build() -> None:
             min_width=200,
             elem_id="runs-filter",
         )
-        tools = Board(skeleton(36), elem_id="runs-tools")
-        saver = Saver()
-    board = Board(skeleton(400), elem_id="runs-board")
+        tools = HtmlPanel(skeleton(36), elem_id="runs-tools")
+        saver = Download()
+    board = HtmlPanel(skeleton(400), elem_id="runs-board")
 
     shown = [tools, board]
     on_load(wanted, None, filter_box)
@@ -50,9 +50,9 @@ def build() -> None:
     # `input` is not raised when text is pasted or dropped
     filter_box.change(typed, filter_box, shown, js=WRITE_ADDRESS, **LATEST)
     for one in shown:
-        one.view(draw, None, shown, **LATEST).then(wanted, None, filter_box, **READER)
+        one.view(draw, None, shown, **LATEST).then(wanted, None, filter_box, **SILENT_EVENT)
         acted = one.act(act, None, [told, saver], show_progress="hidden", api_visibility="private")
-        acted.then(draw, None, shown, **READER)
+        acted.then(draw, None, shown, **SILENT_EVENT)
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -70,15 +70,15 @@ def typed(_words: str, request: gr.Request) -> list[Any]:
 
 def draw(request: gr.Request) -> list[Any]:
     """Tools and table."""
-    found = find(Look.of(request))
+    found = query_runs(TableQuery.of(request))
     if not found.total:
         return ["", empty("No runs yet.", (href("launch"), "New run"))]
-    who = actor(request)
+    who = current_user(request)
     tools = saved_views.tools(found, queries.views(), who)
     return [tools, bulk_actions.bar(found, who) + _table(found)]
 
 
-def _table(found: Found) -> str:
+def _table(found: TableResult) -> str:
     if not found.rows and not found.base and not found.pinned:
         return _no_match(found)
     table = run_table.html(
@@ -93,7 +93,7 @@ def _table(found: Found) -> str:
     return table + (_pager(found) if found.rows else _no_match(found))
 
 
-def _no_match(found: Found) -> str:
+def _no_match(found: TableResult) -> str:
     clear = attribute({"q": "", "page": ""})
     return (
         f'<div class="empty"><p>0 of {count(found.total)} match.</p><button type="button" '
@@ -102,7 +102,7 @@ def _no_match(found: Found) -> str:
     )
 
 
-def _pager(found: Found) -> str:
+def _pager(found: TableResult) -> str:
     if found.pages == 1:
         return ""
     turns = (("Previous", found.page - 1), ("Next", found.page + 1))
@@ -125,21 +125,27 @@ def act(event: gr.EventData, request: gr.Request) -> list[Any]:
     deed, text = asked.get("do", ""), asked.get("text", "")
     try:
         if deed in EXPORTS:
-            return [said(""), export(deed, request)]
+            return [show_html(""), export(deed, request)]
         if deed in ("save-view", "forget-view"):
             query = remembered(dict(request.query_params or {}))
             name = text if deed == "save-view" else asked.get("run", "")
-            return [done(saved_views.perform(deed, name, query, actor(request))), gr.skip()]
-        found = find(Look.of(request))
-        return [done(bulk_actions.perform(deed, found, text, actor(request))), gr.skip()]
+            return [
+                show_success(saved_views.perform(deed, name, query, current_user(request))),
+                gr.skip(),
+            ]
+        found = query_runs(TableQuery.of(request))
+        return [
+            show_success(bulk_actions.perform(deed, found, text, current_user(request))),
+            gr.skip(),
+        ]
     except SlimscopeError as error:
-        return [failed(error), gr.skip()]
+        return [show_error(error), gr.skip()]
 
 
 def export(form: str, request: gr.Request) -> dict[str, Any]:
     """All rows that match, in the order and with the columns of the screen, as a file."""
-    found = find(Look.of(request))
-    return contents(f"slimscope-runs.{form}", EXPORTS[form](found.rows, found.columns).encode())
+    found = query_runs(TableQuery.of(request))
+    return file_payload(f"slimscope-runs.{form}", EXPORTS[form](found.rows, found.columns).encode())
 
 
 PAGE = Page("Runs", "runs", build, order=30, key="r")

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from backend.queue import labels, roles
 from backend.queue.roles import Actor
-from backend.store.tables import View
+from backend.store.tables import SavedView
 from ui.format import esc
 from ui.runs.columns import GROUPS, RUN_COLUMN, Column
-from ui.runs.view import Found
+from ui.runs.view import TableResult
 from ui.widgets.html import attribute, off
 
 
-def tools(found: Found, views: Sequence[View], who: Actor) -> str:
+def tools(found: TableResult, views: Sequence[SavedView], who: Actor) -> str:
     """HTML: buttons that open the choice of columns and the named views, and those that export."""
     return (
         '<div class="actions">'
@@ -41,7 +41,7 @@ def panel(name: str, words: str, body: str) -> str:
     )
 
 
-def columns_html(found: Found) -> str:
+def columns_html(found: TableResult) -> str:
     """HTML: a button for every column there could be, pressed where it is shown."""
     shown = [c.key for c in found.columns]
     groups = ""
@@ -63,7 +63,7 @@ def _column(column: Column, shown: Sequence[str]) -> str:
     )
 
 
-def views_html(views: Sequence[View], who: Actor) -> str:
+def views_html(views: Sequence[SavedView], who: Actor) -> str:
     """HTML: the views people have named, and the way to name this one."""
     closed = off(roles.may_not_change(who))
     items = "".join(

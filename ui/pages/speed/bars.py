@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from jobs.speed.report import VANILLA, Arm
+from jobs.speed.report import VANILLA, DecoderReport
 from ui.charts.template import axis, layout, legend, rows_of_legend
 from ui.format import esc
 from ui.theme import BLUE, BROWN, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK, PURPLE
@@ -27,19 +27,19 @@ PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 
 
-def colours(arms: Sequence[Arm]) -> dict[str, str]:
+def colours(arms: Sequence[DecoderReport]) -> dict[str, str]:
     """Name -> colour, in the order of the names so that no figure changes them; vanilla is grey."""
     others = sorted(arm.name for arm in arms if arm.name != VANILLA)
     pairs = {name: PAINT[n % len(PAINT)] for n, name in enumerate(others)}
     return {VANILLA: LIGHT.muted, **pairs}
 
 
-def lines(arm: Arm) -> str:
+def lines(arm: DecoderReport) -> str:
     """What a decoder is called beside its bar: a narrow screen has little room."""
     return f"{esc(arm.title)}<br>{esc(arm.run)}" if arm.kind else esc(arm.label)
 
 
-def speed_bars(arms: Sequence[Arm]) -> go.Figure:
+def speed_bars(arms: Sequence[DecoderReport]) -> go.Figure:
     """Speed-up of each decoder over vanilla; the lowest and highest round as a line through it."""
     values = [arm.speed_up for arm in arms]
     ranges = [arm.ranges.get("speed_up", (arm.speed_up, arm.speed_up)) for arm in arms]
@@ -64,7 +64,7 @@ def speed_bars(arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
-def yield_bars(arms: Sequence[Arm]) -> go.Figure:
+def yield_bars(arms: Sequence[DecoderReport]) -> go.Figure:
     """Tokens a pass of each decoder as a bar, its break-even as a mark: beyond it, it gains."""
     names, paint = [lines(arm) for arm in arms], colours(arms)
     bars = go.Bar(
@@ -90,7 +90,7 @@ def yield_bars(arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
-def task_dots(arms: Sequence[Arm], accepted: bool) -> go.Figure:
+def task_dots(arms: Sequence[DecoderReport], accepted: bool) -> go.Figure:
     """Each task a row, each decoder a dot in it: its speed-up with the range of its rounds.
 
     Args:
@@ -147,7 +147,7 @@ def _line_at_one(figure: go.Figure) -> None:
     figure.add_shape(type="line", x0=1, x1=1, y0=0, y1=1, yref="paper", line=even)
 
 
-def time_bars(arms: Sequence[Arm]) -> go.Figure:
+def time_bars(arms: Sequence[DecoderReport]) -> go.Figure:
     """Mean milliseconds of one pass, by its parts; those of a token stand beside."""
     names = [lines(arm) for arm in arms]
     traces = [

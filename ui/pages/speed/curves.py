@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.speed.report import VANILLA, Arm
+from jobs.speed.report import VANILLA, DecoderReport
 from ui.charts.template import axis, layout, legend, rows_of_legend
 from ui.format import esc
 from ui.pages.speed.bars import colours
@@ -20,7 +20,7 @@ AXES = ("xaxis", "xaxis2", "yaxis", "yaxis2")
 TICKS = tuple(2**n for n in range(9))  # of sizes, on a log axis
 
 
-def reached(arm: Arm, conditional: bool = False) -> dict[int, float]:
+def reached(arm: DecoderReport, conditional: bool = False) -> dict[int, float]:
     """k -> the share of passes in which at least k guesses were right, k = 1, 2, …
 
     Args:
@@ -34,7 +34,7 @@ def reached(arm: Arm, conditional: bool = False) -> dict[int, float]:
     return {k: found[k] / (found[k - 1] if conditional else whole) for k in range(1, deepest)}
 
 
-def accepted_lengths(arms: Sequence[Arm]) -> go.Figure:
+def accepted_lengths(arms: Sequence[DecoderReport]) -> go.Figure:
     """Share of passes by the tokens they yielded."""
     paint, figure = colours(arms), go.Figure()
     drafting = [arm for arm in arms if arm.name != VANILLA]
@@ -59,7 +59,7 @@ def accepted_lengths(arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
-def guesses_right(arms: Sequence[Arm], conditional: bool = False) -> go.Figure:
+def guesses_right(arms: Sequence[DecoderReport], conditional: bool = False) -> go.Figure:
     """Share of passes in which at least k guesses were right, over k (see `reached`)."""
     paint, figure = colours(arms), go.Figure()
     drafting = [arm for arm in arms if arm.name != VANILLA]
@@ -91,7 +91,7 @@ def sizes_of(curves: pd.DataFrame, run: str) -> dict[str, pd.Series]:
     return {name: found.set_index("step")["value"] for name, found in rows.items() if len(found)}
 
 
-def tree_sizes(curves: pd.DataFrame, arms: Sequence[Arm]) -> go.Figure:
+def tree_sizes(curves: pd.DataFrame, arms: Sequence[DecoderReport]) -> go.Figure:
     """Two panels over the size of the tree: tokens a pass with its break-even, and below them the
     speed-up."""
     paint = colours(arms)

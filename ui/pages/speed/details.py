@@ -11,13 +11,13 @@ from backend.store import queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.fields.drafters import FOLDER, expected_hits
-from jobs.speed.report import Arm, Row, sentences
+from jobs.speed.report import DecoderReport, Row, verdicts
 from ui.format import NONE, badge, esc, href
 from ui.pages.speed.bars import PARTS
 from ui.pages.speed.curves import ACCEPTED, EVEN, SPEED_UP, reached, sizes_of
 from ui.pages.speed.draft_tree import guess_of
 from ui.runs.actions import clone_link
-from ui.runs.results import as_shown
+from ui.runs.results import display_units
 from ui.widgets.data_table import Cell, data_table
 from ui.widgets.html import (
     card,
@@ -40,7 +40,7 @@ NONE_YET = (
 
 
 @dataclass(frozen=True)
-class Drafter:
+class DrafterInfo:
     """What is known of a drafter from the run that trained it.
 
     Attributes:
@@ -52,22 +52,22 @@ class Drafter:
     weights: float | None = None
     steps: float | None = None
 
-    def expected(self, arm: Arm) -> float | None:
+    def expected(self, arm: DecoderReport) -> float | None:
         """Tokens a pass over the arm's tree on held-out answers."""
         known = self.hits and arm.hits  # those of combined arms are not recorded
         return 1 + sum(self.hits.get(path, 0.0) for path in arm.hits) if known else None
 
 
-def drafter_of(run: str) -> Drafter:
+def drafter_of(run: str) -> DrafterInfo:
     """The facts of the run's drafter."""
     found = {row.metric: row.value for row in queries.results([run]) if row.stage == FOLDER}
-    return Drafter(expected_hits(run), found.get("parameters"), found.get("steps"))
+    return DrafterInfo(expected_hits(run), found.get("parameters"), found.get("steps"))
 
 
 def head_curves(run: str) -> pd.DataFrame:
     """How often each head's first guess was right while it learnt, %: columns name ("Head 1"),
     step, value."""
-    curves = as_shown(queries.curves(run))
+    curves = display_units(queries.curves(run))
     tops = curves[curves["name"].str.startswith("top1/")]
     names = tops["name"].str.removeprefix("top1/").str.capitalize()
     return tops.assign(name=names)
@@ -80,7 +80,7 @@ def nothing() -> str:
 
 def head(job: Job, results: Sequence[Row]) -> str:
     """HTML: the run, its verdict in words, and under which conditions its figures hold."""
-    said = sentences(results)
+    said = verdicts(results)
     words = "".join(f"<li>{esc(text)}</li>" for text in said)
     verdict = f'<ul class="plain long" data-testid="speed-verdict">{words}</ul>' if said else ""
     if job.state in ACTIVE:
@@ -116,7 +116,7 @@ def command(job: Job) -> str:
     return shell(" ".join(f"slimscope bench {drafters} --model {job.config['model']}".split()))
 
 
-def speed_data(arms: Sequence[Arm], name: str) -> str:
+def speed_data(arms: Sequence[DecoderReport], name: str) -> str:
     """HTML: the figures of the first chart."""
     columns = ["Decoder", "Speed-up, ×", "Lowest", "Highest", "Tokens/s", "Same texts, %"]
     rows: list[list[Cell]] = []
@@ -127,14 +127,16 @@ def speed_data(arms: Sequence[Arm], name: str) -> str:
     return data_table(columns, rows, name)
 
 
-def yield_data(arms: Sequence[Arm], drafters: Mapping[str, Drafter], name: str) -> str:
+def yield_data(
+    arms: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo], name: str
+) -> str:
     """HTML: tokens a pass beside what was expected of them, and what they cost."""
     columns = [
         "Decoder", "Tokens a pass", "Expected", "Break-even", "Nodes", "Weights", "Steps",
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for arm in arms:
-        known = drafters.get(arm.name, Drafter())
+        known = drafters.get(arm.name, DrafterInfo())
         rows.append([
             esc(arm.label), (f"{arm.accepted:.2f}", arm.accepted), _known(known.expected(arm), 2),
             (f"{arm.break_even:.2f}", arm.break_even), (f"{arm.nodes}", float(arm.nodes)),
@@ -147,7 +149,7 @@ def _known(value: float | None, digits: int = 0) -> Cell:
     return NONE if value is None else (f"{value:,.{digits}f}", value)
 
 
-def task_data(arms: Sequence[Arm], name: str) -> str:
+def task_data(arms: Sequence[DecoderReport], name: str) -> str:
     """HTML: speed-up and tokens a pass of every decoder on every task."""
     columns = ["Decoder and prompts", "Speed-up, ×", "Lowest", "Highest", "Tokens a pass"]
     rows: list[list[Cell]] = []
@@ -159,7 +161,7 @@ def task_data(arms: Sequence[Arm], name: str) -> str:
     return data_table(columns, rows, name)
 
 
-def time_data(arms: Sequence[Arm], name: str) -> str:
+def time_data(arms: Sequence[DecoderReport], name: str) -> str:
     """HTML: milliseconds of a pass by its parts."""
     columns = ["Decoder", *(f"{words}, ms" for words, _ in PARTS.values())]
     rows: list[list[Cell]] = [
@@ -169,7 +171,7 @@ def time_data(arms: Sequence[Arm], name: str) -> str:
     return data_table(columns, rows, name)
 
 
-def length_data(arms: Sequence[Arm], name: str) -> str:
+def length_data(arms: Sequence[DecoderReport], name: str) -> str:
     """HTML: passes by the tokens they yielded."""
     longest = max((length for arm in arms for length in arm.lengths), default=1)
     columns = ["Decoder", "Passes", *(f"{n} token{'s' * (n > 1)}" for n in range(1, longest + 1))]
@@ -180,7 +182,7 @@ def length_data(arms: Sequence[Arm], name: str) -> str:
     return data_table(columns, rows, name)
 
 
-def right_data(arms: Sequence[Arm], conditional: bool, name: str) -> str:
+def right_data(arms: Sequence[DecoderReport], conditional: bool, name: str) -> str:
     """HTML: share of passes with at least k right guesses."""
     shares = {arm.label: reached(arm, conditional) for arm in arms}
     deepest = max((k for found in shares.values() for k in found), default=1)
@@ -192,7 +194,7 @@ def right_data(arms: Sequence[Arm], conditional: bool, name: str) -> str:
     return data_table(columns, rows, name)
 
 
-def size_data(curves: pd.DataFrame, arms: Sequence[Arm], name: str) -> str:
+def size_data(curves: pd.DataFrame, arms: Sequence[DecoderReport], name: str) -> str:
     """HTML: the curves over the size of the tree."""
     columns = ["Decoder and nodes", "Tokens a pass", "Break-even", "Speed-up, ×"]
     rows: list[list[Cell]] = []
@@ -204,7 +206,7 @@ def size_data(curves: pd.DataFrame, arms: Sequence[Arm], name: str) -> str:
     return data_table(columns, rows, name)
 
 
-def tree_data(arm: Arm, drafter: Drafter, name: str) -> str:
+def tree_data(arm: DecoderReport, drafter: DrafterInfo, name: str) -> str:
     """HTML: every guess of the tree with how often it was right."""
     columns = ["Guess", "Right, % of passes", "On held-out answers, %"]
     rows: list[list[Cell]] = []

@@ -11,7 +11,7 @@ from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.speed import run as speed
-from jobs.speed.report import VANILLA, Arm, arms_of
+from jobs.speed.report import VANILLA, DecoderReport, decoder_reports
 from ui.charts.lines import curves as lines
 from ui.frame import Page, live, query, url_sync
 from ui.pages.speed import details
@@ -25,8 +25,8 @@ from ui.pages.speed.curves import (
 )
 from ui.pages.speed.draft_tree import guess_tree
 from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html, nothing
-from ui.widgets.dropdown import Choose
-from ui.widgets.html_panel import LATEST, Board
+from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.html_panel import LATEST, HtmlPanel
 
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
 NO_TASKS = nothing("All prompts of this run are of one kind.")
@@ -57,11 +57,11 @@ ASK = {
 
 def build() -> None:
     hidden: dict[str, Any] = {"visible": False}
-    run = Choose([], label="Benchmark", elem_id="speed-run", min_width=240, **hidden)
-    head = Board(elem_id="speed-head", min_height=120)
+    run = FreeDropdown([], label="Benchmark", elem_id="speed-run", min_width=240, **hidden)
+    head = HtmlPanel(elem_id="speed-head", min_height=120)
     by = _radio(BY, "speed-by", "Figure")
     of = _radio(OF, "speed-of", "Share")
-    drafter = Choose([], label="Drafter", elem_id="speed-drafter", render=False)
+    drafter = FreeDropdown([], label="Drafter", elem_id="speed-drafter", render=False)
     with gr.Column(elem_id="speed-charts", **hidden) as charts:
         with gr.Row(equal_height=True):
             cards = [_card("Speed-up", "bars", 300), _card("Gain of a pass", "yield", 300)]
@@ -86,7 +86,7 @@ def build() -> None:
     shown = [run, by, of, drafter, head, charts]
     shown += [part for card in cards for part in (card.view, card.note, card.table)]
     live(draw, chosen, shown)
-    named: dict[str, Choose | gr.Radio] = {"run": run, "by": by, "of": of, "drafter": drafter}
+    named: dict[str, FreeDropdown | gr.Radio] = {"run": run, "by": by, "of": of, "drafter": drafter}
     for name, control in named.items():
         url_sync(control.input(draw, chosen, shown, **LATEST), **{name: control})
 
@@ -113,7 +113,7 @@ def draw(
         hidden = gr.update(visible=False)
         return [hidden] * 4 + [details.nothing(), hidden, *([""] * 3 * len(ASK))]
     results = queries.results([job.run])
-    arms = arms_of(results)
+    arms = decoder_reports(results)
     whole = bool(arms) and all(arm.prompts for arm in arms)
     by = by or query(request, "by", SPEED_UP, BY)
     of = of or query(request, "of", ALL, OF)
@@ -144,7 +144,9 @@ def _chosen(runs: list[Job], name: str) -> Job | None:
     return job if job and job.kind == speed.NAME else next(iter(runs), None)
 
 
-def _charts(job: Job, arms: list[Arm], by: str, of: str, tree: Arm | None) -> list[Any]:
+def _charts(
+    job: Job, arms: list[DecoderReport], by: str, of: str, tree: DecoderReport | None
+) -> list[Any]:
     """Figure, note and table of each chart, in the order of the page."""
     name, prompts = job.run, arms[0].prompts
     drafting = [arm for arm in arms if arm.name != VANILLA]
@@ -182,7 +184,7 @@ def _no_drafter() -> list[Any]:
     return [NO_TREE, note_html(ASK["tree"]), "", NO_TREE, note_html(ASK["heads"]), ""]
 
 
-def _of_drafter(name: str, arm: Arm, known: details.Drafter) -> list[Any]:
+def _of_drafter(name: str, arm: DecoderReport, known: details.DrafterInfo) -> list[Any]:
     """The tree of one drafter and how its heads learnt."""
     counted = f"n = {sum(arm.lengths.values()):,} passes, {arm.nodes} nodes with the root."
     points = details.head_curves(arm.name)

@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from jobs.metrics import Metric
-from jobs.sweep import Row
+from jobs.sweep import SweepRow
 from ui.charts.stages import symbol
 from ui.charts.template import axis, layout, legend, log_axis
 from ui.format import esc, number
-from ui.theme import stage_stroke
+from ui.theme import stage_style
 
 WIDE = 24
 DENSE = "dense"
 LOG_FROM = 4.0  # largest over smallest from which a log axis is worth it
 
 
-def sweep_means(rows: Sequence[Row], of: Metric, labels: Mapping[str, str]) -> go.Figure:
+def sweep_means(rows: Sequence[SweepRow], of: Metric, labels: Mapping[str, str]) -> go.Figure:
     """Mean of one metric by combination and stage.
 
     Args:
@@ -53,7 +53,7 @@ def sweep_means(rows: Sequence[Row], of: Metric, labels: Mapping[str, str]) -> g
     )
 
 
-def _label(row: Row) -> str:
+def _label(row: SweepRow) -> str:
     return "<br>".join(map(esc, textwrap.wrap(row.label, WIDE)))
 
 
@@ -67,8 +67,10 @@ def _x_axis(of: Metric, values: Sequence[float]) -> dict[str, object]:
     return log_axis(of.title, span, showgrid=False, tickangle=0)
 
 
-def _dots(rows: Sequence[Row], names: Mapping[str, str], scale: float, label: str) -> go.Scatter:
-    stroke = stage_stroke(rows[0].stage)
+def _dots(
+    rows: Sequence[SweepRow], names: Mapping[str, str], scale: float, label: str
+) -> go.Scatter:
+    stroke = stage_style(rows[0].stage)
     dense = rows[0].stage == DENSE  # a tick, so that a stage as good as dense does not hide it
     spreads = [scale * (row.spread or 0.0) for row in rows]
     return go.Scatter(
@@ -88,7 +90,7 @@ def _dots(rows: Sequence[Row], names: Mapping[str, str], scale: float, label: st
     )  # fmt: skip
 
 
-def _hover(row: Row, label: str, scale: float) -> str:
+def _hover(row: SweepRow, label: str, scale: float) -> str:
     spread = "" if row.spread is None else f" ± {number(scale * row.spread, 2)}"
     value = f"{label}: {number(scale * row.mean)}{spread}"
     return f"<b>{esc(row.label)}</b><br>{value}<br>n = {row.n} runs"

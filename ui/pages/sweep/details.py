@@ -12,9 +12,9 @@ from backend.store.states import ACTIVE, LIVE, RESUMABLE
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import METRICS, Metric
-from jobs.sweep import Row
+from jobs.sweep import SweepRow
 from ui.format import NONE, badge, esc, number, runs
-from ui.runs.results import RUN, kind_of, kind_title, written
+from ui.runs.results import RUN, format_value, kind_of, kind_title
 from ui.widgets.config_form import title
 from ui.widgets.data_table import Cell, data_table
 from ui.widgets.html import card, model_name, off, progress, run_link, table, took
@@ -22,12 +22,12 @@ from ui.widgets.html import card, model_name, off, progress, run_link, table, to
 SPREAD = "± is the sample standard deviation over seeds; a single run has none."
 
 
-def stage_rows(rows: Sequence[Row]) -> list[Row]:
+def stage_rows(rows: Sequence[SweepRow]) -> list[SweepRow]:
     """The figures measured at stages; those of a run as a whole are left out."""
     return [row for row in rows if row.stage != RUN]
 
 
-def metrics(rows: Sequence[Row]) -> list[str]:
+def metrics(rows: Sequence[SweepRow]) -> list[str]:
     """The metrics a sweep has measured at its stages, the known ones first."""
     found = {row.metric for row in stage_rows(rows)}
     return [m for m in METRICS if m in found] + sorted(found - METRICS.keys())
@@ -75,14 +75,14 @@ def _buttons(jobs: Sequence[Job], who: Actor) -> str:
 
 
 def means_table(
-    jobs: Sequence[Job], rows: Sequence[Row], of: Metric, labels: Mapping[str, str]
+    jobs: Sequence[Job], rows: Sequence[SweepRow], of: Metric, labels: Mapping[str, str]
 ) -> str:
     """HTML: one line a combination, one column a stage; `rows` are of one metric."""
     if not rows:
         return ""
     stages = [*dict.fromkeys(row.stage for row in rows)]
     fields = [*rows[0].values]
-    lines: dict[str, dict[str, Row]] = {}
+    lines: dict[str, dict[str, SweepRow]] = {}
     for row in rows:
         lines.setdefault(repr(row.values), {})[row.stage] = row
     titles = (heading(jobs, field) for field in fields)
@@ -93,7 +93,7 @@ def means_table(
 
 
 def _line(
-    line: Mapping[str, Row], fields: Sequence[str], stages: Sequence[str], of: Metric
+    line: Mapping[str, SweepRow], fields: Sequence[str], stages: Sequence[str], of: Metric
 ) -> list[str]:
     any_row = next(iter(line.values()))
     counts = sorted({row.n for row in line.values()})
@@ -102,22 +102,27 @@ def _line(
     return [*values, *(_cell(line.get(stage), of) for stage in stages), n]
 
 
-def _cell(row: Row | None, of: Metric) -> str:
+def _cell(row: SweepRow | None, of: Metric) -> str:
     if row is None:
         return NONE
     scale = 100 if of.form == "share" else 1
     spread = "" if row.spread is None else f" ± {number(scale * row.spread, 2)}"
-    return f'{written(of, row.mean)}<span class="quiet">{spread}</span>'
+    return f'{format_value(of, row.mean)}<span class="quiet">{spread}</span>'
 
 
-def data(rows: Sequence[Row], of: Metric, labels: Mapping[str, str], name: str) -> str:
+def data(rows: Sequence[SweepRow], of: Metric, labels: Mapping[str, str], name: str) -> str:
     """HTML: the same figures one by one, to be saved as CSV with full precision."""
     heads = ["Combination", "Stage", of.title, "±", "n"]
     cells: list[list[Cell]] = [
-        [esc(row.label), esc(labels.get(row.stage, row.stage)), (written(of, row.mean), row.mean),
-         NONE if row.spread is None else (number(row.spread, 2), row.spread), str(row.n)]
+        [
+            esc(row.label),
+            esc(labels.get(row.stage, row.stage)),
+            (format_value(of, row.mean), row.mean),
+            NONE if row.spread is None else (number(row.spread, 2), row.spread),
+            str(row.n),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return data_table(heads, cells, name)
 
 

@@ -6,22 +6,22 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import NotFound, SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import metric
-from jobs.sweep import Row
+from jobs.sweep import SweepRow
 from ui.format import href, problem
-from ui.frame import READER, Page, actor, live, query, url_sync
+from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
 from ui.pages.jobs.page import act
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
 from ui.runs.results import kind_of
 from ui.widgets.chart import PlotlyView, chart_card, note_html
-from ui.widgets.dropdown import Choose
+from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import card, stack
-from ui.widgets.html_panel import LATEST, Board
+from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
 
 ASK = "Which setting does best, and by more than seeds differ?"
@@ -29,9 +29,9 @@ WAITING = "Figures appear here as the runs measure them."
 
 
 def build() -> None:
-    head = Board(elem_id="sweep-head", min_height=64)
+    head = HtmlPanel(elem_id="sweep-head", min_height=64)
     told = notice("sweep-said")
-    of = Choose([], label="Figure", visible=False, elem_id="sweep-metric", render=False)
+    of = FreeDropdown([], label="Figure", visible=False, elem_id="sweep-metric", render=False)
     view = PlotlyView(label="Means of the sweep", height=420, elem_id="sweep-chart", render=False)
     chart = chart_card("Mean and spread over seeds", ASK, view, [[of]])
     below = plain(elem_id="sweep-runs")
@@ -40,7 +40,7 @@ def build() -> None:
     live(draw, of, shown)
     url_sync(of.input(draw, of, shown, **LATEST), metric=of)
     acted = head.act(act, None, told, show_progress="hidden", api_visibility="private")
-    acted.then(draw, of, shown, **READER)
+    acted.then(draw, of, shown, **SILENT_EVENT)
 
 
 def draw(chosen: str | None, request: gr.Request) -> list[Any]:
@@ -57,7 +57,7 @@ def draw(chosen: str | None, request: gr.Request) -> list[Any]:
     labels = kind.stages if kind else {}
     means = details.means_table(jobs, shown, of, labels)
     return [
-        details.head_html(jobs, actor(request)),
+        details.head_html(jobs, current_user(request)),
         gr.update(choices=[(metric(n).title, n) for n in names], value=name, visible=bool(names)),
         sweep_means(shown, of, labels) if shown else WAITING,
         note_html(ASK, _counted(shown)),
@@ -74,7 +74,7 @@ def _jobs(run: str) -> list[Job]:
         return []
 
 
-def _counted(rows: list[Row]) -> str:
+def _counted(rows: list[SweepRow]) -> str:
     counts = sorted({row.n for row in rows})
     if not counts:
         return ""
@@ -83,7 +83,9 @@ def _counted(rows: list[Row]) -> str:
 
 
 def _unknown(run: str) -> str:
-    error = NotFound(f"{run or 'Nothing'} belongs to no sweep.", "", "Choose a run from the list.")
+    error = NotFoundError(
+        f"{run or 'Nothing'} belongs to no sweep.", "", "Choose a run from the list."
+    )
     link = f'<p><a class="button" href="{href("runs")}">All runs</a></p>'
     return f"<h1>Sweep</h1>{stack(problem(error), link)}"
 

@@ -10,16 +10,16 @@ import gradio as gr
 from gradio.components import Component
 
 from ui.charts.histograms import MOST
-from ui.pages.weights.inspect_model import Newcomer, build_newcomer
-from ui.pages.weights.selection import LAYERS, ORDERS, VIEWS, Choice
+from ui.pages.weights.inspect_model import InspectModelPanel, build_newcomer
+from ui.pages.weights.selection import LAYERS, ORDERS, VIEWS, WeightsSelection
 from ui.widgets.chart import ChartCard, PlotlyView, chart_card
-from ui.widgets.dropdown import Choose
-from ui.widgets.explorer import Shown, listed
+from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.explorer import Updates, named_outputs
 from ui.widgets.notice import plain
 
 HEIGHT = 440
 COST = "What does each step cost, and what does it win back? Lower is better."
-CONTROLS = tuple(field.name for field in fields(Choice))
+CONTROLS = tuple(field.name for field in fields(WeightsSelection))
 OF_LAYERS = {  # view -> the controls it has
     "map": ("stage", "stat", "against"),
     "depth": ("stage",),
@@ -37,18 +37,18 @@ OF_TENSOR = {
 
 
 @dataclass(frozen=True)
-class Parts:
-    """All of the page by name: controls as in `Choice`, charts with their notes and tables."""
+class WeightsControls:
+    """Every component of the page by name: controls, charts, notes and tables."""
 
     by_name: dict[str, Any]
     back: gr.Button
     on: gr.Button
     save: gr.Button
-    newcomer: Newcomer
+    newcomer: InspectModelPanel
 
     @property
     def controls(self) -> list[Component]:
-        """In the order of `Choice`."""
+        """In the order of `WeightsSelection`."""
         return [self.by_name[name] for name in CONTROLS]
 
     @property
@@ -58,12 +58,12 @@ class Parts:
     def __getitem__(self, name: str) -> Any:
         return self.by_name[name]
 
-    def listed(self, handler: Callable[..., Shown]) -> Callable[..., list[Any]]:
+    def named_outputs(self, handler: Callable[..., Updates]) -> Callable[..., list[Any]]:
         """The handler as Gradio calls it."""
-        return listed(handler, self.by_name)
+        return named_outputs(handler, self.by_name)
 
 
-def make_parts() -> Parts:
+def make_parts() -> WeightsControls:
     """Draws the page."""
     made = _controls()
     with gr.Row(elem_classes="bar"):
@@ -85,7 +85,7 @@ def make_parts() -> Parts:
         **_named("layers", layers), **_named("tensor", tensor), "words": words,
         "cost": cost_column, **_named("cost", cost),
     }  # fmt: skip
-    return Parts({**made, **others}, back, on, save, newcomer)
+    return WeightsControls({**made, **others}, back, on, save, newcomer)
 
 
 def _named(name: str, card: ChartCard) -> dict[str, Any]:
@@ -117,8 +117,8 @@ def _controls() -> dict[str, Component]:
     }
 
 
-def _list(label: str, name: str, **options: Any) -> Choose:
-    return Choose([], label=label, elem_id=f"weights-{name}", render=False, **options)
+def _list(label: str, name: str, **options: Any) -> FreeDropdown:
+    return FreeDropdown([], label=label, elem_id=f"weights-{name}", render=False, **options)
 
 
 def _segments(

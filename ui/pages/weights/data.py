@@ -10,22 +10,22 @@ from backend.statistics.names import MAGNITUDES
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import queries
 from ui.charts.series import Series
-from ui.pages.weights.selection import Choice, RunWeights, weights_of
-from ui.theme import Stroke, stage_stroke
+from ui.pages.weights.selection import RunWeights, WeightsSelection, weights_of
+from ui.theme import LineStyle, stage_style
 
 OTHER_DASH = {"solid": "dash", "dot": "dashdot"}  # of the run that is compared with
 
 
 @dataclass(frozen=True)
-class Looked:
+class TensorView:
     """A settled choice, and the runs it is about."""
 
-    choice: Choice
+    choice: WeightsSelection
     weights: RunWeights
     other: RunWeights | None
 
     @classmethod
-    def at(cls, asked: Choice) -> Looked | None:
+    def at(cls, asked: WeightsSelection) -> TensorView | None:
         """The choice settled on what there is; None where the run has no statistics."""
         weights = weights_of(asked.run)
         if weights is None:
@@ -72,7 +72,7 @@ class Looked:
         return Series(
             taken,
             self.label(stage, there),
-            other_stroke(stage) if there else stage_stroke(stage),
+            other_stroke(stage) if there else stage_style(stage),
             None if magnitudes is None else magnitudes.values,
         )
 
@@ -139,7 +139,7 @@ def _by_stage(found: Sequence[TensorSnapshot], run: RunWeights) -> dict[str, Ten
     return {stage: by_stage[stage] for stage in run.labels if stage in by_stage}
 
 
-def other_stroke(stage: str) -> Stroke:
+def other_stroke(stage: str) -> LineStyle:
     """The stage's colour in another dash: the run that is compared with."""
-    stroke = stage_stroke(stage)
-    return Stroke(stroke.colour, OTHER_DASH.get(stroke.dash, "dash"))
+    stroke = stage_style(stage)
+    return LineStyle(stroke.colour, OTHER_DASH.get(stroke.dash, "dash"))

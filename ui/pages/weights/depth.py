@@ -10,7 +10,7 @@ from backend.statistics.tensors import QUANTILES
 from ui.charts.series import ROW
 from ui.charts.template import axis, layout, legend, tint
 from ui.format import number
-from ui.theme import LIGHT, Stroke
+from ui.theme import LIGHT, LineStyle
 
 BANDS = tuple(zip(QUANTILES[:4], QUANTILES[:4:-1], strict=True))  # from the widest in
 OPACITY = (0.12, 0.18, 0.28, 0.45)
@@ -22,7 +22,7 @@ MOST_TICKS = 12
 def quantile_bands(
     blocks: Sequence[int],
     quantiles: Sequence[Sequence[float]],
-    stroke: Stroke,
+    stroke: LineStyle,
     *,
     tensors: Sequence[str] = (),
     picked: str = "",
@@ -100,7 +100,7 @@ def _band(
 
 
 def _median(
-    blocks: Sequence[int], values: Sequence[float], stroke: Stroke, tensors: Sequence[str]
+    blocks: Sequence[int], values: Sequence[float], stroke: LineStyle, tensors: Sequence[str]
 ) -> go.Scatter:
     return go.Scatter(
         x=list(blocks),
@@ -147,7 +147,7 @@ def _here(block: int) -> dict[str, object]:
     }
 
 
-def depth_counted(rows: Sequence[int]) -> str:
+def depth_note(rows: Sequence[int]) -> str:
     """In words: of how many weights the quantiles are."""
     same = len({*rows}) == 1
     each = f"{rows[0]:,}" if same else f"{min(rows):,} to {max(rows):,}"

@@ -21,7 +21,7 @@ FIGURES: dict[str, Statistic] = {
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainedStatistic:
     """One figure of a tensor at all its stages, and what it says."""
 
     name: str
@@ -41,18 +41,20 @@ def figure_of(taken: TensorSnapshot, name: str) -> float | None:
     return taken.stats.get(name)
 
 
-def explained(stages: Sequence[TensorSnapshot], labels: Mapping[str, str]) -> list[Explained]:
+def explained(
+    stages: Sequence[TensorSnapshot], labels: Mapping[str, str]
+) -> list[ExplainedStatistic]:
     """Every figure that was measured at some stage, in our order, with its sentence.
 
     Args:
         stages: one tensor's, in the order it passed through them.
     """
-    path = Path(stages, labels)
+    path = StagePath(stages, labels)
     names = [n for n in FIGURES if any(figure_of(s, n) is not None for s in stages)]
-    return [Explained(n, SENTENCES[n](path) if n in SENTENCES else "") for n in names]
+    return [ExplainedStatistic(n, SENTENCES[n](path) if n in SENTENCES else "") for n in names]
 
 
-class Path:
+class StagePath:
     """The stages of one tensor, with their labels."""
 
     def __init__(self, stages: Sequence[TensorSnapshot], labels: Mapping[str, str]) -> None:
@@ -69,7 +71,7 @@ class Path:
         return self.labels.get(stage, stage)
 
 
-def _zeros(path: Path) -> str:
+def _zeros(path: StagePath) -> str:
     if len(path.main) == 1 and (only := path.values("zero_share")[0][1]):
         return f"{share(only)} of the weights are exactly zero."
     parts: list[str] = []
@@ -84,7 +86,7 @@ def _zeros(path: Path) -> str:
     return f"{', '.join(parts)}." if parts else f"{nothing} exactly zero."
 
 
-def _near(path: Path) -> str:
+def _near(path: StagePath) -> str:
     near = [
         f"{path.label(s.stage)} {share(s.stats['near_zero'] - s.zeros / s.n)}"
         for s in path.main
@@ -93,7 +95,7 @@ def _near(path: Path) -> str:
     return f"Without the exact zeros: {', '.join(near)}."
 
 
-def _std(path: Path) -> str:
+def _std(path: StagePath) -> str:
     (_, first), *rest = path.values("std")
     if not rest or not first:
         return ""
@@ -105,7 +107,7 @@ def _std(path: Path) -> str:
     return f"{label} is {how} the dense tensor."
 
 
-def _kurtosis(path: Path) -> str:
+def _kurtosis(path: StagePath) -> str:
     values = path.values("kurtosis")
     label, first = values[0]
     kind = "heavier tails than" if first > BELL + HEAVY else "lighter tails than"
@@ -117,7 +119,7 @@ def _kurtosis(path: Path) -> str:
     return said
 
 
-def _error(path: Path) -> str:
+def _error(path: StagePath) -> str:
     values = path.values("relative_error")
     if len(values) < 2:
         return ""
@@ -131,7 +133,7 @@ def _error(path: Path) -> str:
     return said
 
 
-def _overlap(path: Path) -> str:
+def _overlap(path: StagePath) -> str:
     values = path.values("mask_overlap")[1:]  # the first is the first pruning itself
     if not values:
         return ""
@@ -140,7 +142,7 @@ def _overlap(path: Path) -> str:
     return f"{label} keeps {share(both)} of the weights that the first pruning kept."
 
 
-def _by_size(path: Path) -> str:
+def _by_size(path: StagePath) -> str:
     values = path.values("by_size")
     if not values:
         return ""
@@ -153,12 +155,12 @@ def _by_size(path: Path) -> str:
     )
 
 
-def _moved(path: Path) -> str:
+def _moved(path: StagePath) -> str:
     label, value = path.values("moved")[-1]
     return f"{label} is {share(value)} of the dense tensor's norm away from it."
 
 
-def _distance(path: Path) -> str:
+def _distance(path: StagePath) -> str:
     label, value = path.values("distance")[-1]
     return (
         f"{label}: the sorted weights lie {number(value, 2)} dense standard deviations from the "
@@ -166,7 +168,7 @@ def _distance(path: Path) -> str:
     )
 
 
-def _largest(path: Path) -> str:
+def _largest(path: StagePath) -> str:
     values = path.values("largest")
     (_, first), (label, last) = values[0], values[-1]
     if len(values) < 2 or not first or abs(last / first - 1) < 0.005:
@@ -174,12 +176,12 @@ def _largest(path: Path) -> str:
     return f"{label}: {number(last / first, 3)} times that of the dense tensor."
 
 
-def _cutoff(path: Path) -> str:
+def _cutoff(path: StagePath) -> str:
     taken = next((s for s in path.main if s.stats.get("cutoff")), None)
     return f"{share(taken.zeros / taken.n)} of the dense weights are smaller." if taken else ""
 
 
-SENTENCES: dict[str, Callable[[Path], str]] = {
+SENTENCES: dict[str, Callable[[StagePath], str]] = {
     "zero_share": _zeros,
     "near_zero": _near,
     "std": _std,

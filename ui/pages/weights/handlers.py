@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from ui.frame import READER, on_change, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, on_change, on_load, query, url_sync
 from ui.pages.weights.controls import CONTROLS, OF_LAYERS, OF_TENSOR, make_parts
-from ui.pages.weights.data import Looked
+from ui.pages.weights.data import TensorView
 from ui.pages.weights.inspect_model import compute, models_for, offered
 from ui.pages.weights.render import (
     choice_of,
@@ -21,54 +21,56 @@ from ui.pages.weights.render import (
     pages_offered,
     tensor_shown,
 )
-from ui.pages.weights.selection import Choice, weights_of
-from ui.widgets.download import Saver, contents
-from ui.widgets.explorer import PICKED, Shown
+from ui.pages.weights.selection import WeightsSelection, weights_of
+from ui.widgets.download import Download, file_payload
+from ui.widgets.explorer import PICKED, Updates
 
-LATEST = {"trigger_mode": "always_last", **READER}
+LATEST = {"trigger_mode": "always_last", **SILENT_EVENT}
 
 
 def build() -> None:
-    parts, saver = make_parts(), Saver()
+    parts, saver = make_parts(), Download()
     new = parts.newcomer
 
     def load(request: gr.Request) -> list[Any]:
-        return parts.listed(opened)(request)
+        return parts.named_outputs(opened)(request)
 
     def on(event: Any, handler: Any) -> Any:
-        return event(parts.listed(handler), parts.controls, parts.outputs, **LATEST)
+        return event(parts.named_outputs(handler), parts.controls, parts.outputs, **LATEST)
 
     pick = parts["layers_chart"].select(None, parts["tensor"], parts["tensor"], js=PICKED)
     on(pick.then, picked)  # the map has outlined the cell itself
-    asked = new.compute.click(compute, new.model, [new.told, parts["run"]], **READER)
+    asked = new.compute.click(compute, new.model, [new.told, parts["run"]], **SILENT_EVENT)
     events = [pick, on_load(load, None, parts.outputs), on(asked.then, chosen)]
     events += [on(parts[name].input, handler) for name, handler in CHANGES.items()]
     events += [on(parts.back.click, moved_back), on(parts.on.click, moved_on)]
     for event in events:
         url_sync(event, **{name: parts[name] for name in CONTROLS})
-    on_change(parts.listed(refreshed), [parts["seen"], *parts.controls], parts.outputs)
+    on_change(parts.named_outputs(refreshed), [parts["seen"], *parts.controls], parts.outputs)
     on_load(offered, parts["run"], [new.model, new.compute, new.told])
-    parts["run"].change(models, parts["run"], new.model, **READER)
-    parts.save.click(all_statistics, parts["run"], saver, **READER)
+    parts["run"].change(models, parts["run"], new.model, **SILENT_EVENT)
+    parts.save.click(all_statistics, parts["run"], saver, **SILENT_EVENT)
 
 
 # events -------------------------------------------------------------------------------------------
 
 
-def opened(request: gr.Request) -> Shown:
+def opened(request: gr.Request) -> Updates:
     asked = {name: query(request, name) for name in CONTROLS}
     shown = tuple(part for part in asked.pop("show").split(",") if part)
-    return everything(Choice(**asked, show=shown), Choice(), at=query(request, "at"))
+    return everything(
+        WeightsSelection(**asked, show=shown), WeightsSelection(), at=query(request, "at")
+    )
 
 
-def chosen(*values: Any) -> Shown:
+def chosen(*values: Any) -> Updates:
     """Another run, or another one to compare with."""
     before = choice_of(values)
     weights = weights_of(before.run)
     return everything(before.compared(weights) if weights else before, before)
 
 
-def refreshed(seen: Any, *values: Any) -> Shown:
+def refreshed(seen: Any, *values: Any) -> Updates:
     """Nothing until the runs have moved on; then only what that changes."""
     before = choice_of(values)
     if before.run and seen and seen["marks"] == marks(before):
@@ -76,17 +78,17 @@ def refreshed(seen: Any, *values: Any) -> Shown:
     return everything(before, before, seen)
 
 
-def layers_changed(*values: Any) -> Shown:
-    looked = Looked.at(choice_of(values))
+def layers_changed(*values: Any) -> Updates:
+    looked = TensorView.at(choice_of(values))
     if looked is None:
         return {}
     controls = offer(looked, OF_LAYERS, looked.choice.layers) | pages_offered(looked)
     return {**layers_shown(looked), **controls}
 
 
-def tensor_changed(*values: Any) -> Shown:
+def tensor_changed(*values: Any) -> Updates:
     asked = choice_of(values)
-    looked = Looked.at(asked)
+    looked = TensorView.at(asked)
     if looked is None:
         return {}
     if values[CONTROLS.index("show")] == []:  # a person may take every stage away
@@ -94,29 +96,29 @@ def tensor_changed(*values: Any) -> Shown:
     return {**tensor_shown(looked), **offer(looked, OF_TENSOR, looked.choice.view)}
 
 
-def picked(*values: Any) -> Shown:
+def picked(*values: Any) -> Updates:
     """A tensor chosen in the chart of all layers."""
-    looked = Looked.at(choice_of(values))
+    looked = TensorView.at(choice_of(values))
     if looked is None:
         return {}
     redrawn = {} if looked.choice.layers == "map" else layers_shown(looked)
     return {**tensor_shown(looked), **redrawn}
 
 
-def moved_to(*values: Any) -> Shown:
+def moved_to(*values: Any) -> Updates:
     return _moved(values, 0)
 
 
-def moved_back(*values: Any) -> Shown:
+def moved_back(*values: Any) -> Updates:
     return _moved(values, -1)
 
 
-def moved_on(*values: Any) -> Shown:
+def moved_on(*values: Any) -> Updates:
     return _moved(values, 1)
 
 
-def _moved(values: Sequence[Any], step: int) -> Shown:
-    looked = Looked.at(choice_of(values))
+def _moved(values: Sequence[Any], step: int) -> Updates:
+    looked = TensorView.at(choice_of(values))
     if looked is None:
         return {}
     looked = replace(looked, choice=looked.choice.moved(looked.weights, step))
@@ -132,7 +134,9 @@ def all_statistics(run: str | None) -> Any:
     weights = weights_of(run or "")
     if weights is None:
         return gr.skip()
-    return contents(f"{weights.job.run}-statistics.csv", weights.table.to_csv(index=False).encode())
+    return file_payload(
+        f"{weights.job.run}-statistics.csv", weights.table.to_csv(index=False).encode()
+    )
 
 
 CHANGES = {

@@ -16,9 +16,9 @@ from backend.store import queries
 from jobs import submit
 from jobs.weight_statistics.run import NAME
 from ui.format import esc
-from ui.frame import actor
-from ui.widgets.dropdown import Choose
-from ui.widgets.notice import failed, notice, plain, said
+from ui.frame import current_user
+from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.notice import notice, plain, show_error, show_html
 
 ABOUT = (
     "Statistics of every weight matrix of a model as it is: no text, no forward pass, little "
@@ -27,26 +27,26 @@ ABOUT = (
 
 
 @dataclass(frozen=True)
-class Newcomer:
+class InspectModelPanel:
     """The panel that queues statistics of a model."""
 
-    model: Choose
+    model: FreeDropdown
     compute: gr.Button
     told: gr.HTML
 
 
-def build_newcomer() -> Newcomer:
+def build_newcomer() -> InspectModelPanel:
     with gr.Accordion("Look at a model without a run", open=False, elem_id="weights-new"):
         plain(f'<p class="question">{esc(ABOUT)}</p>')
         with gr.Row(elem_classes="bar"):
-            model = Choose(
+            model = FreeDropdown(
                 [], label="Model", elem_id="weights-model", min_width=240, allow_custom_value=True
             )
             compute = gr.Button(
                 "Compute statistics", scale=0, min_width=180, elem_id="weights-compute"
             )
         told = notice("weights-told")
-    return Newcomer(model, compute, told)
+    return InspectModelPanel(model, compute, told)
 
 
 def models_for(run: str) -> list[tuple[str, str]]:
@@ -64,8 +64,8 @@ def models_for(run: str) -> list[tuple[str, str]]:
 def offered(run: str, request: gr.Request) -> tuple[Any, Any, Any]:
     """Model list, button, notice, as they are for this visitor on arrival."""
     choices = models_for(run)
-    why = may_not_add(actor(request))
-    told = said(f'<p class="quiet">{esc(why)}</p>') if why else said("")
+    why = may_not_add(current_user(request))
+    told = show_html(f'<p class="quiet">{esc(why)}</p>') if why else show_html("")
     return (
         gr.update(choices=choices, value=choices[0][1] if choices else None),
         gr.update(interactive=not why),
@@ -76,8 +76,8 @@ def offered(run: str, request: gr.Request) -> tuple[Any, Any, Any]:
 def compute(model: str | None, request: gr.Request) -> tuple[Any, Any]:
     """Queues statistics of the model: notice, and the run that is to be shown now."""
     try:
-        job = submit.submit(NAME, {"model": model or ""}, actor(request))
+        job = submit.submit(NAME, {"model": model or ""}, current_user(request))
     except SlimscopeError as error:
-        return failed(error), gr.skip()
+        return show_error(error), gr.skip()
     supervisor.ensure()
-    return said(""), job.run
+    return show_html(""), job.run

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from backend.statistics.tensors import QUANTILES, TensorSnapshot
-from ui.charts.heatmap import Base, cells, heatmap_count, layer_heatmap, title_of
+from ui.charts.heatmap import MapBaseline, cells, heatmap_note, layer_heatmap, title_of
 from ui.charts.series import Series, cut_off_peaks
 from ui.charts.statistics import STATISTICS
 from ui.format import esc, number
-from ui.pages.weights.data import Looked
-from ui.pages.weights.depth import depth_counted, in_percent, quantile_bands
-from ui.pages.weights.selection import DENSE, Choice, RunWeights
+from ui.pages.weights.data import TensorView
+from ui.pages.weights.depth import depth_note, in_percent, quantile_bands
+from ui.pages.weights.selection import DENSE, RunWeights, WeightsSelection
 from ui.pages.weights.small_multiples import BINS, PANELS, merged, small_multiples
-from ui.theme import stage_stroke
+from ui.theme import stage_style
 from ui.widgets.chart import note_html
 from ui.widgets.data_table import data_table
 from ui.widgets.weight_tables import exact, layers_table
@@ -23,12 +23,12 @@ DEPTH = "Which blocks hold wide, narrow or shifted weights?"
 SHAPES = "Which layers have a shape of their own?"
 
 
-def layers_view(looked: Looked) -> list[Any]:
+def layers_view(looked: TensorView) -> list[Any]:
     """Figure or sentence, note, table."""
     return VIEWS[looked.choice.layers](looked)
 
 
-def _map(looked: Looked) -> list[Any]:
+def _map(looked: TensorView) -> list[Any]:
     choice, weights = looked.choice, looked.weights
     shown, base = STATISTICS[choice.stat], _base(choice, weights, looked.other)
     rows = cells(weights.table, choice.stage, choice.stat, base)
@@ -38,12 +38,12 @@ def _map(looked: Looked) -> list[Any]:
     name = f"{weights.job.run}-{choice.stage}-{choice.stat}{less}"
     return [
         _named(layer_heatmap(weights.table, choice.stage, choice.stat, choice.tensor, base), name),
-        note_html(_asked(looked, base), heatmap_count(rows, even=base is not None)),
+        note_html(_asked(looked, base), heatmap_note(rows, even=base is not None)),
         layers_table(rows, choice.stat, name, title_of(shown, base)),
     ]
 
 
-def _unmeasured(looked: Looked, base: Base | None) -> str:
+def _unmeasured(looked: TensorView, base: MapBaseline | None) -> str:
     """Why the map is empty: the stage lacks the figure, or what it is compared with does."""
     choice, weights = looked.choice, looked.weights
     what = STATISTICS[choice.stat].label.lower()
@@ -52,7 +52,7 @@ def _unmeasured(looked: Looked, base: Base | None) -> str:
     return f"{weights.labels[choice.stage]}: {what} is not measured here."
 
 
-def _asked(looked: Looked, base: Base | None) -> str:
+def _asked(looked: TensorView, base: MapBaseline | None) -> str:
     """The question the map answers."""
     choice, weights = looked.choice, looked.weights
     shown, stage = STATISTICS[choice.stat], weights.labels[choice.stage]
@@ -64,16 +64,18 @@ def _asked(looked: Looked, base: Base | None) -> str:
     return f"Where do {pair} differ in {shown.label.lower()}? No colour: no difference."
 
 
-def _base(choice: Choice, weights: RunWeights, other: RunWeights | None) -> Base | None:
+def _base(
+    choice: WeightsSelection, weights: RunWeights, other: RunWeights | None
+) -> MapBaseline | None:
     """What the map is compared with; nothing for a stage that would be compared with itself."""
     if choice.against == "run" and other is not None:
-        return Base(other.of_stage(choice.stage), other.job.run)
+        return MapBaseline(other.of_stage(choice.stage), other.job.run)
     if choice.against == DENSE and choice.stage != DENSE:
-        return Base(weights.of_stage(DENSE), weights.labels.get(DENSE, DENSE))
+        return MapBaseline(weights.of_stage(DENSE), weights.labels.get(DENSE, DENSE))
     return None
 
 
-def _depth(looked: Looked) -> list[Any]:
+def _depth(looked: TensorView) -> list[Any]:
     choice, weights = looked.choice, looked.weights
     stages = [choice.stage] if choice.stage == DENSE else [choice.stage, DENSE]
     found = looked.module_in_blocks(stages)
@@ -86,13 +88,13 @@ def _depth(looked: Looked) -> list[Any]:
     figure = quantile_bands(
         [*now],
         [s.quantiles for s in now.values()],
-        stage_stroke(choice.stage),
+        stage_style(choice.stage),
         tensors=[s.tensor for s in now.values()],
         picked=choice.tensor,
         dense=compared,
     )
     name = f"{weights.job.run}-{choice.stage}-{module}-quantiles"
-    counted = depth_counted([s.n for s in now.values()])
+    counted = depth_note([s.n for s in now.values()])
     note = note_html(f"{DEPTH} {weights.labels[choice.stage]}, {module}.", counted)
     return [_named(figure, name), note, _quantile_table(now, name)]
 
@@ -105,7 +107,7 @@ def _quantile_table(found: Mapping[int, TensorSnapshot], name: str) -> str:
     return data_table(["Block", *map(in_percent, QUANTILES)], rows, name)
 
 
-def _shapes(looked: Looked) -> list[Any]:
+def _shapes(looked: TensorView) -> list[Any]:
     choice, weights = looked.choice, looked.weights
     start = int(choice.start)
     names = choice.panels(weights)[start : start + PANELS]
@@ -134,9 +136,7 @@ def _shapes(looked: Looked) -> list[Any]:
 def _lines(
     by_stage: Mapping[str, TensorSnapshot], stages: list[str], weights: RunWeights
 ) -> list[Series]:
-    return [
-        Series(by_stage[s], weights.labels[s], stage_stroke(s)) for s in stages if s in by_stage
-    ]
+    return [Series(by_stage[s], weights.labels[s], stage_style(s)) for s in stages if s in by_stage]
 
 
 def _short(name: str, weights: RunWeights, group: str) -> str:
@@ -163,4 +163,8 @@ def _named(figure: Any, name: str) -> Any:
     return figure
 
 
-VIEWS: dict[str, Callable[[Looked], list[Any]]] = {"map": _map, "depth": _depth, "shapes": _shapes}
+VIEWS: dict[str, Callable[[TensorView], list[Any]]] = {
+    "map": _map,
+    "depth": _depth,
+    "shapes": _shapes,
+}

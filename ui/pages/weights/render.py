@@ -11,17 +11,17 @@ import gradio as gr
 from backend.store import queries
 from backend.store.tables import Job
 from ui.charts.channels import MEASURES
-from ui.charts.stages import perplexities, perplexity_count, stage_perplexities
+from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available
 from ui.format import href
 from ui.pages.weights.controls import CONTROLS, COST, OF_LAYERS, OF_TENSOR
-from ui.pages.weights.data import Looked
+from ui.pages.weights.data import TensorView
 from ui.pages.weights.layer_charts import layers_view
-from ui.pages.weights.selection import AGAINST, DENSE, GROUPS, Choice, RunWeights
+from ui.pages.weights.selection import AGAINST, DENSE, GROUPS, RunWeights, WeightsSelection
 from ui.pages.weights.tensor_charts import tensor_view
 from ui.widgets.chart import note_html
-from ui.widgets.empty_state import nothing_of
-from ui.widgets.explorer import Shown, run_choice
+from ui.widgets.empty_state import empty_state
+from ui.widgets.explorer import Updates, run_choice
 from ui.widgets.html import empty
 from ui.widgets.weight_tables import explained_table, perplexity_table
 
@@ -30,14 +30,16 @@ NO_RUN = "No run has stored weight statistics yet."
 Choices = list[tuple[str, str]]  # words, value
 
 
-def choice_of(values: Sequence[Any]) -> Choice:
+def choice_of(values: Sequence[Any]) -> WeightsSelection:
     """The choice the controls stand for; an empty control is up to us."""
     given = dict(zip(CONTROLS, values, strict=True))
     shown = tuple(given.pop("show") or ())
-    return Choice(**{name: value or "" for name, value in given.items()}, show=shown)
+    return WeightsSelection(**{name: value or "" for name, value in given.items()}, show=shown)
 
 
-def everything(asked: Choice, before: Choice, seen: Any = None, at: str = "") -> Shown:
+def everything(
+    asked: WeightsSelection, before: WeightsSelection, seen: Any = None, at: str = ""
+) -> Updates:
     """All of the page. Controls that hold the right value already are not set, so that a refresh
     takes nothing out of a person's hand.
 
@@ -48,7 +50,7 @@ def everything(asked: Choice, before: Choice, seen: Any = None, at: str = "") ->
     """
     runs = queries.runs_with_weights()
     asked = asked if asked.run else replace(asked, run=runs[0].run if runs else "")
-    looked = Looked.at(asked)
+    looked = TensorView.at(asked)
     if looked is None:
         return _nothing(asked.run, runs)
     known = seen["stages"] if seen else None
@@ -69,11 +71,11 @@ def everything(asked: Choice, before: Choice, seen: Any = None, at: str = "") ->
     }  # fmt: skip
 
 
-def marks(choice: Choice) -> list[Any]:
+def marks(choice: WeightsSelection) -> list[Any]:
     return [queries.weights_mark(run) if run else None for run in (choice.run, choice.vs)]
 
 
-def _nothing(run: str, runs: Sequence[Job]) -> Shown:
+def _nothing(run: str, runs: Sequence[Job]) -> Updates:
     return {
         "seen": None,
         "notice": gr.update(value=_why_nothing(run), visible=True),
@@ -89,10 +91,10 @@ def _why_nothing(run: str) -> str:
             f"{NO_RUN} Look at a model above, or start a run.", (href("launch"), "New run")
         )
     later = "They appear here block by block."
-    return nothing_of(run, "stored no weight statistics", later, href("launch"))
+    return empty_state(run, "stored no weight statistics", later, href("launch"))
 
 
-def _controls(looked: Looked, before: Choice, runs: Sequence[Job]) -> Shown:
+def _controls(looked: TensorView, before: WeightsSelection, runs: Sequence[Job]) -> Updates:
     """Choices of every control, its value where it changes, and whether its view has it."""
     choice, weights = looked.choice, looked.weights
     stages = [(weights.labels[stage], stage) for stage in weights.stages]
@@ -110,7 +112,7 @@ def _controls(looked: Looked, before: Choice, runs: Sequence[Job]) -> Shown:
         "measure": _swapped(MEASURES),
     }
     visible = offer(looked, OF_LAYERS, choice.layers) | offer(looked, OF_TENSOR, choice.view)
-    updates: Shown = {}
+    updates: Updates = {}
     for name in CONTROLS:
         new, old = getattr(choice, name), getattr(before, name)
         update: dict[str, Any] = {"choices": choices[name]} if name in choices else {}
@@ -122,7 +124,7 @@ def _controls(looked: Looked, before: Choice, runs: Sequence[Job]) -> Shown:
     return updates
 
 
-def offer(looked: Looked, of: dict[str, tuple[str, ...]], view: str) -> Shown:
+def offer(looked: TensorView, of: dict[str, tuple[str, ...]], view: str) -> Updates:
     """Shows the controls the view has, hides those of the card's other views."""
     every = {name for names in of.values() for name in names}
     pages = len(looked.choice.pages(looked.weights)) > 1
@@ -131,7 +133,7 @@ def offer(looked: Looked, of: dict[str, tuple[str, ...]], view: str) -> Shown:
     }
 
 
-def pages_offered(looked: Looked) -> Shown:
+def pages_offered(looked: TensorView) -> Updates:
     """The pages of small multiples there are now."""
     choice = looked.choice
     pages = choice.pages(looked.weights)
@@ -139,7 +141,7 @@ def pages_offered(looked: Looked) -> Shown:
     return {"start": gr.update(choices=_swapped(pages), value=choice.start, visible=shown)}
 
 
-def _againsts(looked: Looked) -> Choices:
+def _againsts(looked: TensorView) -> Choices:
     """What the map can be compared with."""
     held = {"": True, "dense": DENSE in looked.weights.stages, "run": looked.other is not None}
     return [(words, name) for name, words in AGAINST.items() if held[name]]
@@ -149,17 +151,17 @@ def _swapped(choices: Mapping[str, str]) -> Choices:
     return [(words, value) for value, words in choices.items()]
 
 
-def layers_shown(looked: Looked) -> Shown:
+def layers_shown(looked: TensorView) -> Updates:
     return _card("layers", layers_view(looked))
 
 
-def tensor_shown(looked: Looked, at: str = "") -> Shown:
+def tensor_shown(looked: TensorView, at: str = "") -> Updates:
     name = f"{looked.weights.job.run}-{looked.choice.tensor}"
     table = explained_table([*looked.snapshots.values()], looked.weights.labels, name)
     return {**_card("tensor", tensor_view(looked, at)), "words": table}
 
 
-def _costs(weights: RunWeights) -> Shown:
+def _costs(weights: RunWeights) -> Updates:
     results = queries.results([weights.job.id])
     found = perplexities(results, weights.labels)
     if not found:
@@ -171,12 +173,12 @@ def _costs(weights: RunWeights) -> Shown:
             "cost",
             [
                 stage_perplexities(found, weights.labels),
-                note_html(COST, perplexity_count(found)),
+                note_html(COST, perplexity_note(found)),
                 perplexity_table(found, weights.labels, f"{weights.job.run}-perplexity"),
             ],
         ),
     }
 
 
-def _card(name: str, parts: Sequence[Any]) -> Shown:
+def _card(name: str, parts: Sequence[Any]) -> Updates:
     return dict(zip((f"{name}_chart", f"{name}_note", f"{name}_table"), parts, strict=True))

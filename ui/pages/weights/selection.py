@@ -81,7 +81,7 @@ def _weights(_url: str, mark: tuple[str, int, int]) -> RunWeights:
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightsSelection:
     """What is looked at. Empty parts are up to us; the fields are the page's controls, in order,
     and the names in its address (where Gradio keeps "page" for itself).
 
@@ -108,7 +108,7 @@ class Choice:
     measure: str = ""
     order: str = ""
 
-    def settled(self, weights: RunWeights, other: RunWeights | None = None) -> Choice:
+    def settled(self, weights: RunWeights, other: RunWeights | None = None) -> WeightsSelection:
         """The same, with everything that is not there replaced by what is."""
         held = available(weights.table)
         telling = next(name for name in (*TELLING, *held) if name in held)
@@ -134,18 +134,18 @@ class Choice:
         pages = settled.pages(weights)
         return replace(settled, start=self.start if self.start in pages else settled.home(weights))
 
-    def compared(self, weights: RunWeights) -> Choice:
+    def compared(self, weights: RunWeights) -> WeightsSelection:
         """The same, the stages up to us where nobody has chosen others: two runs are compared at
         fewer of them than one is looked at."""
         usual = [usual_stages(weights.stages, two) for two in (False, True)]
         return replace(self, show=()) if self.show in usual else self
 
-    def joined_by(self, weights: RunWeights, known: Sequence[str] | None) -> Choice:
+    def joined_by(self, weights: RunWeights, known: Sequence[str] | None) -> WeightsSelection:
         """The same with the main stages the run has reached since the `known` ones."""
         fresh = [s for s in weights.stages if s in PATH and known is not None and s not in known]
         return replace(self, show=(*self.show, *fresh))
 
-    def moved(self, weights: RunWeights, step: int) -> Choice:
+    def moved(self, weights: RunWeights, step: int) -> WeightsSelection:
         """The tensor `step` places on, as far as there are any."""
         names = list(weights.tensors)
         place = names.index(self.tensor) + step

@@ -18,7 +18,7 @@ from ui.charts.template import axis, layout, tint
 from ui.theme import LIGHT
 
 
-def story(series: Sequence[Series], said: Sequence[str], at: str = "") -> go.Figure:
+def stage_steps_figure(series: Sequence[Series], said: Sequence[str], at: str = "") -> go.Figure:
     """The histogram at one stop, the first stop behind it as an outline.
 
     Args:

@@ -11,7 +11,7 @@ from backend.statistics.names import channel_profile
 from ui.charts.channels import (
     Channels,
     channel_lines,
-    channels_counted,
+    channels_note,
     outliers,
     outliers_in_words,
     ranked,
@@ -21,14 +21,14 @@ from ui.charts.magnitudes import (
     Magnitudes,
     cumulative,
     magnitude_histogram,
-    magnitudes_counted,
+    magnitudes_note,
     magnitudes_of,
 )
-from ui.charts.series import Series, counted, cut_off_peaks, cutoffs, shared
-from ui.pages.weights.data import Looked
+from ui.charts.series import Series, cut_off_peaks, cutoffs, series_note, shared
+from ui.pages.weights.data import TensorView
 from ui.pages.weights.selection import DENSE, main_stages
 from ui.pages.weights.shape_text import shape_in_words
-from ui.pages.weights.stage_steps import story
+from ui.pages.weights.stage_steps import stage_steps_figure
 from ui.widgets.chart import note_html
 from ui.widgets.weight_tables import bins_table, channel_table, magnitude_table
 
@@ -49,7 +49,7 @@ NO_EMPTY = "A log axis leaves out bins without weights."
 NOT_STORED = "This run has stored no {} of this tensor; runs started from now on do."
 
 
-def tensor_view(looked: Looked, at: str = "") -> list[Any]:
+def tensor_view(looked: TensorView, at: str = "") -> list[Any]:
     """Figure or sentence, note, table.
 
     Args:
@@ -65,30 +65,34 @@ def tensor_view(looked: Looked, at: str = "") -> list[Any]:
 Found = tuple[Any, Sequence[str], str]
 
 
-def _name(looked: Looked) -> str:
+def _name(looked: TensorView) -> str:
     against = f"-{looked.other.job.run}" if looked.other else ""
     return f"{looked.weights.job.run}{against}-{looked.choice.tensor}"
 
 
-def _none(looked: Looked) -> Found:
+def _none(looked: TensorView) -> Found:
     return NOT_YET if looked.choice.show else NONE_CHOSEN, [looked.apart()], ""
 
 
-def _not_stored(looked: Looked, what: str) -> Found:
+def _not_stored(looked: TensorView, what: str) -> Found:
     return NOT_STORED.format(what), [looked.apart()], ""
 
 
-def _histogram_table(looked: Looked, series: Sequence[Series]) -> str:
+def _histogram_table(looked: TensorView, series: Sequence[Series]) -> str:
     return bins_table(shared(series), f"{_name(looked)}-histogram")
 
 
-def _overlay(looked: Looked) -> Found:
+def _overlay(looked: TensorView) -> Found:
     series = looked.series()
     if not series:
         return _none(looked)
     log = looked.choice.y == "log"
     drawn = shared(series)
-    words = [counted(drawn, whole=log), NO_EMPTY if log else cut_off_peaks(drawn), *_marked(series)]
+    words = [
+        series_note(drawn, whole=log),
+        NO_EMPTY if log else cut_off_peaks(drawn),
+        *_marked(series),
+    ]
     figure = overlay(series, log_y=log)
     return figure, [*words, looked.apart()], _histogram_table(looked, series)
 
@@ -101,7 +105,7 @@ def _marked(series: Sequence[Series]) -> list[str]:
     return ["Dotted: the cut-off, below which as many dense weights lie as became zero."]
 
 
-def _mirror(looked: Looked) -> Found:
+def _mirror(looked: TensorView) -> Found:
     own = [s for s in looked.choice.show if s in looked.snapshots]
     if not own:
         return _none(looked)
@@ -115,11 +119,11 @@ def _mirror(looked: Looked) -> Found:
     else:
         return ONE_STAGE, [], ""
     drawn = shared(pair)
-    words = [counted(drawn), cut_off_peaks(drawn), *_marked(pair), looked.apart()]
+    words = [series_note(drawn), cut_off_peaks(drawn), *_marked(pair), looked.apart()]
     return mirror(*pair), words, _histogram_table(looked, pair)
 
 
-def _difference(looked: Looked) -> Found:
+def _difference(looked: TensorView) -> Found:
     own = [s for s in looked.choice.show if s in looked.snapshots]
     if not own:
         return _none(looked)
@@ -134,7 +138,7 @@ def _difference(looked: Looked) -> Found:
         if not pairs:
             return NO_BASE, [], ""
     drawn = shared([s for pair in pairs for s in pair])
-    words = [counted(drawn[:1]), gaps_beyond(pairs), *_marked(drawn), looked.apart()]
+    words = [series_note(drawn[:1]), gaps_beyond(pairs), *_marked(drawn), looked.apart()]
     return difference(pairs), words, _histogram_table(looked, _once(pairs))
 
 
@@ -144,13 +148,13 @@ def _once(pairs: Sequence[tuple[Series, Series]]) -> list[Series]:
     return [*found.values()]
 
 
-def _magnitude(looked: Looked) -> Found:
+def _magnitude(looked: TensorView) -> Found:
     drawn, missing = _magnitudes(looked)
     if not drawn:
         return missing
     log = looked.choice.y == "log"
     empty = NO_EMPTY if log else ""
-    words = [magnitudes_counted(drawn), empty, *_marked([m.series for m in drawn]), looked.apart()]
+    words = [magnitudes_note(drawn), empty, *_marked([m.series for m in drawn]), looked.apart()]
     return (
         magnitude_histogram(drawn, log_y=log),
         words,
@@ -158,12 +162,12 @@ def _magnitude(looked: Looked) -> Found:
     )
 
 
-def _cumulative(looked: Looked) -> Found:
+def _cumulative(looked: TensorView) -> Found:
     drawn, missing = _magnitudes(looked)
     if not drawn:
         return missing
     words = [
-        magnitudes_counted(drawn),
+        magnitudes_note(drawn),
         "A line begins at the share of exact zeros.",
         *_marked([m.series for m in drawn]),
         looked.apart(),
@@ -171,14 +175,14 @@ def _cumulative(looked: Looked) -> Found:
     return cumulative(drawn), words, magnitude_table(drawn, f"{_name(looked)}-magnitudes")
 
 
-def _magnitudes(looked: Looked) -> tuple[list[Magnitudes], Found]:
+def _magnitudes(looked: TensorView) -> tuple[list[Magnitudes], Found]:
     series = looked.series(magnitudes=True)
     if not series:
         return [], _none(looked)
     return magnitudes_of(series), _not_stored(looked, "magnitudes")
 
 
-def _channels(looked: Looked) -> Found:
+def _channels(looked: TensorView) -> Found:
     choice = looked.choice
     drawn = _stages_of(looked, choice.measure)
     if not drawn:
@@ -193,13 +197,13 @@ def _channels(looked: Looked) -> Found:
         log_y=log,
         outliers=found.tolist(),
     )
-    words = [channels_counted(drawn, log), outliers_in_words(found, zeros), looked.apart()]
+    words = [channels_note(drawn, log), outliers_in_words(found, zeros), looked.apart()]
     name = f"{_name(looked)}-{choice.side}-{choice.measure}"
     table = channel_table(drawn, ranked(drawn[0], choice.order == "size").tolist(), name)
     return figure, words, table
 
 
-def _stages_of(looked: Looked, measure: str) -> list[Channels]:
+def _stages_of(looked: TensorView, measure: str) -> list[Channels]:
     """One figure of all channels at every stage drawn, in both runs."""
     choice = looked.choice
     name, scale = channel_profile(choice.side, measure), 100.0 if measure == "zeros" else 1.0
@@ -213,18 +217,18 @@ def _stages_of(looked: Looked, measure: str) -> list[Channels]:
     return [c for c in found if len(c.values) == len(found[0].values)]
 
 
-def _story(looked: Looked, at: str) -> Found:
+def _story(looked: TensorView, at: str) -> Found:
     """The stages a tensor goes through, without the side ways."""
     stages = main_stages([*looked.snapshots])
     series = [Series(s.snapshot, looked.weights.labels[stage], s.stroke)
               for stage in stages for s in [looked.one(stage)]]  # fmt: skip
     said = [shape_in_words(s) for s in series]
     drawn = shared(series)
-    words = [counted(drawn), cut_off_peaks(drawn), "Dotted: the first step."]
-    return story(series, said, at), words, _histogram_table(looked, series)
+    words = [series_note(drawn), cut_off_peaks(drawn), "Dotted: the first step."]
+    return stage_steps_figure(series, said, at), words, _histogram_table(looked, series)
 
 
-VIEWS: dict[str, Callable[[Looked], Found]] = {
+VIEWS: dict[str, Callable[[TensorView], Found]] = {
     "overlay": _overlay,
     "mirror": _mirror,
     "magnitude": _magnitude,

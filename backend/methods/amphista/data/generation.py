@@ -16,8 +16,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from backend.errors import MethodFailed
-from backend.methods.amphista.base_model import Target
+from backend.errors import ComputeError
+from backend.methods.amphista.base_model import TargetModel
 from backend.reporter import Reporter, stop_if_asked
 
 LOGITS = 2**24  # entries [n, V] computed at once
@@ -27,10 +27,10 @@ COMPACT_EVERY = 16  # steps after which finished rows leave the batch
 Reading = dict[str, Tensor]  # of one sequence, see `read`
 
 
-class Notes:
+class TokenRecords:
     """What the base made of every token of a batch of rows, written column by column."""
 
-    def __init__(self, target: Target, rows: int, longest: int) -> None:
+    def __init__(self, target: TargetModel, rows: int, longest: int) -> None:
         place = rows, longest
         self.hidden = torch.zeros(*place, target.width, dtype=torch.bfloat16)
         self.denominator = torch.zeros(place)
@@ -59,7 +59,7 @@ class Notes:
 
 @torch.inference_mode()
 def write_answers(
-    target: Target,
+    target: TargetModel,
     prompts: Sequence[Sequence[int]],
     limit: int,
     ends: Collection[int],
@@ -80,7 +80,7 @@ def write_answers(
     generator = torch.Generator().manual_seed(seed)
     rows = [list(prompt) for prompt in prompts]
     goals = [min(len(prompt) + limit, target.context) for prompt in prompts]
-    cache, notes = target.new_cache(max(goals)), Notes(target, len(rows), max(goals))
+    cache, notes = target.new_cache(max(goals)), TokenRecords(target, len(rows), max(goals))
     active, position = list(range(len(rows))), min(map(len, rows))
     given = torch.tensor([row[:position] for row in rows], device=target.device)
     while active:
@@ -106,16 +106,16 @@ def write_answers(
 
 
 @torch.inference_mode()
-def read(target: Target, ids: Tensor) -> Reading:
+def read(target: TargetModel, ids: Tensor) -> Reading:
     """What is kept of a sequence of token ids [T]: ids; hidden [T, d] bfloat16; denominator [T]
     float32, the log of the softmax's; best [T], the likeliest next token."""
-    notes = Notes(target, 1, len(ids))
+    notes = TokenRecords(target, 1, len(ids))
     hidden = target.hidden(ids[None].to(target.device))
     notes.add([0], 0, hidden, read_out(target, hidden)[:2])
     return notes.of(0, ids.tolist())
 
 
-def read_out(target: Target, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def read_out(target: TargetModel, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of hidden states [b, n, d]: log denominators [b, n], likeliest tokens [b, n], and the logits
     [b, V] of the last column; the first two on the CPU."""
     denominators, best = [], []
@@ -145,7 +145,7 @@ def _drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> li
     """
     cumulated = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)
     if not cumulated[:, -1].isfinite().all():
-        raise MethodFailed(
+        raise ComputeError(
             "The base writes nothing: its logits are not finite.",
             "Its weights overflow in this precision, or are damaged.",
             "Choose another precision, or another base.",

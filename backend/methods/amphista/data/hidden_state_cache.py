@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import WRITERS
 from backend.methods.amphista.data.generation import read, write_answers
 from backend.reporter import REPLAY, Reporter, stop_if_asked
@@ -33,7 +33,7 @@ WRITE, READ = "The base writes answers", "The base reads the text"
 
 
 @dataclass(frozen=True)
-class Sources:
+class SequenceSources:
     """Where the sequences come from.
 
     Attributes:
@@ -53,7 +53,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Sample:
+class CachedSequence:
     """One sequence of T tokens.
 
     Attributes:
@@ -69,7 +69,7 @@ class Sample:
     best: Tensor
 
 
-class Corpus:
+class HiddenStateCache:
     """Sequences in files; a sample is read when it is asked for."""
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -88,13 +88,13 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> CachedSequence:
         number, row = self._places[index]
         file, end = self._files[number], row + self.lengths[index]
         part = {
             name: file.get_slice(name)[row:end] for name in ("ids", "hidden", "denominator", "best")
         }
-        return Sample(start=self.starts[index], **part)
+        return CachedSequence(start=self.starts[index], **part)
 
     def spread(self, tokens: int) -> list[Tensor]:
         """Token ids of sequences drawn from all over the corpus, `tokens` or a few more in all;
@@ -115,7 +115,7 @@ class Corpus:
         return counts
 
 
-def draft_vocabulary(corpus: Corpus, vocabulary: int, size: int) -> Tensor:
+def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Tensor:
     """The ids that occur most, ascending; ties go to the lower id, the tokenizer's earlier merge.
 
     Args:
@@ -128,8 +128,8 @@ def draft_vocabulary(corpus: Corpus, vocabulary: int, size: int) -> Tensor:
 
 
 def collect(
-    target: Target, sources: Sources, checkpoints: Checkpoints, reporter: Reporter
-) -> tuple[Corpus, Corpus]:
+    target: TargetModel, sources: SequenceSources, checkpoints: Checkpoints, reporter: Reporter
+) -> tuple[HiddenStateCache, HiddenStateCache]:
     """Writes and reads all sequences that are not stored yet.
 
     Returns:
@@ -158,12 +158,12 @@ def collect(
                 reporter.progress(done + len(batch), total, REPLAY)
             done += len(batch)
             files[name].append(folder / "rows.safetensors")
-    return Corpus(files[LEARNT]), Corpus(files[HELD])
+    return HiddenStateCache(files[LEARNT]), HiddenStateCache(files[HELD])
 
 
 def _make(
-    target: Target,
-    sources: Sources,
+    target: TargetModel,
+    sources: SequenceSources,
     name: str,
     batch: Sequence[Sequence[int]],
     number: int,

@@ -18,8 +18,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
-from backend.errors import TextRefused
-from backend.methods.amphista.base_model import Target
+from backend.errors import DatasetError
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import LONGEST, WRITERS
 from backend.methods.amphista.data.generation import write_answers
 from backend.reporter import REPLAY, Reporter
@@ -35,7 +35,7 @@ CUT = "\N{REPLACEMENT CHARACTER}"  # where a text ends within a character
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PromptRequest:
     """Which prompts.
 
     Attributes:
@@ -52,9 +52,9 @@ class Wanted:
 
 
 def prompts_for(
-    target: Target,
+    target: TargetModel,
     tokenizer: PreTrainedTokenizerBase,
-    wanted: Wanted,
+    wanted: PromptRequest,
     checkpoints: Checkpoints,
     reporter: Reporter,
 ) -> tuple[list[list[int]], list[list[int]]]:
@@ -81,7 +81,7 @@ def prompts_for(
             try:
                 given = (count, wanted.seed, checkpoints, reporter)
                 rows = fitting(write_questions(target, tokenizer, *given))
-            except TextRefused as refused:
+            except DatasetError as refused:
                 if len(sets) == 1:
                     raise
                 rows = []
@@ -95,7 +95,7 @@ def prompts_for(
 
 
 def write_questions(
-    target: Target,
+    target: TargetModel,
     tokenizer: PreTrainedTokenizerBase,
     count: int,
     seed: int,
@@ -168,13 +168,13 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> UserTurn | None:
     return UserTurn(opening, first if special else None, after.strip())
 
 
-def _hidden(why: str) -> TextRefused:
+def _hidden(why: str) -> DatasetError:
     what = "The model's chat template does not show where a user speaks."
-    return TextRefused(what, why, "Choose built-in prompts, or your own.", "prompts")
+    return DatasetError(what, why, "Choose built-in prompts, or your own.", "prompts")
 
 
 def _batch(
-    target: Target,
+    target: TargetModel,
     tokenizer: PreTrainedTokenizerBase,
     turn: UserTurn | None,
     seed: int,

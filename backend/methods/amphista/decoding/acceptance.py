@@ -29,7 +29,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from backend.errors import ConfigRefused
+from backend.errors import ConfigError
 from backend.methods.amphista.config import COLDEST, LEAST_PENALTY
 from backend.methods.amphista.decoding.tree import Tree
 
@@ -72,7 +72,7 @@ class Sampling:
             if not fits:
                 why = f"{name} is {getattr(self, name)}."
                 do = "Typical acceptance needs a temperature above 0." if name == "typical" else ""
-                raise ConfigRefused("The sampling was not accepted.", why, do, name)
+                raise ConfigError("The sampling was not accepted.", why, do, name)
 
     def processors(self) -> LogitsProcessorList:
         """The changes to a row of logits, in the order of transformers' `generate`."""
@@ -104,14 +104,14 @@ class Acceptance(Protocol):
 
 def acceptance(sampling: Sampling) -> Acceptance:
     """The rule that `sampling` asks for."""
-    return Typical(sampling) if sampling.typical else Matching(sampling)
+    return TypicalAcceptance(sampling) if sampling.typical else LosslessAcceptance(sampling)
 
 
-class Matching:
+class LosslessAcceptance:
     """Draw from the base, go on where a child carries the draw: exact for any tree."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._draw = Draw(sampling)
+        self._draw = TokenSampler(sampling)
 
     def walk(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
@@ -126,11 +126,11 @@ class Matching:
             path.append(child)
 
 
-class Typical:
+class TypicalAcceptance:
     """Medusa's typical acceptance: the longest path of guesses that are likely enough."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._draw = Draw(sampling)
+        self._draw = TokenSampler(sampling)
 
     def walk(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
@@ -159,7 +159,7 @@ class Typical:
         return min(EPSILON, ALPHA * torch.tensor(-entropy).exp().item())
 
 
-class Draw:
+class TokenSampler:
     """Draws tokens from rows of logits, on the CPU so that a seed means the same everywhere."""
 
     def __init__(self, sampling: Sampling) -> None:

@@ -20,9 +20,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, median
 
-from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
-from backend.methods.amphista.decoding.engine import PARTS, Clock, decode
+from backend.methods.amphista.decoding.engine import PARTS, LapTimer, decode
 from backend.methods.amphista.decoding.proposers import Proposer
 from backend.methods.amphista.decoding.tree import Path
 from backend.reporter import Reporter, stop_if_asked
@@ -31,7 +31,7 @@ VANILLA = "vanilla"
 
 
 @dataclass
-class Answer:
+class TimedAnswer:
     """One arm's answer to one prompt.
 
     Attributes:
@@ -49,11 +49,11 @@ class Answer:
     parts: list[dict[str, float]]
 
 
-Answers = dict[str, Answer]  # arm -> its answer to a prompt
+Answers = dict[str, TimedAnswer]  # arm -> its answer to a prompt
 
 
-def ask(
-    target: Target,
+def time_decoders(
+    target: TargetModel,
     arms: Mapping[str, Proposer],
     prompt: Sequence[int],
     limit: int,
@@ -79,7 +79,7 @@ def ask(
             stop_if_asked(reporter)
             answer = _answer(target, arms[name], prompt, limit, ends)
             if turn == 0:
-                found[name] = Answer(answer.tokens, [], answer.lengths, answer.ends, [])
+                found[name] = TimedAnswer(answer.tokens, [], answer.lengths, answer.ends, [])
             else:
                 found[name].seconds += answer.seconds
                 found[name].parts += answer.parts
@@ -87,13 +87,17 @@ def ask(
 
 
 def _answer(
-    target: Target, proposer: Proposer, prompt: Sequence[int], limit: int, ends: Collection[int]
-) -> Answer:
+    target: TargetModel,
+    proposer: Proposer,
+    prompt: Sequence[int],
+    limit: int,
+    ends: Collection[int],
+) -> TimedAnswer:
     """One answer, timed once."""
-    clock, rule = Clock(target.device), acceptance(Sampling())
+    clock, rule = LapTimer(target.device), acceptance(Sampling())
     steps = list(decode(target, proposer, prompt, rule, limit, ends))
     seconds, passes = clock.lap(), [step for step in steps if step.path]
-    return Answer(
+    return TimedAnswer(
         [token for step in steps for token in step.tokens],
         [seconds],
         [len(step.tokens) for step in passes],
@@ -109,11 +113,11 @@ def packed(answers: Answers) -> dict[str, object]:
 
 def unpacked(stored: Mapping[str, Mapping[str, object]]) -> Answers:
     """The answers of `packed`."""
-    return {name: Answer(**fields) for name, fields in stored.items()}  # type: ignore[arg-type]
+    return {name: TimedAnswer(**fields) for name, fields in stored.items()}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class Range:
+class MedianRange:
     """A median over rounds, with the lowest and the highest."""
 
     value: float
@@ -121,12 +125,12 @@ class Range:
     highest: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Range:
+    def of(cls, values: Sequence[float]) -> MedianRange:
         return cls(median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
-class Summary:
+class DecoderSummary:
     """What an arm's answers to all prompts amount to.
 
     Attributes:
@@ -139,8 +143,8 @@ class Summary:
         first_difference: the earliest token that differs; None where none does.
     """
 
-    speed: Range
-    speed_up: Range
+    speed: MedianRange
+    speed_up: MedianRange
     accepted: float
     lengths: dict[int, int]
     hits: dict[Path, float]
@@ -151,7 +155,7 @@ class Summary:
     first_difference: int | None
 
 
-def summarise(name: str, answered: Sequence[Answers]) -> Summary:
+def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
     """Compares arm `name` with vanilla over the prompts `answered`."""
     mine, base = [each[name] for each in answered], [each[VANILLA] for each in answered]
     speeds, vanilla = _speeds(mine), _speeds(base)
@@ -160,9 +164,9 @@ def summarise(name: str, answered: Sequence[Answers]) -> Summary:
     parts, plain = _parts(mine), _parts(base)
     places = [_first_difference(a.tokens, b.tokens) for a, b in zip(mine, base, strict=True)]
     differing = [place for place in places if place is not None]
-    return Summary(
-        Range.of(speeds),
-        Range.of([one / other for one, other in zip(speeds, vanilla, strict=True)]),
+    return DecoderSummary(
+        MedianRange.of(speeds),
+        MedianRange.of([one / other for one, other in zip(speeds, vanilla, strict=True)]),
         sum(n * count for n, count in lengths.items()) / passes if passes else 1.0,
         dict(sorted(lengths.items())),
         _hits(mine),
@@ -174,20 +178,20 @@ def summarise(name: str, answered: Sequence[Answers]) -> Summary:
     )
 
 
-def _hits(answers: Sequence[Answer]) -> dict[Path, float]:
+def _hits(answers: Sequence[TimedAnswer]) -> dict[Path, float]:
     """Share of passes that found a node right, for every node that was ever right."""
     ends = [tuple(end) for answer in answers for end in answer.ends]
     counts = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
     return {path: count / len(ends) for path, count in sorted(counts.items())}
 
 
-def _speeds(answers: Sequence[Answer]) -> list[float]:
+def _speeds(answers: Sequence[TimedAnswer]) -> list[float]:
     """Tokens per second of each round, mean over prompts."""
     rounds = range(len(answers[0].seconds))
     return [mean(len(a.tokens) / a.seconds[n] for a in answers) for n in rounds]
 
 
-def _parts(answers: Sequence[Answer]) -> dict[str, float]:
+def _parts(answers: Sequence[TimedAnswer]) -> dict[str, float]:
     """Mean seconds of a verify pass in each part: the median round of each answer counts."""
     passes = max(1, sum(len(answer.lengths) for answer in answers))
     return {

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from backend.methods.amphista.base_model import Target
-from backend.methods.amphista.decoding.engine import Clock
+from backend.methods.amphista.base_model import TargetModel
+from backend.methods.amphista.decoding.engine import LapTimer
 from backend.methods.amphista.decoding.proposers import Proposer
 from backend.methods.amphista.decoding.tree import Growth, chain, expected_length
 
@@ -27,7 +27,7 @@ NEAR = 0.97  # of the highest speed-up: what is nearer is not told apart
 
 
 @dataclass(frozen=True)
-class Costs:
+class CostModel:
     """Measured seconds.
 
     Attributes:
@@ -68,11 +68,11 @@ class Costs:
 
 @torch.inference_mode()
 def measure_costs(
-    target: Target,
+    target: TargetModel,
     proposer: Proposer | None = None,
     sizes: Sequence[int] = SIZES,
     repeats: int = REPEATS,
-) -> Costs:
+) -> CostModel:
     """Times passes of the base over chains of each size, in turn, and guesses of `proposer`.
 
     The fastest of `repeats` turns counts: other programs only ever make a pass slower.
@@ -86,7 +86,7 @@ def measure_costs(
     drafts: list[float] = []
     for turn in range(repeats + 1):  # the first warms up
         for nodes in sizes:
-            clock = Clock(target.device)
+            clock = LapTimer(target.device)
             verify(ids[:1] * nodes, chain(nodes - 1))
             seconds[nodes].append(clock.lap())
             cache.rewind(length)
@@ -94,10 +94,10 @@ def measure_costs(
             if turn == 0:
                 proposer.start(ids[0], length + 2 * (repeats + 1))
                 proposer.propose(hidden, [*ids[1:], ids[0]])
-            clock = Clock(target.device)
+            clock = LapTimer(target.device)
             proposer.propose(hidden[-2:], ids[-2:])  # two new anchors, about as in use
             drafts.append(clock.lap())
-    return Costs(
+    return CostModel(
         {nodes: min(times[1:]) for nodes, times in seconds.items()},
         min(drafts[1:], default=0.0),
     )

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from backend.errors import ConfigRefused
-from backend.methods.amphista.base_model import Target
+from backend.errors import ConfigError
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import LOOKED_UP
 from backend.methods.amphista.decoding.acceptance import Acceptance
 from backend.methods.amphista.decoding.proposers import NOTHING, Proposer
@@ -32,7 +32,7 @@ PARTS = ("draft", "verify", "accept", "cache")
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """What one pass of the base yielded.
 
     Attributes:
@@ -62,20 +62,20 @@ class Step:
 
 @torch.inference_mode()
 def decode(
-    target: Target,
+    target: TargetModel,
     proposer: Proposer,
     prompt: Sequence[int],
     rule: Acceptance,
     limit: int,
     ends: Collection[int] = (),
-) -> Iterator[Step]:
+) -> Iterator[DecodeStep]:
     """Writes up to `limit` tokens after `prompt`; ends early behind a token of `ends`.
 
     Raises:
         ConfigRefused: the prompt is empty, or prompt and answer do not fit the model's context.
     """
     _refuse_unfit(target, prompt, limit)
-    clock, committed = Clock(target.device), list(prompt)
+    clock, committed = LapTimer(target.device), list(prompt)
     cache = target.new_cache(len(prompt) + limit + proposer.nodes)
     verify = target.verifier(cache)
     proposer.start(prompt[0], cache.rows[0].capacity)
@@ -83,7 +83,7 @@ def decode(
     root = rule.walk(NOTHING, committed[-1:], target.logits(hidden[-1:]), committed[:-1])[1]
     following = [*committed[1:], root]
     committed.append(root)
-    yield Step([root], [0], [], NOTHING, [root], {"prefill": clock.lap()})
+    yield DecodeStep([root], [0], [], NOTHING, [root], {"prefill": clock.lap()})
     while len(committed) - len(prompt) < limit and committed[-1] not in ends:
         clock.lap()
         guess = proposer.propose(hidden, following)
@@ -101,7 +101,7 @@ def decode(
         depths = guess.tree.depths
         heads = [LOOKED_UP if guess.looked_up else depths[node] for node in path[1:]] + [0]
         parts = dict(zip(PARTS, (drafted, verified, accepted, clock.lap()), strict=True))
-        yield Step(new, heads[: len(new)], path, guess.tree, tokens, parts)
+        yield DecodeStep(new, heads[: len(new)], path, guess.tree, tokens, parts)
 
 
 def _cut(tokens: list[int], room: int, ends: Collection[int]) -> list[int]:
@@ -110,7 +110,7 @@ def _cut(tokens: list[int], room: int, ends: Collection[int]) -> list[int]:
     return tokens[: min(end, room)]
 
 
-class Clock:
+class LapTimer:
     """Seconds between laps; waits for a GPU to have finished."""
 
     def __init__(self, device: torch.device) -> None:
@@ -129,18 +129,18 @@ class Clock:
         return passed
 
 
-def _refuse_unfit(target: Target, prompt: Sequence[int], limit: int) -> None:
+def _refuse_unfit(target: TargetModel, prompt: Sequence[int], limit: int) -> None:
     if not prompt:
-        raise ConfigRefused("There is nothing to continue.", "The prompt is empty.", "", "prompt")
+        raise ConfigError("There is nothing to continue.", "The prompt is empty.", "", "prompt")
     if max(prompt) >= target.vocabulary or min(prompt) < 0:
-        raise ConfigRefused(
+        raise ConfigError(
             "The prompt cannot be read.",
             f"It holds token {max(prompt)}; the model knows {target.vocabulary}.",
             "Use the model's own tokenizer.",
             "prompt",
         )
     if limit < 1 or len(prompt) + limit > target.context:
-        raise ConfigRefused(
+        raise ConfigError(
             f"{limit} new tokens do not fit.",
             f"The prompt has {len(prompt)}, the model reads {target.context} in all.",
             "Ask for fewer, or shorten the prompt.",

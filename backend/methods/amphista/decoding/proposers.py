@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.errors import ConfigRefused
-from backend.methods.amphista.base_model import Target
+from backend.errors import ConfigError
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.decoding.tree import Tree, chain
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.models.kv_cache import PreallocatedCache, cache_name
@@ -25,7 +25,7 @@ NOTHING = chain(0)
 
 
 @dataclass(frozen=True)
-class Guess:
+class DraftTokens:
     """What a proposer guesses: a token for every node of the tree but the root.
 
     Attributes:
@@ -49,7 +49,7 @@ class Proposer(Protocol):
     def start(self, first: int, capacity: int) -> None:
         """A new text of `capacity` tokens at most begins with the token `first`."""
 
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         """Guesses what follows.
 
         Args:
@@ -58,7 +58,7 @@ class Proposer(Protocol):
         """
 
 
-class Nobody:
+class NoDraft:
     """Vanilla decoding: one token a pass."""
 
     nodes = 1
@@ -66,11 +66,11 @@ class Nobody:
     def start(self, first: int, capacity: int) -> None:
         pass
 
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
-        return Guess([], NOTHING)
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        return DraftTokens([], NOTHING)
 
 
-class Lookup:
+class PromptLookup:
     """Prompt lookup (Saxena, 2023): what followed the last time these tokens were seen.
 
     Args:
@@ -94,17 +94,17 @@ class Lookup:
                     self._seen[tuple(self._text[here - n :])] = here
             self._text.append(token)
 
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         self._append(tokens)
         for n in self._agreeing:
             place = self._seen.get(tuple(self._text[-n:]))
             if place is not None:
                 found = self._text[place : place + self.length]
-                return Guess(found, chain(len(found)), looked_up=True)
-        return Guess([], NOTHING)
+                return DraftTokens(found, chain(len(found)), looked_up=True)
+        return DraftTokens([], NOTHING)
 
 
-class SmallModel:
+class AssistantModel:
     """A small model of the same vocabulary guesses greedily, one token after the other.
 
     Args:
@@ -124,7 +124,7 @@ class SmallModel:
     ) -> None:
         own = model.get_output_embeddings().weight.shape[0]
         if own != vocabulary:
-            raise ConfigRefused(
+            raise ConfigError(
                 "The assistant cannot draft for this model.",
                 f"It knows {own} tokens, the model {vocabulary}.",
                 "Choose one with the same tokenizer.",
@@ -138,7 +138,7 @@ class SmallModel:
         self._cache = PreallocatedCache(layers, capacity + self.length)
         self._unread = [first]
 
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         self._unread += tokens
         known = self._cache.length + len(self._unread)
         found: list[int] = []
@@ -151,7 +151,7 @@ class SmallModel:
             given = [token]
         self._cache.rewind(known)
         self._unread = []
-        return Guess(found, chain(len(found)))
+        return DraftTokens(found, chain(len(found)))
 
     def _next(self, given: list[int]) -> tuple[int, float]:
         """The most likely token after all that was read and `given`, and its probability."""
@@ -163,30 +163,30 @@ class SmallModel:
         return int(token), chance.item()
 
 
-class DraftedTree:
+class TreeProposer:
     """The heads of a drafter, in a static tree.
 
     Raises:
         ConfigRefused: the tree is deeper than there are heads, or wider than they can guess.
     """
 
-    def __init__(self, drafter: Drafter, target: Target, tree: Tree) -> None:
+    def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree) -> None:
         refuse_unfit_tree(drafter, tree)
         self.drafter, self.target, self.tree, self.nodes = drafter, target, tree, len(tree)
 
     def start(self, first: int, capacity: int) -> None:
         self._caches = self.drafter.new_caches(capacity)
 
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         embedded = self.target.embed(torch.tensor([tokens], device=hidden.device))
         stages = self.drafter.stages(hidden[None], embedded, self._caches)
         slots = self.drafter.slots([stage[0, -1:] for stage in stages])[0, : self.tree.depth]
         best = self.drafter.logits(slots).topk(self.tree.ranks).indices
         ids = self.drafter.vocabulary[best].tolist()
-        return Guess([ids[head][rank] for head, rank in self.tree.slots], self.tree)
+        return DraftTokens([ids[head][rank] for head, rank in self.tree.slots], self.tree)
 
 
-class LookupFirst:
+class PromptLookupFirst:
     """Looks the last tokens up in the text; where even two are new, another guesses (ours).
 
     Looking up costs nothing, and two tokens that stood together before are often followed by the
@@ -195,7 +195,7 @@ class LookupFirst:
     """
 
     def __init__(self, other: Proposer) -> None:
-        self.lookup, self.other = Lookup(longest=4, shortest=2), other
+        self.lookup, self.other = PromptLookup(longest=4, shortest=2), other
         self.nodes = max(self.lookup.nodes, other.nodes)
 
     def start(self, first: int, capacity: int) -> None:
@@ -203,7 +203,7 @@ class LookupFirst:
         self.other.start(first, capacity)
         self._unread: list[tuple[Tensor, Sequence[int]]] = []
 
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> Guess:
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         self._unread.append((hidden, tokens))
         guess = self.lookup.propose(hidden, tokens)
         if guess.looked_up:
@@ -214,10 +214,10 @@ class LookupFirst:
 
 
 def refuse_unfit_tree(drafter: Drafter, tree: Tree) -> None:
-    """Raises `ConfigRefused` where a tree asks for more than a drafter guesses."""
+    """Raises `ConfigError` where a tree asks for more than a drafter guesses."""
     heads, ranks = drafter.config.heads, len(drafter.vocabulary)
     if tree.depth > heads or tree.ranks > ranks:
-        raise ConfigRefused(
+        raise ConfigError(
             "The tree does not fit the drafter.",
             f"It is {tree.depth} deep and uses {tree.ranks} guesses of a head; the drafter has "
             f"{heads} heads and {ranks} guesses.",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from backend.errors import ModelRefused
+from backend.errors import ModelError
 from backend.methods.amphista.base_model import packed_weights
 from backend.models.attention import use_grouped
 from backend.models.blocks import decoder_blocks
@@ -38,7 +38,7 @@ class ClonedLayer(nn.Module):
             own = decoder_blocks(model)[block]
             self.block.load_state_dict(own.state_dict() | packed_weights(own))
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-            raise ModelRefused(
+            raise ModelError(
                 f"A decoder layer of {type(model).__name__} cannot be cloned.",
                 f"{type(error).__name__}: {error}."[:300],
                 "Train a drafter without adaptation layers (Medusa) for it.",

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.adaptation import ClonedLayer, final_norm
 from backend.methods.amphista.drafter.auto_embedding import AutoEmbedding
@@ -80,7 +80,7 @@ class Drafter(nn.Module):
     def __init__(
         self,
         config: DrafterConfig,
-        target: Target,
+        target: TargetModel,
         vocabulary: Tensor,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -171,7 +171,7 @@ def _encoder(config: DrafterConfig, width: int, dtype: torch.dtype) -> AutoEmbed
     return AutoEmbedding(width, inner, config.heads, config.position, dtype)
 
 
-def head_layers(config: DrafterConfig, target: Target) -> int:
+def head_layers(config: DrafterConfig, target: TargetModel) -> int:
     """Residual blocks of a head; where the config leaves them open, as many as give a drafter of
     heads alone the parameters of a whole one."""
     if config.head_layers:

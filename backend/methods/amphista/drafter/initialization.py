@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from backend.methods.amphista.base_model import Target
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.models.blocks import decoder_blocks
@@ -28,7 +28,9 @@ SMALLEST = 1e-4  # a channel that is always zero must not be divided by zero
 
 
 @torch.no_grad()
-def prepare(drafter: Drafter, target: Target, sequences: Sequence[Tensor], fitted: bool) -> float:
+def prepare(
+    drafter: Drafter, target: TargetModel, sequences: Sequence[Tensor], fitted: bool
+) -> float:
     """Sets the scales and the fusions of an untrained drafter.
 
     Args:
@@ -85,7 +87,7 @@ def _scale(values: Tensor) -> Tensor:
 
 
 def _looked(
-    target: Target, sequences: Sequence[Tensor], block: int | None
+    target: TargetModel, sequences: Sequence[Tensor], block: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, embeddings and inputs of a block, [N, d] float32, rows of all sequences.
 

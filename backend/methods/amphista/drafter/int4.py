@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.methods.amphista.drafter.drafter import Drafter
-from backend.quantization.grid import Quantised, minmax_grid
+from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import DTYPE, FEW, PackedLinear, obstacle
 
 BITS, GROUP = 4, 32
@@ -20,7 +20,7 @@ WHOLE = "fusions."  # whose names begin so are not rounded
 
 
 @torch.no_grad()
-def lighten(drafter: Drafter) -> bool:
+def pack_int4(drafter: Drafter) -> bool:
     """Puts the linears of a trained drafter on packed weights, in place; it cannot learn any more.
 
     Returns:
@@ -51,5 +51,5 @@ def _packed(weight: Tensor, bias: Tensor | None) -> PackedLinear | None:
         return None
     W = weight.float().contiguous()
     grid = minmax_grid(W.view(len(W), -1, GROUP), BITS, symmetric=False)
-    layer = Quantised(grid, grid.codes(W).byte())
+    layer = QuantizedWeight(grid, grid.codes(W).byte())
     return None if obstacle(layer) else PackedLinear(layer, bias)

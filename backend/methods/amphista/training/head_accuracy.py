@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from backend.errors import MethodFailed
-from backend.methods.amphista.base_model import Target
-from backend.methods.amphista.data.hidden_state_cache import Corpus, Sample
+from backend.errors import ComputeError
+from backend.methods.amphista.base_model import TargetModel
+from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
 from backend.methods.amphista.decoding.tree import RANKS, simulated_length
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.methods.amphista.training.loss import ROW_STEP, padded, position_in, rounded_up
@@ -28,7 +28,7 @@ NODES = 16  # of the tree whose accepted length is followed during training
 
 
 @dataclass(frozen=True)
-class Judgement:
+class HeadAccuracy:
     """Ranks of the true tokens.
 
     Attributes:
@@ -53,7 +53,9 @@ class Judgement:
 
 
 @torch.no_grad()
-def judge(drafter: Drafter, target: Target, heldout: Corpus, reporter: Reporter) -> Judgement:
+def measure_heads(
+    drafter: Drafter, target: TargetModel, heldout: HiddenStateCache, reporter: Reporter
+) -> HeadAccuracy:
     """The ranks at every anchor of `heldout` whose heads all have a target.
 
     Raises:
@@ -65,16 +67,16 @@ def judge(drafter: Drafter, target: Target, heldout: Corpus, reporter: Reporter)
         found.append(ranks_of(drafter, target, heldout[index]))
     ranks = torch.cat(found)
     if not len(ranks):
-        raise MethodFailed(
+        raise ComputeError(
             "The heads cannot be judged.",
             f"No held-out answer is longer than the {drafter.config.heads} heads look ahead.",
             "Hold out more sequences, or choose prompts with longer answers.",
             "heldout",
         )
-    return Judgement(ranks)
+    return HeadAccuracy(ranks)
 
 
-def ranks_of(drafter: Drafter, target: Target, sample: Sample) -> Tensor:
+def ranks_of(drafter: Drafter, target: TargetModel, sample: CachedSequence) -> Tensor:
     """[anchors, K] of one sequence; no anchors where it is too short."""
     heads, device = drafter.config.heads, target.device
     ids = sample.ids.long().to(device)

@@ -37,7 +37,7 @@ def padded(length: int, context: int) -> int:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class AnchorBatch:
     """A padded batch of B sequences, T tokens at most.
 
     Attributes:
@@ -55,7 +55,7 @@ class Lessons:
 
 
 def loss_and_gradient(
-    drafter: Drafter, slots: Tensor, lessons: Lessons, config: TrainingConfig
+    drafter: Drafter, slots: Tensor, lessons: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
     """The loss of n anchors and its gradient with respect to their slots [n, K, d]."""
     heads, total = slots.shape[1], 0.0
@@ -75,7 +75,7 @@ def loss_and_gradient(
 
 
 def _targets(
-    drafter: Drafter, lessons: Lessons, chunk: slice, heads: int, config: TrainingConfig
+    drafter: Drafter, lessons: AnchorBatch, chunk: slice, heads: int, config: TrainingConfig
 ) -> Tensor:
     """t [c, K, v] float32 of a chunk of anchors."""
     ahead = torch.arange(1, heads + 1, device=lessons.ids.device)

@@ -27,15 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigRefused, MethodFailed
-from backend.methods.amphista.base_model import Target
+from backend.errors import ComputeError, ConfigError
+from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import TrainingConfig
-from backend.methods.amphista.data.hidden_state_cache import Corpus, Sample
+from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
 from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.training.head_accuracy import Judgement, judge
+from backend.methods.amphista.training.head_accuracy import HeadAccuracy, measure_heads
 from backend.methods.amphista.training.loss import (
     ROW_STEP,
-    Lessons,
+    AnchorBatch,
     loss_and_gradient,
     padded,
     rounded_up,
@@ -53,7 +53,7 @@ FLOOR = 0.1  # of the rate, at the end
 
 
 @dataclass
-class Schedule:
+class TrainingSchedule:
     """Where the training stands: `step` of `steps`, the latter 0 until it is settled, and the
     `seconds` it has taken, judging and saving included."""
 
@@ -82,15 +82,15 @@ class Schedule:
             self.steps = max(PACE_STEPS, round(60 * config.minutes / mean(seconds[PACE_SKIPPED:])))
 
 
-class Training:
+class DrafterTrainer:
     """One training run."""
 
     def __init__(
         self,
         drafter: Drafter,
-        target: Target,
-        learnt: Corpus,
-        heldout: Corpus,
+        target: TargetModel,
+        learnt: HiddenStateCache,
+        heldout: HiddenStateCache,
         config: TrainingConfig,
         seed: int,
         checkpoints: Checkpoints,
@@ -99,7 +99,7 @@ class Training:
         self.drafter, self.target, self.config, self.seed = drafter, target, config, seed
         self.learnt, self.heldout = learnt, heldout
         self.checkpoints, self.reporter = checkpoints, reporter
-        self.schedule = Schedule()
+        self.schedule = TrainingSchedule()
         self.optimiser = _optimiser(drafter, config)
         self._counted = time.monotonic()
         self.indices = [
@@ -108,14 +108,14 @@ class Training:
             if length > max(drafter.config.heads, 1 + max(start, 1))  # something to guess from
         ]
         if not self.indices:
-            raise ConfigRefused(
+            raise ConfigError(
                 "There is nothing to learn from.",
                 f"No sequence is longer than the {drafter.config.heads} heads look ahead.",
                 "Use more or longer text.",
                 "answers",
             )
 
-    def run(self) -> Judgement:
+    def run(self) -> HeadAccuracy:
         """Trains to the end; returns the last judgement on the held-out sequences."""
         self._restore()
         seconds: list[float] = []
@@ -157,7 +157,7 @@ class Training:
         with torch.no_grad():
             loss, gradient = loss_and_gradient(drafter, slots.detach(), lessons, self.config)
         if not math.isfinite(loss):
-            raise MethodFailed(
+            raise ComputeError(
                 f"The loss is {loss} at step {self.schedule.step}.",
                 "The training diverged.",
                 "Lower the learning rates.",
@@ -175,7 +175,7 @@ class Training:
 
     # the data --------------------------------------------------------------------------------
 
-    def lessons(self, step: int) -> Lessons:
+    def lessons(self, step: int) -> AnchorBatch:
         """The batch of a step: the same for the same seed and step."""
         samples = [self.learnt[index] for index in self._batch(step)]
         longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
@@ -192,7 +192,7 @@ class Training:
                 whole[row, : len(part)] = part
             return whole.to(device)
 
-        return Lessons(
+        return AnchorBatch(
             batch("hidden"),
             batch("ids").long(),
             batch("denominator"),
@@ -201,7 +201,7 @@ class Training:
             valid.to(device),
         )
 
-    def _anchors(self, samples: Sequence[Sample], step: int) -> tuple[Tensor, Tensor]:
+    def _anchors(self, samples: Sequence[CachedSequence], step: int) -> tuple[Tensor, Tensor]:
         """Sequence and position of each anchor [n]: a share of all positions of the answers, drawn
         anew, as many as make n a multiple of `ROW_STEP` where there are so many."""
         rows, places = [], []
@@ -243,9 +243,9 @@ class Training:
         steps = self.schedule.steps
         return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
 
-    def evaluate(self) -> Judgement:
+    def evaluate(self) -> HeadAccuracy:
         """Judges the heads and draws the points of their curves."""
-        judged = judge(self.drafter, self.target, self.heldout, self.reporter)
+        judged = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
         for name, value in judged.figures().items():
             self.reporter.metric(name, value, self.schedule.step)
         return judged
@@ -280,7 +280,7 @@ class Training:
             }
             if state:
                 self.optimiser.state[parameter] = state
-        self.schedule = Schedule(**json.loads((folder / "schedule.json").read_text()))
+        self.schedule = TrainingSchedule(**json.loads((folder / "schedule.json").read_text()))
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]

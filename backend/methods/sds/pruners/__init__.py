@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.methods.calibration import Inputs, Need
-from backend.methods.sds.masks import keep_mask, kept_of, masked, top_of_planes, top_overall
+from backend.methods.calibration import InputStatistics, StatisticsLevel
+from backend.methods.sds.masks import keep_count, keep_mask, masked, top_of_planes, top_overall
 from backend.methods.sds.pattern import Pattern
 
-Prune = Callable[[Tensor, Inputs, Pattern, float], Tensor]
+Prune = Callable[[Tensor, InputStatistics, Pattern, float], Tensor]
 BLOCK = 128  # columns SparseGPT chooses from, and treats before it updates the rest
 STRIP = 16  # columns of a block that are treated before the rest of the block is updated
 
@@ -31,13 +31,13 @@ class Pruner:
     """A pruner and what it must know of a layer's inputs."""
 
     prune: Prune
-    needs: Need
+    needs: StatisticsLevel
 
 
 PRUNERS: dict[str, Pruner] = {}
 
 
-def pruner(name: str, needs: Need) -> Callable[[Prune], Prune]:
+def pruner(name: str, needs: StatisticsLevel) -> Callable[[Prune], Prune]:
     """Registers a pruner.
 
     Its arguments are W [out, in], the layer's inputs, the pattern, and the damping (share of the
@@ -51,23 +51,23 @@ def pruner(name: str, needs: Need) -> Callable[[Prune], Prune]:
     return register
 
 
-@pruner("magnitude", needs=Need.NOTHING)
-def magnitude(W: Tensor, inputs: Inputs, pattern: Pattern, damping: float) -> Tensor:
+@pruner("magnitude", needs=StatisticsLevel.NOTHING)
+def magnitude(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Keeps the largest weights: of each group for n:m, else of the whole layer."""
     scores = W.abs()
     if pattern.structured:
         return masked(W, keep_mask(scores, pattern))
-    return masked(W, top_overall(scores, kept_of(W.numel(), pattern.drop)))
+    return masked(W, top_overall(scores, keep_count(W.numel(), pattern.drop)))
 
 
-@pruner("wanda", needs=Need.ENERGY)
-def wanda(W: Tensor, inputs: Inputs, pattern: Pattern, damping: float) -> Tensor:
+@pruner("wanda", needs=StatisticsLevel.ENERGY)
+def wanda(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Keeps the weights that carry most signal in their row or group; changes no weight."""
     return masked(W, keep_mask(W.abs() * inputs.energy.sqrt(), pattern))
 
 
-@pruner("sparsegpt", needs=Need.GRAM)
-def sparsegpt(W: Tensor, inputs: Inputs, pattern: Pattern, damping: float) -> Tensor:
+@pruner("sparsegpt", needs=StatisticsLevel.GRAM)
+def sparsegpt(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Goes through the columns; what a dropped weight did is spread over the columns after it.
 
     Unstructured, the share is dropped of each block of 128 columns over all rows.
@@ -96,7 +96,7 @@ def _prune_columns(V: Tensor, U: Tensor, pattern: Pattern) -> Tensor:
     scale = U.diagonal().reciprocal().unsqueeze(1)
     lost, E = torch.empty_like(V), torch.empty_like(V)  # lost: the scale of what is dropped, or 0
     if not pattern.structured:
-        keep = top_overall((V * scale).abs_(), kept_of(V.numel(), pattern.drop))
+        keep = top_overall((V * scale).abs_(), keep_count(V.numel(), pattern.drop))
         torch.sub(scale, scale * keep, out=lost)
     for a, b in _pieces(len(V), STRIP, pattern):
         for j in range(a, b):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backend.methods.calibration import Inputs, Need
+from backend.methods.calibration import InputStatistics, StatisticsLevel
 from backend.methods.linalg import cholesky
 from backend.methods.sds.masks import keep_mask, masked
 from backend.methods.sds.pattern import Pattern
@@ -26,8 +26,8 @@ from backend.methods.sds.pruners import pruner
 STEPS, SETTLED, RHO = 20, 15, 1.0  # SETTLED: the step from which the mask stays, T
 
 
-@pruner("admm", needs=Need.GRAM)
-def admm(W: Tensor, inputs: Inputs, pattern: Pattern, damping: float) -> Tensor:
+@pruner("admm", needs=StatisticsLevel.GRAM)
+def admm(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Keeps what least squares on all columns together finds largest, with its weights."""
     norms = inputs.energy.sqrt()
     scale = torch.where(norms > 0, norms, 1.0)

@@ -20,7 +20,7 @@ from ui.pages.run import page as run
 from ui.pages.run import quality
 from ui.pages.run.details import outcome, stage_table, times
 from ui.runs.actions import next_links
-from ui.runs.results import Figures, as_shown, choices, kind_of
+from ui.runs.results import RunResults, display_units, kind_of, setting_summary
 from ui.widgets.config_form import ConfigForm
 
 HEADS = [result(2, f"head-{k}", m, 0.5) for k in (1, 2) for m in ("top1", "top3")]
@@ -44,7 +44,7 @@ def stored(current: Settings) -> None:
 
 def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
     row = job(2, kind="amphista")
-    figures = Figures(kind_of(row), DRAFTER)
+    figures = RunResults(kind_of(row), DRAFTER)
     assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
     html = stage_table(figures)
     assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
@@ -55,28 +55,28 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
 def test_stages_that_share_a_metric_stand_together() -> None:
     rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5),
             result(1, "sds", "perplexity", 9.5)]  # fmt: skip
-    figures = Figures(kinds()["sds"], rows)
+    figures = RunResults(kinds()["sds"], rows)
     assert figures.alike() == [["dense", "sds"]]
-    assert "<table" in stage_table(Figures(kinds()["sds"], rows[:1]))  # one stage alone, too
+    assert "<table" in stage_table(RunResults(kinds()["sds"], rows[:1]))  # one stage alone, too
 
 
 def test_groups_of_stages_keep_their_order(stored: None) -> None:
     found = [result(2, stage, name, 1.0) for stage, name in
              (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))]  # fmt: skip
-    assert Figures(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
+    assert RunResults(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
 
 
 def test_models_of_which_only_one_is_measured_keep_their_names() -> None:
     """Until all are measured the figures of one must not look like another's."""
     rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5)]
-    html = stage_table(Figures(kinds()["sds"], rows))
+    html = stage_table(RunResults(kinds()["sds"], rows))
     assert html.count("<table") == 1 and "Dense" in html and "Second pruning" in html
 
 
 def test_curves_of_shares_are_drawn_in_per_cent() -> None:
     points = pd.DataFrame({"name": ["top1/head 1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
-    assert as_shown(points)["value"].tolist() == [25.0, 2.0]
-    assert as_shown(points[:0]).empty
+    assert display_units(points)["value"].tolist() == [25.0, 2.0]
+    assert display_units(points[:0]).empty
 
 
 def links(number: int, **values: Any) -> str:
@@ -124,7 +124,7 @@ def test_charts_of_models_are_there_for_models(seeded: Settings) -> None:
     ],
 )  # fmt: skip
 def test_drafters_are_told_apart(config: dict[str, Any], told: list[str]) -> None:
-    assert choices(Job(id=1, kind="amphista", config={"model": "toy", **config})) == told
+    assert setting_summary(Job(id=1, kind="amphista", config={"model": "toy", **config})) == told
 
 
 def test_the_form_of_generate_follows_the_answers_shown(stored: None) -> None:

@@ -17,9 +17,9 @@ from backend.store.tables import Artifact, Attempt, Job, Result
 from ui.pages.jobs import page as jobs
 from ui.pages.run import page as run
 from ui.pages.run.details import config_card, environment_card, outcome, text_card, times
-from ui.runs.results import Figures, kind_of
+from ui.runs.results import RunResults, kind_of
 from ui.widgets import download as saver
-from ui.widgets.log_view import Part, part, without_overprint
+from ui.widgets.log_view import LogPart, part, without_overprint
 
 
 def asked(**query: str) -> Any:
@@ -99,7 +99,7 @@ def test_the_held_out_decision_is_told_in_words() -> None:
         figure("run", "seconds/prune", 60.0),
     ]
     job = Job(id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9)
-    figures = Figures(kind_of(job), rows)
+    figures = RunResults(kind_of(job), rows)
     html = outcome(job, figures, 0)
     assert "Second pruning (SDS) had the loss 2.100; First pruning 2.200." in html
     assert "1.0 GB" in html and "1 min 30 s" in html
@@ -115,7 +115,7 @@ def test_whatever_is_missing_or_odd_is_left_out() -> None:
     assert "slimscope submit" not in config_card(bare)
     odd = Job(id=1, kind="sds", config={}, environment={"versions": {"torch": "2"}, "new": [1, 2]})
     assert "torch 2" in environment_card(odd)
-    assert Figures(None, []).kept is None
+    assert RunResults(None, []).kept is None
 
 
 # curves -------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_of_a_line_written_over_only_the_last_state_is_kept() -> None:
 @pytest.mark.parametrize("end", [-1, 10**12, "x", None, 2.5])
 def test_a_cursor_of_nowhere_does_no_harm(logged: Path, end: object) -> None:
     assert part(queries.job(2), {"source": "sds-0002/1", "end": end}) in (
-        None, Part(source="sds-0002/1", title="Attempt 1", start=0, end=4, text="one\n"),
+        None, LogPart(source="sds-0002/1", title="Attempt 1", start=0, end=4, text="one\n"),
     )  # fmt: skip
 
 
@@ -284,5 +284,5 @@ def test_attempts_are_listed(seeded: Settings) -> None:
 
 def test_a_step_keeps_its_capitals() -> None:
     rows = [figure("run", f"seconds/{name}", 2.0) for name in ("DL-QAT", "weight_adjustment")]
-    told = times(Figures(None, rows))
+    told = times(RunResults(None, rows))
     assert ">DL-QAT<" in told and ">Weight adjustment<" in told

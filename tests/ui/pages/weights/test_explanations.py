@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from backend.methods.sds.config import STAGE_LABELS
-from backend.statistics.reference import Reference
+from backend.statistics.reference import ReferenceTensor
 from backend.statistics.tensors import TensorSnapshot
 from tests.ui.conftest import mask_overlap
 from ui.charts.series import Series
 from ui.format import number
 from ui.pages.weights.explanations import FIGURES, SENTENCES, explained
 from ui.pages.weights.shape_text import peaks, shape_in_words
-from ui.theme import stage_stroke
+from ui.theme import stage_style
 
 N = (400, 300)
 
@@ -49,7 +49,7 @@ def made(dense: Tensor) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def stages(dense: Tensor, made: dict[str, Tensor]) -> list[TensorSnapshot]:
-    reference, errors = Reference(dense), {"first": 0.2, "redense": 0.01, "sds": 0.1}
+    reference, errors = ReferenceTensor(dense), {"first": 0.2, "redense": 0.01, "sds": 0.1}
 
     def more(stage: str) -> dict[str, float]:
         overlap = mask_overlap(made[stage], made["first"])
@@ -65,7 +65,7 @@ def stages(dense: Tensor, made: dict[str, Tensor]) -> list[TensorSnapshot]:
 
 
 def series(taken: TensorSnapshot) -> Series:
-    return Series(taken, STAGE_LABELS[taken.stage], stage_stroke(taken.stage))
+    return Series(taken, STAGE_LABELS[taken.stage], stage_style(taken.stage))
 
 
 def test_the_shape_of_each_step_is_recognised(stages: list[TensorSnapshot]) -> None:

@@ -27,8 +27,8 @@ from ui.format import esc
 from ui.pages.weights import handlers as page
 from ui.pages.weights import inspect_model, render, selection
 from ui.pages.weights.controls import CONTROLS, Shown
-from ui.pages.weights.data import Looked
-from ui.pages.weights.selection import LAYERS, VIEWS, Choice, main_stages, weights_of
+from ui.pages.weights.data import TensorView
+from ui.pages.weights.selection import LAYERS, VIEWS, WeightsSelection, main_stages, weights_of
 from ui.pages.weights.tensor_charts import ASKED, NO_BASE, NONE_CHOSEN, ONE_STAGE
 
 TENSOR = "model.layers.2.mlp.up_proj.weight"
@@ -301,8 +301,10 @@ def test_a_choice_never_shows_more_than_four_stages(seeded: Settings) -> None:
     weights = weights_of("sds-0001")
     assert weights is not None
     assert weights.stages == ["dense", "first", "control", "redense", "second", "sds"]
-    assert Choice(show=tuple(weights.stages)).settled(weights).show == tuple(weights.stages[:4])
-    assert Choice().settled(weights).show == ("dense", "first", "redense", "sds")
+    assert WeightsSelection(show=tuple(weights.stages)).settled(weights).show == tuple(
+        weights.stages[:4]
+    )
+    assert WeightsSelection().settled(weights).show == ("dense", "first", "redense", "sds")
 
 
 def test_the_side_ways_are_left_out_of_the_main_stages() -> None:
@@ -316,11 +318,11 @@ def test_a_statistic_the_next_run_lacks_gives_way_to_one_it_has(seeded: Settings
             row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
     weights = weights_of("sds-0002")
     assert weights is not None
-    assert Choice(stat="relative_error").settled(weights).stat == "kurtosis"
+    assert WeightsSelection(stat="relative_error").settled(weights).stat == "kurtosis"
 
 
 def test_a_run_is_not_compared_with_itself(seeded: Settings) -> None:
-    looked = Looked.at(Choice(run="sds-0001", vs="sds-0001", against="run"))
+    looked = TensorView.at(WeightsSelection(run="sds-0001", vs="sds-0001", against="run"))
     assert looked is not None and looked.other is None and looked.choice.against == ""
 
 
