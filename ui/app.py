@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
 from ui import api
+from ui.charts.template import templates
 from ui.frame import Page, frame, pulse
 from ui.gradio_patches import keep_sessions_small
 from ui.pages import pages
@@ -50,7 +51,7 @@ def _fill(page: Page, shown: tuple[Page, ...]) -> None:
 
 def launch_options() -> dict[str, Any]:
     """What `Blocks.launch` is told, besides the address."""
-    script = own_scripts()
+    script = f"{own_scripts()}\nslimscope.templates = {templates()};"
     return {
         "theme": theme(),
         "css": css(),

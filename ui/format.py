@@ -1,6 +1,7 @@
-"""How numbers, times and people's texts are written. Pure functions; every page uses these.
+"""How numbers, times and links are written. Pure functions, used by pages, charts and templates.
 
-Text that came from a person or a file goes through `esc` before it is put into HTML.
+Text that came from a person or a file goes through `esc` before it is put into a chart; templates
+escape by themselves.
 """
 
 from __future__ import annotations
@@ -10,28 +11,18 @@ import math
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
-from backend.errors import SlimscopeError
+from markupsafe import Markup, escape
 
 NONE = "–"
-_ACTIVE_IN_TEMPLATES = str.maketrans(
+ACTIVE_IN_GRADIO = str.maketrans(
     {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "\\": "&#92;"}
 )
-STATE_SIGNS = {
-    "queued": "○",
-    "starting": "◔",
-    "running": "◑",
-    "cancelling": "◒",
-    "succeeded": "✓",
-    "failed": "✕",
-    "cancelled": "–",
-    "lost": "?",
-}
 
 
 def esc(text: object) -> str:
     """Text that is shown as it is, wherever it is put: in HTML, in an attribute, and in a Gradio
     template, which would otherwise run `${...}` and fill in `{{...}}`."""
-    return html.escape(str(text), quote=True).translate(_ACTIVE_IN_TEMPLATES)
+    return html.escape(str(text), quote=True).translate(ACTIVE_IN_GRADIO)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -116,6 +107,11 @@ def moment(ms: int | None) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def iso(ms: int) -> str:
+    """The full time for programs: 2026-11-25T01:11:47+00:00."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
 def ago(ms: int | None, now: int) -> str:
     """How long before `now`: "just now", "4 min ago"."""
     if ms is None:
@@ -126,32 +122,16 @@ def ago(ms: int | None, now: int) -> str:
     return " ".join(duration(seconds).split(" ")[:2]) + " ago"
 
 
-def time_tag(ms: int | None, now: int) -> str:
-    """HTML: the relative time, with the full one on hover."""
-    if ms is None:
-        return NONE
-    stamp = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
-    return f'<time datetime="{stamp}" title="{moment(ms)}">{ago(ms, now)}</time>'
-
-
-def badge(state: str) -> str:
-    """HTML: a job's state as a coloured sign and a word."""
-    sign = STATE_SIGNS.get(state, "")
-    mark = f'<i aria-hidden="true">{sign}</i>'
-    return f'<span class="state state-{esc(state)}">{mark}{esc(state)}</span>'
-
-
-def href(path: str, **query: object) -> str:
+def href(path: str, **query: object) -> Markup:
     """A link to a page that also works behind a proxy's prefix: "run?id=sds-0042".
 
-    Empty values are left out. The result still needs `esc` inside an attribute only if `path`
-    came from a person; query values are percent-encoded.
+    Empty values are left out. Ready for an attribute: query values are percent-encoded.
     """
     chosen = urlencode({k: v for k, v in query.items() if v not in (None, "")})
-    return (path or "./") + (f"?{chosen}".replace("&", "&amp;") if chosen else "")
+    return escape(path or "./") + (escape(f"?{chosen}") if chosen else "")
 
 
-def problem(error: SlimscopeError) -> str:
-    """HTML: what happened, why, and what to do."""
-    rest = " ".join(esc(part) for part in (error.why, error.do) if part)
-    return f'<div class="problem" role="alert"><strong>{esc(error.what)}</strong> {rest}</div>'
+FILTERS = {
+    f.__name__: f
+    for f in (number, count, runs, short_count, size, share, duration, eta, moment, iso, ago)
+}

@@ -11,22 +11,8 @@ from hypothesis import strategies as st
 
 from backend.errors import SlimscopeError
 from backend.store.states import State
-from ui.format import (
-    ago,
-    badge,
-    count,
-    duration,
-    esc,
-    eta,
-    href,
-    moment,
-    number,
-    problem,
-    share,
-    short_count,
-    size,
-    time_tag,
-)
+from ui.format import ago, count, duration, esc, eta, href, moment, number, share, short_count, size
+from ui.widgets.html import badge, problem, time_tag
 
 
 @given(st.text())

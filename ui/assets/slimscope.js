@@ -95,7 +95,8 @@ window.slimscope = (() => {
 
   /* --- charts ---------------------------------------------------------------------------- */
 
-  /* The greys of the light palette and what they are in the dark one. */
+  /* The figure with the template of the mode; in the dark one also the greys that its traces name,
+     exchanged for their dark counterparts. */
   function shade(figure) {
     const css = getComputedStyle(document.body);
     const pairs = { "#FFFFFF": "--paper", "#F7F8FA": "--panel", "#E3E6EB": "--line",
@@ -104,7 +105,8 @@ window.slimscope = (() => {
     if (dark())
       for (const [light, name] of Object.entries(pairs))
         text = text.replaceAll(light, css.getPropertyValue(name).trim());
-    return JSON.parse(text);
+    const shaded = JSON.parse(text);
+    return { ...shaded, layout: { ...shaded.layout, template: api.templates[dark() ? "dark" : "light"] } };
   }
 
   function plot(element, props, watch, select) {
@@ -235,6 +237,6 @@ window.slimscope = (() => {
     });
   }
 
-  const api = { header, pulse, address, tab, plot, table, cell, picked: null };
+  const api = { header, pulse, address, tab, plot, table, cell, picked: null, templates: {} };
   return api;
 })();

@@ -1,34 +1,70 @@
-"""What all figures share: type, greys, a light horizontal grid, no frame, legible hover.
+"""The look all charts share, as a Plotly template for each mode, and the parts of a layout.
 
-Figures are drawn in the light palette; the browser exchanges its greys in dark mode.
+A figure names no template: the browser adds that of its mode. Greys of the light palette that a
+trace names itself are exchanged there, too.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from ui.theme import LIGHT, SYSTEM
+import plotly.graph_objects as go
+import plotly.io as pio
 
+from ui.theme import DARK, LIGHT, SYSTEM, Palette
+
+pio.templates.default = "none"
 FAMILY = ", ".join(SYSTEM)
 MOST_TICKS = 5
 LEGEND_ROW, FEW_LINES = 24, 2  # pixels of a row; so many rows fit a view as it is
 
 
-def axis(title: str = "", **options: Any) -> dict[str, Any]:
-    """An axis with few ticks and no frame."""
-    return {
-        "title": {"text": title, "font": {"size": 12, "color": LIGHT.muted}, "standoff": 8},
-        "tickfont": {"size": 12, "color": LIGHT.muted},
-        "gridcolor": LIGHT.line,
-        "linecolor": LIGHT.line,
+def _template(palette: Palette) -> go.layout.Template:
+    """How every chart of a mode looks: few ticks, no frame, a light grid, a legible hover label."""
+    small = {"size": 12, "color": palette.muted}
+    words = {"family": FAMILY, "size": 12, "color": palette.text}
+    ax = {
+        "title": {"font": small, "standoff": 8},
+        "tickfont": small,
+        "gridcolor": palette.line,
+        "linecolor": palette.line,
         "zeroline": False,
         "ticks": "",
         "nticks": 7,
         "automargin": True,
         "fixedrange": False,
-    } | options
+    }
+    return go.layout.Template(
+        layout={
+            "font": words,
+            "paper_bgcolor": palette.paper,
+            "plot_bgcolor": palette.paper,
+            "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+            "hoverlabel": {
+                "bgcolor": palette.panel,
+                "bordercolor": palette.line,
+                "font": words,
+                "align": "left",
+            },
+            "showlegend": False,
+            "xaxis": ax,
+            "yaxis": ax,
+        }
+    )
+
+
+def templates() -> str:
+    """JSON of the templates by mode; the browser puts the one of its mode into every figure."""
+    modes = {"light": LIGHT, "dark": DARK}
+    return json.dumps({name: _template(p).to_plotly_json() for name, p in modes.items()})
+
+
+def axis(title: str = "", **options: Any) -> dict[str, Any]:
+    """An axis; the template gives its look."""
+    return {"title": {"text": title}} | options
 
 
 def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) -> dict[str, Any]:
@@ -68,19 +104,8 @@ def layout(*, view: str = "", top: int = 8, more: int = 0, **options: Any) -> di
         more: pixels the figure asks for besides the height of its view.
     """
     return {
-        "template": "none",
-        "font": {"family": FAMILY, "size": 12, "color": LIGHT.text},
-        "paper_bgcolor": LIGHT.paper,
-        "plot_bgcolor": LIGHT.paper,
-        "margin": {"l": 8, "r": 8, "t": top, "b": 8},
-        "hoverlabel": {
-            "bgcolor": LIGHT.panel,
-            "bordercolor": LIGHT.line,
-            "font": {"family": FAMILY, "size": 12, "color": LIGHT.text},
-            "align": "left",
-        },
+        "margin": {"t": top},
         "uirevision": view,
-        "showlegend": False,
         **({"meta": {"more": more}} if more else {}),
     } | options
 

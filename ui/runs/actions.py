@@ -14,7 +14,8 @@ from jobs.generate import run as generate
 from jobs.replay import replay
 from jobs.speed import run as speed
 from ui.format import esc, href, runs
-from ui.widgets.html import off, run_link
+from ui.runs.html import run_link
+from ui.widgets.html import off
 
 
 def actions(job: Job, place: int | None = None) -> list[tuple[str, str, str]]:

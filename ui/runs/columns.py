@@ -13,12 +13,13 @@ from typing import Any
 
 from backend.store.tables import run_name
 from jobs.metrics import INTERNAL, METRICS, metric
-from ui.format import NONE, badge, esc, href, time_tag
+from ui.format import NONE, esc, href
 from ui.runs.deltas import delta_html, percent
+from ui.runs.html import elapsed, model_name, named_link, tags_html
 from ui.runs.results import RUN, SECONDS, format_value, kind_of, kind_title, setting_summary
 from ui.runs.rows import RunRow
 from ui.widgets.config_form import title
-from ui.widgets.html import elapsed, model_name, named_link, tags_html
+from ui.widgets.html import badge, time_tag
 
 NEWEST = "age"
 GROUPS = ("Run", "Figures", "Settings")

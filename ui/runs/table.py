@@ -14,9 +14,9 @@ from typing import Any
 
 from ui.format import esc
 from ui.runs.columns import AGE, RUN_COLUMN, Column, added
+from ui.runs.html import named_link
 from ui.runs.rows import RunRow
-from ui.widgets.data_table import scroll_box
-from ui.widgets.html import attribute, named_link
+from ui.widgets.html import attribute, scroll_box
 
 
 def arranged(shown: Sequence[RunRow], by: Column, descending: bool) -> list[RunRow]:

@@ -28,7 +28,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
 from backend.queue.roles import ASK, GUEST, Actor, RateLimiter, refused
 from backend.settings import is_loopback, settings
-from ui.format import problem
+from ui.widgets.html import problem
 
 NOBODY = "guest"
 TRIES_PER_MINUTE = 10

@@ -18,20 +18,13 @@ from gradio.components import Component
 
 from ui.format import esc
 from ui.static import SCRIPT_URL
+from ui.widgets.html import WIDGETS
 
 FORMATS = {
     "png": "A picture", "svg": "A picture in vectors", "csv": "The figures that are drawn",
     "html": "The chart in a page of its own that needs no network",
 }  # fmt: skip
-SAVE = (
-    '<p class="save">Save as '
-    + "".join(
-        f'<button type="button" class="small-button" data-save="{format}" title="{title}">'
-        f"{format.upper()}</button>"
-        for format, title in FORMATS.items()
-    )
-    + "</p>"
-)
+SAVE = WIDGETS.save_chart(FORMATS)
 
 
 def nothing(sentence: str) -> dict[str, str]:
@@ -127,7 +120,4 @@ def chart_card(
     return ChartCard(view, note, table)
 
 
-def note_html(question: str, counted: str = "") -> str:
-    """HTML: the question a chart answers, and how many values it shows."""
-    n = f' <span class="quiet">{esc(counted)}</span>' if counted else ""
-    return f'<p class="question">{esc(question)}{n}</p>'
+note_html = WIDGETS.chart_note

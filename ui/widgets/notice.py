@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from backend.errors import SlimscopeError
-from ui.format import problem
+from ui.widgets.html import WIDGETS, problem
 
 
 def plain(value: str = "", **options: Any) -> gr.HTML:
@@ -27,7 +28,7 @@ def show_html(html: str) -> Any:
 
 def show_success(html: str) -> Any:
     """Update of a notice: what was done."""
-    return show_html(f'<p class="done" role="status">{html}</p>')
+    return show_html(WIDGETS.success(Markup(html)))
 
 
 def show_error(error: SlimscopeError) -> Any:

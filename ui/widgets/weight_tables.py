@@ -15,7 +15,7 @@ from ui.charts.statistics import STATISTICS
 from ui.format import NONE, count, esc, number
 from ui.pages.weights.explanations import ExplainedStatistic, explained, figure_of
 from ui.theme import stage_style
-from ui.widgets.data_table import Cell, csv_button, data_table, scroll_box
+from ui.widgets.html import Cell, csv_button, data_table, scroll_box
 
 LISTED = 100  # channels
 

@@ -12,13 +12,10 @@ from backend.store.migrate import upgrade
 from backend.store.tables import MetricPoint, Result
 from jobs.speed.report import COMBINED, VANILLA, decoder_reports
 from tests.ui.lab import asked, job, result, store
-from ui.pages.speed import details, page
-from ui.pages.speed.bars import speed_bars, time_bars
-from ui.pages.speed.curves import accepted_lengths, guesses_right, reached
+from ui.pages.speed import charts, data, page
 
 HOSTILE = "<b>amphista</b>"
-CHARTS = [f"{chart} {part}" for chart in page.ASK for part in ("figure", "note", "table")]
-KEYS = ["run", "by", "of", "drafter", "head", "charts", *CHARTS]
+CHARTS = [part for row in page.ROWS for panel in row for part in panel.parts]
 CONFIG = {
     "model": "toy", "drafters": "amphista-0002", "rounds": 3, "max_new_tokens": 64,
     "precision": "auto", "count": 12,
@@ -77,7 +74,7 @@ def measured(current: Settings) -> str:
 
 def draw(**query: str) -> dict[str, Any]:
     """What is shown at an address."""
-    return dict(zip(KEYS, page.draw(None, None, None, None, asked(**query)), strict=True))
+    return page.draw(None, None, None, None, asked(**query))
 
 
 def test_everything_is_drawn_and_told(measured: str) -> None:
@@ -86,18 +83,18 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert "a processor" in shown["head"] and "float32" in shown["head"]
     assert "slimscope bench amphista-0002 --model toy" in shown["head"]
     assert HOSTILE not in shown["head"] and "&lt;b&gt;" in shown["head"]
-    bars = shown["bars figure"].data[0]
+    bars = shown["bars_chart"].data[0]
     assert list(bars.x) == [1.0, 1.5, 1.1]  # vanilla, then the fastest
     assert list(bars.y)[1] == "Amphista<br>amphista-0002"
-    gain, even = shown["yield figure"].data
+    gain, even = shown["yield_chart"].data
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
-    assert len(shown["time figure"].data) == 4 and "5.9 ms/token" in str(shown["time figure"])
-    assert len(shown["lengths figure"].data) == len(shown["right figure"].data) == 2
-    assert len(shown["sizes figure"].data) == 3
-    assert list(shown["costs figure"].data[0].y) == [1.0, 1.3]
+    assert len(shown["time_chart"].data) == 4 and "5.9 ms/token" in str(shown["time_chart"])
+    assert len(shown["lengths_chart"].data) == len(shown["right_chart"].data) == 2
+    assert len(shown["sizes_chart"].data) == 3
+    assert list(shown["costs_chart"].data[0].y) == [1.0, 1.3]
     for name in CHARTS:
-        assert shown[name] or name == "heads table", name  # the run that trained is not there
-    assert 'data-value="1.5"' in shown["bars table"]
+        assert shown[name] or name == "heads_table", name  # the run that trained is not there
+    assert 'data-value="1.5"' in shown["bars_table"]
     assert shown["drafter"]["visible"] is False  # there is but one
 
 
@@ -105,17 +102,17 @@ def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> Non
     lengths = {"1": 40, "2": 40, "9": 20}
     store(*figures(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
     shown = draw()
-    assert list(shown["bars figure"].data[0].y)[1:3] == [
+    assert list(shown["bars_chart"].data[0].y)[1:3] == [
         "Lookup, Amphista<br>amphista-0002", "Amphista<br>amphista-0002",
     ]  # fmt: skip
     assert "Lookup, Amphista (amphista-0002) is faster than vanilla" in shown["head"]
     assert shown["drafter"]["choices"] == [("Amphista (amphista-0002)", "amphista-0002")]
-    assert shown["yield table"].count("Amphista (amphista-0002)") == 2
-    assert len({*shown["bars figure"].data[0].marker.color}) == 4
+    assert shown["yield_table"].count("Amphista (amphista-0002)") == 2
+    assert len({*shown["bars_chart"].data[0].marker.color}) == 4
 
 
 def test_tasks_stand_beside_each_other(measured: str) -> None:
-    fast, accepted = draw()["tasks figure"], draw(by="tokens")["tasks figure"]
+    fast, accepted = draw()["tasks_chart"], draw(by="tokens")["tasks_chart"]
     assert list(fast.layout.yaxis.ticktext) == ["question", "story"]
     assert list(fast.data[0].x) == pytest.approx([1.3, 1.7])
     assert list(fast.data[0].error_x.array) == pytest.approx([0.3, -0.1])
@@ -124,7 +121,7 @@ def test_tasks_stand_beside_each_other(measured: str) -> None:
 
 
 def test_guesses_right_of_all_passes_or_of_those_that_got_so_far(measured: str) -> None:
-    whole, far = (draw(of=of)["right figure"].data[0] for of in ("all", "so-far"))
+    whole, far = (draw(of=of)["right_chart"].data[0] for of in ("all", "so-far"))
     assert list(whole.y) == pytest.approx([60, 20, 20])
     assert list(far.y) == pytest.approx([60, 100 / 3, 100])
     assert draw(of="none such")["of"] == "all"
@@ -133,16 +130,16 @@ def test_guesses_right_of_all_passes_or_of_those_that_got_so_far(measured: str) 
 def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
     measured: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(details, "expected_hits", lambda run: {(0,): 0.5, (0, 0): 0.25})
+    monkeypatch.setattr(data, "expected_hits", lambda run: {(0,): 0.5, (0, 0): 0.25})
     shown = draw()
-    edges, nodes = shown["tree figure"].data
+    edges, nodes = shown["tree_chart"].data
     assert list(nodes.x) == [0, 1, 1, 2, 2, 2] and list(nodes.y) == [0, 0, 2, 0, 1, 2]
     assert list(nodes.text)[1:] == ["40 %", "20 %", "30 %", "0 %", "10 %"]
     assert len(edges.x) == 3 * 5
-    assert "right in 40.0 % of passes<br>on held-out answers 50.0 %" in nodes.customdata[1]
-    assert "Head 2, 2nd guess after 1st" in shown["tree table"]
-    assert 'data-value="1.75"' in shown["yield table"]  # expected of the whole tree
-    assert shown["heads figure"] == page.NO_HEADS  # its run is not there
+    assert "accepted in 40.0 % of steps<br>on held-out answers 50.0 %" in nodes.customdata[1]
+    assert "Head 2, 2nd choice after 1st" in shown["tree_table"]
+    assert 'data-value="1.75"' in shown["yield_table"]  # expected of the whole tree
+    assert shown["heads_chart"] == page.NO_HEADS  # its run is not there
 
 
 def test_the_curves_of_the_heads_are_those_of_the_run_that_trained(measured: str) -> None:
@@ -153,9 +150,9 @@ def test_the_curves_of_the_heads_are_those_of_the_run_that_trained(measured: str
         result(2, "drafter", "parameters", 1234),
     )  # fmt: skip
     shown = draw()
-    assert [line.name for line in shown["heads figure"].data] == ["Head 1", "Head 2"]
-    assert list(shown["heads figure"].data[1].y) == [5, 10]
-    assert "1,234" in shown["yield table"] and "10.0" in shown["heads table"]
+    assert [line.name for line in shown["heads_chart"].data] == ["Head 1", "Head 2"]
+    assert list(shown["heads_chart"].data[1].y) == [5, 10]
+    assert "1,234" in shown["yield_table"] and "10" in shown["heads_table"]
 
 
 def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) -> None:
@@ -163,7 +160,7 @@ def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) 
     run = job(1, kind="speed", config=CONFIG, environment=HERE)
     store(run, *figures(VANILLA, 1.0, {"1": 9}), *figures("lookup", 1.1, {"1": 8, "3": 2}))
     shown = draw()
-    assert shown["tree figure"] == shown["heads figure"] == page.NO_TREE
+    assert shown["tree_chart"] == shown["heads_chart"] == page.NO_TREE
 
 
 def test_without_a_benchmark_the_page_says_what_it_is_for(current: Settings) -> None:
@@ -177,16 +174,26 @@ def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
     store(job(1, kind="speed", state="running", config=CONFIG, done=1.0, total=4.0, stage="Prompt"))
     shown = draw()
     assert "25 %" in shown["head"] and shown["charts"]["visible"] is False
-    assert details.WAITING in shown["head"]
+    assert "appear here when the run has finished" in shown["head"]
 
 
-def test_shares_of_right_guesses_fall(measured: str) -> None:
-    arms = decoder_reports(queries.results(["speed-0001"]))
-    (drafter,) = (arm for arm in arms if arm.kind)
-    assert reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
-    line = guesses_right(arms).data[0]
+def test_shares_of_accepted_tokens_fall(measured: str) -> None:
+    decoders = decoder_reports(queries.results(["speed-0001"]))
+    (drafter,) = (d for d in decoders if d.kind)
+    assert charts.reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
+    line = charts.acceptance_rate(decoders, False, "").figure.data[0]
     assert list(line.y) == sorted(line.y, reverse=True)
-    assert sum(accepted_lengths(arms).data[0].y) == pytest.approx(100)
-    first = [speed_bars(arms).data[0].marker.color, speed_bars(arms[::-1]).data[0].marker.color]
-    assert list(first[0]) == list(first[1])[::-1]  # a decoder keeps its colour
-    assert [sum(bar.x) for bar in time_bars(arms).data] == [1.0, 30.0, 1.5, 0.75]
+    assert sum(charts.accepted_length(decoders, "").figure.data[0].y) == pytest.approx(100)
+    first, other = (
+        charts.speed_up(order, "").figure.data[0].marker.color
+        for order in (decoders, decoders[::-1])
+    )
+    assert list(first) == list(other)[::-1]  # a decoder keeps its colour
+    times = charts.step_time(decoders, "").figure.data
+    assert [sum(bar.x) for bar in times] == [1.0, 30.0, 1.5, 0.75]
+
+
+def test_what_is_drawn_is_what_the_table_holds(measured: str) -> None:
+    shown = draw()
+    for value in shown["yield_chart"].data[0].x:
+        assert f'data-value="{value}"' in shown["yield_table"]

@@ -12,7 +12,7 @@ import pytest
 
 from ui.static import ASSETS, SCRIPT_URL
 from ui.widgets.chart import PlotlyView, chart_card, note_html
-from ui.widgets.data_table import data_table
+from ui.widgets.html import data_table
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}`"
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.metrics import METRICS, Metric, metric
-from ui.format import NONE, badge, esc, href, number
+from ui.format import NONE, esc, href, number
 from ui.pages.compare.charts import BASELINE, strokes
 from ui.runs.deltas import delta, delta_html, incomparable_because, judged
+from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import format_value, kind_of, kind_title
 from ui.runs.rows import RunRow
 from ui.runs.table import safe
 from ui.theme import LineStyle
 from ui.widgets.config_form import title
-from ui.widgets.data_table import scroll_box
-from ui.widgets.html import card, elapsed, treated
+from ui.widgets.html import badge, card, scroll_box
 
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 
@@ -233,7 +233,8 @@ def _run(of: RunComparison, row: RunRow) -> str:
     name = f'<span class="clip">{esc(row.job.name)}</span>' if row.job.name else ""
     return (
         f'<li>{swatch(of.strokes[run])}<a class="mono" href="{href("run", id=run)}">{esc(run)}</a>'
-        f'{name}<span class="quiet one-line">{treated(row.job)}</span>{badge(row.job.state)}'
+        f'{name}<span class="quiet one-line">{model_and_settings(row.job)}</span>'
+        f"{badge(row.job.state)}"
         f'<span class="actions"><button type="button" class="small" aria-pressed="{pressed}" '
         f'data-testid="base-{esc(run)}" data-view="{view}">Baseline</button>{overlay}{less}</span>'
         "</li>"

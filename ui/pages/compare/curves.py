@@ -15,7 +15,7 @@ from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import display_units, kind_of
 from ui.runs.rows import RunRow
 from ui.widgets.chart import note_html
-from ui.widgets.data_table import Cell, data_table
+from ui.widgets.html import Cell, data_table
 
 ASK = "Where do the runs part ways?"
 MOST_ROWS = 2000

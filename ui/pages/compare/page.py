@@ -22,10 +22,9 @@ from ui.runs.bulk_actions import FEWEST, MOST
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import names
 from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html
-from ui.widgets.data_table import data_table
 from ui.widgets.download import Download, file_payload
 from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.html import empty, skeleton
+from ui.widgets.html import data_table, empty, skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
 

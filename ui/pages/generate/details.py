@@ -11,10 +11,11 @@ from backend.queue.roles import Actor
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import Job
 from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
-from ui.format import badge, esc, href, time_tag
+from ui.format import esc, href
 from ui.pages.generate.token_strip import legend, token_strip
 from ui.runs.actions import buttons
-from ui.widgets.html import attribute, card, copy_button, error_of, model_name, named_link, off
+from ui.runs.html import error_of, model_name, named_link
+from ui.widgets.html import attribute, badge, card, copy_button, off, time_tag
 
 BETTER, TIE = "better-", "tie"  # tags that hold a vote
 LETTERS = "ABCD"

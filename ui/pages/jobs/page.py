@@ -14,23 +14,21 @@ from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import LIVE, State
 from backend.store.tables import Event, Job
-from ui.format import NONE, badge, count, esc, href, moment, time_tag
+from ui.format import NONE, count, esc, href, moment
 from ui.frame import SILENT_EVENT, Page, current_user, live, query
 from ui.runs.actions import buttons, run_action
-from ui.runs.queue_eta import start_times, start_words
-from ui.widgets.download import AT_MOST, Download, file_payload
-from ui.widgets.html import (
-    attribute,
-    empty,
+from ui.runs.html import (
     error_of,
-    in_two_lines,
+    kind_and_settings,
     named_link,
     progress,
     run_link,
-    table,
     time_left,
     took,
 )
+from ui.runs.queue_eta import start_times, start_words
+from ui.widgets.download import AT_MOST, Download, file_payload
+from ui.widgets.html import attribute, badge, empty, table, time_tag
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.log_view import LogView, part
 from ui.widgets.notice import notice, plain, show_error, show_html, show_success
@@ -151,7 +149,7 @@ def _active(found: list[Job], status: QueueStatus, chosen: Job | None, who: Acto
             [
                 count(place) if place else "",
                 named_link(job),
-                in_two_lines(job),
+                kind_and_settings(job),
                 _state(job),
                 progress(job),
                 left,
@@ -168,7 +166,7 @@ def _past(found: list[Job], chosen: Job | None, who: Actor, *, why: bool) -> str
     now = now_ms()
     rows = [
         [
-            named_link(job), in_two_lines(job), _state(job), *([_why(job)] if why else []),
+            named_link(job), kind_and_settings(job), _state(job), *([_why(job)] if why else []),
             took(job, now), time_tag(job.finished_at, now), esc(job.owner),
             _buttons(job, chosen, who, None),
         ]

@@ -18,14 +18,15 @@ from backend.text import corpora
 from jobs import submit, sweep
 from jobs.fields.drafters import finished_drafters
 from jobs.kind import JobConfig, Kind, kinds
-from ui.format import duration, esc, href, problem, short_count, size
+from ui.format import duration, esc, href, short_count, size
 from ui.format import runs as counted
 from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
 from ui.pages.launch.sweep_form import SweepForm
+from ui.runs.html import run_link
 from ui.runs.queue_eta import start_times, start_words
 from ui.runs.results import setting_summary
 from ui.widgets.config_form import Choice, ConfigForm, title
-from ui.widgets.html import empty, facts, run_link, shell, stack
+from ui.widgets.html import empty, facts, problem, shell, stack
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html, show_success
 

@@ -16,7 +16,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.kind import kinds
 from jobs.metrics import metric
-from ui.format import badge, esc, href, time_tag
+from ui.format import esc, href
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
 from ui.pages.jobs.page import act
 from ui.pages.overview import pareto
@@ -25,25 +25,20 @@ from ui.pages.overview.tour import tour
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
 from ui.runs.actions import buttons
-from ui.runs.rows import RunRow
-from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html
-from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.html import (
-    card,
+from ui.runs.html import (
     described,
-    empty,
     error_of,
+    model_and_settings,
     named_link,
     progress,
     run_link,
-    shell,
-    skeleton,
-    stack,
-    table,
     time_left,
     took,
-    treated,
 )
+from ui.runs.rows import RunRow
+from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html
+from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.html import badge, card, empty, shell, skeleton, stack, table, time_tag
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
 
@@ -147,7 +142,9 @@ def latest_html() -> str:
         return ""
     rows = run_rows.rows(found, queries.results([job.id for job in found]))
     shown = fullest(run_columns.picked((), run_columns.columns(rows)), rows)
-    cells = [[named_link(r.job), treated(r.job), *(c.html(r) for c in shown)] for r in rows]
+    cells = [
+        [named_link(r.job), model_and_settings(r.job), *(c.html(r) for c in shown)] for r in rows
+    ]
     heads = ["Run", "Model and setting", *(c.title for c in shown)]
     numeric = [i for i, c in enumerate(shown, 2) if c.numeric]
     more = f'<a href="{href("runs")}">All runs</a>'

@@ -13,8 +13,7 @@ from ui.pages.overview.pareto_chart import ParetoPoint, pareto_front
 from ui.runs.deltas import conditions
 from ui.runs.results import base_model, format_value, kind_title, setting_summary
 from ui.runs.rows import RunRow
-from ui.widgets.data_table import Cell, data_table
-from ui.widgets.html import card, table
+from ui.widgets.html import Cell, card, data_table, table
 
 AXES = ("size", "zero_share", "bits_per_weight", "speed_up", "tokens_per_second")
 ALIKE = 0.01  # values closer than that, relative to the largest, do not make an axis

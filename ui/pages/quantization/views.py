@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from backend.statistics.names import FAN
 from backend.store import queries
@@ -28,7 +29,7 @@ from ui.pages.quantization.charts import (
 )
 from ui.pages.quantization.selection import CODES, QuantSelection, QuantView
 from ui.widgets.chart import note_html
-from ui.widgets.data_table import Cell, data_table
+from ui.widgets.html import Cell, data_table
 from ui.widgets.weight_tables import layers_table
 
 View = tuple[Any, str, str]  # figure, note, table
@@ -167,7 +168,7 @@ def map_view(looked: QuantView) -> View:
     ]
     table = data_table(["Row", "Group", shown.label], rows, name)
     if values.size > SHOWN:
-        table = f"<p>The {SHOWN} groups with the largest error.</p>{table}"
+        table = Markup("<p>The {} groups with the largest error.</p>{}").format(SHOWN, table)
     return figure, note_html(shown.question, counted), table
 
 

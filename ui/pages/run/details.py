@@ -11,12 +11,13 @@ from backend.store import queries
 from backend.store.tables import Artifact, Attempt, Job
 from jobs.metrics import Metric, metric
 from jobs.submit import command_line
-from ui.format import NONE, count, duration, esc, number, size, time_tag
+from ui.format import NONE, count, duration, esc, number, size
+from ui.runs.html import elapsed
 from ui.runs.results import ResultRow, RunResults, format_value, kind_of
 from ui.theme import stage_style
 from ui.widgets.config_form import extra, title
 from ui.widgets.download import AT_MOST
-from ui.widgets.html import card, copy_button, elapsed, facts, shell, table
+from ui.widgets.html import card, copy_button, facts, shell, table, time_tag
 
 HASH_SHOWN = 12
 FILES_SHOWN = 200

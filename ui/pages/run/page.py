@@ -15,17 +15,18 @@ from backend.store.tables import Job
 from jobs.metrics import metric
 from ui.charts.lines import curves
 from ui.charts.stages import perplexity_note, stage_perplexities
-from ui.format import badge, esc, href, number, problem, time_tag
+from ui.format import esc, href, number
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.jobs.page import LOG_EVERY, act, chosen_job, follow, history_html, save_log
 from ui.pages.run import details, quality
 from ui.pages.run.reproduction import replay_card
 from ui.runs.actions import buttons, clone_link, next_links, sweep_link
+from ui.runs.html import described, error_of, progress, took
 from ui.runs.results import RunResults, display_units, kind_of
 from ui.widgets.chart import PlotlyView, chart_card, note_html
 from ui.widgets.download import Download, small_file
 from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.html import card, described, empty, error_of, progress, stack, table, took
+from ui.widgets.html import badge, card, empty, problem, stack, table, time_tag
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.log_view import LogView
 from ui.widgets.notice import notice, plain, show_error, show_html

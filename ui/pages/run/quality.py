@@ -16,13 +16,13 @@ from jobs.evaluation import acceleration
 from jobs.evaluation.acceleration import CSR, MODEL
 from jobs.evaluation.quality import samples_of
 from jobs.evaluation.run import NAME, evaluations
-from ui.format import badge, esc, href, number, share, size
+from ui.format import esc, href, number, share, size
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
 from ui.runs.actions import next_links
+from ui.runs.html import run_link
 from ui.runs.results import RunResults, kind_of
 from ui.widgets.chart import PlotlyView, chart_card, note_html
-from ui.widgets.data_table import Cell, data_table
-from ui.widgets.html import card, empty, run_link, stack
+from ui.widgets.html import Cell, badge, card, data_table, empty, stack
 from ui.widgets.notice import plain
 
 SIZE_ASK = "How small can the layers be stored?"

@@ -1,28 +1,49 @@
-"""The tree of guesses that a pass verifies, with how often each of them was right."""
+"""The tree of draft tokens that a step verifies, with how often each of them was accepted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import pandas as pd
 import plotly.graph_objects as go
 
+from jobs.speed.report import DecoderReport
 from ui.charts.template import axis, layout
 from ui.theme import BLUE, LIGHT
+from ui.widgets.panel import Chart
 
 Path = tuple[int, ...]
 
-SMALL = 6  # pixels of a circle that was never right
+SMALL = 6  # pixels of a circle that was never accepted
 LARGE, LEAST = 40, 16  # of one that always was: where there are few rows, where there are many
 HIGH = 320  # of all rows
 WRITTEN = 16  # nodes whose shares are written beside them; of more, hover tells
 ORDINALS = ("1st", "2nd", "3rd")
 
 
-def guess_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go.Figure:
-    """The root at the left, a column for each head; the area of a circle is its share of passes.
+def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
+    """The tree of a decoder and its nodes as a table.
 
     Args:
-        hits: node -> share of passes that found it right; every node but the root.
+        expected: node -> share of held-out anchors at which it was right, where it is known.
+    """
+    frame = pd.DataFrame(
+        {
+            "Draft token": name_of(path),
+            "Accepted, % of steps": 100 * share,
+            "On held-out answers, %": 100 * expected[path] if path in expected else None,
+        }
+        for path, share in decoder.hits.items()
+    )
+    note = f"n = {sum(decoder.lengths.values()):,} steps, {decoder.nodes} nodes with the root."
+    return Chart(draft_tree(decoder.hits, expected), frame, note)
+
+
+def draft_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go.Figure:
+    """The root at the left, a column for each head; the area of a circle is its share of steps.
+
+    Args:
+        hits: node -> share of steps that accepted it; every node but the root.
         expected: the same on held-out answers, where it is known.
     """
     places = rows(hits)
@@ -39,7 +60,7 @@ def guess_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go
         marker={"size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
                 "color": [LIGHT.muted, *[BLUE] * len(hits)], "opacity": 1,
                 "line": {"width": 0}},
-        customdata=[_told(path, share, expected) for path, share in shares.items()],
+        customdata=[_hover(path, share, expected) for path, share in shares.items()],
         hovertemplate="%{customdata}<extra></extra>",
         cliponaxis=False,
     )  # fmt: skip
@@ -79,18 +100,18 @@ def _edges(places: Mapping[Path, int]) -> go.Scatter:
     return go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
 
 
-def _told(path: Path, share: float, expected: Mapping[Path, float]) -> str:
+def _hover(path: Path, share: float, expected: Mapping[Path, float]) -> str:
     if not path:
-        return "The token the base chose last"
-    words = f"<b>{guess_of(path)}</b><br>right in {100 * share:.1f} % of passes"
+        return "The token the target model chose last"
+    text = f"<b>{name_of(path)}</b><br>accepted in {100 * share:.1f} % of steps"
     known = expected.get(path)
-    return words if known is None else f"{words}<br>on held-out answers {100 * known:.1f} %"
+    return text if known is None else f"{text}<br>on held-out answers {100 * known:.1f} %"
 
 
-def guess_of(path: Path) -> str:
-    """A node in words: "Head 2, 1st guess after 1st"."""
+def name_of(path: Path) -> str:
+    """A node in words: "Head 2, 1st choice after 1st"."""
     own, *before = (
         ORDINALS[rank] if rank < len(ORDINALS) else f"{rank + 1}th" for rank in path[::-1]
     )
     after = f" after {', '.join(before[::-1])}" if before else ""
-    return f"Head {len(path)}, {own} guess{after}"
+    return f"Head {len(path)}, {own} choice{after}"

@@ -1,201 +1,217 @@
-"""Speed: is decoding with guesses faster here, and what wins or loses?"""
+"""Speed: is decoding with draft tokens faster on this machine, and what limits it?"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import gradio as gr
 from gradio.components import Component
+from markupsafe import Markup
 
-from backend.errors import SlimscopeError
 from backend.store import queries
+from backend.store.states import ACTIVE
 from backend.store.tables import Job
-from jobs.speed import run as speed
-from jobs.speed.report import VANILLA, DecoderReport, decoder_reports
+from jobs.speed.report import DecoderReport
 from ui.charts.lines import curves as lines
 from ui.frame import Page, live, query, url_sync
-from ui.pages.speed import details
-from ui.pages.speed.bars import speed_bars, task_dots, time_bars, yield_bars
-from ui.pages.speed.curves import (
-    accepted_lengths,
-    guesses_right,
-    pass_costs,
-    sizes_of,
-    tree_sizes,
-)
-from ui.pages.speed.draft_tree import guess_tree
-from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html, nothing
+from ui.pages.speed import charts, data
+from ui.pages.speed.data import Benchmark, DrafterInfo
+from ui.pages.speed.draft_tree import tree_chart
+from ui.runs.actions import clone_link
+from ui.runs.html import error_of, model_name, progress
+from ui.templates import fragments
+from ui.widgets.chart import nothing
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
 
+HTML = fragments("pages/speed/page.html")
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
-NO_TASKS = nothing("All prompts of this run are of one kind.")
-NO_TREE = nothing("No drafter of this run has a tree whose guesses were counted.")
-NO_HEADS = nothing("The run that trained this drafter has left no curves.")
+NO_TASKS = nothing("All prompts of this run belong to one task.")
+NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
+NO_HEADS = nothing("The run that trained this drafter left no curves.")
 SPEED_UP, TOKENS = "speed-up", "tokens"
 ALL, SO_FAR = "all", "so-far"
-BY = {SPEED_UP: "Speed-up", TOKENS: "Tokens a pass"}
-OF = {ALL: "Of all passes", SO_FAR: "Of those that got so far"}
-ASK = {
-    "bars": "Is it faster here? The dashed line is vanilla decoding of the same model in the same "
-    "run.",
-    "yield": "Does a pass yield more than it costs? A bar beyond its mark, the break-even, is a "
-    "gain.",
-    "tasks": "Which prompts does it suit? The dashed line is vanilla decoding.",
-    "time": "What eats the gain? A pass pays when it yields more tokens than it lasts vanilla "
-    "passes.",
-    "lengths": "How many tokens does a pass yield? The token the base adds itself is counted.",
-    "right": "How far ahead do guesses stay right?",
-    "sizes": "Where is the optimum? A larger tree yields more tokens a pass (solid), but has to "
-    "yield more before it pays (dotted).",
-    "costs": "What does this machine ask for verifying several tokens at once? Flat is good.",
-    "tree": "Which guesses are worth verifying? A circle is as large as its guess is often right.",
-    "heads": "What has each head learnt? How often the true token was its first guess, on answers "
-    "it has not learnt from.",
-}
+BY = {SPEED_UP: "Speed-up", TOKENS: "Tokens per step"}
+OF = {ALL: "Of all steps", SO_FAR: "Of those that got so far"}
+SPEED = Panel(
+    "bars",
+    "Speed-up",
+    "Is it faster on this machine? Dashed: vanilla decoding in the same run.",
+    300,
+)
+GAIN = Panel(
+    "yield", "Tokens per step and break-even",
+    "Does a step yield more tokens than it costs? A bar beyond its mark is a gain.", 300,
+)  # fmt: skip
+TASKS = Panel("tasks", "Speed-up by task", "Which prompts does it suit? Dashed: vanilla decoding.")
+TIME = Panel(
+    "time", "Where is the time spent?",
+    "Drafting pays off when the accepted length exceeds the relative cost of a step.",
+)  # fmt: skip
+LENGTHS = Panel(
+    "lengths", "Accepted length",
+    "How many tokens does a step yield? Counts the token the target model adds itself.",
+)  # fmt: skip
+RIGHT = Panel("right", "Acceptance rate", "How far ahead are draft tokens accepted?")
+SIZES = Panel(
+    "sizes", "Tree size",
+    "Where is the optimum? A larger tree yields more tokens per step (solid), but has to yield "
+    "more before it pays off (dotted).", 360,
+)  # fmt: skip
+COSTS = Panel(
+    "costs", "Verification cost",
+    "What does verifying several tokens at once cost on this machine? Flat is good.", 360,
+)  # fmt: skip
+TREE = Panel(
+    "tree", "Draft tree",
+    "Which draft tokens are worth verifying? The larger a circle, the more often it was accepted.",
+    400,
+)  # fmt: skip
+HEADS = Panel(
+    "heads", "Head accuracy", "What has each head learned? Top-1 accuracy on held-out answers.", 400
+)
+ROWS = ((SPEED, GAIN), (TASKS, TIME), (LENGTHS, RIGHT), (SIZES, COSTS), (TREE, HEADS))
 
 
 def build() -> None:
-    hidden: dict[str, Any] = {"visible": False}
-    run = FreeDropdown([], label="Benchmark", elem_id="speed-run", min_width=240, **hidden)
-    head = HtmlPanel(elem_id="speed-head", min_height=120)
-    by = _radio(BY, "speed-by", "Figure")
-    of = _radio(OF, "speed-of", "Share")
-    drafter = FreeDropdown([], label="Drafter", elem_id="speed-drafter", render=False)
-    with gr.Column(elem_id="speed-charts", **hidden) as charts:
-        with gr.Row(equal_height=True):
-            cards = [_card("Speed-up", "bars", 300), _card("Gain of a pass", "yield", 300)]
-        with gr.Row(equal_height=True):
-            cards += [
-                _card("Speed-up by task", "tasks", 340, by),
-                _card("Time of a pass", "time", 340),
-            ]
-        with gr.Row(equal_height=True):
-            cards += [
-                _card("Accepted length", "lengths", 340),
-                _card("Right guesses", "right", 340, of),
-            ]
-        with gr.Row(equal_height=True):
-            cards += [
-                _card("Size of the tree", "sizes", 360),
-                _card("Price of a pass", "costs", 360),
-            ]
-        with gr.Row(equal_height=True):
-            cards += [_card("Tree of guesses", "tree", 400, drafter), _card("Heads", "heads", 400)]
-    chosen = [run, by, of, drafter]
-    shown = [run, by, of, drafter, head, charts]
-    shown += [part for card in cards for part in (card.view, card.note, card.table)]
-    live(draw, chosen, shown)
-    named: dict[str, FreeDropdown | gr.Radio] = {"run": run, "by": by, "of": of, "drafter": drafter}
-    for name, control in named.items():
-        url_sync(control.input(draw, chosen, shown, **LATEST), **{name: control})
+    page = Outputs(_controls())
+    page["run"].render()
+    page["head"] = HtmlPanel(elem_id="speed-head", min_height=120)
+    controls = {TASKS: page["by"], RIGHT: page["of"], TREE: page["drafter"]}
+    with gr.Column(elem_id="speed-charts", visible=False) as page["charts"]:
+        for row in ROWS:
+            with gr.Row(equal_height=True):
+                for panel in row:
+                    own = [[controls[panel]]] if panel in controls else ()
+                    page |= panel.build("speed", own)
+    chosen = [page[name] for name in ("run", "by", "of", "drafter")]
+    show = page.named(draw)
+    live(show, chosen, page.components)
+    for name, control in zip(("run", "by", "of", "drafter"), chosen, strict=True):
+        url_sync(control.input(show, chosen, page.components, **LATEST), **{name: control})  # type: ignore[attr-defined]
+
+
+def _controls() -> dict[str, Component]:
+    """Every control by its name in the address, not yet drawn."""
+    return {
+        "run": FreeDropdown([], label="Benchmark", elem_id="speed-run", min_width=240,
+                            visible=False, render=False),
+        "by": _radio(BY, "speed-by", "Figure"),
+        "of": _radio(OF, "speed-of", "Share"),
+        "drafter": FreeDropdown([], label="Drafter", elem_id="speed-drafter", render=False),
+    }  # fmt: skip
 
 
 def _radio(choices: dict[str, str], name: str, label: str) -> gr.Radio:
     return gr.Radio(
-        [(words, value) for value, words in choices.items()], label=label, elem_id=name,
+        [(label, value) for value, label in choices.items()], label=label, elem_id=name,
         elem_classes=["segmented", "untitled"], render=False,
     )  # fmt: skip
 
 
-def _card(title: str, name: str, height: int, control: Component | None = None) -> ChartCard:
-    view = PlotlyView(label=title, height=height, elem_id=f"speed-{name}", render=False)
-    return chart_card(title, ASK[name], view, [[control]] if control else ())
-
-
 def draw(
     run: str | None, by: str | None, of: str | None, drafter: str | None, request: gr.Request
-) -> list[Any]:
-    """Choices, head, and every chart with its note and table."""
-    runs = queries.jobs(kind=speed.NAME)
-    job = _chosen(runs, run or query(request, "run"))
-    if job is None:
+) -> Updates:
+    """Controls, verdict and charts of a benchmark; the address fills in what no control holds."""
+    runs = data.benchmarks()
+    shown = data.benchmark(runs, run or query(request, "run"))
+    if shown is None:
         hidden = gr.update(visible=False)
-        return [hidden] * 4 + [details.nothing(), hidden, *([""] * 3 * len(ASK))]
-    results = queries.results([job.run])
-    arms = decoder_reports(results)
-    whole = bool(arms) and all(arm.prompts for arm in arms)
+        return {"run": hidden, "drafter": hidden, "charts": hidden, "head": HTML.nothing()}
     by = by or query(request, "by", SPEED_UP, BY)
     of = of or query(request, "of", ALL, OF)
-    trees = [arm for arm in arms if arm.hits] if whole else []
     wanted = drafter or query(request, "drafter")
-    tree = next((arm for arm in trees if arm.name == wanted), next(iter(trees), None))
-    names = [(f"{j.run} {j.name}".strip(), j.run) for j in runs]
-    return [
-        gr.update(choices=names, value=job.run, visible=True),
-        by,
-        of,
-        gr.update(
-            choices=[(arm.label, arm.name) for arm in trees], value=tree and tree.name,
-            visible=len(trees) > 1,
-        ),
-        details.head(job, results),
-        gr.update(visible=whole),
-        *(_charts(job, arms, by, of, tree) if whole else [""] * 3 * len(ASK)),
-    ]  # fmt: skip
+    tree = next((d for d in shown.trees if d.name == wanted), next(iter(shown.trees), None))
+    controls = {
+        "run": gr.update(choices=[(f"{j.run} {j.name}".strip(), j.run) for j in runs],
+                         value=shown.job.run, visible=True),
+        "by": by,
+        "of": of,
+        "drafter": gr.update(choices=[(d.label, d.name) for d in shown.trees],
+                             value=tree and tree.name, visible=len(shown.trees) > 1),
+        "charts": gr.update(visible=shown.complete),
+    }  # fmt: skip
+    panels = _charts(shown, by, of, tree) if shown.complete else {}
+    return updates(controls, {"head": head(shown)}, panels)
 
 
-def _chosen(runs: list[Job], name: str) -> Job | None:
-    """The run of that name, or the newest."""
-    try:
-        job = queries.job(name) if name else None
-    except SlimscopeError:
-        job = None
-    return job if job and job.kind == speed.NAME else next(iter(runs), None)
+def head(shown: Benchmark) -> Markup:
+    """The run, its verdict, and the conditions under which its figures hold."""
+    job = shown.job
+    waiting = progress(job) or Markup(" ") if job.state in ACTIVE else ""
+    return HTML.head(
+        job, shown.verdicts, waiting, error_of(job), conditions(job), command(job), clone_link(job)
+    )
 
 
-def _charts(
-    job: Job, arms: list[DecoderReport], by: str, of: str, tree: DecoderReport | None
-) -> list[Any]:
-    """Figure, note and table of each chart, in the order of the page."""
-    name, prompts = job.run, arms[0].prompts
-    drafting = [arm for arm in arms if arm.name != VANILLA]
-    known = {arm.name: details.drafter_of(arm.run) for arm in drafting if arm.kind}
-    curves = queries.curves(job.id)
-    found = curves[curves["name"] == "cost/verify"]
-    costs = {int(n): float(v) for n, v in zip(found["step"], found["value"], strict=True)}
-    passes = f"n = {sum(sum(arm.lengths.values()) for arm in drafting):,} passes."
-    tried = any(sizes_of(curves, arm.name) for arm in arms)
-    timed = f"Median of {job.config['rounds']} rounds over {prompts} prompts; the line spans all."
-    several, so_far = len(arms[0].tasks) > 1, of == SO_FAR
-    return [
-        speed_bars(arms), note_html(ASK["bars"], timed),
-        details.speed_data(arms, f"{name}-speed"),
-        yield_bars(arms), note_html(ASK["yield"], f"Means over {prompts} prompts."),
-        details.yield_data(arms, known, f"{name}-yield"),
-        task_dots(arms, by == TOKENS) if drafting and several else NO_TASKS,
-        note_html(ASK["tasks"], timed if by == SPEED_UP else ""),
-        details.task_data(drafting, f"{name}-tasks"),
-        time_bars(arms), note_html(ASK["time"], f"Means over {prompts} prompts."),
-        details.time_data(arms, f"{name}-time"),
-        accepted_lengths(arms) if drafting else None, note_html(ASK["lengths"], passes),
-        details.length_data(arms, f"{name}-lengths"),
-        guesses_right(arms, so_far) if drafting else None, note_html(ASK["right"], passes),
-        details.right_data(drafting, so_far, f"{name}-right"),
-        tree_sizes(curves, arms) if tried else NOT_TRIED, note_html(ASK["sizes"]),
-        details.size_data(curves, arms, f"{name}-sizes") if tried else "",
-        pass_costs(costs) if costs else None, note_html(ASK["costs"], "Fastest of 5."),
-        details.cost_data(costs, f"{name}-costs"),
-        *(_of_drafter(name, tree, known[tree.name]) if tree else _no_drafter()),
-    ]  # fmt: skip
+def conditions(job: Job) -> dict[str, object]:
+    """Without these a speed means nothing."""
+    here, config = job.environment, job.config
+    prompts = (here.get("text") or {}).get("prompts", {})
+    return {
+        "Model": model_name(config["model"]),
+        "Processor": here["cpu"] if here.get("device") == "cpu" else here.get("device", "–"),
+        "Threads": here.get("threads", "–"),
+        "Precision": here.get("precision", config["precision"]),
+        "Prompts": f"{prompts.get('count', '–')} of {prompts.get('corpus', '–')}, "
+        f"{config['rounds']} repetitions",
+        "Answers": f"up to {config['max_new_tokens']} tokens, batch size 1, greedy",
+    }
 
 
-def _no_drafter() -> list[Any]:
-    return [NO_TREE, note_html(ASK["tree"]), "", NO_TREE, note_html(ASK["heads"]), ""]
+def command(job: Job) -> str:
+    """The shell line of such a benchmark."""
+    drafters = str(job.config["drafters"]).replace(",", " ")
+    return " ".join(f"slimscope bench {drafters} --model {job.config['model']}".split())
 
 
-def _of_drafter(name: str, arm: DecoderReport, known: details.DrafterInfo) -> list[Any]:
-    """The tree of one drafter and how its heads learnt."""
-    counted = f"n = {sum(arm.lengths.values()):,} passes, {arm.nodes} nodes with the root."
-    points = details.head_curves(arm.name)
-    heads = sorted(points["name"].unique())
-    figure = lines(points, heads, y_title="First guess right, %") if heads else NO_HEADS
-    return [
-        guess_tree(arm.hits, known.hits), note_html(ASK["tree"], counted),
-        details.tree_data(arm, known, f"{name}-tree"),
-        figure, note_html(ASK["heads"]),
-        details.head_data(points, f"{name}-heads") if heads else "",
-    ]  # fmt: skip
+def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> Updates:
+    decoders, job = shown.decoders, shown.job
+    drafters, curves = shown.drafters(), queries.curves(job.id)
+    prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
+    timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
+    means, counted = f"Means over {prompts} prompts.", f"n = {steps:,} steps."
+    several = len(decoders) > 1
+    tasks = several and len(decoders[0].tasks) > 1
+    tried = any(charts.sizes_of(curves, d.name) for d in decoders)
+    by_panel = {
+        SPEED: charts.speed_up(decoders, timed),
+        GAIN: charts.gain(decoders, _about(decoders, drafters), means),
+        TASKS: charts.by_task(decoders, by == TOKENS, timed) if tasks else Chart(NO_TASKS),
+        TIME: charts.step_time(decoders, means),
+        LENGTHS: charts.accepted_length(decoders, counted) if several else Chart(None),
+        RIGHT: charts.acceptance_rate(decoders, of == SO_FAR, counted) if several else Chart(None),
+        SIZES: charts.tree_sizes(curves, decoders) if tried else Chart(NOT_TRIED),
+        COSTS: charts.verification_cost(curves, "Fastest of 5."),
+        TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
+        HEADS: heads(tree) if tree else Chart(NO_TREE),
+    }
+    return updates(*(panel.show(chart, job.run) for panel, chart in by_panel.items()))
+
+
+def _about(
+    decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo]
+) -> dict[str, tuple[float | None, float | None, float | None]]:
+    """Decoder -> expected tokens per step, parameters, training steps."""
+    known = {d.name: drafters[d.name] for d in decoders if d.name in drafters}
+    return {
+        d.name: (known[d.name].expected(d), known[d.name].parameters, known[d.name].steps)
+        for d in decoders
+        if d.name in known
+    }
+
+
+def heads(decoder: DecoderReport) -> Chart:
+    """Top-1 accuracy of each head of a drafter during its training."""
+    points = data.head_curves(decoder.run)
+    names = sorted(points["name"].unique())
+    if not names:
+        return Chart(NO_HEADS)
+    frame = points.pivot_table("value", "step", "name")
+    frame.columns = [f"{name}, %" for name in frame.columns]
+    figure = lines(points, names, y_title="Top-1 accuracy, %")
+    return Chart(figure, frame.rename_axis("Step").reset_index())
 
 
 PAGE = Page("Speed", "speed", build, order=70, key="s")

@@ -13,11 +13,11 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import METRICS, Metric
 from jobs.sweep import SweepRow
-from ui.format import NONE, badge, esc, number, runs
+from ui.format import NONE, esc, number, runs
+from ui.runs.html import model_name, progress, run_link, took
 from ui.runs.results import RUN, format_value, kind_of, kind_title
 from ui.widgets.config_form import title
-from ui.widgets.data_table import Cell, data_table
-from ui.widgets.html import card, model_name, off, progress, run_link, table, took
+from ui.widgets.html import Cell, badge, card, data_table, off, table
 
 SPREAD = "± is the sample standard deviation over seeds; a single run has none."
 

@@ -12,7 +12,7 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import metric
 from jobs.sweep import SweepRow
-from ui.format import href, problem
+from ui.format import href
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
 from ui.pages.jobs.page import act
 from ui.pages.sweep import details
@@ -20,7 +20,7 @@ from ui.pages.sweep.charts import sweep_means
 from ui.runs.results import kind_of
 from ui.widgets.chart import PlotlyView, chart_card, note_html
 from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.html import card, stack
+from ui.widgets.html import card, problem, stack
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
 

@@ -16,7 +16,7 @@ from ui.pages.weights.selection import DENSE, RunWeights, WeightsSelection
 from ui.pages.weights.small_multiples import BINS, PANELS, merged, small_multiples
 from ui.theme import stage_style
 from ui.widgets.chart import note_html
-from ui.widgets.data_table import data_table
+from ui.widgets.html import data_table
 from ui.widgets.weight_tables import exact, layers_table
 
 DEPTH = "Which blocks hold wide, narrow or shifted weights?"

@@ -26,7 +26,7 @@ from tests.ui.lab import GUEST, HOST, asked
 from ui.format import esc
 from ui.pages.weights import handlers as page
 from ui.pages.weights import inspect_model, render, selection
-from ui.pages.weights.controls import CONTROLS, Shown
+from ui.pages.weights.controls import CONTROLS, Updates
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.selection import LAYERS, VIEWS, WeightsSelection, main_stages, weights_of
 from ui.pages.weights.tensor_charts import ASKED, NO_BASE, NONE_CHOSEN, ONE_STAGE
@@ -39,7 +39,7 @@ PICKED = {
 }  # fmt: skip
 
 
-def opened(**query: str) -> Shown:
+def opened(**query: str) -> Updates:
     return page.opened(
         gr.Request(query_params=query, headers={}, client={"host": "127.0.0.1", "port": 1})
     )
@@ -60,7 +60,7 @@ def outlined(figure: go.Figure) -> list[str]:
     return list(figure.layout.meta["picked"])
 
 
-def visible(seen: Shown) -> set[str]:
+def visible(seen: Updates) -> set[str]:
     return {name for name in CONTROLS if seen[name].get("visible", True)}
 
 

@@ -1,0 +1,413 @@
+"""Decoders side by side: how fast they are, where the time of a decoding step goes, how many tokens
+a step yields, and what the size of the tree does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from jobs.speed.report import VANILLA, DecoderReport
+from ui.charts.template import axis, layout, legend, rows_of_legend
+from ui.format import esc
+from ui.theme import BLUE, BROWN, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK, PURPLE
+from ui.widgets.panel import Chart
+
+PAINT = (*OKABE_ITO, PURPLE, BROWN)
+BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
+ROOM, MORE_ROOM = 1.4, 1.9  # times the longest bar, for the text beside it
+JITTER = 0.6  # of a task's row, over which its dots are spread
+PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {  # part of a decoding step -> label, colour
+        "draft": ("Draft", ORANGE),
+        "verify": ("Verify", BLUE),
+        "accept": ("Accept", GREEN),
+        "cache": ("Cache", PINK),
+    }
+)
+ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
+CURVES = ((ACCEPTED, 1, "solid"), (EVEN, 1, "dot"), (SPEED_UP, 2, "solid"))
+NODES = tuple(2**n for n in range(9))  # ticks of a log axis
+
+
+def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
+    """Name -> colour, by the order of names so that no figure changes them; vanilla is grey."""
+    others = sorted(d.name for d in decoders if d.name != VANILLA)
+    pairs = {name: PAINT[n % len(PAINT)] for n, name in enumerate(others)}
+    return {VANILLA: LIGHT.muted, **pairs}
+
+
+def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
+    """All decoders but vanilla."""
+    return [d for d in decoders if d.name != VANILLA]
+
+
+def two_lines(decoder: DecoderReport) -> str:
+    """The label of a bar: a narrow screen has little room."""
+    title = esc(decoder.title)
+    return f"{title}<br>{esc(decoder.run)}" if decoder.kind else esc(decoder.label)
+
+
+# bars, a decoder each -----------------------------------------------------------------------------
+
+
+def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
+    """Speed-up over vanilla; the lowest and highest repetition as a line through the bar."""
+    frame = pd.DataFrame(
+        {
+            "Decoder": d.label,
+            "Speed-up, ×": d.speed_up,
+            "Lowest": low,
+            "Highest": high,
+            "Tokens/s": d.speed,
+            "Same texts, %": 100 * d.same,
+        }
+        for d in decoders
+        for low, high in [d.ranges.get("speed_up", (d.speed_up, d.speed_up))]
+    )
+    bars = _bars(
+        decoders,
+        frame["Speed-up, ×"],
+        error_x=_range(frame["Speed-up, ×"], frame["Lowest"], frame["Highest"], LIGHT.text),
+        customdata=[[*f, d.accepted] for f, d in zip(frame[["Lowest", "Highest"]].values.tolist(),
+                                                     decoders, strict=True)],
+        hovertemplate="<b>%{y}</b><br>%{x:.2f}× (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
+        "<br>%{customdata[2]:.2f} tokens per step<extra></extra>",
+    )  # fmt: skip
+    furthest = frame["Highest"].max()
+    figure = go.Figure(bars, _bar_layout("speed", "Speed-up over vanilla, ×", furthest, decoders))
+    _line_at_one(figure)
+    _beside(figure, decoders, frame["Highest"], [f"{v:.2f}×" for v in frame["Speed-up, ×"]])
+    return Chart(figure, frame, note)
+
+
+def gain(
+    decoders: Sequence[DecoderReport], about: Mapping[str, Sequence[float | None]], note: str
+) -> Chart:
+    """Tokens per step as a bar, the break-even as a mark: a bar beyond its mark is a gain.
+
+    Args:
+        about: decoder -> tokens per step expected of its tree, its parameters, its training steps.
+    """
+    frame = pd.DataFrame(
+        {
+            "Decoder": d.label,
+            "Tokens per step": d.accepted,
+            "Expected": expected,
+            "Break-even": d.break_even,
+            "Tree nodes": d.nodes,
+            "Parameters": parameters,
+            "Training steps": steps,
+        }
+        for d in decoders
+        for expected, parameters, steps in [about.get(d.name, (None,) * 3)]
+    )
+    bars = _bars(
+        decoders,
+        frame["Tokens per step"],
+        hovertemplate="<b>%{y}</b><br>%{x:.2f} tokens per step<extra></extra>",
+    )
+    marks = go.Scatter(
+        x=frame["Break-even"],
+        y=bars.y,
+        mode="markers",
+        marker={"symbol": "line-ns", "size": 32, "line": {"width": 3, "color": LIGHT.text}},
+        hovertemplate="<b>%{y}</b><br>breaks even at %{x:.2f} tokens per step<extra></extra>",
+    )
+    reach = frame[["Tokens per step", "Break-even"]].max(axis=1)
+    looks = _bar_layout("gain", "Tokens per step", reach.max(), decoders)
+    figure = go.Figure([bars, marks], looks)
+    _beside(figure, decoders, reach, [f"{v:.2f}" for v in frame["Tokens per step"]])
+    return Chart(figure, frame, note)
+
+
+def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
+    """Mean milliseconds of one decoding step, by its parts; per token beside the bar."""
+    titles = {part: f"{label}, ms" for part, (label, _) in PARTS.items()}
+    frame = pd.DataFrame(
+        {"Decoder": d.label, **{t: d.milliseconds.get(part, 0.0) for part, t in titles.items()}}
+        for d in decoders
+    )
+    names = [*map(two_lines, decoders)]
+    traces = [
+        go.Bar(
+            x=frame[titles[part]], y=names, name=label, orientation="h", width=0.5,
+            marker={"color": colour},
+            hovertemplate=f"<b>%{{y}}</b><br>{label}: %{{x:.2f}} ms<extra></extra>",
+        )
+        for part, (label, colour) in PARTS.items()
+    ]  # fmt: skip
+    whole = frame[[*titles.values()]].sum(axis=1)
+    looks = _bar_layout("time", "Milliseconds per step", whole.max(), decoders, MORE_ROOM)
+    figure = go.Figure(traces, looks)
+    figure.update_layout(
+        barmode="stack",
+        showlegend=True,
+        legend=legend(orientation="h", traceorder="normal"),
+        margin={"t": 32},
+    )
+    texts = [f"{t / d.accepted:.1f} ms/token" for t, d in zip(whole, decoders, strict=True)]
+    _beside(figure, decoders, whole, texts)
+    return Chart(figure, frame, note)
+
+
+def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) -> go.Bar:
+    paint = colours(decoders)
+    return go.Bar(
+        x=values,
+        y=[*map(two_lines, decoders)],
+        orientation="h",
+        width=0.5,
+        marker={"color": [paint[d.name] for d in decoders]},
+        **options,
+    )
+
+
+def _range(value: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> dict[str, Any]:
+    """Error bars from the lowest to the highest repetition."""
+    return {
+        "type": "data", "symmetric": False, "color": colour, "thickness": 1, "width": 4,
+        "array": high - value, "arrayminus": value - low,
+    }  # fmt: skip
+
+
+def _bar_layout(
+    view: str,
+    title: str,
+    furthest: float,
+    decoders: Sequence[DecoderReport],
+    room: float = ROOM,
+) -> dict[str, Any]:
+    return layout(
+        view=view,
+        more=BAR * max(0, len(decoders) - FEW_BARS),
+        xaxis=axis(title, range=[0, room * furthest], rangemode="tozero"),
+        yaxis=axis(type="category", autorange="reversed", showgrid=False,
+                   tickfont={"color": LIGHT.text}),
+    )  # fmt: skip
+
+
+def _line_at_one(figure: go.Figure) -> None:
+    """Vanilla decoding, dashed."""
+    even = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
+    figure.add_shape(type="line", x0=1, x1=1, y0=0, y1=1, yref="paper", line=even)
+
+
+def _beside(
+    figure: go.Figure,
+    decoders: Sequence[DecoderReport],
+    ends: Sequence[float],
+    texts: Sequence[str],
+) -> None:
+    """Text at the end of each bar."""
+    for decoder, end, text in zip(decoders, ends, texts, strict=True):
+        figure.add_annotation(
+            x=end, y=two_lines(decoder), text=text, showarrow=False, xanchor="left", xshift=8,
+            font={"color": LIGHT.text},
+        )  # fmt: skip
+
+
+# tasks and steps ----------------------------------------------------------------------------------
+
+
+def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart:
+    """Each task a row, each decoder a dot in it: its speed-up with the range of its repetitions.
+
+    Args:
+        tokens: tokens per step instead.
+    """
+    drafters = drafting(decoders)
+    frame = pd.DataFrame(
+        {
+            "Decoder": d.label,
+            "Task": task.replace("_", " "),
+            "Speed-up, ×": up,
+            "Lowest": low,
+            "Highest": high,
+            "Tokens per step": accepted,
+        }
+        for d in drafters
+        for task, (up, accepted) in d.tasks.items()
+        for low, high in [d.ranges.get(f"speed_up/{task}", (up, up))]
+    )
+    tasks = [*dict.fromkeys(frame["Task"])]
+    paint, figure = colours(decoders), go.Figure()
+    for place, decoder in enumerate(drafters):
+        rows = frame[frame["Decoder"] == decoder.label]
+        up = rows["Speed-up, ×"]
+        shift = JITTER * ((place + 0.5) / len(drafters) - 0.5)
+        figure.add_scatter(
+            x=rows["Tokens per step"] if tokens else up,
+            y=[tasks.index(task) + shift for task in rows["Task"]],
+            name=esc(decoder.label), mode="markers", cliponaxis=False,
+            marker={"size": 9, "color": paint[decoder.name]},
+            error_x=None if tokens else _range(up, rows["Lowest"], rows["Highest"],
+                                               paint[decoder.name]),
+            customdata=[*map(esc, rows["Task"])],
+            hovertemplate="<b>%{customdata}</b><br>%{fullData.name}: %{x:.2f}<extra></extra>",
+        )  # fmt: skip
+    title = "Tokens per step (vanilla: 1)" if tokens else "Speed-up over vanilla, ×"
+    rows_axis = axis(
+        tickvals=[*range(len(tasks))], ticktext=[*map(esc, tasks)], showgrid=False,
+        range=[len(tasks) - 0.5, -0.5], tickfont={"color": LIGHT.text},
+    )  # fmt: skip
+    figure.update_layout(_with_legend(f"tasks {tokens}", drafters, axis(title), rows_axis))
+    _line_at_one(figure)
+    return Chart(figure, frame, "" if tokens else note)
+
+
+def accepted_length(decoders: Sequence[DecoderReport], note: str) -> Chart:
+    """Share of decoding steps by the tokens they yielded."""
+    drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
+    frame = pd.DataFrame(
+        {
+            "Decoder": d.label,
+            "Tokens": length,
+            "Steps": steps,
+            "Share of steps, %": 100 * steps / (sum(d.lengths.values()) or 1),
+        }
+        for d in drafters
+        for length, steps in d.lengths.items()
+    )
+    for decoder in drafters:
+        rows = frame[frame["Decoder"] == decoder.label]
+        figure.add_bar(
+            x=rows["Tokens"], y=rows["Share of steps, %"], name=esc(decoder.label),
+            marker={"color": paint[decoder.name]},
+            hovertemplate="<b>%{fullData.name}</b><br>%{x} tokens: %{y:.1f} % of "
+            f"{rows['Steps'].sum():,} steps; mean {decoder.accepted:.2f}<extra></extra>",
+        )  # fmt: skip
+    x = axis("Tokens per step (vanilla: 1)", dtick=1, showgrid=False)
+    y = axis("Share of steps, %", rangemode="tozero")
+    figure.update_layout(_with_legend("lengths", drafters, x, y), barmode="group")
+    return Chart(figure, frame, note)
+
+
+def reached(decoder: DecoderReport, conditional: bool = False) -> dict[int, float]:
+    """k -> the share of steps in which at least k draft tokens were accepted, k = 1, 2, …
+
+    Args:
+        conditional: of the steps in which k - 1 were.
+    """
+    deepest = max(decoder.lengths, default=1)
+    at_least = [
+        sum(n for length, n in decoder.lengths.items() if length > k) for k in range(deepest)
+    ]
+    whole = at_least[0] or 1
+    return {k: at_least[k] / (at_least[k - 1] if conditional else whole) for k in range(1, deepest)}
+
+
+def acceptance_rate(decoders: Sequence[DecoderReport], conditional: bool, note: str) -> Chart:
+    """Share of steps in which at least k draft tokens were accepted, over k (see `reached`)."""
+    drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
+    title = "Share of those steps, %" if conditional else "Share of steps, %"
+    frame = pd.DataFrame(
+        (
+            (d.label, k, 100 * share)
+            for d in drafters
+            for k, share in reached(d, conditional).items()
+        ),
+        columns=["Decoder", "Accepted in a row, at least", title],
+    )
+    so_far = " that got so far" if conditional else ""
+    for decoder in drafters:
+        rows = frame[frame["Decoder"] == decoder.label]
+        figure.add_scatter(
+            x=rows.iloc[:, 1], y=rows.iloc[:, 2], name=esc(decoder.label), mode="lines+markers",
+            line={"color": paint[decoder.name], "width": 2}, marker={"size": 8}, cliponaxis=False,
+            hovertemplate="<b>%{fullData.name}</b><br>%{x} or more accepted: %{y:.1f} % of steps"
+            f"{so_far}<extra></extra>",
+        )  # fmt: skip
+    x = axis("Draft tokens accepted in a row, at least", dtick=1, showgrid=False)
+    y = axis(title, rangemode="tozero")
+    figure.update_layout(_with_legend(f"accepted {conditional}", drafters, x, y))
+    return Chart(figure, frame, note)
+
+
+def _with_legend(
+    view: str, lines: Sequence[object], xaxis: dict[str, Any], yaxis: dict[str, Any]
+) -> dict[str, Any]:
+    """The layout of a chart whose legend has a row for each of `lines`."""
+    room = rows_of_legend(len(lines))
+    return layout(view=view, **room, showlegend=True, legend=legend(), xaxis=xaxis, yaxis=yaxis)
+
+
+# the size of the tree -----------------------------------------------------------------------------
+
+
+def sizes_of(curves: pd.DataFrame, run: str) -> dict[str, pd.Series]:
+    """Curve -> values by tree size, of one drafter; nothing where sizes were not tried."""
+    names = {name: f"{run}/{name}" for name in (ACCEPTED, SPEED_UP, EVEN)}
+    rows = {name: curves[curves["name"] == full] for name, full in names.items()}
+    return {name: found.set_index("step")["value"] for name, found in rows.items() if len(found)}
+
+
+def tree_sizes(curves: pd.DataFrame, decoders: Sequence[DecoderReport]) -> Chart:
+    """Over the size of the tree: tokens per step with its break-even, and below the speed-up."""
+    paint = colours(decoders)
+    figure = make_subplots(rows=2, cols=1, vertical_spacing=0.08, shared_xaxes=True)
+    tried = [(d, sizes) for d in decoders if (sizes := sizes_of(curves, d.name))]
+    for decoder, sizes in tried:
+        for name, row, dash in CURVES:
+            line = _size_line(sizes[name], esc(decoder.label), name, paint[decoder.name], dash)
+            figure.add_trace(line, row=row, col=1)
+    log: dict[str, Any] = {"type": "log", **_node_ticks(), "showgrid": False}
+    figure.update_xaxes(log)
+    figure.update_xaxes(title={"text": "Tree nodes (log axis)"}, row=2, col=1)
+    figure.update_yaxes(title={"text": "Tokens per step"}, nticks=5, row=1, col=1)
+    figure.update_yaxes(title={"text": "Speed-up, ×"}, nticks=5, row=2, col=1)
+    room = rows_of_legend(len(tried))
+    figure.update_layout(layout(view="sizes", **room, showlegend=True, legend=legend()))
+    return Chart(figure, _sizes_frame(tried))
+
+
+def _sizes_frame(tried: Sequence[tuple[DecoderReport, dict[str, pd.Series]]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "Decoder": decoder.label,
+            "Tree nodes": nodes,
+            "Tokens per step": sizes[ACCEPTED][nodes],
+            "Break-even": sizes[EVEN][nodes],
+            "Speed-up, ×": sizes[SPEED_UP][nodes],
+        }
+        for decoder, sizes in tried
+        for nodes in sizes[ACCEPTED].index
+    )
+
+
+def _node_ticks() -> dict[str, list[object]]:
+    """Powers of two."""
+    return {"tickvals": [*NODES], "ticktext": [str(n) for n in NODES]}
+
+
+def _size_line(values: pd.Series, label: str, name: str, colour: str, dash: str) -> go.Scatter:
+    solid = dash == "solid"
+    return go.Scatter(
+        x=[int(n) for n in values.index], y=[*values], name=label, mode="lines+markers",
+        legendgroup=label, showlegend=name == ACCEPTED,
+        line={"color": colour, "width": 2, "dash": dash},
+        marker={"size": 7, "color": colour if solid else LIGHT.paper,
+                "line": {"color": colour, "width": 2}},
+        hovertemplate=f"<b>{label}</b><br>%{{x}} nodes, {name}: %{{y:.2f}}<extra></extra>",
+        cliponaxis=False,
+    )  # fmt: skip
+
+
+def verification_cost(curves: pd.DataFrame, note: str) -> Chart:
+    """Time of a forward pass over n tokens, relative to one over a single token."""
+    rows = curves[curves["name"] == "cost/verify"]
+    title = "Time, relative to one token"
+    frame = pd.DataFrame({"Tokens": rows["step"].astype(int), title: rows["value"].astype(float)})
+    line = go.Scatter(
+        x=frame["Tokens"], y=frame[title], mode="lines+markers", line={"color": BLUE, "width": 2},
+        marker={"size": 8}, hovertemplate="%{x} tokens: %{y:.2f} passes<extra></extra>",
+        cliponaxis=False,
+    )  # fmt: skip
+    x = axis("Tokens verified at once (log axis)", type="log", **_node_ticks(), showgrid=False)
+    y = axis(title, rangemode="tozero")
+    figure = go.Figure(line, layout(view="costs", xaxis=x, yaxis=y))
+    return Chart(figure if len(frame) else None, frame, note)

@@ -1,0 +1,129 @@
+"""One chart of a page: a question, a frame of figures, and a plot of that frame.
+
+The frame is drawn, shown as the data table, and saved as CSV: one source for all three. A page
+declares its panels, draws their empty cards, and returns their updates by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+import plotly.graph_objects as go
+from gradio.components import Component
+from markupsafe import Markup
+
+from ui.format import NONE, count, number
+from ui.widgets.chart import PlotlyView, chart_card, note_html
+from ui.widgets.html import WIDGETS
+
+Updates = dict[str, Any]  # name of an output -> what it is to show
+Parts = tuple[str, str, str]  # names of the outputs of a panel: chart, note, table
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a panel shows.
+
+    Attributes:
+        figure: a figure, a sentence that says why there is none, or None for "nothing to show".
+        frame: the figures drawn, a row each; the first column heads the row.
+        note: how many values are shown, behind the question.
+    """
+
+    figure: go.Figure | str | dict[str, Any] | None
+    frame: pd.DataFrame | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart of a page.
+
+    Attributes:
+        name: its outputs are NAME_chart, NAME_note and NAME_table.
+        question: what the chart answers, a caption below it.
+        height: pixels, kept before data arrives.
+    """
+
+    name: str
+    title: str
+    question: str
+    height: int = 340
+
+    @property
+    def parts(self) -> Parts:
+        return f"{self.name}_chart", f"{self.name}_note", f"{self.name}_table"
+
+    def build(
+        self, page: str, controls: Sequence[Sequence[Component]] = (), scale: int = 1
+    ) -> dict[str, Component]:
+        """Draws the empty card; its outputs by name. Controls were made with `render=False`."""
+        view = PlotlyView(
+            label=self.title, height=self.height, elem_id=f"{page}-{self.name}", render=False
+        )
+        card = chart_card(self.title, self.question, view, controls, scale)
+        return dict(zip(self.parts, (card.view, card.note, card.table), strict=True))
+
+    def show(self, chart: Chart, run: str = "", question: str = "") -> Updates:
+        """Updates of its outputs.
+
+        Args:
+            run: leads the name of the CSV file.
+            question: instead of the panel's own.
+        """
+        file = f"{run}-{self.name}".strip("-")
+        table = "" if chart.frame is None else frame_table(chart.frame, file)
+        note = note_html(question or self.question, chart.note)
+        return dict(zip(self.parts, (chart.figure, note, table), strict=True))
+
+    def clear(self) -> Updates:
+        """Updates that empty its outputs; data is on its way."""
+        return dict.fromkeys(self.parts, "")
+
+
+def frame_table(frame: pd.DataFrame, name: str) -> Markup:
+    """HTML: the frame as a table that can be saved as CSV with full precision."""
+    rows = [
+        [str(first), *map(cell, rest)] for first, *rest in frame.itertuples(index=False, name=None)
+    ]
+    return WIDGETS.data_table([*frame.columns], rows, name)
+
+
+def cell(value: Any) -> str | tuple[str, float]:
+    """A value as it is written, and the exact number beside it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return NONE
+    if isinstance(value, str):
+        return value
+    exact = value.item() if hasattr(value, "item") else value
+    return (count(exact) if isinstance(exact, int) else number(exact)), exact
+
+
+class Outputs(dict[str, Component]):
+    """The components of a page by name, and handlers that return updates by name."""
+
+    def named(self, handler: Callable[..., Updates]) -> Callable[..., list[Any]]:
+        """The handler as Gradio calls it with all of these as outputs: what its answer does not
+        name stays as it is."""
+
+        def call(*given: Any) -> list[Any]:
+            updates = handler(*given)
+            unknown = updates.keys() - self.keys()
+            assert not unknown, f"no such outputs: {sorted(unknown)}"
+            return [updates.get(name, gr.skip()) for name in self]
+
+        return call
+
+    @property
+    def components(self) -> list[Component]:
+        return [*self.values()]
+
+
+def updates(*parts: Mapping[str, Any]) -> Updates:
+    """Several updates as one."""
+    return {name: value for part in parts for name, value in part.items()}
