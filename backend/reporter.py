@@ -6,13 +6,10 @@ database, no queue and no screen.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from backend.errors import CancelledError
-
-if TYPE_CHECKING:
-    from backend.statistics.tensors import TensorProfile, TensorSnapshot
-
+from backend.statistics.tensors import TensorProfile, TensorSnapshot
 
 REPLAY = "Reading what is stored"  # the stage of work that an earlier attempt has done
 

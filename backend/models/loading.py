@@ -38,10 +38,9 @@ from backend.models.facts import ModelFacts
 from backend.models.memory import memory_available, memory_parts, refuse_beyond
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
-from backend.models.sources.headers import INDEX
-from backend.models.sources.spec import materialise
+from backend.models.sources.headers import INDEX, OPTIONS
+from backend.models.sources.materialise import materialise
 
-OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 SHARD = 2**30  # bytes of a saved file
 
 

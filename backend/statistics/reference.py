@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.reporter import Reporter
 from backend.statistics.channels import channel_figures
 from backend.statistics.magnitudes import cutoff, magnitude_counts
 from backend.statistics.names import MAGNITUDES
 from backend.statistics.snapshots import scale_of, snapshot
 from backend.statistics.sorting import ascending
-from backend.statistics.tensors import TensorProfile, TensorSnapshot
+from backend.statistics.tensors import TensorProfile, TensorRecorder, TensorSnapshot
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,11 @@ class TensorMeasurement:
     snapshot: TensorSnapshot
     profiles: list[TensorProfile]
 
-    def report(self, reporter: Reporter) -> None:
-        """Tells all of it."""
-        reporter.snapshot(self.snapshot)
+    def report(self, recorder: TensorRecorder) -> None:
+        """Send the snapshot and all profiles to `recorder`."""
+        recorder.snapshot(self.snapshot)
         for profile in self.profiles:
-            reporter.profile(profile)
+            recorder.profile(profile)
 
 
 class ReferenceTensor:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from backend.models.loading import load
-from backend.models.sources.spec import materialise
+from backend.models.sources.materialise import materialise
 from backend.text.documents import documents
 from backend.text.slices import calibration_slice, evaluation_slice
 

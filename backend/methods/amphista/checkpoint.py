@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backend.errors import ConfigError, NotFoundError
-from backend.methods.amphista.base_model import TargetModel, fingerprint
 from backend.methods.amphista.config import DrafterConfig, arm_of
-from backend.methods.amphista.decoding.tree import Growth
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.methods.amphista.drafter.int4 import pack_int4
+from backend.methods.amphista.target_model import TargetModel, fingerprint
+from backend.methods.amphista.tree import Growth
 
 FORMAT = "slimscope-drafter-1"
 WEIGHTS, CONFIG = "drafter.safetensors", "config.json"

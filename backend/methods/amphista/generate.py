@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.cost_model import measure_costs
@@ -28,7 +27,8 @@ from backend.methods.amphista.decoding.proposers import (
     Proposer,
     TreeProposer,
 )
-from backend.methods.amphista.decoding.tree import best_tree
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import best_tree
 
 OTHERS = {  # settings of a generation config that would write another text; neutral values
     "num_beams": 1,

@@ -15,6 +15,7 @@ from typing import Any
 
 from backend.errors import ModelError
 from backend.models.facts import TensorHeader
+from backend.models.sources.headers import OPTIONS
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -125,8 +126,6 @@ def convert(path: Path, folder: Path) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from backend.models.loading import OPTIONS
 
     auto: Any = AutoModelForCausalLM
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **OPTIONS}

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from backend.errors import ModelError
 from backend.models.facts import TensorHeader
 
+OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # of any load
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from backend.errors import ConfigError, NotFoundError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.checkpoint import CONFIG, WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import ARMS
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.methods.amphista.drafter.int4 import pack_int4
+from backend.methods.amphista.target_model import TargetModel
 from backend.quantization.packed_linear import PackedLinear
 from tests.methods.amphista.toys import ARCHITECTURES, base, built, drafter_of, random_ids
 

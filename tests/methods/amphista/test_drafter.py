@@ -7,11 +7,11 @@ import torch
 from pydantic import ValidationError
 
 from backend.errors import ModelError
-from backend.methods.amphista.base_model import TargetModel, fingerprint
 from backend.methods.amphista.config import ARMS, DrafterConfig, arm_of
 from backend.methods.amphista.drafter.adaptation import ClonedLayer, final_norm
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.methods.amphista.drafter.initialization import ridge
+from backend.methods.amphista.target_model import TargetModel, fingerprint
 from backend.models.blocks import decoder_blocks
 from tests.methods.amphista.toys import ARCHITECTURES, base, built, drafter_of, random_ids
 

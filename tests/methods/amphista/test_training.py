@@ -22,7 +22,6 @@ from backend.methods.amphista.data.hidden_state_cache import (
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import TreeProposer
-from backend.methods.amphista.decoding.tree import best_tree, grow
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.methods.amphista.training.head_accuracy import measure_heads
 from backend.methods.amphista.training.loss import (
@@ -38,6 +37,7 @@ from backend.methods.amphista.training.trainer import (
     DrafterTrainer,
     TrainingSchedule,
 )
+from backend.methods.amphista.tree import best_tree, grow
 from backend.reporter import SilentReporter
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, drafter_of, mean_accepted, toy_prompts

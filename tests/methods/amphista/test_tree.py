@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from backend.errors import ModelError
-from backend.methods.amphista.base_model import TargetModel, fingerprint
-from backend.methods.amphista.decoding.tree import (
+from backend.methods.amphista.target_model import TargetModel, fingerprint
+from backend.methods.amphista.tree import (
     Path,
     Tree,
     accepted_lengths,

@@ -19,11 +19,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.decoding.engine import DecodeStep
 from backend.methods.amphista.drafter.drafter import Drafter
 from backend.methods.amphista.drafter.initialization import prepare
+from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import load
 from backend.text.prompts import prompt_ids, training_prompts
 

@@ -17,7 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from backend.errors import ModelError
 from backend.models.blocks import block_linears
 from backend.models.sources.catalogue import entries, inspect
-from backend.models.sources.spec import TOY_FOLDER, materialise
+from backend.models.sources.materialise import materialise
+from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
 
 NO_TORCH = """

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import ComputeError
-from backend.methods.amphista.base_model import TargetModel
+from backend.methods.amphista.target_model import TargetModel
 from backend.reporter import Reporter, stop_if_asked
 
 LOGITS = 2**24  # entries [n, V] computed at once

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import WRITERS
 from backend.methods.amphista.data.generation import read, write_answers
+from backend.methods.amphista.target_model import TargetModel
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 HELD, LEARNT = "held", "learnt"

@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
 from backend.errors import DatasetError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import LONGEST, WRITERS
 from backend.methods.amphista.data.generation import write_answers
+from backend.methods.amphista.target_model import TargetModel
 from backend.reporter import REPLAY, Reporter
 from backend.text.prompts import SELF, Prompt, end_ids, readable_ids, training_prompts
 from backend.text.sampling import first_tokens

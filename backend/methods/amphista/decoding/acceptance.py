@@ -31,7 +31,7 @@ from transformers import (
 
 from backend.errors import ConfigError
 from backend.methods.amphista.config import COLDEST, LEAST_PENALTY
-from backend.methods.amphista.decoding.tree import Tree
+from backend.methods.amphista.tree import Tree
 
 EPSILON, ALPHA = 0.09, 0.3  # as Medusa's generation passes them
 

@@ -20,11 +20,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, median
 
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import PARTS, LapTimer, decode
 from backend.methods.amphista.decoding.proposers import Proposer
-from backend.methods.amphista.decoding.tree import Path
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Path
 from backend.reporter import Reporter, stop_if_asked
 
 VANILLA = "vanilla"

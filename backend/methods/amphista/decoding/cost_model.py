@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.decoding.engine import LapTimer
 from backend.methods.amphista.decoding.proposers import Proposer
-from backend.methods.amphista.decoding.tree import Growth, chain, expected_length
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Growth, chain, expected_length
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 CONTEXT = 192  # cached tokens while measuring

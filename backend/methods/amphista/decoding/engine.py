@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 import torch
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import LOOKED_UP
 from backend.methods.amphista.decoding.acceptance import Acceptance
 from backend.methods.amphista.decoding.proposers import NOTHING, Proposer
-from backend.methods.amphista.decoding.tree import Tree
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Tree
 
 PARTS = ("draft", "verify", "accept", "cache")
 

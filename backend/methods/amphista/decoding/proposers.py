@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
-from backend.methods.amphista.decoding.tree import Tree, chain
 from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Tree, chain
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
 NOTHING = chain(0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from backend.errors import ModelError
-from backend.methods.amphista.base_model import packed_weights
+from backend.methods.amphista.target_model import packed_weights
 from backend.models.attention import use_grouped
 from backend.models.blocks import decoder_blocks
 from backend.models.kv_cache import PreallocatedCache, cache_name

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.adaptation import ClonedLayer, final_norm
 from backend.methods.amphista.drafter.auto_embedding import AutoEmbedding
+from backend.methods.amphista.target_model import TargetModel
 from backend.models.blocks import decoder_blocks
 from backend.models.kv_cache import PreallocatedCache
 

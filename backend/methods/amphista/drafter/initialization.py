@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.models.blocks import decoder_blocks
 
 FITTED = 8192  # tokens that are enough for the fit

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.errors import ComputeError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
-from backend.methods.amphista.decoding.tree import RANKS, simulated_length
 from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.loss import ROW_STEP, padded, position_in, rounded_up
+from backend.methods.amphista.tree import RANKS, simulated_length
 from backend.reporter import Reporter, stop_if_asked
 
 TOP = (1, 3, 5)

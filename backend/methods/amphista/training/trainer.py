@@ -28,10 +28,10 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import TrainingConfig
 from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
 from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import HeadAccuracy, measure_heads
 from backend.methods.amphista.training.loss import (
     ROW_STEP,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.errors import ModelError
-from backend.methods.amphista.decoding.tree import Tree, chain
+from backend.methods.amphista.tree import Tree, chain
 from backend.models.attention import NAME, use_grouped
 from backend.models.kv_cache import PreallocatedCache, cache_name, window_of
 from backend.quantization.packed_linear import PackedLinear
