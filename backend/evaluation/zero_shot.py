@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import ComputeError, ConfigError, DatasetError
+from backend.evaluation.harness import require_harness
 from backend.reporter import Reporter, stop_if_asked
 
-if TYPE_CHECKING:  # so that a form can ask `require_harness` without loading torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-INSTALL = "In the folder of Slimscope: pip install -e '.[tasks]'."
 MAIN = ("acc_norm", "acc", "exact_match")
 NEWLINE = "\n"
 RESAMPLES = 100  # of metrics that are no means; a mean's standard error needs none
@@ -43,21 +41,6 @@ class TaskScore:
     value: float
     stderr: float | None
     n: int
-
-
-def require_harness(field: str = "tasks") -> None:
-    """Refuses where the harness is not installed; imports nothing.
-
-    Raises:
-        ConfigRefused: names the extra.
-    """
-    if find_spec("lm_eval") is None:
-        raise ConfigError(
-            "Zero-shot tasks cannot be measured here.",
-            "lm-evaluation-harness is not installed.",
-            f"{INSTALL} Or name no task.",
-            field,
-        )
 
 
 def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:

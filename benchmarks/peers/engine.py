@@ -16,7 +16,7 @@ from backend.methods.sds.checks import all_linears
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.pipeline import run_sds
-from backend.methods.sds.pruners import PRUNERS
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.run import SDSRun
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import open_stream

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, ModelError
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.cost_model import measure_costs
@@ -179,50 +181,57 @@ def refuse_processors(model: PreTrainedModel) -> None:
 
 
 class Detokenizer:
-    """Text of tokens as they come.
+    """Decode a stream of tokens into text.
 
-    Held back until it is certain: a character that spans several tokens, and what may be the
-    beginning of a stop string. The text ends before the first stop string.
+    Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
+    may be the beginning of a stop string. The text ends before the first stop string.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stops = tokenizer, tuple(stop for stop in stops if stop)
-        self._ids: list[int] = []
-        self._start, self._whole_to = 0, 0  # decoded from `_start` on; ids of whole characters
-        self._text, self._told = "", 0
+        self._tokenizer = _backend(tokenizer)
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stops = tuple(stop for stop in stops if stop)
+        self._decoded, self._emitted = "", 0
         self.stopped = False
 
     @property
     def text(self) -> str:
-        """All that was told."""
-        return self._text[: self._told]
+        """The text returned so far."""
+        return self._decoded[: self._emitted]
 
     def add(self, token: int) -> str:
-        """What can be told after `token`; nothing behind a stop string."""
-        self._ids.append(token)
-        before = self._decoded(self._start, self._whole_to)
-        now = self._decoded(self._start, len(self._ids))
-        if self.stopped or len(now) <= len(before) or now.endswith("\ufffd"):
+        """Decode one more token; return the text that has become certain, none after a stop."""
+        piece = None if self.stopped else self._stream.step(self._tokenizer, token)
+        if not piece:
             return ""
-        self._start, self._whole_to = self._whole_to, len(self._ids)
-        self._text += now[len(before) :]
-        places = [place for stop in self._stops if (place := self._text.find(stop)) >= 0]
+        self._decoded += piece
+        places = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
         if places:
-            self.stopped, self._text = True, self._text[: min(places)]
-        return self._tell(len(self._text) - (0 if self.stopped else self._perhaps_stop()))
+            self.stopped, self._decoded = True, self._decoded[: min(places)]
+        return self._emit(len(self._decoded) - (0 if self.stopped else self._partial_stop()))
 
     def rest(self) -> str:
-        """What was held back, once no more tokens come."""
-        return self._tell(len(self._text))
+        """Return what was held back, once generation has ended."""
+        return self._emit(len(self._decoded))
 
-    def _tell(self, end: int) -> str:
-        start, self._told = self._told, max(self._told, end)
-        return self._text[start : self._told]
+    def _emit(self, end: int) -> str:
+        start, self._emitted = self._emitted, max(self._emitted, end)
+        return self._decoded[start : self._emitted]
 
-    def _perhaps_stop(self) -> int:
-        """Characters at the end that may begin a stop string."""
-        beginnings = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
-        return max((len(b) for b in beginnings if self._text.endswith(b)), default=0)
+    def _partial_stop(self) -> int:
+        """Number of characters at the end that may begin a stop string."""
+        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
+        return max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
 
-    def _decoded(self, start: int, end: int) -> str:
-        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The Rust tokenizer behind a transformers tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ModelError(
+            "The tokenizer cannot decode a stream of tokens.",
+            f"{type(tokenizer).__name__} has no tokenizer.json (a fast tokenizer).",
+            "Convert it with transformers, or choose a model that has one.",
+            "model",
+        )
+    return backend

@@ -21,10 +21,7 @@ from backend.methods.calibration import DenseReference, InputStatistics, Statist
 from backend.methods.linalg import with_damping
 from backend.methods.sds.config import SDSStage
 from backend.methods.sds.masks import overlap
-from backend.methods.sds.pruners import (
-    PRUNERS,
-    admm,  # noqa: F401  (registers a pruner)
-)
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.run import SDSRun
 from backend.methods.sds.stage_store import PASS_OF, BlockReport, Weights
 from backend.methods.sds.timing import StepTimer

@@ -4,15 +4,17 @@ are all drawn from these fields."""
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 from backend.methods.sds.layer_selection import read_overrides
 from backend.methods.sds.pattern import Pattern
+from backend.methods.sds.pruners import DECLARED_PRUNERS
 from backend.models.layer_names import read_names
 
+PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 
 
@@ -108,7 +110,7 @@ class SDSConfig(BaseModel):
         "the same input are pruned together, and the next read what those leave.",
         json_schema_extra=ADVANCED,
     )
-    base: Literal["wanda", "sparsegpt", "admm", "magnitude"] = Field(
+    base: PrunerName = Field(
         "wanda", title="First pruner", description="Scores the weights of the dense model."
     )
     until: Literal["first", "sds"] = Field(

@@ -130,7 +130,7 @@ def test_lora_merged_is_lora_as_it_was_trained(start, unseen: Tensor, monkeypatc
             super().train()
             seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
 
-    monkeypatch.setattr(lora, "Training", Watched)
+    monkeypatch.setattr(lora, "StageTrainer", Watched)
     qat = start(text_loss=False, gptq=False, rtn=False)
     run(qat)
     dense = qat.run.model(input_ids=unseen[:2]).logits
@@ -148,7 +148,7 @@ def test_trained_logits_are_the_frozen_logits(start, unseen: Tensor, monkeypatch
             super().train()
             seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
 
-    monkeypatch.setattr(pipeline, "Training", Watched)
+    monkeypatch.setattr(pipeline, "StageTrainer", Watched)
     qat = start(lora=False, rtn=False, stored="float32")
     run(qat)
     with qat.installed(DLQATStage.DLQAT):

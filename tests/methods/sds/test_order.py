@@ -17,7 +17,7 @@ from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.heldout import choose, verdict
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds
-from backend.methods.sds.pruners import PRUNERS
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.run import SDSRun
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import open_stream

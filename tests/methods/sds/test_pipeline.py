@@ -17,7 +17,7 @@ from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.heldout import choose, mean_loss, split, verdict
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds
-from backend.methods.sds.pruners import PRUNERS
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.weight_adjustment import adjust
 from backend.models.blocks import block_linears

@@ -23,9 +23,9 @@ from backend.settings import settings
 
 NO_TORCH = """
 import sys
-from backend.models import estimate
-from backend.models.catalogue import entries, inspect
-estimate.memory_needed(inspect("toy"))
+from backend.models import memory
+from backend.models.sources.catalogue import entries, inspect
+memory.memory_needed(inspect("toy"))
 inspect("smollm2-135m")
 entries()
 print(sorted({"torch", "transformers", "accelerate"} & set(sys.modules)))
