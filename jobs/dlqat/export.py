@@ -6,8 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from backend.export.formats import bits_per_weight
-from backend.methods.dlqat.checks import quantised_layers
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.methods.dlqat.layer_selection import quantised_layers
 from backend.models.facts import LinearShape
 from backend.reporter import REPLAY
 from backend.store import queries

@@ -38,6 +38,40 @@ W = next(iter(block_linears(model, 0).values())).read().view(-1, 4)
 assert (W[:, 2:] == 0).all() and (W[:, :2] != 0).any()
 """
 
+QUANTIZER = """
+import sys
+from backend.methods.dlqat.config import STAGE_LABELS, DLQATConfig, export_order
+config = DLQATConfig(
+    quantizers="toy-awq", space="tight", bits=4, group_size=16, steps=1, batch=1, length=16,
+    gptq=False, start="rounded", lora=False,
+)
+assert config.stages == ["dense", "rtn", "toy-awq", "dlqat"]
+assert STAGE_LABELS["toy-awq"] == "Toy AWQ"
+assert [*STAGE_LABELS][1:5] == ["rtn", "mse", "toy-awq", "gptq"]
+assert export_order()[-3:] == ["toy-awq", "mse", "rtn"]
+assert "torch" not in sys.modules
+
+import torch
+from pathlib import Path
+from backend.checkpoints import Checkpoints
+from backend.methods.dlqat.pipeline import DLQAT
+from backend.models.loading import load
+from backend.quantization.grid import minmax_grid
+from backend.reporter import SilentReporter
+model, reporter = load("toy").model, SilentReporter()
+ids = torch.randint(100, (8, 16), generator=torch.Generator().manual_seed(0))
+qat = DLQAT(model, ids, ids, ids, config, Checkpoints(Path(sys.argv[1])))
+for stage in qat.prepare(reporter):
+    qat.make(stage, reporter)
+    with qat.installed(stage):
+        assert model(input_ids=ids).logits.isfinite().all()
+assert set(qat.audit(reporter)) == {"rtn", "toy-awq", "dlqat"}
+name, layer = next(iter(qat.frozen("toy-awq").items()))
+W = qat.run.linears[name].read()
+grid = minmax_grid(W.view(len(W), -1, 16), 4, True, 0.9)
+assert torch.equal(layer.codes.float(), grid.codes(W))
+"""
+
 
 def run(script: str, plugin: str, folder: Path) -> None:
     env = os.environ | {"SLIMSCOPE_PLUGINS": json.dumps([f"tests.plugins.{plugin}"])}
@@ -49,3 +83,7 @@ def run(script: str, plugin: str, folder: Path) -> None:
 
 def test_a_pruner_is_one_file(tmp_path: Path) -> None:
     run(PRUNER, "pruner", tmp_path)
+
+
+def test_a_quantizer_is_one_file(tmp_path: Path) -> None:
+    run(QUANTIZER, "quantizer", tmp_path)

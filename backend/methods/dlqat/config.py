@@ -4,16 +4,21 @@ are all drawn from these fields."""
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from backend.models.layer_names import read_names
+from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+
+SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 
 
 class DLQATStage(StrEnum):
-    """The models a run makes, in order. The same names serve tables, charts and files."""
+    """The models a run makes, besides those of quantizers in plugins. The same names are used in
+    tables, charts and files."""
 
     DENSE = "dense"
     RTN = "rtn"
@@ -28,11 +33,17 @@ class DLQATStage(StrEnum):
     LORA_GPTQ = "lora-gptq"
 
 
-STAGE_LABELS: dict[str, str] = {
+def _post_training() -> dict[str, str]:
+    """Quantizer -> label, the best last."""
+    facts = {name: each.facts for name, each in DECLARED_QUANTIZERS.items()}
+    order = sorted(facts, key=lambda name: float(facts[name].get("export_rank", 0)))
+    return {name: str(facts[name].get("label", name)) for name in order}
+
+
+POST_TRAINING = _post_training()
+STAGE_LABELS: dict[str, str] = {  # in order
     DLQATStage.DENSE: "Dense",
-    DLQATStage.RTN: "RTN, min-max",
-    DLQATStage.MSE: "RTN, MSE clip",
-    DLQATStage.GPTQ: "GPTQ",
+    **POST_TRAINING,
     DLQATStage.M_ONLY: "Magnitudes only",
     DLQATStage.LORA_ONLY: "LoRA in the rounding only",
     DLQATStage.DLQAT: "DL-QAT",
@@ -43,12 +54,22 @@ STAGE_LABELS: dict[str, str] = {
 }
 
 TEACHER_TOKENS = 64  # of each prediction of the dense model that a cached teacher keeps
-TRAINED = (
+MERGED_LORA: dict[str, str] = {
+    DLQATStage.LORA_RTN: "rtn",
+    DLQATStage.LORA_GPTQ: "gptq",
+}  # stage -> quantizer
+TRAINED = (  # inside the rounding
     DLQATStage.M_ONLY,
     DLQATStage.LORA_ONLY,
     DLQATStage.DLQAT,
     DLQATStage.DLQAT_KD,
-)  # inside the rounding
+)
+
+
+def export_order() -> list[str]:
+    """Quantized stages, in the order in which one is chosen for export."""
+    trained = [DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY, DLQATStage.M_ONLY]
+    return [*trained, *reversed(POST_TRAINING)]
 
 
 class DLQATConfig(BaseModel):
@@ -165,13 +186,20 @@ class DLQATConfig(BaseModel):
         json_schema_extra=ADVANCED,
     )
 
+    quantizers: str = Field(
+        "",
+        max_length=300,
+        title="Further quantizers",
+        description="Names of quantizers in plugins, separated by commas.",
+        json_schema_extra=ADVANCED,
+    )
     start: Literal["rounded", "gptq"] = Field(
         "gptq",
         title="Start",
         description="What training begins with: the dense weights, or those GPTQ has compensated.",
         json_schema_extra=ADVANCED,
     )
-    space: Literal["minmax", "mse", "weighted", "lsq"] = Field(
+    space: SpaceName = Field(
         "weighted",
         title="Quantisation space",
         description="How scales and zero-points are found. minmax: the whole range. mse: clipped "
@@ -318,9 +346,9 @@ class DLQATConfig(BaseModel):
     )
 
     @property
-    def stages(self) -> list[DLQATStage]:
+    def stages(self) -> list[str]:
         """The models a run with this config makes, in order; those others build on included."""
-        chosen = {
+        chosen: dict[str, bool] = {
             DLQATStage.DENSE: True,
             DLQATStage.RTN: self.rtn,
             DLQATStage.MSE: self.mse,
@@ -332,16 +360,37 @@ class DLQATConfig(BaseModel):
             DLQATStage.LORA: self.lora or self.lora_rtn or self.lora_gptq,
             DLQATStage.LORA_RTN: self.lora_rtn,
             DLQATStage.LORA_GPTQ: self.lora_gptq,
+            **dict.fromkeys(read_names(self.quantizers), True),
         }
-        return [stage for stage in DLQATStage if chosen[stage]]
+        return [stage for stage in STAGE_LABELS if chosen.get(stage)]
+
+    @property
+    def identity(self) -> str:
+        """The config as JSON, as it identifies the checkpoints of a run."""
+        return self.model_dump_json(exclude=None if self.quantizers else {"quantizers"})
+
+    @property
+    def needs_energies(self) -> bool:
+        """Whether a range search before training weights inputs by their energy."""
+        weighted = DECLARED_RANGE_SEARCHES[self.space].facts.get("needs_energy", False)
+        return self.start == "rounded" and weighted and any(s in TRAINED for s in self.stages)
 
     @property
     def needs_gptq(self) -> bool:
         """Whether the compensated weights are wanted: as a stage, or as a start."""
         return self.gptq or (self.start == "gptq" and any(s in TRAINED for s in self.stages))
 
-    def trains(self, stage: DLQATStage) -> tuple[bool, bool]:
+    def trains(self, stage: str) -> tuple[bool, bool]:
         """Whether `stage` trains A and B, and whether it trains m."""
         return self.rank > 0 and stage != DLQATStage.M_ONLY, stage == DLQATStage.M_ONLY or (
             self.magnitude and stage != DLQATStage.LORA_ONLY
         )
+
+    @field_validator("quantizers")
+    @classmethod
+    def _quantizers_exist(cls, text: str) -> str:
+        names = read_names(text)
+        if unknown := [name for name in names if name not in DECLARED_QUANTIZERS]:
+            known = ", ".join(DECLARED_QUANTIZERS)
+            raise ValueError(f"There is no quantizer {unknown[0]!r}. Choose from: {known}.")
+        return ", ".join(names)

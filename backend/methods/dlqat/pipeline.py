@@ -23,7 +23,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
-from backend.methods.dlqat.checks import quantised_layers, refuse_idle
 from backend.methods.dlqat.config import TRAINED, DLQATConfig, DLQATStage
+from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle
 from backend.methods.dlqat.linear import DLQATLinear
 from backend.methods.dlqat.lora import train_lora
 from backend.methods.dlqat.losses import (
@@ -42,7 +42,7 @@ from backend.methods.dlqat.losses import (
     live_teacher_loss,
     text_loss,
 )
-from backend.methods.dlqat.passes import audit, compensate, find_energies
+from backend.methods.dlqat.passes import audit, find_energies, quantize_blocks, quantize_stage
 from backend.methods.dlqat.run import DLQATRun
 from backend.methods.dlqat.snapshots import TrainingSnapshots
 from backend.methods.dlqat.stage_store import DLQATStageStore, stage_name
@@ -92,7 +92,7 @@ class DLQAT:
         _refuse_rows(input_ids, labels, config)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, config.bits, str(model.device))
-        digest = hashlib.sha256(f"{config.model_dump_json()} {seed} {weights_hash(model)}".encode())
+        digest = hashlib.sha256(f"{config.identity} {seed} {weights_hash(model)}".encode())
         for ids in (calibration, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)
         precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
@@ -100,16 +100,16 @@ class DLQAT:
         self.run = DLQATRun(
             model, chosen, calibration, input_ids, labels, config, dtype, store, seed
         )
-        self.seconds: dict[DLQATStage, float] = {}
+        self.seconds: dict[str, float] = {}
         _round_rest(self.run)
 
     @property
-    def stages(self) -> list[DLQATStage]:
+    def stages(self) -> list[str]:
         """What there is to make after the dense model, in order."""
         return self.run.config.stages[1:]
 
     @torch.no_grad()
-    def prepare(self, reporter: Reporter) -> list[DLQATStage]:
+    def prepare(self, reporter: Reporter) -> list[str]:
         """Does what several stages need: input energies, or the GPTQ walk.
 
         Returns:
@@ -118,18 +118,12 @@ class DLQAT:
         run = self.run
         if run.config.needs_gptq:
             with self._timed(DLQATStage.GPTQ) if DLQATStage.GPTQ in self.stages else nullcontext():
-                compensate(run, "gptq", LinearWeight.read, reporter)
-        if self._needs_energies:
+                quantize_blocks(run, "gptq", "gptq", LinearWeight.read, reporter)
+        if run.config.needs_energies:
             find_energies(run, reporter)
         return self.stages
 
-    @property
-    def _needs_energies(self) -> bool:
-        config = self.run.config
-        trained = any(stage in TRAINED for stage in config.stages)
-        return config.start == "rounded" and trained and config.space in ("weighted", "lsq")
-
-    def make(self, stage: DLQATStage, reporter: Reporter) -> None:
+    def make(self, stage: str, reporter: Reporter) -> None:
         """Makes `stage`, those before it being made; at once when a checkpoint holds it.
 
         Raises:
@@ -143,7 +137,7 @@ class DLQAT:
                 self._make(stage, reporter)
 
     @contextmanager
-    def _timed(self, stage: DLQATStage) -> Iterator[None]:
+    def _timed(self, stage: str) -> Iterator[None]:
         """Counts what is done inside among the seconds of `stage`, as those of earlier attempts
         are, unless a checkpoint holds the stage already."""
         store, name = self.run.store, f".seconds-{stage}"  # hidden: no run goes on from it
@@ -158,40 +152,16 @@ class DLQAT:
                 with suppress(OSError):
                     store.save(name, {}, seconds=self.seconds[stage])
 
-    def _make(self, stage: DLQATStage, reporter: Reporter) -> None:
+    def _make(self, stage: str, reporter: Reporter) -> None:
         run = self.run
         if stage in TRAINED:
             self._train(stage, reporter)
         elif stage == DLQATStage.LORA:
             train_lora(run, reporter)
-        elif stage in (DLQATStage.GPTQ, DLQATStage.LORA_GPTQ):
-            walk = str(stage)
-            compensate(run, walk, partial(self._before, stage), reporter)
-            layers = {n: run.quantise(*self._compensated(walk, x)) for n, x in run.linears.items()}
-            run.store.save_stage(stage, layers)
         else:
-            space = "mse" if stage == DLQATStage.MSE else "minmax"
-            self._round(stage, space, reporter)
+            quantize_stage(run, stage, reporter)
 
-    def _before(self, stage: DLQATStage, linear: LinearWeight) -> Tensor:
-        """The weight that `stage` rounds."""
-        if stage not in (DLQATStage.LORA_RTN, DLQATStage.LORA_GPTQ):
-            return linear.read()
-        W = self.run.weight(DLQATStage.LORA, linear)
-        return W.mul_(linear.read() != 0) if self.run.config.keep_zeros else W
-
-    def _round(self, stage: DLQATStage, space: str, reporter: Reporter) -> None:
-        """Rounds to the nearest point of a grid that is found on the weights alone."""
-        run, config, layers = self.run, self.run.config, dict[str, QuantizedWeight]()
-        for done, (name, linear) in enumerate(run.linears.items()):
-            stop_if_asked(reporter)
-            reporter.progress(done, len(run.linears), "Rounding")
-            W = self._before(stage, linear)
-            grid = search_range(W, config.bits, config.group_size, config.symmetric, space)
-            layers[name] = run.quantise(W, grid)
-        run.store.save_stage(stage, layers)
-
-    def _train(self, stage: DLQATStage, reporter: Reporter) -> None:
+    def _train(self, stage: str, reporter: Reporter) -> None:
         run, config = self.run, self.run.config
         layers = self._layers(stage, reporter)
         if stage == DLQATStage.DLQAT_KD and config.teacher == "cached":
@@ -211,7 +181,7 @@ class DLQAT:
             StageTrainer(run, stage, parameters, rates, loss, watch, reporter).train()
         run.store.save_stage(stage, {n: layer.freeze(run.stored) for n, layer in layers.items()})
 
-    def _loss(self, stage: DLQATStage, layers: dict[str, DLQATLinear]) -> Loss:
+    def _loss(self, stage: str, layers: dict[str, DLQATLinear]) -> Loss:
         run = self.run
         if stage != DLQATStage.DLQAT_KD:
             return text_loss(run, run.model)
@@ -219,7 +189,7 @@ class DLQAT:
             return cached_teacher_loss(run, run.model)
         return live_teacher_loss(run, run.model, layers)
 
-    def _layers(self, stage: DLQATStage, reporter: Reporter) -> dict[str, DLQATLinear]:
+    def _layers(self, stage: str, reporter: Reporter) -> dict[str, DLQATLinear]:
         """Full name -> the layer that is trained in the place of that linear."""
         run, config = self.run, self.run.config
         generator, layers = torch.Generator().manual_seed(run.seed), dict[str, DLQATLinear]()
@@ -244,8 +214,8 @@ class DLQAT:
         """What training begins with: weights unless they are the dense ones, and the grid."""
         config = self.run.config
         if config.start == "gptq":
-            return self._compensated("gptq", linear)
-        energy = self._energies[linear.name] if self._needs_energies else None
+            return self.run.store.start("gptq", linear.block, linear.module)
+        energy = self._energies[linear.name] if config.needs_energies else None
         W = linear.read()
         return None, search_range(
             W, config.bits, config.group_size, config.symmetric, config.space, energy
@@ -255,22 +225,19 @@ class DLQAT:
     def _energies(self) -> dict[str, Tensor]:
         return self.run.store.tensors("energy")
 
-    def _compensated(self, walk: str, linear: LinearWeight) -> tuple[Tensor, QuantGrid]:
-        return self.run.store.start(walk, linear.block, linear.module)
-
-    def frozen(self, stage: DLQATStage) -> dict[str, QuantizedWeight]:
+    def frozen(self, stage: str) -> dict[str, QuantizedWeight]:
         """Full name -> codes, scales and zero-points of every layer of a finished stage."""
         return {name: self.run.store.quantised(stage, name) for name in self.run.linears}
 
     @contextmanager
-    def installed(self, stage: DLQATStage) -> Iterator[None]:
+    def installed(self, stage: str) -> Iterator[None]:
         """Inside, the model is that of a finished stage; afterwards the dense one again."""
         weights = {name: self.run.weight(stage, x) for name, x in self.run.linears.items()}
         with self.run.with_weights(weights):
             yield
 
     @torch.no_grad()
-    def audit(self, reporter: Reporter) -> dict[DLQATStage, float]:
+    def audit(self, reporter: Reporter) -> dict[str, float]:
         """Reports the figures of every tensor at every stage; the mean relative error of each."""
         return audit(self.run, self.run.config.stages, reporter)
 

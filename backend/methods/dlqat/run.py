@@ -18,6 +18,7 @@ from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.models.hidden_states import HiddenStates
 from backend.models.patching import swap_weights
 from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.registry import QuantSettings
 from backend.reporter import Reporter, stop_if_asked
 
 
@@ -53,6 +54,12 @@ class DLQATRun:
         dtype: torch.dtype = getattr(torch, self.config.stored)
         return dtype
 
+    @property
+    def settings(self) -> QuantSettings:
+        """The grid the config asks for."""
+        c = self.config
+        return QuantSettings(c.bits, c.group_size, c.symmetric, c.space, c.keep_zeros)
+
     def of_block(self, block: int) -> dict[str, LinearWeight]:
         """Module name -> linear, of those of `block` that are quantised."""
         return {x.module: x for x in self.linears.values() if x.block == block}
@@ -61,7 +68,7 @@ class DLQATRun:
         """The calibration segments before block 0."""
         return open_stream(self.model, self.calibration, self.config.calibration_batch, self.dtype)
 
-    def look(
+    def collect_inputs(
         self, stream: BlockStream, block: int, need: StatisticsLevel, reporter: Reporter
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
         """What the quantised linears of `block` read, by module, and the block's outputs."""
@@ -81,7 +88,7 @@ class DLQATRun:
             QuantGrid(grid.bits, grid.scale.to(self.stored).float(), grid.zero), codes
         )
 
-    def weight(self, stage: DLQATStage, linear: LinearWeight) -> Tensor:
+    def weight(self, stage: str, linear: LinearWeight) -> Tensor:
         """The weight [out, in] of `linear` at `stage`, float32; the stage must be finished."""
         if stage == DLQATStage.DENSE:
             return linear.read()

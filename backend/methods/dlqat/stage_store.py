@@ -22,7 +22,7 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
-from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.methods.dlqat.config import STAGE_LABELS
 from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
 
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
@@ -78,9 +78,7 @@ class DLQATStageStore:
 
     # a layer at a stage, and a start -----------------------------------------------------------
 
-    def save_stage(
-        self, stage: DLQATStage, layers: Mapping[str, QuantizedWeight], **facts: Any
-    ) -> None:
+    def save_stage(self, stage: str, layers: Mapping[str, QuantizedWeight], **facts: Any) -> None:
         """Stores every layer of a quantised stage."""
         tensors = {
             f"{name}.{part}": tensor
@@ -89,7 +87,7 @@ class DLQATStageStore:
         }
         self.save(stage_name(stage), tensors, **facts)
 
-    def quantised(self, stage: DLQATStage, name: str) -> QuantizedWeight:
+    def quantised(self, stage: str, name: str) -> QuantizedWeight:
         """Layer `name` at `stage`."""
         return quantised_from(name, self._bits, self.some(stage_name(stage), f"{name}."))
 
@@ -110,7 +108,7 @@ class DLQATStageStore:
         return held["start"], QuantGrid(self._bits, held["scale"], held["zero"])
 
 
-def stage_name(stage: DLQATStage) -> str:
+def stage_name(stage: str) -> str:
     return f"stage-{stage}"
 
 

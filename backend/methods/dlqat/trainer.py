@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
-from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.methods.dlqat.config import STAGE_LABELS
 from backend.methods.dlqat.losses import Loss
 from backend.methods.dlqat.run import DLQATRun
 from backend.models.blocks import decoder_blocks
@@ -54,7 +54,7 @@ class StageTrainer:
     def __init__(
         self,
         run: DLQATRun,
-        stage: DLQATStage,
+        stage: str,
         parameters: Mapping[str, nn.Parameter],
         rates: Mapping[str, float],
         loss: Loss,

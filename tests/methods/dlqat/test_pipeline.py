@@ -14,12 +14,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM,
 
 from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ConfigError, NotFoundError
-from backend.methods.dlqat import lora, passes, pipeline
+from backend.methods.dlqat import lora, pipeline
 from backend.methods.dlqat.config import DLQATConfig, DLQATStage
 from backend.methods.dlqat.pipeline import DLQAT
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
+from backend.quantization import gptq
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 
@@ -125,7 +126,7 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
 def test_lora_merged_is_lora_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
     seen = {}
 
-    class Watched(lora.Training):
+    class Watched(lora.StageTrainer):
         def train(self) -> None:
             super().train()
             seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
@@ -143,7 +144,7 @@ def test_lora_merged_is_lora_as_it_was_trained(start, unseen: Tensor, monkeypatc
 def test_trained_logits_are_the_frozen_logits(start, unseen: Tensor, monkeypatch) -> None:
     seen = {}
 
-    class Watched(pipeline.Training):
+    class Watched(pipeline.StageTrainer):
         def train(self) -> None:
             super().train()
             seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
@@ -195,8 +196,8 @@ def test_the_walk_of_gptq_counts_as_its_time(start, monkeypatch) -> None:
         compensate(*given)
         taken.append(time.perf_counter() - began)
 
-    compensate = pipeline.compensate
-    monkeypatch.setattr(pipeline, "compensate", timed)
+    compensate = pipeline.quantize_blocks
+    monkeypatch.setattr(pipeline, "quantize_blocks", timed)
     qat = start(text_loss=False, lora=False, rtn=False)
     run(qat)
     assert qat.seconds[DLQATStage.GPTQ] >= sum(taken) > 0
@@ -278,7 +279,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
 def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
     start, recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, tried = passes.gptq, []
+    real, tried = gptq.compensate, []
 
     def stubborn(W, U, *rest):
         tried.append(1)
@@ -286,12 +287,12 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
             raise NotPositiveDefiniteError
         return real(W, U, *rest)
 
-    monkeypatch.setattr(passes, "gptq", stubborn)
+    monkeypatch.setattr(gptq, "compensate", stubborn)
     told = recorder()
     run(start(lora=False, text_loss=False), told)
     assert any("damping raised to 0.1" in line for line in told.lines)
     monkeypatch.setattr(
-        passes, "gptq", lambda *_: (_ for _ in ()).throw(NotPositiveDefiniteError())
+        gptq, "compensate", lambda *_: (_ for _ in ()).throw(NotPositiveDefiniteError())
     )
     with pytest.raises(ComputeError) as failed:
         run(start("never", lora=False, text_loss=False))
