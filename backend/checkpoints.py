@@ -144,7 +144,7 @@ class Checkpoints:
         resumed elsewhere goes on as it began.
 
         Raises:
-            ConfigRefused: the checkpoints belong to another run.
+            ConfigError: the checkpoints belong to another run.
         """
         if folder := self.find(OWNER):
             owner = json.loads((folder / "run.json").read_text())

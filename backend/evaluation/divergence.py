@@ -136,7 +136,7 @@ class DivergenceObserver:
         """The means over all passes taken.
 
         Raises:
-            MethodFailed: they are not finite.
+            ComputeError: they are not finite.
         """
         kl, same = torch.cat(self._kl), torch.cat(self._same)
         if not kl.isfinite().all():

@@ -13,7 +13,7 @@ def require_harness(field: str = "tasks") -> None:
     """Refuses where the harness is not installed; imports nothing.
 
     Raises:
-        ConfigRefused: names the extra.
+        ConfigError: names the extra.
     """
     if find_spec("lm_eval") is None:
         raise ConfigError(

@@ -46,7 +46,7 @@ def write_samples(
     """Greedy texts of at most `tokens` tokens.
 
     Raises:
-        Stopped: the reporter asked for it.
+        CancelledError: cancellation was requested.
     """
     ends = end_ids(tokenizer, model.generation_config)
     found: list[GreedySample] = []

@@ -76,7 +76,7 @@ def decode_seconds(
         clock: seconds on a device; wall-clock time when None.
 
     Raises:
-        Stopped: the reporter asked for it.
+        CancelledError: cancellation was requested.
     """
     rounds = []
     for number in range(1 + repeats):
@@ -145,7 +145,7 @@ def csr_curve(
     """One vector through a float32 matrix [rows, columns]: dense against CSR, for random zeros.
 
     Raises:
-        Stopped: the reporter asked for it.
+        CancelledError: cancellation was requested.
     """
     dice = torch.Generator().manual_seed(SEED)
     W = torch.randn(rows, columns, generator=dice).to(device)

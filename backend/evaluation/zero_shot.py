@@ -50,8 +50,8 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         folder: of YAML files with tasks of one's own.
 
     Raises:
-        ConfigRefused: the harness is not installed, or knows no such task.
-        TextRefused: the data of a task is neither here nor to be had.
+        ConfigError: the harness is not installed, or knows no such task.
+        DatasetError: the data of a task is neither here nor to be had.
     """
     require_harness()
     manager = _manager(names, folder)
@@ -106,8 +106,8 @@ def zero_shot(
         batch: requests that go through the model together.
 
     Raises:
-        MethodFailed: the harness gives no figure.
-        Stopped: the reporter asked for it.
+        ComputeError: the harness gives no figure.
+        CancelledError: cancellation was requested.
     """
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM

@@ -36,7 +36,7 @@ def export(
         stored: of scales, embeddings and norms.
 
     Raises:
-        ConfigRefused: the format cannot hold the model; names those that can.
+        ConfigError: the format cannot hold the model; names those that can.
     """
     refuse_unholdable(layout.format, requirements_of(model, layers, layout, stored))
     tensors = dict[str, Tensor]()

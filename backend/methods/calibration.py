@@ -69,7 +69,7 @@ class InputStatistics:
         """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
 
         Raises:
-            NotPositiveDefinite: more damping would help.
+            NotPositiveDefiniteError: more damping would help.
         """
         if damping not in self._roots:
             self._roots[damping] = inverse_root(self.gram, damping)
@@ -208,7 +208,7 @@ class InputCollector:
         """Name -> inputs; the same object for layers that read the same tensor.
 
         Raises:
-            MethodFailed: a layer read something that is not finite.
+            ComputeError: a layer read something that is not finite.
         """
         finished = {name: sums.finish() for name, sums in self._sums.items()}
         for name, inputs in finished.items():

@@ -25,7 +25,7 @@ def cholesky(H: Tensor) -> Tensor:
     """Lower triangular L with L L^T = H.
 
     Raises:
-        NotPositiveDefinite: there is none.
+        NotPositiveDefiniteError: there is none.
     """
     root, info = torch.linalg.cholesky_ex(H)
     if info.item():
@@ -41,7 +41,7 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
     carries them, and it is not measured by them. Where all are dead the mean is taken for 1.
 
     Raises:
-        NotPositiveDefinite: more damping would help.
+        NotPositiveDefiniteError: more damping would help.
     """
     H = H.flip(0, 1)
     energy = H.diagonal()
@@ -64,7 +64,7 @@ def with_damping(
         failed: what could not be done to it, such as "pruned", and what the reader can do.
 
     Raises:
-        MethodFailed: no damping helped.
+        ComputeError: no damping helped.
     """
     for tried in range(DAMPING_TRIES):
         if tried:

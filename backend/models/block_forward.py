@@ -102,7 +102,7 @@ def open_stream(
         new: makes what hidden states are kept in, between two blocks.
 
     Raises:
-        ModelRefused: the model changes the hidden states between its blocks.
+        ModelError: the model changes the hidden states between its blocks.
     """
     blocks = decoder_blocks(model)
     dtype = dtype or next(blocks.parameters()).dtype

@@ -55,7 +55,7 @@ class StoredTensors:
         """The tensor `name` on `device`, in the dtype of its placeholder.
 
         Raises:
-            ModelRefused: it is gone, of another shape, or not finite.
+            ModelError: it is gone, of another shape, or not finite.
         """
         path, stored = self._places[name]
         try:
@@ -104,7 +104,7 @@ def refuse_not_finite(name: str, tensor: Tensor) -> None:
     """Refuses weights no method can work with.
 
     Raises:
-        ModelRefused: `tensor` holds values that are not finite.
+        ModelError: `tensor` holds values that are not finite.
     """
     if not torch.isfinite(tensor).all():
         raise ModelError(
@@ -159,7 +159,7 @@ def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
     """Inside, decoder block `index` is in memory; may be nested.
 
     Raises:
-        ModelRefused: a weight cannot be read, or is not finite.
+        ModelError: a weight cannot be read, or is not finite.
     """
     residency: BlockLoader | None = vars(model).get(RESIDENCY)
     prefix, block = f"{block_prefix(model)}.{index}", decoder_blocks(model)[index]
@@ -199,7 +199,7 @@ def each_parameter(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Name and weights of every parameter, in the model's order, one block in memory at a time.
 
     Raises:
-        ModelRefused: values that are not finite.
+        ModelError: values that are not finite.
     """
     names = [name for name, _ in model.named_parameters()]
     prefix = f"{block_prefix(model)}."

@@ -75,7 +75,7 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks of `model`, in order.
 
     Raises:
-        ModelRefused: no list of blocks was found, or its blocks hold more than matrices.
+        ModelError: no list of blocks was found, or its blocks hold more than matrices.
     """
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():

@@ -96,7 +96,7 @@ def facts_from(
     """The facts of the model with this config.json and these stored tensors.
 
     Raises:
-        ModelRefused: no method here can treat it.
+        ModelError: no method here can treat it.
     """
     architecture = _causal_architecture(spec, config)
     text = config.get("text_config", config)

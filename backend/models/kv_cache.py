@@ -32,7 +32,7 @@ def window_of(model: PreTrainedModel) -> int | None:
     """Tokens until which every layer sees all of them; None: always.
 
     Raises:
-        ModelRefused: a layer keeps something else than keys and values of every token.
+        ModelError: a layer keeps something else than keys and values of every token.
     """
     windows: list[int] = []
     for layer in DynamicCache(config=model.config).layers:

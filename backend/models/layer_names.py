@@ -1,4 +1,4 @@
-"""What layers are called, and names with * and ? in them that mean several. Imports no torch.
+"""What layers are called, and names with * and ? in them that mean several. Does not import torch.
 
 A name is held against what a layer is called inside its block (mlp.down_proj), the same after the
 number of its block (0.mlp.down_proj), and its full name.
@@ -46,7 +46,7 @@ def refuse_unknown(names: Iterable[str], layers: Collection[NamedLayer], field: 
     """Refuses names that mean no layer.
 
     Raises:
-        ConfigRefused: with `field`; says what names there are.
+        ConfigError: with `field`; says what names there are.
     """
     for name in names:
         if not any(fits(name, layer) for layer in layers):

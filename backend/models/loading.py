@@ -68,7 +68,7 @@ def load(
         streamed: hold one decoder block in memory at a time, and all that is outside of blocks.
 
     Raises:
-        ModelRefused: not to be had, not treatable, too big for the memory, or damaged.
+        ModelError: not to be had, not treatable, too big for the memory, or damaged.
     """
     facts = inspect(spec)
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
@@ -135,7 +135,7 @@ def refuse_damaged(model: PreTrainedModel) -> None:
     """Refuses weights that no method can work with.
 
     Raises:
-        ModelRefused: names the first parameter that holds values that are not finite.
+        ModelError: names the first parameter that holds values that are not finite.
     """
     for _ in each_parameter(model):
         pass
@@ -206,7 +206,7 @@ def weights_hash(model: PreTrainedModel) -> str:
     """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order.
 
     Raises:
-        ModelRefused: a parameter holds values that are not finite.
+        ModelError: a parameter holds values that are not finite.
     """
     digest = hashlib.sha256()
     for name, parameter in each_parameter(model):

@@ -1,4 +1,4 @@
-"""How much memory a model needs, before it is loaded. Imports no torch."""
+"""How much memory a model needs, before it is loaded. Does not import torch."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def refuse_beyond(needed: int | Mapping[str, int], available: int, what: str) ->
         needed: bytes, or bytes by part (`memory_parts`): then the largest part is named.
 
     Raises:
-        ModelRefused: more bytes are needed than `available`; both are named.
+        ModelError: more bytes are needed than `available`; both are named.
     """
     parts = needed if isinstance(needed, Mapping) else {}
     total = sum(parts.values()) if isinstance(needed, Mapping) else needed

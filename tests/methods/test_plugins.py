@@ -72,6 +72,46 @@ grid = minmax_grid(W.view(len(W), -1, 16), 4, True, 0.9)
 assert torch.equal(layer.codes.float(), grid.codes(W))
 """
 
+DRAFTER = """
+import json, sys
+from backend.methods.amphista.config import DrafterConfig, TrainingConfig, arm_of
+config = DrafterConfig(architecture="linear-heads", heads=2, draft_vocabulary=0)
+assert arm_of(config.model_dump()) == "linear-heads"
+assert "torch" not in sys.modules
+
+import torch
+from pathlib import Path
+from backend.checkpoints import Checkpoints
+from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
+from backend.methods.amphista.data.hidden_state_cache import SequenceSources, collect
+from backend.methods.amphista.drafter.registry import build_drafter
+from backend.methods.amphista.generate import generate
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.training.trainer import DrafterTrainer
+from backend.methods.amphista.tree import grow
+from backend.models.loading import load
+from backend.reporter import SilentReporter
+folder, reporter = Path(sys.argv[1]), SilentReporter()
+target = TargetModel(load("toy").model)
+prompts = [[n, n + 1, n + 2] for n in range(3, 19)]
+sources = SequenceSources(prompts[4:], prompts[:4], limit=16)
+learnt, heldout = collect(target, sources, Checkpoints(folder / "data"), reporter)
+drafter = build_drafter(config, target, torch.arange(target.vocabulary))
+drafter.initialize(target, learnt.spread(64), True)
+training = TrainingConfig(minutes=0, steps=3)
+trainer = DrafterTrainer(
+    drafter, target, learnt, heldout, training, 0, Checkpoints(folder / "run"), reporter
+)
+accuracy = trainer.run()
+saved = pack(drafter, BaseFingerprint.of(target), grow(accuracy.ranks), {}, {}, 32)
+saved.save(folder)
+assert json.loads((folder / "config.json").read_text())["drafter"]["architecture"] == "linear-heads"
+loaded = Amphista.load(folder)
+assert type(loaded.bind(target)).__name__ == "LinearHeads"
+plain = [token.id for token in generate(target, None, [5, 6, 7], 12)]
+assert [token.id for token in generate(target, loaded, [5, 6, 7], 12, nodes=4)] == plain
+"""
+
 
 def run(script: str, plugin: str, folder: Path) -> None:
     env = os.environ | {"SLIMSCOPE_PLUGINS": json.dumps([f"tests.plugins.{plugin}"])}
@@ -87,3 +127,7 @@ def test_a_pruner_is_one_file(tmp_path: Path) -> None:
 
 def test_a_quantizer_is_one_file(tmp_path: Path) -> None:
     run(QUANTIZER, "quantizer", tmp_path)
+
+
+def test_a_drafter_is_one_file(tmp_path: Path) -> None:
+    run(DRAFTER, "drafter", tmp_path)

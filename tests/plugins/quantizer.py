@@ -1,4 +1,4 @@
-"""A range search and a quantizer in one file: rounding to nine tenths of the range of each group."""
+"""A range search and a quantizer in one file: rounding to nine tenths of each range."""
 
 from __future__ import annotations
 

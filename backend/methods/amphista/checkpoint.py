@@ -21,8 +21,7 @@ from torch import Tensor
 
 from backend.errors import ConfigError, NotFoundError
 from backend.methods.amphista.config import DrafterConfig, arm_of
-from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.drafter.int4 import pack_int4
+from backend.methods.amphista.drafter.registry import Drafter, build_drafter
 from backend.methods.amphista.target_model import TargetModel, fingerprint
 from backend.methods.amphista.tree import Growth
 
@@ -91,12 +90,12 @@ class Amphista:
         CPU with light weights.
 
         Raises:
-            ConfigRefused: it was trained for another base.
+            ConfigError: it was trained for another base.
         """
         self._refuse_other_base(target)
-        drafter = Drafter(self.config, target, self.weights["vocabulary"], target.dtype)
+        drafter = build_drafter(self.config, target, self.weights["vocabulary"], target.dtype)
         drafter.load_state_dict(self.weights)
-        pack_int4(drafter)
+        drafter.pack_int4()
         return drafter.requires_grad_(False).eval()
 
     def _refuse_other_base(self, target: TargetModel) -> None:
@@ -131,7 +130,7 @@ class Amphista:
         """The drafter in `folder`.
 
         Raises:
-            NotFound: there is none, or its files are damaged.
+            NotFoundError: there is none, or its files are damaged.
         """
         try:
             record = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))

@@ -77,7 +77,7 @@ def make_proposer(
         least: nodes it has at least when they are chosen by measurement.
 
     Raises:
-        ConfigRefused: the drafter belongs to another base.
+        ConfigError: the drafter belongs to another base.
     """
     if drafter is None:
         return NoDraft()
@@ -116,8 +116,8 @@ def generate(
         lookup: looks the text up first, with and without a drafter (see `PromptLookupFirst`).
 
     Raises:
-        ConfigRefused: a batch, a prompt too long, a drafter of another base.
-        ModelRefused: the base cannot verify trees.
+        ConfigError: a batch, a prompt too long, a drafter of another base.
+        ModelError: the base cannot verify trees.
     """
     target = base if isinstance(base, TargetModel) else TargetModel(base)
     refuse_processors(target.model)
@@ -165,7 +165,7 @@ def refuse_processors(model: PreTrainedModel) -> None:
     """Refuses a model whose own generation config asks for what is not offered.
 
     Raises:
-        ConfigRefused: names the setting; silently leaving it out would write another text.
+        ConfigError: names the setting; silently leaving it out would write another text.
     """
     config = model.generation_config
     for name, neutral in OTHERS.items():

@@ -39,7 +39,7 @@ class TargetModel:
         width: d; `vocabulary`: V; `context`: tokens it can read at most.
 
     Raises:
-        ModelRefused: it cannot be decoded by trees; says why.
+        ModelError: it cannot be decoded by trees; says why.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -147,7 +147,7 @@ def refuse_unfit(model: PreTrainedModel) -> None:
     """Refuses what can be seen without running the model.
 
     Raises:
-        ModelRefused: its attention, positions, cache or logits are of another kind.
+        ModelError: its attention, positions, cache or logits are of another kind.
     """
     config, kernel = model.config.get_text_config(), model.config._attn_implementation
     if kernel not in KERNELS:
@@ -172,7 +172,7 @@ def probe(target: TargetModel) -> None:
     with that of the same tokens read as one chain, which is what ignoring the mask comes to.
 
     Raises:
-        ModelRefused: the two differ, or the model's logits are not those of its head alone.
+        ModelError: the two differ, or the model's logits are not those of its head alone.
     """
     random = torch.Generator().manual_seed(0)
     size = PROBE_CONTEXT + len(PROBE)

@@ -1,4 +1,4 @@
-"""Which layers are quantised, and what is refused before any work. Imports no torch."""
+"""Which layers are quantised, and what is refused before any work. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quantised_layers(layers: Collection[Of], config: DLQATConfig) -> list[Of]:
     """Those of `layers` that the config's names choose, in order.
 
     Raises:
-        ConfigRefused: a name that fits no layer, no layer left, or a group size that does not
+        ConfigError: a name that fits no layer, no layer left, or a group size that does not
             divide one.
     """
     chosen, excluded = read_names(config.layers), read_names(config.exclude)
@@ -69,7 +69,7 @@ def refuse_idle(config: DLQATConfig) -> None:
     """Refuses a config with which there would be nothing to do, or nothing to train.
 
     Raises:
-        ConfigRefused: names the field.
+        ConfigError: names the field.
     """
     stages = config.stages
     if stages == [DLQATStage.DENSE]:

@@ -1,20 +1,21 @@
-"""Walks over the decoder blocks with the calibration text, one block at work at a time.
+"""Passes over the decoder blocks with the calibration segments, one block at a time.
 
-energies    the dense model's:   mean square of what every linear reads
-compensate  GPTQ:                H = Gram of the inputs in the model whose earlier blocks are
-                                 quantised already; the block is compensated, rounded, and passed
-audit       the dense model's:   relative error tr(D H D^T) / tr(W H W^T) of every stage, on the
-                                 same inputs for all of them, and the figures of its weights
+energies    dense model: mean square of the inputs of every linear
+quantizer   H = Gram matrix of the inputs in the model whose earlier blocks are already quantized;
+            the block is quantized on it, and its quantized outputs are the next block's inputs
+audit       dense model: relative error tr(D H D^T) / tr(W H W^T) of every stage, on the same inputs
+            for all stages, and the statistics of its weights
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import fmean
 
 from torch import Tensor
 
+from backend.methods.block_walk import BlockWalk
 from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
 from backend.methods.dlqat.config import MERGED_LORA, STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.run import DLQATRun
@@ -22,8 +23,9 @@ from backend.methods.dlqat.snapshots import code_usage
 from backend.methods.dlqat.stage_store import block_name
 from backend.methods.linalg import with_damping
 from backend.models.blocks import LinearWeight
+from backend.models.hidden_states import HiddenStates
 from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.quantization.registry import QUANTIZERS, Quantizer
+from backend.quantization.registry import QUANTIZERS
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
@@ -37,66 +39,111 @@ Starts = dict[str, tuple[Tensor, QuantGrid]]
 def find_energies(run: DLQATRun, reporter: Reporter) -> dict[str, Tensor]:
     """Full name -> mean square of each input [in], in the dense model."""
     if not run.store.holds(ENERGY):
-        stream, found = run.open_stream(), dict[str, Tensor]()
+        stream, energies = run.open_stream(), dict[str, Tensor]()
         for block in range(run.blocks):
             reporter.progress(block, run.blocks, f"Input energies, block {block + 1}")
-            seen, hidden = run.collect_inputs(stream, block, StatisticsLevel.ENERGY, reporter)
-            found |= {run.of_block(block)[m].name: x.energy.clone() for m, x in seen.items()}
+            inputs, hidden = run.collect_inputs(stream, block, StatisticsLevel.ENERGY, reporter)
+            linears = run.of_block(block)
+            energies |= {linears[m].name: x.energy.clone() for m, x in inputs.items()}
             stream.advance(hidden)
-        run.store.save(ENERGY, found)
+        run.store.save(ENERGY, energies)
     return run.store.tensors(ENERGY)
 
 
 def quantize_blocks(
-    run: DLQATRun, name: str, method: str, weight: Callable[[LinearWeight], Tensor],
+    run: DLQATRun,
+    name: str,
+    method: str,
+    weight: Callable[[LinearWeight], Tensor],
     reporter: Reporter,
-) -> None:  # fmt: skip
+) -> None:
     """Run a quantizer block by block on the inputs that the blocks quantized before produce.
-
-    Each block is a checkpoint. A resumed pass runs finished blocks forward with their stored codes,
-    which gives the same hidden states bit for bit.
 
     Args:
         name: of the checkpoints.
         method: name of the quantizer.
-        weight: linear -> the weight [out, in] that is quantized.
+        weight: linear -> the weight [out, in] to quantize.
     """
-    missing = [b for b in range(run.blocks) if not run.store.holds(block_name(name, b))]
-    if not missing:
-        return
-    stream, quantizer = run.open_stream(), QUANTIZERS[method]
-    level = StatisticsLevel[quantizer.needs.upper()]
-    for block in range(missing[-1] + 1):
-        linears = run.of_block(block)
-        label = f"{STAGE_LABELS[method]}, block {block + 1} of {run.blocks}"
-        doing = label if block in missing else REPLAY
-        if block in missing:
-            weights = {module: weight(linear) for module, linear in linears.items()}
-            with run.with_weights({linears[m].name: W for m, W in weights.items()}):
-                inputs, _ = run.collect_inputs(stream, block, level, reporter)
-            starts = Starts()
-            for n, (module, W) in enumerate(weights.items()):
-                reporter.progress(block + n / len(weights), run.blocks, doing)
-                stop_if_asked(reporter)
-                starts[module] = _quantized(
-                    run, quantizer, linears[module], W, inputs[module], reporter
-                )
-            run.store.save_starts(name, block, starts)
-        if block < missing[-1]:
-            starts = {module: run.store.start(name, block, module) for module in linears}
-            rounded = {linears[m].name: grid.nearest(W) for m, (W, grid) in starts.items()}
-            with run.with_weights(rounded):
-                stream.advance(run.forward(stream, block, reporter))
-        reporter.progress(block + 1, run.blocks, doing)
+    QuantizerPass(run, name, method, weight, reporter).walk(run.blocks)
 
 
-def _quantized(
-    run: DLQATRun, quantizer: Quantizer, linear: LinearWeight, W: Tensor, inputs: InputStatistics,
-    reporter: Reporter,
-) -> tuple[Tensor, QuantGrid]:  # fmt: skip
-    """One weight to round and its grid, with more damping where the Hessian needs it."""
-    solve = partial(quantizer.quantize, W, inputs, run.settings)
-    return with_damping(solve, run.config.damping, reporter.log, linear.name, FAILED)
+class RunPass(BlockWalk):
+    """A pass over the decoder blocks with the calibration segments.
+
+    Args:
+        name: of its checkpoints.
+    """
+
+    def __init__(self, run: DLQATRun, name: str, label: str, reporter: Reporter) -> None:
+        self.run, self.name, self.label, self.reporter = run, name, label, reporter
+
+    def is_stored(self, block: int) -> bool:
+        return self.run.store.holds(block_name(self.name, block))
+
+    def open(self) -> None:
+        self.stream = self.run.open_stream()
+
+    def replay(self, block: int) -> None:
+        self.stream.advance(self.run.forward(self.stream, block, self.reporter))
+
+    def report(self, block: int, solved: bool) -> None:
+        doing = self._doing(block) if solved else REPLAY
+        self.reporter.progress(block + 1, self.run.blocks, doing)
+
+    def collect_inputs(
+        self, block: int, level: StatisticsLevel
+    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
+        return self.run.collect_inputs(self.stream, block, level, self.reporter)
+
+    def layers(self, block: int) -> Iterator[LinearWeight]:
+        """The quantized linears of `block`; report progress and check for cancellation."""
+        linears = self.run.of_block(block)
+        for n, linear in enumerate(linears.values()):
+            self.reporter.progress(block + n / len(linears), self.run.blocks, self._doing(block))
+            stop_if_asked(self.reporter)
+            yield linear
+
+    def _doing(self, block: int) -> str:
+        return f"{self.label}, block {block + 1} of {self.run.blocks}"
+
+
+class QuantizerPass(RunPass):
+    """Quantizes each block on the inputs that the blocks quantized before produce."""
+
+    def __init__(
+        self,
+        run: DLQATRun,
+        name: str,
+        method: str,
+        weight: Callable[[LinearWeight], Tensor],
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(run, name, STAGE_LABELS[method], reporter)
+        self.quantizer, self.weight = QUANTIZERS[method], weight
+
+    def solve(self, block: int) -> None:
+        run, linears = self.run, self.run.of_block(block)
+        weights = {module: self.weight(linear) for module, linear in linears.items()}
+        with run.with_weights({linears[m].name: W for m, W in weights.items()}):
+            inputs, _ = self.collect_inputs(block, StatisticsLevel[self.quantizer.needs.upper()])
+        starts = Starts()
+        for linear in self.layers(block):
+            quantize = partial(
+                self.quantizer.quantize, weights[linear.module], inputs[linear.module], run.settings
+            )
+            starts[linear.module] = with_damping(
+                quantize, run.config.damping, self.reporter.log, linear.name, FAILED
+            )
+        run.store.save_starts(self.name, block, starts)
+        if block < self.last:
+            self.replay(block)
+
+    def replay(self, block: int) -> None:
+        run, linears = self.run, self.run.of_block(block)
+        starts = {module: run.store.start(self.name, block, module) for module in linears}
+        rounded = {linears[m].name: grid.nearest(W) for m, (W, grid) in starts.items()}
+        with run.with_weights(rounded):
+            super().replay(block)
 
 
 def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
@@ -136,29 +183,36 @@ def _rounded(
 
 
 def audit(run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> dict[str, float]:
-    """Reports every tensor at every stage; gives the mean relative output error of each."""
-    missing = [b for b in range(run.blocks) if not run.store.holds(block_name(AUDIT, b))]
-    stream = run.open_stream() if missing else None
-    for block in range(run.blocks):
-        doing = f"Statistics, block {block + 1} of {run.blocks}"
-        if stream and block in missing:
-            seen, hidden = run.collect_inputs(stream, block, StatisticsLevel.GRAM, reporter)
-            stream.advance(hidden)
-            errors: dict[str, list[float]] = {stage: [] for stage in stages[1:]}
-            for n, (module, linear) in enumerate(run.of_block(block).items()):
-                reporter.progress(block + n / len(seen), run.blocks, doing)
-                stop_if_asked(reporter)
-                for stage, error in _measure(run, stages, linear, seen[module], reporter).items():
-                    errors[stage].append(error)
-            for name, found in errors.items():
-                if found:
-                    reporter.metric(f"error/{name}", fmean(found), block)
-            run.store.save(block_name(AUDIT, block), {}, errors=errors)
-        elif stream and block < missing[-1]:
-            stream.advance(run.forward(stream, block, reporter))
-        reporter.progress(block + 1, run.blocks, doing if block in missing else REPLAY)
-    facts = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
-    return {s: fmean([e for of_block in facts for e in of_block[s]]) for s in stages[1:]}
+    """Report the statistics of every tensor at every stage.
+
+    Returns:
+        Stage -> mean relative output error.
+    """
+    AuditPass(run, stages, reporter).walk(run.blocks)
+    errors = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
+    return {s: fmean([e for by_stage in errors for e in by_stage[s]]) for s in stages[1:]}
+
+
+class AuditPass(RunPass):
+    """Measures all stages of each block on the inputs of the dense model."""
+
+    def __init__(self, run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> None:
+        super().__init__(run, AUDIT, "Statistics", reporter)
+        self.stages = stages
+
+    def solve(self, block: int) -> None:
+        run = self.run
+        inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM)
+        self.stream.advance(hidden)
+        errors: dict[str, list[float]] = {stage: [] for stage in self.stages[1:]}
+        for linear in self.layers(block):
+            by_stage = _measure(run, self.stages, linear, inputs[linear.module], self.reporter)
+            for stage, error in by_stage.items():
+                errors[stage].append(error)
+        for stage, values in errors.items():
+            if values:
+                self.reporter.metric(f"error/{stage}", fmean(values), block)
+        run.store.save(block_name(AUDIT, block), {}, errors=errors)
 
 
 def _measure(
@@ -168,10 +222,10 @@ def _measure(
     inputs: InputStatistics,
     reporter: Reporter,
 ) -> dict[str, float]:
-    """Reports one tensor at every stage; stage -> relative output error."""
+    """Report one tensor at every stage; return stage -> relative output error."""
     dense = linear.read()
     reference, target = ReferenceTensor(dense), DenseReference(dense, inputs)
-    of = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
+    names = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
     errors: dict[str, float] = {}
     for stage in stages:
         W, more = dense, dict[str, float]()
@@ -182,11 +236,11 @@ def _measure(
         if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
             usage = code_usage(run.store.quantised(stage, linear.name))
             more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
-        reference.measure(W, stage=stage, more=more, **of).report(reporter)  # type: ignore[arg-type]
+        reference.measure(W, stage=stage, more=more, **names).report(reporter)  # type: ignore[arg-type]
     return errors
 
 
 def _entropy(counts: Tensor) -> float:
-    """Bits a code carries, given how often each is used."""
+    """Entropy of the codes in bits, from the count of each."""
     shares = counts[counts > 0].double() / counts.sum()
     return float(-(shares * shares.log2()).sum())

@@ -69,7 +69,7 @@ class DLQAT:
         checkpoints: of this run alone; what is there already is not done again.
 
     Raises:
-        ConfigRefused: the config does not fit the model or the texts.
+        ConfigError: the config does not fit the model or the texts.
 
     Attributes:
         seconds: what each stage took that was made here.
@@ -127,8 +127,8 @@ class DLQAT:
         """Makes `stage`, those before it being made; at once when a checkpoint holds it.
 
         Raises:
-            MethodFailed: the computation could not go on; says where.
-            Stopped: the reporter asked for it.
+            ComputeError: the computation could not go on; says where.
+            CancelledError: cancellation was requested.
         """
         with self._timed(stage):
             if self.run.store.holds(stage_name(stage)):
@@ -255,7 +255,7 @@ def _round_rest(run: DLQATRun) -> None:
     """Rounds every parameter but the weights that are quantised to the precision it is stored in.
 
     Raises:
-        ConfigRefused: a value is too large for it.
+        ConfigError: a value is too large for it.
     """
     quantised = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
     for name, parameter in run.model.named_parameters():

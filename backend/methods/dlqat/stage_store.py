@@ -55,7 +55,7 @@ class DLQATStageStore:
         """All tensors of checkpoint `name`.
 
         Raises:
-            NotFound: there is none.
+            NotFoundError: there is none.
         """
         return load_file(self._file(name), device=self._device)
 

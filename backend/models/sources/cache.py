@@ -56,7 +56,7 @@ def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
     Two processes that ask at the same time do the work once: the second waits.
 
     Raises:
-        ModelRefused: less than `space` bytes are free on the disk.
+        ModelError: less than `space` bytes are free on the disk.
     """
     root = _root()
     root.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], str]
     The headers carry the float32 dtype of the converted folder and the bytes of the file.
 
     Raises:
-        ModelRefused: not a GGUF file, or of an architecture that is not converted here.
+        ModelError: not a GGUF file, or of an architecture that is not converted here.
     """
     state = path.stat()
     return _read(path, state.st_mtime_ns, state.st_size)
@@ -122,7 +122,7 @@ def convert(path: Path, folder: Path) -> None:
     """Writes the model in GGUF file `path` to `folder`: config, float32 safetensors, tokenizer.
 
     Raises:
-        ModelRefused: transformers cannot read the file.
+        ModelError: transformers cannot read the file.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -19,7 +19,7 @@ def materialise(spec: str, say: Say = silent) -> Path:
         say: called with a line of text when something is about to take long.
 
     Raises:
-        ModelRefused: the model cannot be had; `why` and `do` say more.
+        ModelError: the model cannot be had; `why` and `do` say more.
     """
     if spec == TOY:
         return TOY_FOLDER

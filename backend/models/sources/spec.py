@@ -27,7 +27,7 @@ def on_disk(spec: str) -> Path:
     """The folder or .gguf file a path names, absolute, all links followed.
 
     Raises:
-        ModelRefused: outside the allowed folders, not there, or no spec at all.
+        ModelError: outside the allowed folders, not there, or no spec at all.
     """
     if not spec.startswith(("/", "~", ".")):
         raise ModelError(

@@ -42,7 +42,7 @@ class WholeModel:
 
     def __init__(self, model: PreTrainedModel, ids: Tensor, chosen: SDSConfig) -> None:
         self.model, self.ids, self.chosen = model, ids, chosen
-        self.pattern = Pattern.parse(chosen.pattern)
+        self.pattern = chosen.pattern
         self.linears = [block_linears(model, block) for block in range(BLOCKS)]
         self.dense = [{m: one.read() for m, one in block.items()} for block in self.linears]
         self.made: dict[SDSStage, list[dict[str, Tensor]]] = {}

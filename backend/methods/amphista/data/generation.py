@@ -74,8 +74,8 @@ def write_answers(
         seed: of the draws; the same batch and seed give the same answers.
 
     Raises:
-        MethodFailed: nothing can be drawn from the base.
-        Stopped: the reporter asked for it.
+        ComputeError: nothing can be drawn from the base.
+        CancelledError: cancellation was requested.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = [list(prompt) for prompt in prompts]
@@ -141,7 +141,7 @@ def _drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> li
     first whose cumulated probability exceeds a uniform number, one random number a row.
 
     Raises:
-        MethodFailed: the logits are not finite.
+        ComputeError: the logits are not finite.
     """
     cumulated = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)
     if not cumulated[:, -1].isfinite().all():

@@ -136,9 +136,9 @@ def collect(
         The sequences to learn from and those held out.
 
     Raises:
-        ConfigRefused: what is stored was made of other sources.
-        MethodFailed: nothing can be drawn from the base.
-        Stopped: the reporter asked for it.
+        ConfigError: what is stored was made of other sources.
+        ComputeError: nothing can be drawn from the base.
+        CancelledError: cancellation was requested.
     """
     checkpoints.claim(sha256(repr(sources).encode()).hexdigest(), "")
     parts = {HELD: sources.heldout, LEARNT: sources.learnt}

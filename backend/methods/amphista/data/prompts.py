@@ -62,8 +62,8 @@ def prompts_for(
     does not come to ask itself, the other sets make up for.
 
     Raises:
-        TextRefused: a set is not there, or nobody can say where a user speaks.
-        Stopped: the reporter asked for it.
+        DatasetError: a set is not there, or nobody can say where a user speaks.
+        CancelledError: cancellation was requested.
     """
     learnt: list[list[int]] = []
     heldout: list[list[int]] = []
@@ -107,8 +107,8 @@ def write_questions(
     One checkpoint for each batch: an interrupted run does not begin anew.
 
     Raises:
-        TextRefused: the chat template does not show where a user speaks.
-        Stopped: the reporter asked for it.
+        DatasetError: the chat template does not show where a user speaks.
+        CancelledError: cancellation was requested.
     """
     turn, texts = user_turn(tokenizer), dict[str, None]()
     for number in range(-(-PATIENCE * count // WRITERS)):
@@ -150,7 +150,7 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> UserTurn | None:
     """The turn of a user; None for a tokenizer without a chat template.
 
     Raises:
-        TextRefused: the template hides it.
+        DatasetError: the template hides it.
     """
     if not tokenizer.chat_template:
         return None

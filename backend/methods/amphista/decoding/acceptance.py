@@ -50,7 +50,7 @@ class Sampling:
         seed: of the draws.
 
     Raises:
-        ConfigRefused: a value is out of range.
+        ConfigError: a value is out of range.
     """
 
     temperature: float = 0.0

@@ -70,7 +70,7 @@ def time_decoders(
         offset: shifts the order of the arms, so that each is first about as often.
 
     Raises:
-        Stopped: the reporter asked for it.
+        CancelledError: cancellation was requested.
     """
     names, found = list(arms), Answers()
     for turn in range(rounds + 1):

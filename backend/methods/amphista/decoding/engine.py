@@ -72,7 +72,7 @@ def decode(
     """Writes up to `limit` tokens after `prompt`; ends early behind a token of `ends`.
 
     Raises:
-        ConfigRefused: the prompt is empty, or prompt and answer do not fit the model's context.
+        ConfigError: the prompt is empty, or prompt and answer do not fit the model's context.
     """
     _refuse_unfit(target, prompt, limit)
     clock, committed = LapTimer(target.device), list(prompt)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.errors import ConfigError
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import Tree, chain
 from backend.models.kv_cache import PreallocatedCache, cache_name
@@ -112,7 +112,7 @@ class AssistantModel:
         confidence: it stops guessing below this probability, as transformers' assistants do.
 
     Raises:
-        ConfigRefused: its vocabulary is another.
+        ConfigError: its vocabulary is another.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class TreeProposer:
     """The heads of a drafter, in a static tree.
 
     Raises:
-        ConfigRefused: the tree is deeper than there are heads, or wider than they can guess.
+        ConfigError: the tree is deeper than there are heads, or wider than they can guess.
     """
 
     def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree) -> None:

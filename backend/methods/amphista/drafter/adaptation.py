@@ -27,7 +27,7 @@ class ClonedLayer(nn.Module):
     Its dtype is fixed when it is made: casting later would round the rotary frequencies too.
 
     Raises:
-        ModelRefused: the architecture cannot be built with one layer.
+        ModelError: the architecture cannot be built with one layer.
     """
 
     def __init__(self, model: PreTrainedModel, block: int, dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from backend.errors import ComputeError
 from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.loss import ROW_STEP, padded, position_in, rounded_up
 from backend.methods.amphista.tree import RANKS, simulated_length
@@ -59,7 +59,7 @@ def measure_heads(
     """The ranks at every anchor of `heldout` whose heads all have a target.
 
     Raises:
-        MethodFailed: there is no such anchor.
+        ComputeError: there is no such anchor.
     """
     found = []
     for index in range(len(heldout)):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.methods.amphista.config import CHUNK, TrainingConfig
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.registry import Drafter
 
 LENGTH_STEP, ROW_STEP = 16, 64  # of sequences and of rows: a size that recurs is compiled once
 
@@ -55,7 +55,7 @@ class AnchorBatch:
 
 
 def loss_and_gradient(
-    drafter: Drafter, slots: Tensor, lessons: AnchorBatch, config: TrainingConfig
+    drafter: Drafter, slots: Tensor, batch: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
     """The loss of n anchors and its gradient with respect to their slots [n, K, d]."""
     heads, total = slots.shape[1], 0.0
@@ -63,8 +63,8 @@ def loss_and_gradient(
     gradient = torch.empty_like(slots)
     for start in range(0, len(slots), CHUNK):
         chunk = slice(start, start + CHUNK)
-        target = _targets(drafter, lessons, chunk, heads, config)
-        scale = (weights * lessons.valid[chunk])[..., None]  # [c, K, 1]
+        target = _targets(drafter, batch, chunk, heads, config)
+        scale = (weights * batch.valid[chunk])[..., None]  # [c, K, 1]
         logits = drafter.logits(slots[chunk]).float()
         mass, denominator = target.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
         losses = mass * denominator - (target * logits).sum(-1, keepdim=True)
@@ -75,21 +75,21 @@ def loss_and_gradient(
 
 
 def _targets(
-    drafter: Drafter, lessons: AnchorBatch, chunk: slice, heads: int, config: TrainingConfig
+    drafter: Drafter, batch: AnchorBatch, chunk: slice, heads: int, config: TrainingConfig
 ) -> Tensor:
     """t [c, K, v] float32 of a chunk of anchors."""
-    ahead = torch.arange(1, heads + 1, device=lessons.ids.device)
-    rows, length = lessons.rows[chunk, None], lessons.ids.shape[1]
-    places = (lessons.places[chunk, None] + ahead).clamp_(max=length - 1)  # [c, K] index of p
+    ahead = torch.arange(1, heads + 1, device=batch.ids.device)
+    rows, length = batch.rows[chunk, None], batch.ids.shape[1]
+    places = (batch.places[chunk, None] + ahead).clamp_(max=length - 1)  # [c, K] index of p
     flat, order = (rows * length + places).flatten().unique(return_inverse=True)
     spare = rounded_up(len(flat), ROW_STEP) - len(flat)
     flat = pad(flat, (0, spare))  # rows nobody asks for; each size is compiled once
-    hidden = lessons.hidden.flatten(0, 1)[flat]
+    hidden = batch.hidden.flatten(0, 1)[flat]
     logits = drafter.logits(hidden).float()
-    teacher = (logits - lessons.denominator.flatten()[flat, None]).exp_()
+    teacher = (logits - batch.denominator.flatten()[flat, None]).exp_()
     target = teacher.mul_(config.teacher_weight)[order].unflatten(0, (-1, heads))
     if config.label_weight:
-        labels = lessons.ids[rows, (places + 1).clamp(max=length - 1)]
+        labels = batch.ids[rows, (places + 1).clamp(max=length - 1)]
         slots, known = position_in(drafter.vocabulary, labels)
         given = known.float()[..., None] * config.label_weight
         target.scatter_add_(-1, slots[..., None], given)
