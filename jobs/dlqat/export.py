@@ -46,7 +46,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
     from backend.export.layouts import Layout
     from backend.export.writing import export
 
-    layers, digest = qat.frozen(config.kept), hashlib.sha256()
+    layers, digest = qat.converted(config.kept), hashlib.sha256()
     for name, layer in layers.items():
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())

@@ -1,10 +1,10 @@
-"""DL-QAT (Ke et al., EMNLP 2024 industry track) and what it has to beat, from one dense model.
+"""DL-QAT (Ke et al., EMNLP 2024 industry track) and its baselines, from one dense model.
 
-    grid     scales and zero-points of every group are found once and then fixed
+    grid     scales and zero-points of every group, found once and then fixed
     start    the dense weights, or those GPTQ has compensated
-    train    A, B inside the rounding, m behind it (see `layer`)
-    freeze   codes once; m goes into the scales: nothing of A, B, m is left
-    audit    every stage on the same inputs
+    train    A, B inside the rounding, m after it (see `linear`)
+    convert  codes, with m folded into the scales: nothing of A, B, m remains
+    audit    all stages measured on the same inputs
 
 Use it as
 
@@ -14,7 +14,7 @@ Use it as
         with qat.installed(stage):
             ...                             # `model` is that stage's model here
     qat.audit(reporter)
-    layers = qat.frozen(Stage.DLQAT)        # to export
+    layers = qat.converted(DLQATStage.DLQAT)   # to export
 """
 
 from __future__ import annotations
@@ -57,22 +57,22 @@ from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 
 class DLQAT:
-    """One run. Same model, texts, config, seed and threads on one machine: the same codes, whether
-    or not it was stopped and resumed in between. To resume, load the dense model anew.
+    """One run. Deterministic for the same model, texts, config, seed, threads and machine, even if
+    it is stopped and resumed. To resume, load the dense model again.
 
     Args:
-        model: dense, in memory, on the device to work on. Its parameters are frozen, and whatever
-            is not quantised is rounded to what it will be stored in: the dense model that stages
-            are compared with has the same embeddings and norms as they.
+        model: dense, in memory, on the device to work on. Its parameters are frozen; those that
+            are not quantised are rounded to their stored precision, so that the dense reference
+            has the same embeddings and norms as the quantised stages.
         calibration: token ids [segments, L], no padding.
-        input_ids, labels: training rows [n, length]; tokens with the label -100 are not predicted.
-        checkpoints: of this run alone; what is there already is not done again.
+        input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
+        checkpoints: of this run alone; stored stages are not made again.
 
     Raises:
         ConfigError: the config does not fit the model or the texts.
 
     Attributes:
-        seconds: what each stage took that was made here.
+        seconds: time spent on each stage.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class DLQAT:
         blocks = range(len(decoder_blocks(model)))
         linears = [x for block in blocks for x in block_linears(model, block).values()]
         chosen = {x.name: x for x in quantised_layers(linears, config)}
-        _refuse_rows(input_ids, labels, config)
+        _require_rows(input_ids, labels, config)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, config.bits, str(model.device))
         digest = hashlib.sha256(f"{config.identity} {seed} {weights_hash(model)}".encode())
@@ -105,12 +105,12 @@ class DLQAT:
 
     @property
     def stages(self) -> list[str]:
-        """What there is to make after the dense model, in order."""
+        """The stages after the dense model, in order."""
         return self.run.config.stages[1:]
 
     @torch.no_grad()
     def prepare(self, reporter: Reporter) -> list[str]:
-        """Does what several stages need: input energies, or the GPTQ walk.
+        """Compute what several stages need: input energies, or the GPTQ pass.
 
         Returns:
             The stages to make, in order.
@@ -124,10 +124,10 @@ class DLQAT:
         return self.stages
 
     def make(self, stage: str, reporter: Reporter) -> None:
-        """Makes `stage`, those before it being made; at once when a checkpoint holds it.
+        """Make `stage`, given those before it; returns at once if it is stored.
 
         Raises:
-            ComputeError: the computation could not go on; says where.
+            ComputeError: the computation failed; names the layer or step.
             CancelledError: cancellation was requested.
         """
         with self._timed(stage):
@@ -138,16 +138,16 @@ class DLQAT:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Counts what is done inside among the seconds of `stage`, as those of earlier attempts
-        are, unless a checkpoint holds the stage already."""
-        store, name = self.run.store, f".seconds-{stage}"  # hidden: no run goes on from it
+        """Add the time spent inside to that of `stage` and its earlier attempts, unless it is
+        already stored."""
+        store, name = self.run.store, f".seconds-{stage}"  # hidden: not a checkpoint to resume from
         stored = float(store.facts(name).get("seconds", 0.0))
         self.seconds[stage] = before = max(self.seconds.get(stage, 0.0), stored)
-        held, began = store.holds(stage_name(stage)), time.perf_counter()
+        was_stored, began = store.holds(stage_name(stage)), time.perf_counter()
         try:
             yield
         finally:
-            if not held:
+            if not was_stored:
                 self.seconds[stage] = before + time.perf_counter() - began
                 with suppress(OSError):
                     store.save(name, {}, seconds=self.seconds[stage])
@@ -173,13 +173,13 @@ class DLQAT:
             if parameter.requires_grad
         }
         rates = {n: config.rate_m if n.endswith(".m") else config.rate for n in parameters}
-        watch = TrainingSnapshots(
+        snapshots = TrainingSnapshots(
             stage, layers, run.linears, config.steps, config.pictures, reporter
         )
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             loss = self._loss(stage, layers)
-            StageTrainer(run, stage, parameters, rates, loss, watch, reporter).train()
-        run.store.save_stage(stage, {n: layer.freeze(run.stored) for n, layer in layers.items()})
+            StageTrainer(run, stage, parameters, rates, loss, snapshots, reporter).train()
+        run.store.save_stage(stage, {n: layer.convert(run.stored) for n, layer in layers.items()})
 
     def _loss(self, stage: str, layers: dict[str, DLQATLinear]) -> Loss:
         run = self.run
@@ -190,12 +190,12 @@ class DLQAT:
         return live_teacher_loss(run, run.model, layers)
 
     def _layers(self, stage: str, reporter: Reporter) -> dict[str, DLQATLinear]:
-        """Full name -> the layer that is trained in the place of that linear."""
+        """Full name -> trainable layer that replaces that linear."""
         run, config = self.run, self.run.config
         generator, layers = torch.Generator().manual_seed(run.seed), dict[str, DLQATLinear]()
         for done, (name, linear) in enumerate(run.linears.items()):
             stop_if_asked(reporter)
-            reporter.progress(0, 1, f"Quantisation space, layer {done + 1} of {len(run.linears)}")
+            reporter.progress(0, 1, f"Range search, layer {done + 1} of {len(run.linears)}")
             start, grid = self._start(linear)
             layers[name] = DLQATLinear(
                 linear.layer,  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ class DLQAT:
         return layers
 
     def _start(self, linear: LinearWeight) -> tuple[Tensor | None, QuantGrid]:
-        """What training begins with: weights unless they are the dense ones, and the grid."""
+        """Initial weights of the training (None: the dense ones), and the grid."""
         config = self.run.config
         if config.start == "gptq":
             return self.run.store.start("gptq", linear.block, linear.module)
@@ -225,37 +225,37 @@ class DLQAT:
     def _energies(self) -> dict[str, Tensor]:
         return self.run.store.tensors("energy")
 
-    def frozen(self, stage: str) -> dict[str, QuantizedWeight]:
+    def converted(self, stage: str) -> dict[str, QuantizedWeight]:
         """Full name -> codes, scales and zero-points of every layer of a finished stage."""
         return {name: self.run.store.quantised(stage, name) for name in self.run.linears}
 
     @contextmanager
     def installed(self, stage: str) -> Iterator[None]:
-        """Inside, the model is that of a finished stage; afterwards the dense one again."""
+        """Temporarily turn the model into that of a finished stage."""
         weights = {name: self.run.weight(stage, x) for name, x in self.run.linears.items()}
         with self.run.with_weights(weights):
             yield
 
     @torch.no_grad()
     def audit(self, reporter: Reporter) -> dict[str, float]:
-        """Reports the figures of every tensor at every stage; the mean relative error of each."""
+        """Report the statistics of all tensors at all stages; stage -> mean relative error."""
         return audit(self.run, self.run.config.stages, reporter)
 
 
-def _refuse_rows(input_ids: Tensor, labels: Tensor, config: DLQATConfig) -> None:
+def _require_rows(input_ids: Tensor, labels: Tensor, config: DLQATConfig) -> None:
     if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
         raise ConfigError(
-            f"Training rows of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
-            "Both are [rows, length], and there is at least one row.",
-            "Give token ids and labels of the same shape.",
+            f"Training data of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
+            "Both must be [sequences, length], with at least one sequence.",
+            "Pass token ids and labels of the same shape.",
         )
 
 
 def _round_rest(run: DLQATRun) -> None:
-    """Rounds every parameter but the weights that are quantised to the precision it is stored in.
+    """Round every parameter that is not quantised to its stored precision.
 
     Raises:
-        ConfigError: a value is too large for it.
+        ConfigError: a value overflows it.
     """
     quantised = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
     for name, parameter in run.model.named_parameters():
@@ -264,9 +264,9 @@ def _round_rest(run: DLQATRun) -> None:
         rounded = parameter.data.to(run.stored)
         if not torch.isfinite(rounded).all():
             raise ConfigError(
-                f"{name} does not fit into {run.config.stored}.",
+                f"{name} overflows {run.config.stored}.",
                 f"Its largest value is {parameter.abs().max().item():.3g}.",
-                "Choose bfloat16 or float32 as stored precision.",
+                "Choose bfloat16 or float32 as the stored precision.",
                 field="stored",
             )
         parameter.data.copy_(rounded)

@@ -116,7 +116,7 @@ def test_errors_of_the_layers_are_measured_for_every_stage(everything) -> None:
 def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
     qat = start(text_loss=False, gptq=False, lora=False)
     run(qat)
-    for name, layer in qat.frozen(DLQATStage.RTN).items():
+    for name, layer in qat.converted(DLQATStage.RTN).items():
         W = qat.run.linears[name].read()
         grid = search_range(W, 2, 32, True, "minmax")
         assert torch.equal(layer.codes.float(), grid.codes(W))
@@ -211,7 +211,7 @@ def test_another_runs_folder_is_refused(start) -> None:
 
 def test_a_stage_that_was_not_made_says_so(start) -> None:
     with pytest.raises(NotFoundError, match="DL-QAT is not stored"):
-        start().frozen(DLQATStage.DLQAT)
+        start().converted(DLQATStage.DLQAT)
 
 
 def test_layers_left_dense_stay_dense(start) -> None:
@@ -243,7 +243,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
     run(qat)
     for stage in qat.stages:
         if stage != DLQATStage.LORA:
-            for layer in qat.frozen(stage).values():
+            for layer in qat.converted(stage).values():
                 dense = layer.dense()
                 assert (dense[:, 1::2] == 0).all() and (dense != 0).any()
 
@@ -253,7 +253,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 def test_every_space_can_be_trained_in(start, space: str, symmetric: bool) -> None:
     qat = start(space=space, symmetric=symmetric, start="rounded", lora=False, gptq=False, steps=1)
     run(qat)
-    assert all(x.grid.symmetric is symmetric for x in qat.frozen(DLQATStage.DLQAT).values())
+    assert all(x.grid.symmetric is symmetric for x in qat.converted(DLQATStage.DLQAT).values())
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
