@@ -96,7 +96,7 @@ class DenseOutputs:
 
 
 class DivergenceObserver:
-    """Compares the passes of a model with those of the dense one; an observer of `perplexity`.
+    """Compare the passes of a model with those of the dense one; an observer of `perplexity`.
 
     Args:
         model: with the embeddings, final norm and head of the dense model.
@@ -111,7 +111,7 @@ class DivergenceObserver:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
-        """Takes one pass: ids [b, L] and logits [b, L, V].
+        """Take one pass: ids [b, L] and logits [b, L, V].
 
         Raises:
             ValueError: the reference was recorded in other passes.

@@ -10,7 +10,7 @@ INSTALL = "In the folder of Slimscope: pip install -e '.[tasks]'."
 
 
 def require_harness(field: str = "tasks") -> None:
-    """Refuses where the harness is not installed; imports nothing.
+    """Reject where the harness is not installed; imports nothing.
 
     Raises:
         ConfigError: names the extra.

@@ -60,7 +60,7 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
 
 
 def refuse_unholdable(format: Format, choice: ExportRequirements) -> None:
-    """Refuses a format that cannot hold the choice.
+    """Reject a format that cannot hold the choice.
 
     Raises:
         ConfigError: names the formats that can.

@@ -106,7 +106,7 @@ def _fill(
     layers: Mapping[str, QuantizedWeight],
     folder: Path,
 ) -> None:
-    """Puts all that is not quantised into the model, and nothing else may be missing."""
+    """Put all that is not quantised into the model, and nothing else may be missing."""
     report = model.load_state_dict({n: t.to(torch.bfloat16) for n, t in rest.items()}, strict=False)
     model.tie_weights()
     tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}

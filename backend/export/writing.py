@@ -28,7 +28,7 @@ def export(
     folder: Path,
     card: str,
 ) -> None:
-    """Writes `folder`. Nothing is rounded that was not rounded before.
+    """Write `folder`. Nothing is rounded that was not rounded before.
 
     Args:
         model: whatever is not in `layers` is taken from it; rounded to `stored` already.

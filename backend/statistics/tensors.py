@@ -62,7 +62,7 @@ class TensorProfile:
 
 
 class TensorRecorder(Protocol):
-    """Takes the statistics of tensors; a `Reporter` is one."""
+    """Take the statistics of tensors; a `Reporter` is one."""
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         """Record the statistics and the histogram of one tensor at one stage."""

@@ -228,7 +228,7 @@ def _beginnings(seed: int, count: int) -> list[Prompt]:
 
 
 def require_prompts(name: str, field: str) -> None:
-    """Refuses a set of prompts that is not there, naming the config's field."""
+    """Reject a set of prompts that is not there, naming the config's field."""
     if name in (BUILT_IN, STORIES):
         return
     try:

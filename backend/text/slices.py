@@ -195,7 +195,7 @@ def _passages(rows: Tensor, length: int) -> Tensor:
 
 
 def check_apart(calibration: TextSlice, evaluation: TextSlice) -> None:
-    """Refuses texts of which `PASSAGE` tokens in a row (or a whole shorter window) are the same.
+    """Reject texts of which `PASSAGE` tokens in a row (or a whole shorter window) are the same.
 
     Raises:
         DatasetError: calibration has seen some of the evaluation text.

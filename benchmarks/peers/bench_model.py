@@ -35,7 +35,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def train(folder: Path) -> None:
-    """Writes model and tokenizer into `folder`."""
+    """Write model and tokenizer into `folder`."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8}

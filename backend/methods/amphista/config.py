@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from backend.methods.amphista.drafter import DECLARED_DRAFTERS
+from backend.registry import Declarations
 
+DECLARED_DRAFTERS = Declarations("drafter", "backend.methods.amphista.drafter")
 ArchitectureName: TypeAlias = Literal[*DECLARED_DRAFTERS]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 WRITERS = 64  # batch size of response generation

@@ -38,7 +38,7 @@ def code_usage(layer: QuantizedWeight) -> Tensor:
 
 
 class TrainingSnapshots:
-    """Reports the layers of one training run.
+    """Report the layers of one training run.
 
     Args:
         layers: full name -> trained layer.

@@ -119,7 +119,7 @@ def dequantised_note(kind: str) -> str:
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Writes the model in GGUF file `path` to `folder`: config, float32 safetensors, tokenizer.
+    """Write the model in GGUF file `path` to `folder`: config, float32 safetensors, tokenizer.
 
     Raises:
         ModelError: transformers cannot read the file.

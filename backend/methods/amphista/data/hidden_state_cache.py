@@ -130,7 +130,7 @@ def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Te
 def collect(
     target: TargetModel, sources: SequenceSources, checkpoints: Checkpoints, reporter: Reporter
 ) -> tuple[HiddenStateCache, HiddenStateCache]:
-    """Writes and reads all sequences that are not stored yet.
+    """Write and reads all sequences that are not stored yet.
 
     Returns:
         The sequences to learn from and those held out.
@@ -171,7 +171,7 @@ def _make(
     place: str,
     reporter: Reporter,
 ) -> None:
-    """Stores one batch of sequences and what the base makes of them."""
+    """Store one batch of sequences and what the base makes of them."""
     if sources.limit:
         starts = [len(prompt) for prompt in batch]
         heat = 0.0 if name == HELD else sources.temperature

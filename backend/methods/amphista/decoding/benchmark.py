@@ -156,7 +156,7 @@ class DecoderSummary:
 
 
 def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
-    """Compares arm `name` with vanilla over the prompts `answered`."""
+    """Compare arm `name` with vanilla over the prompts `answered`."""
     mine, base = [each[name] for each in answered], [each[VANILLA] for each in answered]
     speeds, vanilla = _speeds(mine), _speeds(base)
     lengths = Counter(length for answer in mine for length in answer.lengths)

@@ -6,10 +6,5 @@
     registry           `Drafter` and the `@drafter` decorator
 
 To add an architecture, write a file here, or a module named in SLIMSCOPE_PLUGINS, with a subclass
-of `Drafter` decorated `@drafter("name")`; `DrafterConfig.architecture` then accepts its name. Does
-not import torch.
+of `Drafter` decorated `@drafter("name")`; `DrafterConfig.architecture` then accepts its name.
 """
-
-from backend.registry import Declarations
-
-DECLARED_DRAFTERS = Declarations("drafter", __name__)

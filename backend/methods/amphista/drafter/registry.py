@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.drafter import DECLARED_DRAFTERS
+from backend.methods.amphista.config import DECLARED_DRAFTERS, DrafterConfig
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.kv_cache import PreallocatedCache
 from backend.registry import Registry
