@@ -40,12 +40,12 @@ STAGE_LABELS: dict[str, str] = {
 }
 
 
-STEP_LABELS: dict[str, str] = {
-    "outliers": "counting outliers",
-    "inputs": "forward passes and Gram matrices",
+STEP_LABELS: dict[str, str] = {  # part of stored metric names
+    "outliers": "search for outliers",
+    "inputs": "forward passes and Grams",
     "pruning": "pruning",
     "redense": "re-dense step",
-    "control": "weight adjustment (control)",
+    "control": "adjustment of the control",
     "sds": "weight adjustment",
     "statistics": "statistics",
     "checkpoints": "checkpoints",

@@ -76,7 +76,7 @@ def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
 def test_more_than_one_prompt_is_refused() -> None:
     with pytest.raises(ConfigError, match="2 prompts") as refused:
         list(generate(base(), None, torch.ones(2, 4, dtype=torch.long)))
-    assert refused.value.field == "prompt" and "once for each" in refused.value.do
+    assert refused.value.field == "prompt" and "once per prompt" in refused.value.do
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ def test_a_diverging_training_says_so(
 def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
     sources = SequenceSources([[1, 2, 3]] * 4, [[1, 2, 3]] * 2, limit=0)
     corpora = collect(base(), sources, Checkpoints(tmp_path / "c"), SilentReporter())
-    with pytest.raises(ConfigError, match="nothing to learn") as refused:
+    with pytest.raises(ConfigError, match="no training data") as refused:
         training(drafter_of(base()), corpora, tmp_path)
     assert refused.value.field == "answers"
 
