@@ -10,7 +10,7 @@ INSTALL = "In the folder of Slimscope: pip install -e '.[tasks]'."
 
 
 def require_harness(field: str = "tasks") -> None:
-    """Reject where the harness is not installed; imports nothing.
+    """Raise an error if the harness is not installed; does not import it.
 
     Raises:
         ConfigError: names the extra.

@@ -39,7 +39,7 @@ def _nothing(rows: Tensor, logits: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text.
+    """Perplexity of a model on a text.
 
     Attributes:
         value: the perplexity.

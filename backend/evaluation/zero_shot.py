@@ -29,7 +29,7 @@ RESAMPLES = 100  # of metrics that are no means; a mean's standard error needs n
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model reached in a task.
+    """The score of a model on a task.
 
     Attributes:
         metric: which of the task's; `stderr`: None where the harness tells none.
@@ -98,7 +98,7 @@ def zero_shot(
     batch: int,
     reporter: Reporter,
 ) -> list[TaskScore]:
-    """The main figure of each task.
+    """Run the tasks; the main metric of each.
 
     Args:
         tasks: of `load_tasks`.
@@ -129,7 +129,7 @@ def zero_shot(
 
 @contextmanager
 def _stoppable(model: PreTrainedModel, reporter: Reporter) -> Iterator[None]:
-    """Inside, every forward pass asks whether to stop."""
+    """Check for cancellation at every forward pass."""
     hook = model.register_forward_pre_hook(lambda *_: stop_if_asked(reporter))
     try:
         yield

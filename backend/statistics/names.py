@@ -1,4 +1,4 @@
-"""The axes and names that whoever records figures and whoever draws them must agree on.
+"""Names and axes of recorded statistics, shared by jobs and charts.
 
     |w| axis:  edges_k = std * 10^(FIRST_DECADE + k / PER_DECADE),  std: of the dense tensor
 

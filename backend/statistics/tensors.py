@@ -1,4 +1,4 @@
-"""What is recorded of one weight tensor at one stage: its distribution, and its profiles."""
+"""Recorded statistics of one weight tensor at one stage: its distribution and its profiles."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TensorProfile:
 
 
 class TensorRecorder(Protocol):
-    """Take the statistics of tensors; a `Reporter` is one."""
+    """Receives the statistics of tensors; a `Reporter` is one."""
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         """Record the statistics and the histogram of one tensor at one stage."""
