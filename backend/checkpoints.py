@@ -1,9 +1,9 @@
-"""Folders that are either whole or absent.
+"""Atomic checkpoints: folders that are either complete or absent.
 
 A checkpoint is written into a hidden folder, every file is flushed to disk, a manifest with sizes
 and sha256 is written last, and only then is the folder renamed into place. A reader accepts a
-folder only when its manifest matches. One that is replaced steps aside first and counts until the
-new one is in its place, so a process killed at any moment leaves the last whole checkpoint.
+folder only if its manifest matches. A checkpoint that is replaced is renamed first and stays valid
+until the new one is in place, so a process killed at any moment leaves the last complete one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 from backend.errors import ConfigError
 
 MANIFEST = "manifest.json"
-OWNER = "run"  # the checkpoint that says whose the others are
+OWNER = "run"  # the checkpoint that identifies the run of the others
 
 
 def sha256_of(path: Path) -> str:
@@ -48,7 +48,7 @@ def _manifest_of(folder: Path) -> dict[str, dict[str, int | str]]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file named in the folder's manifest is there, unchanged."""
+    """Whether all files in the folder's manifest exist, unchanged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return bool(manifest == _manifest_of(folder))
@@ -57,7 +57,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _looks(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every file; empty when they cannot be seen."""
+    """Name, size and modification time of every file; empty if they cannot be read."""
     try:
         files = [(str(p), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
     except OSError:
@@ -80,7 +80,7 @@ class Checkpoints:
 
     @contextmanager
     def write(self, name: str) -> Iterator[Path]:
-        """Yields an empty folder to fill; on leaving it becomes checkpoint `name`, whole, at once.
+        """Yield an empty folder to fill; on exit it atomically becomes checkpoint `name`.
 
         A checkpoint of that name is replaced. When the body raises, nothing is left behind.
         """
@@ -107,23 +107,23 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _aside(self, name: str) -> Path:
-        """Where a checkpoint waits while the one that replaces it is put in its place."""
+        """Where a checkpoint is kept while it is being replaced."""
         return self.root / f".old-{name}"
 
     def _sweep(self, name: str) -> None:
-        """Removes drafts of `name` whose process was killed."""
+        """Remove drafts of `name` left by killed processes."""
         for old in self.root.glob(f".tmp-*-{glob.escape(name)}"):
             pid = int(old.name.split("-")[1])
             if pid == os.getpid() or not psutil.pid_exists(pid):
                 shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> str | None:
-        """The name of the checkpoint written last, if any is whole."""
+        """Name of the most recent complete checkpoint, if there is one."""
         folders = sorted(self.root.glob("[!.]*"), key=lambda path: -path.stat().st_mtime)
         return next((path.name for path in folders if is_whole(path)), None)
 
     def find(self, name: str) -> Path | None:
-        """The folder of checkpoint `name` if it is there and whole, else None.
+        """The folder of checkpoint `name` if it exists and is complete, else None.
 
         Files are read in full the first time, and again when their size or time has changed.
         """
@@ -138,13 +138,13 @@ class Checkpoints:
         return folder
 
     def claim(self, identity: str, settled: str) -> str:
-        """Ties all checkpoints to `identity` and returns what was settled by the first to do so.
+        """Bind all checkpoints to `identity`; return the `settled` of the first call.
 
-        What a run chooses by the machine it is on, such as a precision, is settled once: a run
-        resumed elsewhere goes on as it began.
+        Choices that depend on the machine, such as the precision, are made once, so a run resumed
+        on another machine continues unchanged.
 
         Raises:
-            ConfigRefused: the checkpoints belong to another run.
+            ConfigError: the checkpoints belong to another run.
         """
         if folder := self.find(OWNER):
             owner = json.loads((folder / "run.json").read_text())
@@ -152,7 +152,7 @@ class Checkpoints:
                 raise ConfigError(
                     "This folder holds another run.",
                     "Its model, texts or config differ.",
-                    "Load the dense model anew to resume, or choose an empty folder.",
+                    "Load the dense model again to resume, or choose an empty folder.",
                 )
             return str(owner["settled"])
         with self.write(OWNER) as draft:

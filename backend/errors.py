@@ -25,36 +25,36 @@ class SlimscopeError(Exception):
 
 
 class ConfigError(SlimscopeError):
-    """A config that cannot be carried out; found before the work starts."""
+    """An invalid config, detected before any work."""
 
 
 class ModelError(SlimscopeError):
-    """A model that is not there, not readable, or of a shape no method here can treat."""
+    """A model that is missing, unreadable or unsupported."""
 
 
 class DatasetError(SlimscopeError):
-    """A corpus that is not there, too short, or that would leak into the evaluation."""
+    """A corpus that is missing, too short, or would leak into the evaluation."""
 
 
 class ComputeError(SlimscopeError):
-    """The computation itself could not go on (not finite, not positive definite, out of memory)."""
+    """The computation failed (not finite, not positive definite, out of memory)."""
 
 
 class ForbiddenError(SlimscopeError):
-    """The person asking may not do this."""
+    """The user lacks permission."""
 
 
 class RateLimitError(SlimscopeError):
-    """The person asking has to wait a little."""
+    """The user has sent too many requests."""
 
 
 class ConflictError(ConfigError):
-    """A run that is not in a state in which this can be done to it."""
+    """The state of the run does not allow this operation."""
 
 
 class NotFoundError(SlimscopeError):
-    """No run, tensor or artefact of that name."""
+    """No run, tensor or artifact of that name."""
 
 
 class CancelledError(Exception):
-    """A request that was honoured, not an error: raised at a safe point, all checkpoints kept."""
+    """Raised at a safe point after a cancellation request, not a failure; checkpoints are kept."""

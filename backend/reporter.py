@@ -1,4 +1,4 @@
-"""How a method talks to whoever runs it: a job, a notebook, a test.
+"""How a method reports to its caller: a job, a notebook, a test.
 
 A method takes a model, tensors and a config, and reports through a `Reporter`. It knows no
 database, no queue and no screen.
@@ -6,25 +6,22 @@ database, no queue and no screen.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from backend.errors import CancelledError
+from backend.statistics.tensors import TensorProfile, TensorSnapshot
 
-if TYPE_CHECKING:
-    from backend.statistics.tensors import TensorProfile, TensorSnapshot
-
-
-REPLAY = "Reading what is stored"  # the stage of work that an earlier attempt has done
+REPLAY = "Reading what is stored"  # shown while replaying the work of an earlier attempt
 
 
 class Reporter(Protocol):
-    """What a method may say while it works."""
+    """Receives what a method reports while it runs."""
 
     def progress(self, done: float, total: float, stage: str) -> None:
-        """`done` of `total` units of work are finished; `stage` says in words what goes on."""
+        """Report that `done` of `total` units of work are finished, and the current activity."""
 
     def metric(self, name: str, value: float, step: int) -> None:
-        """One point of a curve: `name` at `step`."""
+        """Record the metric `name` at `step`."""
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         """The statistics and the histogram of one tensor at one stage."""
@@ -33,14 +30,14 @@ class Reporter(Protocol):
         """One figure for each channel or group of one tensor at one stage."""
 
     def log(self, text: str) -> None:
-        """One line for the run's log."""
+        """Write one line to the log of the run."""
 
     def should_stop(self) -> bool:
-        """Whether someone asked this work to end; asked at every safe point."""
+        """Whether cancellation was requested; checked at every safe point."""
 
 
 class SilentReporter:
-    """Says nothing and never stops: for tests and for use as a library."""
+    """Discards all reports and never cancels: for tests and use as a library."""
 
     def progress(self, done: float, total: float, stage: str) -> None:
         pass
@@ -62,6 +59,6 @@ class SilentReporter:
 
 
 def stop_if_asked(reporter: Reporter) -> None:
-    """Raises `CancelledError` when a stop was asked for. Call it where nothing would be lost."""
+    """Raise `CancelledError` if cancellation was requested. Call it where no work would be lost."""
     if reporter.should_stop():
         raise CancelledError

@@ -61,7 +61,8 @@ class Settings(BaseSettings):
     stop_grace: float = Field(20.0, ge=0, description="Seconds a job has to stop by itself.")
     idle_exit: float = Field(60.0, ge=0, description="Seconds until an idle supervisor ends.")
     plugins: tuple[str, ...] = Field(
-        (), description="Python modules that register more kinds of job, as JSON."
+        (),
+        description="Python modules with job kinds, pruners, quantizers or drafters, as JSON.",
     )
 
     @field_validator("host_token")

@@ -33,7 +33,7 @@ def fetch(requirement: str, folder: Path, refused: Refused, tags: tuple[str, ...
 
 
 def check_sum(path: Path, expected: str, refused: Refused) -> None:
-    """Refuses a file whose sha256 is not the one we know."""
+    """Reject a file whose sha256 is not the one we know."""
     if (found := sha256_of(path)) != expected:
         raise refused(
             f"{path.name} has sha256 {found[:12]}, not {expected[:12]}: it is damaged or changed.",

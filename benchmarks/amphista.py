@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.checkpoints import Checkpoints
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.checkpoint import BaseFingerprint, pack
 from backend.methods.amphista.config import ARMS, DrafterConfig, TrainingConfig
 from backend.methods.amphista.data.hidden_state_cache import (
@@ -49,10 +48,11 @@ from backend.methods.amphista.decoding.proposers import (
     Proposer,
     TreeProposer,
 )
-from backend.methods.amphista.decoding.tree import best_tree, grow
-from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.drafter.initialization import FITTED, prepare
+from backend.methods.amphista.drafter.initialization import FITTED
+from backend.methods.amphista.drafter.registry import build_drafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.trainer import DrafterTrainer
+from backend.methods.amphista.tree import best_tree, grow
 from backend.models.loading import LoadedModel, load
 from backend.reporter import SilentReporter
 from backend.settings import available_threads
@@ -124,8 +124,8 @@ def train(
     """A trained drafter with its own best tree."""
     torch.manual_seed(seed)
     vocabulary = draft_vocabulary(corpora[0], target.vocabulary, DrafterConfig().draft_vocabulary)
-    drafter = Drafter(DrafterConfig(**ARMS[arm]), target, vocabulary)
-    prepare(drafter, target, corpora[0].spread(FITTED), fitted=True)
+    drafter = build_drafter(DrafterConfig(**ARMS[arm]), target, vocabulary)
+    drafter.initialize(target, corpora[0].spread(FITTED), fitted=True)
     minutes = 0.0 if chosen.steps else chosen.minutes
     config = TrainingConfig(minutes=minutes, steps=chosen.steps or 1, batch=chosen.batch)
     with TemporaryDirectory() as scratch:

@@ -25,7 +25,7 @@ from backend.methods.calibration import DenseReference, InputStatistics
 from backend.methods.linalg import inverse_root
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners import PRUNERS
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.redense import by_gram
 from backend.methods.sds.weight_adjustment import adjust
 from benchmarks.peers import plain

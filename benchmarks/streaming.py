@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
 
 
 def build(folder: Path, size: str) -> int:
-    """Writes the model, a file for each block; returns its number of weights."""
+    """Write the model, a file for each block; returns its number of weights."""
     config = LlamaConfig(
         vocab_size=VOCABULARY, max_position_embeddings=2048, tie_word_embeddings=False,
         dtype="bfloat16", architectures=["LlamaForCausalLM"], **SIZES[size],

@@ -125,7 +125,7 @@ def kinds() -> dict[str, Kind]:
     """All kinds by name: our own, then those of `SLIMSCOPE_PLUGINS` (modules with KINDS)."""
     found: dict[str, Kind] = {}
     for module in (*Kind.MODULES, *settings().plugins):
-        for kind in importlib.import_module(module).KINDS:
+        for kind in getattr(importlib.import_module(module), "KINDS", ()):
             found[kind.name] = kind
     return found
 

@@ -1,4 +1,4 @@
-"""How far a model's predictions lie from those of the dense model it was made of.
+"""Divergence of a model's predictions from those of its dense original.
 
 On the evaluation windows, at every predicted position t, with p the dense model's distribution of
 the next token and q the other model's:
@@ -40,7 +40,7 @@ POSITIONS = 64  # whose distributions [b, POSITIONS, V] are compared in float32 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a model is from the dense one.
+    """Divergence of a model from the dense one.
 
     Attributes:
         kl: nats per token, mean over all positions; `kl_stderr`: over windows, None with one.
@@ -57,7 +57,7 @@ class Divergence:
 
 @torch.no_grad()
 def outside_blocks(model: PreTrainedModel) -> str:
-    """Hex sha256 of all parameters that are in no decoder block: embeddings, final norm, head."""
+    """Hex sha256 of all parameters outside the decoder blocks: embeddings, final norm, head."""
     inside = {id(p) for p in decoder_blocks(model).parameters()}
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -68,7 +68,7 @@ def outside_blocks(model: PreTrainedModel) -> str:
 
 
 class DenseOutputs:
-    """What the dense model's last block puts out, pass by pass.
+    """Outputs of the last block of the dense model, pass by pass.
 
     Attributes:
         outside: of the dense model, see `outside_blocks`; empty before anything is recorded.
@@ -111,7 +111,7 @@ class DivergenceObserver:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
-        """Takes one pass: ids [b, L] and logits [b, L, V].
+        """Take one pass: ids [b, L] and logits [b, L, V].
 
         Raises:
             ValueError: the reference was recorded in other passes.
@@ -133,10 +133,10 @@ class DivergenceObserver:
         self._positions += last * len(rows)
 
     def result(self) -> Divergence:
-        """The means over all passes taken.
+        """The means over all recorded passes.
 
         Raises:
-            MethodFailed: they are not finite.
+            ComputeError: they are not finite.
         """
         kl, same = torch.cat(self._kl), torch.cat(self._same)
         if not kl.isfinite().all():

@@ -39,7 +39,7 @@ def _nothing(rows: Tensor, logits: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text.
+    """Perplexity of a model on a text.
 
     Attributes:
         value: the perplexity.
@@ -91,8 +91,8 @@ def window_nlls(
         observe: given the ids [b, L] and the logits [b, L, V] of every pass.
 
     Raises:
-        MethodFailed: a window's loss is not finite.
-        Stopped: the reporter asked for it.
+        ComputeError: a window's loss is not finite.
+        CancelledError: cancellation was requested.
     """
     count, length = input_ids.shape
     fitting = LOGITS // (length * model.config.get_text_config().vocab_size)
@@ -134,8 +134,8 @@ def perplexity(
             can be had from the same passes.
 
     Raises:
-        MethodFailed: a window's loss is not finite.
-        Stopped: the reporter asked for it.
+        ComputeError: a window's loss is not finite.
+        CancelledError: cancellation was requested.
     """
     nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter(), new, observe)
     nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)

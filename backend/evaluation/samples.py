@@ -1,4 +1,4 @@
-"""What a model writes, beside what the dense model writes.
+"""Sample text of a model, compared with that of the dense model.
 
 Greedy decoding of the same prompts. Two models that agree on every token write the same text; the
 first token they choose differently leads them apart for good. So, over prompts with n tokens each,
@@ -25,7 +25,7 @@ from backend.text.prompts import Prompt, end_ids, prompt_ids
 
 @dataclass(frozen=True)
 class GreedySample:
-    """What a model wrote to a prompt.
+    """The text a model generated for a prompt.
 
     Attributes:
         tokens: ids, without one that ends the text; `text`: the same decoded.
@@ -46,7 +46,7 @@ def write_samples(
     """Greedy texts of at most `tokens` tokens.
 
     Raises:
-        Stopped: the reporter asked for it.
+        CancelledError: cancellation was requested.
     """
     ends = end_ids(tokenizer, model.generation_config)
     found: list[GreedySample] = []
@@ -79,5 +79,5 @@ def agreement(dense: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) ->
 
 
 def same_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """Length of the common prefix of two texts, in tokens."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

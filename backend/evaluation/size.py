@@ -1,4 +1,4 @@
-"""How many bytes the weights of a pruned model need, in formats that can really be written.
+"""Size of the weights of a pruned model in real sparse storage formats.
 
 For a matrix of N weights of which K are not zero, values in 16 bits:
 
@@ -80,7 +80,7 @@ def bitmask_bytes(weights: int, nonzero: int) -> int:
 
 
 def compact_bytes(weights: int, keep: int, group: int) -> int:
-    """Bytes of one n:m matrix: n = `keep` values of each m = `group`, and where they stand."""
+    """Bytes of one n:m matrix: n = `keep` values of each m = `group`, and their indices."""
     values = weights // group * keep
     return BYTES * values + -(-values * (group - 1).bit_length() // 8)
 

@@ -1,4 +1,4 @@
-"""What pruning buys in time on this very machine. Nothing here is derived; all of it is measured.
+"""Speed of pruned models on this machine. Everything is measured, nothing is derived.
 
 - decoding: tokens per second of greedy decoding, one text at a time, behind a prompt whose pass is
   not counted; `transformers`' own cache and kernels, as the saved model is used;
@@ -76,7 +76,7 @@ def decode_seconds(
         clock: seconds on a device; wall-clock time when None.
 
     Raises:
-        Stopped: the reporter asked for it.
+        CancelledError: cancellation was requested.
     """
     rounds = []
     for number in range(1 + repeats):
@@ -99,7 +99,7 @@ def _decoded(
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done all it was given."""
+    """Seconds, after synchronising with the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -107,7 +107,7 @@ def _now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class SparseProductCurve:
-    """How a matrix product without zeros compares with the dense one.
+    """Speed of a sparse matrix product relative to the dense one.
 
     Attributes:
         shape: (out, in).
@@ -145,7 +145,7 @@ def csr_curve(
     """One vector through a float32 matrix [rows, columns]: dense against CSR, for random zeros.
 
     Raises:
-        Stopped: the reporter asked for it.
+        CancelledError: cancellation was requested.
     """
     dice = torch.Generator().manual_seed(SEED)
     W = torch.randn(rows, columns, generator=dice).to(device)

@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import ComputeError, ConfigError, DatasetError
+from backend.evaluation.harness import require_harness
 from backend.reporter import Reporter, stop_if_asked
 
-if TYPE_CHECKING:  # so that a form can ask `require_harness` without loading torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-INSTALL = "In the folder of Slimscope: pip install -e '.[tasks]'."
 MAIN = ("acc_norm", "acc", "exact_match")
 NEWLINE = "\n"
 RESAMPLES = 100  # of metrics that are no means; a mean's standard error needs none
@@ -31,7 +29,7 @@ RESAMPLES = 100  # of metrics that are no means; a mean's standard error needs n
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model reached in a task.
+    """The score of a model on a task.
 
     Attributes:
         metric: which of the task's; `stderr`: None where the harness tells none.
@@ -45,21 +43,6 @@ class TaskScore:
     n: int
 
 
-def require_harness(field: str = "tasks") -> None:
-    """Refuses where the harness is not installed; imports nothing.
-
-    Raises:
-        ConfigRefused: names the extra.
-    """
-    if find_spec("lm_eval") is None:
-        raise ConfigError(
-            "Zero-shot tasks cannot be measured here.",
-            "lm-evaluation-harness is not installed.",
-            f"{INSTALL} Or name no task.",
-            field,
-        )
-
-
 def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
     """The tasks of these names with their data, before any work.
 
@@ -67,8 +50,8 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         folder: of YAML files with tasks of one's own.
 
     Raises:
-        ConfigRefused: the harness is not installed, or knows no such task.
-        TextRefused: the data of a task is neither here nor to be had.
+        ConfigError: the harness is not installed, or knows no such task.
+        DatasetError: the data of a task is neither here nor to be had.
     """
     require_harness()
     manager = _manager(names, folder)
@@ -115,7 +98,7 @@ def zero_shot(
     batch: int,
     reporter: Reporter,
 ) -> list[TaskScore]:
-    """The main figure of each task.
+    """Run the tasks; the main metric of each.
 
     Args:
         tasks: of `load_tasks`.
@@ -123,8 +106,8 @@ def zero_shot(
         batch: requests that go through the model together.
 
     Raises:
-        MethodFailed: the harness gives no figure.
-        Stopped: the reporter asked for it.
+        ComputeError: the harness gives no figure.
+        CancelledError: cancellation was requested.
     """
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -146,7 +129,7 @@ def zero_shot(
 
 @contextmanager
 def _stoppable(model: PreTrainedModel, reporter: Reporter) -> Iterator[None]:
-    """Inside, every forward pass asks whether to stop."""
+    """Check for cancellation at every forward pass."""
     hook = model.register_forward_pre_hook(lambda *_: stop_if_asked(reporter))
     try:
         yield

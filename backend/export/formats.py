@@ -1,4 +1,4 @@
-"""The formats a quantised model is saved in, and what each cannot hold. Imports no torch.
+"""The formats a quantised model is saved in, and what each cannot hold. Does not import torch.
 
 compressed-tensors   pack-quantized. Symmetric: stock transformers loads it, bit for bit.
                      Not symmetric: only with CompressedTensorsConfig(dequantize=True).
@@ -60,10 +60,10 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
 
 
 def refuse_unholdable(format: Format, choice: ExportRequirements) -> None:
-    """Refuses a format that cannot hold the choice.
+    """Reject a format that cannot hold the choice.
 
     Raises:
-        ConfigRefused: names the formats that can.
+        ConfigError: names the formats that can.
     """
     if why := obstacle(format, choice):
         able = [each for each in FORMATS if not obstacle(each, choice)]

@@ -80,7 +80,7 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
     """A layer again, from its tensors.
 
     Raises:
-        ModelRefused: bit width, group size or shapes do not belong together.
+        ModelError: bit width, group size or shapes do not belong together.
     """
     read = _from_gptq if layout.format in ("gptq", "gptq_v2") else _from_packed
     try:

@@ -29,7 +29,7 @@ def read_layout(folder: Path) -> Layout:
     """What the folder's config.json says about its quantised layers.
 
     Raises:
-        ModelRefused: nothing, or something no format here has.
+        ModelError: nothing, or something no format here has.
     """
     try:
         said = json.loads((folder / "config.json").read_text())["quantization_config"]
@@ -54,7 +54,7 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
     """The quantised layers of an exported folder by full name, and all other tensors.
 
     Raises:
-        ModelRefused: config and weights do not belong together.
+        ModelError: config and weights do not belong together.
     """
     layout, tensors = read_layout(folder), dict[str, Tensor]()
     try:
@@ -83,7 +83,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     Layers the int4 operator cannot run are dense; `say` is told which, and why.
 
     Raises:
-        ModelRefused: not such a folder, or damaged.
+        ModelError: not such a folder, or damaged.
     """
     layers, rest = read_layers(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -106,7 +106,7 @@ def _fill(
     layers: Mapping[str, QuantizedWeight],
     folder: Path,
 ) -> None:
-    """Puts all that is not quantised into the model, and nothing else may be missing."""
+    """Put all that is not quantised into the model, and nothing else may be missing."""
     report = model.load_state_dict({n: t.to(torch.bfloat16) for n, t in rest.items()}, strict=False)
     model.tie_weights()
     tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}

@@ -28,7 +28,7 @@ def export(
     folder: Path,
     card: str,
 ) -> None:
-    """Writes `folder`. Nothing is rounded that was not rounded before.
+    """Write `folder`. Nothing is rounded that was not rounded before.
 
     Args:
         model: whatever is not in `layers` is taken from it; rounded to `stored` already.
@@ -36,7 +36,7 @@ def export(
         stored: of scales, embeddings and norms.
 
     Raises:
-        ConfigRefused: the format cannot hold the model; names those that can.
+        ConfigError: the format cannot hold the model; names those that can.
     """
     refuse_unholdable(layout.format, requirements_of(model, layers, layout, stored))
     tensors = dict[str, Tensor]()

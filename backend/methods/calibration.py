@@ -1,15 +1,15 @@
-"""Second moments of what a linear layer reads.
+"""Calibration: second moments of the inputs of linear layers.
 
     H = X X^T / N        X [in, N]: one column for each of the N calibration tokens
 
-is all that pruners, re-dense step and adjustment need of the calibration text, since the mean
-squared change of a layer's output is a quadratic form in it:
+is all that pruners, re-dense step, adjustment and GPTQ need of the calibration text, because the
+mean squared change of a layer's output is a quadratic form in it:
 
     || (W - W_dense) X ||^2 / N  =  tr(D H D^T),   D = W - W_dense
 
-Layers that read the same tensor (query, key and value; gate and up) share one H. Products and sums
+Layers with the same input tensor (query, key and value; gate and up) share one H. Products and sums
 are float32. Where the forward pass ran in bfloat16, the float32 copies are multiplied in bfloat16
-units: their values fit, so nothing is rounded, and the sums stay float32.
+units: their values are representable, so nothing is rounded, and sums stay float32.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from backend.errors import ComputeError
 from backend.methods.linalg import inverse_root, largest_eigenvalue
 from backend.models.blocks import LinearWeight
 
-PANEL = 256  # columns of H computed at once; the part below the diagonal is mirrored
+PANEL = 256  # columns of H per product; the lower triangle is mirrored
 
 
 class StatisticsLevel(IntEnum):
-    """What a solver asks about a layer's inputs; each level includes those before it."""
+    """Which statistics of a layer's inputs to collect; each level includes the lower ones."""
 
     NOTHING = 0
     ENERGY = 1  # diag H
@@ -46,16 +46,16 @@ _nothing = partial(torch.empty, 0)
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What is known of a layer's inputs. Absent parts are empty tensors.
+    """Statistics of a layer's inputs. Missing ones are empty tensors.
 
-    What solvers derive from H is kept: the layers that share one use it again.
+    Quantities derived from H are cached, as layers that share an H use them again.
 
     Attributes:
         tokens: N.
         energy: mean square of each input, diag H, [in].
         gram: H [in, in].
         segments: H of each segment, [segments, in, in].
-        dtype: the inputs were computed in.
+        dtype: of the inputs.
     """
 
     tokens: int = 0
@@ -69,7 +69,7 @@ class InputStatistics:
         """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
 
         Raises:
-            NotPositiveDefinite: more damping would help.
+            NotPositiveDefiniteError: more damping would help.
         """
         if damping not in self._roots:
             self._roots[damping] = inverse_root(self.gram, damping)
@@ -77,12 +77,12 @@ class InputStatistics:
 
     @cached_property
     def largest_eigenvalue(self) -> float:
-        """lambda_max(H) as orthogonal iteration finds it, and 5 % more."""
+        """lambda_max(H) by orthogonal iteration, plus 5 %."""
         return largest_eigenvalue(self.gram)
 
     @cached_property
     def rounded_gram(self) -> Tensor:
-        """H, in bfloat16 where the inputs were: for products that need be no more exact."""
+        """H, in bfloat16 where the inputs were, for products that need no more precision."""
         return self.gram.bfloat16() if self.dtype == torch.bfloat16 else self.gram
 
 
@@ -93,7 +93,7 @@ def output_energy(D: Tensor, H: Tensor) -> float:
 
 @dataclass(frozen=True)
 class DenseReference:
-    """The dense layer's outputs on given inputs: what changed weights are measured against."""
+    """The dense layer on given inputs: the reference for the error of changed weights."""
 
     dense: Tensor
     inputs: InputStatistics
@@ -111,7 +111,7 @@ class DenseReference:
 
 @contextmanager
 def _exact_products(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, float32 products of values that came from `dtype` run as fast as they stay exact."""
+    """Use the fastest float32 product that is exact for values converted from `dtype`."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
     try:
@@ -129,19 +129,19 @@ def _add_upper(H: Tensor, X: Tensor) -> None:
 class _Sums:
     """Running sums over the batches of one input tensor."""
 
-    def __init__(self, need: StatisticsLevel, length: int) -> None:
-        self.need, self.length, self.tokens, self.dtype = need, length, 0, torch.float32
+    def __init__(self, level: StatisticsLevel, length: int) -> None:
+        self.level, self.length, self.tokens, self.dtype = level, length, 0, torch.float32
         self.total, self.segments = torch.empty(0), list[Tensor]()
 
     def add(self, x: Tensor) -> None:
-        """Takes one batch [..., in] of whole segments of `length` tokens."""
+        """Add one batch [..., in] of whole segments of `length` tokens."""
         X = x.detach().reshape(-1, x.shape[-1]).float()
         self.tokens, self.dtype = self.tokens + len(X), x.dtype
         with _exact_products(x.dtype):
-            if self.need == StatisticsLevel.SEGMENTS:
+            if self.level == StatisticsLevel.SEGMENTS:
                 parts = X.view(-1, self.length, X.shape[1])
                 self.segments.append(torch.bmm(parts.mT, parts) / self.length)
-            elif self.need == StatisticsLevel.GRAM:
+            elif self.level == StatisticsLevel.GRAM:
                 if not len(self.total):
                     self.total = X.new_zeros(X.shape[1], X.shape[1])
                 _add_upper(self.total, X)
@@ -149,7 +149,7 @@ class _Sums:
                 self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
 
     def finish(self) -> InputStatistics:
-        if self.need == StatisticsLevel.ENERGY:
+        if self.level == StatisticsLevel.ENERGY:
             return InputStatistics(self.tokens, self.total / self.tokens, dtype=self.dtype)
         segments = torch.cat(self.segments) if self.segments else torch.empty(0)
         upper = segments.mean(0) if self.segments else self.total / self.tokens
@@ -158,32 +158,32 @@ class _Sums:
 
 
 class InputCollector:
-    """While open, watches the inputs of some linears; `finish` gives their second moments.
+    """Collect the second moments of the inputs of some linears during forward passes.
 
     Args:
         linears: name -> linear.
-        need: what to gather.
-        length: tokens in a segment.
+        level: statistics to collect.
+        length: tokens per segment.
         safe_point: called at the start of each batch; may raise to end the pass.
     """
 
     def __init__(
         self,
         linears: Mapping[str, LinearWeight],
-        need: StatisticsLevel,
+        level: StatisticsLevel,
         length: int,
         safe_point: Callable[[], None] = lambda: None,
     ) -> None:
         self._linears, self._safe_point = linears, safe_point
-        self._new_sums = partial(_Sums, need, length)
+        self._new_sums = partial(_Sums, level, length)
         self._sums: dict[str, _Sums] = {}
         self._leaders: dict[str, str] = {}
-        self._batch: dict[str, Tensor] = {}  # leaders and their inputs in the batch at work
+        self._batch: dict[str, Tensor] = {}  # leaders and their inputs in the current batch
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> InputCollector:
         for name, linear in self._linears.items():
-            hook = partial(self._see, name)
+            hook = partial(self._add, name)
             self._handles.append(linear.layer.register_forward_pre_hook(hook))
         return self
 
@@ -192,23 +192,23 @@ class InputCollector:
             handle.remove()
         self._batch.clear()
 
-    def _see(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def _add(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0]
-        if name in self._batch:  # its second call: a new batch has begun, let the last one go
+        if name in self._batch:  # second call: a new batch has begun
             self._batch.clear()
         if not self._batch:
             self._safe_point()
-        leader = next((one for one, seen in self._batch.items() if seen is x), name)
+        leader = next((one for one, tensor in self._batch.items() if tensor is x), name)
         self._leaders[name] = leader
         if leader == name:
             self._batch[name] = x
             self._sums.setdefault(name, self._new_sums()).add(x)
 
     def finish(self) -> dict[str, InputStatistics]:
-        """Name -> inputs; the same object for layers that read the same tensor.
+        """Name -> statistics; layers with the same input tensor share one object.
 
         Raises:
-            MethodFailed: a layer read something that is not finite.
+            ComputeError: the inputs of a layer are not finite.
         """
         finished = {name: sums.finish() for name, sums in self._sums.items()}
         for name, inputs in finished.items():
@@ -216,7 +216,7 @@ class InputCollector:
                 raise ComputeError(
                     f"The inputs of {self._linears[name].name} are not finite.",
                     "An activation overflowed in the calibration pass.",
-                    "Choose float32 as forward precision, or other calibration text.",
+                    "Choose float32 as the forward precision, or other calibration text.",
                     field="precision",
                 )
         return {name: finished[self._leaders[name]] for name in self._linears}

@@ -1,4 +1,4 @@
-"""Factors of a positive definite matrix: what solvers ask of a Gram matrix H."""
+"""Linear algebra of Gram matrices: Cholesky factors, inverse roots, the largest eigenvalue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backend.errors import ComputeError
 
-LEAF = 128  # matrices up to here are left to LAPACK
+LEAF = 128  # size up to which LAPACK inverts directly
 ROUNDS, BLOCK, MARGIN = 20, 8, 1.05
 DAMPING_TRIES, MORE = 4, 10.0
 
@@ -18,14 +18,14 @@ Solved = TypeVar("Solved")
 
 
 class NotPositiveDefiniteError(ArithmeticError):
-    """A matrix that has no Cholesky factor; more on its diagonal would help."""
+    """A matrix without a Cholesky factor; a larger diagonal would help."""
 
 
 def cholesky(H: Tensor) -> Tensor:
     """Lower triangular L with L L^T = H.
 
     Raises:
-        NotPositiveDefinite: there is none.
+        NotPositiveDefiniteError: H has none.
     """
     root, info = torch.linalg.cholesky_ex(H)
     if info.item():
@@ -36,12 +36,12 @@ def cholesky(H: Tensor) -> Tensor:
 def inverse_root(H: Tensor, damping: float) -> Tensor:
     """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
 
-    With J the reversal of rows and columns and J H J = L L^T it is J L^-1 J: half the work of
-    inverting H and factorising that. Dead inputs (zero energy) need no care: the damping alone
-    carries them, and it is not measured by them. Where all are dead the mean is taken for 1.
+    With J the reversal of rows and columns and J H J = L L^T, U = J L^-1 J: half the work of
+    inverting H and factorising the inverse. Dead inputs (zero energy) need no special case: the
+    damping makes H regular. Where all inputs are dead, the mean is replaced by 1.
 
     Raises:
-        NotPositiveDefinite: more damping would help.
+        NotPositiveDefiniteError: more damping would help.
     """
     H = H.flip(0, 1)
     energy = H.diagonal()
@@ -52,24 +52,24 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
 def with_damping(
     solve: Callable[[float], Solved],
     damping: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     name: str,
     failed: tuple[str, str],
 ) -> Solved:
-    """`solve(damping)`, with ten times the damping, three times at most, where H asks for it.
+    """Run `solve(damping)`; raise the damping tenfold, up to three times, if H needs it.
 
     Args:
-        say: told of every raise.
+        log: called with a line on every increase.
         name: of the layer.
-        failed: what could not be done to it, such as "pruned", and what the reader can do.
+        failed: what could not be done to it, such as "pruned", and what to do about it.
 
     Raises:
-        MethodFailed: no damping helped.
+        ComputeError: no damping helped.
     """
     for tried in range(DAMPING_TRIES):
         if tried:
             damping *= MORE
-            say(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
+            log(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
         try:
             return solve(damping)
         except NotPositiveDefiniteError:
@@ -80,7 +80,7 @@ def with_damping(
 
 
 def _inverse_cholesky(H: Tensor) -> Tensor:
-    """L^-1, lower triangular, where H = L L^T. By halves, so that most of it is products:
+    """L^-1, lower triangular, where H = L L^T. Recursive, so that most work is matrix products:
 
     H = (A B^T; B C)      L = (L_A 0; M L_S),  M = B L_A^-T,  L_S L_S^T = C - M M^T
                           L^-1 = (L_A^-1 0; -L_S^-1 M L_A^-1 L_S^-1)
@@ -100,8 +100,8 @@ def _inverse_cholesky(H: Tensor) -> Tensor:
 def largest_eigenvalue(H: Tensor) -> float:
     """lambda_max of a positive semidefinite H [n, n], 5 % above what orthogonal iteration finds.
 
-    The iteration comes from below, and a descent diverges when the figure is too low. A block of
-    vectors, V <- H Q with Q R = V, finds it where one vector hesitates between near eigenvalues.
+    The iteration approaches it from below, and a descent diverges if it is too low. A block of
+    vectors, V <- H Q with Q R = V, converges where one vector stalls between close eigenvalues.
     """
     generator = torch.Generator().manual_seed(0)
     V = torch.randn(len(H), min(BLOCK, len(H)), generator=generator).to(H)  # [n, b]

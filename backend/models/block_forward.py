@@ -1,12 +1,12 @@
-"""Hidden states of a calibration set, block by block, with one block at work at a time.
+"""Propagate the hidden states of a calibration set through the model, one block at a time.
 
 A decoder block needs more than hidden states: masks, position embeddings, position ids, and some
 architectures choose them by layer. They are recorded once, in one pass in which every block is
 replaced by the identity: the model's own code prepares the arguments, and no block is computed.
-Equal tensors are kept once. Nothing is cached between calls (`use_cache=False`).
+Equal tensors are stored once. Nothing is cached between calls (`use_cache=False`).
 
-The pass also proves the assumption behind it: every block must receive exactly the tensor the
-block before it returned. A model that works between its blocks is refused.
+The pass also checks the assumption behind it: every block must receive exactly the tensor the
+previous block returned. A model with operations between its blocks is rejected.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass
 class BlockStream:
-    """Where the calibration set stands.
+    """The state of the calibration set before a block.
 
     Attributes:
         hidden: one tensor [b, L, d] for each batch: the inputs of block `at`.
         calls: for each block, for each batch, the other arguments of the block.
         dtype: the precision blocks are run in.
-        new: makes what the outputs of a block are kept in.
+        new: creates the container for the outputs of a block.
         at: index of the block `hidden` goes into.
     """
 
@@ -50,13 +50,13 @@ class BlockStream:
     at: int = 0
 
     def advance(self, hidden: HiddenStates) -> None:
-        """Takes `hidden`, the outputs of block `at`, as the inputs of the next block."""
+        """Use `hidden`, the outputs of block `at`, as the inputs of the next block."""
         self.hidden, self.at = hidden, self.at + 1
 
 
 @dataclass
 class _Pool:
-    """Keeps every distinct tensor once, floating ones in `dtype`; drops key-value caches."""
+    """Stores every distinct tensor once, floating ones in `dtype`; drops key-value caches."""
 
     dtype: torch.dtype
     kept: list[Tensor] = field(default_factory=list)
@@ -102,7 +102,7 @@ def open_stream(
         new: makes what hidden states are kept in, between two blocks.
 
     Raises:
-        ModelRefused: the model changes the hidden states between its blocks.
+        ModelError: the model changes the hidden states between its blocks.
     """
     blocks = decoder_blocks(model)
     dtype = dtype or next(blocks.parameters()).dtype
@@ -130,7 +130,7 @@ def run_block(
     safe_point: Callable[[], None] = _nothing,
     until: Collection[nn.Module] = (),
 ) -> HiddenStates:
-    """What decoder block `index` makes of `hidden`, one [b, L, d] for each batch of the stream.
+    """The outputs of decoder block `index` for `hidden`, one [b, L, d] per batch of the stream.
 
     The stream stays where it is. Hooks on the block's modules are called; while they are, the
     block is in memory and its parameters are in the stream's dtype.
@@ -200,7 +200,7 @@ def _logits_by_block(
 
 
 def after_blocks(model: PreTrainedModel, rows: Tensor, hidden: Tensor) -> Tensor:
-    """Logits [b, L, V] of token ids [b, L] whose last block put out `hidden`, by the model's code.
+    """Logits [b, L, V] of token ids [b, L], given the outputs `hidden` of the last block.
 
     The pass begins at the embeddings again, and each block hands on `hidden`.
     """

@@ -1,4 +1,4 @@
-"""Which part of a model is in memory.
+"""Block offloading: keep only one decoder block of a model in memory.
 
 A model is *whole*, or it is *streamed*: embeddings, final norm and head stay, while the tensors of
 a decoder block are read from the model's folder when the block is needed and dropped after it. In
@@ -55,7 +55,7 @@ class StoredTensors:
         """The tensor `name` on `device`, in the dtype of its placeholder.
 
         Raises:
-            ModelRefused: it is gone, of another shape, or not finite.
+            ModelError: it is gone, of another shape, or not finite.
         """
         path, stored = self._places[name]
         try:
@@ -82,7 +82,7 @@ class StoredTensors:
 
 @dataclass
 class BlockLoader:
-    """How a streamed model gets its blocks.
+    """Where a streamed model reads its blocks from.
 
     Attributes:
         stored: the tensors of its folder.
@@ -101,10 +101,10 @@ def is_streamed(model: PreTrainedModel) -> bool:
 
 
 def refuse_not_finite(name: str, tensor: Tensor) -> None:
-    """Refuses weights no method can work with.
+    """Reject weights that are not finite.
 
     Raises:
-        ModelRefused: `tensor` holds values that are not finite.
+        ModelError: `tensor` holds values that are not finite.
     """
     if not torch.isfinite(tensor).all():
         raise ModelError(
@@ -116,7 +116,7 @@ def refuse_not_finite(name: str, tensor: Tensor) -> None:
 
 
 def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> list[str]:
-    """Gives `model`, whose parameters are placeholders, the weights of `folder` as it needs them.
+    """Give `model`, whose parameters are placeholders, the weights of `folder` as it needs them.
 
     Returns:
         Names of weights the folder lacks; the model is of no use then.
@@ -145,7 +145,7 @@ def _tied(model: PreTrainedModel) -> list[tuple[list[str], Tensor]]:
 
 
 def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
-    """Puts `tensor` in the place of the parameter or buffer that has these names."""
+    """Put `tensor` in the place of the parameter or buffer that has these names."""
     for name in names:
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
@@ -156,10 +156,10 @@ def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
 
 @contextmanager
 def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
-    """Inside, decoder block `index` is in memory; may be nested.
+    """Hold decoder block `index` in memory; may be nested.
 
     Raises:
-        ModelRefused: a weight cannot be read, or is not finite.
+        ModelError: a weight cannot be read, or is not finite.
     """
     residency: BlockLoader | None = vars(model).get(RESIDENCY)
     prefix, block = f"{block_prefix(model)}.{index}", decoder_blocks(model)[index]
@@ -178,7 +178,7 @@ def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
 
 
 def put(model: PreTrainedModel, weights: Callable[[int], Weights]) -> None:
-    """From now on the linears of block b hold `weights(b)`, [out, in] by module name.
+    """Replace the weights of the linears of block b by `weights(b)`, [out, in] by module name.
 
     A whole model is written to at once, a streamed one whenever a block is read.
     """
@@ -199,7 +199,7 @@ def each_parameter(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Name and weights of every parameter, in the model's order, one block in memory at a time.
 
     Raises:
-        ModelRefused: values that are not finite.
+        ModelError: values that are not finite.
     """
     names = [name for name, _ in model.named_parameters()]
     prefix = f"{block_prefix(model)}."

@@ -48,7 +48,7 @@ class LinearWeight:
         return self.shape[1]
 
     def _oriented(self) -> Tensor:
-        """The layer's own memory, seen as [out, in]."""
+        """The layer's own memory, viewed as [out, in]."""
         weight = self.layer.get_parameter("weight").detach()
         return weight.T if isinstance(self.layer, Conv1D) else weight
 
@@ -61,7 +61,7 @@ class LinearWeight:
         return W.T if isinstance(self.layer, Conv1D) else W
 
     def write(self, W: Tensor) -> None:
-        """Puts `W` [out, in] in place, cast to the layer's dtype.
+        """Write `W` [out, in] in place, cast to the layer's dtype.
 
         Raises:
             ValueError: `W` has another shape.
@@ -75,7 +75,7 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks of `model`, in order.
 
     Raises:
-        ModelRefused: no list of blocks was found, or its blocks hold more than matrices.
+        ModelError: no list of blocks was found, or its blocks hold more than matrices.
     """
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():

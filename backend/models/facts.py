@@ -1,4 +1,4 @@
-"""What can be known of a causal LM from its config and the headers of its weight files.
+"""Facts about a causal LM from its config and the headers of its weight files.
 
 Shapes only: no weight is read and no tensor library is imported, so the web process can do it.
 Whatever no method here could treat is refused now, with the reason, before any work starts.
@@ -52,7 +52,7 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a person should know before choosing a model, and a method before starting.
+    """What is known of a model before it is loaded.
 
     Attributes:
         note: what to beware of, such as weights that were rounded before; may be empty.
@@ -77,12 +77,12 @@ class ModelFacts:
 
     @property
     def linear_weights(self) -> int:
-        """How many weights all prunable linears have."""
+        """Number of weights of all prunable linears."""
         return sum(linear.weights for linear in self.linears)
 
     @property
     def weights_per_token(self) -> int:
-        """How many weights each token is multiplied with: those of the linears and of the head."""
+        """Number of weights each token is multiplied with: linears and head."""
         return self.linear_weights + self.vocabulary * self.hidden
 
 
@@ -96,7 +96,7 @@ def facts_from(
     """The facts of the model with this config.json and these stored tensors.
 
     Raises:
-        ModelRefused: no method here can treat it.
+        ModelError: no method here can treat it.
     """
     architecture = _causal_architecture(spec, config)
     text = config.get("text_config", config)

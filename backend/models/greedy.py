@@ -12,7 +12,7 @@ from backend.models.kv_cache import cache_name
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, prompt: Sequence[int]) -> Iterator[int]:
-    """The likeliest tokens after the ids of a prompt, one after the other and without an end.
+    """Yield the most likely tokens after the ids of a prompt, one by one, without end.
 
     The key-value cache is the model's own, so this is what plain `transformers` does.
     """

@@ -1,4 +1,4 @@
-"""Where hidden states wait between two blocks: in memory, or in a file.
+"""Storage of hidden states between two blocks: in memory, or in a file.
 
 `HiddenStates` are filled with `append` and read from the beginning, any number of times; a plain
 list is one. The file has no name: its space is free as soon as nobody holds it, also after a kill.
@@ -30,7 +30,7 @@ NewBatches = Callable[[], HiddenStates]  # makes an empty one
 
 
 class HiddenStatesOnDisk:
-    """Batches in a file of `folder`; they come back on the device they were on, bit for bit."""
+    """Batches in a file in `folder`; read back bit for bit, to the device they were on."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,5 +62,5 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def batches_in(folder: Path | None) -> NewBatches:
-    """Makes batches in files of `folder`, or in memory without one."""
+    """Make batches in files of `folder`, or in memory without one."""
     return list if folder is None else partial(HiddenStatesOnDisk, folder)

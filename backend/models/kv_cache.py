@@ -1,4 +1,4 @@
-"""A key-value cache that is allocated once, for decoding loops of our own.
+"""A preallocated key-value cache for our own decoding loops.
 
 The cache of transformers grows by concatenation: every step copies all keys and values. Here a
 layer owns `[b, heads, capacity, head]`, writes new rows in place and hands out views. Rows can be
@@ -23,16 +23,16 @@ from backend.errors import ModelError
 
 
 def cache_name(model: PreTrainedModel) -> str:
-    """What the model calls its key-value cache: transformers 5.24 changed the name."""
+    """The argument name of the key-value cache: transformers 5.24 changed it."""
     arguments = inspect.signature(model.forward).parameters
     return "cache" if "cache" in arguments else "past_key_values"
 
 
 def window_of(model: PreTrainedModel) -> int | None:
-    """Tokens until which every layer sees all of them; None: always.
+    """Number of tokens up to which every layer attends to all of them; None: unlimited.
 
     Raises:
-        ModelRefused: a layer keeps something else than keys and values of every token.
+        ModelError: a layer keeps something else than keys and values of every token.
     """
     windows: list[int] = []
     for layer in DynamicCache(config=model.config).layers:
@@ -70,7 +70,7 @@ class LayerCache(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Appends n rows `[b, heads, n, head]`; returns all that are in use, as views."""
+        """Append n rows `[b, heads, n, head]`; return all rows in use, as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
@@ -102,11 +102,11 @@ class PreallocatedCache(Cache):
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Number of cached tokens."""
         return self.rows[0].length
 
     def keep(self, start: int, chosen: Sequence[int]) -> None:
-        """Of the rows from `start` on, keeps those at `start + chosen` (ascending), in place."""
+        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place."""
         count = len(chosen)
         if chosen[-1] != count - 1:  # else they lie in front already
             places = torch.tensor(chosen, device=self.rows[0].keys.device) + start
@@ -116,12 +116,12 @@ class PreallocatedCache(Cache):
         self.rewind(start + count)
 
     def rewind(self, length: int) -> None:
-        """Forgets all rows from `length` on."""
+        """Drop all rows from `length` on."""
         for layer in self.rows:
             layer.length = length
 
     def select(self, sequences: Tensor) -> None:
-        """Keeps these sequences [n] of the batch."""
+        """Keep these sequences [n] of the batch."""
         for layer in self.rows:
             layer.keys = layer.keys.index_select(0, sequences)
             layer.values = layer.values.index_select(0, sequences)

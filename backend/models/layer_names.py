@@ -1,7 +1,7 @@
-"""What layers are called, and names with * and ? in them that mean several. Imports no torch.
+"""Layer names and patterns with the wildcards * and ?. Does not import torch.
 
-A name is held against what a layer is called inside its block (mlp.down_proj), the same after the
-number of its block (0.mlp.down_proj), and its full name.
+A pattern is matched against the name of a layer inside its block (mlp.down_proj), the same with the
+block number (0.mlp.down_proj), and its full name.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Protocol
 
 from backend.errors import ConfigError
 
-SHOWN = 4
+MAX_NAMES = 4  # layers named in an error
 
 
 class NamedLayer(Protocol):
-    """A linear of a model, or what is known of it before it is loaded."""
+    """A linear layer of a model, loaded or not."""
 
     @property
     def name(self) -> str: ...
@@ -32,29 +32,29 @@ class NamedLayer(Protocol):
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    """The names of a list with commas."""
+    """The names in a comma-separated list."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def fits(name: str, layer: NamedLayer) -> bool:
-    """Whether `name` means `layer`."""
-    called = (layer.module, f"{layer.block}.{layer.module}", layer.name)
-    return any(fnmatchcase(one, name) for one in called)
+    """Whether the pattern `name` matches `layer`."""
+    names = (layer.module, f"{layer.block}.{layer.module}", layer.name)
+    return any(fnmatchcase(one, name) for one in names)
 
 
 def refuse_unknown(names: Iterable[str], layers: Collection[NamedLayer], field: str) -> None:
-    """Refuses names that mean no layer.
+    """Reject names that match no layer.
 
     Raises:
-        ConfigRefused: with `field`; says what names there are.
+        ConfigError: with `field`; lists the layer names.
     """
     for name in names:
         if not any(fits(name, layer) for layer in layers):
             known = list(dict.fromkeys(layer.module for layer in layers))
-            more = ", …" if len(known) > SHOWN else ""
+            more = ", …" if len(known) > MAX_NAMES else ""
             raise ConfigError(
-                f"{name} fits no layer of this model.",
-                f"A block has {', '.join(known[:SHOWN])}{more}.",
-                "Write such a name, 0.* for all of block 0, or *.down_proj.",
+                f"{name} matches no layer of this model.",
+                f"The layers of a block are {', '.join(known[:MAX_NAMES])}{more}.",
+                "Use such a name, 0.* for all of block 0, or *.down_proj.",
                 field=field,
             )

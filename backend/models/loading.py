@@ -1,9 +1,9 @@
 """Loading, saving and fingerprinting a causal LM.
 
 The same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing is
-patched. Code from a model's repository is never run, and pickled weights are never opened.
+patched. Code from a model repository is never run, and pickled weights are never opened.
 
-A model that is too big for the memory is loaded *streamed*, see `backend.models.block_offload`.
+A model that does not fit into memory is loaded *streamed*, see `backend.models.block_offload`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ from backend.models.facts import ModelFacts
 from backend.models.memory import memory_available, memory_parts, refuse_beyond
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
-from backend.models.sources.headers import INDEX
-from backend.models.sources.spec import materialise
+from backend.models.sources.headers import INDEX, OPTIONS
+from backend.models.sources.materialise import materialise
 
-OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 SHARD = 2**30  # bytes of a saved file
 
 
@@ -61,7 +60,7 @@ def load(
     say: Say = silent,
     streamed: bool = False,
 ) -> LoadedModel:
-    """Loads the model `spec` names, without dropout and without a key-value cache.
+    """Load the model `spec`, in eval mode and without a key-value cache.
 
     Args:
         dtype: of the weights; None: float32 on the CPU, as stored elsewhere.
@@ -69,7 +68,7 @@ def load(
         streamed: hold one decoder block in memory at a time, and all that is outside of blocks.
 
     Raises:
-        ModelRefused: not to be had, not treatable, too big for the memory, or damaged.
+        ModelError: not to be had, not treatable, too big for the memory, or damaged.
     """
     facts = inspect(spec)
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
@@ -127,16 +126,16 @@ def _streamed(
 
 
 def free_memory(device: str | torch.device) -> int:
-    """Bytes that may still be taken on `device`."""
+    """Bytes that can still be allocated on `device`."""
     device = torch.device(device)
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
 
 
 def refuse_damaged(model: PreTrainedModel) -> None:
-    """Refuses weights that no method can work with.
+    """Reject weights that are not finite.
 
     Raises:
-        ModelRefused: names the first parameter that holds values that are not finite.
+        ModelError: names the first parameter that holds values that are not finite.
     """
     for _ in each_parameter(model):
         pass
@@ -149,7 +148,7 @@ def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str
 ) -> None:
-    """Writes a folder that transformers loads: safetensors, config, tokenizer, README.md.
+    """Write a folder that transformers loads: safetensors, config, tokenizer, README.md.
 
     Weights go into files of at most `SHARD` bytes, each written before the next is gathered.
     """
@@ -166,8 +165,8 @@ def save_around(
     dtype: torch.dtype,
     quantization: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes all of a saved model but its weights. The config allows the key-value cache again,
-    which other programs expect.
+    """Write everything but the weights of a saved model. The config enables the key-value cache
+    again, as other programs expect.
 
     Args:
         card: the text of README.md.
@@ -207,7 +206,7 @@ def weights_hash(model: PreTrainedModel) -> str:
     """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order.
 
     Raises:
-        ModelRefused: a parameter holds values that are not finite.
+        ModelError: a parameter holds values that are not finite.
     """
     digest = hashlib.sha256()
     for name, parameter in each_parameter(model):

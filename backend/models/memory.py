@@ -1,4 +1,4 @@
-"""How much memory a model needs, before it is loaded. Imports no torch."""
+"""Estimate the memory a job needs before the model is loaded. Does not import torch."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def weight_memory(facts: ModelFacts, dtype: str = "float32") -> int:
 
 
 def streamed_memory(facts: ModelFacts, dtype: str = "float32") -> int:
-    """Bytes of what a streamed model holds: all that is outside of blocks, and one block."""
+    """Bytes of a streamed model: everything outside the blocks, and one block."""
     outside = facts.parameters - facts.linear_weights
     return (outside + block_weights(facts)) * WEIGHT_BYTES[dtype]
 
 
 def block_weights(facts: ModelFacts) -> int:
-    """How many weights the linears of the largest block have."""
+    """Number of weights of the linears of the largest block."""
     per_block = Counter[int]()
     for linear in facts.linears:
         per_block[linear.block] += linear.weights
@@ -51,7 +51,7 @@ def activation_memory(facts: ModelFacts, segments: int, context: int, dtype: str
 
 
 def gram_memory(facts: ModelFacts) -> int:
-    """Bytes of the float32 Gram matrices [in, in] of the block whose linears have most inputs."""
+    """Bytes of the float32 Gram matrices [in, in] of the block with the most inputs."""
     per_block = Counter[int]()
     for linear in facts.linears:
         per_block[linear.block] += 4 * linear.columns**2
@@ -77,7 +77,7 @@ def memory_parts(
     streamed: bool = False,
     on_disk: bool = False,
 ) -> dict[str, int]:
-    """Bytes a job needs at its peak, an estimate from above, by what they are for.
+    """Upper estimate of the peak memory of a job in bytes, by purpose.
 
     Args:
         copies: models held at the same time (2 when the dense one stays beside the pruned one).
@@ -107,12 +107,12 @@ def memory_needed(facts: ModelFacts, **sizes: Any) -> int:
 
 
 def wait_on_disk(choice: str, needed: int, available: int) -> bool:
-    """Whether hidden states of `needed` bytes wait on disk; `choice`: auto, memory or disk."""
+    """Whether hidden states of `needed` bytes are kept on disk; `choice`: auto, memory or disk."""
     return choice == "disk" or (choice == "auto" and needed > WAITING * available)
 
 
 def memory_available() -> int:
-    """Bytes this process may still take: what the machine has, or its container allows."""
+    """Bytes this process can still allocate, on the machine or in its container."""
     available = int(psutil.virtual_memory().available)
     for limit, used in CGROUPS:
         with suppress(OSError, ValueError):  # no such cgroup, or the limit is "max"
@@ -122,7 +122,7 @@ def memory_available() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that the memory, of the machine or of a GPU, did not last."""
+    """Whether `error` is an out-of-memory error, of the machine or of a GPU."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)
 
@@ -148,13 +148,13 @@ TO_LOWER = {  # part -> in words, what to do, and the field that does it
 
 
 def refuse_beyond(needed: int | Mapping[str, int], available: int, what: str) -> None:
-    """Refuses what would not fit.
+    """Reject what would not fit.
 
     Args:
         needed: bytes, or bytes by part (`memory_parts`): then the largest part is named.
 
     Raises:
-        ModelRefused: more bytes are needed than `available`; both are named.
+        ModelError: more bytes are needed than `available`; both are named.
     """
     parts = needed if isinstance(needed, Mapping) else {}
     total = sum(parts.values()) if isinstance(needed, Mapping) else needed
@@ -170,7 +170,7 @@ def refuse_beyond(needed: int | Mapping[str, int], available: int, what: str) ->
 
 
 def readable(count: float) -> str:
-    """Bytes as a person writes them: 538 MB."""
+    """Format bytes for people: 538 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Changes to a module that end with the `with` block they are made in."""
+"""Temporary changes to a module, as context managers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 class StopForwardError(Exception):
-    """Ends a forward pass of which nothing more is wanted."""
+    """Ends a forward pass early."""
 
 
 @contextmanager
 def replaced(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside, every block computes `forward`; an instance attribute hides the class's method."""
+    """Replace `forward` of every block; an instance attribute hides the method of the class."""
     for block in blocks:
         vars(block)["forward"] = forward
     try:
@@ -28,7 +28,7 @@ def replaced(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule is in the mode it was in."""
+    """Switch to eval mode; afterwards restore the mode of every submodule."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
@@ -40,7 +40,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_dtype(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, the block's floating tensors are cast copies; afterwards the very same as before."""
+    """Cast the floating tensors of a block; afterwards restore the original tensors."""
     tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
     own = [t.data for t in tensors]
     try:
@@ -54,7 +54,7 @@ def in_dtype(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
-    """A forward pass raises `StopForwardError` once the last of `layers` has been given its input.
+    """Make a forward pass raise `StopForwardError` when the last of `layers` gets its input.
 
     Hooks that were there before see that input first.
     """
@@ -74,7 +74,7 @@ def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def swap_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside, `modules` stand in the places of those names; afterwards the old ones again."""
+    """Replace the submodules of these names by `modules`; afterwards restore them."""
     own = {name: model.get_submodule(name) for name in modules}
     try:
         for name, module in modules.items():
@@ -87,8 +87,8 @@ def swap_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator
 
 @contextmanager
 def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Inside, each parameter is what it is mapped to, cast to its dtype; afterwards the very same
-    as before."""
+    """Replace the data of each parameter, cast to its dtype; afterwards restore the original
+    tensors."""
     own = {parameter: parameter.data for parameter in parameters}
     try:
         for parameter, tensor in parameters.items():

@@ -1,4 +1,4 @@
-"""Which precision a device computes in fastest."""
+"""Choose the precision of forward passes for a device."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 
 
 def resolve_dtype(precision: str, device: torch.device) -> str:
-    """`precision`, or for "auto" the one `device` is fastest in: "bfloat16" or "float32"."""
+    """`precision`, or for "auto" the fastest one on `device`: "bfloat16" or "float32"."""
     if precision != "auto":
         return precision
     return "bfloat16" if computes_bfloat16(device) else "float32"
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the processor has bfloat16 units, so that bfloat16 is faster than float32."""
+    """Whether the CPU has bfloat16 units, which make bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}

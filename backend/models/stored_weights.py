@@ -1,4 +1,4 @@
-"""The weight matrices of a model, one after the other, straight from its files.
+"""Read the weight matrices of a model one by one, directly from its files.
 
 Nothing but the matrix at hand is held, so a model can be looked at that would not fit into memory.
 The numbers are those of the loaded model: same names, same [out, in].

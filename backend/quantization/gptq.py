@@ -1,14 +1,14 @@
-"""GPTQ (Frantar et al. 2022): rounds column by column and moves each error to the columns after it.
+"""GPTQ (Frantar et al. 2022): round column by column; later columns compensate for each error.
 
     H^-1 = U^T U,  U upper triangular,  H = X X^T / N damped
     for j = 0, 1 ..:   q_j = nearest grid point of w_j
                        w_l <- w_l - (w_j - q_j) U_jl / U_jj      for all l > j
 
-What is returned is not the rounded weight but the *compensated* one: column j as it was when its
-turn came. Rounding that to the same grid gives GPTQ's codes by construction, so a baseline is
-"round it", and training starts from it like from any other weight.
+`compensate` returns the *compensated* weight rather than the rounded one: column j as it was just
+before rounding. Rounding it to the same grid gives GPTQ's codes by construction, so the baseline is
+"round it", and training can start from it as from any other weight.
 
-The grid of a group is found when its turn comes, on the weights as they are by then.
+The grid of a group is searched when its first column is reached, on the compensated weights.
 """
 
 from __future__ import annotations
@@ -19,41 +19,55 @@ import torch
 from torch import Tensor
 
 from backend.quantization.grid import QuantGrid
+from backend.quantization.range_search import search_range
+from backend.quantization.registry import LayerInputs, QuantSettings, quantizer
 
-BLOCK = 128  # columns treated before the rest is updated
+BLOCK = 128  # columns rounded before the rest is updated
 
-Find = Callable[
-    [Tensor, slice], QuantGrid
-]  # weights of one group [out, size], its columns -> its grid
+FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its columns -> its grid
 
 
+@quantizer("gptq", label="GPTQ", needs="gram", flops=50.0, export_rank=30)
 def gptq(
-    W: Tensor, U: Tensor, size: int, find: Find, keep_zeros: bool = False
+    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """The compensated weights [out, in] float32 and their grid, groups of `size` inputs.
+    """Compensate `W` [out, in]; the grid of each group by the range search of the settings."""
+
+    def find_grid(V: Tensor, columns: slice) -> QuantGrid:
+        energy = inputs.energy[columns]
+        return search_range(V, settings.bits, 0, settings.symmetric, settings.space, energy)
+
+    size = settings.group_size or W.shape[1]
+    return compensate(W, inputs.inverse_root(damping), size, find_grid, settings.keep_zeros)
+
+
+def compensate(
+    W: Tensor, U: Tensor, size: int, find_grid: FindGrid, keep_zeros: bool = False
+) -> tuple[Tensor, QuantGrid]:
+    """The compensated weights [out, in] float32 and their grid, in groups of `size` inputs.
 
     Args:
         W: [out, in] float32; not changed.
-        U: upper triangular with U^T U = H^-1, H damped (`Inputs.inverse_root`) [in, in].
+        U: [in, in] upper triangular with U^T U = H^-1, H damped (`InputStatistics.inverse_root`).
         keep_zeros: weights that are 0 stay 0.
     """
     kept = W != 0 if keep_zeros else None
-    W, found, columns = W.clone(), list[QuantGrid](), W.shape[1]
+    W, grids, columns = W.clone(), list[QuantGrid](), W.shape[1]
     for a in range(0, columns, size):
         group = W[:, a : a + size] if kept is None else W[:, a : a + size] * kept[:, a : a + size]
-        grid = find(group.contiguous(), slice(a, a + size))
-        found.append(grid)
+        grid = find_grid(group.contiguous(), slice(a, a + size))
+        grids.append(grid)
         for first in range(a, a + size, BLOCK):
             last = min(first + BLOCK, a + size)
             mask = None if kept is None else kept[:, first:last]
             W[:, first:last], E = _columns(W[:, first:last], U[first:last, first:last], grid, mask)
             W[:, last:] -= E @ U[first:last, last:]
-    scale, zero = (torch.cat([getattr(g, part) for g in found], 1) for part in ("scale", "zero"))
-    return W, QuantGrid(found[0].bits, scale, zero)
+    scale, zero = (torch.cat([getattr(g, part) for g in grids], 1) for part in ("scale", "zero"))
+    return W, QuantGrid(grids[0].bits, scale, zero)
 
 
 def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """W [out, width] compensated column by column, and the errors (w - q) / U_jj [out, width]."""
+    """Compensated columns of W [out, width], and the errors (w - q) / U_jj [out, width]."""
     # Columns as rows: each step then touches neighbouring memory.
     V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]
     for j in range(len(V)):

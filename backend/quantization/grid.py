@@ -113,7 +113,7 @@ def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> Quant
     """A layer from its stored tensors codes [out, in], scale [out, groups], zero [out, groups].
 
     Raises:
-        ModelRefused: they do not belong together, or codes need more than `bits` bits.
+        ModelError: they do not belong together, or codes need more than `bits` bits.
     """
     codes, scale, zero = (tensors[part] for part in ("codes", "scale", "zero"))
     if codes.dim() != 2 or scale.shape != zero.shape or len(scale) != len(codes):

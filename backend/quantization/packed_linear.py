@@ -95,13 +95,13 @@ class PackedLinear(nn.Module):
 
 
 def to_bfloat16(model: PreTrainedModel) -> None:
-    """Rounds all parameters; buffers stay: rotary frequencies are float32."""
+    """Round all parameters; buffers stay: rotary frequencies are float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPE)
 
 
 def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) -> dict[str, str]:
-    """Puts `layers` into `model`, which becomes bfloat16: packed, or dense where that cannot be.
+    """Put `layers` into `model`, which becomes bfloat16: packed, or dense where that cannot be.
 
     Returns:
         Name -> why, of those that are dense.

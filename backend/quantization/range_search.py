@@ -1,16 +1,17 @@
-"""How the quantisation space of a layer, its scales and zero-points, is found. After this it is
-fixed: training moves weights over the grid and scales groups, but not the grid itself.
+"""Range search: find the scales and zero-points of a layer, its quantization grid. The grid is then
+fixed: training moves weights over it and scales groups, but does not change it.
 
     minmax      the whole range of a group and 0: `backend.quantization.grid.minmax_grid`
     mse         the range shrunk by the ratio in 1.00, 0.99 .. 0.41 with the least
                 E = sum_j (w_j - s (q_j - z))^2  of the group
     weighted    the same with E = sum_j h_j (..)^2, h_j = H_jj the energy of input j    (ours)
-    lsq         from there, Adam on E by the gradients of LSQ+ (Bhalgat et al. 2020):
+    lsq         from there, Adam on E with the gradients of LSQ+ (Bhalgat et al. 2020):
                 dw/ds = q - z - w / s inside the range and q - z where clipped
                 dw/dz = 0 inside and -s where clipped
-                kept for the groups in which E, with z rounded again, is less than before
+                kept for the groups whose E, with z rounded again, decreased
 
-The paper starts from "a predefined quantization space"; how it is found is not in the text we have.
+The DL-QAT paper starts from "a predefined quantization space"; the text we have does not say how it
+is found.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import torch
 from torch import Tensor
 
 from backend.quantization.grid import QuantGrid, minmax_grid, unclipped_codes_
+from backend.quantization.registry import RANGE_SEARCHES, range_search
 
 RATIOS = tuple(round(1 - step / 100, 2) for step in range(60))
 LSQ_STEPS, LSQ_RATE = 100, 0.01
-PANEL = 2**17  # weights treated at once: they stay in a core's cache
+PANEL = 2**17  # weights searched at once, so that they stay in a core's cache
 
 
 def search_range(
@@ -33,19 +35,40 @@ def search_range(
     """The grid of `W` [out, in] float32, in groups of `group_size` inputs (0: the whole row).
 
     Args:
-        space: minmax, mse, weighted or lsq.
-        energy: mean square of each input [in]; all alike without it.
+        space: name of a range search.
+        energy: mean square of each input [in]; without it all inputs count alike.
     """
-    size = group_size or W.shape[1]
-    if space == "minmax":
-        return minmax_grid(W.view(len(W), -1, size), bits, symmetric)
-    weight = torch.ones_like(W[0]) if energy is None or space == "mse" else energy
+    size, method = group_size or W.shape[1], RANGE_SEARCHES[space]
+    weight = torch.ones_like(W[0]) if energy is None or not method.needs_energy else energy
     weight = weight.view(-1, size)
-    found = []
-    for rows in _panels(W, size):
-        grid = _clipped(rows, bits, symmetric, weight)
-        found.append(_learned(rows, grid, weight, symmetric) if space == "lsq" else grid)
-    return QuantGrid(bits, torch.cat([g.scale for g in found]), torch.cat([g.zero for g in found]))
+    grids = [method.search(V, bits, symmetric, weight) for V in _panels(W, size)]
+    return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
+
+
+@range_search("minmax", flops=50.0)
+def minmax(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
+    """The whole range of each group."""
+    return minmax_grid(V, bits, symmetric)
+
+
+@range_search("mse", flops=2500.0)
+@range_search("weighted", flops=2500.0, needs_energy=True)
+def clipped(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
+    """The shrunk range with the least error, for each group."""
+    best = minmax_grid(V, bits, symmetric)
+    least = _error(V, best, weight)
+    for ratio in RATIOS[1:]:
+        grid = minmax_grid(V, bits, symmetric, ratio)
+        error = _error(V, grid, weight)
+        best = _where(error < least, grid, best)
+        least = torch.minimum(error, least)
+    return best
+
+
+@range_search("lsq", flops=15000.0, needs_energy=True)
+def lsq(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
+    """The clipped range, then learned scales and, unless symmetric, zero-points."""
+    return _learned(V, clipped(V, bits, symmetric, weight), weight, symmetric)
 
 
 def _panels(W: Tensor, size: int) -> Iterator[Tensor]:
@@ -67,18 +90,6 @@ def group_sums(V: Tensor) -> Tensor:
     A product with ones is several times faster on a CPU than summing short rows.
     """
     return (V.reshape(-1, V.shape[-1]) @ V.new_ones(V.shape[-1])).view(V.shape[:-1])
-
-
-def _clipped(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
-    """The best of the shrunk ranges, group by group."""
-    best = minmax_grid(V, bits, symmetric)
-    least = _error(V, best, weight)
-    for ratio in RATIOS[1:]:
-        grid = minmax_grid(V, bits, symmetric, ratio)
-        error = _error(V, grid, weight)
-        best = _where(error < least, grid, best)
-        least = torch.minimum(error, least)
-    return best
 
 
 def _where(chosen: Tensor, one: QuantGrid, other: QuantGrid) -> QuantGrid:

@@ -19,10 +19,10 @@ import sys
 import time
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from backend.locks import try_lock
 from backend.queue.engines.base import Engine, LaunchRequest
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
@@ -53,11 +53,23 @@ def lock_path() -> Path:
 
 def is_alive() -> bool:
     """Whether a supervisor holds the lock of this data folder."""
-    descriptor = try_lock(lock_path())
-    if descriptor is None:
+    lock = _try_lock()
+    if lock is None:
         return True
-    os.close(descriptor)
+    lock.release()
     return False
+
+
+def _try_lock() -> BaseFileLock | None:
+    """The lock, taken without waiting; None while another process holds it. The kernel frees it
+    when its holder dies, however it dies."""
+    lock_path().parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path(), timeout=0, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
 
 
 _started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}  # data folder -> our last, when
@@ -249,7 +261,7 @@ def main() -> None:
         loop.clear()
         run_until_idle(loop)
         shrink_write_ahead_log()
-        os.close(lock)
+        lock.release()
         if not loop.busy():  # else a job came in the last moment, when we still held the lock
             return
 
@@ -261,10 +273,10 @@ def _too_long(attempt: Attempt, job: Job) -> bool:
     return now_ms() - attempt.started_at > 1000 * LENIENCE * settings().guest_seconds
 
 
-def _lock() -> int | None:
+def _lock() -> BaseFileLock | None:
     """The lock, tried for a moment: who asks whether we are alive takes it for an instant."""
     for _ in range(LOCK_TRIES):
-        if (lock := try_lock(lock_path())) is not None:
+        if (lock := _try_lock()) is not None:
             return lock
         time.sleep(LOCK_WAIT_S)
     return None

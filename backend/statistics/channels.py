@@ -1,4 +1,4 @@
-"""Figures of every output channel (row) and every input channel (column) of a weight matrix.
+"""Statistics of every output channel (row) and input channel (column) of a weight matrix.
 
 norm_i = sqrt(sum_j w_ij^2)      max_i = max_j |w_ij|      zeros_i = share of w_ij = 0
 """

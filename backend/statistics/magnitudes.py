@@ -1,4 +1,4 @@
-"""How large weights are, whatever their sign, read off a sorted copy of them.
+"""Distribution of weight magnitudes, computed from a sorted copy of the weights.
 
     cut-off(p) = the magnitude below which the share p of the weights lies
 
@@ -14,7 +14,7 @@ from backend.statistics.names import magnitude_edges
 
 
 def magnitude_counts(ordered: Tensor, std: float) -> Tensor:
-    """How many weights lie in each bin of the |w| axis; exact zeros lie in none.
+    """Count of weights in each bin of the |w| axis; exact zeros are in none.
 
     Args:
         ordered: sorted weights [n].
@@ -46,7 +46,7 @@ def cutoff(ordered: Tensor, share: float) -> float:
 
 
 def _kth_magnitude(ordered: Tensor, k: int) -> float:
-    """The k-th smallest |w|, k from 1: found by bisection in the two sorted halves, unmixed."""
+    """The k-th smallest |w|, k from 1: by bisection in the sorted negative and positive halves."""
     split = int(torch.searchsorted(ordered, ordered.new_zeros(())))
     n = len(ordered)
     low, high = max(0, k - (n - split)), min(k, split)  # how many of the k are negative

@@ -1,9 +1,9 @@
-"""The axes and names that whoever records figures and whoever draws them must agree on.
+"""Names and axes of recorded statistics, shared by jobs and charts.
 
     |w| axis:  edges_k = std * 10^(FIRST_DECADE + k / PER_DECADE),  std: of the dense tensor
 
 The bins at both ends are open: the first holds every smaller weight, the last every larger one.
-Imports no torch, so that the screen can draw what a job has recorded.
+Does not import torch, so that the screen can draw what a job has recorded.
 """
 
 from __future__ import annotations

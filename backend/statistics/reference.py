@@ -1,4 +1,4 @@
-"""The stages of one tensor measured against the dense tensor they were made of.
+"""Statistics of the stages of one tensor relative to the dense tensor.
 
     cosine    = <W, W_dense> / (|W| |W_dense|)
     moved     = |W - W_dense| / |W_dense|                      Frobenius norms
@@ -6,9 +6,9 @@
                                                                distance of the two distributions
     cutoff    = the magnitude below which as large a share of W_dense lies as W has zeros
     by_size   = the share of W's zeros that lie below it in W_dense: 1 for magnitude pruning of
-                the whole tensor, less for whoever looks at inputs, rows or groups as well
+                the whole tensor, less for pruners that consider inputs, rows or groups
 
-A dense tensor is sorted once, and each later stage once; every figure is read off these copies.
+The dense tensor and each stage are sorted once; all statistics are computed from these copies.
 """
 
 from __future__ import annotations
@@ -20,27 +20,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.reporter import Reporter
 from backend.statistics.channels import channel_figures
 from backend.statistics.magnitudes import cutoff, magnitude_counts
 from backend.statistics.names import MAGNITUDES
 from backend.statistics.snapshots import scale_of, snapshot
 from backend.statistics.sorting import ascending
-from backend.statistics.tensors import TensorProfile, TensorSnapshot
+from backend.statistics.tensors import TensorProfile, TensorRecorder, TensorSnapshot
 
 
 @dataclass(frozen=True)
 class TensorMeasurement:
-    """All that is recorded of one tensor at one stage."""
+    """The recorded statistics of one tensor at one stage."""
 
     snapshot: TensorSnapshot
     profiles: list[TensorProfile]
 
-    def report(self, reporter: Reporter) -> None:
-        """Tells all of it."""
-        reporter.snapshot(self.snapshot)
+    def report(self, recorder: TensorRecorder) -> None:
+        """Send the snapshot and all profiles to `recorder`."""
+        recorder.snapshot(self.snapshot)
         for profile in self.profiles:
-            reporter.profile(profile)
+            recorder.profile(profile)
 
 
 class ReferenceTensor:
@@ -62,7 +61,7 @@ class ReferenceTensor:
         more: Mapping[str, float] | None = None,
         step: int = 0,
     ) -> TensorMeasurement:
-        """The figures of `weight` [out, in] at `stage`, and their profiles.
+        """Statistics and profiles of `weight` [out, in] at `stage`.
 
         Args:
             tensor, block, module: full parameter name, decoder block, name inside it.
@@ -100,7 +99,7 @@ class ReferenceTensor:
 
 
 def _zeros_below(W: Tensor, D: Tensor, cut: float) -> int:
-    """How many weights are 0 in `W` and at most `cut` large in `D`; numpy is faster on a CPU."""
+    """Count of weights that are 0 in `W` and at most `cut` in |D|; numpy is faster on a CPU."""
     if W.device.type == "cpu":
         return int(np.count_nonzero((np.abs(D.numpy()) <= cut) & (W.numpy() == 0)))
     return int(torch.count_nonzero((D.abs() <= cut) & (W == 0)))

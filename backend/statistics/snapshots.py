@@ -1,4 +1,4 @@
-"""Figures of one weight tensor at one stage, all read off one sorted copy of its values.
+"""Statistics of one weight tensor at one stage, computed from one sorted copy of its values.
 
     skewness = E[z^3],  kurtosis = E[z^4] (3 for a bell curve),  z = (w - mean) / std
 
@@ -23,7 +23,7 @@ HEADROOM = 1.5  # pruning with compensation makes the weights that stay larger
 
 @dataclass(frozen=True)
 class HistogramScale:
-    """What the stages of one tensor are measured against, taken from the dense tensor.
+    """Reference scale for all stages of one tensor, from the dense tensor.
 
     Attributes:
         edge: the histogram runs from -edge to edge.
@@ -56,7 +56,7 @@ def quantiles(ordered: Tensor, shares: tuple[float, ...] = QUANTILES) -> tuple[f
 
 
 def tensor_statistics(ordered: Tensor, dense_std: float) -> dict[str, float]:
-    """Named figures of all values of a tensor.
+    """Named statistics of all values of a tensor.
 
     Args:
         ordered: its values sorted, float32 [n].
@@ -110,7 +110,7 @@ def _moments(ordered: Tensor) -> tuple[float, float, float, float]:
 
 
 def histogram(ordered: Tensor, edge: float) -> tuple[Tensor, int, int, int]:
-    """Counts in `BINS` equal bins from -edge to edge, and how many values lie elsewhere.
+    """Counts in `BINS` equal bins from -edge to edge, and the count of values outside.
 
     A bin holds its left edge, the last one both. Exact zeros are in no bin.
 

@@ -1,8 +1,9 @@
-"""What is recorded of one weight tensor at one stage: its distribution, and its profiles."""
+"""Recorded statistics of one weight tensor at one stage: its distribution and its profiles."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -58,3 +59,13 @@ class TensorProfile:
     name: str
     values: np.ndarray
     step: int = 0
+
+
+class TensorRecorder(Protocol):
+    """Receives the statistics of tensors; a `Reporter` is one."""
+
+    def snapshot(self, snapshot: TensorSnapshot) -> None:
+        """Record the statistics and the histogram of one tensor at one stage."""
+
+    def profile(self, profile: TensorProfile) -> None:
+        """Record one figure per channel or group of one tensor at one stage."""

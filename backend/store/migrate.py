@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from filelock import FileLock
 from sqlalchemy import inspect, text
 
-from backend.locks import exclusive
 from backend.settings import settings
 from backend.store.session import engine_for
 
@@ -33,7 +33,9 @@ def upgrade() -> None:
     settings().root.mkdir(parents=True, exist_ok=True)
     if current_revision() == newest_revision():
         return
-    with exclusive(settings().root / ".slimscope" / "migrate.lock"):
+    lock = settings().root / ".slimscope" / "migrate.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock):
         if current_revision() != newest_revision():
             _run_alembic()
 

@@ -1,6 +1,6 @@
 """Which texts there are and whether a run could read them now.
 
-Imports no torch and asks no network: the web process lists corpora.
+Does not import torch and asks no network: the web process lists corpora.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def require_corpus(name: str, field: str) -> CorpusInfo:
         field: the config field that names it: "calibration_text" or "evaluation_text".
 
     Raises:
-        TextRefused: unknown, not ready, or not meant for the role.
+        DatasetError: unknown, not ready, or not meant for the role.
     """
     known = {corpus.name: corpus for corpus in corpora()}
     inner = name.removeprefix(files.PREFIX)

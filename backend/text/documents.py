@@ -95,7 +95,7 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
         shared: whether the other role reads this corpus too, so that it must be divided.
 
     Raises:
-        TextRefused: as `require_corpus`, or the corpus cannot be read.
+        DatasetError: as `require_corpus`, or the corpus cannot be read.
     """
     field = f"{role}_text"
     corpus = require_corpus(name, field)

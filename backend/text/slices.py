@@ -131,7 +131,7 @@ def calibration_slice(
             corpus may be used.
 
     Raises:
-        TextRefused: no such text, not readable, or too short.
+        DatasetError: no such text, not readable, or too short.
     """
     random = Random(seed)
     texts = shuffled(documents(corpus, "calibration", shared), random)
@@ -160,7 +160,7 @@ def evaluation_slice(
             corpus may be used.
 
     Raises:
-        TextRefused: no such text, not readable, or too short.
+        DatasetError: no such text, not readable, or too short.
     """
     texts = documents(corpus, "evaluation", shared)
     pool = list(islice(cut_windows(texts, tokenizer, context, lambda slack: 0), SPREAD * windows))
@@ -195,10 +195,10 @@ def _passages(rows: Tensor, length: int) -> Tensor:
 
 
 def check_apart(calibration: TextSlice, evaluation: TextSlice) -> None:
-    """Refuses texts of which `PASSAGE` tokens in a row (or a whole shorter window) are the same.
+    """Reject texts of which `PASSAGE` tokens in a row (or a whole shorter window) are the same.
 
     Raises:
-        TextRefused: calibration has seen some of the evaluation text.
+        DatasetError: calibration has seen some of the evaluation text.
     """
     length = min(PASSAGE, calibration.context, evaluation.context)
     if length < PASSAGE and calibration.corpus == evaluation.corpus:

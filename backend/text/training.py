@@ -75,7 +75,7 @@ def training_set(
         shared: whether the evaluation reads the same corpus.
 
     Raises:
-        TextRefused: no such text, not readable, or too short.
+        DatasetError: no such text, not readable, or too short.
     """
     if path := _instructions(corpus):
         examples = _examples(path, tokenizer, length, Random(seed))

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from backend.models.loading import load
-from backend.models.sources.spec import materialise
+from backend.models.sources.materialise import materialise
 from backend.text.documents import documents
 from backend.text.slices import calibration_slice, evaluation_slice
 
@@ -35,7 +35,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def train(folder: Path) -> None:
-    """Writes model and tokenizer into `folder`."""
+    """Write model and tokenizer into `folder`."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8}

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.methods.sds import block_work  # noqa: F401  (registers every pruner)
-from backend.methods.sds.checks import all_linears
+from backend.methods.sds.block_work import SDSRun
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.layer_selection import layer_patterns
-from backend.methods.sds.pipeline import run_sds
-from backend.methods.sds.pruners import PRUNERS
-from backend.methods.sds.run import SDSRun
+from backend.methods.sds.pipeline import all_linears, run_sds
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import open_stream
 from backend.reporter import SilentReporter
@@ -41,7 +40,9 @@ def prune(model: Any, rows: Tensor, method: str, pattern: str, precision: str) -
     solving = 0.0
     for block in range(run.blocks):
         linears = run.linears(block)
-        seen, _ = run.look(stream, block, linears, hidden, PRUNERS[method].needs, outputs=False)
+        seen, _ = run.collect_inputs(
+            stream, block, linears, hidden, PRUNERS[method].needs, outputs=False
+        )
         start = time.process_time()
         for module, linear in linears.items():
             inputs, how = seen[module], patterns[linear.name]

@@ -14,7 +14,7 @@ Rows = TypeVar("Rows", bound=Table)
 
 
 def many_runs(number: int) -> None:
-    """Copies run 1 and its figures until there are `number` runs, each with figures of its own."""
+    """Copy run 1 and its figures until there are `number` runs, each with figures of its own."""
     with writing() as session:
         last = session.scalar(select(func.max(Job.id))) or 0
         first = session.scalars(select(Job).where(Job.id == 1)).one()
@@ -31,7 +31,7 @@ def many_runs(number: int) -> None:
 
 
 def many_tensors(number: int) -> None:
-    """Copies the blocks of run 1 below one another until it has `number` tensors, or a few more."""
+    """Copy the blocks of run 1 below one another until it has `number` tensors, or a few more."""
     with writing() as session:
         tensors = list(session.scalars(select(TensorRow).where(TensorRow.job_id == 1)))
         profiles = list(session.scalars(select(ProfileRow).where(ProfileRow.job_id == 1)))

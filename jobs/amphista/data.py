@@ -16,8 +16,8 @@ from jobs.fields.prompts import PromptConfig, prompt_facts
 from jobs.fields.text import text_facts
 
 if TYPE_CHECKING:
-    from backend.methods.amphista.base_model import TargetModel
     from backend.methods.amphista.data.hidden_state_cache import SequenceSources
+    from backend.methods.amphista.target_model import TargetModel
     from backend.models.loading import LoadedModel
     from jobs.amphista.run import AmphistaJob
     from jobs.runtime.context import JobContext

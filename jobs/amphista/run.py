@@ -30,10 +30,10 @@ from jobs.kind import Estimate, JobConfig, Kind
 from jobs.runtime.duration import estimate_seconds
 
 if TYPE_CHECKING:
-    from backend.methods.amphista.base_model import TargetModel
     from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint
     from backend.methods.amphista.data.hidden_state_cache import HiddenStateCache
-    from backend.methods.amphista.drafter.drafter import Drafter
+    from backend.methods.amphista.drafter.registry import Drafter
+    from backend.methods.amphista.target_model import TargetModel
     from backend.methods.amphista.training.head_accuracy import HeadAccuracy
     from backend.models.loading import LoadedModel
     from jobs.runtime.context import JobContext
@@ -93,10 +93,10 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     """The whole job. Answers and training are in checkpoints, so a killed job goes on."""
     import torch
 
-    from backend.methods.amphista.base_model import TargetModel
     from backend.methods.amphista.checkpoint import BaseFingerprint
     from backend.methods.amphista.data.hidden_state_cache import collect, draft_vocabulary
-    from backend.methods.amphista.drafter.drafter import Drafter
+    from backend.methods.amphista.drafter.registry import build_drafter
+    from backend.methods.amphista.target_model import TargetModel
     from jobs.runtime.environment import prepare
     from jobs.runtime.progress import Phases
 
@@ -109,7 +109,7 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     context.log(f"{sum(learnt.lengths):,} tokens to learn from, {sum(heldout.lengths):,} held out.")
     vocabulary = draft_vocabulary(learnt, target.vocabulary, config.draft_vocabulary)
     torch.manual_seed(config.seed)
-    drafter = Drafter(part(config, DrafterConfig), target, vocabulary)
+    drafter = build_drafter(part(config, DrafterConfig), target, vocabulary)
     begin(drafter, target, learnt, config, context)
     judged, taken = train(drafter, target, learnt, heldout, config, context, phases)
     phases.phase("measure").progress(0, 1, "Measuring this machine")
@@ -126,12 +126,12 @@ def begin(
     context: JobContext,
 ) -> None:
     """Gives an untrained drafter its scales and first fusion; one in a checkpoint has them."""
-    from backend.methods.amphista.drafter.initialization import FITTED, prepare
+    from backend.methods.amphista.drafter.initialization import FITTED
     from backend.methods.amphista.training.trainer import CHECKPOINT
 
     if context.checkpoints.find(CHECKPOINT):
         return
-    explained = prepare(drafter, target, learnt.spread(FITTED), config.initial == "fitted")
+    explained = drafter.initialize(target, learnt.spread(FITTED), config.initial == "fitted")
     if explained:
         context.result(DRAFTER, "fit_explained", explained)
         context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
@@ -180,8 +180,8 @@ def finish(
     """Grows the tree, measures this machine, records all figures and saves the drafter."""
     from backend.checkpoints import Checkpoints, sha256_of
     from backend.methods.amphista.checkpoint import WEIGHTS, pack
-    from backend.methods.amphista.decoding.tree import grow
     from backend.methods.amphista.training.head_accuracy import TOP
+    from backend.methods.amphista.tree import grow
 
     growth = grow(judged.ranks)
     figures = {f"top{m}": judged.top(m) for m in TOP}
@@ -207,8 +207,8 @@ def record_economy(
     """Accepted length and predicted speed-up for every size of tree on this machine."""
     from backend.methods.amphista.decoding.cost_model import measure_costs
     from backend.methods.amphista.decoding.proposers import TreeProposer
-    from backend.methods.amphista.decoding.tree import best_tree
     from backend.methods.amphista.training.head_accuracy import NODES
+    from backend.methods.amphista.tree import best_tree
 
     trial = TreeProposer(saved.bind(target), target, best_tree(saved.growth, NODES))
     costs = measure_costs(target, trial)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backend.errors import ConfigError
-from backend.methods.dlqat.checks import quantised_layers, trainable
 from backend.methods.dlqat.config import TEACHER_TOKENS, TRAINED, DLQATStage
+from backend.methods.dlqat.layer_selection import quantised_layers, trainable
 from backend.models.facts import LinearShape, ModelFacts
 from backend.models.memory import memory_parts, readable, refuse_beyond
 from jobs.evaluation.acceleration import REPEATS, TOKENS
@@ -104,7 +104,7 @@ def parts(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
     tokens = config.steps * config.batch * config.accumulate * config.length
     lora = tokens * (4 * weights + 4 * head)
     trained = tokens * 6 * weights + tokens * 4 * head + config.steps * IN_GRID * weights
-    make = {
+    make: dict[str, float] = {
         DLQATStage.RTN: ROUNDING["minmax"] * weights,
         DLQATStage.MSE: ROUNDING["mse"] * weights,
         DLQATStage.GPTQ: ROUNDING["minmax"] * weights,

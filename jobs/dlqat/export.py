@@ -6,8 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from backend.export.formats import bits_per_weight
-from backend.methods.dlqat.checks import quantised_layers
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.methods.dlqat.layer_selection import quantised_layers
 from backend.models.facts import LinearShape
 from backend.reporter import REPLAY
 from backend.store import queries
@@ -46,7 +46,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
     from backend.export.layouts import Layout
     from backend.export.writing import export
 
-    layers, digest = qat.frozen(config.kept), hashlib.sha256()
+    layers, digest = qat.converted(config.kept), hashlib.sha256()
     for name, layer in layers.items():
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())

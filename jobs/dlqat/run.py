@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field
 
 from backend.errors import ConfigError, DatasetError
 from backend.export.formats import ExportRequirements, Format, refuse_unholdable
-from backend.methods.dlqat.checks import quantised_layers, refuse_idle, trainable
 from backend.methods.dlqat.config import STAGE_LABELS, TRAINED, DLQATConfig, DLQATStage
+from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import LinearShape, ModelFacts
 from backend.models.memory import memory_available
 from backend.models.sources.catalogue import inspect

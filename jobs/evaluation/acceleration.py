@@ -47,7 +47,7 @@ def record_sizes(facts: ModelFacts, context: JobContext) -> None:
 
 
 def _stored(facts: ModelFacts, context: JobContext) -> Iterator[Tensor]:
-    from backend.models.sources.spec import materialise
+    from backend.models.sources.materialise import materialise
     from backend.models.stored_weights import StoredLinears
 
     stored = StoredLinears(materialise(facts.spec), facts.linears)

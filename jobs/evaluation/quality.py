@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from backend.evaluation.zero_shot import require_harness
+from backend.evaluation.harness import require_harness
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
 from backend.models.memory import activation_memory, memory_available, wait_on_disk

@@ -113,7 +113,8 @@ def _packed(base: DecodingModel, context: JobContext) -> LoadedModel:
     from transformers import AutoTokenizer
 
     from backend.export.reading import load_packed
-    from backend.models.loading import OPTIONS, LoadedModel
+    from backend.models.loading import LoadedModel
+    from backend.models.sources.headers import OPTIONS
 
     tokenizer = AutoTokenizer.from_pretrained(base.source, **OPTIONS)
     model = load_packed(Path(base.source), context.log).requires_grad_(False)

@@ -25,9 +25,9 @@ from jobs.runtime.duration import estimate_seconds
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backend.methods.amphista.base_model import TargetModel
     from backend.methods.amphista.decoding.acceptance import Sampling
     from backend.methods.amphista.decoding.proposers import Proposer
+    from backend.methods.amphista.target_model import TargetModel
     from backend.models.loading import LoadedModel
     from jobs.runtime.context import JobContext
 
@@ -217,7 +217,7 @@ def check(config: GenerateJob) -> Estimate:
 
 def run(config: GenerateJob, context: JobContext) -> None:
     """Writes one side after the other; those an earlier attempt has finished are kept."""
-    from backend.methods.amphista.base_model import TargetModel
+    from backend.methods.amphista.target_model import TargetModel
     from jobs.runtime.environment import prepare
 
     device, sides = prepare(config, context), sides_of(config.sides)

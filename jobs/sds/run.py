@@ -22,7 +22,7 @@ from jobs.runtime.duration import estimate_seconds
 from jobs.sds.estimate import memory, refuse_full_disk, refuse_sampling
 
 if TYPE_CHECKING:
-    from backend.methods.sds.result import SDSResult
+    from backend.methods.sds.pipeline import SDSResult
     from backend.models.loading import LoadedModel
     from jobs.runtime.context import JobContext
     from jobs.runtime.progress import Phases

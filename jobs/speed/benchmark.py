@@ -8,7 +8,6 @@ from hashlib import sha256
 from typing import Any
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.benchmark import (
     VANILLA,
@@ -29,8 +28,9 @@ from backend.methods.amphista.decoding.proposers import (
     Proposer,
     TreeProposer,
 )
-from backend.methods.amphista.decoding.tree import best_tree
 from backend.methods.amphista.generate import make_proposer
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import best_tree
 from backend.models.loading import LoadedModel, load
 from backend.reporter import REPLAY, stop_if_asked
 from backend.text.prompts import Prompt, benchmark_prompts, end_ids, readable_ids

@@ -188,7 +188,7 @@ def work(config: SpeedJob, facts: ModelFacts, drafters: int) -> float:
 
 def run(config: SpeedJob, context: JobContext) -> None:
     """The whole job. The answers to a prompt are a checkpoint, so a killed job goes on."""
-    from backend.methods.amphista.base_model import TargetModel
+    from backend.methods.amphista.target_model import TargetModel
     from backend.store import queries
     from jobs.runtime.environment import prepare
     from jobs.speed.benchmark import DecodingBenchmark

@@ -42,7 +42,7 @@ def work(facts: ModelFacts) -> float:
 
 def run(config: StatisticsJob, context: JobContext) -> None:
     """Measures block after block; a block that an earlier attempt has measured is not read."""
-    from backend.models.sources.spec import materialise
+    from backend.models.sources.materialise import materialise
     from backend.models.stored_weights import StoredLinears
     from jobs.runtime.environment import prepare
 

@@ -107,4 +107,4 @@ def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) 
         row.config = {**row.config, "model": other}
     job = submit("generate", {**ASKED, "sides": trained.run}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
-    assert "belongs to another base" in str(queries.job(job.id).error)
+    assert "belongs to another model" in str(queries.job(job.id).error)

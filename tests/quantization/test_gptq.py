@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.quantization.gptq import gptq
+from backend.quantization.gptq import compensate
 from backend.quantization.grid import QuantGrid
 from backend.quantization.range_search import search_range
 
@@ -43,29 +43,29 @@ def layer(make_layer: Callable) -> object:
 def test_it_is_the_papers_algorithm(layer, size: int) -> None:
     inputs, damping = layer.inputs, 0.01
     H = inputs.gram + damping * inputs.energy.mean() * torch.eye(COLUMNS)
-    W, grid = gptq(layer.W, inputs.inverse_root(damping), size, grid_of)
+    W, grid = compensate(layer.W, inputs.inverse_root(damping), size, grid_of)
     same = (grid.nearest(W) - slowly(layer.W, H, size)).abs() < 1e-4
     assert same.float().mean() > 0.99  # a weight in the middle of two points may go either way
 
 
 def test_blocks_of_columns_change_nothing(layer, monkeypatch: pytest.MonkeyPatch) -> None:
     U = layer.inputs.inverse_root(0.01)
-    whole, _ = gptq(layer.W, U, 64, grid_of)
+    whole, _ = compensate(layer.W, U, 64, grid_of)
     monkeypatch.setattr("backend.quantization.gptq.BLOCK", 16)
-    parts, _ = gptq(layer.W, U, 64, grid_of)
+    parts, _ = compensate(layer.W, U, 64, grid_of)
     assert torch.allclose(whole, parts, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_it_beats_rounding(layer, bits: int) -> None:
     find = partial(grid_of, bits=bits)
-    W, grid = gptq(layer.W, layer.inputs.inverse_root(0.01), 16, find)
+    W, grid = compensate(layer.W, layer.inputs.inverse_root(0.01), 16, find)
     plain = search_range(layer.W, bits, 16, False, "minmax")
     assert layer.error(grid.nearest(W)) < 0.6 * layer.error(plain.nearest(layer.W))
 
 
 def test_inputs_that_do_not_correlate_leave_nothing_to_compensate(layer) -> None:
-    W, grid = gptq(layer.W, torch.eye(COLUMNS), 16, grid_of)
+    W, grid = compensate(layer.W, torch.eye(COLUMNS), 16, grid_of)
     assert torch.equal(W, layer.W)
     assert torch.equal(grid.scale, search_range(layer.W, 3, 16, False, "minmax").scale)
 
@@ -74,15 +74,15 @@ def test_inputs_that_do_not_correlate_leave_nothing_to_compensate(layer) -> None
 def test_zeros_stay_and_what_they_would_have_taken_goes_on(layer, size: int) -> None:
     layer.W[:, ::3] = 0
     U = layer.inputs.inverse_root(0.01)
-    W, grid = gptq(layer.W, U, size, grid_of, keep_zeros=True)
+    W, grid = compensate(layer.W, U, size, grid_of, keep_zeros=True)
     rounded = grid.nearest(W)
     assert (W[:, ::3] == 0).all() and (rounded[:, ::3] == 0).all()
-    naive, its = gptq(layer.W, U, size, grid_of)
+    naive, its = compensate(layer.W, U, size, grid_of)
     masked = its.nearest(naive) * (layer.W != 0)
     assert layer.error(rounded) < layer.error(masked)
 
 
 def test_the_weights_are_left_alone(layer) -> None:
     before = layer.W.clone()
-    gptq(layer.W, layer.inputs.inverse_root(0.01), 16, grid_of, keep_zeros=True)
+    compensate(layer.W, layer.inputs.inverse_root(0.01), 16, grid_of, keep_zeros=True)
     assert torch.equal(layer.W, before)

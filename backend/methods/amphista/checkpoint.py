@@ -1,10 +1,10 @@
-"""A trained drafter in a folder: its own weights, never the base's.
+"""A trained drafter in a folder: its own weights, not those of the target model.
 
     drafter.safetensors   weights, scales and draft vocabulary
-    config.json           shape, the base it belongs to, its tree of guesses, how it was trained
+    config.json           architecture, target model, tree of draft tokens, training settings
 
-A drafter fits one base alone. Its config names that base's width, vocabulary and the sha256 of its
-weights (see `target.fingerprint`); another base is refused.
+A drafter works with one target model only. Its config holds that model's width, vocabulary and the
+sha256 of its weights (see `target_model.fingerprint`); any other model is rejected.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backend.errors import ConfigError, NotFoundError
-from backend.methods.amphista.base_model import TargetModel, fingerprint
 from backend.methods.amphista.config import DrafterConfig, arm_of
-from backend.methods.amphista.decoding.tree import Growth
-from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.drafter.int4 import pack_int4
+from backend.methods.amphista.drafter.registry import Drafter, build_drafter
+from backend.methods.amphista.target_model import TargetModel, fingerprint
+from backend.methods.amphista.tree import Growth
 
 FORMAT = "slimscope-drafter-1"
 WEIGHTS, CONFIG = "drafter.safetensors", "config.json"
@@ -32,10 +31,10 @@ WEIGHTS, CONFIG = "drafter.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class BaseFingerprint:
-    """What identifies the base of a drafter.
+    """Identifies the target model of a drafter.
 
     Attributes:
-        name: where it came from, for people.
+        name: for people.
         sha256: of its weights.
     """
 
@@ -48,7 +47,7 @@ class BaseFingerprint:
 
     @classmethod
     def of(cls, target: TargetModel, name: str = "") -> BaseFingerprint:
-        """The facts of an opened base."""
+        """The fingerprint of an opened model."""
         return cls(
             name,
             type(target.model).__name__,
@@ -68,9 +67,9 @@ class Amphista:
         for token in generate(base, drafter, ids): ...
 
     Attributes:
-        growth: the paths of guesses, most valuable first, and their values (see `tree`).
-        figures: of the held-out judgement: "top1" -> one value for each head, and so on.
-        training: how it was trained; context: the longest sequence it has seen.
+        growth: draft paths, most valuable first, and their values (see `tree`).
+        figures: held-out accuracy: "top1" -> one value per head, and so on.
+        training: settings; context: the longest training sequence.
     """
 
     config: DrafterConfig
@@ -83,37 +82,37 @@ class Amphista:
 
     @property
     def arm(self) -> str:
-        """Amphista, Medusa, or what lies between."""
+        """Name of the ablation arm: Amphista, Medusa, ..."""
         return arm_of(self.config.model_dump())
 
     def bind(self, target: TargetModel) -> Drafter:
-        """The module, ready to draft for `target`, in its dtype and on its device; in 16 bits on a
-        CPU with light weights.
+        """Build the module for `target`, in its dtype and on its device; with packed 4-bit weights
+        in bfloat16 on a CPU.
 
         Raises:
-            ConfigRefused: it was trained for another base.
+            ConfigError: it was trained for another model.
         """
         self._refuse_other_base(target)
-        drafter = Drafter(self.config, target, self.weights["vocabulary"], target.dtype)
+        drafter = build_drafter(self.config, target, self.weights["vocabulary"], target.dtype)
         drafter.load_state_dict(self.weights)
-        pack_int4(drafter)
+        drafter.pack_int4()
         return drafter.requires_grad_(False).eval()
 
     def _refuse_other_base(self, target: TargetModel) -> None:
-        found = BaseFingerprint.of(target)
+        actual = BaseFingerprint.of(target)
         for name in ("architecture", "width", "vocabulary", "layers", "sha256"):
-            wanted, given = getattr(self.base, name), getattr(found, name)
-            if wanted != given:
+            expected, given = getattr(self.base, name), getattr(actual, name)
+            if expected != given:
                 raise ConfigError(
-                    "The drafter belongs to another base.",
-                    f"It was trained for {self.base.name or 'a model'} with {name} {wanted}; this "
+                    "The drafter belongs to another model.",
+                    f"It was trained for {self.base.name or 'a model'}, {name} {expected}; this "
                     f"one has {given}.",
                     "Use it with the model it was trained for, or train one for this model.",
                     "drafter",
                 )
 
     def save(self, folder: Path) -> None:
-        """Writes the drafter into `folder`, which must exist."""
+        """Write the drafter into `folder`, which must exist."""
         save_file(self.weights, folder / WEIGHTS)
         record = {
             "format": FORMAT,
@@ -128,10 +127,10 @@ class Amphista:
 
     @classmethod
     def load(cls, folder: Path | str) -> Amphista:
-        """The drafter in `folder`.
+        """Load the drafter in `folder`.
 
         Raises:
-            NotFound: there is none, or its files are damaged.
+            NotFoundError: there is none, or its files are damaged.
         """
         try:
             record = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
@@ -166,6 +165,6 @@ def pack(
     drafter: Drafter, base: BaseFingerprint, growth: Growth, figures: dict[str, list[float]],
     training: dict[str, Any], context: int,
 ) -> Amphista:  # fmt: skip
-    """A trained module as what is stored of it; weights float32, on the CPU."""
+    """Package a trained module for saving; weights float32, on the CPU."""
     weights = {k: v.detach().cpu().contiguous() for k, v in drafter.state_dict().items()}
     return Amphista(drafter.config, base, weights, growth, figures, training, context)

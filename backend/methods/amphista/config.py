@@ -1,25 +1,31 @@
-"""What a person may choose about a drafter and its training. Imports no torch: the form, the CLI
-and the stored record are all drawn from these fields."""
+"""Settings of a drafter and its training, from which form, CLI, API and stored record are built.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from backend.registry import Declarations
+
+DECLARED_DRAFTERS = Declarations("drafter", "backend.methods.amphista.drafter")
+ArchitectureName: TypeAlias = Literal[*DECLARED_DRAFTERS]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
-WRITERS = 64  # answers the base writes at once
-LONGEST = 192  # tokens of a prompt it writes; a longer one has lost its thread and is left out
-LOOKED_UP = -1  # who guessed a token that was looked up in the text, where heads count from 1
-CHUNK = 256  # anchors whose logits [CHUNK, K, v] are held at once
+WRITERS = 64  # batch size of response generation
+LONGEST = 192  # tokens of a generated prompt; longer ones have gone off topic and are dropped
+LOOKED_UP = -1  # head number of a token from prompt lookup; heads count from 1
+CHUNK = 256  # anchors whose logits [CHUNK, K, v] are in memory at once
 COLDEST, LEAST_PENALTY = 0.01, 0.1  # logits divided by less would not be finite
 
 
 def drawable(temperature: float) -> float:
-    """The temperature, which is 0 (the likeliest token) or large enough to divide by.
+    """Validate a temperature: 0 (greedy), or large enough to divide by.
 
     Raises:
         ValueError: it is neither.
@@ -33,16 +39,22 @@ Temperature = Annotated[float, AfterValidator(drawable)]
 
 
 class DrafterConfig(BaseModel):
-    """The shape of a drafter: Amphista, Medusa, and everything between (see `ARMS`)."""
+    """Architecture of a drafter: Amphista, Medusa, and everything between (see `ARMS`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    architecture: ArchitectureName = Field(
+        "amphista",
+        title="Drafter architecture",
+        description="amphista also covers Medusa, by the settings below.",
+        json_schema_extra=ADVANCED,
+    )
     heads: int = Field(
         4,
         ge=1,
         le=10,
         title="Drafting heads",
-        description="Tokens guessed ahead in one parallel pass.",
+        description="Tokens drafted in one parallel pass.",
         json_schema_extra={"unit": "heads"},
     )
     adaptation_layers: int = Field(
@@ -50,32 +62,33 @@ class DrafterConfig(BaseModel):
         ge=0,
         le=2,
         title="Staged adaptation layers",
-        description="Causal decoder layers, cloned from the base's last ones. 0: none (Medusa).",
+        description="Causal decoder layers, cloned from the last ones of the base model. 0: none "
+        "(Medusa).",
         json_schema_extra={"unit": "layers", **ADVANCED},
     )
     staged: bool = Field(
         True,
-        title="Heads divided by stage",
-        description="The first half of the heads reads the first adaptation layer. Off: all read "
-        "the last.",
+        title="Staged heads",
+        description="The first half of the heads reads the first adaptation layer, the others the "
+        "last. Off: all read the last.",
         json_schema_extra=ADVANCED,
     )
     sampled_token: bool = Field(
         True,
         title="Sampled token as input",
-        description="The adaptation layers see the token the base has just chosen.",
+        description="The adaptation layers see the token the base model has just sampled.",
         json_schema_extra=ADVANCED,
     )
     encoder: bool = Field(
         True,
         title="Auto-embedding block",
-        description="A bi-directional encoder in which the heads attend to each other.",
+        description="Bi-directional encoder: the heads attend to each other.",
         json_schema_extra=ADVANCED,
     )
     position: bool = Field(
         True,
-        title="Position encoding of heads",
-        description="The encoder is told which head is which.",
+        title="Head position encoding",
+        description="Learned, added to the inputs of the encoder.",
         json_schema_extra=ADVANCED,
     )
     encoder_width: int = Field(
@@ -83,16 +96,16 @@ class DrafterConfig(BaseModel):
         ge=0,
         le=65536,
         title="Encoder width",
-        description="0: that of the base. Less makes drafting cheaper.",
+        description="0: the width of the base model. Smaller makes drafting cheaper.",
         json_schema_extra=ADVANCED,
     )
     head_layers: int = Field(
         1,
         ge=0,
         le=64,
-        title="Residual blocks in a head",
-        description="0: as many as give a drafter without adaptation layers and encoder the "
-        "parameters of a whole one, for a fair comparison.",
+        title="Residual blocks per head",
+        description="0: as many as give a drafter of heads alone the parameter count of a full "
+        "one, for a fair comparison.",
         json_schema_extra={"unit": "blocks", **ADVANCED},
     )
     draft_vocabulary: int = Field(
@@ -100,14 +113,14 @@ class DrafterConfig(BaseModel):
         ge=0,
         le=2**20,
         title="Draft vocabulary",
-        description="The most frequent tokens of the training text; only they can be guessed. 0: "
-        "all. The base's own vocabulary is never reduced.",
+        description="Only the most frequent tokens of the training text are drafted. 0: all. The "
+        "vocabulary of the base model is not reduced.",
         json_schema_extra={"unit": "tokens", **ADVANCED},
     )
 
 
 class TrainingConfig(BaseModel):
-    """How a drafter learns. Defaults are ours, measured on a model of 135 million weights."""
+    """Training of a drafter. Defaults are ours, tuned on a 135M-parameter model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -116,8 +129,8 @@ class TrainingConfig(BaseModel):
         ge=0,
         le=10_000,
         title="Training time",
-        description="Sets the steps from the pace in its first fiftieth. 0: the training steps "
-        "under Advanced count.",
+        description="Step count is set from throughput over the first 2 % of the time budget. "
+        "0: use Training steps (Advanced).",
         json_schema_extra={"unit": "minutes"},
     )
     steps: int = Field(
@@ -132,17 +145,17 @@ class TrainingConfig(BaseModel):
         8,
         ge=1,
         le=1024,
-        title="Sequences in a step",
-        description="More is steadier and slower.",
+        title="Batch size",
+        description="Sequences per step.",
         json_schema_extra={"unit": "sequences", **ADVANCED},
     )
     anchors: float = Field(
         0.5,
         gt=0,
         le=1,
-        title="Share of anchors",
-        description="Of the positions in a step's answers, from which the heads guess; drawn anew, "
-        "and rounded up to a multiple of 64.",
+        title="Anchor share",
+        description="Share of answer positions the heads are trained at, sampled at every "
+        "step and rounded up to a multiple of 64.",
         json_schema_extra=ADVANCED,
     )
     rate: float = Field(
@@ -150,7 +163,7 @@ class TrainingConfig(BaseModel):
         gt=0,
         le=1,
         title="Learning rate",
-        description="Of the new parts.",
+        description="Of new layers.",
         json_schema_extra=ADVANCED,
     )
     copied_rate: float = Field(
@@ -158,7 +171,7 @@ class TrainingConfig(BaseModel):
         ge=0,
         le=1,
         title="Learning rate of copied layers",
-        description="Of the layers cloned from the base.",
+        description="Of layers cloned from the base model.",
         json_schema_extra=ADVANCED,
     )
     warmup: float = Field(
@@ -166,15 +179,15 @@ class TrainingConfig(BaseModel):
         ge=0,
         lt=1,
         title="Warm-up",
-        description="Share of the steps in which the rate rises; then it falls to a tenth.",
+        description="Share of the steps with a rising learning rate; it then decays to a tenth.",
         json_schema_extra=ADVANCED,
     )
     discount: float = Field(
         0.8,
         gt=0,
         le=1,
-        title="Discount",
-        description="Each further head counts so much less in the loss.",
+        title="Head discount",
+        description="Weight of each head in the loss, relative to the previous one.",
         json_schema_extra=ADVANCED,
     )
     teacher_weight: float = Field(
@@ -182,7 +195,7 @@ class TrainingConfig(BaseModel):
         ge=0,
         le=100,
         title="Teacher weight",
-        description="Cross-entropy to the base's own distribution.",
+        description="Of the cross-entropy with the distribution of the base model.",
         json_schema_extra=ADVANCED,
     )
     label_weight: float = Field(
@@ -190,21 +203,21 @@ class TrainingConfig(BaseModel):
         ge=0,
         le=100,
         title="Label weight",
-        description="Cross-entropy to the token that followed.",
+        description="Of the cross-entropy with the next token of the text.",
         json_schema_extra=ADVANCED,
     )
     initial: Literal["fitted", "identity"] = Field(
         "fitted",
-        title="Initial fusion",
-        description="fitted: least squares to what the cloned layers read in the base. identity: "
-        "hidden state passed on, sampled token ignored at first.",
+        title="Fusion initialization",
+        description="fitted: least squares to the inputs of the cloned layers in the base model. "
+        "identity: pass the hidden state through, ignore the sampled token at first.",
         json_schema_extra=ADVANCED,
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         title="Precision",
-        description="Of the base and of the passes. auto: bfloat16 where the processor computes "
-        "in it. Weights are trained in float32.",
+        description="Of base model and forward passes. auto: bfloat16 where the hardware supports "
+        "it. Weights are trained in float32.",
         json_schema_extra=ADVANCED,
     )
 
@@ -225,13 +238,15 @@ ARMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-SHAPE: Mapping[str, Any] = MappingProxyType(  # what decides which arm a drafter is: no sizes
+SHAPE: Mapping[str, Any] = MappingProxyType(  # the fields that identify an arm; no sizes
     DrafterConfig().model_dump(exclude={"heads", "draft_vocabulary", "encoder_width"})
 )
 
 
 def arm_of(values: Mapping[str, Any]) -> str:
-    """The name of the arm these values of a config are, whatever its sizes."""
+    """Name of the ablation arm that these config values describe, whatever the sizes."""
+    if (architecture := values.get("architecture", "amphista")) != "amphista":
+        return str(architecture)
     shape = {name: values.get(name, usual) for name, usual in SHAPE.items()}
     arms = (name for name, fields in ARMS.items() if shape == {**SHAPE, **fields})
     return next(arms, "Own")

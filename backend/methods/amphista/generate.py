@@ -1,11 +1,11 @@
-"""Text from a base, with or without a drafter: the way in for people who write Python.
+"""Generate text with a target model, with or without a drafter: the Python API.
 
     drafter = Amphista.load(folder)
     for token in generate(model, drafter, ids, max_new_tokens=200):
         print(token.id, token.head)
 
-Batches, beams and other processors of logits are not offered: what is not here is refused rather
-than done wrongly.
+Batches, beam search and other logits processors are not supported; models that ask for them are
+rejected, as ignoring them would change the text.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
+from backend.errors import ConfigError, ModelError
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.cost_model import measure_costs
@@ -28,9 +29,10 @@ from backend.methods.amphista.decoding.proposers import (
     Proposer,
     TreeProposer,
 )
-from backend.methods.amphista.decoding.tree import best_tree
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import best_tree
 
-OTHERS = {  # settings of a generation config that would write another text; neutral values
+UNSUPPORTED = {  # setting of a generation config -> the value that has no effect
     "num_beams": 1,
     "penalty_alpha": None,
     "dola_layers": None,
@@ -53,11 +55,11 @@ OTHERS = {  # settings of a generation config that would write another text; neu
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One token of an answer.
+    """One generated token.
 
     Attributes:
-        head: who guessed it: head 1, 2, ...; 0 the base itself; -1 it was looked up in the text.
-        step: the verify pass that committed it; 0 is the prefill.
+        head: source of the token: head 1, 2, ...; 0 the target model; -1 prompt lookup.
+        step: the verification pass that accepted it; 0 is the prefill.
     """
 
     id: int
@@ -68,14 +70,14 @@ class GeneratedToken:
 def make_proposer(
     target: TargetModel, drafter: Amphista | None, nodes: int = 0, least: int = 1
 ) -> Proposer:
-    """The proposer of a drafter; without one, or for a tree of the root alone, nobody.
+    """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
 
     Args:
-        nodes: of its tree, the root included; 0: what pays best on this machine, measured now.
-        least: nodes it has at least when they are chosen by measurement.
+        nodes: tree size, including the root; 0: the fastest on this machine, measured now.
+        least: minimum tree size when it is measured.
 
     Raises:
-        ConfigRefused: the drafter belongs to another base.
+        ConfigError: the drafter belongs to another model.
     """
     if drafter is None:
         return NoDraft()
@@ -98,24 +100,24 @@ def generate(
     nodes: int = 0,
     lookup: bool = False,
 ) -> Iterator[GeneratedToken]:
-    """The tokens that follow `prompt`, as they are found.
+    """Yield the tokens that follow `prompt` as they are accepted.
 
-    Greedy or sampled, but for `sampling.typical`, they are those the base alone would have written,
-    up to the rounding of a pass over several tokens: exact in float32 for all practical purposes,
-    near ties may fall otherwise in 16 bits.
+    Greedy or sampled, except with `sampling.typical`, they are those of the target model alone, up
+    to rounding in a pass over several tokens: exact in float32 for all practical purposes; in 16
+    bits near ties may be broken differently.
 
     Args:
-        base: a model, or one opened with `TargetModel` to be used more than once.
-        drafter: trained for that base; None decodes without.
+        base: the target model; open it with `TargetModel` to reuse it.
+        drafter: trained for that model; None decodes without.
         prompt: token ids [P] or [1, P].
         sampling: None: greedy.
-        ends: tokens that end the answer; None: those of the model's generation config.
-        nodes: see `ready`.
-        lookup: looks the text up first, with and without a drafter (see `PromptLookupFirst`).
+        ends: end-of-sequence tokens; None: those of the model's generation config.
+        nodes: see `make_proposer`.
+        lookup: try prompt lookup first, with or without a drafter (see `PromptLookupFirst`).
 
     Raises:
-        ConfigRefused: a batch, a prompt too long, a drafter of another base.
-        ModelRefused: the base cannot verify trees.
+        ConfigError: a batch, a prompt that is too long, a drafter of another model.
+        ModelError: the model cannot verify trees.
     """
     target = base if isinstance(base, TargetModel) else TargetModel(base)
     refuse_processors(target.model)
@@ -132,14 +134,14 @@ def generate(
 
 
 def _one(prompt: Sequence[int] | Tensor) -> list[int]:
-    """The ids of the single prompt."""
+    """Token ids of the single prompt."""
     if not isinstance(prompt, Tensor):
         return list(prompt)
     if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
         raise ConfigError(
             f"{len(prompt)} prompts were given.",
-            "Every text accepts another number of guesses, so one is decoded at a time.",
-            "Call generate once for each.",
+            "The number of accepted tokens differs between prompts, so one is decoded at a time.",
+            "Call generate once per prompt.",
             "prompt",
         )
     ids: list[int] = prompt.reshape(-1).tolist()
@@ -147,82 +149,88 @@ def _one(prompt: Sequence[int] | Tensor) -> list[int]:
 
 
 def ends_of(model: PreTrainedModel) -> frozenset[int]:
-    """Tokens that end an answer by the model's generation config."""
-    found = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+    """End-of-sequence tokens of the model's generation config."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
 def usual_sampling(model: PreTrainedModel) -> Sampling:
-    """Greedy, with the repetition penalty of the model's generation config, as `generate` of
-    transformers has it."""
+    """Greedy decoding with the repetition penalty of the model's generation config, as in
+    `generate` of transformers."""
     penalty = getattr(model.generation_config, "repetition_penalty", None)
     return Sampling(repetition_penalty=penalty or 1.0)
 
 
 def refuse_processors(model: PreTrainedModel) -> None:
-    """Refuses a model whose own generation config asks for what is not offered.
+    """Reject a model whose generation config uses an unsupported setting.
 
     Raises:
-        ConfigRefused: names the setting; silently leaving it out would write another text.
+        ConfigError: names the setting; ignoring it would change the text.
     """
     config = model.generation_config
-    for name, neutral in OTHERS.items():
+    for name, neutral in UNSUPPORTED.items():
         value = getattr(config, name, neutral)
         if value not in (neutral, None) and value != []:
             raise ConfigError(
                 f"The model's generation config sets {name}.",
-                "`generate` of transformers would follow it and write another text than this "
-                "loop, which does not offer it.",
-                f"Set model.generation_config.{name} = {neutral!r} if you can do without.",
+                "This decoding loop does not support it, and ignoring it would change the text.",
+                f"Set model.generation_config.{name} = {neutral!r} if you do not need it.",
                 "model",
             )
 
 
 class Detokenizer:
-    """Text of tokens as they come.
+    """Decode a stream of tokens into text.
 
-    Held back until it is certain: a character that spans several tokens, and what may be the
-    beginning of a stop string. The text ends before the first stop string.
+    Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
+    may be the beginning of a stop string. The text ends before the first stop string.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stops = tokenizer, tuple(stop for stop in stops if stop)
-        self._ids: list[int] = []
-        self._start, self._whole_to = 0, 0  # decoded from `_start` on; ids of whole characters
-        self._text, self._told = "", 0
+        self._tokenizer = _backend(tokenizer)
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stops = tuple(stop for stop in stops if stop)
+        self._decoded, self._emitted = "", 0
         self.stopped = False
 
     @property
     def text(self) -> str:
-        """All that was told."""
-        return self._text[: self._told]
+        """The text returned so far."""
+        return self._decoded[: self._emitted]
 
     def add(self, token: int) -> str:
-        """What can be told after `token`; nothing behind a stop string."""
-        self._ids.append(token)
-        before = self._decoded(self._start, self._whole_to)
-        now = self._decoded(self._start, len(self._ids))
-        if self.stopped or len(now) <= len(before) or now.endswith("\ufffd"):
+        """Decode one more token; return the text that has become certain, none after a stop."""
+        piece = None if self.stopped else self._stream.step(self._tokenizer, token)
+        if not piece:
             return ""
-        self._start, self._whole_to = self._whole_to, len(self._ids)
-        self._text += now[len(before) :]
-        places = [place for stop in self._stops if (place := self._text.find(stop)) >= 0]
+        self._decoded += piece
+        places = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
         if places:
-            self.stopped, self._text = True, self._text[: min(places)]
-        return self._tell(len(self._text) - (0 if self.stopped else self._perhaps_stop()))
+            self.stopped, self._decoded = True, self._decoded[: min(places)]
+        return self._emit(len(self._decoded) - (0 if self.stopped else self._partial_stop()))
 
     def rest(self) -> str:
-        """What was held back, once no more tokens come."""
-        return self._tell(len(self._text))
+        """Return what was held back, once generation has ended."""
+        return self._emit(len(self._decoded))
 
-    def _tell(self, end: int) -> str:
-        start, self._told = self._told, max(self._told, end)
-        return self._text[start : self._told]
+    def _emit(self, end: int) -> str:
+        start, self._emitted = self._emitted, max(self._emitted, end)
+        return self._decoded[start : self._emitted]
 
-    def _perhaps_stop(self) -> int:
-        """Characters at the end that may begin a stop string."""
-        beginnings = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
-        return max((len(b) for b in beginnings if self._text.endswith(b)), default=0)
+    def _partial_stop(self) -> int:
+        """Number of characters at the end that may begin a stop string."""
+        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
+        return max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
 
-    def _decoded(self, start: int, end: int) -> str:
-        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The Rust tokenizer behind a transformers tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ModelError(
+            "The tokenizer cannot decode a stream of tokens.",
+            f"{type(tokenizer).__name__} has no tokenizer.json (a fast tokenizer).",
+            "Convert it with transformers, or choose a model that has one.",
+            "model",
+        )
+    return backend

@@ -1,19 +1,23 @@
-"""What a person may choose about DL-QAT. Imports no torch: the form, the CLI and the stored record
-are all drawn from these fields."""
+"""Settings of DL-QAT: the source of form, CLI, API and stored record. Does not import torch."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from backend.models.layer_names import read_names
+from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+
+SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 
 
 class DLQATStage(StrEnum):
-    """The models a run makes, in order. The same names serve tables, charts and files."""
+    """The models a run makes, besides those of quantizers in plugins. The same names are used in
+    tables, charts and files."""
 
     DENSE = "dense"
     RTN = "rtn"
@@ -28,11 +32,17 @@ class DLQATStage(StrEnum):
     LORA_GPTQ = "lora-gptq"
 
 
-STAGE_LABELS: dict[str, str] = {
+def _post_training() -> dict[str, str]:
+    """Quantizer -> label, the best last."""
+    facts = {name: each.facts for name, each in DECLARED_QUANTIZERS.items()}
+    order = sorted(facts, key=lambda name: float(facts[name].get("export_rank", 0)))
+    return {name: str(facts[name].get("label", name)) for name in order}
+
+
+POST_TRAINING = _post_training()
+STAGE_LABELS: dict[str, str] = {  # in order
     DLQATStage.DENSE: "Dense",
-    DLQATStage.RTN: "RTN, min-max",
-    DLQATStage.MSE: "RTN, MSE clip",
-    DLQATStage.GPTQ: "GPTQ",
+    **POST_TRAINING,
     DLQATStage.M_ONLY: "Magnitudes only",
     DLQATStage.LORA_ONLY: "LoRA in the rounding only",
     DLQATStage.DLQAT: "DL-QAT",
@@ -42,23 +52,33 @@ STAGE_LABELS: dict[str, str] = {
     DLQATStage.LORA_GPTQ: "LoRA, then GPTQ",
 }
 
-TEACHER_TOKENS = 64  # of each prediction of the dense model that a cached teacher keeps
-TRAINED = (
+TEACHER_TOKENS = 64  # kept of each prediction by a cached teacher
+MERGED_LORA: dict[str, str] = {
+    DLQATStage.LORA_RTN: "rtn",
+    DLQATStage.LORA_GPTQ: "gptq",
+}  # stage -> quantizer
+TRAINED = (  # inside the rounding
     DLQATStage.M_ONLY,
     DLQATStage.LORA_ONLY,
     DLQATStage.DLQAT,
     DLQATStage.DLQAT_KD,
-)  # inside the rounding
+)
+
+
+def export_order() -> list[str]:
+    """Quantized stages, in the order in which one is chosen for export."""
+    trained = [DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY, DLQATStage.M_ONLY]
+    return [*trained, *reversed(POST_TRAINING)]
 
 
 class DLQATConfig(BaseModel):
-    """Weight-decomposed low-rank quantisation-aware training (EMNLP 2024, industry track). Where
-    the paper's text was not available the default is ours."""
+    """Weight-decomposed low-rank quantisation-aware training (EMNLP 2024, industry track). Defaults
+    the available text of the paper does not give are ours."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bits: int = Field(
-        3, ge=2, le=8, title="Bits", description="Of a weight.", json_schema_extra={"unit": "bits"}
+        3, ge=2, le=8, title="Bits", description="Per weight.", json_schema_extra={"unit": "bits"}
     )
     group_size: int = Field(
         64,
@@ -66,45 +86,49 @@ class DLQATConfig(BaseModel):
         le=65536,
         title="Group size",
         description="Neighbouring inputs that share a scale, a zero-point and a magnitude. 0: one "
-        "group a row (per channel).",
+        "group per row (per channel).",
         json_schema_extra={"unit": "weights"},
     )
     symmetric: bool = Field(
         True,
         title="Symmetric grid",
-        description="The zero-point is the middle code. Off: chosen for each group; fewer programs "
-        "can read the result.",
+        description="The zero-point is the middle code. Off: one zero-point per group; fewer "
+        "programs can load the result.",
     )
     rank: int = Field(
         16,
         ge=0,
         le=1024,
         title="Rank",
-        description="Of the low-rank matrices A and B inside the rounding. 0: none.",
+        description="Of the low-rank matrices A and B inside the rounding. 0: no low-rank update.",
     )
     magnitude: bool = Field(
         True,
         title="Train magnitudes",
-        description="One factor for each group, m, after the rounding.",
+        description="One factor m per group, after the rounding.",
         json_schema_extra=ADVANCED,
     )
     steps: int = Field(
-        40, ge=1, le=100_000, title="Training steps", description="Of every trained stage."
+        40,
+        ge=1,
+        le=100_000,
+        title="Training steps",
+        description="Optimiser steps per trained variant.",
     )
     batch: int = Field(
         4,
         ge=1,
         le=1024,
-        title="Rows per step",
-        description="Rows of training text in one forward pass.",
-        json_schema_extra={"unit": "rows"},
+        title="Batch size",
+        description="Training sequences in one forward pass.",
+        json_schema_extra={"unit": "sequences"},
     )
     length: int = Field(
         256,
         ge=16,
         le=131072,
-        title="Row length",
-        description="Tokens in a row of training text.",
+        title="Sequence length",
+        description="Of the training text.",
         json_schema_extra={"unit": "tokens"},
     )
 
@@ -112,43 +136,43 @@ class DLQATConfig(BaseModel):
     lora: bool = Field(
         True,
         title="LoRA control",
-        description="The dense model adapted to the same text, not quantised: what remains between "
-        "it and DL-QAT is the cost of quantisation.",
+        description="The dense model fine-tuned on the same text, not quantised: its distance to "
+        "DL-QAT is the cost of quantisation.",
     )
     distil: bool = Field(
         False,
         title="DL-QAT by distillation",
-        description="A second DL-QAT that learns from the dense model's predictions: it cannot "
-        "profit from learning the text itself.",
+        description="A second DL-QAT run that learns from the dense model's predictions, so it "
+        "cannot gain from the text itself.",
     )
     rtn: bool = Field(
         True,
         title="RTN",
-        description="Baseline: rounding to a min-max grid.",
+        description="Baseline: round to nearest on a min-max grid.",
         json_schema_extra=ADVANCED,
     )
     mse: bool = Field(
         False,
         title="RTN, MSE clip",
-        description="Baseline: rounding to the grid with the least squared weight error.",
+        description="Baseline: round to nearest on the grid with the least squared weight error.",
         json_schema_extra=ADVANCED,
     )
     text_loss: bool = Field(
         True,
         title="DL-QAT on the text",
-        description="The method itself, trained on next-token prediction.",
+        description="The method itself, trained by next-token prediction.",
         json_schema_extra=ADVANCED,
     )
     m_only: bool = Field(
         False,
         title="Magnitudes only",
-        description="Ablation: codes stay, only m is trained.",
+        description="Ablation: codes are fixed, only m is trained.",
         json_schema_extra=ADVANCED,
     )
     lora_only: bool = Field(
         False,
         title="LoRA in the rounding only",
-        description="Ablation: m stays 1.",
+        description="Ablation: m is fixed at 1.",
         json_schema_extra=ADVANCED,
     )
     lora_rtn: bool = Field(
@@ -160,37 +184,45 @@ class DLQATConfig(BaseModel):
     lora_gptq: bool = Field(
         False,
         title="LoRA, then GPTQ",
-        description="Baseline: the control, merged and quantised by GPTQ. The fair rival on the "
-        "same text.",
+        description="Baseline: the control, merged and quantised by GPTQ. The fair comparison on "
+        "the same text.",
         json_schema_extra=ADVANCED,
     )
 
-    start: Literal["rounded", "gptq"] = Field(
-        "gptq",
-        title="Start",
-        description="What training begins with: the dense weights, or those GPTQ has compensated.",
+    quantizers: str = Field(
+        "",
+        max_length=300,
+        title="Further quantizers",
+        description="Names of quantizers in plugins, separated by commas.",
         json_schema_extra=ADVANCED,
     )
-    space: Literal["minmax", "mse", "weighted", "lsq"] = Field(
+    start: Literal["rounded", "gptq"] = Field(
+        "gptq",
+        title="Initialization",
+        description="Training starts from the dense weights (rounded) or from those GPTQ has "
+        "compensated.",
+        json_schema_extra=ADVANCED,
+    )
+    space: SpaceName = Field(
         "weighted",
-        title="Quantisation space",
-        description="How scales and zero-points are found. minmax: the whole range. mse: clipped "
-        "for the least squared error. weighted: the same, each input weighted by its energy. lsq: "
-        "learned from there by the rule of LSQ+.",
+        title="Range search",
+        description="How scales and zero-points are chosen. minmax: the whole range. mse: clipped "
+        "for the least squared error. weighted: the same, inputs weighted by their energy. lsq: "
+        "then learned as in LSQ+.",
         json_schema_extra=ADVANCED,
     )
     scale_mode: Literal["magnitude", "lsq"] = Field(
         "magnitude",
         title="Scale",
-        description="magnitude: the grid stays, m is learned on top. lsq: the step of the grid "
-        "itself is learned (ablation).",
+        description="magnitude: the grid is fixed, m is learned on top. lsq: the step size of the "
+        "grid itself is learned (ablation).",
         json_schema_extra=ADVANCED,
     )
     layers: str = Field(
         "*",
         max_length=1000,
         title="Layers quantised",
-        description="Names with *, separated by commas: *.down_proj is that layer of every block.",
+        description="Layer names, comma-separated, * as wildcard: *.down_proj in every block.",
         examples=["*", "mlp.*", "*.q_proj, *.v_proj"],
         json_schema_extra=ADVANCED,
     )
@@ -198,14 +230,14 @@ class DLQATConfig(BaseModel):
         "",
         max_length=1000,
         title="Layers left dense",
-        description="Names with *, separated by commas: 0.* is all of block 0.",
+        description="Layer names, comma-separated, * as wildcard: 0.* is all of block 0.",
         examples=["0.*", "*.down_proj"],
         json_schema_extra=ADVANCED,
     )
     keep_zeros: bool = Field(
         False,
         title="Keep zeros",
-        description="Weights of a pruned model that are 0 stay 0.",
+        description="Zero weights of a pruned model stay 0.",
         json_schema_extra=ADVANCED,
     )
     alpha: float = Field(
@@ -221,7 +253,7 @@ class DLQATConfig(BaseModel):
         gt=0,
         le=1,
         title="Learning rate of A and B",
-        description="Of AdamW; cosine schedule.",
+        description="AdamW with a cosine schedule.",
         json_schema_extra=ADVANCED,
     )
     rate_m: float = Field(
@@ -229,7 +261,7 @@ class DLQATConfig(BaseModel):
         gt=0,
         le=1,
         title="Learning rate of m",
-        description="m is relative: 0.001 moves a scale by about 0.1 % a step.",
+        description="m is relative: 0.001 changes a scale by about 0.1 % per step.",
         json_schema_extra=ADVANCED,
     )
     warmup: float = Field(
@@ -237,7 +269,7 @@ class DLQATConfig(BaseModel):
         ge=0,
         lt=1,
         title="Warm-up",
-        description="Share of the steps in which the learning rate rises.",
+        description="Share of the steps with a rising learning rate.",
         json_schema_extra=ADVANCED,
     )
     clip: float = Field(
@@ -245,43 +277,42 @@ class DLQATConfig(BaseModel):
         gt=0,
         le=1e6,
         title="Gradient clip",
-        description="Largest norm of a step's gradient.",
+        description="Maximum gradient norm.",
         json_schema_extra=ADVANCED,
     )
     accumulate: int = Field(
         1,
         ge=1,
         le=1024,
-        title="Passes per step",
-        description="Gradients of so many forward passes are added up: less memory than more rows.",
+        title="Gradient accumulation steps",
+        description="Takes less memory than a larger batch.",
         json_schema_extra=ADVANCED,
     )
     checkpointing: bool = Field(
         False,
         title="Gradient checkpointing",
-        description="Computes activations again instead of keeping them: less memory, about a "
-        "third slower.",
+        description="Recompute activations in the backward pass: less memory, a third slower.",
         json_schema_extra=ADVANCED,
     )
     teacher: Literal["live", "cached"] = Field(
         "live",
         title="Teacher",
-        description="live: the dense model predicts at every step. cached: once for each row, and "
-        f"the {TEACHER_TOKENS} likeliest tokens are kept.",
+        description="live: run the dense model at every step. cached: once per sequence, keeping "
+        f"the {TEACHER_TOKENS} most likely tokens.",
         json_schema_extra=ADVANCED,
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         title="Forward precision",
-        description="Of training and calibration passes. auto: bfloat16 where the processor "
-        "computes in it. Codes are always float32.",
+        description="Of training and calibration. auto: bfloat16 where the hardware supports it. "
+        "Codes are always computed in float32.",
         json_schema_extra=ADVANCED,
     )
     stored: Literal["float16", "bfloat16", "float32"] = Field(
         "float16",
         title="Stored precision",
-        description="Of scales, embeddings and norms in the saved model. They are rounded to it "
-        "before anything quantised is measured.",
+        description="Of scales, embeddings and norms in the saved model, rounded before any "
+        "quantised stage is measured.",
         json_schema_extra=ADVANCED,
     )
     damping: float = Field(
@@ -289,38 +320,38 @@ class DLQATConfig(BaseModel):
         gt=0,
         le=1,
         title="Damping",
-        description="Share of the mean input energy added to the Hessian's diagonal (GPTQ).",
+        description="Added to the Hessian diagonal (GPTQ), relative to the mean input energy.",
         json_schema_extra=ADVANCED,
     )
     calibration_batch: int = Field(
         8,
         ge=1,
         le=256,
-        title="Segments per forward pass",
-        description="Of calibration and evaluation.",
+        title="Calibration batch size",
+        description="Also of the evaluation.",
         json_schema_extra={"unit": "segments", **ADVANCED},
     )
     save_every: int = Field(
         10,
         ge=1,
         le=10_000,
-        title="Steps per checkpoint",
-        description="A killed run repeats at most so many.",
+        title="Checkpoint interval",
+        description="A killed run repeats at most this many steps.",
         json_schema_extra={"unit": "steps", **ADVANCED},
     )
     pictures: int = Field(
         5,
         ge=2,
         le=20,
-        title="Pictures of training",
+        title="Training snapshots",
         description="How often magnitudes, scales and errors of all groups are recorded.",
         json_schema_extra=ADVANCED,
     )
 
     @property
-    def stages(self) -> list[DLQATStage]:
+    def stages(self) -> list[str]:
         """The models a run with this config makes, in order; those others build on included."""
-        chosen = {
+        chosen: dict[str, bool] = {
             DLQATStage.DENSE: True,
             DLQATStage.RTN: self.rtn,
             DLQATStage.MSE: self.mse,
@@ -332,16 +363,37 @@ class DLQATConfig(BaseModel):
             DLQATStage.LORA: self.lora or self.lora_rtn or self.lora_gptq,
             DLQATStage.LORA_RTN: self.lora_rtn,
             DLQATStage.LORA_GPTQ: self.lora_gptq,
+            **dict.fromkeys(read_names(self.quantizers), True),
         }
-        return [stage for stage in DLQATStage if chosen[stage]]
+        return [stage for stage in STAGE_LABELS if chosen.get(stage)]
+
+    @property
+    def identity(self) -> str:
+        """The config as JSON, as it identifies the checkpoints of a run."""
+        return self.model_dump_json(exclude=None if self.quantizers else {"quantizers"})
+
+    @property
+    def needs_energies(self) -> bool:
+        """Whether a range search before training weights inputs by their energy."""
+        weighted = DECLARED_RANGE_SEARCHES[self.space].facts.get("needs_energy", False)
+        return self.start == "rounded" and weighted and any(s in TRAINED for s in self.stages)
 
     @property
     def needs_gptq(self) -> bool:
-        """Whether the compensated weights are wanted: as a stage, or as a start."""
+        """Whether GPTQ runs: as a stage, or as initialization."""
         return self.gptq or (self.start == "gptq" and any(s in TRAINED for s in self.stages))
 
-    def trains(self, stage: DLQATStage) -> tuple[bool, bool]:
+    def trains(self, stage: str) -> tuple[bool, bool]:
         """Whether `stage` trains A and B, and whether it trains m."""
         return self.rank > 0 and stage != DLQATStage.M_ONLY, stage == DLQATStage.M_ONLY or (
             self.magnitude and stage != DLQATStage.LORA_ONLY
         )
+
+    @field_validator("quantizers")
+    @classmethod
+    def _quantizers_exist(cls, text: str) -> str:
+        names = read_names(text)
+        if unknown := [name for name in names if name not in DECLARED_QUANTIZERS]:
+            known = ", ".join(DECLARED_QUANTIZERS)
+            raise ValueError(f"There is no quantizer {unknown[0]!r}. Choose from: {known}.")
+        return ", ".join(names)

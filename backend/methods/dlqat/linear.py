@@ -19,11 +19,11 @@ q = clamp(round(W' / (m s)) + z), and then
     dL/dm_ik = s_ik sum_j G_ij (q_ij - z_ik - W'_ij / (m_ik s_ik)   inside,  q_ij - z_ik  clipped)
     D_ij     = G_ij  inside, 0 clipped
 
-W', codes and m are float32 whatever the forward pass computes in: m lives near 1, where a bfloat16
-step is 0.4 %, and W' in bfloat16 would flip codes. Nothing of the weight's size is kept between
-forward and backward: codes are computed again from A and B, some rows at a time, so that each step
-finds them in a core's cache. One layer's full gradient exists at a time; products with it are taken
-in the precision of the pass, as LoRA's are.
+W', codes and m are float32 whatever the precision of the forward pass: m is close to 1, where a
+bfloat16 step is 0.4 %, and W' in bfloat16 would flip codes. Nothing of the size of the weight is
+kept between forward and backward: codes are recomputed from A and B in chunks of rows that fit into
+a core's cache. Only one layer's full gradient exists at a time; products with it use the precision
+of the forward pass, as in LoRA.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from transformers.pytorch_utils import Conv1D
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.range_search import group_sums
 
-PANEL = {"cpu": 2**18}  # weights treated at once; elsewhere the whole matrix
+PANEL = {"cpu": 2**18}  # weights per chunk; elsewhere the whole matrix
 FULL = 2**62
 
 
@@ -49,7 +49,7 @@ def new_factors(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A [rank, in] and B [out, rank], float32, as LoRA begins: Kaiming-uniform, and zeros.
+    """A [rank, in] and B [out, rank], float32, initialised as in LoRA: Kaiming-uniform, zeros.
 
     A is drawn on the CPU, so that a seed means the same on any device.
     """
@@ -60,8 +60,8 @@ def new_factors(
 
 
 class _FakeQuantLinear(torch.autograd.Function):
-    """x, A, B, m -> y. Gradients of A, B and m come from one product, in whose place D is written
-    in one walk over its rows."""
+    """x, A, B, m -> y. The gradients of A, B and m come from one product, which is overwritten by
+    D in one pass over its rows."""
 
     @staticmethod
     def forward(
@@ -119,17 +119,17 @@ class _RowPanel:
             self.level.mul_(self.stays)
 
     def inside(self) -> Tensor:
-        """1 where the rounding was not clipped, else 0; called once."""
+        """1 where rounding was not clipped, else 0; called once."""
         inside = self.rounded.eq_(self.level)
         return inside if self.stays is None else inside.mul_(self.stays)
 
     def values(self, out: Tensor) -> None:
-        """Writes What into `out` [rows, in]."""
+        """Write What into `out` [rows, in]."""
         torch.mul(self.level, self.m * self.scale, out=out.view(self.level.shape))
 
     def backward(self, G: Tensor, dm: Tensor) -> None:
-        """Turns dL/dWhat [rows, in] into D and writes dL/dm [rows, groups]. Called last: levels
-        are written over."""
+        """Turn dL/dWhat [rows, in] into D and write dL/dm [rows, groups]. Called last, as it
+        overwrites the levels."""
         g, inside = G.view(self.level.shape).to(self.m.dtype), self.inside()
         slope = self.level if self.v is None else self.v.mul_(inside).neg_().add_(self.level)
         torch.mul(group_sums(slope.mul_(g)), self.scale.squeeze(-1), out=dm)
@@ -138,7 +138,7 @@ class _RowPanel:
 
 
 class DLQATLinear(nn.Module):
-    """Stands in the place of a linear while it is trained.
+    """Replaces a linear while it is trained (quantization-aware).
 
     Args:
         base: the dense layer; it is not changed.
@@ -176,7 +176,7 @@ class DLQATLinear(nn.Module):
 
     @property
     def _weight(self) -> Tensor:
-        """The dense weight, seen as [out, in]."""
+        """The dense weight, viewed as [out, in]."""
         weight = self.base.weight.detach()
         return weight.T if isinstance(self.base, Conv1D) else weight
 
@@ -187,7 +187,7 @@ class DLQATLinear(nn.Module):
         return rows, columns
 
     def panels(self, *others: Tensor) -> Iterator[tuple[_RowPanel, tuple[Tensor, ...]]]:
-        """The weight on its grid, some rows at a time, and the same rows of `others`."""
+        """The weight on its grid in chunks of rows, and the same rows of `others`."""
         columns = self.shape[1]
         rows = max(1, PANEL.get(self.m.device.type, FULL) // columns)
         zero, dense = self.grid.zero, self._weight
@@ -209,7 +209,7 @@ class DLQATLinear(nn.Module):
 
     @torch.no_grad()
     def walk(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Row by row: which rows, q - z and whether inside, both [rows, groups, size]."""
+        """Chunks of rows: the slice, q - z and whether inside, both [rows, groups, size]."""
         first = 0
         for panel, _ in self.panels():
             rows = slice(first, first + len(panel.level))
@@ -226,10 +226,10 @@ class DLQATLinear(nn.Module):
         grid = QuantGrid(self.grid.bits, self.grid.scale[rows], self.grid.zero[rows])
         return grid.codes(W0)
 
-    def freeze(self, stored: torch.dtype = torch.float32) -> QuantizedWeight:
-        """The codes as they are now, once and for all, with scales m s rounded to `stored`.
+    def convert(self, stored: torch.dtype = torch.float32) -> QuantizedWeight:
+        """The current codes, with scales m s rounded to `stored`.
 
-        Nothing is ever rounded to a grid again: a merged weight would land on other codes.
+        Codes are never recomputed from a merged weight, which would give different ones.
         """
         codes = torch.empty(self.shape, dtype=torch.uint8, device=self.m.device)
         for rows, level, _ in self.walk():

@@ -2,8 +2,8 @@
 
     y = x (W0 + c B A)^T + b,   c = alpha / r,   taken as   base(x) + c (x A^T) B^T
 
-Same rows, steps and schedule as DL-QAT, so that what the text itself teaches is not taken for an
-effect of the method. A begins as DL-QAT's does and B at zero.
+Same sequences, steps and schedule as DL-QAT, so that what is learned from the text is not mistaken
+for an effect of the method. A is initialised as in DL-QAT, B at zero.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from backend.reporter import Reporter
 
 
 class LoRALinear(nn.Module):
-    """Stands in the place of a linear while it is adapted; the linear itself is not changed.
+    """Replaces a linear during LoRA training; the linear itself is not changed.
 
     Args:
         shape: (out, in) of the base layer.
@@ -48,7 +48,7 @@ class LoRALinear(nn.Module):
 
 
 def train_lora(run: DLQATRun, reporter: Reporter) -> None:
-    """Trains A and B beside every quantised linear and stores them as the stage "lora"."""
+    """Train A and B beside every quantised linear and store them as the stage "lora"."""
     config, generator = run.config, torch.Generator().manual_seed(run.seed)
     layers = {
         name: LoRALinear(x.layer, x.shape, config.rank, config.alpha, generator)

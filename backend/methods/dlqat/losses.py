@@ -1,9 +1,9 @@
-"""What training minimises, summed over the predicted tokens of some rows.
+"""Training losses, summed over the predicted tokens of some sequences.
 
 text      -log p(x_t | x_<t)
-teacher   KL(p_dense || p),  p_dense live, or cached: its K likeliest tokens and the mass of
-          all others as one outcome. From the dense model nothing can be learned about the text
-          that it does not know: a gain is a gain in faithfulness.
+teacher   KL(p_dense || p),  p_dense live, or cached: its K most likely tokens and the mass of all
+          others as one outcome. The dense model teaches nothing about the text that it does not
+          know itself: a gain is a gain in fidelity.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from backend.methods.dlqat.run import DLQATRun
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.training import UNJUDGED
 
-TINY = 1e-9  # least mass of the other outcome
+TINY = 1e-9  # minimum mass of the "all others" outcome
 TEACHER = "teacher"
 
-Loss = Callable[[Tensor], Tensor]  # row numbers [b] -> summed loss
+Loss = Callable[[Tensor], Tensor]  # sequence numbers [b] -> summed loss
 
 
-def logits_of(run: DLQATRun, model: PreTrainedModel, rows: Tensor) -> Tensor:
-    """The model's predictions for training rows [b]: logits [b, length, vocabulary]."""
+def predict(run: DLQATRun, model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Logits [b, length, vocabulary] for training sequences [b]."""
     ids, half = run.input_ids[rows].to(model.device), run.dtype == torch.bfloat16
     with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
@@ -37,10 +37,10 @@ def logits_of(run: DLQATRun, model: PreTrainedModel, rows: Tensor) -> Tensor:
 
 
 def text_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
-    """Next-token prediction."""
+    """Cross-entropy of next-token prediction."""
 
     def loss(rows: Tensor) -> Tensor:
-        logits = logits_of(run, model, rows)[:, :-1].flatten(0, 1)
+        logits = predict(run, model, rows)[:, :-1].flatten(0, 1)
         labels = run.labels[rows][:, 1:].flatten().to(logits.device)
         return cross_entropy(logits.float(), labels, reduction="sum", ignore_index=UNJUDGED)
 
@@ -50,14 +50,16 @@ def text_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
 def live_teacher_loss(
     run: DLQATRun, model: PreTrainedModel, layers: Mapping[str, DLQATLinear]
 ) -> Loss:
-    """The dense model, which is inside the layers, predicts beside the one that learns."""
+    """KL to the dense model, which the layers still contain, run at every step."""
 
     def loss(rows: Tensor) -> Tensor:
         with torch.no_grad(), _teaching(layers):
-            wanted = logits_of(run, model, rows)
-        logits, total = logits_of(run, model, rows), torch.zeros((), device=model.device)
-        for p, q, judged in zip(wanted, logits, _judged(run, rows), strict=True):  # row by row:
-            log_p, log_q = p[:-1][judged], q[:-1][judged]  # vocabularies are large
+            teacher = predict(run, model, rows)
+        logits, total = predict(run, model, rows), torch.zeros((), device=model.device)
+        for p, q, predicted in zip(
+            teacher, logits, _predicted(run, rows), strict=True
+        ):  # row by row:
+            log_p, log_q = p[:-1][predicted], q[:-1][predicted]  # vocabularies are large
             log_p, log_q = (x.float().log_softmax(-1) for x in (log_p, log_q))
             total = total + kl_div(log_q, log_p, reduction="sum", log_target=True)
         return total
@@ -66,17 +68,21 @@ def live_teacher_loss(
 
 
 def cached_teacher_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
-    """As `live_teacher_loss`, with what `cache_teacher` has kept."""
-    held = run.store.tensors(TEACHER)
+    """As `live_teacher_loss`, with the predictions of `cache_teacher`."""
+    cached = run.store.tensors(TEACHER)
 
     def loss(rows: Tensor) -> Tensor:
-        logits, total = logits_of(run, model, rows), torch.zeros((), device=model.device)
-        at = rows.to(held["tokens"].device)
-        for log_p, tokens, q, judged in zip(
-            held["log_p"][at].float(), held["tokens"][at], logits, _judged(run, rows), strict=True
+        logits, total = predict(run, model, rows), torch.zeros((), device=model.device)
+        at = rows.to(cached["tokens"].device)
+        for log_p, tokens, q, predicted in zip(
+            cached["log_p"][at].float(),
+            cached["tokens"][at],
+            logits,
+            _predicted(run, rows),
+            strict=True,
         ):
-            log_q = q[:-1][judged].float().log_softmax(-1).gather(1, tokens[judged].long())
-            log_q, log_p = _with_rest(log_q), _with_rest(log_p[judged])
+            log_q = q[:-1][predicted].float().log_softmax(-1).gather(1, tokens[predicted].long())
+            log_q, log_p = _with_rest(log_q), _with_rest(log_p[predicted])
             total = total + kl_div(log_q, log_p, reduction="sum", log_target=True)
         return total
 
@@ -84,35 +90,35 @@ def cached_teacher_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
 
 
 def _with_rest(log_p: Tensor) -> Tensor:
-    """Log-probabilities [t, K] and, as one more, that of everything else."""
+    """Append to log-probabilities [t, K] that of all other tokens together."""
     rest = (1 - log_p.exp().sum(-1, keepdim=True)).clamp_min(TINY).log()
     return torch.cat([log_p, rest], -1)
 
 
 @torch.no_grad()
 def cache_teacher(run: DLQATRun, reporter: Reporter) -> None:
-    """Keeps what the dense model predicts for every training row."""
+    """Store the most likely tokens of the dense model for every training sequence."""
     if run.store.holds(TEACHER):
         return
     log_p, tokens, count = list[Tensor](), list[Tensor](), len(run.input_ids)
     for rows in torch.arange(count).split(run.config.batch):
         stop_if_asked(reporter)
-        reporter.progress(int(rows[0]), count, "The dense model predicts")
-        for logits in logits_of(run, run.model, rows):
+        reporter.progress(int(rows[0]), count, "Caching teacher predictions")
+        for logits in predict(run, run.model, rows):
             top = logits[:-1].float().log_softmax(-1).topk(min(TEACHER_TOKENS, logits.shape[-1]))
             log_p.append(top.values.cpu())
             tokens.append(top.indices.int().cpu())
     run.store.save(TEACHER, {"log_p": torch.stack(log_p), "tokens": torch.stack(tokens)})
 
 
-def _judged(run: DLQATRun, rows: Tensor) -> Tensor:
-    """Which positions predict a token that counts [b, length - 1]."""
+def _predicted(run: DLQATRun, rows: Tensor) -> Tensor:
+    """Positions whose next token is not ignored [b, length - 1]."""
     return (run.labels[rows][:, 1:] != UNJUDGED).to(run.model.device)
 
 
 @contextmanager
 def _teaching(layers: Mapping[str, DLQATLinear]) -> Iterator[None]:
-    """Inside, every layer computes with its dense weight."""
+    """Temporarily compute every layer with its dense weight."""
     for layer in layers.values():
         layer.teaching = True
     try:

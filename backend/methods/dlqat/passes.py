@@ -1,34 +1,36 @@
-"""Walks over the decoder blocks with the calibration text, one block at work at a time.
+"""Passes over the decoder blocks with the calibration segments, one block at a time.
 
-energies    the dense model's:   mean square of what every linear reads
-compensate  GPTQ:                H = Gram of the inputs in the model whose earlier blocks are
-                                 quantised already; the block is compensated, rounded, and passed
-audit       the dense model's:   relative error tr(D H D^T) / tr(W H W^T) of every stage, on the
-                                 same inputs for all of them, and the figures of its weights
+energies    dense model: mean square of the inputs of every linear
+quantizer   H = Gram matrix of the inputs in the model whose earlier blocks are already quantized;
+            the block is quantized on it, and its quantized outputs are the next block's inputs
+audit       dense model: relative error tr(D H D^T) / tr(W H W^T) of every stage, on the same inputs
+            for all stages, and the statistics of its weights
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import fmean
 
 from torch import Tensor
 
+from backend.methods.block_walk import BlockWalk
 from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
-from backend.methods.dlqat.config import DLQATStage
+from backend.methods.dlqat.config import MERGED_LORA, STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.run import DLQATRun
 from backend.methods.dlqat.snapshots import code_usage
 from backend.methods.dlqat.stage_store import block_name
 from backend.methods.linalg import with_damping
 from backend.models.blocks import LinearWeight
-from backend.quantization.gptq import gptq
-from backend.quantization.grid import QuantGrid
-from backend.quantization.range_search import search_range
+from backend.models.hidden_states import HiddenStates
+from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.registry import QUANTIZERS
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
 FAILED = (
-    "compensated", "Use more calibration text, or start from the rounded weights without GPTQ.",
+    "quantized", "Use more calibration text, or start from the rounded weights without GPTQ.",
 )  # fmt: skip
 ENERGY, AUDIT = "energy", "audit"
 Starts = dict[str, tuple[Tensor, QuantGrid]]
@@ -37,105 +39,194 @@ Starts = dict[str, tuple[Tensor, QuantGrid]]
 def find_energies(run: DLQATRun, reporter: Reporter) -> dict[str, Tensor]:
     """Full name -> mean square of each input [in], in the dense model."""
     if not run.store.holds(ENERGY):
-        stream, found = run.open_stream(), dict[str, Tensor]()
+        stream, energies = run.open_stream(), dict[str, Tensor]()
         for block in range(run.blocks):
             reporter.progress(block, run.blocks, f"Input energies, block {block + 1}")
-            seen, hidden = run.look(stream, block, StatisticsLevel.ENERGY, reporter)
-            found |= {run.of_block(block)[m].name: x.energy.clone() for m, x in seen.items()}
+            inputs, hidden = run.collect_inputs(stream, block, StatisticsLevel.ENERGY, reporter)
+            linears = run.of_block(block)
+            energies |= {linears[m].name: x.energy.clone() for m, x in inputs.items()}
             stream.advance(hidden)
-        run.store.save(ENERGY, found)
+        run.store.save(ENERGY, energies)
     return run.store.tensors(ENERGY)
 
 
-def compensate(
-    run: DLQATRun, walk: str, weight: Callable[[LinearWeight], Tensor], reporter: Reporter
+def quantize_blocks(
+    run: DLQATRun,
+    name: str,
+    method: str,
+    weight: Callable[[LinearWeight], Tensor],
+    reporter: Reporter,
 ) -> None:
-    """GPTQ of `weight`(linear) [out, in] for every quantised linear; each block a checkpoint.
+    """Run a quantizer block by block on the inputs that the blocks quantized before produce.
 
-    A resumed walk runs finished blocks forward with their stored codes, bit for bit as before.
+    Args:
+        name: of the checkpoints.
+        method: name of the quantizer.
+        weight: linear -> the weight [out, in] to quantize.
     """
-    missing = [b for b in range(run.blocks) if not run.store.holds(block_name(walk, b))]
-    if not missing:
-        return
-    stream = run.open_stream()
-    for block in range(missing[-1] + 1):
-        linears = run.of_block(block)
-        doing = f"GPTQ, block {block + 1} of {run.blocks}" if block in missing else REPLAY
-        if block in missing:
-            weights = {module: weight(linear) for module, linear in linears.items()}
-            with run.with_weights({linears[m].name: W for m, W in weights.items()}):
-                seen, _ = run.look(stream, block, StatisticsLevel.GRAM, reporter)
-            starts = Starts()
-            for n, (module, W) in enumerate(weights.items()):
-                reporter.progress(block + n / len(weights), run.blocks, doing)
-                stop_if_asked(reporter)
-                starts[module] = _compensated(run, linears[module], W, seen[module], reporter)
-            run.store.save_starts(walk, block, starts)
-        if block < missing[-1]:
-            starts = {module: run.store.start(walk, block, module) for module in linears}
-            rounded = {linears[m].name: grid.nearest(W) for m, (W, grid) in starts.items()}
-            with run.with_weights(rounded):
-                stream.advance(run.forward(stream, block, reporter))
-        reporter.progress(block + 1, run.blocks, doing)
+    QuantizerPass(run, name, method, weight, reporter).walk(run.blocks)
 
 
-def _compensated(
-    run: DLQATRun, linear: LinearWeight, W: Tensor, inputs: InputStatistics, reporter: Reporter
-) -> tuple[Tensor, QuantGrid]:
-    """GPTQ of one weight, with more damping where its Hessian asks for it."""
-    config = run.config
-    size = config.group_size or W.shape[1]
+class RunPass(BlockWalk):
+    """A pass over the decoder blocks with the calibration segments.
 
-    def find(V: Tensor, columns: slice) -> QuantGrid:
-        energy = inputs.energy[columns]
-        return search_range(V, config.bits, 0, config.symmetric, config.space, energy)
+    Args:
+        name: of its checkpoints.
+    """
 
-    def solve(damping: float) -> tuple[Tensor, QuantGrid]:
-        return gptq(W, inputs.inverse_root(damping), size, find, config.keep_zeros)
+    def __init__(self, run: DLQATRun, name: str, label: str, reporter: Reporter) -> None:
+        self.run, self.name, self.label, self.reporter = run, name, label, reporter
 
-    return with_damping(solve, config.damping, reporter.log, linear.name, FAILED)
+    def is_stored(self, block: int) -> bool:
+        return self.run.store.holds(block_name(self.name, block))
+
+    def open(self) -> None:
+        self.stream = self.run.open_stream()
+
+    def replay(self, block: int) -> None:
+        self.stream.advance(self.run.forward(self.stream, block, self.reporter))
+
+    def report(self, block: int, solved: bool) -> None:
+        doing = self._doing(block) if solved else REPLAY
+        self.reporter.progress(block + 1, self.run.blocks, doing)
+
+    def collect_inputs(
+        self, block: int, level: StatisticsLevel
+    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
+        return self.run.collect_inputs(self.stream, block, level, self.reporter)
+
+    def layers(self, block: int) -> Iterator[LinearWeight]:
+        """The quantized linears of `block`; report progress and check for cancellation."""
+        linears = self.run.of_block(block)
+        for n, linear in enumerate(linears.values()):
+            self.reporter.progress(block + n / len(linears), self.run.blocks, self._doing(block))
+            stop_if_asked(self.reporter)
+            yield linear
+
+    def _doing(self, block: int) -> str:
+        return f"{self.label}, block {block + 1} of {self.run.blocks}"
 
 
-def audit(
-    run: DLQATRun, stages: Sequence[DLQATStage], reporter: Reporter
-) -> dict[DLQATStage, float]:
-    """Reports every tensor at every stage; gives the mean relative output error of each."""
-    missing = [b for b in range(run.blocks) if not run.store.holds(block_name(AUDIT, b))]
-    stream = run.open_stream() if missing else None
-    for block in range(run.blocks):
-        doing = f"Statistics, block {block + 1} of {run.blocks}"
-        if stream and block in missing:
-            seen, hidden = run.look(stream, block, StatisticsLevel.GRAM, reporter)
-            stream.advance(hidden)
-            errors: dict[str, list[float]] = {stage: [] for stage in stages[1:]}
-            for n, (module, linear) in enumerate(run.of_block(block).items()):
-                reporter.progress(block + n / len(seen), run.blocks, doing)
-                stop_if_asked(reporter)
-                for stage, error in _measure(run, stages, linear, seen[module], reporter).items():
-                    errors[stage].append(error)
-            for name, found in errors.items():
-                if found:
-                    reporter.metric(f"error/{name}", fmean(found), block)
-            run.store.save(block_name(AUDIT, block), {}, errors=errors)
-        elif stream and block < missing[-1]:
-            stream.advance(run.forward(stream, block, reporter))
-        reporter.progress(block + 1, run.blocks, doing if block in missing else REPLAY)
-    facts = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
-    return {s: fmean([e for of_block in facts for e in of_block[s]]) for s in stages[1:]}
+class QuantizerPass(RunPass):
+    """Quantizes each block on the inputs that the blocks quantized before produce."""
+
+    def __init__(
+        self,
+        run: DLQATRun,
+        name: str,
+        method: str,
+        weight: Callable[[LinearWeight], Tensor],
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(run, name, STAGE_LABELS[method], reporter)
+        self.quantizer, self.weight = QUANTIZERS[method], weight
+
+    def solve(self, block: int) -> None:
+        run, linears = self.run, self.run.of_block(block)
+        weights = {module: self.weight(linear) for module, linear in linears.items()}
+        with run.with_weights({linears[m].name: W for m, W in weights.items()}):
+            inputs, _ = self.collect_inputs(block, StatisticsLevel[self.quantizer.needs.upper()])
+        starts = Starts()
+        for linear in self.layers(block):
+            quantize = partial(
+                self.quantizer.quantize, weights[linear.module], inputs[linear.module], run.settings
+            )
+            starts[linear.module] = with_damping(
+                quantize, run.config.damping, self.reporter.log, linear.name, FAILED
+            )
+        run.store.save_starts(self.name, block, starts)
+        if block < self.last:
+            self.replay(block)
+
+    def replay(self, block: int) -> None:
+        run, linears = self.run, self.run.of_block(block)
+        starts = {module: run.store.start(self.name, block, module) for module in linears}
+        rounded = {linears[m].name: grid.nearest(W) for m, (W, grid) in starts.items()}
+        with run.with_weights(rounded):
+            super().replay(block)
+
+
+def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
+    """Make `stage` with its post-training quantizer and store it."""
+    method = MERGED_LORA.get(stage, stage)
+    weight = partial(_weight_before, run, stage)
+    if QUANTIZERS[method].needs == "nothing":
+        layers = _rounded(run, method, weight, reporter)
+    else:
+        quantize_blocks(run, stage, method, weight, reporter)
+        starts = {
+            name: run.store.start(stage, x.block, x.module) for name, x in run.linears.items()
+        }
+        layers = {name: run.quantise(*start) for name, start in starts.items()}
+    run.store.save_stage(stage, layers)
+
+
+def _weight_before(run: DLQATRun, stage: str, linear: LinearWeight) -> Tensor:
+    """The weight that `stage` quantizes: the dense one, or the merged LoRA control."""
+    if stage not in MERGED_LORA:
+        return linear.read()
+    W = run.weight(DLQATStage.LORA, linear)
+    return W.mul_(linear.read() != 0) if run.config.keep_zeros else W
+
+
+def _rounded(
+    run: DLQATRun, method: str, weight: Callable[[LinearWeight], Tensor], reporter: Reporter
+) -> dict[str, QuantizedWeight]:
+    """Full name -> layer, by a quantizer that needs no inputs."""
+    layers = dict[str, QuantizedWeight]()
+    for done, (name, linear) in enumerate(run.linears.items()):
+        stop_if_asked(reporter)
+        reporter.progress(done, len(run.linears), "Rounding")
+        quantize = partial(QUANTIZERS[method].quantize, weight(linear), InputStatistics())
+        layers[name] = run.quantise(*quantize(run.settings, run.config.damping))
+    return layers
+
+
+def audit(run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> dict[str, float]:
+    """Report the statistics of every tensor at every stage.
+
+    Returns:
+        Stage -> mean relative output error.
+    """
+    AuditPass(run, stages, reporter).walk(run.blocks)
+    errors = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
+    return {s: fmean([e for by_stage in errors for e in by_stage[s]]) for s in stages[1:]}
+
+
+class AuditPass(RunPass):
+    """Measures all stages of each block on the inputs of the dense model."""
+
+    def __init__(self, run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> None:
+        super().__init__(run, AUDIT, "Statistics", reporter)
+        self.stages = stages
+
+    def solve(self, block: int) -> None:
+        run = self.run
+        inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM)
+        self.stream.advance(hidden)
+        errors: dict[str, list[float]] = {stage: [] for stage in self.stages[1:]}
+        for linear in self.layers(block):
+            by_stage = _measure(run, self.stages, linear, inputs[linear.module], self.reporter)
+            for stage, error in by_stage.items():
+                errors[stage].append(error)
+        for stage, values in errors.items():
+            if values:
+                self.reporter.metric(f"error/{stage}", fmean(values), block)
+        run.store.save(block_name(AUDIT, block), {}, errors=errors)
 
 
 def _measure(
     run: DLQATRun,
-    stages: Sequence[DLQATStage],
+    stages: Sequence[str],
     linear: LinearWeight,
     inputs: InputStatistics,
     reporter: Reporter,
-) -> dict[DLQATStage, float]:
-    """Reports one tensor at every stage; stage -> relative output error."""
+) -> dict[str, float]:
+    """Report one tensor at every stage; return stage -> relative output error."""
     dense = linear.read()
     reference, target = ReferenceTensor(dense), DenseReference(dense, inputs)
-    of = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
-    errors: dict[DLQATStage, float] = {}
+    names = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
+    errors: dict[str, float] = {}
     for stage in stages:
         W, more = dense, dict[str, float]()
         if stage != DLQATStage.DENSE:
@@ -145,11 +236,11 @@ def _measure(
         if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
             usage = code_usage(run.store.quantised(stage, linear.name))
             more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
-        reference.measure(W, stage=stage, more=more, **of).report(reporter)  # type: ignore[arg-type]
+        reference.measure(W, stage=stage, more=more, **names).report(reporter)  # type: ignore[arg-type]
     return errors
 
 
 def _entropy(counts: Tensor) -> float:
-    """Bits a code carries, given how often each is used."""
+    """Entropy of the codes in bits, from the count of each."""
     shares = counts[counts > 0].double() / counts.sum()
     return float(-(shares * shares.log2()).sum())

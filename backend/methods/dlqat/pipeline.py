@@ -1,10 +1,10 @@
-"""DL-QAT (Ke et al., EMNLP 2024 industry track) and what it has to beat, from one dense model.
+"""DL-QAT (Ke et al., EMNLP 2024 industry track) and its baselines, from one dense model.
 
-    grid     scales and zero-points of every group are found once and then fixed
+    grid     scales and zero-points of every group, found once and then fixed
     start    the dense weights, or those GPTQ has compensated
-    train    A, B inside the rounding, m behind it (see `layer`)
-    freeze   codes once; m goes into the scales: nothing of A, B, m is left
-    audit    every stage on the same inputs
+    train    A, B inside the rounding, m after it (see `linear`)
+    convert  codes, with m folded into the scales: nothing of A, B, m remains
+    audit    all stages measured on the same inputs
 
 Use it as
 
@@ -14,7 +14,7 @@ Use it as
         with qat.installed(stage):
             ...                             # `model` is that stage's model here
     qat.audit(reporter)
-    layers = qat.frozen(Stage.DLQAT)        # to export
+    layers = qat.converted(DLQATStage.DLQAT)   # to export
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
-from backend.methods.dlqat.checks import quantised_layers, refuse_idle
 from backend.methods.dlqat.config import TRAINED, DLQATConfig, DLQATStage
+from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle
 from backend.methods.dlqat.linear import DLQATLinear
 from backend.methods.dlqat.lora import train_lora
 from backend.methods.dlqat.losses import (
@@ -42,7 +42,7 @@ from backend.methods.dlqat.losses import (
     live_teacher_loss,
     text_loss,
 )
-from backend.methods.dlqat.passes import audit, compensate, find_energies
+from backend.methods.dlqat.passes import audit, find_energies, quantize_blocks, quantize_stage
 from backend.methods.dlqat.run import DLQATRun
 from backend.methods.dlqat.snapshots import TrainingSnapshots
 from backend.methods.dlqat.stage_store import DLQATStageStore, stage_name
@@ -57,22 +57,22 @@ from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 
 class DLQAT:
-    """One run. Same model, texts, config, seed and threads on one machine: the same codes, whether
-    or not it was stopped and resumed in between. To resume, load the dense model anew.
+    """One run. Deterministic for the same model, texts, config, seed, threads and machine, even if
+    it is stopped and resumed. To resume, load the dense model again.
 
     Args:
-        model: dense, in memory, on the device to work on. Its parameters are frozen, and whatever
-            is not quantised is rounded to what it will be stored in: the dense model that stages
-            are compared with has the same embeddings and norms as they.
+        model: dense, in memory, on the device to work on. Its parameters are frozen; those that
+            are not quantised are rounded to their stored precision, so that the dense reference
+            has the same embeddings and norms as the quantised stages.
         calibration: token ids [segments, L], no padding.
-        input_ids, labels: training rows [n, length]; tokens with the label -100 are not predicted.
-        checkpoints: of this run alone; what is there already is not done again.
+        input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
+        checkpoints: of this run alone; stored stages are not made again.
 
     Raises:
-        ConfigRefused: the config does not fit the model or the texts.
+        ConfigError: the config does not fit the model or the texts.
 
     Attributes:
-        seconds: what each stage took that was made here.
+        seconds: time spent on each stage.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class DLQAT:
         blocks = range(len(decoder_blocks(model)))
         linears = [x for block in blocks for x in block_linears(model, block).values()]
         chosen = {x.name: x for x in quantised_layers(linears, config)}
-        _refuse_rows(input_ids, labels, config)
+        _require_rows(input_ids, labels, config)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, config.bits, str(model.device))
-        digest = hashlib.sha256(f"{config.model_dump_json()} {seed} {weights_hash(model)}".encode())
+        digest = hashlib.sha256(f"{config.identity} {seed} {weights_hash(model)}".encode())
         for ids in (calibration, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)
         precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
@@ -100,17 +100,17 @@ class DLQAT:
         self.run = DLQATRun(
             model, chosen, calibration, input_ids, labels, config, dtype, store, seed
         )
-        self.seconds: dict[DLQATStage, float] = {}
+        self.seconds: dict[str, float] = {}
         _round_rest(self.run)
 
     @property
-    def stages(self) -> list[DLQATStage]:
-        """What there is to make after the dense model, in order."""
+    def stages(self) -> list[str]:
+        """The stages after the dense model, in order."""
         return self.run.config.stages[1:]
 
     @torch.no_grad()
-    def prepare(self, reporter: Reporter) -> list[DLQATStage]:
-        """Does what several stages need: input energies, or the GPTQ walk.
+    def prepare(self, reporter: Reporter) -> list[str]:
+        """Compute what several stages need: input energies, or the GPTQ pass.
 
         Returns:
             The stages to make, in order.
@@ -118,23 +118,17 @@ class DLQAT:
         run = self.run
         if run.config.needs_gptq:
             with self._timed(DLQATStage.GPTQ) if DLQATStage.GPTQ in self.stages else nullcontext():
-                compensate(run, "gptq", LinearWeight.read, reporter)
-        if self._needs_energies:
+                quantize_blocks(run, "gptq", "gptq", LinearWeight.read, reporter)
+        if run.config.needs_energies:
             find_energies(run, reporter)
         return self.stages
 
-    @property
-    def _needs_energies(self) -> bool:
-        config = self.run.config
-        trained = any(stage in TRAINED for stage in config.stages)
-        return config.start == "rounded" and trained and config.space in ("weighted", "lsq")
-
-    def make(self, stage: DLQATStage, reporter: Reporter) -> None:
-        """Makes `stage`, those before it being made; at once when a checkpoint holds it.
+    def make(self, stage: str, reporter: Reporter) -> None:
+        """Make `stage`, given those before it; returns at once if it is stored.
 
         Raises:
-            MethodFailed: the computation could not go on; says where.
-            Stopped: the reporter asked for it.
+            ComputeError: the computation failed; names the layer or step.
+            CancelledError: cancellation was requested.
         """
         with self._timed(stage):
             if self.run.store.holds(stage_name(stage)):
@@ -143,55 +137,31 @@ class DLQAT:
                 self._make(stage, reporter)
 
     @contextmanager
-    def _timed(self, stage: DLQATStage) -> Iterator[None]:
-        """Counts what is done inside among the seconds of `stage`, as those of earlier attempts
-        are, unless a checkpoint holds the stage already."""
-        store, name = self.run.store, f".seconds-{stage}"  # hidden: no run goes on from it
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to that of `stage` and its earlier attempts, unless it is
+        already stored."""
+        store, name = self.run.store, f".seconds-{stage}"  # hidden: not a checkpoint to resume from
         stored = float(store.facts(name).get("seconds", 0.0))
         self.seconds[stage] = before = max(self.seconds.get(stage, 0.0), stored)
-        held, began = store.holds(stage_name(stage)), time.perf_counter()
+        was_stored, began = store.holds(stage_name(stage)), time.perf_counter()
         try:
             yield
         finally:
-            if not held:
+            if not was_stored:
                 self.seconds[stage] = before + time.perf_counter() - began
                 with suppress(OSError):
                     store.save(name, {}, seconds=self.seconds[stage])
 
-    def _make(self, stage: DLQATStage, reporter: Reporter) -> None:
+    def _make(self, stage: str, reporter: Reporter) -> None:
         run = self.run
         if stage in TRAINED:
             self._train(stage, reporter)
         elif stage == DLQATStage.LORA:
             train_lora(run, reporter)
-        elif stage in (DLQATStage.GPTQ, DLQATStage.LORA_GPTQ):
-            walk = str(stage)
-            compensate(run, walk, partial(self._before, stage), reporter)
-            layers = {n: run.quantise(*self._compensated(walk, x)) for n, x in run.linears.items()}
-            run.store.save_stage(stage, layers)
         else:
-            space = "mse" if stage == DLQATStage.MSE else "minmax"
-            self._round(stage, space, reporter)
+            quantize_stage(run, stage, reporter)
 
-    def _before(self, stage: DLQATStage, linear: LinearWeight) -> Tensor:
-        """The weight that `stage` rounds."""
-        if stage not in (DLQATStage.LORA_RTN, DLQATStage.LORA_GPTQ):
-            return linear.read()
-        W = self.run.weight(DLQATStage.LORA, linear)
-        return W.mul_(linear.read() != 0) if self.run.config.keep_zeros else W
-
-    def _round(self, stage: DLQATStage, space: str, reporter: Reporter) -> None:
-        """Rounds to the nearest point of a grid that is found on the weights alone."""
-        run, config, layers = self.run, self.run.config, dict[str, QuantizedWeight]()
-        for done, (name, linear) in enumerate(run.linears.items()):
-            stop_if_asked(reporter)
-            reporter.progress(done, len(run.linears), "Rounding")
-            W = self._before(stage, linear)
-            grid = search_range(W, config.bits, config.group_size, config.symmetric, space)
-            layers[name] = run.quantise(W, grid)
-        run.store.save_stage(stage, layers)
-
-    def _train(self, stage: DLQATStage, reporter: Reporter) -> None:
+    def _train(self, stage: str, reporter: Reporter) -> None:
         run, config = self.run, self.run.config
         layers = self._layers(stage, reporter)
         if stage == DLQATStage.DLQAT_KD and config.teacher == "cached":
@@ -203,15 +173,15 @@ class DLQAT:
             if parameter.requires_grad
         }
         rates = {n: config.rate_m if n.endswith(".m") else config.rate for n in parameters}
-        watch = TrainingSnapshots(
+        snapshots = TrainingSnapshots(
             stage, layers, run.linears, config.steps, config.pictures, reporter
         )
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             loss = self._loss(stage, layers)
-            StageTrainer(run, stage, parameters, rates, loss, watch, reporter).train()
-        run.store.save_stage(stage, {n: layer.freeze(run.stored) for n, layer in layers.items()})
+            StageTrainer(run, stage, parameters, rates, loss, snapshots, reporter).train()
+        run.store.save_stage(stage, {n: layer.convert(run.stored) for n, layer in layers.items()})
 
-    def _loss(self, stage: DLQATStage, layers: dict[str, DLQATLinear]) -> Loss:
+    def _loss(self, stage: str, layers: dict[str, DLQATLinear]) -> Loss:
         run = self.run
         if stage != DLQATStage.DLQAT_KD:
             return text_loss(run, run.model)
@@ -219,13 +189,13 @@ class DLQAT:
             return cached_teacher_loss(run, run.model)
         return live_teacher_loss(run, run.model, layers)
 
-    def _layers(self, stage: DLQATStage, reporter: Reporter) -> dict[str, DLQATLinear]:
-        """Full name -> the layer that is trained in the place of that linear."""
+    def _layers(self, stage: str, reporter: Reporter) -> dict[str, DLQATLinear]:
+        """Full name -> trainable layer that replaces that linear."""
         run, config = self.run, self.run.config
         generator, layers = torch.Generator().manual_seed(run.seed), dict[str, DLQATLinear]()
         for done, (name, linear) in enumerate(run.linears.items()):
             stop_if_asked(reporter)
-            reporter.progress(0, 1, f"Quantisation space, layer {done + 1} of {len(run.linears)}")
+            reporter.progress(0, 1, f"Range search, layer {done + 1} of {len(run.linears)}")
             start, grid = self._start(linear)
             layers[name] = DLQATLinear(
                 linear.layer,  # type: ignore[arg-type]
@@ -241,11 +211,11 @@ class DLQAT:
         return layers
 
     def _start(self, linear: LinearWeight) -> tuple[Tensor | None, QuantGrid]:
-        """What training begins with: weights unless they are the dense ones, and the grid."""
+        """Initial weights of the training (None: the dense ones), and the grid."""
         config = self.run.config
         if config.start == "gptq":
-            return self._compensated("gptq", linear)
-        energy = self._energies[linear.name] if self._needs_energies else None
+            return self.run.store.start("gptq", linear.block, linear.module)
+        energy = self._energies[linear.name] if config.needs_energies else None
         W = linear.read()
         return None, search_range(
             W, config.bits, config.group_size, config.symmetric, config.space, energy
@@ -255,40 +225,37 @@ class DLQAT:
     def _energies(self) -> dict[str, Tensor]:
         return self.run.store.tensors("energy")
 
-    def _compensated(self, walk: str, linear: LinearWeight) -> tuple[Tensor, QuantGrid]:
-        return self.run.store.start(walk, linear.block, linear.module)
-
-    def frozen(self, stage: DLQATStage) -> dict[str, QuantizedWeight]:
+    def converted(self, stage: str) -> dict[str, QuantizedWeight]:
         """Full name -> codes, scales and zero-points of every layer of a finished stage."""
         return {name: self.run.store.quantised(stage, name) for name in self.run.linears}
 
     @contextmanager
-    def installed(self, stage: DLQATStage) -> Iterator[None]:
-        """Inside, the model is that of a finished stage; afterwards the dense one again."""
+    def installed(self, stage: str) -> Iterator[None]:
+        """Temporarily turn the model into that of a finished stage."""
         weights = {name: self.run.weight(stage, x) for name, x in self.run.linears.items()}
         with self.run.with_weights(weights):
             yield
 
     @torch.no_grad()
-    def audit(self, reporter: Reporter) -> dict[DLQATStage, float]:
-        """Reports the figures of every tensor at every stage; the mean relative error of each."""
+    def audit(self, reporter: Reporter) -> dict[str, float]:
+        """Report the statistics of all tensors at all stages; stage -> mean relative error."""
         return audit(self.run, self.run.config.stages, reporter)
 
 
-def _refuse_rows(input_ids: Tensor, labels: Tensor, config: DLQATConfig) -> None:
+def _require_rows(input_ids: Tensor, labels: Tensor, config: DLQATConfig) -> None:
     if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
         raise ConfigError(
-            f"Training rows of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
-            "Both are [rows, length], and there is at least one row.",
-            "Give token ids and labels of the same shape.",
+            f"Training data of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
+            "Both must be [sequences, length], with at least one sequence.",
+            "Pass token ids and labels of the same shape.",
         )
 
 
 def _round_rest(run: DLQATRun) -> None:
-    """Rounds every parameter but the weights that are quantised to the precision it is stored in.
+    """Round every parameter that is not quantised to its stored precision.
 
     Raises:
-        ConfigRefused: a value is too large for it.
+        ConfigError: a value overflows it.
     """
     quantised = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
     for name, parameter in run.model.named_parameters():
@@ -297,9 +264,9 @@ def _round_rest(run: DLQATRun) -> None:
         rounded = parameter.data.to(run.stored)
         if not torch.isfinite(rounded).all():
             raise ConfigError(
-                f"{name} does not fit into {run.config.stored}.",
+                f"{name} overflows {run.config.stored}.",
                 f"Its largest value is {parameter.abs().max().item():.3g}.",
-                "Choose bfloat16 or float32 as stored precision.",
+                "Choose bfloat16 or float32 as the stored precision.",
                 field="stored",
             )
         parameter.data.copy_(rounded)

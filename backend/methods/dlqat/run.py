@@ -1,4 +1,4 @@
-"""What all stages of a run share: the model, its texts, and how a block is looked into."""
+"""What all stages of a DL-QAT run share: the model, its texts, and passes through a block."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.models.hidden_states import HiddenStates
 from backend.models.patching import swap_weights
 from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.registry import QuantSettings
 from backend.reporter import Reporter, stop_if_asked
 
 
@@ -26,10 +27,10 @@ class DLQATRun:
     """One DL-QAT run.
 
     Attributes:
-        model: dense; whatever stands in it for a while is taken out again.
-        linears: full name -> linear, of those that are quantised.
+        model: dense; every replacement of its layers or weights is undone.
+        linears: full name -> linear of the layers that are quantised.
         calibration: token ids [segments, L].
-        input_ids, labels: training rows [n, length]; labels of -100 are not predicted.
+        input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
         dtype: of the forward passes.
     """
 
@@ -49,39 +50,45 @@ class DLQATRun:
 
     @property
     def stored(self) -> torch.dtype:
-        """What scales are rounded to."""
+        """The dtype that scales are rounded to."""
         dtype: torch.dtype = getattr(torch, self.config.stored)
         return dtype
 
+    @property
+    def settings(self) -> QuantSettings:
+        """The grid the config asks for."""
+        c = self.config
+        return QuantSettings(c.bits, c.group_size, c.symmetric, c.space, c.keep_zeros)
+
     def of_block(self, block: int) -> dict[str, LinearWeight]:
-        """Module name -> linear, of those of `block` that are quantised."""
+        """Module name -> linear of the layers of `block` that are quantised."""
         return {x.module: x for x in self.linears.values() if x.block == block}
 
     def open_stream(self) -> BlockStream:
-        """The calibration segments before block 0."""
+        """The hidden states of the calibration segments before block 0."""
         return open_stream(self.model, self.calibration, self.config.calibration_batch, self.dtype)
 
-    def look(
-        self, stream: BlockStream, block: int, need: StatisticsLevel, reporter: Reporter
+    def collect_inputs(
+        self, stream: BlockStream, block: int, level: StatisticsLevel, reporter: Reporter
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """What the quantised linears of `block` read, by module, and the block's outputs."""
+        """Run `block`; input statistics of its quantised linears by module, and its outputs."""
         linears = self.of_block(block)
-        with InputCollector(linears, need, self.calibration.shape[1]) as collector:
-            made = self.forward(stream, block, reporter)
-            return collector.finish(), made
+        with InputCollector(linears, level, self.calibration.shape[1]) as collector:
+            outputs = self.forward(stream, block, reporter)
+            return collector.finish(), outputs
 
     def forward(self, stream: BlockStream, block: int, reporter: Reporter) -> HiddenStates:
-        """What `block`, as it is in the model, makes of the stream."""
+        """The outputs of `block`, with its current weights, for the hidden states of the stream."""
         return run_block(self.model, stream, block, stream.hidden, lambda: stop_if_asked(reporter))
 
     def quantise(self, W: Tensor, grid: QuantGrid) -> QuantizedWeight:
-        """`W` [out, in] rounded to `grid`, its scales then rounded to what is stored."""
+        """Round `W` [out, in] to `grid`, and then its scales to the stored precision."""
         codes = grid.codes(W).to(torch.uint8)
         return QuantizedWeight(
             QuantGrid(grid.bits, grid.scale.to(self.stored).float(), grid.zero), codes
         )
 
-    def weight(self, stage: DLQATStage, linear: LinearWeight) -> Tensor:
+    def weight(self, stage: str, linear: LinearWeight) -> Tensor:
         """The weight [out, in] of `linear` at `stage`, float32; the stage must be finished."""
         if stage == DLQATStage.DENSE:
             return linear.read()
@@ -93,7 +100,7 @@ class DLQATRun:
 
     @contextmanager
     def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, linears hold `weights`, [out, in] by full name; afterwards the dense ones."""
+        """Temporarily replace weights by `weights`, [out, in] by full name."""
         linears = {name: self.linears[name] for name in weights}
         with swap_weights(
             {x.layer.get_parameter("weight"): x.as_stored(weights[n]) for n, x in linears.items()}

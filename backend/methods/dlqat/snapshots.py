@@ -1,11 +1,11 @@
-"""What a person sees while DL-QAT trains: curves at some steps, figures of every group at a few.
+"""Statistics during DL-QAT training: curves every few steps, profiles of all groups at a few.
 
-changed/STAGE      share of codes that are not those training began with
+changed/STAGE      share of codes that differ from the initial ones
 m/STAGE/p05 ..     quantiles of the group magnitudes over all layers
 
-profiles of a tensor: magnitude m and, at the first and the last picture, scale m s, error
-(root mean square of What - W_dense) and clipped (share of weights outside of the grid's range),
-all [out, groups]; codes: how often each is used, [2^n]; at the last picture also worst: the groups
+profiles of a tensor: magnitude m and, at the first and the last snapshot, scale m s, error
+(root mean square of What - W_dense) and clipped (share of weights outside the range of the grid),
+all [out, groups]; codes: count of each code, [2^n]; at the last snapshot also worst: the groups
 with the largest errors, weight by weight, [few, 3 + 2 size]: row, group, z, W_dense .., What ..
 """
 
@@ -27,22 +27,22 @@ from backend.statistics.snapshots import quantiles
 from backend.statistics.sorting import ascending
 from backend.statistics.tensors import TensorProfile
 
-CURVE_POINTS = 20  # of what costs a pass over all weights
-WORST, WIDEST = 16, 1024  # groups recorded weight by weight; none that are wider
+CURVE_POINTS = 20  # of curves that cost a pass over all weights
+WORST, WIDEST = 16, 1024  # number of groups recorded weight by weight; maximum group size
 M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
 
 
 def code_usage(layer: QuantizedWeight) -> Tensor:
-    """How often each code is used: int64 [2^n]."""
+    """Count of each code: int64 [2^n]."""
     return torch.bincount(layer.codes.flatten(), minlength=layer.grid.top + 1)
 
 
 class TrainingSnapshots:
-    """Reports on the layers of one training.
+    """Report the layers of one training run.
 
     Args:
-        layers: full name -> the layer in training.
-        steps: of the training; `count` pictures are spread over it.
+        layers: full name -> trained layer.
+        steps: of the training; `count` snapshots are spread over them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrainingSnapshots:
         self._every = max(1, steps // CURVE_POINTS)
 
     def __call__(self, step: int) -> None:
-        """Called when `step` steps are done; 0 before the first."""
+        """Report after `step` steps; 0: before the first."""
         if step % self._every == 0 or step == self._steps:
             self._curves(step)
         if step in self._at:
@@ -89,19 +89,19 @@ class TrainingSnapshots:
 
     def _profile(self, name: str, figure: str, values: Tensor, step: int) -> None:
         linear = self._linears[name]
-        of = (f"{name}.weight", linear.block, linear.module, self._stage, figure)
+        names = (f"{name}.weight", linear.block, linear.module, self._stage, figure)
         numbers = np.ascontiguousarray(values.float().cpu().numpy())
-        self._reporter.profile(TensorProfile(*of, numbers, step))
+        self._reporter.profile(TensorProfile(*names, numbers, step))
 
 
 def _short(values: Tensor) -> Tensor:
-    """`values` with the mantissa of bfloat16 and four bits more: they compress well."""
+    """`values` with the mantissa of bfloat16 plus four bits, which compresses well."""
     mantissa, exponent = torch.frexp(values.float())
     return torch.ldexp(mantissa.mul_(2**12).round_().div_(2**12), exponent)
 
 
 def _changed(layer: DLQATLinear) -> int:
-    """How many codes differ from those of the start."""
+    """Number of codes that differ from the initial ones."""
     count = 0
     for rows, level, _ in layer.walk():
         codes = level.add_(layer.grid.zero[rows].unsqueeze(-1)).view(len(level), -1)
@@ -110,7 +110,7 @@ def _changed(layer: DLQATLinear) -> int:
 
 
 def _figures(layer: DLQATLinear) -> tuple[Tensor, Tensor, Tensor]:
-    """Root mean square error and share inside the range of each group, and how codes are used."""
+    """Root mean square error and share inside the range of each group, and the code counts."""
     size = layer.shape[1] // layer.grid.groups
     scale, counts = layer.m.detach() * layer.grid.scale, torch.zeros(layer.grid.top + 1)
     error, inside = torch.empty_like(scale), torch.empty_like(scale)

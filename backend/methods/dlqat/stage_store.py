@@ -1,12 +1,12 @@
-"""What a DL-QAT run leaves in its checkpoints. Tensors are safetensors, facts are JSON.
+"""Checkpoints of a DL-QAT run. Tensors are safetensors, other data JSON.
 
 energy/          mean square of every input, by layer
-gptq-0003/       one block of a GPTQ walk: compensated weights and their grids
-train-dlqat-1/   a step of training: parameters and the state of the optimiser
-teacher/         what the dense model predicts, when that is cached
+gptq-0003/       one block of a quantizer pass: weights to round and their grids
+train-dlqat-1/   a training step: parameters and optimiser state
+teacher/         cached predictions of the dense model
 stage-dlqat/     a finished stage: codes, scales and zero-points of every layer, or A and B
-.seconds-dlqat/  how long its making took, over all attempts that were not killed
-audit-0003/      what the last look found out about one block
+.seconds-dlqat/  time it took, over all attempts that were not killed
+audit-0003/      errors of all stages of one block
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
-from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.methods.dlqat.config import STAGE_LABELS
 from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
 
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
@@ -30,24 +30,24 @@ Tensors = Mapping[str, Tensor]
 
 
 class DLQATStageStore:
-    """The checkpoints of one run, on `device` when they are read."""
+    """The checkpoints of one run; tensors are loaded to `device`."""
 
     def __init__(self, checkpoints: Checkpoints, bits: int, device: str) -> None:
         self._checkpoints, self._bits, self._device = checkpoints, bits, device
         self.claim = checkpoints.claim
 
     def holds(self, name: str) -> bool:
-        """Whether checkpoint `name` is there and whole."""
+        """Whether checkpoint `name` exists and is intact."""
         return self._checkpoints.find(name) is not None
 
     def save(self, name: str, tensors: Tensors, **facts: Any) -> None:
-        """Writes checkpoint `name`, in place of one of that name."""
+        """Write checkpoint `name`, replacing an existing one."""
         with self._checkpoints.write(name) as folder:
             save_file({k: t.contiguous() for k, t in tensors.items()}, folder / TENSORS)
             (folder / FACTS).write_text(json.dumps(facts))
 
     def facts(self, name: str) -> dict[str, Any]:
-        """The facts of checkpoint `name`; empty when it is not there."""
+        """The JSON data of checkpoint `name`; empty if there is none."""
         folder = self._checkpoints.find(name)
         return {} if folder is None else dict(json.loads((folder / FACTS).read_text()))
 
@@ -55,12 +55,12 @@ class DLQATStageStore:
         """All tensors of checkpoint `name`.
 
         Raises:
-            NotFound: there is none.
+            NotFoundError: there is none.
         """
         return load_file(self._file(name), device=self._device)
 
     def some(self, name: str, prefix: str) -> dict[str, Tensor]:
-        """Those tensors of checkpoint `name` that begin with `prefix`, without it."""
+        """The tensors of checkpoint `name` that start with `prefix`, without it."""
         with safe_open(self._file(name), framework="pt", device=self._device) as file:
             keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
             return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
@@ -71,17 +71,15 @@ class DLQATStageStore:
             stage = name.removeprefix("stage-")
             raise NotFoundError(
                 f"{STAGE_LABELS.get(stage, name)} is not stored.",
-                "The run did not make it, has not come that far, or the file was damaged.",
-                "Let the run finish, or run it anew.",
+                "The run does not make it, has not got that far, or the file is damaged.",
+                "Let the run finish, or start it again.",
             )
         return folder / TENSORS
 
     # a layer at a stage, and a start -----------------------------------------------------------
 
-    def save_stage(
-        self, stage: DLQATStage, layers: Mapping[str, QuantizedWeight], **facts: Any
-    ) -> None:
-        """Stores every layer of a quantised stage."""
+    def save_stage(self, stage: str, layers: Mapping[str, QuantizedWeight], **facts: Any) -> None:
+        """Store every layer of a quantised stage."""
         tensors = {
             f"{name}.{part}": tensor
             for name, layer in layers.items()
@@ -89,30 +87,30 @@ class DLQATStageStore:
         }
         self.save(stage_name(stage), tensors, **facts)
 
-    def quantised(self, stage: DLQATStage, name: str) -> QuantizedWeight:
+    def quantised(self, stage: str, name: str) -> QuantizedWeight:
         """Layer `name` at `stage`."""
         return quantised_from(name, self._bits, self.some(stage_name(stage), f"{name}."))
 
     def save_starts(
-        self, walk: str, block: int, starts: Mapping[str, tuple[Tensor, QuantGrid]]
+        self, name: str, block: int, starts: Mapping[str, tuple[Tensor, QuantGrid]]
     ) -> None:
-        """Stores what a GPTQ walk made of one block: module -> weights and grid."""
+        """Store one block of a quantizer pass: module -> weights to round and grid."""
         tensors = {
             f"{module}.{part}": tensor
             for module, (W, grid) in starts.items()
             for part, tensor in (("start", W), ("scale", grid.scale), ("zero", grid.zero))
         }
-        self.save(block_name(walk, block), tensors)
+        self.save(block_name(name, block), tensors)
 
-    def start(self, walk: str, block: int, module: str) -> tuple[Tensor, QuantGrid]:
-        """What a GPTQ walk made of one layer: weights [out, in] and grid."""
-        held = self.some(block_name(walk, block), f"{module}.")
-        return held["start"], QuantGrid(self._bits, held["scale"], held["zero"])
+    def start(self, name: str, block: int, module: str) -> tuple[Tensor, QuantGrid]:
+        """One layer of a quantizer pass: weights to round [out, in] and grid."""
+        tensors = self.some(block_name(name, block), f"{module}.")
+        return tensors["start"], QuantGrid(self._bits, tensors["scale"], tensors["zero"])
 
 
-def stage_name(stage: DLQATStage) -> str:
+def stage_name(stage: str) -> str:
     return f"stage-{stage}"
 
 
-def block_name(walk: str, block: int) -> str:
-    return f"{walk}-{block:04d}"
+def block_name(name: str, block: int) -> str:
+    return f"{name}-{block:04d}"

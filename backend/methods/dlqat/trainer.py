@@ -1,12 +1,11 @@
-"""The training loop of every stage that is trained: AdamW, warm-up, cosine, clipped gradients.
+"""Training loop of all trained stages: AdamW, warm-up, cosine schedule, gradient clipping.
 
     rate(k) = rate * (k + 1) / w                                  in the first w steps
     rate(k) = rate * (1 + cos(pi (k - w) / (steps - w))) / 2      after them
 
-A step's gradient is the mean over all its predicted tokens, in however many passes. Nothing random
-happens after the first step: which rows a step reads follows from seed, epoch and step. So a run
-that was killed goes on from its last checkpoint (parameters and both moments of the optimiser) to
-the very same bits.
+The gradient of a step is the mean over all its predicted tokens, whatever the gradient
+accumulation. Nothing is random: the sequences of a step follow from seed, epoch and step, so a run
+that was killed resumes from its last checkpoint (parameters and both moments) bit for bit.
 """
 
 from __future__ import annotations
@@ -22,39 +21,40 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
-from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.methods.dlqat.config import STAGE_LABELS
 from backend.methods.dlqat.losses import Loss
 from backend.methods.dlqat.run import DLQATRun
+from backend.methods.optimiser import cosine_decay, optimiser_tensors, restore_optimiser
 from backend.models.blocks import decoder_blocks
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.text.training import UNJUDGED
 
-BETAS = (0.9, 0.99)  # short runs: the second moment has to settle within tens of steps
-SLOTS = 2  # checkpoints that take turns, so that one is whole at any moment
-MOMENTS = ("exp_avg", "exp_avg_sq")
+BETAS = (0.9, 0.99)  # runs are short: the second moment must settle within tens of steps
+SLOTS = 2  # alternating checkpoints, so that one is always intact
+STATE_KEY = "{entry}/{name}"  # of the optimiser, in a checkpoint
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """What learning rates are multiplied by at `step`, counted from 0."""
+    """The factor of the learning rates at `step`, counted from 0."""
     rising = math.ceil(warmup * steps)
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+    return cosine_decay(math.pi * (step - rising) / (steps - rising))
 
 
 class StageTrainer:
-    """One stage in training.
+    """Trains one stage.
 
     Args:
-        parameters: name -> what is trained; `rates` holds the learning rate of each.
-        loss: of some rows.
+        parameters: name -> trained parameter; `rates` holds the learning rate of each.
+        loss: sequence numbers -> summed loss.
         watch: called with the number of steps done, before the first and after each.
     """
 
     def __init__(
         self,
         run: DLQATRun,
-        stage: DLQATStage,
+        stage: str,
         parameters: Mapping[str, nn.Parameter],
         rates: Mapping[str, float],
         loss: Loss,
@@ -71,11 +71,11 @@ class StageTrainer:
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
 
     def train(self) -> None:
-        """All steps that no checkpoint holds.
+        """Run all steps after the last checkpoint.
 
         Raises:
-            MethodFailed: loss or gradient is not finite; the last good checkpoint is kept.
-            Stopped: the reporter asked for it.
+            ComputeError: loss or gradient is not finite; the last good checkpoint is kept.
+            CancelledError: cancellation was requested.
         """
         config, done = self.run.config, self._resume()
         doing = f"Training: {STAGE_LABELS[self.stage]}"
@@ -112,7 +112,7 @@ class StageTrainer:
         return total, self.rates[0] * factor
 
     def rows(self, step: int) -> Tensor:
-        """The numbers of the rows `step` reads [accumulate * batch]."""
+        """Numbers of the sequences of `step` [accumulate * batch]."""
         count, size = len(self.run.input_ids), self.run.config.batch * self.run.config.accumulate
         places = range(step * size, (step + 1) * size)
         return torch.stack([_order(self.run.seed, p // count, count)[p % count] for p in places])
@@ -120,11 +120,11 @@ class StageTrainer:
     def _require_finite(self, what: str, value: Tensor, step: int) -> None:
         if torch.isfinite(value):
             return
-        held = self._newest()
+        last = self._newest()
         raise ComputeError(
             f"The {what} of step {step + 1} of {STAGE_LABELS[self.stage]} is {value.item()}.",
-            f"Training diverged; the checkpoint of step {held} is the last good one."
-            if held
+            f"Training diverged; the last good checkpoint is at step {last}."
+            if last
             else "Training diverged before the first checkpoint.",
             "Lower the learning rates, or choose float32 as forward precision.",
             field="rate",
@@ -138,9 +138,7 @@ class StageTrainer:
 
     def _save(self, step: int) -> None:
         tensors = {f"value/{name}": p.detach() for name, p in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            state = self.optimiser.state[parameter]
-            tensors |= {f"{moment}/{name}": state[moment] for moment in MOMENTS}
+        tensors |= optimiser_tensors(self.optimiser, self.parameters, STATE_KEY)
         self.run.store.save(self._slot(step), tensors, step=step, seed=self.run.seed)
 
     def _newest(self) -> int:
@@ -149,30 +147,29 @@ class StageTrainer:
         return max(int(self.run.store.facts(slot).get("step", 0)) for slot in slots)
 
     def _resume(self) -> int:
-        """Goes back to the newest checkpoint; how many steps that holds."""
+        """Restore the newest checkpoint; return its number of steps."""
         if not (step := self._newest()):
             return 0
-        held = self.run.store.tensors(self._slot(step))
+        tensors = self.run.store.tensors(self._slot(step))
         for name, parameter in self.parameters.items():
-            parameter.data.copy_(held[f"value/{name}"])
-            state: dict[str, Any] = {moment: held[f"{moment}/{name}"] for moment in MOMENTS}
-            self.optimiser.state[parameter] = {"step": torch.tensor(float(step)), **state}
+            parameter.data.copy_(tensors[f"value/{name}"])
+        restore_optimiser(self.optimiser, self.parameters, tensors, STATE_KEY, step)
         return step
 
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> Tensor:
-    """In which order an epoch goes through `count` rows."""
+    """Order of `count` sequences in an epoch."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(count, generator=generator)
 
 
 @contextmanager
 def trainable(model: PreTrainedModel, checkpointing: bool, reporter: Reporter) -> Iterator[None]:
-    """Inside, passes through `model` can be interrupted at every block, forward and backward.
+    """Make passes through `model` cancellable at every block, forward and backward.
 
     Args:
-        checkpointing: whether a block's activations are computed again in the backward pass.
+        checkpointing: recompute the activations of a block in the backward pass.
     """
 
     def tick(*_: Any) -> None:
@@ -191,7 +188,7 @@ def trainable(model: PreTrainedModel, checkpointing: bool, reporter: Reporter) -
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             stack.callback(model.gradient_checkpointing_disable)
-            for block in blocks:  # it is looked for on the block; dropout inside stays off
+            for block in blocks:  # read from the block itself; dropout inside stays off
                 stack.callback(setattr, block, "training", block.training)
                 block.training = True
         yield

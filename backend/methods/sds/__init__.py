@@ -1,13 +1,12 @@
 """Sparse-Dense-Sparse pruning. Read in this order:
 
-config, pattern     what a person may choose (no torch)
-selection           which layers are pruned, and each to which pattern
-allocation          OWL: how sparse each block becomes
-(backend.methods.calibration: H = X X^T / N of each layer's inputs, shared with quantisation)
-masks, pruners      which weights stay: magnitude, Wanda, SparseGPT; admm: another pruner
-descent             accelerated proximal gradient, under both of the next two
-redense, adjust     steps 2 and 3b
-run, passes, work   the walks over the decoder blocks, and one block at work
-stages, holdout     what is stored, and which stage is the result
-pipeline            `run_sds` and `install`: start here to use it
+config, pattern, layer_selection    settings; pruned layers and their patterns (no torch)
+owl                                 sparsity per block by its outliers (no torch)
+(methods.calibration                H = X X^T / N of each layer's inputs, shared with quantization)
+masks, pruners                      which weights stay: magnitude, Wanda, SparseGPT, ADMM
+proximal_gradient                   accelerated proximal gradient, used by the next two
+redense, weight_adjustment          steps 2 and 3b
+block_work, passes                  one decoder block; the passes over all blocks
+stage_store, heldout, timing        checkpoints; choice of the final stage; where time goes
+pipeline                            `run_sds` and `install`: start here to use it
 """

@@ -1,48 +1,122 @@
-"""One decoder block while it is being solved.
+"""An SDS run, and one decoder block being pruned, re-densified and adjusted.
 
-All that a person sees while SDS works is said here: progress, snapshots, errors, warnings.
+All progress, snapshots, errors and warnings of a run are reported here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
-from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
-from backend.methods.linalg import with_damping
-from backend.methods.sds.config import SDSStage
-from backend.methods.sds.masks import overlap
-from backend.methods.sds.pruners import (
-    PRUNERS,
-    admm,  # noqa: F401  (registers a pruner)
+from backend.methods.calibration import (
+    DenseReference,
+    InputCollector,
+    InputStatistics,
+    StatisticsLevel,
 )
-from backend.methods.sds.run import SDSRun
-from backend.methods.sds.stage_store import PASS_OF, BlockReport, Weights
+from backend.methods.linalg import with_damping
+from backend.methods.sds.config import SDSConfig, SDSStage
+from backend.methods.sds.masks import overlap
+from backend.methods.sds.pattern import Pattern
+from backend.methods.sds.pruners.registry import PRUNERS
+from backend.methods.sds.stage_store import PASS_OF, BlockReport, SDSStageStore, Weights
 from backend.methods.sds.timing import StepTimer
 from backend.methods.sds.weight_adjustment import adjust
-from backend.models.block_forward import BlockStream
-from backend.models.hidden_states import HiddenStates
+from backend.models.block_forward import BlockStream, run_block
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.reporter import Reporter, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
-FAILED = ("pruned", "Use more calibration text, or choose Wanda as first pruner.")
+FAILED = ("pruned", "Use more calibration text, or choose Wanda as the first pruner.")
+
+
+@dataclass
+class SDSRun:
+    """What all passes of one SDS run share.
+
+    Attributes:
+        calibration: token ids [segments, L], held-out segments removed.
+        dtype: of the forward passes.
+        patterns: full name -> pattern of every linear that is pruned.
+        new: creates the container of the hidden states between two blocks (memory or disk).
+        total, done: units of work.
+        timed: time that belongs to no single block.
+    """
+
+    model: PreTrainedModel
+    calibration: Tensor
+    config: SDSConfig
+    dtype: torch.dtype
+    store: SDSStageStore
+    reporter: Reporter
+    patterns: dict[str, Pattern]
+    total: int
+    new: NewBatches = list
+    done: int = 0
+    timed: StepTimer = field(default_factory=StepTimer)
+
+    @property
+    def blocks(self) -> int:
+        return len(decoder_blocks(self.model))
+
+    def linears(self, block: int) -> dict[str, LinearWeight]:
+        """Module name -> linear of the layers of `block` that are pruned."""
+        linears = block_linears(self.model, block)
+        return {module: x for module, x in linears.items() if x.name in self.patterns}
+
+    def advance(self, units: int, doing: str) -> None:
+        """Report `units` more as done; stop here if cancellation was requested."""
+        self.done += units
+        self.reporter.progress(self.done, self.total, doing)
+        self.safe_point()
+
+    def safe_point(self) -> None:
+        """Stop here if cancellation was requested."""
+        stop_if_asked(self.reporter)
+
+    def forward(self, stream: BlockStream, block: int, hidden: HiddenStates) -> HiddenStates:
+        """The outputs of `block`, with its current weights, for the inputs `hidden`."""
+        return run_block(self.model, stream, block, hidden, self.safe_point)
+
+    def collect_inputs(
+        self,
+        stream: BlockStream,
+        block: int,
+        modules: Collection[str],
+        hidden: HiddenStates,
+        level: StatisticsLevel,
+        outputs: bool = True,
+    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
+        """Run `block` on `hidden`; input statistics of some linears, and the block's outputs.
+
+        Args:
+            outputs: whether to compute them; if not, the pass ends at the last of the linears.
+        """
+        linears = {module: x for module, x in self.linears(block).items() if module in modules}
+        until = () if outputs else [x.layer for x in linears.values()]
+        with InputCollector(linears, level, self.calibration.shape[1]) as collector:
+            result = run_block(self.model, stream, block, hidden, self.safe_point, until)
+            return collector.finish(), result
 
 
 class BlockWork:
-    """One block while it is being solved.
+    """One decoder block during one pass.
 
     Attributes:
-        linears: module name -> linear, of those that are pruned.
-        dense, first: the block's weights before anything was done, and after the first pruning.
-        stages: what this pass has made.
+        linears: module name -> linear of the layers that are pruned.
+        dense, first: the block's original weights, and those after the first pruning.
+        stages: stage -> weights this pass has computed.
     """
 
     def __init__(self, run: SDSRun, stream: BlockStream, block: int, dense: Weights) -> None:
@@ -50,64 +124,64 @@ class BlockWork:
         self.linears = run.linears(block)
         self.first: Weights = {}
         self.stages: dict[SDSStage, Weights] = defaultdict(dict)
-        self.facts = BlockReport(weights=sum(W.numel() for W in dense.values()))
+        self.report = BlockReport(weights=sum(W.numel() for W in dense.values()))
         self.timed = StepTimer(f" of block {block + 1} of {run.blocks}")
         with self.timed("statistics"):
             self._references = {module: ReferenceTensor(W) for module, W in dense.items()}
 
     def write(self, weights: Weights) -> None:
-        """Puts `weights`, of all or some linears, into the model."""
+        """Write `weights` of all or some linears into the model."""
         for module, W in weights.items():
             self.linears[module].write(W)
 
     def modules(self, doing: str, some: Iterable[str] | None = None) -> Iterator[str]:
-        """The block's module names; progress and stop requests are seen to after each."""
+        """Iterate over the block's module names; report progress and check for cancellation."""
         for module in self.linears if some is None else some:
             yield module
             self.run.advance(1, f"{doing}, block {self.block + 1} of {self.run.blocks}")
 
     def forward(self, hidden: HiddenStates) -> HiddenStates:
-        """What the block, as it is in the model, makes of `hidden`."""
+        """The block's outputs, with its current weights, for the inputs `hidden`."""
         with self.timed("inputs"):
             return self.run.forward(self.stream, self.block, hidden)
 
-    def look(
+    def collect_inputs(
         self,
         hidden: HiddenStates,
-        need: StatisticsLevel,
+        level: StatisticsLevel,
         modules: Iterable[str] | None = None,
         outputs: bool = True,
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """What all or some linears read while the block runs on `hidden`, and its outputs.
+        """Run the block on `hidden`; input statistics of all or some linears, and its outputs.
 
-        Where neither is wanted nothing is run.
+        Nothing is run where neither is needed.
         """
         modules = list(self.linears if modules is None else modules)
-        if not outputs and (need == StatisticsLevel.NOTHING or not modules):
+        if not outputs and (level == StatisticsLevel.NOTHING or not modules):
             return dict.fromkeys(modules, InputStatistics()), []
         with self.timed("inputs"):
-            return self.run.look(self.stream, self.block, modules, hidden, need, outputs)
+            return self.run.collect_inputs(self.stream, self.block, modules, hidden, level, outputs)
 
     def prune_all(self, pruner: str, weights: Weights, hidden: HiddenStates, doing: str) -> Weights:
-        """`weights`, pruned for the inputs seen on `hidden`. Both are put into the model.
+        """Prune `weights` on the inputs `hidden` and return them; both are written to the model.
 
-        In the order "sub-block", linears that read the same input are pruned at once, and those
-        after them read what the pruned ones put out.
+        With the order "sub-block", linears that share an input are pruned together, and the later
+        ones see the outputs of the pruned ones.
         """
         self.write(weights)
         groups, pruned = [list(self.linears)], Weights()
         if self.run.config.order == "sub-block":
-            groups = self.groups(hidden)
+            groups = self.input_groups(hidden)
         for group in groups:
-            seen, _ = self.look(hidden, PRUNERS[pruner].needs, group, outputs=False)
+            inputs, _ = self.collect_inputs(hidden, PRUNERS[pruner].needs, group, outputs=False)
             for module in self.modules(doing, group):
                 with self.timed("pruning"):
-                    pruned[module] = self.prune(pruner, module, weights[module], seen[module])
+                    pruned[module] = self.prune(pruner, module, weights[module], inputs[module])
             self.write({module: pruned[module] for module in group})
         return {module: pruned[module] for module in self.linears}
 
-    def groups(self, hidden: HiddenStates) -> list[list[str]]:
-        """Module names of linears that read the same tensor, in the order in which they run."""
+    def input_groups(self, hidden: HiddenStates) -> list[list[str]]:
+        """Module names grouped by the tensor they read, in execution order."""
         groups: list[tuple[Tensor, list[str]]] = []
 
         def note(module: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -126,10 +200,10 @@ class BlockWork:
         return [names for _, names in groups]
 
     def prune(self, pruner: str, module: str, W: Tensor, inputs: InputStatistics) -> Tensor:
-        """`W` pruned; with more damping where the Hessian asks for it.
+        """Prune `W`, raising the damping if the Hessian is not positive definite.
 
         Raises:
-            MethodFailed: no damping helped.
+            ComputeError: no damping helped.
         """
         name = self.linears[module].name
         solve = partial(PRUNERS[pruner].prune, W, inputs, self.run.patterns[name])
@@ -138,7 +212,7 @@ class BlockWork:
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
     ) -> Tensor:
-        """The sparse weights `start` of `module`, adjusted towards `target`."""
+        """Adjust the sparse weights `start` of `module` towards the outputs of `target`."""
         name = self.linears[module].name
         with self.timed(stage):
             steps, pattern = self.run.config.adjust_steps, self.run.patterns[name]
@@ -147,10 +221,10 @@ class BlockWork:
     def record(
         self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None = None
     ) -> None:
-        """Takes `W` [out, in] as `module` at `stage` and reports its statistics.
+        """Store `W` [out, in] as `module` at `stage` and report its statistics.
 
         Raises:
-            MethodFailed: the solver diverged.
+            ComputeError: the solver diverged.
         """
         name = self.linears[module].name
         if not torch.isfinite(W).all():
@@ -159,11 +233,11 @@ class BlockWork:
         more: dict[str, float] = {}
         if target is not None:
             more["relative_error"] = target.relative_error(W)
-            self.facts.errors.setdefault(stage, {})[module] = more["relative_error"]
+            self.report.errors.setdefault(stage, {})[module] = more["relative_error"]
         if stage not in (SDSStage.DENSE, SDSStage.REDENSE):
             more["mask_overlap"] = overlap(W != 0, self.first[module] != 0)
         with self.timed("statistics"):
-            taken = self._references[module].measure(
+            measured = self._references[module].measure(
                 W,
                 tensor=f"{name}.weight",
                 block=self.block,
@@ -171,26 +245,26 @@ class BlockWork:
                 stage=stage,
                 more=more,
             )
-        self.facts.zeros[stage] = self.facts.zeros.get(stage, 0) + taken.snapshot.zeros
-        taken.report(self.run.reporter)
+        self.report.zeros[stage] = self.report.zeros.get(stage, 0) + measured.snapshot.zeros
+        measured.report(self.run.reporter)
 
     def warn(self, text: str) -> None:
-        """Logs `text` and keeps it for the result."""
-        self.facts.warnings.append(text)
+        """Log `text` and add it to the warnings of the result."""
+        self.report.warnings.append(text)
         self.run.reporter.log(text)
 
     def save(self, pass_name: str) -> None:
-        """Reports the block's mean errors and stores what this pass made of it.
+        """Report the block's mean errors, then store what this pass computed.
 
-        In this order: what is stored is not reported again.
+        In this order, because a stored block is not reported again.
         """
-        for stage, errors in self.facts.errors.items():
+        for stage, errors in self.report.errors.items():
             self.run.reporter.metric(f"error/{stage}", fmean(errors.values()), self.block)
-        self.facts.seconds = dict(self.timed.seconds)
-        # By name: a block of which no layer is pruned has its stages too.
-        made = {x: self.stages[x] for x in self.run.config.stages if PASS_OF[x] == pass_name}
+        self.report.seconds = dict(self.timed.seconds)
+        # by name: a block without pruned layers has its stages too
+        stages = {x: self.stages[x] for x in self.run.config.stages if PASS_OF[x] == pass_name}
         with self.run.timed("checkpoints"):
-            self.run.store.save(pass_name, self.block, made, self.facts)
+            self.run.store.save(pass_name, self.block, stages, self.report)
 
 
 def _diverged(name: str, stage: SDSStage) -> ComputeError:

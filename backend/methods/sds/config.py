@@ -1,27 +1,30 @@
-"""What a person may choose about SDS. Imports no torch: the form, the CLI and the stored record
-are all drawn from these fields."""
+"""Settings of SDS: the source of form, CLI, API and stored record. Does not import torch."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 from backend.methods.sds.layer_selection import read_overrides
-from backend.methods.sds.pattern import Pattern
+from backend.methods.sds.pattern import PatternField
+from backend.methods.sds.pruners import DECLARED_PRUNERS
 from backend.models.layer_names import read_names
 
+PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 
 
 class SDSStage(StrEnum):
-    """The states a model passes through, in order. The same names serve tables, charts, files."""
+    """The stages of a run, in order. The same names are used in tables, charts and files."""
 
     DENSE = "dense"
     FIRST = "first"  # after the first pruning: W_sparse
-    CONTROL = "control"  # first pruning + adjustment under its fixed mask: what SDS must beat
+    CONTROL = (
+        "control"  # first pruning + adjustment under its fixed mask: the baseline SDS must beat
+    )
     REDENSE = "redense"  # after the re-dense step: W_redense
     SECOND = "second"  # after the second pruning alone: W_sparse-2nd
     SDS = "sds"  # second pruning + weight adjustment: W_SDS
@@ -37,7 +40,7 @@ STAGE_LABELS: dict[str, str] = {
 }
 
 
-STEP_LABELS: dict[str, str] = {
+STEP_LABELS: dict[str, str] = {  # part of stored metric names
     "outliers": "search for outliers",
     "inputs": "forward passes and Grams",
     "pruning": "pruning",
@@ -51,70 +54,69 @@ STEP_LABELS: dict[str, str] = {
 
 
 class SDSConfig(BaseModel):
-    """Sparse-Dense-Sparse pruning (COLING 2025). Where the paper is silent the default is ours."""
+    """Sparse-Dense-Sparse pruning (COLING 2025). Defaults the paper does not give are ours."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pattern: str = Field(
-        "2:4",
+    pattern: PatternField = Field(
+        "2:4",  # as text, which forms and the CLI show
+        validate_default=True,
         title="Pattern",
-        description="n:m keeps n of every m inputs; a percentage drops that share of the weights.",
+        description="n:m keeps n of every m inputs; a percentage is the share of weights dropped.",
         examples=["2:4", "4:8", "50%"],
     )
     exclude: str = Field(
         "",
         max_length=1000,
         title="Layers left dense",
-        description="Names with *, separated by commas: 0.* is all of block 0, *.down_proj that "
-        "layer of every block.",
+        description="Layer names, comma-separated, * as wildcard: 0.* is all of block 0, "
+        "*.down_proj that layer of every block.",
         examples=["0.*", "*.down_proj"],
         json_schema_extra=ADVANCED,
     )
     overrides: str = Field(
         "",
         max_length=1000,
-        title="Patterns by layer",
-        description="name=pattern, separated by commas; the last that fits a layer counts.",
+        title="Pattern overrides",
+        description="name=pattern, comma-separated; the last match counts.",
         examples=["mlp.down_proj=4:8, self_attn.*=50%"],
         json_schema_extra=ADVANCED,
     )
     allocation: Literal["uniform", "owl"] = Field(
         "uniform",
-        title="Sparsity of blocks",
-        description="owl: blocks with more outliers stay denser, at the same mean. For "
-        "percentages only.",
+        title="Sparsity allocation",
+        description="owl: blocks with more outliers stay denser, at the same mean sparsity. "
+        "Percentages only.",
         json_schema_extra=ADVANCED,
     )
     owl_outlier: float = Field(
         5.0,
         gt=1,
         le=100,
-        title="OWL outlier",
-        description="So many times the mean score of its block makes a weight an outlier (M).",
+        title="OWL outlier threshold (M)",
+        description="A weight is an outlier if its score exceeds M times the mean of its block.",
         json_schema_extra=ADVANCED,
     )
     owl_spread: float = Field(
         0.08,
         gt=0,
         lt=0.5,
-        title="OWL spread",
-        description="Half the distance between the sparsest and the densest block (lambda).",
+        title="OWL spread (λ)",
+        description="Half the difference between the highest and the lowest block sparsity.",
         json_schema_extra=ADVANCED,
     )
     order: Literal["block", "sub-block"] = Field(
         "block",
-        title="Order of pruning",
-        description="block: all layers of a block see it unpruned. sub-block: layers that read "
-        "the same input are pruned together, and the next read what those leave.",
+        title="Pruning order",
+        description="block: all layers of a block are calibrated on its dense inputs. sub-block: "
+        "layers that share an input are pruned together; later ones see the pruned outputs.",
         json_schema_extra=ADVANCED,
     )
-    base: Literal["wanda", "sparsegpt", "admm", "magnitude"] = Field(
-        "wanda", title="First pruner", description="Scores the weights of the dense model."
-    )
+    base: PrunerName = Field("wanda", title="First pruner", description="Prunes the dense model.")
     until: Literal["first", "sds"] = Field(
         "sds",
         title="Stop after",
-        description="first: the first pruner as it is, and its control. sds: the whole method.",
+        description="first: only the first pruning and its control. sds: the full method.",
         json_schema_extra=ADVANCED,
     )
     redense: Literal["gram", "ridge", "sgd"] = Field(
@@ -129,7 +131,7 @@ class SDSConfig(BaseModel):
         ge=1,
         le=2000,
         title="Re-dense steps",
-        description="Few steps keep the memory of the first pruning; very many undo it.",
+        description="Fewer steps stay closer to the pruned weights; more steps undo the pruning.",
         json_schema_extra={"unit": "steps", **ADVANCED},
     )
     l1: float = Field(
@@ -137,8 +139,8 @@ class SDSConfig(BaseModel):
         ge=0,
         le=10,
         title="L1 penalty",
-        description="Relative to the mean input energy and the mean weight of the layer. For "
-        "sgd as in the paper: times the mean of |W|, 0.1 there.",
+        description="Relative to the mean input energy and the mean |W| of the layer. For sgd as "
+        "in the paper: factor of mean |W|, 0.1 there.",
         json_schema_extra=ADVANCED,
     )
     l2: float = Field(
@@ -147,15 +149,15 @@ class SDSConfig(BaseModel):
         le=10,
         title="L2 penalty",
         description="Relative to the mean input energy of the layer. For sgd as in the paper: "
-        "times the mean of W^2, 0.1 there.",
+        "factor of mean W², 0.1 there.",
         json_schema_extra=ADVANCED,
     )
     ridge: float = Field(
         0.3,
         gt=0,
         le=1000,
-        title="Ridge pull",
-        description="How strongly the ridge solver holds on to the sparse weights.",
+        title="Ridge strength (λ)",
+        description="How strongly the ridge solver is pulled towards the sparse weights.",
         json_schema_extra=ADVANCED,
     )
     sgd_epochs: int = Field(
@@ -163,7 +165,7 @@ class SDSConfig(BaseModel):
         ge=1,
         le=2000,
         title="SGD epochs",
-        description="Passes over the calibration segments; only for the sgd solver.",
+        description="Only for the sgd solver.",
         json_schema_extra={"unit": "epochs", **ADVANCED},
     )
     sgd_rate: float = Field(
@@ -177,20 +179,20 @@ class SDSConfig(BaseModel):
     inputs: Literal["sd", "dd", "kd"] = Field(
         "sd",
         title="Re-dense inputs",
-        description="sd: activations of the sparse model (the paper's choice). dd: of the dense "
-        "model. kd: of the blocks already re-densified.",
+        description="Calibration inputs of the re-dense step. sd: from the sparse model (paper). "
+        "dd: from the dense model. kd: from the blocks already re-densified.",
         json_schema_extra=ADVANCED,
     )
     second: Literal["base", "magnitude"] = Field(
         "base",
         title="Second pruner",
-        description="The first pruner once more, or plain magnitude.",
+        description="base: the first pruner again.",
         json_schema_extra=ADVANCED,
     )
     adjust: Literal["soft", "fixed", "off"] = Field(
         "soft",
         title="Weight adjustment",
-        description="soft: the mask is chosen anew at every step. fixed: it stays. off: none.",
+        description="soft: the mask is updated at every step. fixed: the mask is kept. off: none.",
         json_schema_extra=ADVANCED,
     )
     adjust_steps: int = Field(
@@ -198,13 +200,13 @@ class SDSConfig(BaseModel):
         ge=1,
         le=2000,
         title="Adjustment steps",
-        description="Steps of iterative hard thresholding towards the dense layer's outputs.",
+        description="Iterative hard thresholding towards the outputs of the dense layer.",
         json_schema_extra={"unit": "steps", **ADVANCED},
     )
     control: bool = Field(
         True,
         title="Fixed-mask control",
-        description="Also adjust the first pruning under its own mask: what SDS has to beat.",
+        description="Also adjust the first pruning under its own mask: the baseline for SDS.",
         json_schema_extra=ADVANCED,
     )
     holdout: float = Field(
@@ -212,8 +214,8 @@ class SDSConfig(BaseModel):
         ge=0,
         le=0.5,
         title="Held-out share",
-        description="Share of the calibration segments kept apart to decide whether the "
-        "adjustment stays. 0 always keeps it.",
+        description="Share of calibration segments held out to decide whether to keep the "
+        "adjustment. 0: always keep it.",
         json_schema_extra=ADVANCED,
     )
     damping: float = Field(
@@ -221,29 +223,29 @@ class SDSConfig(BaseModel):
         gt=0,
         le=1,
         title="Damping",
-        description="Share of the mean input energy added to the Hessian's diagonal (SparseGPT).",
+        description="Added to the Hessian diagonal (SparseGPT), relative to the mean input energy.",
         json_schema_extra=ADVANCED,
     )
     batch: int = Field(
         8,
         ge=1,
         le=256,
-        title="Segments per forward pass",
-        description="More is faster and takes more memory.",
+        title="Calibration batch size",
+        description="Larger is faster and takes more memory.",
         json_schema_extra={"unit": "segments", **ADVANCED},
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         title="Forward precision",
-        description="Of the calibration passes. auto: bfloat16 where the processor computes in "
-        "it. Solving is always float32.",
+        description="Of the calibration passes. auto: bfloat16 where the hardware supports it. "
+        "Solvers always use float32.",
         json_schema_extra=ADVANCED,
     )
     activations: Literal["auto", "memory", "disk"] = Field(
         "auto",
-        title="Hidden states",
-        description="Where they wait between two blocks. auto: on disk when they would fill a "
-        "quarter of the memory.",
+        title="Hidden-state storage",
+        description="Where hidden states are kept between blocks. auto: on disk if they would "
+        "take a quarter of the memory.",
         json_schema_extra=ADVANCED,
     )
 
@@ -259,11 +261,6 @@ class SDSConfig(BaseModel):
             SDSStage.SECOND,
             *([SDSStage.SDS] if self.adjust != "off" else []),
         ]
-
-    @field_validator("pattern")
-    @classmethod
-    def _pattern_reads(cls, text: str) -> str:
-        return str(Pattern.parse(text))
 
     @field_validator("overrides")
     @classmethod

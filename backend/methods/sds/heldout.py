@@ -1,6 +1,6 @@
-"""Which stage is the result is decided on calibration segments that no Gram has seen.
+"""Choose the final stage by its loss on held-out calibration segments.
 
-Layers were fitted one by one; whether that helped the model is for the model's own loss to say.
+Layers are fitted one by one; whether that helps the whole model only its own loss can tell.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
+from backend.methods.sds.block_work import SDSRun
 from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
-from backend.methods.sds.run import SDSRun
 from backend.methods.sds.stage_store import install
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
@@ -25,9 +25,9 @@ Losses = dict[SDSStage, float]  # nats per token
 
 
 def split(calibration: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Segments to calibrate on and segments held out: the last `share` of them, rounded.
+    """Split into calibration and held-out segments; the latter are the last `share`, rounded.
 
-    At least one segment stays on the first side; the second side may be empty.
+    At least one segment is kept for calibration; the held-out part may be empty.
     """
     fitted = max(1, len(calibration) - round(len(calibration) * share))
     return calibration[:fitted], calibration[fitted:]
@@ -43,11 +43,11 @@ def mean_loss(
 ) -> float:
     """Mean negative log-likelihood, nats per predicted token, of `segments` [n, L].
 
-    One segment at a time: the logits of a large vocabulary are the largest tensor there is.
+    One segment at a time, as the logits of a large vocabulary are the largest tensor of all.
     """
     model.eval()
     total, kind, half = 0.0, model.device.type, dtype == torch.bfloat16
-    # No cache: it would keep a copy of every weight.
+    # no autocast cache: it would keep a copy of every weight
     with torch.autocast(kind, torch.bfloat16, enabled=half, cache_enabled=False):
         passes = each_logits(model, segments, 1, new, lambda _: safe_point())
         for row, logits in zip(segments.to(model.device), passes, strict=True):
@@ -55,17 +55,17 @@ def mean_loss(
     return total / (len(segments) * (segments.shape[1] - 1))
 
 
-def heldout_losses(run: SDSRun, checkpoints: Checkpoints, held: Tensor) -> Losses:
-    """The loss of every stage on the segments `held` [n, L]; none without segments."""
+def heldout_losses(run: SDSRun, checkpoints: Checkpoints, heldout: Tensor) -> Losses:
+    """The loss of every stage on the held-out segments [n, L]; empty without segments."""
     losses: Losses = {}
-    for stage in run.config.stages if len(held) else ():
+    for stage in run.config.stages if len(heldout) else ():
         install(run.model, checkpoints, stage)
-        losses[stage] = mean_loss(run.model, held, run.dtype, run.new, run.safe_point)
+        losses[stage] = mean_loss(run.model, heldout, run.dtype, run.new, run.safe_point)
         if not math.isfinite(losses[stage]):
             raise ComputeError(
-                f"The model is broken at stage {STAGE_LABELS[stage]}.",
-                "Its loss on the held-out text is not finite.",
-                "Choose float32 as forward precision, or a milder pattern.",
+                f"The loss of stage {STAGE_LABELS[stage]} is not finite.",
+                "An activation overflowed, or pruning destroyed the model.",
+                "Choose float32 as the forward precision, or a lower sparsity.",
                 field="precision",
             )
         run.reporter.metric(f"heldout/{stage}", losses[stage], 0)
@@ -74,7 +74,7 @@ def heldout_losses(run: SDSRun, checkpoints: Checkpoints, held: Tensor) -> Losse
 
 
 def choose(losses: Losses, config: SDSConfig) -> SDSStage:
-    """The last pruning or its adjusted form, whichever has the lower loss."""
+    """The last pruning or its adjusted form, whichever has the lower held-out loss."""
     pruned, adjusted = (
         (SDSStage.FIRST, SDSStage.CONTROL)
         if config.until == "first"
@@ -86,13 +86,13 @@ def choose(losses: Losses, config: SDSConfig) -> SDSStage:
 
 
 def verdict(losses: Losses, kept: SDSStage, config: SDSConfig) -> list[str]:
-    """What must not go unsaid about the choice."""
+    """Warnings about the choice."""
     if not losses:
         why = "no segments were held out" if config.holdout else "the held-out share is 0"
-        return [f"Whether {STAGE_LABELS[kept]} is the best stage was not tested: {why}."]
+        return [f"{STAGE_LABELS[kept]} was not compared with the other stages: {why}."]
     texts = []
     if kept in (SDSStage.FIRST, SDSStage.SECOND) and config.stages[-1] != kept:
-        texts.append("The weight adjustment raised the held-out loss and was left out.")
+        texts.append("The weight adjustment raised the held-out loss and was discarded.")
     for rival in (SDSStage.FIRST, SDSStage.CONTROL) if config.until == "sds" else ():
         if losses.get(rival, float("inf")) < losses[kept]:
             texts.append(

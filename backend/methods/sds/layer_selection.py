@@ -1,7 +1,7 @@
-"""Which linears are pruned, and each to which pattern. Imports no torch.
+"""Select the layers that are pruned, and the pattern of each. Does not import torch.
 
     pattern      "2:4"                                   of every layer, unless
-    overrides    "mlp.down_proj=4:8, self_attn.*=50%"    says otherwise; the last that fits counts
+    overrides    "mlp.down_proj=4:8, self_attn.*=50%"    gives another; the last match counts
     exclude      "0.*, *.down_proj"                      these stay dense
 
 Names are those of `backend.models.layer_names`.
@@ -20,10 +20,10 @@ Overrides = tuple[tuple[str, Pattern], ...]
 
 
 class PruningFields(Protocol):
-    """The fields of a config that say what is pruned, and how."""
+    """The config fields that select layers and patterns."""
 
     @property
-    def pattern(self) -> str: ...
+    def pattern(self) -> Pattern: ...
 
     @property
     def overrides(self) -> str: ...
@@ -33,25 +33,25 @@ class PruningFields(Protocol):
 
 
 def read_overrides(text: str) -> Overrides:
-    """The names and patterns of "mlp.down_proj=4:8, self_attn.*=50%".
+    """Parse "mlp.down_proj=4:8, self_attn.*=50%" into names and patterns.
 
     Raises:
-        ValueError: not such a list; the message says what one looks like.
+        ValueError: not such a list; the message shows the syntax.
     """
-    found = []
+    overrides = []
     for part in read_names(text):
         name, sign, pattern = (piece.strip() for piece in part.partition("="))
         if not sign or not name:
             raise ValueError(f"{part!r} is not name=pattern. Write mlp.down_proj=4:8.")
-        found.append((name, Pattern.parse(pattern)))
-    return tuple(found)
+        overrides.append((name, Pattern.parse(pattern)))
+    return tuple(overrides)
 
 
 def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dict[str, Pattern]:
     """Full name -> pattern of every layer that is pruned.
 
     Raises:
-        ConfigRefused: a name that fits no layer, a pattern that does not divide one, or nothing
+        ConfigError: a name matches no layer, a pattern does not divide a layer, or no layer is
             left to prune.
     """
     overrides, excluded = read_overrides(choice.overrides), read_names(choice.exclude)
@@ -61,18 +61,18 @@ def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dic
     if not chosen:
         raise ConfigError(
             "No layer is left to prune.",
-            f"{choice.exclude} fits all of them.",
-            "Exclude fewer.",
+            f"All layers match {choice.exclude}.",
+            "Exclude fewer layers.",
             field="exclude",
         )
-    plain, patterns = Pattern.parse(choice.pattern), dict[str, Pattern]()
+    patterns = dict[str, Pattern]()
     inputs: dict[str, dict[Pattern, dict[str, int]]] = {"pattern": {}, "overrides": {}}
     for layer in chosen:
         special = [pattern for name, pattern in overrides if fits(name, layer)]
-        pattern = special[-1] if special else plain
+        pattern = special[-1] if special else choice.pattern
         patterns[layer.name] = pattern
-        of_field = inputs["overrides" if special else "pattern"]
-        of_field.setdefault(pattern, {})[layer.name] = layer.columns
+        field = "overrides" if special else "pattern"
+        inputs[field].setdefault(pattern, {})[layer.name] = layer.columns
     for field, by_pattern in inputs.items():
         for pattern, columns in by_pattern.items():
             pattern.require_fit(columns, field)

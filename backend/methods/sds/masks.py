@@ -1,10 +1,10 @@
-"""Which weights stay: the highest scores, by index, so that counts are exact.
+"""Pruning masks: keep exactly the n highest scores.
 
-Equal scores are common (zeros!), and a threshold would drop or keep too many of them: among equals
-the lower index stays. Scores are float32 and not negative.
+Ties are common (zeros!), and a threshold alone would keep too many or too few: among equal scores
+the lower index is kept. Scores are float32 and not negative.
 
-A mask has the dtype of the scores, 1 where a weight stays and 0 where it goes: on a CPU to compare
-into floats and to multiply by them is several times faster than to choose by booleans.
+A mask has the dtype of the scores, 1 where a weight is kept and 0 where it is dropped: on a CPU,
+comparing into floats and multiplying is several times faster than boolean selection.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from backend.methods.sds.pattern import Pattern
 from backend.statistics.sorting import ascending, smallest
 
-SMALL_GROUP = 16  # up to here a network of comparators is faster than sorting
+SMALL_GROUP = 16  # up to here a sorting network is faster than sorting
 
 
 def keep_count(count: int, drop: float) -> int:
-    """How many of `count` stay when the share `drop` goes, dropping floor(count * drop)."""
+    """How many of `count` are kept when floor(count * drop) are dropped."""
     return count - int(count * drop + 1e-6)
 
 
@@ -46,7 +46,7 @@ def top_per_row(scores: Tensor, keep: int | Tensor) -> Tensor:
 
 
 def _first_of_equals(scores: Tensor, threshold: Tensor, keep: Tensor) -> Tensor:
-    """The mask of rows in which more scores equal the threshold than may stay."""
+    """The mask of rows with more scores equal to the threshold than may be kept."""
     mask, equal = scores > threshold, scores == threshold
     left = keep - mask.sum(1, keepdim=True)
     return (mask | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))).to(scores.dtype)
@@ -82,9 +82,9 @@ def _largest(planes: Tensor, keep: int) -> Tensor:
 
 @lru_cache
 def _comparators(count: int, place: int) -> list[tuple[int, int, bool, bool]]:
-    """Of a network that sorts `count` values, largest first, what decides the one at `place`.
+    """The part of a sorting network for `count` values, largest first, that decides `place`.
 
-    (a, b, larger, smaller): the larger of wires a and b goes on on a, the smaller on b, if wanted.
+    (a, b, larger, smaller): put the larger of wires a and b on a, the smaller on b, where needed.
     """
     wanted, steps = {place}, list[tuple[int, int, bool, bool]]()
     for a, b in reversed(_batcher(count)):
@@ -109,8 +109,8 @@ def _batcher(count: int) -> list[tuple[int, int]]:
 
 
 def _by_rank(planes: Tensor, keep: int) -> Tensor:
-    """`top_of_planes` by comparing all pairs, which settles equal scores."""
-    beaten = torch.zeros_like(planes, dtype=torch.int8)  # by how many of its group
+    """`top_of_planes` by pairwise comparison, which breaks ties."""
+    beaten = torch.zeros_like(planes, dtype=torch.int8)  # by how many others of the group
     for j in range(1, len(planes)):
         wins = planes[j] > planes[:j]  # a later one must be strictly higher
         beaten[:j] += wins
@@ -133,7 +133,7 @@ def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
 
 
 def at_least(scores: Tensor, threshold: Tensor) -> Tensor:
-    """Mask of the scores that reach the threshold."""
+    """Mask of the scores at or above the threshold."""
     return torch.ge(scores, threshold, out=torch.empty_like(scores))
 
 

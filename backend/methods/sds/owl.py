@@ -1,12 +1,12 @@
-"""OWL: how sparse each block becomes (Yin et al., arXiv 2310.05175). Imports no torch.
+"""OWL: sparsity per block by its share of outliers (Yin et al., arXiv 2310.05175). No torch.
 
     D_b = share of weights of block b with |W_ij| sqrt(H_jj) > M times the block's mean of it
     r_b = 2 lambda (D_b - min D) / (max D - min D)
     S_b = S + mean(r) - r_b
 
 Blocks with more outliers stay denser. The mean is weighted by the number of weights, so that the
-mean of S_b is S, also where some layers are excluded. H is that of the dense model's inputs.
-Layers with a pattern of their own (overrides) are left out of all of it.
+mean of S_b is S even if some layers are excluded. H is computed on the dense model's inputs.
+Layers with a pattern of their own (overrides) do not take part.
 """
 
 from __future__ import annotations
@@ -17,40 +17,39 @@ from typing import TypeVar
 from backend.errors import ConfigError
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.layer_selection import read_overrides
-from backend.methods.sds.pattern import Pattern
 from backend.models.layer_names import NamedLayer, fits
 
 L = TypeVar("L", bound=NamedLayer)
 
 
 def refuse_allocation(config: SDSConfig) -> None:
-    """Refuses what OWL cannot do.
+    """Reject configs that OWL cannot satisfy.
 
     Raises:
-        ConfigRefused: the pattern is n:m, or a block might lose none or all of its weights.
+        ConfigError: the pattern is n:m, or a block could lose none or all of its weights.
     """
-    pattern = Pattern.parse(config.pattern)
+    pattern = config.pattern
     if config.allocation == "uniform":
         return
     if pattern.structured:
         raise ConfigError(
-            f"OWL cannot give blocks different shares of {pattern}.",
-            "n:m is the same share everywhere.",
-            "Write the pattern as a percentage, or choose uniform.",
+            f"OWL does not work with the pattern {pattern}.",
+            "An n:m pattern has the same sparsity in every block.",
+            "Give the pattern as a percentage, or choose uniform.",
             field="allocation",
         )
     widest = min(pattern.drop, 1 - pattern.drop) / 2
     if config.owl_spread >= widest:
         raise ConfigError(
-            f"A spread of {config.owl_spread:g} is too much for {pattern}.",
-            "A block might lose all of its weights, or none.",
-            f"Choose less than {widest:g}.",
+            f"An OWL spread of {config.owl_spread:g} is too large for {pattern}.",
+            "A block could lose all of its weights, or none.",
+            f"Choose a spread below {widest:g}.",
             field="owl_spread",
         )
 
 
 def allocated(layers: Iterable[L], config: SDSConfig) -> list[L]:
-    """Those of `layers` whose share OWL decides: all without a pattern of their own."""
+    """The layers whose sparsity OWL sets: all without a pattern of their own."""
     names = [name for name, _ in read_overrides(config.overrides)]
     return [layer for layer in layers if not any(fits(name, layer) for name in names)]
 
@@ -58,7 +57,7 @@ def allocated(layers: Iterable[L], config: SDSConfig) -> list[L]:
 def block_shares(
     outliers: Mapping[int, float], weights: Mapping[int, int], config: SDSConfig
 ) -> dict[int, float]:
-    """Block -> share of its weights that goes, S_b.
+    """Block -> share of its weights that is dropped, S_b.
 
     Args:
         outliers: block -> D_b.
@@ -68,5 +67,5 @@ def block_shares(
     width = 2 * config.owl_spread / (high - low) if high > low else 0.0
     r = {block: width * (D - low) for block, D in outliers.items()}
     mean = sum(weights[block] * r[block] for block in r) / sum(weights[block] for block in r)
-    share = Pattern.parse(config.pattern).drop
+    share = config.pattern.drop
     return {block: share + mean - r[block] for block in r}

@@ -1,4 +1,4 @@
-"""The sparsity pattern as a person writes it. Imports no torch."""
+"""Sparsity patterns: n:m, or a percentage. Does not import torch."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from backend.errors import ConfigError
 
-LARGEST_GROUP = 64  # proposed when a pattern does not fit
-SHOWN = 3
-PLACES = 10  # of a percentage that are kept, so that it reads back as it was written
+LARGEST_GROUP = 64  # suggested when a pattern does not fit
+MAX_NAMES = 3  # layers named in an error
+PLACES = 10  # decimal places of a percentage, so that it is read back as it was written
 
 
 @dataclass(frozen=True)
 class Pattern:
     """Either n:m (keep `n` of every `m` inputs of a row) or unstructured (drop a share of the
-    weights: of a row, a block of columns or the layer, as the pruner does).
+    weights of a row, a block of columns or the layer, depending on the pruner).
 
     Attributes:
         keep, group: n and m of n:m; both 0 when unstructured.
@@ -30,10 +33,10 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Reads "2:4", "50%" or "0.5".
+        """Parse "2:4", "50%" or "0.5".
 
         Raises:
-            ValueError: not a pattern; the message says what one looks like.
+            ValueError: not a pattern; the message shows the syntax.
         """
         text = text.strip()
         if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
@@ -53,23 +56,23 @@ class Pattern:
         return self.group > 0
 
     def divides(self, columns: int) -> bool:
-        """Whether rows of `columns` inputs can carry this pattern."""
+        """Whether the pattern divides rows of `columns` inputs."""
         return not self.structured or columns % self.group == 0
 
     def require_fit(self, columns: Mapping[str, int], field: str = "pattern") -> None:
-        """Refuses layers (name -> inputs) that cannot all carry this pattern.
+        """Reject layers (name -> number of inputs) that the pattern does not divide.
 
         Args:
-            field: of the config, that the pattern was written in.
+            field: config field of the pattern.
 
         Raises:
-            ConfigRefused: names the layers, and the groups that would fit.
+            ConfigError: names the layers, and the group sizes that would fit.
         """
         unfit = [name for name, inputs in columns.items() if not self.divides(inputs)]
         if not unfit:
             return
-        named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:SHOWN])
-        more = f" and {len(unfit) - SHOWN} more" if len(unfit) > SHOWN else ""
+        named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:MAX_NAMES])
+        more = f" and {len(unfit) - MAX_NAMES} more" if len(unfit) > MAX_NAMES else ""
         common = gcd(*columns.values())
         sizes = [str(size) for size in range(2, LARGEST_GROUP + 1) if common % size == 0]
         fitting = f"Groups of {', '.join(sizes)} fit" if sizes else "No groups fit"
@@ -84,3 +87,16 @@ class Pattern:
         if self.structured:
             return f"{self.keep}:{self.group}"
         return f"{100 * self.drop:.{PLACES}f}".rstrip("0").rstrip(".") + "%"
+
+
+def _parsed(value: Any) -> Any:
+    return Pattern.parse(value) if isinstance(value, str) else value
+
+
+# a config field: parsed once, stored as the canonical text
+PatternField = Annotated[
+    Pattern,
+    BeforeValidator(_parsed),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string"}),
+]

@@ -4,16 +4,16 @@
     V     = W_t + beta_t (W_t - W_t-1)                 momentum, beta as in FISTA (Beck & Teboulle)
     W_t+1 = prox_g( V - ((V - W_dense) H + a2 V) / (lambda_max(H) + a2) )
 
-The product with H is the cost of a step, and it is linear in W: that of V follows from those of
-W_t and W_t-1, so each step has one product, and the error of every iterate comes for free.
+The product with H dominates the cost of a step. It is linear in W, so that of V follows from those
+of W_t and W_t-1: one product per step, and the error of every iterate comes for free.
 
-Precision: weights, sums and everything else are float32. Only that product is computed in bfloat16
-units where the inputs were bfloat16: D and H are rounded to 8 bits, and so is each entry of D H,
-summed in float32. D shrinks on the way, and its rounding with it: the errors it ends with are those
-of float32 within a tenth of a percent, in about 0.6 of the time (`make bench-solvers`).
+Precision: everything is float32 except that product, which is computed in bfloat16 where the inputs
+were bfloat16: D, H and the entries of D H are rounded to 8 bits, sums are float32. D shrinks during
+the descent, and its rounding error with it: final errors match float32 within a tenth of a percent,
+in about 0.6 of the time (`make bench-solvers`).
 
-Rows of W do not know each other. They go through all steps some at a time, so that what a step
-touches stays in the processor's cache.
+Rows of W are independent. They are processed in chunks through all steps, so that the working set
+of a step stays in the CPU cache.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-ROWS = 128  # at a time, on a CPU
+ROWS = 128  # per chunk, on a CPU
 
 
 def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`solve` applied to some rows of the tensors [out, in] after the other."""
+    """Apply `solve` to the tensors [out, in] in chunks of rows."""
     rows = ROWS if tensors[0].device.type == "cpu" else len(tensors[0])
     parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
     return torch.cat([solve(*part) for part in parts])
@@ -42,15 +42,15 @@ def proximal_descent(
     prox: Callable[[Tensor, float], Tensor],
     a2: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields W_t, D_t = W_t - W_dense and D_t H, all [out, in]: of the start, then of each iterate.
+    """Yield W_t, D_t = W_t - W_dense and D_t H, all [out, in], for the start and each iterate.
 
-    They live in memory that is used again: copy what is to outlive the next step. Only the start
-    comes when the inputs carry no energy.
+    Their memory is reused: copy what must outlive the next step. Without input energy only the
+    start is yielded.
 
     Args:
         H: [in, in], float32, or bfloat16 for products in that precision.
-        largest_eigenvalue: of H, not too low.
-        prox: (point, step size) -> the next iterate; may work in place.
+        largest_eigenvalue: of H, or an upper bound.
+        prox: (point, step size) -> next iterate; may work in place.
     """
     curvature = largest_eigenvalue + a2
     W, W_old, D = start.clone(), start.clone(), start - dense

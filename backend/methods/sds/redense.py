@@ -1,19 +1,19 @@
-"""Step 2: back to dense weights that remember the first pruning.
+"""Step 2, re-dense: from W_sparse back to dense weights that keep a memory of the first pruning.
 
-From W_sparse, all weights (the zeros too) move until the layer answers as the dense one did:
+All weights, the zeros included, move until the layer reproduces the dense outputs:
 
     W_redense = argmin_W  1/2 tr(D H D^T) + a1 |W|_1 + a2/2 |W|^2,  D = W - W_dense,  from W_sparse
 
-With H of full rank and no penalty the minimum is W_dense itself, which would undo step 1: the way
-there is the method. Descent restores the strong input directions first,
+With H of full rank and no penalty the minimum is W_dense itself, which would undo step 1, so the
+descent is stopped early. It restores the strong input directions first,
 
     W_t = W_dense + (W_sparse - W_dense) (I - eta H)^t     after t steps of size eta,
 
-and leaves the weak ones as pruned. Hence few steps. Three solvers:
+and leaves the weak ones as pruned. Three solvers:
 
     gram    accelerated proximal gradient on H, penalties relative to the layer (ours; default)
     ridge   (W_dense H + a W_sparse) (H + a I)^-1, a ~ 1 / (eta t)              (ours)
-    sgd     the paper's: one segment a step, penalties on the mean of |W| and W^2; slow
+    sgd     as in the paper: one segment per step, penalties on the mean of |W| and W^2; slow
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Solve = Callable[[Tensor, Tensor, InputStatistics, SDSConfig], Tensor]
 
 @dataclass(frozen=True)
 class Solver:
-    """A re-dense solver and what it must know of a layer's inputs."""
+    """A re-dense solver and the statistics it needs of a layer's inputs."""
 
     solve: Solve
     needs: StatisticsLevel
@@ -53,12 +53,12 @@ def by_gram(sparse: Tensor, dense: Tensor, inputs: InputStatistics, config: SDSC
     def soft_threshold(point: Tensor, step: float) -> Tensor:
         return softshrink(point, a1 * step) if a1 > 0 else point
 
-    def of_rows(sparse: Tensor, dense: Tensor) -> Tensor:
+    def solve_rows(sparse: Tensor, dense: Tensor) -> Tensor:
         problem = (sparse, dense, inputs.rounded_gram, inputs.largest_eigenvalue)
         path = proximal_descent(*problem, config.redense_steps, soft_threshold, a2)
         return deque(path, maxlen=1)[0][0]
 
-    return by_rows(of_rows, sparse, dense)
+    return by_rows(solve_rows, sparse, dense)
 
 
 def by_ridge(sparse: Tensor, dense: Tensor, inputs: InputStatistics, config: SDSConfig) -> Tensor:
@@ -66,13 +66,13 @@ def by_ridge(sparse: Tensor, dense: Tensor, inputs: InputStatistics, config: SDS
     a = config.ridge * inputs.energy.mean()
     if a == 0:
         return sparse
-    pulled = inputs.gram + torch.diag(a.expand(len(inputs.gram)))
-    W = dense + a * torch.cholesky_solve((sparse - dense).T, cholesky(pulled)).T
+    H = inputs.gram + torch.diag(a.expand(len(inputs.gram)))
+    W = dense + a * torch.cholesky_solve((sparse - dense).T, cholesky(H)).T
     return torch.where(inputs.energy == 0, sparse, W)
 
 
 def by_sgd(sparse: Tensor, dense: Tensor, inputs: InputStatistics, config: SDSConfig) -> Tensor:
-    """Stochastic gradient descent on the mean squared error, a shuffled segment a step.
+    """Stochastic gradient descent on the mean squared error, one shuffled segment per step.
 
     Per segment: mean over tokens and outputs of ((W - W_dense) x)^2 + l1 mean|W| + l2 mean W^2.
     """

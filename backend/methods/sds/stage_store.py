@@ -1,12 +1,12 @@
-"""What an SDS run leaves in its checkpoints: the weights of every stage, block by block.
+"""Checkpoints of an SDS run: the weights of every stage, block by block.
 
-One checkpoint for each pass and block, and one, `run`, that says what they belong to. Weights are
-float32, so that a resumed run continues bit for bit; those that 16 bits hold exactly are stored so.
+One checkpoint per pass and block, and one, `run`, that identifies the run. Weights are float32, so
+that a resumed run continues bit for bit; weights that 16 bits represent exactly are stored in 16.
 
     owl-0003/     nothing but facts.json
     first-0003/   dense.safetensors first.safetensors control.safetensors redense.safetensors
     second-0003/  second.safetensors sds.safetensors
-    each with facts.json: errors, zeros, seconds and warnings of that block
+    each with facts.json: the `BlockReport` of that pass
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from backend.models.blocks import decoder_blocks
 
 Weights = dict[str, Tensor]  # module name inside the block -> [out, in], float32
 
-SURVEY, FIRST_PASS, SECOND_PASS = "owl", "first", "second"
+OUTLIER_PASS, FIRST_PASS, SECOND_PASS = "owl", "first", "second"
 HALVES = (torch.float16, torch.bfloat16)
 PASS_OF = {
     SDSStage.DENSE: FIRST_PASS,
@@ -42,13 +42,12 @@ PASS_OF = {
 
 @dataclass
 class BlockReport:
-    """What one pass found out about one block.
+    """What one pass measured on one block.
 
     Attributes:
         errors: stage -> module -> relative output error.
-        zeros: stage -> exact zeros in the block's linears, of `weights` in all.
+        zeros: stage -> exact zeros in the block's linears, out of `weights`.
         seconds: step -> time spent.
-        warnings: what a person should know.
         outliers: share of weights whose score is far above the block's mean.
     """
 
@@ -67,28 +66,28 @@ class SDSStageStore:
         self._checkpoints = checkpoints
 
     def holds(self, name: str, block: int) -> bool:
-        """Whether pass `name` has finished `block` and its checkpoint is whole."""
+        """Whether pass `name` has finished `block` and the checkpoint is intact."""
         return self._checkpoints.find(_folder(name, block)) is not None
 
     def save(
-        self, name: str, block: int, stages: dict[SDSStage, Weights], facts: BlockReport
+        self, name: str, block: int, stages: dict[SDSStage, Weights], report: BlockReport
     ) -> None:
-        """Stores all that pass `name` made of `block`, at once."""
+        """Store all stages pass `name` made of `block`, atomically."""
         with self._checkpoints.write(_folder(name, block)) as folder:
             for stage, weights in stages.items():
                 narrow = {module: _narrow(W) for module, W in weights.items()}
                 save_file(narrow, folder / f"{stage}.safetensors")
-            (folder / "facts.json").write_text(json.dumps(asdict(facts)))
+            (folder / "facts.json").write_text(json.dumps(asdict(report)))
 
-    def facts(self, name: str, block: int) -> BlockReport:
-        """What pass `name` noted about `block`, which must be finished."""
+    def report(self, name: str, block: int) -> BlockReport:
+        """The report of pass `name` on `block`, which must be finished."""
         return BlockReport(**json.loads((self._whole(name, block) / "facts.json").read_text()))
 
     def weights(self, stage: SDSStage, block: int, device: str = "cpu") -> Weights:
         """The weights of `block` at `stage`.
 
         Raises:
-            NotFound: the run has not made that stage, or its file is damaged.
+            NotFoundError: the run has not reached that stage, or its file is damaged.
         """
         stored = load_file(self.require(stage, block), device=device)
         return {module: W.float() for module, W in stored.items()}
@@ -97,7 +96,7 @@ class SDSStageStore:
         """The file of `block` at `stage`.
 
         Raises:
-            NotFound: the run has not made that stage, or its file is damaged.
+            NotFoundError: the run has not reached that stage, or its file is damaged.
         """
         file = self._whole(PASS_OF[stage], block) / f"{stage}.safetensors"
         if not file.exists():
@@ -111,12 +110,12 @@ class SDSStageStore:
         return folder
 
     def claim(self, identity: str, precision: str) -> str:
-        """Ties the checkpoints to `identity` and returns the precision the run goes in.
+        """Bind the checkpoints to `identity` and return the precision of the run.
 
-        The first call settles it, so that a run resumed elsewhere goes on in the same precision.
+        The first call decides it, so a run resumed on another machine keeps its precision.
 
         Raises:
-            ConfigRefused: the checkpoints belong to another run.
+            ConfigError: the checkpoints belong to another run.
         """
         return self._checkpoints.claim(identity, precision)
 
@@ -128,22 +127,22 @@ def _folder(name: str, block: int) -> str:
 def _missing(what: str, block: int) -> NotFoundError:
     return NotFoundError(
         f"{STAGE_LABELS.get(what, f'The {what} pass')} of block {block} is not stored.",
-        "The run did not make it, has not come that far, or the file was damaged.",
-        "Let the run finish, or run it anew.",
+        "The run does not make it, has not got that far, or the file is damaged.",
+        "Let the run finish, or start it again.",
     )
 
 
 def _narrow(W: Tensor) -> Tensor:
-    """`W` in 16 bits if no value changes by it."""
+    """`W` in 16 bits if that changes no value."""
     halves = (W.to(dtype) for dtype in HALVES)
     return next((half for half in halves if torch.equal(half.float(), W)), W)
 
 
 def install(model: PreTrainedModel, checkpoints: Checkpoints, stage: SDSStage) -> None:
-    """Makes `model` the one of `stage`.
+    """Load the weights of `stage` into `model`.
 
     Raises:
-        NotFound: the run in `checkpoints` has no such stage (yet).
+        NotFoundError: the run in `checkpoints` has no such stage (yet).
     """
     store = SDSStageStore(checkpoints)
     for block in range(len(decoder_blocks(model))):

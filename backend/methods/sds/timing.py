@@ -1,4 +1,4 @@
-"""Where a run's time goes, step by step, and where its memory does not last."""
+"""Time spent in each step of a run, and out-of-memory errors that name the step."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from backend.errors import ComputeError
 from backend.methods.sds.config import STEP_LABELS, SDSStage
 from backend.models.memory import is_out_of_memory
 
-LOWER = {  # step -> what to lower when the memory does not last, and the field that does it
-    "inputs": ("Lower the segments per forward pass or the context length.", "batch"),
+OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the config field
+    "inputs": ("Lower the calibration batch size or the context length.", "batch"),
     "heldout": ("Lower the context length.", "context"),
-    SDSStage.REDENSE: ("Choose the gram solver, or let the weights be streamed.", "redense"),
+    SDSStage.REDENSE: ("Choose the gram solver, or stream the weights.", "redense"),
 }
-ELSE = ("Let the weights be streamed; if they are, leave the largest layers dense.", "weights")
+OTHER_STEPS = ("Stream the weights; if they are, exclude the largest layers.", "weights")
 
 
 class StepTimer:
-    """Seconds spent, by step. A step for which the memory does not last is named.
+    """Measures the seconds of each step; turns an out-of-memory error into one that names it.
 
     Args:
-        where: completes the sentence "The memory does not last for the pruning".
+        where: completes "Out of memory: pruning", such as " of block 3 of 30".
     """
 
     def __init__(self, where: str = "") -> None:
@@ -39,16 +39,16 @@ class StepTimer:
             yield
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise self._short(step, error) from error
+                raise self._out_of_memory(step, error) from error
             raise
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # else the next step would pay for this one
+            torch.cuda.synchronize()  # otherwise the next step is charged for it
         self.seconds[step] += time.perf_counter() - start
 
-    def _short(self, step: str, error: Exception) -> ComputeError:
-        do, field = LOWER.get(step, ELSE)
+    def _out_of_memory(self, step: str, error: Exception) -> ComputeError:
+        do, field = OUT_OF_MEMORY.get(step, OTHER_STEPS)
         return ComputeError(
-            f"The memory does not last for the {STEP_LABELS.get(step, step)}{self._where}.",
+            f"Out of memory: {STEP_LABELS.get(step, step)}{self._where}.",
             str(error).split("\n")[0][:300],
             do,
             field=field,

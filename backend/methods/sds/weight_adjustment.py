@@ -1,15 +1,15 @@
-"""Step 3b: iterative hard thresholding towards the dense layer's outputs.
+"""Step 3b, weight adjustment: iterative hard thresholding towards the dense layer's outputs.
 
-    minimise tr(D H D^T), D = W - W_dense,   with W as sparse as it came
+    minimise tr(D H D^T), D = W - W_dense,   with W as sparse as the input
 
-A gradient step with momentum (`descent`), then only the largest weights stay: n of each group, or
-as many as each row had. With the soft mask they are chosen anew at every step, so a weight pruned
-earlier can return. With the fixed mask the steps approach the least-squares optimum on the weights
-that are there; after the first pruning that is the control which SDS has to beat.
+A gradient step with momentum (`proximal_gradient`), then only the largest weights are kept: n of
+each group, or as many as the row had. With the soft mask they are chosen again at every step, so a
+pruned weight can return. With the fixed mask the steps approach the least-squares optimum on the
+given support; applied to the first pruning, that is the control SDS has to beat.
 
-Hard thresholding promises no descent. Each row therefore ends as the best it ever was. Where the
-products are bfloat16, so are the errors by which that is judged: a row that seems to have gained
-little is judged again in float32, and stays as it came if it gained nothing.
+Hard thresholding does not guarantee descent, so each row ends at its best iterate. Where products
+are bfloat16, so are the errors that decide this: a row with little gain is checked again in
+float32, and keeps its original weights if it gained nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.proximal_gradient import by_rows, proximal_descent
 from backend.statistics.sorting import ascending
 
-LITTLE = 0.9  # of its error at the start: a row that has more left is judged again
+LITTLE_GAIN = 0.9  # share of the initial error; rows above it are checked in float32
 
 Threshold = Callable[[Tensor, float], Tensor]  # (point, step size) -> sparse, in place
 
@@ -39,32 +39,34 @@ Threshold = Callable[[Tensor, float], Tensor]  # (point, step size) -> sparse, i
 def adjust(
     start: Tensor, dense: Tensor, inputs: InputStatistics, pattern: Pattern, steps: int, soft: bool
 ) -> Tensor:
-    """The sparse weights `start` [out, in] after `steps` steps towards `dense`.
+    """Adjust the sparse weights `start` [out, in] towards `dense` in `steps` steps.
 
-    No row is farther from the dense outputs than before, and no row has more non-zeros.
+    No row has a larger output error or more non-zeros than before.
 
     Args:
-        soft: whether the mask is chosen anew at every step.
+        soft: update the mask at every step.
     """
     H, group = inputs.rounded_gram, pattern.group if soft and pattern.group <= SMALL_GROUP else 0
     if group:
-        H = _apart(_apart(H, group).T, group)
+        H = _to_planes(_to_planes(H, group).T, group)
 
-    def of_rows(start: Tensor, dense: Tensor) -> Tensor:
-        first, goal = (_apart(start, group), _apart(dense, group)) if group else (start, dense)
+    def solve_rows(start: Tensor, dense: Tensor) -> Tensor:
+        first, goal = (
+            (_to_planes(start, group), _to_planes(dense, group)) if group else (start, dense)
+        )
         threshold = _threshold(first, pattern, soft)
         path = proximal_descent(first, goal, H, inputs.largest_eigenvalue, steps, threshold)
         best, gained = _best_of(path)
-        best = _together(best, group) if group else best
+        best = _from_planes(best, group) if group else best
         if H.dtype != best.dtype:
             _undo_losses(best, start, dense, inputs.gram, (~gained).nonzero().squeeze(1))
         return best.add_(0.0)  # no -0
 
-    return by_rows(of_rows, start, dense)
+    return by_rows(solve_rows, start, dense)
 
 
 def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Each row at its lowest error, and whether that is well below its first."""
+    """Each row at its lowest error, and whether that is well below the initial one."""
     W, D, P = next(path)
     best, first = W.clone(), torch.linalg.vecdot(P, D)
     lowest = first
@@ -72,31 +74,31 @@ def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
         error = torch.linalg.vecdot(P, D)
         torch.where((error < lowest).unsqueeze(1), W, best, out=best)
         lowest = torch.minimum(error, lowest)
-    return best, lowest <= LITTLE * first
+    return best, lowest <= LITTLE_GAIN * first
 
 
 def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Tensor) -> None:
-    """Puts those of `rows` back to `start` whose error is not lower; all in float32."""
+    """Reset those of `rows` to `start` whose error in float32 did not decrease."""
     before, after = (start[rows] - dense[rows], best[rows] - dense[rows])
     lost = torch.linalg.vecdot(after @ H, after) >= torch.linalg.vecdot(before @ H, before)
     best[rows[lost]] = start[rows[lost]]
 
 
-def _apart(W: Tensor, group: int) -> Tensor:
-    """The columns of W reordered: first those that come first in their group, and so on.
+def _to_planes(W: Tensor, group: int) -> Tensor:
+    """Reorder the columns of W: the first members of all groups, then the second ones, and so on.
 
-    The members of all groups then lie in `group` planes, which are compared as a whole.
+    Groups then lie across `group` planes, which are compared as a whole.
     """
     return W.view(len(W), -1, group).transpose(1, 2).reshape(W.shape)
 
 
-def _together(W: Tensor, group: int) -> Tensor:
-    """Undoes `_apart`."""
+def _from_planes(W: Tensor, group: int) -> Tensor:
+    """Inverse of `_to_planes`."""
     return W.view(len(W), group, -1).transpose(1, 2).reshape(W.shape)
 
 
 def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Threshold:
-    """How many weights stay is that of the pattern, or of each row of `start`."""
+    """The thresholding operator: as many weights as the pattern, or each row of `start`, keeps."""
     if not soft:
         keep = (start != 0).to(start.dtype)
         return lambda point, _: point.mul_(keep)
@@ -105,18 +107,18 @@ def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Threshold:
     if pattern.group > SMALL_GROUP:
         return lambda p, _: p.mul_(top_per_group(p.abs(), pattern.keep, pattern.group))
 
-    def of_planes(point: Tensor, _: float) -> Tensor:
+    def threshold_planes(point: Tensor, _: float) -> Tensor:
         planes = point.view(len(point), pattern.group, -1).transpose(0, 1)
         planes.mul_(top_of_planes(planes.abs(), pattern.keep))
         return point
 
-    return of_planes
+    return threshold_planes
 
 
 class _LargestOfRows:
-    """Keeps the `counts` [rows] largest weights of each row.
+    """Keep the `counts` [rows] largest weights of each row.
 
-    What parted them at the last step mostly parts them again, as exactly as sorting would.
+    The threshold of the last step mostly still gives the exact count; other rows are sorted again.
     """
 
     def __init__(self, counts: Tensor) -> None:
@@ -135,7 +137,7 @@ class _LargestOfRows:
 
 
 def _middle(scores: Tensor, keep: Tensor) -> Tensor:
-    """Half way between the `keep`-th highest score of each row and the next."""
+    """Midpoint between the `keep`-th highest score of each row and the next."""
     place, last = scores.shape[1] - keep.unsqueeze(1), scores.shape[1] - 1
     places = torch.cat([place.clamp(max=last), (place - 1).clamp(min=0)], 1)
     return ascending(scores).gather(1, places).mean(1, keepdim=True)

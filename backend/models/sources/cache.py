@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from backend.checkpoints import MANIFEST, Checkpoints
 from backend.errors import ModelError
-from backend.locks import exclusive
 from backend.models.memory import readable
 from backend.settings import settings
 
@@ -55,11 +56,11 @@ def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
     Two processes that ask at the same time do the work once: the second waits.
 
     Raises:
-        ModelRefused: less than `space` bytes are free on the disk.
+        ModelError: less than `space` bytes are free on the disk.
     """
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
-    with exclusive(root / f".{name}.lock"):
+    with FileLock(root / f".{name}.lock"):
         if not (folder := prepared(name)):
             _check_space(root, space)
             with Checkpoints(root).write(name) as draft:

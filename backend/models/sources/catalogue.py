@@ -1,4 +1,4 @@
-"""What can be chosen, and what is known of it before it is loaded. Imports no torch.
+"""What can be chosen, and what is known of it before it is loaded. Does not import torch.
 
 `inspect` reads config.json and the headers of weight files, so the web process can refuse a model
 that cannot be treated, with the reason, while the person is still filling in the form.
@@ -64,7 +64,7 @@ def inspect(spec: str) -> ModelFacts:
     """The facts of a model, from its config and file headers alone.
 
     Raises:
-        ModelRefused: unknown, unreachable, outside the allowed folders, or not treatable; with
+        ModelError: unknown, unreachable, outside the allowed folders, or not treatable; with
             `field="model"`.
     """
     if spec == TOY:

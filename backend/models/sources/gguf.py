@@ -15,6 +15,7 @@ from typing import Any
 
 from backend.errors import ModelError
 from backend.models.facts import TensorHeader
+from backend.models.sources.headers import OPTIONS
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -50,7 +51,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], str]
     The headers carry the float32 dtype of the converted folder and the bytes of the file.
 
     Raises:
-        ModelRefused: not a GGUF file, or of an architecture that is not converted here.
+        ModelError: not a GGUF file, or of an architecture that is not converted here.
     """
     state = path.stat()
     return _read(path, state.st_mtime_ns, state.st_size)
@@ -118,15 +119,13 @@ def dequantised_note(kind: str) -> str:
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Writes the model in GGUF file `path` to `folder`: config, float32 safetensors, tokenizer.
+    """Write the model in GGUF file `path` to `folder`: config, float32 safetensors, tokenizer.
 
     Raises:
-        ModelRefused: transformers cannot read the file.
+        ModelError: transformers cannot read the file.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from backend.models.loading import OPTIONS
 
     auto: Any = AutoModelForCausalLM
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **OPTIONS}

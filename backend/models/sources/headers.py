@@ -1,4 +1,4 @@
-"""Reads the headers of weight files: names, shapes and dtypes, never a weight. Imports no torch."""
+"""Read headers of weight files: names, shapes and dtypes, never a weight. No torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from backend.errors import ModelError
 from backend.models.facts import TensorHeader
 
+OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # of any load
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -19,7 +20,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json.
 
     Raises:
-        ModelRefused: there is none, or it is not a JSON object.
+        ModelError: there is none, or it is not a JSON object.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -34,7 +35,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files transformers would load from `folder`; all are there.
 
     Raises:
-        ModelRefused: there are none, or one of a sharded set is missing.
+        ModelError: there are none, or one of a sharded set is missing.
     """
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -54,7 +55,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Name -> header of every tensor in the folder's safetensors files.
 
     Raises:
-        ModelRefused: a file is absent or damaged.
+        ModelError: a file is absent or damaged.
     """
     headers: dict[str, TensorHeader] = {}
     for path in weight_files(folder):

@@ -67,7 +67,7 @@ def download(hub_id: str) -> Path:
     """The folder of the model, fetched as far as it is not cached.
 
     Raises:
-        ModelRefused: see `headers_of`.
+        ModelError: see `headers_of`.
     """
     with _refusals(hub_id):
         model_info(hub_id, timeout=PATIENCE)
@@ -78,7 +78,7 @@ def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
     """config.json and tensor headers of a repository, some kilobytes of it.
 
     Raises:
-        ModelRefused: no such id, gated, no safetensors weights, or the hub cannot be reached.
+        ModelError: no such id, gated, no safetensors weights, or the hub cannot be reached.
     """
     with _refusals(hub_id):
         model_info(hub_id, timeout=PATIENCE)  # fails at once, where downloads try again for long

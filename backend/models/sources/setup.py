@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from backend.errors import SlimscopeError
-from backend.models.sources.spec import materialise
+from backend.models.sources.materialise import materialise
 
 
 def main(specs: list[str]) -> int:

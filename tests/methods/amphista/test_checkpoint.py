@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from backend.errors import ConfigError, NotFoundError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.checkpoint import CONFIG, WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import ARMS
-from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.drafter.int4 import pack_int4
+from backend.methods.amphista.drafter.amphista import AmphistaDrafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.quantization.packed_linear import PackedLinear
 from tests.methods.amphista.toys import ARCHITECTURES, base, built, drafter_of, random_ids
 
@@ -63,7 +62,7 @@ def test_in_sixteen_bits_it_guesses_on_light_weights(tmp_path: Path) -> None:
     light, ids = saved.bind(target), random_ids(target, 30)
     packed = [name for name, m in light.named_modules() if isinstance(m, PackedLinear)]
     assert len(packed) == 2 * 7 + 4 + 2 + 1  # layers, encoder, heads, read-out
-    whole = Drafter(saved.config, target, saved.weights["vocabulary"], torch.bfloat16)
+    whole = AmphistaDrafter(saved.config, target, saved.weights["vocabulary"], torch.bfloat16)
     whole.load_state_dict(saved.weights)
     hidden, embedded = target.hidden(ids[None])[:, :-1], target.embed(ids[None, 1:])
     one, other = whole(hidden, embedded).float(), light(hidden, embedded).float()
@@ -77,9 +76,9 @@ def test_what_the_operator_does_not_run_stays_as_it_is(tmp_path: Path) -> None:
     narrow = {**ARCHITECTURES["grouped"].to_dict(), "hidden_size": 40, "head_dim": 10}
     target = TargetModel(built(type(ARCHITECTURES["grouped"])(**narrow)).to(torch.bfloat16))
     drafter = drafter_of(target).to(torch.bfloat16)
-    assert pack_int4(drafter) and not drafter.heads.packed and drafter.reader is None
+    assert drafter.pack_int4() and not drafter.heads.packed and drafter.reader is None
     many = TargetModel(built(ARCHITECTURES["grouped"]).to(torch.bfloat16))
-    assert not pack_int4(drafter_of(many, heads=9).to(torch.bfloat16))
+    assert not drafter_of(many, heads=9).to(torch.bfloat16).pack_int4()
 
 
 @pytest.mark.parametrize(

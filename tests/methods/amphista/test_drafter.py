@@ -7,18 +7,18 @@ import torch
 from pydantic import ValidationError
 
 from backend.errors import ModelError
-from backend.methods.amphista.base_model import TargetModel, fingerprint
 from backend.methods.amphista.config import ARMS, DrafterConfig, arm_of
 from backend.methods.amphista.drafter.adaptation import ClonedLayer, final_norm
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.amphista import AmphistaDrafter
 from backend.methods.amphista.drafter.initialization import ridge
+from backend.methods.amphista.target_model import TargetModel, fingerprint
 from backend.models.blocks import decoder_blocks
 from tests.methods.amphista.toys import ARCHITECTURES, base, built, drafter_of, random_ids
 
 NAMES = ["toy", *ARCHITECTURES]
 
 
-def guesses(drafter: Drafter, target: TargetModel, ids: torch.Tensor) -> torch.Tensor:
+def guesses(drafter: AmphistaDrafter, target: TargetModel, ids: torch.Tensor) -> torch.Tensor:
     """Logits [n, K, v] at every anchor of one sequence."""
     hidden = target.hidden(ids[None])
     return drafter(hidden[:, :-1], target.embed(ids[None, 1:]))[0]
@@ -193,7 +193,7 @@ def test_stages_are_divided_among_the_heads() -> None:
 def test_a_reduced_vocabulary_reads_the_same_rows() -> None:
     target = base()
     ids = torch.tensor([3, 77, 200])
-    few = Drafter(DrafterConfig(), target, ids)
+    few = AmphistaDrafter(DrafterConfig(), target, ids)
     state = torch.randn(2, target.width)
     torch.testing.assert_close(few.logits(state), target.logits(state)[:, ids])
 
@@ -205,9 +205,9 @@ def test_a_layer_that_cannot_be_cloned_is_refused(monkeypatch: pytest.MonkeyPatc
         lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("unknown architecture")),
     )
     with pytest.raises(ModelError, match="cannot be cloned") as refused:
-        Drafter(DrafterConfig(), target, torch.arange(8))
+        AmphistaDrafter(DrafterConfig(), target, torch.arange(8))
     assert refused.value.field == "adaptation_layers" and "Medusa" in refused.value.do
-    Drafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))
+    AmphistaDrafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))
 
 
 def test_shapes_out_of_range_are_refused() -> None:

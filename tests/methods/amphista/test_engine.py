@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import StaticCache
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import ARMS, LOOKED_UP
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import DecodeStep, decode
@@ -23,7 +22,8 @@ from backend.methods.amphista.decoding.proposers import (
     Proposer,
     TreeProposer,
 )
-from backend.methods.amphista.decoding.tree import Tree, chain
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Tree, chain
 from backend.models.loading import load
 from tests.methods.amphista.toys import (
     ARCHITECTURES,

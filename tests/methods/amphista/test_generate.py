@@ -7,14 +7,14 @@ import torch
 from transformers import PreTrainedModel
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import LOOKED_UP
 from backend.methods.amphista.decoding.acceptance import Sampling
 from backend.methods.amphista.decoding.cost_model import SIZES, CostModel, measure_costs
 from backend.methods.amphista.decoding.proposers import NoDraft, PromptLookup, TreeProposer
-from backend.methods.amphista.decoding.tree import Tree, best_tree
 from backend.methods.amphista.generate import Detokenizer, generate, make_proposer
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Tree, best_tree
 from backend.models.loading import load
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import (
@@ -76,7 +76,7 @@ def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
 def test_more_than_one_prompt_is_refused() -> None:
     with pytest.raises(ConfigError, match="2 prompts") as refused:
         list(generate(base(), None, torch.ones(2, 4, dtype=torch.long)))
-    assert refused.value.field == "prompt" and "once for each" in refused.value.do
+    assert refused.value.field == "prompt" and "once per prompt" in refused.value.do
 
 
 @pytest.mark.parametrize(

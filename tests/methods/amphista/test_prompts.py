@@ -16,9 +16,9 @@ from backend.errors import CancelledError, DatasetError
 from backend.methods.amphista.data import prompts as questions
 from backend.methods.amphista.data.prompts import (
     PromptRequest,
+    generate_prompts,
     prompts_for,
     user_turn,
-    write_questions,
 )
 from backend.models.loading import load
 from backend.reporter import SilentReporter
@@ -37,7 +37,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def ask(folder: Path, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[Prompt]:
-    return write_questions(base(), tokenizer, count, seed, Checkpoints(folder), SilentReporter())
+    return generate_prompts(base(), tokenizer, count, seed, Checkpoints(folder), SilentReporter())
 
 
 def test_the_base_writes_distinct_prompts_fixed_by_the_seed(
@@ -117,7 +117,7 @@ def test_a_template_that_hides_its_user_is_refused_or_made_up_for(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> None:
     chat = chats(tokenizer, template)
-    with pytest.raises(DatasetError, match="where a user speaks") as refused:
+    with pytest.raises(DatasetError, match="user turn cannot be found") as refused:
         ask(tmp_path, chat, 5, 1)
     assert refused.value.field == "prompts"
 
@@ -136,7 +136,7 @@ def test_what_the_base_does_not_ask_others_make_up_for(
     assert "wrote 4 of 15 prompts" in said[0]
     chat = chats(tokenizer, "Hello!")
     found = prompts_for(base(), chat, wanted, Checkpoints(tmp_path / "b"), SilentReporter())
-    assert (len(found[0]), len(found[1])) == (22, 8) and "where a user speaks" in said[1]
+    assert (len(found[0]), len(found[1])) == (22, 8) and "user turn cannot be found" in said[1]
 
 
 def test_an_interrupted_base_asks_the_same(
@@ -155,7 +155,7 @@ def test_an_interrupted_base_asks_the_same(
             return self.done
 
     with pytest.raises(CancelledError):
-        write_questions(base(), tokenizer, 15, 1, Checkpoints(tmp_path / "cut"), Once())
+        generate_prompts(base(), tokenizer, 15, 1, Checkpoints(tmp_path / "cut"), Once())
     assert len([*(tmp_path / "cut").iterdir()]) == 1
     assert ask(tmp_path / "cut", tokenizer, 15, 1) == whole and len(whole) == 15
 
@@ -188,4 +188,4 @@ def test_asking_stops_when_told(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
             return True
 
     with pytest.raises(CancelledError):
-        write_questions(base(), tokenizer, 20, 1, Checkpoints(tmp_path), Asked())
+        generate_prompts(base(), tokenizer, 20, 1, Checkpoints(tmp_path), Asked())

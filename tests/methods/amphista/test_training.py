@@ -22,8 +22,7 @@ from backend.methods.amphista.data.hidden_state_cache import (
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import TreeProposer
-from backend.methods.amphista.decoding.tree import best_tree, grow
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.amphista import AmphistaDrafter
 from backend.methods.amphista.training.head_accuracy import measure_heads
 from backend.methods.amphista.training.loss import (
     LENGTH_STEP,
@@ -38,6 +37,7 @@ from backend.methods.amphista.training.trainer import (
     DrafterTrainer,
     TrainingSchedule,
 )
+from backend.methods.amphista.tree import best_tree, grow
 from backend.reporter import SilentReporter
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, drafter_of, mean_accepted, toy_prompts
@@ -70,7 +70,7 @@ class Recorder(SilentReporter):
 
 
 def training(
-    drafter: Drafter,
+    drafter: AmphistaDrafter,
     corpora: tuple[HiddenStateCache, HiddenStateCache],
     folder: Path,
     reporter: SilentReporter | None = None,
@@ -97,7 +97,7 @@ def test_answers_of_one_token_are_nothing_to_learn_from(
     monkeypatch.setattr(learnt, "lengths", short)
     work = training(drafter_of(base()), corpora, tmp_path, batch=1)
     assert work.indices and not any(k % 2 for k in work.indices)
-    assert all(len(work.lessons(step).rows) for step in range(len(work.indices)))
+    assert all(len(work.anchor_batch(step).rows) for step in range(len(work.indices)))
 
 
 # data ---------------------------------------------------------------------------------------------
@@ -189,18 +189,18 @@ def test_the_draft_vocabulary_is_what_occurs_most(
 # the loss -----------------------------------------------------------------------------------------
 
 
-def plain_loss(training: DrafterTrainer, slots: torch.Tensor, lessons: object) -> torch.Tensor:
+def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> torch.Tensor:
     """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
     drafter, target, config = training.drafter, training.target, training.config
     logits, total = drafter.logits(slots).float(), torch.zeros(())
-    for n, (row, place) in enumerate(zip(lessons.rows, lessons.places, strict=True)):
+    for n, (row, place) in enumerate(zip(batch.rows, batch.places, strict=True)):
         for k in range(slots.shape[1]):
-            if not lessons.valid[n, k]:
+            if not batch.valid[n, k]:
                 continue
-            state = lessons.hidden[row, place + 1 + k].float()
-            teacher = (target.logits(state) - lessons.denominator[row, place + 1 + k]).exp()
+            state = batch.hidden[row, place + 1 + k].float()
+            teacher = (target.logits(state) - batch.denominator[row, place + 1 + k]).exp()
             wanted = config.teacher_weight * teacher[drafter.vocabulary]
-            label = int(lessons.ids[row, place + 2 + k])
+            label = int(batch.ids[row, place + 2 + k])
             wanted = wanted + config.label_weight * (drafter.vocabulary == label)
             term = -(wanted * logits[n, k].log_softmax(-1)).sum()
             total = total + config.discount**k * term
@@ -218,13 +218,13 @@ def test_loss_and_gradient_are_those_of_the_definition(
     monkeypatch.setattr("backend.methods.amphista.training.loss.CHUNK", 7)  # several chunks
     whole = drafter_of(base(), heads=3, scale=0.2)
     ids = draft_vocabulary(corpora[0], 512, vocabulary)
-    drafter = Drafter(whole.config, base(), ids)
+    drafter = AmphistaDrafter(whole.config, base(), ids)
     work = training(drafter, corpora, tmp_path, batch=2, label_weight=label)
-    lessons = work.lessons(0)
-    slots = torch.randn(len(lessons.rows), 3, base().width, requires_grad=True)
+    batch = work.anchor_batch(0)
+    slots = torch.randn(len(batch.rows), 3, base().width, requires_grad=True)
     with torch.no_grad():
-        loss, gradient = loss_and_gradient(drafter, slots, lessons, work.config)
-    expected = plain_loss(work, slots, lessons)
+        loss, gradient = loss_and_gradient(drafter, slots, batch, work.config)
+    expected = plain_loss(work, slots, batch)
     assert len(slots) > 7
     assert loss == pytest.approx(expected.item(), rel=1e-4)
     wanted = torch.autograd.grad(expected, slots)[0]
@@ -240,9 +240,9 @@ def test_anchors_lie_in_the_answers(
     corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
 ) -> None:
     work = training(drafter_of(base()), corpora, tmp_path, anchors=1.0)
-    lessons = work.lessons(2)
+    batch = work.anchor_batch(2)
     samples = [corpora[0][index] for index in work._batch(2)]
-    for row, place, valid in zip(lessons.rows, lessons.places, lessons.valid, strict=True):
+    for row, place, valid in zip(batch.rows, batch.places, batch.valid, strict=True):
         sample = samples[row]
         assert sample.start - 1 <= place < len(sample.ids) - 2
         assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
@@ -251,11 +251,11 @@ def test_anchors_lie_in_the_answers(
 def test_sizes_recur(corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path) -> None:
     """Each size of a product is compiled once, so there are few."""
     work = training(drafter_of(base()), corpora, tmp_path, batch=8)
-    lessons = [work.lessons(step) for step in range(12)]
-    assert {len(found.rows) % ROW_STEP for found in lessons} == {0}
-    assert {found.ids.shape[1] % LENGTH_STEP for found in lessons} == {1}
+    batch = [work.anchor_batch(step) for step in range(12)]
+    assert {len(found.rows) % ROW_STEP for found in batch} == {0}
+    assert {found.ids.shape[1] % LENGTH_STEP for found in batch} == {1}
     assert (padded(33, 256), padded(48, 256), padded(97, 100)) == (48, 48, 100)
-    few = training(drafter_of(base()), corpora, tmp_path, batch=1).lessons(0)
+    few = training(drafter_of(base()), corpora, tmp_path, batch=1).anchor_batch(0)
     assert len(few.rows) < ROW_STEP  # not more anchors than there are
     assert len({(int(r), int(p)) for r, p in zip(few.rows, few.places, strict=True)}) == len(
         few.rows
@@ -316,10 +316,10 @@ def test_the_pace_is_measured_in_a_fiftieth_of_the_budget() -> None:
     """A few slow steps at the start do not shorten a long training."""
     config, schedule = TrainingConfig(minutes=10, warmup=0.05), TrainingSchedule()
     seconds = [1.0] * 4 + [0.1] * 70
-    schedule.settle(config, seconds)
+    schedule.set_steps(config, seconds)
     assert not schedule.steps
     unsettled = [TrainingSchedule(step).rate(config) for step in range(120)]
-    schedule.settle(config, [*seconds, *[0.1] * 20])
+    schedule.set_steps(config, [*seconds, *[0.1] * 20])
     assert schedule.steps == 6000
     assert max(unsettled) == pytest.approx(TrainingSchedule(120, 6000).rate(config), abs=0.01)
     assert TrainingSchedule(0).rate(TrainingConfig(minutes=10, warmup=0)) < 0.1
@@ -347,7 +347,7 @@ def test_a_diverging_training_says_so(
 def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
     sources = SequenceSources([[1, 2, 3]] * 4, [[1, 2, 3]] * 2, limit=0)
     corpora = collect(base(), sources, Checkpoints(tmp_path / "c"), SilentReporter())
-    with pytest.raises(ConfigError, match="nothing to learn") as refused:
+    with pytest.raises(ConfigError, match="no training data") as refused:
         training(drafter_of(base()), corpora, tmp_path)
     assert refused.value.field == "answers"
 

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from backend.errors import ModelError
-from backend.methods.amphista.base_model import TargetModel, fingerprint
-from backend.methods.amphista.decoding.tree import (
+from backend.methods.amphista.target_model import TargetModel, fingerprint
+from backend.methods.amphista.tree import (
     Path,
     Tree,
     accepted_lengths,
@@ -178,7 +178,7 @@ def test_a_base_that_ignores_the_mask_is_refused(
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model.model), "forward", deaf)
-    assert "does not follow a given mask" in fails(model)
+    assert "ignores the given mask" in fails(model)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_base_that_ignores_the_mask_is_refused(
     [
         (Gemma2Config(**SIZES, **MORE, num_key_value_heads=2, head_dim=8), "softcapping"),
         (GraniteConfig(**SIZES, **MORE, num_key_value_heads=2, logits_scaling=8.0), "scaling"),
-        (BloomConfig(vocab_size=128, hidden_size=32, n_layer=3, n_head=4), "Positions"),
+        (BloomConfig(vocab_size=128, hidden_size=32, n_layer=3, n_head=4), "position ids"),
         (MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3), "cache layer"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -198,7 +198,7 @@ def test_bases_of_another_kind_are_refused(config: PretrainedConfig, why: str) -
 def test_attention_that_takes_no_mask_is_refused() -> None:
     model = built(ARCHITECTURES["grouped"])
     model.config._attn_implementation = "flash_attention_2"
-    assert "takes no mask" in fails(model)
+    assert "does not accept a tree mask" in fails(model)
 
 
 def test_a_fingerprint_knows_the_weights_and_not_the_precision() -> None:

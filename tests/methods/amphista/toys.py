@@ -19,11 +19,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.decoding.engine import DecodeStep
-from backend.methods.amphista.drafter.drafter import Drafter
-from backend.methods.amphista.drafter.initialization import prepare
+from backend.methods.amphista.drafter.amphista import AmphistaDrafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import load
 from backend.text.prompts import prompt_ids, training_prompts
 
@@ -67,14 +66,16 @@ def toy_prompts(count: int = 24) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(prompt_ids(prompt.text, tokenizer)) for prompt in prompts)
 
 
-def drafter_of(target: TargetModel, seed: int = 0, scale: float = 0.0, **fields: object) -> Drafter:
+def drafter_of(
+    target: TargetModel, seed: int = 0, scale: float = 0.0, **fields: object
+) -> AmphistaDrafter:
     """An untrained drafter with its scales set; `scale` adds noise to every weight, so that no
     zero hides a mistake."""
     config = DrafterConfig.model_validate({"draft_vocabulary": 0, **fields})
     torch.manual_seed(seed)
-    drafter = Drafter(config, target, torch.arange(target.vocabulary))
+    drafter = AmphistaDrafter(config, target, torch.arange(target.vocabulary))
     texts = [random_ids(target, min(64, target.context), seed=n) for n in range(6)]
-    prepare(drafter, target, texts, fitted=True)
+    drafter.initialize(target, texts, fitted=True)
     with torch.no_grad():
         for parameter in drafter.parameters():
             parameter.add_(scale * torch.randn_like(parameter) * (parameter.std() + 0.02))

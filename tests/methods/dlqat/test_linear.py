@@ -119,7 +119,7 @@ def test_only_what_is_trained_gets_a_gradient() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_frozen_it_computes_the_same(tied: bool) -> None:
     layer = made(tied=tied)
-    frozen = layer.freeze()
+    frozen = layer.convert()
     x = torch.randn(5, COLUMNS)
     assert frozen.codes.dtype == torch.uint8 and int(frozen.codes.max()) <= 7
     assert torch.equal(frozen.dense(), layer.effective())
@@ -128,7 +128,7 @@ def test_frozen_it_computes_the_same(tied: bool) -> None:
 
 def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
     layer = made()
-    exact, snapped = layer.freeze(), layer.freeze(torch.float16)
+    exact, snapped = layer.convert(), layer.convert(torch.float16)
     assert torch.equal(exact.codes, snapped.codes)
     assert torch.equal(snapped.grid.scale, snapped.grid.scale.half().float())
     assert not torch.equal(exact.grid.scale, snapped.grid.scale)
@@ -138,13 +138,13 @@ def test_rounding_the_merged_weight_again_is_another_model() -> None:
     """The first trap: the codes of a new min-max grid are not those that were trained."""
     layer = made(space="minmax")
     again = search_range(layer.effective(), 3, SIZE, False, "minmax").codes(layer.effective())
-    assert (again != layer.freeze().codes).any()
+    assert (again != layer.convert().codes).any()
 
 
 def test_zeros_stay_zeros_wherever_training_goes() -> None:
     layer = made(keep_zeros=True)
     layer.base.weight.data[:, ::3] = 0
-    dense = layer.freeze().dense()
+    dense = layer.convert().dense()
     assert (dense[:, ::3] == 0).all() and (dense[:, 1::3] != 0).any()
 
 

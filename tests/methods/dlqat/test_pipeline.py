@@ -14,12 +14,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM,
 
 from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ConfigError, NotFoundError
-from backend.methods.dlqat import lora, passes, pipeline
+from backend.methods.dlqat import lora, pipeline
 from backend.methods.dlqat.config import DLQATConfig, DLQATStage
 from backend.methods.dlqat.pipeline import DLQAT
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
+from backend.quantization import gptq
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 
@@ -115,7 +116,7 @@ def test_errors_of_the_layers_are_measured_for_every_stage(everything) -> None:
 def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
     qat = start(text_loss=False, gptq=False, lora=False)
     run(qat)
-    for name, layer in qat.frozen(DLQATStage.RTN).items():
+    for name, layer in qat.converted(DLQATStage.RTN).items():
         W = qat.run.linears[name].read()
         grid = search_range(W, 2, 32, True, "minmax")
         assert torch.equal(layer.codes.float(), grid.codes(W))
@@ -125,12 +126,12 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
 def test_lora_merged_is_lora_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
     seen = {}
 
-    class Watched(lora.Training):
+    class Watched(lora.StageTrainer):
         def train(self) -> None:
             super().train()
             seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
 
-    monkeypatch.setattr(lora, "Training", Watched)
+    monkeypatch.setattr(lora, "StageTrainer", Watched)
     qat = start(text_loss=False, gptq=False, rtn=False)
     run(qat)
     dense = qat.run.model(input_ids=unseen[:2]).logits
@@ -143,12 +144,12 @@ def test_lora_merged_is_lora_as_it_was_trained(start, unseen: Tensor, monkeypatc
 def test_trained_logits_are_the_frozen_logits(start, unseen: Tensor, monkeypatch) -> None:
     seen = {}
 
-    class Watched(pipeline.Training):
+    class Watched(pipeline.StageTrainer):
         def train(self) -> None:
             super().train()
             seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
 
-    monkeypatch.setattr(pipeline, "Training", Watched)
+    monkeypatch.setattr(pipeline, "StageTrainer", Watched)
     qat = start(lora=False, rtn=False, stored="float32")
     run(qat)
     with qat.installed(DLQATStage.DLQAT):
@@ -195,8 +196,8 @@ def test_the_walk_of_gptq_counts_as_its_time(start, monkeypatch) -> None:
         compensate(*given)
         taken.append(time.perf_counter() - began)
 
-    compensate = pipeline.compensate
-    monkeypatch.setattr(pipeline, "compensate", timed)
+    compensate = pipeline.quantize_blocks
+    monkeypatch.setattr(pipeline, "quantize_blocks", timed)
     qat = start(text_loss=False, lora=False, rtn=False)
     run(qat)
     assert qat.seconds[DLQATStage.GPTQ] >= sum(taken) > 0
@@ -210,7 +211,7 @@ def test_another_runs_folder_is_refused(start) -> None:
 
 def test_a_stage_that_was_not_made_says_so(start) -> None:
     with pytest.raises(NotFoundError, match="DL-QAT is not stored"):
-        start().frozen(DLQATStage.DLQAT)
+        start().converted(DLQATStage.DLQAT)
 
 
 def test_layers_left_dense_stay_dense(start) -> None:
@@ -242,7 +243,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
     run(qat)
     for stage in qat.stages:
         if stage != DLQATStage.LORA:
-            for layer in qat.frozen(stage).values():
+            for layer in qat.converted(stage).values():
                 dense = layer.dense()
                 assert (dense[:, 1::2] == 0).all() and (dense != 0).any()
 
@@ -252,7 +253,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 def test_every_space_can_be_trained_in(start, space: str, symmetric: bool) -> None:
     qat = start(space=space, symmetric=symmetric, start="rounded", lora=False, gptq=False, steps=1)
     run(qat)
-    assert all(x.grid.symmetric is symmetric for x in qat.frozen(DLQATStage.DLQAT).values())
+    assert all(x.grid.symmetric is symmetric for x in qat.converted(DLQATStage.DLQAT).values())
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
@@ -278,7 +279,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
 def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
     start, recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, tried = passes.gptq, []
+    real, tried = gptq.compensate, []
 
     def stubborn(W, U, *rest):
         tried.append(1)
@@ -286,12 +287,12 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
             raise NotPositiveDefiniteError
         return real(W, U, *rest)
 
-    monkeypatch.setattr(passes, "gptq", stubborn)
+    monkeypatch.setattr(gptq, "compensate", stubborn)
     told = recorder()
     run(start(lora=False, text_loss=False), told)
     assert any("damping raised to 0.1" in line for line in told.lines)
     monkeypatch.setattr(
-        passes, "gptq", lambda *_: (_ for _ in ()).throw(NotPositiveDefiniteError())
+        gptq, "compensate", lambda *_: (_ for _ in ()).throw(NotPositiveDefiniteError())
     )
     with pytest.raises(ComputeError) as failed:
         run(start("never", lora=False, text_loss=False))

@@ -57,7 +57,7 @@ def made(qat: DLQAT, reporter=None, stage: DLQATStage = DLQATStage.DLQAT) -> dic
     qat.make(stage, reporter)
     return {
         f"{name}.{part}": tensor
-        for name, layer in qat.frozen(stage).items()
+        for name, layer in qat.converted(stage).items()
         for part, tensor in layer.tensors().items()
     }
 
@@ -106,7 +106,7 @@ def test_pictures_are_taken_at_both_ends_and_between(start, recorder) -> None:
     of = f"{name}.weight"
     assert torch.allclose(torch.from_numpy(last[of, "scale"]), scale, rtol=1e-3)
     assert last[of, "codes"].tolist() == torch.bincount(codes.flatten(), minlength=8).tolist()
-    W = qat.frozen(DLQATStage.DLQAT)[name].dense() - qat.run.linears[name].read()
+    W = qat.converted(DLQATStage.DLQAT)[name].dense() - qat.run.linears[name].read()
     error = W.view(*scale.shape, -1).square().mean(-1).sqrt()
     assert torch.allclose(torch.from_numpy(last[of, "error"]), error, rtol=5e-3, atol=1e-5)
     worst = last[of, "worst"]

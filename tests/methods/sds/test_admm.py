@@ -9,9 +9,9 @@ from torch import Tensor
 from backend.methods.calibration import InputStatistics
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners import PRUNERS
 from backend.methods.sds.pruners import admm as room
 from backend.methods.sds.pruners.admm import admm
+from backend.methods.sds.pruners.registry import PRUNERS
 
 PATTERNS = ["50%", "70%", "2:4", "1:4"]
 

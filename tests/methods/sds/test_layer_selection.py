@@ -99,9 +99,9 @@ def test_the_last_that_fits_counts_and_the_excluded_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "said"),
     [
-        ({"exclude": "down_proj"}, "exclude", "down_proj fits no layer"),
-        ({"exclude": "7.*"}, "exclude", "7.* fits no layer"),
-        ({"overrides": "attn=2:4"}, "overrides", "attn fits no layer"),
+        ({"exclude": "down_proj"}, "exclude", "down_proj matches no layer"),
+        ({"exclude": "7.*"}, "exclude", "7.* matches no layer"),
+        ({"overrides": "attn=2:4"}, "overrides", "attn matches no layer"),
         ({"exclude": "*"}, "exclude", "No layer is left"),
         ({"pattern": "3:7"}, "pattern", "3:7 does not fit"),
         ({"overrides": "mlp.down_proj=5:10"}, "overrides", "5:10 does not fit"),

@@ -12,13 +12,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PhiConfig
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.methods.calibration import InputStatistics
-from backend.methods.sds.block_work import BlockWork
+from backend.methods.sds.block_work import BlockWork, SDSRun
 from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.heldout import choose, verdict
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds
-from backend.methods.sds.pruners import PRUNERS
-from backend.methods.sds.run import SDSRun
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import open_stream
 from backend.models.blocks import block_linears
@@ -59,7 +58,7 @@ def config(**fields: object) -> SDSConfig:
 
 def work_on(model, ids: Tensor, folder: Path, chosen: SDSConfig) -> tuple[BlockWork, list[Tensor]]:
     linears = [x for b in range(2) for x in block_linears(model, b).values()]
-    patterns = {x.name: Pattern.parse(chosen.pattern) for x in linears}
+    patterns = {x.name: chosen.pattern for x in linears}
     store = SDSStageStore(Checkpoints(folder))
     run = SDSRun(model, ids, chosen, torch.float32, store, SilentReporter(), patterns, 1)
     stream = open_stream(model, ids, 3)

@@ -12,11 +12,8 @@ from backend.methods.calibration import InputStatistics
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners import (
-    BLOCK,
-    PRUNERS,
-    admm,  # noqa: F401  (registers a pruner)
-)
+from backend.methods.sds.pruners.registry import PRUNERS
+from backend.methods.sds.pruners.sparsegpt import BLOCK
 
 PATTERNS = ["2:4", "4:8", "1:4", "3:5", "50%", "70%"]
 COLUMNS = 320  # three blocks of 128 and a part; divides by 4, 5 and 8

@@ -14,7 +14,7 @@ from backend.methods.calibration import InputStatistics
 from backend.methods.linalg import NotPositiveDefiniteError, largest_eigenvalue
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners import PRUNERS
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.redense import SOLVERS, by_gram, by_ridge, by_sgd
 
 

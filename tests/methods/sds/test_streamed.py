@@ -185,7 +185,7 @@ def test_memory_that_does_not_last_is_told_with_its_step(
     with pytest.raises(ComputeError if told else type(error)) as caught:
         run_sds(toy(), calibration[:8], chosen, Checkpoints(tmp_path), SilentReporter())
     if told:
-        assert "does not last for the pruning of block 1 of 3" in caught.value.what
+        assert "Out of memory: pruning of block 1 of 3" in caught.value.what
         assert caught.value.why and caught.value.do
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backend.methods.calibration import InputStatistics
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners import PRUNERS
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.weight_adjustment import adjust
 
 PATTERNS = ["2:4", "4:8", "50%", "70%"]

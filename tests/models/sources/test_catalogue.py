@@ -17,14 +17,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from backend.errors import ModelError
 from backend.models.blocks import block_linears
 from backend.models.sources.catalogue import entries, inspect
-from backend.models.sources.spec import TOY_FOLDER, materialise
+from backend.models.sources.materialise import materialise
+from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
 
 NO_TORCH = """
 import sys
-from backend.models import estimate
-from backend.models.catalogue import entries, inspect
-estimate.memory_needed(inspect("toy"))
+from backend.models import memory
+from backend.models.sources.catalogue import entries, inspect
+memory.memory_needed(inspect("toy"))
 inspect("smollm2-135m")
 entries()
 print(sorted({"torch", "transformers", "accelerate"} & set(sys.modules)))

@@ -13,7 +13,8 @@ from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.gguf import dequantised_note
-from backend.models.sources.spec import TOY_FOLDER, materialise
+from backend.models.sources.materialise import materialise
+from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
 
 NAMES = {

@@ -1,11 +1,11 @@
-"""The training data of a drafter: token ids and what the frozen base makes of them, on disk.
+"""Hidden-state cache: token ids and outputs of the frozen target model, on disk.
 
-The base runs over every sequence once, an answer while it writes it. Kept of each position are the
-hidden state h (bfloat16), the log of the softmax's denominator, and the most likely token: with
-them the teacher's distribution over any part of the vocabulary is exp(W h - denominator), computed
-when it is needed.
+The target model runs over every sequence once, over a response while generating it. Stored for each
+position are the hidden state h (bfloat16), the log of the softmax denominator, and the most likely
+token. The teacher's distribution over any part of the vocabulary is then exp(W h - denominator),
+computed on demand.
 
-One checkpoint for each batch of sequences, so that an interrupted run does not begin anew.
+Each batch of sequences is a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,25 +23,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import WRITERS
 from backend.methods.amphista.data.generation import read, write_answers
+from backend.methods.amphista.target_model import TargetModel
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 HELD, LEARNT = "held", "learnt"
-WRITE, READ = "The base writes answers", "The base reads the text"
+WRITE, READ = "Generating responses", "Caching hidden states"
 
 
 @dataclass(frozen=True)
 class SequenceSources:
-    """Where the sequences come from.
+    """The source of the sequences.
 
     Attributes:
-        learnt, heldout: token ids, to learn from and kept apart to judge the heads: prompts that
-            the base answers, or plain text.
-        limit: tokens of an answer at most; 0: there are no answers, the text itself is read.
-        ends: tokens that end an answer.
-        temperature, seed: of the writing; held-out answers are always greedy.
+        learnt, heldout: token ids for training and for evaluation: prompts, or plain text.
+        limit: maximum response length; 0: plain text, without responses.
+        ends: end-of-sequence tokens.
+        temperature, seed: of the generation; held-out responses are always greedy.
     """
 
     learnt: Sequence[Sequence[int]]
@@ -57,7 +56,7 @@ class CachedSequence:
     """One sequence of T tokens.
 
     Attributes:
-        ids [T]; start: where the answer begins (0: all of it counts).
+        ids [T]; start: position of the response (0: the whole sequence counts).
         hidden [T, d] bfloat16; denominator [T] float32; best [T]: the teacher's first choice of
         the *next* token.
     """
@@ -70,13 +69,13 @@ class CachedSequence:
 
 
 class HiddenStateCache:
-    """Sequences in files; a sample is read when it is asked for."""
+    """Sequences in files, read on access."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files: list[Any] = [safe_open(file, "pt") for file in files]
         self._places: list[tuple[int, int]] = []  # file, first row
         self.lengths: list[int] = []
-        self.starts: list[int] = []  # where the answer begins
+        self.starts: list[int] = []  # position of the response
         for number, file in enumerate(self._files):
             row = 0
             for length in file.get_tensor("lengths").tolist():
@@ -97,17 +96,17 @@ class HiddenStateCache:
         return CachedSequence(start=self.starts[index], **part)
 
     def spread(self, tokens: int) -> list[Tensor]:
-        """Token ids of sequences drawn from all over the corpus, `tokens` or a few more in all;
-        every sequence where there are fewer."""
-        found: list[Tensor] = []
+        """Token ids of random sequences with at least `tokens` tokens in total; all sequences if
+        there are fewer."""
+        sequences: list[Tensor] = []
         for index in random.Random(0).sample(range(len(self)), len(self)):
-            if sum(map(len, found)) >= tokens:
+            if sum(map(len, sequences)) >= tokens:
                 break
-            found.append(self[index].ids.long())
-        return found
+            sequences.append(self[index].ids.long())
+        return sequences
 
     def token_counts(self, vocabulary: int) -> Tensor:
-        """[V] how often each id occurs in the answers."""
+        """[V] count of each id in the responses."""
         counts = torch.zeros(vocabulary, dtype=torch.long)
         for index in range(len(self)):
             sample = self[index]
@@ -116,10 +115,10 @@ class HiddenStateCache:
 
 
 def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Tensor:
-    """The ids that occur most, ascending; ties go to the lower id, the tokenizer's earlier merge.
+    """The most frequent ids, ascending; ties go to the lower id, the earlier merge.
 
     Args:
-        size: how many; 0 or more than there are: all of them.
+        size: number of ids; 0 or more than there are: all.
     """
     if not 0 < size < vocabulary:
         return torch.arange(vocabulary)
@@ -130,22 +129,22 @@ def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Te
 def collect(
     target: TargetModel, sources: SequenceSources, checkpoints: Checkpoints, reporter: Reporter
 ) -> tuple[HiddenStateCache, HiddenStateCache]:
-    """Writes and reads all sequences that are not stored yet.
+    """Write and reads all sequences that are not stored yet.
 
     Returns:
-        The sequences to learn from and those held out.
+        Training and held-out sequences.
 
     Raises:
-        ConfigRefused: what is stored was made of other sources.
-        MethodFailed: nothing can be drawn from the base.
-        Stopped: the reporter asked for it.
+        ConfigError: the stored sequences have other sources.
+        ComputeError: the logits of the target model are not finite.
+        CancelledError: cancellation was requested.
     """
     checkpoints.claim(sha256(repr(sources).encode()).hexdigest(), "")
     parts = {HELD: sources.heldout, LEARNT: sources.learnt}
     total, files = sum(map(len, parts.values())), {name: list[Path]() for name in parts}
     done, doing = 0, WRITE if sources.limit else READ
     for name, rows in parts.items():
-        rows = sorted(rows, key=len)  # those of like length share a batch
+        rows = sorted(rows, key=len)  # sequences of similar length share a batch
         for number in range(0, len(rows), WRITERS):
             batch, place = rows[number : number + WRITERS], f"{name}-{number // WRITERS:05d}"
             stop_if_asked(reporter)
@@ -171,7 +170,7 @@ def _make(
     place: str,
     reporter: Reporter,
 ) -> None:
-    """Stores one batch of sequences and what the base makes of them."""
+    """Generate or read one batch of sequences and store it."""
     if sources.limit:
         starts = [len(prompt) for prompt in batch]
         heat = 0.0 if name == HELD else sources.temperature

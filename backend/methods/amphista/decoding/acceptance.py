@@ -1,16 +1,16 @@
-"""Which path of a verified tree is kept, and the token that follows it.
+"""Acceptance: which path of a verified tree is kept, and the token that follows it.
 
-The base has given every node its distribution p. Greedy and sampling share one rule: at the path's
-last node draw the next token from p (greedy: take the most likely). If a child carries that token,
-the path goes on there; else the token ends the step. Every committed token is so drawn from the
-base's own distribution given its own prefix, whatever the tree guessed: **the text's distribution
-is exactly that of decoding without a tree**.
+The target model gives every node a distribution p. Greedy decoding and sampling share one rule: at
+the last node of the path draw the next token from p (greedy: take the most likely). If a child has
+that token, the path continues there; otherwise the token ends the step. Every committed token is
+therefore drawn from the target's own distribution given its own prefix, whatever was drafted: **the
+distribution of the text is exactly that of decoding without a tree**.
 
-Temperature, top-k and top-p act on each node's row. A repetition penalty depends on the text so
-far, and so is given each node's own prefix, the path to it included.
+Temperature, top-k and top-p act on the row of each node. A repetition penalty depends on the text
+so far, so it gets the prefix of each node, including the path to it.
 
-Typical acceptance (Medusa) keeps a guess y where p(y) > min(epsilon, alpha exp(-H(p))), H the
-entropy. It accepts more and is **not** lossless: its text follows another distribution.
+Typical acceptance (Medusa) keeps a draft token y where p(y) > min(epsilon, alpha exp(-H(p))), H the
+entropy. It accepts more tokens and is **not** lossless: the text follows a different distribution.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from transformers import (
 
 from backend.errors import ConfigError
 from backend.methods.amphista.config import COLDEST, LEAST_PENALTY
-from backend.methods.amphista.decoding.tree import Tree
+from backend.methods.amphista.tree import Tree
 
-EPSILON, ALPHA = 0.09, 0.3  # as Medusa's generation passes them
+EPSILON, ALPHA = 0.09, 0.3  # Medusa's defaults
 
 Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> the next token
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Sampling settings.
 
     Attributes:
-        temperature: 0 takes the most likely token.
-        top_k, top_p: 0 and 1 leave the distribution whole.
-        repetition_penalty: 1 is none.
-        typical: Medusa's lossy acceptance; asks for a temperature.
-        seed: of the draws.
+        temperature: 0: greedy.
+        top_k, top_p: 0 and 1: no truncation.
+        repetition_penalty: 1: none.
+        typical: Medusa's lossy acceptance; needs a temperature above 0.
+        seed: of the random numbers.
 
     Raises:
-        ConfigRefused: a value is out of range.
+        ConfigError: a value is out of range.
     """
 
     temperature: float = 0.0
@@ -72,10 +72,10 @@ class Sampling:
             if not fits:
                 why = f"{name} is {getattr(self, name)}."
                 do = "Typical acceptance needs a temperature above 0." if name == "typical" else ""
-                raise ConfigError("The sampling was not accepted.", why, do, name)
+                raise ConfigError("The sampling settings are not valid.", why, do, name)
 
     def processors(self) -> LogitsProcessorList:
-        """The changes to a row of logits, in the order of transformers' `generate`."""
+        """The logits processors, in the order of `generate` in transformers."""
         chosen = LogitsProcessorList()
         if self.repetition_penalty != 1:
             chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -89,26 +89,26 @@ class Sampling:
 
 
 class Acceptance(Protocol):
-    """A rule of acceptance."""
+    """An acceptance rule."""
 
     def walk(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
     ) -> tuple[list[int], int]:
-        """The nodes that are kept, from the root on, and the token that follows the last.
+        """The accepted nodes, starting with the root, and the token that follows the last.
 
         Args:
-            tokens: one for each node; logits: [n, V].
+            tokens: one per node; logits: [n, V].
             before: all tokens committed before the root.
         """
 
 
 def acceptance(sampling: Sampling) -> Acceptance:
-    """The rule that `sampling` asks for."""
+    """The acceptance rule for `sampling`."""
     return TypicalAcceptance(sampling) if sampling.typical else LosslessAcceptance(sampling)
 
 
 class LosslessAcceptance:
-    """Draw from the base, go on where a child carries the draw: exact for any tree."""
+    """Sample from the target, continue where a child has that token: exact for any tree."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._draw = TokenSampler(sampling)
@@ -127,7 +127,7 @@ class LosslessAcceptance:
 
 
 class TypicalAcceptance:
-    """Medusa's typical acceptance: the longest path of guesses that are likely enough."""
+    """Medusa's typical acceptance: the longest path of sufficiently likely draft tokens."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._draw = TokenSampler(sampling)
@@ -160,7 +160,7 @@ class TypicalAcceptance:
 
 
 class TokenSampler:
-    """Draws tokens from rows of logits, on the CPU so that a seed means the same everywhere."""
+    """Samples tokens from rows of logits, on the CPU so that a seed is reproducible."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.greedy = sampling.temperature == 0
@@ -168,9 +168,9 @@ class TokenSampler:
         self._generator = torch.Generator().manual_seed(sampling.seed)
 
     def chooser(self, logits: Tensor, before: Sequence[int]) -> Choose:
-        """The function that chooses after a node of `logits` [n, V]."""
+        """The function that samples the token after a node of `logits` [n, V]."""
         if self.greedy and not self._processors:
-            if logits.device.type == "cpu":  # a path looks at few of a tree's rows
+            if logits.device.type == "cpu":  # a path reads few rows of a tree
                 return lambda node, path: int(logits[node].float().argmax())
             best = logits.argmax(-1).tolist()  # one transfer for the whole tree
             return lambda node, path: best[node]
@@ -184,7 +184,7 @@ class TokenSampler:
         return choose
 
     def chances(self, row: Tensor, prefix: list[int]) -> Tensor:
-        """The processed distribution [V] float32 after `prefix`."""
+        """The distribution [V] float32 after `prefix`, with all processors applied."""
         return self._processed(row, prefix).softmax(-1)
 
     def _processed(self, row: Tensor, prefix: list[int]) -> Tensor:

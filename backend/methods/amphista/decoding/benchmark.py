@@ -20,11 +20,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, median
 
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import PARTS, LapTimer, decode
 from backend.methods.amphista.decoding.proposers import Proposer
-from backend.methods.amphista.decoding.tree import Path
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Path
 from backend.reporter import Reporter, stop_if_asked
 
 VANILLA = "vanilla"
@@ -70,7 +70,7 @@ def time_decoders(
         offset: shifts the order of the arms, so that each is first about as often.
 
     Raises:
-        Stopped: the reporter asked for it.
+        CancelledError: cancellation was requested.
     """
     names, found = list(arms), Answers()
     for turn in range(rounds + 1):
@@ -156,7 +156,7 @@ class DecoderSummary:
 
 
 def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
-    """Compares arm `name` with vanilla over the prompts `answered`."""
+    """Compare arm `name` with vanilla over the prompts `answered`."""
     mine, base = [each[name] for each in answered], [each[VANILLA] for each in answered]
     speeds, vanilla = _speeds(mine), _speeds(base)
     lengths = Counter(length for answer in mine for length in answer.lengths)

@@ -1,11 +1,11 @@
-"""What a pass costs on this machine, and the tree that pays best on it (ours).
+"""Cost model: time of a verification pass on this machine, and the fastest tree size (ours).
 
     speed-up(n) = tau(n) / ( t(n) / t(1) + draft / t(1) )
 
-t(n) is the time of a pass of the base over n nodes, measured here and now; draft that of a guess.
-A GPU verifies dozens of nodes in the time of one; a CPU may not, and the best tree is small. The
-break-even of a size is the tau at which the speed-up is 1: the denominator. A tree of the root
-alone needs no guess and breaks even at 1: where no guess pays, none is made.
+t(n) is the measured time of a pass of the target model over n nodes, draft that of one draft. A GPU
+verifies dozens of nodes in the time of one; a CPU may not, and then the best tree is small. The
+break-even of a size is the tau at which the speed-up is 1, the denominator. A tree of the root
+alone needs no draft and breaks even at 1: where drafting does not pay, nothing is drafted.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 import torch
 
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.decoding.engine import LapTimer
 from backend.methods.amphista.decoding.proposers import Proposer
-from backend.methods.amphista.decoding.tree import Growth, chain, expected_length
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Growth, chain, expected_length
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 CONTEXT = 192  # cached tokens while measuring
 REPEATS = 5
-NEAR = 0.97  # of the highest speed-up: what is nearer is not told apart
+NEAR = 0.97  # share of the highest speed-up that counts as equal to it
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class CostModel:
     """Measured seconds.
 
     Attributes:
-        verify: nodes -> seconds of a pass of the base, nodes ascending from 1.
-        draft: seconds of one guess of the drafter.
+        verify: nodes -> seconds of a pass of the target model, nodes ascending from 1.
+        draft: seconds of one draft.
     """
 
     verify: Mapping[int, float]
     draft: float
 
     def ratio(self, nodes: int) -> float:
-        """t(n) / t(1), between measured sizes on a straight line."""
+        """t(n) / t(1), linearly interpolated between measured sizes."""
         sizes = list(self.verify)
         upper = next((n for n in sizes if n >= nodes), sizes[-1])
         lower = max((n for n in sizes if n <= nodes), default=upper)
@@ -48,7 +48,7 @@ class CostModel:
         return seconds / self.verify[1]
 
     def break_even(self, nodes: int) -> float:
-        """Accepted length at which a tree of `nodes` nodes is as fast as none."""
+        """Accepted length at which a tree of `nodes` nodes is as fast as no drafting."""
         return self.ratio(nodes) + (nodes > 1) * self.draft / self.verify[1]
 
     def speed_up(self, growth: Growth, nodes: int) -> float:
@@ -58,8 +58,8 @@ class CostModel:
     def best_nodes(self, growth: Growth, least: int = 1) -> int:
         """The smallest tree, of `least` nodes or more, with nearly the highest predicted speed-up.
 
-        The smallest, for a tree promises too much: it was grown on the very answers that judge it,
-        and the more nodes it has, the more of them suit those answers alone.
+        The smallest, because predictions are optimistic: the tree was grown on the responses it is
+        evaluated on, and larger trees overfit them more.
         """
         largest = max(least, min(max(self.verify), 1 + len(growth)))
         found = {n: self.speed_up(growth, n) for n in range(least, largest + 1)}
@@ -73,9 +73,9 @@ def measure_costs(
     sizes: Sequence[int] = SIZES,
     repeats: int = REPEATS,
 ) -> CostModel:
-    """Times passes of the base over chains of each size, in turn, and guesses of `proposer`.
+    """Time passes of the target model over chains of each size, in turn, and drafts of `proposer`.
 
-    The fastest of `repeats` turns counts: other programs only ever make a pass slower.
+    The minimum of `repeats` turns counts, as other processes only ever slow a pass down.
     """
     sizes = [nodes for nodes in sizes if nodes < target.context // 2] or [1]
     length = max(2, min(CONTEXT, target.context - max(sizes) - 1))
@@ -84,7 +84,7 @@ def measure_costs(
     hidden = target.hidden(torch.tensor([ids], device=target.device), cache)[0]
     verify, seconds = target.verifier(cache), {n: list[float]() for n in sizes}
     drafts: list[float] = []
-    for turn in range(repeats + 1):  # the first warms up
+    for turn in range(repeats + 1):  # the first is a warm-up
         for nodes in sizes:
             clock = LapTimer(target.device)
             verify(ids[:1] * nodes, chain(nodes - 1))

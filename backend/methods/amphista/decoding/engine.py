@@ -1,16 +1,16 @@
-"""The decoding loop: guess a tree, verify it in one pass, keep the path that was right.
+"""The speculative decoding loop: draft a tree, verify it in one pass, keep the accepted path.
 
-    prefill: h_1..h_P = base(x_1..x_P);  root = next token of h_P;  commit root
+    prefill: h_1..h_P = target(x_1..x_P);  root = next token of h_P;  commit root
     loop:
-      tree   = proposer(states read since the last call, the tokens that follow them)
-      H      = base(root + guesses, mask of the tree)            appends a row for every node
+      tree   = proposer(states since the last call, the tokens that follow them)
+      H      = target(root + draft tokens, mask of the tree)     appends a row for every node
       path, bonus = acceptance(tree, logits of H)                path begins with the root
-      keep the cache rows of path;  commit the guesses on path and bonus;  root = bonus
+      keep the cache rows of path;  commit the draft tokens on path and bonus;  root = bonus
 
 After every step the cache holds all committed tokens but the last, the root.
 
-Accepted length: tokens committed per verify pass, the bonus counted, so that decoding without a
-drafter has 1.00 (Spec-Bench's convention). It is len(path), but for an answer that ends inside it.
+Accepted length: tokens committed per verification pass, including the bonus token, so that decoding
+without a drafter has 1.00 (as in Spec-Bench). It equals len(path) unless generation ends inside it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from dataclasses import dataclass, field
 import torch
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import LOOKED_UP
 from backend.methods.amphista.decoding.acceptance import Acceptance
 from backend.methods.amphista.decoding.proposers import NOTHING, Proposer
-from backend.methods.amphista.decoding.tree import Tree
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Tree
 
 PARTS = ("draft", "verify", "accept", "cache")
 
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """What one pass of the base yielded.
+    """The result of one pass of the target model.
 
     Attributes:
         tokens: newly committed.
-        heads: who guessed each of them: head 1, 2, ...; 0 the base itself; `LOOKED_UP` the text.
-        path: nodes of `tree` that were right, the root first; empty for the prefill.
+        heads: source of each: head 1, 2, ...; 0 the target model; `LOOKED_UP` prompt lookup.
+        path: accepted nodes of `tree`, the root first; empty for the prefill.
         guesses: the tokens of all nodes of `tree`, the root's first.
         seconds: time in each of `PARTS`; the prefill has "prefill" instead.
     """
@@ -52,12 +52,12 @@ class DecodeStep:
 
     @property
     def rejected(self) -> list[int]:
-        """The likeliest guesses of where the base chose otherwise: a chain from the path's end."""
-        node, found = self.path[-1] if self.path else 0, []
+        """The most likely rejected draft tokens: a chain from the end of the path."""
+        node, tokens = self.path[-1] if self.path else 0, []
         while self.tree.children[node]:
             node = self.tree.children[node][0]
-            found.append(self.guesses[node])
-        return found
+            tokens.append(self.guesses[node])
+        return tokens
 
 
 @torch.inference_mode()
@@ -69,10 +69,10 @@ def decode(
     limit: int,
     ends: Collection[int] = (),
 ) -> Iterator[DecodeStep]:
-    """Writes up to `limit` tokens after `prompt`; ends early behind a token of `ends`.
+    """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`.
 
     Raises:
-        ConfigRefused: the prompt is empty, or prompt and answer do not fit the model's context.
+        ConfigError: the prompt is empty, or prompt and response exceed the context of the model.
     """
     _refuse_unfit(target, prompt, limit)
     clock, committed = LapTimer(target.device), list(prompt)
@@ -86,32 +86,32 @@ def decode(
     yield DecodeStep([root], [0], [], NOTHING, [root], {"prefill": clock.lap()})
     while len(committed) - len(prompt) < limit and committed[-1] not in ends:
         clock.lap()
-        guess = proposer.propose(hidden, following)
+        draft = proposer.propose(hidden, following)
         drafted = clock.lap()
-        tokens = [committed[-1], *guess.tokens]
-        states, logits = verify(tokens, guess.tree)
+        tokens = [committed[-1], *draft.tokens]
+        states, logits = verify(tokens, draft.tree)
         verified = clock.lap()
-        path, bonus = rule.walk(guess.tree, tokens, logits, committed[:-1])
+        path, bonus = rule.walk(draft.tree, tokens, logits, committed[:-1])
         accepted = clock.lap()
         cache.keep(len(committed) - 1, path)
         hidden = states if len(path) == len(tokens) else states[path]
         following = [*(tokens[node] for node in path[1:]), bonus]
         new = _cut(following, limit - (len(committed) - len(prompt)), ends)
         committed += new
-        depths = guess.tree.depths
-        heads = [LOOKED_UP if guess.looked_up else depths[node] for node in path[1:]] + [0]
+        depths = draft.tree.depths
+        heads = [LOOKED_UP if draft.looked_up else depths[node] for node in path[1:]] + [0]
         parts = dict(zip(PARTS, (drafted, verified, accepted, clock.lap()), strict=True))
-        yield DecodeStep(new, heads[: len(new)], path, guess.tree, tokens, parts)
+        yield DecodeStep(new, heads[: len(new)], path, draft.tree, tokens, parts)
 
 
 def _cut(tokens: list[int], room: int, ends: Collection[int]) -> list[int]:
-    """The tokens up to the first end, that included, and no more than `room`."""
+    """The tokens up to and including the first end, at most `room`."""
     end = next((n for n, token in enumerate(tokens, 1) if token in ends), len(tokens))
     return tokens[: min(end, room)]
 
 
 class LapTimer:
-    """Seconds between laps; waits for a GPU to have finished."""
+    """A stopwatch; synchronises with the GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._wait = device.type == "cuda"
@@ -131,18 +131,20 @@ class LapTimer:
 
 def _refuse_unfit(target: TargetModel, prompt: Sequence[int], limit: int) -> None:
     if not prompt:
-        raise ConfigError("There is nothing to continue.", "The prompt is empty.", "", "prompt")
+        raise ConfigError(
+            "There is no prompt.", "The prompt is empty.", "Enter a prompt.", "prompt"
+        )
     if max(prompt) >= target.vocabulary or min(prompt) < 0:
         raise ConfigError(
-            "The prompt cannot be read.",
-            f"It holds token {max(prompt)}; the model knows {target.vocabulary}.",
+            "The prompt has unknown tokens.",
+            f"It holds token id {max(prompt)}; the vocabulary has {target.vocabulary} tokens.",
             "Use the model's own tokenizer.",
             "prompt",
         )
     if limit < 1 or len(prompt) + limit > target.context:
         raise ConfigError(
-            f"{limit} new tokens do not fit.",
-            f"The prompt has {len(prompt)}, the model reads {target.context} in all.",
-            "Ask for fewer, or shorten the prompt.",
+            f"{limit} new tokens do not fit into the context.",
+            f"The prompt has {len(prompt)} tokens; the context holds {target.context}.",
+            "Generate fewer tokens, or shorten the prompt.",
             "max_new_tokens",
         )

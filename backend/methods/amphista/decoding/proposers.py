@@ -1,7 +1,7 @@
-"""Who guesses: nobody, the text itself, a small model, or the heads of a drafter.
+"""Sources of draft tokens: none, prompt lookup, an assistant model, or the heads of a drafter.
 
-All of them serve the same decoding loop, so that comparing them compares the guesses and not the
-loops. A proposer is told what the base has read and chosen, and answers with a tree of tokens.
+All serve the same decoding loop, so that a comparison measures the drafts and not the loops. A
+proposer gets the states and tokens of the target model and returns a tree of draft tokens.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.errors import ConfigError
-from backend.methods.amphista.base_model import TargetModel
-from backend.methods.amphista.decoding.tree import Tree, chain
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.registry import Drafter
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Tree, chain
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
 NOTHING = chain(0)
@@ -26,10 +26,10 @@ NOTHING = chain(0)
 
 @dataclass(frozen=True)
 class DraftTokens:
-    """What a proposer guesses: a token for every node of the tree but the root.
+    """Draft tokens: one for every node of the tree but the root.
 
     Attributes:
-        looked_up: found in the text, not guessed by heads.
+        looked_up: from prompt lookup, not from heads.
     """
 
     tokens: list[int]
@@ -38,28 +38,28 @@ class DraftTokens:
 
 
 class Proposer(Protocol):
-    """Guesses the next tokens. One at a time serves one text at a time.
+    """Drafts the next tokens of one sequence at a time.
 
     Attributes:
-        nodes: the most nodes a tree of it has, the root included.
+        nodes: maximum number of tree nodes, including the root.
     """
 
     nodes: int
 
     def start(self, first: int, capacity: int) -> None:
-        """A new text of `capacity` tokens at most begins with the token `first`."""
+        """Begin a new sequence of at most `capacity` tokens with the token `first`."""
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
-        """Guesses what follows.
+        """Draft what follows.
 
         Args:
-            hidden: [n, d] the base's states at the positions it has read since the last call.
-            tokens: the token behind each of these positions; the last is not read yet.
+            hidden: [n, d] the target model's states at the positions since the last call.
+            tokens: the token after each of these positions; the last one has not been run yet.
         """
 
 
 class NoDraft:
-    """Vanilla decoding: one token a pass."""
+    """Vanilla decoding: one token per pass."""
 
     nodes = 1
 
@@ -71,11 +71,11 @@ class NoDraft:
 
 
 class PromptLookup:
-    """Prompt lookup (Saxena, 2023): what followed the last time these tokens were seen.
+    """Prompt lookup decoding (Saxena, 2023): copy what followed the last n-gram match.
 
     Args:
-        length: tokens guessed at most.
-        longest, shortest: tokens that must agree, tried from `longest` down to `shortest`.
+        length: maximum number of draft tokens.
+        longest, shortest: n-gram lengths, tried from `longest` down to `shortest`.
     """
 
     def __init__(self, length: int = 10, longest: int = 2, shortest: int = 1) -> None:
@@ -84,7 +84,7 @@ class PromptLookup:
 
     def start(self, first: int, capacity: int) -> None:
         self._text = [first]
-        self._seen: dict[tuple[int, ...], int] = {}  # n-gram -> where it was last followed
+        self._seen: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
 
     def _append(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -99,20 +99,20 @@ class PromptLookup:
         for n in self._agreeing:
             place = self._seen.get(tuple(self._text[-n:]))
             if place is not None:
-                found = self._text[place : place + self.length]
-                return DraftTokens(found, chain(len(found)), looked_up=True)
+                tokens = self._text[place : place + self.length]
+                return DraftTokens(tokens, chain(len(tokens)), looked_up=True)
         return DraftTokens([], NOTHING)
 
 
 class AssistantModel:
-    """A small model of the same vocabulary guesses greedily, one token after the other.
+    """A small model with the same vocabulary drafts greedily, one token after the other.
 
     Args:
-        length: tokens guessed at most.
-        confidence: it stops guessing below this probability, as transformers' assistants do.
+        length: maximum number of draft tokens.
+        confidence: drafting stops below this probability, as in transformers.
 
     Raises:
-        ConfigRefused: its vocabulary is another.
+        ConfigError: its vocabulary differs.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class AssistantModel:
         if own != vocabulary:
             raise ConfigError(
                 "The assistant cannot draft for this model.",
-                f"It knows {own} tokens, the model {vocabulary}.",
+                f"Its vocabulary has {own} tokens, that of the model {vocabulary}.",
                 "Choose one with the same tokenizer.",
                 "assistant",
             )
@@ -141,20 +141,20 @@ class AssistantModel:
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         self._unread += tokens
         known = self._cache.length + len(self._unread)
-        found: list[int] = []
+        drafted: list[int] = []
         given = self._unread
-        while len(found) < self.length:
+        while len(drafted) < self.length:
             token, chance = self._next(given)
             if chance < self.confidence:
                 break
-            found.append(token)
+            drafted.append(token)
             given = [token]
         self._cache.rewind(known)
         self._unread = []
-        return DraftTokens(found, chain(len(found)))
+        return DraftTokens(drafted, chain(len(drafted)))
 
     def _next(self, given: list[int]) -> tuple[int, float]:
-        """The most likely token after all that was read and `given`, and its probability."""
+        """The most likely token after the cached tokens and `given`, and its probability."""
         ids = torch.tensor([given], device=self.model.device)
         output = self.model(
             input_ids=ids, use_cache=True, logits_to_keep=1, **{self._name: self._cache}
@@ -167,7 +167,7 @@ class TreeProposer:
     """The heads of a drafter, in a static tree.
 
     Raises:
-        ConfigRefused: the tree is deeper than there are heads, or wider than they can guess.
+        ConfigError: the tree is deeper than the number of heads, or wider than the vocabulary.
     """
 
     def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree) -> None:
@@ -187,11 +187,10 @@ class TreeProposer:
 
 
 class PromptLookupFirst:
-    """Looks the last tokens up in the text; where even two are new, another guesses (ours).
+    """Prompt lookup with n-grams of 2 to 4 tokens; without a match another proposer drafts (ours).
 
-    Looking up costs nothing, and two tokens that stood together before are often followed by the
-    same again; but most pairs are new. The other reads what was committed meanwhile when it is
-    asked again.
+    Lookup is free, and a repeated pair of tokens is often followed by the same token again; but
+    most pairs are new. The other proposer catches up on committed tokens when it is next used.
     """
 
     def __init__(self, other: Proposer) -> None:
@@ -205,22 +204,22 @@ class PromptLookupFirst:
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         self._unread.append((hidden, tokens))
-        guess = self.lookup.propose(hidden, tokens)
-        if guess.looked_up:
-            return guess
+        draft = self.lookup.propose(hidden, tokens)
+        if draft.looked_up:
+            return draft
         states, texts = zip(*self._unread, strict=True)
         self._unread = []
         return self.other.propose(torch.cat(states), list(flattened.from_iterable(texts)))
 
 
 def refuse_unfit_tree(drafter: Drafter, tree: Tree) -> None:
-    """Raises `ConfigError` where a tree asks for more than a drafter guesses."""
+    """Raise `ConfigError` if a tree needs more heads or ranks than the drafter has."""
     heads, ranks = drafter.config.heads, len(drafter.vocabulary)
     if tree.depth > heads or tree.ranks > ranks:
         raise ConfigError(
             "The tree does not fit the drafter.",
-            f"It is {tree.depth} deep and uses {tree.ranks} guesses of a head; the drafter has "
-            f"{heads} heads and {ranks} guesses.",
+            f"It has depth {tree.depth} and {tree.ranks} candidates per head; the drafter has "
+            f"{heads} heads and {ranks} draft tokens.",
             "Choose a smaller tree.",
             "nodes",
         )

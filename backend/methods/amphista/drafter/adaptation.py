@@ -1,8 +1,8 @@
-"""A decoder layer of the base, cloned: what the staged adaptation layers are made of.
+"""Staged adaptation layers: cloned decoder layers of the target model.
 
-A layer of transformers needs masks and position embeddings that its model prepares, differently in
-every architecture. So the clone is a whole model of the base's kind with a single layer and no
-embedding and no final norm: its own forward prepares everything, with a cache of one layer.
+A transformers layer needs masks and position embeddings that its model prepares, differently in
+every architecture. So the clone is a whole model of the same class with a single layer, no
+embedding and no final norm: its own forward prepares everything, with a one-layer cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from backend.errors import ModelError
-from backend.methods.amphista.base_model import packed_weights
+from backend.methods.amphista.target_model import packed_weights
 from backend.models.attention import use_grouped
 from backend.models.blocks import decoder_blocks
 from backend.models.kv_cache import PreallocatedCache, cache_name
@@ -24,10 +24,10 @@ from backend.models.kv_cache import PreallocatedCache, cache_name
 class ClonedLayer(nn.Module):
     """Decoder layer `block` of `model`: hidden states [b, n, d] -> [b, n, d], causal.
 
-    Its dtype is fixed when it is made: casting later would round the rotary frequencies too.
+    Its dtype is fixed at construction: casting later would round the rotary frequencies too.
 
     Raises:
-        ModelRefused: the architecture cannot be built with one layer.
+        ModelError: the architecture cannot be built with one layer.
     """
 
     def __init__(self, model: PreTrainedModel, block: int, dtype: torch.dtype) -> None:
@@ -46,25 +46,25 @@ class ClonedLayer(nn.Module):
             ) from error
         use_grouped(shell, model.device)
         nn.Module.to(shell, model.device)
-        self._shell = (shell,)  # a tuple: only the layer itself is ours to train
+        self._shell = (shell,)  # a tuple, so that only the layer itself is registered for training
         self._cache = cache_name(shell)
 
     def forward(self, states: Tensor, cache: PreallocatedCache | None = None) -> Tensor:
-        given = {self._cache: cache, "use_cache": cache is not None}
-        output = self._shell[0](inputs_embeds=states, **given)
-        found: Tensor = output.last_hidden_state
-        return found
+        options = {self._cache: cache, "use_cache": cache is not None}
+        output = self._shell[0](inputs_embeds=states, **options)
+        outputs: Tensor = output.last_hidden_state
+        return outputs
 
 
 def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the same kind with layer `block` alone; what is outside the layer does nothing."""
+    """A model of the same class with only layer `block`; everything outside it is the identity."""
     config: Any = deepcopy(model.config.get_text_config())
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 8, None
     if types := getattr(config, "layer_types", None):
         config.layer_types = [types[block]]
     shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
     for parameter in shell.parameters():
-        parameter.data.zero_()  # position embeddings: what the layer reads contains them already
+        parameter.data.zero_()  # position embeddings: the inputs of the layer already contain them
     name, _ = final_norm(model)
     if name:
         parent, _, child = name.rpartition(".")
@@ -95,7 +95,7 @@ def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-    for name, output in outputs.items():  # the same memory: some models reshape it once more
+    for name, output in outputs.items():  # compare memory, as some models reshape the output
         if isinstance(output, Tensor) and output.data_ptr() == last.data_ptr():
             return name, base.get_submodule(name)
     return "", nn.Identity()

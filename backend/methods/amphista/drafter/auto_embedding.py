@@ -1,13 +1,13 @@
 """The auto-embedding block: the K heads of one anchor attend to each other, without a mask.
 
-    Y   = Z + P                            P [K, r] learned: which head is which
+    Y   = Z + P                            P [K, r] learned: head position encoding
     Y'  = Y  + MHA(norm Y)
     Y'' = Y' + FFN(norm Y')                FFN: r -> 4 r -> r
 
-The last projections of both sums start at zero, so the block starts as Z + P. With r < d it works
-on a projection: Z + up(Y''), where up starts at zero.
+The last projections of both sums are initialised to zero, so the block starts as Z + P. With r < d
+it works on a projection: Z + up(Y''), with up initialised to zero.
 
-That such a block exists and is bi-directional is the paper's; its sizes and inits are ours.
+The bi-directional block is from the paper; its sizes and initialization are ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEAD_WIDTH = 64
 
 
 class AutoEmbedding(nn.Module):
-    """[n, K, d] -> [n, K, d]; rows of the first dimension know nothing of each other."""
+    """[n, K, d] -> [n, K, d]; anchors (first dimension) are independent."""
 
     def __init__(
         self, width: int, inner: int, heads: int, position: bool, dtype: torch.dtype

@@ -1,10 +1,10 @@
-"""How good the heads are, on sequences they have not learnt from.
+"""Accuracy of the heads on held-out sequences.
 
-The true token of anchor i and head k is the teacher's first choice for position i+1+k. Held-out
-answers are the base's own greedy ones, so it is the token greedy decoding will ask for.
+The true token of anchor i and head k is the teacher's most likely token for position i+1+k.
+Held-out responses are greedy, so it is the token that greedy decoding will accept.
 
-    top-m of head k     share of anchors at which the true token is among the head's m best
-    accepted length     of a tree, by looking the ranks up in it (`tree.simulated_length`)
+    top-m of head k     share of anchors whose true token is among the m best of the head
+    accepted length     of a tree, simulated from the ranks (`tree.simulated_length`)
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.errors import ComputeError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
-from backend.methods.amphista.decoding.tree import RANKS, simulated_length
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.registry import Drafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.loss import ROW_STEP, padded, position_in, rounded_up
+from backend.methods.amphista.tree import RANKS, simulated_length
 from backend.reporter import Reporter, stop_if_asked
 
 TOP = (1, 3, 5)
-NODES = 16  # of the tree whose accepted length is followed during training
+NODES = 16  # of the tree whose accepted length is reported during training
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class HeadAccuracy:
     ranks: Tensor
 
     def top(self, m: int) -> list[float]:
-        """The share of anchors, for each head, whose true token is among its m best."""
+        """Top-m accuracy of each head."""
         right = (self.ranks >= 0) & (self.ranks < m)
         return right.double().mean(0).tolist()
 
@@ -47,7 +47,7 @@ class HeadAccuracy:
         return simulated_length(self.ranks, nodes)
 
     def figures(self) -> dict[str, float]:
-        """Name of a curve -> value."""
+        """Metric name -> value."""
         tops = {f"top{m}/head {k}": v for m in TOP for k, v in enumerate(self.top(m), 1)}
         return tops | {"accepted": self.accepted()}
 
@@ -56,28 +56,28 @@ class HeadAccuracy:
 def measure_heads(
     drafter: Drafter, target: TargetModel, heldout: HiddenStateCache, reporter: Reporter
 ) -> HeadAccuracy:
-    """The ranks at every anchor of `heldout` whose heads all have a target.
+    """The ranks at every anchor of `heldout` at which all heads have a target.
 
     Raises:
-        MethodFailed: there is no such anchor.
+        ComputeError: there is no such anchor.
     """
-    found = []
+    ranks_by_sequence = []
     for index in range(len(heldout)):
         stop_if_asked(reporter)
-        found.append(ranks_of(drafter, target, heldout[index]))
-    ranks = torch.cat(found)
+        ranks_by_sequence.append(sequence_ranks(drafter, target, heldout[index]))
+    ranks = torch.cat(ranks_by_sequence)
     if not len(ranks):
         raise ComputeError(
-            "The heads cannot be judged.",
-            f"No held-out answer is longer than the {drafter.config.heads} heads look ahead.",
-            "Hold out more sequences, or choose prompts with longer answers.",
+            "The accuracy of the heads cannot be measured.",
+            f"No held-out response is longer than the {drafter.config.heads} tokens they predict.",
+            "Hold out more sequences, or choose prompts with longer responses.",
             "heldout",
         )
     return HeadAccuracy(ranks)
 
 
-def ranks_of(drafter: Drafter, target: TargetModel, sample: CachedSequence) -> Tensor:
-    """[anchors, K] of one sequence; no anchors where it is too short."""
+def sequence_ranks(drafter: Drafter, target: TargetModel, sample: CachedSequence) -> Tensor:
+    """Ranks [anchors, K] of one sequence; no anchors if it is too short."""
     heads, device = drafter.config.heads, target.device
     ids = sample.ids.long().to(device)
     first, last = max(sample.start - 1, 0), len(ids) - 1 - heads
@@ -86,7 +86,7 @@ def ranks_of(drafter: Drafter, target: TargetModel, sample: CachedSequence) -> T
     anchors = torch.arange(first, last, device=device)
     parameters = next(drafter.parameters()).dtype
     read = len(ids) - 1
-    spare = padded(read, target.context) - read  # no position sees what is behind it
+    spare = padded(read, target.context) - read  # causal: padding changes nothing before it
     hidden = pad(sample.hidden[:-1].to(device, parameters), (0, 0, 0, spare))[None]
     embedded = pad(target.embed(ids[1:]).to(parameters), (0, 0, 0, spare))[None]
     asked = pad(anchors, (0, rounded_up(len(anchors), ROW_STEP) - len(anchors)))

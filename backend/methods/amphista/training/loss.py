@@ -1,15 +1,15 @@
-"""The loss of a set of anchors, and its gradient, without ever holding all logits.
+"""Training loss of a set of anchors, and its gradient, without materialising all logits.
 
-For anchor i and head k the teacher is the base's distribution p_{i+k} and the label x_{i+1+k}.
+For anchor i and head k the teacher is the target model's distribution p_{i+k}, the label x_{i+1+k}.
 With the target t = w_teacher p + w_label onehot(label), restricted to the draft vocabulary, and q
 the head's distribution over it,
 
     L = 1/n  sum_i sum_k  discount^(k-1)  [ |t| log sum exp(l) - t.l ],      l = W z_{i,k}
     dL/dl = discount^(k-1) / n  ( |t| q - t ),      dL/dz = W^T dL/dl
 
-A head whose target lies behind the end of its sequence counts 0 and is counted in n all the same.
-|t| is the sum of t: a token that cannot be guessed asks nothing of the head. Anchors go through in
-chunks; the teacher's logits are computed from the cached hidden states, one row for each position.
+A head whose target is beyond the end of its sequence contributes 0 but counts in n. |t| is the sum
+of t: tokens outside the draft vocabulary carry no loss. Anchors are processed in chunks; the
+teacher's logits are computed from the cached hidden states, one row per position.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.methods.amphista.config import CHUNK, TrainingConfig
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.registry import Drafter
 
-LENGTH_STEP, ROW_STEP = 16, 64  # of sequences and of rows: a size that recurs is compiled once
+LENGTH_STEP, ROW_STEP = 16, 64  # of sequences and rows: kernels are compiled once per shape
 
 
 def rounded_up(number: int, step: int) -> int:
@@ -32,7 +32,7 @@ def rounded_up(number: int, step: int) -> int:
 
 
 def padded(length: int, context: int) -> int:
-    """The length sequences are padded to: a multiple of `LENGTH_STEP` where the base reads it."""
+    """Padded length of sequences: a multiple of `LENGTH_STEP` within the context of the model."""
     return max(length, min(rounded_up(length, LENGTH_STEP), context))
 
 
@@ -43,7 +43,7 @@ class AnchorBatch:
     Attributes:
         hidden [B, T, d]; ids [B, T]; denominator [B, T].
         rows, places: [n] sequence and position of each anchor.
-        valid: [n, K] whether the head's target lies inside the sequence.
+        valid: [n, K] whether the target of the head is inside the sequence.
     """
 
     hidden: Tensor
@@ -55,7 +55,7 @@ class AnchorBatch:
 
 
 def loss_and_gradient(
-    drafter: Drafter, slots: Tensor, lessons: AnchorBatch, config: TrainingConfig
+    drafter: Drafter, slots: Tensor, batch: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
     """The loss of n anchors and its gradient with respect to their slots [n, K, d]."""
     heads, total = slots.shape[1], 0.0
@@ -63,8 +63,8 @@ def loss_and_gradient(
     gradient = torch.empty_like(slots)
     for start in range(0, len(slots), CHUNK):
         chunk = slice(start, start + CHUNK)
-        target = _targets(drafter, lessons, chunk, heads, config)
-        scale = (weights * lessons.valid[chunk])[..., None]  # [c, K, 1]
+        target = _targets(drafter, batch, chunk, heads, config)
+        scale = (weights * batch.valid[chunk])[..., None]  # [c, K, 1]
         logits = drafter.logits(slots[chunk]).float()
         mass, denominator = target.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
         losses = mass * denominator - (target * logits).sum(-1, keepdim=True)
@@ -75,21 +75,21 @@ def loss_and_gradient(
 
 
 def _targets(
-    drafter: Drafter, lessons: AnchorBatch, chunk: slice, heads: int, config: TrainingConfig
+    drafter: Drafter, batch: AnchorBatch, chunk: slice, heads: int, config: TrainingConfig
 ) -> Tensor:
     """t [c, K, v] float32 of a chunk of anchors."""
-    ahead = torch.arange(1, heads + 1, device=lessons.ids.device)
-    rows, length = lessons.rows[chunk, None], lessons.ids.shape[1]
-    places = (lessons.places[chunk, None] + ahead).clamp_(max=length - 1)  # [c, K] index of p
+    ahead = torch.arange(1, heads + 1, device=batch.ids.device)
+    rows, length = batch.rows[chunk, None], batch.ids.shape[1]
+    places = (batch.places[chunk, None] + ahead).clamp_(max=length - 1)  # [c, K] index of p
     flat, order = (rows * length + places).flatten().unique(return_inverse=True)
     spare = rounded_up(len(flat), ROW_STEP) - len(flat)
-    flat = pad(flat, (0, spare))  # rows nobody asks for; each size is compiled once
-    hidden = lessons.hidden.flatten(0, 1)[flat]
+    flat = pad(flat, (0, spare))  # unused rows, so that shapes recur
+    hidden = batch.hidden.flatten(0, 1)[flat]
     logits = drafter.logits(hidden).float()
-    teacher = (logits - lessons.denominator.flatten()[flat, None]).exp_()
+    teacher = (logits - batch.denominator.flatten()[flat, None]).exp_()
     target = teacher.mul_(config.teacher_weight)[order].unflatten(0, (-1, heads))
     if config.label_weight:
-        labels = lessons.ids[rows, (places + 1).clamp(max=length - 1)]
+        labels = batch.ids[rows, (places + 1).clamp(max=length - 1)]
         slots, known = position_in(drafter.vocabulary, labels)
         given = known.float()[..., None] * config.label_weight
         target.scatter_add_(-1, slots[..., None], given)
@@ -97,7 +97,7 @@ def _targets(
 
 
 def position_in(vocabulary: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each id stands in the ascending `vocabulary`, and whether it is in it at all."""
+    """Index of each id in the ascending `vocabulary`, and whether it is in it."""
     ids = ids.long()
     places = torch.searchsorted(vocabulary, ids).clamp_(max=len(vocabulary) - 1)
     return places, vocabulary[places] == ids

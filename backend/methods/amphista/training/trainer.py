@@ -1,15 +1,15 @@
-"""Training a drafter on cached hidden states; the base stays frozen and is not run again.
+"""Train a drafter on cached hidden states; the target model stays frozen and is not run again.
 
-Every step: a batch of sequences goes through the adaptation layers; at a share of the positions of
-their answers, drawn anew, the heads guess and are taught (`loss`). AdamW, a short warm-up, cosine
-decay to a tenth, gradients clipped. Copied layers learn more slowly than new parts.
+Each step runs a batch of sequences through the adaptation layers and trains the heads at a random
+share of the answer positions, the anchors (`loss`). AdamW, a short warm-up, cosine decay to a
+tenth, gradient clipping. Copied layers have a lower learning rate than new parts.
 
-Order of the data, choice of anchors and evaluation depend on seed and step alone, and checkpoints
-hold the float32 weights and the optimiser: an interrupted run goes on bit for bit. With a time
-budget the number of steps is settled once, from the pace in its first fiftieth, and stored.
+Data order, anchors and evaluation depend on seed and step alone, and checkpoints hold float32
+weights and optimiser state, so an interrupted run resumes bit for bit. With a time budget the
+number of steps is set once, from the throughput in the first 2 % of the budget, and stored.
 
-Sizes recur on purpose: for bfloat16 products the processor's library compiles a program for every
-shape and keeps it.
+Shapes recur on purpose: for bfloat16 products the CPU library compiles and caches a kernel for each
+shape.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError
-from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import TrainingConfig
 from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
-from backend.methods.amphista.drafter.drafter import Drafter
+from backend.methods.amphista.drafter.registry import Drafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import HeadAccuracy, measure_heads
 from backend.methods.amphista.training.loss import (
     ROW_STEP,
@@ -40,9 +40,16 @@ from backend.methods.amphista.training.loss import (
     padded,
     rounded_up,
 )
+from backend.methods.optimiser import (
+    MOMENTS,
+    cosine_decay,
+    optimiser_tensors,
+    restore_optimiser,
+)
 from backend.reporter import Reporter, stop_if_asked
 
 CHECKPOINT = "drafter"
+STATE_KEY = "{name}.{entry}"  # of the optimiser, in a checkpoint
 PACE_STEPS, PACE_SKIPPED = 12, 4  # at least; the first steps are slower than the rest
 PACE_SHARE = 0.02  # of the budget, in which the pace is measured
 SAVE_EVERY_S = 60.0
@@ -54,26 +61,26 @@ FLOOR = 0.1  # of the rate, at the end
 
 @dataclass
 class TrainingSchedule:
-    """Where the training stands: `step` of `steps`, the latter 0 until it is settled, and the
-    `seconds` it has taken, judging and saving included."""
+    """Progress of the training: `step` of `steps` (0 until it is known), and the `seconds` spent,
+    evaluation and saving included."""
 
     step: int = 0
     steps: int = 0
     seconds: float = 0.0
 
     def rate(self, config: TrainingConfig) -> float:
-        """The factor of the learning rate at this step."""
-        if not self.steps:  # rises to what it has reached when the pace is known
+        """The factor of the learning rates at this step."""
+        if not self.steps:  # rises to its level when the throughput is known
             reached = PACE_SHARE / max(config.warmup, PACE_SHARE)
             return min(reached, (self.step + 1) / (PACE_STEPS + 1))
         warm = max(1, round(config.warmup * self.steps))
         if self.step < warm:
             return min(1.0, (self.step + 1) / max(warm, PACE_STEPS + 1))
         share = (self.step - warm) / max(1, self.steps - warm)
-        return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        return cosine_decay(math.pi * min(share, 1.0), FLOOR)
 
-    def settle(self, config: TrainingConfig, seconds: list[float]) -> None:
-        """Fixes the number of steps once the pace is known."""
+    def set_steps(self, config: TrainingConfig, seconds: list[float]) -> None:
+        """Set the number of steps once the throughput is known."""
         if self.steps:
             return
         if not config.minutes:
@@ -101,7 +108,7 @@ class DrafterTrainer:
         self.checkpoints, self.reporter = checkpoints, reporter
         self.schedule = TrainingSchedule()
         self.optimiser = _optimiser(drafter, config)
-        self._counted = time.monotonic()
+        self._saved_at = time.monotonic()
         self.indices = [
             n
             for n, (length, start) in enumerate(zip(learnt.lengths, learnt.starts, strict=True))
@@ -109,18 +116,18 @@ class DrafterTrainer:
         ]
         if not self.indices:
             raise ConfigError(
-                "There is nothing to learn from.",
-                f"No sequence is longer than the {drafter.config.heads} heads look ahead.",
+                "There is no training data.",
+                f"No sequence is longer than the {drafter.config.heads} tokens the heads predict.",
                 "Use more or longer text.",
                 "answers",
             )
 
     def run(self) -> HeadAccuracy:
-        """Trains to the end; returns the last judgement on the held-out sequences."""
+        """Train to the end; return the final accuracy on the held-out sequences."""
         self._restore()
         seconds: list[float] = []
-        saved = self._counted = time.monotonic()
-        self.schedule.settle(self.config, seconds)
+        saved = self._saved_at = time.monotonic()
+        self.schedule.set_steps(self.config, seconds)
         while not self.schedule.steps or self.schedule.step < self.schedule.steps:
             self._report()
             began = time.perf_counter()
@@ -128,7 +135,7 @@ class DrafterTrainer:
             seconds.append(time.perf_counter() - began)
             self.reporter.metric("loss", loss, self.schedule.step)
             open_end = not self.schedule.steps
-            self.schedule.settle(self.config, seconds)
+            self.schedule.set_steps(self.config, seconds)
             if self._evaluates():
                 self.evaluate()
             first = len(seconds) == PACE_STEPS or (open_end and self.schedule.steps)
@@ -136,26 +143,26 @@ class DrafterTrainer:
                 self.save()
                 saved = time.monotonic()
         self.save()
-        judged = self.evaluate()
-        self.save()  # with the seconds of judging
-        return judged
+        accuracy = self.evaluate()
+        self.save()  # with the time of the evaluation
+        return accuracy
 
     def step(self) -> float:
-        """One step; returns its loss."""
-        lessons = self.lessons(self.schedule.step)
+        """Run one step; return its loss."""
+        batch = self.anchor_batch(self.schedule.step)
         drafter, parameters = self.drafter, torch.float32
-        ids = lessons.ids
+        ids = batch.ids
         embedded = self.target.embed(ids[:, 1:]).to(parameters)
         with torch.autocast(
             self.target.device.type,
             torch.bfloat16,
             enabled=self.target.dtype == torch.bfloat16,
         ):
-            stages = drafter.stages(lessons.hidden[:, :-1].to(parameters), embedded)
-            chosen = [stage[lessons.rows, lessons.places] for stage in stages]
+            stages = drafter.stages(batch.hidden[:, :-1].to(parameters), embedded)
+            chosen = [stage[batch.rows, batch.places] for stage in stages]
             slots = drafter.slots(chosen)
         with torch.no_grad():
-            loss, gradient = loss_and_gradient(drafter, slots.detach(), lessons, self.config)
+            loss, gradient = loss_and_gradient(drafter, slots.detach(), batch, self.config)
         if not math.isfinite(loss):
             raise ComputeError(
                 f"The loss is {loss} at step {self.schedule.step}.",
@@ -175,8 +182,8 @@ class DrafterTrainer:
 
     # the data --------------------------------------------------------------------------------
 
-    def lessons(self, step: int) -> AnchorBatch:
-        """The batch of a step: the same for the same seed and step."""
+    def anchor_batch(self, step: int) -> AnchorBatch:
+        """The batch of a step; a function of seed and step."""
         samples = [self.learnt[index] for index in self._batch(step)]
         longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
         rows, places = self._anchors(samples, step)
@@ -202,8 +209,8 @@ class DrafterTrainer:
         )
 
     def _anchors(self, samples: Sequence[CachedSequence], step: int) -> tuple[Tensor, Tensor]:
-        """Sequence and position of each anchor [n]: a share of all positions of the answers, drawn
-        anew, as many as make n a multiple of `ROW_STEP` where there are so many."""
+        """Sequence and position of each anchor [n]: a random share of all answer positions, with n
+        rounded up to a multiple of `ROW_STEP` where there are enough."""
         rows, places = [], []
         for row, sample in enumerate(samples):
             found = torch.arange(max(sample.start - 1, 0), len(sample.ids) - 2)
@@ -216,7 +223,7 @@ class DrafterTrainer:
         return torch.cat(rows)[chosen], torch.cat(places)[chosen]
 
     def _batch(self, step: int) -> list[int]:
-        """Sequences of a step. Each epoch has its own order; neighbours in length share a batch."""
+        """Sequences of a step. Epochs are shuffled; sequences of similar length share a batch."""
         size = self.config.batch
         per_epoch = math.ceil(len(self.indices) / size)
         epoch, place = divmod(step, per_epoch)
@@ -237,18 +244,18 @@ class DrafterTrainer:
         dice.shuffle(batches)
         return batches
 
-    # what is told and kept -------------------------------------------------------------------
+    # reports and checkpoints -----------------------------------------------------------------
 
     def _evaluates(self) -> bool:
         steps = self.schedule.steps
         return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
-        """Judges the heads and draws the points of their curves."""
-        judged = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
-        for name, value in judged.figures().items():
+        """Measure the accuracy of the heads on held-out sequences and report it."""
+        accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
+        for name, value in accuracy.figures().items():
             self.reporter.metric(name, value, self.schedule.step)
-        return judged
+        return accuracy
 
     def _report(self) -> None:
         steps = self.schedule.steps
@@ -257,13 +264,15 @@ class DrafterTrainer:
         stop_if_asked(self.reporter)
 
     def save(self) -> None:
-        """Writes weights, optimiser and step as one checkpoint."""
+        """Write weights, optimiser state and schedule as one checkpoint."""
         now = time.monotonic()
-        self.schedule.seconds += now - self._counted
-        self._counted = now
+        self.schedule.seconds += now - self._saved_at
+        self._saved_at = now
+        entries = ("step", *MOMENTS)
+        state = optimiser_tensors(self.optimiser, self._parameters(), STATE_KEY, entries)
         with self.checkpoints.write(CHECKPOINT) as folder:
             save_file(_plain(self.drafter.state_dict()), folder / "drafter.safetensors")
-            save_file(_plain(self._moments()), folder / "optimiser.safetensors")
+            save_file(_plain(state), folder / "optimiser.safetensors")
             (folder / "schedule.json").write_text(json.dumps(vars(self.schedule)))
 
     def _restore(self) -> None:
@@ -272,25 +281,13 @@ class DrafterTrainer:
             return
         device = str(self.target.device)
         self.drafter.load_state_dict(load_file(folder / "drafter.safetensors", device=device))
-        moments = load_file(folder / "optimiser.safetensors", device=device)
-        for number, parameter in enumerate(self._parameters()):
-            names = ("step", "exp_avg", "exp_avg_sq")
-            state = {
-                name: moments[f"{number}.{name}"] for name in names if f"{number}.{name}" in moments
-            }
-            if state:
-                self.optimiser.state[parameter] = state
+        state = load_file(folder / "optimiser.safetensors", device=device)
+        restore_optimiser(self.optimiser, self._parameters(), state, STATE_KEY)
         self.schedule = TrainingSchedule(**json.loads((folder / "schedule.json").read_text()))
 
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
-
-    def _moments(self) -> dict[str, Tensor]:
-        return {
-            f"{number}.{name}": value
-            for number, parameter in enumerate(self._parameters())
-            for name, value in self.optimiser.state.get(parameter, {}).items()
-        }
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        groups = self.optimiser.param_groups
+        return {str(n): p for n, p in enumerate(p for g in groups for p in g["params"])}
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

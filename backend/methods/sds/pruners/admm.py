@@ -1,4 +1,4 @@
-"""A pruner that weighs all columns at once: ADMM with a gradual mask (Boža, arXiv 2401.02938).
+"""ADMM pruning with a gradual mask (Boža, arXiv 2401.02938): all columns are solved jointly.
 
 With inputs scaled to unit energy, V = W diag(n), n_j = sqrt(H_jj), and C = H scaled so + damping I:
 
@@ -6,10 +6,10 @@ With inputs scaled to unit energy, V = W diag(n), n_j = sqrt(H_jj), and C = H sc
 
     V = (V_dense C + rho (Z - U)) (C + rho I)^-1       least squares, near the sparse copy
     Z = mask * (V + U)                                 sparse copy
-    U = U + V - Z                                      what still separates the two
+    U = U + V - Z                                      scaled dual variable
 
-One factor serves all steps. The mask holds the largest |V + U|. A percentage is reached gradually,
-as s_t = s (1 - (1 - t / T)^3), and then the mask stays. ALPS belongs to the same family.
+One Cholesky factor serves all steps. The mask keeps the largest |V + U|. A percentage is reached
+gradually, s_t = s (1 - (1 - t / T)^3), and then the mask is fixed. ALPS belongs to the same family.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from backend.methods.calibration import InputStatistics, StatisticsLevel
 from backend.methods.linalg import cholesky
 from backend.methods.sds.masks import keep_mask, masked
 from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners import pruner
+from backend.methods.sds.pruners.registry import pruner
 
-STEPS, SETTLED, RHO = 20, 15, 1.0  # SETTLED: the step from which the mask stays, T
+STEPS, MASK_STEPS, RHO = 20, 15, 1.0  # MASK_STEPS: T, after which the mask is fixed
 
 
 @pruner("admm", needs=StatisticsLevel.GRAM)
 def admm(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
-    """Keeps what least squares on all columns together finds largest, with its weights."""
+    """Keep the weights that joint least squares finds largest, with their updated values."""
     norms = inputs.energy.sqrt()
     scale = torch.where(norms > 0, norms, 1.0)
     C = inputs.gram / torch.outer(scale, scale)
     C.diagonal().add_(damping)
     root = cholesky(C + RHO * torch.eye(len(C)).to(C))
-    dense = W * norms  # nothing of a dead input: its weights go first
-    wanted, V, U = dense @ C, dense, torch.zeros_like(dense)
+    dense = W * norms  # 0 for dead inputs: their weights go first
+    goal, V, U = dense @ C, dense, torch.zeros_like(dense)
     for step in range(1, STEPS + 1):
-        if step <= SETTLED:
-            mask = keep_mask((V + U).abs(), _gradual(pattern, step / SETTLED))
+        if step <= MASK_STEPS:
+            mask = keep_mask((V + U).abs(), _gradual(pattern, step / MASK_STEPS))
         Z = masked(V + U, mask)
         U += V - Z
-        V = torch.cholesky_solve((wanted + RHO * (Z - U)).T, root).T
+        V = torch.cholesky_solve((goal + RHO * (Z - U)).T, root).T
     return masked(V + U, mask) / scale
 
 
 def _gradual(pattern: Pattern, share: float) -> Pattern:
-    """The pattern after a `share` of the steps in which it is reached."""
+    """The pattern after a `share` of the steps in which the sparsity rises."""
     if pattern.structured:
         return pattern
     return Pattern(0, 0, pattern.drop * (1 - (1 - share) ** 3))

@@ -1,10 +1,10 @@
-"""The base: a frozen causal LM, opened so that whole trees can be verified.
+"""The target model: a frozen causal LM that verifies whole trees of draft tokens.
 
     h = hidden state after the last block (and its final norm),   logits = W h (+ b)
 
-`TargetModel` calls the model's own forward with explicit mask and positions, so any decoder
-works that honours both. Whether it does is not believed but tried once, on a small tree: its logits
-must equal those of decoding each path alone. What fails is refused; wrong text is never written.
+`TargetModel` calls the model's own forward with an explicit mask and positions, so any decoder that
+honours both works. This is tested once, on a small tree, whose logits must equal those of decoding
+each path on its own. A model that fails is rejected, so wrong text is never generated.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.errors import ModelError
-from backend.methods.amphista.decoding.tree import Tree, chain
+from backend.methods.amphista.tree import Tree, chain
 from backend.models.attention import NAME, use_grouped
 from backend.models.kv_cache import PreallocatedCache, cache_name, window_of
 from backend.quantization.packed_linear import PackedLinear
 
-KERNELS = ("sdpa", NAME, "eager")  # the others take no mask of one's own
+KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask
 RESHAPED = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 LONG, FAR = "longrope", 10**9
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the logits
-COARSE_TOLERANCE = 0.5  # in 16 bits: of the error of a model that would not follow the mask
+COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
 
 
 class TargetModel:
-    """A base model that verifies trees.
+    """A model that verifies trees.
 
     Attributes:
-        width: d; `vocabulary`: V; `context`: tokens it can read at most.
+        width: d; `vocabulary`: V; `context`: maximum number of tokens.
 
     Raises:
-        ModelRefused: it cannot be decoded by trees; says why.
+        ModelError: it cannot verify trees; says why.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -49,7 +49,9 @@ class TargetModel:
         use_grouped(model, self.device)
         config = model.config.get_text_config()
         self.layers = config.num_hidden_layers
-        self.context = min(config.max_position_embeddings, window_of(model) or FAR, even(config))
+        self.context = min(
+            config.max_position_embeddings, window_of(model) or FAR, stable_context(config)
+        )
         self.head: nn.Linear = model.get_output_embeddings()
         self.vocabulary, self.width = self.head.weight.shape
         try:
@@ -58,7 +60,7 @@ class TargetModel:
             raise _refused(model, f"A small tree could not be run: {error}."[:300]) from error
 
     def new_cache(self, capacity: int) -> PreallocatedCache:
-        """An empty cache for `capacity` tokens, those of a tree included."""
+        """An empty cache for `capacity` tokens, including those of a tree."""
         return PreallocatedCache(self.layers, capacity)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -90,34 +92,34 @@ class TargetModel:
         return read_out
 
     def verifier(self, cache: PreallocatedCache) -> TreeVerifier:
-        """What runs trees on top of `cache`."""
+        """A verifier of trees on top of `cache`."""
         return TreeVerifier(self, cache)
 
 
 class TreeVerifier:
-    """Runs trees on top of a cache; their masks are made once and shifted."""
+    """Runs trees on top of a cache; masks are built once and shifted."""
 
     def __init__(self, target: TargetModel, cache: PreallocatedCache) -> None:
         self.target, self.cache = target, cache
         self._masks: dict[Tree, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
-        """Hidden states [n, d] and logits [n, V] of `tokens`, one for each node of `tree`.
+        """Hidden states [n, d] and logits [n, V] of `tokens`, one per node of `tree`.
 
-        The cache then ends with a row for every node.
+        Afterwards the cache ends with one row per node.
         """
         length, target = self.cache.length, self.target
         ids = torch.tensor([tokens], device=target.device)
         mask, depths = self._mask_of(tree)
-        positions = (length + depths).clamp_(max=target.context - 1)  # beyond is never kept
-        seen = mask[..., mask.shape[-1] - len(tree) - length :] if len(tree) > 1 else None
-        if seen is not None and target.device.type != "cpu":
-            seen = seen.contiguous()  # its kernels want aligned rows
-        hidden = target.hidden(ids, self.cache, positions[None], seen)[0]
+        positions = (length + depths).clamp_(max=target.context - 1)  # tokens beyond are never kept
+        visible = mask[..., mask.shape[-1] - len(tree) - length :] if len(tree) > 1 else None
+        if visible is not None and target.device.type != "cpu":
+            visible = visible.contiguous()  # GPU kernels need aligned rows
+        hidden = target.hidden(ids, self.cache, positions[None], visible)[0]
         return hidden, target.logits(hidden)
 
     def _mask_of(self, tree: Tree) -> tuple[Tensor, Tensor]:
-        """Zeros for a full cache, then the tree's own mask: [1, 1, n, capacity + n]; and depths.
+        """Mask [1, 1, n, capacity + n]: zeros for a full cache, then the tree's own; and depths.
 
         Its last length + n columns are the mask over `length` cached tokens.
         """
@@ -131,11 +133,11 @@ class TreeVerifier:
         return self._masks[tree]
 
 
-def even(config: PreTrainedConfig) -> int:
-    """Positions up to which rotary frequencies do not depend on how far a pass reaches.
+def stable_context(config: PreTrainedConfig) -> int:
+    """Maximum position up to which rotary frequencies do not depend on the length of a pass.
 
-    Beyond its original context `longrope` turns every token of a pass by its second set of
-    frequencies, so the guesses of a tree would change how the tokens before them are read.
+    Beyond its original context `longrope` uses its second set of frequencies for every token of a
+    pass, so draft tokens would change the encoding of the tokens before them.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]
@@ -144,35 +146,35 @@ def even(config: PreTrainedConfig) -> int:
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:
-    """Refuses what can be seen without running the model.
+    """Reject what can be detected without running the model.
 
     Raises:
-        ModelRefused: its attention, positions, cache or logits are of another kind.
+        ModelError: unsupported attention, positions, cache or logits.
     """
     config, kernel = model.config.get_text_config(), model.config._attn_implementation
     if kernel not in KERNELS:
         do = "Load it with attn_implementation='sdpa'."
-        raise _refused(model, f"Its attention ({kernel}) takes no mask of a tree.", do)
+        raise _refused(model, f"Its attention ({kernel}) does not accept a tree mask.", do)
     window_of(model)
     positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
     if not positions or not hasattr(config, "max_position_embeddings"):
-        raise _refused(model, "Positions cannot be told to it, and a tree has its own.")
+        raise _refused(model, "It accepts no position ids, and the nodes of a tree need their own.")
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise _refused(model, "It has no linear language-model head.")
     for name, neutral in RESHAPED.items():
         if getattr(config, name, neutral) not in (neutral, None):
-            raise _refused(model, f"It reshapes its logits after the head ({name}).")
+            raise _refused(model, f"It transforms its logits after the head ({name}).")
 
 
 @torch.inference_mode()
 def probe(target: TargetModel) -> None:
-    """Verifies one small tree and compares it with decoding its paths one by one.
+    """Verify one small tree and compare it with decoding its paths one by one.
 
-    Rounding in 16 bits may change logits by a tenth of their spread, so there the error is compared
-    with that of the same tokens read as one chain, which is what ignoring the mask comes to.
+    In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
+    with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
 
     Raises:
-        ModelRefused: the two differ, or the model's logits are not those of its head alone.
+        ModelError: the two differ, or the model's logits are not those of its head alone.
     """
     random = torch.Generator().manual_seed(0)
     size = PROBE_CONTEXT + len(PROBE)
@@ -181,31 +183,31 @@ def probe(target: TargetModel) -> None:
     cache = target.new_cache(size)
     target.hidden(torch.tensor([context], device=target.device), cache)
     verify = target.verifier(cache)
-    found = verify(tokens, PROBE)[1]
+    logits = verify(tokens, PROBE)[1]
     cache.rewind(PROBE_CONTEXT)
     ignored = verify(tokens, chain(len(PROBE) - 1))[1]
     paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
     ids = [torch.tensor([path], device=target.device) for path in paths]
     expected = torch.stack([target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids])
-    error, limit = _distance(found, expected), TOLERANCE.get(target.dtype)
+    error, limit = _distance(logits, expected), TOLERANCE.get(target.dtype)
     if not error < (limit or COARSE_TOLERANCE * _distance(ignored, expected)):
         raise _refused(
             target.model,
             f"Its logits over a tree differ from those along a path by {error:.2g} of their "
-            "spread: it does not follow a given mask and positions.",
+            "spread: it ignores the given mask or positions.",
         )
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference, over the spread of what is expected."""
+def _distance(logits: Tensor, expected: Tensor) -> float:
+    """Root mean square difference, relative to the spread of the expected logits."""
     expected = expected.float()
-    return ((found.float() - expected).square().mean().sqrt() / expected.std()).item()
+    return ((logits.float() - expected).square().mean().sqrt() / expected.std()).item()
 
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, shape and bfloat16 values of every weight: the same in whichever
-    precision the model was loaded."""
+    """Hex sha256 over name, shape and bfloat16 values of every weight: independent of the precision
+    the model was loaded in."""
     digest = hashlib.sha256()
     for name, parameter in (*model.named_parameters(), *packed_weights(model).items()):
         digest.update(f"{name} {list(parameter.shape)}\n".encode())
@@ -215,11 +217,11 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def packed_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Name -> dense weight of every layer inside that runs on packed ones; no parameter is it."""
+    """Name -> dense weight of every layer on packed weights, which have no weight parameter."""
     layers = {n: m for n, m in module.named_modules() if isinstance(m, PackedLinear)}
     return {f"{name}.weight": layer.dense() for name, layer in layers.items()}
 
 
 def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelError:
-    what = f"{type(model).__name__} cannot verify trees of guesses."
+    what = f"{type(model).__name__} cannot verify trees of draft tokens."
     return ModelError(what, why, do, field="model")

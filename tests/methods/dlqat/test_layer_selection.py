@@ -8,8 +8,13 @@ import pytest
 from pydantic import ValidationError
 
 from backend.errors import ConfigError
-from backend.methods.dlqat.checks import fitting_sizes, quantised_layers, refuse_idle, trainable
 from backend.methods.dlqat.config import DLQATConfig, DLQATStage
+from backend.methods.dlqat.layer_selection import (
+    fitting_sizes,
+    quantised_layers,
+    refuse_idle,
+    trainable,
+)
 
 OFF = {"text_loss": False, "rtn": False, "gptq": False, "lora": False}
 

@@ -1,22 +1,22 @@
-"""The tree of guesses that one pass of the base verifies.
+"""Trees of draft tokens that the target model verifies in one pass.
 
-Node 0, the root, is the token the base has chosen last. A node at depth m carries one of the
-guesses of head m, the rank-r most likely; so a node is named by its path (r_1, ..., r_m) of ranks
-from 0, and a tree is a set of paths that holds every prefix of its paths. With A[i, j] = 1 where j
-is i or an ancestor of i, one forward pass with
+Node 0, the root, is the last token the target model chose. A node at depth m is one of the
+candidates of head m, the rank-r most likely; so a node is identified by its path (r_1, ..., r_m)
+of ranks from 0, and a tree is a set of paths closed under prefixes. With A[i, j] = 1 where j is i
+or an ancestor of i, one forward pass with
 
     mask = [ 0 over all cached tokens | 0 where A else -inf ],   position_i = cached + depth_i
 
-gives every node the logits that decoding its path alone would have given.
+gives every node the same logits as decoding its path alone.
 
-Growing a tree (ours). On held-out text it is known which rank r_k the true token had in head k, for
-every anchor. The value of a node is the share of anchors whose ranks begin with its path: the
-chance that a verified tree accepts it. A node is worth no more than its parent, so the n most
-valuable paths are a tree, and no other tree of n nodes expects to accept more:
+Growing a tree (ours). On held-out text the rank r_k of the true token in head k is known for every
+anchor. The value of a node is the share of anchors whose ranks begin with its path: the probability
+that verification accepts it. No node is worth more than its parent, so the n most valuable paths
+form a tree, and no other tree of n nodes has a higher expected accepted length:
 
     tau(n) = 1 + sum of the n - 1 largest values        (the root is always accepted)
 
-Medusa takes the product of each head's own rate instead, as if heads erred independently.
+Medusa uses the product of per-head accuracies instead, as if heads erred independently.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from torch import Tensor
 Path = tuple[int, ...]
 Growth = list[tuple[Path, float]]  # paths and their values, the most valuable first
 
-RANKS = 10  # guesses of a head that can enter a tree
-LARGEST = 256  # nodes that are ever grown
+RANKS = 10  # candidates per head that can enter a tree
+LARGEST = 256  # maximum number of nodes
 
 
 class Tree:
@@ -60,25 +60,25 @@ class Tree:
             self.children[parent].append(node)
 
     def __len__(self) -> int:
-        """Nodes, the root included: tokens that are verified at once."""
+        """Number of nodes, including the root: tokens verified at once."""
         return len(self.parents)
 
     @property
     def depth(self) -> int:
-        """Heads that are used."""
+        """Number of heads used."""
         return self.depths[-1]
 
     @property
     def ranks(self) -> int:
-        """Guesses of a head that are used."""
+        """Number of candidates used per head."""
         return 1 + max((rank for _, rank in self.slots), default=-1)
 
     def ancestors(self) -> Tensor:
-        """[n, n] bool: whether the column is the row itself or above it."""
-        seen = torch.eye(len(self), dtype=torch.bool)
+        """[n, n] bool: whether the column is the row itself or its ancestor."""
+        ancestors = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents[1:], 1):
-            seen[node] |= seen[parent]
-        return seen
+            ancestors[node] |= ancestors[parent]
+        return ancestors
 
     def lineage(self, node: int) -> list[int]:
         """The nodes from the root to `node`."""
@@ -90,16 +90,16 @@ class Tree:
 
 @lru_cache(maxsize=64)
 def chain(length: int) -> Tree:
-    """A tree without branches: the root and `length` guesses, one after the other."""
+    """A tree without branches: the root and `length` draft tokens in sequence."""
     return Tree((0,) * depth for depth in range(1, length + 1))
 
 
 def grow(ranks: Tensor, nodes: int = LARGEST) -> Growth:
-    """The most valuable paths, best first; every prefix of them is a tree.
+    """The most valuable paths, best first; the first n of them form a tree for every n.
 
     Args:
-        ranks: [anchors, heads] the rank the true token had in each head; -1: not among `RANKS`.
-        nodes: the most a tree may have, the root included.
+        ranks: [anchors, heads] rank of the true token in each head; -1: not among `RANKS`.
+        nodes: maximum number of nodes, including the root.
     """
     counts = Counter[Path]()
     for row in ranks.tolist():
@@ -112,17 +112,17 @@ def grow(ranks: Tensor, nodes: int = LARGEST) -> Growth:
 
 
 def expected_length(growth: Growth, nodes: int) -> float:
-    """tau(n): tokens a pass over the best tree of `nodes` nodes is expected to yield."""
+    """tau(n): expected accepted length of the best tree of `nodes` nodes."""
     return 1.0 + sum(value for _, value in growth[: nodes - 1])
 
 
 def best_tree(growth: Growth, nodes: int) -> Tree:
-    """The best tree of `nodes` nodes, the root included; fewer where no more were ever right."""
+    """The best tree of `nodes` nodes, including the root; smaller if no more were ever right."""
     return Tree(path for path, _ in growth[: max(0, nodes - 1)])
 
 
 def accepted_lengths(ranks: Tensor, tree: Tree) -> Tensor:
-    """[anchors] int: how many tokens a pass over `tree` yields at each anchor, the root counted."""
+    """[anchors] int: accepted length of `tree` at each anchor, counting the root."""
     paths = set(tree.paths)
     lengths = []
     for row in ranks.tolist():
@@ -135,7 +135,7 @@ def accepted_lengths(ranks: Tensor, tree: Tree) -> Tensor:
 
 def simulated_length(ranks: Tensor, nodes: int) -> float:
     """Mean accepted length of the best tree of `nodes` nodes, grown on one half of the anchors and
-    judged on the other, both ways: a tree always suits the anchors it was grown on."""
+    evaluated on the other, both ways, as a tree overfits the anchors it was grown on."""
     half = len(ranks) // 2
     halves = (ranks[:half], ranks[half:])
     judged: Sequence[Tensor] = [

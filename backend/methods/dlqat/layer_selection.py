@@ -1,4 +1,4 @@
-"""Which layers are quantised, and what is refused before any work. Imports no torch."""
+"""Select the layers to quantise, and reject configs that cannot work. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from backend.errors import ConfigError
 from backend.methods.dlqat.config import DLQATConfig, DLQATStage
 from backend.models.layer_names import NamedLayer, fits, read_names, refuse_unknown
 
-SHOWN = 2
-SMALLEST_GROUP = 8  # proposed when a group size does not fit
+MAX_NAMES = 2  # layers named in an error
+SMALLEST_GROUP = 8  # suggested when a group size does not fit
 
-Of = TypeVar("Of", bound=NamedLayer)
+L = TypeVar("L", bound=NamedLayer)
 
 
-def quantised_layers(layers: Collection[Of], config: DLQATConfig) -> list[Of]:
-    """Those of `layers` that the config's names choose, in order.
+def quantised_layers(layers: Collection[L], config: DLQATConfig) -> list[L]:
+    """The layers the config selects, in order.
 
     Raises:
-        ConfigRefused: a name that fits no layer, no layer left, or a group size that does not
-            divide one.
+        ConfigError: a name matches no layer, no layer is left, or the group size does not divide
+            one.
     """
     chosen, excluded = read_names(config.layers), read_names(config.exclude)
     refuse_unknown(chosen, layers, "layers")
     refuse_unknown(excluded, layers, "exclude")
-    found = [
+    selected = [
         x
         for x in layers
         if any(fits(name, x) for name in chosen) and not any(fits(name, x) for name in excluded)
     ]
-    if not found:
+    if not selected:
         raise ConfigError(
             "No layer is left to quantise.",
-            f"{config.layers or 'Nothing'} is chosen and {config.exclude or 'nothing'} left out.",
-            "Choose more, or leave out fewer.",
+            f"{config.layers or 'Nothing'} is selected and {config.exclude or 'nothing'} excluded.",
+            "Select more layers, or exclude fewer.",
             field="exclude" if chosen else "layers",
         )
-    _refuse_group_size({x.name: x.columns for x in found}, config.group_size)
-    return found
+    _refuse_group_size({x.name: x.columns for x in selected}, config.group_size)
+    return selected
 
 
 def _refuse_group_size(columns: Mapping[str, int], size: int) -> None:
     unfit = [name for name, inputs in columns.items() if size and inputs % size]
     if not unfit:
         return
-    named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:SHOWN])
-    more = f" and {len(unfit) - SHOWN} more" if len(unfit) > SHOWN else ""
+    named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:MAX_NAMES])
+    more = f" and {len(unfit) - MAX_NAMES} more" if len(unfit) > MAX_NAMES else ""
     sizes = ", ".join(map(str, fitting_sizes(columns.values())))
     raise ConfigError(
         f"A group size of {size} does not fit this model.",
         f"It does not divide {named}{more}.",
-        f"Choose {sizes}, or 0 for one group a row." if sizes else "Choose 0: one group a row.",
+        f"Choose {sizes}, or 0 for one group per row." if sizes else "Choose 0: one group per row.",
         field="group_size",
     )
 
 
 def fitting_sizes(columns: Collection[int]) -> list[int]:
-    """The group sizes from 8 on that divide all of these numbers of inputs."""
+    """The group sizes of 8 or more that divide all these numbers of inputs."""
     common = gcd(*columns)
     small = [n for n in range(1, isqrt(common) + 1) if common % n == 0]
     divisors = sorted({*small, *(common // n for n in small)})
@@ -66,16 +66,16 @@ def fitting_sizes(columns: Collection[int]) -> list[int]:
 
 
 def refuse_idle(config: DLQATConfig) -> None:
-    """Refuses a config with which there would be nothing to do, or nothing to train.
+    """Reject a config with no stage, or a trained stage with nothing to train.
 
     Raises:
-        ConfigRefused: names the field.
+        ConfigError: names the field.
     """
     stages = config.stages
     if stages == [DLQATStage.DENSE]:
         raise ConfigError(
-            "No stage is chosen.",
-            "Every baseline and DL-QAT itself are switched off.",
+            "No stage is selected.",
+            "All baselines and DL-QAT itself are switched off.",
             "Switch on DL-QAT on the text.",
             field="text_loss",
         )
@@ -101,7 +101,7 @@ def refuse_idle(config: DLQATConfig) -> None:
 def trainable(
     layers: Collection[tuple[int, int]], rank: int, group_size: int, magnitude: bool = True
 ) -> int:
-    """Trained numbers for linears of shapes (out, in): r (out + in) + out in / g each."""
+    """Trainable parameters of linears of shapes (out, in): r (out + in) + out in / g each."""
     low_rank = sum(rank * (rows + columns) for rows, columns in layers)
     groups = sum(rows * columns // (group_size or columns) for rows, columns in layers)
     return low_rank + groups * magnitude

@@ -1,0 +1,51 @@
+"""The contract of a pruner, and the decorator that registers one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from backend.methods.calibration import InputStatistics, StatisticsLevel
+from backend.methods.sds.pattern import Pattern
+from backend.methods.sds.pruners import DECLARED_PRUNERS
+from backend.registry import Registry
+
+Prune = Callable[[Tensor, InputStatistics, Pattern, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """A pruner and the statistics it needs of a layer's inputs.
+
+    Attributes:
+        keeps_weights: whether the weights that stay keep their values.
+    """
+
+    prune: Prune
+    needs: StatisticsLevel
+    keeps_weights: bool
+
+
+PRUNERS: Registry[Pruner] = Registry(DECLARED_PRUNERS)
+
+
+def pruner(
+    name: str, needs: StatisticsLevel, keeps_weights: bool = False
+) -> Callable[[Prune], Prune]:
+    """Register a pruner: `prune(W, inputs, pattern, damping)` -> pruned copy of W [out, in].
+
+    `W` is float32 and must not be changed; `damping` is a share of the mean input energy. Raise
+    `NotPositiveDefiniteError` when more damping would help.
+
+    Args:
+        keeps_weights: the weights that stay keep their values, so a pruned 16-bit model still fits
+            into 16 bits.
+    """
+
+    def register(prune: Prune) -> Prune:
+        PRUNERS.register(name, Pruner(prune, needs, keeps_weights))
+        return prune
+
+    return register

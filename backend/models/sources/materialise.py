@@ -1,0 +1,50 @@
+"""Fetch or convert a model, once, and return the folder that transformers loads it from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backend.models.sources import hub, smollm2
+from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
+from backend.models.sources.gguf import convert, read_gguf
+from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
+
+
+def materialise(spec: str, say: Say = silent) -> Path:
+    """The folder the model is loaded from: config.json, *.safetensors, tokenizer.
+
+    SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
+
+    Args:
+        say: called with a line of text when something is about to take long.
+
+    Raises:
+        ModelError: the model cannot be had; `why` and `do` say more.
+    """
+    if spec == TOY:
+        return TOY_FOLDER
+    if spec == smollm2.NAME:
+        return smollm2.set_up(say)
+    if is_hub_id(spec):
+        return hub.cached(spec) or _download(spec, say)
+    path = on_disk(spec)
+    return _converted(path, say) if path.suffix == ".gguf" else path
+
+
+def _download(hub_id: str, say: Say) -> Path:
+    say(f"downloading {hub_id}")
+    return hub.download(hub_id)
+
+
+def _converted(path: Path, say: Say) -> Path:
+    name = gguf_name(path)
+    if folder := prepared(name):
+        return folder
+    _, headers, note = read_gguf(path)
+
+    def fill(draft: Path) -> None:
+        say(f"converting {path.name} to float32 safetensors, once")
+        convert(path, draft)
+        CacheOrigin(path.stem, note, str(path), "that of the file").write(draft)
+
+    return prepare_once(name, 4 * sum(each.elements for each in headers.values()), fill)

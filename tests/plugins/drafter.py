@@ -1,0 +1,38 @@
+"""A drafter architecture in one file: a linear map per head on the hidden state (no cache)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from backend.methods.amphista.config import DrafterConfig
+from backend.methods.amphista.drafter.registry import Drafter, drafter
+from backend.methods.amphista.target_model import TargetModel
+from backend.models.kv_cache import PreallocatedCache
+
+
+@drafter("linear-heads")
+class LinearHeads(Drafter):
+    """z_k = M_k h, M_k starting as the identity."""
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        target: TargetModel,
+        vocabulary: Tensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(config, target, vocabulary, dtype)
+        self.maps = nn.Parameter(torch.eye(target.width, dtype=dtype).repeat(config.heads, 1, 1))
+        self.to(target.device)
+
+    def stages(
+        self, hidden: Tensor, embedded: Tensor, caches: list[PreallocatedCache] | None = None
+    ) -> list[Tensor]:
+        return [hidden]
+
+    def slots(self, stages: list[Tensor]) -> Tensor:
+        return torch.einsum("nd,kde->nke", stages[0].to(self.maps.dtype), self.maps)
+
+    def new_caches(self, capacity: int) -> list[PreallocatedCache]:
+        return []

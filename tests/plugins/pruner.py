@@ -1,0 +1,18 @@
+"""A pruner in one file: keeps the weights with the lowest column index."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backend.methods.calibration import InputStatistics, StatisticsLevel
+from backend.methods.sds.masks import keep_mask, masked
+from backend.methods.sds.pattern import Pattern
+from backend.methods.sds.pruners.registry import pruner
+
+
+@pruner("leftmost", needs=StatisticsLevel.NOTHING, keeps_weights=True)
+def leftmost(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
+    """Keep the first weights of every row or group."""
+    scores = torch.arange(W.shape[1], 0, -1, dtype=W.dtype).expand_as(W)
+    return masked(W, keep_mask(scores.contiguous(), pattern))

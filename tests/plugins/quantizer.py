@@ -1,0 +1,24 @@
+"""A range search and a quantizer in one file: rounding to nine tenths of each range."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from backend.quantization.grid import QuantGrid, minmax_grid
+from backend.quantization.range_search import search_range
+from backend.quantization.registry import LayerInputs, QuantSettings, quantizer, range_search
+
+
+@range_search("tight", flops=60.0)
+def tight(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
+    """Nine tenths of the range of each group."""
+    return minmax_grid(V, bits, symmetric, 0.9)
+
+
+@quantizer("toy-awq", label="Toy AWQ", needs="energy", flops=60.0, export_rank=25)
+def toy_awq(
+    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+) -> tuple[Tensor, QuantGrid]:
+    """Round to nearest, once the inputs of the layer have been seen."""
+    assert inputs.energy.shape == W.shape[1:]
+    return W, search_range(W, settings.bits, settings.group_size, settings.symmetric, "tight")
