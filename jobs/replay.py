@@ -19,6 +19,7 @@ from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.estimate import estimate
 from jobs.kind import Estimate, JobConfig, kind_named, kinds
 from jobs.metrics import WORK, metric
 from jobs.submit import validated
@@ -56,7 +57,7 @@ def replay(run: str | int, actor: Actor) -> Job:
 def _cost(kind: str, config: JobConfig) -> Estimate | None:
     """What it will take; None where it cannot be told under today's settings."""
     with suppress(SlimscopeError):
-        return kind_named(kind).check(config)
+        return estimate(kind_named(kind), config)
     return None
 
 

@@ -16,6 +16,7 @@ from backend.errors import ConfigError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.store.tables import Job
+from jobs.estimate import estimate
 from jobs.kind import Estimate, JobConfig, kind_named
 
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -67,7 +68,7 @@ def _in_words(error: ErrorDetails) -> str:
 def checked(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
     """The config and what it will cost; refuses what cannot work."""
     config = validated(kind, values)
-    return config, kind_named(kind).check(config)
+    return config, estimate(kind_named(kind), config)
 
 
 def submit(

@@ -145,7 +145,8 @@ def _together(estimates: Sequence[Estimate]) -> Estimate:
         estimates[-1],
         seconds=sum(seconds) / side_by_side if known else None,
         bytes=max(e.bytes for e in estimates),
-        work=sum(e.work for e in estimates),
+        flops=sum(e.flops for e in estimates),
+        notes=tuple(dict.fromkeys(text for e in estimates for text in e.notes)),
         warnings=tuple(dict.fromkeys(text for e in estimates for text in e.warnings)),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 from sqlalchemy import (
@@ -34,6 +35,7 @@ NAMES = {  # Alembic can only change constraints that have a name
     "pk": "pk_%(table_name)s",
 }
 JOB = "jobs.id"
+RUN_NAME = re.compile(r"[a-z][a-z0-9]*-\d{1,15}")  # of `run_name`
 
 
 class Table(DeclarativeBase):

@@ -14,10 +14,11 @@ from backend.queue import service, supervisor
 from backend.store import queries
 from backend.store.states import TERMINAL, State
 from jobs.cli.console import EXIT, follow, me, out
-from jobs.generate import run as generate
+from jobs.generate import config as generate
 from jobs.generate import transcript
 from jobs.record import record
-from jobs.speed import run as speed
+from jobs.speed import config as speed
+from jobs.speed.kind import KIND as SPEED
 from jobs.speed.report import decoder_reports, verdicts
 from jobs.submit import submit
 
@@ -38,13 +39,13 @@ def bench(
     model: Annotated[str, typer.Option(help="Empty: the drafters' base.")] = "",
     prompts: Annotated[str, typer.Option(help="A set, or file:NAME.jsonl.")] = "auto",
     assistant: Annotated[str, typer.Option(help="A small model that drafts.")] = "",
-    preset: Annotated[str, typer.Option(help=" | ".join(speed.KINDS[0].presets))] = "default",
+    preset: Annotated[str, typer.Option(help=" | ".join(SPEED.presets))] = "default",
     as_json: Json = False,
 ) -> None:
     """Time decoding with and without drafters on this machine, and say what wins or loses."""
     values = {"drafters": ", ".join(drafters or ()), "prompts": prompts, "assistant": assistant}
     values["model"] = model or _base_of(drafters or [])
-    job = submit(speed.NAME, {**speed.KINDS[0].preset(preset), **values}, me())
+    job = submit(speed.NAME, {**SPEED.preset(preset), **values}, me())
     ended = follow(job.run, quiet=as_json)
     if as_json:
         print(json.dumps(record(job.run), indent=1))
@@ -97,7 +98,7 @@ def write(
     }  # fmt: skip
     job = submit(generate.NAME, values, me())
     try:
-        for number, side in enumerate(generate.sides_of(job.config["sides"]), 1):
+        for number, side in enumerate(generate.read_sides(job.config["sides"]), 1):
             _watch(job.run, number, side.name, quiet=as_json)
     except KeyboardInterrupt:
         service.cancel(job.run, me())

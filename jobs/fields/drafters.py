@@ -1,4 +1,4 @@
-"""Drafters by the names of the runs that trained them. Imports no torch."""
+"""Drafters by the names of the runs that trained them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.base_model import saved_config
+from jobs.fields.saved_models import saved_config
 
-KIND, FOLDER = "amphista", "drafter"
+DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
 
 
 def drafter_run(name: str, field: str) -> Job:
@@ -28,7 +28,7 @@ def drafter_run(name: str, field: str) -> Job:
         job = queries.job(name)
     except NotFoundError as error:
         raise ConfigError(error.what, error.why, do, field) from error
-    if job.kind != KIND or job.state != State.SUCCEEDED:
+    if job.kind != DRAFTER_KIND or job.state != State.SUCCEEDED:
         why = f"{job.run} is a run of the kind {job.kind}, {job.state}."
         raise ConfigError(f"{job.run} holds no drafter.", why, do, field)
     return job
@@ -36,7 +36,7 @@ def drafter_run(name: str, field: str) -> Job:
 
 def drafter_folder(job: Job) -> Path:
     """Where a run keeps its drafter."""
-    return run_folder(job.run) / FOLDER
+    return run_folder(job.run) / DRAFTER_FOLDER
 
 
 def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
@@ -91,4 +91,4 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
 
 def finished_drafters() -> Sequence[Job]:
     """Every run that holds a drafter, the newest first."""
-    return queries.jobs([State.SUCCEEDED], KIND)
+    return queries.jobs([State.SUCCEEDED], DRAFTER_KIND)

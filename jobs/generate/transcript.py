@@ -1,4 +1,4 @@
-"""The texts of a generate job, as they are being written. Imports no torch.
+"""The texts of a generate job, as they are being written.
 
 Each side has a file of JSON lines in the run's folder: a line for every pass of the model, and one
 at the end. The job appends; whoever watches reads whole lines. A side without its last line is
@@ -22,8 +22,8 @@ from typing import Any, TextIO
 
 from backend.queue.folders import run_folder
 
-MOST = 4  # sides
-ENDS = {"limit": "as long as asked", "end": "ended by the model", "stop": "ended by a stop string"}
+MAX_SIDES = 4
+ENDS = {"limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached"}
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def execute(context: JobContext) -> int:
     try:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
-        kind.run(kind.config.model_validate(context.config), context)
+        kind.load_run()(kind.config.model_validate(context.config), context)
     except CancelledError:
         context.log("Stopped as asked; everything finished so far is kept.")
         context.finish("stopped")

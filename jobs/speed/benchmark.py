@@ -39,8 +39,8 @@ from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_facts, prompt_set
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
+from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
 from jobs.speed.report import ASSISTANT, COMBINED, LOOKUP, path_name
-from jobs.speed.run import SIZES, TREE_PROMPTS, SpeedJob
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 
@@ -57,7 +57,7 @@ class DecodingBenchmark:
             job.run: Amphista.load(drafter_folder(job))
             for job in drafters_named(config.drafters, config.model, "drafters")
         }
-        trees = len(self.drafters) * config.try_sizes * len(SIZES)
+        trees = len(self.drafters) * config.try_sizes * len(TREE_SIZES)
         self.phases = Phases(context, {"compare": config.count, TREES: trees * TREE_PROMPTS / 2})
 
     def compare(self) -> None:
@@ -74,7 +74,7 @@ class DecodingBenchmark:
     def try_sizes(self) -> None:
         """Times every drafter with trees of other sizes; draws both curves over the size."""
         for number, (name, drafter) in enumerate(self.drafters.items()):
-            sizes = [n for n in SIZES if n <= 1 + len(drafter.growth)]
+            sizes = [n for n in TREE_SIZES if n <= 1 + len(drafter.growth)]
             arms: dict[str, Proposer] = {VANILLA: NoDraft()}
             bound = drafter.bind(self.target)
             for n in sizes:

@@ -25,7 +25,7 @@ from backend.store import migrate, queries
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.tables import Job, MetricPoint, Table
-from jobs.runtime.context import profile_row, upsert
+from jobs.runtime.rows import profile_row, upsert
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from backend.statistics.reference import ReferenceTensor
 from backend.store.migrate import upgrade
 from backend.store.session import now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
-from jobs.runtime.context import profile_row, tensor_row
+from jobs.runtime.rows import profile_row, tensor_row
 from ui import app
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"

@@ -8,11 +8,11 @@ from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job
-from jobs.dlqat import run as dlqat
+from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
-from jobs.generate import run as generate
+from jobs.generate import config as generate
 from jobs.replay import replay
-from jobs.speed import run as speed
+from jobs.speed import config as speed
 from ui.format import esc, href, runs
 from ui.widgets.html import off, run_link
 
@@ -80,7 +80,7 @@ def next_links(job: Job) -> str:
     try_it = href("generate", sides=job.run)
     offers = [
         (
-            ended and job.kind == drafters.KIND,
+            ended and job.kind == drafters.DRAFTER_KIND,
             href("launch", kind=speed.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
@@ -99,7 +99,9 @@ def next_links(job: Job) -> str:
 
 def _decodes(job: Job) -> bool:
     """Whether the run left a model or a drafter."""
-    return any(found.kind in ("model", drafters.FOLDER) for found in queries.artifacts(job.run))
+    return any(
+        found.kind in ("model", drafters.DRAFTER_FOLDER) for found in queries.artifacts(job.run)
+    )
 
 
 def run_action(deed: str, run: str, actor: Actor) -> str:

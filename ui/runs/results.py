@@ -84,12 +84,12 @@ def setting_summary(job: Job) -> list[str]:
     itself. A seed that is not 0 tells the runs of a sweep apart."""
     kind = kind_of(job)
     fields = _own_fields(kind.config) if kind else []
-    first = kind.told(job.config) if kind and kind.told else []
+    first = kind.headline(job.config) if kind and kind.headline else []
     told = first + [
         _chosen(info.title or name, str(extra(info).get("unit", "")), value)
         for place, (name, info) in enumerate(fields)
         if (value := job.config.get(name)) not in UNTOLD
-        if not (kind and name in kind.told_of)
+        if not (kind and name in kind.headline_fields)
         if value != info.default or (place < ALWAYS and not first)
     ]
     seed = job.config.get("seed")
@@ -124,7 +124,7 @@ class RunResults:
 
     def __init__(self, kind: Kind | None, results: Iterable[ResultRow]) -> None:
         self.labels = dict(kind.stages) if kind else {}
-        self.of_models = kind is None or kind.of_models
+        self.of_models = kind is None or kind.has_models
         self.rows = {(r.stage, r.metric): r for r in results}
 
     def get(self, stage: str, name: str) -> ResultRow | None:

@@ -16,8 +16,9 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.dlqat.estimate import memory, parts
-from jobs.dlqat.run import DLQATJob, verdict
+from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.estimate import flops_by_phase, memory_bytes
+from jobs.dlqat.kind import verdict
 from jobs.record import record
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait, process_of
@@ -159,14 +160,18 @@ def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path
 
 def test_what_a_person_should_know_is_said_beforehand(queue: Path) -> None:
     _, estimate = checked("dlqat", {**SMALL, "symmetric": False})
-    said = " ".join(estimate.warnings)
-    assert "% of the model's" in said and "dequantize=True" in said
+    said = " ".join(estimate.warnings + estimate.notes)
+    assert (
+        "Trainable parameters: " in said and "% of the model" in said and "dequantize=True" in said
+    )
     assert estimate.seconds and estimate.bytes > 1e6
 
 
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
-    small = memory(DLQATJob.model_validate(SMALL), inspect("toy"))
-    monkeypatch.setattr("jobs.dlqat.run.memory_available", lambda: sum(small.values()) + 10**6)
+    small = memory_bytes(DLQATJob.model_validate(SMALL), inspect("toy"))
+    enough = sum(small.values()) + 10**6
+    for module in ("jobs.dlqat.estimate", "jobs.limits"):
+        monkeypatch.setattr(f"{module}.memory_available", lambda: enough)
     checked("dlqat", SMALL)
     with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
         checked("dlqat", {**SMALL, "batch": 512})
@@ -174,7 +179,7 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
 
     def training(**values: object) -> int:
         config = DLQATJob.model_validate({**SMALL, **values})
-        return memory(config, inspect("toy"))["training"]
+        return memory_bytes(config, inspect("toy"))["training"]
 
     assert training(checkpointing=True) < small["training"]
     cached = [training(distil=True, teacher="cached", steps=steps) for steps in (1000, 2000)]
@@ -185,7 +190,7 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
     chosen = dict.fromkeys(("mse", "m_only", "lora_only", "distil", "lora_rtn", "lora_gptq"), True)
     config = DLQATJob.model_validate({**SMALL, **chosen, "packed": True})
-    found = parts(config, inspect("toy"))
+    found = flops_by_phase(config, inspect("toy"))
     assert all(work > 0 for work in found.values())
     assert {f"make {s}" for s in config.stages[1:]} <= set(found)
 

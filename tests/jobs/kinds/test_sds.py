@@ -19,8 +19,9 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.record import record
 from jobs.runtime.main import error_record
-from jobs.sds.estimate import disk, memory
-from jobs.sds.run import SDSJob, verdict
+from jobs.sds.config import SDSJob
+from jobs.sds.estimate import disk_space, memory_bytes
+from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait, process_of
 
@@ -178,7 +179,7 @@ def test_a_model_is_streamed_when_it_would_not_fit(
     available: int, values: dict, streamed: bool
 ) -> None:
     config = SDSJob.model_validate({**SMALL, **values})
-    chosen, needed = memory(config, inspect("toy"), available)
+    chosen, needed = memory_bytes(config, inspect("toy"), available)
     assert chosen is streamed
     assert (needed["weights"] < 4 * inspect("toy").parameters) is streamed
 
@@ -186,7 +187,8 @@ def test_a_model_is_streamed_when_it_would_not_fit(
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.sds.run.memory_available", lambda: LITTLE)
+    for module in ("jobs.sds.estimate", "jobs.limits"):
+        monkeypatch.setattr(f"{module}.memory_available", lambda: LITTLE)
     _, estimate = checked("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
     with pytest.raises(ModelError) as refused:
@@ -208,7 +210,7 @@ def test_memory_that_does_not_last_says_what_to_lower() -> None:
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = inspect("toy")
     pruned = facts.linear_weights
-    sizes = [disk(SDSJob.model_validate({**SMALL, **x}), facts) for x in (
+    sizes = [disk_space(SDSJob.model_validate({**SMALL, **x}), facts).bytes for x in (
         {}, {"control": False}, {"base": "sparsegpt"}, {"until": "first"}, {"activations": "disk"},
     )]  # fmt: skip
     states = 2 * 4 * 8 * 64 * facts.hidden
@@ -216,7 +218,7 @@ def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.Monk
         sizes[0], sizes[0] - 4 * pruned, sizes[0] + 2 * pruned, sizes[0] - 12 * pruned,
         sizes[0] + states,
     ]  # fmt: skip
-    monkeypatch.setattr("jobs.sds.estimate.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
     with pytest.raises(ConfigError, match="6 stages") as refused:
         checked("sds", SMALL)
     assert refused.value.field == "until"
@@ -227,7 +229,7 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
     wait(job.id, when=lambda: any(work_folder(job.run).glob("second-0002")))
     stored = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
     facts = inspect("toy")
-    expected = disk(SDSJob.model_validate(SMALL), facts) - 4 * facts.parameters
+    expected = disk_space(SDSJob.model_validate(SMALL), facts).bytes - 4 * facts.parameters
     assert stored == pytest.approx(expected, rel=0.05)
 
 

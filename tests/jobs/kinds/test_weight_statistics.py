@@ -22,7 +22,8 @@ from backend.store import queries
 from backend.store.states import State
 from jobs.runtime.context import JobContext
 from jobs.submit import submit
-from jobs.weight_statistics.run import StatisticsJob, measured
+from jobs.weight_statistics.config import StatisticsJob
+from jobs.weight_statistics.run import measure_block
 from tests.queue.conftest import HOST, Wait
 
 TOY = Path(backend.models.sources.toy.__file__).parent
@@ -90,8 +91,8 @@ class Told(SilentReporter):
 def test_a_block_an_earlier_attempt_has_measured_is_not_read_again(tmp_path: Path) -> None:
     stored = StoredLinears(TOY, inspect("toy").linears)
     first, second = Told(tmp_path), Told(tmp_path)
-    zeros = measured(stored, 0, "cpu", cast(JobContext, first))
+    zeros = measure_block(stored, 0, "cpu", cast(JobContext, first))
     assert len(first.snapshots) == 7 and zeros == sum(s.zeros for s in first.snapshots)
     unread = cast(StoredLinears, None)
-    assert measured(unread, 0, "cpu", cast(JobContext, second)) == zeros
+    assert measure_block(unread, 0, "cpu", cast(JobContext, second)) == zeros
     assert second.snapshots == []

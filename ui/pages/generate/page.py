@@ -13,8 +13,8 @@ from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
-from jobs.generate import run as generate
-from jobs.generate.run import GenerateJob
+from jobs.generate import config as generate
+from jobs.generate.config import GenerateJob
 from jobs.submit import submit
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.generate import details

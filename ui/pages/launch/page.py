@@ -299,9 +299,10 @@ def preview_of(
         "Estimated from": esc(cost.basis),
     }
     warnings = "".join(f'<p class="warn">⚠ {esc(text)}</p>' for text in cost.warnings)
+    notes = "".join(f'<p class="quiet">{esc(text)}</p>' for text in cost.notes)
     command = submit.command_line(kind.name, values, swept)
     told = facts(_model(made.configs) | about | _repeats(kind, made.configs))
-    return stack(told, warnings, shell(command)), runs, None
+    return stack(told, notes, warnings, shell(command)), runs, None
 
 
 def _repeats(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, str]:

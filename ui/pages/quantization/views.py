@@ -10,7 +10,7 @@ import pandas as pd
 from backend.statistics.names import FAN
 from backend.store import queries
 from backend.store.tables import Result
-from jobs.evaluation.acceleration import SPEED_UP
+from jobs.evaluation.report import SPEED_UP
 from ui.charts.heatmap import cells, heatmap_note, layer_heatmap
 from ui.charts.lines import curves
 from ui.format import NONE, count, esc, href, number, size

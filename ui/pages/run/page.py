@@ -122,7 +122,7 @@ def arrived(request: gr.Request) -> list[Any]:
     unless the run's stages are none."""
     job = chosen_job(request)
     kind = kind_of(job) if job else None
-    charts = gr.update(visible=kind is None or kind.of_models)
+    charts = gr.update(visible=kind is None or kind.has_models)
     chosen = query(request, "tab", "summary", TABS)
     return [gr.update(selected=chosen, visible=job is not None), charts, charts]
 

@@ -10,7 +10,7 @@ import pandas as pd
 from backend.store import queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
-from jobs.fields.drafters import FOLDER, expected_hits
+from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
 from jobs.speed.report import DecoderReport, Row, verdicts
 from ui.format import NONE, badge, esc, href
 from ui.pages.speed.bars import PARTS
@@ -60,7 +60,7 @@ class DrafterInfo:
 
 def drafter_of(run: str) -> DrafterInfo:
     """The facts of the run's drafter."""
-    found = {row.metric: row.value for row in queries.results([run]) if row.stage == FOLDER}
+    found = {row.metric: row.value for row in queries.results([run]) if row.stage == DRAFTER_FOLDER}
     return DrafterInfo(expected_hits(run), found.get("parameters"), found.get("steps"))
 
 

@@ -10,7 +10,7 @@ from gradio.components import Component
 from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.speed import run as speed
+from jobs.speed import config as speed
 from jobs.speed.report import VANILLA, DecoderReport, decoder_reports
 from ui.charts.lines import curves as lines
 from ui.frame import Page, live, query, url_sync

@@ -14,7 +14,7 @@ from backend.queue.roles import may_not_add
 from backend.settings import settings
 from backend.store import queries
 from jobs import submit
-from jobs.weight_statistics.run import NAME
+from jobs.weight_statistics.config import NAME
 from ui.format import esc
 from ui.frame import current_user
 from ui.widgets.dropdown import FreeDropdown

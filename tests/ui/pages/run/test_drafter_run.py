@@ -12,7 +12,7 @@ from backend.settings import Settings
 from backend.store.migrate import upgrade
 from backend.store.states import State
 from backend.store.tables import Artifact, Job
-from jobs.generate.run import GenerateJob
+from jobs.generate.config import GenerateJob
 from jobs.kind import kinds
 from tests.ui.lab import asked, job, result, store
 from ui.pages.generate import page as generate

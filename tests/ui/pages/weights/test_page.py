@@ -21,7 +21,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
-from jobs.weight_statistics.run import NAME
+from jobs.weight_statistics.config import NAME
 from tests.ui.lab import GUEST, HOST, asked
 from ui.format import esc
 from ui.pages.weights import handlers as page
