@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
 from typing import Any
-
-import pandas as pd
 
 from backend.store import queries
 from backend.store.tables import Job
@@ -58,9 +56,18 @@ def results(run: str | int) -> list[dict[str, Any]]:
     ]
 
 
-def plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table as JSON has it, one object a row; what is not a number becomes null."""
-    return json.loads(table.to_json(orient="records") or "[]")
+def curves(run: str | int) -> list[dict[str, Any]]:
+    """The points of a run's curves."""
+    return queries.curve_rows(run)
+
+
+def tensors(run: str | int) -> list[dict[str, Any]]:
+    """The statistics of a run's tensors; JSON has no NaN, so it becomes null."""
+    return [{key: _finite(value) for key, value in row.items()} for row in queries.tensor_rows(run)]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def record(run: str | int) -> dict[str, Any]:
@@ -80,7 +87,7 @@ def record(run: str | int) -> dict[str, Any]:
     return summary(job) | {
         "replay": repeats.record() if repeats else None,
         "results": found,
-        "tensors": plain(queries.tensor_table(run)),
+        "tensors": tensors(run),
         "artifacts": [
             {"kind": a.kind, "path": a.path, "bytes": a.bytes, "sha256": a.sha256}
             for a in queries.artifacts(run)

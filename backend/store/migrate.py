@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import inspect, text
 
+from backend.errors import ConflictError
 from backend.locks import exclusive
 from backend.settings import settings
 from backend.store.session import engine_for
@@ -39,9 +40,14 @@ def upgrade() -> None:
 
 
 def _run_alembic() -> None:
-    from alembic import command
+    from alembic import command  # here: it takes half a second, and is needed once a release
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        what = "The database is of another version of Slimscope."
+        raise ConflictError(what, f"{error}.", "Install the version that made it.") from error

@@ -104,6 +104,11 @@ class Job(Table):
         return run_name(self.kind, self.id)
 
     @property
+    def error_text(self) -> str:
+        """What happened, why, and what to do; "" without an error."""
+        return " ".join(filter(None, (self.error or {}).values()))
+
+    @property
     def share(self) -> float | None:
         """The share of the work that is done, 0 to 1; None when nobody knows."""
         return min(1.0, self.done / self.total) if self.total else None

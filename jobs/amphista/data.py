@@ -10,7 +10,8 @@ from backend.methods.amphista.data.hidden_state_cache import SequenceSources
 from backend.methods.amphista.data.prompts import PromptRequest, prompts_for
 from backend.models.loading import LoadedModel
 from backend.text.corpora import WIKIPEDIA
-from backend.text.prompts import BUILT_IN, end_ids, has_pages
+from backend.text.prompt_ids import end_ids
+from backend.text.prompts import BUILT_IN, has_pages
 from backend.text.slices import calibration_slice
 from jobs.amphista.config import AmphistaJob
 from jobs.amphista.estimate import corpus_name, prompt_sets

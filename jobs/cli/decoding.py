@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from backend.queue import service, supervisor
+from backend.queue.launcher import wake_supervisor
 from backend.store import queries
 from backend.store.states import TERMINAL, State
+from jobs import operations
 from jobs.cli.console import EXIT, follow, me, out
 from jobs.generate import config as generate
 from jobs.generate import transcript
@@ -50,7 +51,7 @@ def bench(
     if as_json:
         print(json.dumps(record(job.run), indent=1))
     elif ended.error:
-        out.print(f"{ended.run}: " + " ".join(filter(None, ended.error.values())), markup=False)
+        out.print(f"{ended.run}: " + ended.error_text, markup=False)
     else:
         out.print(speed_table(job.run))
         for sentence in verdicts(queries.results([job.run])):
@@ -101,15 +102,14 @@ def write(
         for number, side in enumerate(generate.read_sides(job.config["sides"]), 1):
             _watch(job.run, number, side.name, quiet=as_json)
     except KeyboardInterrupt:
-        service.cancel(job.run, me())
-        supervisor.ensure()
+        operations.cancel_run(job.run, me())
         raise
     ended = follow(job.run, quiet=True)
     if as_json:
         texts = [vars(transcript.read_transcript(job.run, n)) for n in range(1, len(sides) + 1)]
         print(json.dumps(texts, indent=1, default=vars))
     elif ended.error:
-        out.print(" ".join(filter(None, ended.error.values())), markup=False)
+        out.print(ended.error_text, markup=False)
     raise typer.Exit(EXIT[State(ended.state)])
 
 
@@ -126,7 +126,7 @@ def _watch(run: str, side: int, name: str, quiet: bool) -> None:
         shown = len(found.text)
         if found.end or over:
             break
-        supervisor.ensure()
+        wake_supervisor()
         time.sleep(WATCH_S)
     if not quiet and found.speed and found.accepted:
         print(f"\n[{found.speed:.1f} tokens/s, {found.accepted:.2f} tokens a pass]\n")

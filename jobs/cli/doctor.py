@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 
 from backend.models.sources.catalogue import entries
-from backend.queue.supervisor import is_alive
+from backend.queue.launcher import is_alive
 from backend.settings import available_threads, settings
 from backend.store.migrate import current_revision
 from backend.text.corpora import corpora

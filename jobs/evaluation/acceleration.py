@@ -24,7 +24,8 @@ from backend.models.loading import LoadedModel
 from backend.models.sources.spec import materialise
 from backend.models.stored_weights import StoredLinears
 from backend.reporter import REPLAY, Reporter
-from backend.text.prompts import BUILT_IN, STORIES, benchmark_prompts, prompt_ids
+from backend.text.prompt_ids import prompt_ids
+from backend.text.prompts import BUILT_IN, STORIES, benchmark_prompts
 from jobs.evaluation.config import MODEL
 from jobs.evaluation.report import (
     CSR,

@@ -14,7 +14,7 @@ from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Propo
 from backend.methods.amphista.generate import Detokenizer, make_proposer, refuse_processors
 from backend.models.loading import LoadedModel
 from backend.reporter import stop_if_asked
-from backend.text.prompts import end_ids, prompt_ids
+from backend.text.prompt_ids import end_ids, prompt_ids
 from jobs.generate.config import STOPS, GenerateJob, GenerationSide, read_sides
 from jobs.generate.transcript import ENDS, read_transcript, transcript_writer
 from jobs.runtime.context import JobContext

@@ -33,7 +33,8 @@ from backend.methods.amphista.decoding.tree import best_tree
 from backend.methods.amphista.generate import make_proposer
 from backend.models.loading import LoadedModel, load
 from backend.reporter import REPLAY, stop_if_asked
-from backend.text.prompts import Prompt, benchmark_prompts, end_ids, readable_ids
+from backend.text.prompt_ids import end_ids, readable_ids
+from backend.text.prompts import Prompt, benchmark_prompts
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_facts, prompt_set

@@ -21,7 +21,7 @@ from alembic.migration import MigrationContext
 
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile
-from backend.store import migrate, queries
+from backend.store import frames, migrate, queries
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.tables import Job, MetricPoint, Table
@@ -171,7 +171,7 @@ def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
     (found,) = queries.profiles(1, "a.weight", "magnitude")
     np.testing.assert_array_equal(found.values, values)
     assert (found.stage, found.step, found.module) == ("dense", 7, "a")
-    assert queries.profile_names(1).values.tolist() == [
+    assert frames.profile_names(1).values.tolist() == [
         ["a.weight", 0, "a", "dense", "magnitude", 7]
     ]
     assert queries.profiles(1, "a.weight", "scale") == []

@@ -55,7 +55,7 @@ def format_value(of: Metric, value: float | None) -> str:
 
 
 def display_units(points: pd.DataFrame) -> pd.DataFrame:
-    """The points of curves (`queries.curves`) as their metrics are written: shares in per cent."""
+    """The points of curves (`frames.curves`) as their metrics are written: shares in per cent."""
     shares = [metric(name.split("/")[0]).form == "share" for name in points["name"]]
     return points.assign(
         value=points["value"].where(~np.array(shares, bool), 100 * points["value"])

@@ -18,7 +18,7 @@ from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import BUILT_IN, SELF, STORIES
@@ -71,7 +71,7 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert found["run", "work"].details["timed"] == 0  # the steps were given, not the minutes
     assert found["drafter", "accepted_length"].value >= 1
     assert found["drafter", "accepted_length"].details["nodes"] == NODES
-    curves = queries.curves(job.id)
+    curves = frames.curves(job.id)
     assert set(curves["name"]) >= {
         "loss", "top1/head 1", "top5/head 4", "accepted", "cost/verify", "cost/break even",
         "tree/accepted", "tree/speed-up",
@@ -101,7 +101,7 @@ def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
     assert compare(whole.id, killed.id).outcome == "equal"  # whatever tree this machine prefers
     learnt = [
         curves[~curves["name"].str.contains("cost/|speed-up")].drop(columns="at")
-        for curves in (queries.curves(whole.id), queries.curves(killed.id))
+        for curves in (frames.curves(whole.id), frames.curves(killed.id))
     ]
     assert learnt[0].reset_index(drop=True).equals(learnt[1].reset_index(drop=True))
 

@@ -13,7 +13,7 @@ from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.dlqat.config import DLQATJob
@@ -68,9 +68,9 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     }
     assert len(found["tensors"]) == 21 * 6
     assert found["environment"]["text"]["training"]["corpus"] == "toystories"
-    names = set(queries.curves(job.id)["name"])
+    names = set(frames.curves(job.id)["name"])
     assert {"loss/dlqat", "rate/dlqat", "changed/dlqat", "m/dlqat/p50", "loss/lora"} <= names
-    profiles = queries.profile_names(job.id)
+    profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {0, 4}
     assert plain_perplexity(job.run) == pytest.approx(perplexity["dlqat"], rel=1e-5)
     assert figures(job, "bytes/compressed-tensors")["dlqat"] > 0
@@ -92,9 +92,9 @@ def test_a_kill_in_the_middle_changes_no_code(wait: Wait, when: str) -> None:
     assert killed.environment["weights_sha256"] == whole.environment["weights_sha256"]
     for metric in ("perplexity", "relative_error", "kl_to_dense"):
         assert figures(whole, metric) == figures(killed, metric) != {}
-    curves = [queries.curves(j.id).drop(columns="at") for j in (whole, killed)]
+    curves = [frames.curves(j.id).drop(columns="at") for j in (whole, killed)]
     assert curves[0].equals(curves[1]) and len(curves[0])
-    seen = [queries.profile_names(j.id) for j in (whole, killed)]
+    seen = [frames.profile_names(j.id) for j in (whole, killed)]
     assert seen[0].equals(seen[1]) and len(seen[0])
 
 

@@ -14,7 +14,7 @@ from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.record import record
@@ -100,9 +100,9 @@ def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
             for j in (whole, killed)
         ]
         assert values[0] == values[1] and values[0]
-    tables = [queries.tensor_table(j.id).sort_values(["tensor", "stage"]) for j in (whole, killed)]
+    tables = [frames.tensor_table(j.id).sort_values(["tensor", "stage"]) for j in (whole, killed)]
     assert tables[0].reset_index(drop=True).equals(tables[1].reset_index(drop=True))
-    curves = [queries.curves(j.id).drop(columns="at") for j in (whole, killed)]
+    curves = [frames.curves(j.id).drop(columns="at") for j in (whole, killed)]
     assert curves[0].equals(curves[1]) and len(curves[0])
 
 
@@ -117,7 +117,7 @@ def test_a_streamed_run_ends_as_one_in_memory(wait: Wait) -> None:
             for j in (whole, streamed)
         ]
         assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
-    curves = queries.curves(streamed.id)
+    curves = frames.curves(streamed.id)
     assert set(curves[curves["name"] == "owl/sparsity"]["step"]) == {0, 1, 2}
     assert plain_perplexity(streamed.run)[1] == pytest.approx(0.5, abs=0.01)
 

@@ -10,7 +10,7 @@ import pytest
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.queue.folders import work_folder
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
@@ -71,7 +71,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
                for arm in arms.values())  # fmt: skip
     assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
-    curves = queries.curves(job.id)
+    curves = frames.curves(job.id)
     assert set(curves[curves["name"] == f"{one.run}/accepted"]["step"]) == {2, 4}
     assert set(curves["name"]) >= {"cost/verify", f"{medusa.run}/speed-up"}
     said = verdicts(queries.results([job.id]))[:6]  # behind them, perhaps, that others worked here

@@ -18,7 +18,7 @@ from backend.queue.folders import work_folder
 from backend.reporter import SilentReporter
 from backend.settings import Settings
 from backend.statistics.tensors import TensorSnapshot
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
 from jobs.runtime.context import JobContext
 from jobs.submit import submit
@@ -33,7 +33,7 @@ TENSOR = "model.layers.1.mlp.up_proj.weight"
 def test_every_matrix_is_measured_as_it_lies_in_the_file(wait: Wait) -> None:
     job = submit("statistics", {"model": "toy"}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
-    table = queries.tensor_table(job.id)
+    table = frames.tensor_table(job.id)
     assert len(table) == 21 and {*table["stage"]} == {"dense"}
     stored = {k: v.float().numpy() for k, v in load_file(TOY / "model.safetensors").items()}
     for row in table.itertuples():
@@ -75,7 +75,7 @@ def test_a_damaged_model_is_named(wait: Wait, current: Settings) -> None:
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
     error = queries.job(job.id).error
     assert error and error["what"] == "model.layers.1.mlp.up_proj holds values that are not finite."
-    assert TENSOR not in set(queries.tensor_table(job.id)["tensor"])
+    assert TENSOR not in set(frames.tensor_table(job.id)["tensor"])
 
 
 class Told(SilentReporter):

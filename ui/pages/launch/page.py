@@ -11,7 +11,7 @@ import gradio as gr
 
 from backend.errors import SlimscopeError
 from backend.models.sources import catalogue
-from backend.queue import roles, supervisor
+from backend.queue import roles
 from backend.store import queries
 from backend.store.tables import Job
 from backend.text import corpora
@@ -343,7 +343,6 @@ def enqueue(
         jobs = sweep.queue(kind.name, values, swept, current_user(request), name=name or "")
     except SlimscopeError as error:
         return show_error(error), error
-    supervisor.ensure()
     first = jobs[0]
     where = _place(first)
     if len(jobs) == 1:

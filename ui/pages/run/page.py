@@ -8,7 +8,7 @@ import gradio as gr
 
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.service import Actor
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
@@ -213,7 +213,7 @@ def _none_left(job: Job) -> str:
 def draw_curves(chosen: str | None, request: gr.Request) -> list[Any]:
     """The groups of curves, and the chosen group: chart, note, table."""
     job = chosen_job(request)
-    points = display_units(queries.curves(job.run)) if job else None
+    points = display_units(frames.curves(job.run)) if job else None
     if job is None or points is None or points.empty:
         return [gr.update(visible=False), None, note_html(CURVES_ASK), ""]
     groups = list(dict.fromkeys(name.split("/")[0] for name in points["name"]))

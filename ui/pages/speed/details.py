@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
@@ -67,7 +67,7 @@ def drafter_of(run: str) -> DrafterInfo:
 def head_curves(run: str) -> pd.DataFrame:
     """How often each head's first guess was right while it learnt, %: columns name ("Head 1"),
     step, value."""
-    curves = display_units(queries.curves(run))
+    curves = display_units(frames.curves(run))
     tops = curves[curves["name"].str.startswith("top1/")]
     names = tops["name"].str.removeprefix("top1/").str.capitalize()
     return tops.assign(name=names)

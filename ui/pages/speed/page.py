@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.components import Component
 
 from backend.errors import SlimscopeError
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.speed import config as speed
 from jobs.speed.report import VANILLA, DecoderReport, decoder_reports
@@ -151,7 +151,7 @@ def _charts(
     name, prompts = job.run, arms[0].prompts
     drafting = [arm for arm in arms if arm.name != VANILLA]
     known = {arm.name: details.drafter_of(arm.run) for arm in drafting if arm.kind}
-    curves = queries.curves(job.id)
+    curves = frames.curves(job.id)
     found = curves[curves["name"] == "cost/verify"]
     costs = {int(n): float(v) for n, v in zip(found["step"], found["value"], strict=True)}
     passes = f"n = {sum(sum(arm.lengths.values()) for arm in drafting):,} passes."

@@ -23,7 +23,8 @@ from backend.methods.amphista.base_model import TargetModel
 from backend.methods.amphista.config import LONGEST, WRITERS
 from backend.methods.amphista.data.generation import write_answers
 from backend.reporter import REPLAY, Reporter
-from backend.text.prompts import SELF, Prompt, end_ids, readable_ids, training_prompts
+from backend.text.prompt_ids import end_ids, readable_ids
+from backend.text.prompts import SELF, Prompt, training_prompts
 from backend.text.sampling import first_tokens
 
 START = 24  # tokens of a text's beginning, the prompt of a model without a template

@@ -14,10 +14,9 @@ import plotly.graph_objects as go
 import pytest
 
 from backend.methods.sds.config import STAGE_LABELS
-from backend.queue import supervisor
 from backend.settings import Settings
 from backend.statistics.names import MAGNITUDES
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
@@ -126,7 +125,7 @@ def test_the_map_outlines_the_chosen_tensor(seeded: Settings) -> None:
 
 def test_a_statistic_that_a_stage_lacks_is_told(seeded: Settings) -> None:
     with writing() as session:
-        for row in queries.tensor_table(1).itertuples():
+        for row in frames.tensor_table(1).itertuples():
             if row.stage == "dense":
                 stored = session.get_one(TensorRow, (1, row.tensor, "dense", 0))
                 stored.stats = {k: v for k, v in stored.stats.items() if k != "relative_error"}
@@ -351,7 +350,6 @@ def test_the_catalogue_and_the_saved_model_are_offered(seeded: Settings) -> None
 
 
 def test_one_press_queues_the_statistics(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
     _, run = inspect_model.compute("toy", asked(HOST))
     job = queries.job(run)
     assert (job.kind, job.state, job.config["model"]) == (NAME, "queued", "toy")

@@ -1,0 +1,65 @@
+"""Starts the supervisor of a data folder when there is work and none is running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from backend.locks import try_lock
+from backend.settings import available_threads, settings
+
+START_S = 20.0  # until a process that does not hold the lock is given up
+CODE = Path(__file__).resolve().parents[2]
+_started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}  # data folder -> our last, when
+
+
+def lock_path() -> Path:
+    """Held by the supervisor while it lives."""
+    return settings().root / ".slimscope" / "supervisor.lock"
+
+
+def is_alive() -> bool:
+    """Whether a supervisor holds the lock of this data folder."""
+    descriptor = try_lock(lock_path())
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def wake_supervisor() -> None:
+    """Start a supervisor unless one is running, or one that we started is on its way: a busy
+    machine needs many seconds for it. Two started at once are harmless: one leaves."""
+    root, now = settings().root, time.monotonic()
+    ours, since = _started.get(root, (None, 0.0))
+    if is_alive() or (ours and ours.poll() is None and now - since < START_S):
+        return
+    with (root / ".slimscope" / "supervisor.log").open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "backend.queue.supervisor"],
+            cwd=CODE,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _started[root] = (child, now)
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment for a child: the data folder absolute, threads capped to a slot's share."""
+    threads = str(settings().threads or max(1, available_threads() // settings().slots))
+    return {
+        **os.environ,
+        **settings().for_jobs(),
+        "SLIMSCOPE_DATA_DIR": str(settings().root),
+        "SLIMSCOPE_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
