@@ -248,8 +248,6 @@ _DESCRIBED = (
     ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}
-WORK = "work"  # told at the end of every run
-INTERNAL = frozenset({"kept", WORK})  # figures that serve estimates and other figures
 
 
 def metric(name: str) -> Metric:

@@ -77,16 +77,15 @@ def record(run: str | int) -> dict[str, Any]:
         NotFound: there is no such run.
     """
     job = queries.job(run)
-    found = results(run)
-    timings = {
-        r["metric"].removeprefix("seconds/"): r["value"]
-        for r in found
-        if r["metric"].startswith("seconds/")
-    }
+    timings: dict[str, Any] = {t.step: t.seconds for t in queries.step_times([run])}
     repeats = replayed(job)
     return summary(job) | {
         "replay": repeats.record() if repeats else None,
-        "results": found,
+        "kept_stage": job.kept_stage,
+        "flops": job.flops,
+        "timed_seconds": job.timed_seconds,
+        "results": results(run),
+        "decoders": [row.report for row in queries.decoder_rows(run)],
         "tensors": tensors(run),
         "artifacts": [
             {"kind": a.kind, "path": a.path, "bytes": a.bytes, "sha256": a.sha256}

@@ -21,7 +21,8 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.estimate import estimate
 from jobs.kind import Estimate, JobConfig, kind_named, kinds
-from jobs.metrics import WORK, metric
+from jobs.metrics import metric
+from jobs.speed.report import decoder_reports
 from jobs.submit import validated
 
 Outcome = Literal["equal", "different", "open"]
@@ -180,10 +181,14 @@ def _figures(job: Job) -> tuple[dict[str, float], dict[str, Any]]:
     values: dict[str, float] = {}
     notes: dict[str, Any] = {}
     for row in queries.results([job.id]):
-        if not metric(row.metric).timed and row.metric != WORK:
+        if not metric(row.metric).timed:
             what = f"{metric(row.metric).label}, {stages.get(row.stage, row.stage)}"
             values[what] = row.value
             notes |= {f"{what}: {name}": value for name, value in row.details.items()}
+    if job.kept_stage:
+        notes["kept stage"] = job.kept_stage
+    for report in decoder_reports(job.id):
+        notes |= {f"{report.label}: {name}": value for name, value in report.untimed.items()}
     return values, notes
 
 

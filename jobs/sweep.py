@@ -24,7 +24,7 @@ from backend.errors import ConfigError, SlimscopeError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.settings import settings
-from backend.store.tables import Job, Result
+from backend.store.tables import Job, Result, StepTime
 from jobs.kind import Estimate, JobConfig, kind_named, kinds
 from jobs.submit import checked
 
@@ -212,24 +212,28 @@ def combination(job: Job, fields: Iterable[str]) -> dict[str, Any]:
     return {field: job.config.get(field) for field in fields if field != SEED}
 
 
-def table(jobs: Sequence[Job], results: Iterable[Result]) -> list[SweepRow]:
+def table(
+    jobs: Sequence[Job], results: Iterable[Result], step_times: Iterable[StepTime] = ()
+) -> list[SweepRow]:
     """Mean and spread over seeds of every figure: by combination in the order of the runs, then by
     stage, then by metric.
 
     Args:
         jobs: the runs of a sweep.
-        results: of these runs.
+        results, step_times: of these runs.
     """
-    of_job: dict[int, list[Result]] = {job.id: [] for job in jobs}
+    of_job: dict[int, list[tuple[str, str, float]]] = {job.id: [] for job in jobs}
     for result in results:
-        of_job[result.job_id].append(result)
+        of_job[result.job_id].append((result.stage, result.metric, result.value))
+    for time in step_times:
+        of_job[time.job_id].append(("run", f"seconds/{time.step}", time.seconds))
     fields = varied(jobs)
     groups: dict[str, tuple[dict[str, Any], dict[tuple[str, str], list[float]]]] = {}
     for job in jobs:
         values = combination(job, fields)
         _, figures = groups.setdefault(repr(values), (values, {}))
-        for result in of_job[job.id]:
-            figures.setdefault((result.stage, result.metric), []).append(result.value)
+        for stage, metric, value in of_job[job.id]:
+            figures.setdefault((stage, metric), []).append(value)
     stages = [*kinds()[jobs[0].kind].stages] if jobs and jobs[0].kind in kinds() else []
     return [
         SweepRow(values, stage, metric, fmean(x), stdev(x) if len(x) > 1 else None, len(x))

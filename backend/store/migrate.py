@@ -4,6 +4,7 @@ is nothing to do."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import inspect, text
 
@@ -39,15 +40,21 @@ def upgrade() -> None:
             _run_alembic()
 
 
-def _run_alembic() -> None:
-    from alembic import command  # here: it takes half a second, and is needed once a release
-    from alembic.config import Config
-    from alembic.util import CommandError
+def alembic_config() -> Any:
+    """Alembic's config for our migrations."""
+    from alembic.config import Config  # here: it takes half a second, and is needed once a release
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _run_alembic() -> None:
+    from alembic import command
+    from alembic.util import CommandError
+
     try:
-        command.upgrade(config, "head")
+        command.upgrade(alembic_config(), "head")
     except CommandError as error:
         what = "The database is of another version of Slimscope."
         raise ConflictError(what, f"{error}.", "Install the version that made it.") from error

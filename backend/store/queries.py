@@ -18,12 +18,14 @@ from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import (
     Artifact,
     Attempt,
+    DecoderRow,
     Event,
     Job,
     MetricPoint,
     ProfileRow,
     Result,
     SavedView,
+    StepTime,
     Supervisor,
     TensorRow,
     config_hash,
@@ -187,10 +189,24 @@ def results(runs: Sequence[str | int]) -> list[Result]:
         return list(session.scalars(query.order_by(Result.job_id, Result.metric, Result.stage)))
 
 
+def step_times(runs: Sequence[str | int]) -> list[StepTime]:
+    """Seconds of the steps of these runs."""
+    query = select(StepTime).where(StepTime.job_id.in_([job_id(run) for run in runs]))
+    with reading() as session:
+        return list(session.scalars(query.order_by(StepTime.job_id, StepTime.step)))
+
+
+def decoder_rows(run: str | int) -> list[DecoderRow]:
+    """What a speed run measured of each decoder."""
+    query = select(DecoderRow).where(DecoderRow.job_id == job_id(run))
+    with reading() as session:
+        return list(session.scalars(query.order_by(DecoderRow.decoder)))
+
+
 def all_figures() -> list[Row[Any]]:
-    """The figures of every run but its step times, as plain rows with the names of `Result`."""
+    """The figures of every run, as plain rows with the names of `Result`."""
     columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
-    query = select(*columns, Result.details).where(Result.metric.not_like("seconds/%"))
+    query = select(*columns, Result.details)
     with reading() as session:
         return list(session.execute(query.order_by(Result.job_id, Result.metric, Result.stage)))
 

@@ -95,6 +95,9 @@ class Job(Table):
     eta_s: Mapped[float | None]
     peak_bytes: Mapped[int | None]
     error: Mapped[dict[str, Any] | None]
+    kept_stage: Mapped[str | None]  # whose weights the run saved
+    flops: Mapped[float | None]  # of the phases without a time budget; set when the run ends
+    timed_seconds: Mapped[float | None]  # spent in phases with one
     tags: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     note: Mapped[str] = mapped_column(default="", server_default="")
 
@@ -195,6 +198,26 @@ class Result(Table):
     stderr: Mapped[float | None]
     n: Mapped[int | None]
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class StepTime(Table):
+    """Wall-clock seconds of one step of a run, over all attempts."""
+
+    __tablename__ = "step_times"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    step: Mapped[str] = mapped_column(primary_key=True)
+    seconds: Mapped[float]
+
+
+class DecoderRow(Table):
+    """What a speed run measured of one decoder; see `jobs.speed.report.DecoderReport`."""
+
+    __tablename__ = "decoder_reports"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    decoder: Mapped[str] = mapped_column(primary_key=True)
+    report: Mapped[dict[str, Any]]
 
 
 class TensorRow(Table):

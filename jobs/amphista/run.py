@@ -55,7 +55,8 @@ def run(config: AmphistaJob, context: JobContext) -> None:
     phases.phase("measure").progress(0, 1, "Measuring this machine")
     finish(drafter, target, judged, base, (learnt, heldout), config, context, loaded)
     timed = min(taken, 60 * config.minutes)  # judging and saving come on top
-    context.result("run", "work", sum(untimed_flops(config, loaded.facts).values()), timed=timed)
+    flops = sum(untimed_flops(config, loaded.facts).values())
+    context.outcome(flops=flops, timed_seconds=timed)
 
 
 def begin(
@@ -98,7 +99,7 @@ def train(
     )
     judged = training.run()
     context.result(DRAFTER, "steps", training.schedule.steps)
-    context.result("run", "seconds/training", training.schedule.seconds)
+    context.step_time("training", training.schedule.seconds)
     return judged, training.schedule.seconds
 
 

@@ -54,7 +54,7 @@ def bench(
         out.print(f"{ended.run}: " + ended.error_text, markup=False)
     else:
         out.print(speed_table(job.run))
-        for sentence in verdicts(queries.results([job.run])):
+        for sentence in verdicts(decoder_reports(job.run)):
             out.print(sentence, markup=False)
     raise typer.Exit(EXIT[State(ended.state)])
 
@@ -68,10 +68,10 @@ def _base_of(drafters: list[str]) -> str:
 def speed_table(run: str) -> Table:
     """One line a decoder."""
     table = Table("decoder", "tokens/s", "speed-up", "accepted", "break-even", "nodes", box=None)
-    for arm in decoder_reports(queries.results([run])):
+    for report in decoder_reports(run):
         table.add_row(
-            escape(arm.label), f"{arm.speed:.1f}", f"{arm.speed_up:.2f}", f"{arm.accepted:.2f}",
-            f"{arm.break_even:.2f}", str(arm.nodes),
+            escape(report.label), f"{report.speed:.1f}", f"{report.speed_up:.2f}",
+            f"{report.accepted:.2f}", f"{report.break_even:.2f}", str(report.nodes),
         )  # fmt: skip
     return table
 

@@ -50,7 +50,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     record(qat, phases, config, loaded.facts, context)
     save_model(qat, loaded, config, context)
     time_packed(loaded, evaluation.input_ids[0].tolist(), config, phases.phase("speed"), context)
-    context.result("run", "work", sum(flops_by_phase(config, loaded.facts).values()))
+    context.outcome(flops=sum(flops_by_phase(config, loaded.facts).values()))
 
 
 def load_training(
@@ -104,5 +104,5 @@ def record(
         if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
             context.result(stage, "bits_per_weight", mean_bits(config, layers))
     for stage, seconds in qat.seconds.items():
-        context.result("run", f"seconds/{STAGE_LABELS[stage]}", seconds)
-    context.result("run", "kept", 1.0, kept=config.kept)
+        context.step_time(STAGE_LABELS[stage], seconds)
+    context.outcome(kept_stage=config.kept)

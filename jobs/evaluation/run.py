@@ -47,8 +47,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     measure(models, config, phases, context)
     if config.speed:
         measure_speed(models, device, streamed, phases, context)
-    context.result("run", "kept", 1.0, kept=MODEL)
-    context.result("run", "work", sum(flops.values()))
+    context.outcome(kept_stage=MODEL, flops=sum(flops.values()))
     for sentence in verdicts({(r.stage, r.metric): r for r in queries.results([context.run])}):
         context.log(sentence)
 

@@ -32,9 +32,11 @@ from backend.store.states import Exit
 from backend.store.tables import (
     Artifact,
     Attempt,
+    DecoderRow,
     Job,
     MetricPoint,
     Result,
+    StepTime,
     Table,
 )
 from jobs.runtime.progress import Progress
@@ -122,6 +124,21 @@ class JobContext:
                 n=n, details=details,
             )
         )  # fmt: skip
+        self.settle()
+
+    def outcome(self, **columns: str | float) -> None:
+        """Record what the run as a whole came to: `kept_stage`, `flops`, `timed_seconds`."""
+        job = update(Job).where(Job.id == self.job_id).values(**columns)
+        self._patiently(lambda session: session.execute(job))
+
+    def step_time(self, step: str, seconds: float) -> None:
+        """Record the seconds of one step, over all attempts."""
+        self._add(StepTime(job_id=self.job_id, step=step, seconds=seconds))
+        self.settle()
+
+    def decoder(self, name: str, report: dict[str, Any]) -> None:
+        """Record what was measured of one decoder."""
+        self._add(DecoderRow(job_id=self.job_id, decoder=name, report=report))
         self.settle()
 
     def has_result(self, stage: str, metric: str) -> bool:

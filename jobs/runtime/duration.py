@@ -10,7 +10,6 @@ from statistics import median
 from backend.settings import available_threads, settings
 from backend.store import queries
 from backend.store.states import State
-from jobs.metrics import WORK
 
 GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram matrix
 DECODE_COST = 4.0  # FLOPs of a token decoded alone, over those of one read in a batch
@@ -57,20 +56,16 @@ class FinishedRun:
 
 def _finished(kind: str, model: str) -> list[FinishedRun]:
     """The runs to learn from, the newest first."""
-    took = {
-        job.id: (job.finished_at - job.started_at) / 1000 - START_S
+    runs = [
+        (job, (job.finished_at - job.started_at) / 1000 - START_S - (job.timed_seconds or 0.0))
         for job in queries.jobs([State.SUCCEEDED], kind)
         if job.config.get("model") == model
         and job.attempts_made == 1
         and job.finished_at
         and job.started_at
-    }
-    told = [
-        (row.job_id, row.value, float(row.details.get("timed", 0.0)))
-        for row in queries.results([*took][:RECENT_RUNS])
-        if row.metric == WORK and row.value > 0
     ]
     return [
-        FinishedRun(work, max(took[run] - timed, 0.1), timed)
-        for run, work, timed in sorted(told, reverse=True)
+        FinishedRun(job.flops, max(seconds, 0.1), job.timed_seconds or 0.0)
+        for job, seconds in runs[:RECENT_RUNS]
+        if job.flops
     ]

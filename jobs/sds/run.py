@@ -43,7 +43,7 @@ def run(config: SDSJob, context: JobContext) -> None:
     record(result, context)
     measure_stages(loaded, quality, config, phases, context)
     save_model(loaded, result.kept, config, context)
-    context.result("run", "work", sum(flops_by_phase(config, loaded.facts).values()))
+    context.outcome(flops=sum(flops_by_phase(config, loaded.facts).values()))
 
 
 def measure_stages(
@@ -68,8 +68,8 @@ def record(result: SDSResult, context: JobContext) -> None:
         for stage, value in values.items():
             context.result(stage, metric, value)
     for step, seconds in result.seconds.items():
-        context.result("run", f"seconds/{STEP_LABELS[step]}", seconds)
-    context.result("run", "kept", 1.0, kept=result.kept)
+        context.step_time(STEP_LABELS[step], seconds)
+    context.outcome(kept_stage=result.kept)
     context.environment(warnings=list(result.warnings))
 
 

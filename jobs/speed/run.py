@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.methods.amphista.base_model import TargetModel
-from backend.store import queries
 from jobs.fields.drafters import drafters_named
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
@@ -26,16 +25,16 @@ def run(config: SpeedJob, context: JobContext) -> None:
     if config.try_sizes:
         benchmark.try_sizes()
     drafters = len(drafters_named(config.drafters, config.model, "drafters"))
-    context.result("run", "work", sum(flops_by_phase(config, loaded.facts, drafters).values()))
-    results = queries.results([context.run])
-    for sentence in verdicts(results):
+    context.outcome(flops=sum(flops_by_phase(config, loaded.facts, drafters).values()))
+    reports = decoder_reports(context.run)
+    for sentence in verdicts(reports):
         context.log(sentence)
-    record_fastest(decoder_reports(results), context)
+    record_fastest(reports, context)
 
 
-def record_fastest(arms: Sequence[DecoderReport], context: JobContext) -> None:
-    """The figures of the fastest arm stand for the run, beside others."""
-    fastest = max(arms, key=lambda arm: arm.speed)
+def record_fastest(reports: Sequence[DecoderReport], context: JobContext) -> None:
+    """The figures of the fastest decoder stand for the run, beside others."""
+    fastest = max(reports, key=lambda report: report.speed)
     context.result("run", "tokens_per_second", fastest.speed, of=fastest.label)
-    if len(arms) > 1:
+    if len(reports) > 1:
         context.result("run", "speed_up", fastest.speed_up, of=fastest.label)

@@ -29,7 +29,7 @@ def run(config: StatisticsJob, context: JobContext) -> None:
         zeros += measure_block(stored, block, device, context)
     weights = facts.linear_weights
     context.result(DENSE, "zero_share", zeros / weights)
-    context.result("run", "work", sum(flops_by_phase(facts).values()))
+    context.outcome(flops=sum(flops_by_phase(facts).values()))
     context.log(f"Measured {len(facts.linears)} matrices, {weights:,} weights.")
 
 

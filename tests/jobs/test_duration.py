@@ -8,7 +8,7 @@ import pytest
 
 from backend.store.session import writing
 from backend.store.states import State
-from backend.store.tables import Job, Result
+from backend.store.tables import Job
 from jobs.runtime.duration import START_S, estimate_seconds
 from jobs.submit import checked
 
@@ -20,13 +20,12 @@ def finished(
     row = {
         "id": number, "kind": "amphista", "owner": "x", "config": {"model": "toy"},
         "config_hash": "", "created_at": 1, "queued_at": 1, "state": State.SUCCEEDED,
-        "attempts_made": 1, "started_at": 1000, "finished_at": 1000 + round(1000 * seconds),
+        "attempts_made": 1, "started_at": 1000,
+        "finished_at": 1000 + round(1000 * seconds), "flops": work,
+        "timed_seconds": timed,
     }  # fmt: skip
     with writing() as session:
         session.add(Job(**(row | values)))
-        session.flush()
-        details = {"timed": timed}
-        session.add(Result(job_id=number, stage="run", metric="work", value=work, details=details))
 
 
 def test_nobody_has_finished_yet(queue: Path) -> None:

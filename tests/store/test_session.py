@@ -19,6 +19,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile
 from backend.store import frames, migrate, queries
@@ -118,7 +119,7 @@ def test_run_names(store: Path) -> None:
     for name in (job.id, str(job.id), job.run, f" {job.run} "):
         assert queries.job(name).id == job.id
     for name in ("sds-", "1; DROP TABLE jobs", "../1", "x" * 99, "sds-9999"):
-        with pytest.raises(queries.NotFound):
+        with pytest.raises(NotFoundError):
             queries.job(name)
 
 

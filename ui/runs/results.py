@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 from pydantic.fields import FieldInfo
 
-from backend.store.tables import Job
+from backend.store.tables import Job, StepTime
 from jobs.kind import JobConfig, Kind, kinds
-from jobs.metrics import INTERNAL, METRICS, WORK, Metric, metric
+from jobs.metrics import METRICS, Metric, metric
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
-KEPT, SECONDS = "kept", "seconds/"
 SHARED = ("JobConfig", "TextConfig", "EvaluationText")
 ALWAYS = 2  # of the fields of a method, whatever their values
 UNTOLD = (None, "", "auto", "same")
@@ -120,9 +119,20 @@ class RunResults:
 
     Args:
         kind: names the stages and their order; None keeps the order of the rows.
+        job: the run, which names the stage it kept.
     """
 
-    def __init__(self, kind: Kind | None, results: Iterable[ResultRow]) -> None:
+    def __init__(
+        self,
+        kind: Kind | None,
+        results: Iterable[ResultRow],
+        job: Job | None = None,
+        step_times: Iterable[StepTime] = (),
+    ) -> None:
+        self.kept = job.kept_stage if job else None  # the stage whose weights the run saved
+        self.ended = job is not None and job.flops is not None
+        times = {time.step: time.seconds for time in step_times}
+        self.seconds = dict(sorted(times.items(), key=lambda item: -item[1]))  # longest step first
         self.labels = dict(kind.stages) if kind else {}
         self.of_models = kind is None or kind.has_models
         self.rows = {(r.stage, r.metric): r for r in results}
@@ -172,41 +182,20 @@ class RunResults:
         return self.stages[0] if self.stages else None
 
     @property
-    def kept(self) -> str | None:
-        """The stage whose weights the run kept; None until it has said so."""
-        row = self.get(RUN, KEPT)
-        return str(row.details["kept"]) if row else None
-
-    @property
     def of_run(self) -> dict[str, ResultRow]:
-        """Figures of the run as a whole, without times."""
-        return {
-            name: row
-            for (stage, name), row in self.rows.items()
-            if stage == RUN and name not in INTERNAL and not name.startswith(SECONDS)
-        }
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Step -> seconds it took, the longest first."""
-        found = {
-            name.removeprefix(SECONDS): row.value
-            for (stage, name), row in self.rows.items()
-            if stage == RUN and name.startswith(SECONDS)
-        }
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        """Figures of the run as a whole."""
+        return {name: row for (stage, name), row in self.rows.items() if stage == RUN}
 
     @property
     def final_names(self) -> set[str]:
         """The metrics `final_row` has a figure of."""
-        names = {name for _, name in self.rows} - INTERNAL
-        return {n for n in names if not n.startswith(SECONDS) and self.final_row(n)}
+        return {name for _, name in self.rows if self.final_row(name)}
 
     def final_row(self, name: str) -> ResultRow | None:
         """The figure of the kept stage, or else of the run as a whole. A run that ended without
         saying what it kept has the figure of the only stage it measured."""
         found = self.get(self.kept or "", name) or self.get(RUN, name)
-        if found or self.kept or (RUN, WORK) not in self.rows:
+        if found or self.kept or not self.ended:
             return found
         only = [row for (_, of), row in self.rows.items() if of == name]
         return only[0] if len(only) == 1 else None

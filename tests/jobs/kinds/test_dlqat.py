@@ -110,8 +110,7 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         start="rounded", checkpointing=True, keep="rtn", length=128,
     )  # fmt: skip
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
-    kept = next(r for r in queries.results([job.id]) if r.metric == "kept")
-    assert kept.details["kept"] == "rtn"
+    assert job.kept_stage == "rtn"
     config = json.loads((run_folder(job.run) / "model" / "config.json").read_text())
     assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"
 

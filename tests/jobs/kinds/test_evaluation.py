@@ -50,7 +50,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     pruned = finished(wait, "sds", **SMALL, control=False, adjust="off")
     job = finished(wait, "evaluation", model=pruned.run, **TINY)
     rows, theirs = figures(job.id), figures(pruned.id)
-    kept = theirs["run", "kept"].details["kept"]
+    kept = queries.job(pruned.id).kept_stage
     for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
         expected = theirs[stage, "perplexity"].value
         assert rows[mine, "perplexity"].value == pytest.approx(expected, rel=1e-4)

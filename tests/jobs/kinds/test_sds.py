@@ -78,7 +78,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     assert found["environment"]["text"]["evaluation"]["corpus"] == "toystories"
     _, estimate = checked("sds", SMALL)
     assert 1e8 < found["timings"]["peak_bytes"] < 1.2 * estimate.bytes
-    kept = next(r["kept"] for r in found["results"] if r["metric"] == "kept")
+    kept = found["kept_stage"]
     value, zero_share = plain_perplexity(job.run)
     assert value == pytest.approx(ppl[kept], rel=1e-4)
     assert zero_share == 0.5

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from backend.settings import Settings
-from backend.store import queries
 from backend.store.migrate import upgrade
-from backend.store.tables import MetricPoint, Result
-from jobs.speed.report import COMBINED, VANILLA, decoder_reports
+from backend.store.tables import DecoderRow, MetricPoint
+from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports, path_named
 from tests.ui.lab import asked, job, result, store
 from ui.pages.speed import details, page
 from ui.pages.speed.bars import speed_bars, time_bars
@@ -30,27 +29,30 @@ HERE = {
 }  # fmt: skip
 
 
-def figures(name: str, up: float, lengths: dict[str, int], kind: str = "") -> list[Result]:
+def report(name: str, up: float, lengths: dict[int, int], kind: str = "") -> DecoderRow:
     """What the job records of one decoder."""
-    passes = sum(lengths.values())
-    accepted = sum(int(n) * count for n, count in lengths.items()) / passes
-    parts = {"draft": 1.0 if kind else 0.0, "verify": 10.0, "accept": 0.5, "cache": 0.25}
-    spread = {"lowest": up - 0.1, "highest": up + 0.1}
-    rows: list[tuple[str, float, dict[str, Any]]] = [
-        ("tokens_per_second", 50 * up, {**spread, "prompts": 12}),
-        ("speed_up", up, {**spread, "nodes": 8 if kind else 1, "arm": kind}),
-        ("accepted_length", accepted, {"lengths": lengths, **({"hits": HITS} if kind else {})}),
-        ("break_even", 1.1 if kind else 1.0, {"milliseconds": parts}),
-        ("same_text", 1.0, {"first_difference": None}),
-        ("speed_up/story", up + 0.2, {**spread, "accepted": accepted}),
-        ("speed_up/question", up - 0.2, {**spread, "accepted": accepted}),
-    ]
-    if name.endswith(COMBINED):
-        rows[2][2].pop("hits")  # only a part of the tree is asked
-    found = [result(1, name, metric, value, **details) for metric, value, details in rows]
-    for row in found:
-        row.n = 12
-    return found
+    accepted = sum(n * count for n, count in lengths.items()) / sum(lengths.values())
+    one = DecoderReport(
+        name,
+        kind=kind,
+        nodes=8 if kind else 1,
+        speed=50 * up,
+        speed_up=up,
+        accepted=accepted,
+        break_even=1.1 if kind else 1.0,
+        prompts=12,
+        ranges=dict.fromkeys(("tokens_per_second", "speed_up"), (up - 0.1, up + 0.1)),
+        lengths=lengths,
+        # of a fallback of lookup only a part of the tree is asked
+        hits={path_named(path): share for path, share in HITS.items()}
+        if kind and not name.endswith(COMBINED)
+        else {},
+        milliseconds={
+            "draft": 1.0 if kind else 0.0, "verify": 10.0, "accept": 0.5, "cache": 0.25,
+        },
+        tasks={"story": (up + 0.2, accepted), "question": (up - 0.2, accepted)},
+    )  # fmt: skip
+    return DecoderRow(job_id=1, decoder=name, report=one.record())
 
 
 def points(name: str, values: dict[int, float]) -> list[MetricPoint]:
@@ -63,10 +65,9 @@ def measured(current: Settings) -> str:
     run = job(1, kind="speed", config=CONFIG, environment=HERE, name=HOSTILE)
     store(
         run,
-        *figures(VANILLA, 1.0, {"1": 100}),
-        *figures("lookup", 1.1, {"1": 80, "3": 20}),
-        *figures("amphista-0002", 1.5, {"1": 40, "2": 40, "4": 20}, "Amphista"),
-        result(1, "run", "work", 1e9),
+        report(VANILLA, 1.0, {1: 100}),
+        report("lookup", 1.1, {1: 80, 3: 20}),
+        report("amphista-0002", 1.5, {1: 40, 2: 40, 4: 20}, "Amphista"),
         *points("cost/verify", {1: 1.0, 8: 1.3}),
         *points("amphista-0002/accepted", {2: 1.2, 8: 1.6}),
         *points("amphista-0002/speed-up", {2: 1.1, 8: 1.2}),
@@ -103,7 +104,7 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
 
 def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> None:
     lengths = {"1": 40, "2": 40, "9": 20}
-    store(*figures(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
+    store(report(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
     shown = draw()
     assert list(shown["bars figure"].data[0].y)[1:3] == [
         "Lookup, Amphista<br>amphista-0002", "Amphista<br>amphista-0002",
@@ -161,7 +162,7 @@ def test_the_curves_of_the_heads_are_those_of_the_run_that_trained(measured: str
 def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) -> None:
     upgrade()
     run = job(1, kind="speed", config=CONFIG, environment=HERE)
-    store(run, *figures(VANILLA, 1.0, {"1": 9}), *figures("lookup", 1.1, {"1": 8, "3": 2}))
+    store(run, report(VANILLA, 1.0, {1: 9}), report("lookup", 1.1, {1: 8, 3: 2}))
     shown = draw()
     assert shown["tree figure"] == shown["heads figure"] == page.NO_TREE
 
@@ -181,7 +182,7 @@ def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
 
 
 def test_shares_of_right_guesses_fall(measured: str) -> None:
-    arms = decoder_reports(queries.results(["speed-0001"]))
+    arms = decoder_reports("speed-0001")
     (drafter,) = (arm for arm in arms if arm.kind)
     assert reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
     line = guesses_right(arms).data[0]

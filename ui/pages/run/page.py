@@ -134,7 +134,7 @@ def draw(request: gr.Request) -> list[Any]:
     if job is None:
         return [_unknown(query(request, "id")), gr.update(active=False), *[""] * 7]
     results = queries.results([job.run])
-    figures = RunResults(kind_of(job), results)
+    figures = RunResults(kind_of(job), results, job, queries.step_times([job.id]))
     measured = "perplexity" in figures.metrics
     chart = stage_perplexities(results, figures.labels) if measured else _no_chart(job)
     return [

@@ -143,7 +143,7 @@ def _products(rows: Mapping[tuple[str, str], Result], run: str) -> list[Any]:
 def samples_html(job: Job) -> str:
     """HTML: greedy texts of the dense and of the kept model, side by side, marked from where they
     part; empty for a run that wrote none."""
-    figures = RunResults(kind_of(job), queries.results([job.run]))
+    figures = RunResults(kind_of(job), queries.results([job.run]), job)
     kept = figures.kept or MODEL
     dense, other = samples_of(job.run), samples_of(job.run, kept)
     if not other:

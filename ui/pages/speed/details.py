@@ -11,7 +11,7 @@ from backend.store import frames, queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
-from jobs.speed.report import DecoderReport, Row, verdicts
+from jobs.speed.report import DecoderReport, verdicts
 from ui.format import NONE, badge, esc, href
 from ui.pages.speed.bars import PARTS
 from ui.pages.speed.curves import ACCEPTED, EVEN, SPEED_UP, reached, sizes_of
@@ -78,9 +78,9 @@ def nothing() -> str:
     return empty(NONE_YET, NEW, ("launch?kind=amphista", "Train a drafter"))
 
 
-def head(job: Job, results: Sequence[Row]) -> str:
+def head(job: Job, reports: Sequence[DecoderReport]) -> str:
     """HTML: the run, its verdict in words, and under which conditions its figures hold."""
-    said = verdicts(results)
+    said = verdicts(reports)
     words = "".join(f"<li>{esc(text)}</li>" for text in said)
     verdict = f'<ul class="plain long" data-testid="speed-verdict">{words}</ul>' if said else ""
     if job.state in ACTIVE:

@@ -112,8 +112,7 @@ def draw(
     if job is None:
         hidden = gr.update(visible=False)
         return [hidden] * 4 + [details.nothing(), hidden, *([""] * 3 * len(ASK))]
-    results = queries.results([job.run])
-    arms = decoder_reports(results)
+    arms = decoder_reports(job.run)
     whole = bool(arms) and all(arm.prompts for arm in arms)
     by = by or query(request, "by", SPEED_UP, BY)
     of = of or query(request, "of", ALL, OF)
@@ -129,7 +128,7 @@ def draw(
             choices=[(arm.label, arm.name) for arm in trees], value=tree and tree.name,
             visible=len(trees) > 1,
         ),
-        details.head(job, results),
+        details.head(job, arms),
         gr.update(visible=whole),
         *(_charts(job, arms, by, of, tree) if whole else [""] * 3 * len(ASK)),
     ]  # fmt: skip

@@ -43,7 +43,6 @@ def evaluated(number: int, prompt: str = "Once") -> list[Result]:
         result(number, MODEL, CSR, 0.4, **PRODUCTS),
         result(number, DENSE, "greedy_agreement", 1.0, samples=sample("the cat sat", prompt)),
         result(number, MODEL, "greedy_agreement", 0.5, samples=sample("the cat ran", prompt)),
-        result(number, "run", "kept", 1.0, kept=MODEL),
     ]
 
 
@@ -54,7 +53,8 @@ def lab(current: Settings) -> Settings:
 
 
 def evaluation(number: int, of: str, **values: Any) -> Any:
-    return job(number, kind="evaluation", config={"model": of}, **values)
+    ended = {"kept_stage": MODEL}
+    return job(number, kind="evaluation", config={"model": of}, **(ended | values))
 
 
 def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
