@@ -74,7 +74,7 @@ def record(run: str | int) -> dict[str, Any]:
     """Everything that is known of a run.
 
     Raises:
-        NotFound: there is no such run.
+        NotFoundError: there is no such run.
     """
     job = queries.job(run)
     timings: dict[str, Any] = {t.step: t.seconds for t in queries.step_times([run])}

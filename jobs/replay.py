@@ -38,8 +38,8 @@ def replay(run: str | int, actor: Actor) -> Job:
     which need not be today's.
 
     Raises:
-        Forbidden, TooOften: the actor may not, or not so often.
-        ConfigRefused: the config is none any more.
+        ForbiddenError, RateLimitError: the actor may not, or not so often.
+        ConfigError: the config is none any more.
     """
     old = queries.job(run)
     roles.require_adding(actor)
@@ -131,7 +131,7 @@ def compare(first: str | int, second: str | int) -> ReplayComparison:
     """Compares two runs by what is recorded of them.
 
     Raises:
-        NotFound: there is no such run.
+        NotFoundError: there is no such run.
     """
     one, other = queries.job(first), queries.job(second)
     (mine, my_notes), (theirs, their_notes) = _figures(one), _figures(other)

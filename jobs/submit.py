@@ -26,19 +26,21 @@ def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
     """The config made of these values.
 
     Raises:
-        ConfigRefused: with `field` naming the first field at fault, and the `others`.
+        ConfigError: with `field` naming the first field at fault, and the `others`.
     """
     config = kind_named(kind).config
     try:
         return config.model_validate(dict(values))
     except ValidationError as error:
-        by_field = {e.field: e for e in reversed([_refused(config, e) for e in error.errors()])}
+        by_field = {
+            e.field: e for e in reversed([_config_error(config, e) for e in error.errors()])
+        }
         first, *rest = reversed(by_field.values())
         first.others = tuple(rest)
         raise first from error
 
 
-def _refused(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
+def _config_error(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
     name = str(error["loc"][0]) if error["loc"] else None
     info = config.model_fields.get(name or "")
     title = (info.title if info else None) or name or "The config"
@@ -77,7 +79,7 @@ def submit(
     """Validates, checks, and adds one run to the queue.
 
     Raises:
-        Forbidden, TooOften: the actor may not, or not so often.
+        ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
     roles.require_adding(actor)

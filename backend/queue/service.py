@@ -72,7 +72,7 @@ def enqueue_all(
         cost: of all together; a guest's run has to be known to be small.
 
     Raises:
-        Forbidden: the actor is a guest, or this is more than a guest may add.
+        ForbiddenError: the actor is a guest, or this is more than a guest may add.
     """
     roles.require_adding(actor)
     roles.require_small(actor, cost, len(configs))
@@ -137,7 +137,7 @@ def run_next(run: str | int, actor: Actor) -> Job:
     """Puts a waiting job before all others that wait.
 
     Raises:
-        WrongState: the job does not wait.
+        ConflictError: the job does not wait.
     """
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
@@ -158,7 +158,7 @@ def resume(run: str | int, actor: Actor) -> Job:
     """Queues an ended job again; its next attempt goes on from the last whole checkpoint.
 
     Raises:
-        WrongState: the job waits, runs, or succeeded.
+        ConflictError: the job waits, runs, or succeeded.
     """
     resumed = resume_all([run], actor)
     if not resumed:

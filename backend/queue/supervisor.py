@@ -91,8 +91,8 @@ class SupervisorLoop:
     def _live(self) -> list[tuple[Attempt, Job]]:
         live = select(Attempt, Job).join(Job, Job.id == Attempt.job_id)
         with reading() as session:
-            found = session.execute(live.where(Attempt.ended_at.is_(None)))
-            return [(attempt, job) for attempt, job in found]
+            rows = session.execute(live.where(Attempt.ended_at.is_(None)))
+            return [(attempt, job) for attempt, job in rows]
 
     def _reconcile(self, attempt: Attempt, job: Job) -> None:
         """What became of the attempt's process."""

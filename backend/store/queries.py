@@ -39,7 +39,7 @@ def job_id(run: str | int) -> int:
     """42 of 42, "42" or "sds-0042".
 
     Raises:
-        NotFound: the text names no run.
+        NotFoundError: the text names no run.
     """
     match = re.fullmatch(r"(?:[a-z][a-z0-9]*-)?0*(\d{1,15})", str(run).strip())
     if not match:
@@ -51,7 +51,7 @@ def job(run: str | int) -> Job:
     """The job row of a run.
 
     Raises:
-        NotFound: there is no such run.
+        NotFoundError: there is no such run.
     """
     with reading() as session:
         row = session.get(Job, job_id(run))

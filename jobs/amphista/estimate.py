@@ -127,10 +127,10 @@ def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
 
 
 def given_prompts(config: AmphistaJob, facts: ModelFacts) -> list[int]:
-    """Tokens of every prompt of a file, about; none where no file is asked."""
+    """Tokens of every prompt of a file, about; none where no file is self_tokens."""
     named = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
-    found = [prompt for name in named for prompt in benchmark_prompts(name)]
-    return [PROMPT_TOKENS + len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in found]
+    prompts = [prompt for name in named for prompt in benchmark_prompts(name)]
+    return [PROMPT_TOKENS + len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in prompts]
 
 
 def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = False) -> int:
@@ -193,9 +193,9 @@ def flops_by_phase(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
     tokens = config.answers * sequence_tokens(config, facts)
     answered = config.data == "answers"
     sets = prompt_sets(config, facts)
-    asked = SELF_PROMPT_TOKENS * config.answers * sets.count(SELF) / len(sets) * answered
+    self_tokens = SELF_PROMPT_TOKENS * config.answers * sets.count(SELF) / len(sets) * answered
     return {
-        "ask": 2.0 * weights * asked / BATCH_SPEED_UP,
+        "ask": 2.0 * weights * self_tokens / BATCH_SPEED_UP,
         "data": 2.0 * weights * tokens / BATCH_SPEED_UP,
         "train": training_flops(config, facts),
         "measure": 2.0 * weights * COST_PASSES,

@@ -1,7 +1,7 @@
 """The command line: `slimscope …`, or `python -m jobs …`.
 
 Exit codes: 0 done, 1 the run failed or was lost, 2 the request was refused, 3 the run was
-cancelled, 4 a replay ended otherwise than its run. With --json every command prints one JSON value
+cancelled, 4 reproduction mismatch. With --json every command prints one JSON value
 and nothing else.
 """
 
@@ -70,17 +70,17 @@ def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = 
     """List runs, the newest first."""
     if state and state not in {*State}:
         raise ConfigError(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
-    found = operations.list_runs(State(state) if state else None, kind or None, limit)
+    records = operations.list_runs(State(state) if state else None, kind or None, limit)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(records, indent=1))
         return
     none = f"No runs in {settings().root}. Try: slimscope submit sds --model toy --wait"
-    out.print(runs_table(found) if found else none)
+    out.print(runs_table(records) if records else none)
 
 
 @app.command()
 def show(run: Run, as_json: Json = False) -> None:
-    """Show all that is known of a run."""
+    """Show a run: its state, results and files."""
     if as_json:
         print(json.dumps(operations.show_run(run), indent=1))
         return
@@ -98,10 +98,10 @@ def show(run: Run, as_json: Json = False) -> None:
 @app.command("replay")
 def replay_run(
     run: Run,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it, then compare.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for it to end, then compare.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the same once more: frozen config, settings and texts. Says whether the same came out."""
+    """Reproduce a run: repeat it with its frozen config, settings and texts, and compare."""
     new = operations.replay_run(run, me())
     if not wait:
         say(new, as_json, f"{new['id']} is queued; it repeats {queries.job(run).run}.")
@@ -126,7 +126,7 @@ def _print_comparison(comparison: ReplayComparison) -> None:
 @app.command()
 def logs(
     run: Run,
-    on: Annotated[bool, typer.Option("-f", "--follow", help="Go on while it works.")] = False,
+    on: Annotated[bool, typer.Option("-f", "--follow", help="Print until it ends.")] = False,
     whole: Annotated[bool, typer.Option("--all", help="Of all attempts.")] = False,
 ) -> None:
     """Print the log of a run's newest attempt."""
@@ -160,13 +160,15 @@ def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> Non
 def _sweep_of(run: str) -> list[Job]:
     jobs = queries.sweep(run)
     if not jobs:
-        raise ConfigError(f"{queries.job(run).run} belongs to no sweep.", "It was queued alone.")
+        raise ConfigError(
+            f"{queries.job(run).run} is not part of a sweep.", "It was submitted alone."
+        )
     return jobs
 
 
 @app.command()
 def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
-    """Ask a run to end; asked twice, it is killed."""
+    """Ask a run to stop; asked twice, it is killed."""
     jobs = _sweep_of(run) if whole else [queries.job(run)]
     if all(job.state in TERMINAL for job in jobs):
         raise ConfigError(f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already.")
@@ -176,7 +178,7 @@ def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
 
 @app.command("next")
 def run_next(run: Run, as_json: Json = False) -> None:
-    """Put a waiting run before all others that wait."""
+    """Move a queued run to the front of the queue."""
     _say_all([operations.run_next(run, me())], as_json, "{id} is the next to start.")
 
 
@@ -199,12 +201,12 @@ def _say_all(records: Sequence[dict[str, Any]], as_json: bool, text: str) -> Non
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that can be chosen."""
-    found = entries()
+    known = entries()
     if as_json:
-        print(json.dumps([asdict(e) for e in found], indent=1, default=str))
+        print(json.dumps([asdict(e) for e in known], indent=1, default=str))
         return
     table = Table("model", "ready", "what it is", "licence", box=None)
-    for entry in found:
+    for entry in known:
         table.add_row(entry.name, "yes" if entry.ready else "no", entry.title, entry.licence)
     out.print(table)
 

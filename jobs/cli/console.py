@@ -26,7 +26,7 @@ from backend.store.tables import Job
 REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
 EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
 NAP_S = 0.5
-PERPLEXITY = "perplexity"  # what is shown of a sweep when nothing else is asked for
+PERPLEXITY = "perplexity"  # what is printed of a sweep when nothing else is asked for
 
 out = Console(highlight=False)
 
@@ -65,13 +65,13 @@ def say(value: Any, as_json: bool, text: str) -> None:
 
 def follow(run: str, quiet: bool) -> Job:
     """Prints how far a run is until it has ended."""
-    shown = ""
+    printed = ""
     while (job := queries.job(run)).state not in TERMINAL:
         wake_supervisor()  # ours may have been killed
         share = "   –" if job.share is None else f"{job.share:4.0%}"
         line = f"{job.run}  {job.state:<10} {share}  {job.stage}"
-        if line != shown and not quiet:
+        if line != printed and not quiet:
             out.print(line)
-        shown = line
+        printed = line
         time.sleep(NAP_S)
     return job

@@ -43,7 +43,7 @@ def bench(
     preset: Annotated[str, typer.Option(help=" | ".join(SPEED.presets))] = "default",
     as_json: Json = False,
 ) -> None:
-    """Time decoding with and without drafters on this machine, and say what wins or loses."""
+    """Time decoding with and without drafters on this machine, and report what limits it."""
     values = {"drafters": ", ".join(drafters or ()), "prompts": prompts, "assistant": assistant}
     values["model"] = model or _base_of(drafters or [])
     job = submit(speed.NAME, {**SPEED.preset(preset), **values}, me())
@@ -77,20 +77,20 @@ def speed_table(run: str) -> Table:
 
 
 def write(
-    prompt: Annotated[str, typer.Argument(help="What is asked.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
     drafter: Annotated[
         list[str] | None, typer.Option(help="A run such as amphista-0007; may be repeated.")
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="A model, or a run that saved one; may be repeated.")
     ] = None,
-    lookup: Annotated[bool, typer.Option(help="Guess from the text itself first.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 96,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    lookup: Annotated[bool, typer.Option(help="Prompt-lookup decoding first.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a response.")] = 96,
+    temperature: Annotated[float, typer.Option(help="0: greedy decoding.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Ask one prompt of up to four models and drafters, and print the answers as they come."""
+    """Send one prompt to up to four models and drafters, and print the responses as they come."""
     usual = str(generate.GenerateJob.model_fields["sides"].default)
     sides = [*(model or ()), *(drafter or ())] or [usual]
     values = {
@@ -115,18 +115,20 @@ def write(
 
 def _watch(run: str, side: int, name: str, quiet: bool) -> None:
     """Prints one side's text while it grows, and how fast it came."""
-    shown, heading = 0, f"[{name}]\n"
+    printed, heading = 0, f"[{name}]\n"
     while True:
         over = queries.job(run).state in TERMINAL
-        found = transcript.read_transcript(run, side)
+        written = transcript.read_transcript(run, side)
         if not quiet:
             print(
-                heading * (not shown and bool(found.text)) + found.text[shown:], end="", flush=True
+                heading * (not printed and bool(written.text)) + written.text[printed:],
+                end="",
+                flush=True,
             )
-        shown = len(found.text)
-        if found.end or over:
+        printed = len(written.text)
+        if written.end or over:
             break
         wake_supervisor()
         time.sleep(WATCH_S)
-    if not quiet and found.speed and found.accepted:
-        print(f"\n[{found.speed:.1f} tokens/s, {found.accepted:.2f} tokens a pass]\n")
+    if not quiet and written.speed and written.accepted:
+        print(f"\n[{written.speed:.1f} tokens/s, {written.accepted:.2f} tokens a pass]\n")

@@ -22,10 +22,10 @@ def labels(kind: str) -> Mapping[str, str]:
     return kinds()[kind].stages if kind in kinds() else {}
 
 
-def runs_table(found: Sequence[Mapping[str, Any]]) -> Table:
+def runs_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """One line a run."""
     table = Table("run", "state", "progress", "model", "name", box=None)
-    for row in found:
+    for row in records:
         share = f"{row['progress']:.0%}"
         table.add_row(
             row["id"], row["state"], share, escape(str(row["config"].get("model", ""))),
@@ -78,7 +78,7 @@ def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
     """Mean and spread of one metric: one line a combination and stage.
 
     Raises:
-        NotFound: no run of the sweep has measured it.
+        NotFoundError: no run of the sweep has measured it.
     """
     rows = _sweep_rows(jobs)
     if metric not in (measured := {row.metric for row in rows}):

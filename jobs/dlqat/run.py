@@ -71,20 +71,20 @@ def load_training(
         text = sample_slice(
             loaded.model, loaded.tokenizer, config.steps * size, config.length, seed, context
         )
-        found = TrainingSet(text, text.input_ids, "text")
+        training = TrainingSet(text, text.input_ids, "text")
     else:
-        found = training_set(
+        training = training_set(
             name, loaded.tokenizer, config.steps * size, config.length, seed, size,
             shared=name == evaluated,
         )  # fmt: skip
-    check_apart(found.text, evaluation)
-    epochs = config.steps * size / len(found.labels)
+    check_apart(training.text, evaluation)
+    epochs = config.steps * size / len(training.labels)
     context.log(
-        f"Training on {len(found.labels)} rows of {name} ({found.form}), {epochs:.2g} times."
+        f"Training on {len(training.labels)} rows of {name} ({training.form}), {epochs:.2g} times."
     )
-    texts = {"calibration": calibration, "evaluation": evaluation, "training": found.text}
+    texts = {"calibration": calibration, "evaluation": evaluation, "training": training.text}
     context.environment(text={role: text_facts(one) for role, one in texts.items()})
-    return found
+    return training
 
 
 def record(

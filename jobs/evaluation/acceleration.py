@@ -44,9 +44,9 @@ def record_sizes(facts: ModelFacts, context: JobContext) -> None:
     """Records zeros and bytes of the linears of the stored model, read block by block."""
     if context.has_result(MODEL, f"{LINEAR_BYTES}/dense"):
         return
-    found = sizes(_stored(facts, context))
-    context.result(MODEL, "zero_share", found.zero_share, n=found.weights)
-    for name, value in _formats(found).items():
+    measured = sizes(_stored(facts, context))
+    context.result(MODEL, "zero_share", measured.zero_share, n=measured.weights)
+    for name, value in _formats(measured).items():
         context.result(MODEL, f"{LINEAR_BYTES}/{name}", value)
 
 
@@ -56,12 +56,12 @@ def _stored(facts: ModelFacts, context: JobContext) -> Iterator[Tensor]:
         yield from (weight for _, weight in stored.block(block))
 
 
-def _formats(found: LinearSizes) -> dict[str, int]:
+def _formats(measured: LinearSizes) -> dict[str, int]:
     """Format -> bytes; dense last, so that with it all are there."""
-    formats = {"bitmask": found.bitmask}
-    if found.pattern and found.compact is not None:
-        formats[f"{found.pattern[0]}:{found.pattern[1]}"] = found.compact
-    return formats | {"dense": found.dense}
+    formats = {"bitmask": measured.bitmask}
+    if measured.pattern and measured.compact is not None:
+        formats[f"{measured.pattern[0]}:{measured.pattern[1]}"] = measured.compact
+    return formats | {"dense": measured.dense}
 
 
 def prompt_for(loaded: LoadedModel) -> list[int]:

@@ -54,7 +54,7 @@ def measured_models(config: EvaluationJob) -> dict[str, str]:
     """Stage -> spec of the model measured at it, the dense one first if there is one.
 
     Raises:
-        ConfigRefused: the run is not there, or has saved no model.
+        ConfigError: the run is not there, or has saved no model.
     """
     spec, dense = config.model, absolute(config.dense)
     if is_run(spec):

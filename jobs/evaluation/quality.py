@@ -58,7 +58,7 @@ class Quality:
         new: makes what hidden states are kept in.
 
     Raises:
-        ConfigRefused, TextRefused: a task is not known, or its data is not to be had.
+        ConfigError, DatasetError: a task is not known, or its data is not to be had.
     """
 
     def __init__(
@@ -129,19 +129,19 @@ class Quality:
         model, compared = self._loaded.model, role == "kept" and self._comparable()
         comparison = DivergenceObserver(model, self._reference) if compared else None
         with self._observer(role, comparison) as observe:
-            found = perplexity(model, self._text, self._batch, reporter, self._new, observe)
+            measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
         about = text_facts(self._text)
-        result, n = self._context.result, found.tokens
-        result(stage, "perplexity", found.value, stderr=found.stderr, n=n, **about)
-        result(stage, "bits_per_byte", found.bits_per_byte, n=n, **about)
+        result, n = self._context.result, measured.tokens
+        result(stage, "perplexity", measured.value, stderr=measured.stderr, n=n, **about)
+        result(stage, "bits_per_byte", measured.bits_per_byte, n=n, **about)
         if comparison:
-            far = comparison.result()
-            same, n = far.agreement, far.tokens
-            result(stage, "top1_agreement", same, stderr=far.agreement_stderr, n=n, **about)
-            result(stage, "kl_to_dense", far.kl, stderr=far.kl_stderr, n=n, **about)
-        spread = "" if found.stderr is None else f" ± {found.stderr:.3f}"
+            divergence = comparison.result()
+            same, n = divergence.agreement, divergence.tokens
+            result(stage, "top1_agreement", same, stderr=divergence.agreement_stderr, n=n, **about)
+            result(stage, "kl_to_dense", divergence.kl, stderr=divergence.kl_stderr, n=n, **about)
+        spread = "" if measured.stderr is None else f" ± {measured.stderr:.3f}"
         label = self._labels.get(stage, stage)
-        self._context.log(f"{label}: perplexity {found.value:.3f}{spread}.")
+        self._context.log(f"{label}: perplexity {measured.value:.3f}{spread}.")
 
     def _comparable(self) -> bool:
         """Whether the predictions are to be compared with those of the dense model, and can be."""
@@ -150,8 +150,8 @@ class Quality:
         if same := outside_blocks(self._loaded.model) == self._reference.outside:
             return same
         self._context.log(
-            "How far the predictions diverge is not measured: embeddings, final norm or head are "
-            "not those of the dense model."
+            "The divergence is not measured: embeddings, final norm or head are not those of the "
+            "dense model."
         )
         return False
 
@@ -172,16 +172,16 @@ class Quality:
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._suits, SAMPLE_PROMPTS)
         tokens = self._config.sample_tokens
-        found = write_samples(self._loaded.model, self._loaded.tokenizer, prompts, tokens, reporter)
-        samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in found]
+        texts = write_samples(self._loaded.model, self._loaded.tokenizer, prompts, tokens, reporter)
+        samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
         self._context.result(stage, "greedy_agreement", same, n=len(samples), samples=samples)
 
     def _unanswered(self, stage: str) -> dict[str, Any]:
         """The tasks that have no figure at this stage."""
-        held = {r.metric for r in queries.results([self._context.run]) if r.stage == stage}
-        answered = {metric.partition("/")[2] for metric in held}
+        metrics = {r.metric for r in queries.results([self._context.run]) if r.stage == stage}
+        answered = {metric.partition("/")[2] for metric in metrics}
         return {name: task for name, task in self._tasks.items() if name not in answered}
 
     def _answer(self, stage: str, reporter: Phase) -> None:

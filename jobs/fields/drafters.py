@@ -21,7 +21,7 @@ def drafter_run(name: str, field: str) -> Job:
     """The finished run `name` that trained a drafter.
 
     Raises:
-        ConfigRefused: there is none, or it has not finished.
+        ConfigError: there is none, or it has not finished.
     """
     do = "Choose a finished run of the kind amphista."
     try:
@@ -43,7 +43,7 @@ def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
     """What the drafter's own config says: its shape, its base, its tree.
 
     Raises:
-        ConfigRefused: it is gone or damaged.
+        ConfigError: it is gone or damaged.
     """
     return saved_config(drafter_folder(job), job.run, field)
 
@@ -52,7 +52,7 @@ def drafter_bytes(job: Job, field: str = "drafters") -> int:
     """Size of the drafter's weights.
 
     Raises:
-        ConfigRefused: they are gone.
+        ConfigError: they are gone.
     """
     file = drafter_folder(job) / "drafter.safetensors"
     if not file.is_file():
@@ -74,11 +74,11 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
     """The runs named in a list with commas; all trained for `model`, none twice.
 
     Raises:
-        ConfigRefused: one is not there, or belongs to another base.
+        ConfigError: one is not there, or belongs to another base.
     """
     names = dict.fromkeys(read_names(text))
-    found = {job.run: job for job in (drafter_run(name, field) for name in names)}
-    for job in found.values():
+    jobs = {job.run: job for job in (drafter_run(name, field) for name in names)}
+    for job in jobs.values():
         if job.config["model"] != model:
             raise ConfigError(
                 f"{job.run} cannot draft for {model}.",
@@ -86,7 +86,7 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
                 "Choose its base as the model, or another drafter.",
                 field,
             )
-    return [*found.values()]
+    return [*jobs.values()]
 
 
 def finished_drafters() -> Sequence[Job]:

@@ -123,7 +123,7 @@ def read_sides(text: str) -> list[GenerationSide]:
     """The models and drafters of a list.
 
     Raises:
-        ConfigRefused: too many, none, or a run that holds neither model nor drafter.
+        ConfigError: too many, none, or a run that holds neither model nor drafter.
     """
     names = read_names(text)
     if not 1 <= len(names) <= MAX_SIDES:

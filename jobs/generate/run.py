@@ -23,18 +23,24 @@ from jobs.runtime.loading import load_model
 
 
 def run(config: GenerateJob, context: JobContext) -> None:
-    """Writes one side after the other; those an earlier attempt has finished are kept."""
+    """Generate one side after the other; those an earlier attempt has finished are kept."""
     device, sides = prepare(config, context), read_sides(config.sides)
-    held: tuple[str, LoadedModel, TargetModel] | None = None
+    current: tuple[str, LoadedModel, TargetModel] | None = None
     for number, side in enumerate(sides, 1):
-        context.progress(number - 1, len(sides), f"{side.name} writes")
+        context.progress(number - 1, len(sides), f"{side.name} generates")
         if not read_transcript(context.run, number).end:
-            if held is None or held[0] != side.model:
-                held = None  # one model at a time
-                loaded = load_model(side.model, device, config.precision, context)
-                held = side.model, loaded, TargetModel(loaded.model)
-            answer(config, side, number, held[1], held[2], context)
+            if current is None or current[0] != side.model:
+                current = None  # one model at a time
+                current = side.model, *_load(side, device, config, context)
+            answer(config, side, number, current[1], current[2], context)
         record(side, number, context)
+
+
+def _load(
+    side: GenerationSide, device: str, config: GenerateJob, context: JobContext
+) -> tuple[LoadedModel, TargetModel]:
+    loaded = load_model(side.model, device, config.precision, context)
+    return loaded, TargetModel(loaded.model)
 
 
 def answer(
@@ -45,7 +51,7 @@ def answer(
     target: TargetModel,
     context: JobContext,
 ) -> None:
-    """Writes one side's text, pass by pass."""
+    """Generate one side's text, step by step."""
     refuse_processors(loaded.model)
     drafter = Amphista.load(side.drafter) if side.drafter else None
     proposer = make_proposer(target, drafter, config.nodes)
@@ -70,35 +76,35 @@ def passes(
     loaded: LoadedModel,
     context: JobContext,
 ) -> Iterator[dict[str, object]]:
-    """The lines of one side (see `jobs.generate.transcript`)."""
+    """The lines of one side's file (see `jobs.generate.transcript`)."""
     ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
-    told = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
+    detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
     token, rule = -1, acceptance(sampling(config))
     for step in decode(target, proposer, ids, rule, config.max_new_tokens, ends):
         stop_if_asked(context)
         tokens = []
         for token, head in zip(step.tokens, step.heads, strict=True):
-            tokens.append((told.add(token), head))
-            if told.stopped:
+            tokens.append((detokenizer.add(token), head))
+            if detokenizer.stopped:
                 break
         rejected = [loaded.tokenizer.decode([token]) for token in step.rejected]
         yield {"ms": 1000 * sum(step.seconds.values()), "tokens": tokens, "rejected": rejected}
-        if told.stopped:
+        if detokenizer.stopped:
             break
-    why = "stop" if told.stopped else "end" if token in ends else "limit"
-    yield {"end": why, "rest": told.rest()}
+    why = "stop" if detokenizer.stopped else "end" if token in ends else "limit"
+    yield {"end": why, "rest": detokenizer.rest()}
 
 
 def sampling(config: GenerateJob) -> Sampling:
-    """How tokens are chosen."""
+    """The sampling settings of a config."""
     return Sampling(**config.model_dump(include={field.name for field in fields(Sampling)}))
 
 
 def record(side: GenerationSide, number: int, context: JobContext) -> None:
-    """Records the figures of a side that has ended."""
-    found, stage = read_transcript(context.run, number), f"side-{number}"
-    about: dict[str, Any] = {"side": side.name, "end": found.end, "tokens": len(found.tokens)}
-    if found.speed and found.accepted:
-        context.result(stage, "tokens_per_second", found.speed, n=1, **about)
-        context.result(stage, "accepted_length", found.accepted, n=len(found.passes) - 1)
-    context.log(f"{side.name}: {len(found.tokens)} tokens, {ENDS[found.end]}.")
+    """Record the figures of a side that has ended."""
+    written, stage = read_transcript(context.run, number), f"side-{number}"
+    about: dict[str, Any] = {"side": side.name, "end": written.end, "tokens": len(written.tokens)}
+    if written.speed and written.accepted:
+        context.result(stage, "tokens_per_second", written.speed, n=1, **about)
+        context.result(stage, "accepted_length", written.accepted, n=len(written.passes) - 1)
+    context.log(f"{side.name}: {len(written.tokens)} tokens, {ENDS[written.end]}.")

@@ -77,16 +77,16 @@ def file_of(run: str, side: int) -> Path:
 
 def read_transcript(run: str, side: int) -> Transcript:
     """What a side has written so far; nothing before it began."""
-    found, file = Transcript(), file_of(run, side)
+    transcript, file = Transcript(), file_of(run, side)
     lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []  # the last: not whole
     for line in lines:
         row: dict[str, Any] = json.loads(line)
         if "end" in row:
-            found.end, found.rest = row["end"], row["rest"]
+            transcript.end, transcript.rest = row["end"], row["rest"]
         else:
             tokens = [(text, head) for text, head in row["tokens"]]
-            found.passes.append(TranscriptStep(tokens, row["rejected"], row["ms"]))
-    return found
+            transcript.passes.append(TranscriptStep(tokens, row["rejected"], row["ms"]))
+    return transcript
 
 
 class TranscriptWriter:

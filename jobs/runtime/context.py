@@ -110,7 +110,7 @@ class JobContext:
         """Records one of the figures the run ends with; a later one of that name replaces it.
 
         Raises:
-            MethodFailed: the value is not finite.
+            ComputeError: the value is not finite.
         """
         if not math.isfinite(value):
             raise ComputeError(
@@ -283,7 +283,7 @@ def claim(attempt_id: int) -> JobContext:
     """Takes an attempt for this process; only the first to ask gets it.
 
     Raises:
-        Fenced: it was claimed before, given up, or never was.
+        LeaseLostError: it was claimed before, given up, or never was.
     """
     mine = update(Attempt).where(
         Attempt.id == attempt_id, Attempt.started_at.is_(None), Attempt.ended_at.is_(None)

@@ -36,8 +36,8 @@ def run(config: StatisticsJob, context: JobContext) -> None:
 def measure_block(stored: StoredLinears, block: int, device: str, context: JobContext) -> int:
     """Report the statistics of a block, unless an earlier attempt has; return its exact zeros."""
     name = f"block-{block:03d}"
-    if found := context.checkpoints.find(name):
-        return int(json.loads((found / "block.json").read_text())["zeros"])
+    if checkpoint := context.checkpoints.find(name):
+        return int(json.loads((checkpoint / "block.json").read_text())["zeros"])
     zeros = 0
     with context.checkpoints.write(name) as draft:
         for linear, weight in stored.block(block, device):
