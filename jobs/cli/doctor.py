@@ -51,7 +51,7 @@ def examine() -> list[HealthCheck]:
 
 
 def _device() -> str:
-    import torch
+    import torch  # here: it takes seconds that no other command needs
 
     if not torch.cuda.is_available():
         return f"cpu (torch {torch.__version__}); no GPU that torch can use"

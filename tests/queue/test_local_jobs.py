@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.errors import ComputeError, ConfigError, ForbiddenError
+from backend.errors import ComputeError, ConfigError, ConflictError, ForbiddenError
 from backend.queue import launcher, service, supervisor
 from backend.queue.engines.local import LocalEngine, identity
 from backend.queue.folders import read_log, work_folder
@@ -261,10 +261,10 @@ def test_guests_may_look_but_not_touch(queue: Path) -> None:
 
 def test_resume_refuses_what_waits_or_succeeded(wait: Wait) -> None:
     job = submit("count", {"steps": 1}, HOST)
-    with pytest.raises(ConfigError, match="queued"):
+    with pytest.raises(ConflictError, match="queued"):
         service.resume(job.run, HOST)
     wait(job.id, State.SUCCEEDED)
-    with pytest.raises(ConfigError, match="succeeded"):
+    with pytest.raises(ConflictError, match="succeeded"):
         service.resume(job.run, HOST)
     copy = replay(job.run, HOST)
     assert copy.id != job.id and copy.config == job.config and copy.parent == job.id

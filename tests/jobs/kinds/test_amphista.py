@@ -130,7 +130,7 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
     assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
     assert job.environment["text"]["training"]["corpus"] == "toystories"
     _, estimate = checked("amphista", {**SMALL, "data": "text"})
-    assert "guess its answers less well" in estimate.warnings[0]
+    assert "predict the base model's responses less well" in estimate.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job, Result
-from jobs.evaluation import quality
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import memory_bytes
 from jobs.evaluation.kind import verdict
@@ -27,6 +26,7 @@ from jobs.evaluation.report import (
     samples_of,
     verdicts,
 )
+from jobs.fields.quality import SAMPLE_PROMPTS
 from jobs.submit import checked, submit
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait
@@ -61,7 +61,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     assert rows[MODEL, "kl_to_dense"].value > 0 and 0 < rows[MODEL, "top1_agreement"].value < 1
     assert (DENSE, "kl_to_dense") not in rows
     prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
-    assert prompts[0] == prompts[1] and len(prompts[0]) == quality.PROMPTS
+    assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
     assert 0.5 in rows[MODEL, CSR].details["zeros"] and (MODEL, SEMI_STRUCTURED) not in rows
     told = " ".join(verdicts(rows))
@@ -155,7 +155,7 @@ def test_where_leaving_out_zeros_pays_is_told() -> None:
         ({"model": "toy", "context": 100_000}, "context", "does not fit"),
         ({"model": "toy", "evaluation_text": "nothing"}, "evaluation_text", "nothing"),
         ({"model": "toy", "tasks": "piqa"}, "tasks", "pip install -e"),
-        ({"model": "toy", "tasks": "../etc"}, "tasks", "names of tasks"),
+        ({"model": "toy", "tasks": "../etc"}, "tasks", "task names"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_beside_its_field(
