@@ -64,25 +64,25 @@ class Cost(Protocol):
 
 
 def may_not_change(actor: Actor) -> str:
-    """Why the actor may change nothing that is not his own; "" when he may."""
+    """Why the actor may not change what others own; "" where allowed."""
     return "" if actor.role == "host" else LOOK
 
 
 def may_not_add(actor: Actor) -> str:
-    """Why the actor may add no run; "" when he may."""
+    """Why the actor may not add a run; "" where allowed."""
     known = actor.name.startswith(GUEST) and settings().guest_runs > 0
     return "" if actor.role == "host" or known else LOOK
 
 
 def may_not_cancel(actor: Actor, owner: str) -> str:
-    """Why the actor may not cancel a run of `owner`; "" when he may."""
+    """Why the actor may not cancel a run of `owner`; "" where allowed."""
     if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == owner):
         return ""
     return OWN if settings().guest_runs else LOOK
 
 
 def require_host(actor: Actor, deed: str) -> None:
-    """Raises `ForbiddenError` unless the actor is a host, `RateLimitError` when he is too fast."""
+    """Raise `ForbiddenError` unless the actor is a host, `RateLimitError` if it is too fast."""
     _require(actor, deed, may_not_change(actor))
     count_change(actor)
 
