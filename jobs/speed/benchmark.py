@@ -198,6 +198,10 @@ class DecodingBenchmark:
             ranges={
                 "tokens_per_second": (speed.lowest, speed.highest),
                 "speed_up": (up.lowest, up.highest),
+                **{
+                    f"speed_up/{task}": (s.speed_up.lowest, s.speed_up.highest)
+                    for task, s in by_task.items()
+                },
             },
             lengths=dict(summary.lengths),
             hits={path: summary.hits.get(path, 0.0) for path in paths},

@@ -103,6 +103,7 @@ def test_decoders_of_an_old_speed_run_are_reported(old: Path) -> None:
     assert drafter.hits == {(0,): 0.5, (0, 1): 0.25} and drafter.lengths == {1: 6, 2: 4}
     assert (drafter.same, drafter.prompts, drafter.first_difference) == (0.75, 12, 4)
     assert drafter.ranges["speed_up"] == pytest.approx((1.1, 1.3))
+    assert drafter.ranges["speed_up/math"] == pytest.approx((1.1, 1.3))
     assert drafter.tasks == {"math": (pytest.approx(1.3), 1.5)}
     assert drafter.milliseconds == PARTS
     (sentence,) = verdicts([vanilla, drafter])[:1]

@@ -29,6 +29,9 @@ HERE = {
 }  # fmt: skip
 
 
+RANGED = ("tokens_per_second", "speed_up", "speed_up/story", "speed_up/question")
+
+
 def report(name: str, up: float, lengths: dict[int, int], kind: str = "") -> DecoderRow:
     """What the job records of one decoder."""
     accepted = sum(n * count for n, count in lengths.items()) / sum(lengths.values())
@@ -41,7 +44,7 @@ def report(name: str, up: float, lengths: dict[int, int], kind: str = "") -> Dec
         accepted=accepted,
         break_even=1.1 if kind else 1.0,
         prompts=12,
-        ranges=dict.fromkeys(("tokens_per_second", "speed_up"), (up - 0.1, up + 0.1)),
+        ranges=dict.fromkeys(RANGED, (up - 0.1, up + 0.1)),
         lengths=lengths,
         # of a fallback of lookup only a part of the tree is asked
         hits={path_named(path): share for path, share in HITS.items()}
@@ -103,7 +106,7 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
 
 
 def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> None:
-    lengths = {"1": 40, "2": 40, "9": 20}
+    lengths = {1: 40, 2: 40, 9: 20}
     store(report(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
     shown = draw()
     assert list(shown["bars figure"].data[0].y)[1:3] == [

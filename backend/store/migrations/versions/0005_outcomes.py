@@ -125,7 +125,7 @@ def _report(decoder: str, rows: Iterable[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"name": decoder, "ranges": {}, "tasks": {}}
     for row in rows:
         found |= _figures(row.metric, row.value, row.n, row.details)
-        if "lowest" in row.details and not row.metric.startswith(TASK):
+        if "lowest" in row.details:
             found["ranges"][row.metric] = [row.details["lowest"], row.details["highest"]]
         if row.metric.startswith(TASK):
             task = row.metric.removeprefix(TASK)
