@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from backend.queue import supervisor
+from backend.queue.launcher import wake_supervisor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -52,7 +52,7 @@ def keep_supervised() -> None:
         try:
             status = queries.status()
             if status.live or status.queued:
-                supervisor.ensure()
+                wake_supervisor()
         except Exception as error:  # a busy database, a full disk: look again
             print(f"Could not look after the supervisor: {error}", flush=True)
         time.sleep(LOOK_S)

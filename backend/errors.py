@@ -3,6 +3,8 @@ that holds the bad value, so that the screen can show the message beside it."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 
 class SlimscopeError(Exception):
     """Base of every error a person may see.
@@ -22,6 +24,9 @@ class SlimscopeError(Exception):
     def __init__(self, what: str, why: str = "", do: str = "", field: str | None = None) -> None:
         self.what, self.why, self.do, self.field = what, why, do, field
         super().__init__(" ".join(part for part in (what, why, do) if part))
+
+
+E = TypeVar("E", bound=SlimscopeError)
 
 
 class ConfigError(SlimscopeError):
@@ -48,12 +53,17 @@ class RateLimitError(SlimscopeError):
     """The user has sent too many requests."""
 
 
-class ConflictError(ConfigError):
+class ConflictError(SlimscopeError):
     """The state of the run does not allow this operation."""
 
 
 class NotFoundError(SlimscopeError):
     """No run, tensor or artifact of that name."""
+
+
+def for_field(error: E, field: str) -> E:
+    """The same error, for another form field: a shared check does not know every config."""
+    return type(error)(error.what, error.why, error.do, field)
 
 
 class CancelledError(Exception):

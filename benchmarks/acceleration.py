@@ -28,7 +28,8 @@ from backend.methods.sds.pattern import Pattern
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
 from backend.reporter import SilentReporter
-from backend.text.prompts import BUILT_IN, benchmark_prompts, prompt_ids
+from backend.text.prompt_ids import prompt_ids
+from backend.text.prompts import BUILT_IN, benchmark_prompts
 
 
 class SparseLinear(nn.Module):

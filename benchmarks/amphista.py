@@ -56,14 +56,8 @@ from backend.methods.amphista.tree import best_tree, grow
 from backend.models.loading import LoadedModel, load
 from backend.reporter import SilentReporter
 from backend.settings import available_threads
-from backend.text.prompts import (
-    BUILT_IN,
-    SELF,
-    STORIES,
-    benchmark_prompts,
-    end_ids,
-    prompt_ids,
-)
+from backend.text.prompt_ids import end_ids, prompt_ids
+from backend.text.prompts import BUILT_IN, SELF, STORIES, benchmark_prompts
 
 SILENT = SilentReporter()
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by seeds

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--run", default=done[0].run if done else None)
     run = parser.parse_args().run or sys.exit("No SDS run has succeeded here yet.")
     results = {(r.stage, r.metric): r for r in queries.results([run])}
-    kept = results["run", "kept"].details["kept"]
+    kept = queries.job(run).kept_stage or sys.exit(f"{run} has kept no stage.")
     plain = subprocess.run(
         [sys.executable, str(SCRIPT), str(run_folder(run) / "model")],
         input=json.dumps(token_ids(run)), capture_output=True, text=True, check=True, cwd="/",

@@ -12,7 +12,6 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from backend.queue import supervisor
 from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -39,7 +38,6 @@ def arguments() -> argparse.Namespace:
 def finish(job: Job) -> Job:
     """Waits for a run to end."""
     while (now := queries.job(job.id)).state not in TERMINAL:
-        supervisor.ensure()
         time.sleep(1)
     return now
 

@@ -93,8 +93,8 @@ def work(chosen: argparse.Namespace) -> None:
     from backend.models.memory import memory_available
     from backend.models.sources.catalogue import inspect
     from backend.reporter import SilentReporter
-    from jobs.sds.estimate import memory as needed
-    from jobs.sds.run import SDSJob
+    from jobs.sds.config import SDSJob
+    from jobs.sds.estimate import memory_bytes as needed
 
     torch.set_num_threads(1)
     figures: dict[str, float | str] = {"before": memory.peak()}

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Browser
 
 from backend.settings import settings
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.states import State
 from benchmarks.screen.runs import carry_out
@@ -89,7 +89,7 @@ def shown_runs() -> dict[str, str]:
     found = dict([*((job.kind, job.run) for job in reversed(ended)), *named[:1]])
     pruned = [job for job in ended if job.kind == "sds"]
     if pruned:
-        found["weights"] = max(pruned, key=lambda job: len(queries.tensor_table(job.id))).run
+        found["weights"] = max(pruned, key=lambda job: len(frames.tensor_table(job.id))).run
         model, _ = Counter(job.config["model"] for job in pruned).most_common(1)[0]
         alike = [job.run for job in pruned if job.config["model"] == model][:3]
         found |= {"runs": ",".join(alike), "base": alike[-1]}

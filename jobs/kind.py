@@ -1,28 +1,28 @@
 """What a kind of job is, and which kinds there are.
 
-A kind is one file: a pydantic config and `run(config, context)`. The config is at once form,
-command line, API, validation and stored record. Importing this module imports no torch.
+A kind is a folder of `jobs`: `config.py` (a pydantic config: form, command line, API, validation
+and stored record at once), `estimate.py` (what a run needs, and what is refused), `run.py` (the
+work), and `kind.py`, which holds the `Kind`. Adding a kind is adding a folder. A plugin is one
+module with `KINDS`. Only a job's own process imports `run.py`; the rest imports no torch.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from backend.errors import ConfigError
 from backend.settings import settings
 
-if TYPE_CHECKING:
-    from jobs.runtime.context import JobContext
-
 
 class JobConfig(BaseModel):
-    """What every job may be told."""
+    """Settings of every job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,23 +51,68 @@ class JobConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class DiskSpace:
+    """Disk a run needs at its peak.
+
+    Attributes:
+        bytes: an estimate from above.
+        contents: what takes it, as in "The hidden states".
+        do: what makes it smaller.
+        field: the config field that does.
+    """
+
+    bytes: float
+    contents: str
+    do: str
+    field: str
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a run needs, by its config alone.
+
+    Attributes:
+        model: the spec a run is compared by with finished ones.
+        title: what people call the model.
+        flops: phase -> floating-point operations, in the order of the phases.
+        memory: purpose -> bytes at the peak.
+        timed_seconds: length of a phase with a time budget, which is not in `flops`.
+        warnings: risks that do not forbid the run.
+        notes: facts about the run that are no risk.
+        open_ended: whether some phase has no estimate.
+    """
+
+    model: str
+    title: str
+    flops: Mapping[str, float]
+    memory: Mapping[str, int]
+    disk: DiskSpace | None = None
+    timed_seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    open_ended: bool = False
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """What a run will cost, told before it is queued.
+    """What a run will cost, shown before it is queued.
 
     Attributes:
         seconds: expected duration; None when nothing is known.
         bytes: expected peak memory.
-        work: floating-point operations, the basis of `seconds`.
-        basis: in words, where the figures come from.
-        warnings: things worth knowing that do not forbid the run.
-        open_ended: whether a part of the work is not in `seconds`, because nobody can tell.
+        flops: floating-point operations, the basis of `seconds`.
+        basis: where the figures come from.
+        warnings: risks that do not forbid the run.
+        notes: facts about the run that are no risk.
+        open_ended: whether a phase is missing in `seconds`, because it has no estimate.
     """
 
     seconds: float | None
     bytes: int
-    work: float
+    flops: float
     basis: str
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     open_ended: bool = False
 
 
@@ -76,65 +121,73 @@ class Kind:
     """One kind of job.
 
     Attributes:
+        requirements: what a run needs, without torch; raises SlimscopeError with `field` for a
+            config that cannot work.
+        run: "module:function" of the work, imported only by a job's process.
+        order: place among the kinds.
         presets: name -> field values that differ from the defaults.
         stages: stage name -> label, in order.
         verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
-        told: values of a config, to what tells its run from others first; the rest is drawn from
-            the fields but those of `told_of`.
-        of_models: whether its stages are whole models, with a perplexity, a size and a speed each.
-        check: refuses a config that cannot work (SlimscopeError with `field`), without torch.
+        headline: config values -> the settings that name its run first; the other fields follow,
+            but for those in `headline_fields`.
+        has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
     """
 
     name: str
     title: str
     summary: str
     config: type[JobConfig]
-    check: Callable[[Any], Estimate]
-    run: Callable[[Any, JobContext], None]
+    requirements: Callable[[Any], Requirements]
+    run: str
+    order: int = 1000
     stages: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
-    told: Callable[[Mapping[str, Any]], list[str]] | None = None
-    told_of: frozenset[str] = frozenset()
-    of_models: bool = True
+    headline: Callable[[Mapping[str, Any]], list[str]] | None = None
+    headline_fields: frozenset[str] = frozenset()
+    has_models: bool = True
 
     def preset(self, name: str) -> Mapping[str, Any]:
         """The field values of a preset; none for the empty name.
 
         Raises:
-            ConfigRefused: there is no preset of that name.
+            ConfigError: there is no preset of that name.
         """
         if name and name not in self.presets:
             known = ", ".join(self.presets) or "none"
-            raise ConfigError(f"There is no preset {name[:40]!r}.", "", f"There are: {known}.")
+            raise ConfigError(f"There is no preset {name[:40]!r}.", "", f"Choose: {known}.")
         return self.presets.get(name, {})
 
-    MODULES: ClassVar[tuple[str, ...]] = (
-        "jobs.sds.run",
-        "jobs.dlqat.run",
-        "jobs.amphista.run",
-        "jobs.speed.run",
-        "jobs.generate.run",
-        "jobs.evaluation.run",
-        "jobs.weight_statistics.run",
-    )
+    def load_run(self) -> Callable[[Any, Any], None]:
+        """Import the work: `run(config, context)`."""
+        module, _, function = self.run.partition(":")
+        loaded: Callable[[Any, Any], None] = getattr(importlib.import_module(module), function)
+        return loaded
 
 
 @lru_cache
 def kinds() -> dict[str, Kind]:
-    """All kinds by name: our own, then those of `SLIMSCOPE_PLUGINS` (modules with KINDS)."""
-    found: dict[str, Kind] = {}
-    for module in (*Kind.MODULES, *settings().plugins):
-        for kind in getattr(importlib.import_module(module), "KINDS", ()):
-            found[kind.name] = kind
-    return found
+    """All kinds by name: built-in ones in their order, then those of `SLIMSCOPE_PLUGINS`."""
+    built_in = sorted(_built_in(), key=lambda kind: (kind.order, kind.name))
+    plugins = (
+        kind
+        for module in settings().plugins
+        for kind in getattr(importlib.import_module(module), "KINDS", ())
+    )
+    return {kind.name: kind for kind in (*built_in, *plugins)}
+
+
+def _built_in() -> Iterator[Kind]:
+    """The `KIND` of every folder of `jobs` that has a `kind.py`."""
+    for file in Path(__file__).parent.glob("*/kind.py"):
+        yield importlib.import_module(f"jobs.{file.parent.name}.kind").KIND
 
 
 def kind_named(name: str) -> Kind:
     """The kind of that name.
 
     Raises:
-        ConfigRefused: there is none.
+        ConfigError: there is none.
     """
     if name not in kinds():
         raise ConfigError(

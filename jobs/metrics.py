@@ -248,8 +248,6 @@ _DESCRIBED = (
     ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}
-WORK = "work"  # told at the end of every run
-INTERNAL = frozenset({"kept", WORK})  # figures that serve estimates and other figures
 
 
 def metric(name: str) -> Metric:
@@ -262,3 +260,9 @@ def metric(name: str) -> Metric:
         described = METRICS[family]
         return replace(described, name=name, label=f"{described.label}, {words}")
     return Metric(name, name.replace("_", " ").replace("/", ", ").capitalize(), "")
+
+
+def relative_change(value: float, reference: float) -> str:
+    """ "10.5 % below" or "3.0 % above"."""
+    change = 100 * (value / reference - 1)
+    return f"{abs(change):.1f} % {'below' if change < 0 else 'above'}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
 from typing import Any
-
-import pandas as pd
 
 from backend.store import queries
 from backend.store.tables import Job
@@ -58,29 +56,37 @@ def results(run: str | int) -> list[dict[str, Any]]:
     ]
 
 
-def plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table as JSON has it, one object a row; what is not a number becomes null."""
-    return json.loads(table.to_json(orient="records") or "[]")
+def curves(run: str | int) -> list[dict[str, Any]]:
+    """The points of a run's curves."""
+    return queries.curve_rows(run)
+
+
+def tensors(run: str | int) -> list[dict[str, Any]]:
+    """The statistics of a run's tensors; JSON has no NaN, so it becomes null."""
+    return [{key: _finite(value) for key, value in row.items()} for row in queries.tensor_rows(run)]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def record(run: str | int) -> dict[str, Any]:
     """Everything that is known of a run.
 
     Raises:
-        NotFound: there is no such run.
+        NotFoundError: there is no such run.
     """
     job = queries.job(run)
-    found = results(run)
-    timings = {
-        r["metric"].removeprefix("seconds/"): r["value"]
-        for r in found
-        if r["metric"].startswith("seconds/")
-    }
+    timings: dict[str, Any] = {t.step: t.seconds for t in queries.step_times([run])}
     repeats = replayed(job)
     return summary(job) | {
         "replay": repeats.record() if repeats else None,
-        "results": found,
-        "tensors": plain(queries.tensor_table(run)),
+        "kept_stage": job.kept_stage,
+        "flops": job.flops,
+        "timed_seconds": job.timed_seconds,
+        "results": results(run),
+        "decoders": [row.report for row in queries.decoder_rows(run)],
+        "tensors": tensors(run),
         "artifacts": [
             {"kind": a.kind, "path": a.path, "bytes": a.bytes, "sha256": a.sha256}
             for a in queries.artifacts(run)

@@ -19,8 +19,10 @@ from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.estimate import estimate
 from jobs.kind import Estimate, JobConfig, kind_named, kinds
-from jobs.metrics import WORK, metric
+from jobs.metrics import metric
+from jobs.speed.report import decoder_reports
 from jobs.submit import validated
 
 Outcome = Literal["equal", "different", "open"]
@@ -36,8 +38,8 @@ def replay(run: str | int, actor: Actor) -> Job:
     which need not be today's.
 
     Raises:
-        Forbidden, TooOften: the actor may not, or not so often.
-        ConfigRefused: the config is none any more.
+        ForbiddenError, RateLimitError: the actor may not, or not so often.
+        ConfigError: the config is none any more.
     """
     old = queries.job(run)
     roles.require_adding(actor)
@@ -56,7 +58,7 @@ def replay(run: str | int, actor: Actor) -> Job:
 def _cost(kind: str, config: JobConfig) -> Estimate | None:
     """What it will take; None where it cannot be told under today's settings."""
     with suppress(SlimscopeError):
-        return kind_named(kind).check(config)
+        return estimate(kind_named(kind), config)
     return None
 
 
@@ -129,7 +131,7 @@ def compare(first: str | int, second: str | int) -> ReplayComparison:
     """Compares two runs by what is recorded of them.
 
     Raises:
-        NotFound: there is no such run.
+        NotFoundError: there is no such run.
     """
     one, other = queries.job(first), queries.job(second)
     (mine, my_notes), (theirs, their_notes) = _figures(one), _figures(other)
@@ -179,10 +181,14 @@ def _figures(job: Job) -> tuple[dict[str, float], dict[str, Any]]:
     values: dict[str, float] = {}
     notes: dict[str, Any] = {}
     for row in queries.results([job.id]):
-        if not metric(row.metric).timed and row.metric != WORK:
+        if not metric(row.metric).timed:
             what = f"{metric(row.metric).label}, {stages.get(row.stage, row.stage)}"
             values[what] = row.value
             notes |= {f"{what}: {name}": value for name, value in row.details.items()}
+    if job.kept_stage:
+        notes["kept stage"] = job.kept_stage
+    for report in decoder_reports(job.id):
+        notes |= {f"{report.label}: {name}": value for name, value in report.untimed.items()}
     return values, notes
 
 

@@ -16,6 +16,7 @@ from backend.errors import ConfigError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.store.tables import Job
+from jobs.estimate import estimate
 from jobs.kind import Estimate, JobConfig, kind_named
 
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -25,19 +26,21 @@ def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
     """The config made of these values.
 
     Raises:
-        ConfigRefused: with `field` naming the first field at fault, and the `others`.
+        ConfigError: with `field` naming the first field at fault, and the `others`.
     """
     config = kind_named(kind).config
     try:
         return config.model_validate(dict(values))
     except ValidationError as error:
-        by_field = {e.field: e for e in reversed([_refused(config, e) for e in error.errors()])}
+        by_field = {
+            e.field: e for e in reversed([_config_error(config, e) for e in error.errors()])
+        }
         first, *rest = reversed(by_field.values())
         first.others = tuple(rest)
         raise first from error
 
 
-def _refused(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
+def _config_error(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
     name = str(error["loc"][0]) if error["loc"] else None
     info = config.model_fields.get(name or "")
     title = (info.title if info else None) or name or "The config"
@@ -67,7 +70,7 @@ def _in_words(error: ErrorDetails) -> str:
 def checked(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
     """The config and what it will cost; refuses what cannot work."""
     config = validated(kind, values)
-    return config, kind_named(kind).check(config)
+    return config, estimate(kind_named(kind), config)
 
 
 def submit(
@@ -76,7 +79,7 @@ def submit(
     """Validates, checks, and adds one run to the queue.
 
     Raises:
-        Forbidden, TooOften: the actor may not, or not so often.
+        ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
     roles.require_adding(actor)

@@ -24,7 +24,7 @@ from backend.errors import ConfigError, SlimscopeError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.settings import settings
-from backend.store.tables import Job, Result
+from backend.store.tables import Job, Result, StepTime
 from jobs.kind import Estimate, JobConfig, kind_named, kinds
 from jobs.submit import checked
 
@@ -44,7 +44,7 @@ def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """The sweep that (field, values) pairs write: "2:4, 70%", or "0..2" for whole numbers.
 
     Raises:
-        ConfigRefused: with `field` naming the field at fault.
+        ConfigError: with `field` naming the field at fault.
     """
     fields = kind_named(kind).config.model_fields
     sweep: dict[str, list[str]] = {}
@@ -55,39 +55,41 @@ def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
         if field not in fields:
             raise ConfigError(f"There is no setting {name[:40]!r} to sweep.", "", "", field)
         if field in sweep:
-            raise _refused(kind, field, "It is named twice.", "Write all its values in one list.")
+            raise _bad_sweep(kind, field, "It is named twice.", "Write all its values in one list.")
         if len(sweep) == MOST_FIELDS:
-            raise _refused(kind, field, f"At most {MOST_FIELDS} fields are swept at a time.")
+            raise _bad_sweep(kind, field, f"At most {MOST_FIELDS} fields are swept at a time.")
         sweep[field] = _values(kind, field, text, fields[field].annotation is int)
     runs = prod(map(len, sweep.values()))
     if runs > MOST_RUNS:
-        raise _refused(kind, [*sweep][-1], f"{runs} runs are more than {MOST_RUNS}.", "Sweep less.")
+        raise _bad_sweep(
+            kind, [*sweep][-1], f"{runs} runs are more than {MOST_RUNS}.", "Sweep less."
+        )
     return sweep
 
 
 def _values(kind: str, field: str, text: str, whole: bool) -> list[str]:
     """The values in a list; commas inside quotes do not part them."""
-    found: list[str] = []
+    values: list[str] = []
     if len(text) > LETTERS:
-        raise _refused(kind, field, f"The list has more than {LETTERS:,} letters.", "Sweep less.")
+        raise _bad_sweep(kind, field, f"The list has more than {LETTERS:,} letters.", "Sweep less.")
     try:
-        values = next(csv.reader([text], skipinitialspace=True), [])
+        items = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:
         why = f"The list cannot be read: {error}."
-        raise _refused(kind, field, why, "Write values as in 2:4, 70% or 0..2.") from error
-    for value in values:
+        raise _bad_sweep(kind, field, why, "Write values as in 2:4, 70% or 0..2.") from error
+    for value in items:
         span = RANGE.fullmatch(value.strip()) if whole else None
         first, last = (int(span[1]), int(span[2])) if span else (0, 0)
         if span and not 0 <= last - first < MOST_RUNS:
             why = f"{value.strip()} does not count up, or gives more than {MOST_RUNS} values."
-            raise _refused(kind, field, why, "Write it as in 0..2.")
-        found += map(str, range(first, last + 1)) if span else [value.strip()]
-    if not all(found) or not found:
-        raise _refused(kind, field, "A value is missing.", "Write values as in 2:4, 70% or 0..2.")
-    return found
+            raise _bad_sweep(kind, field, why, "Write it as in 0..2.")
+        values += map(str, range(first, last + 1)) if span else [value.strip()]
+    if not all(values) or not values:
+        raise _bad_sweep(kind, field, "A value is missing.", "Write values as in 2:4, 70% or 0..2.")
+    return values
 
 
-def _refused(kind: str, field: str, why: str, do: str = "") -> ConfigError:
+def _bad_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
     title = kind_named(kind).config.model_fields[field].title or field
     return ConfigError(f"{title} cannot be swept like this.", why, do, field)
 
@@ -115,21 +117,21 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
     estimates: list[Estimate] = []
     for chosen in product(*sweep.values()):
         combination = dict(zip(sweep, chosen, strict=True))
-        said = ", ".join(f"{field} {value}" for field, value in combination.items())
+        described = ", ".join(f"{field} {value}" for field, value in combination.items())
         try:
             config, estimate = checked(kind, {**values, **combination})
         except SlimscopeError as error:
-            raise _told_of(error, said) from error
+            raise _for_combination(error, described) from error
         if (same := config.model_dump_json()) in seen:
-            why = f"{said} is the same run as {seen[same]}."
-            raise _refused(kind, [*sweep][-1], why, "Write each value once.")
-        seen[same] = said
+            why = f"{described} is the same run as {seen[same]}."
+            raise _bad_sweep(kind, [*sweep][-1], why, "Write each value once.")
+        seen[same] = described
         configs.append(config)
         estimates.append(estimate)
-    return SweepPlan(configs, _together(estimates))
+    return SweepPlan(configs, _combined(estimates))
 
 
-def _told_of(error: SlimscopeError, combination: str) -> SlimscopeError:
+def _for_combination(error: SlimscopeError, combination: str) -> SlimscopeError:
     """The error, with the combination it is about."""
     if not combination:
         return error
@@ -137,7 +139,7 @@ def _told_of(error: SlimscopeError, combination: str) -> SlimscopeError:
     return type(error)(error.what, why, error.do, error.field)
 
 
-def _together(estimates: Sequence[Estimate]) -> Estimate:
+def _combined(estimates: Sequence[Estimate]) -> Estimate:
     side_by_side = min(settings().slots, len(estimates))
     seconds = [e.seconds for e in estimates if e.seconds is not None]
     known = len(seconds) == len(estimates)
@@ -145,7 +147,8 @@ def _together(estimates: Sequence[Estimate]) -> Estimate:
         estimates[-1],
         seconds=sum(seconds) / side_by_side if known else None,
         bytes=max(e.bytes for e in estimates),
-        work=sum(e.work for e in estimates),
+        flops=sum(e.flops for e in estimates),
+        notes=tuple(dict.fromkeys(text for e in estimates for text in e.notes)),
         warnings=tuple(dict.fromkeys(text for e in estimates for text in e.warnings)),
     )
 
@@ -162,7 +165,7 @@ def queue(
     """Validates all runs, then adds them to the queue, all or none.
 
     Raises:
-        Forbidden, TooOften: the actor may not, or not so often.
+        ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: one of the runs cannot be carried out; `field` says where it is wrong.
     """
     roles.require_adding(actor)
@@ -211,24 +214,28 @@ def combination(job: Job, fields: Iterable[str]) -> dict[str, Any]:
     return {field: job.config.get(field) for field in fields if field != SEED}
 
 
-def table(jobs: Sequence[Job], results: Iterable[Result]) -> list[SweepRow]:
+def table(
+    jobs: Sequence[Job], results: Iterable[Result], step_times: Iterable[StepTime] = ()
+) -> list[SweepRow]:
     """Mean and spread over seeds of every figure: by combination in the order of the runs, then by
     stage, then by metric.
 
     Args:
         jobs: the runs of a sweep.
-        results: of these runs.
+        results, step_times: of these runs.
     """
-    of_job: dict[int, list[Result]] = {job.id: [] for job in jobs}
+    of_job: dict[int, list[tuple[str, str, float]]] = {job.id: [] for job in jobs}
     for result in results:
-        of_job[result.job_id].append(result)
+        of_job[result.job_id].append((result.stage, result.metric, result.value))
+    for time in step_times:
+        of_job[time.job_id].append(("run", f"seconds/{time.step}", time.seconds))
     fields = varied(jobs)
     groups: dict[str, tuple[dict[str, Any], dict[tuple[str, str], list[float]]]] = {}
     for job in jobs:
         values = combination(job, fields)
         _, figures = groups.setdefault(repr(values), (values, {}))
-        for result in of_job[job.id]:
-            figures.setdefault((result.stage, result.metric), []).append(result.value)
+        for stage, metric, value in of_job[job.id]:
+            figures.setdefault((stage, metric), []).append(value)
     stages = [*kinds()[jobs[0].kind].stages] if jobs and jobs[0].kind in kinds() else []
     return [
         SweepRow(values, stage, metric, fmean(x), stdev(x) if len(x) > 1 else None, len(x))

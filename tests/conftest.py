@@ -16,6 +16,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of tests run side by side
 
+from backend.queue import service
 from backend.settings import Settings, settings
 from tests.browser.chromium import find
 
@@ -25,6 +26,14 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Browser tests come last: Playwright leaves an event loop running in this thread."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_supervisor() -> Iterator[None]:
+    """Changing the queue starts no process; a test that wants a supervisor wakes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "wake_supervisor", lambda: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -24,12 +24,9 @@ from backend.errors import (
     RateLimitError,
     SlimscopeError,
 )
-from backend.queue import service, supervisor
-from backend.store import queries
-from backend.store.states import State
-from jobs import submit
+from backend.queue.roles import Actor
+from jobs import operations
 from jobs.kind import Kind, kinds
-from jobs.record import kinds_record, plain, record, results, summary
 from ui.format import esc
 from ui.security.auth import bare_page, current_user
 
@@ -58,73 +55,28 @@ def build() -> FastAPI:
     for path, function in READ.items():
         api.get(path)(function)
     for path, function in CHANGE.items():
-        api.post(path)(function)
+        api.post(path)(_for_user(function))
     for kind in kinds().values():
         _add_submit(api, kind)
     return api
 
 
-# reading ------------------------------------------------------------------------------------------
+# requests -----------------------------------------------------------------------------------------
 
 
-def list_kinds() -> list[Answer]:
-    """The kinds of run: title, presets, and the JSON schema of the config."""
-    return kinds_record()
+def _for_user(function: Callable[[str, Actor], Answer]) -> Callable[[str, Request], Answer]:
+    """The request that performs an operation on a run for whoever sends it."""
 
+    def endpoint(run: str, request: Request) -> Answer:
+        return function(run, current_user(request))
 
-def list_runs(
-    state: State | None = None,
-    kind: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> list[Answer]:
-    """Runs, the newest first."""
-    return [summary(job) for job in queries.jobs([state] if state else None, kind, limit)]
-
-
-def show_run(run: str) -> Answer:
-    """Everything that is known of a run; the same as `slimscope show RUN --json`."""
-    return record(run)
-
-
-def run_results(run: str) -> list[Answer]:
-    """The figures the run ended with."""
-    return results(queries.job(run).id)
-
-
-def run_curves(run: str) -> list[Answer]:
-    """The points of the run's curves: name, step, value, at."""
-    return plain(queries.curves(queries.job(run).id))
-
-
-def run_tensors(run: str) -> list[Answer]:
-    """The statistics of every tensor at every stage."""
-    return plain(queries.tensor_table(queries.job(run).id))
-
-
-# changing -----------------------------------------------------------------------------------------
-
-
-def cancel_run(run: str, request: Request) -> Answer:
-    """Asks a run to end; asked twice, it is killed. An ended run stays as it is."""
-    service.cancel(run, current_user(request))
-    supervisor.ensure()
-    return summary(queries.job(run))
-
-
-def run_next(run: str, request: Request) -> Answer:
-    """Puts a waiting run before all others that wait."""
-    return summary(service.run_next(run, current_user(request)))
-
-
-def resume_run(run: str, request: Request) -> Answer:
-    """Queues a failed, cancelled or lost run again, from its last checkpoint."""
-    job = service.resume(run, current_user(request))
-    supervisor.ensure()
-    return summary(job)
+    endpoint.__name__, endpoint.__doc__ = function.__name__, function.__doc__
+    return endpoint
 
 
 def _add_submit(api: FastAPI, kind: Kind) -> None:
-    """A door for one kind, so that the description of the API holds the schema of its config."""
+    """One POST route per kind, so that the description of the API holds the schema of its
+    config."""
 
     def submit_run(
         request: Request,
@@ -133,10 +85,8 @@ def _add_submit(api: FastAPI, kind: Kind) -> None:
         preset: Preset = "",
         priority: Priority = 0,
     ) -> Answer:
-        values = {**kind.preset(preset), **config}
-        job = submit.submit(kind.name, values, current_user(request), name=name, priority=priority)
-        supervisor.ensure()
-        return summary(job) | {"place": queries.status().position(job.id)}
+        user = current_user(request)
+        return operations.submit_run(kind.name, config, user, preset, name, priority)
 
     schema = kind.config.model_json_schema()
     api.post(
@@ -150,17 +100,17 @@ def _add_submit(api: FastAPI, kind: Kind) -> None:
 
 
 READ: dict[str, Callable[..., Any]] = {
-    "/kinds": list_kinds,
-    "/runs": list_runs,
-    "/runs/{run}": show_run,
-    "/runs/{run}/results": run_results,
-    "/runs/{run}/curves": run_curves,
-    "/runs/{run}/tensors": run_tensors,
+    "/kinds": operations.list_kinds,
+    "/runs": operations.list_runs,
+    "/runs/{run}": operations.show_run,
+    "/runs/{run}/results": operations.run_results,
+    "/runs/{run}/curves": operations.run_curves,
+    "/runs/{run}/tensors": operations.run_tensors,
 }
-CHANGE: dict[str, Callable[..., Any]] = {
-    "/runs/{run}/cancel": cancel_run,
-    "/runs/{run}/next": run_next,
-    "/runs/{run}/resume": resume_run,
+CHANGE: dict[str, Callable[[str, Actor], Answer]] = {
+    "/runs/{run}/cancel": operations.cancel_run,
+    "/runs/{run}/next": operations.run_next,
+    "/runs/{run}/resume": operations.resume_run,
 }
 
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.models.greedy import greedy
 from backend.reporter import Reporter, stop_if_asked
-from backend.text.prompts import Prompt, end_ids, prompt_ids
+from backend.text.prompt_ids import end_ids, prompt_ids
+from backend.text.prompts import Prompt
 
 
 @dataclass(frozen=True)

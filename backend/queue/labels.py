@@ -27,32 +27,32 @@ def tags_in(text: str) -> list[str]:
     """The tags in a line a person wrote, separated by blanks or commas.
 
     Raises:
-        ConfigRefused: there is none, or one holds other signs than a tag may.
+        ConfigError: there is none, or one holds other signs than a tag may.
     """
-    found = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
-    for tag in found:
+    tags = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
+    for tag in tags:
         if not TAG.fullmatch(tag):
             raise ConfigError(
                 f"{tag[:50]!r} is no tag.",
                 "A tag is at most 40 letters, digits or . + - / _",
                 "Write tags as in: paper wikitext-2",
             )
-    return found
+    return tags
 
 
 def tag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
     """Puts tags on runs.
 
     Raises:
-        Forbidden: the actor is a guest.
-        ConfigRefused: a run would have more than `MOST_TAGS`.
+        ForbiddenError: the actor is a guest.
+        ConfigError: a run would have more than `MOST_TAGS`.
     """
-    _retag(runs, lambda held: [*dict.fromkeys([*held, *tags])], actor, "tagged", tags)
+    _retag(runs, lambda old: [*dict.fromkeys([*old, *tags])], actor, "tagged", tags)
 
 
 def untag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
     """Takes tags off runs; those that do not have them stay as they are."""
-    _retag(runs, lambda held: [t for t in held if t not in tags], actor, "untagged", tags)
+    _retag(runs, lambda old: [t for t in old if t not in tags], actor, "untagged", tags)
 
 
 def _retag(
@@ -91,7 +91,7 @@ def save_view(name: str, query: str, actor: Actor) -> None:
         query: of the address, without the question mark.
 
     Raises:
-        ConfigRefused: the name is empty or long.
+        ConfigError: the name is empty or long.
     """
     require_host(actor, "save a view")
     name = name.strip()

@@ -46,9 +46,9 @@ class Actor:
     client: str = ""
 
 
-def refused(who: str, error: E) -> E:
+def reject(user: str, error: E) -> E:
     """The error, to be raised; the log of this process keeps who was refused what."""
-    log.warning("%r: %s", who, " ".join(part for part in (error.what, error.why) if part))
+    log.warning("%r: %s", user, " ".join(part for part in (error.what, error.why) if part))
     return error
 
 
@@ -64,25 +64,25 @@ class Cost(Protocol):
 
 
 def may_not_change(actor: Actor) -> str:
-    """Why the actor may change nothing that is not his own; "" when he may."""
+    """Why the actor may not change what others own; "" where allowed."""
     return "" if actor.role == "host" else LOOK
 
 
 def may_not_add(actor: Actor) -> str:
-    """Why the actor may add no run; "" when he may."""
+    """Why the actor may not add a run; "" where allowed."""
     known = actor.name.startswith(GUEST) and settings().guest_runs > 0
     return "" if actor.role == "host" or known else LOOK
 
 
 def may_not_cancel(actor: Actor, owner: str) -> str:
-    """Why the actor may not cancel a run of `owner`; "" when he may."""
+    """Why the actor may not cancel a run of `owner`; "" where allowed."""
     if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == owner):
         return ""
     return OWN if settings().guest_runs else LOOK
 
 
 def require_host(actor: Actor, deed: str) -> None:
-    """Raises `ForbiddenError` unless the actor is a host, `RateLimitError` when he is too fast."""
+    """Raise `ForbiddenError` unless the actor is a host, `RateLimitError` if it is too fast."""
     _require(actor, deed, may_not_change(actor))
     count_change(actor)
 
@@ -106,8 +106,8 @@ def _require(actor: Actor, deed: str, reason: str) -> None:
 
 
 def _forbidden(actor: Actor, deed: str, why: str, do: str) -> ForbiddenError:
-    who = f"{actor.name} {actor.client}".strip()
-    return refused(who, ForbiddenError(f"{actor.name} may not {deed}.", why, do))
+    user = f"{actor.name} {actor.client}".strip()
+    return reject(user, ForbiddenError(f"{actor.name} may not {deed}.", why, do))
 
 
 def count_change(actor: Actor) -> None:
@@ -117,7 +117,7 @@ def count_change(actor: Actor) -> None:
     try:
         changes.spend(actor.client, settings().changes_per_minute)
     except RateLimitError as error:
-        raise refused(actor.client, error) from None
+        raise reject(actor.client, error) from None
 
 
 def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
@@ -143,8 +143,8 @@ def require_free(session: Session, actor: Actor) -> None:
     one succeeds."""
     if actor.role == "host":
         return
-    held = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
-    owners, deed = session.scalars(held).all(), "add another run"
+    owners_query = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
+    owners, deed = session.scalars(owners_query).all(), "add another run"
     if actor.name in owners:
         raise _forbidden(
             actor, deed, "One waits or works already.", "Add the next when it has ended."
@@ -165,7 +165,7 @@ class RateLimiter:
         """Counts one request.
 
         Raises:
-            TooOften: the client has asked `most` times within a minute.
+            RateLimitError: the client has asked `most` times within a minute.
         """
         now = time.monotonic()
         with self._lock:
@@ -177,7 +177,7 @@ class RateLimiter:
             if len(times) >= most:
                 why = f"{most} requests a minute are the most."
                 wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
-                raise RateLimitError("This was asked too often.", why, wait)
+                raise RateLimitError("Too many requests.", why, wait)
             times.append(now)
 
 

@@ -4,13 +4,15 @@ page."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
 from backend.queue import roles
+from backend.queue.launcher import wake_supervisor
 from backend.queue.lifecycle import move, note
 from backend.queue.roles import Actor as Actor
 from backend.queue.roles import Cost
@@ -23,6 +25,14 @@ from backend.store.tables import Job, config_hash
 
 RETRIES = 2
 OF_THE_LAST_TIME = ("desired_at", "started_at", "finished_at", "error", "eta_s")
+
+
+@contextmanager
+def _queue_change() -> Iterator[Session]:
+    """A durable transaction on the queue, after which a supervisor is awake to act on it."""
+    with writing(durable=True) as session:
+        yield session
+    wake_supervisor()
 
 
 def enqueue(
@@ -62,7 +72,7 @@ def enqueue_all(
         cost: of all together; a guest's run has to be known to be small.
 
     Raises:
-        Forbidden: the actor is a guest, or this is more than a guest may add.
+        ForbiddenError: the actor is a guest, or this is more than a guest may add.
     """
     roles.require_adding(actor)
     roles.require_small(actor, cost, len(configs))
@@ -79,7 +89,7 @@ def enqueue_all(
         )
         for config in configs
     ]  # fmt: skip
-    with writing(durable=True) as session:
+    with _queue_change() as session:
         roles.require_free(session, actor)
         for job in jobs:
             session.add(job)
@@ -107,7 +117,7 @@ def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
     """
     jobs = [queries.job(run) for run in runs]
     roles.require_cancelling(actor, [job.owner for job in jobs])
-    with writing(durable=True) as session:
+    with _queue_change() as session:
         return [_cancel(session, job.id, actor) for job in jobs]
 
 
@@ -127,11 +137,11 @@ def run_next(run: str | int, actor: Actor) -> Job:
     """Puts a waiting job before all others that wait.
 
     Raises:
-        WrongState: the job does not wait.
+        ConflictError: the job does not wait.
     """
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
-    with writing(durable=True) as session:
+    with _queue_change() as session:
         waiting = list(session.scalars(queries.launch_order(now_ms())))
         job, first = session.get_one(Job, job_id), next(iter(waiting), None)
         if first is None or job not in waiting:
@@ -148,7 +158,7 @@ def resume(run: str | int, actor: Actor) -> Job:
     """Queues an ended job again; its next attempt goes on from the last whole checkpoint.
 
     Raises:
-        WrongState: the job waits, runs, or succeeded.
+        ConflictError: the job waits, runs, or succeeded.
     """
     resumed = resume_all([run], actor)
     if not resumed:
@@ -169,7 +179,7 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
     """
     require_host(actor, "resume a run")
     ids = [queries.job(run).id for run in runs]
-    with writing(durable=True) as session:
+    with _queue_change() as session:
         return [job for job_id in ids if (job := _resume(session, job_id, actor))]
 
 

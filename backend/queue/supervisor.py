@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import platform
 import shutil
 import sqlite3
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from backend.queue.engines.base import Engine, LaunchRequest
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
+from backend.queue.launcher import CODE, child_environment, try_lock
 from backend.queue.lifecycle import ME, end_attempt, mark_running, move, note, start_attempt
 from backend.queue.roles import GUEST, Actor
 from backend.queue.service import cancel
-from backend.settings import available_threads, settings
+from backend.settings import settings
 from backend.store.migrate import upgrade
 from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
 from backend.store.states import ACTIVE, State
@@ -41,73 +39,7 @@ SHRINK_LOG_S = 5.0
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
 LENIENCE = 3  # times `guest_seconds` that a guest's run may really take
 OVERTIME = Actor("the time limit of guests", "host")
-START_S = 20.0  # until one that does not hold the lock is given up
 KILL_AFTER_S = 5.0  # between the polite signal and the last one
-CODE = Path(__file__).resolve().parents[2]
-
-
-def lock_path() -> Path:
-    """Held by the supervisor while it lives."""
-    return settings().root / ".slimscope" / "supervisor.lock"
-
-
-def is_alive() -> bool:
-    """Whether a supervisor holds the lock of this data folder."""
-    lock = _try_lock()
-    if lock is None:
-        return True
-    lock.release()
-    return False
-
-
-def _try_lock() -> BaseFileLock | None:
-    """The lock, taken without waiting; None while another process holds it. The kernel frees it
-    when its holder dies, however it dies."""
-    lock_path().parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_path(), timeout=0, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout:
-        return None
-    return lock
-
-
-_started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}  # data folder -> our last, when
-
-
-def ensure() -> None:
-    """Starts a supervisor unless one is there, or one that we started is on its way: a busy machine
-    needs many seconds for it. Two started at once are harmless: one leaves."""
-    root, now = settings().root, time.monotonic()
-    ours, since = _started.get(root, (None, 0.0))
-    if is_alive() or (ours and ours.poll() is None and now - since < START_S):
-        return
-    with (root / ".slimscope" / "supervisor.log").open("ab") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "backend.queue.supervisor"],
-            cwd=CODE,
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    _started[root] = (child, now)
-
-
-def child_environment() -> dict[str, str]:
-    """Our environment for a child: the data folder absolute, threads capped to a slot's share."""
-    threads = str(settings().threads or max(1, available_threads() // settings().slots))
-    return {
-        **os.environ,
-        **settings().for_jobs(),
-        "SLIMSCOPE_DATA_DIR": str(settings().root),
-        "SLIMSCOPE_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 class SupervisorLoop:
@@ -158,8 +90,8 @@ class SupervisorLoop:
     def _live(self) -> list[tuple[Attempt, Job]]:
         live = select(Attempt, Job).join(Job, Job.id == Attempt.job_id)
         with reading() as session:
-            found = session.execute(live.where(Attempt.ended_at.is_(None)))
-            return [(attempt, job) for attempt, job in found]
+            rows = session.execute(live.where(Attempt.ended_at.is_(None)))
+            return [(attempt, job) for attempt, job in rows]
 
     def _reconcile(self, attempt: Attempt, job: Job) -> None:
         """What became of the attempt's process."""
@@ -276,7 +208,7 @@ def _too_long(attempt: Attempt, job: Job) -> bool:
 def _lock() -> BaseFileLock | None:
     """The lock, tried for a moment: who asks whether we are alive takes it for an instant."""
     for _ in range(LOCK_TRIES):
-        if (lock := _try_lock()) is not None:
+        if (lock := try_lock()) is not None:
             return lock
         time.sleep(LOCK_WAIT_S)
     return None

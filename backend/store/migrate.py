@@ -4,10 +4,12 @@ is nothing to do."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from sqlalchemy import inspect, text
 
+from backend.errors import ConflictError
 from backend.settings import settings
 from backend.store.session import engine_for
 
@@ -40,10 +42,21 @@ def upgrade() -> None:
             _run_alembic()
 
 
-def _run_alembic() -> None:
-    from alembic import command
-    from alembic.config import Config
+def alembic_config() -> Any:
+    """Alembic's config for our migrations."""
+    from alembic.config import Config  # here: it takes half a second, and is needed once a release
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    command.upgrade(config, "head")
+    return config
+
+
+def _run_alembic() -> None:
+    from alembic import command
+    from alembic.util import CommandError
+
+    try:
+        command.upgrade(alembic_config(), "head")
+    except CommandError as error:
+        what = "The database is of another version of Slimscope."
+        raise ConflictError(what, f"{error}.", "Install the version that made it.") from error

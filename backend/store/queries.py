@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select
 
 from backend.errors import NotFoundError
@@ -19,12 +18,14 @@ from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import (
     Artifact,
     Attempt,
+    DecoderRow,
     Event,
     Job,
     MetricPoint,
     ProfileRow,
     Result,
     SavedView,
+    StepTime,
     Supervisor,
     TensorRow,
     config_hash,
@@ -38,7 +39,7 @@ def job_id(run: str | int) -> int:
     """42 of 42, "42" or "sds-0042".
 
     Raises:
-        NotFound: the text names no run.
+        NotFoundError: the text names no run.
     """
     match = re.fullmatch(r"(?:[a-z][a-z0-9]*-)?0*(\d{1,15})", str(run).strip())
     if not match:
@@ -50,7 +51,7 @@ def job(run: str | int) -> Job:
     """The job row of a run.
 
     Raises:
-        NotFound: there is no such run.
+        NotFoundError: there is no such run.
     """
     with reading() as session:
         row = session.get(Job, job_id(run))
@@ -188,10 +189,24 @@ def results(runs: Sequence[str | int]) -> list[Result]:
         return list(session.scalars(query.order_by(Result.job_id, Result.metric, Result.stage)))
 
 
+def step_times(runs: Sequence[str | int]) -> list[StepTime]:
+    """Seconds of the steps of these runs."""
+    query = select(StepTime).where(StepTime.job_id.in_([job_id(run) for run in runs]))
+    with reading() as session:
+        return list(session.scalars(query.order_by(StepTime.job_id, StepTime.step)))
+
+
+def decoder_rows(run: str | int) -> list[DecoderRow]:
+    """What a speed run measured of each decoder."""
+    query = select(DecoderRow).where(DecoderRow.job_id == job_id(run))
+    with reading() as session:
+        return list(session.scalars(query.order_by(DecoderRow.decoder)))
+
+
 def all_figures() -> list[Row[Any]]:
-    """The figures of every run but its step times, as plain rows with the names of `Result`."""
+    """The figures of every run, as plain rows with the names of `Result`."""
     columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
-    query = select(*columns, Result.details).where(Result.metric.not_like("seconds/%"))
+    query = select(*columns, Result.details)
     with reading() as session:
         return list(session.execute(query.order_by(Result.job_id, Result.metric, Result.stage)))
 
@@ -231,44 +246,44 @@ def artifacts(run: str | int) -> list[Artifact]:
         return list(session.scalars(query))
 
 
-def curves(run: str | int) -> pd.DataFrame:
-    """All curve points of a run: columns name, step, value, at."""
-    query = (
-        select(MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
-        .where(MetricPoint.job_id == job_id(run))
-        .order_by(MetricPoint.name, MetricPoint.step)
-    )
+def curve_rows(run: str | int) -> list[dict[str, Any]]:
+    """All curve points of a run: name, step, value, at."""
+    columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
+    query = select(*columns).where(MetricPoint.job_id == job_id(run))
     with reading() as session:
-        return pd.DataFrame(session.execute(query).all(), columns=["name", "step", "value", "at"])
+        rows = session.execute(query.order_by(MetricPoint.name, MetricPoint.step))
+        return [dict(row._mapping) for row in rows]
 
 
-def tensor_table(run: str | int) -> pd.DataFrame:
-    """One row a tensor, stage and step: tensor, block, module, stage, step, n, zeros,
-    zero_share, below, above, and every named statistic. Empty when the run stored none."""
+def tensor_rows(run: str | int) -> list[dict[str, Any]]:
+    """One row per tensor, stage and step: tensor, block, module, stage, step, n, zeros, below,
+    above, zero_share, and every named statistic of the run (None where a row has none)."""
+    columns = ("tensor", "block", "module", "stage", "step", "n", "zeros", "below", "above")
     query = (
-        select(
-            TensorRow.tensor,
-            TensorRow.block,
-            TensorRow.module,
-            TensorRow.stage,
-            TensorRow.step,
-            TensorRow.n,
-            TensorRow.zeros,
-            TensorRow.below,
-            TensorRow.above,
-            TensorRow.stats,
-        )
+        select(*[getattr(TensorRow, column) for column in columns], TensorRow.stats)
         .where(TensorRow.job_id == job_id(run))
         .order_by(TensorRow.block, TensorRow.module, TensorRow.stage, TensorRow.step)
     )
     with reading() as session:
         rows = [dict(row._mapping) for row in session.execute(query)]
-    table = pd.DataFrame(rows)
-    if table.empty:
-        return table
-    stats = pd.DataFrame(table.pop("stats").tolist(), index=table.index)
-    table["zero_share"] = table["zeros"] / table["n"]
-    return table.join(stats[[c for c in stats.columns if c not in table.columns]])
+    names = dict.fromkeys(name for row in rows for name in row["stats"])
+    for row in rows:
+        stats = row.pop("stats")
+        row["zero_share"] = row["zeros"] / row["n"]
+        row |= {name: stats.get(name) for name in names if name not in row}
+    return rows
+
+
+def profile_rows(run: str | int) -> list[dict[str, Any]]:
+    """Which profiles a run has stored: tensor, block, module, stage, name, step."""
+    columns = ("tensor", "block", "module", "stage", "name", "step")
+    query = (
+        select(*[getattr(ProfileRow, column) for column in columns])
+        .where(ProfileRow.job_id == job_id(run))
+        .order_by(ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step)
+    )
+    with reading() as session:
+        return [dict(row._mapping) for row in session.execute(query)]
 
 
 def runs_with_weights() -> list[Job]:
@@ -339,18 +354,6 @@ def _snapshot(row: TensorRow) -> TensorSnapshot:
         tuple(row.quantiles),
         row.step,
     )
-
-
-def profile_names(run: str | int) -> pd.DataFrame:
-    """Which profiles a run has stored: columns tensor, block, module, stage, name, step."""
-    columns = ["tensor", "block", "module", "stage", "name", "step"]
-    query = (
-        select(*[getattr(ProfileRow, column) for column in columns])
-        .where(ProfileRow.job_id == job_id(run))
-        .order_by(ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step)
-    )
-    with reading() as session:
-        return pd.DataFrame(session.execute(query).all(), columns=columns)
 
 
 def runs_with_profile(name: str) -> list[Job]:

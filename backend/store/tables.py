@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 from sqlalchemy import (
@@ -34,6 +35,7 @@ NAMES = {  # Alembic can only change constraints that have a name
     "pk": "pk_%(table_name)s",
 }
 JOB = "jobs.id"
+RUN_NAME = re.compile(r"[a-z][a-z0-9]*-\d{1,15}")  # of `run_name`
 
 
 class Table(DeclarativeBase):
@@ -93,6 +95,9 @@ class Job(Table):
     eta_s: Mapped[float | None]
     peak_bytes: Mapped[int | None]
     error: Mapped[dict[str, Any] | None]
+    kept_stage: Mapped[str | None]  # whose weights the run saved
+    flops: Mapped[float | None]  # of the phases without a time budget; set when the run ends
+    timed_seconds: Mapped[float | None]  # spent in phases with one
     tags: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     note: Mapped[str] = mapped_column(default="", server_default="")
 
@@ -100,6 +105,11 @@ class Job(Table):
     def run(self) -> str:
         """The short id people see, such as sds-0042."""
         return run_name(self.kind, self.id)
+
+    @property
+    def error_text(self) -> str:
+        """What happened, why, and what to do; "" without an error."""
+        return " ".join(filter(None, (self.error or {}).values()))
 
     @property
     def share(self) -> float | None:
@@ -188,6 +198,26 @@ class Result(Table):
     stderr: Mapped[float | None]
     n: Mapped[int | None]
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class StepTime(Table):
+    """Wall-clock seconds of one step of a run, over all attempts."""
+
+    __tablename__ = "step_times"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    step: Mapped[str] = mapped_column(primary_key=True)
+    seconds: Mapped[float]
+
+
+class DecoderRow(Table):
+    """What a speed run measured of one decoder; see `jobs.speed.report.DecoderReport`."""
+
+    __tablename__ = "decoder_reports"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    decoder: Mapped[str] = mapped_column(primary_key=True)
+    report: Mapped[dict[str, Any]]
 
 
 class TensorRow(Table):

@@ -88,7 +88,7 @@ def sweep(W: Tensor, U: Tensor, sparsity: Sparsity) -> Tensor:
     return W
 
 
-class _Captured(Exception):
+class _Captured(Exception):  # noqa: N818 - control flow, no error
     """Block 0 was reached: its inputs are known."""
 
 

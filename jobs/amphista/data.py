@@ -1,91 +1,27 @@
-"""What a drafter learns from: the fields that choose it, and the sequences they come to."""
+"""The sequences a drafter is trained on: prompts the base model answers, or windows of a corpus."""
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
 
 from backend.errors import ConfigError
-from backend.methods.amphista.config import ADVANCED, Temperature
+from backend.methods.amphista.data.hidden_state_cache import SequenceSources
+from backend.methods.amphista.data.prompts import PromptRequest, prompts_for
+from backend.methods.amphista.target_model import TargetModel
+from backend.models.loading import LoadedModel
 from backend.text.corpora import WIKIPEDIA
-from backend.text.prompts import BUILT_IN, SELF, STORIES
+from backend.text.prompt_ids import end_ids
+from backend.text.prompts import BUILT_IN, has_pages
+from backend.text.slices import calibration_slice
+from jobs.amphista.config import AmphistaJob
 from jobs.amphista.estimate import corpus_name, prompt_sets
-from jobs.fields.prompts import PromptConfig, prompt_facts
-from jobs.fields.text import text_facts
-
-if TYPE_CHECKING:
-    from backend.methods.amphista.data.hidden_state_cache import SequenceSources
-    from backend.methods.amphista.target_model import TargetModel
-    from backend.models.loading import LoadedModel
-    from jobs.amphista.run import AmphistaJob
-    from jobs.runtime.context import JobContext
-    from jobs.runtime.progress import Phases
+from jobs.fields.prompts import prompt_facts
+from jobs.runtime.context import JobContext
+from jobs.runtime.loading import text_facts
+from jobs.runtime.progress import Phases
 
 
-class DataConfig(PromptConfig):
-    """What the drafter learns from."""
-
-    prompts: str = Field(
-        "auto",
-        min_length=1,
-        max_length=300,
-        title="Prompts",
-        description="What the base answers. auto: half built-in, half self-written, for the model "
-        "has its own idea of what people ask; stories for the toy. file:NAME.jsonl: your own; of "
-        "several turns the first is asked.",
-        examples=["auto", BUILT_IN, SELF, STORIES],
-    )
-    data: Literal["answers", "text"] = Field(
-        "answers",
-        title="Training data",
-        description="answers: the base answers the prompts, so the drafter learns what it will be "
-        "asked to guess. text: windows of a corpus.",
-    )
-    answers: int = Field(
-        1024,
-        ge=2,
-        le=10**7,
-        title="Sequences",
-        description="Answers, or windows of text.",
-        json_schema_extra={"unit": "sequences"},
-    )
-    answer_tokens: int = Field(
-        128,
-        ge=8,
-        le=32768,
-        title="Tokens of an answer",
-        description="At most; of a window exactly.",
-        json_schema_extra={"unit": "tokens"},
-    )
-    temperature: Temperature = Field(
-        0.0,
-        ge=0,
-        le=5,
-        title="Temperature of the answers",
-        description="0: greedy. Answers that are held out are greedy always.",
-        json_schema_extra=ADVANCED,
-    )
-    heldout: int = Field(
-        48,
-        ge=1,
-        le=10**5,
-        title="Held-out sequences",
-        description="Kept apart to judge the heads and to grow the tree.",
-        json_schema_extra={"unit": "sequences", **ADVANCED},
-    )
-    text: str = Field(
-        "auto",
-        min_length=1,
-        max_length=300,
-        title="Corpus",
-        description="Only for training data of the kind text.",
-        json_schema_extra={"choices": "evaluation_text", **ADVANCED},
-    )
-
-
-def sources_of(
+def training_sources(
     config: AmphistaJob,
     loaded: LoadedModel,
     target: TargetModel,
@@ -99,8 +35,6 @@ def sources_of(
 
 
 def _windows(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> SequenceSources:
-    from backend.methods.amphista.data.hidden_state_cache import SequenceSources
-    from backend.text.slices import calibration_slice
 
     name = corpus_name(config, loaded.facts)
     wanted = (config.answers, config.answer_tokens, config.seed)
@@ -118,9 +52,6 @@ def _prompts(
     context: JobContext,
     phases: Phases,
 ) -> SequenceSources:
-    from backend.methods.amphista.data.hidden_state_cache import SequenceSources
-    from backend.methods.amphista.data.prompts import PromptRequest, prompts_for
-    from backend.text.prompts import end_ids, has_pages
 
     sets, limit = prompt_sets(config, loaded.facts), config.answer_tokens
     wanted = PromptRequest(sets, config.answers, config.heldout, limit, config.seed)

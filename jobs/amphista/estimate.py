@@ -1,52 +1,78 @@
-"""What training a drafter needs and costs, before it starts. Imports no torch."""
+"""What training a drafter needs before it starts: FLOPs, memory, disk, and what is refused."""
 
 from __future__ import annotations
 
-import shutil
-from typing import TYPE_CHECKING
-
-from backend.errors import ConfigError, DatasetError
+from backend.errors import ConfigError, DatasetError, for_field
 from backend.methods.amphista.config import CHUNK, LONGEST, WRITERS
 from backend.models.facts import ModelFacts
-from backend.models.memory import RUNTIME, block_weights, readable, weight_memory
+from backend.models.memory import RUNTIME, block_weights, weight_memory
 from backend.settings import available_threads, settings
 from backend.text import files
 from backend.text.corpora import require_corpus
 from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
+from jobs.amphista.config import AmphistaJob
+from jobs.fields.base_model import require_precision, resolve_model
 from jobs.fields.prompts import prompt_set
-from jobs.runtime.costs import ADAM
-from jobs.runtime.duration import FLOPS_PER_THREAD
+from jobs.kind import DiskSpace, Requirements
+from jobs.limits import require_context
+from jobs.runtime.duration import ADAM_BYTES, FLOPS_PER_THREAD
 
-if TYPE_CHECKING:
-    from jobs.amphista.run import AmphistaJob
-
-PROMPT_TOKENS = 64  # of a prompt, about, and of a chat template
-CHARACTERS = 2  # of a token; English has four, other scripts and code have fewer
-ASKED = 100  # tokens the base writes for each prompt of its own, those left out included
-FORWARD_PACE = 3.0  # passes without gradients in large batches, over the usual pace; measured
-KEPT = 40  # numbers of the width of a hidden state that one token keeps for the backward pass
-READ = 4  # bytes of each value kept beside a hidden state: id, denominator, first choice
-SPARE = 1.2  # drafter and checkpoints beside the training data
-PROGRAMS = 300 * 2**20  # bytes of what is compiled for products of every size; measured
-JUDGED = 2000  # passes of one token that measuring this machine takes
+PROMPT_TOKENS = 64  # about, of a prompt with its chat template
+CHARACTERS_PER_TOKEN = 2  # English has four; other scripts and code have fewer
+SELF_PROMPT_TOKENS = 100  # the base generates for each prompt of its own, discarded ones included
+BATCH_SPEED_UP = 3.0  # of forward passes in large batches, over the usual pace; measured
+ACTIVATION_COPIES = 40  # values of hidden size that one token keeps for the backward pass
+CACHED_VALUE_BYTES = 4  # kept beside a hidden state: id, softmax denominator, first choice
+DISK_MARGIN = 1.2  # for drafter and checkpoints beside the training data
+COMPILED_BYTES = 300 * 2**20  # of kernels compiled for products of every size; measured
+COST_PASSES = 2000  # of one token, to measure the decoding costs
 
 
-def refuse_unfit(config: AmphistaJob, facts: ModelFacts) -> None:
-    """Refuses settings that contradict each other or the model."""
+def requirements(config: AmphistaJob) -> Requirements:
+    """What the run needs.
+
+    Raises:
+        SlimscopeError: the model, the prompts, or a combination of settings cannot work.
+    """
+    base = resolve_model(config.model)
+    facts = base.facts
+    require_precision(base, config.precision)
+    require_consistent(config, facts)
+    require_data(config, facts)
+    return Requirements(
+        model=config.model,
+        title=facts.title,
+        flops=untimed_flops(config, facts),
+        memory=memory_bytes(config, facts),
+        disk=DiskSpace(
+            DISK_MARGIN * cache_bytes(config, facts),
+            "The hidden states",
+            "Use fewer or shorter sequences.",
+            "answers",
+        ),
+        timed_seconds=60 * config.minutes,
+        warnings=data_warnings(config),
+    )
+
+
+def data_warnings(config: AmphistaJob) -> tuple[str, ...]:
+    """Risks of the training data."""
+    if config.data == "text":
+        return ("Heads trained on corpus text predict the base model's responses less well.",)
+    return ()
+
+
+def require_consistent(config: AmphistaJob, facts: ModelFacts) -> None:
+    """Refuse settings that contradict each other or the model."""
     if config.heldout >= config.answers:
         raise ConfigError(
-            "Nothing is left to learn from.",
+            "No training sequences are left.",
             f"{config.heldout} of {config.answers} sequences are held out.",
-            "Hold out fewer, or take more.",
+            "Hold out fewer, or use more sequences.",
             "heldout",
         )
-    if config.answer_tokens + config.heads >= facts.context:
-        raise ConfigError(
-            f"Answers of {config.answer_tokens} tokens do not fit.",
-            f"{facts.title} reads {facts.context} tokens, the prompt included.",
-            "Choose fewer.",
-            "answer_tokens",
-        )
+    longest = config.answer_tokens + config.heads  # the last guesses reach behind the response
+    require_context(longest, facts, "Responses and guesses", "answer_tokens", prompt=True)
     if config.adaptation_layers > facts.blocks:
         raise ConfigError(
             f"{config.adaptation_layers} layers cannot be cloned.",
@@ -56,38 +82,41 @@ def refuse_unfit(config: AmphistaJob, facts: ModelFacts) -> None:
         )
     if not config.teacher_weight and not config.label_weight:
         raise ConfigError(
-            "There is nothing to learn.", "Both losses have the weight 0.", "", "teacher_weight"
+            "There is no loss to train with.",
+            "Both losses have weight 0.",
+            "Set one of them above 0.",
+            "teacher_weight",
         )
 
 
 def corpus_name(config: AmphistaJob, facts: ModelFacts) -> str:
-    """The corpus meant: auto is the one that suits the model."""
+    """The corpus; auto is the model's default."""
     return facts.default_text if config.text == "auto" else config.text
 
 
 def require_text(name: str) -> None:
-    """Refuses a corpus that is not there, or is no text but the model itself.
+    """Refuse a corpus that is not available, or is the model itself.
 
     Raises:
-        TextRefused: names the field.
+        DatasetError: for the field of the corpus.
     """
     try:
         require_corpus(name, "evaluation_text")
     except DatasetError as error:
-        raise DatasetError(error.what, error.why, error.do, "text") from error
+        raise for_field(error, "text") from error
 
 
 def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
-    """The sets meant: auto adds what the model asks itself, unless it only tells stories."""
+    """The prompt sets; auto adds model-generated prompts, unless the model only tells stories."""
     suits = prompt_set(config, facts)
     return (BUILT_IN, SELF) if config.prompts == "auto" and suits == BUILT_IN else (suits,)
 
 
 def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
-    """Refuses prompts or a corpus that are not there.
+    """Refuse prompts or a corpus that are not available.
 
     Raises:
-        TextRefused: names the field.
+        DatasetError: for the field at fault.
     """
     if config.data == "text":
         require_text(corpus_name(config, facts))
@@ -98,10 +127,10 @@ def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
 
 
 def given_prompts(config: AmphistaJob, facts: ModelFacts) -> list[int]:
-    """Tokens of every prompt of a file, about; none where no file is asked."""
+    """Tokens of every prompt of a file, about; none where no file is self_tokens."""
     named = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
-    found = [prompt for name in named for prompt in benchmark_prompts(name)]
-    return [PROMPT_TOKENS + len(prompt.text) // CHARACTERS for prompt in found]
+    prompts = [prompt for name in named for prompt in benchmark_prompts(name)]
+    return [PROMPT_TOKENS + len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in prompts]
 
 
 def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = False) -> int:
@@ -118,24 +147,11 @@ def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = Fals
 
 def cache_bytes(config: AmphistaJob, facts: ModelFacts) -> int:
     """Disk that ids, hidden states and what else is kept of each token take at most."""
-    return config.answers * sequence_tokens(config, facts) * (2 * facts.hidden + 3 * READ)
-
-
-def refuse_full_disk(config: AmphistaJob, facts: ModelFacts) -> None:
-    """Refuses a run whose training data the disk has no room for.
-
-    Raises:
-        ConfigRefused: names both numbers, and what makes it smaller.
-    """
-    needed, root = SPARE * cache_bytes(config, facts), settings().root
-    free = shutil.disk_usage(root if root.exists() else ".").free
-    if needed > free:
-        raise ConfigError(
-            "The hidden states do not fit on the disk.",
-            f"They take about {readable(needed)}; {readable(free)} are free.",
-            "Take fewer or shorter sequences.",
-            "answers",
-        )
+    return (
+        config.answers
+        * sequence_tokens(config, facts)
+        * (2 * facts.hidden + 3 * CACHED_VALUE_BYTES)
+    )
 
 
 def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
@@ -147,7 +163,7 @@ def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
     return layers + 12 * inner**2 * config.encoder + config.heads * config.head_layers * d**2
 
 
-def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
+def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     """Bytes at the peak, by what they are for, an estimate from above but for prompts of a file:
     answers are written before the training, so the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
@@ -155,9 +171,9 @@ def memory(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     written = WRITERS * longest
     work = {
         "answers": 4 * written * (cached_values(facts) + facts.hidden) * (config.data == "answers"),
-        "training": PROGRAMS
-        + ADAM * drafter_weights(config, facts)
-        + 4 * KEPT * config.batch * longest * facts.hidden
+        "training": COMPILED_BYTES
+        + ADAM_BYTES * drafter_weights(config, facts)
+        + 4 * ACTIVATION_COPIES * config.batch * longest * facts.hidden
         + 4 * 4 * CHUNK * config.heads * vocabulary,
     }
     most = max(work, key=work.__getitem__)
@@ -171,29 +187,29 @@ def cached_values(facts: ModelFacts) -> int:
     return sum(rows) or 2 * facts.blocks * facts.hidden
 
 
-def parts(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
-    """Floating-point operations of each part of the job: the basis of estimate and progress."""
+def flops_by_phase(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of each phase: the basis of estimate and progress."""
     weights = facts.weights_per_token
     tokens = config.answers * sequence_tokens(config, facts)
     answered = config.data == "answers"
     sets = prompt_sets(config, facts)
-    asked = ASKED * config.answers * sets.count(SELF) / len(sets) * answered
+    self_tokens = SELF_PROMPT_TOKENS * config.answers * sets.count(SELF) / len(sets) * answered
     return {
-        "ask": 2.0 * weights * asked / FORWARD_PACE,
-        "data": 2.0 * weights * tokens / FORWARD_PACE,
-        "train": training_work(config, facts),
-        "measure": 2.0 * weights * JUDGED,
+        "ask": 2.0 * weights * self_tokens / BATCH_SPEED_UP,
+        "data": 2.0 * weights * tokens / BATCH_SPEED_UP,
+        "train": training_flops(config, facts),
+        "measure": 2.0 * weights * COST_PASSES,
     }
 
 
-def untimed_work(config: AmphistaJob, facts: ModelFacts) -> float:
-    """Floating-point operations of all parts that take as long as they take."""
-    timed = config.minutes > 0
-    return sum(work for part, work in parts(config, facts).items() if part != "train" or not timed)
+def untimed_flops(config: AmphistaJob, facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of the phases without a time budget."""
+    phases = flops_by_phase(config, facts)
+    return {name: n for name, n in phases.items() if name != "train" or not config.minutes}
 
 
-def training_work(config: AmphistaJob, facts: ModelFacts) -> float:
-    """Floating-point operations of the steps; with a time budget, what fits into it."""
+def training_flops(config: AmphistaJob, facts: ModelFacts) -> float:
+    """Floating-point operations of the training steps; with a time budget, what fits into it."""
     if config.minutes:
         threads = config.threads or settings().threads or available_threads()
         return 60 * config.minutes * FLOPS_PER_THREAD * threads

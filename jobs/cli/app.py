@@ -1,7 +1,7 @@
 """The command line: `slimscope …`, or `python -m jobs …`.
 
 Exit codes: 0 done, 1 the run failed or was lost, 2 the request was refused, 3 the run was
-cancelled, 4 a replay ended otherwise than its run. With --json every command prints one JSON value
+cancelled, 4 reproduction mismatch. With --json every command prints one JSON value
 and nothing else.
 """
 
@@ -11,20 +11,22 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from backend.errors import ConfigError
-from backend.queue import service, supervisor
+from backend.models.sources.catalogue import entries
 from backend.queue.folders import read_log, whole_log
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
+from jobs import operations
 from jobs.cli.console import (
     DIFFERENT,
     EXIT,
@@ -39,6 +41,7 @@ from jobs.cli.console import (
 )
 from jobs.cli.decoding import add_decoding
 from jobs.cli.doctor import examine
+from jobs.cli.mcp import build
 from jobs.cli.submit import add_kinds, submit_app
 from jobs.cli.tables import (
     differences_table,
@@ -47,8 +50,7 @@ from jobs.cli.tables import (
     sweep_record,
     sweep_table,
 )
-from jobs.record import record, summary
-from jobs.replay import ReplayComparison, compare, replay, replayed
+from jobs.replay import ReplayComparison, compare, replayed
 
 app = typer.Typer(
     help="Compress causal language models and see what compression does to them.",
@@ -68,25 +70,24 @@ def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = 
     """List runs, the newest first."""
     if state and state not in {*State}:
         raise ConfigError(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
-    states = [State(state)] if state else None
-    found = [summary(job) for job in queries.jobs(states, kind or None, limit)]
+    records = operations.list_runs(State(state) if state else None, kind or None, limit)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(records, indent=1))
         return
     none = f"No runs in {settings().root}. Try: slimscope submit sds --model toy --wait"
-    out.print(runs_table(found) if found else none)
+    out.print(runs_table(records) if records else none)
 
 
 @app.command()
 def show(run: Run, as_json: Json = False) -> None:
-    """Show all that is known of a run."""
+    """Show a run: its state, results and files."""
     if as_json:
-        print(json.dumps(record(run), indent=1))
+        print(json.dumps(operations.show_run(run), indent=1))
         return
     job = queries.job(run)
     out.print(f"{job.run}  {job.state}  {job.stage}")
     if job.error:
-        out.print(" ".join(filter(None, job.error.values())), markup=False)
+        out.print(job.error_text, markup=False)
     out.print(results_table(run))
     if comparison := replayed(job):
         _print_comparison(comparison)
@@ -97,17 +98,16 @@ def show(run: Run, as_json: Json = False) -> None:
 @app.command("replay")
 def replay_run(
     run: Run,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it, then compare.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for it to end, then compare.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the same once more: frozen config, settings and texts. Says whether the same came out."""
-    new = replay(run, me())
-    supervisor.ensure()
+    """Reproduce a run: repeat it with its frozen config, settings and texts, and compare."""
+    new = operations.replay_run(run, me())
     if not wait:
-        say(summary(new), as_json, f"{new.run} is queued; it repeats {queries.job(run).run}.")
+        say(new, as_json, f"{new['id']} is queued; it repeats {queries.job(run).run}.")
         return
-    ended = follow(new.run, quiet=as_json)
-    comparison = compare(run, new.run)
+    ended = follow(new["id"], quiet=as_json)
+    comparison = compare(run, new["id"])
     if as_json:
         print(json.dumps(comparison.record(), indent=1))
     else:
@@ -126,7 +126,7 @@ def _print_comparison(comparison: ReplayComparison) -> None:
 @app.command()
 def logs(
     run: Run,
-    on: Annotated[bool, typer.Option("-f", "--follow", help="Go on while it works.")] = False,
+    on: Annotated[bool, typer.Option("-f", "--follow", help="Print until it ends.")] = False,
     whole: Annotated[bool, typer.Option("--all", help="Of all attempts.")] = False,
 ) -> None:
     """Print the log of a run's newest attempt."""
@@ -160,59 +160,53 @@ def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> Non
 def _sweep_of(run: str) -> list[Job]:
     jobs = queries.sweep(run)
     if not jobs:
-        raise ConfigError(f"{queries.job(run).run} belongs to no sweep.", "It was queued alone.")
+        raise ConfigError(
+            f"{queries.job(run).run} is not part of a sweep.", "It was submitted alone."
+        )
     return jobs
 
 
 @app.command()
 def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
-    """Ask a run to end; asked twice, it is killed."""
+    """Ask a run to stop; asked twice, it is killed."""
     jobs = _sweep_of(run) if whole else [queries.job(run)]
     if all(job.state in TERMINAL for job in jobs):
         raise ConfigError(f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already.")
-    service.cancel_all([job.run for job in jobs], me())
-    supervisor.ensure()
-    _say_all([queries.job(job.run) for job in jobs], as_json, "is {0.state}, asked to {0.desired}.")
+    records = operations.cancel_runs([job.run for job in jobs], me())
+    _say_all(records, as_json, "{id} is {state}, asked to {desired}.")
 
 
 @app.command("next")
 def run_next(run: Run, as_json: Json = False) -> None:
-    """Put a waiting run before all others that wait."""
-    job = service.run_next(run, me())
-    say(summary(job), as_json, f"{job.run} is the next to start.")
+    """Move a queued run to the front of the queue."""
+    _say_all([operations.run_next(run, me())], as_json, "{id} is the next to start.")
 
 
 @app.command()
 def resume(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Queue an ended run again, from its last checkpoint."""
     if whole:
-        jobs = service.resume_all([job.run for job in _sweep_of(run)], me())
+        records = operations.resume_runs([job.run for job in _sweep_of(run)], me())
     else:
-        jobs = [service.resume(run, me())]
-    supervisor.ensure()
-    _say_all(jobs, as_json, "is queued again.")
+        records = [operations.resume_run(run, me())]
+    _say_all(records, as_json, "{id} is queued again.")
 
 
-def _say_all(jobs: Sequence[Job], as_json: bool, text: str) -> None:
-    """Prints one run, or several, as they are now."""
-    told = [summary(job) for job in jobs]
-    lines = "\n".join(f"{job.run} {text.format(job)}" for job in jobs) or "There is nothing to do."
-    say(told[0] if len(told) == 1 else told, as_json, lines)
+def _say_all(records: Sequence[dict[str, Any]], as_json: bool, text: str) -> None:
+    """Print one run, or several, as they are now."""
+    lines = "\n".join(text.format_map(record) for record in records) or "There is nothing to do."
+    say(records[0] if len(records) == 1 else records, as_json, lines)
 
 
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that can be chosen."""
-    from dataclasses import asdict
-
-    from backend.models.sources.catalogue import entries
-
-    found = entries()
+    known = entries()
     if as_json:
-        print(json.dumps([asdict(e) for e in found], indent=1, default=str))
+        print(json.dumps([asdict(e) for e in known], indent=1, default=str))
         return
     table = Table("model", "ready", "what it is", "licence", box=None)
-    for entry in found:
+    for entry in known:
         table.add_row(entry.name, "yes" if entry.ready else "no", entry.title, entry.licence)
     out.print(table)
 
@@ -220,8 +214,6 @@ def models(as_json: Json = False) -> None:
 @app.command()
 def mcp() -> None:
     """Serve the queue to agents over standard input and output (Model Context Protocol)."""
-    from jobs.cli.mcp import build
-
     build(me()).run()
 
 

@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from alembic.util import CommandError
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
 from backend.errors import SlimscopeError
-from backend.queue import supervisor
-from backend.queue.service import Actor
+from backend.queue.launcher import wake_supervisor
+from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import TERMINAL, State
@@ -27,7 +26,7 @@ from backend.store.tables import Job
 REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
 EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
 NAP_S = 0.5
-PERPLEXITY = "perplexity"  # what is shown of a sweep when nothing else is asked for
+PERPLEXITY = "perplexity"  # what is printed of a sweep when nothing else is asked for
 
 out = Console(highlight=False)
 
@@ -48,8 +47,6 @@ def in_one_line() -> Iterator[None]:
     except DBAPIError as error:
         why = str(error.orig or error).splitlines()[0]
         _end(f"The database in {settings().root} cannot be used: {why}.")
-    except CommandError as error:
-        _end(f"The database is of another version of Slimscope: {error}.")
     except SlimscopeError as error:
         _end(" ".join(map(str, (error, *error.others))))
     except (ValidationError, SettingsError, OSError) as error:
@@ -68,13 +65,13 @@ def say(value: Any, as_json: bool, text: str) -> None:
 
 def follow(run: str, quiet: bool) -> Job:
     """Prints how far a run is until it has ended."""
-    shown = ""
+    printed = ""
     while (job := queries.job(run)).state not in TERMINAL:
-        supervisor.ensure()
+        wake_supervisor()  # ours may have been killed
         share = "   –" if job.share is None else f"{job.share:4.0%}"
         line = f"{job.run}  {job.state:<10} {share}  {job.stage}"
-        if line != shown and not quiet:
+        if line != printed and not quiet:
             out.print(line)
-        shown = line
+        printed = line
         time.sleep(NAP_S)
     return job

@@ -10,14 +10,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from backend.queue import service, supervisor
+from backend.queue.launcher import wake_supervisor
 from backend.store import queries
 from backend.store.states import TERMINAL, State
+from jobs import operations
 from jobs.cli.console import EXIT, follow, me, out
-from jobs.generate import run as generate
+from jobs.generate import config as generate
 from jobs.generate import transcript
 from jobs.record import record
-from jobs.speed import run as speed
+from jobs.speed import config as speed
+from jobs.speed.kind import KIND as SPEED
 from jobs.speed.report import decoder_reports, verdicts
 from jobs.submit import submit
 
@@ -38,21 +40,21 @@ def bench(
     model: Annotated[str, typer.Option(help="Empty: the drafters' base.")] = "",
     prompts: Annotated[str, typer.Option(help="A set, or file:NAME.jsonl.")] = "auto",
     assistant: Annotated[str, typer.Option(help="A small model that drafts.")] = "",
-    preset: Annotated[str, typer.Option(help=" | ".join(speed.KINDS[0].presets))] = "default",
+    preset: Annotated[str, typer.Option(help=" | ".join(SPEED.presets))] = "default",
     as_json: Json = False,
 ) -> None:
-    """Time decoding with and without drafters on this machine, and say what wins or loses."""
+    """Time decoding with and without drafters on this machine, and report what limits it."""
     values = {"drafters": ", ".join(drafters or ()), "prompts": prompts, "assistant": assistant}
     values["model"] = model or _base_of(drafters or [])
-    job = submit(speed.NAME, {**speed.KINDS[0].preset(preset), **values}, me())
+    job = submit(speed.NAME, {**SPEED.preset(preset), **values}, me())
     ended = follow(job.run, quiet=as_json)
     if as_json:
         print(json.dumps(record(job.run), indent=1))
     elif ended.error:
-        out.print(f"{ended.run}: " + " ".join(filter(None, ended.error.values())), markup=False)
+        out.print(f"{ended.run}: " + ended.error_text, markup=False)
     else:
         out.print(speed_table(job.run))
-        for sentence in verdicts(queries.results([job.run])):
+        for sentence in verdicts(decoder_reports(job.run)):
             out.print(sentence, markup=False)
     raise typer.Exit(EXIT[State(ended.state)])
 
@@ -66,29 +68,29 @@ def _base_of(drafters: list[str]) -> str:
 def speed_table(run: str) -> Table:
     """One line a decoder."""
     table = Table("decoder", "tokens/s", "speed-up", "accepted", "break-even", "nodes", box=None)
-    for arm in decoder_reports(queries.results([run])):
+    for report in decoder_reports(run):
         table.add_row(
-            escape(arm.label), f"{arm.speed:.1f}", f"{arm.speed_up:.2f}", f"{arm.accepted:.2f}",
-            f"{arm.break_even:.2f}", str(arm.nodes),
+            escape(report.label), f"{report.speed:.1f}", f"{report.speed_up:.2f}",
+            f"{report.accepted:.2f}", f"{report.break_even:.2f}", str(report.nodes),
         )  # fmt: skip
     return table
 
 
 def write(
-    prompt: Annotated[str, typer.Argument(help="What is asked.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
     drafter: Annotated[
         list[str] | None, typer.Option(help="A run such as amphista-0007; may be repeated.")
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="A model, or a run that saved one; may be repeated.")
     ] = None,
-    lookup: Annotated[bool, typer.Option(help="Guess from the text itself first.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 96,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    lookup: Annotated[bool, typer.Option(help="Prompt-lookup decoding first.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a response.")] = 96,
+    temperature: Annotated[float, typer.Option(help="0: greedy decoding.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Ask one prompt of up to four models and drafters, and print the answers as they come."""
+    """Send one prompt to up to four models and drafters, and print the responses as they come."""
     usual = str(generate.GenerateJob.model_fields["sides"].default)
     sides = [*(model or ()), *(drafter or ())] or [usual]
     values = {
@@ -97,35 +99,36 @@ def write(
     }  # fmt: skip
     job = submit(generate.NAME, values, me())
     try:
-        for number, side in enumerate(generate.sides_of(job.config["sides"]), 1):
+        for number, side in enumerate(generate.read_sides(job.config["sides"]), 1):
             _watch(job.run, number, side.name, quiet=as_json)
     except KeyboardInterrupt:
-        service.cancel(job.run, me())
-        supervisor.ensure()
+        operations.cancel_run(job.run, me())
         raise
     ended = follow(job.run, quiet=True)
     if as_json:
         texts = [vars(transcript.read_transcript(job.run, n)) for n in range(1, len(sides) + 1)]
         print(json.dumps(texts, indent=1, default=vars))
     elif ended.error:
-        out.print(" ".join(filter(None, ended.error.values())), markup=False)
+        out.print(ended.error_text, markup=False)
     raise typer.Exit(EXIT[State(ended.state)])
 
 
 def _watch(run: str, side: int, name: str, quiet: bool) -> None:
     """Prints one side's text while it grows, and how fast it came."""
-    shown, heading = 0, f"[{name}]\n"
+    printed, heading = 0, f"[{name}]\n"
     while True:
         over = queries.job(run).state in TERMINAL
-        found = transcript.read_transcript(run, side)
+        written = transcript.read_transcript(run, side)
         if not quiet:
             print(
-                heading * (not shown and bool(found.text)) + found.text[shown:], end="", flush=True
+                heading * (not printed and bool(written.text)) + written.text[printed:],
+                end="",
+                flush=True,
             )
-        shown = len(found.text)
-        if found.end or over:
+        printed = len(written.text)
+        if written.end or over:
             break
-        supervisor.ensure()
+        wake_supervisor()
         time.sleep(WATCH_S)
-    if not quiet and found.speed and found.accepted:
-        print(f"\n[{found.speed:.1f} tokens/s, {found.accepted:.2f} tokens a pass]\n")
+    if not quiet and written.speed and written.accepted:
+        print(f"\n[{written.speed:.1f} tokens/s, {written.accepted:.2f} tokens a pass]\n")

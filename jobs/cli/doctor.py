@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 
 from backend.models.sources.catalogue import entries
-from backend.queue.supervisor import is_alive
+from backend.queue.launcher import is_alive
 from backend.settings import available_threads, settings
 from backend.store.migrate import current_revision
 from backend.text.corpora import corpora
@@ -51,7 +51,7 @@ def examine() -> list[HealthCheck]:
 
 
 def _device() -> str:
-    import torch
+    import torch  # here: it takes seconds that no other command needs
 
     if not torch.cuda.is_available():
         return f"cpu (torch {torch.__version__}); no GPU that torch can use"

@@ -11,7 +11,6 @@ import typer
 from rich.markup import escape
 
 from backend.errors import NotFoundError
-from backend.queue import supervisor
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
@@ -41,7 +40,6 @@ def _command(kind: Kind) -> Callable[..., None]:
         chosen = {k: v for k, v in values.items() if v is not None}
         values = {**preset, **chosen}
         jobs = sweep.queue(kind.name, values, swept, me(), name=name, priority=priority)
-        supervisor.ensure()
         if wait:
             _wait(jobs, as_json)
         _say_queued(jobs, as_json)
@@ -112,4 +110,4 @@ def _print_ended(ended: Sequence[Job]) -> None:
         out.print(str(error))
     for job in ended:
         if job.error:
-            out.print(f"{job.run}: " + " ".join(filter(None, job.error.values())), markup=False)
+            out.print(f"{job.run}: " + job.error_text, markup=False)

@@ -13,7 +13,6 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.kind import kinds
-from jobs.metrics import INTERNAL
 from jobs.record import summary
 from jobs.replay import ReplayComparison
 
@@ -23,10 +22,10 @@ def labels(kind: str) -> Mapping[str, str]:
     return kinds()[kind].stages if kind in kinds() else {}
 
 
-def runs_table(found: Sequence[Mapping[str, Any]]) -> Table:
+def runs_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """One line a run."""
     table = Table("run", "state", "progress", "model", "name", box=None)
-    for row in found:
+    for row in records:
         share = f"{row['progress']:.0%}"
         table.add_row(
             row["id"], row["state"], share, escape(str(row["config"].get("model", ""))),
@@ -38,14 +37,15 @@ def runs_table(found: Sequence[Mapping[str, Any]]) -> Table:
 def results_table(run: str) -> Table:
     """Every figure of a run."""
     table = Table("metric", "stage", "value", "±", box=None)
-    names = labels(queries.job(run).kind)
+    job = queries.job(run)
+    names = labels(job.kind)
+    if job.kept_stage:
+        table.title = f"Kept: {names.get(job.kept_stage, job.kept_stage)}"
     for row in queries.results([run]):
-        if row.metric == "kept":
-            table.title = f"Kept: {names.get(row.details['kept'], row.details['kept'])}"
-        if row.metric in INTERNAL:
-            continue
         spread = "" if row.stderr is None else f"{row.stderr:.3g}"
         table.add_row(row.metric, names.get(row.stage, row.stage), f"{row.value:.6g}", spread)
+    for time in queries.step_times([run]):
+        table.add_row(f"seconds/{time.step}", "run", f"{time.seconds:.6g}", "")
     return table
 
 
@@ -58,9 +58,14 @@ def differences_table(comparison: ReplayComparison) -> Table:
     return table
 
 
+def _sweep_rows(jobs: Sequence[Job]) -> list[sweep.SweepRow]:
+    ids = [job.id for job in jobs]
+    return sweep.table(jobs, queries.results(ids), queries.step_times(ids))
+
+
 def sweep_record(jobs: Sequence[Job]) -> dict[str, Any]:
     """A sweep as plain data: its runs, and every figure over seeds."""
-    rows = sweep.table(jobs, queries.results([job.id for job in jobs]))
+    rows = _sweep_rows(jobs)
     return {
         "sweep": jobs[0].run,
         "fields": sweep.varied(jobs),
@@ -73,9 +78,9 @@ def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
     """Mean and spread of one metric: one line a combination and stage.
 
     Raises:
-        NotFound: no run of the sweep has measured it.
+        NotFoundError: no run of the sweep has measured it.
     """
-    rows = sweep.table(jobs, queries.results([job.id for job in jobs]))
+    rows = _sweep_rows(jobs)
     if metric not in (measured := {row.metric for row in rows}):
         there = f"There are: {', '.join(sorted(measured)) or 'no figures yet'}."
         raise NotFoundError(f"No run of this sweep has measured {metric!r}.", "", there)

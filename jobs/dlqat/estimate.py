@@ -1,33 +1,94 @@
-"""What a DL-QAT run costs, before it starts: memory, and work by its parts. Imports no torch."""
+"""What a DL-QAT run needs before it starts: FLOPs, memory, and what is refused."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from backend.errors import ConfigError
-from backend.methods.dlqat.config import TEACHER_TOKENS, TRAINED, DLQATStage
-from backend.methods.dlqat.layer_selection import quantised_layers, trainable
+from backend.errors import ConfigError, DatasetError, for_field
+from backend.export.formats import ExportRequirements, refuse_unholdable
+from backend.methods.dlqat.config import STAGE_LABELS, TEACHER_TOKENS, TRAINED, DLQATStage
+from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import LinearShape, ModelFacts
-from backend.models.memory import memory_parts, readable, refuse_beyond
-from jobs.evaluation.acceleration import REPEATS, TOKENS
-from jobs.evaluation.quality import DECODED, quality_work
-from jobs.fields.text import context_length
-from jobs.runtime.costs import ADAM, GRAM_SHARE, LOOKING
+from backend.models.memory import memory_available, memory_parts, readable
+from backend.models.sources.catalogue import inspect
+from backend.text.corpora import require_corpus
+from jobs.dlqat.config import SAME, DLQATJob
+from jobs.evaluation.report import REPEATS, TIMED_TOKENS
+from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
+from jobs.fields.text import check_text, context_length
+from jobs.kind import Requirements
+from jobs.limits import require_context, require_memory
+from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
-if TYPE_CHECKING:
-    from jobs.dlqat.run import DLQATJob
+TRANSPOSED = ("GPT2", "OpenAIGPT")  # architectures whose layers are no nn.Linear
+FLOAT32_COST = 2.0  # of float32 products over bfloat16 ones, where those are used
+RANGE_SEARCH_FLOPS = {"minmax": 50.0, "mse": 2500.0, "weighted": 2500.0, "lsq": 15000.0}  # a weight
+FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward and backward
+ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
+TEACHER_BYTES = 16  # of one kept prediction: probability and token, stacked twice at the peak
+LOGIT_BYTES = 14  # of one logit in training: 16 bits, float32, its gradient, a copy
 
-SLOW = 2.0  # float32 products take about twice as long as bfloat16 ones, where those are used
-ROUNDING = {
-    "minmax": 50.0,
-    "mse": 2500.0,
-    "weighted": 2500.0,
-    "lsq": 15000.0,
-}  # a weight's, as flop
-IN_GRID = 300.0  # rebuilding codes of one weight, forward and backward
-ACTIVATIONS = 40  # numbers of the width of a hidden state that one token keeps in one block
-CACHED = 16  # bytes of one kept prediction: probability and token, while they are stacked twice
-LOGITS = 14  # bytes of one logit in training: 16 bits, float32, its gradient, a copy
+
+def requirements(config: DLQATJob) -> Requirements:
+    """What the run needs.
+
+    Raises:
+        SlimscopeError: the model, a text, or a combination of settings cannot work.
+    """
+    facts = inspect(config.model)
+    refuse_idle(config)
+    layers = quantised_layers(facts.linears, config)
+    warnings = check_text(config, facts) + check_quality(config) + export_warnings(config)
+    require_training_text(config, facts)
+    require_kept(config)
+    refuse_unholdable(config.format, export_requirements(config, layers, facts))
+    needed = memory_bytes(config, facts)
+    require_training_memory(needed, facts)
+    return Requirements(
+        model=config.model,
+        title=facts.title,
+        flops=flops_by_phase(config, facts),
+        memory=needed,
+        warnings=warnings,
+        notes=trained_parameters(config, layers, facts),
+        open_ended=bool(config.task_names),
+    )
+
+
+def flops_by_phase(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of each phase, in order: the basis of estimate and progress."""
+    layers = quantised_layers(facts.linears, config)
+    weights = float(sum(rows * columns for rows, columns in shapes(layers)))
+    head = facts.vocabulary * facts.hidden
+    context = context_length(config, facts)
+    evaluation = FLOAT32_COST * 2 * (weights + head) * config.windows * context
+    samples = sample_flops(config, facts)
+    forward = 2 * weights * config.segments * context
+    grams = 2.0 * sum(x.columns**2 for x in layers) * GRAM_SHARE * config.segments * context
+    solve = 3 * FLOAT32_COST * sum(x.rows * x.columns**2 for x in layers)
+    walk = 2 * forward + grams + solve + RANGE_SEARCH_FLOPS[config.space] * weights
+    tokens = config.steps * config.batch * config.accumulate * config.length
+    lora = tokens * (4 * weights + 4 * head)
+    trained = tokens * 6 * weights + tokens * 4 * head + config.steps * FAKE_QUANT_FLOPS * weights
+    make: dict[str, float] = {
+        DLQATStage.RTN: RANGE_SEARCH_FLOPS["minmax"] * weights,
+        DLQATStage.MSE: RANGE_SEARCH_FLOPS["mse"] * weights,
+        DLQATStage.GPTQ: RANGE_SEARCH_FLOPS["minmax"] * weights,
+        DLQATStage.LORA: lora,
+        DLQATStage.LORA_RTN: RANGE_SEARCH_FLOPS["minmax"] * weights,
+        DLQATStage.LORA_GPTQ: walk,
+        DLQATStage.DLQAT_KD: trained + tokens * 2 * (weights + head),
+    }
+    energies = config.start == "rounded" and config.space in ("weighted", "lsq")
+    flops = {"dense": evaluation + samples}
+    flops["prepare"] = walk * config.needs_gptq + forward * energies + weights
+    for stage in config.stages[1:]:
+        flops[f"make {stage}"] = make.get(stage, trained)
+        flops[f"measure {stage}"] = evaluation + samples * (stage == config.kept)
+    flops["audit"] = forward + grams + STATISTICS_FLOPS * weights * len(config.stages)
+    flops["save"] = 100 * weights
+    flops["speed"] = (
+        2 * 2 * (weights + head) * DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS) * config.packed
+    )
+    return flops
 
 
 def shapes(layers: list[LinearShape]) -> list[tuple[int, int]]:
@@ -35,8 +96,8 @@ def shapes(layers: list[LinearShape]) -> list[tuple[int, int]]:
     return [(x.rows, x.columns) for x in layers]
 
 
-def memory(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") -> dict[str, int]:
-    """Bytes at the peak, by what they are for."""
+def memory_bytes(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") -> dict[str, int]:
+    """Purpose -> bytes at the peak."""
     layers = quantised_layers(facts.linears, config)
     weights = sum(rows * columns for rows, columns in shapes(layers))
     needed = memory_parts(
@@ -48,78 +109,99 @@ def memory(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") -> dict[
         stages=4,
     )
     needed["held"] = 4 * weights  # a stage's weights or a start, beside the dense ones
-    needed["training"] = training_memory(config, facts)
+    needed["training"] = training_bytes(config, facts)
     return needed
 
 
-def training_memory(config: DLQATJob, facts: ModelFacts) -> int:
-    """Bytes that only training takes: trained numbers, activations, logits."""
+def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:
+    """Bytes of the training alone: trained parameters, activations, logits."""
     if not any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
         return 0
     layers = shapes(quantised_layers(facts.linears, config))
     trained = trainable(layers, config.rank, config.group_size)
     tokens, number = config.batch * config.length, 4 if config.precision == "float32" else 2
-    deep = 1 + facts.blocks / ACTIVATIONS if config.checkpointing else facts.blocks
-    activations = tokens * facts.hidden * ACTIVATIONS * deep * number
+    deep = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
+    activations = tokens * facts.hidden * ACTIVATION_COPIES * deep * number
     twice = 2 if config.distil and config.teacher == "live" else 1
     cached = 0
     if config.distil and config.teacher == "cached":
-        cached = CACHED * TEACHER_TOKENS * config.steps * config.accumulate * tokens
-    logits = twice * LOGITS * tokens * facts.vocabulary
-    return int(ADAM * trained + activations + logits + cached)
+        cached = TEACHER_BYTES * TEACHER_TOKENS * config.steps * config.accumulate * tokens
+    logits = twice * LOGIT_BYTES * tokens * facts.vocabulary
+    return int(ADAM_BYTES * trained + activations + logits + cached)
 
 
-def refuse_memory(needed: dict[str, int], available: int, facts: ModelFacts) -> None:
-    """Refuses what would not fit.
+def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
+    """Refuse a training that does not fit beside the model.
 
     Raises:
-        ModelRefused: the model itself, or its calibration, does not.
-        ConfigRefused: training does not.
+        ModelError: the model itself, or its calibration, does not fit.
+        ConfigError: the training does not.
     """
-    training = needed["training"]
-    refuse_beyond({k: v for k, v in needed.items() if k != "training"}, available, facts.title)
-    if sum(needed.values()) > available:
+    model = {purpose: size for purpose, size in needed.items() if purpose != "training"}
+    require_memory(model, facts.title)
+    left = memory_available() - sum(model.values())
+    if needed["training"] > left:
         raise ConfigError(
             "The training does not fit into memory.",
-            f"It needs about {readable(training)} besides the model; "
-            f"{readable(available - sum(needed.values()) + training)} are left for it.",
-            "Lower the rows per step or the row length, or switch on gradient checkpointing.",
+            f"It needs about {readable(needed['training'])} besides the model; "
+            f"{readable(left)} are left for it.",
+            "Lower the batch size or the sequence length, or enable gradient checkpointing.",
             field="batch",
         )
 
 
-def parts(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
-    """Floating-point operations of each part of the job, in order: the basis of estimate and
-    progress."""
-    layers = quantised_layers(facts.linears, config)
-    weights = float(sum(rows * columns for rows, columns in shapes(layers)))
-    head = facts.vocabulary * facts.hidden
-    context = context_length(config, facts)
-    evaluation = SLOW * 2 * (weights + head) * config.windows * context
-    samples = quality_work(config, facts)
-    forward = 2 * weights * config.segments * context
-    grams = 2.0 * sum(x.columns**2 for x in layers) * GRAM_SHARE * config.segments * context
-    solve = 3 * SLOW * sum(x.rows * x.columns**2 for x in layers)
-    walk = 2 * forward + grams + solve + ROUNDING[config.space] * weights
-    tokens = config.steps * config.batch * config.accumulate * config.length
-    lora = tokens * (4 * weights + 4 * head)
-    trained = tokens * 6 * weights + tokens * 4 * head + config.steps * IN_GRID * weights
-    make: dict[str, float] = {
-        DLQATStage.RTN: ROUNDING["minmax"] * weights,
-        DLQATStage.MSE: ROUNDING["mse"] * weights,
-        DLQATStage.GPTQ: ROUNDING["minmax"] * weights,
-        DLQATStage.LORA: lora,
-        DLQATStage.LORA_RTN: ROUNDING["minmax"] * weights,
-        DLQATStage.LORA_GPTQ: walk,
-        DLQATStage.DLQAT_KD: trained + tokens * 2 * (weights + head),
-    }
-    energies = config.start == "rounded" and config.space in ("weighted", "lsq")
-    found = {"dense": evaluation + samples}
-    found["prepare"] = walk * config.needs_gptq + forward * energies + weights
-    for stage in config.stages[1:]:
-        found[f"make {stage}"] = make.get(stage, trained)
-        found[f"measure {stage}"] = evaluation + samples * (stage == config.kept)
-    found["audit"] = forward + grams + LOOKING * weights * len(config.stages)
-    found["save"] = 100 * weights
-    found["speed"] = 2 * 2 * (weights + head) * DECODED * TOKENS * (1 + REPEATS) * config.packed
-    return found
+def require_training_text(config: DLQATJob, facts: ModelFacts) -> None:
+    """Refuse training rows longer than the context, and a training text that is not available."""
+    require_context(config.length, facts, "Training sequences", "length")
+    if config.training_text != SAME:
+        try:
+            require_corpus(config.training_text, "calibration_text")
+        except DatasetError as error:
+            raise for_field(error, "training_text") from error
+
+
+def require_kept(config: DLQATJob) -> None:
+    """Refuse to export a stage that the run does not make."""
+    if config.kept not in config.stages:
+        made = [s for s in config.stages if s not in (DLQATStage.DENSE, DLQATStage.LORA)]
+        raise ConfigError(
+            f"{STAGE_LABELS[config.kept]} cannot be exported.",
+            "This run does not make it.",
+            f"Choose {', '.join(made) or 'a quantised stage'}.",
+            field="keep",
+        )
+
+
+def export_requirements(
+    config: DLQATJob, layers: list[LinearShape], facts: ModelFacts
+) -> ExportRequirements:
+    """What the export format has to hold."""
+    return ExportRequirements(
+        bits=config.bits,
+        symmetric=config.symmetric,
+        stored=config.stored,
+        in_out=facts.architecture.startswith(TRANSPOSED),
+        whole=len(layers) == len(facts.linears),
+        shapes=frozenset(shapes(layers)),
+    )
+
+
+def export_warnings(config: DLQATJob) -> tuple[str, ...]:
+    """What the export format asks of those who load it."""
+    if config.format == "compressed-tensors" and not config.symmetric:
+        return (
+            "An asymmetric grid loads in transformers only with "
+            "CompressedTensorsConfig(dequantize=True).",
+        )
+    return ()
+
+
+def trained_parameters(
+    config: DLQATJob, layers: list[LinearShape], facts: ModelFacts
+) -> tuple[str, ...]:
+    """How many parameters are trained, for people."""
+    if not any(stage in TRAINED for stage in config.stages):
+        return ()
+    count = trainable(shapes(layers), config.rank, config.group_size, config.magnitude)
+    share = f"{count / facts.parameters:.2%}".replace("%", " %")
+    return (f"Trainable parameters: {count:,} ({share} of the model).",)

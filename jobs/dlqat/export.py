@@ -1,24 +1,31 @@
-"""What a DL-QAT run leaves behind: the exported model, its size, and how fast it decodes packed."""
+"""What a DL-QAT run leaves: the exported model, its size, and its decoding speed on packed
+weights."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
+import torch
+
+from backend.checkpoints import Checkpoints
+from backend.export.card import model_card
 from backend.export.formats import bits_per_weight
+from backend.export.layouts import Layout
+from backend.export.reading import load_packed
+from backend.export.writing import export
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.layer_selection import quantised_layers
+from backend.methods.dlqat.pipeline import DLQAT
 from backend.models.facts import LinearShape
+from backend.models.loading import LoadedModel
+from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import REPLAY
 from backend.store import queries
-from jobs.evaluation.acceleration import SPEED, record_decoding
-
-if TYPE_CHECKING:
-    from backend.methods.dlqat.pipeline import DLQAT
-    from backend.models.loading import LoadedModel
-    from jobs.dlqat.run import DLQATJob
-    from jobs.runtime.context import JobContext
-    from jobs.runtime.progress import Phase
+from jobs.dlqat.config import DLQATJob
+from jobs.evaluation.acceleration import record_decoding
+from jobs.evaluation.report import TOKENS_PER_SECOND
+from jobs.runtime.context import JobContext
+from jobs.runtime.progress import Phase
 
 MODEL = "model"  # the folder of the exported model
 PROMPT = 64  # tokens, of the timing
@@ -39,13 +46,6 @@ def mean_bits(config: DLQATJob, layers: list[LinearShape]) -> float:
 
 def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobContext) -> None:
     """Exports the kept stage and records it."""
-    import torch
-
-    from backend.checkpoints import Checkpoints
-    from backend.export.card import model_card
-    from backend.export.layouts import Layout
-    from backend.export.writing import export
-
     layers, digest = qat.converted(config.kept), hashlib.sha256()
     for name, layer in layers.items():
         for part, tensor in layer.tensors().items():
@@ -84,15 +84,12 @@ def time_packed(
 ) -> None:
     """Records tokens per second of the dense model in bfloat16, which `loaded` becomes, and of the
     exported one on packed weights; says so where there is nothing to time."""
-    if not config.packed or context.has_result(config.kept, SPEED):
+    if not config.packed or context.has_result(config.kept, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return
     if config.format == "dense" or loaded.model.device.type != "cpu":
         context.log("Packed decoding is not timed: it needs packed weights and a CPU.")
         return
-    from backend.export.reading import load_packed
-    from backend.quantization.packed_linear import to_bfloat16
-
     to_bfloat16(loaded.model)
     packed = load_packed(context.folder / MODEL, context.log)
     models = {DLQATStage.DENSE.value: loaded.model, config.kept.value: packed}

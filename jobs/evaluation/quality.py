@@ -1,4 +1,4 @@
-"""What is measured of a run's model besides its method's own figures, the same for every kind.
+"""Quality of a run's stages, the same for every kind.
 
 Perplexity and bits per byte of every stage. For the dense model and the stage that is kept also:
 the divergence of the kept one's predictions from the dense one's, greedy samples, and zero-shot
@@ -7,114 +7,43 @@ tasks if any are named. Whatever an earlier attempt has recorded is not measured
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
-
-from backend.evaluation.harness import require_harness
+from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
+from backend.evaluation.perplexity import Observe, perplexity
+from backend.evaluation.samples import agreement, write_samples
+from backend.evaluation.zero_shot import load_tasks, zero_shot
+from backend.models.block_offload import is_streamed
 from backend.models.facts import ModelFacts
-from backend.models.layer_names import read_names
+from backend.models.hidden_states import NewBatches, batches_in
+from backend.models.loading import LoadedModel
 from backend.models.memory import activation_memory, memory_available, wait_on_disk
 from backend.reporter import REPLAY
 from backend.settings import settings
 from backend.store import queries
-from jobs.fields.text import text_facts
-
-if TYPE_CHECKING:
-    from backend.evaluation.divergence import DivergenceObserver
-    from backend.evaluation.perplexity import Observe
-    from backend.models.hidden_states import NewBatches
-    from backend.models.loading import LoadedModel
-    from backend.text.slices import TextSlice
-    from jobs.runtime.context import JobContext
-    from jobs.runtime.progress import Phase
+from backend.text.prompts import BUILT_IN, STORIES, benchmark_prompts
+from backend.text.slices import TextSlice
+from jobs.evaluation.report import samples_of
+from jobs.fields.quality import SAMPLE_PROMPTS, QualityConfig
+from jobs.runtime.context import JobContext
+from jobs.runtime.loading import text_facts
+from jobs.runtime.progress import Phase
 
 Role = Literal["dense", "kept", ""]  # what a stage is to the others
-
-PROMPTS = 4
-DECODED = 20.0  # a token decoded alone takes as long as about so many in one pass
 ACCURACIES = ("acc_norm", "acc", "exact_match")
-NAME = re.compile(r"[\w.\-]{1,100}")
-MOST_TASKS = 20
 
 
-class QualityConfig(BaseModel):
-    """What is measured besides perplexity."""
-
-    divergence: bool = Field(
-        True,
-        title="Divergence from the dense model",
-        description="KL divergence and top-1 agreement of the kept stage on the evaluation text.",
-        json_schema_extra={"advanced": True},
-    )
-    sample_tokens: int = Field(
-        48,
-        ge=0,
-        le=512,
-        title="Sample length",
-        description="Greedy texts of the dense and the kept model, side by side. 0 writes none.",
-        json_schema_extra={"unit": "tokens", "advanced": True},
-    )
-    tasks: str = Field(
-        "",
-        max_length=400,
-        title="Zero-shot tasks",
-        description="Names of lm-evaluation-harness tasks, as in piqa, arc_easy. Needs the extra "
-        "slimscope[tasks].",
-        json_schema_extra={"advanced": True},
-    )
-    task_limit: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        title="Questions per task",
-        description="The first ones of each task. 0 asks all.",
-        json_schema_extra={"unit": "questions", "advanced": True},
-    )
-
-    @field_validator("tasks")
-    @classmethod
-    def _names(cls, text: str) -> str:
-        names = read_names(text)
-        if len(names) > MOST_TASKS or not all(NAME.fullmatch(name) for name in names):
-            raise ValueError(f"At most {MOST_TASKS} names of tasks, with commas between")
-        return ", ".join(dict.fromkeys(names))
-
-    @property
-    def task_names(self) -> list[str]:
-        return self.tasks.split(", ") if self.tasks else []
-
-
-def check_quality(config: QualityConfig) -> tuple[str, ...]:
-    """Refuses what cannot be measured here, without torch.
-
-    Returns:
-        Warnings that do not forbid the run.
-    """
-    if not config.task_names:
-        return ()
-    require_harness()
-    return ("How long the zero-shot tasks take is not part of the estimate.",)
-
-
-def quality_work(config: QualityConfig, facts: ModelFacts) -> float:
-    """What the samples of one model cost, as floating-point operations."""
-    weights = facts.weights_per_token
-    return 2.0 * weights * DECODED * PROMPTS * config.sample_tokens
-
-
-def waiting(choice: str, facts: ModelFacts, text: TextSlice, context: JobContext) -> NewBatches:
+def hidden_state_store(
+    choice: str, facts: ModelFacts, text: TextSlice, context: JobContext
+) -> NewBatches:
     """Where hidden states of the evaluation text wait: in memory, or in the run's folder.
 
     Args:
         choice: memory, disk, or auto: by the memory there is now.
     """
-    from backend.models.hidden_states import batches_in
-
     needed = activation_memory(facts, len(text.input_ids), text.context, "float32")
     on_disk = wait_on_disk(choice, needed, memory_available())
     return batches_in(context.work if on_disk else None)
@@ -129,7 +58,7 @@ class Quality:
         new: makes what hidden states are kept in.
 
     Raises:
-        ConfigRefused, TextRefused: a task is not known, or its data is not to be had.
+        ConfigError, DatasetError: a task is not known, or its data is not to be had.
     """
 
     def __init__(
@@ -143,10 +72,6 @@ class Quality:
         labels: Mapping[str, str],
         new: NewBatches = list,
     ) -> None:
-        from backend.evaluation.divergence import DenseOutputs
-        from backend.models.block_offload import is_streamed
-        from backend.text.prompts import BUILT_IN, STORIES
-
         self._config, self._loaded, self._text = config, loaded, evaluation
         self._context, self._batch, self._labels, self._new = context, batch, labels, new
         self._suits = STORIES if loaded.facts.default_text == STORIES else BUILT_IN
@@ -157,8 +82,6 @@ class Quality:
             context.log("No samples are written: every token would read the model from disk.")
 
     def _load_tasks(self) -> dict[str, Any]:
-        from backend.evaluation.zero_shot import load_tasks
-
         names = self._config.task_names
         return load_tasks(names, settings().task_dir) if names else {}
 
@@ -203,37 +126,32 @@ class Quality:
         return any(r.metric == "kl_to_dense" for r in queries.results([self._context.run]))
 
     def _measure_text(self, stage: str, role: Role, reporter: Phase) -> None:
-        from backend.evaluation.divergence import DivergenceObserver
-        from backend.evaluation.perplexity import perplexity
-
         model, compared = self._loaded.model, role == "kept" and self._comparable()
         comparison = DivergenceObserver(model, self._reference) if compared else None
         with self._observer(role, comparison) as observe:
-            found = perplexity(model, self._text, self._batch, reporter, self._new, observe)
+            measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
         about = text_facts(self._text)
-        result, n = self._context.result, found.tokens
-        result(stage, "perplexity", found.value, stderr=found.stderr, n=n, **about)
-        result(stage, "bits_per_byte", found.bits_per_byte, n=n, **about)
+        result, n = self._context.result, measured.tokens
+        result(stage, "perplexity", measured.value, stderr=measured.stderr, n=n, **about)
+        result(stage, "bits_per_byte", measured.bits_per_byte, n=n, **about)
         if comparison:
-            far = comparison.result()
-            same, n = far.agreement, far.tokens
-            result(stage, "top1_agreement", same, stderr=far.agreement_stderr, n=n, **about)
-            result(stage, "kl_to_dense", far.kl, stderr=far.kl_stderr, n=n, **about)
-        spread = "" if found.stderr is None else f" ± {found.stderr:.3f}"
+            divergence = comparison.result()
+            same, n = divergence.agreement, divergence.tokens
+            result(stage, "top1_agreement", same, stderr=divergence.agreement_stderr, n=n, **about)
+            result(stage, "kl_to_dense", divergence.kl, stderr=divergence.kl_stderr, n=n, **about)
+        spread = "" if measured.stderr is None else f" ± {measured.stderr:.3f}"
         label = self._labels.get(stage, stage)
-        self._context.log(f"{label}: perplexity {found.value:.3f}{spread}.")
+        self._context.log(f"{label}: perplexity {measured.value:.3f}{spread}.")
 
     def _comparable(self) -> bool:
         """Whether the predictions are to be compared with those of the dense model, and can be."""
-        from backend.evaluation.divergence import outside_blocks
-
         if not self._config.divergence:
             return False
         if same := outside_blocks(self._loaded.model) == self._reference.outside:
             return same
         self._context.log(
-            "How far the predictions diverge is not measured: embeddings, final norm or head are "
-            "not those of the dense model."
+            "The divergence is not measured: embeddings, final norm or head are not those of the "
+            "dense model."
         )
         return False
 
@@ -252,26 +170,21 @@ class Quality:
         return unwritten or bool(self._unanswered(stage))
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
-        from backend.evaluation.samples import agreement, write_samples
-        from backend.text.prompts import benchmark_prompts
-
-        prompts = benchmark_prompts(self._suits, PROMPTS)
+        prompts = benchmark_prompts(self._suits, SAMPLE_PROMPTS)
         tokens = self._config.sample_tokens
-        found = write_samples(self._loaded.model, self._loaded.tokenizer, prompts, tokens, reporter)
-        samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in found]
+        texts = write_samples(self._loaded.model, self._loaded.tokenizer, prompts, tokens, reporter)
+        samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
         self._context.result(stage, "greedy_agreement", same, n=len(samples), samples=samples)
 
     def _unanswered(self, stage: str) -> dict[str, Any]:
         """The tasks that have no figure at this stage."""
-        held = {r.metric for r in queries.results([self._context.run]) if r.stage == stage}
-        answered = {metric.partition("/")[2] for metric in held}
+        metrics = {r.metric for r in queries.results([self._context.run]) if r.stage == stage}
+        answered = {metric.partition("/")[2] for metric in metrics}
         return {name: task for name, task in self._tasks.items() if name not in answered}
 
     def _answer(self, stage: str, reporter: Phase) -> None:
-        from backend.evaluation.zero_shot import zero_shot
-
         for score in zero_shot(
             self._loaded.model, self._loaded.tokenizer, self._unanswered(stage),
             self._config.task_limit, self._batch, reporter,
@@ -281,11 +194,3 @@ class Quality:
                 stage, f"{family}/{score.task}", score.value, stderr=score.stderr, n=score.n,
                 task=score.task, figure=score.metric,
             )  # fmt: skip
-
-
-def samples_of(run: str | int, stage: str = "dense") -> list[dict[str, Any]]:
-    """The samples a run has recorded at a stage: prompt, text and tokens of each."""
-    for result in queries.results([run]):
-        if (result.stage, result.metric) == (stage, "greedy_agreement"):
-            return list(result.details["samples"])
-    return []

@@ -1,38 +1,23 @@
-"""The models that are decoded with: those of the catalogue, and what a run has saved, on packed
-weights where it was exported so. Imports no torch."""
+"""The model a job decodes with: one of the catalogue, or one a run has saved, with packed weights
+where it was exported so."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import Field
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.sources.catalogue import inspect
-from jobs.evaluation.run import RUN, saved_model
-from jobs.fields.model import ModelConfig
-
-if TYPE_CHECKING:
-    from backend.models.loading import LoadedModel
-    from jobs.runtime.context import JobContext
+from jobs.fields.model import DEFAULT_MODEL, ModelConfig
+from jobs.fields.saved_models import is_run, saved_config, saved_model
+from jobs.fields.types import SavedModelSpec
 
 
 class BaseConfig(ModelConfig):
-    """Which model writes."""
+    """Which model decodes."""
 
-    model: str = Field(
-        "smollm2-135m",
-        min_length=1,
-        max_length=300,
-        title="Model",
-        description="A name from the list, a run that saved a model, a hub id (org/name), a "
-        "folder, or a .gguf file.",
-        json_schema_extra={"choices": "saved"},
-    )
+    model: SavedModelSpec = DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
@@ -51,71 +36,25 @@ class DecodingModel:
 
 
 def resolve_model(spec: str, field: str = "model") -> DecodingModel:
-    """The base `spec` names.
+    """The model `spec` names.
 
     Raises:
-        ConfigRefused: the run is not there, or has saved no model.
-        ModelRefused: there is no such model, or it cannot be treated.
+        ConfigError: the run does not exist, or has saved no model.
+        ModelError: there is no such model, or it is not supported.
     """
-    if not RUN.fullmatch(spec):
+    if not is_run(spec):
         return DecodingModel(spec, inspect(spec))
-    folder, began = saved_model(spec, field)
+    folder, base = saved_model(spec, field)
     packed = "quantization_config" in saved_config(Path(folder), spec, field)
-    return DecodingModel(folder, inspect(began if packed else folder), packed)
+    return DecodingModel(folder, inspect(base if packed else folder), packed)
 
 
-def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
-    """The config.json in a folder that a run has saved.
-
-    Raises:
-        ConfigRefused: it is gone or damaged.
-    """
-    try:
-        found: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        why = f"{folder.name}/config.json cannot be read: {error}."
-        raise ConfigError(f"What {run} saved is not whole.", why, "Run it anew.", field) from error
-    return found
-
-
-def refuse_precision(base: DecodingModel, precision: str) -> None:
-    """Raises `ConfigError` where packed weights are asked to compute in float32."""
+def require_precision(base: DecodingModel, precision: str) -> None:
+    """Raise `ConfigError` where packed weights would have to compute in float32."""
     if base.packed and precision == "float32":
         raise ConfigError(
-            "Packed weights do not compute in float32.",
-            "The operator that reads them computes in bfloat16.",
+            "Packed weights do not support float32.",
+            "Their kernel computes in bfloat16.",
             "Choose bfloat16 or auto.",
             "precision",
         )
-
-
-def load_model(spec: str, device: str, precision: str, context: JobContext) -> LoadedModel:
-    """The base, frozen, in the precision asked for."""
-    import torch
-
-    from backend.models.loading import load
-    from backend.models.precision import resolve_dtype
-
-    base = resolve_model(spec)
-    if base.packed:
-        context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
-        context.environment(precision="bfloat16", device="cpu")
-        return _packed(base, context)
-    precision = resolve_dtype(precision, torch.device(device))
-    context.log(f"Loading {spec} on {device} in {precision}.")
-    context.environment(precision=precision)
-    loaded = load(base.source, device, getattr(torch, precision), context.log)
-    loaded.model.requires_grad_(False)
-    return loaded
-
-
-def _packed(base: DecodingModel, context: JobContext) -> LoadedModel:
-    from transformers import AutoTokenizer
-
-    from backend.export.reading import load_packed
-    from backend.models.loading import LoadedModel
-    from backend.models.sources.headers import OPTIONS
-
-    tokenizer = AutoTokenizer.from_pretrained(base.source, **OPTIONS)
-    model = load_packed(Path(base.source), context.log).requires_grad_(False)
-    return LoadedModel(model, tokenizer, base.facts)

@@ -1,4 +1,4 @@
-"""Drafters by the names of the runs that trained them. Imports no torch."""
+"""Drafters by the names of the runs that trained them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.base_model import saved_config
+from jobs.fields.saved_models import saved_config
 
-KIND, FOLDER = "amphista", "drafter"
+DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
 
 
 def drafter_run(name: str, field: str) -> Job:
     """The finished run `name` that trained a drafter.
 
     Raises:
-        ConfigRefused: there is none, or it has not finished.
+        ConfigError: there is none, or it has not finished.
     """
     do = "Choose a finished run of the kind amphista."
     try:
         job = queries.job(name)
     except NotFoundError as error:
         raise ConfigError(error.what, error.why, do, field) from error
-    if job.kind != KIND or job.state != State.SUCCEEDED:
+    if job.kind != DRAFTER_KIND or job.state != State.SUCCEEDED:
         why = f"{job.run} is a run of the kind {job.kind}, {job.state}."
         raise ConfigError(f"{job.run} holds no drafter.", why, do, field)
     return job
@@ -36,14 +36,14 @@ def drafter_run(name: str, field: str) -> Job:
 
 def drafter_folder(job: Job) -> Path:
     """Where a run keeps its drafter."""
-    return run_folder(job.run) / FOLDER
+    return run_folder(job.run) / DRAFTER_FOLDER
 
 
 def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
     """What the drafter's own config says: its shape, its base, its tree.
 
     Raises:
-        ConfigRefused: it is gone or damaged.
+        ConfigError: it is gone or damaged.
     """
     return saved_config(drafter_folder(job), job.run, field)
 
@@ -52,7 +52,7 @@ def drafter_bytes(job: Job, field: str = "drafters") -> int:
     """Size of the drafter's weights.
 
     Raises:
-        ConfigRefused: they are gone.
+        ConfigError: they are gone.
     """
     file = drafter_folder(job) / "drafter.safetensors"
     if not file.is_file():
@@ -74,11 +74,11 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
     """The runs named in a list with commas; all trained for `model`, none twice.
 
     Raises:
-        ConfigRefused: one is not there, or belongs to another base.
+        ConfigError: one is not there, or belongs to another base.
     """
     names = dict.fromkeys(read_names(text))
-    found = {job.run: job for job in (drafter_run(name, field) for name in names)}
-    for job in found.values():
+    jobs = {job.run: job for job in (drafter_run(name, field) for name in names)}
+    for job in jobs.values():
         if job.config["model"] != model:
             raise ConfigError(
                 f"{job.run} cannot draft for {model}.",
@@ -86,9 +86,9 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
                 "Choose its base as the model, or another drafter.",
                 field,
             )
-    return [*found.values()]
+    return [*jobs.values()]
 
 
 def finished_drafters() -> Sequence[Job]:
     """Every run that holds a drafter, the newest first."""
-    return queries.jobs([State.SUCCEEDED], KIND)
+    return queries.jobs([State.SUCCEEDED], DRAFTER_KIND)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, field_validator
+
+from jobs.fields.types import ModelSpec
+
+DEFAULT_MODEL = "smollm2-135m"
 
 
 class ModelConfig(BaseModel):
     """Which model."""
 
-    model: str = Field(
-        "smollm2-135m",
-        min_length=1,
-        max_length=300,
-        title="Model",
-        description="A name from the list, a hub id (org/name), a folder, or a .gguf file.",
-    )
+    model: ModelSpec = DEFAULT_MODEL
 
     @field_validator("model")
     @classmethod

@@ -1,4 +1,4 @@
-"""The prompts a job asks: fields shared by the kinds that write, time or show answers."""
+"""The prompts of a job: fields shared by the kinds that decode."""
 
 from __future__ import annotations
 
@@ -11,33 +11,31 @@ from pydantic import BaseModel, Field
 
 from backend.models.facts import ModelFacts
 from backend.text.prompts import BUILT_IN, STORIES, require_prompts
+from jobs.fields.types import PromptSet
 
 
 class PromptConfig(BaseModel):
     """Where prompts come from."""
 
-    prompts: str = Field(
+    prompts: PromptSet = Field(
         "auto",
-        min_length=1,
-        max_length=300,
-        title="Prompts",
         description="auto: the built-in ones that suit the model. file:NAME.jsonl: your own, such "
-        "as the questions of MT-Bench or Spec-Bench; of several turns the first is asked.",
+        "as the questions of MT-Bench or Spec-Bench; only the first turn is used.",
         examples=["auto", BUILT_IN, STORIES],
     )
 
 
 def prompt_set(config: PromptConfig, facts: ModelFacts) -> str:
-    """The set meant: auto is the one that suits the model."""
+    """The name of the prompt set; auto is the one that suits the model."""
     suits = STORIES if facts.default_text == STORIES else BUILT_IN
     return suits if config.prompts == "auto" else config.prompts
 
 
 def check_prompts(config: PromptConfig, facts: ModelFacts) -> str:
-    """The set meant, if it is there.
+    """The name of the prompt set, if it is available.
 
     Raises:
-        TextRefused: it is not.
+        DatasetError: it is not.
     """
     name = prompt_set(config, facts)
     require_prompts(name, "prompts")
@@ -45,6 +43,6 @@ def check_prompts(config: PromptConfig, facts: ModelFacts) -> str:
 
 
 def prompt_facts(name: str, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What identifies prompts, given as token ids: their set, their number, and their sha256."""
+    """What identifies prompts, given as token ids: their set, number and sha256."""
     digest = hashlib.sha256(json.dumps([list(row) for row in rows]).encode())
     return {"corpus": name, "sha256": digest.hexdigest(), "count": len(rows)}

@@ -1,4 +1,4 @@
-"""The texts of a generate job, as they are being written. Imports no torch.
+"""The texts of a generate job, as they are being written.
 
 Each side has a file of JSON lines in the run's folder: a line for every pass of the model, and one
 at the end. The job appends; whoever watches reads whole lines. A side without its last line is
@@ -22,8 +22,8 @@ from typing import Any, TextIO
 
 from backend.queue.folders import run_folder
 
-MOST = 4  # sides
-ENDS = {"limit": "as long as asked", "end": "ended by the model", "stop": "ended by a stop string"}
+MAX_SIDES = 4
+ENDS = {"limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached"}
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ def file_of(run: str, side: int) -> Path:
 
 def read_transcript(run: str, side: int) -> Transcript:
     """What a side has written so far; nothing before it began."""
-    found, file = Transcript(), file_of(run, side)
+    transcript, file = Transcript(), file_of(run, side)
     lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []  # the last: not whole
     for line in lines:
         row: dict[str, Any] = json.loads(line)
         if "end" in row:
-            found.end, found.rest = row["end"], row["rest"]
+            transcript.end, transcript.rest = row["end"], row["rest"]
         else:
             tokens = [(text, head) for text, head in row["tokens"]]
-            found.passes.append(TranscriptStep(tokens, row["rejected"], row["ms"]))
-    return found
+            transcript.passes.append(TranscriptStep(tokens, row["rejected"], row["ms"]))
+    return transcript
 
 
 class TranscriptWriter:

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import math
 import os
-import resource
-import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sqlalchemy import func, inspect, select, update
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -31,7 +25,6 @@ from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
 from backend.queue.engines.local import reference
 from backend.queue.folders import run_folder, work_folder
-from backend.reporter import REPLAY
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store.session import change, now_ms, reading, writing
@@ -39,17 +32,18 @@ from backend.store.states import Exit
 from backend.store.tables import (
     Artifact,
     Attempt,
+    DecoderRow,
     Job,
     MetricPoint,
-    ProfileRow,
     Result,
+    StepTime,
     Table,
-    TensorRow,
 )
+from jobs.runtime.progress import Progress
+from jobs.runtime.rows import profile_row, tensor_row, upsert
 
 BEAT_S = 1.0
 PATIENCE_S = 120.0  # how long the last write waits for a locked database
-SETTLED_S = 15.0  # in a phase, before its own pace is believed
 
 
 class LeaseLostError(Exception):
@@ -74,9 +68,11 @@ class JobContext:
 
     # the Reporter ----------------------------------------------------------------------------
 
-    def progress(self, done: float, total: float, stage: str, until: float | None = None) -> None:
-        """How far the job is; `until`: where the phase it is in ends, as far as `total`."""
-        self._progress.report(done, total, stage, total if until is None else until)
+    def progress(
+        self, done: float, total: float, stage: str, phase_end: float | None = None
+    ) -> None:
+        """How far the job is; `phase_end`: where its current phase ends, in units of `total`."""
+        self._progress.report(done, total, stage, total if phase_end is None else phase_end)
 
     def metric(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -114,7 +110,7 @@ class JobContext:
         """Records one of the figures the run ends with; a later one of that name replaces it.
 
         Raises:
-            MethodFailed: the value is not finite.
+            ComputeError: the value is not finite.
         """
         if not math.isfinite(value):
             raise ComputeError(
@@ -128,6 +124,21 @@ class JobContext:
                 n=n, details=details,
             )
         )  # fmt: skip
+        self.settle()
+
+    def outcome(self, **columns: str | float) -> None:
+        """Record what the run as a whole came to: `kept_stage`, `flops`, `timed_seconds`."""
+        job = update(Job).where(Job.id == self.job_id).values(**columns)
+        self._patiently(lambda session: session.execute(job))
+
+    def step_time(self, step: str, seconds: float) -> None:
+        """Record the seconds of one step, over all attempts."""
+        self._add(StepTime(job_id=self.job_id, step=step, seconds=seconds))
+        self.settle()
+
+    def decoder(self, name: str, report: dict[str, Any]) -> None:
+        """Record what was measured of one decoder."""
+        self._add(DecoderRow(job_id=self.job_id, decoder=name, report=report))
         self.settle()
 
     def has_result(self, stage: str, metric: str) -> bool:
@@ -268,93 +279,11 @@ def retry(write: Callable[[], None]) -> None:
             time.sleep(BEAT_S)
 
 
-class Progress:
-    """How far the job is, and when it will end, from the pace of what this attempt does anew: for
-    the rest of a phase that of the phase, for the others that of the job so far."""
-
-    def __init__(self) -> None:
-        self._done = self._total = self._until = 0.0
-        self._stage = "starting"
-        self._first = self._entered = (0.0, math.inf)  # seconds, done: of the job, of the phase
-
-    def report(self, done: float, total: float, stage: str, until: float) -> None:
-        now = (time.monotonic(), done)
-        if stage == REPLAY or done < self._first[1]:  # its pace says nothing of what is to come
-            self._first = self._entered = now
-        elif until != self._until:
-            self._entered = now
-        self._done, self._total, self._stage, self._until = done, total, stage, until
-
-    def columns(self) -> dict[str, Any]:
-        """The columns of the job row."""
-        return {
-            "done": self._done,
-            "total": self._total,
-            "stage": self._stage,
-            "eta_s": self._eta(),
-            "peak_bytes": peak_memory(),
-        }
-
-    def _eta(self) -> float | None:
-        overall = self._pace(self._first)
-        if overall is None:
-            return None
-        known = time.monotonic() - self._entered[0] > SETTLED_S
-        here = (self._pace(self._entered) if known else None) or overall
-        return here * (self._until - self._done) + overall * (self._total - self._until)
-
-    def _pace(self, since: tuple[float, float]) -> float | None:
-        """Seconds for each unit done since then; None before there is any."""
-        seconds, done = since
-        return (time.monotonic() - seconds) / (self._done - done) if self._done > done else None
-
-
-def peak_memory() -> int:
-    """The most bytes this process has held in memory. On Linux not by `getrusage`, whose peak
-    begins with that of the process that started this one."""
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-
-
-def tensor_row(job_id: int, snapshot: TensorSnapshot) -> TensorRow:
-    """The database row of a snapshot."""
-    return TensorRow(
-        job_id=job_id, tensor=snapshot.tensor, stage=snapshot.stage, step=snapshot.step,
-        block=snapshot.block, module=snapshot.module, n=snapshot.n, zeros=snapshot.zeros,
-        below=snapshot.below, above=snapshot.above, lo=snapshot.lo, hi=snapshot.hi,
-        counts=zlib.compress(snapshot.counts.astype(np.dtype("<u4")).tobytes()),
-        stats=snapshot.stats, quantiles=list(snapshot.quantiles),
-    )  # fmt: skip
-
-
-def profile_row(job_id: int, profile: TensorProfile) -> ProfileRow:
-    """The database row of a profile."""
-    return ProfileRow(
-        job_id=job_id, tensor=profile.tensor, stage=profile.stage, step=profile.step,
-        name=profile.name, block=profile.block, module=profile.module,
-        shape=list(profile.values.shape),
-        values=zlib.compress(profile.values.astype(np.dtype("<f4")).tobytes()),
-    )  # fmt: skip
-
-
-def upsert(session: Session, row: Table) -> None:
-    """Inserts a row or replaces the one with the same key: a resumed attempt repeats itself."""
-    mapper = inspect(type(row))
-    values = {column.key: getattr(row, column.key) for column in mapper.columns}
-    insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
-    keys = [str(column.key) for column in mapper.primary_key]
-    statement = insert(type(row)).values(values)
-    changed = {key: value for key, value in values.items() if key not in keys}
-    session.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
-
-
 def claim(attempt_id: int) -> JobContext:
     """Takes an attempt for this process; only the first to ask gets it.
 
     Raises:
-        Fenced: it was claimed before, given up, or never was.
+        LeaseLostError: it was claimed before, given up, or never was.
     """
     mine = update(Attempt).where(
         Attempt.id == attempt_id, Attempt.started_at.is_(None), Attempt.ended_at.is_(None)

@@ -1,4 +1,5 @@
-"""How long a run will take on this machine, learned from the runs it has finished."""
+"""How long a run takes on this machine, learned from finished runs; and the costs that the
+estimates of several kinds rest on."""
 
 from __future__ import annotations
 
@@ -9,60 +10,62 @@ from statistics import median
 from backend.settings import available_threads, settings
 from backend.store import queries
 from backend.store.states import State
-from jobs.metrics import WORK
 
-FLOPS_PER_THREAD = 40e9  # measured on two cores with bfloat16 units; only until a run has finished
-LOOKED_AT, LEARNED_FROM = 30, 3  # finished runs, and those of them whose work is most alike
+GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram matrix
+DECODE_COST = 4.0  # FLOPs of a token decoded alone, over those of one read in a batch
+STATISTICS_FLOPS = 700.0  # of one weight: it is sorted and counted
+ADAM_BYTES = 16  # of a trained parameter: itself, its gradient, two moments
+FLOPS_PER_THREAD = 40e9  # measured on two cores with bfloat16 units; used until a run has finished
+RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs looked at, and those nearest in size of them
 START_S = 6.0  # to start a process and import torch
 
 
-def estimate_seconds(kind: str, model: str, work: float, timed: float = 0.0) -> tuple[float, str]:
-    """Expected seconds, and where the figure comes from.
+def estimate_seconds(
+    kind: str, model: str, flops: float, timed_seconds: float = 0.0
+) -> tuple[float, str]:
+    """Expected seconds, and the basis of the figure in words.
 
-    Only runs on the same model count (a toy spends its time on other things than arithmetic), and
-    of those the ones that were given a time, or not, as this one is, and are nearest in size: a
-    small run is mostly overhead.
+    The pace is the median of the finished runs nearest in FLOPs, because a small run is mostly
+    overhead. Only runs on the same model count (a toy spends its time on other things than
+    arithmetic), and only those with a time budget if this run has one.
 
     Args:
-        work: floating-point operations of what takes as long as it takes.
-        timed: seconds of what is given a time to take.
+        flops: floating-point operations of all phases without a time budget.
+        timed_seconds: the time budget of the others.
     """
-    known = [each for each in _finished(kind, model) if (each.timed > 0) == (timed > 0)]
-    nearest = sorted(known, key=lambda each: abs(math.log(each.work / max(work, 1))))[:LEARNED_FROM]
+    alike = [run for run in _finished(kind, model) if (run.timed > 0) == (timed_seconds > 0)]
+    nearest = sorted(alike, key=lambda run: abs(math.log(run.flops / max(flops, 1))))[:NEAREST_RUNS]
     if nearest:
-        pace = median(each.seconds / each.work for each in nearest)
+        pace = median(run.seconds / run.flops for run in nearest)
         runs = "run" if len(nearest) == 1 else "runs"
-        return START_S + timed + work * pace, f"learned from {len(nearest)} finished {runs}"
+        seconds = START_S + timed_seconds + flops * pace
+        return seconds, f"learned from {len(nearest)} finished {runs}"
     threads = settings().threads or available_threads()
-    guess = START_S + timed + work / (FLOPS_PER_THREAD * threads)
-    return guess, "a first guess; better after the first run"
+    guess = START_S + timed_seconds + flops / (FLOPS_PER_THREAD * threads)
+    return guess, "rough estimate (no completed runs to calibrate on)"
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: its `work` and the `seconds` of it, besides those it had been given."""
+    """A finished run: its FLOPs, the `seconds` they took, and the seconds of its time budget."""
 
-    work: float
+    flops: float
     seconds: float
     timed: float
 
 
 def _finished(kind: str, model: str) -> list[FinishedRun]:
     """The runs to learn from, the newest first."""
-    took = {
-        job.id: (job.finished_at - job.started_at) / 1000 - START_S
+    runs = [
+        (job, (job.finished_at - job.started_at) / 1000 - START_S - (job.timed_seconds or 0.0))
         for job in queries.jobs([State.SUCCEEDED], kind)
         if job.config.get("model") == model
         and job.attempts_made == 1
         and job.finished_at
         and job.started_at
-    }
-    told = [
-        (row.job_id, row.value, float(row.details.get("timed", 0.0)))
-        for row in queries.results([*took][:LOOKED_AT])
-        if row.metric == WORK and row.value > 0
     ]
     return [
-        FinishedRun(work, max(took[run] - timed, 0.1), timed)
-        for run, work, timed in sorted(told, reverse=True)
+        FinishedRun(job.flops, max(seconds, 0.1), job.timed_seconds or 0.0)
+        for job, seconds in runs[:RECENT_RUNS]
+        if job.flops
     ]

@@ -24,7 +24,7 @@ def prepare(config: JobConfig, context: JobContext) -> str:
         The torch device to use.
 
     Raises:
-        ConfigRefused: the device asked for is not there.
+        ConfigError: the device asked for is not there.
     """
     torch.manual_seed(config.seed)
     threads = config.threads or settings().threads or available_threads()

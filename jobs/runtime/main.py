@@ -23,12 +23,12 @@ from jobs.runtime.context import JobContext, LeaseLostError, claim
 
 
 def main() -> int:
-    """Claims the attempt, runs its job, and records how it ended."""
+    """Claim the attempt, run its job, and record how it ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--attempt", type=int, required=True)
     attempt = parser.parse_args().attempt
     if current_revision() != newest_revision():
-        print("The tables are of another version of Slimscope; restart the dashboard.", flush=True)
+        print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
         return Exit.ERROR
     try:
         context = claim(attempt)
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def execute(context: JobContext) -> int:
-    """Runs the job of a claimed attempt.
+    """Run the job of a claimed attempt.
 
     Returns:
         The exit code that says how it went.
@@ -49,9 +49,9 @@ def execute(context: JobContext) -> int:
     try:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
-        kind.run(kind.config.model_validate(context.config), context)
+        kind.load_run()(kind.config.model_validate(context.config), context)
     except CancelledError:
-        context.log("Stopped as asked; everything finished so far is kept.")
+        context.log("Stopped on request; everything finished so far is kept.")
         context.finish("stopped")
         return Exit.STOPPED
     except LeaseLostError:
@@ -74,20 +74,20 @@ def print_trace() -> None:
 
 
 def error_record(error: Exception) -> dict[str, str]:
-    """What happened, why, and what to do, of any error."""
+    """What happened, why, and what to do about an error."""
     if isinstance(error, SlimscopeError):
         return {"what": error.what, "why": error.why, "do": error.do}
     if is_out_of_memory(error):
         return {
-            "what": "The run needed more memory than there is.",
+            "what": "The run ran out of memory.",
             "why": str(error).split("\n")[0][:500],
-            "do": "Free some memory and resume, or add the run anew with fewer segments at a time "
-            "or a shorter context.",
+            "do": "Free some memory and resume, or start a new run with fewer segments per pass or "
+            "a shorter context length.",
         }
     return {
-        "what": "The run stopped at an error it does not know.",
+        "what": "The run failed with an unexpected error.",
         "why": f"{type(error).__name__}: {error}"[:500],
-        "do": "The log holds the whole trace. Resume goes on from the last checkpoint.",
+        "do": "The log has the whole traceback. Resume continues from the last checkpoint.",
     }
 
 

@@ -1,47 +1,115 @@
-"""One progress bar for a job of several phases, each as wide as its share of the work."""
+"""Progress of a job: one bar over several phases, each as wide as its share of the work, and the
+time that is left."""
 
 from __future__ import annotations
 
+import math
+import resource
+import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
-from jobs.runtime.context import JobContext
+from backend.reporter import REPLAY, Reporter
+
+SETTLED_S = 15.0  # in a phase, before its own pace is used
+
+
+class Progress:
+    """How far the job is, and the seconds left: the rest of a phase at the pace of the phase, the
+    later ones at that of the job. Work replayed from checkpoints does not count for the pace."""
+
+    def __init__(self) -> None:
+        self._done = self._total = self._phase_end = 0.0
+        self._stage = "starting"
+        self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done
+
+    def report(self, done: float, total: float, stage: str, phase_end: float) -> None:
+        now = (time.monotonic(), done)
+        if stage == REPLAY or done < self._job_start[1]:  # says nothing of the pace
+            self._job_start = self._phase_start = now
+        elif phase_end != self._phase_end:
+            self._phase_start = now
+        self._done, self._total, self._stage, self._phase_end = done, total, stage, phase_end
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the job row."""
+        return {
+            "done": self._done,
+            "total": self._total,
+            "stage": self._stage,
+            "eta_s": self._eta(),
+            "peak_bytes": peak_memory(),
+        }
+
+    def _eta(self) -> float | None:
+        overall = self._pace(self._job_start)
+        if overall is None:
+            return None
+        known = time.monotonic() - self._phase_start[0] > SETTLED_S
+        here = (self._pace(self._phase_start) if known else None) or overall
+        return here * (self._phase_end - self._done) + overall * (self._total - self._phase_end)
+
+    def _pace(self, start: tuple[float, float]) -> float | None:
+        """Seconds per unit since `start`; None before one is done."""
+        seconds, done = start
+        return (time.monotonic() - seconds) / (self._done - done) if self._done > done else None
+
+
+def peak_memory() -> int:
+    """The most bytes this process has held in memory. On Linux not by `getrusage`, whose peak
+    begins with that of the process that started this one."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+
+class JobReporter(Reporter, Protocol):
+    """A reporter that also knows where the phase it is in ends."""
+
+    def progress(
+        self, done: float, total: float, stage: str, phase_end: float | None = None
+    ) -> None:
+        """`done` of `total` units are finished; the phase ends at `phase_end` of them."""
 
 
 class Phases:
-    """Hands each phase a reporter that fills its part of the job's progress.
+    """The reporters of a job's phases, each filling its part of the progress.
 
     Args:
-        weights: phase name -> work in any unit, in the order they run.
+        weights: phase -> work in any unit, in the order they run.
     """
 
-    def __init__(self, context: JobContext, weights: Mapping[str, float]) -> None:
-        self.context, self.weights = context, weights
+    def __init__(self, reporter: JobReporter, weights: Mapping[str, float]) -> None:
+        self.reporter, self.weights = reporter, weights
 
     def phase(self, name: str, part: int = 0, parts: int = 1) -> Phase:
         """The reporter of phase `name`, or of its `part`th of `parts` equal parts."""
         names = list(self.weights)
         before = sum(self.weights[n] for n in names[: names.index(name)])
         whole, width = sum(self.weights.values()), self.weights[name] / parts
-        until = (before + self.weights[name]) / whole
-        return Phase(self.context, (before + part * width) / whole, width / whole, until)
+        phase_end = (before + self.weights[name]) / whole
+        return Phase(self.reporter, (before + part * width) / whole, width / whole, phase_end)
 
 
 class Phase:
     """A reporter that fills the job's progress from `start` to `start + width`, both in 0..1, of a
-    phase that ends at `until`."""
+    phase that ends at `phase_end`."""
 
-    def __init__(self, context: JobContext, start: float, width: float, until: float) -> None:
-        self._context, self._start, self._width = context, start, width
-        self._until = until
-        self.metric, self.log = context.metric, context.log
-        self.snapshot, self.profile = context.snapshot, context.profile
-        self.should_stop = context.should_stop
+    def __init__(self, reporter: JobReporter, start: float, width: float, phase_end: float) -> None:
+        self._reporter, self._start, self._width = reporter, start, width
+        self._phase_end = phase_end
+        self.metric, self.log = reporter.metric, reporter.log
+        self.snapshot, self.profile = reporter.snapshot, reporter.profile
+        self.should_stop = reporter.should_stop
 
     def part(self, number: int, parts: int) -> Phase:
         """The reporter of the `number`th of `parts` equal parts of this phase."""
         width = self._width / parts
-        return Phase(self._context, self._start + number * width, width, self._until)
+        return Phase(self._reporter, self._start + number * width, width, self._phase_end)
 
     def progress(self, done: float, total: float, stage: str) -> None:
         share = done / total if total else 1.0
-        self._context.progress(self._start + self._width * share, 1.0, stage, self._until)
+        self._reporter.progress(self._start + self._width * share, 1.0, stage, self._phase_end)

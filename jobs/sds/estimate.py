@@ -1,12 +1,13 @@
-"""What an SDS run needs of memory and disk, before it starts. Imports no torch."""
+"""What an SDS run needs before it starts: FLOPs, memory, disk, and what is refused."""
 
 from __future__ import annotations
 
-import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backend.errors import ConfigError
 from backend.methods.sds.config import SDSStage
+from backend.methods.sds.layer_selection import layer_patterns
+from backend.methods.sds.owl import refuse_allocation
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
     COMFORT,
@@ -14,37 +15,80 @@ from backend.models.memory import (
     memory_available,
     memory_needed,
     memory_parts,
-    readable,
     wait_on_disk,
     weight_memory,
 )
-from backend.settings import settings
-from jobs.fields.text import context_length
-from jobs.runtime.costs import GRAM_SHARE
+from backend.models.sources.catalogue import inspect
+from jobs.fields.text import check_text, context_length
+from jobs.kind import DiskSpace, Requirements
+from jobs.runtime.duration import GRAM_SHARE
+from jobs.sds.config import SDSJob
 
-if TYPE_CHECKING:
-    from jobs.sds.run import SDSJob
-
-STAGES_HELD = 6  # copies of the block at work: its stages, and a sorted one for statistics
+BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for statistics
 UNCHANGED = ("wanda", "magnitude")  # leave the weights that stay as they were
 
 
-def memory(
+def requirements(config: SDSJob) -> Requirements:
+    """What the run needs.
+
+    Raises:
+        SlimscopeError: the model, a text, or a combination of settings cannot work.
+    """
+    facts = inspect(config.model)
+    refuse_allocation(config)
+    layer_patterns(facts.linears, config)
+    warnings = check_text(config, facts)
+    require_stored_text(config)
+    streamed, needed = memory_bytes(config, facts, memory_available())
+    if streamed:
+        warnings += ("The model does not fit into memory: its blocks are read from disk.",)
+    return Requirements(
+        model=config.model,
+        title=facts.title,
+        flops=flops_by_phase(config, facts),
+        memory=needed,
+        disk=disk_space(config, facts),
+        warnings=warnings,
+    )
+
+
+def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of each phase: the basis of estimate and progress."""
+    weights = facts.linear_weights
+    solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
+    grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
+    context = context_length(config, facts)
+    calibration, evaluation = (n * context for n in (config.segments, config.windows))
+    whole = config.until == "sds"
+    adjustments = config.control + (whole and config.adjust != "off")
+    sgd_steps = config.sgd_epochs * config.segments  # each a product with one segment's Gram
+    redense = {"gram": config.redense_steps, "ridge": 1, "sgd": sgd_steps}[config.redense]
+    steps = whole * redense + config.adjust_steps * adjustments
+    passes = 2 * (1 + whole) + (config.allocation == "owl")
+    one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
+    return {
+        "dense": one_evaluation,
+        "prune": passes * (2.0 * weights + grams) * calibration + steps * solve,
+        "evaluate": (len(config.stages) - 1) * one_evaluation,
+    }
+
+
+def memory_bytes(
     config: SDSJob, facts: ModelFacts, available: int, dtype: str = "float32"
 ) -> tuple[bool, dict[str, int]]:
-    """Whether the model is streamed, and the bytes the run needs then, by what they are for.
+    """Whether the model is streamed, and then purpose -> bytes at the peak.
 
-    auto streams a model that would not fit, unless it writes its own calibration text: then every
+    auto streams a model that would not fit, unless it samples its own calibration text: then every
     token would read all of it from disk.
     """
-    states = states_bytes(config, facts, dtype)
+    states = hidden_state_bytes(config, facts, dtype)
     sizes: dict[str, Any] = {
         "dtype": dtype,
         "segments": config.segments,
         "context": context_length(config, facts),
         "batch": config.batch,
         "streams": _streams(config),
-        "stages": STAGES_HELD,
+        "stages": BLOCK_COPIES,
         "on_disk": wait_on_disk(config.activations, states, available),
     }
     tight = memory_needed(facts, **sizes) > COMFORT * available
@@ -62,29 +106,29 @@ def _streams(config: SDSJob) -> int:
     return 1 if config.inputs == "sd" else 2
 
 
-def states_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32") -> int:
+def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32") -> int:
     """Bytes of the hidden states of the calibration text."""
     context = context_length(config, facts)
     return _streams(config) * activation_memory(facts, config.segments, context, dtype)
 
 
-def refuse_sampling(config: SDSJob) -> None:
-    """Refuses a streamed model that would write its own calibration text.
+def require_stored_text(config: SDSJob) -> None:
+    """Refuse a streamed model that would sample its own calibration text.
 
     Raises:
-        ConfigRefused: with the field of the text.
+        ConfigError: for the field of the text.
     """
     if config.weights == "streamed" and config.calibration_text == "self":
         raise ConfigError(
-            "A streamed model cannot write its own calibration text.",
+            "A streamed model cannot sample its own calibration text.",
             "Every token would read the whole model from disk.",
             "Choose a corpus, or keep the weights in memory.",
             field="calibration_text",
         )
 
 
-def disk(config: SDSJob, facts: ModelFacts) -> int:
-    """Bytes a run leaves and needs on disk at its peak: stages, the saved model, hidden states.
+def disk_space(config: SDSJob, facts: ModelFacts) -> DiskSpace:
+    """What a run leaves and needs on disk at its peak: stages, the saved model, hidden states.
 
     A stage is float32, but for those that hold nothing but weights of a 16-bit model.
     """
@@ -92,24 +136,11 @@ def disk(config: SDSJob, facts: ModelFacts) -> int:
     same = {SDSStage.DENSE, *([SDSStage.FIRST] if config.base in UNCHANGED else [])}
     half = facts.dtype in ("float16", "bfloat16")
     stages = sum(pruned * (2 if half and stage in same else 4) for stage in config.stages)
-    states = states_bytes(config, facts)
+    states = hidden_state_bytes(config, facts)
     waiting = wait_on_disk(config.activations, states, memory_available())
-    return stages + weight_memory(facts) + states * waiting
-
-
-def refuse_full_disk(config: SDSJob, facts: ModelFacts) -> None:
-    """Refuses a run that the disk has no room for.
-
-    Raises:
-        ConfigRefused: names both numbers, and what makes it smaller.
-    """
-    needed, root = disk(config, facts), settings().root
-    free = shutil.disk_usage(root if root.exists() else ".").free
-    if needed > free:
-        raise ConfigError(
-            "The run does not fit on the disk.",
-            f"Its {len(config.stages)} stages and the saved model take about {readable(needed)}; "
-            f"{readable(free)} are free.",
-            "Leave out the control, stop after the first pruning, or free some space.",
-            field="until",
-        )
+    return DiskSpace(
+        stages + weight_memory(facts) + states * waiting,
+        f"Its {len(config.stages)} stages and the saved model",
+        "Leave out the control, stop after the first pruning, or free some space.",
+        "until",
+    )

@@ -1,11 +1,10 @@
-"""The timing of a speed job: who decodes, the answers of all of them, and what is recorded."""
+"""The timing of a speed job: its decoders, their answers, and their reports."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any
 
 from backend.errors import ConfigError
 from backend.methods.amphista.checkpoint import Amphista
@@ -33,14 +32,15 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import best_tree
 from backend.models.loading import LoadedModel, load
 from backend.reporter import REPLAY, stop_if_asked
-from backend.text.prompts import Prompt, benchmark_prompts, end_ids, readable_ids
+from backend.text.prompt_ids import end_ids, readable_ids
+from backend.text.prompts import Prompt, benchmark_prompts
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_facts, prompt_set
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
-from jobs.speed.report import ASSISTANT, COMBINED, LOOKUP, path_name
-from jobs.speed.run import SIZES, TREE_PROMPTS, SpeedJob
+from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
+from jobs.speed.report import ASSISTANT, COMBINED, LOOKUP, DecoderReport
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 
@@ -57,64 +57,65 @@ class DecodingBenchmark:
             job.run: Amphista.load(drafter_folder(job))
             for job in drafters_named(config.drafters, config.model, "drafters")
         }
-        trees = len(self.drafters) * config.try_sizes * len(SIZES)
+        trees = len(self.drafters) * config.try_sizes * len(TREE_SIZES)
         self.phases = Phases(context, {"compare": config.count, TREES: trees * TREE_PROMPTS / 2})
 
     def compare(self) -> None:
-        """Times all arms on all prompts and records each, over all and by task."""
-        arms, phase = self._arms(), self.phases.phase("compare")
-        answered = self._ask_all("prompt", arms, self.prompts, self.config.rounds, phase)
+        """Time all decoders on all prompts, and record each."""
+        decoders, phase = self._decoders(), self.phases.phase("compare")
+        answers = self._answers("prompt", decoders, self.prompts, self.config.rounds, phase)
         tasks = [prompt.task for prompt, _ in self.prompts]
-        for name, proposer in arms.items():
-            self._record(name, summarise(name, answered), proposer)
-            for task in dict.fromkeys(tasks):
-                own = [each for each, of in zip(answered, tasks, strict=True) if of == task]
-                self._record_task(name, task, summarise(name, own))
+        for name, proposer in decoders.items():
+            by_task = {
+                task: summarise(name, [a for a, t in zip(answers, tasks, strict=True) if t == task])
+                for task in dict.fromkeys(tasks)
+            }
+            self._record(self._report(name, proposer, summarise(name, answers), by_task))
+            self._record_tasks(name, by_task)
 
     def try_sizes(self) -> None:
-        """Times every drafter with trees of other sizes; draws both curves over the size."""
+        """Time every drafter with trees of other sizes: three curves over the size."""
         for number, (name, drafter) in enumerate(self.drafters.items()):
-            sizes = [n for n in SIZES if n <= 1 + len(drafter.growth)]
-            arms: dict[str, Proposer] = {VANILLA: NoDraft()}
+            sizes = [n for n in TREE_SIZES if n <= 1 + len(drafter.growth)]
+            decoders: dict[str, Proposer] = {VANILLA: NoDraft()}
             bound = drafter.bind(self.target)
             for n in sizes:
-                arms[str(n)] = TreeProposer(bound, self.target, best_tree(drafter.growth, n))
+                decoders[str(n)] = TreeProposer(bound, self.target, best_tree(drafter.growth, n))
             phase = self.phases.phase(TREES, number, len(self.drafters))
-            answered = self._ask_all(name, arms, self.prompts[:TREE_PROMPTS], 1, phase)
+            answers = self._answers(name, decoders, self.prompts[:TREE_PROMPTS], 1, phase)
             for n in sizes:
-                found = summarise(str(n), answered)
-                self.context.metric(f"{name}/accepted", found.accepted, n)
-                self.context.metric(f"{name}/speed-up", found.speed_up.value, n)
-                self.context.metric(f"{name}/break even", found.break_even, n)
+                summary = summarise(str(n), answers)
+                self.context.metric(f"{name}/accepted", summary.accepted, n)
+                self.context.metric(f"{name}/speed-up", summary.speed_up.value, n)
+                self.context.metric(f"{name}/break even", summary.break_even, n)
 
-    # who decodes -----------------------------------------------------------------------------
+    # decoders --------------------------------------------------------------------------------
 
-    def _arms(self) -> dict[str, Proposer]:
+    def _decoders(self) -> dict[str, Proposer]:
         """Name -> proposer, vanilla first. Tree sizes are chosen once, whatever is resumed."""
         config, target = self.config, self.target
-        found: dict[str, Proposer] = {VANILLA: NoDraft()}
+        decoders: dict[str, Proposer] = {VANILLA: NoDraft()}
         if config.lookup:
-            found[LOOKUP] = PromptLookup()
+            decoders[LOOKUP] = PromptLookup()
         if config.assistant:
             spec, device = absolute(config.assistant), str(target.device)
-            small = load(spec, device, target.dtype, self.context.log)
-            found[ASSISTANT] = AssistantModel(small.model, target.vocabulary)
+            assistant = load(spec, device, target.dtype, self.context.log)
+            decoders[ASSISTANT] = AssistantModel(assistant.model, target.vocabulary)
         stored = self.context.checkpoints.find(TREES)
         sizes = json.loads((stored / "sizes.json").read_text()) if stored else {}
         for name, drafter in self.drafters.items():
-            nodes = sizes.get(name, config.nodes)
-            drafted = make_proposer(target, drafter, nodes, least=2)
-            sizes[name] = drafted.nodes
-            self.context.log(f"{name}, {drafter.arm}: a tree of {drafted.nodes} nodes.")
-            found[name] = drafted
-            if config.combined and isinstance(drafted, TreeProposer):
-                found[name + COMBINED] = PromptLookupFirst(drafted)
+            proposer = make_proposer(target, drafter, sizes.get(name, config.nodes), least=2)
+            sizes[name] = proposer.nodes
+            self.context.log(f"{name}, {drafter.arm}: a tree of {proposer.nodes} nodes.")
+            decoders[name] = proposer
+            if config.combined and isinstance(proposer, TreeProposer):
+                decoders[name + COMBINED] = PromptLookupFirst(proposer)
         if not stored:
-            self._settle(sizes)
-        return found
+            self._store_sizes(sizes)
+        return decoders
 
-    def _settle(self, sizes: Mapping[str, int]) -> None:
-        """Records what a pass costs here, and stores the sizes that were chosen by it."""
+    def _store_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Record the verification costs, and store the tree sizes that were chosen by them."""
         costs = measure_costs(self.target)
         for nodes in COST_SIZES:
             self.context.metric("cost/verify", costs.ratio(nodes), nodes)
@@ -122,80 +123,109 @@ class DecodingBenchmark:
             (folder / "sizes.json").write_text(json.dumps(sizes))
 
     def _prompts(self) -> list[tuple[Prompt, list[int]]]:
-        """The prompts that are asked, with their token ids."""
+        """The prompts, with their token ids."""
         config, loaded = self.config, self.loaded
         name = prompt_set(config, loaded.facts)
         room = loaded.facts.context - config.max_new_tokens
-        found = readable_ids(benchmark_prompts(name), loaded.tokenizer, room)
-        if not found:
+        prompts = readable_ids(benchmark_prompts(name), loaded.tokenizer, room)[: config.count]
+        if not prompts:
             raise ConfigError(
                 f"No prompt of {name} fits.",
-                f"{config.max_new_tokens} new tokens leave too little of the "
-                f"{loaded.facts.context} that the model reads.",
-                "Ask for fewer new tokens.",
+                f"{config.max_new_tokens} new tokens leave too little of the context of "
+                f"{loaded.facts.context}.",
+                "Choose fewer new tokens.",
                 "max_new_tokens",
             )
-        found = found[: config.count]
-        facts = prompt_facts(name, [ids for _, ids in found])
+        facts = prompt_facts(name, [ids for _, ids in prompts])
         self.context.environment(text={"prompts": facts})
-        return found
+        return prompts
 
-    # the answers -----------------------------------------------------------------------------
+    # answers ---------------------------------------------------------------------------------
 
-    def _ask_all(
+    def _answers(
         self,
         place: str,
-        arms: Mapping[str, Proposer],
+        decoders: Mapping[str, Proposer],
         prompts: Sequence[tuple[Prompt, list[int]]],
         rounds: int,
         phase: Phase,
     ) -> list[Answers]:
-        """Every arm's answers; those to one prompt are one checkpoint, for these arms alone."""
-        answered = []
-        rivals = ", ".join(arms)
+        """Every decoder's answers; those to one prompt are one checkpoint, for these decoders
+        alone."""
+        answers = []
         ends = end_ids(self.loaded.tokenizer, self.loaded.model.generation_config)
         for number, (prompt, ids) in enumerate(prompts):
             stop_if_asked(phase)
-            digest = sha256(f"{rivals} {ids}".encode()).hexdigest()
+            digest = sha256(f"{', '.join(decoders)} {ids}".encode()).hexdigest()
             name = f"{place}-{number:05d}-{digest[:12]}"
             folder = self.context.checkpoints.find(name)
-            words = f"Prompt {number + 1} of {len(prompts)}: {prompt.task}"
-            phase.progress(number, len(prompts), REPLAY if folder else words)
-            if folder is None:
-                limit = self.config.max_new_tokens
-                found = time_decoders(self.target, arms, ids, limit, ends, rounds, phase, number)
-                with self.context.checkpoints.write(name) as draft:
-                    (draft / "answers.json").write_text(json.dumps(packed(found)))
-                answered.append(found)
-            else:
-                answered.append(unpacked(json.loads((folder / "answers.json").read_text())))
-        return answered
+            step = f"Prompt {number + 1} of {len(prompts)}: {prompt.task}"
+            phase.progress(number, len(prompts), REPLAY if folder else step)
+            if folder:
+                answers.append(unpacked(json.loads((folder / "answers.json").read_text())))
+                continue
+            limit = self.config.max_new_tokens
+            timed = time_decoders(self.target, decoders, ids, limit, ends, rounds, phase, number)
+            with self.context.checkpoints.write(name) as draft:
+                (draft / "answers.json").write_text(json.dumps(packed(timed)))
+            answers.append(timed)
+        return answers
 
     # what is recorded ------------------------------------------------------------------------
 
-    def _record(self, name: str, found: DecoderSummary, proposer: Proposer) -> None:
-        """The figures of one arm over all prompts."""
-        result, drafter = self.context.result, self.drafters.get(name.removesuffix(COMBINED))
-        speed, up, n = found.speed, found.speed_up, self.config.rounds
-        spread = {"lowest": speed.lowest, "highest": speed.highest}
-        result(name, "tokens_per_second", speed.value, n=n, prompts=found.prompts, **spread)
-        about: dict[str, Any] = {"nodes": proposer.nodes, "arm": drafter.arm if drafter else ""}
-        result(name, "speed_up", up.value, n=n, lowest=up.lowest, highest=up.highest, **about)
-        lengths = {str(length): count for length, count in found.lengths.items()}
-        passes = sum(found.lengths.values())
-        more: dict[str, Any] = {}
-        if isinstance(proposer, TreeProposer):
-            paths = proposer.tree.paths
-            more["hits"] = {path_name(path): found.hits.get(path, 0.0) for path in paths}
-        result(name, "accepted_length", found.accepted, n=passes, lengths=lengths, **more)
-        parts = {part: 1000 * seconds for part, seconds in found.parts.items()}
-        result(name, "break_even", found.break_even, milliseconds=parts)
-        same = {"first_difference": found.first_difference}
-        result(name, "same_text", found.same / found.prompts, n=found.prompts, **same)
+    def _report(
+        self,
+        name: str,
+        proposer: Proposer,
+        summary: DecoderSummary,
+        by_task: Mapping[str, DecoderSummary],
+    ) -> DecoderReport:
+        """The figures of one decoder, over all prompts and by task."""
+        drafter = self.drafters.get(name.removesuffix(COMBINED))
+        paths = proposer.tree.paths if isinstance(proposer, TreeProposer) else []
+        speed, up = summary.speed, summary.speed_up
+        return DecoderReport(
+            name,
+            kind=drafter.arm if drafter else "",
+            nodes=proposer.nodes,
+            speed=speed.value,
+            speed_up=up.value,
+            accepted=summary.accepted,
+            break_even=summary.break_even,
+            same=summary.same / summary.prompts,
+            prompts=summary.prompts,
+            first_difference=summary.first_difference,
+            ranges={
+                "tokens_per_second": (speed.lowest, speed.highest),
+                "speed_up": (up.lowest, up.highest),
+                **{
+                    f"speed_up/{task}": (s.speed_up.lowest, s.speed_up.highest)
+                    for task, s in by_task.items()
+                },
+            },
+            lengths=dict(summary.lengths),
+            hits={path: summary.hits.get(path, 0.0) for path in paths},
+            milliseconds={part: 1000 * seconds for part, seconds in summary.parts.items()},
+            tasks={task: (s.speed_up.value, s.accepted) for task, s in by_task.items()},
+        )
 
-    def _record_task(self, name: str, task: str, found: DecoderSummary) -> None:
-        up = found.speed_up
-        self.context.result(
-            name, f"speed_up/{task}", up.value, n=found.prompts, lowest=up.lowest,
-            highest=up.highest, accepted=found.accepted,
-        )  # fmt: skip
+    def _record(self, report: DecoderReport) -> None:
+        """Record a report, and its figures as results that tables and charts rank by."""
+        self.context.decoder(report.name, report.record())
+        figures = {
+            "tokens_per_second": (report.speed, self.config.rounds),
+            "speed_up": (report.speed_up, self.config.rounds),
+            "accepted_length": (report.accepted, sum(report.lengths.values())),
+            "break_even": (report.break_even, None),
+            "same_text": (report.same, report.prompts),
+        }
+        for metric, (value, n) in figures.items():
+            low, high = report.ranges.get(metric, (None, None))
+            spread = {} if low is None else {"lowest": low, "highest": high}
+            self.context.result(report.name, metric, value, n=n, **spread)
+
+    def _record_tasks(self, name: str, by_task: Mapping[str, DecoderSummary]) -> None:
+        for task, summary in by_task.items():
+            up, n = summary.speed_up, summary.prompts
+            spread = {"lowest": up.lowest, "highest": up.highest}
+            self.context.result(name, f"speed_up/{task}", up.value, n=n, **spread)

@@ -1,52 +1,40 @@
-"""What a speed job found, in words: who wins, and which term loses. Imports no torch.
+"""What a speed job measured of each decoder, and the verdict in words: which component limits the
+speed-up.
 
-    speed-up = accepted length / break-even,   break-even = (verify + draft + rest) / vanilla pass
+    speed-up = accepted length / break-even,   break-even = (verify + draft + rest) / vanilla step
 
-up to the prompt's pass, which is part of every answer and cannot be made faster.
+up to the prefill, which is part of every response and not sped up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
+
+from backend.store import queries
 
 VANILLA, LOOKUP, ASSISTANT = "vanilla", "lookup", "assistant"
 LABELS: Mapping[str, str] = MappingProxyType(
     {VANILLA: "Vanilla", LOOKUP: "Prompt lookup", ASSISTANT: "Small assistant"}
 )
-COMBINED = "+lookup"  # behind the name of a drafter that guesses where lookup finds nothing
-MARGIN = 0.03  # a speed-up nearer to 1 than this is none
-QUIET = 0.25  # more than so much between rounds of the same work is not the decoder's doing
-TASK = "speed_up/"
-MOVING = "choosing and moving rows"
-
-
-class Row(Protocol):
-    """What is read of a row of `results`."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def n(self) -> int | None: ...
-    @property
-    def details(self) -> dict[str, Any]: ...
+COMBINED = "+lookup"  # suffix of a drafter that is the fallback of prompt lookup
+MIN_GAIN = 0.03  # a speed-up nearer to 1 than this counts as none
+MAX_NOISE = 0.25  # spread between rounds of the same work, beyond which the machine was busy
+ACCEPTANCE = "acceptance and cache"
 
 
 @dataclass
 class DecoderReport:
-    """One decoder's figures, as they were recorded.
+    """What was measured of one decoder.
 
     Attributes:
         kind: Amphista, Medusa, …; empty for those that are not trained.
+        same: share of the prompts whose response is vanilla's.
         ranges: metric -> (lowest, highest) over rounds.
-        lengths: accepted length -> passes; milliseconds: part of a pass -> mean.
-        hits: path of a node of its tree -> share of passes that found it right.
+        lengths: accepted length -> steps; milliseconds: part of a step -> mean.
+        hits: path of a node of its tree -> share of steps that accepted it.
         tasks: task -> (speed-up, mean accepted length).
     """
 
@@ -66,9 +54,33 @@ class DecoderReport:
     milliseconds: dict[str, float] = field(default_factory=dict)
     tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
 
+    def record(self) -> dict[str, Any]:
+        """As JSON data: paths of the tree become text."""
+        hits = {path_name(path): share for path, share in self.hits.items()}
+        return asdict(self) | {"hits": hits}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> DecoderReport:
+        """The report that `record` made; JSON knows neither tuples nor numbers as keys."""
+        return cls(
+            **dict(record)
+            | {
+                "ranges": {m: (low, high) for m, (low, high) in record.get("ranges", {}).items()},
+                "lengths": {int(length): n for length, n in record.get("lengths", {}).items()},
+                "hits": {path_named(name): share for name, share in record.get("hits", {}).items()},
+                "tasks": {task: (up, n) for task, (up, n) in record.get("tasks", {}).items()},
+            }
+        )
+
+    @property
+    def untimed(self) -> dict[str, Any]:
+        """What no clock measured, so that a replay has to repeat it."""
+        record = self.record()
+        return {name: record[name] for name in ("lengths", "hits", "first_difference")}
+
     @property
     def label(self) -> str:
-        """How people call it: "Amphista (amphista-0007)"."""
+        """The name for people: "Amphista (amphista-0007)"."""
         return f"{self.title} ({self.run})" if self.kind else LABELS.get(self.name, self.name)
 
     @property
@@ -83,12 +95,12 @@ class DecoderReport:
 
     @property
     def combined(self) -> bool:
-        """Whether its drafter guesses only where lookup finds nothing."""
+        """Whether its drafter is the fallback of prompt lookup."""
         return self.name.endswith(COMBINED)
 
 
 def path_name(path: tuple[int, ...]) -> str:
-    """A node of a tree by the ranks of its guesses, from 0: "0.2"."""
+    """A node of a tree by the ranks of its draft tokens, from 0: "0.2"."""
     return ".".join(map(str, path))
 
 
@@ -97,96 +109,72 @@ def path_named(name: str) -> tuple[int, ...]:
     return tuple(map(int, name.split(".")))
 
 
-def decoder_reports(results: Iterable[Row]) -> list[DecoderReport]:
-    """The arms of a speed job, vanilla first, then the fastest."""
-    found: dict[str, DecoderReport] = {}
-    for row in results:
-        if row.stage != "run":
-            _read(found.setdefault(row.stage, DecoderReport(row.stage)), row)
-    return sorted(found.values(), key=lambda arm: (arm.name != VANILLA, -arm.speed_up))
+def decoder_reports(run: str | int) -> list[DecoderReport]:
+    """The decoders of a speed run, vanilla first, then the fastest."""
+    reports = [DecoderReport.from_record(row.report) for row in queries.decoder_rows(run)]
+    return sorted(reports, key=lambda report: (report.name != VANILLA, -report.speed_up))
 
 
-def _read(arm: DecoderReport, row: Row) -> None:
-    """Puts one figure in its place."""
-    more = row.details
-    if "lowest" in more:
-        arm.ranges[row.metric] = (more["lowest"], more["highest"])
-    match row.metric:
-        case "tokens_per_second":
-            arm.speed = row.value
-        case "speed_up":
-            arm.speed_up, arm.nodes, arm.kind = row.value, more["nodes"], more["arm"]
-        case "accepted_length":
-            arm.accepted = row.value
-            arm.lengths = {int(length): count for length, count in more["lengths"].items()}
-            hits = more.get("hits", {})
-            arm.hits = {path_named(name): share for name, share in hits.items()}
-        case "break_even":
-            arm.break_even, arm.milliseconds = row.value, more["milliseconds"]
-        case "same_text":
-            arm.same, arm.prompts = row.value, row.n or 0
-            arm.first_difference = more["first_difference"]
-        case metric if metric.startswith(TASK):
-            arm.tasks[metric.removeprefix(TASK)] = (row.value, more["accepted"])
-
-
-def verdicts(results: Iterable[Row]) -> list[str]:
-    """The verdict on every arm but vanilla; empty where nothing was compared."""
-    arms = decoder_reports(results)
-    if len(arms) < 2:
+def verdicts(reports: Sequence[DecoderReport]) -> list[str]:
+    """The verdict on every decoder but vanilla, which comes first; empty where nothing was
+    compared."""
+    if len(reports) < 2:
         return []
-    vanilla = arms[0]
-    said = [f"{arm.label} {_speed(arm)} {_why(arm, vanilla)}{_texts(arm)}" for arm in arms[1:]]
-    return [*said, *_unquiet(vanilla)]
+    vanilla, *others = reports
+    sentences = [
+        f"{report.label} {_speed(report)} {_bottleneck(report, vanilla)}{_texts(report)}"
+        for report in others
+    ]
+    return [*sentences, *_noise_warnings(vanilla)]
 
 
-def _unquiet(vanilla: DecoderReport) -> list[str]:
-    """Warns where the machine did not do the same work in the same time."""
+def _noise_warnings(vanilla: DecoderReport) -> list[str]:
+    """Warn where the same work took different times."""
     low, high = vanilla.ranges.get("tokens_per_second", (vanilla.speed, vanilla.speed))
-    if high <= (1 + QUIET) * low:
+    if high <= (1 + MAX_NOISE) * low:
         return []
     return [
-        f"Something else used this machine: vanilla wrote {low:.0f} to {high:.0f} tokens/s from "
-        "round to round. The figures may not agree with each other; measure again when it is quiet."
+        f"The machine was busy: vanilla decoding varied from {low:.0f} to {high:.0f} tokens/s "
+        "between rounds. The figures may be inconsistent; repeat the run on an idle machine."
     ]
 
 
-def _speed(arm: DecoderReport) -> str:
-    low, high = arm.ranges.get("speed_up", (arm.speed_up, arm.speed_up))
-    if low <= 1 + MARGIN and high >= 1 - MARGIN and abs(arm.speed_up - 1) < MARGIN:
-        return f"is as fast as vanilla here ({arm.speed_up:.2f}×)."
-    word = "faster" if arm.speed_up > 1 else "slower"
-    return f"is {word} than vanilla here: {arm.speed_up:.2f}× ({low:.2f} to {high:.2f})."
+def _speed(report: DecoderReport) -> str:
+    low, high = report.ranges.get("speed_up", (report.speed_up, report.speed_up))
+    if low <= 1 + MIN_GAIN and high >= 1 - MIN_GAIN and abs(report.speed_up - 1) < MIN_GAIN:
+        return f"is as fast as vanilla here ({report.speed_up:.2f}×)."
+    word = "faster" if report.speed_up > 1 else "slower"
+    return f"is {word} than vanilla here: {report.speed_up:.2f}× ({low:.2f} to {high:.2f})."
 
 
-def _why(arm: DecoderReport, vanilla: DecoderReport) -> str:
-    """Accepted against break-even, and where the time of a pass goes."""
+def _bottleneck(report: DecoderReport, vanilla: DecoderReport) -> str:
+    """Accepted length against break-even, and the component that costs most."""
     whole = sum(vanilla.milliseconds.values()) or 1.0
-    cost = {part: value / whole for part, value in arm.milliseconds.items()}
+    cost = {part: value / whole for part, value in report.milliseconds.items()}
     verify = cost.get("verify", 1.0)
     extra = {
-        f"verifying up to {arm.nodes} tokens at once": verify - 1,
+        f"verification of up to {report.nodes} tokens at once": verify - 1,
         "drafting": cost.get("draft", 0.0),
-        MOVING: cost.get("accept", 0.0) + cost.get("cache", 0.0),
+        ACCEPTANCE: cost.get("accept", 0.0) + cost.get("cache", 0.0),
     }
-    dearest = max(extra, key=extra.__getitem__)
+    largest = max(extra, key=extra.__getitem__)
     text = (
-        f"A pass yields {arm.accepted:.2f} tokens and takes {arm.break_even:.2f} times a vanilla "
-        f"one: verifying {verify:.2f}, drafting {extra['drafting']:.2f}, {MOVING} "
-        f"{extra[MOVING]:.2f}."
+        f"A step accepts {report.accepted:.2f} tokens and costs {report.break_even:.2f} vanilla "
+        f"steps: verification {verify:.2f}, drafting {extra['drafting']:.2f}, {ACCEPTANCE} "
+        f"{extra[ACCEPTANCE]:.2f}."
     )
-    if arm.speed_up >= 1 + MARGIN:
+    if report.speed_up >= 1 + MIN_GAIN:
         return text
-    if arm.accepted <= 1.0 + MARGIN:
-        return f"{text} Hardly a guess is right."
-    return f"{text} What it loses most by is {dearest}."
+    if report.accepted <= 1.0 + MIN_GAIN:
+        return f"{text} Almost no draft token is accepted."
+    return f"{text} The largest extra cost is {largest}."
 
 
-def _texts(arm: DecoderReport) -> str:
-    if arm.same == 1:
-        return f" All {arm.prompts} texts are vanilla's."
-    same = round(arm.same * arm.prompts)
+def _texts(report: DecoderReport) -> str:
+    if report.same == 1:
+        return f" All {report.prompts} responses match vanilla's."
+    same = round(report.same * report.prompts)
     return (
-        f" {same} of {arm.prompts} texts are vanilla's to the last token; the first difference is "
-        f"at token {(arm.first_difference or 0) + 1}."
+        f" {same} of {report.prompts} responses match vanilla's token for token; the first "
+        f"difference is at token {(report.first_difference or 0) + 1}."
     )

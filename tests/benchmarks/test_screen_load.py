@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, Result, TensorRow
@@ -43,7 +43,7 @@ def test_a_run_is_copied_with_its_figures(one_run: None) -> None:
 
 def test_blocks_are_copied_below_one_another(one_run: None) -> None:
     many_tensors(8)
-    table = queries.tensor_table(1)
+    table = frames.tensor_table(1)
     assert len(table) == 9 and sorted(table["block"].unique()) == [0, 1, 2, 3, 4, 5]
     last = table[table["block"] == 5].iloc[0]
     assert (last["tensor"], last["module"]) == ("layers.5.mlp.up.weight", "mlp.up")

@@ -20,8 +20,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from backend.models.loading import load
-from backend.queue import service, supervisor
+from backend.queue import service
 from backend.queue.engines.local import LocalEngine
+from backend.queue.launcher import wake_supervisor
 from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
@@ -179,7 +180,7 @@ def carry_out_the_runs() -> None:
     submit("dlqat", TOY | SMALL | TINY, HOST, name=EVIL)
     submit("speed", TOY | SHORT, HOST, name=EVIL)
     submit("statistics", {"model": str(wide_model()), "threads": 1}, HOST, name=EVIL)
-    supervisor.ensure()
+    wake_supervisor()
     deadline = time.monotonic() + RUNS_S
     while queries.jobs(ACTIVE):
         assert time.monotonic() < deadline, "the runs did not end"

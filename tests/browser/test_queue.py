@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from backend.queue import service
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import ACTIVE, TERMINAL, State
 from jobs.submit import submit
 from tests.browser.conftest import (
@@ -110,7 +110,7 @@ def test_what_one_person_does_to_the_queue_another_sees(
     job = queries.job(first)
     assert (job.finished_at or 0) - (job.desired_at or 0) < 1000 * patient(10)
     assert [e.type for e in queries.events(first)][-2:] == ["asked to stop", "cancelled"]
-    assert not queries.curves(first).empty  # what was measured is kept
+    assert not frames.curves(first).empty  # what was measured is kept
 
 
 def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(

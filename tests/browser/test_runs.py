@@ -27,7 +27,7 @@ def perplexities() -> dict[str, float]:
     found = {}
     for n in (1, 2, 3):
         rows = queries.results([n])
-        kept = next(r.details["kept"] for r in rows if r.metric == "kept")
+        kept = queries.job(n).kept_stage
         found[f"sds-{n:04d}"] = next(
             r.value for r in rows if (r.stage, r.metric) == (kept, "perplexity")
         )

@@ -8,7 +8,7 @@ import pytest
 
 from backend.store.session import writing
 from backend.store.states import State
-from backend.store.tables import Job, Result
+from backend.store.tables import Job
 from jobs.runtime.duration import START_S, estimate_seconds
 from jobs.submit import checked
 
@@ -20,18 +20,17 @@ def finished(
     row = {
         "id": number, "kind": "amphista", "owner": "x", "config": {"model": "toy"},
         "config_hash": "", "created_at": 1, "queued_at": 1, "state": State.SUCCEEDED,
-        "attempts_made": 1, "started_at": 1000, "finished_at": 1000 + round(1000 * seconds),
+        "attempts_made": 1, "started_at": 1000,
+        "finished_at": 1000 + round(1000 * seconds), "flops": work,
+        "timed_seconds": timed,
     }  # fmt: skip
     with writing() as session:
         session.add(Job(**(row | values)))
-        session.flush()
-        details = {"timed": timed}
-        session.add(Result(job_id=number, stage="run", metric="work", value=work, details=details))
 
 
 def test_nobody_has_finished_yet(queue: Path) -> None:
-    seconds, basis = estimate_seconds("amphista", "toy", 1e12, timed=60)
-    assert seconds > 60 + START_S and "first guess" in basis
+    seconds, basis = estimate_seconds("amphista", "toy", 1e12, timed_seconds=60)
+    assert seconds > 60 + START_S and "rough estimate" in basis
 
 
 def test_runs_of_the_same_size_count(queue: Path) -> None:
@@ -54,8 +53,10 @@ def test_of_equal_runs_the_newest_count(queue: Path) -> None:
 
 def test_given_time_is_taken_as_given(queue: Path) -> None:
     finished(1, 1e9, START_S + 40 + 600, timed=600)
-    assert estimate_seconds("amphista", "toy", 1e9, timed=60)[0] == pytest.approx(START_S + 40 + 60)
-    assert "first guess" in estimate_seconds("amphista", "toy", 1e9)[1]  # whose steps are given
+    assert estimate_seconds("amphista", "toy", 1e9, timed_seconds=60)[0] == pytest.approx(
+        START_S + 40 + 60
+    )
+    assert "rough estimate" in estimate_seconds("amphista", "toy", 1e9)[1]  # whose steps are given
     short, long = (
         checked("amphista", {"model": "toy", "minutes": minutes})[1] for minutes in (1, 11)
     )
@@ -68,4 +69,4 @@ def test_others_and_interrupted_runs_teach_nothing(queue: Path) -> None:
     finished(2, 1e9, 5000, attempts_made=2)
     finished(3, 1e9, 5000, kind="sds")
     finished(4, 1e9, 5000, state=State.FAILED)
-    assert "first guess" in estimate_seconds("amphista", "toy", 1e9)[1]
+    assert "rough estimate" in estimate_seconds("amphista", "toy", 1e9)[1]

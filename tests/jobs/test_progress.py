@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from backend.reporter import REPLAY
-from jobs.runtime import context
-from jobs.runtime.context import Progress
+from jobs.runtime import progress as module
+from jobs.runtime.progress import Progress
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in seconds; a test moves it."""
     now = [0.0]
-    monkeypatch.setattr(context.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -25,29 +25,29 @@ def eta(progress: Progress) -> float | None:
 def test_nobody_knows_before_something_is_done(clock: list[float]) -> None:
     progress = Progress()
     assert eta(progress) is None
-    progress.report(0.0, 1.0, "One", until=1.0)
+    progress.report(0.0, 1.0, "One", phase_end=1.0)
     clock[0] = 100
     assert eta(progress) is None
 
 
 def test_the_rest_of_a_phase_takes_its_own_pace(clock: list[float]) -> None:
     progress = Progress()
-    progress.report(0.0, 1.0, "Fast", until=0.5)
+    progress.report(0.0, 1.0, "Fast", phase_end=0.5)
     clock[0] = 50
-    progress.report(0.5, 1.0, "Fast", until=0.5)
+    progress.report(0.5, 1.0, "Fast", phase_end=0.5)
     assert eta(progress) == pytest.approx(50)
-    progress.report(0.5, 1.0, "Slow", until=0.75)
+    progress.report(0.5, 1.0, "Slow", phase_end=0.75)
     clock[0] = 100  # a tenth in 50 s, where the first half took as long
-    progress.report(0.6, 1.0, "Slow", until=0.75)
+    progress.report(0.6, 1.0, "Slow", phase_end=0.75)
     assert eta(progress) == pytest.approx(0.15 * 500 + 0.25 * 100 / 0.6)
 
 
 def test_what_is_only_looked_up_again_has_no_pace(clock: list[float]) -> None:
     progress = Progress()
-    progress.report(0.0, 1.0, "One", until=1.0)
+    progress.report(0.0, 1.0, "One", phase_end=1.0)
     clock[0] = 1
-    progress.report(0.5, 1.0, REPLAY, until=1.0)
+    progress.report(0.5, 1.0, REPLAY, phase_end=1.0)
     assert eta(progress) is None
     clock[0] = 41
-    progress.report(0.6, 1.0, "One", until=1.0)
+    progress.report(0.6, 1.0, "One", phase_end=1.0)
     assert eta(progress) == pytest.approx(160)

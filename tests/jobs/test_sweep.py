@@ -196,5 +196,5 @@ def test_only_a_run_of_a_sweep_has_one(queue: Path) -> None:
     with writing() as session:
         session.add(Job(id=1, kind="count", owner="x", config={}, config_hash="", created_at=1,
                         queued_at=1))  # fmt: skip
-    assert "belongs to no sweep" in slimscope("sweep", "1").stderr
+    assert "is not part of a sweep" in slimscope("sweep", "1").stderr
     assert kinds()["count"]

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from backend.errors import ComputeError
 from backend.reporter import stop_if_asked
-from jobs.kind import Estimate, JobConfig, Kind
+from jobs.kind import JobConfig, Kind, Requirements
 from jobs.runtime.context import JobContext
 
 
@@ -43,6 +43,10 @@ def count(config: CountConfig, context: JobContext) -> None:
     context.result("run", "total", config.steps)
 
 
+def requirements(config: CountConfig) -> Requirements:
+    return Requirements("", "Count", flops={"count": 1.0}, memory={"count": 1})
+
+
 KINDS = (
-    Kind("count", "Count", "Counts.", CountConfig, lambda _: Estimate(1, 1, 1, "test"), count),
+    Kind("count", "Count", "Counts.", CountConfig, requirements, "tests.plugins.job_kind:count"),
 )

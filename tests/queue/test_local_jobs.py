@@ -12,13 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.errors import ComputeError, ConfigError, ForbiddenError
-from backend.queue import service, supervisor
+from backend.errors import ComputeError, ConfigError, ConflictError, ForbiddenError
+from backend.queue import launcher, service, supervisor
 from backend.queue.engines.local import LocalEngine, identity
 from backend.queue.folders import read_log, work_folder
 from backend.queue.service import Actor
 from backend.queue.supervisor import SupervisorLoop
-from backend.store import queries
+from backend.settings import settings
+from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Job, Slot
@@ -44,7 +45,7 @@ def test_runs_to_the_end(wait: Wait) -> None:
     assert (job.done, job.total, job.stage, job.attempts_made) == (3, 3, "done", 1)
     assert job.peak_bytes and job.finished_at >= job.started_at >= job.queued_at
     assert [r.value for r in queries.results([job.id])] == [3]
-    curves = queries.curves(job.id)
+    curves = frames.curves(job.id)
     assert curves[curves["name"] == "count"]["value"].tolist() == [0, 1, 2]
     assert "attempt 1" in read_log(job.run, 1)[0]
     assert [e.type for e in queries.events(job.id)] == ["queued", "running", "succeeded"]
@@ -73,7 +74,7 @@ def test_a_killed_job_resumes_behind_its_last_checkpoint(wait: Wait) -> None:
     first, second = queries.attempts(job.id)
     assert first.outcome is None and second.outcome == "succeeded"
     assert int(second.resumed_from.removeprefix("step-")) >= 2
-    curves = dict(list(queries.curves(job.id).groupby("name")["value"]))
+    curves = dict(list(frames.curves(job.id).groupby("name")["value"]))
     assert curves["count"].tolist() == list(range(8))
     assert curves["attempt"].tolist()[:3] == [1, 1, 1]  # finished work was not done again
     assert curves["attempt"].tolist()[-1] == 2
@@ -188,7 +189,7 @@ def test_a_late_process_of_a_given_up_attempt_is_fenced(wait: Wait) -> None:
             "--attempt",
             str(queries.attempts(job.id)[0].id),
         ],
-        env={**os.environ, "SLIMSCOPE_DATA_DIR": str(supervisor.settings().root)},
+        env={**os.environ, "SLIMSCOPE_DATA_DIR": str(settings().root)},
         capture_output=True,
         text=True,
         check=False,
@@ -260,10 +261,10 @@ def test_guests_may_look_but_not_touch(queue: Path) -> None:
 
 def test_resume_refuses_what_waits_or_succeeded(wait: Wait) -> None:
     job = submit("count", {"steps": 1}, HOST)
-    with pytest.raises(ConfigError, match="queued"):
+    with pytest.raises(ConflictError, match="queued"):
         service.resume(job.run, HOST)
     wait(job.id, State.SUCCEEDED)
-    with pytest.raises(ConfigError, match="succeeded"):
+    with pytest.raises(ConflictError, match="succeeded"):
         service.resume(job.run, HOST)
     copy = replay(job.run, HOST)
     assert copy.id != job.id and copy.config == job.config and copy.parent == job.id
@@ -286,15 +287,27 @@ def test_the_supervisor_process_is_alone_and_leaves_when_idle(
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "1")
     job = submit("count", {"steps": 2}, HOST)
-    supervisor.ensure()
+    launcher.wake_supervisor()
     deadline = time.monotonic() + 40
     while queries.job(job.id).state != State.SUCCEEDED and time.monotonic() < deadline:
         time.sleep(0.1)
     assert queries.job(job.id).state == State.SUCCEEDED
     assert queries.status().supervisor_alive
-    while supervisor.is_alive() and time.monotonic() < deadline:
+    while launcher.is_alive() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not supervisor.is_alive()
+    assert not launcher.is_alive()
+
+
+def test_every_change_of_the_queue_wakes_the_supervisor(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[str] = []
+    monkeypatch.setattr(service, "wake_supervisor", lambda: woken.append(queries.jobs()[0].state))
+    job = submit("count", {"steps": 1}, HOST)
+    service.run_next(job.run, HOST)
+    service.cancel(job.run, HOST)
+    service.resume(job.run, HOST)
+    assert woken == ["queued", "queued", "cancelled", "queued"]  # once the change is committed
 
 
 def test_one_supervisor_is_started_however_often_it_is_asked_for(
@@ -307,14 +320,14 @@ def test_one_supervisor_is_started_however_often_it_is_asked_for(
         return begun[-1]
 
     started = subprocess.Popen
-    monkeypatch.setattr(supervisor.subprocess, "Popen", popen)
+    monkeypatch.setattr(launcher.subprocess, "Popen", popen)
     (queue / ".slimscope").mkdir(parents=True, exist_ok=True)
     for _ in range(3):
-        supervisor.ensure()
+        launcher.wake_supervisor()
     assert len(begun) == 1
     begun[0].kill()
     begun[0].communicate()
-    supervisor.ensure()
+    launcher.wake_supervisor()
     assert len(begun) == 2, "one that died is not waited for"
     begun[1].kill()
     begun[1].communicate()
@@ -349,7 +362,7 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
         time.sleep(0.01)
     assert context.should_stop()  # it beats again, and hears
     context.finish("stopped")
-    assert queries.curves(job.id)["value"].tolist() == [2.0]
+    assert frames.curves(job.id)["value"].tolist() == [2.0]
 
 
 def identity_of_this_process() -> dict[str, object]:
@@ -360,10 +373,10 @@ def test_settings_travel_with_the_job(
     queue: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", '["~/models"]')
-    supervisor.settings.cache_clear()
+    settings.cache_clear()
     job = submit("count", {"steps": 1}, HOST)
     monkeypatch.delenv("SLIMSCOPE_MODEL_DIRS")
-    supervisor.settings.cache_clear()
+    settings.cache_clear()
     home = str(Path.home() / "models")
     assert job.environment["settings"]["SLIMSCOPE_MODEL_DIRS"] == f'["{home}"]'
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
@@ -377,11 +390,11 @@ def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
     def late() -> None:
         if not jobs:
             jobs.append(submit("count", {"steps": 1}, HOST).id)
-            assert supervisor.is_alive()  # so nobody starts another one
+            assert launcher.is_alive()  # so nobody starts another one
 
     monkeypatch.setattr(supervisor, "shrink_write_ahead_log", late)
     monkeypatch.setattr(supervisor, "SHRINK_LOG_S", 10**9)
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "0.1")
-    supervisor.settings.cache_clear()
+    settings.cache_clear()
     supervisor.main()
     assert queries.job(jobs[0]).state == State.SUCCEEDED

@@ -19,13 +19,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile
-from backend.store import migrate, queries
+from backend.store import frames, migrate, queries
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.tables import Job, MetricPoint, Table
-from jobs.runtime.context import profile_row, upsert
+from jobs.runtime.rows import profile_row, upsert
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_run_names(store: Path) -> None:
     for name in (job.id, str(job.id), job.run, f" {job.run} "):
         assert queries.job(name).id == job.id
     for name in ("sds-", "1; DROP TABLE jobs", "../1", "x" * 99, "sds-9999"):
-        with pytest.raises(queries.NotFound):
+        with pytest.raises(NotFoundError):
             queries.job(name)
 
 
@@ -171,7 +172,7 @@ def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
     (found,) = queries.profiles(1, "a.weight", "magnitude")
     np.testing.assert_array_equal(found.values, values)
     assert (found.stage, found.step, found.module) == ("dense", 7, "a")
-    assert queries.profile_names(1).values.tolist() == [
+    assert frames.profile_names(1).values.tolist() == [
         ["a.weight", 0, "a", "dense", "magnitude", 7]
     ]
     assert queries.profiles(1, "a.weight", "scale") == []

@@ -14,12 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from backend.errors import DatasetError
 from backend.text import prompts
 from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
+from backend.text.prompt_ids import end_ids, prompt_ids
 from backend.text.prompts import (
     BUILT_IN,
     STORIES,
     benchmark_prompts,
-    end_ids,
-    prompt_ids,
     require_prompts,
     training_prompts,
 )

@@ -17,7 +17,7 @@ from backend.statistics.reference import ReferenceTensor
 from backend.store.migrate import upgrade
 from backend.store.session import now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
-from jobs.runtime.context import profile_row, tensor_row
+from jobs.runtime.rows import profile_row, tensor_row
 from ui import app
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
@@ -92,9 +92,7 @@ def job_row(job_id: int, state: str, **values: object) -> Job:
 
 
 def result_rows(job_id: int) -> Iterator[Result]:
-    """Perplexity of every stage, and the stage that was kept."""
-    kept = {"kept": "sds"}
-    yield Result(job_id=job_id, stage="run", metric="kept", value=1.0, details=kept)
+    """Perplexity of every stage."""
     for stage, value in PERPLEXITIES.items():
         yield Result(
             job_id=job_id, stage=stage, metric="perplexity", value=value, stderr=value / 50,
@@ -109,7 +107,15 @@ def seed(tensors: dict[str, Tensor]) -> None:
     now = now_ms()
     error = {"what": "The model ran out of memory.", "why": HOSTILE, "do": "Use fewer segments."}
     rows: list[Table] = [
-        job_row(1, "succeeded", name=HOSTILE, finished_at=now - 500_000, done=1, total=1),
+        job_row(
+            1,
+            "succeeded",
+            name=HOSTILE,
+            finished_at=now - 500_000,
+            done=1,
+            total=1,
+            kept_stage="sds",
+        ),
         job_row(2, "running", name="half way", done=0.61, total=1.0, eta_s=270.0, stage="Block 2"),
         job_row(3, "queued", name="next", started_at=None),
         job_row(4, "failed", finished_at=now, error=error),

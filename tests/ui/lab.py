@@ -32,7 +32,8 @@ def job(number: int, **values: Any) -> Job:
         "config_hash": "", "created_at": number * 1000, "queued_at": number * 1000,
         "started_at": 0, "finished_at": 60_000, "tags": [], "note": "", "environment": {},
     }  # fmt: skip
-    return Job(**(row | values))
+    ended = {"kept_stage": "sds", "flops": 1e12} if (row | values)["state"] == "succeeded" else {}
+    return Job(**(row | ended | values))
 
 
 def result(number: int, stage: str, metric: str, value: float, **details: Any) -> Result:
@@ -40,7 +41,7 @@ def result(number: int, stage: str, metric: str, value: float, **details: Any) -
 
 
 def measured(
-    number: int, final: float, zeros: float = 0.5, *, dense: float = 10.0, kept: str = "sds",
+    number: int, final: float, zeros: float = 0.5, *, dense: float = 10.0,
     text: dict[str, Any] = TEXT,
 ) -> list[Result]:  # fmt: skip
     """The figures of an SDS run."""
@@ -50,9 +51,6 @@ def measured(
         result(number, "control", "perplexity", final + 1, **text),
         result(number, "sds", "zero_share", zeros),
         result(number, "sds", "heldout_loss", final / 10),
-        result(number, "run", "kept", 1.0, kept=kept),
-        result(number, "run", "work", 1e12),
-        result(number, "run", "seconds/redense", 3.0),
     ]
 
 

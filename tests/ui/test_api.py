@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from backend.store import queries
+from backend.store import frames, queries
 from jobs.kind import kinds
 from jobs.record import record
 from jobs.submit import validated
@@ -38,7 +38,7 @@ def test_a_run_is_told_whole(visit: Visit) -> None:
     assert client.get(f"{API}/runs/sds-0001/results").json() == told["results"] != []
     assert client.get(f"{API}/runs/sds-0001/tensors").json() == told["tensors"] != []
     points = client.get(f"{API}/runs/sds-0002/curves").json()
-    stored = queries.curves("sds-0002")
+    stored = frames.curves("sds-0002")
     assert [p["name"] for p in points] == [*stored["name"]]
     assert all(map(math.isclose, [p["value"] for p in points], stored["value"]))
 

@@ -9,7 +9,7 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from backend.queue import roles, supervisor
+from backend.queue import roles
 from backend.settings import Settings, settings
 from ui import app
 from ui.security import auth
@@ -37,7 +37,6 @@ def web(blocks: gr.Blocks) -> App:
 @pytest.fixture
 def visit(web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
     """A browser, or a program, at some address; nothing is started, and nothing was asked yet."""
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
     monkeypatch.setattr(auth, "tries", roles.RateLimiter())
     auth.token.cache_clear()
 

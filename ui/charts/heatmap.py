@@ -41,7 +41,7 @@ def cells(
     from the base's.
 
     Args:
-        table: as `queries.tensor_table` returns it.
+        table: as `frames.tensor_table` returns it.
         statistic: a key of `STATISTICS`.
     """
     rows = with_largest(table)

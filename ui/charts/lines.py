@@ -25,7 +25,7 @@ def curves(
     """One line a name. A name that ends in "/STAGE" has that stage's colour.
 
     Args:
-        points: as `queries.curves` returns them: name, step, value.
+        points: as `frames.curves` returns them: name, step, value.
         labels: name or stage -> label.
     """
     lines = [_line(points[points["name"] == n], n, i, labels or {}) for i, n in enumerate(names)]

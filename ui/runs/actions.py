@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from backend.errors import NotFoundError
-from backend.queue import roles, service, supervisor
-from backend.queue.service import Actor
+from backend.queue import roles
+from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job
-from jobs.dlqat import run as dlqat
+from jobs import operations
+from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
-from jobs.generate import run as generate
-from jobs.replay import replay
-from jobs.speed import run as speed
+from jobs.generate import config as generate
+from jobs.speed import config as speed
 from ui.format import esc, href, runs
 from ui.runs.html import run_link
 from ui.widgets.html import off
@@ -81,7 +81,7 @@ def next_links(job: Job) -> str:
     try_it = href("generate", sides=job.run)
     offers = [
         (
-            ended and job.kind == drafters.KIND,
+            ended and job.kind == drafters.DRAFTER_KIND,
             href("launch", kind=speed.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
@@ -100,7 +100,9 @@ def next_links(job: Job) -> str:
 
 def _decodes(job: Job) -> bool:
     """Whether the run left a model or a drafter."""
-    return any(found.kind in ("model", drafters.FOLDER) for found in queries.artifacts(job.run))
+    return any(
+        found.kind in ("model", drafters.DRAFTER_FOLDER) for found in queries.artifacts(job.run)
+    )
 
 
 def run_action(deed: str, run: str, actor: Actor) -> str:
@@ -113,24 +115,23 @@ def run_action(deed: str, run: str, actor: Actor) -> str:
         SlimscopeError: it may not, or cannot, be done.
     """
     if deed == "retry":
-        job = replay(run, actor)
+        job = queries.job(operations.replay_run(run, actor)["id"])
         done = f"{run_link(job)} is queued; it repeats {esc(run)} and is compared with it."
     elif deed == "resume":
-        job = service.resume(run, actor)
-        done = f"{esc(job.run)} is queued again and goes on from its last checkpoint."
+        resumed = operations.resume_run(run, actor)
+        done = f"{esc(resumed['id'])} is queued again and goes on from its last checkpoint."
     elif deed == "next":
-        done = f"{esc(service.run_next(run, actor).run)} is the next to start."
+        done = f"{esc(operations.run_next(run, actor)['id'])} is the next to start."
     elif deed in ("cancel", "kill"):
         done = _end(deed, run, actor)
     elif deed == "cancel-sweep":  # whoever was asked to stop before is not killed by this
         going = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
-        done = f"Asked to stop: {runs(len(service.cancel_all(going, actor)))}."
+        done = f"Asked to stop: {runs(len(operations.cancel_runs(going, actor)))}."
     elif deed == "resume-sweep":
         whole = [job.run for job in queries.sweep(run)]
-        done = f"Queued again: {runs(len(service.resume_all(whole, actor)))}."
+        done = f"Queued again: {runs(len(operations.resume_runs(whole, actor)))}."
     else:
         raise NotFoundError(f"There is nothing called {deed[:20]!r} to do.")
-    supervisor.ensure()
     return done
 
 
@@ -138,6 +139,7 @@ def _end(deed: str, run: str, actor: Actor) -> str:
     """A second `cancel` from a page that is behind must not become a kill."""
     if deed == "cancel" and queries.job(run).desired != "run":
         return f"{esc(run)} was asked to stop before."
-    if service.cancel(run, actor) == State.CANCELLED:
+    ended = operations.cancel_run(run, actor)
+    if ended["state"] == State.CANCELLED:
         return f"{esc(run)} is cancelled."
-    return f"{esc(run)} was asked to {esc(queries.job(run).desired)}."
+    return f"{esc(run)} was asked to {esc(ended['desired'])}."

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.errors import ConfigError, NotFoundError
-from backend.queue import labels, roles, service, supervisor
+from backend.queue import labels, roles
 from backend.queue.roles import Actor
 from backend.store.states import LIVE, RESUMABLE, State
 from backend.store.tables import Job
+from jobs import operations
 from ui.format import count, esc, href
 from ui.runs.view import MOST_PINS, TableResult
 from ui.widgets.html import attribute, off
@@ -146,11 +147,9 @@ def perform(deed: str, found: TableResult, text: str, who: Actor) -> str:
             return f"Note on {runs[0]} written."
         case "cancel":
             active = [job for job in jobs if _cancellable(job)]
-            service.cancel_all([job.run for job in active], who)
-            supervisor.ensure()
+            operations.cancel_runs([job.run for job in active], who)
             return f"{_these(active)} asked to stop."
         case "resume":
-            again = service.resume_all(runs, who)
-            supervisor.ensure()
+            again = operations.resume_runs(runs, who)
             return f"{count(len(again))} queued again; each goes on from its last checkpoint."
     raise NotFoundError(f"There is nothing called {deed[:20]!r} to do.")

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from backend.store.tables import run_name
-from jobs.metrics import INTERNAL, METRICS, metric
+from jobs.metrics import METRICS, metric
 from ui.format import NONE, esc, href
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
-from ui.runs.results import RUN, SECONDS, format_value, kind_of, kind_title, setting_summary
+from ui.runs.results import RUN, format_value, kind_of, kind_title, setting_summary
 from ui.runs.rows import RunRow
 from ui.widgets.config_form import title
 from ui.widgets.html import badge, time_tag
@@ -194,7 +194,6 @@ def columns(shown: Sequence[RunRow]) -> dict[str, Column]:
         for stage, name in row.figures.rows:
             found[name] = found.get(name, False) or stage == RUN
     names = [m for m in METRICS if m in found] + sorted(found.keys() - METRICS.keys())
-    names = [n for n in names if n not in INTERNAL and not n.startswith(SECONDS)]
     finals = [_final(n, _usual(n, found[n])) for n in names if n != "perplexity"]
     perplexity = PERPLEXITY if "perplexity" in found else ()
     settings = dict.fromkeys(name for row in shown for name in row.job.config)

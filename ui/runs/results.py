@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 from pydantic.fields import FieldInfo
 
-from backend.store.tables import Job
+from backend.store.tables import Job, StepTime
 from jobs.kind import JobConfig, Kind, kinds
-from jobs.metrics import INTERNAL, METRICS, WORK, Metric, metric
+from jobs.metrics import METRICS, Metric, metric
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
-KEPT, SECONDS = "kept", "seconds/"
 SHARED = ("JobConfig", "TextConfig", "EvaluationText")
 ALWAYS = 2  # of the fields of a method, whatever their values
 UNTOLD = (None, "", "auto", "same")
@@ -55,7 +54,7 @@ def format_value(of: Metric, value: float | None) -> str:
 
 
 def display_units(points: pd.DataFrame) -> pd.DataFrame:
-    """The points of curves (`queries.curves`) as their metrics are written: shares in per cent."""
+    """The points of curves (`frames.curves`) as their metrics are written: shares in per cent."""
     shares = [metric(name.split("/")[0]).form == "share" for name in points["name"]]
     return points.assign(
         value=points["value"].where(~np.array(shares, bool), 100 * points["value"])
@@ -84,12 +83,12 @@ def setting_summary(job: Job) -> list[str]:
     itself. A seed that is not 0 tells the runs of a sweep apart."""
     kind = kind_of(job)
     fields = _own_fields(kind.config) if kind else []
-    first = kind.told(job.config) if kind and kind.told else []
+    first = kind.headline(job.config) if kind and kind.headline else []
     told = first + [
         _chosen(info.title or name, str(extra(info).get("unit", "")), value)
         for place, (name, info) in enumerate(fields)
         if (value := job.config.get(name)) not in UNTOLD
-        if not (kind and name in kind.told_of)
+        if not (kind and name in kind.headline_fields)
         if value != info.default or (place < ALWAYS and not first)
     ]
     seed = job.config.get("seed")
@@ -120,11 +119,22 @@ class RunResults:
 
     Args:
         kind: names the stages and their order; None keeps the order of the rows.
+        job: the run, which names the stage it kept.
     """
 
-    def __init__(self, kind: Kind | None, results: Iterable[ResultRow]) -> None:
+    def __init__(
+        self,
+        kind: Kind | None,
+        results: Iterable[ResultRow],
+        job: Job | None = None,
+        step_times: Iterable[StepTime] = (),
+    ) -> None:
+        self.kept = job.kept_stage if job else None  # the stage whose weights the run saved
+        self.ended = job is not None and job.flops is not None
+        times = {time.step: time.seconds for time in step_times}
+        self.seconds = dict(sorted(times.items(), key=lambda item: -item[1]))  # longest step first
         self.labels = dict(kind.stages) if kind else {}
-        self.of_models = kind is None or kind.of_models
+        self.of_models = kind is None or kind.has_models
         self.rows = {(r.stage, r.metric): r for r in results}
 
     def get(self, stage: str, name: str) -> ResultRow | None:
@@ -172,41 +182,20 @@ class RunResults:
         return self.stages[0] if self.stages else None
 
     @property
-    def kept(self) -> str | None:
-        """The stage whose weights the run kept; None until it has said so."""
-        row = self.get(RUN, KEPT)
-        return str(row.details["kept"]) if row else None
-
-    @property
     def of_run(self) -> dict[str, ResultRow]:
-        """Figures of the run as a whole, without times."""
-        return {
-            name: row
-            for (stage, name), row in self.rows.items()
-            if stage == RUN and name not in INTERNAL and not name.startswith(SECONDS)
-        }
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Step -> seconds it took, the longest first."""
-        found = {
-            name.removeprefix(SECONDS): row.value
-            for (stage, name), row in self.rows.items()
-            if stage == RUN and name.startswith(SECONDS)
-        }
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        """Figures of the run as a whole."""
+        return {name: row for (stage, name), row in self.rows.items() if stage == RUN}
 
     @property
     def final_names(self) -> set[str]:
         """The metrics `final_row` has a figure of."""
-        names = {name for _, name in self.rows} - INTERNAL
-        return {n for n in names if not n.startswith(SECONDS) and self.final_row(n)}
+        return {name for _, name in self.rows if self.final_row(name)}
 
     def final_row(self, name: str) -> ResultRow | None:
         """The figure of the kept stage, or else of the run as a whole. A run that ended without
         saying what it kept has the figure of the only stage it measured."""
         found = self.get(self.kept or "", name) or self.get(RUN, name)
-        if found or self.kept or (RUN, WORK) not in self.rows:
+        if found or self.kept or not self.ended:
             return found
         only = [row for (_, of), row in self.rows.items() if of == name]
         return only[0] if len(only) == 1 else None

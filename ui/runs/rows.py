@@ -58,7 +58,7 @@ def rows(
         found.setdefault(result.job_id, []).append(result)
     now = now_ms()
     return [
-        RunRow(j, RunResults(kind_of(j), found.get(j.id, ())), now, (sizes or {}).get(j.id))
+        RunRow(j, RunResults(kind_of(j), found.get(j.id, ()), j), now, (sizes or {}).get(j.id))
         for j in jobs
     ]
 
@@ -75,12 +75,17 @@ def all_rows() -> list[RunRow]:
 @lru_cache(maxsize=2)
 def _measured(_url: str, _mark: tuple[int, int]) -> tuple[dict[int, RunResults], dict[int, int]]:
     """Job id -> figures, and job id -> size."""
-    kinds = {j.id: kind_of(j) for j in queries.jobs(limit=ALL)}
+    jobs = {j.id: j for j in queries.jobs(limit=ALL)}
     found: dict[int, list[ResultRow]] = {}
     for result in queries.all_figures():
         found.setdefault(result.job_id, []).append(result)
     sizes = queries.model_bytes()
-    return {i: RunResults(kinds.get(i), of_run) for i, of_run in found.items()}, sizes
+    figures = {
+        i: RunResults(kind_of(jobs[i]), of_run, jobs[i])
+        for i, of_run in found.items()
+        if i in jobs  # else it is newer than the list
+    }
+    return figures, sizes
 
 
 def chosen(all_of_them: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:

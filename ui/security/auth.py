@@ -26,7 +26,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
-from backend.queue.roles import ASK, GUEST, Actor, RateLimiter, refused
+from backend.queue.roles import ASK, GUEST, Actor, RateLimiter, reject
 from backend.settings import is_loopback, settings
 from ui.widgets.html import problem
 
@@ -171,7 +171,7 @@ async def host_page(request: Request) -> Response:
     try:
         check_token(given, client)
     except SlimscopeError as error:
-        refused(client, error)
+        reject(client, error)
         code = 429 if isinstance(error, RateLimitError) else 403
         return bare_page("Host", FORM.format(said=problem(error)), code)
     response = RedirectResponse("../", 303)

@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import ForbiddenError, NotFoundError, RateLimitError, SlimscopeError
-from backend.queue.roles import ASK, refused
+from backend.queue.roles import ASK, reject
 from backend.settings import is_loopback, settings
 from ui.api import PATH, told
 from ui.security import auth
@@ -74,7 +74,7 @@ class SecurityMiddleware:
             check(request)
         except RequestRejectedError as stop:
             client = request.client.host if request.client else ""
-            refused(f"{client} {request.method} {request.url.path[:200]}".strip(), stop.error)
+            reject(f"{client} {request.method} {request.url.path[:200]}".strip(), stop.error)
             await stop.response(scope["path"])(scope, receive, answer)
             return
         await self.app(_named(scope, answer), receive, answer)

@@ -118,3 +118,18 @@ def test_the_form_side_loads_no_torch() -> None:
 def test_the_help_shows_brackets_as_they_are(queue: Path) -> None:
     shown = slimscope("submit", "dlqat", "--help").stdout.replace("│", "")
     assert "slimscope[tasks]" in "".join(shown.split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["submit", "sds", "--help"]])
+def test_looking_at_runs_imports_nothing_heavy(queue: Path, words: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['slimscope', *sys.argv[1:]]\n"
+        "from jobs.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'pandas', 'alembic') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -26,7 +26,7 @@ def test_decoders_are_timed_and_judged(queue: Path) -> None:
     done = slimscope("bench", "--model", "toy", "--preset", "quick look")
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "Vanilla" in said and "Prompt lookup is" in said and "texts are vanilla's" in said
+    assert "Vanilla" in said and "Prompt lookup is" in said and "responses match vanilla's" in said
 
 
 def test_what_is_not_there_is_refused(queue: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from backend.errors import ConfigError
-from backend.queue import supervisor
 from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.session import writing
@@ -39,11 +38,6 @@ def talk(server: Any, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
             return [tell(await client.call_tool(name, values)) for name, values in calls]
 
     return asyncio.run(run())
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
 
 
 def test_an_agent_finds_out_what_can_be_run(queue: Path) -> None:

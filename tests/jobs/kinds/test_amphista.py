@@ -18,19 +18,19 @@ from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import BUILT_IN, SELF, STORIES
+from jobs.amphista.config import AmphistaJob
 from jobs.amphista.estimate import (
     cache_bytes,
     cached_values,
     drafter_weights,
-    memory,
-    parts,
+    flops_by_phase,
+    memory_bytes,
     prompt_sets,
 )
-from jobs.amphista.run import AmphistaJob
 from jobs.metrics import metric
 from jobs.replay import compare
 from jobs.submit import checked, submit
@@ -67,11 +67,12 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     top = [found[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
     assert 1 > top[0] > 0.1 and top[0] == max(top)
     assert found["drafter", "steps"].value == 24
-    assert found["run", "seconds/training"].value > 0
-    assert found["run", "work"].details["timed"] == 0  # the steps were given, not the minutes
+    (training,) = queries.step_times([job.id])
+    assert training.step == "training" and training.seconds > 0
+    assert job.flops and job.timed_seconds == 0  # the steps were given, not the minutes
     assert found["drafter", "accepted_length"].value >= 1
     assert found["drafter", "accepted_length"].details["nodes"] == NODES
-    curves = queries.curves(job.id)
+    curves = frames.curves(job.id)
     assert set(curves["name"]) >= {
         "loss", "top1/head 1", "top5/head 4", "accepted", "cost/verify", "cost/break even",
         "tree/accepted", "tree/speed-up",
@@ -101,7 +102,7 @@ def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
     assert compare(whole.id, killed.id).outcome == "equal"  # whatever tree this machine prefers
     learnt = [
         curves[~curves["name"].str.contains("cost/|speed-up")].drop(columns="at")
-        for curves in (queries.curves(whole.id), queries.curves(killed.id))
+        for curves in (frames.curves(whole.id), frames.curves(killed.id))
     ]
     assert learnt[0].reset_index(drop=True).equals(learnt[1].reset_index(drop=True))
 
@@ -129,7 +130,7 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
     assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
     assert job.environment["text"]["training"]["corpus"] == "toystories"
     _, estimate = checked("amphista", {**SMALL, "data": "text"})
-    assert "guess its answers less well" in estimate.warnings[0]
+    assert "predict the base model's responses less well" in estimate.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
 def test_answers_that_do_not_fit_into_memory_are_refused(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.amphista.run.memory_available", lambda: 10**9)
+    monkeypatch.setattr("jobs.limits.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
     with pytest.raises(ModelError, match="the answers written at once") as refused:
         checked("amphista", config)
@@ -197,15 +198,15 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
     for name, words in (("short", 300), ("long", 1500), ("endless", 10**5)):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "word " * words}))
         config = AmphistaJob(model="smollm2-135m", prompts=f"file:{name}.jsonl")
-        needed.append(sum(memory(config, facts).values()))
+        needed.append(sum(memory_bytes(config, facts).values()))
     row = 4 * WRITERS * (cached_values(facts) + facts.hidden)
     assert needed[1] - needed[0] == row * (5 * 1500 - 5 * 300) // 2
     assert needed[2] - needed[0] == row * (facts.context - 5 * 300 // 2 - 64 - 128)
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.amphista.estimate.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
-    with pytest.raises(ConfigError, match="do not fit on the disk") as refused:
+    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    with pytest.raises(ConfigError, match="does not fit on the disk") as refused:
         checked("amphista", SMALL)
     assert refused.value.field == "answers" and "fewer" in refused.value.do
 
@@ -225,9 +226,9 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
     config, estimate = checked("amphista", {**SMALL, "minutes": 7})
     facts = inspect("toy")
     assert estimate.seconds is not None and 420 < estimate.seconds < 600
-    assert set(parts(config, facts)) == {"ask", "data", "train", "measure"}
+    assert set(flops_by_phase(config, facts)) == {"ask", "data", "train", "measure"}
     asking = config.model_copy(update={"prompts": SELF})
-    assert parts(asking, facts)["ask"] > parts(config, facts)["ask"] == 0
+    assert flops_by_phase(asking, facts)["ask"] > flops_by_phase(config, facts)["ask"] == 0
     tokens = 48 * (24 + 64)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
 

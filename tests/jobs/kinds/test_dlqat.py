@@ -13,11 +13,12 @@ from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.dlqat.estimate import memory, parts
-from jobs.dlqat.run import DLQATJob, verdict
+from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.estimate import flops_by_phase, memory_bytes
+from jobs.dlqat.kind import verdict
 from jobs.record import record
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait, process_of
@@ -67,9 +68,9 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     }
     assert len(found["tensors"]) == 21 * 6
     assert found["environment"]["text"]["training"]["corpus"] == "toystories"
-    names = set(queries.curves(job.id)["name"])
+    names = set(frames.curves(job.id)["name"])
     assert {"loss/dlqat", "rate/dlqat", "changed/dlqat", "m/dlqat/p50", "loss/lora"} <= names
-    profiles = queries.profile_names(job.id)
+    profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {0, 4}
     assert plain_perplexity(job.run) == pytest.approx(perplexity["dlqat"], rel=1e-5)
     assert figures(job, "bytes/compressed-tensors")["dlqat"] > 0
@@ -91,9 +92,9 @@ def test_a_kill_in_the_middle_changes_no_code(wait: Wait, when: str) -> None:
     assert killed.environment["weights_sha256"] == whole.environment["weights_sha256"]
     for metric in ("perplexity", "relative_error", "kl_to_dense"):
         assert figures(whole, metric) == figures(killed, metric) != {}
-    curves = [queries.curves(j.id).drop(columns="at") for j in (whole, killed)]
+    curves = [frames.curves(j.id).drop(columns="at") for j in (whole, killed)]
     assert curves[0].equals(curves[1]) and len(curves[0])
-    seen = [queries.profile_names(j.id) for j in (whole, killed)]
+    seen = [frames.profile_names(j.id) for j in (whole, killed)]
     assert seen[0].equals(seen[1]) and len(seen[0])
 
 
@@ -109,8 +110,7 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         start="rounded", checkpointing=True, keep="rtn", length=128,
     )  # fmt: skip
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
-    kept = next(r for r in queries.results([job.id]) if r.metric == "kept")
-    assert kept.details["kept"] == "rtn"
+    assert job.kept_stage == "rtn"
     config = json.loads((run_folder(job.run) / "model" / "config.json").read_text())
     assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"
 
@@ -159,14 +159,18 @@ def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path
 
 def test_what_a_person_should_know_is_said_beforehand(queue: Path) -> None:
     _, estimate = checked("dlqat", {**SMALL, "symmetric": False})
-    said = " ".join(estimate.warnings)
-    assert "% of the model's" in said and "dequantize=True" in said
+    said = " ".join(estimate.warnings + estimate.notes)
+    assert (
+        "Trainable parameters: " in said and "% of the model" in said and "dequantize=True" in said
+    )
     assert estimate.seconds and estimate.bytes > 1e6
 
 
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
-    small = memory(DLQATJob.model_validate(SMALL), inspect("toy"))
-    monkeypatch.setattr("jobs.dlqat.run.memory_available", lambda: sum(small.values()) + 10**6)
+    small = memory_bytes(DLQATJob.model_validate(SMALL), inspect("toy"))
+    enough = sum(small.values()) + 10**6
+    for module in ("jobs.dlqat.estimate", "jobs.limits"):
+        monkeypatch.setattr(f"{module}.memory_available", lambda: enough)
     checked("dlqat", SMALL)
     with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
         checked("dlqat", {**SMALL, "batch": 512})
@@ -174,7 +178,7 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
 
     def training(**values: object) -> int:
         config = DLQATJob.model_validate({**SMALL, **values})
-        return memory(config, inspect("toy"))["training"]
+        return memory_bytes(config, inspect("toy"))["training"]
 
     assert training(checkpointing=True) < small["training"]
     cached = [training(distil=True, teacher="cached", steps=steps) for steps in (1000, 2000)]
@@ -185,7 +189,7 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
     chosen = dict.fromkeys(("mse", "m_only", "lora_only", "distil", "lora_rtn", "lora_gptq"), True)
     config = DLQATJob.model_validate({**SMALL, **chosen, "packed": True})
-    found = parts(config, inspect("toy"))
+    found = flops_by_phase(config, inspect("toy"))
     assert all(work > 0 for work in found.values())
     assert {f"make {s}" for s in config.stages[1:]} <= set(found)
 

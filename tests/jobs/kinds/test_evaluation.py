@@ -14,10 +14,19 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job, Result
-from jobs.evaluation import quality
-from jobs.evaluation.acceleration import CSR, DENSE, MODEL, SEMI, SPEED, SPEED_UP, formats, said
-from jobs.evaluation.quality import samples_of
-from jobs.evaluation.run import EvaluationJob, memory, subjects, verdict
+from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
+from jobs.evaluation.estimate import memory_bytes
+from jobs.evaluation.kind import verdict
+from jobs.evaluation.report import (
+    CSR,
+    SEMI_STRUCTURED,
+    SPEED_UP,
+    TOKENS_PER_SECOND,
+    format_bytes,
+    samples_of,
+    verdicts,
+)
+from jobs.fields.quality import SAMPLE_PROMPTS
 from jobs.submit import checked, submit
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait
@@ -41,21 +50,21 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     pruned = finished(wait, "sds", **SMALL, control=False, adjust="off")
     job = finished(wait, "evaluation", model=pruned.run, **TINY)
     rows, theirs = figures(job.id), figures(pruned.id)
-    kept = theirs["run", "kept"].details["kept"]
+    kept = queries.job(pruned.id).kept_stage
     for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
         expected = theirs[stage, "perplexity"].value
         assert rows[mine, "perplexity"].value == pytest.approx(expected, rel=1e-4)
     assert rows[MODEL, "zero_share"].value == pytest.approx(0.5)
     assert queries.job(job.id).environment["base"] == "toy"
-    sizes = formats(rows)
+    sizes = format_bytes(rows)
     assert list(sizes) == ["dense", "2:4", "bitmask"] and sizes["2:4"] / sizes["dense"] == 9 / 16
     assert rows[MODEL, "kl_to_dense"].value > 0 and 0 < rows[MODEL, "top1_agreement"].value < 1
     assert (DENSE, "kl_to_dense") not in rows
     prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
-    assert prompts[0] == prompts[1] and len(prompts[0]) == quality.PROMPTS
-    assert rows[MODEL, SPEED].value > 0 and rows[DENSE, SPEED].value > 0
-    assert 0.5 in rows[MODEL, CSR].details["zeros"] and (MODEL, SEMI) not in rows
-    told = " ".join(said(rows))
+    assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
+    assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
+    assert 0.5 in rows[MODEL, CSR].details["zeros"] and (MODEL, SEMI_STRUCTURED) not in rows
+    told = " ".join(verdicts(rows))
     assert "as 2:4 the linear layers take 56 % of dense" in told
     assert "2:4 kernels: none on this device" in told
     assert verdict({DENSE: 4.0, MODEL: 5.0}) == "Perplexity is 25.0 % above the dense one."
@@ -69,7 +78,9 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     assert again.keys() == rows.keys()
     kl = (MODEL, "kl_to_dense")
     assert again[kl].value == rows[kl].value and again[kl].value > 0
-    assert again[MODEL, SPEED].value == rows[MODEL, SPEED].value  # not measured again
+    assert (
+        again[MODEL, TOKENS_PER_SECOND].value == rows[MODEL, TOKENS_PER_SECOND].value
+    )  # not measured again
     assert (MODEL, SPEED_UP) in again
 
 
@@ -79,8 +90,8 @@ def test_a_model_is_equal_to_itself(wait: Wait) -> None:
     assert rows[MODEL, "kl_to_dense"].value == pytest.approx(0, abs=1e-6)
     assert rows[MODEL, "top1_agreement"].value == rows[MODEL, "greedy_agreement"].value == 1
     assert rows[MODEL, "perplexity"].value == rows[DENSE, "perplexity"].value
-    assert (MODEL, SPEED) not in rows and (MODEL, CSR) not in rows
-    assert said(rows) == [
+    assert (MODEL, TOKENS_PER_SECOND) not in rows and (MODEL, CSR) not in rows
+    assert verdicts(rows) == [
         "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
     ]
 
@@ -90,7 +101,7 @@ def test_a_model_alone_has_nothing_to_be_compared_with(wait: Wait) -> None:
     rows = figures(job.id)
     assert {stage for stage, _ in rows} == {MODEL, "run"}
     assert (MODEL, "kl_to_dense") not in rows and (MODEL, SPEED_UP) not in rows
-    assert rows[MODEL, "bits_per_byte"].value > 0 and rows[MODEL, SPEED].n == 5
+    assert rows[MODEL, "bits_per_byte"].value > 0 and rows[MODEL, TOKENS_PER_SECOND].n == 5
 
 
 def row(stage: str, metric: str, value: float, **details: object) -> Result:
@@ -111,20 +122,28 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     up: float, stderr: float, words: str
 ) -> None:
     span = {"lowest": 19.0, "highest": 22.0}
-    found = {(stage, SPEED): row(stage, SPEED, 20.0, **span) for stage in (MODEL, DENSE)}
+    found = {
+        (stage, TOKENS_PER_SECOND): row(stage, TOKENS_PER_SECOND, 20.0, **span)
+        for stage in (MODEL, DENSE)
+    }
     found[MODEL, SPEED_UP] = row(MODEL, SPEED_UP, up)
     found[MODEL, SPEED_UP].stderr = stderr
-    assert words in said(found)[0] and "20 tokens/s (19 to 22)" in said(found)[0]
+    assert words in verdicts(found)[0] and "20 tokens/s (19 to 22)" in verdicts(found)[0]
 
 
 def test_where_leaving_out_zeros_pays_is_told() -> None:
     about = {"zeros": [0.5, 0.9], "own": 0.5}
     never = {(MODEL, CSR): row(MODEL, CSR, 0.4, break_even=None, **about)}
-    assert "0.40 × dense at this model's 50 %; it does not pay up to 90 % zeros" in said(never)[0]
+    assert (
+        "0.40 × dense at this model's 50 %; it does not pay up to 90 % zeros" in verdicts(never)[0]
+    )
     once = {(MODEL, CSR): row(MODEL, CSR, 0.4, break_even=0.87, **about)}
-    assert "it pays from 87 % zeros on" in said(once)[0]
-    kernel = row(MODEL, SEMI, 0.9, batches=[1, 64], speed_up=[0.9, 1.5])
-    assert "0.90 × with 1 rows at once, 1.50 × with 64" in said(once | {(MODEL, SEMI): kernel})[1]
+    assert "it pays from 87 % zeros on" in verdicts(once)[0]
+    kernel = row(MODEL, SEMI_STRUCTURED, 0.9, batches=[1, 64], speed_up=[0.9, 1.5])
+    assert (
+        "0.90 × with 1 rows at once, 1.50 × with 64"
+        in verdicts(once | {(MODEL, SEMI_STRUCTURED): kernel})[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +155,7 @@ def test_where_leaving_out_zeros_pays_is_told() -> None:
         ({"model": "toy", "context": 100_000}, "context", "does not fit"),
         ({"model": "toy", "evaluation_text": "nothing"}, "evaluation_text", "nothing"),
         ({"model": "toy", "tasks": "piqa"}, "tasks", "pip install -e"),
-        ({"model": "toy", "tasks": "../etc"}, "tasks", "names of tasks"),
+        ({"model": "toy", "tasks": "../etc"}, "tasks", "task names"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_beside_its_field(
@@ -156,18 +175,18 @@ def test_what_a_run_is_compared_with(queue: Path) -> None:
         session.add(
             Artifact(job_id=1, kind="model", path="count-0001/model", bytes=1, created_at=1)
         )
-    found = subjects(EvaluationJob(model="count-0001"))
+    found = measured_models(EvaluationJob(model="count-0001"))
     assert found[DENSE] == "toy" and found[MODEL].endswith("artifacts/count-0001/model")
-    assert subjects(EvaluationJob(model="count-0001", dense="other"))[DENSE] == "other"
-    assert subjects(EvaluationJob(model="toy")) == {MODEL: "toy"}
+    assert measured_models(EvaluationJob(model="count-0001", dense="other"))[DENSE] == "other"
+    assert measured_models(EvaluationJob(model="toy")) == {MODEL: "toy"}
 
 
 def test_what_does_not_fit_is_read_block_by_block(queue: Path) -> None:
     facts = inspect("smollm2-135m")
     config = EvaluationJob()
-    streamed, needed = memory(config, facts, 2, 64 * 2**30)
+    streamed, needed = memory_bytes(config, facts, 2, 64 * 2**30)
     assert not streamed and needed["weights"] == 2 * 4 * facts.parameters
-    streamed, less = memory(config, facts, 2, 1 * 2**30)
+    streamed, less = memory_bytes(config, facts, 2, 1 * 2**30)
     assert streamed and less["weights"] < needed["weights"] / 2
 
 

@@ -13,7 +13,7 @@ from backend.queue.folders import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.generate.run import sides_of
+from jobs.generate.config import read_sides
 from jobs.generate.transcript import (
     Transcript,
     TranscriptStep,
@@ -114,12 +114,12 @@ def test_bad_input_is_refused_before_it_is_queued(
 
 def test_a_lossy_acceptance_is_a_warning(queue: Path) -> None:
     _, estimate = checked("generate", {**SMALL, "typical": True, "temperature": 0.7})
-    assert "another text than the base" in estimate.warnings[0]
+    assert "differs from the base model" in estimate.warnings[0]
 
 
 def test_who_answers_is_known_by_name(queue: Path) -> None:
     mine = trained()
-    model, drafter = sides_of(f"smollm2-135m, {mine.run}")
+    model, drafter = read_sides(f"smollm2-135m, {mine.run}")
     assert (model.model, model.drafter) == ("smollm2-135m", None)
     assert (drafter.model, drafter.drafter) == ("toy", run_folder(mine.run) / "drafter")
 

@@ -14,13 +14,14 @@ from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.record import record
 from jobs.runtime.main import error_record
-from jobs.sds.estimate import disk, memory
-from jobs.sds.run import SDSJob, verdict
+from jobs.sds.config import SDSJob
+from jobs.sds.estimate import disk_space, memory_bytes
+from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait, process_of
 
@@ -77,7 +78,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     assert found["environment"]["text"]["evaluation"]["corpus"] == "toystories"
     _, estimate = checked("sds", SMALL)
     assert 1e8 < found["timings"]["peak_bytes"] < 1.2 * estimate.bytes
-    kept = next(r["kept"] for r in found["results"] if r["metric"] == "kept")
+    kept = found["kept_stage"]
     value, zero_share = plain_perplexity(job.run)
     assert value == pytest.approx(ppl[kept], rel=1e-4)
     assert zero_share == 0.5
@@ -99,9 +100,9 @@ def test_a_kill_in_the_middle_changes_no_weight(wait: Wait) -> None:
             for j in (whole, killed)
         ]
         assert values[0] == values[1] and values[0]
-    tables = [queries.tensor_table(j.id).sort_values(["tensor", "stage"]) for j in (whole, killed)]
+    tables = [frames.tensor_table(j.id).sort_values(["tensor", "stage"]) for j in (whole, killed)]
     assert tables[0].reset_index(drop=True).equals(tables[1].reset_index(drop=True))
-    curves = [queries.curves(j.id).drop(columns="at") for j in (whole, killed)]
+    curves = [frames.curves(j.id).drop(columns="at") for j in (whole, killed)]
     assert curves[0].equals(curves[1]) and len(curves[0])
 
 
@@ -116,7 +117,7 @@ def test_a_streamed_run_ends_as_one_in_memory(wait: Wait) -> None:
             for j in (whole, streamed)
         ]
         assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
-    curves = queries.curves(streamed.id)
+    curves = frames.curves(streamed.id)
     assert set(curves[curves["name"] == "owl/sparsity"]["step"]) == {0, 1, 2}
     assert plain_perplexity(streamed.run)[1] == pytest.approx(0.5, abs=0.01)
 
@@ -178,7 +179,7 @@ def test_a_model_is_streamed_when_it_would_not_fit(
     available: int, values: dict, streamed: bool
 ) -> None:
     config = SDSJob.model_validate({**SMALL, **values})
-    chosen, needed = memory(config, inspect("toy"), available)
+    chosen, needed = memory_bytes(config, inspect("toy"), available)
     assert chosen is streamed
     assert (needed["weights"] < 4 * inspect("toy").parameters) is streamed
 
@@ -186,7 +187,8 @@ def test_a_model_is_streamed_when_it_would_not_fit(
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.sds.run.memory_available", lambda: LITTLE)
+    for module in ("jobs.sds.estimate", "jobs.limits"):
+        monkeypatch.setattr(f"{module}.memory_available", lambda: LITTLE)
     _, estimate = checked("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
     with pytest.raises(ModelError) as refused:
@@ -200,15 +202,15 @@ def test_memory_that_does_not_last_says_what_to_lower() -> None:
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
     told = error_record(RuntimeError(f"{said}.\nStack"))
-    assert told["what"] == "The run needed more memory than there is."
+    assert told["what"] == "The run ran out of memory."
     assert told["why"].endswith("9 bytes.") and "fewer segments" in told["do"]
-    assert "does not know" in error_record(RuntimeError("shapes cannot be multiplied"))["what"]
+    assert "unexpected error" in error_record(RuntimeError("shapes cannot be multiplied"))["what"]
 
 
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = inspect("toy")
     pruned = facts.linear_weights
-    sizes = [disk(SDSJob.model_validate({**SMALL, **x}), facts) for x in (
+    sizes = [disk_space(SDSJob.model_validate({**SMALL, **x}), facts).bytes for x in (
         {}, {"control": False}, {"base": "sparsegpt"}, {"until": "first"}, {"activations": "disk"},
     )]  # fmt: skip
     states = 2 * 4 * 8 * 64 * facts.hidden
@@ -216,7 +218,7 @@ def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.Monk
         sizes[0], sizes[0] - 4 * pruned, sizes[0] + 2 * pruned, sizes[0] - 12 * pruned,
         sizes[0] + states,
     ]  # fmt: skip
-    monkeypatch.setattr("jobs.sds.estimate.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
     with pytest.raises(ConfigError, match="6 stages") as refused:
         checked("sds", SMALL)
     assert refused.value.field == "until"
@@ -227,7 +229,7 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
     wait(job.id, when=lambda: any(work_folder(job.run).glob("second-0002")))
     stored = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
     facts = inspect("toy")
-    expected = disk(SDSJob.model_validate(SMALL), facts) - 4 * facts.parameters
+    expected = disk_space(SDSJob.model_validate(SMALL), facts).bytes - 4 * facts.parameters
     assert stored == pytest.approx(expected, rel=0.05)
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.queue.folders import work_folder
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.fields.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
-from jobs.speed.report import COMBINED, VANILLA, decoder_reports, verdicts
+from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.submit import submit
 from tests.methods.amphista.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, process_of
@@ -53,7 +53,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     job = finished(
         wait, drafters=f"{one.run}, {medusa.run}", assistant="toy", try_sizes=True, nodes=4
     )
-    arms = {arm.name: arm for arm in decoder_reports(queries.results([job.id]))}
+    arms = {arm.name: arm for arm in decoder_reports(job.id)}
     assert next(iter(arms)) == VANILLA
     combined = {one.run + COMBINED, medusa.run + COMBINED}
     assert set(arms) == {VANILLA, "lookup", "assistant", one.run, medusa.run} | combined
@@ -71,11 +71,11 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
                for arm in arms.values())  # fmt: skip
     assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
-    curves = queries.curves(job.id)
+    curves = frames.curves(job.id)
     assert set(curves[curves["name"] == f"{one.run}/accepted"]["step"]) == {2, 4}
     assert set(curves["name"]) >= {"cost/verify", f"{medusa.run}/speed-up"}
-    said = verdicts(queries.results([job.id]))[:6]  # behind them, perhaps, that others worked here
-    assert len(said) == 6 and all("All 4 texts are vanilla's" in text for text in said)
+    said = verdicts(decoder_reports(job.id))[:6]  # behind them, perhaps, that others worked here
+    assert len(said) == 6 and all("All 4 responses match vanilla's" in text for text in said)
     whole = {row.metric: row for row in queries.results([job.id]) if row.stage == "run"}
     fastest = max(arms.values(), key=lambda arm: arm.speed)
     assert whole["tokens_per_second"].value == fastest.speed
@@ -87,7 +87,7 @@ def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
     one = trained()
     for values in ({"nodes": 1}, {"nodes": 4, "combined": False}):
         job = finished(wait, drafters=one.run, lookup=False, count=1, **values)
-        assert {arm.name for arm in decoder_reports(queries.results([job.id]))} == {
+        assert {arm.name for arm in decoder_reports(job.id)} == {
             VANILLA,
             one.run,
         }
@@ -107,7 +107,7 @@ def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
     wait(job.id, State.SUCCEEDED, State.FAILED, when=lambda: bool(answers(11)))
     assert not first.exists() or first.read_bytes() == before
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    assert decoder_reports(queries.results([job.id]))[0].prompts == 12
+    assert decoder_reports(job.id)[0].prompts == 12
 
 
 @pytest.mark.parametrize(
@@ -148,24 +148,29 @@ def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
 # words --------------------------------------------------------------------------------------------
 
 
-def rows(up: float, accepted: float, verify: float, draft: float, same: float = 1.0) -> list:
-    """The results of vanilla and of one drafter."""
+def reports(
+    up: float, accepted: float, verify: float, draft: float, same: float = 1.0
+) -> list[DecoderReport]:
+    """Vanilla and one drafter."""
 
-    def row(stage: str, metric: str, value: float, n: int = 12, **details: object) -> object:
-        return SimpleNamespace(stage=stage, metric=metric, value=value, n=n, details=details)
+    def report(name: str, up: float, accepted: float, verify: float, draft: float) -> DecoderReport:
+        return DecoderReport(
+            name,
+            kind="" if name == VANILLA else "Amphista",
+            nodes=8,
+            speed_up=up,
+            accepted=accepted,
+            break_even=verify + draft,
+            same=same,
+            prompts=12,
+            first_difference=None if same == 1 else 4,
+            ranges={"speed_up": (up - 0.01, up + 0.01)},
+            lengths={1: 3, 2: 9},
+            milliseconds={"draft": draft, "verify": verify, "accept": 0.0, "cache": 0.0},
+        )
 
-    def of(name: str, up: float, accepted: float, verify: float, draft: float) -> list:
-        parts = {"draft": draft, "verify": verify, "accept": 0.0, "cache": 0.0}
-        return [
-            row(name, "speed_up", up, lowest=up - 0.01, highest=up + 0.01, nodes=8,
-                arm="" if name == VANILLA else "Amphista"),
-            row(name, "accepted_length", accepted, lengths={"1": 3, "2": 9}),
-            row(name, "break_even", verify + draft, milliseconds=parts),
-            row(name, "same_text", same, first_difference=None if same == 1 else 4),
-            row("run", "work", 1e9),
-        ]  # fmt: skip
-
-    return of("amphista-0007", up, accepted, verify, draft) + of(VANILLA, 1.0, 1.0, 1.0, 0.0)
+    drafter = report("amphista-0007", up, accepted, verify, draft)
+    return [report(VANILLA, 1.0, 1.0, 1.0, 0.0), drafter]
 
 
 @pytest.mark.parametrize(
@@ -173,31 +178,44 @@ def rows(up: float, accepted: float, verify: float, draft: float, same: float = 
     [
         ((1.30, 1.8, 1.2, 0.15), "Amphista (amphista-0007) is faster than vanilla here: 1.30×"),
         ((0.89, 1.2, 1.3, 0.05), "slower than vanilla here: 0.89× (0.88 to 0.90)"),
-        ((0.89, 1.2, 1.3, 0.05), "What it loses most by is verifying up to 8 tokens at once."),
-        ((0.89, 1.2, 1.05, 0.3), "What it loses most by is drafting."),
-        ((0.80, 1.01, 1.2, 0.05), "Hardly a guess is right."),
+        (
+            (0.89, 1.2, 1.3, 0.05),
+            "extra cost is verification of up to 8 tokens at once.",
+        ),
+        ((0.89, 1.2, 1.05, 0.3), "The largest extra cost is drafting."),
+        ((0.80, 1.01, 1.2, 0.05), "Almost no draft token is accepted."),
         ((1.01, 1.4, 1.3, 0.1), "is as fast as vanilla here (1.01×)"),
-        ((1.30, 1.8, 1.2, 0.15), "yields 1.80 tokens and takes 1.35 times a vanilla one"),
-        ((1.30, 1.8, 1.2, 0.15), "verifying 1.20, drafting 0.15, choosing and moving rows 0.00."),
-        ((1.30, 1.8, 1.2, 0.15, 0.75), "9 of 12 texts are vanilla's to the last token; the first"),
+        ((1.30, 1.8, 1.2, 0.15), "accepts 1.80 tokens and costs 1.35 vanilla steps"),
+        ((1.30, 1.8, 1.2, 0.15), "verification 1.20, drafting 0.15, acceptance and cache 0.00."),
+        (
+            (1.30, 1.8, 1.2, 0.15, 0.75),
+            "9 of 12 responses match vanilla's token for token",
+        ),
     ],
 )
 def test_the_words_say_which_term_wins_or_loses(figures: tuple, said: str) -> None:
-    (sentence,) = verdicts(rows(*figures))
+    (sentence,) = verdicts(reports(*figures))
     assert said in sentence
 
 
-def test_an_unquiet_machine_is_told() -> None:
-    def told(low: float, high: float) -> list[str]:
-        speed = SimpleNamespace(
-            stage=VANILLA, metric="tokens_per_second", value=high, n=3,
-            details={"lowest": low, "highest": high},
-        )  # fmt: skip
-        return verdicts([*rows(1.30, 1.8, 1.2, 0.15), speed])[1:]
+def test_a_busy_machine_is_reported() -> None:
+    def warnings(low: float, high: float) -> list[str]:
+        compared = reports(1.30, 1.8, 1.2, 0.15)
+        compared[0].ranges["tokens_per_second"] = low, high
+        return verdicts(compared)[1:]
 
-    assert told(28, 30) == []
-    assert "vanilla wrote 20 to 30 tokens/s from round to round" in told(20, 30)[0]
+    assert warnings(28, 30) == []
+    assert "vanilla decoding varied from 20 to 30 tokens/s" in warnings(20, 30)[0]
 
 
-def test_nothing_compared_is_nothing_said() -> None:
-    assert verdicts([]) == [] == verdicts([r for r in rows(1, 1, 1, 0) if r.stage == VANILLA])
+def test_nothing_compared_gives_no_verdict() -> None:
+    assert verdicts([]) == [] == verdicts(reports(1, 1, 1, 0)[:1])
+
+
+def test_a_report_is_read_as_it_was_recorded() -> None:
+    written = DecoderReport(
+        "amphista-0007", "Amphista", 8, 30.0, 1.3, 1.8, 1.35, 0.75, 12, 4,
+        ranges={"speed_up": (1.2, 1.4)}, lengths={1: 3, 2: 9}, hits={(0,): 0.5, (0, 1): 0.25},
+        milliseconds={"verify": 20.0}, tasks={"math": (1.4, 1.9)},
+    )  # fmt: skip
+    assert DecoderReport.from_record(json.loads(json.dumps(written.record()))) == written

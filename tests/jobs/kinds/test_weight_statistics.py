@@ -18,11 +18,12 @@ from backend.queue.folders import work_folder
 from backend.reporter import SilentReporter
 from backend.settings import Settings
 from backend.statistics.tensors import TensorSnapshot
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
 from jobs.runtime.context import JobContext
 from jobs.submit import submit
-from jobs.weight_statistics.run import StatisticsJob, measured
+from jobs.weight_statistics.config import StatisticsJob
+from jobs.weight_statistics.run import measure_block
 from tests.queue.conftest import HOST, Wait
 
 TOY = Path(backend.models.sources.toy.__file__).parent
@@ -32,7 +33,7 @@ TENSOR = "model.layers.1.mlp.up_proj.weight"
 def test_every_matrix_is_measured_as_it_lies_in_the_file(wait: Wait) -> None:
     job = submit("statistics", {"model": "toy"}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
-    table = queries.tensor_table(job.id)
+    table = frames.tensor_table(job.id)
     assert len(table) == 21 and {*table["stage"]} == {"dense"}
     stored = {k: v.float().numpy() for k, v in load_file(TOY / "model.safetensors").items()}
     for row in table.itertuples():
@@ -74,7 +75,7 @@ def test_a_damaged_model_is_named(wait: Wait, current: Settings) -> None:
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
     error = queries.job(job.id).error
     assert error and error["what"] == "model.layers.1.mlp.up_proj holds values that are not finite."
-    assert TENSOR not in set(queries.tensor_table(job.id)["tensor"])
+    assert TENSOR not in set(frames.tensor_table(job.id)["tensor"])
 
 
 class Told(SilentReporter):
@@ -90,8 +91,8 @@ class Told(SilentReporter):
 def test_a_block_an_earlier_attempt_has_measured_is_not_read_again(tmp_path: Path) -> None:
     stored = StoredLinears(TOY, inspect("toy").linears)
     first, second = Told(tmp_path), Told(tmp_path)
-    zeros = measured(stored, 0, "cpu", cast(JobContext, first))
+    zeros = measure_block(stored, 0, "cpu", cast(JobContext, first))
     assert len(first.snapshots) == 7 and zeros == sum(s.zeros for s in first.snapshots)
     unread = cast(StoredLinears, None)
-    assert measured(unread, 0, "cpu", cast(JobContext, second)) == zeros
+    assert measure_block(unread, 0, "cpu", cast(JobContext, second)) == zeros
     assert second.snapshots == []

@@ -22,7 +22,8 @@ from backend.methods.amphista.data.prompts import (
 )
 from backend.models.loading import load
 from backend.reporter import SilentReporter
-from backend.text.prompts import SELF, STORIES, Prompt, prompt_ids
+from backend.text.prompt_ids import prompt_ids
+from backend.text.prompts import SELF, STORIES, Prompt
 from tests.methods.amphista.toys import base
 
 TEMPLATE = (

@@ -24,7 +24,8 @@ from backend.methods.amphista.decoding.engine import DecodeStep
 from backend.methods.amphista.drafter.amphista import AmphistaDrafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import load
-from backend.text.prompts import prompt_ids, training_prompts
+from backend.text.prompt_ids import prompt_ids
+from backend.text.prompts import training_prompts
 
 END = 0  # of the toy
 SIZES = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}

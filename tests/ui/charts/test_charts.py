@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backend.methods.sds.config import STAGE_LABELS
 from backend.settings import Settings
-from backend.store import queries
+from backend.store import frames, queries
 from ui.charts.heatmap import (
     MapBaseline,
     cells,
@@ -34,7 +34,7 @@ TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 @pytest.fixture
 def table(seeded: Settings) -> pd.DataFrame:
-    return queries.tensor_table(1)
+    return frames.tensor_table(1)
 
 
 def drawn(figure: go.Figure) -> list[Any]:
@@ -146,7 +146,7 @@ def test_no_perplexity_is_no_error() -> None:
 
 
 def test_curves_have_the_colour_of_their_stage(seeded: Settings) -> None:
-    points = queries.curves(2)
+    points = frames.curves(2)
     names = ["error/first", "error/redense", "error/sds"]
     figure = curves(points, names, labels=STAGE_LABELS, x_title="Block", y_title="Error")
     for line, name in zip(figure.data, names, strict=True):

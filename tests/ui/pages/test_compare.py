@@ -40,11 +40,15 @@ def lab(current: Settings) -> Settings:
     store(
         job(1, name=HOSTILE),
         job(2, config=sparse),
-        job(3, environment={"device": "cpu", "threads": 2, "versions": {"torch": "2.9"}}),
+        job(
+            3,
+            environment={"device": "cpu", "threads": 2, "versions": {"torch": "2.9"}},
+            kept_stage="control",
+        ),
         job(4),
         *measured(1, 12.0, 0.5),
         *measured(2, 11.0, 0.4),
-        *measured(3, 30.0, 0.7, kept="control"),
+        *measured(3, 30.0, 0.7),
         *measured(4, 9.0, 0.5, text=OTHER),
         *(model_folder(n, size) for n, size in ((1, 500), (2, 400))),
         *curve(1, "error/sds", [0.1, 0.2, 0.3]),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backend.methods.amphista.config import LOOKED_UP
-from backend.queue import labels, supervisor
+from backend.queue import labels
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -25,7 +25,6 @@ CONFIG = {"prompt": f"Tell me. {HOSTILE}", "sides": "toy, amphista-0002"}
 @pytest.fixture
 def answered(current: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
     """A finished run of two sides whose texts part at the second token."""
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
     upgrade()
     store(job(1, kind="generate", config=CONFIG, name=""))
     with transcript_writer("generate-0001", 1) as writer:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from backend.queue import roles, supervisor
+from backend.queue import roles
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -16,11 +16,6 @@ from ui.pages.jobs import page as jobs
 from ui.pages.overview import page as overview
 from ui.pages.runs import page as runs
 from ui.runs.actions import actions, run_action
-
-
-@pytest.fixture(autouse=True)
-def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
 
 
 def board(**query: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from backend.queue import supervisor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
@@ -23,11 +22,6 @@ def asked(host: str = "127.0.0.1") -> Any:
     return SimpleNamespace(
         query_params={}, client=SimpleNamespace(host=host), headers={"host": "localhost"}
     )
-
-
-@pytest.fixture(autouse=True)
-def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from backend.statistics.tensors import TensorProfile
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint, TensorRow
-from jobs.runtime.context import profile_row
+from jobs.runtime.rows import profile_row
 from tests.ui.lab import asked, job, result, store
 from ui.pages.quantization import page, views
 from ui.pages.quantization.charts import (

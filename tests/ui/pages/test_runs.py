@@ -9,7 +9,6 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from backend.queue import supervisor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -18,11 +17,6 @@ from ui.pages.runs import page as runs
 from ui.runs.view import PAGE_ROWS, TableQuery, query_runs, remembered
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}"
-
-
-@pytest.fixture(autouse=True)
-def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from backend.queue import supervisor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
@@ -37,7 +36,6 @@ def draw(chosen: str | None = None, **query: str) -> dict[str, Any]:
 @pytest.fixture
 def swept(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Two patterns by two seeds; the figures of three of the four runs."""
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
     who = page.current_user(asked())
     fields = {"pattern": ["2:4", "70%"], "seed": ["0", "1"]}
     jobs = sweep.queue("sds", TOY, fields, who, name=HOSTILE)

@@ -19,7 +19,7 @@ def runs() -> list[RunRow]:
     return rows(
         [
             job(1, tags=["demo", "paper"], finished_at=600_000),
-            job(2, name="half way", state="failed", owner="ben",
+            job(2, name="half way", state="failed", owner="ben", kept_stage="sds",
                 config={"model": "smollm2-135m", "pattern": "50%", "seed": 7, "control": False}),
             job(3, tags=["demonstration"], note="look at block 2"),
             job(4, state="queued", started_at=None, finished_at=None),

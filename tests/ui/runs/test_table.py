@@ -26,8 +26,8 @@ HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 @pytest.fixture
 def shown() -> list[RunRow]:
     return rows(
-        [job(1), job(2, name=HOSTILE), job(3, state="failed")],
-        [*measured(1, 12.0), *measured(2, 11.0, kept="control", text=OTHER)],
+        [job(1), job(2, name=HOSTILE, kept_stage="control"), job(3, state="failed")],
+        [*measured(1, 12.0), *measured(2, 11.0, text=OTHER)],
     )
 
 
@@ -42,7 +42,7 @@ def html(shown: list[RunRow], **options: object) -> str:
 def test_the_columns_come_from_what_the_runs_measured(shown: list[RunRow]) -> None:
     keys = columns(shown).keys()
     assert {"dense", "perplexity", "change", "zero_share", "seed"} < keys
-    assert not {"work", "kept", "seconds/redense"} & keys
+    assert not {"flops", "kept_stage", "redense"} & keys
     plain = columns(shown[2:]).keys()
     assert "perplexity" not in plain and "run" in plain
 
@@ -64,11 +64,11 @@ def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[RunRow]) -> 
 
 
 def test_a_run_that_ended_without_keeping_a_stage_has_what_it_measured_once() -> None:
-    done = [result(1, "run", "work", 1.0)]
+    done = job(1, kept_stage=None), job(1, kept_stage=None, flops=None)
     heads = [result(1, f"head-{k}", "top1", 0.5) for k in (1, 2)]
     one, two = (
-        rows([job(1)], [result(1, "drafter", "accepted_length", 2.5), *heads, *more])[0].figures
-        for more in (done, [])
+        rows([run], [result(1, "drafter", "accepted_length", 2.5), *heads])[0].figures
+        for run in done
     )
     assert one.final("accepted_length") == 2.5 and one.final("top1") is None
     assert two.final("accepted_length") is None  # it has not ended

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from backend.models.facts import ModelFacts
 from backend.models.sources import catalogue
-from backend.queue import roles, service, supervisor
+from backend.queue import roles, service
 from backend.queue.roles import Actor
 from backend.settings import Settings
 from backend.store import queries
@@ -188,7 +188,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
         looked.append(spec)
         return catalogue.inspect(spec)
 
-    monkeypatch.setattr("jobs.sds.run.inspect", inspect)
+    monkeypatch.setattr("jobs.sds.estimate.inspect", inspect)
     number = event_of(web, "launch-kind", "change")
     assert "--model org/name" in raw_form(shared(OTHER), web, number, model="org/name")
     assert looked == []
@@ -315,7 +315,6 @@ def test_the_real_queue_refuses_too(
     blocks: gr.Blocks, web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over a socket: `/queue/join` runs the function, which is refused where it would change."""
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
     body = {
         "fn_index": event_of(web, "jobs-board", "act"), "data": [], "session_hash": "abc",
         "event_data": {"do": "cancel", "run": "sds-0003"},

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from backend.errors import ConfigError, SlimscopeError
 from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig
-from jobs.sds.run import SDSJob
+from jobs.sds.config import SDSJob
 from jobs.submit import validated
 from ui.widgets.config_form import ConfigForm, advanced, complaint, sections, title
 

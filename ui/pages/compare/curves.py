@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from backend.store import queries
+from backend.store import frames
 from jobs.metrics import metric
 from ui.format import NONE, number
 from ui.pages.compare.charts import SMOOTHING, overlaid
@@ -25,7 +25,7 @@ TITLES = {"error": "Relative output error"}
 
 def curves_of(of: RunComparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """The points of every run, and the curves that one or more of them has drawn."""
-    points = {run: display_units(queries.curves(run)) for run in of.runs}
+    points = {run: display_units(frames.curves(run)) for run in of.runs}
     return points, list(dict.fromkeys(name for df in points.values() for name in _lines(df)))
 
 

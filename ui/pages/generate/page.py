@@ -8,13 +8,13 @@ from typing import Any
 import gradio as gr
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue import labels, roles, supervisor
+from backend.queue import labels, roles
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
-from jobs.generate import run as generate
-from jobs.generate.run import GenerateJob
+from jobs.generate import config as generate
+from jobs.generate.config import GenerateJob
 from jobs.submit import submit
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.generate import details
@@ -66,7 +66,6 @@ def build() -> None:
         error: SlimscopeError | None = None
         try:
             job = submit(generate.NAME, form.values(given), current_user(request))
-            supervisor.ensure()
             updates: dict[Any, Any] = {run: job.run, told: gr.update(visible=False)}
         except SlimscopeError as refused:
             error, updates = refused, {told: show_error(refused)}

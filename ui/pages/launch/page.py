@@ -11,7 +11,7 @@ import gradio as gr
 
 from backend.errors import SlimscopeError
 from backend.models.sources import catalogue
-from backend.queue import roles, supervisor
+from backend.queue import roles
 from backend.store import queries
 from backend.store.tables import Job
 from backend.text import corpora
@@ -300,9 +300,10 @@ def preview_of(
         "Estimated from": esc(cost.basis),
     }
     warnings = "".join(f'<p class="warn">⚠ {esc(text)}</p>' for text in cost.warnings)
+    notes = "".join(f'<p class="quiet">{esc(text)}</p>' for text in cost.notes)
     command = submit.command_line(kind.name, values, swept)
     told = facts(_model(made.configs) | about | _repeats(kind, made.configs))
-    return stack(told, warnings, shell(command)), runs, None
+    return stack(told, notes, warnings, shell(command)), runs, None
 
 
 def _repeats(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, str]:
@@ -343,7 +344,6 @@ def enqueue(
         jobs = sweep.queue(kind.name, values, swept, current_user(request), name=name or "")
     except SlimscopeError as error:
         return show_error(error), error
-    supervisor.ensure()
     first = jobs[0]
     where = _place(first)
     if len(jobs) == 1:

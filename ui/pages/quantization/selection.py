@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from backend.settings import settings
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.kind import kinds
 from ui.pages.quantization.charts import FIGURES, Group, GroupWeights
@@ -54,7 +54,7 @@ def quant_of(run: str) -> QuantRun | None:
 @lru_cache(maxsize=8)
 def _quant(_url: str, mark: tuple[str, int]) -> QuantRun | None:
     """Read once for all open pages, until the run has recorded more."""
-    job, names = queries.job(mark[0]), queries.profile_names(mark[0])
+    job, names = queries.job(mark[0]), frames.profile_names(mark[0])
     groups = names[names["name"] == MAGNITUDE]
     if groups.empty:
         return None

@@ -9,9 +9,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from backend.statistics.names import FAN
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.tables import Result
-from jobs.evaluation.acceleration import SPEED_UP
+from jobs.evaluation.report import SPEED_UP
 from ui.charts.heatmap import cells, heatmap_note, layer_heatmap
 from ui.charts.lines import curves
 from ui.format import NONE, count, esc, href, number, size
@@ -96,7 +96,7 @@ def curve_view(looked: QuantView) -> View:
     """One of the curves of all trained stages, or the fan of one stage's magnitudes. Losses are
     drawn beside those that measure the same."""
     choice, labels = looked.choice, looked.quant.labels
-    points = queries.curves(looked.quant.job.id)
+    points = frames.curves(looked.quant.job.id)
     points = points[points["name"].str.startswith(f"{choice.curve}/")]
     question, title = QUESTIONS[choice.curve], TITLES.get(choice.curve, "")
     if choice.curve == "loss":
@@ -142,7 +142,7 @@ def _curves_table(points: pd.DataFrame, name: str) -> str:
 def layers_view(looked: QuantView) -> View:
     """Relative output error of every layer at the chosen stage."""
     choice = looked.choice
-    table = queries.tensor_table(looked.quant.job.id)
+    table = frames.tensor_table(looked.quant.job.id)
     if table.empty or "relative_error" not in table or choice.stage not in {*table["stage"]}:
         return NO_LAYERS, note_html(LAYERS), ""
     rows = cells(table, choice.stage, "relative_error")

@@ -66,7 +66,7 @@ def _cell(figures: RunResults, stage: str, name: str) -> str:
 def outcome(job: Job, figures: RunResults, now: int) -> str:
     """HTML: the figures of the run as a whole."""
     pairs: dict[str, str] = {}
-    if figures.kept and figures.get("run", "kept"):
+    if figures.kept:
         pairs["Kept stage"] = esc(figures.label(figures.kept))
     pairs |= {metric(n).title: _of_run(metric(n), r) for n, r in figures.of_run.items()}
     steps = figures.seconds

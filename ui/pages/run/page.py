@@ -8,7 +8,7 @@ import gradio as gr
 
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.service import Actor
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
@@ -123,7 +123,7 @@ def arrived(request: gr.Request) -> list[Any]:
     unless the run's stages are none."""
     job = chosen_job(request)
     kind = kind_of(job) if job else None
-    charts = gr.update(visible=kind is None or kind.of_models)
+    charts = gr.update(visible=kind is None or kind.has_models)
     chosen = query(request, "tab", "summary", TABS)
     return [gr.update(selected=chosen, visible=job is not None), charts, charts]
 
@@ -135,7 +135,7 @@ def draw(request: gr.Request) -> list[Any]:
     if job is None:
         return [_unknown(query(request, "id")), gr.update(active=False), *[""] * 7]
     results = queries.results([job.run])
-    figures = RunResults(kind_of(job), results)
+    figures = RunResults(kind_of(job), results, job, queries.step_times([job.id]))
     measured = "perplexity" in figures.metrics
     chart = stage_perplexities(results, figures.labels) if measured else _no_chart(job)
     return [
@@ -214,7 +214,7 @@ def _none_left(job: Job) -> str:
 def draw_curves(chosen: str | None, request: gr.Request) -> list[Any]:
     """The groups of curves, and the chosen group: chart, note, table."""
     job = chosen_job(request)
-    points = display_units(queries.curves(job.run)) if job else None
+    points = display_units(frames.curves(job.run)) if job else None
     if job is None or points is None or points.empty:
         return [gr.update(visible=False), None, note_html(CURVES_ASK), ""]
     groups = list(dict.fromkeys(name.split("/")[0] for name in points["name"]))

@@ -12,10 +12,9 @@ import gradio as gr
 from backend.store import queries
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Job, Result
-from jobs.evaluation import acceleration
-from jobs.evaluation.acceleration import CSR, MODEL
-from jobs.evaluation.quality import samples_of
-from jobs.evaluation.run import NAME, evaluations
+from jobs.evaluation import report
+from jobs.evaluation.config import MODEL, NAME
+from jobs.evaluation.report import CSR, evaluations, samples_of
 from ui.format import esc, href, number, share, size
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
 from ui.runs.actions import next_links
@@ -79,7 +78,7 @@ def _words(job: Job, measured: Job | None, rows: Mapping[tuple[str, str], Result
         return card("Measured on this machine", _invitation(job))
     kind, perplexity = kind_of(measured), _values(rows, "perplexity")
     sentences = [kind.verdict(perplexity)] if kind else []
-    sentences += acceleration.said(rows)
+    sentences += report.verdicts(rows)
     listed = "".join(f"<li>{esc(text)}</li>" for text in sentences if text)
     body = f'<ul class="said">{listed}</ul>' if listed else _invitation(job)
     if not listed and measured.state in ACTIVE:
@@ -98,7 +97,7 @@ def _on_cpu(job: Job) -> bool:
 def _invitation(job: Job) -> str:
     """HTML: how to have the run measured, if there is a model to measure."""
     kind = kind_of(job)
-    if kind and not kind.of_models:
+    if kind and not kind.has_models:
         return f'<p class="quiet">{NO_MODEL}</p><div class="actions">{next_links(job)}</div>'
     saved = any(a.kind == "model" for a in queries.artifacts(job.run))
     link = [(href("launch", kind=NAME, model=job.run), ASK)] if saved else []
@@ -110,7 +109,7 @@ def _values(rows: Mapping[tuple[str, str], Result], metric: str) -> dict[str, fl
 
 
 def _sizes(rows: Mapping[tuple[str, str], Result], run: str) -> list[Any]:
-    sizes = acceleration.formats(rows)
+    sizes = report.format_bytes(rows)
     if "dense" not in sizes:
         return ["Sizes appear here once they are measured.", note_html(SIZE_ASK), ""]
     zeros = rows[MODEL, "zero_share"]
@@ -144,7 +143,7 @@ def _products(rows: Mapping[tuple[str, str], Result], run: str) -> list[Any]:
 def samples_html(job: Job) -> str:
     """HTML: greedy texts of the dense and of the kept model, side by side, marked from where they
     part; empty for a run that wrote none."""
-    figures = RunResults(kind_of(job), queries.results([job.run]))
+    figures = RunResults(kind_of(job), queries.results([job.run]), job)
     kept = figures.kept or MODEL
     dense, other = samples_of(job.run), samples_of(job.run, kept)
     if not other:

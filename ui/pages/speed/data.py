@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from backend.errors import SlimscopeError
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.tables import Job
-from jobs.fields.drafters import FOLDER, expected_hits
-from jobs.speed import run as speed
+from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
+from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport, decoder_reports, verdicts
 from ui.runs.results import display_units
 
@@ -74,19 +74,19 @@ def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
     chosen = job if job and job.kind == speed.NAME else next(iter(runs), None)
     if chosen is None:
         return None
-    results = queries.results([chosen.run])
-    return Benchmark(chosen, decoder_reports(results), verdicts(results))
+    reports = decoder_reports(chosen.run)
+    return Benchmark(chosen, reports, verdicts(reports))
 
 
 def drafter_of(run: str) -> DrafterInfo:
     """The facts of the run's drafter."""
-    rows = {row.metric: row.value for row in queries.results([run]) if row.stage == FOLDER}
+    rows = {row.metric: row.value for row in queries.results([run]) if row.stage == DRAFTER_FOLDER}
     return DrafterInfo(expected_hits(run), rows.get("parameters"), rows.get("steps"))
 
 
 def head_curves(run: str) -> pd.DataFrame:
     """Top-1 accuracy of each head during training, %: columns name ("Head 1"), step, value."""
-    curves = display_units(queries.curves(run))
+    curves = display_units(frames.curves(run))
     tops = curves[curves["name"].str.startswith("top1/")]
     names = tops["name"].str.removeprefix("top1/").str.capitalize()
     return tops.assign(name=names)

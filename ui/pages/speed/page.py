@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.components import Component
 from markupsafe import Markup
 
-from backend.store import queries
+from backend.store import frames
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.speed.report import DecoderReport
@@ -168,7 +168,7 @@ def command(job: Job) -> str:
 
 def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> Updates:
     decoders, job = shown.decoders, shown.job
-    drafters, curves = shown.drafters(), queries.curves(job.id)
+    drafters, curves = shown.drafters(), frames.curves(job.id)
     prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means, counted = f"Means over {prompts} prompts.", f"n = {steps:,} steps."

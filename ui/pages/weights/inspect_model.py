@@ -9,12 +9,11 @@ import gradio as gr
 
 from backend.errors import SlimscopeError
 from backend.models.sources import catalogue
-from backend.queue import supervisor
 from backend.queue.roles import may_not_add
 from backend.settings import settings
 from backend.store import queries
 from jobs import submit
-from jobs.weight_statistics.run import NAME
+from jobs.weight_statistics.config import NAME
 from ui.format import esc
 from ui.frame import current_user
 from ui.widgets.dropdown import FreeDropdown
@@ -79,5 +78,4 @@ def compute(model: str | None, request: gr.Request) -> tuple[Any, Any]:
         job = submit.submit(NAME, {"model": model or ""}, current_user(request))
     except SlimscopeError as error:
         return show_error(error), gr.skip()
-    supervisor.ensure()
     return show_html(""), job.run

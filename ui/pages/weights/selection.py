@@ -9,7 +9,7 @@ from functools import lru_cache
 import pandas as pd
 
 from backend.settings import settings
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.kind import kinds
 from ui.charts.channels import MEASURES, SIDES
@@ -38,7 +38,7 @@ class RunWeights:
 
     Attributes:
         labels: stage -> label, in the order of the method.
-        table: as `queries.tensor_table` returns it; never empty.
+        table: as `frames.tensor_table` returns it; never empty.
         stages: the ones it holds, in order.
         tensors: full name -> "Block 3, q_proj", block by block, as data flows.
         places: full name -> block and module.
@@ -70,7 +70,7 @@ def weights_of(run: str) -> RunWeights | None:
 def _weights(_url: str, mark: tuple[str, int, int]) -> RunWeights:
     """Read once for all open pages, until the run has moved on."""
     job = queries.job(mark[0])
-    table = queries.tensor_table(job.id).groupby(["tensor", "stage"], sort=False).tail(1)
+    table = frames.tensor_table(job.id).groupby(["tensor", "stage"], sort=False).tail(1)
     kind = kinds().get(job.kind)
     held: list[str] = [*dict.fromkeys(table["stage"])]
     labels = (dict(kind.stages) if kind else {}) or {stage: stage for stage in held}

@@ -22,7 +22,8 @@ from backend.methods.amphista.config import LONGEST, WRITERS
 from backend.methods.amphista.data.generation import write_answers
 from backend.methods.amphista.target_model import TargetModel
 from backend.reporter import REPLAY, Reporter
-from backend.text.prompts import SELF, Prompt, end_ids, readable_ids, training_prompts
+from backend.text.prompt_ids import end_ids, readable_ids
+from backend.text.prompts import SELF, Prompt, training_prompts
 from backend.text.sampling import first_tokens
 
 START = 24  # tokens of a generated text used as prompt, for a model without a template

@@ -11,8 +11,8 @@ import pytest
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from backend.store.states import State
-from backend.store.tables import Artifact, Job
-from jobs.generate.run import GenerateJob
+from backend.store.tables import Artifact, Job, StepTime
+from jobs.generate.config import GenerateJob
 from jobs.kind import kinds
 from tests.ui.lab import asked, job, result, store
 from ui.pages.generate import page as generate
@@ -26,7 +26,7 @@ from ui.widgets.config_form import ConfigForm
 HEADS = [result(2, f"head-{k}", m, 0.5) for k in (1, 2) for m in ("top1", "top3")]
 DRAFTER = [
     result(2, "drafter", "steps", 500.0), result(2, "drafter", "accepted_length", 1.85, nodes=8),
-    *HEADS, result(2, "run", "seconds/training", 61.0), result(2, "run", "work", 1e9, timed=61.0),
+    *HEADS,
 ]  # fmt: skip
 
 
@@ -44,7 +44,9 @@ def stored(current: Settings) -> None:
 
 def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
     row = job(2, kind="amphista")
-    figures = RunResults(kind_of(row), DRAFTER)
+    figures = RunResults(
+        kind_of(row), DRAFTER, row, [StepTime(job_id=2, step="training", seconds=61.0)]
+    )
     assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
     html = stage_table(figures)
     assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
@@ -118,7 +120,7 @@ def test_charts_of_models_are_there_for_models(seeded: Settings) -> None:
         ({"minutes": 0, "steps": 1500, "answers": 64, "data": "text", "encoder": False,
           "adaptation_layers": 0}, ["Medusa", "1,500 steps", "64 texts"]),
         ({"minutes": 10, "answers": 64, "heads": 2, "answer_tokens": 512, "seed": 3},
-         ["Amphista", "10 min", "64 answers", "tokens of an answer 512", "2 heads", "seed 3"]),
+         ["Amphista", "10 min", "64 answers", "512 tokens", "2 heads", "seed 3"]),
         ({"minutes": None, "answers": None, "heads": 99, "staged": False},
          ["Own", "0 steps", "0 answers", "99 heads"]),
     ],

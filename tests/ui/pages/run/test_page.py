@@ -13,7 +13,7 @@ from backend.queue.folders import log_file, run_folder
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.tables import Artifact, Attempt, Job, Result
+from backend.store.tables import Artifact, Attempt, Job, Result, StepTime
 from ui.pages.jobs import page as jobs
 from ui.pages.run import page as run
 from ui.pages.run.details import config_card, environment_card, outcome, text_card, times
@@ -94,12 +94,13 @@ def test_the_held_out_decision_is_told_in_words() -> None:
     rows = [
         figure("first", "heldout_loss", 2.2),
         figure("sds", "heldout_loss", 2.1),
-        figure("run", "kept", 1.0, kept="sds"),
-        figure("run", "seconds/redense", 30.0),
-        figure("run", "seconds/prune", 60.0),
     ]
-    job = Job(id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9)
-    figures = RunResults(kind_of(job), rows)
+    job = Job(
+        id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9,
+        kept_stage="sds",
+    )  # fmt: skip
+    steps = [StepTime(job_id=1, step=s, seconds=t) for s, t in (("redense", 30), ("prune", 60))]
+    figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
     assert "Second pruning (SDS) had the loss 2.100; First pruning 2.200." in html
     assert "1.0 GB" in html and "1 min 30 s" in html
@@ -283,6 +284,6 @@ def test_attempts_are_listed(seeded: Settings) -> None:
 
 
 def test_a_step_keeps_its_capitals() -> None:
-    rows = [figure("run", f"seconds/{name}", 2.0) for name in ("DL-QAT", "weight_adjustment")]
-    told = times(RunResults(None, rows))
+    steps = [StepTime(job_id=1, step=s, seconds=2.0) for s in ("DL-QAT", "weight_adjustment")]
+    told = times(RunResults(None, [], None, steps))
     assert ">DL-QAT<" in told and ">Weight adjustment<" in told

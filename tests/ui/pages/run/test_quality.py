@@ -11,7 +11,8 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.tables import Result
-from jobs.evaluation.acceleration import CSR, DENSE, MODEL, SIZE, SPEED, SPEED_UP
+from jobs.evaluation.config import DENSE, MODEL
+from jobs.evaluation.report import CSR, LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.launch.page import saved
@@ -33,16 +34,15 @@ def evaluated(number: int, prompt: str = "Once") -> list[Result]:
         result(number, DENSE, "perplexity", 4.0),
         result(number, MODEL, "perplexity", 5.0),
         result(number, MODEL, "zero_share", 0.5),
-        result(number, MODEL, f"{SIZE}/dense", 2e6),
-        result(number, MODEL, f"{SIZE}/2:4", 1.125e6),
-        result(number, MODEL, f"{SIZE}/bitmask", 1.15e6),
-        result(number, DENSE, SPEED, 20.0, lowest=19.0, highest=21.0),
-        result(number, MODEL, SPEED, 20.5, lowest=19.5, highest=21.5),
+        result(number, MODEL, f"{LINEAR_BYTES}/dense", 2e6),
+        result(number, MODEL, f"{LINEAR_BYTES}/2:4", 1.125e6),
+        result(number, MODEL, f"{LINEAR_BYTES}/bitmask", 1.15e6),
+        result(number, DENSE, TOKENS_PER_SECOND, 20.0, lowest=19.0, highest=21.0),
+        result(number, MODEL, TOKENS_PER_SECOND, 20.5, lowest=19.5, highest=21.5),
         result(number, MODEL, SPEED_UP, 1.02),
         result(number, MODEL, CSR, 0.4, **PRODUCTS),
         result(number, DENSE, "greedy_agreement", 1.0, samples=sample("the cat sat", prompt)),
         result(number, MODEL, "greedy_agreement", 0.5, samples=sample("the cat ran", prompt)),
-        result(number, "run", "kept", 1.0, kept=MODEL),
     ]
 
 
@@ -53,7 +53,8 @@ def lab(current: Settings) -> Settings:
 
 
 def evaluation(number: int, of: str, **values: Any) -> Any:
-    return job(number, kind="evaluation", config={"model": of}, **values)
+    ended = {"kept_stage": MODEL}
+    return job(number, kind="evaluation", config={"model": of}, **(ended | values))
 
 
 def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:

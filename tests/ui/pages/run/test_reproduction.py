@@ -14,7 +14,11 @@ from ui.pages.run.reproduction import replay_card
 def repeated(**values: object) -> None:
     """sds-0006 repeats sds-0001 with the same figures."""
     with writing() as session:
-        session.add(job_row(6, "succeeded", **{"parent": 1, "finished_at": 2, **values}))
+        session.add(
+            job_row(
+                6, "succeeded", **{"parent": 1, "finished_at": 2, "kept_stage": "sds", **values}
+            )
+        )
         session.flush()
         session.add_all(result_rows(6))
 

@@ -130,7 +130,7 @@ def test_charts_are_saved_as_pictures_figures_and_a_page(
 
     with saved(tab, "weights-heatmap", "csv", tmp_path).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    stored = queries.tensor_table(1).query("stage == 'sds'").set_index("tensor")["std"]
+    stored = frames.tensor_table(1).query("stage == 'sds'").set_index("tensor")["std"]
     assert {row["Tensor"]: float(row["Std"]) for row in rows} == pytest.approx(stored.to_dict())
 
     with saved(tab, "weights-overlay", "csv", tmp_path).open(newline="") as file:

@@ -14,14 +14,13 @@ import plotly.graph_objects as go
 import pytest
 
 from backend.methods.sds.config import STAGE_LABELS
-from backend.queue import supervisor
 from backend.settings import Settings
 from backend.statistics.names import MAGNITUDES
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
-from jobs.weight_statistics.run import NAME
+from jobs.weight_statistics.config import NAME
 from tests.ui.lab import GUEST, HOST, asked
 from ui.format import esc
 from ui.pages.weights import handlers as page
@@ -126,7 +125,7 @@ def test_the_map_outlines_the_chosen_tensor(seeded: Settings) -> None:
 
 def test_a_statistic_that_a_stage_lacks_is_told(seeded: Settings) -> None:
     with writing() as session:
-        for row in queries.tensor_table(1).itertuples():
+        for row in frames.tensor_table(1).itertuples():
             if row.stage == "dense":
                 stored = session.get_one(TensorRow, (1, row.tensor, "dense", 0))
                 stored.stats = {k: v for k, v in stored.stats.items() if k != "relative_error"}
@@ -276,7 +275,7 @@ def test_a_refresh_does_nothing_until_the_run_has_moved(seeded: Settings) -> Non
     assert page.refreshed(seen, *values) == {}
     with writing() as session:
         session.get_one(Job, 2).done = 0.9
-        session.add(Result(job_id=1, stage="run", metric="work", value=1.0))
+        session.add(Result(job_id=1, stage="run", metric="total", value=1.0))
     assert page.refreshed(seen, *values) == {}, "progress, and another run's figure"
     with writing() as session:
         session.add(Result(job_id=2, stage="dense", metric="perplexity", value=4.9))
@@ -351,7 +350,6 @@ def test_the_catalogue_and_the_saved_model_are_offered(seeded: Settings) -> None
 
 
 def test_one_press_queues_the_statistics(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "ensure", lambda: None)
     _, run = inspect_model.compute("toy", asked(HOST))
     job = queries.job(run)
     assert (job.kind, job.state, job.config["model"]) == (NAME, "queued", "toy")

@@ -1,0 +1,78 @@
+"""Starts the supervisor of a data folder when there is work and none is running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from backend.settings import available_threads, settings
+
+START_S = 20.0  # until a process that does not hold the lock is given up
+CODE = Path(__file__).resolve().parents[2]
+_started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}  # data folder -> our last, when
+
+
+def lock_path() -> Path:
+    """Held by the supervisor while it lives."""
+    return settings().root / ".slimscope" / "supervisor.lock"
+
+
+def is_alive() -> bool:
+    """Whether a supervisor holds the lock of this data folder."""
+    lock = try_lock()
+    if lock is None:
+        return True
+    lock.release()
+    return False
+
+
+def try_lock() -> BaseFileLock | None:
+    """The lock, taken without waiting; None while another process holds it. The kernel frees it
+    when its holder dies, however it dies."""
+    lock_path().parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path(), timeout=0, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def wake_supervisor() -> None:
+    """Start a supervisor unless one is running, or one that we started is on its way: a busy
+    machine needs many seconds for it. Two started at once are harmless: one leaves."""
+    root, now = settings().root, time.monotonic()
+    ours, since = _started.get(root, (None, 0.0))
+    if is_alive() or (ours and ours.poll() is None and now - since < START_S):
+        return
+    with (root / ".slimscope" / "supervisor.log").open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "backend.queue.supervisor"],
+            cwd=CODE,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _started[root] = (child, now)
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment for a child: the data folder absolute, threads capped to a slot's share."""
+    threads = str(settings().threads or max(1, available_threads() // settings().slots))
+    return {
+        **os.environ,
+        **settings().for_jobs(),
+        "SLIMSCOPE_DATA_DIR": str(settings().root),
+        "SLIMSCOPE_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

@@ -1,0 +1,41 @@
+"""Training a drafter as a kind of job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from backend.methods.amphista.config import ARMS, SHAPE, arm_of
+from jobs.amphista.config import DRAFTER, NAME, AmphistaJob
+from jobs.amphista.estimate import requirements
+from jobs.kind import Kind
+
+
+def headline(values: Mapping[str, Any]) -> list[str]:
+    """What tells a drafter from others first: its arm, how long it learnt, and from how much."""
+    minutes, steps = values.get("minutes") or 0, values.get("steps") or 0
+    learnt = f"{minutes:g} min" if minutes else f"{steps:,} steps"
+    written = "texts" if values.get("data") == "text" else "answers"
+    return [arm_of(values), learnt, f"{values.get('answers') or 0:,} {written}"]
+
+
+KIND = Kind(
+    name=NAME,
+    title="Amphista drafter",
+    summary="Train heads that draft several tokens at once, so that the base model verifies them "
+    "in one pass and generates the same text faster.",
+    config=AmphistaJob,
+    requirements=requirements,
+    run="jobs.amphista.run:run",
+    order=30,
+    stages={DRAFTER: "Drafter", **{f"head-{k}": f"Head {k}" for k in range(1, 11)}},
+    headline=headline,
+    headline_fields=frozenset({*SHAPE, "minutes", "steps", "answers", "data"}),
+    has_models=False,
+    presets={
+        "quick look": {"minutes": 3, "answers": 256, "heldout": 32},
+        "default": {},
+        "thorough": {"minutes": 60, "answers": 6000},
+        **{arm: fields for arm, fields in ARMS.items() if fields},
+    },
+)

@@ -1,0 +1,59 @@
+"""DL-QAT quantisation as a kind of job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from jobs.dlqat.config import NAME, DLQATJob
+from jobs.dlqat.estimate import requirements
+from jobs.kind import Kind
+from jobs.metrics import relative_change
+
+
+def verdict(perplexity: Mapping[str, float]) -> str:
+    """In words, whether the method helped on this model. `perplexity`: stage -> value."""
+    trained = next((s for s in (DLQATStage.DLQAT, DLQATStage.DLQAT_KD) if s in perplexity), None)
+    rival = next(
+        (s for s in (DLQATStage.GPTQ, DLQATStage.MSE, DLQATStage.RTN) if s in perplexity), None
+    )
+    if trained is None or rival is None:
+        return ""
+    value = perplexity[trained]
+    text = f"{STAGE_LABELS[trained]} ends {relative_change(value, perplexity[rival])} "
+    text += STAGE_LABELS[rival]
+    if DLQATStage.LORA_GPTQ in perplexity:
+        other = perplexity[DLQATStage.LORA_GPTQ]
+        text += f" and {relative_change(value, other)} {STAGE_LABELS[DLQATStage.LORA_GPTQ]}"
+    text += "."
+    if DLQATStage.LORA in perplexity and trained == DLQATStage.DLQAT:
+        text += (
+            f" The same training without quantisation ends at {perplexity[DLQATStage.LORA]:.2f}: "
+            f"quantisation costs {value / perplexity[DLQATStage.LORA] - 1:.1%} on top of it."
+        )
+    if value < perplexity.get(DLQATStage.DENSE, 0.0):
+        text += " It ends below the dense model because it was trained on such text."
+    if value >= perplexity[rival]:
+        text += " Training did not help on this model."
+    return text
+
+
+KIND = Kind(
+    name=NAME,
+    title="DL-QAT quantisation",
+    summary="Train low-rank updates inside the rounding and one magnitude per group.",
+    config=DLQATJob,
+    requirements=requirements,
+    run="jobs.dlqat.run:run",
+    order=20,
+    stages=STAGE_LABELS,
+    verdict=verdict,
+    presets={
+        "quick look": {"segments": 16, "context": 256, "windows": 8, "steps": 10, "lora": False},
+        "default": {},
+        "thorough": {
+            "segments": 64, "windows": 32, "steps": 200, "distil": True, "lora_gptq": True,
+            "mse": True, "m_only": True, "lora_only": True,
+        },
+    },
+)  # fmt: skip

@@ -1,0 +1,31 @@
+"""What a run will cost: its requirements checked against this machine, and a duration learned from
+finished runs."""
+
+from __future__ import annotations
+
+from jobs.kind import Estimate, JobConfig, Kind
+from jobs.limits import require_disk, require_memory
+from jobs.runtime.duration import estimate_seconds
+
+
+def estimate(kind: Kind, config: JobConfig) -> Estimate:
+    """Check a config and estimate its run.
+
+    Raises:
+        SlimscopeError: the run cannot work, or needs more memory or disk than there is.
+    """
+    needs = kind.requirements(config)
+    require_memory(needs.memory, needs.title)
+    if needs.disk:
+        require_disk(needs.disk)
+    flops = sum(needs.flops.values())
+    seconds, basis = estimate_seconds(kind.name, needs.model, flops, needs.timed_seconds)
+    return Estimate(
+        seconds,
+        sum(needs.memory.values()),
+        flops,
+        basis,
+        needs.warnings,
+        needs.notes,
+        needs.open_ended,
+    )

@@ -1,0 +1,63 @@
+"""The config of an evaluation."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from jobs.fields.model import DEFAULT_MODEL, ModelConfig, absolute
+from jobs.fields.quality import QualityConfig
+from jobs.fields.saved_models import is_run, saved_model
+from jobs.fields.text import EvaluationText
+from jobs.fields.types import SavedModelSpec
+from jobs.kind import JobConfig
+
+NAME = "evaluation"
+DENSE, MODEL = "dense", "model"  # the two stages
+LABELS = {DENSE: "Dense", MODEL: "Model"}
+
+
+class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
+    """Which model, its dense reference, and what is measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: SavedModelSpec = Field(
+        DEFAULT_MODEL,
+        title="Run or model",
+        description="A run that saved a model, such as sds-0042; or a name from the list, a hub "
+        "id, a folder.",
+    )
+    dense: str = Field(
+        "",
+        max_length=300,
+        title="Dense model",
+        description="The reference. Empty: the model the run started from; a model that is not a "
+        "run is then measured alone.",
+        json_schema_extra={"choices": "model"},
+    )
+    batch: int = Field(
+        4,
+        ge=1,
+        le=256,
+        title="Batch size",
+        description="Windows per forward pass. More are faster on a GPU and need more memory.",
+        json_schema_extra={"unit": "windows", "advanced": True},
+    )
+    speed: bool = Field(
+        True,
+        title="Measure speed",
+        description="Time decoding with both models in turn, and sparse matrix products.",
+    )
+
+
+def measured_models(config: EvaluationJob) -> dict[str, str]:
+    """Stage -> spec of the model measured at it, the dense one first if there is one.
+
+    Raises:
+        ConfigError: the run is not there, or has saved no model.
+    """
+    spec, dense = config.model, absolute(config.dense)
+    if is_run(spec):
+        spec, base = saved_model(spec)
+        dense = dense or base
+    return ({DENSE: dense} if dense else {}) | {MODEL: spec}

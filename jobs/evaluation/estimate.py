@@ -1,0 +1,93 @@
+"""What an evaluation needs before it starts: FLOPs, memory, and what is refused."""
+
+from __future__ import annotations
+
+from backend.errors import ConfigError
+from backend.models.facts import ModelFacts
+from backend.models.memory import (
+    COMFORT,
+    activation_memory,
+    memory_available,
+    memory_parts,
+    wait_on_disk,
+)
+from backend.models.sources.catalogue import inspect
+from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
+from jobs.evaluation.report import REPEATS, TIMED_TOKENS
+from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
+from jobs.fields.text import check_evaluation_text, context_length
+from jobs.kind import Requirements
+
+SPARSE_PRODUCT_FLOPS = 2e10  # that take about as long as timing the sparse products
+
+
+def requirements(config: EvaluationJob) -> Requirements:
+    """What the run needs.
+
+    Raises:
+        SlimscopeError: a model, the text, or a combination of settings cannot work.
+    """
+    facts = {stage: inspect(spec) for stage, spec in measured_models(config).items()}
+    model = facts[MODEL]
+    require_same_shape(model, facts.get(DENSE, model))
+    check_evaluation_text(config, next(iter(facts.values())))
+    warnings = check_quality(config)
+    streamed, needed = memory_bytes(config, model, len(facts), memory_available())
+    if streamed:
+        warnings += ("The model does not fit into memory: no text is generated with it.",)
+    return Requirements(
+        model=config.model,
+        title=model.title,
+        flops=flops_by_phase(config, model, [*facts]),
+        memory=needed,
+        warnings=warnings,
+        open_ended=bool(config.task_names),
+    )
+
+
+def require_same_shape(model: ModelFacts, dense: ModelFacts) -> None:
+    """Refuse a dense model of another shape."""
+    if (model.linears, model.vocabulary) != (dense.linears, dense.vocabulary):
+        raise ConfigError(
+            f"{model.title} was not made of {dense.title}.",
+            "Their layers or vocabularies are not of the same shape.",
+            "Choose the model it was made of.",
+            "dense",
+        )
+
+
+def memory_bytes(
+    config: EvaluationJob, facts: ModelFacts, models: int, available: int, dtype: str = "float32"
+) -> tuple[bool, dict[str, int]]:
+    """Whether models are read block by block, and then purpose -> bytes at the peak.
+
+    Both models are held at the same time, to be timed in turn.
+    """
+    context = context_length(config, facts)
+    states = activation_memory(facts, config.windows, context, dtype)
+    if wait_on_disk("auto", states, available):
+        states = activation_memory(facts, config.batch, context, dtype)
+
+    def needed(streamed: bool) -> dict[str, int]:
+        sizes = memory_parts(
+            facts, dtype=dtype, copies=models, context=context,
+            batch=config.batch, streamed=streamed,
+        )  # fmt: skip
+        return sizes | {"activations": states}
+
+    streamed = sum(needed(False).values()) > COMFORT * available
+    return streamed, needed(streamed)
+
+
+def flops_by_phase(config: EvaluationJob, facts: ModelFacts, stages: list[str]) -> dict[str, float]:
+    """Floating-point operations of each phase: the basis of estimate and progress."""
+    weights = facts.weights_per_token
+    tokens = config.windows * context_length(config, facts)
+    once = 2.0 * weights * tokens + sample_flops(config, facts)
+    phases = dict.fromkeys(stages, once)
+    if config.speed:
+        phases["decode"] = (
+            2.0 * weights * DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS) * len(stages)
+        )
+        phases["products"] = SPARSE_PRODUCT_FLOPS
+    return phases

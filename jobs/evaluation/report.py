@@ -1,0 +1,126 @@
+"""What compression gains on this machine, in words: bytes in the formats there are, tokens per
+second, and sparse matrix products, of a saved model beside its dense one.
+
+A speed-up within the noise of its measurement is not reported as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from backend.store import queries
+from backend.store.tables import Job
+from jobs.evaluation.config import DENSE, MODEL, NAME
+
+LINEAR_BYTES, TOKENS_PER_SECOND, SPEED_UP = "linear_bytes", "tokens_per_second", "speed_up"
+CSR, SEMI_STRUCTURED = "product_speed_up/CSR", "product_speed_up/2:4"
+TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
+MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
+
+
+class Row(Protocol):
+    """What is read of a row of results."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def stderr(self) -> float | None: ...
+    @property
+    def details(self) -> dict[str, Any]: ...
+
+
+Rows = Mapping[tuple[str, str], Row]  # (stage, metric) -> row
+
+
+def verdicts(rows: Rows) -> list[str]:
+    """The findings in sentences; empty before anything was measured."""
+    return [text for text in (_size(rows), _decoding(rows), _csr(rows), _semi(rows)) if text]
+
+
+def format_bytes(rows: Rows) -> dict[str, float]:
+    """Format -> bytes of the linears, dense first."""
+    sizes = {
+        metric.partition("/")[2]: row.value
+        for (stage, metric), row in rows.items()
+        if stage == MODEL and metric.startswith(f"{LINEAR_BYTES}/")
+    }
+    return dict(sorted(sizes.items(), key=lambda item: item[0] != DENSE))
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _size(rows: Rows) -> str:
+    sizes = format_bytes(rows)
+    dense = sizes.pop(DENSE, None)
+    if dense is None:
+        return ""
+    smallest = min(sizes, key=sizes.__getitem__)
+    part = sizes[smallest] / dense
+    if part >= 1:
+        return "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
+    return (
+        f"Size: as {smallest} the linear layers take {_share(part)} of dense 16-bit values. The "
+        "saved file stores zeros as ordinary numbers and is not smaller."
+    )
+
+
+def _decoding(rows: Rows) -> str:
+    keys = ((MODEL, TOKENS_PER_SECOND), (DENSE, TOKENS_PER_SECOND), (MODEL, SPEED_UP))
+    model, dense, up = (rows.get(key) for key in keys)
+    if model is None or dense is None or up is None:
+        return ""
+    rates = f"{_rate(model)}, the dense model {_rate(dense)}"
+    if abs(up.value - 1) < max(MIN_GAIN, MIN_STANDARD_ERRORS * (up.stderr or 0.0)):
+        return f"Decoding: no speed-up here: {rates}."
+    if up.value < 1:
+        return f"Decoding: slower than the dense model here, {up.value:.2f} ×: {rates}."
+    return f"Decoding: {up.value:.2f} × the dense speed here: {rates}."
+
+
+def _rate(row: Row) -> str:
+    """The median, and what the repeats lie between."""
+    lowest, highest = row.details["lowest"], row.details["highest"]
+    return f"{row.value:.3g} tokens/s ({lowest:.3g} to {highest:.3g})"
+
+
+def _csr(rows: Rows) -> str:
+    row = rows.get((MODEL, CSR))
+    if row is None:
+        return ""
+    zeros, even = row.details["own"], row.details["break_even"]
+    pays = f"it does not pay up to {_share(max(row.details['zeros']))} zeros"
+    if even is not None:
+        pays = f"it pays from {_share(even)} zeros on"
+    now = f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros else ""
+    return f"Leaving out the zeros (CSR), the largest layer: {now}{pays}."
+
+
+def _semi(rows: Rows) -> str:
+    if (MODEL, CSR) not in rows:
+        return ""
+    row = rows.get((MODEL, SEMI_STRUCTURED))
+    if row is None:
+        return "2:4 kernels: none on this device; they need a GPU with sparse tensor cores."
+    pairs = zip(row.details["batches"], row.details["speed_up"], strict=True)
+    speeds = ", ".join(f"{up:.2f} × with {n} rows at once" for n, up in pairs)
+    return f"2:4 kernels, the largest layer: {speeds}."
+
+
+def evaluations(run: str) -> list[Job]:
+    """The evaluations of a run, the newest first."""
+    return [job for job in queries.jobs(kind=NAME) if job.config.get("model") == run]
+
+
+def samples_of(run: str | int, stage: str = DENSE) -> list[dict[str, Any]]:
+    """The samples a run has recorded at a stage: prompt, text and tokens of each."""
+    for result in queries.results([run]):
+        if (result.stage, result.metric) == (stage, "greedy_agreement"):
+            return list(result.details["samples"])
+    return []

@@ -1,0 +1,54 @@
+"""Models that runs have saved, by the names of the runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from backend.errors import ConfigError, NotFoundError
+from backend.settings import settings
+from backend.store import queries
+from backend.store.tables import RUN_NAME
+
+
+def is_run(spec: str) -> bool:
+    """Whether `spec` has the form of a run's name, such as sds-0042."""
+    return RUN_NAME.fullmatch(spec) is not None
+
+
+def saved_model(run: str, field: str = "model") -> tuple[str, str]:
+    """The folder a run saved its model in, and the spec of the model it began with.
+
+    Raises:
+        ConfigError: the run does not exist, or has saved no model.
+    """
+    try:
+        job = queries.job(run)
+        saved = [a.path for a in queries.artifacts(run) if a.kind == "model"]
+    except NotFoundError as error:
+        raise ConfigError(
+            error.what, error.why, "Choose a run that saved a model.", field
+        ) from error
+    if not saved:
+        raise ConfigError(
+            f"{run} has saved no model.", f"It is {job.state}.",
+            "Choose a run that succeeded, or wait for it.", field,
+        )  # fmt: skip
+    return str(settings().artifacts / saved[-1]), str(job.config.get("model", ""))
+
+
+def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
+    """The config.json in a folder that a run has saved.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    try:
+        config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        why = f"{folder.name}/config.json cannot be read: {error}."
+        raise ConfigError(
+            f"The files of {run} are damaged.", why, "Run it again.", field
+        ) from error
+    return config

@@ -1,0 +1,61 @@
+"""Field types that several configs share: title, bounds, unit and help, once.
+
+A config adds the default, and where it differs the description or further bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+ModelSpec = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=300,
+        title="Model",
+        description="A name from the list, a hub id (org/name), a folder, or a .gguf file.",
+    ),
+]
+SavedModelSpec = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=300,
+        title="Model",
+        description="A name from the list, a run that saved a model, a hub id (org/name), a "
+        "folder, or a .gguf file.",
+        json_schema_extra={"choices": "saved"},
+    ),
+]
+CorpusName = Annotated[str, Field(min_length=1, max_length=300)]
+PromptSet = Annotated[str, Field(min_length=1, max_length=300, title="Prompts")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    Field(
+        title="Precision",
+        description="auto: bfloat16 where the processor supports it. Only float32 reproduces the "
+        "base model's text token for token.",
+        json_schema_extra={"advanced": True},
+    ),
+]
+NewTokens = Annotated[
+    int,
+    Field(
+        title="New tokens",
+        description="Maximum length of a response.",
+        json_schema_extra={"unit": "tokens"},
+    ),
+]
+TreeSize = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=256,
+        title="Tree size",
+        description="Draft tokens verified at once, the root included. 0: the size that pays best "
+        "on this machine, measured first.",
+        json_schema_extra={"unit": "nodes"},
+    ),
+]

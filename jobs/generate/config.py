@@ -1,0 +1,141 @@
+"""The config of a generation run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ConfigDict, Field
+
+from backend.errors import ConfigError
+from backend.methods.amphista.config import LEAST_PENALTY, Temperature
+from backend.models.layer_names import read_names
+from jobs.fields.drafters import DRAFTER_KIND, drafter_folder, drafter_run
+from jobs.fields.model import DEFAULT_MODEL, absolute
+from jobs.fields.saved_models import is_run
+from jobs.fields.types import NewTokens, Precision, TreeSize
+from jobs.generate.transcript import MAX_SIDES
+from jobs.kind import JobConfig
+
+NAME = "generate"
+STOPS = "|"
+
+
+class GenerateJob(JobConfig):
+    """Prompt, models and sampling."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str = Field(
+        "Explain in three sentences why the sky is blue.",
+        min_length=1,
+        max_length=8000,
+        title="Prompt",
+        description="Sent to every selected model.",
+        json_schema_extra={"lines": 4},
+    )
+    sides: str = Field(
+        DEFAULT_MODEL,
+        min_length=1,
+        max_length=1000,
+        title="Models and drafters",
+        description="1–4 models, compressed runs or Amphista drafters.",
+        json_schema_extra={"many": True},
+    )
+    max_new_tokens: NewTokens = Field(96, ge=1, le=4096)
+    temperature: Temperature = Field(
+        0.0,
+        ge=0,
+        le=5,
+        title="Temperature",
+        description="0: greedy decoding.",
+    )
+    top_k: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        title="Top-k",
+        description="Samples from the k likeliest tokens. 0: from all.",
+        json_schema_extra={"advanced": True},
+    )
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        title="Top-p",
+        description="Samples from the smallest set of tokens with this total probability.",
+        json_schema_extra={"advanced": True},
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        ge=LEAST_PENALTY,
+        le=10,
+        title="Repetition penalty",
+        description="1: none. Each draft token is penalised by its own path.",
+        json_schema_extra={"advanced": True},
+    )
+    typical: bool = Field(
+        False,
+        title="Typical acceptance (lossy)",
+        description="Accepts draft tokens that are likely enough: more are accepted, but the "
+        "output distribution is no longer the base model's. Needs a temperature.",
+        json_schema_extra={"advanced": True},
+    )
+    stop: str = Field(
+        "",
+        max_length=300,
+        title="Stop strings",
+        description=f"Strings that end a response, separated by {STOPS}",
+        json_schema_extra={"advanced": True},
+    )
+    chat: bool = Field(
+        True,
+        title="Chat template",
+        description="Applies the model's chat template, if it has one.",
+        json_schema_extra={"advanced": True},
+    )
+    nodes: TreeSize = Field(0, json_schema_extra={"unit": "nodes", "advanced": True})
+    lookup: bool = Field(
+        False,
+        title="Prompt lookup first",
+        description="Prompt-lookup decoding: draft by n-gram match in the context; fall back to "
+        "the drafter.",
+    )
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class GenerationSide:
+    """One of the models or drafters that are compared.
+
+    Attributes:
+        name: as it was given.
+        model: a base model (see `jobs.fields.base_model`).
+        drafter: its folder, if there is one.
+    """
+
+    name: str
+    model: str
+    drafter: Path | None = None
+
+
+def read_sides(text: str) -> list[GenerationSide]:
+    """The models and drafters of a list.
+
+    Raises:
+        ConfigError: too many, none, or a run that holds neither model nor drafter.
+    """
+    names = read_names(text)
+    if not 1 <= len(names) <= MAX_SIDES:
+        raise ConfigError(
+            f"{len(names)} models are selected.", f"1 to {MAX_SIDES} can be compared.",
+            "Separate them by commas.", "sides",
+        )  # fmt: skip
+    return [_side(name) for name in names]
+
+
+def _side(name: str) -> GenerationSide:
+    if is_run(name) and name.startswith(f"{DRAFTER_KIND}-"):
+        job = drafter_run(name, "sides")
+        return GenerationSide(job.run, str(job.config["model"]), drafter_folder(job))
+    return GenerationSide(name, absolute(name))

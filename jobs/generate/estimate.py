@@ -1,0 +1,72 @@
+"""What a generation run needs before it starts: FLOPs, memory, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backend.errors import ConfigError, SlimscopeError, for_field
+from backend.models.facts import ModelFacts
+from backend.models.memory import RUNTIME, weight_memory
+from jobs.fields.base_model import require_precision, resolve_model
+from jobs.generate.config import GenerateJob, GenerationSide, read_sides
+from jobs.kind import Requirements
+from jobs.limits import require_context
+from jobs.runtime.duration import DECODE_COST
+
+MODEL_MARGIN = 1.3  # memory of a drafter and its cache beside the weights
+
+
+def requirements(config: GenerateJob) -> Requirements:
+    """What the run needs.
+
+    Raises:
+        SlimscopeError: a model, a drafter, or a combination of settings cannot work.
+    """
+    require_sampling(config)
+    models = [side_facts(side, config) for side in read_sides(config.sides)]
+    shortest = min(models, key=lambda facts: facts.context)
+    require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
+    largest = max(models, key=weight_memory)
+    return Requirements(
+        model=config.sides,
+        title=largest.title,
+        flops=flops_by_phase(config, models),
+        memory={"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))},
+        warnings=typical_warnings(config),
+    )
+
+
+def require_sampling(config: GenerateJob) -> None:
+    """Refuse typical acceptance without a temperature."""
+    if config.typical and not config.temperature:
+        raise ConfigError(
+            "Typical acceptance needs a temperature.",
+            "It accepts draft tokens by their probability under sampling.",
+            "Set a temperature above 0, or disable it.",
+            "typical",
+        )
+
+
+def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:
+    """The facts of the model that decodes for one side."""
+    try:
+        base = resolve_model(side.model, "sides")
+        require_precision(base, config.precision)
+    except ConfigError:
+        raise
+    except SlimscopeError as error:
+        raise for_field(error, "sides") from error
+    return base.facts
+
+
+def typical_warnings(config: GenerateJob) -> tuple[str, ...]:
+    """Risks of the acceptance rule."""
+    if config.typical:
+        return ("Typical acceptance is lossy: the output differs from the base model's.",)
+    return ()
+
+
+def flops_by_phase(config: GenerateJob, models: Sequence[ModelFacts]) -> dict[str, float]:
+    """Floating-point operations of the only phase."""
+    parameters = sum(facts.parameters for facts in models)
+    return {"generate": 2.0 * DECODE_COST * parameters * config.max_new_tokens}

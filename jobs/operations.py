@@ -1,0 +1,145 @@
+"""What can be asked of the queue and done to it, once for the command line, the HTTP API, the MCP
+server and the buttons. All answers are plain data; who may do what is decided by the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from backend.queue import service
+from backend.queue.roles import Actor
+from backend.store import queries
+from backend.store.states import State
+from jobs import record, replay, submit
+from jobs.kind import kind_named
+
+MAX_RUNS = 500
+
+Record = dict[str, Any]
+Limit = Annotated[int, Field(ge=1, le=MAX_RUNS)]
+
+
+# reading ------------------------------------------------------------------------------------------
+
+
+def list_kinds() -> list[Record]:
+    """The kinds of run: title, presets, and the JSON schema of the config."""
+    return record.kinds_record()
+
+
+def list_runs(
+    state: State | None = None, kind: str | None = None, limit: Limit = 50
+) -> list[Record]:
+    """Runs, the newest first."""
+    return [record.summary(job) for job in queries.jobs([state] if state else None, kind, limit)]
+
+
+def run_status(run: str) -> Record:
+    """State, stage, progress and config of a run, such as sds-0042, and its error if it failed."""
+    job = queries.job(run)
+    return record.summary(job) | {"place": queries.status().position(job.id)}
+
+
+def show_run(run: str) -> Record:
+    """Everything that is known of a run; the same as `slimscope show RUN --json`."""
+    return record.record(run)
+
+
+def run_results(run: str) -> list[Record]:
+    """The figures a run ended with: stage, metric, value, standard error."""
+    return record.results(queries.job(run).id)
+
+
+def run_curves(run: str) -> list[Record]:
+    """The points of the run's curves: name, step, value, at."""
+    return record.curves(queries.job(run).id)
+
+
+def run_tensors(run: str) -> list[Record]:
+    """The statistics of every tensor at every stage."""
+    return record.tensors(queries.job(run).id)
+
+
+# writing ------------------------------------------------------------------------------------------
+
+
+def submit_run(
+    kind: str,
+    config: Mapping[str, Any],
+    actor: Actor,
+    preset: str = "",
+    name: str = "",
+    priority: int = 0,
+) -> Record:
+    """Add a run to the queue. The config holds what differs from the preset or the defaults."""
+    values = {**kind_named(kind).preset(preset), **config}
+    job = submit.submit(kind, values, actor, name=name, priority=priority)
+    return run_status(job.run)
+
+
+def cancel_run(run: str, actor: Actor) -> Record:
+    """Ask a run to stop at its next safe point; asked twice, it is killed. An ended run stays as it
+    is."""
+    return cancel_runs([run], actor)[0]
+
+
+def cancel_runs(runs: Iterable[str], actor: Actor) -> list[Record]:
+    """Ask runs to stop, all at once; see `cancel_run`."""
+    names = [queries.job(run).run for run in runs]
+    service.cancel_all(names, actor)
+    return [record.summary(queries.job(name)) for name in names]
+
+
+def resume_run(run: str, actor: Actor) -> Record:
+    """Queue a failed, cancelled or lost run again, from its last checkpoint."""
+    return record.summary(service.resume(run, actor))
+
+
+def resume_runs(runs: Iterable[str], actor: Actor) -> list[Record]:
+    """Queue again those of the runs that failed, were cancelled or lost, all at once."""
+    return [record.summary(job) for job in service.resume_all(runs, actor)]
+
+
+def run_next(run: str, actor: Actor) -> Record:
+    """Move a queued run to the front of the queue."""
+    return record.summary(service.run_next(run, actor))
+
+
+def replay_run(run: str, actor: Actor) -> Record:
+    """Queue a new run with the frozen config and settings of an old one, to be compared with it."""
+    return record.summary(replay.replay(run, actor))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One entry of the table.
+
+    Attributes:
+        function: takes an `actor` if the operation writes.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    writes: bool = False
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    operation.name: operation
+    for operation in (
+        Operation("kinds", list_kinds),
+        Operation("list", list_runs),
+        Operation("status", run_status),
+        Operation("show", show_run),
+        Operation("results", run_results),
+        Operation("curves", run_curves),
+        Operation("tensors", run_tensors),
+        Operation("submit", submit_run, writes=True),
+        Operation("cancel", cancel_run, writes=True),
+        Operation("resume", resume_run, writes=True),
+        Operation("next", run_next, writes=True),
+        Operation("replay", replay_run, writes=True),
+    )
+}

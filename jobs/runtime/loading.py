@@ -1,0 +1,96 @@
+"""Models and texts of a job, loaded by its process and recorded in its environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from backend.export.reading import load_packed
+from backend.models.loading import LoadedModel, load
+from backend.models.precision import resolve_dtype
+from backend.models.sources.headers import OPTIONS
+from backend.text.slices import (
+    TextSlice,
+    calibration_slice,
+    check_apart,
+    evaluation_slice,
+    sample_slice,
+)
+from jobs.fields.base_model import DecodingModel, resolve_model
+from jobs.fields.text import (
+    EvaluationText,
+    TextConfig,
+    context_length,
+    corpus_names,
+    evaluation_name,
+)
+from jobs.runtime.context import JobContext
+
+
+def load_model(spec: str, device: str, precision: str, context: JobContext) -> LoadedModel:
+    """The model to decode with, frozen, in `precision`."""
+    base = resolve_model(spec)
+    if base.packed:
+        context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
+        context.environment(precision="bfloat16", device="cpu")
+        return _load_packed(base, context)
+    precision = resolve_dtype(precision, torch.device(device))
+    context.log(f"Loading {spec} on {device} in {precision}.")
+    context.environment(precision=precision)
+    loaded = load(base.source, device, getattr(torch, precision), context.log)
+    loaded.model.requires_grad_(False)
+    return loaded
+
+
+def _load_packed(base: DecodingModel, context: JobContext) -> LoadedModel:
+    tokenizer = AutoTokenizer.from_pretrained(base.source, **OPTIONS)
+    model = load_packed(Path(base.source), context.log).requires_grad_(False)
+    return LoadedModel(model, tokenizer, base.facts)
+
+
+def load_texts(
+    config: TextConfig, loaded: LoadedModel, seed: int, context: JobContext
+) -> tuple[TextSlice, TextSlice]:
+    """The calibration and the evaluation slice; records both, and that they share nothing."""
+    calibration_corpus, evaluation_corpus = corpus_names(config, loaded.facts.default_text)
+    length = context_length(config, loaded.facts)
+    shared = calibration_corpus == evaluation_corpus
+    evaluation = evaluation_slice(
+        evaluation_corpus, loaded.tokenizer, config.windows, length, shared=shared
+    )
+    size = (config.segments, length, seed)
+    if calibration_corpus == "self":
+        context.log("Sampling the calibration text from the dense model.")
+        calibration = sample_slice(loaded.model, loaded.tokenizer, *size, context)
+    else:
+        calibration = calibration_slice(calibration_corpus, loaded.tokenizer, *size, shared=shared)
+    check_apart(calibration, evaluation)
+    both = {"calibration": text_facts(calibration), "evaluation": text_facts(evaluation)}
+    context.environment(text=both)
+    return calibration, evaluation
+
+
+def load_evaluation_text(
+    config: EvaluationText, loaded: LoadedModel, context: JobContext
+) -> TextSlice:
+    """The evaluation slice alone, apart from whatever a run calibrates on; records it."""
+    corpus = evaluation_name(config, loaded.facts.default_text)
+    length = context_length(config, loaded.facts)
+    text = evaluation_slice(corpus, loaded.tokenizer, config.windows, length)
+    context.environment(text={"evaluation": text_facts(text)})
+    return text
+
+
+def text_facts(text: TextSlice) -> dict[str, Any]:
+    """What identifies a slice: enough to cut the same one again."""
+    return {
+        "corpus": text.corpus,
+        "sha256": text.sha256,
+        "seed": text.seed,
+        "context": text.context,
+        "windows": int(text.input_ids.shape[0]),
+        "preprocessing": text.preprocessing,
+    }

@@ -1,0 +1,28 @@
+"""The config of an SDS run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from backend.methods.sds.config import SDSConfig
+from jobs.fields.model import ModelConfig
+from jobs.fields.text import TextConfig
+from jobs.kind import JobConfig
+
+NAME = "sds"
+
+
+class SDSJob(ModelConfig, SDSConfig, TextConfig, JobConfig):
+    """Model, texts and settings of the method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: Literal["auto", "memory", "streamed"] = Field(
+        "auto",
+        title="Weights",
+        description="memory: all at once. streamed: one block at a time, read from disk in every "
+        "pass; slower, the same result. auto: streamed if the model does not fit.",
+        json_schema_extra={"advanced": True},
+    )

@@ -1,0 +1,43 @@
+"""SDS pruning as a kind of job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from backend.methods.sds.config import STAGE_LABELS, SDSStage
+from jobs.kind import Kind
+from jobs.metrics import relative_change
+from jobs.sds.config import NAME, SDSJob
+from jobs.sds.estimate import requirements
+
+
+def verdict(perplexity: Mapping[str, float]) -> str:
+    """In words, whether the method helped on this model. `perplexity`: stage -> value."""
+    sds, first, control = (
+        perplexity.get(s) for s in (SDSStage.SDS, SDSStage.FIRST, SDSStage.CONTROL)
+    )
+    if sds is None or first is None:
+        return ""
+    text = f"SDS ends {relative_change(sds, first)} the first pruning"
+    if control is None:
+        return f"{text}. No control was run, so whether the re-dense detour paid is not known."
+    text += f" and {relative_change(sds, control)} its control."
+    return text if sds < control else f"{text} The re-dense detour did not pay on this model."
+
+
+KIND = Kind(
+    name=NAME,
+    title="SDS pruning",
+    summary="Prune, re-densify into a pruning-friendly dense model, prune again.",
+    config=SDSJob,
+    requirements=requirements,
+    run="jobs.sds.run:run",
+    order=10,
+    stages=STAGE_LABELS,
+    verdict=verdict,
+    presets={
+        "quick look": {"segments": 16, "context": 256, "windows": 8, "adjust_steps": 10},
+        "default": {},
+        "thorough": {"segments": 128, "windows": 64, "adjust_steps": 60},
+    },
+)

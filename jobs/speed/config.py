@@ -1,0 +1,76 @@
+"""The config of a decoding speed run."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.fields.base_model import BaseConfig
+from jobs.fields.prompts import PromptConfig
+from jobs.fields.types import NewTokens, Precision, TreeSize
+from jobs.kind import JobConfig
+
+NAME = "speed"
+TREE_PROMPTS = 4  # on which trees of other sizes are timed
+TREE_SIZES = (2, 4, 8, 16, 32)
+
+
+class TimingConfig(BaseModel):
+    """Which decoders are compared, and how they are timed."""
+
+    drafters: str = Field(
+        "",
+        max_length=300,
+        title="Drafters",
+        description="Finished runs of the kind amphista whose base is the model, such as "
+        "amphista-0007.",
+        json_schema_extra={"choices": "drafters", "many": True},
+    )
+    lookup: bool = Field(
+        True,
+        title="Prompt lookup",
+        description="Also time prompt-lookup decoding, which needs no training.",
+    )
+    combined: bool = Field(
+        True,
+        title="Prompt lookup before drafters",
+        description="Also time each drafter as the fallback of prompt lookup: it drafts where no "
+        "n-gram of the context matches.",
+    )
+    assistant: str = Field(
+        "",
+        max_length=300,
+        title="Small assistant",
+        description="A small model with the same tokenizer that drafts greedily. Empty: none.",
+    )
+    count: int = Field(
+        12,
+        ge=1,
+        le=10_000,
+        title="Number of prompts",
+        description="Taken in turn from each task of the set.",
+        json_schema_extra={"unit": "prompts"},
+    )
+    max_new_tokens: NewTokens = Field(64, ge=2, le=32768)
+    rounds: int = Field(
+        3,
+        ge=1,
+        le=100,
+        title="Rounds",
+        description="Timing repetitions (order shuffled); one extra warm-up round.",
+        json_schema_extra={"unit": "rounds"},
+    )
+    nodes: TreeSize = 0
+    try_sizes: bool = Field(
+        False,
+        title="Try tree sizes",
+        description=f"Also time each drafter with trees of {', '.join(map(str, TREE_SIZES))} "
+        f"nodes, on {TREE_PROMPTS} prompts.",
+        json_schema_extra={"advanced": True},
+    )
+    precision: Precision = "auto"
+
+
+class SpeedJob(BaseConfig, TimingConfig, PromptConfig, JobConfig):
+    """Base model, decoders and prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,88 @@
+"""What a decoding speed run needs before it starts: FLOPs, memory, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backend.errors import ConfigError
+from backend.models.facts import ModelFacts
+from backend.models.memory import RUNTIME, weight_memory
+from backend.models.sources.catalogue import inspect
+from backend.store.tables import Job
+from jobs.fields.base_model import require_precision, resolve_model
+from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
+from jobs.fields.model import absolute
+from jobs.fields.prompts import check_prompts
+from jobs.kind import Requirements
+from jobs.limits import require_context
+from jobs.runtime.duration import DECODE_COST
+from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
+
+
+def requirements(config: SpeedJob) -> Requirements:
+    """What the run needs.
+
+    Raises:
+        SlimscopeError: the model, a drafter, the prompts, or a combination of settings cannot work.
+    """
+    base = resolve_model(config.model)
+    facts = base.facts
+    require_precision(base, config.precision)
+    drafters = drafters_named(config.drafters, config.model, "drafters")
+    require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
+    require_tree_sizes(config, drafters)
+    check_prompts(config, facts)
+    assistants = [inspect(absolute(config.assistant))] if config.assistant else []
+    for assistant in assistants:
+        require_same_vocabulary(facts, assistant)
+    return Requirements(
+        model=config.model,
+        title=facts.title,
+        flops=flops_by_phase(config, facts, len(drafters)),
+        memory={
+            "runtime": RUNTIME,
+            "models": sum(weight_memory(each) for each in (facts, *assistants)),
+            "drafters": sum(map(drafter_bytes, drafters)),
+        },
+        warnings=baseline_warnings(config, drafters),
+    )
+
+
+def require_tree_sizes(config: SpeedJob, drafters: Sequence[Job]) -> None:
+    """Refuse trees larger than a drafter's longest ranking of paths."""
+    for job in drafters:
+        largest = 1 + len(drafter_config(job)["growth"])
+        if config.nodes > largest:
+            raise ConfigError(
+                f"A tree of {config.nodes} nodes is too large for {job.run}.",
+                f"On held-out text no more than {largest} nodes were ever accepted.",
+                f"Choose {largest} or fewer, or 0.",
+                "nodes",
+            )
+
+
+def require_same_vocabulary(facts: ModelFacts, assistant: ModelFacts) -> None:
+    """Refuse an assistant with another tokenizer."""
+    if assistant.vocabulary != facts.vocabulary:
+        raise ConfigError(
+            f"{assistant.title} cannot draft for {facts.title}.",
+            f"Its vocabulary has {assistant.vocabulary} tokens, the model's {facts.vocabulary}.",
+            "Choose one with the same tokenizer.",
+            "assistant",
+        )
+
+
+def baseline_warnings(config: SpeedJob, drafters: Sequence[Job]) -> tuple[str, ...]:
+    """Warn where nothing is compared."""
+    if not (drafters or config.lookup or config.assistant):
+        return ("Only vanilla decoding is timed: there is nothing to compare it with.",)
+    return ()
+
+
+def flops_by_phase(config: SpeedJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
+    """Floating-point operations of each phase; decoding is dear for each token."""
+    decoders = 1 + config.lookup + bool(config.assistant) + drafters * (1 + config.combined)
+    responses = decoders * config.count * (1 + config.rounds)
+    trees = drafters * config.try_sizes * 2 * len(TREE_SIZES) * min(TREE_PROMPTS, config.count)
+    response = 2.0 * DECODE_COST * facts.parameters * config.max_new_tokens
+    return {"compare": responses * response, "trees": trees * response}

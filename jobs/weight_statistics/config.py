@@ -1,0 +1,12 @@
+"""The config of a weight statistics run."""
+
+from __future__ import annotations
+
+from jobs.fields.model import ModelConfig
+from jobs.kind import JobConfig
+
+NAME, DENSE = "statistics", "dense"
+
+
+class StatisticsJob(ModelConfig, JobConfig):
+    """Which model."""

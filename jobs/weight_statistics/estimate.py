@@ -1,0 +1,33 @@
+"""What weight statistics need before they start: FLOPs and memory."""
+
+from __future__ import annotations
+
+from backend.models.facts import ModelFacts
+from backend.models.memory import RUNTIME
+from backend.models.sources.catalogue import inspect
+from jobs.kind import Requirements
+from jobs.runtime.duration import STATISTICS_FLOPS
+from jobs.weight_statistics.config import StatisticsJob
+
+MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is being computed
+
+
+def requirements(config: StatisticsJob) -> Requirements:
+    """What the run needs.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    facts = inspect(config.model)
+    largest = max(x.weights for x in facts.linears)
+    return Requirements(
+        model=config.model,
+        title=facts.title,
+        flops=flops_by_phase(facts),
+        memory={"runtime": RUNTIME, "matrix": 4 * MATRIX_COPIES * largest},
+    )
+
+
+def flops_by_phase(facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of the only phase."""
+    return {"measure": STATISTICS_FLOPS * facts.linear_weights}

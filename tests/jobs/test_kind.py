@@ -1,0 +1,31 @@
+"""Kinds are found by their folders, and name their work without importing it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+import jobs
+from backend.errors import ConfigError
+from jobs.kind import Kind, kind_named, kinds
+
+
+def test_every_folder_with_a_kind_is_found_in_its_order() -> None:
+    folders = {file.parent.name for file in Path(jobs.__path__[0]).glob("*/kind.py")}
+    built_in = [k for k in kinds().values() if k.run.startswith("jobs.")]
+    assert {kind.run.split(".")[1] for kind in built_in} == folders
+    assert [kind.order for kind in built_in] == sorted(kind.order for kind in built_in)
+
+
+@pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.name)
+def test_the_work_of_every_kind_can_be_loaded(kind: Kind) -> None:
+    assert [*inspect.signature(kind.load_run()).parameters] == ["config", "context"]
+
+
+def test_an_unknown_kind_or_preset_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="Choose: sds, dlqat"):
+        kind_named("none")
+    with pytest.raises(ConfigError, match="Choose: quick look"):
+        kind_named("sds").preset("none such")
