@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
     with pytest.raises(ComputeError) as failed:
         made(start())
     assert f"step {after + 1}" in failed.value.what and failed.value.field == "rate"
-    assert ("checkpoint of step 2" in failed.value.why) is (after == 3)
+    assert ("checkpoint is at step 2" in failed.value.why) is (after == 3)
 
 
 def test_hooks_are_gone_after_training(start, recorder) -> None:

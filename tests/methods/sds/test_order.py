@@ -72,7 +72,7 @@ def test_layers_are_grouped_by_what_they_read_in_order(
 ) -> None:
     model = toy() if family == "toy" else AutoModelForCausalLM.from_config(CONFIGS[family])
     work, hidden = work_on(model, calibration[:5, :32] % 96, tmp_path, config())
-    groups = [set(group) for group in work.groups(hidden)]
+    groups = [set(group) for group in work.input_groups(hidden)]
     expected = LLAMA_ORDER if family == "toy" else ORDERS[family]
     # Branches that do not read each other may run in either order.
     assert groups == expected or (family == "phi" and sorted(groups, key=sorted) == sorted(
@@ -152,7 +152,7 @@ def test_a_run_may_end_with_the_first_pruning(
 def test_of_the_first_pruning_too_the_lower_loss_is_kept() -> None:
     chosen, losses = config(until="first"), {SDSStage.FIRST: 2.0, SDSStage.CONTROL: 2.5}
     assert choose(losses, chosen) == SDSStage.FIRST
-    assert "left out" in verdict(losses, SDSStage.FIRST, chosen)[0]
+    assert "discarded" in verdict(losses, SDSStage.FIRST, chosen)[0]
     losses[SDSStage.CONTROL] = 1.0
     assert choose(losses, chosen) == SDSStage.CONTROL
     assert verdict(losses, SDSStage.CONTROL, chosen) == []

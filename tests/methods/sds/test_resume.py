@@ -13,9 +13,10 @@ from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
 from backend.methods.calibration import StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
-from backend.methods.sds import pruners
 from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.pipeline import install, run_sds
+from backend.methods.sds.pruners.magnitude import magnitude
+from backend.methods.sds.pruners.registry import PRUNERS, Pruner
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
@@ -193,11 +194,10 @@ def stubborn(monkeypatch: pytest.MonkeyPatch):
         def prune(W, inputs, pattern, damping):
             if damping < enough:
                 raise NotPositiveDefiniteError
-            return pruners.magnitude(W, inputs, pattern, damping)
+            return magnitude(W, inputs, pattern, damping)
 
-        monkeypatch.setitem(
-            pruners.PRUNERS, "magnitude", pruners.Pruner(prune, StatisticsLevel.NOTHING)
-        )
+        stub = Pruner(prune, StatisticsLevel.NOTHING, keeps_weights=True)
+        monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
 
     return make
 
