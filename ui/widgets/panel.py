@@ -31,7 +31,7 @@ class Chart:
 
     Attributes:
         figure: a figure, a sentence that says why there is none, or None for "nothing to show".
-        frame: the figures drawn, a row each; the first column heads the row.
+        frame: the figures drawn, a row each; the first column heads the row, as text or `Markup`.
         note: how many values are shown, behind the question.
     """
 
@@ -89,7 +89,8 @@ class Panel:
 def frame_table(frame: pd.DataFrame, name: str) -> Markup:
     """HTML: the frame as a table that can be saved as CSV with full precision."""
     rows = [
-        [str(first), *map(cell, rest)] for first, *rest in frame.itertuples(index=False, name=None)
+        [first if isinstance(first, Markup) else str(first), *map(cell, rest)]
+        for first, *rest in frame.itertuples(index=False, name=None)
     ]
     return WIDGETS.data_table([*frame.columns], rows, name)
 
