@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,13 +19,8 @@ MAX_POINTS = 2000  # of a line
 FEW_STEPS = 12  # up to so many, each has a tick
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line.
-
-    Attributes:
-        points: columns step and value.
-    """
+class Line(NamedTuple):
+    """One line; its points have the columns step and value."""
 
     label: str
     points: pd.DataFrame
@@ -137,16 +131,11 @@ def _traces(line: Line, smoothing: float) -> list[go.Scatter]:
 def _trace(line: Line, step: np.ndarray, value: np.ndarray) -> go.Scatter:
     x, y = thinned(step, value)
     return go.Scatter(
-        x=x.tolist(),
-        y=y.tolist(),
-        name=line.label,
-        legendgroup=line.label,
-        opacity=1.0,
-        mode="lines+markers" if len(x) <= MARKED else "lines",
+        x=x.tolist(), y=y.tolist(), name=line.label, legendgroup=line.label, opacity=1.0,
+        mode="lines+markers" if len(x) <= MARKED else "lines", marker={"size": 5},
         line={"color": line.stroke.colour, "dash": line.stroke.dash, "width": 2},
-        marker={"size": 5},
         hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
-    )
+    )  # fmt: skip
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

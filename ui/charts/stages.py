@@ -26,15 +26,9 @@ def perplexities(results: Sequence[Result], names: Mapping[str, str]) -> list[Re
 
 def perplexity_frame(results: Sequence[Result], names: Mapping[str, str]) -> pd.DataFrame:
     """A row a stage, as `stage_perplexities` draws them."""
-    return pd.DataFrame(
-        {
-            "Stage": names.get(r.stage, r.stage),
-            "Perplexity": r.value,
-            "Standard error": r.stderr,
-            "Tokens": r.n,
-        }
-        for r in perplexities(results, names)
-    )
+    ordered = perplexities(results, names)
+    rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
+    return pd.DataFrame(rows, columns=["Stage", "Perplexity", "Standard error", "Tokens"])
 
 
 def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> go.Figure:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -29,8 +29,7 @@ ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
 
 
-@dataclass(frozen=True)
-class ComparedRun:
+class ComparedRun(NamedTuple):
     """One of the runs, as the head and the tables show it."""
 
     row: RunRow
@@ -58,9 +57,7 @@ class RunComparison:
     def columns(self) -> list[ComparedRun]:
         """The runs as columns of a table."""
         drawn = self.strokes
-        return [
-            ComparedRun(row, model_and_settings(row.job), drawn[row.job.run]) for row in self.rows
-        ]
+        return [ComparedRun(r, model_and_settings(r.job), drawn[r.job.run]) for r in self.rows]
 
 
 def head_html(comparison: RunComparison) -> Markup:
@@ -75,9 +72,7 @@ def settings_of(row: RunRow) -> dict[str, Any]:
     """Title -> value of the kind, every setting, and the machine and versions the run had."""
     kind = kind_of(row.job)
     fields = kind.config.model_fields if kind else {}
-    config = {
-        title(n, fields[n]) if n in fields else n: value for n, value in row.job.config.items()
-    }
+    config = {title(n, fields[n]) if n in fields else n: v for n, v in row.job.config.items()}
     environment = {k: v for k, v in (row.job.environment or {}).items() if k in ENVIRONMENT}
     versions = environment.pop("versions", None)
     machine = {f"{name.capitalize()} used": value for name, value in environment.items()}
@@ -113,13 +108,8 @@ def _value(value: Any) -> str:
 # results ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ComparedFigure:
-    """One cell of the results, as text.
-
-    Attributes:
-        delta: how far it lies from the baseline's.
-    """
+class ComparedFigure(NamedTuple):
+    """One cell of the results; `delta`: how far it lies from the baseline's."""
 
     value: str
     stderr: str = ""
@@ -208,15 +198,9 @@ def _record(name: str, row: RunRow, base: RunRow) -> dict[str, Any]:
     figure, against = row.figures.final_row(name), base.figures.final(name)
     assert figure is not None
     why = incomparable_because(row, base, name) if against is not None else "no baseline"
-    return {
-        "section": "figure",
-        "name": name,
-        "run": row.job.run,
-        "value": figure.value,
-        "stderr": figure.stderr,
-        "delta": None if against is None or why else figure.value - against,
-        "not_compared": why,
-    }
+    change = None if against is None or why else figure.value - against
+    values = ("figure", name, row.job.run, figure.value, figure.stderr, change, why)
+    return dict(zip(EXPORTED, values, strict=True))
 
 
 def to_csv(comparison: RunComparison) -> str:
@@ -231,9 +215,6 @@ def to_csv(comparison: RunComparison) -> str:
 
 def to_json(comparison: RunComparison) -> str:
     """Both tables, and which run is the baseline."""
-    whole = {
-        "baseline": comparison.base.job.run,
-        "runs": comparison.runs,
-        "lines": records(comparison),
-    }
+    base, lines = comparison.base.job.run, records(comparison)
+    whole = {"baseline": base, "runs": comparison.runs, "lines": lines}
     return json.dumps(whole, indent=1, ensure_ascii=False)

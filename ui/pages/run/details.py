@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from backend.store.tables import Attempt, Job
 from jobs.submit import command_line
-from ui.format import NONE, count, duration
+from ui.format import NONE, duration
 from ui.pages.run.outcome import HTML, sentence_case
 from ui.runs.results import kind_of
 from ui.widgets.config_form import extra, title
@@ -46,34 +46,19 @@ def texts_card(environment: Mapping[str, Any]) -> Markup:
         return Markup()
     keys = dict.fromkeys(key for facts in about.values() for key in facts)
     heads = ["", *(str(role).capitalize() for role in about)]
-    rows = [[label(k), *(value_html(k, facts.get(k)) for facts in about.values())] for k in keys]
+    rows = [[label(k), *(HTML.recorded(k, facts.get(k)) for facts in about.values())] for k in keys]
     return HTML.texts(heads, rows)
 
 
 def environment_card(job: Job) -> Markup:
     """Where it ran, and with which versions."""
     facts = {k: v for k, v in job.environment.items() if k not in NOT_ENVIRONMENT}
-    pairs = {label(key): value_html(key, value) for key, value in facts.items()}
+    pairs = {label(key): HTML.recorded(key, value) for key, value in facts.items()}
     return HTML.environment(pairs) if pairs else Markup()
 
 
 def label(key: str) -> str:
     return LABELS.get(key) or sentence_case(key.replace("_", " "))
-
-
-def value_html(key: str, value: Any) -> str:
-    """A recorded value; hashes are cut, with the whole on hover."""
-    if value is None or value == "":
-        return NONE
-    if "sha256" in key:
-        return HTML.hash(str(value))
-    if isinstance(value, Mapping):
-        return HTML.lines([f"{name} {each}" for name, each in value.items()])
-    if isinstance(value, list):
-        return HTML.lines(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return count(value) if key != "seed" else str(value)
-    return HTML.long(value)
 
 
 def attempts_card(attempts: Sequence[Attempt], now: int) -> Markup:

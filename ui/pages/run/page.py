@@ -43,6 +43,14 @@ STAGES = Panel(
 )  # fmt: skip
 CURVES = Panel("curve", "Curves", "", 420)
 NO_CURVES = "This run has recorded no curves."
+# of a run that has ended, and of one that is active
+NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
+NO_PERPLEXITY = (
+    "This run measured no perplexity.", "Perplexity appears here as the stages are measured.",
+)  # fmt: skip
+NO_ARTEFACTS = (
+    "This run saved no artefacts.", "The run saves its model here when it succeeds.",
+)  # fmt: skip
 
 
 def build() -> None:
@@ -139,12 +147,13 @@ def draw(request: gr.Request) -> Updates:
         "results": results_html(job, results),
         "settings": WIDGETS.stack(details.config_card(job), details.texts_card(job.environment)),
         "history": history(job),
-        "artefacts": artefacts(job.run, queries.artifacts(job.run)) or _no_artefacts(job),
+        "artefacts": artefacts(job.run, queries.artifacts(job.run))
+        or empty(NO_ARTEFACTS[job.state in ACTIVE]),
     }
-    if METRIC not in results.metrics:
-        return updates(html, STAGES.show(Chart(_no_perplexity(job))))
-    figure = stage_perplexities(rows, results.labels)
-    chart = Chart(figure, perplexity_frame(rows, results.labels), perplexity_note(rows))
+    chart = Chart(NO_PERPLEXITY[job.state in ACTIVE])
+    if METRIC in results.metrics:
+        figure = stage_perplexities(rows, results.labels)
+        chart = Chart(figure, perplexity_frame(rows, results.labels), perplexity_note(rows))
     return updates(html, STAGES.show(chart, job.run))
 
 
@@ -170,13 +179,10 @@ def head_html(job: Job, actor: Actor) -> Markup:
 
 def results_html(job: Job, results: RunResults) -> Markup:
     """Outcome, stages and times; a sentence while there are none."""
-    now, stages = now_ms(), stage_tables(results)
-    waiting = ""
-    if not (stages or results.of_run):
-        waiting = _waiting(job, "Results appear here as they are measured.", "No results recorded.")
-    return HTML.results(
-        waiting, outcome(job, results, now), stages, times(results), reproduction_card(job)
-    )
+    stages = stage_tables(results)
+    waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
+    figures = outcome(job, results, now_ms())
+    return HTML.results(waiting, figures, stages, times(results), reproduction_card(job))
 
 
 def history(job: Job) -> Markup:
@@ -184,20 +190,6 @@ def history(job: Job) -> Markup:
     attempts = details.attempts_card(queries.attempts(job.run), now_ms())
     events = HTML.history(Markup(history_html(job)))
     return WIDGETS.stack(details.environment_card(job), attempts, events)
-
-
-def _waiting(job: Job, waiting: str, ended: str) -> str:
-    return waiting if job.state in ACTIVE else ended
-
-
-def _no_perplexity(job: Job) -> str:
-    waiting = "Perplexity appears here as the stages are measured."
-    return _waiting(job, waiting, "This run measured no perplexity.")
-
-
-def _no_artefacts(job: Job) -> Markup:
-    waiting = "The run saves its model here when it succeeds."
-    return empty(_waiting(job, waiting, "This run saved no artefacts."))
 
 
 def draw_curves(chosen: str | None, request: gr.Request) -> Updates:

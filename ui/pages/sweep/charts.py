@@ -28,16 +28,13 @@ def sweep_means(rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, st
         labels: stage -> label.
     """
     scale = 100.0 if shown.form == "share" else 1.0
-    frame = pd.DataFrame(
-        {
-            "Combination": row.label,
-            "Stage": labels.get(row.stage, row.stage),
-            shown.title: scale * row.mean,
-            "±": None if row.spread is None else scale * row.spread,
-            "n": row.n,
-        }
+    columns = ["Combination", "Stage", shown.title, "±", "n"]
+    figures = [
+        (row.label, labels.get(row.stage, row.stage), scale * row.mean,
+         None if row.spread is None else scale * row.spread, row.n)
         for row in rows
-    )
+    ]  # fmt: skip
+    frame = pd.DataFrame(figures, columns=columns)
     combinations = {repr(row.values): in_lines(esc(row.label)) for row in rows}
     drawn = frame.assign(
         stage=[row.stage for row in rows],

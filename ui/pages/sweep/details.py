@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -22,7 +21,7 @@ from ui.runs.html import model_name, progress, run_link, took
 from ui.runs.results import RUN, format_value, kind_of, kind_title
 from ui.templates import fragments
 from ui.widgets.config_form import title
-from ui.widgets.html import badge
+from ui.widgets.html import WIDGETS, badge
 
 HTML = fragments("pages/sweep/page.html")
 
@@ -48,20 +47,6 @@ def heading(jobs: Sequence[Job], field: str) -> str:
 # head ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SweepAction:
-    """A button for all runs of a sweep.
-
-    Attributes:
-        off: why it would be refused; empty where it would not.
-    """
-
-    name: str
-    text: str
-    question: str
-    off: str
-
-
 def head(jobs: Sequence[Job], actor: Actor) -> Markup:
     """What is swept, the states of the runs, and the buttons for all of them."""
     first = jobs[0]
@@ -69,56 +54,39 @@ def head(jobs: Sequence[Job], actor: Actor) -> Markup:
     return HTML.head(
         first,
         Counter(job.state for job in jobs),
-        _actions(jobs, actor),
+        _actions(jobs),
+        roles.may_not_change(actor),
         [kind_title(first), *model, f"{len(jobs)} runs"],
         [heading(jobs, field) for field in sweep.varied(jobs)],
     )
 
 
-def _actions(jobs: Sequence[Job], actor: Actor) -> list[SweepAction]:
-    going = runs(sum(job.state in ACTIVE and job.desired == "run" for job in jobs))
-    ended = runs(sum(job.state in RESUMABLE for job in jobs))
-    question = f"Cancel {going}? Running ones stop at the next safe point."
-    off = roles.may_not_change(actor)
-    actions = [
-        SweepAction("cancel-sweep", f"Cancel {going}", question, off),
-        SweepAction("resume-sweep", f"Resume {ended}", "", off),
-    ]
-    return [a for a, n in zip(actions, (going, ended), strict=True) if n != runs(0)]
+def _actions(jobs: Sequence[Job]) -> list[tuple[str, str, str]]:
+    """Buttons for all runs: action, text, question before it is done."""
+    going = sum(job.state in ACTIVE and job.desired == "run" for job in jobs)
+    ended = sum(job.state in RESUMABLE for job in jobs)
+    question = f"Cancel {runs(going)}? Running ones stop at the next safe point."
+    cancel = [("cancel-sweep", f"Cancel {runs(going)}", question)] if going else []
+    return cancel + ([("resume-sweep", f"Resume {runs(ended)}", "")] if ended else [])
 
 
 # means and runs -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MeansTable:
-    """One row a combination, one column a stage.
-
-    Attributes:
-        settings: so many columns, the first, are settings.
-    """
-
-    heads: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    settings: int
-
-
 def means_table(
     jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
-) -> MeansTable | None:
-    """Means of one metric; None where it was measured at no stage."""
+) -> Markup:
+    """Means of one metric: one row a combination, one column a stage."""
     if not rows:
-        return None
+        return Markup()
     stages = [*dict.fromkeys(row.stage for row in rows)]
     by_combination: dict[str, dict[str, SweepRow]] = {}
     for row in rows:
         by_combination.setdefault(repr(row.values), {})[row.stage] = row
     settings = [heading(jobs, field) for field in rows[0].values]
-    return MeansTable(
-        [*settings, *(labels.get(stage, stage) for stage in stages), "n"],
-        [_means(by_stage, stages, shown) for by_stage in by_combination.values()],
-        len(settings),
-    )
+    heads = [*settings, *(labels.get(stage, stage) for stage in stages), "n"]
+    means = [_means(by_stage, stages, shown) for by_stage in by_combination.values()]
+    return WIDGETS.table(heads, means, range(len(settings), len(heads)))
 
 
 def _means(by_stage: Mapping[str, SweepRow], stages: Sequence[str], shown: Metric) -> list[object]:
