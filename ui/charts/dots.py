@@ -18,7 +18,7 @@ SIZE = 11  # pixels
 
 def dots(
     values: Sequence[float],
-    rows: Sequence[str],
+    rows: Sequence[object],
     colour: str | Sequence[str],
     symbol: str | Sequence[str],
     hover: Sequence[str],

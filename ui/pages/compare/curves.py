@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import pandas as pd
 
 from backend.store import queries
-from ui.charts.lines import curve_titles
-from ui.pages.compare.charts import SMOOTHING, overlaid
+from ui.charts.lines import Line, curve_titles, curves_frame, line_chart
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import display_units, kind_of
 from ui.runs.rows import RunRow
 from ui.widgets.panel import Chart
+
+MAX_ROWS = 2000  # of the table
+SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
 
 
 def curves_of(comparison: RunComparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
@@ -45,19 +47,19 @@ def curve_chart(
     by_run = {run: df[df["name"] == name] for run, df in points.items()}
     drawn = {run: df for run, df in by_run.items() if len(df)}
     titles = curve_titles(name)
-    lengths = ", ".join(f"{run} {len(df):,}" for run, df in drawn.items())
-    left_out = sum(int((df["value"] <= 0).sum()) for df in drawn.values()) if log_y else 0
-    hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
-    return overlaid(
-        drawn,
-        comparison.strokes,
-        x_title=titles.x,
-        y_title=titles.y,
-        log_y=log_y,
+    strokes = comparison.strokes
+    figure = line_chart(
+        [Line(run, df, strokes[run]) for run, df in drawn.items()], view=f"{name}{log_y}",
+        x_title=titles.x, y_title=titles.y, log_y=log_y,
         smoothing=SMOOTHING.get(smoothing or "", 0.0),
-        view=f"{name}{log_y}",
-        note=f"n = {lengths} points.{hidden}",
-    )
+    )  # fmt: skip
+    figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
+    together = pd.concat([df.assign(name=run) for run, df in drawn.items()])
+    frame = curves_frame(together, {run: run for run in drawn}, titles.x).head(MAX_ROWS)
+    lengths = ", ".join(f"{run} {len(df):,}" for run, df in drawn.items())
+    left_out = int((together["value"] <= 0).sum()) if log_y else 0
+    hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
+    return Chart(figure, frame, f"n = {lengths} points.{hidden}")
 
 
 def curve_label(name: str, comparison: RunComparison) -> str:

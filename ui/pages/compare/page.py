@@ -3,18 +3,26 @@ weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from markupsafe import Markup
 
 from backend.store import queries
 from backend.store.states import State
 from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
 from ui.pages.compare import comparison
-from ui.pages.compare.charts import SMOOTHING, stage_dots
+from ui.pages.compare.charts import stage_dots
 from ui.pages.compare.comparison import HTML, RunComparison
-from ui.pages.compare.curves import chosen_curve, curve_chart, curve_label, curves_of
+from ui.pages.compare.curves import (
+    SMOOTHING,
+    chosen_curve,
+    curve_chart,
+    curve_label,
+    curves_of,
+)
 from ui.pages.compare.weights import tensor_chart, tensors_of, weights_by_run
 from ui.runs.bulk_actions import FEWEST, MOST
 from ui.runs.rows import all_rows, chosen
@@ -43,41 +51,35 @@ SCALES = {"linear": "Linear", "log": "Log"}
 def build() -> None:
     page = Outputs(head=HtmlPanel(skeleton(180), elem_id="compare-head"))
     file = Download()
-    lines, weights = _curve_controls(), _tensor_control()
+    lines, weights = Outputs(_curve_controls()), Outputs(tensor=_dropdown("Tensor", "tensor", 240))
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         page["config"] = plain(elem_id="compare-config")
         page["results"] = plain(elem_id="compare-figures")
         with gr.Row(equal_height=True):
             page |= STAGES.build("compare")
-            controls = [[lines["curve"], lines["smooth"]], [lines["y"]]]
-            lines |= LINES.build("compare", controls)
+            rows = [[lines["curve"], lines["smooth"]], [lines["y"]]]
+            lines |= LINES.build("compare", rows)
         weights |= WEIGHTS.build("compare", [[weights["tensor"]]])
     _wire(page, lines, weights, file)
 
 
-def _curve_controls() -> Outputs:
-    """Curve, smoothing and scale, not yet drawn."""
-    return Outputs(
-        curve=FreeDropdown(
-            [], label="Curve", elem_id="compare-curve", render=False, min_width=200
-        ),
-        y=gr.Radio(
-            [(label, name) for name, label in SCALES.items()], value="linear", label="Y axis",
-            elem_id="compare-y", render=False, scale=0, min_width=160,
-        ),
-        smooth=FreeDropdown(
-            [(name.capitalize(), name) for name in SMOOTHING], value="none", label="Smoothing",
-            elem_id="compare-smooth", render=False, min_width=120,
-        ),
+def _curve_controls() -> dict[str, Component]:
+    """Curve, smoothing and scale by their names in the address, not yet drawn."""
+    smoothing = _dropdown("Smoothing", "smooth", 120, [(n.capitalize(), n) for n in SMOOTHING])
+    scale = gr.Radio(
+        [(label, name) for name, label in SCALES.items()], value="linear", label="Y axis",
+        elem_id="compare-y", render=False, scale=0, min_width=160,
     )  # fmt: skip
+    return {"curve": _dropdown("Curve", "curve", 200), "y": scale, "smooth": smoothing}
 
 
-def _tensor_control() -> Outputs:
-    return Outputs(
-        tensor=FreeDropdown(
-            [], label="Tensor", elem_id="compare-tensor", render=False, min_width=240
-        )
-    )
+def _dropdown(
+    label: str, name: str, width: int, choices: Sequence[tuple[str, str]] = ()
+) -> FreeDropdown:
+    return FreeDropdown(
+        [*choices], value=choices[0][1] if choices else None, label=label,
+        elem_id=f"compare-{name}", render=False, min_width=width,
+    )  # fmt: skip
 
 
 def _wire(page: Outputs, lines: Outputs, weights: Outputs, file: Download) -> None:

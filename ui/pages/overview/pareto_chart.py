@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.metrics import METRICS, Metric
-from ui.charts.dots import log_span
+from ui.charts.dots import dots, log_span
 from ui.charts.template import axis, layout, legend, log_axis
 from ui.format import esc, number
 from ui.runs.results import format_value
@@ -70,7 +70,7 @@ def tradeoff(
     """
     best = pareto_front(points, x.better == "higher")
     kinds = list(dict.fromkeys(p.kind for p in points))
-    dots = [
+    traces = [
         _dots([p for p in points if p.kind == kind], best, x, place)
         for place, kind in enumerate(kinds)
     ]
@@ -78,7 +78,7 @@ def tradeoff(
     width = _width([scale_of(x) * p.x for p in points])
     several = len(kinds) > 1
     figure = go.Figure(
-        [_front_line(best, x), *dots],
+        [_front_line(best, x), *traces],
         layout(
             view=x.name,
             top=32 if several else 8,
@@ -106,17 +106,11 @@ def _unit_title(x: Metric) -> str:
 def _frame(points: Sequence[ParetoPoint], x: Metric) -> pd.DataFrame:
     """A row a dot, which leads to its run."""
     links = pd.Series([WIDGETS.run_link(p) for p in points], dtype=object)  # stay `Markup`
-    figures = pd.DataFrame(
-        {
-            "Setting": p.label,
-            "Kind": p.kind,
-            PERPLEXITY.title: p.y,
-            _unit_title(x): scale_of(x) * p.x,
-            **({} if x == SPEED else {SPEED.title: p.speed}),
-        }
-        for p in points
-    )
-    return pd.concat([links.rename("Run"), figures], axis="columns")
+    columns = ["Setting", "Kind", PERPLEXITY.title, SPEED.title, _unit_title(x)]
+    figures = [(p.label, p.kind, p.y, p.speed, scale_of(x) * p.x) for p in points]
+    frame = pd.DataFrame(figures, columns=columns)
+    frame.insert(0, "Run", links)
+    return frame.loc[:, ~frame.columns.duplicated()]
 
 
 def _title(x: Metric) -> str:
@@ -141,18 +135,12 @@ def _height(ys: Sequence[float]) -> dict[str, object]:
 
 def _front_line(best: Sequence[ParetoPoint], x: Metric) -> go.Scatter:
     """Steps: between two runs of the front, only the worse is to be had."""
+    shape = "vh" if x.better == "higher" else "hv"
     return go.Scatter(
-        x=[scale_of(x) * p.x for p in best],
-        y=[p.y for p in best],
-        mode="lines",
-        line={
-            "color": LIGHT.muted,
-            "width": 1,
-            "shape": "vh" if x.better == "higher" else "hv",
-        },
-        hoverinfo="skip",
+        x=[scale_of(x) * p.x for p in best], y=[p.y for p in best], mode="lines",
+        line={"color": LIGHT.muted, "width": 1, "shape": shape}, hoverinfo="skip",
         showlegend=False,
-    )
+    )  # fmt: skip
 
 
 def _dots(
@@ -163,26 +151,22 @@ def _dots(
     on_front, named = {p.run for p in best}, {p.run for p in best[:LABELLED]}
     xs = [p.x for p in best]
     middle = (min(xs, default=0.0) + max(xs, default=0.0)) / 2
-    return go.Scatter(
-        x=[scale_of(x) * p.x for p in points],
-        y=[p.y for p in points],
-        name=points[0].kind if points else "",
+    fill = [colour if p.run in on_front else "rgba(0,0,0,0)" for p in points]
+    return dots(
+        [scale_of(x) * p.x for p in points],
+        [p.y for p in points],
+        colour,
+        SYMBOLS[place % len(SYMBOLS)],
+        [_hover(p, x) for p in points],
+        name=points[0].kind,
         customdata=[p.run for p in points],
-        mode="markers+text",
-        marker={
-            "size": [_size(p.speed, fastest) for p in points],
-            "color": [colour if p.run in on_front else "rgba(0,0,0,0)" for p in points],
-            "symbol": SYMBOLS[place % len(SYMBOLS)],
-            "line": {"color": colour, "width": 2},
-            "opacity": 1.0,
-        },
         text=[esc(p.label) if p.run in named else "" for p in points],
         textposition=["bottom left" if p.x > middle else "bottom right" for p in points],
         textfont={"color": LIGHT.text},
-        hovertext=[_hover(p, x) for p in points],
-        hovertemplate="%{hovertext}<extra></extra>",
-        cliponaxis=False,
-    )
+    ).update(
+        mode="markers+text", marker_size=[_size(p.speed, fastest) for p in points],
+        marker_color=fill, marker_opacity=1.0,
+    )  # fmt: skip
 
 
 def _size(speed: float | None, fastest: float) -> float:
@@ -194,14 +178,11 @@ def _size(speed: float | None, fastest: float) -> float:
 
 def _hover(point: ParetoPoint, x: Metric) -> str:
     unit = " %" if x.form == "share" else ""
-    lines = [
-        f"<b>{esc(point.run)}</b> {esc(point.label)}",
-        f"Perplexity {number(point.y)}",
-        f"{x.label} {format_value(x, point.x)}{unit}",
-    ]
-    if point.speed:
-        lines.append(f"{SPEED.label} {number(point.speed, 3)} tokens/s")
-    return "<br>".join(lines)
+    speed = f"<br>{SPEED.label} {number(point.speed, 3)} tokens/s" if point.speed else ""
+    return (
+        f"<b>{esc(point.run)}</b> {esc(point.label)}<br>Perplexity {number(point.y)}"
+        f"<br>{x.label} {format_value(x, point.x)}{unit}{speed}"
+    )
 
 
 def _mark_dense(figure: go.Figure, dense: float, log: bool) -> None:
