@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 from markupsafe import Markup
 
 from backend.store import queries
@@ -49,28 +48,37 @@ SCALES = {"linear": "Linear", "log": "Log"}
 
 
 def build() -> None:
-    page = Outputs(head=HtmlPanel(skeleton(180), elem_id="compare-head"))
+    head = HtmlPanel(skeleton(180), elem_id="compare-head")
     file = Download()
-    lines, weights = Outputs(_curve_controls()), Outputs(tensor=_dropdown("Tensor", "tensor", 240))
+    curve, tensor = _dropdown("Curve", "curve", 200), _dropdown("Tensor", "tensor", 240)
+    smooth = _dropdown("Smoothing", "smooth", 120, [(n.capitalize(), n) for n in SMOOTHING])
+    scale = gr.Radio(
+        [(label, name) for name, label in SCALES.items()], value="linear", label="Y axis",
+        elem_id="compare-y", render=False, scale=0, min_width=160,
+    )  # fmt: skip
+    page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         page["config"] = plain(elem_id="compare-config")
         page["results"] = plain(elem_id="compare-figures")
         with gr.Row(equal_height=True):
             page |= STAGES.build("compare")
-            rows = [[lines["curve"], lines["smooth"]], [lines["y"]]]
-            lines |= LINES.build("compare", rows)
-        weights |= WEIGHTS.build("compare", [[weights["tensor"]]])
-    _wire(page, lines, weights, file)
+            lines = Outputs(curve=curve, y=scale, smooth=smooth)
+            lines |= LINES.build("compare", [[curve, smooth], [scale]])
+        weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]]))
 
-
-def _curve_controls() -> dict[str, Component]:
-    """Curve, smoothing and scale by their names in the address, not yet drawn."""
-    smoothing = _dropdown("Smoothing", "smooth", 120, [(n.capitalize(), n) for n in SMOOTHING])
-    scale = gr.Radio(
-        [(label, name) for name, label in SCALES.items()], value="linear", label="Y axis",
-        elem_id="compare-y", render=False, scale=0, min_width=160,
-    )  # fmt: skip
-    return {"curve": _dropdown("Curve", "curve", 200), "y": scale, "smooth": smoothing}
+    show = page.named(draw), None, page.components
+    show_curves = lines.named(draw_curves), [curve, scale, smooth], lines.components
+    show_weights = weights.named(draw_weights), tensor, weights.components
+    live(*show)
+    on_load(lines.named(open_curves), None, lines.components)
+    on_change(*show_curves)
+    live(*show_weights)
+    again = head.view(*show, **LATEST)
+    again.then(*show_curves, **SILENT_EVENT).then(*show_weights, **SILENT_EVENT)
+    head.act(export, None, file, **SILENT_EVENT)
+    for changed in (curve.input, scale.input, smooth.input):
+        url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale, smooth=smooth)
+    url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
 
 
 def _dropdown(
@@ -80,24 +88,6 @@ def _dropdown(
         [*choices], value=choices[0][1] if choices else None, label=label,
         elem_id=f"compare-{name}", render=False, min_width=width,
     )  # fmt: skip
-
-
-def _wire(page: Outputs, lines: Outputs, weights: Outputs, file: Download) -> None:
-    curve = {name: lines[name] for name in ("curve", "y", "smooth")}
-    tensor, head = weights["tensor"], page["head"]
-    show = page.named(draw), None, page.components
-    show_curves = lines.named(draw_curves), [*curve.values()], lines.components
-    show_weights = weights.named(draw_weights), tensor, weights.components
-    live(*show)
-    on_load(lines.named(open_curves), None, lines.components)
-    on_change(*show_curves)
-    live(*show_weights)
-    again = head.view(*show, **LATEST)  # type: ignore[attr-defined]
-    again.then(*show_curves, **SILENT_EVENT).then(*show_weights, **SILENT_EVENT)
-    head.act(export, None, file, **SILENT_EVENT)  # type: ignore[attr-defined]
-    for control in curve.values():
-        url_sync(control.input(*show_curves, **LATEST), **curve)  # type: ignore[attr-defined]
-    url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)  # type: ignore[attr-defined]
 
 
 # what is shown ------------------------------------------------------------------------------------

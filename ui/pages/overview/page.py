@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 from markupsafe import Markup
 
 from backend.models.sources import catalogue
@@ -60,37 +59,33 @@ def build() -> None:
         elem_id="overview-tour", elem_classes="tour-holder",
     )  # fmt: skip
     message = notice("overview-said")
-    page, best = Outputs(), Outputs(_controls())
+    group = FreeDropdown(
+        [], label="Model and text", elem_id="overview-of", render=False, min_width=240
+    )
+    x = FreeDropdown([], label="Cost", elem_id="overview-x", render=False, min_width=160)
+    mark = gr.State(None)
+    best = Outputs(of=group, x=x, mark=mark)
     with gr.Row(elem_classes="overview"):
         with gr.Column(scale=5, min_width=320):
-            page["running"] = HtmlPanel(skeleton(92), elem_id="overview-running")
+            running = HtmlPanel(skeleton(92), elem_id="overview-running")
             with gr.Column(elem_id="overview-best") as best["column"]:
-                best |= TRADEOFF.build("overview", [[best["of"], best["x"]]])
-            page["latest"] = HtmlPanel(skeleton(320), elem_id="overview-latest")
+                best |= TRADEOFF.build("overview", [[group, x]])
+            latest = HtmlPanel(skeleton(320), elem_id="overview-latest")
         with gr.Column(scale=3, min_width=320):
             best["front"] = plain(skeleton(280), elem_id="overview-front")
-            page["side"] = HtmlPanel(skeleton(140), elem_id="overview-side")
-    best["mark"] = gr.State(None)
+            side = HtmlPanel(skeleton(140), elem_id="overview-side")
 
-    live(page.named(draw), None, page.components)
-    chosen = [best["of"], best["x"]]
-    live(best.named(draw_best), [best["mark"], *chosen], best.components)
-    for control in chosen:
-        event = control.input(best.named(redraw_best), chosen, best.components, **LATEST)  # type: ignore[attr-defined]
-        url_sync(event, of=best["of"], x=best["x"])
+    page = Outputs(running=running, latest=latest, side=side)
+    show = page.named(draw), None, page.components
+    live(*show)
+    live(best.named(draw_best), [mark, group, x], best.components)
+    for control in (group, x):
+        event = control.input(best.named(redraw_best), [group, x], best.components, **LATEST)
+        url_sync(event, of=group, x=x)
     best["tradeoff_chart"].select(None, None, None, js=TO_RUN)  # type: ignore[attr-defined]
-    for panel in page.components:
-        acted = panel.act(act, None, message, show_progress="hidden", api_visibility="private")  # type: ignore[attr-defined]
-        acted.then(page.named(draw), None, page.components, **SILENT_EVENT)
-
-
-def _controls() -> dict[str, Component]:
-    """Group and cost of the chart by their names in the address, not yet drawn."""
-    return {
-        "of": FreeDropdown([], label="Model and text", elem_id="overview-of", render=False,
-                           min_width=240),
-        "x": FreeDropdown([], label="Cost", elem_id="overview-x", render=False, min_width=160),
-    }  # fmt: skip
+    for panel in (running, latest, side):
+        acted = panel.act(act, None, message, show_progress="hidden", api_visibility="private")
+        acted.then(*show, **SILENT_EVENT)
 
 
 # what is shown ------------------------------------------------------------------------------------

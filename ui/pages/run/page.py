@@ -54,19 +54,18 @@ NO_ARTEFACTS = (
 
 
 def build() -> None:
-    page = Outputs(head=HtmlPanel(elem_id="run-head", min_height=64))
+    head = HtmlPanel(elem_id="run-head", min_height=64)
     message = notice("run-said")
     with gr.Tabs(elem_id="run-tabs") as tabs:
         tab = {name: gr.Tab(title, id=name) for name, title in TABS.items()}
     with tab["summary"]:
         parts, stages = _summary()
-        page |= parts
+        page = Outputs(head=head, **parts)
     with tab["measures"]:
         measures, charts = quality.build()
     with tab["curves"]:
-        lines = Outputs(family=FreeDropdown([], label="Curves", visible=False,
-                                            elem_id="run-curve-group"))  # fmt: skip
-        lines |= CURVES.build("run")
+        family = FreeDropdown([], label="Curves", visible=False, elem_id="run-curve-group")
+        lines = Outputs(family=family, **CURVES.build("run"))
     with tab["log"]:
         page["timer"] = _log(message)
     with tab["artefacts"]:
@@ -76,14 +75,14 @@ def build() -> None:
 
     opened = Outputs(tabs=tabs, stages=stages, charts=charts)  # type: ignore[arg-type]
     on_load(opened.named(on_open), None, opened.components)
-    show = page.named(draw)
-    live(show, None, page.components)
+    show = page.named(draw), None, page.components
+    live(*show)
     live(measures.named(draw_measures), None, measures.components)
-    show_curves, family = lines.named(draw_curves), lines["family"]
-    live(show_curves, family, lines.components)
-    url_sync(family.input(show_curves, family, lines.components, **LATEST), curve=family)  # type: ignore[attr-defined]
-    acted = page["head"].act(act, None, message, show_progress="hidden", api_visibility="private")  # type: ignore[attr-defined]
-    acted.then(show, None, page.components, **SILENT_EVENT)
+    show_curves = lines.named(draw_curves), family, lines.components
+    live(*show_curves)
+    url_sync(family.input(*show_curves, **LATEST), curve=family)
+    acted = head.act(act, None, message, show_progress="hidden", api_visibility="private")
+    acted.then(*show, **SILENT_EVENT)
 
 
 def _summary() -> tuple[dict[str, Component], gr.Column]:

@@ -27,22 +27,17 @@ WAITING = "Results appear here as the runs measure them."
 
 
 def build() -> None:
-    page = Outputs(head=HtmlPanel(elem_id="sweep-head", min_height=64))
+    head = HtmlPanel(elem_id="sweep-head", min_height=64)
     message = notice("sweep-said")
-    page["metric"] = FreeDropdown(
-        [], label="Metric", visible=False, elem_id="sweep-metric", render=False
-    )
-    page |= MEANS.build("sweep", [[page["metric"]]])
+    shown = FreeDropdown([], label="Metric", visible=False, elem_id="sweep-metric", render=False)
+    page = Outputs(head=head, metric=shown, **MEANS.build("sweep", [[shown]]))
     page["body"] = plain(elem_id="sweep-runs")
 
-    show = page.named(draw)
-    live(show, page["metric"], page.components)
-    chosen = page["metric"].input(show, page["metric"], page.components, **LATEST)  # type: ignore[attr-defined]
-    url_sync(chosen, metric=page["metric"])
-    acted = page["head"].act(  # type: ignore[attr-defined]
-        act, None, message, show_progress="hidden", api_visibility="private"
-    )
-    acted.then(show, page["metric"], page.components, **SILENT_EVENT)
+    show = page.named(draw), shown, page.components
+    live(*show)
+    url_sync(shown.input(*show, **LATEST), metric=shown)
+    acted = head.act(act, None, message, show_progress="hidden", api_visibility="private")
+    acted.then(*show, **SILENT_EVENT)
 
 
 def draw(chosen: str | None, request: gr.Request) -> Updates:
