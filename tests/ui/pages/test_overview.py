@@ -110,6 +110,7 @@ def test_runs_without_the_price_are_counted_in_words(lab: Settings) -> None:
     page = picture(x="size")
     assert "n = 3 runs, 1 without this figure" in page["tradeoff_note"]
     assert "Dot area: tokens per second" in page["tradeoff_note"]
+    assert '<a class="mono" href="run?id=sds-0001">' in page["tradeoff_table"]
     assert picture(x="nonsense")["x"]["value"] == picture()["x"]["value"]
 
 

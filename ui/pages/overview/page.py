@@ -144,8 +144,8 @@ def fullest(
 def side_html(status: QueueStatus, actor: Actor) -> Markup:
     """The head of the queue, the newest runs that failed or were lost, and the models."""
     queued = [(job, described(job)) for job in status.queued[:NEXT]]
-    lost = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
-    problems = [(job, Markup(buttons(job, actor)), error_of(job)) for job in lost]
+    failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
+    problems = [(job, Markup(buttons(job, actor)), error_of(job)) for job in failed]
     models = catalogue.entries()
     waits = any(model.name == MODEL and not model.ready for model in models)
     setup = f"python -m backend.models.sources.setup {MODEL}" if waits else ""

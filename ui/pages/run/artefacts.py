@@ -11,9 +11,10 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Artifact
 from ui.format import size
-from ui.pages.run.outcome import HTML
+from ui.templates import fragments
 from ui.widgets.download import AT_MOST
 
+HTML = fragments("pages/run/page.html")
 MAX_FILES = 200
 LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -12,11 +12,13 @@ from markupsafe import Markup
 from backend.store.tables import Attempt, Job
 from jobs.submit import command_line
 from ui.format import NONE, duration
-from ui.pages.run.outcome import HTML, sentence_case
+from ui.pages.run.outcome import sentence_case
 from ui.runs.results import kind_of
+from ui.templates import fragments
 from ui.widgets.config_form import extra, title
 from ui.widgets.html import time_tag
 
+HTML = fragments("pages/run/page.html")
 NOT_ENVIRONMENT = ("text", "warnings")  # shown elsewhere
 LABELS = {
     "sha256": "sha256", "weights_sha256": "sha256 of the weights", "cpu": "Processor",

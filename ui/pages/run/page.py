@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 from gradio.components import Component
 from markupsafe import Markup
 
@@ -20,11 +21,12 @@ from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url
 from ui.pages.jobs.page import LOG_EVERY, act, chosen_job, follow, history_html, save_log
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, belongs_to
-from ui.pages.run.outcome import HTML, outcome, sentence_case, stage_tables, times
+from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
 from ui.pages.run.reproduction import reproduction_card
 from ui.runs.actions import buttons, clone_link, next_links, sweep_link
 from ui.runs.html import described, error_of, progress, took
 from ui.runs.results import RunResults, display_units, kind_of
+from ui.templates import fragments
 from ui.widgets.download import Download, small_file
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import WIDGETS, empty
@@ -33,6 +35,7 @@ from ui.widgets.log_view import LogView
 from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
 
+HTML = fragments("pages/run/page.html")
 TABS = {
     "summary": "Summary", "measures": "Quality, size, speed", "curves": "Curves", "log": "Log",
     "artefacts": "Artefacts",
@@ -206,7 +209,7 @@ def draw_curves(chosen: str | None, request: gr.Request) -> Updates:
     return {"family": dropdown, **CURVES.show(chart, f"{job.run}-{family}")}
 
 
-def curve_chart(job: Job, points: Any, family: str) -> Chart:
+def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     """The curves of one family, in the order of the stages."""
     kind = kind_of(job)
     stages = kind.stages if kind else {}
@@ -217,7 +220,7 @@ def curve_chart(job: Job, points: Any, family: str) -> Chart:
     titles = curve_titles(family)
     figure = curves(points, names, labels=labels, x_title=titles.x, y_title=titles.y)
     frame = curves_frame(points, labels, titles.x)
-    return Chart(figure, frame, f"n = {len(frame)} points a line.")
+    return Chart(figure, frame, f"n = {len(frame)} points per line.")
 
 
 # what is done -------------------------------------------------------------------------------------

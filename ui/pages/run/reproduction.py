@@ -7,7 +7,9 @@ from markupsafe import Markup
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.replay import compare, replayed
-from ui.pages.run.outcome import HTML
+from ui.templates import fragments
+
+HTML = fragments("pages/run/page.html")
 
 
 def reproduction_card(job: Job) -> Markup:

@@ -51,7 +51,7 @@ def sweep_means(rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, st
             legend=legend(orientation="h"),
         ),
     )
-    return Chart(figure, frame, f"n = {span([row.n for row in rows])} runs a dot. {SPREAD}")
+    return Chart(figure, frame, f"n = {span([row.n for row in rows])} runs per dot. {SPREAD}")
 
 
 def span(counts: Sequence[int]) -> str:
