@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from backend.methods.sds.config import STAGE_LABELS
 from backend.settings import Settings
 from backend.store import queries
+from ui.charts.dots import log_span
 from ui.charts.heatmap import (
     MapBaseline,
     cells,
@@ -23,7 +24,6 @@ from ui.charts.heatmap import (
     layer_heatmap,
     title_of,
 )
-from ui.charts.dots import log_span
 from ui.charts.lines import Line, curves, curves_frame, line_chart, smoothed, thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
