@@ -1,16 +1,48 @@
-"""Curves of a run while it works, such as the error of each layer by stage."""
+"""Line charts over steps: the curves of one run, or one curve of several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from jobs.metrics import metric
 from ui.charts.template import axis, layout, legend
 from ui.theme import OKABE_ITO, STAGE_COLOURS, LineStyle
 
 MARKED = 60  # up to so many points each is marked
+MAX_POINTS = 2000  # of a line
+FEW_STEPS = 12  # up to so many, each has a tick
+
+
+class Line(NamedTuple):
+    """One line; its points have the columns step and value."""
+
+    label: str
+    points: pd.DataFrame
+    stroke: LineStyle
+
+
+class CurveTitles(NamedTuple):
+    """What a family of curves is called in a list and on its axes."""
+
+    label: str
+    y: str
+    x: str
+
+
+ERROR = CurveTitles("Relative output error", "Relative output error, mean over a block", "Block")
+
+
+def curve_titles(name: str) -> CurveTitles:
+    """Titles of a curve by its name, "FAMILY" or "FAMILY/STAGE"."""
+    family = name.split("/")[0]
+    title = metric(family).title
+    return ERROR if family == "error" else CurveTitles(title, title, "Step")
 
 
 def curves(
@@ -28,32 +60,101 @@ def curves(
         points: as `frames.curves` returns them: name, step, value.
         labels: name or stage -> label.
     """
-    lines = [_line(points[points["name"] == n], n, i, labels or {}) for i, n in enumerate(names)]
-    y_axis = axis(f"{y_title} (log axis)".strip() if log_y else y_title, nticks=5)
+    known, lines = labels or {}, []
+    for place, name in enumerate(names):
+        stage = name.rsplit("/", 1)[-1]
+        stroke = STAGE_COLOURS.get(stage) or LineStyle(OKABE_ITO[place % len(OKABE_ITO)])
+        label = known.get(name) or known.get(stage) or name
+        lines.append(Line(label, points[points["name"] == name], stroke))
+    return line_chart(
+        lines, view="|".join(names) + str(log_y), x_title=x_title, y_title=y_title, log_y=log_y
+    )
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    view: str,
+    x_title: str,
+    y_title: str,
+    log_y: bool = False,
+    smoothing: float = 0.0,
+) -> go.Figure:
+    """All lines on one pair of axes; smoothed ones keep the raw values as a faint line.
+
+    Args:
+        view: see `template.layout`.
+        smoothing: weight of the past in the moving average, 0 to 0.99.
+    """
+    longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
+    every_step = {"dtick": 1} if longest < FEW_STEPS else {}
     return go.Figure(
-        lines,
+        [trace for line in lines for trace in _traces(line, smoothing)],
         layout(
-            view="|".join(names) + str(log_y),
+            view=view,
             top=32,
-            xaxis=axis(x_title, showgrid=False),
-            yaxis=y_axis | ({"type": "log"} if log_y else {"rangemode": "tozero"}),
+            xaxis=axis(x_title, showgrid=False, **every_step),
+            yaxis=axis(f"{y_title} (log axis)".strip(), nticks=5, type="log")
+            if log_y
+            else axis(y_title, nticks=5, rangemode="tozero"),
             hovermode="x unified",
-            showlegend=len(names) > 1,
+            showlegend=len(lines) > 1,
             legend=legend(orientation="h"),
         ),
     )
 
 
-def _line(points: pd.DataFrame, name: str, place: int, labels: Mapping[str, str]) -> go.Scatter:
-    stage = name.rsplit("/", 1)[-1]
-    stroke = STAGE_COLOURS.get(stage) or LineStyle(OKABE_ITO[place % len(OKABE_ITO)])
-    label = labels.get(name) or labels.get(stage) or name
+def curves_frame(points: pd.DataFrame, columns: Mapping[str, str], x_title: str) -> pd.DataFrame:
+    """The lines drawn as a table: a row a step, a column a line.
+
+    Args:
+        points: columns name, step, value.
+        columns: name of a line -> title of its column.
+    """
+    wide = points[points["name"].isin([*columns])].pivot_table("value", "step", "name")
+    wide = wide[[*columns]].set_axis([*columns.values()], axis="columns")
+    return wide.rename_axis(x_title).reset_index()
+
+
+def _traces(line: Line, smoothing: float) -> list[go.Scatter]:
+    """The line; a smoothed one on top of its raw values."""
+    step, value = line.points["step"].to_numpy(), line.points["value"].to_numpy(dtype=float)
+    if not smoothing:
+        return [_trace(line, step, value)]
+    raw = _trace(line, step, value).update(
+        opacity=0.25, mode="lines", line_width=1, showlegend=False, hoverinfo="skip",
+        hovertemplate=None,
+    )  # fmt: skip
+    return [raw, _trace(line, step, smoothed(value, smoothing))]
+
+
+def _trace(line: Line, step: np.ndarray, value: np.ndarray) -> go.Scatter:
+    x, y = thinned(step, value)
     return go.Scatter(
-        x=points["step"].tolist(),
-        y=points["value"].tolist(),
-        name=label,
-        mode="lines+markers" if len(points) <= MARKED else "lines",
-        line={"color": stroke.colour, "dash": stroke.dash, "width": 2},
-        marker={"size": 5},
+        x=x.tolist(), y=y.tolist(), name=line.label, legendgroup=line.label, opacity=1.0,
+        mode="lines+markers" if len(x) <= MARKED else "lines", marker={"size": 5},
+        line={"color": line.stroke.colour, "dash": line.stroke.dash, "width": 2},
         hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
-    )
+    )  # fmt: skip
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MAX_POINTS` points: of each stretch the lowest and the highest, in order."""
+    if len(x) <= MAX_POINTS:
+        return x, y
+    edges = np.linspace(0, len(x), MAX_POINTS // 2 + 1).astype(int)
+    stretches = [np.arange(a, b) for a, b in pairwise(edges)]
+    kept = np.unique([i for s in stretches for i in (s[y[s].argmin()], s[y[s].argmax()])])
+    return x[kept], y[kept]
+
+
+def smoothed(y: np.ndarray, weight: float) -> np.ndarray:
+    """Exponential moving average with the bias of its start corrected:
+
+    s_t = w s_{t-1} + (1 - w) y_t,    shown: s_t / (1 - w^t)
+    """
+    average, state = np.empty_like(y), 0.0
+    for t, value in enumerate(y, 1):
+        state = weight * state + (1 - weight) * value
+        average[t - 1] = state / (1 - weight**t)
+    return average

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from backend.store.tables import Result
-from ui.charts.template import axis, layout, log_axis
+from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
+from ui.charts.template import layout, log_axis
 from ui.format import count, number
-from ui.theme import LIGHT, LineStyle, stage_style
+from ui.theme import LIGHT, stage_style
 
 METRIC = "perplexity"
-WIDE = 20
+VALUE_WIDTH = 56  # pixels at the right, for the value of the rightmost dot
 
 
 def perplexities(results: Sequence[Result], names: Mapping[str, str]) -> list[Result]:
     """The perplexities among the results, in the order of the stages."""
     order = {stage: i for i, stage in enumerate(names)}
-    found = [r for r in results if r.metric == METRIC]
-    return sorted(found, key=lambda r: order.get(r.stage, len(order)))
+    rows = [r for r in results if r.metric == METRIC]
+    return sorted(rows, key=lambda r: order.get(r.stage, len(order)))
+
+
+def perplexity_frame(results: Sequence[Result], names: Mapping[str, str]) -> pd.DataFrame:
+    """A row a stage, as `stage_perplexities` draws them."""
+    ordered = perplexities(results, names)
+    rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
+    return pd.DataFrame(rows, columns=["Stage", "Perplexity", "Standard error", "Tokens"])
 
 
 def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> go.Figure:
@@ -32,58 +39,37 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
         names: stage -> label, in the order they are drawn.
     """
     rows = perplexities(results, names)
-    dense = next((r.value for r in rows if r.stage == "dense"), None)
-    line = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
-    shapes = [
-        {"type": "line", "x0": dense, "x1": dense, "y0": 0, "y1": 1, "yref": "paper", "line": line}
-    ]
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
-    values = [math.log10(r.value) for r in rows]
-    room = max(max(values, default=0) - min(values, default=0), 0.1)
-    span = [min(values, default=0) - 0.1 * room, max(values, default=1) + 0.2 * room]
-    return go.Figure(
+    span = log_span([r.value for r in rows], right=0.2)
+    figure = go.Figure(
         [_dots(rows, labels), _printed(rows, labels)],
         layout(
             view=METRIC,
-            margin={"l": 8, "r": 56, "t": 8, "b": 8},
-            shapes=shapes if dense else [],
+            margin={"l": 8, "r": VALUE_WIDTH, "t": 8, "b": 8},
             xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
-            yaxis=axis(
-                autorange="reversed", showgrid=True, tickfont={"size": 12, "color": LIGHT.text}
-            ),
+            yaxis=rows_axis(labels),
         ),
     )
-
-
-def symbol(stroke: LineStyle) -> str:
-    """A full dot, or a ring where a stage shares its colour with another."""
-    return "circle" if stroke.dash == "solid" else "circle-open"
+    for dense in (r.value for r in rows if r.stage == "dense"):
+        line = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
+        figure.add_shape(type="line", x0=dense, x1=dense, y0=0, y1=1, yref="paper", line=line)
+    return figure
 
 
 def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
-    """A dot for each stage, its error as a line."""
+    """A dot for each stage, its standard error as a line."""
     strokes = [stage_style(r.stage) for r in rows]
-    return go.Scatter(
-        x=[r.value for r in rows],
-        y=labels,
+    errors = [r.stderr or 0.0 for r in rows]
+    return dots(
+        [r.value for r in rows],
+        labels,
+        [stroke.colour for stroke in strokes],
+        [symbol(stroke) for stroke in strokes],
+        [_hover(r, label) for r, label in zip(rows, labels, strict=True)],
         error_x={
-            "type": "data",
-            "array": [r.stderr or 0.0 for r in rows],
-            "color": LIGHT.muted,
-            "thickness": 1,
-            "width": 0,
+            "type": "data", "array": errors, "color": LIGHT.muted, "thickness": 1, "width": 0,
         },
-        mode="markers",
-        marker={
-            "size": 12,
-            "color": [stroke.colour for stroke in strokes],
-            "symbol": [symbol(stroke) for stroke in strokes],
-            "line": {"width": 2},
-        },
-        hovertext=[_hover(r, label) for r, label in zip(rows, labels, strict=True)],
-        hovertemplate="%{hovertext}<extra></extra>",
-        cliponaxis=False,
-    )
+    )  # fmt: skip
 
 
 def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
@@ -102,7 +88,7 @@ def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
 
 
 def perplexity_note(results: Sequence[Result]) -> str:
-    """In words: on which text, of how many tokens."""
+    """On which text, and how many tokens of it."""
     first = next((r for r in results if r.metric == METRIC), None)
     if first is None:
         return ""
@@ -111,11 +97,6 @@ def perplexity_note(results: Sequence[Result]) -> str:
     words += [f"text {corpus}"] if corpus else []
     words += [f"context {context} tokens"] if context else []
     return ", ".join(words) + "."
-
-
-def in_lines(label: str) -> str:
-    """A label in lines of about `WIDE` letters, so that a phone leaves room for the plot."""
-    return "<br>".join(textwrap.wrap(label, WIDE))
 
 
 def _hover(result: Result, label: str) -> str:

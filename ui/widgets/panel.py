@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -31,7 +32,7 @@ class Chart:
 
     Attributes:
         figure: a figure, a sentence that says why there is none, or None for "nothing to show".
-        frame: the figures drawn, a row each; the first column heads the row.
+        frame: the figures drawn, a row each; the first column heads the row, as text or `Markup`.
         note: how many values are shown, behind the question.
     """
 
@@ -89,7 +90,8 @@ class Panel:
 def frame_table(frame: pd.DataFrame, name: str) -> Markup:
     """HTML: the frame as a table that can be saved as CSV with full precision."""
     rows = [
-        [str(first), *map(cell, rest)] for first, *rest in frame.itertuples(index=False, name=None)
+        [first if isinstance(first, Markup) else str(first), *map(cell, rest)]
+        for first, *rest in frame.itertuples(index=False, name=None)
     ]
     return WIDGETS.data_table([*frame.columns], rows, name)
 
@@ -104,13 +106,14 @@ def cell(value: Any) -> str | tuple[str, float]:
     return (count(exact) if isinstance(exact, int) else number(exact)), exact
 
 
-class Outputs(dict[str, Component]):
-    """The components of a page by name, and handlers that return updates by name."""
+class Outputs(dict[str, Any]):
+    """Components and layout blocks of a page by name, for handlers that return updates by name."""
 
     def named(self, handler: Callable[..., Updates]) -> Callable[..., list[Any]]:
         """The handler as Gradio calls it with all of these as outputs: what its answer does not
-        name stays as it is."""
+        name stays as it is. Gradio sees the signature of the handler, and so hands it a request."""
 
+        @wraps(handler)
         def call(*given: Any) -> list[Any]:
             updates = handler(*given)
             unknown = updates.keys() - self.keys()

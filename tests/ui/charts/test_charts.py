@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from backend.methods.sds.config import STAGE_LABELS
 from backend.settings import Settings
 from backend.store import frames, queries
+from ui.charts.dots import log_span
 from ui.charts.heatmap import (
     MapBaseline,
     cells,
@@ -23,7 +24,7 @@ from ui.charts.heatmap import (
     layer_heatmap,
     title_of,
 )
-from ui.charts.lines import curves
+from ui.charts.lines import Line, curves, curves_frame, line_chart, smoothed, thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
@@ -160,6 +161,41 @@ def test_a_curve_of_no_stage_gets_a_colour_of_its_own() -> None:
     figure = curves(points, ["loss"], log_y=True)
     assert figure.data[0].line.color == OKABE_ITO[0]
     assert figure.layout.yaxis.type == "log"
+
+
+def test_the_table_of_curves_has_a_row_a_step_and_a_column_a_line(seeded: Settings) -> None:
+    points = queries.curves(2)
+    names = {"error/sds": "SDS", "error/first": "First"}
+    frame = curves_frame(points, names, "Block")
+    assert [*frame.columns] == ["Block", "SDS", "First"]
+    for name, column in names.items():
+        assert [*frame[column]] == [*points[points["name"] == name]["value"]]
+
+
+@given(st.floats(-100, 100), st.integers(1, 50), st.floats(0, 0.99))
+def test_smoothing_leaves_a_constant_as_it_is(value: float, n: int, weight: float) -> None:
+    assert smoothed(np.full(n, value), weight) == pytest.approx(np.full(n, value))
+
+
+def test_a_smoothed_line_is_drawn_over_its_faint_raw_values() -> None:
+    points = pd.DataFrame({"step": [0, 1, 2], "value": [1.0, 3.0, 1.0]})
+    line = Line("one", points, STAGE_COLOURS["sds"])
+    raw, smooth = line_chart([line], view="", x_title="", y_title="", smoothing=0.5).data
+    assert (raw.opacity, raw.showlegend, list(raw.y)) == (0.25, False, [1.0, 3.0, 1.0])
+    assert smooth.opacity == 1 and max(smooth.y) < 3
+
+
+def test_of_a_long_line_the_extremes_are_kept() -> None:
+    y = np.sin(np.arange(50_000.0))
+    y[12_345] = 7.0
+    x, drawn_y = thinned(np.arange(50_000), y)
+    assert len(x) <= 2000 and drawn_y.max() == 7.0 and (np.diff(x) > 0).all()
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9))
+def test_a_log_span_shows_every_value(values: list[float]) -> None:
+    low, high = log_span(values)
+    assert 10**low < min(values) and max(values) < 10**high
 
 
 # looks --------------------------------------------------------------------------------------------

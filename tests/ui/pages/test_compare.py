@@ -62,8 +62,7 @@ def lab(current: Settings) -> Settings:
 
 
 def drawn(**address: str) -> dict[str, Any]:
-    names = ("head", "body", "config", "figures", "stages", "note", "table")
-    return dict(zip(names, compare.draw(asked(**address)), strict=True))
+    return compare.draw(asked(**address))
 
 
 def cells(html: str, row: str) -> list[str]:
@@ -73,7 +72,7 @@ def cells(html: str, row: str) -> list[str]:
     return [re.sub(r"<[^>]+>", " ", c).strip() for c in re.findall(r"<td.*?</td>", found[0])]
 
 
-def curves(curve: str | None = None, scale: str = "linear", smooth: str = "none") -> list[Any]:
+def curves(curve: str | None = None, scale: str = "linear", smooth: str = "none") -> dict[str, Any]:
     return compare.draw_curves(curve, scale, smooth, asked(**WHOLE))
 
 
@@ -85,8 +84,8 @@ def test_fewer_than_two_runs_lead_to_the_table(lab: Settings, ids: str) -> None:
     page = drawn(ids=ids)
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
     assert "compare?ids=sds-0002%2Csds-0003%2Csds-0004" in page["head"]  # the newest three
-    assert compare.draw_curves(None, None, None, asked(ids=ids))[1] is None
-    assert compare.draw_weights(None, asked(ids=ids))[1] is None
+    assert compare.draw_curves(None, None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
+    assert compare.draw_weights(None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
 
 
 def test_the_first_run_is_the_baseline_unless_the_address_names_another(lab: Settings) -> None:
@@ -107,7 +106,9 @@ def test_six_runs_at_most(lab: Settings) -> None:
 
 def test_texts_from_people_stay_texts(lab: Settings) -> None:
     page = drawn(**WHOLE)
-    html = "".join(str(page[part]) for part in ("head", "config", "figures", "note", "table"))
+    html = "".join(
+        str(page[part]) for part in ("head", "config", "results", "stages_note", "stages_table")
+    )
     assert "<img" not in html and "${" not in html and "onerror=" in html
 
 
@@ -136,7 +137,7 @@ def test_runs_with_the_same_settings_say_so(lab: Settings) -> None:
 
 
 def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares(lab: Settings) -> None:
-    html = drawn(**WHOLE)["figures"]
+    html = drawn(**WHOLE)["results"]
     perplexity = cells(html, "Perplexity")
     assert perplexity[0] == "12.00" and "−1.00 (−8.3 %)" in perplexity[1] and "▼" in perplexity[1]
     assert re.search(r'class="delta better"[^>]*><i[^>]*>▼</i>−1.00', html)
@@ -147,26 +148,26 @@ def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares(lab: Setti
 
 
 def test_what_was_measured_on_another_text_is_not_compared(lab: Settings) -> None:
-    html = drawn(**WHOLE)["figures"]
+    html = drawn(**WHOLE)["results"]
     other = cells(html, "Perplexity")[3]
     assert other.startswith("9.000") and "other text" in other and "▼" not in other
     page = drawn(**WHOLE)
-    assert "sds-0004" in page["note"]
-    assert {t.name for t in page["stages"].data} == {"sds-0001", "sds-0002", "sds-0003"}
+    assert "sds-0004" in page["stages_note"]
+    assert {t.name for t in page["stages_chart"].data} == {"sds-0001", "sds-0002", "sds-0003"}
 
 
 def test_the_baseline_is_grey_and_dashed_in_every_picture(lab: Settings) -> None:
     request = asked(**TWO, base="sds-0002")
     for figure in (
-        compare.draw_curves(None, None, None, request)[1],
-        compare.draw_weights(None, request)[1],
+        compare.draw_curves(None, None, None, request)["lines_chart"],
+        compare.draw_weights(None, request)["weights_chart"],
     ):
         (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
         assert (line.color, line.dash) == (LIGHT.muted, "dash")
 
 
 def test_a_perplexity_by_stage_table_stands_beside_the_picture(lab: Settings) -> None:
-    html = drawn(**TWO)["table"]
+    html = drawn(**TWO)["stages_table"]
     assert cells(html, "Second pruning")[:2] == ["12.00", "11.00"]
 
 
@@ -174,16 +175,18 @@ def test_a_perplexity_by_stage_table_stands_beside_the_picture(lab: Settings) ->
 
 
 def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none(lab: Settings) -> None:
-    choice, figure, note, table = curves()
+    shown = curves()
+    choice, figure = shown["curve"], shown["lines_chart"]
     assert [value for _, value in choice["choices"]] == ["error/sds", "loss"]
     assert choice["value"] == "error/sds"
     assert [trace.name for trace in figure.data] == ["sds-0001", "sds-0002"]
-    assert "sds-0001 3, sds-0002 3" in note and table.count("<tr>") == 4
-    assert [trace.name for trace in curves("loss")[1].data] == ["sds-0002", "sds-0004"]
+    assert "sds-0001 3, sds-0002 3" in shown["lines_note"]
+    assert shown["lines_table"].count("<tr>") == 4
+    assert [trace.name for trace in curves("loss")["lines_chart"].data] == ["sds-0002", "sds-0004"]
 
 
 def test_an_axis_in_powers_of_ten_says_so_and_smoothing_keeps_the_raw_line(lab: Settings) -> None:
-    figure = curves(scale="log", smooth="strong")[1]
+    figure = curves(scale="log", smooth="strong")["lines_chart"]
     assert figure.layout.yaxis.type == "log" and "log" in figure.layout.yaxis.title.text
     assert [trace.opacity for trace in figure.data] == [0.25, 1.0] * 2
     assert list(figure.data[0].y) == [0.1, 0.2, 0.3]
@@ -191,20 +194,25 @@ def test_an_axis_in_powers_of_ten_says_so_and_smoothing_keeps_the_raw_line(lab: 
 
 def test_the_address_says_which_curve_is_open(lab: Settings) -> None:
     opened = compare.open_curves(asked(**WHOLE, curve="loss", y="log", smooth="some"))
-    assert opened[:2] == ["log", "some"] and opened[2]["value"] == "loss"
+    assert (opened["y"], opened["smooth"]) == ("log", "some")
+    assert opened["curve"]["value"] == "loss"
     odd = compare.open_curves(asked(**WHOLE, curve="<b>", y="sideways", smooth="9"))
-    assert odd[:2] == ["linear", "none"] and odd[2]["value"] == "error/sds"
+    assert (odd["y"], odd["smooth"]) == ("linear", "none")
+    assert odd["curve"]["value"] == "error/sds"
 
 
 def test_runs_without_curves_say_so(lab: Settings) -> None:
-    assert compare.draw_curves(None, None, None, asked(ids="sds-0003,sds-0004"))[1] is None
+    shown = compare.draw_curves(None, None, None, asked(ids="sds-0003,sds-0004"))
+    assert shown["lines_chart"] == compare.NO_CURVES
 
 
 # weights ------------------------------------------------------------------------------------------
 
 
 def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one(lab: Settings) -> None:
-    choice, figure, note, table = compare.draw_weights(None, asked(**WHOLE))
+    shown = compare.draw_weights(None, asked(**WHOLE))
+    choice, figure = shown["tensor"], shown["weights_chart"]
+    note, table = shown["weights_note"], shown["weights_table"]
     labels = [trace.name.split(" · ")[:2] for trace in figure.data]
     assert labels == [
         ["Dense", "no exact zeros"],
@@ -227,12 +235,14 @@ def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one(lab: Settings)
 
 def test_the_address_says_which_tensor_is_open(lab: Settings) -> None:
     name = "model.layers.2.mlp.down_proj.weight"
-    assert compare.draw_weights(None, asked(**TWO, tensor=name))[0]["value"] == name
-    assert compare.draw_weights("nonsense", asked(**TWO))[0]["value"].endswith("q_proj.weight")
+    assert compare.draw_weights(None, asked(**TWO, tensor=name))["tensor"]["value"] == name
+    odd = compare.draw_weights("nonsense", asked(**TWO))
+    assert odd["tensor"]["value"].endswith("q_proj.weight")
 
 
 def test_runs_without_weight_statistics_say_so(lab: Settings) -> None:
-    assert compare.draw_weights(None, asked(ids="sds-0003,sds-0004"))[1] is None
+    shown = compare.draw_weights(None, asked(ids="sds-0003,sds-0004"))
+    assert shown["weights_chart"] == compare.NO_WEIGHTS
 
 
 # files --------------------------------------------------------------------------------------------

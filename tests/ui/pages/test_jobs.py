@@ -122,7 +122,7 @@ def test_a_stalled_queue_is_said(seeded: Settings, monkeypatch: pytest.MonkeyPat
 
 def test_texts_from_people_are_never_markup(seeded: Settings) -> None:
     pages = [
-        *overview.draw(asked()),
+        *overview.draw(asked()).values(),
         board(state="ended"),
         board(state="failed"),
         *jobs.draw(asked(id="sds-0004"))[2:4],

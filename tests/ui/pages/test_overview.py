@@ -16,7 +16,6 @@ from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, resul
 from ui.pages.overview import page as overview
 from ui.pages.overview import pareto
 from ui.pages.overview.pareto_chart import ParetoPoint, pareto_front, tradeoff
-from ui.pages.overview.tour import SENTENCES
 from ui.runs.rows import all_rows
 
 
@@ -39,8 +38,7 @@ def lab(current: Settings) -> Settings:
 
 
 def picture(of: str | None = None, x: str | None = None) -> dict[str, Any]:
-    names = ("mark", "shown", "groups", "prices", "chart", "note", "table", "front")
-    return dict(zip(names, overview.redraw_best(of, x), strict=True))
+    return overview.redraw_best(of, x)
 
 
 # what runs, what needs a look ---------------------------------------------------------------------
@@ -48,14 +46,16 @@ def picture(of: str | None = None, x: str | None = None) -> dict[str, Any]:
 
 def test_an_empty_folder_says_what_to_do_first(current: Settings) -> None:
     upgrade()
-    running, latest, side = overview.draw(asked())
+    page = overview.draw(asked())
+    running, latest, side = page["running"], page["latest"], page["side"]
     assert "No runs yet." in running and 'href="launch' in running
     assert latest == "" and "Toy stories" in side
-    assert picture()["shown"]["visible"] is False and picture()["chart"] is None
+    assert picture()["column"]["visible"] is False and not picture()["tradeoff_chart"]
 
 
 def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
-    running, latest, side = overview.draw(asked())
+    page = overview.draw(asked())
+    running, latest, side = page["running"], page["latest"], page["side"]
     assert "sds-0002" in running and "61 %" in running and "min left" in running
     assert "sds-0001" in latest and "sds-0005" not in latest
     assert side.index("sds-0003") < side.index("sds-0004")
@@ -69,12 +69,12 @@ def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> 
 
 
 def test_a_guest_sees_why_a_button_is_off(seeded: Settings) -> None:
-    running = overview.draw(asked(GUEST))[0]
+    running = overview.draw(asked(GUEST))["running"]
     assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
 
 
 def test_the_tour_is_three_sentences() -> None:
-    assert len(SENTENCES) == 3
+    assert overview.HTML.tour().count("<li>") == 3
 
 
 # what is best -------------------------------------------------------------------------------------
@@ -83,17 +83,17 @@ def test_the_tour_is_three_sentences() -> None:
 def test_only_runs_on_the_same_model_and_text_share_a_picture(lab: Settings) -> None:
     groups = pareto.groups(all_rows())
     assert [sorted(r.job.id for r in g.rows) for g in groups] == [[1, 2, 3, 4], [5]]
-    assert picture()["chart"].layout.uirevision
+    assert picture()["tradeoff_chart"].layout.uirevision
     alone = picture(of="sds-0005")
-    assert alone["groups"]["value"] == "sds-0005" and alone["table"].count("<tr>") == 2
+    assert alone["of"]["value"] == "sds-0005" and alone["tradeoff_table"].count("<tr>") == 2
 
 
 def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
     page = picture(x="zero_share")
     html = page["front"]["value"]
     assert re.findall(r'href="run\?id=(sds-\d+)"', html) == ["sds-0002", "sds-0001", "sds-0004"]
-    assert "Of 4 runs" in html
-    dots = next(trace for trace in page["chart"].data if trace.customdata is not None)
+    assert "(of 4 runs)" in html
+    dots = next(trace for trace in page["tradeoff_chart"].data if trace.customdata is not None)
     colours = dict(zip(dots.customdata, dots.marker.color, strict=True))
     assert [run for run, colour in colours.items() if colour == "rgba(0,0,0,0)"] == ["sds-0003"]
 
@@ -101,22 +101,24 @@ def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
 def test_a_few_bytes_put_no_run_on_the_front() -> None:
     alike = [ParetoPoint("a", "", "", 750_366, 1.622), ParetoPoint("b", "", "", 750_374, 1.584)]
     assert [p.run for p in pareto_front(alike, larger_x=False)] == ["b"]
-    low, high = tradeoff(alike, metric("size"), None).layout.xaxis.range
+    figure: Any = tradeoff(alike, metric("size"), None).figure
+    low, high = figure.layout.xaxis.range
     assert high - low > 0.01  # MB: it is not a magnifying glass
 
 
 def test_runs_without_the_price_are_counted_in_words(lab: Settings) -> None:
     page = picture(x="size")
-    assert "n = 3 runs, 1 without this figure" in page["note"]
-    assert "as large as runs are fast" in page["note"]
-    assert picture(x="nonsense")["prices"]["value"] == picture()["prices"]["value"]
+    assert "n = 3 runs, 1 without this figure" in page["tradeoff_note"]
+    assert "Dot area: tokens per second" in page["tradeoff_note"]
+    assert '<a class="mono" href="run?id=sds-0001">' in page["tradeoff_table"]
+    assert picture(x="nonsense")["x"]["value"] == picture()["x"]["value"]
 
 
 def test_it_is_drawn_again_only_when_a_figure_was_added(lab: Settings) -> None:
     seen = picture()["mark"]
-    assert "value" not in overview.draw_best(seen, None, None, asked())
+    assert overview.draw_best(seen, None, None, asked()) == {}
     store(result(4, "run", "tokens_per_second", 12.0))
-    assert isinstance(overview.draw_best(seen, None, None, asked()), list)
+    assert "front" in overview.draw_best(seen, None, None, asked())
 
 
 numbers = st.floats(1, 100).map(lambda x: round(x, 1))
@@ -141,6 +143,7 @@ def test_nothing_beats_the_front_and_all_else_is_beaten(
 @given(st.floats(1.01, 1e4), st.floats(1.01, 1e4))
 def test_the_perplexity_axis_shows_every_dot(low: float, high: float) -> None:
     points = [ParetoPoint("a", "", "", 1.0, low), ParetoPoint("b", "", "", 2.0, high)]
-    axis = tradeoff(points, metric("size"), min(low, high) * 0.9).layout.yaxis
+    figure: Any = tradeoff(points, metric("size"), min(low, high) * 0.9).figure
+    axis = figure.layout.yaxis
     ends = [10**end for end in axis.range] if axis.type == "log" else axis.range
     assert ends is None or (min(ends) <= min(low, high) * 0.9 and max(low, high) <= max(ends))

@@ -29,8 +29,7 @@ def asked(host: str = "127.0.0.1", **query: str) -> Any:
 
 
 def draw(chosen: str | None = None, **query: str) -> dict[str, Any]:
-    keys = ("head", "metric", "chart", "note", "table", "below")
-    return dict(zip(keys, page.draw(chosen, asked(**query)), strict=True))
+    return page.draw(chosen, asked(**query))
 
 
 @pytest.fixture
@@ -52,20 +51,20 @@ def swept(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
 def test_means_and_spreads_are_drawn_and_tabled(swept: list[Job]) -> None:
     shown = draw(id=swept[2].run)
-    (line,) = shown["chart"].data
+    (line,) = shown["chart_chart"].data
     assert list(line.x) == [11.0, 30.0] and list(line.y) == ["2:4", "70%"]
     assert list(line.error_x.array) == pytest.approx([2**0.5, 0.0])
-    assert shown["chart"].layout.yaxis.type == "category"  # 70% is no number
-    assert "11.00" in shown["below"] and "± 1.4" in shown["below"]
-    assert "n = 1 to 2 runs" in shown["note"]
-    assert 'data-value="11.0"' in shown["table"]
-    assert shown["below"].count("<tr>") == (1 + 2) + (1 + 4)  # means, then runs, each with a head
+    assert shown["chart_chart"].layout.yaxis.type == "category"  # 70% is no number
+    assert "11.00" in shown["body"] and "± 1.4" in shown["body"]
+    assert "n = 1–2 runs" in shown["chart_note"]
+    assert 'data-value="11.0"' in shown["chart_table"]
+    assert shown["body"].count("<tr>") == (1 + 2) + (1 + 4)  # means, then runs, each with a head
 
 
 def test_another_figure_can_be_chosen_by_hand_and_by_address(swept: list[Job]) -> None:
     for shown in (draw("top1_agreement", id="6"), draw(id="6", metric="top1_agreement")):
         assert shown["metric"]["value"] == "top1_agreement"
-        assert list(shown["chart"].data[0].x) == [50.0, 50.0]  # per cent
+        assert list(shown["chart_chart"].data[0].x) == [50.0, 50.0]  # per cent
     assert draw(id="6", metric="nonsense")["metric"]["value"] == "perplexity"
 
 
@@ -85,7 +84,7 @@ def test_all_runs_are_cancelled_or_resumed_together(swept: list[Job]) -> None:
 
 
 def test_a_guest_sees_the_buttons_but_cannot_press_them(swept: list[Job]) -> None:
-    head = page.draw(None, asked("10.0.0.7", id=swept[0].run))[0]
+    head = page.draw(None, asked("10.0.0.7", id=swept[0].run))["head"]
     assert re.search(r'data-do="resume-sweep"[^>]* disabled', head)
     event = SimpleNamespace(_data={"do": "resume-sweep", "run": swept[0].run})
     assert "may not" in jobs_page.act(event, asked("10.0.0.7"))["value"]  # type: ignore[arg-type]
@@ -93,14 +92,15 @@ def test_a_guest_sees_the_buttons_but_cannot_press_them(swept: list[Job]) -> Non
 
 def test_texts_from_people_are_never_markup(swept: list[Job]) -> None:
     shown = draw(id=swept[0].run)
-    html = shown["head"] + shown["below"] + shown["table"]
+    html = shown["head"] + shown["body"] + shown["chart_table"]
     assert "onerror=" in html and "<img" not in html and "${" not in html and "{{" not in html
 
 
 def test_a_run_of_no_sweep_and_no_run_lead_to_the_list(swept: list[Job]) -> None:
     for name in ("sds-0001", "sds-9999", "", "x'y"):
         shown = draw(id=name)
-        assert "belongs to no sweep" in shown["head"] and 'href="runs"' in shown["head"]
+        said = "is not part of a sweep" if name.startswith("sds") else "No sweep is chosen"
+        assert said in shown["head"] and 'href="runs"' in shown["head"]
 
 
 def test_a_run_leads_to_its_sweep(swept: list[Job]) -> None:
@@ -112,4 +112,4 @@ def test_a_run_leads_to_its_sweep(swept: list[Job]) -> None:
 def test_before_anything_is_measured_the_page_says_so(seeded: Settings) -> None:
     jobs = sweep.queue("sds", TOY, {"seed": ["0", "1"]}, page.current_user(asked()))
     shown = draw(id=jobs[0].run)
-    assert shown["chart"] == page.WAITING and "Cancel 2 runs" in shown["head"]
+    assert shown["chart_chart"] == page.WAITING and "Cancel 2 runs" in shown["head"]

@@ -1,106 +1,93 @@
-"""Compare: two to six runs against a baseline: settings that differ, figures, stages, curves,
+"""Compare: two to six runs against a baseline: settings that differ, results, stages, curves,
 weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from backend.store import queries
 from backend.store.states import State
-from ui.format import esc, href
 from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
 from ui.pages.compare import comparison
-from ui.pages.compare.charts import SMOOTHING, stage_dots
-from ui.pages.compare.comparison import RunComparison
-from ui.pages.compare.curves import ASK as CURVES_ASK
-from ui.pages.compare.curves import cell, chosen_curve, curve_label, curves_of, drawn_curve
-from ui.pages.compare.weights import ASK as WEIGHTS_ASK
-from ui.pages.compare.weights import drawn_tensor, tensors_of, weights_held
+from ui.pages.compare.charts import stage_dots
+from ui.pages.compare.comparison import HTML, RunComparison
+from ui.pages.compare.curves import (
+    SMOOTHING,
+    chosen_curve,
+    curve_chart,
+    curve_label,
+    curves_of,
+)
+from ui.pages.compare.weights import tensor_chart, tensors_of, weights_by_run
 from ui.runs.bulk_actions import FEWEST, MOST
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import names
-from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html
 from ui.widgets.download import Download, file_payload
 from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.html import data_table, empty, skeleton
+from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
+from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
 
-STAGES_ASK = "Which run keeps the model's perplexity best, stage by stage? Lower is better."
+STAGES = Panel(
+    "stages", "Perplexity by stage",
+    "Which run keeps the model's perplexity best, stage by stage? Lower is better.", 360,
+)  # fmt: skip
+LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
+WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
+NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
+NO_CURVES = "None of these runs has recorded a curve."
+NO_WEIGHTS = "None of these runs has stored weight statistics."
 RECENT, NEWEST = 50, 3
-FEW = f"Pick {FEWEST} to {MOST} runs in the table of runs, then Compare."
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
+SCALES = {"linear": "Linear", "log": "Log"}
 
 
 def build() -> None:
     head = HtmlPanel(skeleton(180), elem_id="compare-head")
-    saver = Download()
-    with gr.Column(elem_id="compare-body", visible=False) as body:
-        config = plain(elem_id="compare-config")
-        figures = plain(elem_id="compare-figures")
-        with gr.Row(equal_height=True):
-            stages = _stages_card()
-            curve, scale, smoothing, lines = _curves_card()
-        tensor, weights = _weights_card()
-
-    choice = [curve, scale, smoothing]
-    shown = [head, body, config, figures, *_parts(stages)]
-    drawn, overlaid = [curve, *_parts(lines)], [tensor, *_parts(weights)]
-    live(draw, None, shown)
-    on_load(open_curves, None, [scale, smoothing, *drawn])
-    on_change(draw_curves, choice, drawn)
-    live(draw_weights, tensor, overlaid)
-    again = head.view(draw, None, shown, **LATEST)
-    again.then(draw_curves, choice, drawn, **SILENT_EVENT).then(
-        draw_weights, tensor, overlaid, **SILENT_EVENT
-    )
-    head.act(export, None, saver, **SILENT_EVENT)
-    for changed in (curve.input, scale.input, smoothing.input):
-        event = changed(draw_curves, choice, drawn, **LATEST)
-        url_sync(event, curve=curve, y=scale, smooth=smoothing)
-    url_sync(tensor.input(draw_weights, tensor, overlaid, **LATEST), tensor=tensor)
-
-
-def _stages_card() -> ChartCard:
-    view = PlotlyView(
-        label="Perplexity of every stage of the runs", height=360, elem_id="compare-stages",
-        render=False, empty="None of these runs has measured perplexity on the baseline's text.",
-    )  # fmt: skip
-    return chart_card("Perplexity by stage", STAGES_ASK, view)
-
-
-def _curves_card() -> tuple[FreeDropdown, gr.Radio, FreeDropdown, ChartCard]:
-    curve = FreeDropdown([], label="Curve", elem_id="compare-curve", render=False, min_width=200)
+    file = Download()
+    curve, tensor = _dropdown("Curve", "curve", 200), _dropdown("Tensor", "tensor", 240)
+    smooth = _dropdown("Smoothing", "smooth", 120, [(n.capitalize(), n) for n in SMOOTHING])
     scale = gr.Radio(
-        [("Linear", "linear"), ("Log", "log")], value="linear", label="Height axis",
+        [(label, name) for name, label in SCALES.items()], value="linear", label="Y axis",
         elem_id="compare-y", render=False, scale=0, min_width=160,
     )  # fmt: skip
-    smoothing = FreeDropdown(
-        [(name.capitalize(), name) for name in SMOOTHING], value="none", label="Smoothing",
-        elem_id="compare-smooth", render=False, min_width=120,
+    page = Outputs(head=head)
+    with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
+        page["config"] = plain(elem_id="compare-config")
+        page["results"] = plain(elem_id="compare-figures")
+        with gr.Row(equal_height=True):
+            page |= STAGES.build("compare")
+            lines = Outputs(curve=curve, y=scale, smooth=smooth)
+            lines |= LINES.build("compare", [[curve, smooth], [scale]])
+        weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]]))
+
+    show = page.named(draw), None, page.components
+    show_curves = lines.named(draw_curves), [curve, scale, smooth], lines.components
+    show_weights = weights.named(draw_weights), tensor, weights.components
+    live(*show)
+    on_load(lines.named(open_curves), None, lines.components)
+    on_change(*show_curves)
+    live(*show_weights)
+    again = head.view(*show, **LATEST)
+    again.then(*show_curves, **SILENT_EVENT).then(*show_weights, **SILENT_EVENT)
+    head.act(export, None, file, **SILENT_EVENT)
+    for changed in (curve.input, scale.input, smooth.input):
+        url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale, smooth=smooth)
+    url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
+
+
+def _dropdown(
+    label: str, name: str, width: int, choices: Sequence[tuple[str, str]] = ()
+) -> FreeDropdown:
+    return FreeDropdown(
+        [*choices], value=choices[0][1] if choices else None, label=label,
+        elem_id=f"compare-{name}", render=False, min_width=width,
     )  # fmt: skip
-    view = PlotlyView(
-        label="One curve of the runs, overlaid", height=320, elem_id="compare-lines",
-        render=False, empty="None of these runs has drawn a curve.",
-    )  # fmt: skip
-    card = chart_card("Curves", CURVES_ASK, view, [[curve, smoothing], [scale]])
-    return curve, scale, smoothing, card
-
-
-def _weights_card() -> tuple[FreeDropdown, ChartCard]:
-    tensor = FreeDropdown([], label="Tensor", elem_id="compare-tensor", render=False, min_width=240)
-    view = PlotlyView(
-        label="The weights of one tensor of the runs, overlaid", height=360,
-        elem_id="compare-weights", render=False,
-        empty="None of these runs has stored weight statistics.",
-    )  # fmt: skip
-    return tensor, chart_card("Weights", WEIGHTS_ASK, view, [[tensor]])
-
-
-def _parts(card: ChartCard) -> list[gr.HTML]:
-    return [card.view, card.note, card.table]
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -116,83 +103,75 @@ def compared(request: gr.Request) -> RunComparison | None:
     return RunComparison(rows, next((row for row in rows if row.job.run == base), rows[0]))
 
 
-def draw(request: gr.Request) -> list[Any]:
-    """Head, whether there is anything below it, settings, figures, stages with note and table."""
-    of = compared(request)
-    if of is None:
-        return [nothing_html(), gr.update(visible=False), "", "", None, "", ""]
-    return [
-        comparison.head_html(of),
-        gr.update(visible=True),
-        comparison.config_card(of),
-        comparison.metrics_card(of),
-        *_stages(of),
-    ]
+def draw(request: gr.Request) -> Updates:
+    """Head, settings, results and stages; only what leads to a comparison where there is none."""
+    runs = compared(request)
+    if runs is None:
+        return {"head": nothing_html(), "body": gr.update(visible=False)}
+    html = {
+        "head": comparison.head_html(runs),
+        "body": gr.update(visible=True),
+        "config": comparison.config_card(runs),
+        "results": comparison.metrics_card(runs),
+    }
+    return updates(html, STAGES.show(_stages(runs)))
 
 
-def nothing_html() -> str:
-    """HTML: what leads to a comparison: the table of runs, or the newest that are alike."""
+def nothing_html() -> Markup:
+    """What leads to a comparison: the table of runs, or the newest that are alike."""
     alike: dict[object, list[str]] = {}
     for job in queries.jobs([State.SUCCEEDED], limit=RECENT):
         alike.setdefault((job.kind, job.config.get("model")), []).append(job.run)
     newest = next((runs[:NEWEST] for runs in alike.values() if len(runs) >= FEWEST), [])
-    near = (href("compare", ids=",".join(reversed(newest))), f"Compare the newest {len(newest)}")
-    return empty(FEW, (href("runs"), "To the runs"), *([near] if newest else []))
+    return HTML.nothing(FEWEST, MOST, newest[::-1])
 
 
-def _stages(of: RunComparison) -> list[Any]:
-    rows = comparison.on_one_text(of)
-    figures = {row.job.run: row.figures for row in rows}
-    labels = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
+def _stages(runs: RunComparison) -> Chart:
+    rows = comparison.on_one_text(runs)
     if not rows:
-        return [None, note_html(STAGES_ASK), ""]
-    left_out = [run for run in of.runs if run not in figures]
-    told = f"Not measured on the baseline's text: {', '.join(left_out)}." if left_out else ""
-    table = [
-        [esc(label), *(cell(f.value(stage, "perplexity")) for f in figures.values())]
-        for stage, label in labels.items()
-    ]
-    return [
-        stage_dots(figures, of.strokes, labels),
-        note_html(STAGES_ASK, told),
-        data_table(["Stage", *figures], table, "perplexity-by-stage"),
-    ]
+        return Chart(NO_PERPLEXITY)
+    results = {row.job.run: row.figures for row in rows}
+    labels = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
+    left_out = [run for run in runs.runs if run not in results]
+    note = f"Not measured on the baseline's text: {', '.join(left_out)}." if left_out else ""
+    return stage_dots(results, runs.strokes, labels, note)
 
 
-def open_curves(request: gr.Request) -> list[Any]:
-    """Height axis, smoothing and curves as the address says."""
-    scale = query(request, "y", "linear", ("linear", "log"))
+def open_curves(request: gr.Request) -> Updates:
+    """Scale, smoothing and curve as the address says."""
+    scale = query(request, "y", "linear", SCALES)
     smoothing = query(request, "smooth", "none", SMOOTHING)
-    return [scale, smoothing, *draw_curves(query(request, "curve"), scale, smoothing, request)]
+    chart = draw_curves(query(request, "curve"), scale, smoothing, request)
+    return {"y": scale, "smooth": smoothing, **chart}
 
 
 def draw_curves(
     curve: str | None, scale: str | None, smoothing: str | None, request: gr.Request
-) -> list[Any]:
-    """The curves there are, and the chosen one of every run: chart, note, table."""
-    of = compared(request)
-    points, offered = curves_of(of) if of else ({}, [])
-    if of is None or not offered:
-        return [gr.update(choices=[]), None, note_html(CURVES_ASK), ""]
-    name = chosen_curve(of, offered, curve)
-    choices = [(curve_label(n, of), n) for n in offered]
-    return [
-        gr.update(choices=choices, value=name),
-        *drawn_curve(of, points, name, log_y=scale == "log", smoothing=smoothing),
-    ]
+) -> Updates:
+    """The curves there are, and the chosen one of every run."""
+    runs = compared(request)
+    points, offered = curves_of(runs) if runs else ({}, [])
+    if runs is None or not offered:
+        return {"curve": gr.update(choices=[]), **LINES.show(Chart(NO_CURVES))}
+    name = chosen_curve(runs, offered, curve)
+    choices = [(curve_label(n, runs), n) for n in offered]
+    chart = curve_chart(runs, points, name, log_y=scale == "log", smoothing=smoothing)
+    shown = LINES.show(chart, name.replace("/", "-"))
+    return {"curve": gr.update(choices=choices, value=name), **shown}
 
 
-def draw_weights(tensor: str | None, request: gr.Request) -> list[Any]:
-    """The tensors there are, and the chosen one as each run left it: chart, note, table."""
-    of = compared(request)
-    held = weights_held(of) if of else {}
-    if of is None or not held:
-        return [gr.update(choices=[]), None, note_html(WEIGHTS_ASK), ""]
-    tensors = tensors_of(held)
+def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
+    """The tensors there are, and the chosen one as each run left it."""
+    runs = compared(request)
+    by_run = weights_by_run(runs) if runs else {}
+    if runs is None or not by_run:
+        return {"tensor": gr.update(choices=[]), **WEIGHTS.show(Chart(NO_WEIGHTS))}
+    tensors = tensors_of(by_run)
     wanted = tensor or query(request, "tensor")
     name = wanted if wanted in tensors else next(iter(tensors))
     choices = [(label, full) for full, label in tensors.items()]
-    return [gr.update(choices=choices, value=name), *drawn_tensor(of, held, name)]
+    shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
+    return {"tensor": gr.update(choices=choices, value=name), **shown}
 
 
 # what is done -------------------------------------------------------------------------------------
@@ -200,10 +179,10 @@ def draw_weights(tensor: str | None, request: gr.Request) -> list[Any]:
 
 def export(event: gr.EventData, request: gr.Request) -> Any:
     """Both tables as a file."""
-    form, of = str((event._data or {}).get("do")), compared(request)
-    if of is None or form not in EXPORTS:
+    form, runs = str((event._data or {}).get("do")), compared(request)
+    if runs is None or form not in EXPORTS:
         return gr.skip()
-    return file_payload(f"{'-'.join(of.runs)}.{form}", EXPORTS[form](of).encode())
+    return file_payload(f"{'-'.join(runs.runs)}.{form}", EXPORTS[form](runs).encode())
 
 
 PAGE = Page("Compare", "compare", build, order=40, key="c")

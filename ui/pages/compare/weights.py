@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 
 from backend.store import queries
 from ui.charts.histograms import overlay
@@ -11,52 +13,57 @@ from ui.pages.compare.comparison import RunComparison
 from ui.pages.weights.selection import DENSE, RunWeights, weights_of
 from ui.runs.rows import RunRow
 from ui.theme import stage_style
-from ui.widgets.chart import note_html
-from ui.widgets.weight_tables import bins_table
-
-ASK = "What did each run leave of this tensor?"
+from ui.widgets.panel import Chart
 
 
-def weights_held(of: RunComparison) -> dict[str, RunWeights]:
+def weights_by_run(comparison: RunComparison) -> dict[str, RunWeights]:
     """Run -> its weight statistics; runs without any are left out."""
-    found = {run: weights_of(run) for run in of.runs}
-    return {run: weights for run, weights in found.items() if weights}
+    by_run = {run: weights_of(run) for run in comparison.runs}
+    return {run: weights for run, weights in by_run.items() if weights}
 
 
-def tensors_of(held: dict[str, RunWeights]) -> dict[str, str]:
+def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
     """Full name -> label of every tensor of the runs, as data flows through the first."""
-    return {name: label for w in reversed(held.values()) for name, label in w.tensors.items()}
+    return {name: label for w in reversed([*by_run.values()]) for name, label in w.tensors.items()}
 
 
-def drawn_tensor(
-    of: RunComparison, held: dict[str, RunWeights], tensor: str
-) -> tuple[go.Figure, str, str]:
-    """Figure, note and table of one tensor."""
-    series = _series(of, held, tensor)
+def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str) -> Chart:
+    """Histograms of one tensor over each other."""
+    series = _series(comparison, by_run, tensor)
     binned = shared([*series.values()])
-    missing = ", ".join(run for run in of.runs if run not in series)
-    told = f"Not stored by {missing}." if missing else ""
-    words = " ".join(filter(None, (series_note(binned), cut_off_peaks(binned), told)))
-    return overlay([*series.values()]), note_html(ASK, words), bins_table(binned, tensor)
+    missing = ", ".join(run for run in comparison.runs if run not in series)
+    lacking = f"Not stored by {missing}." if missing else ""
+    notes = (series_note(binned), cut_off_peaks(binned), lacking)
+    return Chart(overlay([*series.values()]), _frame(binned), " ".join(filter(None, notes)))
 
 
-def _series(of: RunComparison, held: dict[str, RunWeights], tensor: str) -> dict[str, Series]:
+def _frame(series: Sequence[Series]) -> pd.DataFrame:
+    """Weights in each bin; bins that are empty everywhere are left out."""
+    edges = series[0].edges
+    counts = {s.label: s.snapshot.counts.round().astype(int) for s in series}
+    frame = pd.DataFrame({"From": edges[:-1], "To": edges[1:], **counts})
+    return frame[frame[[*counts]].any(axis=1)]
+
+
+def _series(
+    comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str
+) -> dict[str, Series]:
     """The dense tensor as the baseline knows it, then run -> what it ended with."""
     drawn: dict[str, Series] = {}
-    for row in sorted(of.rows, key=lambda row: row is not of.base):
+    for row in sorted(comparison.rows, key=lambda row: row is not comparison.base):
         run = row.job.run
-        if run not in held or tensor not in held[run].tensors:
+        if run not in by_run or tensor not in by_run[run].tensors:
             continue
         by_stage = {s.stage: s for s in queries.tensor_snapshots(row.job.id, tensor)}
         if not drawn and DENSE in by_stage:
             drawn[DENSE] = Series(by_stage[DENSE], "Dense", stage_style(DENSE))
-        stage = _last(row, held[run], [*by_stage])
-        label = f"{run} · {held[run].labels.get(stage, stage)}"
-        drawn[run] = Series(by_stage[stage], label, of.strokes[run])
+        stage = _last(row, by_run[run], [*by_stage])
+        label = f"{run} · {by_run[run].labels.get(stage, stage)}"
+        drawn[run] = Series(by_stage[stage], label, comparison.strokes[run])
     return drawn
 
 
-def _last(row: RunRow, weights: RunWeights, stages: list[str]) -> str:
+def _last(row: RunRow, weights: RunWeights, stages: Sequence[str]) -> str:
     """The stage whose weights the run kept, or else the last it has come to."""
     kept = row.figures.kept
-    return kept if kept in stages else max(stages, key=weights.stages.index)
+    return kept if kept and kept in stages else max(stages, key=weights.stages.index)

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from backend.models.sources import catalogue
-from backend.queue.service import Actor
+from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import State
-from backend.store.tables import Job
 from jobs.kind import kinds
 from jobs.metrics import metric
-from ui.format import esc, href
+from ui.format import href
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
 from ui.pages.jobs.page import act
 from ui.pages.overview import pareto
-from ui.pages.overview.pareto_chart import tradeoff
-from ui.pages.overview.tour import tour
+from ui.pages.overview.pareto import ComparableRuns
+from ui.pages.overview.pareto_chart import PERPLEXITY, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
 from ui.runs.actions import buttons
@@ -31,230 +31,176 @@ from ui.runs.html import (
     model_and_settings,
     named_link,
     progress,
-    run_link,
     time_left,
     took,
 )
+from ui.runs.results import format_value
 from ui.runs.rows import RunRow
-from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html
+from ui.templates import fragments
 from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.html import badge, card, empty, shell, skeleton, stack, table, time_tag
+from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
+from ui.widgets.panel import Outputs, Panel, Updates, updates
 
-NEWEST = 8
-NEXT = 3
-PROBLEMS = 3
-FIGURES = 4
+HTML = fragments("pages/overview/page.html")
+NEWEST, NEXT, PROBLEMS = 8, 3, 3  # rows of a card
+FIGURES = 4  # columns of the latest results
+FRONT_ROWS = 6
 LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "tags", "took", "age"}
 MODEL = "smollm2-135m"
-ASK = "Which run gives the best perplexity for its price?"
+TRADEOFF = Panel("tradeoff", "Perplexity vs. cost", "Which runs are on the Pareto front?", 400)
 TO_RUN = "() => { window.location.href = `run?id=${slimscope.picked.customdata}`; }"
 
 
 def build() -> None:
-    tour()
-    told = notice("overview-said")
-    with gr.Row(elem_classes="overview"):
-        with gr.Column(scale=5, min_width=320):
-            running = HtmlPanel(skeleton(92), elem_id="overview-running")
-            with gr.Column(elem_id="overview-best") as picture:
-                group, x, chart = _tradeoff_card()
-            latest = HtmlPanel(skeleton(320), elem_id="overview-latest")
-        with gr.Column(scale=3, min_width=320):
-            front = plain(skeleton(280), elem_id="overview-front")
-            side = HtmlPanel(skeleton(140), elem_id="overview-side")
-    seen = gr.State(None)
-
-    shown = [running, latest, side]
-    drawn = [seen, picture, group, x, chart.view, chart.note, chart.table, front]
-    live(draw, None, shown)
-    live(draw_best, [seen, group, x], drawn)
-    for control in (group, x):
-        event = control.input(redraw_best, [group, x], drawn, **LATEST)
-        url_sync(event, of=group, x=x)
-    chart.view.select(None, None, None, js=TO_RUN)
-    for board in shown:
-        acted = board.act(act, None, told, show_progress="hidden", api_visibility="private")
-        acted.then(draw, None, shown, **SILENT_EVENT)
-
-
-def _tradeoff_card() -> tuple[FreeDropdown, FreeDropdown, ChartCard]:
+    gr.HTML(
+        HTML.tour(), js_on_load="slimscope.tour(element)", apply_default_css=False,
+        elem_id="overview-tour", elem_classes="tour-holder",
+    )  # fmt: skip
+    message = notice("overview-said")
     group = FreeDropdown(
         [], label="Model and text", elem_id="overview-of", render=False, min_width=240
     )
-    x = FreeDropdown([], label="Price", elem_id="overview-x", render=False, min_width=160)
-    view = PlotlyView(
-        label="Perplexity against size, zeros or speed, one dot a run", height=400,
-        elem_id="overview-tradeoff", render=False,
-    )  # fmt: skip
-    return group, x, chart_card("Trade-off", ASK, view, [[group, x]])
+    x = FreeDropdown([], label="Cost", elem_id="overview-x", render=False, min_width=160)
+    mark = gr.State(None)
+    best = Outputs(of=group, x=x, mark=mark)
+    with gr.Row(elem_classes="overview"):
+        with gr.Column(scale=5, min_width=320):
+            running = HtmlPanel(skeleton(92), elem_id="overview-running")
+            with gr.Column(elem_id="overview-best") as best["column"]:
+                best |= TRADEOFF.build("overview", [[group, x]])
+            latest = HtmlPanel(skeleton(320), elem_id="overview-latest")
+        with gr.Column(scale=3, min_width=320):
+            best["front"] = plain(skeleton(280), elem_id="overview-front")
+            side = HtmlPanel(skeleton(140), elem_id="overview-side")
+
+    page = Outputs(running=running, latest=latest, side=side)
+    show = page.named(draw), None, page.components
+    live(*show)
+    live(best.named(draw_best), [mark, group, x], best.components)
+    for control in (group, x):
+        event = control.input(best.named(redraw_best), [group, x], best.components, **LATEST)
+        url_sync(event, of=group, x=x)
+    best["tradeoff_chart"].select(None, None, None, js=TO_RUN)
+    for panel in (running, latest, side):
+        acted = panel.act(act, None, message, show_progress="hidden", api_visibility="private")
+        acted.then(*show, **SILENT_EVENT)
 
 
 # what is shown ------------------------------------------------------------------------------------
 
 
-def draw(request: gr.Request) -> list[str]:
-    """HTML of what runs, of what ended, and of what waits or needs a look."""
-    status, who = queries.status(), current_user(request)
+def draw(request: gr.Request) -> Updates:
+    """What runs, what ended, and what waits or needs a look."""
+    status, actor = queries.status(), current_user(request)
+    side = side_html(status, actor)
     if not (status.live or status.queued or status.finished):
-        return [empty("No runs yet.", new_run()), "", models_html()]
-    return [
-        running_html(status, who),
-        latest_html(),
-        stack(next_html(status), attention_html(status, who), models_html()),
-    ]
+        return {"running": HTML.nothing(launch_address()), "latest": "", "side": side}
+    return {"running": running_html(status, actor), "latest": latest_html(), "side": side}
 
 
-def new_run() -> tuple[str, str]:
-    """Where the first step leads, and what it is called."""
-    return href("launch", kind=next(iter(kinds()), "")), "New run"
+def launch_address() -> str:
+    """Where the first step leads."""
+    return href("launch", kind=next(iter(kinds()), ""))
 
 
-def _new_run_button() -> str:
-    where, words = new_run()
-    return f'<a class="button primary" data-testid="new-run" href="{where}">{words}</a>'
-
-
-def running_html(status: QueueStatus, who: Actor) -> str:
-    """HTML: a card for what runs now."""
-    body = "".join(_running(job, who) for job in status.live)
-    return card(
-        "Running now", body or '<p class="quiet">Nothing is running.</p>', _new_run_button()
-    )
-
-
-def _running(job: Job, who: Actor) -> str:
+def running_html(status: QueueStatus, actor: Actor) -> Markup:
+    """A card for what runs now."""
     now = now_ms()
-    left = f"{time_left(job)} left, " if job.eta_s is not None else ""
-    return (
-        f'<article class="running"><div class="card-head"><h3>{run_link(job)} {esc(job.name)}</h3>'
-        f'{badge(job.state)}<div class="actions">{buttons(job, who)}</div></div>'
-        f'<p class="quiet">{described(job)}</p>{progress(job)}'
-        f'<p class="quiet">{left}running for {took(job, now)}</p></article>'
-    )
+    runs = [
+        (job, Markup(buttons(job, actor)), described(job), progress(job), time_left(job),
+         took(job, now))
+        for job in status.live
+    ]  # fmt: skip
+    return HTML.running(runs, launch_address())
 
 
-def latest_html() -> str:
-    """HTML: the newest succeeded runs, from the untouched model's perplexity to the final one."""
-    found = queries.jobs([State.SUCCEEDED], limit=NEWEST)
-    if not found:
-        return ""
-    rows = run_rows.rows(found, queries.results([job.id for job in found]))
-    shown = fullest(run_columns.picked((), run_columns.columns(rows)), rows)
+def latest_html() -> Markup:
+    """The newest succeeded runs, from the untouched model's perplexity to the final one."""
+    jobs = queries.jobs([State.SUCCEEDED], limit=NEWEST)
+    if not jobs:
+        return Markup()
+    rows = run_rows.rows(jobs, queries.results([job.id for job in jobs]))
+    columns = fullest(run_columns.picked((), run_columns.columns(rows)), rows)
     cells = [
-        [named_link(r.job), model_and_settings(r.job), *(c.html(r) for c in shown)] for r in rows
+        [named_link(r.job), model_and_settings(r.job), *(Markup(c.html(r)) for c in columns)]
+        for r in rows
     ]
-    heads = ["Run", "Model and setting", *(c.title for c in shown)]
-    numeric = [i for i, c in enumerate(shown, 2) if c.numeric]
-    more = f'<a href="{href("runs")}">All runs</a>'
-    return card("Latest results", table(heads, cells, numeric), more)
+    heads = ["Run", "Model and setting", *(c.title for c in columns)]
+    return HTML.latest(heads, cells, [i for i, c in enumerate(columns, 2) if c.numeric])
 
 
 def fullest(
     usual: Sequence[run_columns.Column], rows: Sequence[RunRow]
 ) -> list[run_columns.Column]:
     """The figures most of these runs have, as they stand side by side on Runs."""
-    found = [c for c in usual if c.key not in LEFT_OUT]
-    found = [c for c in found if any(c.value(row) is not None for row in rows)]
-    best = sorted(found, key=lambda c: -sum(c.value(row) is not None for row in rows))[:FIGURES]
-    return [c for c in found if c in best]
+    filled = {c.key: sum(c.value(row) is not None for row in rows) for c in usual}
+    columns = [c for c in usual if c.key not in LEFT_OUT and filled[c.key]]
+    best = sorted(columns, key=lambda c: -filled[c.key])[:FIGURES]
+    return [c for c in columns if c in best]
 
 
-def next_html(status: QueueStatus) -> str:
-    """HTML: the head of the queue."""
-    if not status.queued:
-        return ""
-    items = "".join(
-        f"<li>{run_link(job)} <span>{described(job)}</span></li>" for job in status.queued[:NEXT]
-    )
-    more = f'<a href="{href("jobs")}">All {len(status.queued)}</a>'
-    return card("Next in the queue", f'<ol class="plain">{items}</ol>', more)
+def side_html(status: QueueStatus, actor: Actor) -> Markup:
+    """The head of the queue, the newest runs that failed or were lost, and the models."""
+    queued = [(job, described(job)) for job in status.queued[:NEXT]]
+    failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
+    problems = [(job, Markup(buttons(job, actor)), error_of(job)) for job in failed]
+    models = catalogue.entries()
+    waits = any(model.name == MODEL and not model.ready for model in models)
+    setup = f"python -m backend.models.sources.setup {MODEL}" if waits else ""
+    return HTML.side(
+        queued, len(status.queued), problems if status.needs_attention else [],
+        status.needs_attention, now_ms(), models, setup,
+    )  # fmt: skip
 
 
-def attention_html(status: QueueStatus, who: Actor) -> str:
-    """HTML: the newest runs that failed or were lost."""
-    if not status.needs_attention:
-        return ""
-    now = now_ms()
-    found = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
-    items = "".join(
-        f'<article class="running"><div class="card-head"><h3>{run_link(job)} {esc(job.name)}</h3>'
-        f'{badge(job.state)}<div class="actions">{buttons(job, who)}</div></div>{error_of(job)}'
-        f'<p class="quiet">{time_tag(job.finished_at, now)}</p></article>'
-        for job in found
-    )
-    more = f'<a href="{href("jobs", state="failed")}">All {status.needs_attention}</a>'
-    return card("Needs attention", items, more)
+# the Pareto front ---------------------------------------------------------------------------------
 
 
-def models_html() -> str:
-    """HTML: which models can be used now, and what to do about the one that cannot."""
-    entries = catalogue.entries()
-    items = "".join(
-        f'<li>{_ready(e.ready)} {esc(e.title)} <span class="quiet">{esc(e.note)}</span></li>'
-        for e in entries
-    )
-    command = f"python -m backend.models.sources.setup {MODEL}"
-    waiting = any(e.name == MODEL and not e.ready for e in entries)
-    how = (
-        '<p class="quiet">It is set up by the first run that uses it, or now, in a shell:</p>'
-        f"{shell(command)}"
-    )
-    return card("Models", f'<ul class="plain">{items}</ul>{how if waiting else ""}')
+def draw_best(mark: Any, group: str | None, x: str | None, request: gr.Request) -> Updates:
+    """The chart, unless no figure has been added since it was drawn."""
+    newest = queries.figures_mark()
+    if mark == list(newest):
+        return {}
+    return redraw_best(group or query(request, "of"), x or query(request, "x"), newest)
 
 
-def _ready(ready: bool) -> str:
-    word, sign = ("ready", "✓") if ready else ("not set up", "○")
-    state = "succeeded" if ready else "queued"
-    return f'<span class="state state-{state}"><i aria-hidden="true">{sign}</i>{word}</span>'
+def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
+    """Both choices, the chart, and the front. The chart appears with the first run that
+    succeeds."""
+    options = pareto.groups(run_rows.all_rows())
+    runs = pareto.chosen_group(options, group or "")
+    drawn = {"mark": list(mark or queries.figures_mark()), "column": gr.update(visible=bool(runs))}
+    if runs is None:
+        return {**drawn, **TRADEOFF.clear(), "front": show_html("")}
+    name = x if x in runs.axes else runs.axes[0]
+    points = runs.points(name)
+    note = _note(points, len(runs.rows) - len(points))
+    controls = {
+        "of": gr.update(choices=[(g.label, g.key) for g in options], value=runs.key),
+        "x": gr.update(choices=[(metric(n).title, n) for n in runs.axes], value=name),
+        "front": show_html(front_html(runs, points, name)),
+    }
+    return updates(drawn, controls, TRADEOFF.show(tradeoff(points, metric(name), runs.dense, note)))
 
 
-# the picture --------------------------------------------------------------------------------------
-
-
-def draw_best(seen: Any, group: str | None, x: str | None, request: gr.Request) -> Any:
-    """The picture, unless no figure has been added since it was drawn."""
-    mark = queries.figures_mark()
-    if seen == list(mark):
-        return gr.skip()
-    return redraw_best(group or query(request, "of"), x or query(request, "x"), mark)
-
-
-def redraw_best(group: str | None, x: str | None, mark: Any = None) -> list[Any]:
-    """Mark, whether there is a picture, both choices, chart with note and table, and the front.
-    The picture begins with the first run that succeeds."""
-    rows = run_rows.all_rows()
-    held = pareto.groups(rows)
-    of = pareto.chosen_group(held, group or "")
-    seen = list(mark or queries.figures_mark())
-    if of is None:
-        return [seen, gr.update(visible=False), gr.update(), gr.update(), None,
-                note_html(ASK), "", show_html("")]  # fmt: skip
-    name = x if x in of.axes else of.axes[0]
-    points = of.points(name)
-    offered = [(metric(n).title, n) for n in of.axes]
-    return [
-        seen,
-        gr.update(visible=True),
-        gr.update(choices=[(g.label, g.key) for g in held], value=of.key),
-        gr.update(choices=offered, value=name),
-        tradeoff(points, metric(name), of.dense),
-        note_html(ASK, _counted(points, of.rows)),
-        pareto.points_table(of, name),
-        show_html(pareto.best_card(of, name)),
-    ]
-
-
-def _counted(points: list[Any], rows: Any) -> str:
-    lacking = len(rows) - len(points)
-    missing = f", {lacking} without this figure or older than the newest {pareto.MOST}"
-    missing = missing if lacking else ""
-    sized = " Dots are as large as runs are fast." if any(p.speed for p in points) else ""
+def _note(points: Sequence[ParetoPoint], missing: int) -> str:
+    sized = " Dot area: tokens per second." if any(p.speed for p in points) else ""
+    lacking = f", {missing} without this figure or older than the newest {pareto.MAX_POINTS}"
     return (
-        f"n = {len(points)} runs{missing}; filled: on the Pareto front. A click opens the run."
-        f"{sized}"
+        f"n = {len(points)} runs{lacking if missing else ''}; filled: on the Pareto front."
+        f"{sized} Click a dot to open its run."
     )
+
+
+def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], name: str) -> Markup:
+    """The runs on the Pareto front, best quality first."""
+    rows = [
+        (p, format_value(PERPLEXITY, p.y), format_value(metric(name), p.x))
+        for p in runs.front(points, name)[:FRONT_ROWS]
+    ]
+    return HTML.front(rows, metric(name).title, len(points))
 
 
 PAGE = Page("Overview", "", build, order=0, key="o")

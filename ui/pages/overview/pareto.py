@@ -1,4 +1,4 @@
-"""What is best so far: runs that can be compared with one another, and the front they make."""
+"""What is best so far: runs that can be compared with one another, and their Pareto front."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from backend.store.states import State
-from jobs.metrics import METRICS, metric
-from ui.format import NONE, count, esc, href
+from jobs.metrics import metric
 from ui.pages.overview.pareto_chart import ParetoPoint, pareto_front
 from ui.runs.deltas import conditions
-from ui.runs.results import base_model, format_value, kind_title, setting_summary
+from ui.runs.results import base_model, kind_title, setting_summary
 from ui.runs.rows import RunRow
-from ui.widgets.html import Cell, card, data_table, table
 
 AXES = ("size", "zero_share", "bits_per_weight", "speed_up", "tokens_per_second")
 ALIKE = 0.01  # values closer than that, relative to the largest, do not make an axis
-FRONT_ROWS = 6
-MOST = 500  # dots; the newest, and all on the front
+MAX_POINTS = 500  # the newest, and all on the front
 
 
 @dataclass(frozen=True)
@@ -36,13 +33,13 @@ class ComparableRuns:
     @cached_property
     def dense(self) -> float | None:
         """Perplexity of the untouched model, as the newest of the runs measured it."""
-        found = (row.figures.value("dense", "perplexity") for row in self.rows)
-        return next((value for value in found if value is not None), None)
+        values = (row.figures.value("dense", "perplexity") for row in self.rows)
+        return next((value for value in values if value is not None), None)
 
     @property
     def axes(self) -> list[str]:
-        """What the runs can be told apart by; where nothing differs, what at least one has."""
-        names = [name for name in self._names if len(self._values(name)) > 0]
+        """The costs the runs differ in; then those that at least one run has."""
+        names = [name for name in self._names if self._values(name)]
         differing = [name for name in names if _spread(self._values(name)) > ALIKE]
         return differing + [name for name in names if name not in differing]
 
@@ -55,24 +52,25 @@ class ComparableRuns:
         return [v for row in self.rows if (v := cost(row, name)) is not None]
 
     def points(self, name: str) -> list[ParetoPoint]:
-        """The runs that have this figure, the newest first."""
-        found = self._points(name)
-        best = {p.run for p in pareto_front(found, metric(name).better == "higher")}
-        return [p for i, p in enumerate(found) if i < MOST or p.run in best]
+        """The runs that have this cost, the newest first."""
+        points = [point for row in self.rows if (point := _point(row, name))]
+        best = {p.run for p in self.front(points, name)}
+        return [p for i, p in enumerate(points) if i < MAX_POINTS or p.run in best]
 
-    def _points(self, name: str) -> list[ParetoPoint]:
-        return [
-            ParetoPoint(
-                row.job.run,
-                " · ".join(setting_summary(row.job)) or row.job.name,
-                kind_title(row.job),
-                x,
-                y,
-                row.figures.final("tokens_per_second"),
-            )
-            for row in self.rows
-            if (x := cost(row, name)) is not None and (y := row.figures.final()) is not None
-        ]
+    @staticmethod
+    def front(points: Sequence[ParetoPoint], name: str) -> list[ParetoPoint]:
+        """Those on the Pareto front, the lowest perplexity first."""
+        front = pareto_front(points, metric(name).better == "higher")
+        return sorted(front, key=lambda point: point.y)
+
+
+def _point(row: RunRow, name: str) -> ParetoPoint | None:
+    x, y = cost(row, name), row.figures.final()
+    if x is None or y is None:
+        return None
+    label = " · ".join(setting_summary(row.job)) or row.job.name
+    speed = row.figures.final("tokens_per_second")
+    return ParetoPoint(row.job.run, label, kind_title(row.job), x, y, speed)
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -87,19 +85,18 @@ def cost(row: RunRow, name: str) -> float | None:
 
 def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
     """Succeeded runs with a perplexity by base model and evaluation text, most runs first."""
-    found: dict[tuple[str, ...], list[RunRow]] = {}
+    by_conditions: dict[tuple[str, ...], list[RunRow]] = {}
     for row in rows:
         if row.job.state == State.SUCCEEDED and row.figures.final() is not None:
-            measured = conditions(row, "perplexity")
-            model = base_model(row.job)
-            key = (model, *(str(value) for value in measured.values()))
-            found.setdefault(key, []).append(row)
-    ordered = sorted(found.values(), key=lambda held: -len(held))
-    return [ComparableRuns(held[0].job.run, _label(held[0]), held) for held in ordered]
+            text = conditions(row, "perplexity").values()
+            key = (base_model(row.job), *map(str, text))
+            by_conditions.setdefault(key, []).append(row)
+    largest_first = sorted(by_conditions.values(), key=len, reverse=True)
+    return [ComparableRuns(same[0].job.run, _label(same[0]), same) for same in largest_first]
 
 
 def _label(row: RunRow) -> str:
-    """In words: the model, the text, and how it was cut."""
+    """The model, the text, and how it was cut."""
     figure = row.figures.final_row("perplexity")
     details = (figure.details if figure else None) or {}
     model = base_model(row.job).rstrip("/").rsplit("/", 1)[-1]
@@ -110,50 +107,7 @@ def _label(row: RunRow) -> str:
     return " · ".join(parts)
 
 
-def chosen_group(held: Sequence[ComparableRuns], key: str) -> ComparableRuns | None:
+def chosen_group(options: Sequence[ComparableRuns], key: str) -> ComparableRuns | None:
     """The group that holds run `key`, or else the largest."""
-    named = (g for g in held if key in {row.job.run for row in g.rows})
-    return next(named, held[0] if held else None)
-
-
-def best_card(group: ComparableRuns, name: str) -> str:
-    """HTML: the runs on the front, best quality first."""
-    of, points = metric(name), group.points(name)
-    best = sorted(pareto_front(points, of.better == "higher"), key=lambda p: p.y)
-    rows = [
-        [_linked(p), format_value(METRICS["perplexity"], p.y), format_value(of, p.x)]
-        for p in best[:FRONT_ROWS]
-    ]
-    if not rows:
-        return ""
-    runs = ",".join(p.run for p in best[:FRONT_ROWS])
-    tail = f'<a href="{href("compare", ids=runs)}">Compare</a>' if len(rows) > 1 else ""
-    told = f'<p class="quiet">Of {count(len(points))} runs, none is better in both.</p>'
-    shown = table(["Run", "Perplexity", of.title], rows, numeric=(1, 2))
-    return card("Best so far", shown + told, tail)
-
-
-def _linked(point: ParetoPoint) -> str:
-    return (
-        f'<a class="mono" href="{href("run", id=point.run)}">{esc(point.run)}</a>'
-        f'<span class="clip quiet under" title="{esc(point.label)}">{esc(point.label)}</span>'
-    )
-
-
-def points_table(group: ComparableRuns, name: str) -> str:
-    """HTML: every dot as a row, each leading to its run."""
-    of = metric(name)
-    rows: list[list[Cell]] = [
-        [
-            _linked(p),
-            esc(p.kind),
-            (format_value(METRICS["perplexity"], p.y), p.y),
-            (format_value(of, p.x), p.x),
-            NONE
-            if p.speed is None
-            else (format_value(METRICS["tokens_per_second"], p.speed), p.speed),
-        ]
-        for p in group.points(name)
-    ]
-    heads = ["Run", "Kind", "Perplexity", of.title, METRICS["tokens_per_second"].title]
-    return data_table(heads, rows, "trade-off")
+    named = (g for g in options if key in {row.job.run for row in g.rows})
+    return next(named, options[0] if options else None)

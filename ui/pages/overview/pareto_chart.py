@@ -10,14 +10,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.metrics import METRICS, Metric
+from ui.charts.dots import dots, log_span
 from ui.charts.template import axis, layout, legend, log_axis
 from ui.format import esc, number
 from ui.runs.results import format_value
 from ui.theme import BLUE, GREEN, LIGHT, OKABE_ITO, PINK, VERMILLION
+from ui.widgets.html import WIDGETS
+from ui.widgets.panel import Chart
 
+PERPLEXITY, SPEED = METRICS["perplexity"], METRICS["tokens_per_second"]
 PLAIN, SMALLEST, LARGEST = 11, 8, 24  # pixels
 LABELLED = 8  # up to so many runs on the front are named
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
@@ -46,16 +51,18 @@ def pareto_front(points: Sequence[ParetoPoint], larger_x: bool) -> list[ParetoPo
     """The Pareto front from left to right: lowest `y`, with `x` as small as can be, or as large; a
     few bytes in a file's head make no run smaller."""
     sign = -1 if larger_x else 1
-    best, found = math.inf, []
+    best, front = math.inf, []
     for point in sorted(points, key=lambda p: (sign * float(f"{p.x:.3g}"), p.y)):
         if point.y < best:
             best = point.y
-            found.append(point)
-    return sorted(found, key=lambda p: p.x)
+            front.append(point)
+    return sorted(front, key=lambda p: p.x)
 
 
-def tradeoff(points: Sequence[ParetoPoint], x: Metric, dense: float | None) -> go.Figure:
-    """The picture. A click on a dot tells its run as `customdata`.
+def tradeoff(
+    points: Sequence[ParetoPoint], x: Metric, dense: float | None, note: str = ""
+) -> Chart:
+    """Perplexity over cost. A click on a dot gives its run as `customdata`.
 
     Args:
         x: the metric on the horizontal axis.
@@ -63,36 +70,52 @@ def tradeoff(points: Sequence[ParetoPoint], x: Metric, dense: float | None) -> g
     """
     best = pareto_front(points, x.better == "higher")
     kinds = list(dict.fromkeys(p.kind for p in points))
-    scale = 100.0 if x.form == "share" else 1e-6 if x.form == "bytes" else 1.0
-    ys = [p.y for p in points] + ([dense] if dense else [])
-    height = _height(ys)
+    traces = [
+        _dots([p for p in points if p.kind == kind], best, x, place)
+        for place, kind in enumerate(kinds)
+    ]
+    height = _height([p.y for p in points] + ([dense] if dense else []))
+    width = _width([scale_of(x) * p.x for p in points])
     several = len(kinds) > 1
-    return go.Figure(
-        [_front_line(best, x, scale), *[
-            _dots([p for p in points if p.kind == kind], best, x, scale, i)
-            for i, kind in enumerate(kinds)
-        ]],
+    figure = go.Figure(
+        [_front_line(best, x), *traces],
         layout(
-            view=f"{x.name}",
+            view=x.name,
             top=32 if several else 8,
-            xaxis=axis(
-                _title(x), showgrid=False, range=_width([scale * p.x for p in points]), nticks=5,
-                tickangle=0,
-            ),
+            xaxis=axis(_title(x), showgrid=False, range=width, nticks=5, tickangle=0),
             yaxis=height,
-            shapes=_dense_line(dense),
-            annotations=_dense_label(dense, height.get("type") == "log"),
             hovermode="closest",
             showlegend=several,
             legend=legend(orientation="h"),
         ),
-    )  # fmt: skip
+    )
+    if dense:
+        _mark_dense(figure, dense, height.get("type") == "log")
+    return Chart(figure, _frame(points, x), note)
+
+
+def scale_of(x: Metric) -> float:
+    """From a stored value to the unit of the axis: per cent, MB, or as it is."""
+    return {"share": 100.0, "bytes": 1e-6}.get(x.form, 1.0)
+
+
+def _unit_title(x: Metric) -> str:
+    return f"{x.label}, MB" if x.form == "bytes" else x.title
+
+
+def _frame(points: Sequence[ParetoPoint], x: Metric) -> pd.DataFrame:
+    """A row a dot, which leads to its run."""
+    links = pd.Series([WIDGETS.run_link(p) for p in points], dtype=object)  # stay `Markup`
+    columns = ["Setting", "Kind", PERPLEXITY.title, SPEED.title, _unit_title(x)]
+    figures = [(p.label, p.kind, p.y, p.speed, scale_of(x) * p.x) for p in points]
+    frame = pd.DataFrame(figures, columns=columns)
+    frame.insert(0, "Run", links)
+    return frame.loc[:, ~frame.columns.duplicated()]
 
 
 def _title(x: Metric) -> str:
-    hint = {"higher": "more is better", "lower": "less is better"}.get(x.better, "")
-    unit = f"{x.label}, MB" if x.form == "bytes" else x.title
-    return f"{unit} ({hint})" if hint else unit
+    hint = {"higher": "higher is better", "lower": "lower is better"}.get(x.better, "")
+    return f"{_unit_title(x)} ({hint})" if hint else _unit_title(x)
 
 
 def _width(xs: Sequence[float]) -> list[float]:
@@ -107,55 +130,43 @@ def _height(ys: Sequence[float]) -> dict[str, object]:
     title, low, high = "Perplexity", min(ys, default=1.0), max(ys, default=2.0)
     if math.log10(high / low) < DECADE:
         return axis(title, nticks=5)
-    room = 0.08 * math.log10(high / low)
-    span = [math.log10(low) - room, math.log10(high) + 2 * room]
-    return log_axis(title, span)
+    return log_axis(title, log_span(ys, right=0.2))
 
 
-def _front_line(best: Sequence[ParetoPoint], x: Metric, scale: float) -> go.Scatter:
+def _front_line(best: Sequence[ParetoPoint], x: Metric) -> go.Scatter:
     """Steps: between two runs of the front, only the worse is to be had."""
+    shape = "vh" if x.better == "higher" else "hv"
     return go.Scatter(
-        x=[scale * p.x for p in best],
-        y=[p.y for p in best],
-        mode="lines",
-        line={
-            "color": LIGHT.muted,
-            "width": 1,
-            "shape": "vh" if x.better == "higher" else "hv",
-        },
-        hoverinfo="skip",
+        x=[scale_of(x) * p.x for p in best], y=[p.y for p in best], mode="lines",
+        line={"color": LIGHT.muted, "width": 1, "shape": shape}, hoverinfo="skip",
         showlegend=False,
-    )
+    )  # fmt: skip
 
 
 def _dots(
-    points: Sequence[ParetoPoint], best: Sequence[ParetoPoint], x: Metric, scale: float, place: int
+    points: Sequence[ParetoPoint], best: Sequence[ParetoPoint], x: Metric, place: int
 ) -> go.Scatter:
     colour = COLOURS[place % len(COLOURS)]
     fastest = max((p.speed or 0.0 for p in points), default=0.0)
-    held, named = {p.run for p in best}, {p.run for p in best[:LABELLED]}
+    on_front, named = {p.run for p in best}, {p.run for p in best[:LABELLED]}
     xs = [p.x for p in best]
     middle = (min(xs, default=0.0) + max(xs, default=0.0)) / 2
-    return go.Scatter(
-        x=[scale * p.x for p in points],
-        y=[p.y for p in points],
-        name=points[0].kind if points else "",
+    fill = [colour if p.run in on_front else "rgba(0,0,0,0)" for p in points]
+    return dots(
+        [scale_of(x) * p.x for p in points],
+        [p.y for p in points],
+        colour,
+        SYMBOLS[place % len(SYMBOLS)],
+        [_hover(p, x) for p in points],
+        name=points[0].kind,
         customdata=[p.run for p in points],
-        mode="markers+text",
-        marker={
-            "size": [_size(p.speed, fastest) for p in points],
-            "color": [colour if p.run in held else "rgba(0,0,0,0)" for p in points],
-            "symbol": SYMBOLS[place % len(SYMBOLS)],
-            "line": {"color": colour, "width": 2},
-            "opacity": 1.0,
-        },
         text=[esc(p.label) if p.run in named else "" for p in points],
         textposition=["bottom left" if p.x > middle else "bottom right" for p in points],
-        textfont={"size": 12, "color": LIGHT.text},
-        hovertext=[_hover(p, x) for p in points],
-        hovertemplate="%{hovertext}<extra></extra>",
-        cliponaxis=False,
-    )
+        textfont={"color": LIGHT.text},
+    ).update(
+        mode="markers+text", marker_size=[_size(p.speed, fastest) for p in points],
+        marker_color=fill, marker_opacity=1.0,
+    )  # fmt: skip
 
 
 def _size(speed: float | None, fastest: float) -> float:
@@ -167,29 +178,18 @@ def _size(speed: float | None, fastest: float) -> float:
 
 def _hover(point: ParetoPoint, x: Metric) -> str:
     unit = " %" if x.form == "share" else ""
-    lines = [
-        f"<b>{esc(point.run)}</b> {esc(point.label)}",
-        f"Perplexity {number(point.y)}",
-        f"{x.label} {format_value(x, point.x)}{unit}",
-    ]
-    if point.speed:
-        lines.append(f"{METRICS['tokens_per_second'].label} {number(point.speed, 3)} tokens/s")
-    return "<br>".join(lines)
+    speed = f"<br>{SPEED.label} {number(point.speed, 3)} tokens/s" if point.speed else ""
+    return (
+        f"<b>{esc(point.run)}</b> {esc(point.label)}<br>Perplexity {number(point.y)}"
+        f"<br>{x.label} {format_value(x, point.x)}{unit}{speed}"
+    )
 
 
-def _dense_line(dense: float | None) -> list[dict[str, object]]:
+def _mark_dense(figure: go.Figure, dense: float, log: bool) -> None:
+    """A dashed line at the perplexity of the dense model."""
     line = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
-    shape = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense}
-    return [shape | {"line": line}] if dense else []
-
-
-def _dense_label(dense: float | None, log: bool) -> list[dict[str, object]]:
-    if not dense:
-        return []
-    return [  # unlike a shape, it wants the logarithm on a log axis
-        {
-            "text": f"dense {number(dense)}", "xref": "paper", "x": 1, "xanchor": "right",
-            "y": math.log10(dense) if log else dense, "yanchor": "top", "showarrow": False,
-            "font": {"size": 12, "color": LIGHT.muted},
-        }
-    ]  # fmt: skip
+    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=dense, y1=dense, line=line)
+    figure.add_annotation(  # unlike a shape, it wants the logarithm on a log axis
+        text=f"dense {number(dense)}", xref="paper", x=1, xanchor="right", yanchor="top",
+        y=math.log10(dense) if log else dense, showarrow=False, font={"color": LIGHT.muted},
+    )  # fmt: skip

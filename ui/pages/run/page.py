@@ -1,249 +1,226 @@
-"""One run: what was asked, what came out, how it went, and what it left."""
+"""One run: its settings, its results, its curves, its log, and what it left."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import gradio as gr
+import pandas as pd
+from gradio.components import Component
+from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue.service import Actor
+from backend.queue.roles import Actor
 from backend.store import frames, queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
-from jobs.metrics import metric
-from ui.charts.lines import curves
-from ui.charts.stages import perplexity_note, stage_perplexities
-from ui.format import esc, href, number
+from ui.charts.lines import curve_titles, curves, curves_frame
+from ui.charts.stages import METRIC, perplexity_frame, perplexity_note, stage_perplexities
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.jobs.page import LOG_EVERY, act, chosen_job, follow, history_html, save_log
 from ui.pages.run import details, quality
-from ui.pages.run.reproduction import replay_card
+from ui.pages.run.artefacts import artefacts, belongs_to
+from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
+from ui.pages.run.reproduction import reproduction_card
 from ui.runs.actions import buttons, clone_link, next_links, sweep_link
 from ui.runs.html import described, error_of, progress, took
 from ui.runs.results import RunResults, display_units, kind_of
-from ui.widgets.chart import PlotlyView, chart_card, note_html
+from ui.templates import fragments
 from ui.widgets.download import Download, small_file
 from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.html import badge, card, empty, problem, stack, table, time_tag
+from ui.widgets.html import WIDGETS, empty
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.log_view import LogView
 from ui.widgets.notice import notice, plain, show_error, show_html
+from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
 
+HTML = fragments("pages/run/page.html")
 TABS = {
     "summary": "Summary", "measures": "Quality, size, speed", "curves": "Curves", "log": "Log",
     "artefacts": "Artefacts",
 }  # fmt: skip
-CURVES = {"error": ("Relative output error, mean of a block's layers", "Block")}
-NO_FIGURES = ("This run measured nothing.", "Figures appear here as they are measured.")
-STAGES_ASK = "How much does each step cost, and how much does it win back?"
-CURVES_ASK = "Does it go well, and where does it not?"
+STAGES = Panel(
+    "stages", "Perplexity by stage",
+    "How much perplexity does each stage cost, and how much does it recover?", 280,
+)  # fmt: skip
+CURVES = Panel("curve", "Curves", "", 420)
+NO_CURVES = "This run has recorded no curves."
+# of a run that has ended, and of one that is active
+NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
+NO_PERPLEXITY = (
+    "This run measured no perplexity.", "Perplexity appears here as the stages are measured.",
+)  # fmt: skip
+NO_ARTEFACTS = (
+    "This run saved no artefacts.", "The run saves its model here when it succeeds.",
+)  # fmt: skip
 
 
 def build() -> None:
     head = HtmlPanel(elem_id="run-head", min_height=64)
-    told = notice("run-said")
+    message = notice("run-said")
     with gr.Tabs(elem_id="run-tabs") as tabs:
         tab = {name: gr.Tab(title, id=name) for name, title in TABS.items()}
     with tab["summary"]:
-        summary, stages = _summary()
+        parts, stages = _summary()
+        page = Outputs(head=head, **parts)
     with tab["measures"]:
-        measured, charts = quality.build()
+        measures, charts = quality.build()
     with tab["curves"]:
-        group, lines = _curves()
+        family = FreeDropdown([], label="Curves", visible=False, elem_id="run-curve-group")
+        lines = Outputs(family=family, **CURVES.build("run"))
     with tab["log"]:
-        timer = _log(told)
+        page["timer"] = _log(message)
     with tab["artefacts"]:
-        left = _artefacts(told)
+        page["artefacts"] = _artefacts(message)
     for name, one in tab.items():
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
-    shown = [head, timer, left, *summary]
-    on_load(arrived, None, [tabs, stages, charts])
-    live(draw, None, shown)
-    live(draw_measures, None, measured)
-    live(draw_curves, group, [group, *lines])
-    url_sync(group.input(draw_curves, group, [group, *lines], **LATEST), curve=group)
-    acted = head.act(act, None, told, show_progress="hidden", api_visibility="private")
-    acted.then(draw, None, shown, **SILENT_EVENT)
+    opened = Outputs(tabs=tabs, stages=stages, charts=charts)
+    on_load(opened.named(on_open), None, opened.components)
+    show = page.named(draw), None, page.components
+    live(*show)
+    live(measures.named(draw_measures), None, measures.components)
+    show_curves = lines.named(draw_curves), family, lines.components
+    live(*show_curves)
+    url_sync(family.input(*show_curves, **LATEST), curve=family)
+    acted = head.act(act, None, message, show_progress="hidden", api_visibility="private")
+    acted.then(*show, **SILENT_EVENT)
 
 
-def _summary() -> tuple[list[gr.HTML], gr.Column]:
+def _summary() -> tuple[dict[str, Component], gr.Column]:
     """Everything on the first tab, and the column around the chart of stages."""
     with gr.Row(equal_height=False, elem_classes="run-summary"):
         with gr.Column(scale=3, min_width=320):
-            figures = plain(elem_id="run-figures")
-            asked = HtmlPanel(elem_id="run-asked")
+            results = plain(elem_id="run-figures")
+            settings = HtmlPanel(elem_id="run-asked")
         with gr.Column(scale=2, min_width=320):
-            view = PlotlyView(
-                label="Perplexity of each stage", height=280, elem_id="run-stages", render=False
-            )
             with gr.Column() as stages:
-                chart = chart_card("Perplexity by stage", STAGES_ASK, view)
-            went = plain(elem_id="run-went")
-    return [figures, chart.view, chart.note, chart.table, asked, went], stages
+                chart = STAGES.build("run")
+            history = plain(elem_id="run-went")
+    return {"results": results, "settings": settings, "history": history} | chart, stages
 
 
-def _curves() -> tuple[FreeDropdown, list[gr.HTML]]:
-    group = FreeDropdown([], label="Curves", visible=False, elem_id="run-curve-group")
-    view = PlotlyView(
-        label="Curves of the run", height=420, elem_id="run-curve", render=False,
-        empty="This run has drawn no curve yet.",
-    )  # fmt: skip
-    chart = chart_card("Curves", CURVES_ASK, view)
-    return group, [chart.view, chart.note, chart.table]
-
-
-def _log(told: gr.HTML) -> gr.Timer:
+def _log(message: gr.HTML) -> gr.Timer:
     log = LogView(elem_id="run-log")
     save = gr.Button(
         "Download full log", size="sm", elem_id="run-log-download", elem_classes="log-download"
     )
-    saver = Download()
+    file = Download()
     timer = gr.Timer(LOG_EVERY, active=False)
     live(follow, log, log)
     timer.tick(follow, log, log, **SILENT_EVENT)
-    save.click(save_log, None, [saver, told], **SILENT_EVENT)
+    save.click(save_log, None, [file, message], **SILENT_EVENT)
     return timer
 
 
-def _artefacts(told: gr.HTML) -> HtmlPanel:
-    left = HtmlPanel(elem_id="run-artefacts", min_height=120)
-    saver = Download()
-    left.act(download, None, [saver, told], **SILENT_EVENT)
-    return left
+def _artefacts(message: gr.HTML) -> HtmlPanel:
+    panel, file = HtmlPanel(elem_id="run-artefacts", min_height=120), Download()
+    panel.act(download, None, [file, message], **SILENT_EVENT)
+    return panel
 
 
 # what is shown ------------------------------------------------------------------------------------
 
 
-def arrived(request: gr.Request) -> list[Any]:
-    """The tab in the address, none without a run; and the charts of what is measured of a model,
-    unless the run's stages are none."""
+def on_open(request: gr.Request) -> Updates:
+    """The tab in the address, none without a run; the charts of what is measured of a model are
+    hidden where the run's stages are no models."""
     job = chosen_job(request)
     kind = kind_of(job) if job else None
     charts = gr.update(visible=kind is None or kind.has_models)
-    chosen = query(request, "tab", "summary", TABS)
-    return [gr.update(selected=chosen, visible=job is not None), charts, charts]
+    tab = query(request, "tab", "summary", TABS)
+    tabs = gr.update(selected=tab, visible=job is not None)
+    return {"tabs": tabs, "stages": charts, "charts": charts}
 
 
-def draw(request: gr.Request) -> list[Any]:
-    """Head, log timer, artefacts, figures, chart of stages with note and table, what was asked, and
-    how it went."""
+def draw(request: gr.Request) -> Updates:
+    """Head, results, chart of stages, settings, history and artefacts."""
     job = chosen_job(request)
     if job is None:
-        return [_unknown(query(request, "id")), gr.update(active=False), *[""] * 7]
-    results = queries.results([job.run])
-    figures = RunResults(kind_of(job), results, job, queries.step_times([job.id]))
-    measured = "perplexity" in figures.metrics
-    chart = stage_perplexities(results, figures.labels) if measured else _no_chart(job)
-    return [
-        head_html(job, current_user(request)),
-        gr.update(active=job.state in LIVE),
-        details.artefacts(job.run, queries.artifacts(job.run)) or _none_left(job),
-        figures_html(job, figures),
-        chart,
-        note_html(STAGES_ASK, perplexity_note(results)),
-        details.stage_table(figures),
-        stack(details.config_card(job), details.text_card(job.environment)),
-        went_html(job),
-    ]
+        blank = dict.fromkeys(("results", "settings", "history", "artefacts"), "")
+        head = {"head": _unknown(query(request, "id")), "timer": gr.update(active=False)}
+        return updates(head, blank, STAGES.clear())
+    rows = queries.results([job.run])
+    results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
+    html = {
+        "head": head_html(job, current_user(request)),
+        "timer": gr.update(active=job.state in LIVE),
+        "results": results_html(job, results),
+        "settings": WIDGETS.stack(details.config_card(job), details.texts_card(job.environment)),
+        "history": history(job),
+        "artefacts": artefacts(job.run, queries.artifacts(job.run))
+        or empty(NO_ARTEFACTS[job.state in ACTIVE]),
+    }
+    chart = Chart(NO_PERPLEXITY[job.state in ACTIVE])
+    if METRIC in results.metrics:
+        figure = stage_perplexities(rows, results.labels)
+        chart = Chart(figure, perplexity_frame(rows, results.labels), perplexity_note(rows))
+    return updates(html, STAGES.show(chart, job.run))
 
 
-def draw_measures(request: gr.Request) -> list[Any]:
+def draw_measures(request: gr.Request) -> Updates:
     """Quality, size and speed of the model beside the dense one."""
-    return quality.draw(chosen_job(request))
+    return quality.update(chosen_job(request))
 
 
-def _unknown(run: str) -> str:
-    error = NotFoundError(
-        f"There is no run {run or 'of that name'}.", "", "Choose one from the list."
-    )
-    link = f'<p><a class="button" href="{href("runs")}">All runs</a></p>'
-    return f"<h1>Run</h1>{stack(problem(error), link)}"
+def _unknown(run: str) -> Markup:
+    what = f"There is no run {run or 'of that name'}."
+    return HTML.unknown(NotFoundError(what, "", "Choose a run from the list."))
 
 
-def head_html(job: Job, who: Actor) -> str:
-    """HTML: name, state, progress, what can be done, and why it failed if it did."""
-    name = f'<p class="run-name">{esc(job.name)}</p>' if job.name else ""
+def head_html(job: Job, actor: Actor) -> Markup:
+    """Name, state, progress, what can be done, and why it failed if it did."""
     now = now_ms()
-    links = next_links(job) + sweep_link(job)
-    times = f"by {esc(job.owner)}, {time_tag(job.created_at, now)}"
-    if job.started_at:
-        times += f", {'took' if job.finished_at else 'running for'} {took(job, now)}"
-    return (
-        f'<div class="run-title"><h1>{esc(job.run)}</h1>{badge(job.state)}'
-        f'<div class="actions">{buttons(job, who)}{clone_link(job)}{links}</div></div>'
-        f"{name}"
-        f'<p class="quiet">{described(job)} · <span class="nowrap">{times}</span></p>'
-        f"{progress(job)}{error_of(job)}{details.warnings(job)}"
-    )
+    actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
+    return HTML.head(
+        job, now, [*map(Markup, actions)], described(job), took(job, now), progress(job),
+        error_of(job),
+    )  # fmt: skip
 
 
-def figures_html(job: Job, figures: RunResults) -> str:
-    """HTML: outcome, stages and times; a sentence while there are none."""
-    now = now_ms()
-    stages = details.stage_table(figures)
-    times = details.times(figures)
-    body = details.outcome(job, figures, now)
-    parts = [card("Outcome", body + stages)] if stages or figures.of_run else []
-    if not parts:
-        parts = [card("Outcome", f'<p class="quiet">{NO_FIGURES[job.state in ACTIVE]}</p>{body}')]
-    parts += [card("Time per step", times)] if times else []
-    return stack(*parts, replay_card(job))
+def results_html(job: Job, results: RunResults) -> Markup:
+    """Outcome, stages and times; a sentence while there are none."""
+    stages = stage_tables(results)
+    waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
+    figures = outcome(job, results, now_ms())
+    return HTML.results(waiting, figures, stages, times(results), reproduction_card(job))
 
 
-def went_html(job: Job) -> str:
-    """HTML: where it ran, every attempt, and its history."""
-    attempts = details.attempts_card(job, queries.attempts(job.run), now_ms())
-    history = f'<section class="card">{history_html(job)}</section>'
-    return stack(details.environment_card(job), attempts, history)
+def history(job: Job) -> Markup:
+    """Where it ran, every attempt, and what happened to it."""
+    attempts = details.attempts_card(queries.attempts(job.run), now_ms())
+    events = HTML.history(Markup(history_html(job)))
+    return WIDGETS.stack(details.environment_card(job), attempts, events)
 
 
-def _no_chart(job: Job) -> str:
-    later = "Perplexity appears here as the stages are measured."
-    return later if job.state in ACTIVE else "This run measured no perplexity."
-
-
-def _none_left(job: Job) -> str:
-    later = "The run leaves its model here when it succeeds." if job.state in LIVE else ""
-    return empty(later or "This run left no artefacts.")
-
-
-def draw_curves(chosen: str | None, request: gr.Request) -> list[Any]:
-    """The groups of curves, and the chosen group: chart, note, table."""
+def draw_curves(chosen: str | None, request: gr.Request) -> Updates:
+    """The families of curves, and the chosen family as a chart."""
     job = chosen_job(request)
     points = display_units(frames.curves(job.run)) if job else None
     if job is None or points is None or points.empty:
-        return [gr.update(visible=False), None, note_html(CURVES_ASK), ""]
-    groups = list(dict.fromkeys(name.split("/")[0] for name in points["name"]))
+        return {"family": gr.update(visible=False), **CURVES.show(Chart(NO_CURVES))}
+    families = list(dict.fromkeys(name.split("/")[0] for name in points["name"]))
     wanted = chosen or query(request, "curve")
-    group = wanted if wanted in groups else groups[0]
+    family = wanted if wanted in families else families[0]
+    choices = [(curve_titles(name).label, name) for name in families]
+    dropdown = gr.update(choices=choices, value=family, visible=len(families) > 1)
+    chart = curve_chart(job, points[points["name"].str.split("/").str[0] == family], family)
+    return {"family": dropdown, **CURVES.show(chart, f"{job.run}-{family}")}
+
+
+def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
+    """The curves of one family, in the order of the stages."""
     kind = kind_of(job)
-    order = list(kind.stages) if kind else []
-    names = sorted(
-        {n for n in points["name"] if n.split("/")[0] == group},
-        key=lambda n: (order.index(s) if (s := n.split("/")[-1]) in order else len(order), n),
-    )
-    y_title, x_title = CURVES.get(group, (metric(group).title, "Step"))
-    tails = [name.split("/")[-1] for name in names]
     stages = kind.stages if kind else {}
-    labels = {tail: stages.get(tail, details.sentence_case(tail)) for tail in tails}
-    figure = curves(points, names, labels=labels, x_title=x_title, y_title=y_title)
-    wide = points[points["name"].isin(names)].pivot_table("value", "step", "name")[names]
-    rows = [[str(step), *map(number, row)] for step, row in wide.T.items()]
-    heads = [x_title, *(labels[tail] for tail in tails)]
-    return [
-        gr.update(choices=[(_group(g), g) for g in groups], value=group, visible=len(groups) > 1),
-        figure,
-        note_html(CURVES_ASK, f"n = {len(wide)} points a line."),
-        table(heads, rows, numeric=range(len(heads))),
-    ]
-
-
-def _group(name: str) -> str:
-    return CURVES[name][0] if name in CURVES else metric(name).title
+    order = {stage: place for place, stage in enumerate(stages)}
+    members = {name: name.split("/")[-1] for name in points["name"].unique()}
+    names = sorted(members, key=lambda name: (order.get(members[name], len(order)), name))
+    labels = {n: stages.get(members[n], sentence_case(members[n])) for n in names}
+    titles = curve_titles(family)
+    figure = curves(points, names, labels=labels, x_title=titles.x, y_title=titles.y)
+    frame = curves_frame(points, labels, titles.x)
+    return Chart(figure, frame, f"n = {len(frame)} points per line.")
 
 
 # what is done -------------------------------------------------------------------------------------
@@ -251,10 +228,10 @@ def _group(name: str) -> str:
 
 def download(event: gr.EventData, request: gr.Request) -> Any:
     """A file of one of the run's artefacts, or why it is not given."""
-    asked = event._data or {}
-    run, path = str(asked.get("run")), str(asked.get("file"))
+    pressed = event._data or {}
+    run, path = str(pressed.get("run")), str(pressed.get("file"))
     try:
-        if not details.may_be_given(run, path):
+        if not belongs_to(run, path):
             raise NotFoundError("This file belongs to no artefact of the run.")
         return [small_file(path), show_html("")]
     except SlimscopeError as error:

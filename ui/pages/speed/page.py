@@ -89,7 +89,7 @@ def build() -> None:
     show = page.named(draw)
     live(show, chosen, page.components)
     for name, control in zip(("run", "by", "of", "drafter"), chosen, strict=True):
-        url_sync(control.input(show, chosen, page.components, **LATEST), **{name: control})  # type: ignore[attr-defined]
+        url_sync(control.input(show, chosen, page.components, **LATEST), **{name: control})
 
 
 def _controls() -> dict[str, Component]:

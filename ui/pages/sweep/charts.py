@@ -1,96 +1,91 @@
-"""A sweep: one line a combination, one dot a stage, the spread over seeds as a bar through it."""
+"""A sweep: one row a combination, one dot a stage, the spread over seeds as a bar through it."""
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.metrics import Metric
 from jobs.sweep import SweepRow
-from ui.charts.stages import symbol
+from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.template import axis, layout, legend, log_axis
 from ui.format import esc, number
 from ui.theme import stage_style
+from ui.widgets.panel import Chart
 
-WIDE = 24
 DENSE = "dense"
 LOG_FROM = 4.0  # largest over smallest from which a log axis is worth it
+SPREAD = "±: sample standard deviation over seeds; none for a single run."
 
 
-def sweep_means(rows: Sequence[SweepRow], of: Metric, labels: Mapping[str, str]) -> go.Figure:
+def sweep_means(rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]) -> Chart:
     """Mean of one metric by combination and stage.
 
     Args:
         rows: of this metric alone, as `jobs.sweep.table` gives them.
         labels: stage -> label.
     """
-    scale = 100.0 if of.form == "share" else 1.0
-    names = {text: _label(row) for row in rows if (text := repr(row.values))}
-    stages = dict.fromkeys(row.stage for row in rows)
-    lines = [
-        _dots([r for r in rows if r.stage == stage], names, scale, labels.get(stage, stage))
-        for stage in stages
-    ]
-    return go.Figure(
-        lines,
+    scale = 100.0 if shown.form == "share" else 1.0
+    columns = ["Combination", "Stage", shown.title, "±", "n"]
+    figures = [
+        (row.label, labels.get(row.stage, row.stage), scale * row.mean,
+         None if row.spread is None else scale * row.spread, row.n)
+        for row in rows
+    ]  # fmt: skip
+    frame = pd.DataFrame(figures, columns=columns)
+    combinations = {repr(row.values): in_lines(esc(row.label)) for row in rows}
+    drawn = frame.assign(
+        stage=[row.stage for row in rows],
+        place=[combinations[repr(row.values)] for row in rows],
+    )
+    figure = go.Figure(
+        [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)],
         layout(
-            view=of.name,
+            view=shown.name,
             top=56,
-            xaxis=_x_axis(of, [scale * row.mean for row in rows]),
-            yaxis=axis(
-                type="category",  # "70%" is no number
-                categoryorder="array",
-                categoryarray=[*names.values()][::-1],
-                showgrid=True,
-                nticks=len(names) + 1,
-            ),
+            xaxis=_value_axis(shown.title, frame[shown.title]),
+            yaxis=rows_axis([*combinations.values()]),
             showlegend=True,
             legend=legend(orientation="h"),
         ),
     )
+    return Chart(figure, frame, f"n = {span([row.n for row in rows])} runs per dot. {SPREAD}")
 
 
-def _label(row: SweepRow) -> str:
-    return "<br>".join(map(esc, textwrap.wrap(row.label, WIDE)))
+def span(counts: Sequence[int]) -> str:
+    """3, or 1–3."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}–{high}"
 
 
-def _x_axis(of: Metric, values: Sequence[float]) -> dict[str, object]:
+def _value_axis(title: str, values: pd.Series) -> dict[str, object]:
     """A log axis where the values lie far apart."""
-    low, high = min(values), max(values)
+    low, high = values.min(), values.max()
     if low <= 0 or high / low < LOG_FROM:
-        return axis(of.title, showgrid=False)
-    room = 0.06 * math.log10(high / low)
-    span = [math.log10(low) - room, math.log10(high) + room]
-    return log_axis(of.title, span, showgrid=False, tickangle=0)
+        return axis(title, showgrid=False)
+    return log_axis(title, log_span(values.tolist()), showgrid=False, tickangle=0)
 
 
-def _dots(
-    rows: Sequence[SweepRow], names: Mapping[str, str], scale: float, label: str
-) -> go.Scatter:
-    stroke = stage_style(rows[0].stage)
-    dense = rows[0].stage == DENSE  # a tick, so that a stage as good as dense does not hide it
-    spreads = [scale * (row.spread or 0.0) for row in rows]
-    return go.Scatter(
-        x=[scale * row.mean for row in rows],
-        y=[names[repr(row.values)] for row in rows],
+def _dots(rows: pd.DataFrame, title: str) -> go.Scatter:
+    stage, label = rows["stage"].iloc[0], rows["Stage"].iloc[0]
+    stroke, spreads = stage_style(stage), rows["±"].astype(float)
+    is_dense = stage == DENSE  # a tick, so that a stage as good as dense does not hide it
+    return dots(
+        rows[title].tolist(),
+        rows["place"],
+        stroke.colour,
+        "line-ns" if is_dense else symbol(stroke),
+        [_hover(*row) for row in zip(rows["Combination"], rows["Stage"], rows[title], spreads,
+                                     rows["n"], strict=True)],
+        size=22 if is_dense else 10,
         name=label,
-        mode="markers",
-        marker={
-            "size": 22 if dense else 10, "color": stroke.colour,
-            "symbol": "line-ns" if dense else symbol(stroke),
-            "line": {"width": 2, "color": stroke.colour},
-        },
-        error_x={"type": "data", "array": spreads, "color": stroke.colour, "width": 4},
-        hovertext=[_hover(row, label, scale) for row in rows],
-        hovertemplate="%{hovertext}<extra></extra>",
-        cliponaxis=False,
+        error_x={"type": "data", "array": spreads.fillna(0.0).tolist(), "color": stroke.colour,
+                 "width": 4},
     )  # fmt: skip
 
 
-def _hover(row: SweepRow, label: str, scale: float) -> str:
-    spread = "" if row.spread is None else f" ± {number(scale * row.spread, 2)}"
-    value = f"{label}: {number(scale * row.mean)}{spread}"
-    return f"<b>{esc(row.label)}</b><br>{value}<br>n = {row.n} runs"
+def _hover(combination: str, label: str, mean: float, spread: float, n: int) -> str:
+    more = "" if pd.isna(spread) else f" ± {number(spread, 2)}"
+    return f"<b>{esc(combination)}</b><br>{label}: {number(mean)}{more}<br>n = {n} runs"

@@ -1,25 +1,29 @@
-"""A sweep as HTML: its runs, and the table of means over seeds."""
+"""What the page of a sweep shows as HTML: its head, its runs, and the means over seeds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from markupsafe import Markup
+
 from backend.queue import roles
-from backend.queue.service import Actor
+from backend.queue.roles import Actor
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE, RESUMABLE
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import METRICS, Metric
 from jobs.sweep import SweepRow
-from ui.format import NONE, esc, number, runs
+from ui.format import NONE, number, runs
+from ui.pages.sweep.charts import SPREAD, span
 from ui.runs.html import model_name, progress, run_link, took
 from ui.runs.results import RUN, format_value, kind_of, kind_title
+from ui.templates import fragments
 from ui.widgets.config_form import title
-from ui.widgets.html import Cell, badge, card, data_table, off, table
+from ui.widgets.html import WIDGETS, badge
 
-SPREAD = "± is the sample standard deviation over seeds; a single run has none."
+HTML = fragments("pages/sweep/page.html")
 
 
 def stage_rows(rows: Sequence[SweepRow]) -> list[SweepRow]:
@@ -29,112 +33,88 @@ def stage_rows(rows: Sequence[SweepRow]) -> list[SweepRow]:
 
 def metrics(rows: Sequence[SweepRow]) -> list[str]:
     """The metrics a sweep has measured at its stages, the known ones first."""
-    found = {row.metric for row in stage_rows(rows)}
-    return [m for m in METRICS if m in found] + sorted(found - METRICS.keys())
-
-
-def head_html(jobs: Sequence[Job], who: Actor) -> str:
-    """HTML: what was swept, how far it is, and what can be done to all runs."""
-    states = Counter(job.state for job in jobs)
-    counted = " ".join(f"{n} {badge(state)}" for state, n in states.items())
-    first = jobs[0]
-    name = f'<p class="run-name">{esc(first.name)}</p>' if first.name else ""
-    model = model_name(first.config["model"]) if "model" in first.config else ""
-    fields = ", ".join(esc(heading(jobs, field)) for field in sweep.varied(jobs))
-    what = " · ".join(filter(None, (esc(kind_title(first)), model, f"{len(jobs)} runs")))
-    return (
-        f'<div class="run-title"><h1>Sweep {esc(first.run)}</h1>{counted}'
-        f'<div class="actions">{_buttons(jobs, who)}</div></div>{name}'
-        f'<p class="quiet">{what} over {fields}</p>'
-    )
+    names = {row.metric for row in stage_rows(rows)}
+    return [m for m in METRICS if m in names] + sorted(names - METRICS.keys())
 
 
 def heading(jobs: Sequence[Job], field: str) -> str:
     """The title of a config field."""
     kind = kind_of(jobs[0])
-    known = kind.config.model_fields.get(field) if kind else None
-    return title(field, known) if known else field
+    info = kind.config.model_fields.get(field) if kind else None
+    return title(field, info) if info else field
 
 
-def _buttons(jobs: Sequence[Job], who: Actor) -> str:
-    run = esc(jobs[0].run)
-    going = [job for job in jobs if job.state in ACTIVE and job.desired == "run"]
-    ended = [job for job in jobs if job.state in RESUMABLE]
-    closed = off(roles.may_not_change(who))
-    parts = []
-    if going:
-        ask = f"Cancel {runs(len(going))}? Those that run stop at the next safe point."
-        parts.append(("cancel-sweep", f"Cancel {runs(len(going))}", ask))
-    if ended:
-        parts.append(("resume-sweep", f"Resume {runs(len(ended))}", ""))
-    return "".join(
-        f'<button type="button" class="small" data-testid="{deed}" data-do="{deed}" '
-        f'data-run="{run}" data-ask="{ask}"{closed}>{words}</button>'
-        for deed, words, ask in parts
+# head ---------------------------------------------------------------------------------------------
+
+
+def head(jobs: Sequence[Job], actor: Actor) -> Markup:
+    """What is swept, the states of the runs, and the buttons for all of them."""
+    first = jobs[0]
+    model = [model_name(first.config["model"])] if "model" in first.config else []
+    return HTML.head(
+        first,
+        Counter(job.state for job in jobs),
+        _actions(jobs),
+        roles.may_not_change(actor),
+        [kind_title(first), *model, f"{len(jobs)} runs"],
+        [heading(jobs, field) for field in sweep.varied(jobs)],
     )
 
 
+def _actions(jobs: Sequence[Job]) -> list[tuple[str, str, str]]:
+    """Buttons for all runs: action, text, question before it is done."""
+    going = sum(job.state in ACTIVE and job.desired == "run" for job in jobs)
+    ended = sum(job.state in RESUMABLE for job in jobs)
+    question = f"Cancel {runs(going)}? Running ones stop at the next safe point."
+    cancel = [("cancel-sweep", f"Cancel {runs(going)}", question)] if going else []
+    return cancel + ([("resume-sweep", f"Resume {runs(ended)}", "")] if ended else [])
+
+
+# means and runs -----------------------------------------------------------------------------------
+
+
 def means_table(
-    jobs: Sequence[Job], rows: Sequence[SweepRow], of: Metric, labels: Mapping[str, str]
-) -> str:
-    """HTML: one line a combination, one column a stage; `rows` are of one metric."""
+    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
+) -> Markup:
+    """Means of one metric: one row a combination, one column a stage."""
     if not rows:
-        return ""
+        return Markup()
     stages = [*dict.fromkeys(row.stage for row in rows)]
-    fields = [*rows[0].values]
-    lines: dict[str, dict[str, SweepRow]] = {}
+    by_combination: dict[str, dict[str, SweepRow]] = {}
     for row in rows:
-        lines.setdefault(repr(row.values), {})[row.stage] = row
-    titles = (heading(jobs, field) for field in fields)
-    heads = [*titles, *(labels.get(stage, stage) for stage in stages), "n"]
-    cells = [_line(line, fields, stages, of) for line in lines.values()]
-    numeric = range(len(fields), len(heads))
-    return table(heads, cells, numeric) + f'<p class="quiet">{SPREAD}</p>'
+        by_combination.setdefault(repr(row.values), {})[row.stage] = row
+    settings = [heading(jobs, field) for field in rows[0].values]
+    heads = [*settings, *(labels.get(stage, stage) for stage in stages), "n"]
+    means = [_means(by_stage, stages, shown) for by_stage in by_combination.values()]
+    return WIDGETS.table(heads, means, range(len(settings), len(heads)))
 
 
-def _line(
-    line: Mapping[str, SweepRow], fields: Sequence[str], stages: Sequence[str], of: Metric
-) -> list[str]:
-    any_row = next(iter(line.values()))
-    counts = sorted({row.n for row in line.values()})
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    values = [esc(any_row.values[field]) for field in fields]
-    return [*values, *(_cell(line.get(stage), of) for stage in stages), n]
+def _means(by_stage: Mapping[str, SweepRow], stages: Sequence[str], shown: Metric) -> list[object]:
+    values = next(iter(by_stage.values())).values.values()
+    means = (_mean(by_stage.get(stage), shown) for stage in stages)
+    return [*values, *means, span([row.n for row in by_stage.values()])]
 
 
-def _cell(row: SweepRow | None, of: Metric) -> str:
+def _mean(row: SweepRow | None, shown: Metric) -> str | Markup:
     if row is None:
         return NONE
-    scale = 100 if of.form == "share" else 1
-    spread = "" if row.spread is None else f" ± {number(scale * row.spread, 2)}"
-    return f'{format_value(of, row.mean)}<span class="quiet">{spread}</span>'
+    scale = 100 if shown.form == "share" else 1
+    spread = "" if row.spread is None else number(scale * row.spread, 2)
+    return HTML.mean(format_value(shown, row.mean), spread)
 
 
-def data(rows: Sequence[SweepRow], of: Metric, labels: Mapping[str, str], name: str) -> str:
-    """HTML: the same figures one by one, to be saved as CSV with full precision."""
-    heads = ["Combination", "Stage", of.title, "±", "n"]
-    cells: list[list[Cell]] = [
-        [
-            esc(row.label),
-            esc(labels.get(row.stage, row.stage)),
-            (format_value(of, row.mean), row.mean),
-            NONE if row.spread is None else (number(row.spread, 2), row.spread),
-            str(row.n),
-        ]
-        for row in rows
-    ]
-    return data_table(heads, cells, name)
-
-
-def runs_card(jobs: Sequence[Job]) -> str:
-    """HTML: the runs with what is theirs alone."""
+def body(
+    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
+) -> Markup:
+    """The means over seeds, and below them the runs with the settings that tell them apart."""
     fields, now = sweep.varied(jobs), now_ms()
     live = any(job.state in LIVE for job in jobs)
     heads = ["Run", *(heading(jobs, field) for field in fields), "State"]
     heads += ["Progress", "Duration"] if live else ["Duration"]
-    rows = [
-        [run_link(job), *(esc(job.config.get(field)) for field in fields), badge(job.state),
+    run_rows = [
+        [run_link(job), *(job.config.get(field) for field in fields), badge(job.state),
          *([progress(job)] if live else []), took(job, now)]
         for job in jobs
     ]  # fmt: skip
-    return card("Runs", table(heads, rows, numeric=(len(heads) - 1,)))
+    means = means_table(jobs, rows, shown, labels)
+    return HTML.body(shown.title, means, SPREAD, heads, run_rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 from backend.errors import NotFoundError, SlimscopeError
@@ -11,59 +9,58 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import metric
-from jobs.sweep import SweepRow
-from ui.format import href
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
 from ui.pages.jobs.page import act
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
+from ui.pages.sweep.details import HTML
 from ui.runs.results import kind_of
-from ui.widgets.chart import PlotlyView, chart_card, note_html
 from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.html import card, problem, stack
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
+from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
 
-ASK = "Which setting does best, and by more than seeds differ?"
-WAITING = "Figures appear here as the runs measure them."
+MEANS = Panel(
+    "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?", 420
+)
+WAITING = "Results appear here as the runs measure them."
 
 
 def build() -> None:
     head = HtmlPanel(elem_id="sweep-head", min_height=64)
-    told = notice("sweep-said")
-    of = FreeDropdown([], label="Figure", visible=False, elem_id="sweep-metric", render=False)
-    view = PlotlyView(label="Means of the sweep", height=420, elem_id="sweep-chart", render=False)
-    chart = chart_card("Mean and spread over seeds", ASK, view, [[of]])
-    below = plain(elem_id="sweep-runs")
+    message = notice("sweep-said")
+    shown = FreeDropdown([], label="Metric", visible=False, elem_id="sweep-metric", render=False)
+    page = Outputs(head=head, metric=shown, **MEANS.build("sweep", [[shown]]))
+    page["body"] = plain(elem_id="sweep-runs")
 
-    shown = [head, of, chart.view, chart.note, chart.table, below]
-    live(draw, of, shown)
-    url_sync(of.input(draw, of, shown, **LATEST), metric=of)
-    acted = head.act(act, None, told, show_progress="hidden", api_visibility="private")
-    acted.then(draw, of, shown, **SILENT_EVENT)
+    show = page.named(draw), shown, page.components
+    live(*show)
+    url_sync(shown.input(*show, **LATEST), metric=shown)
+    acted = head.act(act, None, message, show_progress="hidden", api_visibility="private")
+    acted.then(*show, **SILENT_EVENT)
 
 
-def draw(chosen: str | None, request: gr.Request) -> list[Any]:
-    """Head, the figures that can be chosen, chart with note and table, and the runs."""
+def draw(chosen: str | None, request: gr.Request) -> Updates:
+    """Everything the page shows; the metric in the address unless another is chosen."""
     jobs = _jobs(query(request, "id"))
     if not jobs:
-        return [_unknown(query(request, "id")), gr.update(visible=False), None, "", "", ""]
+        hidden = {"head": _unknown(query(request, "id")), "metric": gr.update(visible=False)}
+        return updates(hidden, MEANS.show(Chart(None)), {"body": ""})
     rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
     names = details.metrics(rows)
     wanted = chosen or query(request, "metric")
     name = wanted if wanted in names else next(iter(names), "")
-    shown = [row for row in rows if row.metric == name]
-    of, kind = metric(name), kind_of(jobs[0])
+    rows, shown, kind = [row for row in rows if row.metric == name], metric(name), kind_of(jobs[0])
     labels = kind.stages if kind else {}
-    means = details.means_table(jobs, shown, of, labels)
-    return [
-        details.head_html(jobs, current_user(request)),
-        gr.update(choices=[(metric(n).title, n) for n in names], value=name, visible=bool(names)),
-        sweep_means(shown, of, labels) if shown else WAITING,
-        note_html(ASK, _counted(shown)),
-        details.data(shown, of, labels, f"{jobs[0].run}-{name}") if shown else "",
-        stack(card(of.title, means) if means else "", details.runs_card(jobs)),
-    ]
+    chart = sweep_means(rows, shown, labels) if rows else Chart(WAITING)
+    html = {
+        "head": details.head(jobs, current_user(request)),
+        "metric": gr.update(
+            choices=[(metric(n).title, n) for n in names], value=name, visible=bool(names)
+        ),
+        "body": details.body(jobs, rows, shown, labels),
+    }
+    return updates(html, MEANS.show(chart, f"{jobs[0].run}-{name}"))
 
 
 def _jobs(run: str) -> list[Job]:
@@ -74,20 +71,9 @@ def _jobs(run: str) -> list[Job]:
         return []
 
 
-def _counted(rows: list[SweepRow]) -> str:
-    counts = sorted({row.n for row in rows})
-    if not counts:
-        return ""
-    span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"n = {span} runs a dot. {details.SPREAD}"
-
-
 def _unknown(run: str) -> str:
-    error = NotFoundError(
-        f"{run or 'Nothing'} belongs to no sweep.", "", "Choose a run from the list."
-    )
-    link = f'<p><a class="button" href="{href("runs")}">All runs</a></p>'
-    return f"<h1>Sweep</h1>{stack(problem(error), link)}"
+    what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
+    return HTML.unknown(NotFoundError(what, "", "Choose a run from the list."))
 
 
 PAGE = Page("Sweep", "sweep", build, order=110, in_navbar=False, heading=False)

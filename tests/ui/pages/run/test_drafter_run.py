@@ -18,7 +18,7 @@ from tests.ui.lab import asked, job, result, store
 from ui.pages.generate import page as generate
 from ui.pages.run import page as run
 from ui.pages.run import quality
-from ui.pages.run.details import outcome, stage_table, times
+from ui.pages.run.outcome import outcome, stage_tables, times
 from ui.runs.actions import next_links
 from ui.runs.results import RunResults, display_units, kind_of, setting_summary
 from ui.widgets.config_form import ConfigForm
@@ -48,7 +48,7 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
         kind_of(row), DRAFTER, row, [StepTime(job_id=2, step="training", seconds=61.0)]
     )
     assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
-    html = stage_table(figures)
+    html = stage_tables(figures)
     assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
     assert html.count("<tr>") == 3 and "–" not in html  # head of the table and two of the drafter
     assert "1 min 1 s" in outcome(row, figures, 0) and times(figures) == ""  # one bar says nothing
@@ -59,7 +59,7 @@ def test_stages_that_share_a_metric_stand_together() -> None:
             result(1, "sds", "perplexity", 9.5)]  # fmt: skip
     figures = RunResults(kinds()["sds"], rows)
     assert figures.alike() == [["dense", "sds"]]
-    assert "<table" in stage_table(RunResults(kinds()["sds"], rows[:1]))  # one stage alone, too
+    assert "<table" in stage_tables(RunResults(kinds()["sds"], rows[:1]))  # one stage alone, too
 
 
 def test_groups_of_stages_keep_their_order(stored: None) -> None:
@@ -71,7 +71,7 @@ def test_groups_of_stages_keep_their_order(stored: None) -> None:
 def test_models_of_which_only_one_is_measured_keep_their_names() -> None:
     """Until all are measured the figures of one must not look like another's."""
     rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5)]
-    html = stage_table(RunResults(kinds()["sds"], rows))
+    html = stage_tables(RunResults(kinds()["sds"], rows))
     assert html.count("<table") == 1 and "Dense" in html and "Second pruning" in html
 
 
@@ -102,15 +102,15 @@ def test_weights_are_offered_where_some_are_stored(seeded: Settings) -> None:
 
 @pytest.mark.parametrize(("name", "shown"), [("amphista-0002", False), ("speed-0003", False)])
 def test_charts_of_models_are_left_out(stored: None, name: str, shown: bool) -> None:
-    _, stages, charts = run.arrived(asked(id=name))
-    assert stages["visible"] is charts["visible"] is shown
-    said = quality.draw(job(2, kind="amphista", config={"model": "toy"}))[0]
+    opened = run.on_open(asked(id=name))
+    assert opened["stages"]["visible"] is opened["charts"]["visible"] is shown
+    said = quality.update(job(2, kind="amphista", config={"model": "toy"}))["findings"]
     assert "leaves no model" in said and "Measure its speed" in said
 
 
 def test_charts_of_models_are_there_for_models(seeded: Settings) -> None:
-    _, stages, charts = run.arrived(asked(id="sds-0001"))
-    assert stages["visible"] is charts["visible"] is True
+    opened = run.on_open(asked(id="sds-0001"))
+    assert opened["stages"]["visible"] is opened["charts"]["visible"] is True
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from backend.store.session import now_ms, writing
 from backend.store.tables import Artifact, Attempt, Job, Result, StepTime
 from ui.pages.jobs import page as jobs
 from ui.pages.run import page as run
-from ui.pages.run.details import config_card, environment_card, outcome, text_card, times
+from ui.pages.run.details import config_card, environment_card, texts_card
+from ui.pages.run.outcome import outcome, times
 from ui.runs.results import RunResults, kind_of
 from ui.widgets import download as saver
 from ui.widgets.log_view import LogPart, part, without_overprint
@@ -37,8 +38,7 @@ def figure(stage: str, metric: str, value: float, **details: object) -> Result:
 
 
 def draw(name: str) -> dict[str, Any]:
-    keys = ["head", "timer", "artefacts", "figures", "chart", "note", "table", "asked", "went"]
-    return dict(zip(keys, run.draw(asked(id=name)), strict=True))
+    return run.draw(asked(id=name))
 
 
 # figures ------------------------------------------------------------------------------------------
@@ -46,19 +46,19 @@ def draw(name: str) -> dict[str, Any]:
 
 def test_a_finished_run_shows_stages_in_order_and_the_kept_one(seeded: Settings) -> None:
     page = draw("sds-0001")
-    figures = page["figures"]
+    figures = page["results"]
     labels = ["Dense", "First pruning", "Re-dense", "Second pruning (SDS)"]
     table = figures[figures.index("<table") :]
     places = [table.index(label) for label in labels]
     assert places == sorted(places)
     assert table.index("kept") > table.index("Second pruning (SDS)")
-    assert page["chart"].data[0].x[0] == 4.9
+    assert page["stages_chart"].data[0].x[0] == 4.9
 
 
 def test_states_without_figures_say_so(seeded: Settings) -> None:
-    assert "appear here" in draw("sds-0003")["figures"]
-    assert "measured nothing" in draw("sds-0004")["figures"]
-    assert draw("sds-0004")["chart"] == "This run measured no perplexity."
+    assert "appear here" in draw("sds-0003")["results"]
+    assert "No results recorded." in draw("sds-0004")["results"]
+    assert draw("sds-0004")["stages_chart"] == "This run measured no perplexity."
     assert "The model ran out of memory." in draw("sds-0004")["head"]
 
 
@@ -67,18 +67,18 @@ def test_a_run_that_is_not_there_leads_to_the_list(seeded: Settings) -> None:
         page = draw(name)
         assert "There is no run" in page["head"] and 'href="runs"' in page["head"]
         assert page["head"].count("<h1>") == 1
-    assert run.arrived(asked(id="sds-9999"))[0]["visible"] is False
+    assert run.on_open(asked(id="sds-9999"))["tabs"]["visible"] is False
 
 
 def test_the_tab_comes_from_the_address(seeded: Settings) -> None:
-    assert run.arrived(asked(id="sds-0001", tab="log"))[0]["selected"] == "log"
-    assert run.arrived(asked(id="sds-0001", tab="<b>"))[0]["selected"] == "summary"
+    assert run.on_open(asked(id="sds-0001", tab="log"))["tabs"]["selected"] == "log"
+    assert run.on_open(asked(id="sds-0001", tab="<b>"))["tabs"]["selected"] == "summary"
 
 
 def test_texts_from_people_are_never_markup(seeded: Settings) -> None:
     for name in ("sds-0001", "sds-0004"):
         page = draw(name)
-        html = "".join(page[key] for key in ("head", "figures", "asked", "went", "artefacts"))
+        html = "".join(page[key] for key in ("head", "results", "settings", "history", "artefacts"))
         assert "onerror=" in html
         assert "<img" not in html and "${" not in html and "{{" not in html
 
@@ -102,15 +102,15 @@ def test_the_held_out_decision_is_told_in_words() -> None:
     steps = [StepTime(job_id=1, step=s, seconds=t) for s, t in (("redense", 30), ("prune", 60))]
     figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
-    assert "Second pruning (SDS) had the loss 2.100; First pruning 2.200." in html
+    assert "Held-out loss: Second pruning (SDS) 2.100 (kept); First pruning 2.200." in html
     assert "1.0 GB" in html and "1 min 30 s" in html
     assert list(figures.seconds) == ["prune", "redense"]
     assert "width:50.0%" in times(figures)
 
 
 def test_whatever_is_missing_or_odd_is_left_out() -> None:
-    assert text_card({}) == "" == text_card({"text": "odd"})
-    assert "toystories" in text_card({"text": {"calibration": {"corpus": "toystories"}}})
+    assert texts_card({}) == "" == texts_card({"text": "odd"})
+    assert "toystories" in texts_card({"text": {"calibration": {"corpus": "toystories"}}})
     bare = Job(id=1, kind="gone", name="", owner="x", config={"a": 1}, environment={}, state="lost")
     assert environment_card(bare) == ""
     assert "slimscope submit" not in config_card(bare)
@@ -123,17 +123,16 @@ def test_whatever_is_missing_or_odd_is_left_out() -> None:
 
 
 def test_the_curves_of_a_group_are_drawn_in_stage_order(seeded: Settings) -> None:
-    group, figure, note, table = run.draw_curves(None, asked(id="sds-0002"))
-    assert group["value"] == "error"
-    assert [line.name for line in figure.data] == [
+    shown = run.draw_curves(None, asked(id="sds-0002"))
+    assert shown["family"]["value"] == "error"
+    assert [line.name for line in shown["curve_chart"].data] == [
         "First pruning", "Re-dense", "Second pruning (SDS)",
     ]  # fmt: skip
-    assert "n = 3 points" in note and table.count("<tr>") == 4
+    assert "n = 3 points" in shown["curve_note"] and shown["curve_table"].count("<tr>") == 4
 
 
 def test_a_run_without_curves_says_so(seeded: Settings) -> None:
-    _, figure, *_ = run.draw_curves("error", asked(id="sds-0003"))
-    assert figure is None
+    assert run.draw_curves("error", asked(id="sds-0003"))["curve_chart"] == run.NO_CURVES
 
 
 # log ----------------------------------------------------------------------------------------------
@@ -270,7 +269,7 @@ def test_a_large_file_is_named_but_not_given(model: Path, monkeypatch: pytest.Mo
 def test_a_deleted_artefact_is_said_to_be_gone(model: Path) -> None:
     (model / "config.json").unlink()
     model.rmdir()
-    assert "not there any more" in draw("sds-0001")["artefacts"]
+    assert "deleted or moved" in draw("sds-0001")["artefacts"]
 
 
 def test_attempts_are_listed(seeded: Settings) -> None:
@@ -280,7 +279,7 @@ def test_attempts_are_listed(seeded: Settings) -> None:
     )  # fmt: skip
     with writing() as session:
         session.add(attempt)
-    assert "block-3" in draw("sds-0001")["went"]
+    assert "block-3" in draw("sds-0001")["history"]
 
 
 def test_a_step_keeps_its_capitals() -> None:

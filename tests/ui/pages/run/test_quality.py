@@ -18,7 +18,7 @@ from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.launch.page import saved
 from ui.pages.run import quality
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
-from ui.pages.run.quality import samples_html
+from ui.pages.run.quality import samples
 
 PRODUCTS = {"zeros": [0.5, 0.9], "speed_up": [0.4, 1.6], "own": 0.5, "shape": [8, 16],
             "break_even": 0.78}  # fmt: skip
@@ -60,41 +60,43 @@ def evaluation(number: int, of: str, **values: Any) -> Any:
 def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
     store(job(1), model_folder(1, 9), *measured(1, 5.0), evaluation(2, "sds-0001"), *evaluated(2))
     for run in (1, 2):  # the run, and the evaluation itself
-        words, size, size_note, size_table, csr, csr_note, csr_table, texts = quality.draw(
-            queries.job(run)
-        )
+        shown = quality.update(queries.job(run))
+        words, texts = shown["findings"], shown["samples"]
         assert "Perplexity is 25.0 % above the dense one." in words
         assert "as 2:4 the linear layers take 56 % of dense" in words
         assert "no speed-up here" in words and "pays from 78 % zeros on" in words
-        assert isinstance(size, go.Figure) and isinstance(csr, go.Figure)
-        assert "50.0 % zeros" in size_note and "8 × 16" in csr_note
-        assert 'data-value="1125000.0"' in size_table and 'data-value="0.4"' in csr_table
+        for chart in ("size_chart", "csr_chart"):
+            assert isinstance(shown[chart], go.Figure)
+        assert "50.0 % zeros" in shown["size_note"] and "8 × 16" in shown["csr_note"]
+        assert 'data-value="1.125"' in shown["size_table"]  # MB
+        assert 'data-value="0.4"' in shown["csr_table"]
         assert "the cat <mark>sat</mark>" in texts and "the cat <mark>ran</mark>" in texts
-    assert "evaluation-0002" in quality.draw(queries.job(1))[0]
+    assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
 
 
 def test_one_that_succeeded_is_told_rather_than_a_newer_one_that_failed(lab: Settings) -> None:
     store(
         job(1), evaluation(2, "sds-0001"), *evaluated(2), evaluation(3, "sds-0001", state="failed")
     )
-    assert "evaluation-0002" in quality.draw(queries.job(1))[0]
+    assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
 
 
 def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Settings) -> None:
     store(job(1), model_folder(1, 9), job(2))
-    words, size, *_, texts = quality.draw(queries.job(1))
+    shown = quality.update(queries.job(1))
+    words, texts = shown["findings"], shown["samples"]
     assert 'href="launch?kind=evaluation&amp;model=sds-0001"' in words
-    assert isinstance(size, str) and texts == ""
-    assert "saved no model" in quality.draw(queries.job(2))[0]
-    assert "launch" not in quality.draw(queries.job(2))[0]
-    assert quality.draw(None) == [""] * 8
+    assert isinstance(shown["size_chart"], str) and texts == ""
+    assert "saved no model" in quality.update(queries.job(2))["findings"]
+    assert "launch" not in quality.update(queries.job(2))["findings"]
+    assert {*quality.update(None).values()} == {""}
     store(evaluation(3, "sds-0001", state="running"))
-    assert "as they are measured" in quality.draw(queries.job(1))[0]
+    assert "as they are measured" in quality.update(queries.job(1))["findings"]
 
 
 def test_after_an_evaluation_that_failed_there_can_be_another(lab: Settings) -> None:
     store(job(1), model_folder(1, 9), evaluation(2, "sds-0001", state="failed"))
-    words = quality.draw(queries.job(1))[0]
+    words = quality.update(queries.job(1))["findings"]
     assert "evaluation-0002" in words and "launch?kind=evaluation" in words
 
 
@@ -106,12 +108,12 @@ def test_runs_that_left_a_model_can_be_chosen_before_the_models(lab: Settings) -
 
 def test_texts_of_a_model_are_shown_and_never_run(lab: Settings) -> None:
     store(evaluation(1, "toy"), *evaluated(1, prompt=HOSTILE))
-    html = samples_html(queries.job(1))
+    html = samples(queries.job(1))
     assert "<img" not in html and "${" not in html and "{{" not in html
 
 
 def test_bars_are_told_with_their_share_of_dense() -> None:
-    figure = format_sizes({"dense": 4e6, "2:4": 2.3e6})
+    figure: Any = format_sizes({"dense": 4e6, "2:4": 2.3e6}).figure
     (bars,) = figure.data
     assert [*bars.x] == [4.0, 2.3] and [*bars.hovertext] == ["dense", "2:4"]
     assert bars.y[1] == "<b>2:4</b><br>2.3 MB, 57 %"
@@ -119,8 +121,9 @@ def test_bars_are_told_with_their_share_of_dense() -> None:
 
 
 def test_the_curve_marks_the_models_own_zeros_and_the_dense_speed() -> None:
-    figure = sparse_products([0.5, 0.9], [0.4, 1.6], 0.5)
+    figure: Any = sparse_products([0.5, 0.9], [0.4, 1.6], 0.5).figure
     assert [*figure.data[0].x] == [50.0, 90.0] and figure.layout.yaxis.type == "log"
     assert {(s.y0, s.y1) for s in figure.layout.shapes} == {(1, 1), (0, 1)}
     assert any("this model, 50 %" in a.text for a in figure.layout.annotations)
-    assert len(sparse_products([0.5], [0.4], 0.0).layout.shapes) == 1
+    unmarked: Any = sparse_products([0.5], [0.4], 0.0).figure
+    assert len(unmarked.layout.shapes) == 1

@@ -8,7 +8,7 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from tests.ui.conftest import HOSTILE, job_row, result_rows
-from ui.pages.run.reproduction import replay_card
+from ui.pages.run.reproduction import reproduction_card
 
 
 def repeated(**values: object) -> None:
@@ -25,7 +25,7 @@ def repeated(**values: object) -> None:
 
 def test_both_runs_say_that_they_are_equal(seeded: Settings) -> None:
     repeated()
-    new, old = replay_card(queries.job(6)), replay_card(queries.job(1))
+    new, old = reproduction_card(queries.job(6)), reproduction_card(queries.job(1))
     assert "equal" in new and 'href="run?id=sds-0001"' in new and "<table" not in new
     assert "equal" in old and 'href="run?id=sds-0006"' in old
 
@@ -34,15 +34,15 @@ def test_differences_are_tabled_and_text_stays_text(seeded: Settings) -> None:
     repeated(environment={"weights_sha256": "ab" * 32, "host": HOSTILE})
     with writing() as session:
         session.get_one(Result, (6, "sds", "perplexity")).value = 6.25
-    html = replay_card(queries.job(6))
+    html = reproduction_card(queries.job(6))
     assert "sds-0001 and sds-0006 differ" in html and "6.250" in html and "abababababab…" in html
     assert "onerror=" in html and "<img" not in html and "${" not in html
 
 
 def test_a_replay_that_waits_is_open_and_a_single_run_has_no_card(seeded: Settings) -> None:
-    assert replay_card(queries.job(1)) == ""
+    assert reproduction_card(queries.job(1)) == ""
     repeated()
     with writing() as session:
         session.get_one(Job, 6).state = State.QUEUED
-    html = replay_card(queries.job(6))
+    html = reproduction_card(queries.job(6))
     assert "open" in html and "once both have succeeded" in html and "<table" not in html

@@ -1,0 +1,69 @@
+"""What a run left, as HTML: folders and files, how a model is loaded, what can be downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from backend.settings import settings
+from backend.store import queries
+from backend.store.tables import Artifact
+from ui.format import size
+from ui.templates import fragments
+from ui.widgets.download import AT_MOST
+
+HTML = fragments("pages/run/page.html")
+MAX_FILES = 200
+LOAD = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({path!r})
+tokenizer = AutoTokenizer.from_pretrained({path!r})"""
+
+
+def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
+    """Files and folders a run produced."""
+    return Markup().join(_artefact(run, row) for row in rows)
+
+
+def _artefact(run: str, row: Artifact) -> Markup:
+    path = settings().artifacts / row.path
+    return HTML.artefact(
+        row.kind.capitalize(),
+        str(path),
+        size(row.bytes),
+        row.sha256,
+        not path.exists(),
+        LOAD.format(path=str(path)) if row.kind == "model" else "",
+        run,
+        _files(run, row),
+    )
+
+
+def _files(run: str, row: Artifact) -> list[list[str]]:
+    """Files with their sizes; the small ones can be downloaded."""
+    root = settings().artifacts.resolve()
+    path = (root / row.path).resolve()
+    if not path.is_relative_to(root) or not path.exists():
+        return []
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [_file(run, file, path, root) for file in files[:MAX_FILES]]
+
+
+def _file(run: str, file: Path, artefact: Path, root: Path) -> list[str]:
+    name = file.relative_to(artefact) if file != artefact else file.name
+    length = file.stat().st_size
+    limit = size(AT_MOST) if length > AT_MOST else ""
+    return [
+        HTML.file_name(name), size(length), HTML.download(run, str(file.relative_to(root)), limit)
+    ]  # fmt: skip
+
+
+def belongs_to(run: str, path: str) -> bool:
+    """Whether the path lies in one of the artefacts recorded for the run."""
+    root = settings().artifacts.resolve()
+    file = (root / path).resolve()
+    folders = [(root / a.path).resolve() for a in queries.artifacts(run)]
+    return any(file.is_relative_to(folder) for folder in folders)

@@ -1,0 +1,95 @@
+"""What a run measured, as HTML: figures of the run, of each stage, and the time of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from backend.store.tables import Job
+from jobs.metrics import metric
+from ui.format import NONE, duration, number, size
+from ui.runs.html import took
+from ui.runs.results import ResultRow, RunResults, format_value, kind_of
+from ui.templates import fragments
+from ui.theme import stage_style
+
+HTML = fragments("pages/run/page.html")
+Table = tuple[list[str], list[list[str]]]  # headings, rows
+
+
+def stage_tables(results: RunResults) -> Markup:
+    """One row a stage, one column a metric; the kept stage is marked. Stages that have no metric in
+    common stand apart: one alone as a list, several as a table of their own."""
+    return HTML.stage_tables([_stages(results, stages) for stages in results.alike()])
+
+
+def _stages(results: RunResults, stages: Sequence[str]) -> Table:
+    names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
+    rows = [[_stage(results, s), *(_figure(results.get(s, n)) for n in names)] for s in stages]
+    return ["Stage", *(metric(n).title for n in names)], rows
+
+
+def _stage(results: RunResults, stage: str) -> Markup:
+    return HTML.stage(results.label(stage), stage_style(stage).colour, stage == results.kept)
+
+
+def _figure(row: ResultRow | None) -> str:
+    if row is None:
+        return NONE
+    stderr = number(row.stderr, 2) if row.stderr else ""
+    return HTML.figure(format_value(metric(row.metric), row.value), stderr)
+
+
+def outcome(job: Job, results: RunResults, now: int) -> Markup:
+    """The figures of the run as a whole, whether the method helped, and how a stage was chosen."""
+    pairs: dict[str, str] = {}
+    if results.kept:
+        pairs["Kept stage"] = results.label(results.kept)
+    pairs |= {metric(name).title: _of_run(row) for name, row in results.of_run.items()}
+    if len(results.seconds) == 1:
+        pairs |= {sentence_case(step): duration(s) for step, s in results.seconds.items()}
+    if job.started_at:
+        pairs["Duration"] = took(job, now)
+    if job.peak_bytes:
+        pairs["Peak memory"] = size(job.peak_bytes)
+    return HTML.outcome(pairs, _verdict(job, results), _decision(results))
+
+
+def _of_run(row: ResultRow) -> Markup:
+    return HTML.figure_of(format_value(metric(row.metric), row.value), row.details.get("of"))
+
+
+def _verdict(job: Job, results: RunResults) -> str:
+    """Whether the method helped on this model."""
+    kind = kind_of(job)
+    values = {s: r.value for (s, m), r in results.rows.items() if m == "perplexity"}
+    return kind.verdict(values) if kind and results.kept else ""
+
+
+def _decision(results: RunResults) -> str:
+    """How the kept stage was chosen."""
+    losses = {s: results.value(s, "heldout_loss") for s in results.stages}
+    measured = {results.label(s): number(v) for s, v in losses.items() if v is not None}
+    kept = results.label(results.kept or "")
+    if kept not in measured or len(measured) < 2:
+        return ""
+    others = ", ".join(f"{label} {loss}" for label, loss in measured.items() if label != kept)
+    return f"Held-out loss: {kept} {measured[kept]} (kept); {others}."
+
+
+def times(results: RunResults) -> Markup:
+    """How long each step took, as bars; nothing where there is but one."""
+    seconds = results.seconds if len(results.seconds) > 1 else {}
+    longest = max([*seconds.values(), 1e-9])
+    return HTML.times(
+        [
+            (sentence_case(step.replace("_", " ")), value / longest, duration(value))
+            for step, value in seconds.items()
+        ]
+    )
+
+
+def sentence_case(text: str) -> str:
+    """With a capital at its head; "DL-QAT" stays as it is."""
+    return text[:1].upper() + text[1:]
