@@ -53,6 +53,17 @@ def cells(
     return rows.assign(value=values * STATISTICS[statistic].scale)
 
 
+def layers_frame(rows: pd.DataFrame, title: str) -> pd.DataFrame:
+    """One statistic of every layer of one stage as a table.
+
+    Args:
+        rows: as `cells` returns them.
+        title: of the column of figures, with its unit.
+    """
+    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
+    return rows[[*columns]].rename(columns=columns).astype({"Block": str})
+
+
 def _column(rows: pd.DataFrame, name: str) -> pd.Series:
     return rows[name] if name in rows else pd.Series(float("nan"), index=rows.index)
 

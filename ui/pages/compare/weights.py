@@ -6,13 +6,13 @@ import plotly.graph_objects as go
 
 from backend.store import queries
 from ui.charts.histograms import overlay
-from ui.charts.series import Series, cut_off_peaks, series_note, shared
+from ui.charts.series import Series, bins_frame, cut_off_peaks, on_shared_bins, series_note
 from ui.pages.compare.comparison import RunComparison
-from ui.pages.weights.selection import DENSE, RunWeights, weights_of
 from ui.runs.rows import RunRow
+from ui.runs.weights import DENSE, RunWeights, weights_of
 from ui.theme import stage_style
 from ui.widgets.chart import note_html
-from ui.widgets.weight_tables import bins_table
+from ui.widgets.panel import frame_table
 
 ASK = "What did each run leave of this tensor?"
 
@@ -33,11 +33,13 @@ def drawn_tensor(
 ) -> tuple[go.Figure, str, str]:
     """Figure, note and table of one tensor."""
     series = _series(of, held, tensor)
-    binned = shared([*series.values()])
+    binned = on_shared_bins([*series.values()])
     missing = ", ".join(run for run in of.runs if run not in series)
     told = f"Not stored by {missing}." if missing else ""
     words = " ".join(filter(None, (series_note(binned), cut_off_peaks(binned), told)))
-    return overlay([*series.values()]), note_html(ASK, words), bins_table(binned, tensor)
+    frame = bins_frame(binned)
+    table = "" if frame is None else frame_table(frame, tensor)
+    return overlay([*series.values()]), note_html(ASK, words), table
 
 
 def _series(of: RunComparison, held: dict[str, RunWeights], tensor: str) -> dict[str, Series]:
