@@ -37,8 +37,8 @@ from ui.widgets.panel import Chart, Panel, Updates, updates
 LAYERS = Panel("layers", "All layers", height=440, element="heatmap")
 TENSOR = Panel("tensor", "One tensor", height=440, element="overlay")
 PERPLEXITY = Panel(
-    "perplexity", "Perplexity by stage", "What does each step cost, and what does it win back?"
-    " Lower is better.", 260,
+    "perplexity", "Perplexity by stage",
+    "How does perplexity change from stage to stage? Lower is better.", 260,
 )  # fmt: skip
 NO_RUN = "No run has stored weight statistics yet. Inspect a model above, or start a run."
 NO_PERPLEXITY = "Perplexity appears here as the stages are measured."
