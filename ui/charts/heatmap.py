@@ -82,7 +82,7 @@ def layer_heatmap(
         picked: name of the tensor whose cell is outlined.
         base: what the colours show the distance from; then they diverge from white.
     """
-    rows, shown = cells(table, stage, statistic, base), STATISTICS[statistic]
+    rows, definition = cells(table, stage, statistic, base), STATISTICS[statistic]
     grid = _grid(rows, "value")
     low, high = colour_limits(rows["value"].to_numpy(dtype=float), even=base is not None)
     names = _grid(rows, "tensor").reindex(index=grid.index, columns=grid.columns)
@@ -91,7 +91,7 @@ def layer_heatmap(
         y=[_short(module, grid.index) for module in grid.index],
         z=_json(grid.to_numpy(dtype=float)),
         customdata=names.where(names.notna(), None).to_numpy().tolist(),
-        text=_hover(rows, grid, shown, base),
+        text=_hover(rows, grid, definition, base),
         hovertemplate="%{text}<extra></extra>",
         texttemplate="%{z:.3~g}" if len(grid.columns) <= PRINTED else None,
         colorscale=DIVERGING if base else "cividis",
@@ -99,7 +99,8 @@ def layer_heatmap(
         zmax=high,
         xgap=1,
         ygap=1,
-        colorbar=colour_bar(title_of(shown, base, short=True)) | (even_ticks(high) if base else {}),
+        colorbar=colour_bar(title_of(definition, base, short=True))
+        | (even_ticks(high) if base else {}),
     )
     meta: dict[str, Any] = {"pick": "cell"}
     for row in rows[rows["tensor"] == picked].itertuples():

@@ -22,7 +22,7 @@ from ui.theme import LIGHT, LineStyle
 FULL = 100  # weights a bin should hold on average
 FEWEST = 64
 MIDDLE = 0.06  # of the axis: where the tall peak of a re-dense tensor stands
-TALL = 1.6  # a peak that many times higher than all else is cut off, and told
+TALL = 1.6  # a peak that many times higher than all else is cut off
 ROOM = 1.25
 PRUNED = 0.6  # of the most zeros any stage has
 APART = 0.2  # relative; the labels of nearer thresholds would overlap
@@ -47,8 +47,7 @@ class Series:
     @property
     def edges(self) -> np.ndarray:
         """Of the bins, one more than there are."""
-        taken = self.snapshot
-        return np.linspace(taken.lo, taken.hi, len(taken.counts) + 1)
+        return bin_edges(self.snapshot)
 
     @property
     def centres(self) -> np.ndarray:
@@ -76,6 +75,11 @@ class Series:
         return f"{self.label} · {amount} exact zeros"
 
 
+def bin_edges(snapshot: TensorSnapshot) -> np.ndarray:
+    """One more than there are bins."""
+    return np.linspace(snapshot.lo, snapshot.hi, len(snapshot.counts) + 1)
+
+
 def on_shared_bins(series: Sequence[Series]) -> list[Series]:
     """The same on the bins of the first, fewer and wider ones where a bin holds too few weights to
     have a shape."""
@@ -89,16 +93,16 @@ def on_shared_bins(series: Sequence[Series]) -> list[Series]:
     return [replace(s, snapshot=_on(s.snapshot, edges)) for s in series]
 
 
-def _on(taken: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
+def _on(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
     """A histogram on other bins, between whose old edges weights are taken to be spread evenly."""
-    own = np.linspace(taken.lo, taken.hi, len(taken.counts) + 1)
+    own = bin_edges(snapshot)
     if own[0] == edges[0] and own[-1] == edges[-1]:
-        counts = taken.counts.reshape(len(edges) - 1, -1).sum(axis=1)
-        return replace(taken, counts=counts)
-    upto = np.interp(edges, own, taken.below + np.concatenate([[0], taken.counts.cumsum()]))
+        counts = snapshot.counts.reshape(len(edges) - 1, -1).sum(axis=1)
+        return replace(snapshot, counts=counts)
+    upto = np.interp(edges, own, snapshot.below + np.concatenate([[0], snapshot.counts.cumsum()]))
     return replace(
-        taken, counts=np.diff(upto), lo=edges[0], hi=edges[-1], below=round(upto[0]),
-        above=round(taken.n - taken.zeros - upto[-1]),
+        snapshot, counts=np.diff(upto), lo=edges[0], hi=edges[-1], below=round(upto[0]),
+        above=round(snapshot.n - snapshot.zeros - upto[-1]),
     )  # fmt: skip
 
 

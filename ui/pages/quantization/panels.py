@@ -15,6 +15,7 @@ from backend.store.tables import Result
 from jobs.evaluation.acceleration import SPEED_UP
 from ui.charts.heatmap import cells, heatmap_note, layer_heatmap, layers_frame
 from ui.charts.lines import curves
+from ui.charts.statistics import STATISTICS
 from ui.format import NONE, count, number, size
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
@@ -30,6 +31,7 @@ from ui.widgets.panel import Chart, Panel
 
 HTML = fragments("pages/quantization/page.html")
 DISTILLED = "dlqat-kd"  # the stage whose loss is of another kind
+OUTPUT_ERROR = "relative_error"  # the statistic of layers
 HEIGHT, LOW = 400, 220
 QUESTIONS = {
     "loss": "Does training converge, and is it stable?",
@@ -170,14 +172,14 @@ def _magnitudes(points: pd.DataFrame, selection: QuantSelection) -> go.Figure | 
 
 def layers_chart(view: QuantView) -> Chart:
     """Relative output error of every layer at the chosen stage."""
-    selection, statistic = view.selection, "relative_error"
+    selection = view.selection
     table = queries.tensor_table(view.quant.job.id)
-    if table.empty or statistic not in table or selection.stage not in {*table["stage"]}:
+    if table.empty or OUTPUT_ERROR not in table or selection.stage not in {*table["stage"]}:
         return Chart(NO_LAYERS)
-    rows = cells(table, selection.stage, statistic)
+    rows = cells(table, selection.stage, OUTPUT_ERROR)
     return Chart(
-        layer_heatmap(table, selection.stage, statistic, selection.tensor),
-        layers_frame(rows, "Relative output error, %"),
+        layer_heatmap(table, selection.stage, OUTPUT_ERROR, selection.tensor),
+        layers_frame(rows, STATISTICS[OUTPUT_ERROR].title),
         heatmap_note(rows),
         name=f"{selection.run}-{selection.stage}-errors",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,7 +80,7 @@ def refresh(seen: Any, selection: WeightsSelection) -> Updates:
 
 
 def change_layers(view: TensorView) -> Updates:
-    return updates(_layers(view), _layer_controls(view), _block_pages(view))
+    return updates(_layers(view), _show_controls(view, LAYER_CONTROLS), _block_pages(view))
 
 
 def change_tensor(selection: WeightsSelection) -> Updates:
@@ -89,7 +89,7 @@ def change_tensor(selection: WeightsSelection) -> Updates:
         return {}
     if not selection.show:  # a person may take every stage away
         view = view.select(replace(view.selection, show=()))
-    return updates(_tensor(view), _tensor_controls(view))
+    return updates(_tensor(view), _show_controls(view, TENSOR_CONTROLS))
 
 
 def pick_tensor(view: TensorView) -> Updates:
@@ -233,14 +233,10 @@ def _visible(view: TensorView) -> dict[str, bool]:
     return layers | {name: selection.view in views for name, views in TENSOR_CONTROLS.items()}
 
 
-def _layer_controls(view: TensorView) -> Updates:
+def _show_controls(view: TensorView, names: Iterable[str]) -> Updates:
+    """Shows those of the controls that the chosen views have."""
     visible = _visible(view)
-    return {name: gr.update(visible=visible[name]) for name in LAYER_CONTROLS}
-
-
-def _tensor_controls(view: TensorView) -> Updates:
-    visible = _visible(view)
-    return {name: gr.update(visible=visible[name]) for name in TENSOR_CONTROLS}
+    return {name: gr.update(visible=visible[name]) for name in names}
 
 
 def _block_pages(view: TensorView) -> Updates:

@@ -40,7 +40,7 @@ def noise(seed: int, std: float) -> Tensor:
 
 @pytest.fixture(scope="module")
 def made(dense: Tensor) -> dict[str, Tensor]:
-    """The story of a tensor: a bell, a hump each side of a hole, three peaks, two softer humps."""
+    """The story of a tensor: one peak, a peak each side of a dip, three peaks, two softer ones."""
     first = largest(dense, 0.5)
     redense = torch.where(first == 0, noise(1, 0.002), first)
     sds = largest(first + noise(1, 0.004), 0.5)
@@ -70,11 +70,11 @@ def series(taken: TensorSnapshot) -> Series:
 
 def test_the_shape_of_each_step_is_recognised(stages: list[TensorSnapshot]) -> None:
     said = [shape_in_words(series(taken)) for taken in stages]
-    assert said[0].startswith("One hump: no exact zeros")
-    assert said[1].startswith("Two humps, and between them a hole down to 0 % of their height")
-    assert "50.0 % of the weights are exactly zero" in said[1]
+    assert said[0].startswith("One peak: no exact zeros")
+    assert said[1].startswith("Two peaks, with a dip between them to 0 % of their height")
+    assert "50.0 % exact zeros" in said[1]
     assert said[2].startswith("Three peaks, the middle one at zero")
-    assert said[3].startswith("Two humps")
+    assert said[3].startswith("Two peaks")
 
 
 def test_chance_makes_no_peak() -> None:
