@@ -37,15 +37,15 @@ QUESTIONS = {
     "loss": "Does training converge, and is it stable?",
     "rate": "What was the learning rate of A and B?",
     "changed": "How many weights have moved to another code?",
-    "m": "How far do the magnitudes move from 1, and do they still?",
+    "m": "How far do the magnitudes move from 1, and have they converged?",
 }
 TITLES = {"loss": "Loss, nats per token", "rate": "Learning rate", "changed": "Codes changed, %"}
 DISTILLATION = "Does it approach the output of the dense model?"
 DIVERGENCE = "KL divergence from dense, nats per token"
 NO_LAYERS = "Output errors appear here when the run has measured all its stages."
-NO_WEIGHTS = "At the end of training the worst groups of each tensor are kept weight by weight."
+NO_WEIGHTS = "Only the worst groups of each tensor are stored weight by weight, when training ends."
 GAIN = 1.8  # of packed decoding over dense, where reading weights takes the time
-OVERHEAD = "in a model this small, other things than reading weights take the time"
+OVERHEAD = "in a model this small, reading weights is not the bottleneck"
 LISTED = 500  # groups in a table
 LAST = 10**9  # step: behind all others
 
@@ -147,7 +147,7 @@ def curve_chart(view: QuantView) -> Chart:
         else curves(points, [*points["name"].unique()], labels=labels, y_title=title)
     )
     if selection.curve == "loss" and figure:
-        figure.update_yaxes(rangemode="normal")  # from 0, all that is learned were a flat line
+        figure.update_yaxes(rangemode="normal")  # from 0, what is learned would be a flat line
     name, note = f"{selection.run}-{selection.curve}", f"n = {count(len(points))} points."
     return Chart(figure, frame, note, question, name)
 
