@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,17 @@ def cells(
     return rows.assign(value=values * STATISTICS[statistic].scale)
 
 
+def layers_frame(rows: pd.DataFrame, title: str) -> pd.DataFrame:
+    """One statistic of every layer of one stage as a table.
+
+    Args:
+        rows: as `cells` returns them.
+        title: of the column of figures, with its unit.
+    """
+    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
+    return rows[[*columns]].rename(columns=columns).astype({"Block": str})
+
+
 def _column(rows: pd.DataFrame, name: str) -> pd.Series:
     return rows[name] if name in rows else pd.Series(float("nan"), index=rows.index)
 
@@ -70,7 +82,7 @@ def layer_heatmap(
         picked: name of the tensor whose cell is outlined.
         base: what the colours show the distance from; then they diverge from white.
     """
-    rows, shown = cells(table, stage, statistic, base), STATISTICS[statistic]
+    rows, definition = cells(table, stage, statistic, base), STATISTICS[statistic]
     grid = _grid(rows, "value")
     low, high = colour_limits(rows["value"].to_numpy(dtype=float), even=base is not None)
     names = _grid(rows, "tensor").reindex(index=grid.index, columns=grid.columns)
@@ -79,7 +91,7 @@ def layer_heatmap(
         y=[_short(module, grid.index) for module in grid.index],
         z=_json(grid.to_numpy(dtype=float)),
         customdata=names.where(names.notna(), None).to_numpy().tolist(),
-        text=_hover(rows, grid, shown, base),
+        text=_hover(rows, grid, definition, base),
         hovertemplate="%{text}<extra></extra>",
         texttemplate="%{z:.3~g}" if len(grid.columns) <= PRINTED else None,
         colorscale=DIVERGING if base else "cividis",
@@ -87,40 +99,28 @@ def layer_heatmap(
         zmax=high,
         xgap=1,
         ygap=1,
-        colorbar=colour_bar(_above(shown, base)) | (even_ticks(high) if base else {}),
+        colorbar=colour_bar(title_of(definition, base, short=True))
+        | (even_ticks(high) if base else {}),
     )
-    place = rows[rows["tensor"] == picked]
-    meta = {"pick": "cell"} | (
-        {"picked": [str(place["block"].iloc[0]), _short(place["module"].iloc[0], grid.index)]}
-        if len(place)
-        else {}
-    )
-    return go.Figure(
-        heat,
-        layout(
-            view=stage,
-            meta=meta,
-            xaxis=axis("Block", type="category", showgrid=False, nticks=12)
-            | {"title": {**axis("Block")["title"], "standoff": 20}},
-            yaxis=axis(type="category", showgrid=False, autorange="reversed", nticks=0),
-        ),
-    )
+    meta: dict[str, Any] = {"pick": "cell"}
+    for row in rows[rows["tensor"] == picked].itertuples():
+        meta["picked"] = [str(row.block), _short(row.module, grid.index)]
+    across = axis("Block", type="category", showgrid=False, nticks=12)
+    across["title"] |= {"standoff": 20}  # else it stands between the ticks
+    down = axis(type="category", showgrid=False, autorange="reversed", nticks=0)
+    return go.Figure(heat, layout(view=stage, meta=meta, xaxis=across, yaxis=down))
 
 
-def title_of(shown: Statistic, base: MapBaseline | None) -> str:
-    """The statistic with its unit, and what it is compared with."""
+def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:
+    """The statistic with its unit, and what it is compared with.
+
+    Args:
+        short: for a phone, which has no room for both.
+    """
     if base is None:
-        return shown.title
-    unit = ", points" if shown.percent else ""
-    return f"{shown.label}, difference to {base.label.lower()}{unit}"
-
-
-def _above(shown: Statistic, base: MapBaseline | None) -> str:
-    """The title of the colours; what is compared stands in the question, so that a phone has room
-    for the rest."""
-    if base is None:
-        return shown.title
-    return f"Difference to {base.label.lower()}{', points' if shown.percent else ''}"
+        return statistic.title
+    difference = f"difference to {base.label.lower()}{', points' if statistic.percent else ''}"
+    return difference.capitalize() if short else f"{statistic.label}, {difference}"
 
 
 def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]:
@@ -183,23 +183,23 @@ def _json(grid: np.ndarray) -> list[list[float | None]]:
 
 
 def _hover(
-    rows: pd.DataFrame, grid: pd.DataFrame, shown: Statistic, base: MapBaseline | None
+    rows: pd.DataFrame, grid: pd.DataFrame, statistic: Statistic, base: MapBaseline | None
 ) -> list[list[str]]:
     """Name, value, unit and n of every cell."""
-    words = {}
+    texts = {}
     for row in rows.itertuples():
-        value = row.value / shown.scale
-        said = f"{shown.label} {shown.say(value)}"
+        value = row.value / statistic.scale
+        text = f"{statistic.label} {statistic.say(value)}"
         if base is not None:
             sign = "+" if value > 0 else ""
-            said = f"{title_of(shown, base)}: {sign}{shown.write(value)}"
-        words[(row.module, row.block)] = (
-            f"<b>{esc(row.tensor)}</b><br>{said}<br>n = {count(row.n)} weights"
+            text = f"{title_of(statistic, base)}: {sign}{statistic.write(value)}"
+        texts[row.module, row.block] = (
+            f"<b>{esc(row.tensor)}</b><br>{text}<br>n = {count(row.n)} weights"
         )
-    return [[words.get((m, b), "No value") for b in grid.columns] for m in grid.index]
+    return [[texts.get((m, b), "No value") for b in grid.columns] for m in grid.index]
 
 
-def even_ticks(limit: float) -> dict[str, object]:
+def even_ticks(limit: float) -> dict[str, Any]:
     """Round ticks to both sides of 0, signed."""
     up = ticks_to(0.95 * limit, 2)[1:]
     return {
@@ -208,24 +208,11 @@ def even_ticks(limit: float) -> dict[str, object]:
     }
 
 
-def colour_bar(title: str) -> dict[str, object]:
+def colour_bar(title: str) -> dict[str, Any]:
     """A flat bar above the map, with its title."""
+    small = {"size": 12, "color": LIGHT.muted}
     return {
-        "title": {
-            "text": title,
-            "side": "top",
-            "font": {"size": 12, "color": LIGHT.muted},
-        },
-        "orientation": "h",
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.02,
-        "yanchor": "bottom",
-        "len": 1,
-        "thickness": 8,
-        "xpad": 0,
-        "ypad": 0,
-        "outlinewidth": 0,
-        "nticks": 4,
-        "tickfont": {"size": 12, "color": LIGHT.muted},
-    }
+        "title": {"text": title, "side": "top", "font": small}, "orientation": "h",
+        "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "len": 1, "thickness": 8,
+        "xpad": 0, "ypad": 0, "outlinewidth": 0, "nticks": 4, "tickfont": small,
+    }  # fmt: skip

@@ -3,67 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from ui.charts.series import (
-    WIDTHS,
     Series,
+    axis_limit,
     ceiling,
-    limit_of,
-    marks,
+    cutoff_lines,
+    legend_rows,
+    line_width,
+    on_shared_bins,
     reach,
-    rows_of_legend,
-    shared,
+    step_line,
 )
 from ui.charts.template import axis, layout, ticks_to, tint
 from ui.theme import LIGHT
 
-MOST = 4
+MAX_STAGES = 4
 PER_BIN = "Share of all weights per bin, %"
+ZERO_LINE: dict[str, Any] = {
+    "zeroline": True, "zerolinecolor": LIGHT.muted, "zerolinewidth": 1,
+}  # fmt: skip
 
 
 def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
     """Histograms over each other; the first is filled, the shape the others are seen against."""
-    drawn = shared(series)
-    tensor = drawn[0].snapshot.tensor if drawn else ""
-    view = f"{tensor}/{'log' if log_y else 'linear'}"
-    height = axis(PER_BIN + (" (log axis)" if log_y else ""), nticks=6, uirevision=view)
-    if log_y:
-        height |= {"type": "log", "tickformat": "~g", "dtick": 1}
-    else:
-        height |= {"range": [0, ceiling(drawn)]}
-    across = axis("Weight", showgrid=False, uirevision=view, range=None if log_y else reach(drawn))
+    drawn = on_shared_bins(series)
+    view = f"{_tensor(drawn)}/{'log' if log_y else 'linear'}"
+    height = height_axis(log_y, range=None if log_y else [0, ceiling(drawn)], uirevision=view)
+    across = {"range": None if log_y else reach(drawn), "uirevision": view}
     return go.Figure(
-        [_outline(s, place, log_y) for place, s in enumerate(drawn)],
-        layout(
-            view=tensor,
-            xaxis=across,
-            yaxis=height,
-            hovermode="x unified",
-            **rows_of_legend(len(drawn)),
-            **marks(drawn, both_sides=True),
-        ),
+        [
+            stage_outline(s, s.centres, s.heights, s.snapshot.counts, place, log_y)
+            for place, s in enumerate(drawn)
+        ],
+        _layout(drawn, len(drawn), height, **across),
     )
 
 
-def _outline(series: Series, place: int, log_y: bool) -> go.Scatter:
-    """A step line."""
-    silhouette = place == 0 and series.snapshot.stage == "dense"
-    heights = series.heights
+def height_axis(log_y: bool, **options: Any) -> dict[str, Any]:
+    """The axis of shares per bin."""
+    if log_y:
+        options |= {"type": "log", "tickformat": "~g", "dtick": 1}
+    return axis(PER_BIN + (" (log axis)" if log_y else ""), nticks=6, **options)
+
+
+def stage_outline(
+    series: Series,
+    centres: np.ndarray,
+    heights: np.ndarray,
+    counts: np.ndarray,
+    place: int,
+    log_y: bool,
+) -> go.Scatter:
+    """The histogram of a stage as a step line; the dense tensor, drawn first, as a filled shape.
+
+    Args:
+        centres, heights, counts: [bins]; a log axis leaves out empty ones.
+        place: in the order of drawing.
+    """
+    filled = place == 0 and series.is_dense
     return go.Scatter(
-        x=series.centres.tolist(),
+        x=centres.tolist(),
         y=[None if log_y and h == 0 else float(h) for h in heights],
-        customdata=series.snapshot.counts.tolist(),
+        customdata=counts.tolist(),
         mode="lines",
-        line={
-            "shape": "hvh",
-            "color": series.stroke.colour,
-            "dash": series.stroke.dash,
-            "width": 1 if silhouette else WIDTHS[min(place, len(WIDTHS) - 1)],
-        },
-        fill="tozeroy" if silhouette and not log_y else None,
+        line=step_line(series.stroke, 1 if filled else line_width(place)),
+        fill="tozeroy" if filled and not log_y else None,
         fillcolor=tint(series.stroke.colour, 0.25),
         name=series.title,
         hovertemplate=f"{series.label} %{{y:.3f}} %, n = %{{customdata:,.0f}}<extra></extra>",
@@ -72,50 +81,33 @@ def _outline(series: Series, place: int, log_y: bool) -> go.Scatter:
 
 def mirror(above: Series, below: Series) -> go.Figure:
     """One histogram upwards, the other downwards, on the same scale."""
-    up, down = shared([above, below])
+    up, down = on_shared_bins([above, below])
     limit = ceiling([up, down])
     ticks = ticks_to(limit)
-    tensor = up.snapshot.tensor
-    return go.Figure(
-        [_half(up, 1), _half(down, -1)],
-        layout(
-            view=tensor,
-            xaxis=axis("Weight", showgrid=False, range=reach([up, down])),
-            yaxis=axis(
-                PER_BIN,
-                range=[-limit, limit],
-                tickvals=[-t for t in ticks[:0:-1]] + ticks,
-                ticktext=[f"{t:g}" for t in ticks[:0:-1]] + [f"{t:g}" for t in ticks],
-                zeroline=True,
-                zerolinecolor=LIGHT.muted,
-                zerolinewidth=1,
-            ),
-            hovermode="x unified",
-            **rows_of_legend(2),
-            **marks([up, down], both_sides=True),
-        ),
+    height = axis(
+        PER_BIN,
+        range=[-limit, limit],
+        tickvals=[-t for t in ticks[:0:-1]] + ticks,
+        ticktext=[f"{t:g}" for t in ticks[:0:-1] + ticks],
+        **ZERO_LINE,
     )
+    halves = [_half(up, 1, "Above"), _half(down, -1, "Below")]
+    return go.Figure(halves, _layout([up, down], 2, height))
 
 
-def _half(series: Series, sign: int) -> go.Scatter:
+def _half(series: Series, sign: int, side: str) -> go.Scatter:
     heights = series.heights
     return go.Scatter(
         x=series.centres.tolist(),
         y=(sign * heights).tolist(),
         customdata=np.stack([heights, series.snapshot.counts], axis=-1).tolist(),
         mode="lines",
-        line={
-            "shape": "hvh",
-            "color": series.stroke.colour,
-            "dash": series.stroke.dash,
-            "width": 1.5,
-        },
+        line=step_line(series.stroke, 1.5),
         fill="tozeroy",
         fillcolor=tint(series.stroke.colour, 0.3),
-        name=f"{'Above' if sign > 0 else 'Below'}: {series.title}",
-        hovertemplate=(
-            f"{series.label} %{{customdata[0]:.3f}} %, n = %{{customdata[1]:,.0f}}<extra></extra>"
-        ),
+        name=f"{side}: {series.title}",
+        hovertemplate=f"{series.label} %{{customdata[0]:.3f}} %, "
+        "n = %{customdata[1]:,.0f}<extra></extra>",
     )
 
 
@@ -123,56 +115,46 @@ def difference(pairs: Sequence[tuple[Series, Series]]) -> go.Figure:
     """How much more of all weights lies in each bin than at the other of a pair.
 
     Args:
-        pairs: each what is looked at, and what is taken from it.
+        pairs: each what is looked at, and what is subtracted from it.
     """
-    both = shared([s for pair in pairs for s in pair])
-    halves = list(zip(both[::2], both[1::2], strict=True))
-    tensor = both[0].snapshot.tensor if both else ""
-    gaps = [now.heights - base.heights for now, base in halves]
-    limit = gap_limit(gaps)
+    both = _pairs_on_shared_bins(pairs)
+    gaps = [now.heights - base.heights for now, base in both]
+    limit = _gap_limit(gaps)
+    height = axis("Difference of shares per bin, points", range=[-limit, limit], **ZERO_LINE)
     return go.Figure(
-        [_gap(now, base, gap) for (now, base), gap in zip(halves, gaps, strict=True)],
-        layout(
-            view=tensor,
-            xaxis=axis("Weight", showgrid=False, range=reach(both)),
-            yaxis=axis(
-                "Difference of shares per bin, points",
-                range=[-limit, limit],
-                zeroline=True,
-                zerolinecolor=LIGHT.muted,
-                zerolinewidth=1,
-            ),
-            hovermode="x unified",
-            **rows_of_legend(len(halves)),
-            **marks(both, both_sides=True),
-        ),
+        [_gap(now, base, gap) for (now, base), gap in zip(both, gaps, strict=True)],
+        _layout([s for pair in both for s in pair], len(both), height),
     )
 
 
-def gap_limit(gaps: Sequence[np.ndarray]) -> float:
-    """Where the axis of a difference ends: what went away is always seen whole."""
-    return limit_of(gaps, max((float(-gap.min()) for gap in gaps), default=0.0))
-
-
-def gaps_beyond(pairs: Sequence[tuple[Series, Series]]) -> str:
+def difference_note(pairs: Sequence[tuple[Series, Series]]) -> str:
     """In words: the peaks that the axis of their difference does not show whole."""
-    both = shared([s for pair in pairs for s in pair])
-    gaps = [(a.label, a.heights - b.heights) for a, b in zip(both[::2], both[1::2], strict=True)]
-    limit = gap_limit([gap for _, gap in gaps])
+    gaps = [(a.label, a.heights - b.heights) for a, b in _pairs_on_shared_bins(pairs)]
+    limit = _gap_limit([gap for _, gap in gaps])
     tall = [f"{label} {signed(float(g.max()))} points" for label, g in gaps if g.max() > limit]
-    return f"Taller than the axis, at zero: {', '.join(tall)}." if tall else ""
+    return f"Cut off at zero: {', '.join(tall)}." if tall else ""
+
+
+def _pairs_on_shared_bins(pairs: Sequence[tuple[Series, Series]]) -> list[tuple[Series, Series]]:
+    both = on_shared_bins([s for pair in pairs for s in pair])
+    return list(zip(both[::2], both[1::2], strict=True))
+
+
+def _gap_limit(gaps: Sequence[np.ndarray]) -> float:
+    """Where the axis of a difference ends: what went away is always seen whole."""
+    return axis_limit(gaps, max((float(-gap.min()) for gap in gaps), default=0.0))
 
 
 def _gap(now: Series, base: Series, gap: np.ndarray) -> go.Scatter:
     same = now.snapshot.stage == base.snapshot.stage
     other = base.label.rsplit(", ", 1)[-1] if same else base.label  # two runs: name theirs alone
-    zeros = 100 * (now.snapshot.zeros / now.snapshot.n - base.snapshot.zeros / base.snapshot.n)
+    zeros = 100 * (now.zero_share - base.zero_share)
     return go.Scatter(
         x=now.centres.tolist(),
         y=gap.tolist(),
         mode="lines",
-        line={"shape": "hvh", "color": now.stroke.colour, "dash": now.stroke.dash, "width": 2},
-        name=f"{now.label} less {other} · zeros {signed(zeros)} points",
+        line=step_line(now.stroke, 2),
+        name=f"{now.label} − {other} · zeros {signed(zeros)} points",
         hovertemplate=f"{now.label} %{{y:+.3f}} points<extra></extra>",
     )
 
@@ -180,3 +162,21 @@ def _gap(now: Series, base: Series, gap: np.ndarray) -> go.Scatter:
 def signed(value: float) -> str:
     """+50.0, −0.3 or 0.0."""
     return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
+
+
+def _tensor(drawn: Sequence[Series]) -> str:
+    return drawn[0].snapshot.tensor if drawn else ""
+
+
+def _layout(
+    drawn: Sequence[Series], rows: int, height: dict[str, Any], **across: Any
+) -> dict[str, Any]:
+    """The layout of a chart over the weight axis, whose legend has so many rows."""
+    return layout(
+        view=_tensor(drawn),
+        xaxis=axis("Weight", showgrid=False, **({"range": reach(drawn)} | across)),
+        yaxis=height,
+        hovermode="x unified",
+        **legend_rows(rows),
+        **cutoff_lines(drawn, both_sides=True),
+    )

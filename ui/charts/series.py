@@ -12,20 +12,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from backend.statistics.tensors import TensorSnapshot
-from ui.charts.template import legend
+from ui.charts.template import legend, rows_of_legend
 from ui.format import count, number, share
 from ui.theme import LIGHT, LineStyle
 
 FULL = 100  # weights a bin should hold on average
 FEWEST = 64
 MIDDLE = 0.06  # of the axis: where the tall peak of a re-dense tensor stands
-TALL = 1.6  # a peak that many times higher than all else is cut off, and told
+TALL = 1.6  # a peak that many times higher than all else is cut off
 ROOM = 1.25
 PRUNED = 0.6  # of the most zeros any stage has
-APART = 0.2  # of a cut-off; nearer ones would be written over each other
-WIDTHS = (3.5, 3.0, 2.25, 1.5)  # a line that hides another leaves its rim to be seen
+APART = 0.2  # relative; the labels of nearer thresholds would overlap
+WIDTHS = (3.5, 3.0, 2.25, 1.5)
 ROW = 20  # pixels of one legend row
 
 
@@ -46,8 +47,7 @@ class Series:
     @property
     def edges(self) -> np.ndarray:
         """Of the bins, one more than there are."""
-        taken = self.snapshot
-        return np.linspace(taken.lo, taken.hi, len(taken.counts) + 1)
+        return bin_edges(self.snapshot)
 
     @property
     def centres(self) -> np.ndarray:
@@ -59,12 +59,28 @@ class Series:
         return 100 * self.snapshot.counts / self.snapshot.n
 
     @property
+    def zero_share(self) -> float:
+        return self.snapshot.zeros / self.snapshot.n
+
+    @property
+    def is_dense(self) -> bool:
+        return self.snapshot.stage == "dense"
+
+    @property
     def title(self) -> str:
-        """The label with the exact zeros, which no bar shows."""
-        return f"{self.label} · {zeros_in_words(self.snapshot)}"
+        """The label with the exact zeros, which no bar shows: a count while they are few."""
+        zeros = self.snapshot.zeros
+        few = self.zero_share < 0.001
+        amount = (count(zeros) if zeros else "no") if few else share(self.zero_share)
+        return f"{self.label} · {amount} exact zeros"
 
 
-def shared(series: Sequence[Series]) -> list[Series]:
+def bin_edges(snapshot: TensorSnapshot) -> np.ndarray:
+    """One more than there are bins."""
+    return np.linspace(snapshot.lo, snapshot.hi, len(snapshot.counts) + 1)
+
+
+def on_shared_bins(series: Sequence[Series]) -> list[Series]:
     """The same on the bins of the first, fewer and wider ones where a bin holds too few weights to
     have a shape."""
     if not series:
@@ -77,27 +93,29 @@ def shared(series: Sequence[Series]) -> list[Series]:
     return [replace(s, snapshot=_on(s.snapshot, edges)) for s in series]
 
 
-def _on(taken: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
+def _on(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
     """A histogram on other bins, between whose old edges weights are taken to be spread evenly."""
-    own = np.linspace(taken.lo, taken.hi, len(taken.counts) + 1)
+    own = bin_edges(snapshot)
     if own[0] == edges[0] and own[-1] == edges[-1]:
-        counts = taken.counts.reshape(len(edges) - 1, -1).sum(axis=1)
-        return replace(taken, counts=counts)
-    upto = np.interp(edges, own, taken.below + np.concatenate([[0], taken.counts.cumsum()]))
+        counts = snapshot.counts.reshape(len(edges) - 1, -1).sum(axis=1)
+        return replace(snapshot, counts=counts)
+    upto = np.interp(edges, own, snapshot.below + np.concatenate([[0], snapshot.counts.cumsum()]))
     return replace(
-        taken, counts=np.diff(upto), lo=edges[0], hi=edges[-1], below=round(upto[0]),
-        above=round(taken.n - taken.zeros - upto[-1]),
+        snapshot, counts=np.diff(upto), lo=edges[0], hi=edges[-1], below=round(upto[0]),
+        above=round(snapshot.n - snapshot.zeros - upto[-1]),
     )  # fmt: skip
 
 
 def ceiling(series: Sequence[Series]) -> float:
     """Where a linear height axis ends: it cuts off a tall narrow peak at zero, such as a re-dense
     tensor has, which would flatten all else. A dense tensor is always seen whole."""
-    whole = [s.heights for s in series if s.snapshot.stage == "dense"]
-    return limit_of([s.heights for s in series], max((float(h.max()) for h in whole), default=0.0))
+    whole = [s.heights for s in series if s.is_dense]
+    return axis_limit(
+        [s.heights for s in series], max((float(h.max()) for h in whole), default=0.0)
+    )
 
 
-def limit_of(curves: Sequence[np.ndarray], least: float) -> float:
+def axis_limit(curves: Sequence[np.ndarray], least: float) -> float:
     """Where an axis ends that shows `least`, and everything else but a tall narrow peak at zero."""
     highest = max((float(c.max()) for c in curves), default=0.0)
     besides = [float(np.abs(_besides_middle(c)).max()) for c in curves]
@@ -118,8 +136,8 @@ def cut_off_peaks(series: Sequence[Series]) -> str:
     for s in series:
         if (top := float(s.heights.max())) > limit:
             tall.setdefault(s.label, []).append(top)
-    said = [f"{label} {_span(tops)} %" for label, tops in tall.items()]
-    return f"Taller than the axis, at zero: {', '.join(said)}." if said else ""
+    peaks = [f"{label} {_span(tops)} %" for label, tops in tall.items()]
+    return f"Cut off at zero: {', '.join(peaks)}." if peaks else ""
 
 
 def _span(values: Sequence[float]) -> str:
@@ -153,40 +171,50 @@ def series_note(series: Sequence[Series], whole: bool = False) -> str:
     return ", ".join(words) + "."
 
 
-def zeros_in_words(taken: TensorSnapshot) -> str:
-    """The exact zeros: a count while they are few, else a share."""
-    if taken.zeros < taken.n / 1000:
-        return f"{count(taken.zeros) if taken.zeros else 'no'} exact zeros"
-    return f"{share(taken.zeros / taken.n)} exact zeros"
+def step_line(stroke: LineStyle, width: float) -> dict[str, Any]:
+    """The line of a histogram."""
+    return {"shape": "hvh", "color": stroke.colour, "dash": stroke.dash, "width": width}
 
 
-def rows_of_legend(rows: int) -> dict[str, Any]:
-    """Layout of a figure with `rows` titles above the plot, one below the other."""
-    return {"top": ROW * rows + 8, "showlegend": True, "legend": legend()}
+def line_width(place: int) -> float:
+    """A line that hides another leaves its rim to be seen.
+
+    Args:
+        place: in the order of drawing.
+    """
+    return WIDTHS[min(place, len(WIDTHS) - 1)]
+
+
+def legend_rows(rows: int) -> dict[str, Any]:
+    """Layout of a figure with `rows` titles above the plot, which gives up their room."""
+    return {"top": rows_of_legend(rows)["top"], "showlegend": True, "legend": legend()}
 
 
 def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
-    """The cut-offs of the pruned stages drawn, neighbours once: magnitude, label. A stage with
-    far fewer zeros than another, such as a re-dense one, is not pruned."""
-    most = max((s.snapshot.zeros / s.snapshot.n for s in series), default=0.0)
-    found: list[tuple[float, str]] = []
+    """The magnitude thresholds of the pruned stages drawn, neighbours once: magnitude, label. A
+    stage with far fewer zeros than another, such as a re-dense one, is not pruned."""
+    most = max((s.zero_share for s in series), default=0.0)
+    lines: list[tuple[float, str]] = []
     for s in series:
-        at, zeros = s.snapshot.stats.get("cutoff"), s.snapshot.zeros / s.snapshot.n
-        new = at and all(abs(at / other - 1) > APART for other, _ in found)
-        if at and new and zeros > PRUNED * most:
-            found.append((at, f"cut-off {number(at, 3)}"))
-    return found
+        at = s.snapshot.stats.get("cutoff")
+        new = at and all(abs(at / other - 1) > APART for other, _ in lines)
+        if at and new and s.zero_share > PRUNED * most:
+            lines.append((at, f"threshold {number(at, 3)}"))
+    return lines
 
 
-def marks(series: Sequence[Series], *, both_sides: bool, log: bool = False) -> dict[str, Any]:
-    """Layout: a thin line at each cut-off."""
-    shapes, notes = [], []
+def cutoff_lines(
+    series: Sequence[Series], *, both_sides: bool, log: bool = False
+) -> dict[str, Any]:
+    """Layout: a thin line at each threshold."""
+    shapes: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
     line = {"color": LIGHT.muted, "width": 1, "dash": "dot"}
     for place, (at, label) in enumerate(cutoffs(series)):
-        for x in (-at, at) if both_sides else (at,):
-            shapes.append(
-                {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
-            )
+        shapes += [
+            {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+            for x in ((-at, at) if both_sides else (at,))
+        ]
         notes.append(
             {
                 "x": np.log10(at) if log else at, "y": 1, "yref": "paper", "text": label,
@@ -196,3 +224,20 @@ def marks(series: Sequence[Series], *, both_sides: bool, log: bool = False) -> d
             }
         )  # fmt: skip
     return {"shapes": shapes, "annotations": notes}
+
+
+def bins_frame(series: Sequence[Series]) -> pd.DataFrame | None:
+    """The histograms as a table, without bins that are empty in all of them.
+
+    Args:
+        series: as `on_shared_bins` returns them.
+    """
+    if not series:
+        return None
+    edges = series[0].edges
+    frame = pd.DataFrame({"From": [number(low, 3) for low in edges[:-1]], "To": edges[1:]})
+    for s in series:
+        counts = s.snapshot.counts
+        exact = np.issubdtype(counts.dtype, np.integer)
+        frame[s.label] = counts if exact else counts.round().astype(int)
+    return frame[frame[[s.label for s in series]].any(axis=1)]

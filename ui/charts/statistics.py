@@ -52,7 +52,7 @@ STATISTICS: dict[str, Statistic] = {
         True,
     ),
     "std": Statistic("Std", "Where did the spread of the weights change?"),
-    "kurtosis": Statistic("Kurtosis", "Which layers have heavy tails? 3 is a bell curve."),
+    "kurtosis": Statistic("Kurtosis", "Which layers have heavy tails? A normal distribution: 3."),
     "relative_error": Statistic(
         "Relative output error", "Which layers' outputs differ most from the dense model's?", True
     ),
@@ -60,13 +60,13 @@ STATISTICS: dict[str, Statistic] = {
         "Mask overlap", "Where does this stage keep the weights the first pruning kept?", True
     ),
     "by_size": Statistic(
-        "Pruned by size",
-        "Where were the smallest weights pruned, where others in their place?",
+        "Pruned by magnitude",
+        "Where were the smallest weights pruned, and where others instead?",
         True,
     ),
-    "moved": Statistic("Moved", "Which layers' weights changed most, as a whole?", True),
+    "moved": Statistic("Relative change", "Which layers' weights changed most, ‖W−D‖/‖D‖?", True),
     "distance": Statistic(
-        "Distribution moved", "Where did the shape of the distribution change, in dense std?"
+        "Distribution shift", "Where did the distribution change, in standard deviations of dense?"
     ),
     "largest": Statistic("Largest magnitude", "Which layers hold the largest weights?"),
 }
@@ -80,6 +80,6 @@ def with_largest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def available(table: pd.DataFrame) -> list[str]:
-    """The statistics this table holds, in our order."""
-    held = with_largest(table)
-    return [name for name in STATISTICS if name in held and held[name].notna().any()]
+    """The statistics this table holds, in the order of `STATISTICS`."""
+    table = with_largest(table)
+    return [name for name in STATISTICS if name in table and table[name].notna().any()]

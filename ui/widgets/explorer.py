@@ -1,50 +1,276 @@
-"""What the pages share that look into one run: its name in a list, its tensors, and handlers that
-redraw only what they name."""
+"""Pages that look into one run: a selection, kept in the address, decides what every panel shows.
+
+    address or controls -> `Selection` -> view: the selection settled on what is stored -> updates
+
+A page states its selection, how a view is made of one, and a handler for each event. The outputs
+of such a page hold its controls under the names of the selection's fields, and besides:
+
+    notice, charts     why there is nothing to show; the column that is hidden then
+    seen               a `gr.State` of what was shown last
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from functools import lru_cache
+from typing import Any, Generic, Self, TypeVar
 
 import gradio as gr
-import pandas as pd
+from gradio.components import Component
+from gradio.events import Dependency
+from markupsafe import Markup
 
-from backend.store.tables import Job
-from ui.charts.heatmap import in_order
-from ui.runs.results import setting_summary
+from backend.errors import NotFoundError
+from backend.settings import settings
+from backend.store import queries
+from backend.store.states import ACTIVE
+from ui.format import href
+from ui.frame import on_change, on_load, query, url_sync
+from ui.widgets.html import WIDGETS
+from ui.widgets.html_panel import LATEST
+from ui.widgets.panel import Outputs, Updates
 
-Updates = dict[str, Any]  # name of an output -> what it is to show
-PICKED = "(now) => slimscope.picked.customdata ?? now"  # the point of a chart that was clicked on
+CLICKED_POINT = "(now) => slimscope.picked.customdata ?? now"
+Choices = list[tuple[str, str]]  # label, value
+Mark = tuple[Any, ...]
+Item = TypeVar("Item")
+Data = TypeVar("Data")
+View = TypeVar("View")
 
 
-def run_choice(job: Job) -> tuple[str, str]:
-    """A run in a dropdown: what it is called, or what was done to what; and its id."""
-    about = job.name or " · ".join([str(job.config.get("model", "")), *setting_summary(job)])
-    return f"{job.run}  {about}".strip(), job.run
+# the selection ------------------------------------------------------------------------------------
 
 
-def tensor_names(table: pd.DataFrame) -> dict[str, str]:
-    """Tensor -> "Block 3, up_proj", in the order of the model.
+@dataclass(frozen=True)
+class Selection:
+    """What is looked at. A field is a control of the page, and a name in its address: text, or a
+    tuple of texts. Empty fields take their default."""
+
+    run: str = ""
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def from_controls(cls, values: Sequence[Any]) -> Self:
+        """The selection the browser sends: a value for each field, in order."""
+        return cls(*(_field_value(f, v) for f, v in zip(fields(cls), values, strict=True)))
+
+    @classmethod
+    def from_address(cls, request: gr.Request) -> Self:
+        return cls(*(_field_value(f, query(request, f.name)) for f in fields(cls)))
+
+
+S = TypeVar("S", bound=Selection)
+
+
+def _field_value(field: Field[Any], value: Any) -> Any:
+    if isinstance(field.default, tuple):
+        several = value.split(",") if isinstance(value, str) else value or ()
+        return tuple(filter(None, several))
+    return "" if value is None else str(value)
+
+
+def known_or_first(value: str, known: Iterable[str]) -> str:
+    """The value, or the first that is known."""
+    known = [*known]
+    return value if value in known else known[0]
+
+
+def neighbour(items: Sequence[Item], item: Item, by: int) -> Item:
+    """The item `by` places on, as far as there are any."""
+    return items[max(0, min(items.index(item) + by, len(items) - 1))]
+
+
+# reading ------------------------------------------------------------------------------------------
+
+
+class RunReader(Generic[Data]):
+    """Reads a run once for all open pages, until its mark changes; None without data."""
+
+    def __init__(
+        self, read: Callable[[str], Data], mark: Callable[[str], Mark | None], size: int = 8
+    ) -> None:
+        self._mark = mark
+
+        @lru_cache(maxsize=size)
+        def cached(_url: str, mark: Mark) -> Data:
+            return read(mark[0])
+
+        self._cached = cached
+        self.clear = cached.cache_clear
+
+    def __call__(self, run: str) -> Data | None:
+        mark = self._mark(run) if run else None
+        return self._cached(settings().url, mark) if mark and mark[1] else None
+
+
+def cached_by(
+    mark: Callable[[str], Mark | None],
+) -> Callable[[Callable[[str], Data]], RunReader[Data]]:
+    """Decorator of a function that reads one run.
 
     Args:
-        table: columns tensor, block, module.
+        mark: of a run: its name, how much is stored, and whatever else changes with the data;
+            None where there is no such run.
     """
-    modules = in_order([*table["module"].unique()])
-    unique = table.drop_duplicates("tensor")
-    unique = unique.assign(place=unique["module"].map(modules.index))
+    return lambda read: RunReader(read, mark)
+
+
+# events -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Explorer(Generic[S, View]):
+    """The events of such a page. After each, the address holds the selection.
+
+    Attributes:
+        view: of a selection, settled on what is stored; None where nothing is.
+    """
+
+    outputs: Outputs
+    selection: type[S]
+    view: Callable[[S], View | None]
+
+    @property
+    def controls(self) -> list[Component]:
+        return [self.outputs[name] for name in self.selection.names()]
+
+    def event(self, name: str, event: str = "input") -> Callable[..., Dependency]:
+        """An event of one of the outputs."""
+        listener: Callable[..., Dependency] = getattr(self.outputs[name], event)
+        return listener
+
+    def on(self, event: Callable[..., Dependency], handler: Callable[[View], Updates]) -> None:
+        """Updates of a view; none where there is nothing to see."""
+
+        def update(selection: S) -> Updates:
+            view = self.view(selection)
+            return {} if view is None else handler(view)
+
+        self.on_selection(event, update)
+
+    def on_selection(
+        self, event: Callable[..., Dependency], handler: Callable[[S], Updates]
+    ) -> None:
+        """Updates of a selection as the browser sends it."""
+
+        def update(*values: Any) -> Updates:
+            return handler(self.selection.from_controls(values))
+
+        outputs = self.outputs
+        self._keep(event(outputs.named(update), self.controls, outputs.components, **LATEST))
+
+    def on_point(self, chart: str, control: str, handler: Callable[[View], Updates]) -> None:
+        """A point that is chosen in a chart gives its value to a control."""
+        field = self.outputs[control]
+        pick = self.event(chart, "select")(None, field, field, js=CLICKED_POINT)
+        self._keep(pick)
+        self.on(pick.then, handler)
+
+    def on_load(self, handler: Callable[[gr.Request], Updates]) -> None:
+        """The page is opened."""
+        self._keep(on_load(self.outputs.named(handler), None, self.outputs.components))
+
+    def on_change(self, handler: Callable[[Any, S], Updates]) -> None:
+        """The database has moved on. The handler is given `seen`, too."""
+
+        def update(seen: Any, *values: Any) -> Updates:
+            return handler(seen, self.selection.from_controls(values))
+
+        outputs = self.outputs
+        on_change(outputs.named(update), [outputs["seen"], *self.controls], outputs.components)
+
+    def _keep(self, event: Dependency) -> None:
+        url_sync(event, **{name: self.outputs[name] for name in self.selection.names()})
+
+
+# controls -----------------------------------------------------------------------------------------
+
+
+def choices(labels: Mapping[str, str]) -> Choices:
+    """What a dropdown or a radio offers.
+
+    Args:
+        labels: value -> label.
+    """
+    return [(label, value) for value, label in labels.items()]
+
+
+def segmented(
+    labels: Mapping[str, str], label: str, elem_id: str, *, titled: bool = False, **options: Any
+) -> gr.Radio:
+    """Choices side by side, not yet drawn. An unseen title is still read aloud."""
+    css = ["segmented"] if titled else ["segmented", "untitled"]
+    return gr.Radio(
+        choices(labels), label=label, elem_id=elem_id, elem_classes=css, render=False, **options
+    )
+
+
+def control_updates(
+    new: Selection,
+    old: Selection,
+    offers: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Any] | None = None,
+) -> Updates:
+    """What each control offers, and its value, where either changes: a refresh takes nothing out
+    of a person's hand.
+
+    Args:
+        old: what the browser holds; one without a run is a page that has just been opened.
+        offers: control -> properties such as choices, all but the value.
+        known: the offers the browser holds.
+    """
+    shown: Updates = {}
+    for name, offer in offers.items():
+        update = {} if known and offer == known.get(name) else dict(offer)
+        value = getattr(new, name)
+        if not old.run or value != getattr(old, name):
+            slider = "minimum" in offer
+            update["value"] = int(value) if slider else _control_value(value)
+        shown[name] = gr.update(**update)
+    return shown
+
+
+def _control_value(value: str | tuple[str, ...]) -> str | list[str]:
+    return [*value] if isinstance(value, tuple) else value
+
+
+# nothing to see -----------------------------------------------------------------------------------
+
+
+def show_charts() -> Updates:
+    return {"notice": gr.update(visible=False), "charts": gr.update(visible=True)}
+
+
+def show_notice(reason: Markup, runs: Choices) -> Updates:
+    """Why there is nothing to see, in place of the charts; another run can be chosen."""
     return {
-        row.tensor: f"Block {row.block}, {row.module.rsplit('.', 1)[-1]}"
-        for row in unique.sort_values(["block", "place"]).itertuples()
+        "seen": None,
+        "notice": gr.update(value=reason, visible=True),
+        "charts": gr.update(visible=False),
+        "run": gr.update(choices=runs),
     }
 
 
-def named_outputs(
-    handler: Callable[..., Updates], names: Collection[str]
-) -> Callable[..., list[Any]]:
-    """The handler as Gradio calls it, for outputs `names`: what it does not name stays as it is."""
+def empty_state(run: str, no_run: str, lacks: str, later: str, launch: str) -> Markup:
+    """Why a page has nothing to show of a run, and where it would come from.
 
-    def call(*given: Any) -> list[Any]:
-        shown = handler(*given)
-        return [shown.get(name, gr.skip()) for name in names]
-
-    return call
+    Args:
+        no_run: the sentence where there is no run at all.
+        lacks: what the run has not done, as in "stored no weight statistics".
+        later: how it comes while the run goes on, a sentence.
+        launch: address of the form that starts another.
+    """
+    if not run:
+        return WIDGETS.empty(no_run, (launch, "New run"))
+    try:
+        waits = queries.job(run).state in ACTIVE
+    except NotFoundError:
+        waits = False
+    if waits:
+        queue = (href("jobs", id=run), "See the queue")
+        return WIDGETS.empty(f"{run} has {lacks} yet. {later}", queue)
+    return WIDGETS.empty(f"{run} has {lacks}.", (launch, "New run"))

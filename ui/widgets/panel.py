@@ -34,11 +34,15 @@ class Chart:
         figure: a figure, a sentence that says why there is none, or None for "nothing to show".
         frame: the figures drawn, a row each; the first column heads the row, as text or `Markup`.
         note: how many values are shown, behind the question.
+        question: instead of the panel's own.
+        name: of its files, where run and panel do not tell enough.
     """
 
     figure: go.Figure | str | dict[str, Any] | None
     frame: pd.DataFrame | None = None
     note: str = ""
+    question: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class Panel:
         name: its outputs are NAME_chart, NAME_note and NAME_table.
         question: what the chart answers, a caption below it.
         height: pixels, kept before data arrives.
+        element: the id of its chart is PAGE-ELEMENT; else PAGE-NAME.
     """
 
     name: str
     title: str
-    question: str
+    question: str = ""
     height: int = 340
+    element: str = ""
 
     @property
     def parts(self) -> Parts:
@@ -64,9 +70,8 @@ class Panel:
         self, page: str, controls: Sequence[Sequence[Component]] = (), scale: int = 1
     ) -> dict[str, Component]:
         """Draws the empty card; its outputs by name. Controls were made with `render=False`."""
-        view = PlotlyView(
-            label=self.title, height=self.height, elem_id=f"{page}-{self.name}", render=False
-        )
+        element = f"{page}-{self.element or self.name}"
+        view = PlotlyView(label=self.title, height=self.height, elem_id=element, render=False)
         card = chart_card(self.title, self.question, view, controls, scale)
         return dict(zip(self.parts, (card.view, card.note, card.table), strict=True))
 
@@ -77,9 +82,11 @@ class Panel:
             run: leads the name of the CSV file.
             question: instead of the panel's own.
         """
-        file = f"{run}-{self.name}".strip("-")
+        if chart.name and isinstance(chart.figure, go.Figure):
+            chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
+        file = chart.name or f"{run}-{self.name}".strip("-")
         table = "" if chart.frame is None else frame_table(chart.frame, file)
-        note = note_html(question or self.question, chart.note)
+        note = note_html(question or chart.question or self.question, chart.note)
         return dict(zip(self.parts, (chart.figure, note, table), strict=True))
 
     def clear(self) -> Updates:

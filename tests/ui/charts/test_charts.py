@@ -164,7 +164,7 @@ def test_a_curve_of_no_stage_gets_a_colour_of_its_own() -> None:
 
 
 def test_the_table_of_curves_has_a_row_a_step_and_a_column_a_line(seeded: Settings) -> None:
-    points = queries.curves(2)
+    points = frames.curves(2)
     names = {"error/sds": "SDS", "error/first": "First"}
     frame = curves_frame(points, names, "Block")
     assert [*frame.columns] == ["Block", "SDS", "First"]

@@ -17,23 +17,23 @@ from backend.settings import Settings
 from backend.statistics.names import MAGNITUDES
 from backend.statistics.tensors import QUANTILES, TensorSnapshot
 from backend.store import queries
-from ui.charts.channels import (
+from ui.charts.histograms import difference, difference_note, mirror, overlay
+from ui.charts.series import Series, cut_off_peaks, cutoffs, on_shared_bins, series_note
+from ui.pages.weights.channels import (
     Channels,
     channel_lines,
     channels_note,
     envelope,
-    outliers,
-    outliers_in_words,
+    find_outliers,
+    outliers_note,
 )
-from ui.charts.histograms import difference, gaps_beyond, mirror, overlay
-from ui.charts.magnitudes import (
+from ui.pages.weights.depth import quantile_bands
+from ui.pages.weights.magnitudes import (
     cumulative,
     magnitude_histogram,
     magnitudes_note,
     magnitudes_of,
 )
-from ui.charts.series import Series, cut_off_peaks, cutoffs, series_note, shared
-from ui.pages.weights.depth import quantile_bands
 from ui.pages.weights.small_multiples import BINS, small_multiples
 from ui.pages.weights.stage_steps import stage_steps_figure
 from ui.static import ASSETS
@@ -102,7 +102,7 @@ def test_zoom_is_kept_for_a_tensor_and_a_scale(series: list[Series]) -> None:
 def test_the_cutoff_is_marked_for_pruned_stages_alone(series: list[Series]) -> None:
     found = cutoffs(series)
     at = series[1].snapshot.stats["cutoff"]
-    assert found[0][0] == at and all("cut-off" in label for _, label in found)
+    assert found[0][0] == at and all("threshold" in label for _, label in found)
     redense = series[2].snapshot
     assert redense.zeros == 0 and "cutoff" not in redense.stats
     marked = {shape.x0 for shape in overlay(series).layout.shapes}
@@ -138,11 +138,11 @@ def test_a_peak_that_is_cut_off_is_told(series: list[Series]) -> None:
         series[0], label="Peaked",
         snapshot=replace(series[0].snapshot, counts=tall, stage="redense", n=int(tall.sum())),
     )  # fmt: skip
-    assert "Taller than the axis, at zero: Peaked" in cut_off_peaks([series[0], peaked])
+    assert "Cut off at zero: Peaked" in cut_off_peaks([series[0], peaked])
     higher = replace(peaked, snapshot=replace(peaked.snapshot, n=2 * peaked.snapshot.n))
     assert re.search(r"Peaked [\d.]+ to [\d.]+ %\.", cut_off_peaks([series[0], peaked, higher]))
     assert cut_off_peaks([series[0]]) == ""
-    assert "Peaked +" in gaps_beyond([(peaked, series[0])])
+    assert "Peaked +" in difference_note([(peaked, series[0])])
 
 
 def made(counts: list[int], n: int | None = None, **values: Any) -> Series:
@@ -157,7 +157,7 @@ def made(counts: list[int], n: int | None = None, **values: Any) -> Series:
 
 @given(st.lists(st.integers(0, 500), min_size=256, max_size=256).filter(any))
 def test_wider_bins_lose_no_weight_and_keep_zero_on_an_edge(counts: list[int]) -> None:
-    (wide,) = shared([made(counts)])
+    (wide,) = on_shared_bins([made(counts)])
     held = wide.snapshot.counts
     assert held.sum() == sum(counts) and len(held) in (64, 128, 256)
     assert held[: len(held) // 2].sum() == sum(counts[:128])
@@ -166,7 +166,7 @@ def test_wider_bins_lose_no_weight_and_keep_zero_on_an_edge(counts: list[int]) -
 def test_another_runs_bins_are_redrawn_in_ours_and_lose_nothing() -> None:
     ours = made([100] * 256)
     wider = replace(ours.snapshot, lo=-2.0, hi=2.0, counts=np.full(256, 100))
-    _, theirs = shared([ours, replace(ours, snapshot=wider)])
+    _, theirs = on_shared_bins([ours, replace(ours, snapshot=wider)])
     now = theirs.snapshot
     assert (now.lo, now.hi) == (-1.0, 1.0)
     assert now.counts.sum() == pytest.approx(12_800), "half of its weights lie within ours"
@@ -229,8 +229,8 @@ def test_outliers_lie_beyond_tukeys_outer_fences() -> None:
         for i, v in enumerate(values)
         if not low - 3 * (high - low) <= v <= high + 3 * (high - low)
     ]
-    assert sorted(outliers(values)) == expected == [8, 9]
-    assert outliers(values)[0] in (8, 9) and not len(outliers(np.ones(5)))
+    assert sorted(find_outliers(values)) == expected == [8, 9]
+    assert find_outliers(values)[0] in (8, 9) and not len(find_outliers(np.ones(5)))
 
 
 def test_channels_are_drawn_by_size_or_by_number_and_outliers_ringed() -> None:
@@ -249,10 +249,10 @@ def test_channels_are_drawn_by_size_or_by_number_and_outliers_ringed() -> None:
 
 def test_outliers_are_told_with_what_was_pruned_of_them() -> None:
     zeros = channels([50.0, 50.0, 50.0, 10.0], stage="first")
-    said = outliers_in_words(np.array([3]), [zeros])
+    said = outliers_note(np.array([3]), [zeros])
     assert said.startswith("1 outlier (ring): 3.")
     assert "First pruned 10.0 % of them and 50.0 % of the others." in said
-    assert "No channel" in outliers_in_words(np.array([], dtype=int), [zeros])
+    assert "No channel" in outliers_note(np.array([], dtype=int), [zeros])
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=500), st.integers(2, 40))
@@ -322,7 +322,7 @@ def test_a_story_holds_every_stop_and_begins_where_it_is_told(series: list[Serie
     figure = stage_steps_figure(series, ["a", "b", "c", "d"], at="redense")
     scrub = figure.layout.meta["scrub"]
     assert [stop["name"] for stop in scrub["stops"]] == list(SHOWN) and scrub["at"] == 2
-    drawn = shared(series)
+    drawn = on_shared_bins(series)
     for one, stop in zip(drawn, scrub["stops"], strict=True):
         assert stop["y"] == pytest.approx(one.heights.tolist(), abs=1e-5)
     assert list(figure.data[1].y) == pytest.approx(scrub["stops"][2]["y"], abs=1e-5)

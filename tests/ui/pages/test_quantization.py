@@ -15,20 +15,18 @@ from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint, TensorRow
 from jobs.runtime.rows import profile_row
 from tests.ui.lab import asked, job, result, store
-from ui.pages.quantization import page, views
-from ui.pages.quantization.charts import (
-    MOST,
+from ui.pages.quantization import handlers as page
+from ui.pages.quantization import panels
+from ui.pages.quantization.group_map import (
+    MAX_CELLS,
     GroupMap,
-    GroupWeights,
-    cells,
-    code_usage,
-    code_usage_note,
+    group_cells,
     group_map,
     group_map_note,
-    group_weights_note,
-    magnitude_bands,
 )
+from ui.pages.quantization.group_weights import GroupWeights, group_weights_note
 from ui.pages.quantization.selection import QuantSelection, QuantView, quant_of
+from ui.pages.quantization.training_charts import code_usage, code_usage_note, magnitude_bands
 
 ROWS, GROUPS, SIZE, BITS = 8, 4, 16, 3
 STEPS = (0, 10, 20)
@@ -109,14 +107,21 @@ def lab(current: Settings) -> None:
 
 
 def opened(**query: str) -> dict[str, Any]:
-    return page.opened(asked(**query))
+    return page.open_page(asked(**query))
 
 
-def given(**values: Any) -> list[Any]:
+def given(**values: Any) -> QuantSelection:
     """What the browser sends."""
     first = {"run": "dlqat-0001", "stage": "dlqat", "curve": "loss", "tensor": TENSORS[0],
              "figure": "magnitude", "step": 20, "group": "5,1"}  # fmt: skip
-    return [(first | values)[name] for name in page.CONTROLS]
+    return QuantSelection.from_controls([(first | values)[n] for n in QuantSelection.names()])
+
+
+def view(**values: Any) -> QuantView:
+    """What is looked at then."""
+    settled = QuantView.at(given(**values))
+    assert settled is not None
+    return settled
 
 
 def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
@@ -128,7 +133,7 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
         "3 bits · groups of 16 · symmetric" in shown["head"] and "2.0 MB in gptq" in shown["head"]
     )
     assert "perplexity 1.520, dense 1.500" in shown["head"] and "run?id=dlqat-0001" in shown["head"]
-    assert all(isinstance(shown[f"{c}_chart"], go.Figure) for c in page.CARDS)
+    assert all(isinstance(shown[p.parts[0]], go.Figure) for p in panels.CHARTS)
     assert [words for words, _ in shown["tensor"]["choices"]][:2] == [
         "Block 0, up_proj", "Block 0, down_proj",
     ]  # fmt: skip
@@ -139,14 +144,14 @@ def test_what_packed_decoding_gains_is_said_and_why_it_is_little(gain: float, sm
     assert "decodes packed" not in opened(run="dlqat-0001")["head"]
     store(result(1, "dlqat", "speed_up", gain))
     head = opened(run="dlqat-0001")["head"]
-    assert f"packed at {gain:.2f} ×" in head and (views.OVERHEAD in head) is small
+    assert f"packed at {gain:.2f} ×" in head and (panels.OVERHEAD in head) is small
 
 
 def test_an_address_is_taken_as_far_as_it_is_right() -> None:
     shown = opened(run="dlqat-0001", stage="dlqat-kd", figure="error", step="12", group="3,2",
                    tensor=TENSORS[3], curve="m")  # fmt: skip
-    looked = QuantView.at(QuantSelection(run="dlqat-0001", step="12", group="3,2"))
-    assert looked and looked.choice.step == "10" and looked.group == (3, 2)
+    chosen = QuantView.at(QuantSelection(run="dlqat-0001", step="12", group="3,2"))
+    assert chosen and chosen.selection.step == "10" and chosen.group == (3, 2)
     assert shown["stage"]["value"] == "dlqat-kd" and "Row 3, group 2" in shown["one"]
     odd = opened(run="dlqat-0001", stage="none", figure="x", step="-", group="99,99", tensor="y")
     assert odd["stage"]["value"] == "dlqat" and odd["group"] == "5,1"
@@ -171,16 +176,16 @@ def test_before_the_audit_there_is_a_sentence_for_the_layers() -> None:
 
 
 def test_worst_first_navigation() -> None:
-    first = page.less_bad(*given())
-    second = page.less_bad(*given(group=first["group"]))
+    first = page.next_group(view())
+    second = page.next_group(view(group=first["group"]))
     assert "number 2 of 32" in first["one"] and "number 3 of 32" in second["one"]
-    assert page.worse(*given(group=first["group"]))["group"] == "5,1"
-    assert page.worse(*given())["group"] == "5,1"  # there is no worse one
-    assert page.worst(*given(group="0,0"))["group"] == "5,1"
+    assert page.previous_group(view(group=first["group"]))["group"] == "5,1"
+    assert page.previous_group(view())["group"] == "5,1"  # there is no worse one
+    assert page.worst_group(view(group="0,0"))["group"] == "5,1"
 
 
 def test_the_worst_groups_are_shown_weight_by_weight() -> None:
-    shown = page.worst(*given(group="0,0"))
+    shown = page.worst_group(view(group="0,0"))
     dots = shown["weights_chart"].data[0]
     band, *lines = shown["weights_chart"].layout.shapes
     assert len(dots.x) == SIZE and len(lines) == 2**BITS
@@ -194,7 +199,7 @@ def test_the_worst_groups_are_shown_weight_by_weight() -> None:
     assert low < min(points.min(), *dots.x) and max(points.max(), *dots.x) < high
     assert [abs(y) <= band.y1 + 1e-9 for y in dots.y].count(False) == beyond
     assert "0 not at the nearest" in shown["weights_note"]
-    other = page.group_chosen(*given(group="0,0"))
+    other = page.choose_group(view(group="0,0"))
     assert "the worst groups" in other["weights_chart"]
 
 
@@ -204,22 +209,22 @@ def test_weights_that_were_not_rounded_to_the_nearest_point_are_counted() -> Non
 
 
 def test_steps_of_training_go_round() -> None:
-    assert [page.next_step(*given(step=s))["step"] for s in (0, 10, 20)] == [10, 20, 0]
-    moved = page.map_chosen(*given(step=13))
+    assert [page.next_step(view(step=s))["step"] for s in (0, 10, 20)] == [10, 20, 0]
+    moved = page.change_map(view(step=13))
     assert moved["step"] == 10 and "As of step 10." in moved["map_note"]
-    assert "As of step 20." in page.map_chosen(*given(step=13, figure="error"))["map_note"]
+    assert "As of step 20." in page.change_map(view(step=13, figure="error"))["map_note"]
 
 
 def test_a_slider_on_its_way_is_not_pulled_back() -> None:
-    moved = page.step_moved(*given(step=13))
+    moved = page.preview_step(view(step=13))
     assert "step" not in moved and "As of step 10." in moved["map_note"]
 
 
 def test_another_tensor_or_group_redraws_what_it_changes() -> None:
-    shown = page.tensor_chosen(*given(tensor=TENSORS[2], group="0,0"))
+    shown = page.choose_tensor(view(tensor=TENSORS[2], group="0,0"))
     assert shown["group"] == "5,1" and "curve_chart" not in shown
     assert shown["layers_chart"].layout.meta["picked"] == ["1", "up_proj"]
-    assert set(page.group_chosen(*given(group="2,3"))) == {
+    assert set(page.choose_group(view(group="2,3"))) == {
         "group", "one", "history_chart", "history_note", "history_table",
         "weights_chart", "weights_note", "weights_table",
     }  # fmt: skip
@@ -227,14 +232,14 @@ def test_another_tensor_or_group_redraws_what_it_changes() -> None:
 
 @pytest.mark.parametrize("curve", ["loss", "rate", "changed", "m"])
 def test_curves(curve: str) -> None:
-    shown = page.curve_chosen(*given(curve=curve))
+    shown = page.change_curve(view(curve=curve))
     names = {trace.name for trace in shown["curve_chart"].data}
     assert names >= ({"Median", "5 to 95 % of groups"} if curve == "m" else {"DL-QAT"})
     assert "points" in shown["curve_note"]
 
 
 def test_losses_are_drawn_beside_those_that_measure_the_same() -> None:
-    text, kept = (page.curve_chosen(*given(stage=stage)) for stage in ("dlqat", "dlqat-kd"))
+    text, kept = (page.change_curve(view(stage=stage)) for stage in ("dlqat", "dlqat-kd"))
     assert {trace.name for trace in text["curve_chart"].data} == {
         "DL-QAT", "LoRA, not quantised (control)",
     }  # fmt: skip
@@ -247,14 +252,14 @@ def test_a_run_that_has_ended_is_drawn_once_more_and_then_left_alone() -> None:
     seen = opened(run="dlqat-0002")["seen"]
     with writing() as session:
         session.get_one(Job, 2).state = "succeeded"
-    last = page.refreshed(seen, *given(run="dlqat-0002"))
+    last = page.refresh(seen, given(run="dlqat-0002"))
     assert last["head"] and last["layers_chart"]
-    assert page.refreshed(last["seen"], *given(run="dlqat-0002")) == {}
+    assert page.refresh(last["seen"], given(run="dlqat-0002")) == {}
 
 
 def test_while_it_works_only_what_moves_is_drawn() -> None:
     seen = opened(run="dlqat-0002")["seen"]
-    shown = page.refreshed(seen, *given(run="dlqat-0002"))
+    shown = page.refresh(seen, given(run="dlqat-0002"))
     assert {name.partition("_")[0] for name in shown} == {"curve", "layers"}
 
 
@@ -265,7 +270,7 @@ def test_who_looks_at_the_newest_picture_sees_the_next(step: int, then: int) -> 
     more = [TensorProfile(t, n // 2, t[15:-7], "dlqat", "magnitude", m, 30)
             for n, t in enumerate(TENSORS)]  # fmt: skip
     store(*(profile_row(2, profile) for profile in more))
-    shown = page.refreshed(seen, *given(run="dlqat-0002", step=step))
+    shown = page.refresh(seen, given(run="dlqat-0002", step=step))
     assert f"As of step {then}." in shown["map_note"] and shown["step"]["maximum"] == 30
     assert shown["step"].get("value", step) == then
     assert "choices" not in shown["tensor"]  # an open list is not taken out of a person's hand
@@ -312,11 +317,11 @@ def test_a_magnitude_without_logarithm_is_missing_and_counted() -> None:
 
 
 def test_a_large_map_is_means_that_lead_to_their_farthest_group() -> None:
-    values = np.zeros((3 * MOST + 1, 5))
+    values = np.zeros((3 * MAX_CELLS + 1, 5))
     values[200, 3] = 9
-    shown = cells(values)
-    assert shown.mean.shape[0] <= MOST and shown.rows[-1][1] == 3 * MOST
-    i, j = shown.of((200, 3))
+    shown = group_cells(values)
+    assert shown.mean.shape[0] <= MAX_CELLS and shown.rows[-1][1] == 3 * MAX_CELLS
+    i, j = shown.cell_of((200, 3))
     assert shown.farthest[i][j] == (200, 3) and shown.high[i, j] == 9 and shown.low[i, j] == 0
     assert shown.mean[i, j] == pytest.approx(9 / (shown.rows[i][1] - shown.rows[i][0] + 1))
     figure = group_map(GroupMap.of(values, "error", values), "v", (200, 3))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
 from backend.store import queries
 from ui.charts.histograms import overlay
-from ui.charts.series import Series, cut_off_peaks, series_note, shared
+from ui.charts.series import Series, bins_frame, cut_off_peaks, on_shared_bins, series_note
 from ui.pages.compare.comparison import RunComparison
-from ui.pages.weights.selection import DENSE, RunWeights, weights_of
 from ui.runs.rows import RunRow
+from ui.runs.weights import DENSE, RunWeights, weights_of
 from ui.theme import stage_style
 from ui.widgets.panel import Chart
 
@@ -30,19 +28,11 @@ def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
 def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str) -> Chart:
     """Histograms of one tensor over each other."""
     series = _series(comparison, by_run, tensor)
-    binned = shared([*series.values()])
+    binned = on_shared_bins([*series.values()])
     missing = ", ".join(run for run in comparison.runs if run not in series)
     lacking = f"Not stored by {missing}." if missing else ""
     notes = (series_note(binned), cut_off_peaks(binned), lacking)
-    return Chart(overlay([*series.values()]), _frame(binned), " ".join(filter(None, notes)))
-
-
-def _frame(series: Sequence[Series]) -> pd.DataFrame:
-    """Weights in each bin; bins that are empty everywhere are left out."""
-    edges = series[0].edges
-    counts = {s.label: s.snapshot.counts.round().astype(int) for s in series}
-    frame = pd.DataFrame({"From": edges[:-1], "To": edges[1:], **counts})
-    return frame[frame[[*counts]].any(axis=1)]
+    return Chart(overlay([*series.values()]), bins_frame(binned), " ".join(filter(None, notes)))
 
 
 def _series(

@@ -14,7 +14,6 @@ from ui.theme import LIGHT, LineStyle
 
 BANDS = tuple(zip(QUANTILES[:4], QUANTILES[:4:-1], strict=True))  # from the widest in
 OPACITY = (0.12, 0.18, 0.28, 0.45)
-MEDIAN = QUANTILES.index(0.5)
 COMPARED = (0.05, 0.95)  # of the dense tensors, drawn as lines
 MOST_TICKS = 12
 
@@ -32,31 +31,32 @@ def quantile_bands(
 
     Args:
         quantiles: of each block, as `QUANTILES` names them.
-        tensors: their names, told when a block is clicked; the `picked` one is marked.
+        tensors: their names, given by the point that is clicked; the `picked` one is marked.
     """
-    columns = list(zip(*quantiles, strict=True))
-    lines: list[go.Scatter] = []
+    figure = go.Figure()
     for (low, high), opacity in zip(BANDS, OPACITY, strict=True):
-        below, above = columns[QUANTILES.index(low)], columns[QUANTILES.index(high)]
-        names = in_percent(low), in_percent(high)
-        lines += _band(blocks, below, above, names, tint(stroke.colour, opacity))
-    lines.append(_median(blocks, columns[MEDIAN], stroke, tensors))
+        figure.add_traces(_band(blocks, quantiles, low, high, tint(stroke.colour, opacity)))
+    figure.add_scatter(
+        x=[*blocks], y=_column(quantiles, 0.5), customdata=[*tensors], name="Median",
+        mode="lines+markers", marker={"size": 4}, line={"color": stroke.colour, "width": 2},
+        hovertemplate="Median: %{y:.3g}<extra></extra>",
+    )  # fmt: skip
     if dense:
-        lines += _dashed(blocks, list(zip(*dense, strict=True)))
-    place = [b for b, name in zip(blocks, tensors, strict=False) if name == picked]
+        figure.add_traces([_dashed(blocks, dense, quantile) for quantile in COMPARED])
+    for block, tensor in zip(blocks, tensors, strict=False):
+        if tensor == picked:
+            figure.add_vline(block, line={"color": LIGHT.muted, "width": 1, "dash": "dot"})
     few = {"dtick": 1} if max(blocks) - min(blocks) < MOST_TICKS else {"nticks": MOST_TICKS}
-    return go.Figure(
-        lines,
+    return figure.update_layout(
         layout(
             view=f"depth/{tensors[0] if tensors else ''}",
             top=2 * ROW + 8,
             xaxis=axis("Block", showgrid=False, tickformat="d", **few),
             yaxis=axis("Weight"),
-            shapes=[_here(block) for block in place],
             hovermode="x unified",
             showlegend=True,
             legend=legend(orientation="h", traceorder="normal"),
-        ),
+        )
     )
 
 
@@ -65,86 +65,38 @@ def in_percent(quantile: float) -> str:
     return f"{100 * quantile:g} %"
 
 
+def _column(quantiles: Sequence[Sequence[float]], quantile: float) -> list[float]:
+    """One quantile of every block."""
+    return [values[QUANTILES.index(quantile)] for values in quantiles]
+
+
 def _band(
-    blocks: Sequence[int],
-    below: Sequence[float],
-    above: Sequence[float],
-    names: tuple[str, str],
-    fill: str,
+    blocks: Sequence[int], quantiles: Sequence[Sequence[float]], low: float, high: float, fill: str
 ) -> list[go.Scatter]:
-    low, high = names
-    name = f"{low} to {high}"
-    common = {"x": list(blocks), "mode": "lines", "line": {"width": 0}, "legendgroup": name}
+    below, above = _column(quantiles, low), _column(quantiles, high)
+    name = f"{in_percent(low)} to {in_percent(high)}"
+    ends = [f"{number(a, 3)} to {number(b, 3)}" for a, b in zip(below, above, strict=True)]
+    common = {"x": [*blocks], "mode": "lines", "line": {"width": 0}, "legendgroup": name}
     return [
-        go.Scatter(
-            y=list(below),
-            name=low,
-            meta={"column": low},
-            showlegend=False,
-            hoverinfo="skip",
-            **common,
-        ),
-        go.Scatter(
-            y=list(above),
-            name=name,
-            meta={"column": high},
-            fill="tonexty",
-            fillcolor=fill,
-            customdata=[
-                f"{number(a, 3)} to {number(b, 3)}" for a, b in zip(below, above, strict=True)
-            ],
-            hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
-            **common,
-        ),
-    ]
+        go.Scatter(y=below, name=in_percent(low), meta={"column": in_percent(low)},
+                   showlegend=False, hoverinfo="skip", **common),
+        go.Scatter(y=above, name=name, meta={"column": in_percent(high)}, fill="tonexty",
+                   fillcolor=fill, customdata=ends,
+                   hovertemplate=f"{name}: %{{customdata}}<extra></extra>", **common),
+    ]  # fmt: skip
 
 
-def _median(
-    blocks: Sequence[int], values: Sequence[float], stroke: LineStyle, tensors: Sequence[str]
+def _dashed(
+    blocks: Sequence[int], quantiles: Sequence[Sequence[float]], quantile: float
 ) -> go.Scatter:
-    return go.Scatter(
-        x=list(blocks),
-        y=list(values),
-        customdata=list(tensors),
-        name="Median",
-        mode="lines+markers",
-        marker={"size": 4},
-        line={"color": stroke.colour, "width": 2},
-        hovertemplate="Median: %{y:.3g}<extra></extra>",
-    )
-
-
-def _dashed(blocks: Sequence[int], columns: Sequence[Sequence[float]]) -> list[go.Scatter]:
     """The dense tensors, for comparison."""
-    name = "Dense, middle 90 %"
-    return [
-        go.Scatter(
-            x=list(blocks),
-            y=list(columns[QUANTILES.index(quantile)]),
-            mode="lines",
-            name=name,
-            meta={"column": f"Dense, {in_percent(quantile)}"},
-            legendgroup=name,
-            showlegend=place == 0,
-            line={"color": LIGHT.muted, "width": 1.5, "dash": "dash"},
-            hovertemplate=f"Dense, {in_percent(quantile)}: %{{y:.3g}}<extra></extra>",
-        )
-        for place, quantile in enumerate(COMPARED)
-    ]
-
-
-def _here(block: int) -> dict[str, object]:
-    """A line at the chosen block."""
-    line = {"color": LIGHT.muted, "width": 1, "dash": "dot"}
-    return {
-        "type": "line",
-        "x0": block,
-        "x1": block,
-        "y0": 0,
-        "y1": 1,
-        "yref": "paper",
-        "line": line,
-    }
+    name, column = "Dense, middle 90 %", f"Dense, {in_percent(quantile)}"
+    return go.Scatter(
+        x=[*blocks], y=_column(quantiles, quantile), mode="lines", name=name, legendgroup=name,
+        meta={"column": column}, showlegend=quantile == COMPARED[0],
+        line={"color": LIGHT.muted, "width": 1.5, "dash": "dash"},
+        hovertemplate=f"{column}: %{{y:.3g}}<extra></extra>",
+    )  # fmt: skip
 
 
 def depth_note(rows: Sequence[int]) -> str:

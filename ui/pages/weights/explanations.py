@@ -1,70 +1,97 @@
-"""What the figures of one tensor say, in sentences. Every number in them is a stored one."""
+"""The statistics of one tensor with sentences on what they say. Every number in them is a stored
+one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from backend.statistics.tensors import TensorSnapshot
 from ui.charts.statistics import STATISTICS, Statistic
-from ui.format import number, share
+from ui.format import NONE, number, share
 from ui.pages.weights.selection import main_stages
+from ui.templates import fragments
+from ui.theme import stage_style
 
-BELL = 3.0
-HEAVY = 0.5  # of kurtosis, from where tails differ from a bell curve's
+HTML = fragments("pages/weights/page.html")
+NORMAL = 3.0  # kurtosis of a normal distribution
+HEAVY = 0.5  # of kurtosis, from where tails differ from those of a normal distribution
 WHOLE = " of the weights to exactly zero"
-
-FIGURES: dict[str, Statistic] = {
-    **STATISTICS,
-    "cutoff": Statistic("Cut-off", ""),
-}
+EXPLAINED: dict[str, Statistic] = {**STATISTICS, "cutoff": Statistic("Magnitude threshold", "")}
 
 
 @dataclass(frozen=True)
 class ExplainedStatistic:
-    """One figure of a tensor at all its stages, and what it says."""
+    """One statistic of a tensor at all its stages, and what it says."""
 
     name: str
     sentence: str
+    values: list[float | None]
 
     @property
-    def figure(self) -> Statistic:
-        return FIGURES[self.name]
+    def title(self) -> str:
+        return EXPLAINED[self.name].title
+
+    @property
+    def cells(self) -> list[str | tuple[str, float]]:
+        """The values as they are written, and the exact figures."""
+        statistic = EXPLAINED[self.name]
+        return [
+            NONE if value is None else (statistic.write(value), value * statistic.scale)
+            for value in self.values
+        ]
 
 
-def figure_of(taken: TensorSnapshot, name: str) -> float | None:
-    """A figure of a snapshot by its name; None where it was not measured."""
+def explained_html(
+    snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str], name: str
+) -> Markup:
+    """The statistics of one tensor, a row each with a sentence, a column for each stage.
+
+    Args:
+        name: of the CSV file.
+    """
+    stages = [(labels.get(s.stage, s.stage), stage_style(s.stage)) for s in snapshots]
+    return HTML.explained(stages, explained(snapshots, labels), name)
+
+
+def statistic_of(snapshot: TensorSnapshot, name: str) -> float | None:
+    """A statistic by its name; None where it was not measured."""
     if name == "zero_share":
-        return taken.zeros / taken.n
+        return snapshot.zeros / snapshot.n
     if name == "largest":
-        return max(abs(taken.stats["min"]), abs(taken.stats["max"]))
-    return taken.stats.get(name)
+        return max(abs(snapshot.stats["min"]), abs(snapshot.stats["max"]))
+    return snapshot.stats.get(name)
 
 
 def explained(
-    stages: Sequence[TensorSnapshot], labels: Mapping[str, str]
+    snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str]
 ) -> list[ExplainedStatistic]:
-    """Every figure that was measured at some stage, in our order, with its sentence.
+    """Every statistic that was measured at some stage, with its sentence.
 
     Args:
-        stages: one tensor's, in the order it passed through them.
+        snapshots: of one tensor, in the order it passed through the stages.
     """
-    path = StagePath(stages, labels)
-    names = [n for n in FIGURES if any(figure_of(s, n) is not None for s in stages)]
-    return [ExplainedStatistic(n, SENTENCES[n](path) if n in SENTENCES else "") for n in names]
+    path, rows = StagePath(snapshots, labels), []
+    for name in EXPLAINED:
+        values = [statistic_of(s, name) for s in snapshots]
+        if any(value is not None for value in values):
+            rows.append(ExplainedStatistic(name, SENTENCES[name](path), values))
+    return rows
 
 
 class StagePath:
     """The stages of one tensor, with their labels."""
 
-    def __init__(self, stages: Sequence[TensorSnapshot], labels: Mapping[str, str]) -> None:
+    def __init__(self, snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str]) -> None:
         self.labels = labels
-        self.found = {s.stage: s for s in stages}
-        self.main = [self.found[stage] for stage in main_stages([*self.found])]
+        self.by_stage = {s.stage: s for s in snapshots}
+        self.main = [self.by_stage[stage] for stage in main_stages([*self.by_stage])]
 
     def values(self, name: str) -> list[tuple[str, float]]:
-        """Label and figure of the main stages that have it."""
-        pairs = [(self.label(s.stage), figure_of(s, name)) for s in self.main]
+        """Label and value of a statistic, of the main stages that have it."""
+        pairs = [(self.label(s.stage), statistic_of(s, name)) for s in self.main]
         return [(label, value) for label, value in pairs if value is not None]
 
     def label(self, stage: str) -> str:
@@ -110,13 +137,13 @@ def _std(path: StagePath) -> str:
 def _kurtosis(path: StagePath) -> str:
     values = path.values("kurtosis")
     label, first = values[0]
-    kind = "heavier tails than" if first > BELL + HEAVY else "lighter tails than"
-    kind = "tails like" if abs(first - BELL) <= HEAVY else kind
-    said = f"{label} has {kind} a bell curve, which has 3."
+    kind = "heavier tails than" if first > NORMAL + HEAVY else "lighter tails than"
+    kind = "tails like" if abs(first - NORMAL) <= HEAVY else kind
+    sentence = f"{label} has {kind} a normal distribution (kurtosis 3)."
     far, value = max(values, key=lambda pair: abs(pair[1] - first))
     if abs(value - first) > HEAVY:
-        said += f" {far} differs most: {number(value, 3)}."
-    return said
+        sentence += f" {far} differs most: {number(value, 3)}."
+    return sentence
 
 
 def _error(path: StagePath) -> str:
@@ -126,11 +153,11 @@ def _error(path: StagePath) -> str:
     (before, first), (after, last) = values[0], values[-1]
     change = last / first - 1 if first else 0.0
     way = "less" if change < 0 else "more"
-    said = f"{after} ends with {share(abs(change))} {way} error than {before}."
-    control = path.found.get("control")
+    sentence = f"{after} ends with {share(abs(change))} {way} error than {before}."
+    control = path.by_stage.get("control")
     if control is not None and "relative_error" in control.stats:
-        said += f" The control ends at {share(control.stats['relative_error'], 2)}."
-    return said
+        sentence += f" The control ends at {share(control.stats['relative_error'], 2)}."
+    return sentence
 
 
 def _overlap(path: StagePath) -> str:
@@ -148,23 +175,23 @@ def _by_size(path: StagePath) -> str:
         return ""
     label, value = values[0]
     if value > 0.999:
-        return f"{label} dropped the smallest weights of the tensor and no others."
+        return f"{label} pruned exactly the smallest weights of the tensor."
     return (
-        f"{share(value)} of what {label} dropped is among the smallest of the dense tensor; "
-        "the rest went for its inputs, row or group."
+        f"{share(value)} of the weights {label} pruned are among the smallest of the dense tensor; "
+        "the rest were chosen by their inputs, row or group."
     )
 
 
 def _moved(path: StagePath) -> str:
     label, value = path.values("moved")[-1]
-    return f"{label} is {share(value)} of the dense tensor's norm away from it."
+    return f"{label}: relative change ‖W−D‖/‖D‖ = {share(value)}."
 
 
 def _distance(path: StagePath) -> str:
     label, value = path.values("distance")[-1]
     return (
-        f"{label}: the sorted weights lie {number(value, 2)} dense standard deviations from the "
-        "sorted dense ones on average."
+        f"{label}: the sorted weights differ from the sorted dense ones by {number(value, 2)} "
+        "dense standard deviations on average."
     )
 
 
@@ -172,13 +199,13 @@ def _largest(path: StagePath) -> str:
     values = path.values("largest")
     (_, first), (label, last) = values[0], values[-1]
     if len(values) < 2 or not first or abs(last / first - 1) < 0.005:
-        return "The largest weight stays." if len(values) > 1 else ""
+        return "The largest weight is unchanged." if len(values) > 1 else ""
     return f"{label}: {number(last / first, 3)} times that of the dense tensor."
 
 
 def _cutoff(path: StagePath) -> str:
-    taken = next((s for s in path.main if s.stats.get("cutoff")), None)
-    return f"{share(taken.zeros / taken.n)} of the dense weights are smaller." if taken else ""
+    pruned = next((s for s in path.main if s.stats.get("cutoff")), None)
+    return f"{share(pruned.zeros / pruned.n)} of the dense weights are smaller." if pruned else ""
 
 
 SENTENCES: dict[str, Callable[[StagePath], str]] = {

@@ -2,146 +2,245 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
+import pandas as pd
+from markupsafe import Markup
 
-from ui.frame import SILENT_EVENT, on_change, on_load, query, url_sync
-from ui.pages.weights.controls import CONTROLS, OF_LAYERS, OF_TENSOR, make_parts
+from backend.store import queries
+from backend.store.tables import Result
+from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
+from ui.charts.statistics import STATISTICS, available
+from ui.format import href
+from ui.frame import query
+from ui.pages.weights.channels import MEASURES
 from ui.pages.weights.data import TensorView
-from ui.pages.weights.inspect_model import compute, models_for, offered
-from ui.pages.weights.render import (
-    choice_of,
-    everything,
-    layers_shown,
-    marks,
-    offer,
-    pages_offered,
-    tensor_shown,
+from ui.pages.weights.explanations import explained_html
+from ui.pages.weights.layer_charts import layers_chart
+from ui.pages.weights.selection import AGAINST, GROUPS, WeightsSelection
+from ui.pages.weights.tensor_charts import tensor_chart
+from ui.runs.weights import DENSE, RunWeights, run_choice, weights_of
+from ui.widgets.download import file_payload
+from ui.widgets.explorer import (
+    Choices,
+    choices,
+    control_updates,
+    empty_state,
+    show_charts,
+    show_notice,
 )
-from ui.pages.weights.selection import WeightsSelection, weights_of
-from ui.widgets.download import Download, file_payload
-from ui.widgets.explorer import PICKED, Updates
+from ui.widgets.panel import Chart, Panel, Updates, updates
 
-LATEST = {"trigger_mode": "always_last", **SILENT_EVENT}
-
-
-def build() -> None:
-    parts, saver = make_parts(), Download()
-    new = parts.newcomer
-
-    def load(request: gr.Request) -> list[Any]:
-        return parts.named_outputs(opened)(request)
-
-    def on(event: Any, handler: Any) -> Any:
-        return event(parts.named_outputs(handler), parts.controls, parts.outputs, **LATEST)
-
-    pick = parts["layers_chart"].select(None, parts["tensor"], parts["tensor"], js=PICKED)
-    on(pick.then, picked)  # the map has outlined the cell itself
-    asked = new.compute.click(compute, new.model, [new.told, parts["run"]], **SILENT_EVENT)
-    events = [pick, on_load(load, None, parts.outputs), on(asked.then, chosen)]
-    events += [on(parts[name].input, handler) for name, handler in CHANGES.items()]
-    events += [on(parts.back.click, moved_back), on(parts.on.click, moved_on)]
-    for event in events:
-        url_sync(event, **{name: parts[name] for name in CONTROLS})
-    on_change(parts.named_outputs(refreshed), [parts["seen"], *parts.controls], parts.outputs)
-    on_load(offered, parts["run"], [new.model, new.compute, new.told])
-    parts["run"].change(models, parts["run"], new.model, **SILENT_EVENT)
-    parts.save.click(all_statistics, parts["run"], saver, **SILENT_EVENT)
+LAYERS = Panel("layers", "All layers", height=440, element="heatmap")
+TENSOR = Panel("tensor", "One tensor", height=440, element="overlay")
+PERPLEXITY = Panel(
+    "perplexity", "Perplexity by stage",
+    "How does perplexity change from stage to stage? Lower is better.", 260,
+)  # fmt: skip
+NO_RUN = "No run has stored weight statistics yet. Inspect a model above, or start a run."
+NO_PERPLEXITY = "Perplexity appears here as the stages are measured."
+LAYER_CONTROLS = {  # control -> the views of all layers that have it
+    "stage": ("map", "depth", "shapes"),
+    "stat": ("map",),
+    "against": ("map",),
+    "group": ("shapes",),
+    "start": ("shapes",),
+}
+TENSOR_CONTROLS = {  # control -> the views of one tensor that have it
+    "show": ("overlay", "mirror", "magnitude", "cumulative", "difference", "channels"),
+    "side": ("channels",),
+    "measure": ("channels",),
+    "order": ("channels",),
+    "y": ("overlay", "magnitude", "channels"),
+}
 
 
 # events -------------------------------------------------------------------------------------------
 
 
-def opened(request: gr.Request) -> Updates:
-    asked = {name: query(request, name) for name in CONTROLS}
-    shown = tuple(part for part in asked.pop("show").split(",") if part)
-    return everything(
-        WeightsSelection(**asked, show=shown), WeightsSelection(), at=query(request, "at")
-    )
+def open_page(request: gr.Request) -> Updates:
+    selection = WeightsSelection.from_address(request)
+    return full_refresh(selection, WeightsSelection(), at=query(request, "at"))
 
 
-def chosen(*values: Any) -> Updates:
+def change_run(selection: WeightsSelection) -> Updates:
     """Another run, or another one to compare with."""
-    before = choice_of(values)
-    weights = weights_of(before.run)
-    return everything(before.compared(weights) if weights else before, before)
+    weights = weights_of(selection.run)
+    return full_refresh(selection.compared(weights) if weights else selection, selection)
 
 
-def refreshed(seen: Any, *values: Any) -> Updates:
+def refresh(seen: Any, selection: WeightsSelection) -> Updates:
     """Nothing until the runs have moved on; then only what that changes."""
-    before = choice_of(values)
-    if before.run and seen and seen["marks"] == marks(before):
+    if selection.run and seen and seen["marks"] == _marks(selection):
         return {}
-    return everything(before, before, seen)
+    return full_refresh(selection, selection, seen)
 
 
-def layers_changed(*values: Any) -> Updates:
-    looked = TensorView.at(choice_of(values))
-    if looked is None:
+def change_layers(view: TensorView) -> Updates:
+    return updates(_layers(view), _show_controls(view, LAYER_CONTROLS), _block_pages(view))
+
+
+def change_tensor(selection: WeightsSelection) -> Updates:
+    view = TensorView.at(selection)
+    if view is None:
         return {}
-    controls = offer(looked, OF_LAYERS, looked.choice.layers) | pages_offered(looked)
-    return {**layers_shown(looked), **controls}
+    if not selection.show:  # a person may take every stage away
+        view = view.select(replace(view.selection, show=()))
+    return updates(_tensor(view), _show_controls(view, TENSOR_CONTROLS))
 
 
-def tensor_changed(*values: Any) -> Updates:
-    asked = choice_of(values)
-    looked = TensorView.at(asked)
-    if looked is None:
-        return {}
-    if values[CONTROLS.index("show")] == []:  # a person may take every stage away
-        looked = replace(looked, choice=replace(looked.choice, show=()))
-    return {**tensor_shown(looked), **offer(looked, OF_TENSOR, looked.choice.view)}
+def pick_tensor(view: TensorView) -> Updates:
+    """A tensor chosen in the chart of all layers; the map has outlined its cell itself."""
+    return updates(_tensor(view), {} if view.selection.layers == "map" else _layers(view))
 
 
-def picked(*values: Any) -> Updates:
-    """A tensor chosen in the chart of all layers."""
-    looked = TensorView.at(choice_of(values))
-    if looked is None:
-        return {}
-    redrawn = {} if looked.choice.layers == "map" else layers_shown(looked)
-    return {**tensor_shown(looked), **redrawn}
+def choose_tensor(view: TensorView, by: int = 0) -> Updates:
+    """The tensor `by` places on."""
+    view = view.select(view.selection.moved(view.weights, by))
+    tensor = {"tensor": view.selection.tensor}
+    return updates(tensor, _tensor(view), _layers(view), _block_pages(view))
 
 
-def moved_to(*values: Any) -> Updates:
-    return _moved(values, 0)
+def previous_tensor(view: TensorView) -> Updates:
+    return choose_tensor(view, -1)
 
 
-def moved_back(*values: Any) -> Updates:
-    return _moved(values, -1)
-
-
-def moved_on(*values: Any) -> Updates:
-    return _moved(values, 1)
-
-
-def _moved(values: Sequence[Any], step: int) -> Updates:
-    looked = TensorView.at(choice_of(values))
-    if looked is None:
-        return {}
-    looked = replace(looked, choice=looked.choice.moved(looked.weights, step))
-    shown = {**tensor_shown(looked), **layers_shown(looked), **pages_offered(looked)}
-    return {"tensor": looked.choice.tensor, **shown}
-
-
-def models(run: str | None) -> Any:
-    return gr.update(choices=models_for(run or ""))
+def next_tensor(view: TensorView) -> Updates:
+    return choose_tensor(view, 1)
 
 
 def all_statistics(run: str | None) -> Any:
+    """A file with every tensor at every stage."""
     weights = weights_of(run or "")
     if weights is None:
         return gr.skip()
-    return file_payload(
-        f"{weights.job.run}-statistics.csv", weights.table.to_csv(index=False).encode()
+    table = weights.table.to_csv(index=False).encode()
+    return file_payload(f"{weights.job.run}-statistics.csv", table)
+
+
+# updates ------------------------------------------------------------------------------------------
+
+
+def full_refresh(
+    selection: WeightsSelection, before: WeightsSelection, seen: Any = None, at: str = ""
+) -> Updates:
+    """All of the page.
+
+    Args:
+        before: what the browser holds.
+        seen: what was shown last; stages reached since join what is shown, and charts whose
+            figures are the same are left alone.
+        at: the stage at which the steps begin.
+    """
+    jobs = queries.runs_with_weights()
+    runs = [run_choice(job) for job in jobs]
+    selection = selection if selection.run or not jobs else replace(selection, run=jobs[0].run)
+    view = TensorView.at(selection)
+    if view is None:
+        return show_notice(_nothing(selection.run), runs)
+    joined = selection.with_new_stages(view.weights, seen["stages"] if seen else None)
+    view = view.select(joined.settled(view.weights, view.other))
+    now: dict[str, Any] = {
+        "marks": _marks(view.selection), "stages": view.weights.stages,
+        "snapshots": [view.selection.tensor, *view.steps], "offers": _offers(view, runs),
+    }  # fmt: skip
+    same = seen and seen["snapshots"] == now["snapshots"]
+    return updates(
+        {"seen": now},
+        show_charts(),
+        control_updates(view.selection, before, now["offers"], seen and seen["offers"]),
+        _layers(view),
+        {} if same else _tensor(view, at),
+        _perplexity(view.weights),
     )
 
 
-CHANGES = {
-    **dict.fromkeys(("run", "vs"), chosen),
-    **dict.fromkeys(("layers", "stage", "stat", "against", "group", "start"), layers_changed),
-    **dict.fromkeys(("view", "show", "y", "side", "measure", "order"), tensor_changed),
-    "tensor": moved_to,
-}
+def _marks(selection: WeightsSelection) -> list[Any]:
+    return [queries.weights_mark(run) if run else None for run in (selection.run, selection.vs)]
+
+
+def _nothing(run: str) -> Markup:
+    later = "They appear here block by block."
+    return empty_state(run, NO_RUN, "stored no weight statistics", later, href("launch"))
+
+
+def _layers(view: TensorView) -> Updates:
+    return LAYERS.show(layers_chart(view))
+
+
+def _tensor(view: TensorView, at: str = "") -> Updates:
+    snapshots = [*view.snapshots.values()]
+    name = f"{view.weights.job.run}-{view.selection.tensor}"
+    statistics = explained_html(snapshots, view.weights.labels, name)
+    return TENSOR.show(tensor_chart(view, at)) | {"statistics": statistics}
+
+
+def _perplexity(weights: RunWeights) -> Updates:
+    results = perplexities(queries.results([weights.job.id]), weights.labels)
+    visible = {"perplexity": gr.update(visible=bool(results) or len(weights.labels) > 1)}
+    if not results:
+        return visible | PERPLEXITY.show(Chart(NO_PERPLEXITY))
+    figure = stage_perplexities(results, weights.labels)
+    frame = perplexity_frame(results, weights.labels)
+    chart = Chart(figure, frame, perplexity_note(results))
+    return visible | PERPLEXITY.show(chart, weights.job.run)
+
+
+def perplexity_frame(results: Sequence[Result], labels: Mapping[str, str]) -> pd.DataFrame:
+    rows = [(labels.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in results]
+    columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+# controls -----------------------------------------------------------------------------------------
+
+
+def _offers(view: TensorView, runs: Choices) -> dict[str, dict[str, Any]]:
+    """What each control offers, and whether the chosen view has it."""
+    weights = view.weights
+    stages = [(weights.labels[stage], stage) for stage in weights.stages]
+    others = [(label, run) for label, run in runs if run != weights.job.run]
+    statistics = {name: STATISTICS[name].label for name in available(weights.table)}
+    possible = {"": True, "dense": DENSE in weights.stages, "run": view.other is not None}
+    offered: dict[str, Choices] = {
+        "run": runs,
+        "vs": [("Nothing", ""), *others],
+        "tensor": choices(weights.tensors),
+        "stage": stages,
+        "stat": choices(statistics),
+        "against": choices({name: AGAINST[name] for name in AGAINST if possible[name]}),
+        "group": choices(GROUPS),
+        "start": choices(view.selection.pages(weights)),
+        "show": stages,
+        "measure": choices(MEASURES),
+    }
+    visible = _visible(view)
+    offers: dict[str, dict[str, Any]] = {name: {} for name in WeightsSelection.names()}
+    for name, offer in offers.items():
+        offer |= {"choices": offered[name]} if name in offered else {}
+        offer |= {"visible": visible[name]} if name in visible else {}
+    return offers
+
+
+def _visible(view: TensorView) -> dict[str, bool]:
+    """Whether the chosen views have a control."""
+    selection = view.selection
+    layers = {name: selection.layers in views for name, views in LAYER_CONTROLS.items()}
+    layers["start"] &= len(selection.pages(view.weights)) > 1
+    return layers | {name: selection.view in views for name, views in TENSOR_CONTROLS.items()}
+
+
+def _show_controls(view: TensorView, names: Iterable[str]) -> Updates:
+    """Shows those of the controls that the chosen views have."""
+    visible = _visible(view)
+    return {name: gr.update(visible=visible[name]) for name in names}
+
+
+def _block_pages(view: TensorView) -> Updates:
+    """The pages of small multiples there are now."""
+    pages = choices(view.selection.pages(view.weights))
+    visible = _visible(view)["start"]
+    return {"start": gr.update(choices=pages, value=view.selection.start, visible=visible)}

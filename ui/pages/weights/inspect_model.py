@@ -1,4 +1,4 @@
-"""Any model can be looked at without a run: one button queues its statistics."""
+"""Statistics of a model without a run: one button queues them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
 
 from backend.errors import SlimscopeError
 from backend.models.sources import catalogue
@@ -14,14 +16,17 @@ from backend.settings import settings
 from backend.store import queries
 from jobs import submit
 from jobs.weight_statistics.config import NAME
-from ui.format import esc
-from ui.frame import current_user
+from ui.frame import SILENT_EVENT, current_user, on_load
+from ui.templates import fragments
+from ui.widgets.chart import note_html
 from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.explorer import Choices
 from ui.widgets.notice import notice, plain, show_error, show_html
 
+HTML = fragments("pages/weights/page.html")
 ABOUT = (
     "Statistics of every weight matrix of a model as it is: no text, no forward pass, little "
-    "memory. The page shows them block by block."
+    "memory. They appear here block by block."
 )
 
 
@@ -31,12 +36,28 @@ class InspectModelPanel:
 
     model: FreeDropdown
     compute: gr.Button
-    told: gr.HTML
+    notice: gr.HTML
+
+    def wire(self, run: Component) -> Dependency:
+        """The events of the panel.
+
+        Args:
+            run: the control that gives the run whose model is offered, and is given the new run.
+
+        Returns:
+            The event after which the new run can be shown.
+        """
+        on_load(open_panel, run, [self.model, self.compute, self.notice])
+        run.change(update_models, run, self.model, **SILENT_EVENT)  # type: ignore[attr-defined]
+        event: Dependency = self.compute.click(
+            compute, self.model, [self.notice, run], **SILENT_EVENT
+        )
+        return event
 
 
-def build_newcomer() -> InspectModelPanel:
-    with gr.Accordion("Look at a model without a run", open=False, elem_id="weights-new"):
-        plain(f'<p class="question">{esc(ABOUT)}</p>')
+def build() -> InspectModelPanel:
+    with gr.Accordion("Inspect a model without a run", open=False, elem_id="weights-new"):
+        plain(note_html(ABOUT))
         with gr.Row(elem_classes="bar"):
             model = FreeDropdown(
                 [], label="Model", elem_id="weights-model", min_width=240, allow_custom_value=True
@@ -44,31 +65,32 @@ def build_newcomer() -> InspectModelPanel:
             compute = gr.Button(
                 "Compute statistics", scale=0, min_width=180, elem_id="weights-compute"
             )
-        told = notice("weights-told")
-    return InspectModelPanel(model, compute, told)
+        return InspectModelPanel(model, compute, notice("weights-told"))
 
 
-def models_for(run: str) -> list[tuple[str, str]]:
-    """What can be looked at: the catalogue, and the model this run has saved."""
-    known = [
+def models_for(run: str) -> Choices:
+    """The catalogue, and the model this run has saved."""
+    catalogued = [
         (entry.title if entry.ready else f"{entry.title} (not set up)", entry.name)
         for entry in catalogue.entries()
     ]
     saved = [a for a in queries.artifacts(run) if a.kind == "model"] if run else []
-    return [
-        (f"{run}: the model it saved", str(settings().artifacts / a.path)) for a in saved
-    ] + known
+    folders = [(f"{run}: saved model", str(settings().artifacts / a.path)) for a in saved]
+    return folders + catalogued
 
 
-def offered(run: str, request: gr.Request) -> tuple[Any, Any, Any]:
-    """Model list, button, notice, as they are for this visitor on arrival."""
-    choices = models_for(run)
-    why = may_not_add(current_user(request))
-    told = show_html(f'<p class="quiet">{esc(why)}</p>') if why else show_html("")
+def update_models(run: str | None) -> Any:
+    return gr.update(choices=models_for(run or ""))
+
+
+def open_panel(run: str, request: gr.Request) -> tuple[Any, Any, Any]:
+    """Model list, button and notice, as they are for this visitor on arrival."""
+    models = models_for(run)
+    reason = may_not_add(current_user(request))
     return (
-        gr.update(choices=choices, value=choices[0][1] if choices else None),
-        gr.update(interactive=not why),
-        told,
+        gr.update(choices=models, value=models[0][1] if models else None),
+        gr.update(interactive=not reason),
+        show_html(HTML.quiet(reason)),
     )
 
 

@@ -3,168 +3,155 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+
+import pandas as pd
 
 from backend.statistics.tensors import QUANTILES, TensorSnapshot
-from ui.charts.heatmap import MapBaseline, cells, heatmap_note, layer_heatmap, title_of
+from ui.charts.heatmap import (
+    MapBaseline,
+    cells,
+    heatmap_note,
+    layer_heatmap,
+    layers_frame,
+    title_of,
+)
 from ui.charts.series import Series, cut_off_peaks
 from ui.charts.statistics import STATISTICS
-from ui.format import esc, number
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.depth import depth_note, in_percent, quantile_bands
-from ui.pages.weights.selection import DENSE, RunWeights, WeightsSelection
-from ui.pages.weights.small_multiples import BINS, PANELS, merged, small_multiples
+from ui.pages.weights.small_multiples import (
+    BINS,
+    PANELS,
+    Tensors,
+    merged,
+    panels_frame,
+    small_multiples,
+)
+from ui.runs.weights import DENSE
 from ui.theme import stage_style
-from ui.widgets.chart import note_html
-from ui.widgets.html import data_table
-from ui.widgets.weight_tables import exact, layers_table
+from ui.widgets.panel import Chart
 
 DEPTH = "Which blocks hold wide, narrow or shifted weights?"
-SHAPES = "Which layers have a shape of their own?"
+SHAPES = "Which layers have a distribution of their own?"
 
 
-def layers_view(looked: TensorView) -> list[Any]:
-    """Figure or sentence, note, table."""
-    return VIEWS[looked.choice.layers](looked)
+def layers_chart(view: TensorView) -> Chart:
+    """The chosen view of all layers."""
+    return VIEWS[view.selection.layers](view)
 
 
-def _map(looked: TensorView) -> list[Any]:
-    choice, weights = looked.choice, looked.weights
-    shown, base = STATISTICS[choice.stat], _base(choice, weights, looked.other)
-    rows = cells(weights.table, choice.stage, choice.stat, base)
+def _map(view: TensorView) -> Chart:
+    selection, table = view.selection, view.weights.table
+    stage, statistic, base = selection.stage, STATISTICS[selection.stat], _baseline(view)
+    rows = cells(table, stage, selection.stat, base)
     if not rows["value"].notna().any():
-        return [_unmeasured(looked, base), note_html(shown.question), ""]
-    less = f"-less-{choice.against}" if base else ""
-    name = f"{weights.job.run}-{choice.stage}-{choice.stat}{less}"
-    return [
-        _named(layer_heatmap(weights.table, choice.stage, choice.stat, choice.tensor, base), name),
-        note_html(_asked(looked, base), heatmap_note(rows, even=base is not None)),
-        layers_table(rows, choice.stat, name, title_of(shown, base)),
-    ]
+        return Chart(_not_measured(view, base), question=statistic.question)
+    difference = f"-less-{selection.against}" if base else ""
+    return Chart(
+        layer_heatmap(table, stage, selection.stat, selection.tensor, base),
+        layers_frame(rows, title_of(statistic, base)),
+        heatmap_note(rows, even=base is not None),
+        question=_map_question(view, base),
+        name=f"{view.weights.job.run}-{stage}-{selection.stat}{difference}",
+    )
 
 
-def _unmeasured(looked: TensorView, base: MapBaseline | None) -> str:
-    """Why the map is empty: the stage lacks the figure, or what it is compared with does."""
-    choice, weights = looked.choice, looked.weights
-    what = STATISTICS[choice.stat].label.lower()
-    if base and cells(weights.table, choice.stage, choice.stat)["value"].notna().any():
-        return f"{base.label}: {what} is not measured, so nothing can be compared."
-    return f"{weights.labels[choice.stage]}: {what} is not measured here."
+def _not_measured(view: TensorView, base: MapBaseline | None) -> str:
+    """Why the map is empty: the stage lacks the statistic, or what it is compared with does."""
+    selection, weights = view.selection, view.weights
+    label = STATISTICS[selection.stat].label.lower()
+    if base and cells(weights.table, selection.stage, selection.stat)["value"].notna().any():
+        return f"{base.label}: {label} is not measured, so nothing can be compared."
+    return f"{weights.labels[selection.stage]}: {label} is not measured here."
 
 
-def _asked(looked: TensorView, base: MapBaseline | None) -> str:
-    """The question the map answers."""
-    choice, weights = looked.choice, looked.weights
-    shown, stage = STATISTICS[choice.stat], weights.labels[choice.stage]
+def _map_question(view: TensorView, base: MapBaseline | None) -> str:
+    selection, weights = view.selection, view.weights
+    statistic, stage = STATISTICS[selection.stat], weights.labels[selection.stage]
     if base is None:
-        return shown.question
+        return statistic.question
     pair = f"{stage} and {base.label}"
-    if choice.against == "run":
+    if selection.against == "run":
         pair = f"{weights.job.run} and {base.label}, {stage},"
-    return f"Where do {pair} differ in {shown.label.lower()}? No colour: no difference."
+    return f"Where do {pair} differ in {statistic.label.lower()}? No colour: no difference."
 
 
-def _base(
-    choice: WeightsSelection, weights: RunWeights, other: RunWeights | None
-) -> MapBaseline | None:
+def _baseline(view: TensorView) -> MapBaseline | None:
     """What the map is compared with; nothing for a stage that would be compared with itself."""
-    if choice.against == "run" and other is not None:
-        return MapBaseline(other.of_stage(choice.stage), other.job.run)
-    if choice.against == DENSE and choice.stage != DENSE:
+    selection, weights, other = view.selection, view.weights, view.other
+    if selection.against == "run" and other is not None:
+        return MapBaseline(other.of_stage(selection.stage), other.job.run)
+    if selection.against == DENSE and selection.stage != DENSE:
         return MapBaseline(weights.of_stage(DENSE), weights.labels.get(DENSE, DENSE))
     return None
 
 
-def _depth(looked: TensorView) -> list[Any]:
-    choice, weights = looked.choice, looked.weights
-    stages = [choice.stage] if choice.stage == DENSE else [choice.stage, DENSE]
-    found = looked.module_in_blocks(stages)
-    now = {s.block: s for s in found if s.stage == choice.stage}
-    dense = {s.block: s for s in found if s.stage == DENSE}
-    module = weights.places[choice.tensor][1].rsplit(".", 1)[-1]
-    if not now:
-        return [f"{weights.labels[choice.stage]}: {module} was not recorded.", note_html(DEPTH), ""]
-    compared = [dense[b].quantiles for b in now] if len(stages) > 1 and {*now} <= {*dense} else None
+def _depth(view: TensorView) -> Chart:
+    selection, weights = view.selection, view.weights
+    stage, label = selection.stage, weights.labels[selection.stage]
+    module = weights.places[selection.tensor][1].rsplit(".", 1)[-1]
+    snapshots = view.module_in_blocks([stage, DENSE])
+    blocks = {s.block: s for s in snapshots if s.stage == stage}
+    dense = {s.block: s for s in snapshots if s.stage == DENSE}
+    if not blocks:
+        return Chart(f"{label}: {module} was not recorded.", question=DEPTH)
+    compared = stage != DENSE and {*blocks} <= {*dense}
     figure = quantile_bands(
-        [*now],
-        [s.quantiles for s in now.values()],
-        stage_style(choice.stage),
-        tensors=[s.tensor for s in now.values()],
-        picked=choice.tensor,
-        dense=compared,
+        [*blocks],
+        [s.quantiles for s in blocks.values()],
+        stage_style(stage),
+        tensors=[s.tensor for s in blocks.values()],
+        picked=selection.tensor,
+        dense=[dense[b].quantiles for b in blocks] if compared else None,
     )
-    name = f"{weights.job.run}-{choice.stage}-{module}-quantiles"
-    counted = depth_note([s.n for s in now.values()])
-    note = note_html(f"{DEPTH} {weights.labels[choice.stage]}, {module}.", counted)
-    return [_named(figure, name), note, _quantile_table(now, name)]
+    return Chart(
+        figure,
+        _quantiles_frame(blocks),
+        depth_note([s.n for s in blocks.values()]),
+        question=f"{DEPTH} {label}, {module}.",
+        name=f"{weights.job.run}-{stage}-{module}-quantiles",
+    )
 
 
-def _quantile_table(found: Mapping[int, TensorSnapshot], name: str) -> str:
-    rows = [
-        [str(block), *(exact(number(q), q) for q in taken.quantiles)]
-        for block, taken in found.items()
-    ]
-    return data_table(["Block", *map(in_percent, QUANTILES)], rows, name)
+def _quantiles_frame(blocks: Mapping[int, TensorSnapshot]) -> pd.DataFrame:
+    columns = ["Block", *map(in_percent, QUANTILES)]
+    return pd.DataFrame([[b, *s.quantiles] for b, s in blocks.items()], columns=columns)
 
 
-def _shapes(looked: TensorView) -> list[Any]:
-    choice, weights = looked.choice, looked.weights
-    start = int(choice.start)
-    names = choice.panels(weights)[start : start + PANELS]
-    stages = [choice.stage] if choice.stage == DENSE else [DENSE, choice.stage]
-    found: dict[str, dict[str, TensorSnapshot]] = {name: {} for name in names}
-    for taken in looked.on_page(stages, names):
-        if taken.tensor in found:
-            found[taken.tensor][taken.stage] = taken
-    panels = {
-        name: (_short(name, weights, choice.group), _lines(by_stage, stages, weights))
-        for name, by_stage in found.items()
-    }
-    if not any(series for _, series in panels.values()):
-        return [f"{weights.labels[choice.stage]}: not recorded here.", note_html(SHAPES), ""]
-    every = [s for _, series in panels.values() for s in series]
-    name = f"{weights.job.run}-{choice.stage}-shapes-{choice.group}-{start}"
-    cut = cut_off_peaks([merged(s) for s in every])
-    counted = f"{len(names)} of {len(weights.tensors)} tensors, {BINS} bins, the same axes. {cut}"
-    return [
-        _named(small_multiples(panels, choice.tensor), name),
-        note_html(SHAPES, counted),
-        _panels_table(panels, name),
-    ]
+def _shapes(view: TensorView) -> Chart:
+    selection, weights = view.selection, view.weights
+    stages = list(dict.fromkeys((DENSE, selection.stage)))
+    start = int(selection.start)
+    names = selection.panels(weights)[start : start + PANELS]
+    tensors = _tensors(view, names, stages)
+    series = [s for _, drawn in tensors.values() for s in drawn]
+    if not series:
+        label = weights.labels[selection.stage]
+        return Chart(f"{label}: not recorded here.", question=SHAPES)
+    cut_off = cut_off_peaks([merged(s) for s in series])
+    return Chart(
+        small_multiples(tensors, selection.tensor),
+        panels_frame(tensors),
+        f"{len(names)} of {len(weights.tensors)} tensors, {BINS} bins, the same axes. {cut_off}",
+        question=SHAPES,
+        name=f"{weights.job.run}-{selection.stage}-shapes-{selection.group}-{start}",
+    )
 
 
-def _lines(
-    by_stage: Mapping[str, TensorSnapshot], stages: list[str], weights: RunWeights
-) -> list[Series]:
-    return [Series(by_stage[s], weights.labels[s], stage_style(s)) for s in stages if s in by_stage]
+def _tensors(view: TensorView, names: list[str], stages: list[str]) -> Tensors:
+    """Tensor -> the title of its panel and what is drawn of it."""
+    weights, by_block = view.weights, view.selection.group == "block"
+    snapshots = {(s.tensor, s.stage): s for s in view.on_page(stages, names)}
+    tensors = {}
+    for name in names:
+        block, module = weights.places[name]
+        drawn = [
+            Series(snapshots[name, stage], weights.labels[stage], stage_style(stage))
+            for stage in stages
+            if (name, stage) in snapshots
+        ]
+        tensors[name] = (module.rsplit(".", 1)[-1] if by_block else f"Block {block}", drawn)
+    return tensors
 
 
-def _short(name: str, weights: RunWeights, group: str) -> str:
-    block, module = weights.places[name]
-    return module.rsplit(".", 1)[-1] if group == "block" else f"Block {block}"
-
-
-def _panels_table(panels: Mapping[str, tuple[str, list[Series]]], name: str) -> str:
-    """One column for each line of each panel, where their bins are the same; else the counts."""
-    rows = [
-        [esc(tensor), esc(s.label), exact(number(s.snapshot.lo), s.snapshot.lo),
-         exact(number(s.snapshot.hi), s.snapshot.hi), str(s.snapshot.zeros),
-         *map(str, merged(s).snapshot.counts)]
-        for tensor, (_, series) in panels.items()
-        for s in series
-    ]  # fmt: skip
-    bins = [f"Bin {i}" for i in range(BINS)]
-    return data_table(["Tensor", "Stage", "From", "To", "Zeros", *bins], rows, name)
-
-
-def _named(figure: Any, name: str) -> Any:
-    """The figure with the name its files get."""
-    figure.layout.meta = {**(figure.layout.meta or {}), "name": name}
-    return figure
-
-
-VIEWS: dict[str, Callable[[TensorView], list[Any]]] = {
-    "map": _map,
-    "depth": _depth,
-    "shapes": _shapes,
-}
+VIEWS: dict[str, Callable[[TensorView], Chart]] = {"map": _map, "depth": _depth, "shapes": _shapes}

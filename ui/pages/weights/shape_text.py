@@ -1,4 +1,4 @@
-"""The shape of a histogram in words: its peaks, the hole between them, and its zeros."""
+"""The shape of a histogram in words: its peaks, the dip between them, and its zeros."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ NEAR_CENTRE = 0.06  # of the axis
 
 def shape_in_words(series: Series) -> str:
     """A sentence or two on the shape of a histogram and its zeros."""
-    taken = series.snapshot
-    found, heights = peaks(taken.counts), smooth(taken.counts)
-    shape = {1: "One hump", 2: "Two humps", 3: "Three peaks"}.get(len(found), f"{len(found)} peaks")
-    if len(found) == 2:
-        low = heights[found[0] : found[1] + 1].min() / heights[found].min()
-        shape += f", and between them a hole down to {share(low, 0)} of their height"
-    if len(found) == 3 and _central(found[1], len(heights)):
-        shape += ", the middle one at zero"
-    zeros = taken.zeros / taken.n
-    near = taken.stats.get("near_zero", zeros) - zeros
-    exact = (
-        f"{share(zeros)} of the weights are exactly zero" if zeros >= 0.001 else "no exact zeros"
-    )
-    tails = f"Kurtosis {number(taken.stats['kurtosis'], 3)}."
-    return f"{shape}: {exact}, {share(near)} close to zero. {tails}"
+    snapshot, zeros = series.snapshot, series.zero_share
+    near = snapshot.stats.get("near_zero", zeros) - zeros
+    exact = f"{share(zeros)} exact zeros" if zeros >= 0.001 else "no exact zeros"
+    kurtosis = f"Kurtosis {number(snapshot.stats['kurtosis'], 3)}."
+    return f"{_peaks_in_words(snapshot.counts)}: {exact}, {share(near)} close to zero. {kurtosis}"
+
+
+def _peaks_in_words(counts: np.ndarray) -> str:
+    places, heights = peaks(counts), smooth(counts)
+    number_of = {1: "One peak", 2: "Two peaks", 3: "Three peaks"}
+    words = number_of.get(len(places), f"{len(places)} peaks")
+    if len(places) == 2:
+        dip = heights[places[0] : places[1] + 1].min() / heights[places].min()
+        words += f", with a dip between them to {share(dip, 0)} of their height"
+    if len(places) == 3 and _central(places[1], len(heights)):
+        words += ", the middle one at zero"
+    return words
 
 
 def smooth(counts: np.ndarray) -> np.ndarray:

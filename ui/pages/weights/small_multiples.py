@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from ui.charts.histograms import PER_BIN
-from ui.charts.series import ROW, Series, ceiling, reach
+from ui.charts.series import ROW, Series, ceiling, reach, step_line
 from ui.charts.template import axis, layout, legend, tint
 from ui.theme import LIGHT
 
@@ -18,15 +19,14 @@ COLUMNS = 3
 PANELS = 4 * COLUMNS  # of a page; fewer fill the same space
 BINS = 64
 GAP_X, GAP_Y = 0.03, 0.09
+Tensors = Mapping[str, tuple[str, Sequence[Series]]]  # tensor -> title of its panel, its series
 
 
-def small_multiples(
-    panels: Mapping[str, tuple[str, Sequence[Series]]], picked: str = ""
-) -> go.Figure:
+def small_multiples(panels: Tensors, picked: str = "") -> go.Figure:
     """One panel a tensor: its first series filled, the others as lines.
 
     Args:
-        panels: tensor -> its title and what is drawn of it, at most `PANELS`.
+        panels: at most `PANELS`.
         picked: the tensor whose title stands out.
     """
     every = [s for _, series in panels.values() for s in series]
@@ -108,10 +108,7 @@ def _line(series: Series, place: int, n: str, first: bool) -> go.Scatter:
         xaxis=f"x{n}",
         yaxis=f"y{n}",
         mode="lines",
-        line={
-            "shape": "hvh", "color": series.stroke.colour, "dash": series.stroke.dash,
-            "width": 1 if place == 0 else 1.5,
-        },
+        line=step_line(series.stroke, 1 if place == 0 else 1.5),
         fill="tozeroy" if place == 0 else None,
         fillcolor=tint(series.stroke.colour, 0.25),
         name=series.label,
@@ -119,3 +116,14 @@ def _line(series: Series, place: int, n: str, first: bool) -> go.Scatter:
         showlegend=first,
         hovertemplate=f"{series.label} %{{y:.2f}} %<extra></extra>",
     )  # fmt: skip
+
+
+def panels_frame(panels: Tensors) -> pd.DataFrame:
+    """The histograms as a table, a row for each line of each panel."""
+    rows = [
+        [tensor, s.label, s.snapshot.lo, s.snapshot.hi, s.snapshot.zeros, *s.snapshot.counts]
+        for tensor, (_, series) in panels.items()
+        for s in map(merged, series)
+    ]
+    bins = [f"Bin {i}" for i in range(BINS)]
+    return pd.DataFrame(rows, columns=["Tensor", "Stage", "From", "To", "Zeros", *bins])

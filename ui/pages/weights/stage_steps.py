@@ -13,21 +13,23 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ui.charts.histograms import PER_BIN
-from ui.charts.series import Series, ceiling, reach, shared
+from ui.charts.series import Series, ceiling, on_shared_bins, reach, step_line
 from ui.charts.template import axis, layout, tint
-from ui.theme import LIGHT
+from ui.theme import LIGHT, LineStyle
 
 
-def stage_steps_figure(series: Sequence[Series], said: Sequence[str], at: str = "") -> go.Figure:
+def stage_steps_figure(
+    series: Sequence[Series], sentences: Sequence[str], at: str = ""
+) -> go.Figure:
     """The histogram at one stop, the first stop behind it as an outline.
 
     Args:
         series: the stops, in the order the tensor passed through them.
-        said: a sentence for each.
+        sentences: one for each stop.
         at: stage of the stop to begin with; else the first.
     """
-    drawn = shared(series)
-    stops = [_stop(s, words) for s, words in zip(drawn, said, strict=True)]
+    drawn = on_shared_bins(series)
+    stops = [_stop(s, sentence) for s, sentence in zip(drawn, sentences, strict=True)]
     start = next((i for i, s in enumerate(drawn) if s.snapshot.stage == at), 0)
     first, now = drawn[0], drawn[start]
     limit = ceiling(drawn)
@@ -36,7 +38,7 @@ def stage_steps_figure(series: Sequence[Series], said: Sequence[str], at: str = 
         x=centres,
         y=now.heights.tolist(),
         mode="lines",
-        line={"shape": "hvh", "color": now.stroke.colour, "width": 2},
+        line=step_line(LineStyle(now.stroke.colour), 2),
         fill="tozeroy",
         fillcolor=tint(now.stroke.colour, 0.3),
         name=now.label,
@@ -46,7 +48,7 @@ def stage_steps_figure(series: Sequence[Series], said: Sequence[str], at: str = 
         x=centres,
         y=first.heights.tolist(),
         mode="lines",
-        line={"shape": "hvh", "color": LIGHT.muted, "width": 1, "dash": "dot"},
+        line=step_line(LineStyle(LIGHT.muted, "dot"), 1),
         name=first.label,
         hoverinfo="skip",
     )
@@ -62,11 +64,11 @@ def stage_steps_figure(series: Sequence[Series], said: Sequence[str], at: str = 
     )
 
 
-def _stop(series: Series, words: str) -> dict[str, Any]:
+def _stop(series: Series, sentence: str) -> dict[str, Any]:
     return {
         "name": series.snapshot.stage,
         "label": series.label,
-        "said": words,
+        "said": sentence,
         "y": [round(float(h), 5) for h in series.heights],
         "colour": series.stroke.colour,
         "fill": tint(series.stroke.colour, 0.3),

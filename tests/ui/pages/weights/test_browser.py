@@ -13,7 +13,7 @@ from backend.settings import Settings
 from backend.store import queries
 from ui import app
 from ui import frame as frames
-from ui.pages import weights as page
+from ui.pages.weights import page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 TENSOR = "model.layers.2.mlp.gate_proj.weight"

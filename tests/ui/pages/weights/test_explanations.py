@@ -16,7 +16,7 @@ from backend.statistics.tensors import TensorSnapshot
 from tests.ui.conftest import mask_overlap
 from ui.charts.series import Series
 from ui.format import number
-from ui.pages.weights.explanations import FIGURES, SENTENCES, explained
+from ui.pages.weights.explanations import EXPLAINED, SENTENCES, explained
 from ui.pages.weights.shape_text import peaks, shape_in_words
 from ui.theme import stage_style
 
@@ -40,7 +40,7 @@ def noise(seed: int, std: float) -> Tensor:
 
 @pytest.fixture(scope="module")
 def made(dense: Tensor) -> dict[str, Tensor]:
-    """The story of a tensor: a bell, a hump each side of a hole, three peaks, two softer humps."""
+    """The story of a tensor: one peak, a peak each side of a dip, three peaks, two softer ones."""
     first = largest(dense, 0.5)
     redense = torch.where(first == 0, noise(1, 0.002), first)
     sds = largest(first + noise(1, 0.004), 0.5)
@@ -70,11 +70,11 @@ def series(taken: TensorSnapshot) -> Series:
 
 def test_the_shape_of_each_step_is_recognised(stages: list[TensorSnapshot]) -> None:
     said = [shape_in_words(series(taken)) for taken in stages]
-    assert said[0].startswith("One hump: no exact zeros")
-    assert said[1].startswith("Two humps, and between them a hole down to 0 % of their height")
-    assert "50.0 % of the weights are exactly zero" in said[1]
+    assert said[0].startswith("One peak: no exact zeros")
+    assert said[1].startswith("Two peaks, with a dip between them to 0 % of their height")
+    assert "50.0 % exact zeros" in said[1]
     assert said[2].startswith("Three peaks, the middle one at zero")
-    assert said[3].startswith("Two humps")
+    assert said[3].startswith("Two peaks")
 
 
 def test_chance_makes_no_peak() -> None:
@@ -85,19 +85,17 @@ def test_chance_makes_no_peak() -> None:
 
 def test_each_figure_that_was_measured_has_a_row(stages: list[TensorSnapshot]) -> None:
     rows = {row.name: row.sentence for row in explained(stages, STAGE_LABELS)}
-    assert list(rows) == list(FIGURES) and {*SENTENCES} == {*FIGURES}
+    assert list(rows) == list(EXPLAINED) and {*SENTENCES} == {*EXPLAINED}
     assert rows["zero_share"] == (
         "First pruning sets 50.0 % of the weights to exactly zero, Re-dense leaves 0.0 %, "
         "Second pruning (SDS) sets 50.0 %."
     )
-    assert rows["kurtosis"].startswith("Dense has tails like a bell curve, which has 3.")
+    assert rows["kurtosis"].startswith("Dense has tails like a normal distribution (kurtosis 3).")
     assert (
         rows["relative_error"]
         == "Second pruning (SDS) ends with 50.0 % less error than First pruning."
     )
-    assert (
-        rows["by_size"] == "First pruning dropped the smallest weights of the tensor and no others."
-    )
+    assert rows["by_size"] == "First pruning pruned exactly the smallest weights of the tensor."
     assert rows["cutoff"] == "50.0 % of the dense weights are smaller."
     times = stages[3].stats["max"] / stages[0].stats["max"]
     assert (

@@ -12,6 +12,7 @@ import gradio as gr
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from markupsafe import escape
 
 from backend.methods.sds.config import STAGE_LABELS
 from backend.settings import Settings
@@ -22,14 +23,16 @@ from backend.store.session import writing
 from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
 from jobs.weight_statistics.config import NAME
 from tests.ui.lab import GUEST, HOST, asked
-from ui.format import esc
 from ui.pages.weights import handlers as page
-from ui.pages.weights import inspect_model, render, selection
-from ui.pages.weights.controls import CONTROLS, Updates
+from ui.pages.weights import inspect_model
 from ui.pages.weights.data import TensorView
-from ui.pages.weights.selection import LAYERS, VIEWS, WeightsSelection, main_stages, weights_of
-from ui.pages.weights.tensor_charts import ASKED, NO_BASE, NONE_CHOSEN, ONE_STAGE
+from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS, WeightsSelection, main_stages
+from ui.pages.weights.tensor_charts import NO_BASE, NONE_CHOSEN, ONE_STAGE, QUESTIONS
+from ui.runs.weights import weights_of
+from ui.widgets.panel import Updates
 
+CONTROLS = WeightsSelection.names()
+MAIN = ["dense", "first", "redense", "sds"]
 TENSOR = "model.layers.2.mlp.up_proj.weight"
 PICKED = {
     "run": "sds-0001", "vs": "sds-0002", "tensor": TENSOR, "layers": "depth", "stage": "first",
@@ -39,20 +42,31 @@ PICKED = {
 
 
 def opened(**query: str) -> Updates:
-    return page.opened(
+    return page.open_page(
         gr.Request(query_params=query, headers={}, client={"host": "127.0.0.1", "port": 1})
     )
 
 
-def given(**values: Any) -> list[Any]:
-    """What the browser sends: every control, those not named empty."""
-    return [({"run": "sds-0001", "tensor": TENSOR} | values).get(name) for name in CONTROLS]
+def given(**values: Any) -> WeightsSelection:
+    """What the browser sends: a tensor at the main stages, and other controls, those not named
+    empty."""
+    held = {"run": "sds-0001", "tensor": TENSOR, "show": MAIN} | values
+    return WeightsSelection.from_controls([held.get(name) for name in CONTROLS])
 
 
-def settled(run: str, **values: Any) -> list[Any]:
+def view(**values: Any) -> TensorView:
+    """What is looked at then."""
+    settled_view = TensorView.at(given(**values))
+    assert settled_view is not None
+    return settled_view
+
+
+def settled(run: str, **values: Any) -> WeightsSelection:
     """What the browser sends after a page was opened and some controls were changed."""
     seen = opened(run=run)
-    return [values.get(name, seen[name]["value"]) for name in CONTROLS]
+    return WeightsSelection.from_controls(
+        [values.get(name, seen[name]["value"]) for name in CONTROLS]
+    )
 
 
 def outlined(figure: go.Figure) -> list[str]:
@@ -74,7 +88,7 @@ def test_without_an_address_the_newest_run_is_shown(seeded: Settings) -> None:
     assert isinstance(seen["layers_chart"], go.Figure) and isinstance(
         seen["tensor_chart"], go.Figure
     )
-    assert seen["notice"]["visible"] is False and seen["cost_chart"] is None
+    assert seen["notice"]["visible"] is False and seen["perplexity_chart"] == page.NO_PERPLEXITY
 
 
 def test_an_address_gives_the_same_view(seeded: Settings) -> None:
@@ -98,7 +112,7 @@ def test_an_odd_address_gives_a_whole_view(seeded: Settings, odd: str) -> None:
 def test_no_run_at_all_is_told(data_dir: Any) -> None:
     upgrade()
     seen = opened()
-    assert render.NO_RUN in seen["notice"]["value"] and 'href="launch"' in seen["notice"]["value"]
+    assert page.NO_RUN in seen["notice"]["value"] and 'href="launch"' in seen["notice"]["value"]
     assert seen["charts"]["visible"] is False
 
 
@@ -129,15 +143,15 @@ def test_a_statistic_that_a_stage_lacks_is_told(seeded: Settings) -> None:
             if row.stage == "dense":
                 stored = session.get_one(TensorRow, (1, row.tensor, "dense", 0))
                 stored.stats = {k: v for k, v in stored.stats.items() if k != "relative_error"}
-    seen = page.layers_changed(*given(stage="dense", stat="relative_error"))
+    seen = page.change_layers(view(stage="dense", stat="relative_error"))
     assert seen["layers_chart"] == "Dense: relative output error is not measured here."
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", LAYER_VIEWS)
 def test_each_view_of_all_layers_has_its_question_data_and_controls(
     seeded: Settings, layers: str
 ) -> None:
-    seen = page.layers_changed(*given(layers=layers, stage="sds"))
+    seen = page.change_layers(view(layers=layers, stage="sds"))
     assert isinstance(seen["layers_chart"], go.Figure)
     assert re.search(r'<p class="question">[^<]+\?', seen["layers_note"])
     assert "n = " in seen["layers_note"] or "of 21 tensors" in seen["layers_note"]
@@ -147,32 +161,32 @@ def test_each_view_of_all_layers_has_its_question_data_and_controls(
 
 
 def test_small_multiples_show_one_module_or_one_block(seeded: Settings) -> None:
-    blocks = page.layers_changed(*given(layers="shapes"))["layers_chart"]
+    blocks = page.change_layers(view(layers="shapes"))["layers_chart"]
     assert [a.text for a in blocks.layout.annotations] == ["Block 0", "Block 1", "<b>▸ Block 2</b>"]
-    modules = page.layers_changed(*given(layers="shapes", group="block"))["layers_chart"]
+    modules = page.change_layers(view(layers="shapes", group="block"))["layers_chart"]
     assert len(modules.layout.annotations) == 7
 
 
 def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> None:
-    seen = page.layers_changed(*given(vs="sds-0002", stage="first", stat="std", against="run"))
+    seen = page.change_layers(view(vs="sds-0002", stage="first", stat="std", against="run"))
     values = {v for row in seen["layers_chart"].data[0].z for v in row}
     assert values == {0.0}, "both were pruned the same way"
     asked_ = (
         "Where do sds-0001 and sds-0002, First pruning, differ in std? No colour: no difference."
     )
     assert asked_ in seen["layers_note"]
-    missing = page.layers_changed(*given(vs="sds-0002", stage="sds", stat="std", against="run"))
+    missing = page.change_layers(view(vs="sds-0002", stage="sds", stat="std", against="run"))
     assert missing["layers_chart"] == "sds-0002: std is not measured, so nothing can be compared."
 
 
 # one tensor ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", TENSOR_VIEWS)
 def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, view: str) -> None:
-    seen = page.tensor_changed(*settled("sds-0001", view=view))
+    seen = page.change_tensor(settled("sds-0001", view=view))
     assert isinstance(seen["tensor_chart"], go.Figure), seen["tensor_chart"]
-    assert esc(ASKED[view]) in seen["tensor_note"] and "n = " in seen["tensor_note"]
+    assert escape(QUESTIONS[view]) in seen["tensor_note"] and "n = " in seen["tensor_note"]
     assert seen["tensor_table"].count("<tr>") > 10
     exact = re.findall(r'data-value="([^"]+)"', seen["tensor_table"])
     assert exact and all(math.isfinite(float(value)) for value in exact)
@@ -184,7 +198,7 @@ def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, vie
     "view", ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels"]
 )
 def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> None:
-    seen = page.tensor_changed(*given(vs="sds-0002", view=view, show=["dense", "first"]))
+    seen = page.change_tensor(given(vs="sds-0002", view=view, show=["dense", "first"]))
     names = " ".join(trace.name or "" for trace in seen["tensor_chart"].data)
     assert "sds-0001" in names and "sds-0002" in names
     dashes = {trace.line.dash for trace in seen["tensor_chart"].data if trace.mode == "lines"}
@@ -194,22 +208,22 @@ def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> No
 def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(
     seeded: Settings,
 ) -> None:
-    seen = page.chosen(*settled("sds-0001", vs="sds-0002"))
+    seen = page.change_run(settled("sds-0001", vs="sds-0002"))
     assert seen["show"]["value"] == ["dense", "sds"]
-    back = page.chosen(*settled("sds-0001", show=["dense", "sds"]))
+    back = page.change_run(settled("sds-0001", show=["dense", "sds"]))
     assert back["show"]["value"] == ["dense", "first", "redense", "sds"]
-    mine = page.chosen(*settled("sds-0001", vs="sds-0002", show=["first"]))
+    mine = page.change_run(settled("sds-0001", vs="sds-0002", show=["first"]))
     assert "value" not in mine["show"]
 
 
 def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
-    seen = page.tensor_changed(*given(vs="sds-0002", show=["first", "sds"]))
+    seen = page.change_tensor(given(vs="sds-0002", show=["first", "sds"]))
     assert "sds-0002 has not stored: Second pruning (SDS)." in seen["tensor_note"]
     with writing() as session:
         session.get_one(Job, 2).config = {"model": "another"}
-    selection._weights.cache_clear()
-    seen = page.tensor_changed(*given(vs="sds-0002", show=["first"]))
-    assert "sds-0002 is of another model, another." in seen["tensor_note"]
+    weights_of.clear()
+    seen = page.change_tensor(given(vs="sds-0002", show=["first"]))
+    assert "sds-0002 has another model, another." in seen["tensor_note"]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +237,7 @@ def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
 def test_what_is_missing_for_a_view_is_told(
     seeded: Settings, view: str, show: list[str], sentence: str
 ) -> None:
-    assert page.tensor_changed(*given(view=view, show=show))["tensor_chart"] == sentence
+    assert page.change_tensor(given(view=view, show=show))["tensor_chart"] == sentence
 
 
 def test_runs_made_before_profiles_were_stored_say_so(seeded: Settings) -> None:
@@ -231,15 +245,15 @@ def test_runs_made_before_profiles_were_stored_say_so(seeded: Settings) -> None:
         for row in session.query(ProfileRow).filter_by(job_id=1):
             session.delete(row)
     for view, what in (("magnitude", MAGNITUDES), ("channels", "channels")):
-        seen = page.tensor_changed(*given(view=view))
+        seen = page.change_tensor(given(view=view))
         assert seen["tensor_chart"].startswith(f"This run has stored no {what} of this tensor")
 
 
 def test_a_picked_cell_changes_the_tensor_but_not_the_map(seeded: Settings) -> None:
-    seen = page.picked(*given())
+    seen = page.pick_tensor(view())
     assert seen["tensor_chart"].layout.uirevision == TENSOR
-    assert "layers_chart" not in seen and TENSOR in seen["words"]
-    assert "layers_chart" in page.picked(*given(layers="depth")), "its mark moves"
+    assert "layers_chart" not in seen and TENSOR in seen["statistics"]
+    assert "layers_chart" in page.pick_tensor(view(layers="depth")), "its mark moves"
 
 
 def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Settings) -> None:
@@ -249,15 +263,15 @@ def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Setting
     at, walked = names[0], []
     for _ in names:
         walked.append(at)
-        at = page.moved_on(*given(tensor=at))["tensor"]
+        at = page.next_tensor(view(tensor=at))["tensor"]
     assert walked == names and at == names[-1]
-    assert page.moved_back(*given(tensor=at))["tensor"] == names[-2]
-    assert page.moved_back(*given(tensor=names[0]))["tensor"] == names[0]
+    assert page.previous_tensor(view(tensor=at))["tensor"] == names[-2]
+    assert page.previous_tensor(view(tensor=names[0]))["tensor"] == names[0]
     assert [n.split(".")[-2] for n in names[:4]] == ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def test_the_words_say_what_is_stored(seeded: Settings) -> None:
-    words = page.picked(*given())["words"]
+    words = page.pick_tensor(view())["statistics"]
     stored = {s.stage: s for s in queries.tensor_snapshots(1, TENSOR)}
     (row,) = re.findall(r'<tr><th scope="row">Kurtosis</th>(.*?)</tr>', words)
     exact = [float(value) for value in re.findall(r'data-value="([^"]+)"', row)]
@@ -272,24 +286,24 @@ def test_the_words_say_what_is_stored(seeded: Settings) -> None:
 def test_a_refresh_does_nothing_until_the_run_has_moved(seeded: Settings) -> None:
     values = settled("sds-0002")
     seen = opened(run="sds-0002")["seen"]
-    assert page.refreshed(seen, *values) == {}
+    assert page.refresh(seen, values) == {}
     with writing() as session:
         session.get_one(Job, 2).done = 0.9
-        session.add(Result(job_id=1, stage="run", metric="total", value=1.0))
-    assert page.refreshed(seen, *values) == {}, "progress, and another run's figure"
+        session.add(Result(job_id=1, stage="run", metric="work", value=1.0))
+    assert page.refresh(seen, values) == {}, "progress, and another run's figure"
     with writing() as session:
         session.add(Result(job_id=2, stage="dense", metric="perplexity", value=4.9))
-    after = page.refreshed(seen, *values)
+    after = page.refresh(seen, values)
     assert isinstance(after["layers_chart"], go.Figure)
-    assert list(after["cost_chart"].data[0].x) == [4.9]
+    assert list(after["perplexity_chart"].data[0].x) == [4.9]
     assert "tensor_chart" not in after, "its figures are the same"
     for name in CONTROLS:
         assert "value" not in after[name], "taken out of a person's hand"
 
 
 def test_a_stage_the_run_has_reached_joins_the_histogram(seeded: Settings) -> None:
-    seen = {"marks": None, "stages": ["dense", "first", "control"], "held": []}
-    after = page.refreshed(seen, *settled("sds-0001", show=["dense", "first"]))
+    seen = {"marks": None, "stages": ["dense", "first", "control"], "snapshots": [], "offers": {}}
+    after = page.refresh(seen, settled("sds-0001", show=["dense", "first"]))
     assert after["show"]["value"] == ["dense", "first", "redense", "sds"]
 
 
@@ -321,8 +335,8 @@ def test_a_statistic_the_next_run_lacks_gives_way_to_one_it_has(seeded: Settings
 
 
 def test_a_run_is_not_compared_with_itself(seeded: Settings) -> None:
-    looked = TensorView.at(WeightsSelection(run="sds-0001", vs="sds-0001", against="run"))
-    assert looked is not None and looked.other is None and looked.choice.against == ""
+    same = view(vs="sds-0001", against="run")
+    assert same.other is None and same.selection.against == ""
 
 
 def test_only_runs_with_statistics_are_offered(seeded: Settings) -> None:
@@ -343,7 +357,7 @@ def test_all_statistics_can_be_saved(seeded: Settings) -> None:
 def test_the_catalogue_and_the_saved_model_are_offered(seeded: Settings) -> None:
     with writing() as session:
         session.add(Artifact(job_id=1, kind="model", path="sds-0001/model", bytes=1, created_at=0))
-    choices, button, _ = inspect_model.offered("sds-0001", asked(HOST))
+    choices, button, _ = inspect_model.open_panel("sds-0001", asked(HOST))
     values = [value for _, value in choices["choices"]]
     assert values[0] == str(seeded.artifacts / "sds-0001/model") and "toy" in values
     assert button["interactive"] is True
@@ -363,5 +377,5 @@ def test_a_guest_and_a_bad_name_are_refused_in_words(seeded: Settings) -> None:
     told, run = inspect_model.compute("no/such-model", asked(HOST))
     assert run == gr.skip() and "no/such-model" in told["value"]
     assert len(queries.jobs()) == before
-    _, button, told = inspect_model.offered("", asked(GUEST))
+    _, button, told = inspect_model.open_panel("", asked(GUEST))
     assert button["interactive"] is False and told["visible"]

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from backend.statistics.names import magnitude_edges
-from ui.charts.histograms import PER_BIN
-from ui.charts.series import FULL, WIDTHS, Series, marks, rows_of_legend
-from ui.charts.template import axis, layout, tint
+from ui.charts.histograms import height_axis, stage_outline
+from ui.charts.series import FULL, Series, cutoff_lines, legend_rows, line_width
+from ui.charts.template import axis, layout
 from ui.format import count, number
 
 MERGED = (1, 2, 3)
-FEW = 1e-4  # of all weights: what lies beyond is left out of the axis, and told
+FEW = 1e-4  # of all weights: what lies beyond is left out of the axis, and counted in the note
 
 
 @dataclass(frozen=True)
@@ -48,27 +49,29 @@ class Magnitudes:
 
 def magnitudes_of(series: Sequence[Series]) -> list[Magnitudes]:
     """The |w| histograms of those that have one; few weights in wider bins."""
-    found = []
-    for s in series:
-        if s.magnitudes is not None:
-            edges = magnitude_edges(s.snapshot.stats.get("dense_std", s.snapshot.stats["std"]))
-            bins = len(s.magnitudes)
-            # A bell curve fills about a third of the axis.
-            by = next((m for m in MERGED if 3 * s.snapshot.n >= FULL * bins / m), MERGED[-1])
-            found.append(Magnitudes(s, edges[::by], s.magnitudes.reshape(-1, by).sum(axis=1)))
-    return found
+    return [_magnitudes(s, s.magnitudes) for s in series if s.magnitudes is not None]
+
+
+def _magnitudes(series: Series, counts: np.ndarray) -> Magnitudes:
+    stats, bins = series.snapshot.stats, len(counts)
+    edges = magnitude_edges(stats.get("dense_std", stats["std"]))
+    # A bell curve fills about a third of the axis.
+    enough = (m for m in MERGED if 3 * series.snapshot.n >= FULL * bins / m)
+    by = next(enough, MERGED[-1])
+    return Magnitudes(series, edges[::by], counts.reshape(-1, by).sum(axis=1))
 
 
 def magnitude_histogram(drawn: Sequence[Magnitudes], *, log_y: bool = False) -> go.Figure:
     """Step lines over log |w|."""
     view = f"{_tensor(drawn)}/{'log' if log_y else 'linear'}"
-    height = axis(
-        PER_BIN + (" (log axis)" if log_y else ""),
-        nticks=6, uirevision=view,
+    height = height_axis(
+        log_y, rangemode="normal" if log_y else "tozero", uirevision=view
     )  # fmt: skip
-    height |= {"type": "log", "tickformat": "~g", "dtick": 1} if log_y else {"rangemode": "tozero"}
     return go.Figure(
-        [_outline(m, place, log_y) for place, m in enumerate(drawn)],
+        [
+            stage_outline(m.series, m.centres, m.heights, m.counts, place, log_y)
+            for place, m in enumerate(drawn)
+        ],
         _layout(drawn, f"{view}/magnitude", height),
     )
 
@@ -104,27 +107,22 @@ def magnitudes_note(drawn: Sequence[Magnitudes]) -> str:
     return " ".join(words)
 
 
+def magnitudes_frame(drawn: Sequence[Magnitudes]) -> pd.DataFrame:
+    """The histograms as a table, a row a bin that is not empty."""
+    columns = ["Stage", "|w| from", "To", "Weights", "Smaller than that, %"]
+    rows = (
+        (m.series.label, low, high, int(n), smaller)
+        for m in drawn
+        for low, high, n, smaller in zip(
+            m.edges[:-1], m.edges[1:], m.counts, m.smaller, strict=True
+        )
+        if n
+    )
+    return pd.DataFrame(rows, columns=columns)
+
+
 def _per_decade(m: Magnitudes) -> int:
     return round(1 / np.log10(m.edges[1] / m.edges[0]))
-
-
-def _outline(m: Magnitudes, place: int, log_y: bool) -> go.Scatter:
-    stroke = m.series.stroke
-    silhouette = place == 0 and m.series.snapshot.stage == "dense"
-    return go.Scatter(
-        x=m.centres.tolist(),
-        y=[None if log_y and h == 0 else float(h) for h in m.heights],
-        customdata=m.counts.tolist(),
-        mode="lines",
-        line={
-            "shape": "hvh", "color": stroke.colour, "dash": stroke.dash,
-            "width": 1 if silhouette else WIDTHS[min(place, len(WIDTHS) - 1)],
-        },
-        fill="tozeroy" if silhouette and not log_y else None,
-        fillcolor=tint(stroke.colour, 0.25),
-        name=m.series.title,
-        hovertemplate=f"{m.series.label} %{{y:.3f}} %, n = %{{customdata:,.0f}}<extra></extra>",
-    )  # fmt: skip
 
 
 def _sum(m: Magnitudes, place: int) -> go.Scatter:
@@ -133,11 +131,7 @@ def _sum(m: Magnitudes, place: int) -> go.Scatter:
         x=m.edges[1:].tolist(),
         y=m.smaller.tolist(),
         mode="lines",
-        line={
-            "color": stroke.colour,
-            "dash": stroke.dash,
-            "width": WIDTHS[min(place, len(WIDTHS) - 1)],
-        },
+        line={"color": stroke.colour, "dash": stroke.dash, "width": line_width(place)},
         name=m.series.title,
         hovertemplate=f"{m.series.label} %{{y:.2f}} %<extra></extra>",
     )
@@ -153,8 +147,8 @@ def _layout(drawn: Sequence[Magnitudes], view: str, height: dict[str, Any]) -> d
         xaxis=across,
         yaxis=height,
         hovermode="x unified",
-        **rows_of_legend(len(drawn)),
-        **marks(series, both_sides=False, log=True),
+        **legend_rows(len(drawn)),
+        **cutoff_lines(series, both_sides=False, log=True),
     )
 
 

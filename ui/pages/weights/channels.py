@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
-from ui.charts.series import WIDTHS, rows_of_legend
+from ui.charts.series import legend_rows, line_width
 from ui.charts.template import axis, layout
 from ui.format import count, share
 from ui.theme import LineStyle
 
 MOST_POINTS = 1000  # of a line; beyond, each stretch keeps its lowest and highest channel
 FENCE = 3.0  # Tukey's outer fence, in interquartile ranges
-NAMED = 8
+NAMED = 8  # outliers in the note
+LISTED = 100  # channels in the table
 SIDES = {"row": "Output channels", "column": "Input channels"}
 MEASURES = {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}
 UNITS = {"norm": "Norm of a channel's weights", "max": "Largest |weight| of a channel",
@@ -63,7 +65,7 @@ def channel_lines(
             xaxis=axis(title, showgrid=False, rangemode="nonnegative"),
             yaxis=height,
             hovermode="x unified",
-            **rows_of_legend(len(drawn)),
+            **legend_rows(len(drawn)),
         ),
     )
 
@@ -74,29 +76,29 @@ def ranked(channels: Channels, by_size: bool) -> np.ndarray:
     return np.argsort(-values, kind="stable") if by_size else np.arange(len(values))
 
 
-def outliers(values: np.ndarray) -> np.ndarray:
+def find_outliers(values: np.ndarray) -> np.ndarray:
     """Channels beyond Tukey's outer fences, the farthest first."""
     low, high = np.percentile(values, [25, 75])
     far = np.maximum(values - high, low - values)
-    found = np.flatnonzero(far > FENCE * (high - low)) if high > low else np.arange(0)
-    return found[np.argsort(-far[found], kind="stable")]
+    beyond = np.flatnonzero(far > FENCE * (high - low)) if high > low else np.arange(0)
+    return beyond[np.argsort(-far[beyond], kind="stable")]
 
 
-def outliers_in_words(found: np.ndarray, zeros: Sequence[Channels]) -> str:
+def outliers_note(outliers: np.ndarray, zeros: Sequence[Channels]) -> str:
     """Which channels stand out, and whether pruning spared them.
 
     Args:
         zeros: share of zeros of every channel at each stage drawn, %.
     """
-    if not len(found):
-        return f"No channel lies more than {FENCE:g} interquartile ranges beyond the quartiles."
-    names = ", ".join(map(str, found[:NAMED])) + (" …" if len(found) > NAMED else "")
-    many = "1 outlier (ring)" if len(found) == 1 else f"{count(len(found))} outliers (rings)"
+    if not len(outliers):
+        return f"No channel lies beyond the outer fences ({FENCE:g} interquartile ranges)."
+    names = ", ".join(map(str, outliers[:NAMED])) + (" …" if len(outliers) > NAMED else "")
+    many = "1 outlier (ring)" if len(outliers) == 1 else f"{count(len(outliers))} outliers (rings)"
     words = [f"{many}: {names}."]
     for stage in zeros:
-        others = np.delete(stage.values, found)
+        others = np.delete(stage.values, outliers)
         if stage.values.max() > 0 and len(others):
-            of_them, of_rest = stage.values[found].mean(), others.mean()
+            of_them, of_rest = stage.values[outliers].mean(), others.mean()
             words.append(
                 f"{stage.label} pruned {share(of_them / 100)} of them and "
                 f"{share(of_rest / 100)} of the others."
@@ -118,7 +120,7 @@ def _line(channels: Channels, by_size: bool, place: int) -> go.Scatter:
     values = channels.values[order]
     kept = envelope(values)
     stroke = channels.stroke
-    width = WIDTHS[min(place, len(WIDTHS) - 1)] if by_size else 1.0
+    width = line_width(place) if by_size else 1.0
     return go.Scatter(
         x=kept.tolist(),
         y=values[kept].tolist(),
@@ -144,6 +146,12 @@ def _marks(channels: Channels, by_size: bool, outliers: Sequence[int]) -> go.Sca
         showlegend=False,
         hoverinfo="skip",
     )  # fmt: skip
+
+
+def channels_frame(drawn: Sequence[Channels], by_size: bool) -> pd.DataFrame:
+    """The first channels as a table, in the order of the first stage drawn."""
+    order = ranked(drawn[0], by_size)[:LISTED]
+    return pd.DataFrame({"Channel": order} | {c.label: c.values[order] for c in drawn})
 
 
 def channels_note(drawn: Sequence[Channels], log_y: bool = False) -> str:

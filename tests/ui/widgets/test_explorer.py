@@ -1,0 +1,106 @@
+"""What pages that look into one run share: the selection, its controls, and reading by mark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from backend.settings import Settings
+from tests.ui.lab import asked, job, store
+from ui.widgets.explorer import (
+    Explorer,
+    Selection,
+    cached_by,
+    choices,
+    control_updates,
+    empty_state,
+    known_or_first,
+    neighbour,
+)
+from ui.widgets.panel import Outputs, Updates
+
+
+@dataclass(frozen=True)
+class Looks(Selection):
+    stage: str = ""
+    show: tuple[str, ...] = ()
+    step: str = ""
+
+
+OFFERS: dict[str, dict[str, Any]] = {
+    "run": {"choices": [("a", "a")]}, "stage": {"choices": []}, "show": {},
+    "step": {"minimum": 0, "maximum": 9},
+}  # fmt: skip
+
+
+def test_address_and_controls_give_the_same_selection() -> None:
+    expected = Looks("sds-0001", "dense", ("dense", "sds"), "4")
+    address = asked(run="sds-0001", stage="dense", show="dense,,sds", step="4")
+    assert Looks.from_address(address) == expected
+    assert Looks.from_controls(["sds-0001", "dense", ["dense", "sds"], 4]) == expected
+    assert Looks.from_controls([None] * 4) == Looks() == Looks.from_address(asked(run="<b>"))
+
+
+def test_only_what_differs_from_the_browser_is_updated() -> None:
+    selection = Looks("a", "dense", ("dense",), "4")
+    shown = control_updates(selection, replace(selection, step="0"), OFFERS, OFFERS)
+    assert shown["step"]["value"] == 4 and "maximum" not in shown["step"]
+    assert all("value" not in shown[name] for name in ("run", "stage", "show"))
+    assert all("choices" not in update for update in shown.values())
+    opened = control_updates(selection, Looks(), OFFERS)
+    assert opened["show"]["value"] == ["dense"] and opened["run"]["choices"] == [("a", "a")]
+    assert {name for name, update in opened.items() if "value" in update} == {*OFFERS}
+
+
+def test_without_a_view_nothing_is_updated() -> None:
+    handlers: list[Any] = []
+
+    def event(handler: Any, *_: Any, **__: Any) -> Any:
+        handlers.append(handler)
+        return gr.on(fn=None)
+
+    def handler(view: str) -> Updates:
+        return {"stage": view}
+
+    with gr.Blocks():
+        outputs = Outputs({name: gr.Textbox() for name in Looks.names()})
+        explorer = Explorer(outputs, Looks, lambda selection: selection.run or None)
+        explorer.on(event, handler)
+    assert handlers[0]("sds-0001", None, None, None)[1] == "sds-0001"
+    assert handlers[0](None, None, None, None) == [gr.skip()] * 4
+
+
+def test_a_run_is_read_once_until_its_mark_changes(current: Settings) -> None:
+    stored, reads = {"a": 1, "empty": 0}, []
+
+    @cached_by(lambda run: (run, stored[run]) if run in stored else None)
+    def read(run: str) -> int:
+        reads.append(run)
+        return stored[run]
+
+    assert (read("a"), read("a"), read("empty"), read("none"), read("")) == (1, 1, None, None, None)
+    stored["a"] = 2
+    assert read("a") == 2 and reads == ["a", "a"]
+
+
+def test_neighbours_stop_at_the_ends_and_unknown_values_give_way() -> None:
+    assert [neighbour("abc", "b", by) for by in (-5, -1, 0, 1, 5)] == ["a", "a", "b", "c", "c"]
+    assert known_or_first("x", {"y": 1}) == "y" and known_or_first("x", "yx") == "x"
+    assert choices({"value": "Label"}) == [("Label", "value")]
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence", "link"),
+    [("", "No run.", "launch"), ("sds-0001", "sds-0001 has stored nothing.", "launch"),
+     ("sds-0002", "sds-0002 has stored nothing yet. Wait.", "jobs?id=sds-0002")],
+)  # fmt: skip
+def test_an_empty_page_says_why(current: Settings, run: str, sentence: str, link: str) -> None:
+    from backend.store.migrate import upgrade
+
+    upgrade()
+    store(job(1), job(2, state="queued"))
+    html = empty_state(run, "No run.", "stored nothing", "Wait.", "launch")
+    assert sentence in html and f'href="{link}"' in html

@@ -1,0 +1,225 @@
+"""A map of one figure of every group of one tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ui.charts.heatmap import DIVERGING, ROBUST, colour_bar, colour_limits, even_ticks
+from ui.charts.template import axis, layout
+from ui.format import count, number, share
+
+MAX_CELLS = 128  # rows and columns of a map; more are drawn as means of neighbours
+FAR = 0.01  # from 1, for a magnitude
+Group = tuple[int, int]  # row, group in the row
+
+
+@dataclass(frozen=True)
+class GroupFigure:
+    """One figure of a group.
+
+    Attributes:
+        unit: of what is drawn.
+        ratio: drawn as the base-2 logarithm, centred on 1.
+        percent: stored as a share, drawn in per cent.
+    """
+
+    label: str
+    question: str
+    unit: str = ""
+    ratio: bool = False
+    percent: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    @property
+    def column(self) -> str:
+        """The title of its column in a table."""
+        return f"{self.label}, %" if self.percent else self.label
+
+    def listed(self, values: np.ndarray) -> np.ndarray:
+        """Stored values as they stand in a table."""
+        return 100 * values if self.percent else values
+
+    def drawn(self, values: np.ndarray) -> np.ndarray:
+        """Stored values as they are drawn; what has no logarithm is missing."""
+        if not self.ratio:
+            return self.listed(values)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(values > 0, np.log2(values), np.nan)
+
+    def say(self, value: float) -> str:
+        """A stored value in words."""
+        return share(value, 2) if self.percent else number(value, 5 if self.ratio else 4)
+
+
+FIGURES: dict[str, GroupFigure] = {
+    "magnitude": GroupFigure(
+        "Magnitude m", "Which groups did training scale up or down?", "log₂, 0 is unchanged",
+        ratio=True,
+    ),
+    "scale": GroupFigure("Scale m·s", "Which groups have a coarse step size?"),
+    "error": GroupFigure("Error", "Which groups are farthest from their dense weights?", "RMS"),
+    "clipped": GroupFigure(
+        "Clipped", "Where do weights lie outside the range of the grid?", "% of a group",
+        percent=True,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GroupCells:
+    """A map [rows, columns] of at most `MAX_CELLS` on a side.
+
+    Attributes:
+        mean, low, high: of the groups in a cell, as they are drawn.
+        rows, columns: first and last of each cell.
+        farthest: of each cell, the group whose figure is farthest from the median.
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    rows: list[tuple[int, int]]
+    columns: list[tuple[int, int]]
+    farthest: list[list[Group]]
+
+    def cell_of(self, group: Group) -> tuple[int, int]:
+        """The cell a group is in."""
+        places = (self.rows, self.columns)
+        i, j = (
+            next(n for n, (first, last) in enumerate(spans) if first <= at <= last)
+            for spans, at in zip(places, group, strict=True)
+        )
+        return i, j
+
+
+def group_cells(values: np.ndarray) -> GroupCells:
+    """The map of `values` [rows, groups]."""
+    rows, columns = _spans(values.shape[0]), _spans(values.shape[1])
+    shape, median = (len(rows), len(columns)), np.nanmedian(values)
+    mean, low, high = np.empty(shape), np.empty(shape), np.empty(shape)
+    farthest: list[list[Group]] = [[] for _ in rows]
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            part = values[top : bottom + 1, left : right + 1]
+            finite = part[np.isfinite(part)] if np.isfinite(part).any() else np.array([np.nan])
+            mean[i, j], low[i, j], high[i, j] = finite.mean(), finite.min(), finite.max()
+            distance = np.nan_to_num(np.abs(part - median), nan=-1.0)
+            row, column = np.unravel_index(np.argmax(distance), part.shape)
+            farthest[i].append((top + int(row), left + int(column)))
+    return GroupCells(mean, low, high, rows, columns, farthest)
+
+
+def _spans(length: int) -> list[tuple[int, int]]:
+    by = -(-length // MAX_CELLS)
+    return [(first, min(first + by, length) - 1) for first in range(0, length, by)]
+
+
+@dataclass(frozen=True)
+class GroupMap:
+    """One figure of every group, as it is drawn.
+
+    Attributes:
+        values: [rows, groups] as stored.
+        low, high: the limits of the colours.
+    """
+
+    figure: GroupFigure
+    values: np.ndarray
+    cells: GroupCells
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray, name: str, among: np.ndarray) -> GroupMap:
+        """The figure `name`, a key of `FIGURES`.
+
+        Args:
+            among: [rows, groups] of the last step, which gives the colours their limits: one
+                colour means the same at every step.
+        """
+        figure = FIGURES[name]
+        cells = group_cells(figure.drawn(values))
+        limits = colour_limits(group_cells(figure.drawn(among)).mean, even=figure.ratio)
+        return cls(figure, values, cells, *limits)
+
+
+def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
+    """Output rows from top to bottom, groups along the inputs from left to right.
+
+    Args:
+        picked: the group whose cell is outlined.
+    """
+    figure, cells = mapped.figure, mapped.cells
+    x, y = [*map(_span_label, cells.columns)], [*map(_span_label, cells.rows)]
+    heat = go.Heatmap(
+        x=x,
+        y=y,
+        z=[[None if np.isnan(v) else float(v) for v in line] for line in cells.mean],
+        customdata=[[f"{row},{group}" for row, group in line] for line in cells.farthest],
+        text=_hover(cells, figure, mapped.values),
+        hovertemplate="%{text}<extra></extra>",
+        colorscale=DIVERGING if figure.ratio else "cividis",
+        zmin=mapped.low,
+        zmax=mapped.high,
+        colorbar=colour_bar(figure.title) | (even_ticks(mapped.high) if figure.ratio else {}),
+    )
+    meta: dict[str, object] = {"pick": "cell"}
+    if picked is not None:
+        i, j = cells.cell_of(picked)
+        meta["picked"] = [x[j], y[i]]
+    across = axis("Group along the inputs", type="category", showgrid=False, nticks=12)
+    across["title"] |= {"standoff": 20}  # else it stands between the ticks
+    down = axis("Output row", type="category", showgrid=False, autorange="reversed", nticks=8)
+    return go.Figure(heat, layout(view=view, meta=meta, xaxis=across, yaxis=down))
+
+
+def group_map_note(mapped: GroupMap) -> str:
+    """In words: how many groups, their spread, and what the colours leave out."""
+    figure, values, cells = mapped.figure, mapped.values, mapped.cells
+    ends = (figure.say(float(end)) for end in (np.nanmin(values), np.nanmax(values)))
+    words = [f"n = {count(values.size)} groups", " to ".join(ends)]
+    if figure.ratio:
+        words.append(f"{share(float((np.abs(values - 1) > FAR).mean()))} more than 1 % from 1")
+    if values.size > cells.mean.size:
+        most = (cells.rows[0][1] + 1) * (cells.columns[0][1] + 1)
+        words.append(f"means of up to {most} of them in a cell")
+    if beyond := int(((cells.mean < mapped.low) | (cells.mean > mapped.high)).sum()):
+        words.append(f"{beyond} cells beyond the colour limits ({ROBUST[1]:g} %)")
+    if missing := int(np.isnan(figure.drawn(values)).sum()):
+        words.append(f"{missing} without a value")
+    return ", ".join(words) + "."
+
+
+def _span_label(span: tuple[int, int]) -> str:
+    first, last = span
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _hover(cells: GroupCells, figure: GroupFigure, values: np.ndarray) -> list[list[str]]:
+    """What is written of each cell."""
+    return [
+        [_cell_text(cells, (i, j), figure, values) for j in range(len(cells.columns))]
+        for i in range(len(cells.rows))
+    ]
+
+
+def _cell_text(
+    cells: GroupCells, cell: tuple[int, int], figure: GroupFigure, values: np.ndarray
+) -> str:
+    i, j = cell
+    rows, groups = _span_label(cells.rows[i]), _span_label(cells.columns[j])
+    head = f"<b>Row {rows}, group {groups}</b><br>{figure.label} "
+    row, group = cells.farthest[i][j]
+    if cells.low[cell] == cells.high[cell]:
+        return head + figure.say(values[row, group])
+    return (
+        f"{head}on average {number(cells.mean[cell])} {figure.unit}"
+        f"<br>{number(cells.low[cell])} to {number(cells.high[cell])}"
+        f"<br>farthest: row {row}, group {group}"
+    )

@@ -1,0 +1,172 @@
+"""What happens on the Quant page: each event, and the outputs it changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from backend.store import queries
+from backend.store.states import ACTIVE
+from ui.format import href
+from ui.pages.quantization.group_map import FIGURES
+from ui.pages.quantization.panels import (
+    CHARTS,
+    CURVE,
+    HISTORY,
+    LAYERS,
+    MAP,
+    USAGE,
+    WEIGHTS,
+    group_html,
+    head_html,
+)
+from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView
+from ui.runs.weights import run_choice
+from ui.widgets.explorer import (
+    Choices,
+    choices,
+    control_updates,
+    empty_state,
+    show_charts,
+    show_notice,
+)
+from ui.widgets.panel import Panel, Updates, updates
+
+NO_RUN = "No run has trained inside a quantisation grid yet."
+LATER = "They appear here when training begins."
+
+
+# events -------------------------------------------------------------------------------------------
+
+
+def open_page(request: gr.Request) -> Updates:
+    return full_refresh(QuantSelection.from_address(request), QuantSelection())
+
+
+def change_run(selection: QuantSelection) -> Updates:
+    """Another run or stage."""
+    return full_refresh(replace(selection, step="", group=""), selection)
+
+
+def refresh(seen: Any, selection: QuantSelection) -> Updates:
+    """The database has moved on: nothing of a run that has ended, its curves while it works, and
+    all of the page when it has recorded more. Whoever looks at the newest snapshot of training
+    sees the next."""
+    view = QuantView.at(selection)
+    if view is None or not seen:
+        return full_refresh(selection, selection)
+    now = _seen(view)
+    if now["mark"] == seen["mark"]:
+        works = now["mark"][0] in ACTIVE
+        return _draw(view, CURVE, LAYERS) if works else {}
+    follows = selection.step == str(seen["last"])
+    return full_refresh(replace(selection, step="") if follows else selection, selection, seen)
+
+
+def change_curve(view: QuantView) -> Updates:
+    return _draw(view, CURVE)
+
+
+def choose_tensor(view: QuantView) -> Updates:
+    view = view.select(group="")
+    return updates(_tensor(view), _draw(view, LAYERS))
+
+
+def change_map(view: QuantView) -> Updates:
+    """Another figure, or a slider that was let go: it goes to the snapshot that is shown."""
+    return updates({"step": int(view.selection.step)}, _draw(view, MAP))
+
+
+def preview_step(view: QuantView) -> Updates:
+    """A slider on its way. It is left alone: arrow keys would never get it to the next snapshot."""
+    return _draw(view, MAP)
+
+
+def next_step(view: QuantView) -> Updates:
+    """The next snapshot of training; behind the last the first again."""
+    steps = view.snapshot_steps
+    step = steps[(steps.index(int(view.selection.step)) + 1) % len(steps)]
+    return updates({"step": step}, _draw(view.select(step=str(step)), MAP))
+
+
+def choose_group(view: QuantView) -> Updates:
+    row, group = view.group
+    chosen = {"group": f"{row},{group}", "one": group_html(view)}
+    return updates(chosen, _draw(view, HISTORY, WEIGHTS))
+
+
+def previous_group(view: QuantView) -> Updates:
+    return _move(view, -1)
+
+
+def next_group(view: QuantView) -> Updates:
+    return _move(view, 1)
+
+
+def worst_group(view: QuantView) -> Updates:
+    return _move(view.select(group=""), 0)
+
+
+def _move(view: QuantView, by: int) -> Updates:
+    """The group `by` places on, the worst first."""
+    view = view.moved(by)
+    return updates(choose_group(view), _draw(view, MAP))
+
+
+# updates ------------------------------------------------------------------------------------------
+
+
+def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = None) -> Updates:
+    """All of the page.
+
+    Args:
+        before: what the browser holds.
+        seen: what was shown last.
+    """
+    jobs = queries.runs_with_profile(MAGNITUDE)
+    runs = [run_choice(job) for job in jobs]
+    selection = selection if selection.run or not jobs else replace(selection, run=jobs[0].run)
+    view = QuantView.at(selection)
+    if view is None:
+        launch = href("launch", kind="dlqat")
+        reason = empty_state(selection.run, NO_RUN, "recorded no groups", LATER, launch)
+        return updates({"head": ""}, show_notice(reason, runs))
+    offers = _offers(view, runs)
+    return updates(
+        show_charts(),
+        {"head": head_html(view), "seen": {**_seen(view), "offers": offers}},
+        control_updates(view.selection, before, offers, seen and seen["offers"]),
+        _draw(view, CURVE, LAYERS),
+        _tensor(view),
+    )
+
+
+def _seen(view: QuantView) -> dict[str, Any]:
+    """What tells whether there is more to see than was shown."""
+    run = view.selection.run
+    mark = [queries.job(run).state, *(queries.profiles_mark(run) or ())]
+    return {"mark": mark, "last": view.snapshot_steps[-1]}
+
+
+def _offers(view: QuantView, runs: Choices) -> dict[str, dict[str, Any]]:
+    """What each control offers."""
+    quant, steps = view.quant, view.snapshot_steps
+    return {
+        "run": {"choices": runs},
+        "stage": {"choices": [(quant.labels[s], s) for s in quant.stages]},
+        "curve": {},
+        "tensor": {"choices": choices(quant.tensors)},
+        "figure": {"choices": [(figure.label, name) for name, figure in FIGURES.items()]},
+        "step": {"minimum": steps[0], "maximum": max(steps[-1], 1)},
+        "group": {},
+    }
+
+
+def _tensor(view: QuantView) -> Updates:
+    return updates(_draw(view, MAP, USAGE), choose_group(view))
+
+
+def _draw(view: QuantView, *panels: Panel) -> Updates:
+    return updates(*(panel.show(CHARTS[panel](view)) for panel in panels))

@@ -1,0 +1,255 @@
+"""The charts of the Quant page: of a view each makes a figure, a note and a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from backend.statistics.names import FAN
+from backend.store import frames, queries
+from backend.store.tables import Result
+from jobs.evaluation.report import SPEED_UP
+from ui.charts.heatmap import cells, heatmap_note, layer_heatmap, layers_frame
+from ui.charts.lines import curves
+from ui.charts.statistics import STATISTICS
+from ui.format import NONE, count, number, size
+from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
+from ui.pages.quantization.group_weights import group_weights, group_weights_note
+from ui.pages.quantization.selection import ERROR, QuantSelection, QuantView
+from ui.pages.quantization.training_charts import (
+    code_usage,
+    code_usage_note,
+    group_history,
+    magnitude_bands,
+)
+from ui.templates import fragments
+from ui.widgets.panel import Chart, Panel
+
+HTML = fragments("pages/quantization/page.html")
+DISTILLED = "dlqat-kd"  # the stage whose loss is of another kind
+OUTPUT_ERROR = "relative_error"  # the statistic of layers
+HEIGHT, LOW = 400, 220
+QUESTIONS = {
+    "loss": "Does training converge, and is it stable?",
+    "rate": "What was the learning rate of A and B?",
+    "changed": "How many weights have moved to another code?",
+    "m": "How far do the magnitudes move from 1, and have they converged?",
+}
+TITLES = {"loss": "Loss, nats per token", "rate": "Learning rate", "changed": "Codes changed, %"}
+DISTILLATION = "Does it approach the output of the dense model?"
+DIVERGENCE = "KL divergence from dense, nats per token"
+NO_LAYERS = "Output errors appear here when the run has measured all its stages."
+NO_WEIGHTS = "Only the worst groups of each tensor are stored weight by weight, when training ends."
+GAIN = 1.8  # of packed decoding over dense, where reading weights takes the time
+OVERHEAD = "in a model this small, reading weights is not the bottleneck"
+LISTED = 500  # groups in a table
+LAST = 10**9  # step: behind all others
+
+
+# panels -------------------------------------------------------------------------------------------
+
+
+def _panel(name: str, title: str, question: str = "", height: int = HEIGHT) -> Panel:
+    return Panel(name, title, question, height, element=f"{name}-chart")
+
+
+CURVE = _panel("curve", "Training")
+LAYERS = _panel("layers", "All layers", "Which layers have the largest output error?")
+MAP = _panel("map", "Groups of one tensor")
+WEIGHTS = _panel(
+    "weights", "Its weights", "Is the grid used well, and do weights lie beyond its ends?", LOW
+)
+HISTORY = _panel(
+    "history", "The group over training", "Did training move this group, and has it settled?"
+)
+USAGE = _panel("usage", "Codes of the tensor", "Are all codes used, and evenly?")
+
+
+# the run, and one group ---------------------------------------------------------------------------
+
+
+def head_html(view: QuantView) -> Markup:
+    """The run, bits, groups, what they cost, and what the file takes."""
+    job, results = view.quant.job, queries.results([view.quant.job.id])
+    stage = view.selection.stage
+    return HTML.head(job.run, [*_grid_facts(job.config), *_result_facts(results, stage)])
+
+
+def _grid_facts(config: Mapping[str, Any]) -> Iterator[str]:
+    group = config.get("group_size")
+    yield f"{config.get('bits', NONE)} bits"
+    yield f"groups of {group}" if group else "one group per row"
+    yield "symmetric grid" if config.get("symmetric") else "grid with zero-points"
+
+
+def _result_facts(results: list[Result], stage: str) -> Iterator[str]:
+    by_metric = {r.metric: r.value for r in reversed(results)}
+    perplexity = {r.stage: number(r.value) for r in results if r.metric == "perplexity"}
+    if (bits := by_metric.get("bits_per_weight")) is not None:
+        yield f"{number(bits)} stored bits per weight, scales included"
+    for metric, value in by_metric.items():
+        if metric.startswith("bytes/"):
+            yield f"whole model {size(value)} in {metric.removeprefix('bytes/')}"
+    if stage in perplexity:
+        yield f"perplexity {perplexity[stage]}, dense {perplexity.get('dense', NONE)}"
+    if (gain := by_metric.get(SPEED_UP)) is not None:
+        yield f"decodes packed at {number(gain, 3)} × the speed of dense bfloat16"
+        if gain < GAIN:
+            yield OVERHEAD
+
+
+def group_html(view: QuantView) -> Markup:
+    """The chosen group in figures, at the first and the last snapshot of training."""
+    row, k = view.group
+    place, width = view.worst_first.index(view.group) + 1, view.group_size
+    inputs = f"inputs {k * width:,} to {(k + 1) * width - 1:,}" if width else f"group {k}"
+    steps = view.quant.steps[view.selection.stage, ERROR]
+    ends = sorted({steps[0], steps[-1]})
+    rows: list[list[Any]] = []
+    for name, figure in FIGURES.items():
+        values = [float(view.figure_at(name, step)[view.group]) for step in ends]
+        rows.append([figure.label, *((figure.say(value), value) for value in values)])
+    return HTML.group(
+        f"Row {row}, group {k}",
+        f"({inputs}): number {place:,} of {view.errors.size:,} by error, the worst first.",
+        ["Figure", *(f"Step {step}" for step in ends)],
+        rows,
+        f"{_group_name(view)}-figures",
+    )
+
+
+def _group_name(view: QuantView) -> str:
+    row, k = view.group
+    return f"{view.selection.run}-row-{row}-group-{k}"
+
+
+# charts -------------------------------------------------------------------------------------------
+
+
+def curve_chart(view: QuantView) -> Chart:
+    """One of the curves of all trained stages, or the bands of one stage's magnitudes. Losses are
+    drawn beside those that measure the same."""
+    selection, labels = view.selection, view.quant.labels
+    points = _points(view)
+    question, title = QUESTIONS[selection.curve], TITLES.get(selection.curve, "Magnitude m")
+    if selection.curve == "loss" and selection.stage == DISTILLED:
+        question, title = DISTILLATION, DIVERGENCE
+    if points.empty:
+        return Chart(None, question=question)
+    frame = points[["name", "step", "value"]].set_axis(["Curve", "Step", title], axis=1)
+    figure = (
+        _magnitudes(points, selection)
+        if selection.curve == "m"
+        else curves(points, [*points["name"].unique()], labels=labels, y_title=title)
+    )
+    if selection.curve == "loss" and figure:
+        figure.update_yaxes(rangemode="normal")  # from 0, what is learned would be a flat line
+    name, note = f"{selection.run}-{selection.curve}", f"n = {count(len(points))} points."
+    return Chart(figure, frame, note, question, name)
+
+
+def _points(view: QuantView) -> pd.DataFrame:
+    """Name, step and value of the chosen curves, in the unit that is drawn."""
+    selection, points = view.selection, frames.curves(view.quant.job.id)
+    points = points[points["name"].str.startswith(f"{selection.curve}/")]
+    if selection.curve == "loss":
+        distilled = points["name"] == f"loss/{DISTILLED}"
+        return points[distilled if selection.stage == DISTILLED else ~distilled]
+    return points.assign(value=100 * points["value"]) if selection.curve == "changed" else points
+
+
+def _magnitudes(points: pd.DataFrame, selection: QuantSelection) -> go.Figure | None:
+    quantiles = {}
+    for name in FAN:
+        rows = points[points["name"] == f"m/{selection.stage}/{name}"]
+        quantiles[name] = dict(zip(rows["step"], rows["value"], strict=True))
+    return magnitude_bands(quantiles, selection.stage) if quantiles["p50"] else None
+
+
+def layers_chart(view: QuantView) -> Chart:
+    """Relative output error of every layer at the chosen stage."""
+    selection = view.selection
+    table = frames.tensor_table(view.quant.job.id)
+    if table.empty or OUTPUT_ERROR not in table or selection.stage not in {*table["stage"]}:
+        return Chart(NO_LAYERS)
+    rows = cells(table, selection.stage, OUTPUT_ERROR)
+    return Chart(
+        layer_heatmap(table, selection.stage, OUTPUT_ERROR, selection.tensor),
+        layers_frame(rows, STATISTICS[OUTPUT_ERROR].title),
+        heatmap_note(rows),
+        name=f"{selection.run}-{selection.stage}-errors",
+    )
+
+
+def map_chart(view: QuantView) -> Chart:
+    """One figure of every group of the chosen tensor."""
+    selection, step = view.selection, view.step
+    figure = FIGURES[selection.figure]
+    values, last = (view.figure_at(selection.figure, at) for at in (step, LAST))
+    mapped = GroupMap.of(values, selection.figure, last)
+    rows, groups = zip(*view.worst_first[:LISTED], strict=True)
+    frame = pd.DataFrame(
+        {"Row": rows, "Group": groups, figure.column: figure.listed(values)[rows, groups]}
+    ).astype({"Group": str})
+    note = f"As of step {step}. {group_map_note(mapped)}"
+    if values.size > LISTED:
+        note += f" The table holds the {LISTED} groups with the largest error."
+    return Chart(
+        group_map(mapped, f"{selection.tensor}/{selection.figure}", view.group),
+        frame,
+        note,
+        figure.question,
+        f"{selection.run}-{selection.tensor}-{selection.figure}-{step}",
+    )
+
+
+def history_chart(view: QuantView) -> Chart:
+    """The chosen group's magnitude over training."""
+    steps, (row, k) = view.magnitudes, view.group
+    frame = pd.DataFrame(
+        {"Step": step, "Magnitude m": float(m[view.group])} for step, m in sorted(steps.items())
+    )
+    return Chart(
+        group_history(steps, view.group, view.selection.stage),
+        frame.astype({"Step": str}),
+        f"n = {len(steps)} steps.",
+        f"{HISTORY.question} Row {row}, group {k}.",
+        _group_name(view),
+    )
+
+
+def weights_chart(view: QuantView) -> Chart:
+    """The chosen group weight by weight."""
+    weights = view.weights
+    if weights is None:
+        return Chart(NO_WEIGHTS)
+    name = f"{_group_name(view)}-weights"
+    frame = pd.DataFrame({"Dense": weights.dense, "On the grid": weights.quantized})
+    figure = group_weights(weights, name, view.selection.stage)
+    frame = frame.rename_axis("Weight").reset_index()
+    return Chart(figure, frame, group_weights_note(weights), name=name)
+
+
+def usage_chart(view: QuantView) -> Chart:
+    """How often each code is used in the chosen tensor."""
+    usage = view.codes
+    if not usage:
+        return Chart(None)
+    ends = sorted({min(usage), max(usage)})
+    frame = pd.DataFrame({f"Weights, step {step}": usage[step].astype(int) for step in ends})
+    return Chart(
+        code_usage(usage, view.selection.stage),
+        frame.rename_axis("Code").reset_index(),
+        code_usage_note(usage),
+        name=f"{view.selection.run}-{view.selection.tensor}-codes",
+    )
+
+
+CHARTS: dict[Panel, Callable[[QuantView], Chart]] = {
+    CURVE: curve_chart, LAYERS: layers_chart, MAP: map_chart,
+    WEIGHTS: weights_chart, HISTORY: history_chart, USAGE: usage_chart,
+}  # fmt: skip

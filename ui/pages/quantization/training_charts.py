@@ -1,0 +1,126 @@
+"""Training inside the grid: magnitudes of all groups, of one group, and the use of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from backend.statistics.names import FAN
+from ui.charts.template import axis, layout, legend, tint
+from ui.format import NONE, count
+from ui.pages.quantization.group_map import Group
+from ui.theme import LIGHT, stage_style
+
+
+def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) -> go.Figure:
+    """Magnitudes of all groups of the model, step by step: bands of quantiles and the median.
+
+    Args:
+        quantiles: name such as "p05" -> step -> value.
+    """
+    colour = stage_style(stage).colour
+    lines, names = [], [*FAN]
+    for low, high in zip(names[: len(names) // 2], names[: len(names) // 2 : -1], strict=True):
+        upper, lower = quantiles.get(high, {}), quantiles.get(low, {})
+        steps = sorted(upper.keys() & lower.keys())
+        name = f"{int(low[1:])} to {int(high[1:])} % of groups"
+        lines.append(_edge([*steps], [lower[s] for s in steps], None, name, colour))
+        lines.append(_edge([*steps], [upper[s] for s in steps], "tonexty", name, colour))
+    middle = quantiles.get("p50", {})
+    lines.append(
+        go.Scatter(
+            x=sorted(middle), y=[middle[s] for s in sorted(middle)], name="Median", mode="lines",
+            line={"color": colour, "width": 2}, hovertemplate="Median %{y:.5f}<extra></extra>",
+        )
+    )  # fmt: skip
+    return go.Figure(lines, _magnitude_layout(f"{stage}/fan"))
+
+
+def _edge(
+    steps: list[int], values: list[float], fill: str | None, name: str, colour: str
+) -> go.Scatter:
+    return go.Scatter(
+        x=steps, y=values, name=name, legendgroup=name, mode="lines", fill=fill,
+        showlegend=fill is not None, fillcolor=tint(colour, 0.18),
+        line={"width": 0, "color": colour}, hovertemplate="%{y:.5f}<extra>" + name + "</extra>",
+    )  # fmt: skip
+
+
+def _unchanged() -> dict[str, object]:
+    """The line of magnitudes that have not moved."""
+    return {
+        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "layer": "below",
+        "line": {"color": LIGHT.muted, "dash": "dash", "width": 1},
+    }  # fmt: skip
+
+
+def group_history(steps: Mapping[int, np.ndarray], group: Group, stage: str) -> go.Figure:
+    """The magnitude of one group over training, among those of its tensor (5 to 95 %).
+
+    Args:
+        steps: step -> magnitudes [rows, groups].
+    """
+    at, name, grey = sorted(steps), "5 to 95 % of this tensor", LIGHT.muted
+    bands = np.array([np.quantile(steps[s], (0.05, 0.95)) for s in at])
+    own = go.Scatter(
+        x=at, y=[float(steps[s][group]) for s in at], name="This group", mode="lines+markers",
+        line={"color": stage_style(stage).colour, "width": 2},
+        hovertemplate="m %{y:.5f}<extra></extra>",
+    )  # fmt: skip
+    low = _edge(at, bands[:, 0].tolist(), None, name, grey)
+    high = _edge(at, bands[:, 1].tolist(), "tonexty", name, grey)
+    return go.Figure([low, high, own], _magnitude_layout(f"{stage}/history"))
+
+
+def _magnitude_layout(view: str) -> dict[str, Any]:
+    return layout(
+        view=view, top=32, hovermode="x unified", showlegend=True, legend=legend(orientation="h"),
+        xaxis=axis("Step", showgrid=False), yaxis=axis("Magnitude m", nticks=6),
+        shapes=[_unchanged()],
+    )  # fmt: skip
+
+
+def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
+    """How often each code is used in one tensor, before training and after.
+
+    Args:
+        usage: step -> counts [2^bits].
+    """
+    at = sorted({min(usage), max(usage)}) if usage else []
+    colours = [LIGHT.muted, stage_style(stage).colour]
+    bars = [
+        go.Bar(
+            x=list(range(len(usage[step]))),
+            y=(100 * usage[step] / usage[step].sum()).tolist(),
+            customdata=usage[step].tolist(),
+            name=f"Step {step}",
+            marker={"color": colour},
+            hovertemplate=f"Step {step}: %{{y:.2f}} %, n = %{{customdata:,.0f}}<extra></extra>",
+        )
+        for step, colour in zip(at, colours[-len(at) :], strict=True)
+    ]
+    return go.Figure(
+        bars,
+        layout(
+            view=f"{stage}/codes", top=32, showlegend=len(bars) > 1, barmode="group", bargap=0.15,
+            legend=legend(orientation="h"), hovermode="x unified",
+            xaxis=axis("Code", showgrid=False, nticks=16), yaxis=axis("Share of weights, %"),
+        ),
+    )  # fmt: skip
+
+
+def code_usage_note(usage: Mapping[int, np.ndarray]) -> str:
+    """In words: how many weights, how many codes are used, and the bits a code carries."""
+    if not usage:
+        return ""
+    last = usage[max(usage)]
+    used = last[last > 0] / last.sum()
+    entropy = float(-(used * np.log2(used)).sum()) if len(used) else float("nan")
+    bits = f"{entropy:.2f}" if len(used) else NONE
+    return (
+        f"n = {count(int(last.sum()))} weights; {len(used)} of {len(last)} codes are used and "
+        f"carry {bits} of {int(np.log2(len(last)))} bits each."
+    )

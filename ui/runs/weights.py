@@ -1,0 +1,85 @@
+"""The weight statistics of runs, and how runs and tensors are called in lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from backend.store import frames, queries
+from backend.store.tables import Job
+from jobs.kind import kinds
+from ui.charts.heatmap import in_order
+from ui.runs.results import setting_summary
+from ui.widgets.explorer import cached_by
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class RunWeights:
+    """The weight statistics of one run, the newest of each tensor and stage.
+
+    Attributes:
+        labels: stage -> label, in the order of the method.
+        table: as `frames.tensor_table` returns it; never empty.
+        stages: the ones it holds, in order.
+        tensors: full name -> "Block 3, q_proj", block by block, as data flows.
+        places: full name -> block and module.
+    """
+
+    job: Job
+    labels: Mapping[str, str]
+    table: pd.DataFrame
+    stages: list[str]
+    tensors: dict[str, str]
+    places: dict[str, tuple[int, str]]
+
+    def of_stage(self, stage: str) -> pd.DataFrame:
+        """The rows of one stage."""
+        return self.table[self.table["stage"] == stage]
+
+    @property
+    def model(self) -> str:
+        return str(self.job.config.get("model", ""))
+
+
+@cached_by(queries.weights_mark)
+def weights_of(run: str) -> RunWeights:
+    """The statistics of a run; None where there is no such run or it has none."""
+    job = queries.job(run)
+    table = frames.tensor_table(job.id).groupby(["tensor", "stage"], sort=False).tail(1)
+    stored: list[str] = [*dict.fromkeys(table["stage"])]
+    labels = stage_labels(job, stored)
+    stages = [stage for stage in labels if stage in stored]
+    places = {row.tensor: (row.block, row.module) for row in table.itertuples()}
+    return RunWeights(job, labels, table, stages, tensor_names(table), places)
+
+
+def stage_labels(job: Job, stored: list[str]) -> dict[str, str]:
+    """Stage -> label in the order of the method; those it does not know come last."""
+    kind = kinds().get(job.kind)
+    labels = {str(stage): label for stage, label in kind.stages.items()} if kind else {}
+    return labels | {stage: stage for stage in stored if stage not in labels}
+
+
+def run_choice(job: Job) -> tuple[str, str]:
+    """A run in a dropdown: what it is called, or what was done to what; and its id."""
+    about = job.name or " · ".join([str(job.config.get("model", "")), *setting_summary(job)])
+    return f"{job.run}  {about}".strip(), job.run
+
+
+def tensor_names(table: pd.DataFrame) -> dict[str, str]:
+    """Tensor -> "Block 3, up_proj", in the order of the model.
+
+    Args:
+        table: columns tensor, block, module.
+    """
+    modules = in_order([*table["module"].unique()])
+    unique = table.drop_duplicates("tensor")
+    unique = unique.assign(place=unique["module"].map(modules.index))
+    return {
+        row.tensor: f"Block {row.block}, {row.module.rsplit('.', 1)[-1]}"
+        for row in unique.sort_values(["block", "place"]).itertuples()
+    }
