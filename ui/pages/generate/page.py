@@ -70,7 +70,7 @@ def build() -> None:
             updates: dict[Any, Any] = {run: job.run, told: gr.update(visible=False)}
         except SlimscopeError as refused:
             error, updates = refused, {told: show_error(refused)}
-        return {**form.complain(error), **updates}
+        return {**form.show_errors(error), **updates}
 
     outputs = [run, told, form.accordion, *form.messages]
     asked = ask.click(queue, form.inputs, outputs, show_progress="hidden", api_visibility="private")
