@@ -1,6 +1,13 @@
-"""What can be done to a run: the buttons, and doing it. The rules stand in the queue's service."""
+"""Actions on one run or sweep: which buttons there are, and carrying them out. The rules are those
+of the queue's service."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from backend.errors import NotFoundError
 from backend.queue import roles, service, supervisor
@@ -13,69 +20,74 @@ from jobs.fields import drafters
 from jobs.generate import run as generate
 from jobs.replay import replay
 from jobs.speed import run as speed
-from ui.format import esc, href, runs
-from ui.runs.html import run_link
-from ui.widgets.html import off
+from ui.format import href, runs
+from ui.templates import fragments
+
+HTML = fragments("runs/runs.html")
 
 
-def actions(job: Job, place: int | None = None) -> list[tuple[str, str, str]]:
-    """What fits the job's state: (deed, words on the button, question before it is done).
+class Action(NamedTuple):
+    """A button: what it does, its text, what is to be confirmed first, and why the user may not."""
+
+    name: str
+    text: str
+    question: str = ""
+    forbidden: str = ""
+
+
+def actions(job: Job, place: int | None = None) -> list[Action]:
+    """What fits the job's state.
 
     Args:
-        place: of the job in the queue, 1 for the next to start; None leaves out what moves it.
+        place: of the job in the queue, 1 for the next to start; None leaves out moving it.
     """
     if job.state == State.QUEUED:
-        later = [("next", "Run next", "")] if place and place > 1 else []
-        return [*later, ("cancel", "Cancel run", f"Take {job.run} out of the queue?")]
+        first = [Action("next", "Run next")] if place and place > 1 else []
+        return [*first, Action("cancel", "Cancel run", f"Remove {job.run} from the queue?")]
     if job.state in LIVE and job.desired == "run":
-        kept = "It stops at the next safe point and keeps what is finished."
-        return [("cancel", "Cancel run", f"Cancel {job.run}? {kept}")]
+        kept = "It stops at the next safe point and keeps finished work."
+        return [Action("cancel", "Cancel run", f"Cancel {job.run}? {kept}")]
     if job.state in LIVE and job.desired == "stop":
         lost = "Work since its last checkpoint is lost."
-        return [("kill", "Kill now", f"Kill {job.run} now? {lost}")]
+        return [Action("kill", "Kill now", f"Kill {job.run} now? {lost}")]
     if job.state in LIVE:
         return []
     if job.state in RESUMABLE:
-        return [("resume", "Resume", ""), ("retry", "Retry", "")]
-    return [("retry", "Replay", "")]
+        return [Action("resume", "Resume"), Action("retry", "Retry")]
+    return [Action("retry", "Reproduce")]
 
 
-def buttons(job: Job, actor: Actor, place: int | None = None) -> str:
-    """HTML: the buttons that fit; those a guest may not press are there, with the reason."""
-    return "".join(
-        f'<button type="button" class="small" data-testid="{deed}-{esc(job.run)}" '
-        f'data-do="{deed}" data-run="{esc(job.run)}" data-ask="{esc(question)}"'
-        f"{_off(deed, job, actor)}>{words}</button>"
-        for deed, words, question in actions(job, place)
+def buttons(job: Job, user: Actor, place: int | None = None) -> Markup:
+    """The buttons that fit; those the user may not press are disabled, with the reason."""
+    fitting = actions(job, place)
+    return HTML.action_buttons(
+        job.run,
+        [action._replace(forbidden=_forbidden(action.name, job, user)) for action in fitting],
     )
 
 
-def _off(deed: str, job: Job, actor: Actor) -> str:
-    """HTML attributes of a button that would be refused."""
-    if deed == "retry":
-        reason = roles.may_not_add(actor)
-    elif deed in ("resume", "next"):
-        reason = roles.may_not_change(actor)
-    else:
-        reason = roles.may_not_cancel(actor, job.owner)
-    return off(reason)
+def _forbidden(action: str, job: Job, user: Actor) -> str:
+    """Why an action would be refused; "" where it is allowed."""
+    if action == "retry":
+        return roles.may_not_add(user)
+    if action in ("resume", "next"):
+        return roles.may_not_change(user)
+    return roles.may_not_cancel(user, job.owner)
 
 
-def clone_link(job: Job) -> str:
-    """HTML: opens the form with this run's config."""
-    where = href("launch", kind=job.kind, **{"from": job.run})
-    return f'<a class="button small" href="{where}">Clone to a new run</a>'
+def clone_link(job: Job) -> Markup:
+    """Opens the form with this run's config."""
+    address = href("launch", kind=job.kind, **{"from": job.run})
+    return HTML.links([(address, "Clone to a new run")])
 
 
-def sweep_link(job: Job) -> str:
-    """HTML: opens the sweep the run is part of; nothing for a run that was queued alone."""
-    if job.sweep is None:
-        return ""
-    return f'<a class="button small" href="{href("sweep", id=job.run)}">See its sweep</a>'
+def sweep_link(job: Job) -> Markup:
+    """Opens the sweep the run is part of; empty for a run that was queued alone."""
+    return HTML.links([(href("sweep", id=job.run), "See its sweep")] if job.sweep else [])
 
 
-def next_links(job: Job) -> str:
-    """HTML: what one does next with a run: look at what it stored, decode with what it left."""
+def next_links(job: Job) -> Markup:
+    """Next steps with a run: inspect what it stored, generate with what it saved."""
     ended, base = job.state == State.SUCCEEDED, job.config.get("model", "")
     mark = queries.weights_mark(job.run)
     try_it = href("generate", sides=job.run)
@@ -91,53 +103,76 @@ def next_links(job: Job) -> str:
         (job.kind == dlqat.NAME, href("quant", run=job.run), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]
-    return "".join(
-        f'<a class="button small" href="{where}">{words}</a>'
-        for fits, where, words in offers
-        if fits
-    )
+    return HTML.links([(address, text) for fits, address, text in offers if fits])
 
 
 def _decodes(job: Job) -> bool:
-    """Whether the run left a model or a drafter."""
+    """Whether the run saved a model or a drafter."""
     return any(found.kind in ("model", drafters.FOLDER) for found in queries.artifacts(job.run))
 
 
-def run_action(deed: str, run: str, actor: Actor) -> str:
-    """Does it.
+def run_action(name: str, run: str, user: Actor) -> str:
+    """Carries out an action.
 
     Returns:
-        HTML: what was done.
+        What was done, as text or `Markup`.
 
     Raises:
-        SlimscopeError: it may not, or cannot, be done.
+        SlimscopeError: it is not allowed, or not possible.
     """
-    if deed == "retry":
-        job = replay(run, actor)
-        done = f"{run_link(job)} is queued; it repeats {esc(run)} and is compared with it."
-    elif deed == "resume":
-        job = service.resume(run, actor)
-        done = f"{esc(job.run)} is queued again and goes on from its last checkpoint."
-    elif deed == "next":
-        done = f"{esc(service.run_next(run, actor).run)} is the next to start."
-    elif deed in ("cancel", "kill"):
-        done = _end(deed, run, actor)
-    elif deed == "cancel-sweep":  # whoever was asked to stop before is not killed by this
-        going = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
-        done = f"Asked to stop: {runs(len(service.cancel_all(going, actor)))}."
-    elif deed == "resume-sweep":
-        whole = [job.run for job in queries.sweep(run)]
-        done = f"Queued again: {runs(len(service.resume_all(whole, actor)))}."
-    else:
-        raise NotFoundError(f"There is nothing called {deed[:20]!r} to do.")
+    if name not in HANDLERS:
+        raise NotFoundError(f"There is no action {name[:20]!r}.")
+    message = HANDLERS[name](run, user)
     supervisor.ensure()
-    return done
+    return message
 
 
-def _end(deed: str, run: str, actor: Actor) -> str:
-    """A second `cancel` from a page that is behind must not become a kill."""
-    if deed == "cancel" and queries.job(run).desired != "run":
-        return f"{esc(run)} was asked to stop before."
-    if service.cancel(run, actor) == State.CANCELLED:
-        return f"{esc(run)} is cancelled."
-    return f"{esc(run)} was asked to {esc(queries.job(run).desired)}."
+def _retry(run: str, user: Actor) -> str:
+    return HTML.replay_queued(replay(run, user), run)
+
+
+def _resume(run: str, user: Actor) -> str:
+    return f"{service.resume(run, user).run} was queued again. It resumes from its last checkpoint."
+
+
+def _run_next(run: str, user: Actor) -> str:
+    return f"{service.run_next(run, user).run} is the next to start."
+
+
+def _cancel(run: str, user: Actor) -> str:
+    """A second `cancel` from a page that is out of date must not become a kill."""
+    if queries.job(run).desired != "run":
+        return f"{run} is being cancelled already."
+    return _kill(run, user)
+
+
+def _kill(run: str, user: Actor) -> str:
+    state = service.cancel(run, user)
+    if state not in LIVE:
+        return f"{run} was cancelled." if state == State.CANCELLED else f"{run} has ended already."
+    killed = queries.job(run).desired == "kill"
+    return f"{run} is being killed." if killed else f"{run} stops at the next safe point."
+
+
+def _cancel_sweep(run: str, user: Actor) -> str:
+    """Runs that are being cancelled already are not killed by this."""
+    active = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
+    return f"Cancelling {runs(len(service.cancel_all(active, user)))}."
+
+
+def _resume_sweep(run: str, user: Actor) -> str:
+    sweep = [job.run for job in queries.sweep(run)]
+    return f"Queued again: {runs(len(service.resume_all(sweep, user)))}."
+
+
+HANDLERS: Mapping[str, Callable[[str, Actor], str]] = MappingProxyType(
+    {
+        "retry": _retry,
+        "resume": _resume,
+        "next": _run_next,
+        "cancel": _cancel,
+        "kill": _kill,
+        "cancel-sweep": _cancel_sweep,
+        "resume-sweep": _resume_sweep,
+    }
+)

@@ -49,9 +49,9 @@ class ResultRow(Protocol):
     def details(self) -> dict[str, Any]: ...
 
 
-def format_value(of: Metric, value: float | None) -> str:
-    """The figure as it stands under the metric's title."""
-    return WRITE[of.form](value)
+def format_value(metric: Metric, value: float | None) -> str:
+    """The value in the unit of the metric's title."""
+    return WRITE[metric.form](value)
 
 
 def display_units(points: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from backend.errors import SlimscopeError
+from ui.frame import query
 from ui.templates import fragments
 from ui.widgets.notice import notice, plain
 
@@ -99,6 +100,12 @@ def component(
 def _parts(text: str) -> list[str]:
     """The items of a comma-separated list."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, str]:
+    """The values the address gives to text fields of `config`."""
+    texts = [name for name, info in config.model_fields.items() if info.annotation is str]
+    return {name: value for name in texts if (value := query(request, name))}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ class Download(gr.HTML):
 
     def __init__(self, **options: Any) -> None:
         on_load = "slimscope.download(props, watch)"
-        super().__init__(None, html_template="", js_on_load=on_load, elem_classes="saver", **options)
+        super().__init__(
+            None, html_template="", js_on_load=on_load, elem_classes="saver", **options
+        )
 
 
 def file_payload(name: str, data: bytes) -> dict[str, Any]:

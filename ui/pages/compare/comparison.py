@@ -12,7 +12,7 @@ from typing import Any
 from jobs.metrics import METRICS, Metric, metric
 from ui.format import NONE, esc, href, number
 from ui.pages.compare.charts import BASELINE, strokes
-from ui.runs.deltas import delta, delta_html, incomparable_because, judged
+from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import format_value, kind_of, kind_title
 from ui.runs.rows import RunRow
@@ -161,7 +161,8 @@ def _figure(of: Metric, row: RunRow, base: RunRow) -> str:
     if figure is None:
         return NONE
     spread = f' <span class="quiet">± {number(figure.stderr, 2)}</span>' if figure.stderr else ""
-    return format_value(of, figure.value) + spread + delta_html(of.name, row, base, relative=True)
+    change = delta_html(of.name, row, base, relative=True)
+    return f"{format_value(of, figure.value)}{spread}{change}"
 
 
 def _besides(of: RunComparison) -> list[tuple[Metric, list[float | None]]]:
@@ -180,7 +181,7 @@ def _plain_row(of: RunComparison, known: Metric, values: Sequence[float | None])
     for row, value in zip(of.rows, values, strict=True):
         told = ""
         if value is not None and base is not None and row is not of.base:
-            told = judged(known, delta(known, value, base), value, relative=True)
+            told = difference_html(known, delta(known, value, base), value, relative=True)
         cells += f'<td class="num">{format_value(known, value)}{told}</td>'
     return f'<tr><th scope="row">{heading(known)}</th>{cells}</tr>'
 

@@ -20,7 +20,7 @@ from ui.pages.compare.weights import ASK as WEIGHTS_ASK
 from ui.pages.compare.weights import drawn_tensor, tensors_of, weights_held
 from ui.runs.bulk_actions import FEWEST, MOST
 from ui.runs.rows import all_rows, chosen
-from ui.runs.view import names
+from ui.runs.view import query_list
 from ui.widgets.chart import ChartCard, PlotlyView, chart_card, note_html
 from ui.widgets.download import Download, file_payload
 from ui.widgets.dropdown import FreeDropdown
@@ -109,7 +109,7 @@ def _parts(card: ChartCard) -> list[gr.HTML]:
 def compared(request: gr.Request) -> RunComparison | None:
     """The runs in the address, the first of them the baseline unless another is named; None when
     there are too few."""
-    rows = chosen(all_rows(), names(request, "ids", MOST))
+    rows = chosen(all_rows(), query_list(request, "ids", MOST))
     if len(rows) < FEWEST:
         return None
     base = query(request, "base")

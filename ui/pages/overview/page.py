@@ -141,7 +141,7 @@ def latest_html() -> str:
     if not found:
         return ""
     rows = run_rows.rows(found, queries.results([job.id for job in found]))
-    shown = fullest(run_columns.picked((), run_columns.columns(rows)), rows)
+    shown = fullest(run_columns.visible_columns((), run_columns.columns(rows)), rows)
     cells = [
         [named_link(r.job), model_and_settings(r.job), *(c.html(r) for c in shown)] for r in rows
     ]
