@@ -80,12 +80,12 @@ def _text(
 
 def _figure(name: str, value: Callable[[RunRow], float | None], **options: Any) -> Column:
     """A column of figures, titled and written as the metric `name`."""
-    shown = metric(name)
+    described = metric(name)
 
     def cell(row: RunRow) -> str:
-        return format_value(shown, value(row))
+        return format_value(described, value(row))
 
-    return Column(name, shown.title, value, cell, value, numeric=True, **options)
+    return Column(name, described.title, value, cell, value, numeric=True, **options)
 
 
 def _final(name: str, usual: bool) -> Column:

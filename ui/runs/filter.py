@@ -20,8 +20,8 @@ from typing import Any
 from ui.runs.columns import Column, find_column
 from ui.runs.rows import RunRow
 
-TERM = re.compile(
-    r'(?P<minus>-?)(?:(?P<key>[A-Za-z_][\w.]*)(?P<op>>=|<=|!=|[:=<>]))?(?:"(?P<q>[^"]*)"?|(?P<w>\S+))'
+TERM = re.compile(  # minus, key, operator, quoted text, word
+    r'(-?)(?:([A-Za-z_][\w.]*)(>=|<=|!=|[:=<>]))?(?:"([^"]*)"?|(\S+))'
 )
 NUMBER = re.compile(r"([+\-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+\-]?\d+)?)\s*([A-Za-z%]*)")
 UNITS = {
@@ -77,8 +77,8 @@ def parse(text: str, columns: Mapping[str, Column]) -> RunFilter:
     terms: list[FilterTerm] = []
     problems: list[str] = []
     for match in TERM.finditer(text):
-        key, op = match["key"], match["op"]
-        value = match["w"] if match["w"] is not None else match["q"]
+        minus, key, op, quoted, word = match.groups()
+        value = quoted if word is None else word
         column = find_column(key, columns) if key else None
         if key and column is None and op == ":":
             key, value = None, f"{key}:{value}"  # a word with a colon in it
@@ -87,7 +87,7 @@ def parse(text: str, columns: Mapping[str, Column]) -> RunFilter:
         elif column and op in ORDERS and parse_number(value) is None:
             problems.append(f"{column.title} is a number, {value[:40]!r} is not.")
         elif value:
-            terms.append(FilterTerm(column, op or "", value, bool(match["minus"])))
+            terms.append(FilterTerm(column, op or "", value, bool(minus)))
     return RunFilter(terms, problems)
 
 

@@ -141,9 +141,9 @@ class TableResult:
 
     def toggle_column(self, column: Column) -> Address:
         """Shows or hides the column."""
-        shown = [c.key for c in self.columns]
-        others = [key for key in shown if key != column.key]
-        return {"cols": ",".join(others if column.key in shown else [*shown, column.key])}
+        keys = [c.key for c in self.columns]
+        others = [key for key in keys if key != column.key]
+        return {"cols": ",".join(others if column.key in keys else [*keys, column.key])}
 
     @property
     def column_groups(self) -> dict[str, list[Column]]:

@@ -146,8 +146,8 @@ class ConfigForm:
         hidden: list[str] = []
         for heading, names in sections(config).items():
             hidden += [n for n in names if advanced(config.model_fields[n])]
-            shown = [n for n in names if n not in hidden]
-            self._section(heading, sorted(shown, key=lambda n: n != "model"))  # the model leads
+            visible = [n for n in names if n not in hidden]
+            self._section(heading, sorted(visible, key=lambda n: n != "model"))  # the model leads
         self.accordion = gr.Accordion("Advanced", open=False, elem_classes="form-advanced")
         with self.accordion:
             self._section("", hidden)
