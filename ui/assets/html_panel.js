@@ -68,7 +68,7 @@
     setTimeout(() => { button.textContent = label; }, 1500);
   }
 
-  function htmlPanel(element, trigger) {
+  function htmlPanel(element, viewed, acted) {
     element.addEventListener("click", async (event) => {
       const button = event.target.closest("button");
       if (!button || button.disabled) return;
@@ -77,10 +77,10 @@
       const verb = button.textContent.trim();
       if (data.toggle) toggle(data.toggle, data.value);
       if (data.view) window.slimscope.address(JSON.parse(data.view));
-      if (data.toggle || data.view) trigger("view", {});
+      if (data.toggle || data.view) viewed();
       if (!data.do || (data.ask && !await confirmed(data.ask, verb))) return;
       const text = data.prompt ? await entered(data.prompt, verb, data.words || "") : "";
-      if (text !== null) trigger("act", { do: data.do, run: data.run, file: data.file, text });
+      if (text !== null) acted({ do: data.do, run: data.run, file: data.file, text });
     });
   }
 

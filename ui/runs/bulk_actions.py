@@ -54,7 +54,7 @@ def bulk_actions(table: TableResult, user: Actor) -> list[BulkAction]:
         *_labels(jobs, roles.may_not_change(user)),
         *_cancel(jobs, user),
         *_resume(jobs, roles.may_not_change(user)),
-        BulkAction("clear", "Clear selection", view={"pick": ""}),
+        BulkAction("clear", "Clear", view={"pick": ""}),
     ]
 
 

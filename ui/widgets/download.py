@@ -19,10 +19,8 @@ class Download(gr.HTML):
     """Invisible; a handler that returns `file_payload(...)` to it starts a download."""
 
     def __init__(self, **options: Any) -> None:
-        on_load = "slimscope.download(props, watch)"
-        super().__init__(
-            None, html_template="", js_on_load=on_load, elem_classes="saver", **options
-        )
+        script = "slimscope.download(props, watch)"
+        super().__init__(None, html_template="", js_on_load=script, elem_classes="saver", **options)
 
 
 def file_payload(name: str, data: bytes) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import gradio as gr
 
 from ui.frame import SILENT_EVENT
 
+# Gradio finds the events of a component by the names quoted here
+SCRIPT = "slimscope.htmlPanel(element, () => trigger('view', {}), (data) => trigger('act', data))"
 LATEST: dict[str, Any] = {**SILENT_EVENT, "trigger_mode": "always_last"}  # options of such readers
 
 
@@ -27,5 +29,4 @@ class HtmlPanel(gr.HTML):
     checked."""
 
     def __init__(self, value: str = "", **options: Any) -> None:
-        on_load = "slimscope.htmlPanel(element, trigger)"
-        super().__init__(value, js_on_load=on_load, apply_default_css=False, **options)
+        super().__init__(value, js_on_load=SCRIPT, apply_default_css=False, **options)
