@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gradio as gr
 from markupsafe import Markup
 
-from backend.errors import NotFoundError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import roles, service, supervisor
 from backend.queue.service import Actor
 from backend.store import queries
@@ -21,7 +22,9 @@ from jobs.generate import run as generate
 from jobs.replay import replay
 from jobs.speed import run as speed
 from ui.format import href, runs
+from ui.frame import current_user
 from ui.templates import fragments
+from ui.widgets.notice import show_error, show_success
 
 HTML = fragments("runs/runs.html")
 
@@ -125,6 +128,16 @@ def run_action(name: str, run: str, user: Actor) -> str:
     message = HANDLERS[name](run, user)
     supervisor.ensure()
     return message
+
+
+def act(event: gr.EventData, request: gr.Request) -> Any:
+    """Handles a button of an `HtmlPanel`: the update of a notice, what was done or why not."""
+    data = event._data or {}
+    try:
+        message = run_action(str(data.get("do")), str(data.get("run")), current_user(request))
+    except SlimscopeError as error:
+        return show_error(error)
+    return show_success(message)
 
 
 def _retry(run: str, user: Actor) -> str:

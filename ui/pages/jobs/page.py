@@ -8,8 +8,6 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from backend.errors import NotFoundError, SlimscopeError
-from backend.queue.folders import whole_log
 from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.queries import QueueStatus
@@ -18,15 +16,14 @@ from backend.store.states import LIVE, State
 from backend.store.tables import Job
 from ui.format import count
 from ui.frame import SILENT_EVENT, Page, current_user, live, query
-from ui.runs.actions import buttons, run_action
+from ui.runs.actions import act, buttons
 from ui.runs.html import error_of, kind_and_settings, named_link, progress, time_left, took
+from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
-from ui.widgets.download import AT_MOST, Download, file_payload
 from ui.widgets.html import time_tag
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.log_view import LogView, part
-from ui.widgets.notice import notice, plain, show_error, show_html, show_success
+from ui.widgets.notice import notice, plain, show_html
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/jobs/page.html")
@@ -35,42 +32,29 @@ ENDED = (State.SUCCEEDED, State.CANCELLED)
 FAILED = (State.FAILED, State.LOST)
 MAX_JOBS = 100
 STALLED = "The supervisor is not running: no job starts until it does."
-LOG_EVERY = 2.0  # seconds
 Cells = list[Any]  # of a row of the table
+Table = tuple[Sequence[str], list[Cells], Sequence[int]]  # heads, rows, numeric columns
 
 
 def build() -> None:
     message = notice("jobs-said")
     page = Outputs(board=HtmlPanel(elem_id="jobs-board", min_height=160))
-    with gr.Row(visible=False, elem_id="jobs-detail") as detail:
+    with gr.Row(visible=False, elem_id="jobs-detail") as page["detail"]:
         with gr.Column(scale=3, min_width=320, elem_classes="card"):
             page["title"] = plain(elem_id="jobs-log-title")
-            log = LogView(elem_id="jobs-log")
-            save = gr.Button(
-                "Download full log", size="sm", elem_id="jobs-log-download",
-                elem_classes="log-download",
-            )  # fmt: skip
-            saved = Outputs(download=Download(), message=message)
+            log, page["timer"] = build_log("jobs", message)
         with gr.Column(scale=2, min_width=320, elem_classes="card"):
             page["history"] = plain(elem_id="jobs-history")
-    page |= {"detail": detail, "timer": gr.Timer(LOG_EVERY, active=False)}  # type: ignore[dict-item]
-    _wire(page, log, message)
-    save.click(saved.named(save_log), None, saved.components, **SILENT_EVENT)
 
-
-def _wire(page: Outputs, log: LogView, message: gr.HTML) -> None:
-    redraw, board, timer = page.named(draw), page["board"], page["timer"]
+    redraw, board = page.named(draw), page["board"]
     live(redraw, None, page.components)
-    live(follow, log, log)
     viewed = board.view(redraw, None, page.components, **LATEST)  # type: ignore[attr-defined]
     viewed.then(follow, log, log, **SILENT_EVENT)
     board.view(clear, None, message, **SILENT_EVENT)  # type: ignore[attr-defined]
-    acted = board.act(act, None, message, show_progress="hidden", api_visibility="private")  # type: ignore[attr-defined]
+    acted = board.act(  # type: ignore[attr-defined]
+        act, None, message, show_progress="hidden", api_visibility="private"
+    )
     acted.then(redraw, None, page.components, **SILENT_EVENT)
-    timer.tick(follow, log, log, **SILENT_EVENT)  # type: ignore[attr-defined]
-
-
-# what is shown ------------------------------------------------------------------------------------
 
 
 def draw(request: gr.Request) -> Updates:
@@ -88,14 +72,6 @@ def draw(request: gr.Request) -> Updates:
         "history": history_html(job),
         "timer": gr.update(active=job.state in LIVE),
     }
-
-
-def chosen_job(request: gr.Request) -> Job | None:
-    """The job named in the address; None when there is none of that name."""
-    try:
-        return queries.job(query(request, "id"))
-    except SlimscopeError:
-        return None
 
 
 def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -> Markup:
@@ -121,9 +97,6 @@ def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
         return [*status.live, *status.queued]
     jobs = queries.jobs(ENDED if tab == "ended" else FAILED, limit=MAX_JOBS)
     return sorted(jobs, key=lambda job: -(job.finished_at or 0))
-
-
-Table = tuple[Sequence[str], list[Cells], Sequence[int]]  # heads, rows, numeric columns
 
 
 def _active(jobs: list[Job], status: QueueStatus, open_id: int | None, user: Actor) -> Table:
@@ -171,48 +144,9 @@ def _state(job: Job) -> Markup:
     return HTML.state(job, job.state in LIVE and job.desired != "run")
 
 
-def history_html(job: Job) -> Markup:
-    """The events of the job, the newest first."""
-    events = reversed(queries.events(job.run))
-    return HTML.history([[HTML.time(e.at), e.type, e.actor, e.text] for e in events])
-
-
-# what is done -------------------------------------------------------------------------------------
-
-
-def act(event: gr.EventData, request: gr.Request) -> Any:
-    """Carries out the action of a button: what was done, or why not."""
-    data = event._data or {}
-    try:
-        message = run_action(str(data.get("do")), str(data.get("run")), current_user(request))
-    except SlimscopeError as error:
-        return show_error(error)
-    return show_success(message)
-
-
 def clear() -> Any:
     """Hides the message: it was about another view."""
     return show_html("")
-
-
-def follow(cursor: Any, request: gr.Request) -> Any:
-    """What is new in the log of the chosen job."""
-    job = chosen_job(request)
-    new = part(job, cursor) if job else None
-    return gr.skip() if new is None else new
-
-
-def save_log(request: gr.Request) -> Updates:
-    """The logs of all attempts of the chosen job as one download, or why there is none."""
-    try:
-        job = queries.job(query(request, "id"))
-        text = whole_log(job.run, job.attempts_made)
-        if not text:
-            raise NotFoundError(f"{job.run} has no log.", "It has not started yet.")
-    except SlimscopeError as error:
-        return {"message": show_error(error)}
-    file = file_payload(f"{job.run}-log.txt", text[-AT_MOST:])
-    return {"download": file, "message": show_html("")}
 
 
 PAGE = Page("Jobs", "jobs", build, order=20, key="j")

@@ -18,13 +18,12 @@ from jobs.kind import kinds
 from jobs.metrics import metric
 from ui.format import esc, href
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
-from ui.pages.jobs.page import act
 from ui.pages.overview import pareto
 from ui.pages.overview.pareto_chart import tradeoff
 from ui.pages.overview.tour import tour
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
-from ui.runs.actions import buttons
+from ui.runs.actions import act, buttons
 from ui.runs.html import (
     described,
     error_of,

@@ -17,18 +17,17 @@ from ui.charts.lines import curves
 from ui.charts.stages import perplexity_note, stage_perplexities
 from ui.format import esc, href, number
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
-from ui.pages.jobs.page import LOG_EVERY, act, chosen_job, follow, history_html, save_log
 from ui.pages.run import details, quality
 from ui.pages.run.reproduction import replay_card
-from ui.runs.actions import buttons, clone_link, next_links, sweep_link
+from ui.runs.actions import act, buttons, clone_link, next_links, sweep_link
 from ui.runs.html import described, error_of, progress, took
+from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of
 from ui.widgets.chart import PlotlyView, chart_card, note_html
 from ui.widgets.download import Download, small_file
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import badge, card, empty, problem, stack, table, time_tag
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.log_view import LogView
 from ui.widgets.notice import notice, plain, show_error, show_html
 
 TABS = {
@@ -96,15 +95,7 @@ def _curves() -> tuple[FreeDropdown, list[gr.HTML]]:
 
 
 def _log(told: gr.HTML) -> gr.Timer:
-    log = LogView(elem_id="run-log")
-    save = gr.Button(
-        "Download full log", size="sm", elem_id="run-log-download", elem_classes="log-download"
-    )
-    saver = Download()
-    timer = gr.Timer(LOG_EVERY, active=False)
-    live(follow, log, log)
-    timer.tick(follow, log, log, **SILENT_EVENT)
-    save.click(save_log, None, [saver, told], **SILENT_EVENT)
+    _, timer = build_log("run", told)
     return timer
 
 

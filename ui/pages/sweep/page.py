@@ -14,9 +14,9 @@ from jobs.metrics import metric
 from jobs.sweep import SweepRow
 from ui.format import href
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
-from ui.pages.jobs.page import act
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
+from ui.runs.actions import act
 from ui.runs.results import kind_of
 from ui.widgets.chart import PlotlyView, chart_card, note_html
 from ui.widgets.dropdown import FreeDropdown
