@@ -3,8 +3,6 @@ of the queue's service."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -114,22 +112,6 @@ def _decodes(job: Job) -> bool:
     return any(found.kind in ("model", drafters.FOLDER) for found in queries.artifacts(job.run))
 
 
-def run_action(name: str, run: str, user: Actor) -> str:
-    """Carries out an action.
-
-    Returns:
-        What was done, as text or `Markup`.
-
-    Raises:
-        SlimscopeError: it is not allowed, or not possible.
-    """
-    if name not in HANDLERS:
-        raise NotFoundError(f"There is no action {name[:20]!r}.")
-    message = HANDLERS[name](run, user)
-    supervisor.ensure()
-    return message
-
-
 def act(event: gr.EventData, request: gr.Request) -> Any:
     """Handles a button of an `HtmlPanel`: the update of a notice, what was done or why not."""
     data = event._data or {}
@@ -140,52 +122,42 @@ def act(event: gr.EventData, request: gr.Request) -> Any:
     return show_success(message)
 
 
-def _retry(run: str, user: Actor) -> str:
-    return HTML.replay_queued(replay(run, user), run)
+def run_action(name: str, run: str, user: Actor) -> str:
+    """Carries out an action.
 
+    Returns:
+        What was done, as text or `Markup`.
 
-def _resume(run: str, user: Actor) -> str:
-    return f"{service.resume(run, user).run} was queued again. It resumes from its last checkpoint."
-
-
-def _run_next(run: str, user: Actor) -> str:
-    return f"{service.run_next(run, user).run} is the next to start."
+    Raises:
+        SlimscopeError: it is not allowed, or not possible.
+    """
+    match name:
+        case "retry":
+            message: str = HTML.replay_queued(replay(run, user), run)
+        case "resume":
+            resumed = service.resume(run, user).run
+            message = f"{resumed} is queued again. It resumes from its last checkpoint."
+        case "next":
+            message = f"{service.run_next(run, user).run} is the next to start."
+        case "cancel" if queries.job(run).desired != "run":  # from a page that is out of date
+            message = f"{run} is being cancelled already."
+        case "cancel" | "kill":
+            message = _cancel(run, user)
+        case "cancel-sweep":  # those being cancelled already are not killed by this
+            active = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
+            message = f"Cancelling {runs(len(service.cancel_all(active, user)))}."
+        case "resume-sweep":
+            sweep = [job.run for job in queries.sweep(run)]
+            message = f"Queued again: {runs(len(service.resume_all(sweep, user)))}."
+        case _:
+            raise NotFoundError(f"There is no action {name[:20]!r}.")
+    supervisor.ensure()
+    return message
 
 
 def _cancel(run: str, user: Actor) -> str:
-    """A second `cancel` from a page that is out of date must not become a kill."""
-    if queries.job(run).desired != "run":
-        return f"{run} is being cancelled already."
-    return _kill(run, user)
-
-
-def _kill(run: str, user: Actor) -> str:
     state = service.cancel(run, user)
     if state not in LIVE:
         return f"{run} was cancelled." if state == State.CANCELLED else f"{run} has ended already."
     killed = queries.job(run).desired == "kill"
     return f"{run} is being killed." if killed else f"{run} stops at the next safe point."
-
-
-def _cancel_sweep(run: str, user: Actor) -> str:
-    """Runs that are being cancelled already are not killed by this."""
-    active = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
-    return f"Cancelling {runs(len(service.cancel_all(active, user)))}."
-
-
-def _resume_sweep(run: str, user: Actor) -> str:
-    sweep = [job.run for job in queries.sweep(run)]
-    return f"Queued again: {runs(len(service.resume_all(sweep, user)))}."
-
-
-HANDLERS: Mapping[str, Callable[[str, Actor], str]] = MappingProxyType(
-    {
-        "retry": _retry,
-        "resume": _resume,
-        "next": _run_next,
-        "cancel": _cancel,
-        "kill": _kill,
-        "cancel-sweep": _cancel_sweep,
-        "resume-sweep": _resume_sweep,
-    }
-)

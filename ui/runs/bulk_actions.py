@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from backend.errors import ConfigError, NotFoundError
 from backend.queue import labels, roles, service, supervisor
@@ -44,16 +43,17 @@ class BulkAction:
 
 def bulk_actions(table: TableResult, user: Actor) -> list[BulkAction]:
     """What can be done to the selected runs."""
-    jobs = [row.job for row in table.selected]
+    jobs, forbidden = [row.job for row in table.selected], roles.may_not_change(user)
     if not jobs:
         return []
+    baseline = BulkAction("base", "Set as baseline", view={"base": jobs[0].run, "pick": ""})
     return [
         _compare(table),
-        *_baseline(jobs),
+        *([baseline] if len(jobs) == 1 else []),
         _pin(table),
-        *_labels(jobs, roles.may_not_change(user)),
+        *_labels(jobs, forbidden),
         *_cancel(jobs, user),
-        *_resume(jobs, roles.may_not_change(user)),
+        *_resume(jobs, forbidden),
         BulkAction("clear", "Clear", view={"pick": ""}),
     ]
 
@@ -70,12 +70,6 @@ def _compare(table: TableResult) -> BulkAction:
     return BulkAction("compare", f"Compare {len(runs)}", address=address)
 
 
-def _baseline(jobs: Sequence[Job]) -> list[BulkAction]:
-    if len(jobs) != 1:
-        return []
-    return [BulkAction("base", "Set as baseline", view={"base": jobs[0].run, "pick": ""})]
-
-
 def _pin(table: TableResult) -> BulkAction:
     pins = dict.fromkeys([*table.query.pins, *(row.job.run for row in table.selected)])
     if len(pins) > MAX_PINS:
@@ -86,18 +80,15 @@ def _pin(table: TableResult) -> BulkAction:
 def _labels(jobs: Sequence[Job], forbidden: str) -> list[BulkAction]:
     """Tags and, of a single run, its note."""
     runs, tags = run_count(jobs), sorted({tag for job in jobs for tag in job.tags or ()})
-    actions = [BulkAction("tag", "Tag", prompt=f"Tags to add to {runs}:", forbidden=forbidden)]
+    fields = [("tag", "Tag", f"Tags to add to {runs}:", "")]
     if tags:
-        prompt, initial = f"Tags to remove from {runs}:", " ".join(tags)
-        actions.append(
-            BulkAction("untag", "Untag", prompt=prompt, initial=initial, forbidden=forbidden)
-        )
+        fields.append(("untag", "Untag", f"Tags to remove from {runs}:", " ".join(tags)))
     if len(jobs) == 1:
-        prompt, initial = f"Note on {runs}:", jobs[0].note
-        actions.append(
-            BulkAction("note", "Note", prompt=prompt, initial=initial, forbidden=forbidden)
-        )
-    return actions
+        fields.append(("note", "Note", f"Note on {runs}:", jobs[0].note))
+    return [
+        BulkAction(name, text, prompt=prompt, initial=initial, forbidden=forbidden)
+        for name, text, prompt, initial in fields
+    ]
 
 
 def _cancel(jobs: Sequence[Job], user: Actor) -> list[BulkAction]:
@@ -135,47 +126,25 @@ def run_bulk_action(name: str, jobs: Sequence[Job], text: str, user: Actor) -> s
     """
     if not jobs:
         raise ConfigError("Nothing was done.", "No run is selected.")
-    if name not in HANDLERS:
-        raise NotFoundError(f"There is no action {name[:20]!r}.")
-    return HANDLERS[name](jobs, text, user)
-
-
-def _run_tag(jobs: Sequence[Job], text: str, user: Actor) -> str:
-    tags = labels.tags_in(text)
-    labels.tag([job.run for job in jobs], tags, user)
-    return f"Added to {run_count(jobs)}: {', '.join(tags)}."
-
-
-def _run_untag(jobs: Sequence[Job], text: str, user: Actor) -> str:
-    tags = labels.tags_in(text)
-    labels.untag([job.run for job in jobs], tags, user)
-    return f"Removed from {run_count(jobs)}: {', '.join(tags)}."
-
-
-def _run_note(jobs: Sequence[Job], text: str, user: Actor) -> str:
-    labels.annotate(jobs[0].run, text, user)
-    return f"The note on {jobs[0].run} was saved."
-
-
-def _run_cancel(jobs: Sequence[Job], _text: str, user: Actor) -> str:
-    active = [job for job in jobs if _cancellable(job)]
-    service.cancel_all([job.run for job in active], user)
-    supervisor.ensure()
-    return f"Cancelling {run_count(active)}."
-
-
-def _run_resume(jobs: Sequence[Job], _text: str, user: Actor) -> str:
-    resumed = service.resume_all([job.run for job in jobs], user)
-    supervisor.ensure()
-    return f"Queued again: {runs_text(len(resumed))}. Each resumes from its last checkpoint."
-
-
-HANDLERS: Mapping[str, Callable[[Sequence[Job], str, Actor], str]] = MappingProxyType(
-    {
-        "tag": _run_tag,
-        "untag": _run_untag,
-        "note": _run_note,
-        "cancel": _run_cancel,
-        "resume": _run_resume,
-    }
-)
+    runs = [job.run for job in jobs]
+    match name:
+        case "tag":
+            labels.tag(runs, tags := labels.tags_in(text), user)
+            return f"Added to {run_count(jobs)}: {', '.join(tags)}."
+        case "untag":
+            labels.untag(runs, tags := labels.tags_in(text), user)
+            return f"Removed from {run_count(jobs)}: {', '.join(tags)}."
+        case "note":
+            labels.annotate(runs[0], text, user)
+            return f"The note on {runs[0]} was saved."
+        case "cancel":
+            active = [job for job in jobs if _cancellable(job)]
+            service.cancel_all([job.run for job in active], user)
+            supervisor.ensure()
+            return f"Cancelling {run_count(active)}."
+        case "resume":
+            resumed = service.resume_all(runs, user)
+            supervisor.ensure()
+            count = runs_text(len(resumed))
+            return f"Queued again: {count}. Each resumes from its last checkpoint."
+    raise NotFoundError(f"There is no action {name[:20]!r}.")
