@@ -41,7 +41,7 @@ def small_file(path: str, name: str = "") -> dict[str, Any]:
     if file.stat().st_size > AT_MOST:
         raise NotFoundError(
             f"{file.name} is {size(file.stat().st_size)}.",
-            f"Downloads are limited to {size(AT_MOST)}.",
+            f"Files of at most {size(AT_MOST)} can be downloaded.",
             "Copy it from the artefact folder.",
         )
     return file_payload(name or file.name, file.read_bytes())
