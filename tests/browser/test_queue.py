@@ -105,7 +105,7 @@ def test_what_one_person_does_to_the_queue_another_sees(
             page.get_by_test_id(f"cancel-{run}").click()
             page.get_by_role("dialog").get_by_role("button", name="Cancel run").click()
             assert until(run, State.CANCELLED) == State.CANCELLED
-        expect(other.locator("#jobs-board")).to_contain_text("Nothing runs and nothing waits.")
+        expect(other.locator("#jobs-board")).to_contain_text("No active jobs.")
     process.wait(10)
     job = queries.job(first)
     assert (job.finished_at or 0) - (job.desired_at or 0) < 1000 * patient(10)
@@ -133,7 +133,7 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
     segments.press("Tab")
     expect(page.locator("#launch-preview")).to_contain_text("--segments 5")
     assert queries.job(second.run).config == before != {**before, "segments": 5}
-    said.get_by_role("link", name="See the queue").click()
+    said.get_by_role("link", name="Open the queue").click()
     rows = page.locator("#jobs-board tbody tr")
     expect(rows).to_have_count(3)
     for place, job in ((1, first), (2, second)):

@@ -80,12 +80,12 @@ def test_a_filter_is_written_as_it_is_typed_and_can_be_cleared(
 
 def test_from_the_table_to_a_comparison_with_the_right_signs(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/runs")
-    visitor.get_by_role("checkbox", name="Pick sds-0001").click()
+    visitor.get_by_role("checkbox", name="Select sds-0001").click()
     visitor.get_by_role("button", name="Set as baseline").click()
     expect(visitor.get_by_test_id("row-sds-0001")).to_contain_text("Baseline")
     for run in ("sds-0002", "sds-0003"):
-        visitor.get_by_role("checkbox", name=f"Pick {run}").click()
-    expect(visitor.locator("#runs-board .bulk")).to_contain_text("2 picked")
+        visitor.get_by_role("checkbox", name=f"Select {run}").click()
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text("2 selected")
     visitor.get_by_role("button", name="Pin", exact=True).click()
     expect(visitor.locator("tbody.pinned tr")).to_have_count(3)
     found = perplexities()
@@ -97,7 +97,7 @@ def test_from_the_table_to_a_comparison_with_the_right_signs(visitor: Page, lab:
         )
         sign = "▲+" if found[run] > found["sds-0001"] else "▼−"
         expect(delta.first).to_contain_text(sign)
-        visitor.get_by_role("checkbox", name=f"Pick {run}").click()
+        visitor.get_by_role("checkbox", name=f"Select {run}").click()
     expect(visitor.get_by_test_id("compare")).to_have_text("Compare 3")
     visitor.get_by_test_id("compare").click()
     visitor.wait_for_url("**/compare?*")
@@ -253,7 +253,7 @@ def test_the_first_visit_is_told_three_things_once(browser: Browser, lab: Dashbo
 
 def test_tags_notes_and_views_are_kept(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/runs?q=magnitude")
-    visitor.get_by_role("checkbox", name="Pick sds-0001").click()
+    visitor.get_by_role("checkbox", name="Select sds-0001").click()
     visitor.get_by_role("button", name="Tag", exact=True).click()
     visitor.get_by_role("dialog").get_by_role("textbox").fill("<b>")
     visitor.keyboard.press("Enter")

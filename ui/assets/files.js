@@ -11,6 +11,14 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
+  /* Saves what a `Download` is given: {name, data}, the data in base64. */
+  function download(props, watch) {
+    watch("value", () => {
+      const file = props.value;
+      if (file && file.data) save(file.name, [Uint8Array.from(atob(file.data), (c) => c.charCodeAt(0))]);
+    });
+  }
+
   const plainText = (text) => String(text ?? "").replace(/<[^>]*>/g, "");
   const line = (cells) => cells.map((each) => cell(String(each ?? ""))).join(",");
 
@@ -73,5 +81,5 @@
     });
   }
 
-  Object.assign(window.slimscope, { save, saving });
+  Object.assign(window.slimscope, { save, saving, download });
 })();

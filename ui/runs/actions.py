@@ -1,8 +1,14 @@
-"""What can be done to a run: the buttons, and doing it. The rules stand in the queue's service."""
+"""Actions on one run or sweep: which buttons there are, and carrying them out. The rules are those
+of the queue's service."""
 
 from __future__ import annotations
 
-from backend.errors import NotFoundError
+from typing import Any, NamedTuple
+
+import gradio as gr
+from markupsafe import Markup
+
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.store import queries
@@ -13,69 +19,76 @@ from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
 from jobs.generate import config as generate
 from jobs.speed import config as speed
-from ui.format import esc, href, runs
-from ui.runs.html import run_link
-from ui.widgets.html import off
+from ui.format import href, runs
+from ui.frame import current_user
+from ui.templates import fragments
+from ui.widgets.notice import show_error, show_success
+
+HTML = fragments("runs/runs.html")
 
 
-def actions(job: Job, place: int | None = None) -> list[tuple[str, str, str]]:
-    """What fits the job's state: (deed, words on the button, question before it is done).
+class Action(NamedTuple):
+    """A button: what it does, its text, what is to be confirmed first, and why the user may not."""
+
+    name: str
+    text: str
+    question: str = ""
+    forbidden: str = ""
+
+
+def actions(job: Job, place: int | None = None) -> list[Action]:
+    """What fits the job's state.
 
     Args:
-        place: of the job in the queue, 1 for the next to start; None leaves out what moves it.
+        place: of the job in the queue, 1 for the next to start; None leaves out moving it.
     """
     if job.state == State.QUEUED:
-        later = [("next", "Run next", "")] if place and place > 1 else []
-        return [*later, ("cancel", "Cancel run", f"Take {job.run} out of the queue?")]
+        first = [Action("next", "Run next")] if place and place > 1 else []
+        return [*first, Action("cancel", "Cancel run", f"Remove {job.run} from the queue?")]
     if job.state in LIVE and job.desired == "run":
-        kept = "It stops at the next safe point and keeps what is finished."
-        return [("cancel", "Cancel run", f"Cancel {job.run}? {kept}")]
+        kept = "It stops at the next safe point and keeps finished work."
+        return [Action("cancel", "Cancel run", f"Cancel {job.run}? {kept}")]
     if job.state in LIVE and job.desired == "stop":
         lost = "Work since its last checkpoint is lost."
-        return [("kill", "Kill now", f"Kill {job.run} now? {lost}")]
+        return [Action("kill", "Kill now", f"Kill {job.run} now? {lost}")]
     if job.state in LIVE:
         return []
     if job.state in RESUMABLE:
-        return [("resume", "Resume", ""), ("retry", "Retry", "")]
-    return [("retry", "Replay", "")]
+        return [Action("resume", "Resume"), Action("retry", "Retry")]
+    return [Action("retry", "Reproduce")]
 
 
-def buttons(job: Job, actor: Actor, place: int | None = None) -> str:
-    """HTML: the buttons that fit; those a guest may not press are there, with the reason."""
-    return "".join(
-        f'<button type="button" class="small" data-testid="{deed}-{esc(job.run)}" '
-        f'data-do="{deed}" data-run="{esc(job.run)}" data-ask="{esc(question)}"'
-        f"{_off(deed, job, actor)}>{words}</button>"
-        for deed, words, question in actions(job, place)
+def buttons(job: Job, user: Actor, place: int | None = None) -> Markup:
+    """The buttons that fit; those the user may not press are disabled, with the reason."""
+    fitting = actions(job, place)
+    return HTML.action_buttons(
+        job.run,
+        [action._replace(forbidden=_forbidden(action.name, job, user)) for action in fitting],
     )
 
 
-def _off(deed: str, job: Job, actor: Actor) -> str:
-    """HTML attributes of a button that would be refused."""
-    if deed == "retry":
-        reason = roles.may_not_add(actor)
-    elif deed in ("resume", "next"):
-        reason = roles.may_not_change(actor)
-    else:
-        reason = roles.may_not_cancel(actor, job.owner)
-    return off(reason)
+def _forbidden(action: str, job: Job, user: Actor) -> str:
+    """Why an action would be refused; "" where it is allowed."""
+    if action == "retry":
+        return roles.may_not_add(user)
+    if action in ("resume", "next"):
+        return roles.may_not_change(user)
+    return roles.may_not_cancel(user, job.owner)
 
 
-def clone_link(job: Job) -> str:
-    """HTML: opens the form with this run's config."""
-    where = href("launch", kind=job.kind, **{"from": job.run})
-    return f'<a class="button small" href="{where}">Clone to a new run</a>'
+def clone_link(job: Job) -> Markup:
+    """Opens the form with this run's config."""
+    address = href("launch", kind=job.kind, **{"from": job.run})
+    return HTML.links([(address, "Clone to a new run")])
 
 
-def sweep_link(job: Job) -> str:
-    """HTML: opens the sweep the run is part of; nothing for a run that was queued alone."""
-    if job.sweep is None:
-        return ""
-    return f'<a class="button small" href="{href("sweep", id=job.run)}">See its sweep</a>'
+def sweep_link(job: Job) -> Markup:
+    """Opens the sweep the run is part of; empty for a run that was queued alone."""
+    return HTML.links([(href("sweep", id=job.run), "See its sweep")] if job.sweep else [])
 
 
-def next_links(job: Job) -> str:
-    """HTML: what one does next with a run: look at what it stored, decode with what it left."""
+def next_links(job: Job) -> Markup:
+    """Next steps with a run: inspect what it stored, generate with what it saved."""
     ended, base = job.state == State.SUCCEEDED, job.config.get("model", "")
     mark = queries.weights_mark(job.run)
     try_it = href("generate", sides=job.run)
@@ -91,55 +104,64 @@ def next_links(job: Job) -> str:
         (job.kind == dlqat.NAME, href("quant", run=job.run), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]
-    return "".join(
-        f'<a class="button small" href="{where}">{words}</a>'
-        for fits, where, words in offers
-        if fits
-    )
+    return HTML.links([(address, text) for fits, address, text in offers if fits])
 
 
 def _decodes(job: Job) -> bool:
-    """Whether the run left a model or a drafter."""
+    """Whether the run saved a model or a drafter."""
     return any(
         found.kind in ("model", drafters.DRAFTER_FOLDER) for found in queries.artifacts(job.run)
     )
 
 
-def run_action(deed: str, run: str, actor: Actor) -> str:
-    """Does it.
+def act(event: gr.EventData, request: gr.Request) -> Any:
+    """Handles a button of an `HtmlPanel`: the update of a notice, what was done or why not."""
+    data = event._data or {}
+    try:
+        message = run_action(str(data.get("do")), str(data.get("run")), current_user(request))
+    except SlimscopeError as error:
+        return show_error(error)
+    return show_success(message)
+
+
+def run_action(name: str, run: str, user: Actor) -> str:
+    """Carries out an action.
 
     Returns:
-        HTML: what was done.
+        What was done, as text or `Markup`.
 
     Raises:
-        SlimscopeError: it may not, or cannot, be done.
+        SlimscopeError: it is not allowed, or not possible.
     """
-    if deed == "retry":
-        job = queries.job(operations.replay_run(run, actor)["id"])
-        done = f"{run_link(job)} is queued; it repeats {esc(run)} and is compared with it."
-    elif deed == "resume":
-        resumed = operations.resume_run(run, actor)
-        done = f"{esc(resumed['id'])} is queued again and goes on from its last checkpoint."
-    elif deed == "next":
-        done = f"{esc(operations.run_next(run, actor)['id'])} is the next to start."
-    elif deed in ("cancel", "kill"):
-        done = _end(deed, run, actor)
-    elif deed == "cancel-sweep":  # whoever was asked to stop before is not killed by this
-        going = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
-        done = f"Asked to stop: {runs(len(operations.cancel_runs(going, actor)))}."
-    elif deed == "resume-sweep":
-        whole = [job.run for job in queries.sweep(run)]
-        done = f"Queued again: {runs(len(operations.resume_runs(whole, actor)))}."
-    else:
-        raise NotFoundError(f"There is nothing called {deed[:20]!r} to do.")
-    return done
+    match name:
+        case "retry":
+            message: str = HTML.replay_queued(
+                queries.job(operations.replay_run(run, user)["id"]), run
+            )
+        case "resume":
+            resumed = operations.resume_run(run, user)
+            message = f"{resumed['id']} is queued again. It resumes from its last checkpoint."
+        case "next":
+            message = f"{operations.run_next(run, user)['id']} is the next to start."
+        case "cancel" if queries.job(run).desired != "run":  # from a page that is out of date
+            message = f"{run} is being cancelled already."
+        case "cancel" | "kill":
+            message = _cancel(run, user)
+        case "cancel-sweep":  # those being cancelled already are not killed by this
+            active = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
+            message = f"Cancelling {runs(len(operations.cancel_runs(active, user)))}."
+        case "resume-sweep":
+            sweep = [job.run for job in queries.sweep(run)]
+            message = f"Queued again: {runs(len(operations.resume_runs(sweep, user)))}."
+        case _:
+            raise NotFoundError(f"There is no action {name[:20]!r}.")
+    return message
 
 
-def _end(deed: str, run: str, actor: Actor) -> str:
-    """A second `cancel` from a page that is behind must not become a kill."""
-    if deed == "cancel" and queries.job(run).desired != "run":
-        return f"{esc(run)} was asked to stop before."
-    ended = operations.cancel_run(run, actor)
-    if ended["state"] == State.CANCELLED:
-        return f"{esc(run)} is cancelled."
-    return f"{esc(run)} was asked to {esc(ended['desired'])}."
+def _cancel(run: str, user: Actor) -> str:
+    job = operations.cancel_run(run, user)
+    if job["state"] not in LIVE:
+        cancelled = job["state"] == State.CANCELLED
+        return f"{run} was cancelled." if cancelled else f"{run} has ended already."
+    killed = job["desired"] == "kill"
+    return f"{run} is being killed." if killed else f"{run} stops at the next safe point."

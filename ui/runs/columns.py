@@ -1,6 +1,6 @@
-"""The columns a table of runs can have: shown, sorted by, filtered by and exported alike.
+"""The columns of the table of runs, for display, sorting, filters and export.
 
-They come from the configs and figures of the runs, so a new kind of run needs no change here.
+They are derived from the configs and results of the runs, so a new kind needs no change here.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from backend.store.tables import run_name
 from jobs.metrics import METRICS, metric
-from ui.format import NONE, esc, href
+from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
 from ui.runs.results import RUN, format_value, kind_of, kind_title, setting_summary
 from ui.runs.rows import RunRow
+from ui.templates import fragments
 from ui.widgets.config_form import title
 from ui.widgets.html import badge, time_tag
 
+HTML = fragments("runs/runs.html")
 NEWEST = "age"
-GROUPS = ("Run", "Figures", "Settings")
+GROUPS = ("Run", "Results", "Settings")
 HEADLINE = (
     "perplexity", "zero_share", "bits_per_weight", "speed_up", "accepted_length",
     "tokens_per_second",
@@ -39,54 +43,55 @@ class Column:
 
     Attributes:
         value: sorts and is exported.
-        html: is shown.
-        measure: what a filter compares; a run that has none gives None.
-        usual: shown unless somebody chooses columns.
-        metric: name of the figure it shows, of which a delta to the baseline's can be told.
+        cell: what is shown, as text or `Markup`.
+        measure: what a filter compares; None for a run without such a value.
+        usual: shown unless columns are chosen.
+        metric: name of the figure it shows, which can be compared with the baseline's.
     """
 
     key: str
     title: str
     value: Callable[[RunRow], Any]
-    html: Callable[[RunRow], str]
+    cell: Callable[[RunRow], object]
     measure: Callable[[RunRow], Any]
     numeric: bool = False
     group: str = GROUPS[0]
     usual: bool = False
     metric: str = ""
 
-    def delta(self, row: RunRow, base: RunRow | None) -> str:
-        """HTML: how far the run's figure lies from the baseline's."""
-        return delta_html(self.metric, row, base) if self.metric else ""
+    def html(self, row: RunRow) -> Markup:
+        """What is shown of a run."""
+        return escape(self.cell(row))
+
+    def delta(self, row: RunRow, base: RunRow | None) -> Markup:
+        """How far the run's figure lies from the baseline's."""
+        return delta_html(self.metric, row, base) if self.metric else Markup()
 
 
-def _words(
+def _text(
     key: str,
     title: str,
     value: Callable[[RunRow], Any],
-    html: Callable[[RunRow], str] | None = None,
+    cell: Callable[[RunRow], object] | None = None,
     **options: Any,
 ) -> Column:
-    shown = html or (lambda row: esc(value(row)))
-    return Column(key, title, value, shown, **{"measure": value, **options})
+    return Column(key, title, value, cell or value, **{"measure": value, **options})
+
+
+def _figure(name: str, value: Callable[[RunRow], float | None], **options: Any) -> Column:
+    """A column of figures, titled and written as the metric `name`."""
+    described = metric(name)
+
+    def cell(row: RunRow) -> str:
+        return format_value(described, value(row))
+
+    return Column(name, described.title, value, cell, value, numeric=True, **options)
 
 
 def _final(name: str, usual: bool) -> Column:
-    known = metric(name)
-
-    def value(row: RunRow) -> float | None:
-        return row.figures.final(name)
-
-    return Column(
-        name,
-        known.title,
-        value,
-        lambda row: format_value(known, value(row)),
-        value,
-        True,
-        GROUPS[1],
-        usual,
-        name,
+    """The figure each run ended with."""
+    return _figure(
+        name, lambda row: row.figures.final(name), group=GROUPS[1], usual=usual, metric=name
     )
 
 
@@ -100,44 +105,36 @@ def _change(row: RunRow) -> float | None:
 
 def _setting(name: str, heading: str, numeric: bool) -> Column:
     def value(row: RunRow) -> Any:
-        found = row.job.config.get(name)
-        plain = isinstance(found, (int, float, str)) and not isinstance(found, bool)
-        return found if plain or found is None else json.dumps(found)
+        setting = row.job.config.get(name)
+        plain = isinstance(setting, (int, float, str)) and not isinstance(setting, bool)
+        return setting if plain or setting is None else json.dumps(setting)
 
-    def html(row: RunRow) -> str:
-        return NONE if value(row) is None else esc(value(row))
+    def cell(row: RunRow) -> Any:
+        return NONE if value(row) is None else value(row)
 
-    return Column(name, heading, value, html, value, numeric, GROUPS[2])
-
-
-def _clipped(text: str) -> str:
-    return f'<span class="clip wide" title="{esc(text)}">{esc(text)}</span>'
+    return Column(name, heading, value, cell, value, numeric, GROUPS[2])
 
 
-def _of_job(name: str, value: Callable[[RunRow], float | None], usual: bool = False) -> Column:
-    known = METRICS[name]
-    return Column(
-        name,
-        known.title,
-        value,
-        lambda row: format_value(known, value(row)),
-        value,
-        True,
-        usual=usual,
-    )
+def _summary(row: RunRow) -> str:
+    return " · ".join(setting_summary(row.job))
 
 
 def _took(row: RunRow) -> float | None:
     return elapsed(row.job, row.now)
 
 
+def _sweep(row: RunRow) -> str:
+    first = row.job.sweep
+    return run_name(row.job.kind, first) if first else ""
+
+
 def added(row: RunRow) -> str:
-    """When the run was added, for a file."""
+    """When the run was added, in UTC, for exports."""
     moment = datetime.fromtimestamp(row.job.created_at / 1000, UTC)
     return moment.isoformat(timespec="seconds")
 
 
-RUN_COLUMN = _words(
+RUN_COLUMN = _text(
     "run", "Run", lambda r: r.job.id, lambda r: named_link(r.job),
     measure=lambda r: r.job.run, usual=True,
 )  # fmt: skip
@@ -147,63 +144,51 @@ AGE = Column(
 )  # fmt: skip
 BEFORE = (
     RUN_COLUMN,
-    _words("name", "Name", lambda r: r.job.name),
-    _words("kind", "Kind", lambda r: kind_title(r.job),
+    _text("name", "Name", lambda r: r.job.name),
+    _text("kind", "Kind", lambda r: kind_title(r.job),
            measure=lambda r: f"{r.job.kind} {kind_title(r.job)}", usual=True),
-    _words("model", "Model", lambda r: str(r.job.config.get("model", "")),
+    _text("model", "Model", lambda r: str(r.job.config.get("model", "")),
            lambda r: model_name(r.job.config.get("model", NONE)), usual=True),
-    _words("choices", "Setting", lambda r: " · ".join(setting_summary(r.job)),
-           lambda r: _clipped(" · ".join(setting_summary(r.job))), usual=True),
-    _words("state", "State", lambda r: r.job.state, lambda r: badge(r.job.state), usual=True),
-    _words("tags", "Tags", lambda r: " ".join(r.job.tags or ()),
+    _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r)), usual=True),
+    _text("state", "State", lambda r: r.job.state, lambda r: badge(r.job.state), usual=True),
+    _text("tags", "Tags", lambda r: " ".join(r.job.tags or ()),
            lambda r: tags_html(r.job.tags or ()), measure=lambda r: r.job.tags or ()),
-    _words("note", "Note", lambda r: r.job.note or "",
-           lambda r: _clipped(r.job.note or "")),
-    _words("owner", "By", lambda r: r.job.owner),
-    _words("sweep", "Sweep", lambda r: _sweep(r), lambda r: _sweep_link(r)),
+    _text("note", "Note", lambda r: r.job.note or "", lambda r: HTML.clipped(r.job.note or "")),
+    _text("owner", "By", lambda r: r.job.owner),
+    _text("sweep", "Sweep", _sweep, lambda r: HTML.sweep_name(_sweep(r))),
 )  # fmt: skip
 PERPLEXITY = (
-    Column("dense", "Perplexity, dense", _dense,
-           lambda r: format_value(METRICS["perplexity"], _dense(r)), _dense, True, GROUPS[1], True),
+    replace(_figure("perplexity", _dense, group=GROUPS[1], usual=True),
+            key="dense", title="Perplexity, dense"),
     _final("perplexity", True),
     Column("change", "Change", _change, lambda r: percent(_change(r)) or NONE, _change, True,
            GROUPS[1], True),
 )  # fmt: skip
 AFTER = (
-    _of_job("size", lambda r: r.size),
-    _of_job("peak", lambda r: r.job.peak_bytes),
-    _of_job("took", _took, usual=True),
+    _figure("size", lambda r: r.size),
+    _figure("peak", lambda r: r.job.peak_bytes),
+    _figure("took", _took, usual=True),
     AGE,
 )
 
 
-def _sweep(row: RunRow) -> str:
-    first = row.job.sweep
-    return run_name(row.job.kind, first) if first else ""
-
-
-def _sweep_link(row: RunRow) -> str:
-    name = _sweep(row)
-    return f'<a class="mono" href="{href("sweep", id=name)}">{esc(name)}</a>' if name else ""
-
-
-def columns(shown: Sequence[RunRow]) -> dict[str, Column]:
-    """Key -> column, of all columns these rows have something in, as they stand side by side."""
-    found: dict[str, bool] = {}  # metric -> whether of the run as a whole
-    for row in shown:
+def columns(rows: Sequence[RunRow]) -> dict[str, Column]:
+    """Key -> column, in order, of all columns for which these rows have a value."""
+    of_run: dict[str, bool] = {}  # metric -> whether of the run as a whole
+    for row in rows:
         for stage, name in row.figures.rows:
-            found[name] = found.get(name, False) or stage == RUN
-    names = [m for m in METRICS if m in found] + sorted(found.keys() - METRICS.keys())
-    finals = [_final(n, _usual(n, found[n])) for n in names if n != "perplexity"]
-    perplexity = PERPLEXITY if "perplexity" in found else ()
-    settings = dict.fromkeys(name for row in shown for name in row.job.config)
-    telling = {
-        "tags": any(row.job.tags for row in shown),
-        "kind": len({row.job.kind for row in shown}) > 1,
+            of_run[name] = of_run.get(name, False) or stage == RUN
+    names = [m for m in METRICS if m in of_run] + sorted(of_run.keys() - METRICS.keys())
+    finals = [_final(n, _usual(n, of_run[n])) for n in names if n != "perplexity"]
+    perplexity = PERPLEXITY if "perplexity" in of_run else ()
+    settings = dict.fromkeys(name for row in rows for name in row.job.config)
+    informative = {
+        "tags": any(row.job.tags for row in rows),
+        "kind": len({row.job.kind for row in rows}) > 1,
     }
-    before = [replace(c, usual=telling[c.key]) if c.key in telling else c for c in BEFORE]
+    before = [replace(c, usual=informative[c.key]) if c.key in informative else c for c in BEFORE]
     taken = {c.key for c in (*before, *perplexity, *finals, *AFTER)}
-    more = [_setting(n, _titled(n, shown), _numeric(n, shown)) for n in settings if n not in taken]
+    more = [_setting(n, _titled(n, rows), _numeric(n, rows)) for n in settings if n not in taken]
     return {c.key: c for c in (*before, *perplexity, *finals, *more, *AFTER)}
 
 
@@ -211,29 +196,29 @@ def _usual(name: str, of_run: bool) -> bool:
     return name in HEADLINE or (of_run and "/" not in name and name not in METRICS)
 
 
-def _titled(name: str, shown: Sequence[RunRow]) -> str:
-    for row in shown:
+def _titled(name: str, rows: Sequence[RunRow]) -> str:
+    for row in rows:
         kind = kind_of(row.job)
         if kind and name in kind.config.model_fields:
             return title(name, kind.config.model_fields[name])
     return name
 
 
-def _numeric(name: str, shown: Sequence[RunRow]) -> bool:
-    values = [row.job.config[name] for row in shown if name in row.job.config]
+def _numeric(name: str, rows: Sequence[RunRow]) -> bool:
+    values = [row.job.config[name] for row in rows if name in row.job.config]
     return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
-def named(key: str, known: Mapping[str, Column]) -> Column | None:
-    """The column a person means."""
-    key = key.lower()
-    return known.get(key) or known.get(ALIASES.get(key, ""))
+def find_column(name: str, columns: Mapping[str, Column]) -> Column | None:
+    """The column of that key or alias, upper or lower case."""
+    key = name.lower()
+    return columns.get(key) or columns.get(ALIASES.get(key, ""))
 
 
-def picked(keys: Sequence[str], known: Mapping[str, Column]) -> list[Column]:
+def visible_columns(keys: Sequence[str], columns: Mapping[str, Column]) -> list[Column]:
     """The columns with these keys, in the order of the table; the usual ones where none is named.
     The run itself always leads."""
-    wanted = {column.key for key in keys if (column := named(key, known))}
+    wanted = {column.key for key in keys if (column := find_column(key, columns))}
     if not wanted:
-        return [c for c in known.values() if c.usual]
-    return [c for c in known.values() if c.key in wanted or c.key == RUN_COLUMN.key]
+        return [c for c in columns.values() if c.usual]
+    return [c for c in columns.values() if c.key in wanted or c.key == RUN_COLUMN.key]

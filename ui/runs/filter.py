@@ -1,11 +1,11 @@
-"""The language in which runs are filtered.
+"""The filter language of the table of runs.
 
     sparsity>0.4 kind:sds state:failed tag:demo -owner:mira "half way"
 
-Every term must hold. `key:text` holds where the column contains the text (a tag must be whole), `=`
-and `!=` compare all of it, `<`, `<=`, `>` and `>=` compare figures, which may carry a unit: 40%,
-2h, 500MB. A word without a key is looked for in everything a run is known by. `-` in front turns a
-term around. A run that has no such figure does not pass a comparison.
+All terms must match. `key:text` matches where the column contains the text (a tag must be whole),
+`=` and `!=` compare the whole value, `<`, `<=`, `>` and `>=` compare numbers, which may have a
+unit: 40%, 2h, 500MB. A word without a key is searched for in name, kind, model, setting, state,
+owner, tags and note. A leading `-` negates a term. A run without the value matches no comparison.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ui.runs.columns import Column, named
+from ui.runs.columns import Column, find_column
 from ui.runs.rows import RunRow
 
-TERM = re.compile(
-    r'(?P<minus>-?)(?:(?P<key>[A-Za-z_][\w.]*)(?P<op>>=|<=|!=|[:=<>]))?(?:"(?P<q>[^"]*)"?|(?P<w>\S+))'
+TERM = re.compile(  # minus, key, operator, quoted text, word
+    r'(-?)(?:([A-Za-z_][\w.]*)(>=|<=|!=|[:=<>]))?(?:"([^"]*)"?|(\S+))'
 )
 NUMBER = re.compile(r"([+\-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+\-]?\d+)?)\s*([A-Za-z%]*)")
 UNITS = {
@@ -37,16 +37,16 @@ ORDERS = ("<", "<=", ">", ">=")
 
 @dataclass(frozen=True)
 class FilterTerm:
-    """One condition. Without a column, the text is looked for everywhere."""
+    """One condition; without a column, a full-text search."""
 
     column: Column | None
     op: str
     text: str
-    turned: bool
+    negated: bool
 
     def holds(self, row: RunRow) -> bool:
-        """Whether a run passes."""
-        return self._holds(row) != self.turned
+        """Whether a run matches."""
+        return self._holds(row) != self.negated
 
     def _holds(self, row: RunRow) -> bool:
         if self.column is None:
@@ -55,54 +55,52 @@ class FilterTerm:
         if value is None:
             return self.op == "!="
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            wanted = figure(self.text)
+            wanted = parse_number(self.text)
             return wanted is not None and COMPARE[self.op](value, wanted)
-        return _worded(value, self.op, self.text.lower())
+        return _text_matches(value, self.op, self.text.lower())
 
 
 @dataclass(frozen=True)
 class RunFilter:
-    """Terms, and what of the text was not understood."""
+    """The terms, and messages about the parts of the text that could not be parsed."""
 
     terms: Sequence[FilterTerm]
     problems: Sequence[str]
 
     def passed(self, rows: Sequence[RunRow]) -> list[RunRow]:
-        """The rows for which every term holds."""
+        """The rows that match every term."""
         return [row for row in rows if all(term.holds(row) for term in self.terms)]
 
 
 def parse(text: str, columns: Mapping[str, Column]) -> RunFilter:
-    """The filter a person wrote. What is not understood is a problem, and filters nothing."""
+    """Parses a filter. A term that cannot be parsed becomes a problem and filters nothing."""
     terms: list[FilterTerm] = []
     problems: list[str] = []
     for match in TERM.finditer(text):
-        key, op = match["key"], match["op"]
-        value = match["w"] if match["w"] is not None else match["q"]
-        column = named(key, columns) if key else None
-        turned = bool(match["minus"])
+        minus, key, op, quoted, word = match.groups()
+        value = quoted if word is None else word
+        column = find_column(key, columns) if key else None
         if key and column is None and op == ":":
             key, value = None, f"{key}:{value}"  # a word with a colon in it
         if key and column is None:
             problems.append(_unknown(key, columns))
-        elif column and op in ORDERS and figure(value) is None:
-            problems.append(f"{value[:40]!r} is no number to compare {column.title} with.")
+        elif column and op in ORDERS and parse_number(value) is None:
+            problems.append(f"{column.title} is a number, {value[:40]!r} is not.")
         elif value:
-            terms.append(FilterTerm(column, op or "", value, turned))
+            terms.append(FilterTerm(column, op or "", value, bool(minus)))
     return RunFilter(terms, problems)
 
 
-def figure(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
     """The number in "0.4", "40%", "2h" or "500MB"; None where there is none."""
     match = NUMBER.fullmatch(text.strip())
     unit = UNITS.get(match[2].lower()) if match else None
     return float(match[1]) * unit if match and unit is not None else None
 
 
-def _worded(value: Any, op: str, wanted: str) -> bool:
+def _text_matches(value: Any, op: str, wanted: str) -> bool:
     if isinstance(value, (list, tuple)):  # tags
-        held = wanted in [str(v).lower() for v in value]
-        return held != (op == "!=")
+        return (wanted in [str(v).lower() for v in value]) != (op == "!=")
     text = str(value).lower()
     if op in ORDERS:
         return False

@@ -13,15 +13,11 @@ from ui.format import NONE, duration, eta, share
 from ui.runs.results import kind_title, setting_summary
 from ui.widgets.html import WIDGETS, problem
 
-run_link, tags_html = WIDGETS.run_link, WIDGETS.tags_html
-
-
-def named_link(job: Job, beside: str = "") -> Markup:
-    return WIDGETS.named_link(job, Markup(beside))
+run_link, named_link, tags_html = WIDGETS.run_link, WIDGETS.named_link, WIDGETS.tags_html
 
 
 def model_name(spec: object) -> Markup:
-    """A model; of a path only its last part, the whole on hover."""
+    """A model; of a path only the last part, the whole on hover."""
     text = str(spec)
     return WIDGETS.shortened(
         text, PurePath(text).name if text.startswith(("/", "~", ".")) else text
@@ -29,13 +25,13 @@ def model_name(spec: object) -> Markup:
 
 
 def described(job: Job) -> Markup:
-    """What was done to what: "SDS pruning · smollm2-135m · 2:4 · wanda"."""
+    """Kind, model and settings: "SDS pruning · smollm2-135m · 2:4 · wanda"."""
     model = [model_name(job.config["model"])] if "model" in job.config else []
     return Markup(" · ").join([kind_title(job), *model, *setting_summary(job)])
 
 
 def model_and_settings(job: Job) -> Markup:
-    """The model, and under it what was chosen of the method."""
+    """The model, and under it the settings of the method."""
     return model_name(job.config.get("model", NONE)) + settings_line(job)
 
 
@@ -46,12 +42,12 @@ def kind_and_settings(job: Job) -> Markup:
 
 
 def settings_line(job: Job) -> Markup:
-    """What was chosen of the method, as a second line."""
+    """The settings of the method, as a second line."""
     return WIDGETS.under(" · ".join(setting_summary(job)))
 
 
 def progress(job: Job) -> Markup:
-    """Bar, percentage and stage of a live run; nothing for others."""
+    """Bar, percentage and stage of a live run; empty for others."""
     if job.state not in LIVE:
         return Markup()
     percent = "" if job.share is None else share(job.share, 0)
@@ -59,24 +55,24 @@ def progress(job: Job) -> Markup:
 
 
 def time_left(job: Job) -> str:
-    """When the run may end, in words; nothing when nobody knows."""
+    """Estimated time left, as in "about 5 min"; empty when unknown."""
     return eta(job.eta_s) if job.state in LIVE and job.eta_s is not None else ""
 
 
 def elapsed(job: Job, now: int) -> float | None:
-    """Seconds a run has worked, or worked."""
+    """Seconds a run has been running, or ran."""
     if job.started_at is None:
         return None
     return ((job.finished_at or now) - job.started_at) / 1000
 
 
 def took(job: Job, now: int) -> str:
-    """`elapsed` in words."""
+    """`elapsed` as text."""
     return duration(elapsed(job, now))
 
 
 def error_of(job: Job) -> Markup:
-    """Why a run failed; nothing when it did not."""
+    """Why a run failed; empty when it did not."""
     if not job.error:
         return Markup()
     parts = (str(job.error.get(part) or "") for part in ("what", "why", "do"))

@@ -1,4 +1,4 @@
-"""When a waiting run may start: a guess from what runs now and what stands before it."""
+"""Estimated start times of queued runs, from what is running and what is queued before them."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from backend.store.tables import Job
 from jobs.submit import checked
 from ui.format import eta
 
-LOOKED_AT = 20  # of the queue; what a run will take is read off its model's files
+MAX_ESTIMATED = 20  # of the queue; an estimate reads the model's files
 
 
 def start_times(status: QueueStatus) -> dict[int, float]:
-    """Job id -> seconds until it may start, for the head of the queue; up to the first job before
-    which something takes nobody knows how long."""
+    """Job id -> seconds until it may start, for the head of the queue, up to the first job behind
+    one of unknown duration."""
     slots = settings().slots
     left = [math.inf if job.eta_s is None else job.eta_s for job in status.live]
     free = sorted([*left, *[0.0] * (slots - len(left))])[-slots:]
-    found: dict[int, float] = {}
-    for job in status.queued[:LOOKED_AT]:
+    starts: dict[int, float] = {}
+    for job in status.queued[:MAX_ESTIMATED]:
         at = free[0]
         if math.isinf(at):
             break
-        found[job.id] = at
+        starts[job.id] = at
         heapq.heapreplace(free, at + expected_seconds(job, status.finished))
-    return found
+    return starts
 
 
 def expected_seconds(job: Job, finished: int) -> float:
-    """Seconds a queued job is expected to run; infinite when nobody knows.
+    """Seconds a queued job is expected to run; infinite when unknown.
 
     Args:
-        finished: how many jobs have ended; each may have taught a better estimate.
+        finished: number of jobs that have ended; each may improve the estimate.
     """
-    return _takes(job.kind, json.dumps(job.config), finished)
+    return _expected(job.kind, json.dumps(job.config), finished)
 
 
 @lru_cache(maxsize=256)
-def _takes(kind: str, config: str, _finished: int) -> float:
+def _expected(kind: str, config: str, _finished: int) -> float:
     try:
         seconds = checked(kind, json.loads(config))[1].seconds
-    except Exception:  # whatever is wrong with a run that waits, the list of runs is shown
+    except Exception:  # whatever is wrong with a queued run, the queue is shown
         return math.inf
     return math.inf if seconds is None else seconds
 
 
 def start_words(seconds: float | None) -> str:
-    """ "starts in about 5 min"; nothing when nobody knows."""
+    """ "starts in about 5 min"; empty when unknown."""
     if seconds is None:
         return ""
     return "starts soon" if seconds < 1 else f"starts in {eta(seconds)}"

@@ -1,4 +1,4 @@
-"""The figures a run ended with, by stage and metric, whatever its kind."""
+"""The results of a run, by stage and metric, whatever its kind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WRITE: dict[str, Callable[[float | None], str]] = {
 
 
 class ResultRow(Protocol):
-    """What is read of a row of `results`."""
+    """A row of the table `results`."""
 
     @property
     def job_id(self) -> int: ...
@@ -48,9 +48,9 @@ class ResultRow(Protocol):
     def details(self) -> dict[str, Any]: ...
 
 
-def format_value(of: Metric, value: float | None) -> str:
-    """The figure as it stands under the metric's title."""
-    return WRITE[of.form](value)
+def format_value(metric: Metric, value: float | None) -> str:
+    """The value in the unit of the metric's title."""
+    return WRITE[metric.form](value)
 
 
 def display_units(points: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def display_units(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def kind_of(job: Job) -> Kind | None:
-    """The kind of a run; None when its plugin is not installed any more."""
+    """The kind of a run; None when its plugin is no longer installed."""
     return kinds().get(job.kind)
 
 
@@ -146,19 +146,19 @@ class RunResults:
 
     @property
     def stages(self) -> list[str]:
-        """The stages that have figures, in the order the model passes through them."""
-        found = {stage for stage, _ in self.rows if stage != RUN}
-        return [s for s in self.labels if s in found] + sorted(found - set(self.labels))
+        """The stages with results, in the order the model passes through them."""
+        measured = {stage for stage, _ in self.rows if stage != RUN}
+        return [s for s in self.labels if s in measured] + sorted(measured - set(self.labels))
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics measured at stages, the known ones first."""
-        found = {name for stage, name in self.rows if stage != RUN}
-        return [m for m in METRICS if m in found] + sorted(found - set(METRICS))
+        """The metrics measured at stages, those of `METRICS` first."""
+        measured = {name for stage, name in self.rows if stage != RUN}
+        return [m for m in METRICS if m in measured] + sorted(measured - set(METRICS))
 
     def alike(self) -> list[list[str]]:
-        """The stages in groups, each of which shares metrics with no other. Those that are models
-        are one group: what is missing of one has not been measured yet."""
+        """The stages in groups that share no metrics. Stages that are models form one group: what
+        is missing for one has not been measured yet."""
         if self.of_models:
             return [self.stages] if self.stages else []
         groups: list[list[str]] = []
@@ -178,25 +178,25 @@ class RunResults:
 
     @property
     def first(self) -> str | None:
-        """The stage everything is compared with: the untouched model."""
+        """The stage the others are compared with: the original model."""
         return self.stages[0] if self.stages else None
 
     @property
     def of_run(self) -> dict[str, ResultRow]:
-        """Figures of the run as a whole."""
+        """Results of the run as a whole."""
         return {name: row for (stage, name), row in self.rows.items() if stage == RUN}
 
     @property
     def final_names(self) -> set[str]:
-        """The metrics `final_row` has a figure of."""
+        """The metrics `final_row` has a value for."""
         return {name for _, name in self.rows if self.final_row(name)}
 
     def final_row(self, name: str) -> ResultRow | None:
-        """The figure of the kept stage, or else of the run as a whole. A run that ended without
-        saying what it kept has the figure of the only stage it measured."""
-        found = self.get(self.kept or "", name) or self.get(RUN, name)
-        if found or self.kept or not self.ended:
-            return found
+        """The result of the kept stage, or else of the run as a whole. A run that ended without
+        a kept stage has the result of the only stage it measured."""
+        row = self.get(self.kept or "", name) or self.get(RUN, name)
+        if row or self.kept or not self.ended:
+            return row
         only = [row for (_, of), row in self.rows.items() if of == name]
         return only[0] if len(only) == 1 else None
 
@@ -206,6 +206,6 @@ class RunResults:
         return row.value if row else None
 
     def change(self, name: str = "perplexity") -> float | None:
-        """By which share the kept stage differs from the untouched model."""
+        """Relative change of the kept stage to the original model."""
         before, after = self.value(self.first, name), self.final(name)
         return after / before - 1 if before and after is not None else None

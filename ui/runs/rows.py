@@ -1,6 +1,6 @@
-"""All runs with their figures, as the table, the filter, the comparison and the overview see them.
+"""All runs with their results, as the table, the filter, the comparison and the overview see them.
 
-Figures change seldom and are many: they are read once for all open pages, until a run has recorded
+Results are many and change seldom: they are read once for all open pages, until a run has recorded
 one or changed its state.
 """
 
@@ -21,7 +21,7 @@ ALL = 1_000_000
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run and its figures.
+    """One run and its results.
 
     Attributes:
         size: bytes on disk of the model it saved; None without one.
@@ -34,7 +34,7 @@ class RunRow:
 
     @property
     def text(self) -> str:
-        """What a word is looked for in, lower case."""
+        """What a full-text search covers, lower case."""
         job = self.job
         model = str(job.config.get("model", ""))
         parts = (
@@ -52,15 +52,20 @@ class RunRow:
 def rows(
     jobs: Iterable[Job], results: Iterable[ResultRow], sizes: Mapping[int, int] | None = None
 ) -> list[RunRow]:
-    """Runs with their figures, in the order given."""
-    found: dict[int, list[ResultRow]] = {}
-    for result in results:
-        found.setdefault(result.job_id, []).append(result)
+    """Runs with their results, in the order given."""
+    by_job = _by_job(results)
     now = now_ms()
     return [
-        RunRow(j, RunResults(kind_of(j), found.get(j.id, ()), j), now, (sizes or {}).get(j.id))
+        RunRow(j, RunResults(kind_of(j), by_job.get(j.id, ()), j), now, (sizes or {}).get(j.id))
         for j in jobs
     ]
+
+
+def _by_job(results: Iterable[ResultRow]) -> dict[int, list[ResultRow]]:
+    by_job: dict[int, list[ResultRow]] = {}
+    for result in results:
+        by_job.setdefault(result.job_id, []).append(result)
+    return by_job
 
 
 def all_rows() -> list[RunRow]:
@@ -74,21 +79,17 @@ def all_rows() -> list[RunRow]:
 
 @lru_cache(maxsize=2)
 def _measured(_url: str, _mark: tuple[int, int]) -> tuple[dict[int, RunResults], dict[int, int]]:
-    """Job id -> figures, and job id -> size."""
+    """Job id -> results, and job id -> size."""
     jobs = {j.id: j for j in queries.jobs(limit=ALL)}
-    found: dict[int, list[ResultRow]] = {}
-    for result in queries.all_figures():
-        found.setdefault(result.job_id, []).append(result)
-    sizes = queries.model_bytes()
-    figures = {
-        i: RunResults(kind_of(jobs[i]), of_run, jobs[i])
-        for i, of_run in found.items()
+    results = {
+        i: RunResults(kind_of(jobs[i]), rows, jobs[i])
+        for i, rows in _by_job(queries.all_figures()).items()
         if i in jobs  # else it is newer than the list
     }
-    return figures, sizes
+    return results, queries.model_bytes()
 
 
-def chosen(all_of_them: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
-    """The rows named, in that order; names of no run, and repetitions, are left out."""
-    by_name = {row.job.run: row for row in all_of_them}
+def chosen(rows: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
+    """The rows of these runs, in that order; unknown and repeated names are left out."""
+    by_name = {row.job.run: row for row in rows}
     return [by_name[run] for run in dict.fromkeys(runs) if run in by_name]

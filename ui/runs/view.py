@@ -1,4 +1,4 @@
-"""How the runs are looked at, from the address: filter, order, columns, baseline, pins, picks."""
+"""The table of runs as the address describes it: filter, order, columns, baseline, selection."""
 
 from __future__ import annotations
 
@@ -12,33 +12,41 @@ import gradio as gr
 
 from ui.runs import columns as run_columns
 from ui.runs import filter as run_filter
-from ui.runs import table
-from ui.runs.columns import NEWEST, Column
+from ui.runs.columns import GROUPS, NEWEST, RUN_COLUMN, Column
 from ui.runs.filter import RunFilter
 from ui.runs.rows import RunRow, all_rows, chosen
+from ui.runs.table import sorted_rows
 
 PAGE_ROWS = 50
-MOST_PINS = 5
-MOST_NAMES = 100
-LETTERS = 300
+MAX_PINS = 5
+MAX_RUNS = 100
+MAX_LENGTH = 300  # characters of a text in the address
 RUN = re.compile(r"[a-z][a-z0-9]*-\d{1,15}")
-KEPT = ("q", "sort", "dir", "cols", "base", "pins")  # what a named view remembers
+SAVED = ("q", "sort", "dir", "cols", "base", "pins")  # the fields a saved view keeps
+Address = dict[str, str]  # fields of the address a button writes
 
 
-def words(request: gr.Request, name: str) -> str:
-    """A text in the address, as it is: shown as text only."""
-    return str(dict(request.query_params or {}).get(name, ""))[:LETTERS]
+def query_text(request: gr.Request, name: str) -> str:
+    """Any text in the address; it is only ever shown as text."""
+    return str(dict(request.query_params or {}).get(name, ""))[:MAX_LENGTH]
 
 
-def names(request: gr.Request, name: str, most: int = MOST_NAMES) -> tuple[str, ...]:
-    """A list of runs in the address; what looks like no run is left out."""
+def query_list(request: gr.Request, name: str, most: int = MAX_RUNS) -> tuple[str, ...]:
+    """A list of runs in the address; whatever does not look like a run is dropped."""
     text = str(dict(request.query_params or {}).get(name, ""))[: 20 * most]
     return tuple(dict.fromkeys(n for n in text.split(",") if RUN.fullmatch(n)))[:most]
 
 
 @dataclass(frozen=True)
 class TableQuery:
-    """What the address says about the table of runs."""
+    """What the address says about the table of runs.
+
+    Attributes:
+        q: the filter.
+        sort, down: key of the column it is sorted by, and whether in descending order.
+        cols: keys of the chosen columns; the usual ones where empty.
+        base, pins, pick: names of the baseline, the pinned and the selected runs.
+    """
 
     q: str
     sort: str
@@ -50,38 +58,39 @@ class TableQuery:
     pick: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: gr.Request) -> TableQuery:
-        """The look the address asks for; odd values are ours to choose."""
-        page = words(request, "page")
+    def from_address(cls, request: gr.Request) -> TableQuery:
+        """The query in the address; invalid values become defaults."""
+        page = query_text(request, "page")
         return cls(
-            q=words(request, "q"),
-            sort=words(request, "sort") or NEWEST,
-            down=words(request, "dir") != "asc",
+            q=query_text(request, "q"),
+            sort=query_text(request, "sort") or NEWEST,
+            down=query_text(request, "dir") != "asc",
             page=int(page) if re.fullmatch(r"\d{1,6}", page) else 1,
-            cols=tuple(filter(None, words(request, "cols").split(","))),
-            base=next(iter(names(request, "base", 1)), ""),
-            pins=names(request, "pins", MOST_PINS),
-            pick=names(request, "pick"),
+            cols=tuple(filter(None, query_text(request, "cols").split(","))),
+            base=next(iter(query_list(request, "base", 1)), ""),
+            pins=query_list(request, "pins", MAX_PINS),
+            pick=query_list(request, "pick"),
         )
 
 
-def remembered(query: Mapping[str, Any]) -> str:
-    """The part of the address a named view keeps."""
-    return urlencode({k: str(query[k])[:LETTERS] for k in KEPT if query.get(k)})
+def saved_query(query: Mapping[str, Any]) -> str:
+    """The part of the address a saved view keeps."""
+    return urlencode({k: str(query[k])[:MAX_LENGTH] for k in SAVED if query.get(k)})
 
 
 @dataclass(frozen=True)
 class TableResult:
-    """What there is to show.
+    """The runs and columns a query gives.
 
     Attributes:
-        known: every column there could be.
-        rows: all runs that pass the filter, in order; `page_rows` are those of the page.
-        total: how many runs there are.
+        all_columns: every column there could be, by key.
+        rows: all runs that match, in order; `page_rows` are those of the page.
+        total: number of runs.
+        base: the run the others are compared with; it and the `pinned` stay on top.
     """
 
-    look: TableQuery
-    known: dict[str, Column]
+    query: TableQuery
+    all_columns: dict[str, Column]
     columns: list[Column]
     by: Column
     filter: RunFilter
@@ -90,7 +99,7 @@ class TableResult:
     total: int
     base: RunRow | None
     pinned: list[RunRow]
-    picked: list[RunRow]
+    selected: list[RunRow]
 
     @property
     def page_rows(self) -> Sequence[RunRow]:
@@ -100,25 +109,68 @@ class TableResult:
     def pages(self) -> int:
         return max(1, -(-len(self.rows) // PAGE_ROWS))
 
+    @property
+    def top_rows(self) -> list[RunRow]:
+        """The baseline and the pinned runs, whatever is filtered or paged."""
+        return [row for row in (self.base, *self.pinned) if row]
 
-def query_runs(look: TableQuery) -> TableResult:
-    """Everything the table shows for this look."""
-    everything = all_rows()
-    known = run_columns.columns(everything)
-    filtered = run_filter.parse(look.q, known)
-    by = run_columns.named(look.sort, known) or known[NEWEST]
-    rows = table.arranged(filtered.passed(everything), by, look.down)
-    base = chosen(everything, [look.base])
+    @property
+    def other_rows(self) -> list[RunRow]:
+        """The rows of the page below them."""
+        on_top = {row.job.id for row in self.top_rows}
+        return [row for row in self.page_rows if row.job.id not in on_top]
+
+    @property
+    def page_selected(self) -> str:
+        """Whether all rows of the page are selected: "true", "false" or "mixed"."""
+        runs = [row.job.run for row in self.page_rows]
+        count = sum(run in self.query.pick for run in runs)
+        return "true" if count and count == len(runs) else "mixed" if count else "false"
+
+    def select_page(self) -> Address:
+        """Selects every row of the page, or clears them where all are."""
+        runs = [row.job.run for row in self.page_rows]
+        others = [run for run in self.query.pick if run not in runs]
+        return {"pick": ",".join(others if self.page_selected == "true" else [*others, *runs])}
+
+    def sort_by(self, column: Column) -> Address:
+        """Sorts by the column; by that of the table, in the other direction."""
+        again = column.key == self.by.key
+        ascending = self.query.down if again else not column.numeric
+        return {"sort": column.key, "dir": "asc" if ascending else "desc", "page": ""}
+
+    def toggle_column(self, column: Column) -> Address:
+        """Shows or hides the column."""
+        keys = [c.key for c in self.columns]
+        others = [key for key in keys if key != column.key]
+        return {"cols": ",".join(others if column.key in keys else [*keys, column.key])}
+
+    @property
+    def column_groups(self) -> dict[str, list[Column]]:
+        """Heading -> the columns that can be shown or hidden."""
+        free = [c for c in self.all_columns.values() if c.key != RUN_COLUMN.key]
+        groups = {group: [c for c in free if c.group == group] for group in GROUPS}
+        return {group: columns for group, columns in groups.items() if columns}
+
+
+def query_runs(query: TableQuery) -> TableResult:
+    """Everything the table shows for this query."""
+    runs = all_rows()
+    columns = run_columns.columns(runs)
+    parsed = run_filter.parse(query.q, columns)
+    by = run_columns.find_column(query.sort, columns) or columns[NEWEST]
+    rows = sorted_rows(parsed.passed(runs), by, query.down)
+    base = chosen(runs, [query.base])
     return TableResult(
-        look=look,
-        known=known,
-        columns=run_columns.picked(look.cols, known),
+        query=query,
+        all_columns=columns,
+        columns=run_columns.visible_columns(query.cols, columns),
         by=by,
-        filter=filtered,
+        filter=parsed,
         rows=rows,
-        page=max(1, min(look.page, -(-len(rows) // PAGE_ROWS))),
-        total=len(everything),
+        page=max(1, min(query.page, -(-len(rows) // PAGE_ROWS))),
+        total=len(runs),
         base=base[0] if base else None,
-        pinned=[row for row in chosen(everything, look.pins) if row not in base],
-        picked=chosen(everything, look.pick),
+        pinned=[row for row in chosen(runs, query.pins) if row not in base],
+        selected=chosen(runs, query.pick),
     )

@@ -19,13 +19,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from backend.errors import SlimscopeError
-from ui.format import esc
+from ui.frame import query
+from ui.templates import fragments
 from ui.widgets.notice import notice, plain
 
+HTML = fragments("widgets/config_form.html")
+field_error = HTML.field_error  # announced by screen readers when it appears
 Input = Checkbox | Dropdown | Number | Radio | Textbox
-Choice = tuple[str, str]  # what is read, what is stored
-RADIO_LETTERS = 18  # so many letters of options fit side by side
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+Choice = tuple[str, str]  # label, stored value
+RADIO_LETTERS = 18  # characters of options that fit side by side
+NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
 FIRST = "Model and method"
 SECTIONS = {"TextConfig": "Text", "EvaluationText": "Text", "JobConfig": "Run"}
 
@@ -41,12 +44,12 @@ def extra(info: FieldInfo) -> dict[str, Any]:
 
 
 def advanced(info: FieldInfo) -> bool:
-    """Whether the field is for those who know the method."""
+    """Whether the field belongs under Advanced."""
     return bool(extra(info).get("advanced"))
 
 
 def title(name: str, info: FieldInfo) -> str:
-    """What people read above the field, with its unit."""
+    """The label of the field, with its unit."""
     unit = extra(info).get("unit")
     text = info.title or name.replace("_", " ").capitalize()
     repeated = unit and str(unit) in text.lower()
@@ -55,19 +58,19 @@ def title(name: str, info: FieldInfo) -> str:
 
 def sections(config: type[BaseModel]) -> dict[str, list[str]]:
     """Heading -> its field names: the kind's own fields first, what all kinds share last."""
-    found: dict[str, list[str]] = {}
+    by_heading: dict[str, list[str]] = {}
     for cls in config.__mro__:
         names = [n for n in config.model_fields if owner(config, n) is cls]
         heading = SECTIONS.get(cls.__name__, FIRST)
         if names:
-            found.setdefault(heading, []).extend(names)
-    return found
+            by_heading.setdefault(heading, []).extend(names)
+    return by_heading
 
 
 def component(
     name: str, info: FieldInfo, choices: Sequence[Choice] = (), prefix: str = ""
 ) -> Input:
-    """The component that suits the field's type; `choices` may be added to by typing. `prefix`
+    """The component that suits the field's type; other values than `choices` can be typed. `prefix`
     starts its id on the page."""
     common: dict[str, Any] = {
         "label": title(name, info),
@@ -95,15 +98,14 @@ def component(
 
 
 def _parts(text: str) -> list[str]:
-    """The parts of a list with commas."""
+    """The items of a comma-separated list."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def complaint(error: SlimscopeError) -> str:
-    """What happened, why, what to do; announced by screen readers when it appears."""
-    what, why, do = (esc(part) for part in (error.what, error.why, error.do))
-    rest = " ".join(part for part in (why, do) if part)
-    return f'<p class="field-error" role="alert"><b>{what}</b> {rest}</p>'
+def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, str]:
+    """The values the address gives to text fields of `config`."""
+    texts = [name for name, info in config.model_fields.items() if info.annotation is str]
+    return {name: value for name in texts if (value := query(request, name))}
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class Field:
     input: Input
     message: gr.HTML
 
-    def held(self, values: Mapping[str, Any]) -> Any:
-        """What the input holds for a config's `values`."""
+    def input_value(self, values: Mapping[str, Any]) -> Any:
+        """What the input shows for a config's `values`."""
         value = values.get(self.name, self.info.default)
         return _parts(value) if extra(self.info).get("many") else value
 
@@ -126,15 +128,15 @@ class ConfigForm:
 
     Args:
         config: the pydantic class.
-        choices: what can be chosen today in a free-text field, by its `choices` of the config's
-            `json_schema_extra`, or else by its name.
+        choices: name -> the choices there are today for a text field; the name is that of the
+            field, or the `choices` of its `json_schema_extra`.
         prefix: starts the ids of its elements, where a page has several forms.
     """
 
     def __init__(
         self,
         config: type[BaseModel],
-        choices: Mapping[str, Callable[[], list[Choice]]] = NOTHING,
+        choices: Mapping[str, Callable[[], list[Choice]]] = NO_CHOICES,
         prefix: str = "",
     ) -> None:
         self.config, self.prefix = config, prefix
@@ -144,8 +146,8 @@ class ConfigForm:
         hidden: list[str] = []
         for heading, names in sections(config).items():
             hidden += [n for n in names if advanced(config.model_fields[n])]
-            shown = [n for n in names if n not in hidden]
-            self._section(heading, sorted(shown, key=lambda n: n != "model"))  # the model leads
+            visible = [n for n in names if n not in hidden]
+            self._section(heading, sorted(visible, key=lambda n: n != "model"))  # the model leads
         self.accordion = gr.Accordion("Advanced", open=False, elem_classes="form-advanced")
         with self.accordion:
             self._section("", hidden)
@@ -153,7 +155,7 @@ class ConfigForm:
 
     def _section(self, heading: str, names: list[str]) -> None:
         if heading and names:
-            plain(f"<h3>{esc(heading)}</h3>", elem_classes="form-heading")
+            plain(HTML.heading(heading), elem_classes="form-heading")
         with gr.Row(elem_classes="form-grid"):
             for name in names:
                 with gr.Column(min_width=200, elem_classes="form-field"):
@@ -161,15 +163,10 @@ class ConfigForm:
 
     def _field(self, name: str) -> None:
         info = self.config.model_fields[name]
-        message = f"{self.prefix}message-{name.replace('_', '-')}"
-        self.fields[name] = Field(
-            name,
-            info,
-            component(
-                name, info, self.choices[name]() if name in self.choices else (), self.prefix
-            ),
-            notice(message),
-        )
+        choices = self.choices[name]() if name in self.choices else ()
+        made = component(name, info, choices, self.prefix)
+        message = notice(f"{self.prefix}message-{name.replace('_', '-')}")
+        self.fields[name] = Field(name, info, made, message)
 
     @property
     def inputs(self) -> list[Input]:
@@ -181,28 +178,28 @@ class ConfigForm:
         return [f.message for f in self.fields.values()]
 
     def values(self, given: Iterable[Any]) -> dict[str, Any]:
-        """What the inputs hold, by field name; an emptied number is left out, to be refused."""
-        held = (", ".join(map(str, v)) if isinstance(v, list) else v for v in given)
-        return dict(zip(self.fields, held, strict=True))
+        """Field name -> value; an emptied number is None, for pydantic to reject."""
+        texts = (", ".join(map(str, v)) if isinstance(v, list) else v for v in given)
+        return dict(zip(self.fields, texts, strict=True))
 
     def show(
         self, values: Mapping[str, Any], only: Collection[str] | None = None
     ) -> dict[Any, Any]:
-        """Updates that put `values` into the inputs; fields not named go back to their default,
-        all of them or those of `only`."""
+        """Updates that put `values` into the inputs and reset the other fields to their defaults;
+        all fields, or those of `only`."""
         return {
-            field.input: gr.update(value=field.held(values))
+            field.input: gr.update(value=field.input_value(values))
             for name, field in self.fields.items()
             if only is None or name in only
         }
 
     def arrival(self, values: Mapping[str, Any] | None) -> dict[Any, Any]:
-        """Updates for a page that opens: today's choices, and `values` when there are any."""
-        updates: dict[Any, Any] = dict(self.show(values)) if values is not None else {}
-        for name, now in self.choices.items():
+        """Updates for a page that opens: the current choices, and `values` if given."""
+        updates = {} if values is None else self.show(values)
+        for name, choices in self.choices.items():
             field = self.fields[name]
-            value = {"value": field.held(values)} if values is not None else {}
-            updates[field.input] = gr.update(choices=now(), **value)
+            value = {} if values is None else {"value": field.input_value(values)}
+            updates[field.input] = gr.update(choices=choices(), **value)
         return updates
 
     def changed(self, values: Mapping[str, Any]) -> list[str]:
@@ -210,18 +207,18 @@ class ConfigForm:
         return [n for n, f in self.fields.items() if values.get(n) != f.info.default]
 
     def count(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """Update that says on the closed accordion how many of its fields were changed."""
+        """Update of the accordion's label: how many of its fields were changed."""
         n = sum(advanced(self.fields[name].info) for name in self.changed(values))
         return {self.accordion: gr.update(label=f"Advanced · {n} changed" if n else "Advanced")}
 
-    def complain(self, error: SlimscopeError | None) -> dict[Any, Any]:
+    def show_errors(self, error: SlimscopeError | None) -> dict[Any, Any]:
         """Updates that show `error` and its `others`, each beside its field, and clear all other
         messages. The accordion opens when a field is inside it."""
-        found = {each.field: each for each in (error, *error.others)} if error else {}
+        by_field = {each.field: each for each in (error, *error.others)} if error else {}
         updates: dict[Any, Any] = {}
         for field in self.fields.values():
-            wrong = found.get(field.name)
-            html = complaint(wrong) if wrong else ""
+            wrong = by_field.get(field.name)
+            html = field_error(wrong) if wrong else ""
             updates[field.message] = gr.update(value=html, visible=bool(wrong))
             if wrong and advanced(field.info):
                 updates[self.accordion] = gr.update(open=True)

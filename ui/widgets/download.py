@@ -1,4 +1,4 @@
-"""Gives the browser a file without putting one anywhere another visitor could reach."""
+"""Downloads: files handed to the browser without storing them where other visitors could reach."""
 
 from __future__ import annotations
 
@@ -13,25 +13,14 @@ from backend.settings import settings
 from ui.format import size
 
 AT_MOST = 16_000_000  # bytes
-JS = """
-watch('value', () => {
-  const file = props.value;
-  if (!file || !file.data) return;
-  const bytes = Uint8Array.from(atob(file.data), (c) => c.charCodeAt(0));
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([bytes]));
-  link.download = file.name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-});
-"""
 
 
 class Download(gr.HTML):
-    """Invisible; a handler that returns `contents(...)` to it starts a download."""
+    """Invisible; a handler that returns `file_payload(...)` to it starts a download."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(None, html_template="", js_on_load=JS, elem_classes="saver", **options)
+        script = "slimscope.download(props, watch)"
+        super().__init__(None, html_template="", js_on_load=script, elem_classes="saver", **options)
 
 
 def file_payload(name: str, data: bytes) -> dict[str, Any]:
@@ -43,7 +32,7 @@ def small_file(path: str, name: str = "") -> dict[str, Any]:
     """A file below the artefact folder, called `name` or as it is.
 
     Raises:
-        NotFound: there is no such file, it lies elsewhere, or it is too large.
+        NotFoundError: there is no such file, it lies elsewhere, or it is too large.
     """
     root = settings().artifacts.resolve()
     file = (root / path).resolve()
@@ -52,7 +41,7 @@ def small_file(path: str, name: str = "") -> dict[str, Any]:
     if file.stat().st_size > AT_MOST:
         raise NotFoundError(
             f"{file.name} is {size(file.stat().st_size)}.",
-            f"The browser is given at most {size(AT_MOST)}.",
+            f"Files of at most {size(AT_MOST)} can be downloaded.",
             "Copy it from the artefact folder.",
         )
     return file_payload(name or file.name, file.read_bytes())

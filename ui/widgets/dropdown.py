@@ -1,4 +1,4 @@
-"""A list to choose from whose choices change while the page is open."""
+"""A dropdown whose choices change while the page is open."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import gradio as gr
 
 
 class FreeDropdown(gr.Dropdown):
-    """A dropdown that takes what the browser says as it is.
+    """A dropdown that accepts any value the browser sends.
 
-    `gr.Dropdown` refuses a value that is not among the choices *this server* has sent, and so
-    every open page once the server was restarted. Whoever uses a value makes sure it is valid.
+    `gr.Dropdown` rejects a value that is not among the choices *this server* has sent, and with it
+    every open page after a restart. The handler checks the value instead.
     """
 
     is_template = True  # drawn by Gradio's own dropdown

@@ -12,6 +12,9 @@ import gradio as gr
 
 from backend.queue.folders import TAIL_BYTES, read_log
 from backend.store.tables import Job
+from ui.templates import fragments
+
+HTML = fragments("widgets/log_view.html")
 
 
 class LogPart(TypedDict):
@@ -24,44 +27,17 @@ class LogPart(TypedDict):
     text: str
 
 
-HTML = """
-<div class="log">
-  <div class="log-tools"><span class="log-source quiet"></span>
-    <label><input type="checkbox" checked> Follow</label></div>
-  <pre tabindex="0" role="log" aria-live="off" aria-label="Log"></pre>
-</div>
-"""
-JS = """
-const KEEP = 400000;
-const pre = element.querySelector('pre'), follow = element.querySelector('input');
-const bottom = () => { pre.scrollTop = pre.scrollHeight; };
-let source = null, end = 0;
-function draw() {
-  const part = props.value;
-  if (!part || part.text === undefined) return;
-  if (part.source === source && part.start !== end && part.start !== 0) return;
-  if (part.source === source && part.start === end) pre.append(part.text);
-  else pre.textContent = part.text;
-  if (pre.textContent.length > KEEP) pre.textContent = pre.textContent.slice(-KEEP / 2);
-  ({ source, end } = part);
-  element.querySelector('.log-source').textContent = part.title;
-  props.value = { source, end };
-  if (follow.checked) bottom();
-}
-follow.addEventListener('change', () => { if (follow.checked) bottom(); });
-pre.addEventListener('wheel', (event) => { if (event.deltaY < 0) follow.checked = false; });
-watch('value', draw);
-draw();
-"""
-
-
 class LogView(gr.HTML):
     """Shows the newest part of a log and stays at its end while `Follow` is ticked. As an input it
     gives the cursor, as an output it takes a `LogPart`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            None, html_template=HTML, js_on_load=JS, apply_default_css=False, **options
+            None,
+            html_template=HTML.log(),
+            js_on_load="slimscope.logView(element, props, watch)",
+            apply_default_css=False,
+            **options,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-from markupsafe import Markup
 
 from backend.errors import SlimscopeError
 from ui.widgets.html import WIDGETS, problem
@@ -17,18 +16,18 @@ def plain(value: str = "", **options: Any) -> gr.HTML:
 
 
 def notice(elem_id: str) -> gr.HTML:
-    """A place for what was done or went wrong; takes no room before something is said."""
+    """A place for what was done or went wrong; takes no room while it is empty."""
     return plain(visible=False, elem_id=elem_id)
 
 
 def show_html(html: str) -> Any:
-    """Update of a notice; nothing said hides it."""
+    """Update of a notice; an empty one hides it."""
     return gr.update(value=html, visible=bool(html))
 
 
-def show_success(html: str) -> Any:
-    """Update of a notice: what was done."""
-    return show_html(WIDGETS.success(Markup(html)))
+def show_success(message: str) -> Any:
+    """Update of a notice: what was done, as text or `Markup`."""
+    return show_html(WIDGETS.success(message))
 
 
 def show_error(error: SlimscopeError) -> Any:

@@ -150,7 +150,7 @@ def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares(lab: Setti
 def test_what_was_measured_on_another_text_is_not_compared(lab: Settings) -> None:
     html = drawn(**WHOLE)["results"]
     other = cells(html, "Perplexity")[3]
-    assert other.startswith("9.000") and "other text" in other and "▼" not in other
+    assert other.startswith("9.000") and "different text" in other and "▼" not in other
     page = drawn(**WHOLE)
     assert "sds-0004" in page["stages_note"]
     assert {t.name for t in page["stages_chart"].data} == {"sds-0001", "sds-0002", "sds-0003"}

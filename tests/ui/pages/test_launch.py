@@ -14,6 +14,8 @@ from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.kind import Kind, kinds
 from ui.pages.launch import page as launch
+from ui.pages.launch import preview
+from ui.runs import choices
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
 
@@ -30,15 +32,15 @@ def sds(seeded: Settings) -> Kind:
 
 
 def test_the_preview_tells_model_cost_and_command(sds: Kind) -> None:
-    html, _, error = launch.preview_of(sds, TOY)
+    html, _, error = preview.preview_of(sds, TOY)
     assert error is None
-    assert "Toy stories" in html and "weights" in html
+    assert "Toy stories" in html and "parameters" in html
     assert "Memory" in html and "Time" in html
     assert "--model toy" in html.replace('<span class="nowrap">', "").replace("</span>", "")
 
 
 def test_warnings_are_part_of_the_preview(sds: Kind) -> None:
-    html, *_ = launch.preview_of(sds, TOY | {"segments": 1, "context": 16})
+    html, *_ = preview.preview_of(sds, TOY | {"segments": 1, "context": 16})
     assert "⚠" in html
 
 
@@ -57,31 +59,31 @@ def test_warnings_are_part_of_the_preview(sds: Kind) -> None:
 def test_what_cannot_work_names_its_field_before_it_is_queued(
     sds: Kind, values: dict[str, Any], field: str
 ) -> None:
-    html, _, error = launch.preview_of(sds, TOY | values)
+    html, _, error = preview.preview_of(sds, TOY | values)
     assert error is not None and error.field == field
     assert "slimscope submit" in html
     before = len(queries.jobs())
-    said, refused = launch.enqueue(sds, "", TOY | values, (), asked())
+    said, refused = preview.enqueue(sds, "", TOY | values, (), asked())
     assert refused is not None and refused.field == field
     assert 'role="alert"' in said["value"] and len(queries.jobs()) == before
 
 
 def test_the_preview_names_the_run_that_was_the_same(sds: Kind) -> None:
-    assert "Same as" not in launch.preview_of(sds, TOY)[0]
-    launch.enqueue(sds, "", TOY, (), asked())
+    assert "Same as" not in preview.preview_of(sds, TOY)[0]
+    preview.enqueue(sds, "", TOY, (), asked())
     run = queries.jobs()[0].run
-    html = launch.preview_of(sds, TOY | {"seed": 0})[0]
+    html = preview.preview_of(sds, TOY | {"seed": 0})[0]
     assert "Same as" in html and f'href="run?id={run}"' in html
-    assert "Same as" not in launch.preview_of(sds, TOY | {"seed": 1})[0]
-    swept = launch.preview_of(sds, TOY, [("seed", "0..2")])[0]
+    assert "Same as" not in preview.preview_of(sds, TOY | {"seed": 1})[0]
+    swept = preview.preview_of(sds, TOY, [("seed", "0..2")])[0]
     assert swept.count('href="run?id=') == 1
     with writing() as session:
         session.get_one(Job, queries.job_id(run)).state = "failed"
-    assert "Same as" not in launch.preview_of(sds, TOY)[0]
+    assert "Same as" not in preview.preview_of(sds, TOY)[0]
 
 
 def test_a_queued_run_is_confirmed_with_link_and_place(sds: Kind) -> None:
-    said, error = launch.enqueue(sds, " mine ", TOY, (), asked())
+    said, error = preview.enqueue(sds, " mine ", TOY, (), asked())
     job = queries.jobs()[0]
     assert error is None
     assert f'href="run?id={job.run}"' in said["value"] and "number 2" in said["value"]
@@ -89,24 +91,24 @@ def test_a_queued_run_is_confirmed_with_link_and_place(sds: Kind) -> None:
 
 
 def test_a_guest_is_refused_by_the_service(sds: Kind) -> None:
-    said, error = launch.enqueue(sds, "", TOY, (), asked("10.0.0.7"))
+    said, error = preview.enqueue(sds, "", TOY, (), asked("10.0.0.7"))
     assert error is not None and "may not" in said["value"]
     assert len(queries.jobs()) == 5
 
 
 def test_hostile_values_are_text_in_preview_and_refusal(sds: Kind) -> None:
     bad = "<img src=x onerror=alert(1)>${1+1}"
-    html, _, error = launch.preview_of(sds, TOY | {"pattern": bad})
-    said, _ = launch.enqueue(sds, bad, TOY | {"pattern": bad}, (), asked())
+    html, _, error = preview.preview_of(sds, TOY | {"pattern": bad})
+    said, _ = preview.enqueue(sds, bad, TOY | {"pattern": bad}, (), asked())
     for shown in (html, said["value"]):
         assert "<img" not in shown and "${" not in shown
     assert error is not None
 
 
 def test_models_and_texts_are_offered_by_title(current: Settings) -> None:
-    assert "toy" in [name for _, name in launch.models()]
-    calibration = [name for _, name in launch.texts("calibration")]
-    evaluation = [name for _, name in launch.texts("evaluation")]
+    assert "toy" in [name for _, name in choices.models()]
+    calibration = [name for _, name in choices.texts("calibration")]
+    evaluation = [name for _, name in choices.texts("evaluation")]
     assert calibration[0] == evaluation[0] == "auto"
     assert "self" in calibration and "self" not in evaluation
 
@@ -115,10 +117,10 @@ SWEPT = (("pattern", "2:4, 50%"), ("seed", "0..2"))
 
 
 def test_a_sweep_tells_how_many_runs_it_adds_and_what_they_cost(sds: Kind) -> None:
-    html, runs, error = launch.preview_of(sds, TOY, SWEPT)
+    html, runs, error = preview.preview_of(sds, TOY, SWEPT)
     assert (runs, error) == (6, None)
     assert "6 runs" in html and "for all 6" in html and "--sweep" in html
-    said, error = launch.enqueue(sds, "six", TOY, SWEPT, asked())
+    said, error = preview.enqueue(sds, "six", TOY, SWEPT, asked())
     assert error is None and "6 runs were added" in said["value"]
     jobs = queries.sweep(queries.jobs()[0].id)
     assert [(j.config["pattern"], j.config["seed"]) for j in jobs][-1] == ("50%", 2)
@@ -138,12 +140,12 @@ def test_a_sweep_tells_how_many_runs_it_adds_and_what_they_cost(sds: Kind) -> No
 def test_a_bad_sweep_is_explained_beside_its_row(
     sds: Kind, row: tuple[str, str], values: dict[str, Any], field: str
 ) -> None:
-    _, runs, error = launch.preview_of(sds, TOY | values, [row])
+    _, runs, error = preview.preview_of(sds, TOY | values, [row])
     assert runs == 0 and error is not None and error.field == field
     with gr.Blocks():
         form = launch._form(sds, visible=True)
     given = [*({**form.form.values([None] * len(form.form.inputs)), **TOY}).values()]
-    told = form.complain(error, [*given, "base", "wanda", *row, "", ""])
+    told = form.show_errors(error, [*given, "base", "wanda", *row, "", ""])
     shown = [m.elem_id for m, update in told.items() if update.get("visible")]
     assert shown == (["sds-message-segments"] if field == "segments" else ["sds-sweep-message-2"])
 
@@ -176,7 +178,7 @@ def test_a_model_in_the_address_is_put_into_the_form_of_its_kind(sds: Kind) -> N
 
 def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:
     configs = [kinds()["evaluation"].config(model="sds-0001")]
-    assert launch._model(configs) == {"Model": "sds-0001"}
+    assert preview.models_of(configs) == {"Model": "sds-0001"}
 
 
 @pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
@@ -196,20 +198,22 @@ def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
 def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
     with gr.Blocks() as page:
         launch.build()
-    uses = [f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "use"]
-    use = uses[[*kinds()].index("amphista")]
+    presets = [f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "apply_preset"]
+    apply_preset = presets[[*kinds()].index("amphista")]
 
     def told(preset: str, before: str) -> dict[str, Any]:
-        return {c.elem_id: update for c, update in use(preset, before).items() if c.elem_id}
+        return {
+            c.elem_id: update for c, update in apply_preset(preset, before).items() if c.elem_id
+        }
 
     medusa = told("Medusa", "default")
     assert medusa["amphista-field-adaptation-layers"]["value"] == 0
     assert len(medusa) == 3  # the model and a training time of one's own stay
-    sets = "Sets Staged adaptation layers 0; Auto-embedding block off."
+    sets = "Sets Staged adaptation layers = 0; Auto-embedding block = off."
     assert medusa["preset-amphista"]["info"] == sets
     after = told("Medusa", "thorough")
     assert after["amphista-field-minutes"]["value"] == 10
     assert after["preset-amphista"]["info"] == (
-        f"{sets} Back to default: Training time (minutes); Sequences."
+        f"{sets} Resets Training time (minutes); Sequences."
     )
     assert told("default", "default")["preset-amphista"]["info"] == ""

@@ -1,10 +1,11 @@
-"""The page Runs: what the address shows, and what can be done to the picked runs."""
+"""The page Runs: what the address shows, and what can be done to the selected runs."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from html import unescape
 from urllib.parse import parse_qs
 
 import pytest
@@ -14,7 +15,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from tests.ui.lab import GUEST, HOST, asked, job, measured, pressed, store
 from ui.pages.runs import page as runs
-from ui.runs.view import PAGE_ROWS, TableQuery, query_runs, remembered
+from ui.runs.view import PAGE_ROWS, TableQuery, query_runs, saved_query
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}"
 
@@ -39,7 +40,7 @@ def lab(current: Settings) -> Settings:
 
 
 def table(**query: str) -> str:
-    return str(runs.draw(asked(**query))[1])
+    return str(runs.draw(asked(**query))["table"])
 
 
 def listed(**query: str) -> list[int]:
@@ -61,7 +62,7 @@ def test_the_filter_counts_and_can_be_cleared(lab: Settings) -> None:
     assert "1 of 6" in table(q="half way")
     nothing = table(q="no such thing")
     assert "0 of 6" in nothing and "clear-filter" in nothing
-    assert "No column is called &#x27;sparsty&#x27;" in table(q="sparsty>1")
+    assert "No column is called &#39;sparsty&#39;" in table(q="sparsty>1")
 
 
 def test_baseline_and_pins_stay_whatever_is_filtered(lab: Settings) -> None:
@@ -74,15 +75,17 @@ def test_baseline_and_pins_stay_whatever_is_filtered(lab: Settings) -> None:
 
 def test_at_most_five_are_pinned(lab: Settings) -> None:
     pins = ",".join(f"sds-000{i}" for i in range(1, 7))
-    assert len(query_runs(TableQuery.of(asked(pins=pins))).pinned) == 5
+    assert len(query_runs(TableQuery.from_address(asked(pins=pins))).pinned) == 5
     html = table(pins=pins.removesuffix(",sds-0006"), pick="sds-0006")
-    assert '<button type="button" class="small" disabled title="5 runs can be pinned">' in html
+    assert (
+        '<button type="button" class="small" disabled title="At most 5 runs can be pinned">' in html
+    )
 
 
 def test_columns_can_be_chosen(lab: Settings) -> None:
     html = table(cols="seed,perplexity")
     assert re.findall(r'data-testid="sort-([\w]+)"', html) == ["run", "perplexity", "seed"]
-    tools = str(runs.draw(asked(cols="seed"))[0])
+    tools = str(runs.draw(asked(cols="seed"))["tools"])
     assert re.search(r'aria-pressed="true"[^>]*data-testid="column-seed"', tools)
     assert "Held-out loss, nats per token" in tools
 
@@ -102,10 +105,8 @@ def test_pages_turn(current: Settings) -> None:
     assert listed(page="99") == listed(page="3")  # a filter has made the pages fewer
     html = table(page="2")
     assert "Page 2 of 3" in html
-    assert [json.loads(v.replace("&quot;", '"').replace("&#123;", "{").replace("&#125;", "}"))
-            for v in re.findall(r'data-testid="(?:previous|next)" data-view="([^"]+)"', html)] == [
-        {"page": "1"}, {"page": "3"},
-    ]  # fmt: skip
+    turns = re.findall(r'data-testid="(?:previous|next)" data-view="([^"]+)"', html)
+    assert [json.loads(unescape(view)) for view in turns] == [{"page": "1"}, {"page": "3"}]
 
 
 def test_without_runs_the_table_leads_on(current: Settings) -> None:
@@ -123,11 +124,11 @@ def test_texts_from_people_are_never_markup(lab: Settings) -> None:
 
 
 def did(do: str, pick: str, text: str = "", who: tuple[str, str] = HOST) -> str:
-    return str(runs.act(pressed(do, text=text), asked(who, pick=pick))[0]["value"])
+    return str(runs.act(pressed(do, text=text), asked(who, pick=pick))["message"]["value"])
 
 
-def test_picked_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
-    assert "2 runs tagged paper, demo." in did("tag", "sds-0001,sds-0002", "paper demo")
+def test_selected_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
+    assert "Added to 2 runs: paper, demo." in did("tag", "sds-0001,sds-0002", "paper demo")
     assert [queries.job(i).tags for i in (1, 2)] == [["paper", "demo"], ["demo", "paper"]]
     did("untag", "sds-0001", "paper")
     assert queries.job(1).tags == ["demo"]
@@ -142,9 +143,9 @@ def test_cancel_and_resume_take_only_those_they_fit(lab: Settings) -> None:
     bar = table(pick=everything)
     assert "Cancel sds-0006?" in bar and "Resume sds-0005?" in bar
     assert "bulk-cancel" not in table(pick="sds-0001") and "bulk-tag" in table(pick="sds-0001")
-    assert "sds-0006 asked to stop" in did("cancel", everything)
+    assert "Cancelling sds-0006." in did("cancel", everything)
     assert queries.job(6).state == "cancelled" and queries.job(1).state == "succeeded"
-    assert "2 queued again" in did("resume", everything)
+    assert "Queued again: 2 runs." in did("resume", everything)
     assert {queries.job(i).state for i in (5, 6)} == {"queued"}
 
 
@@ -175,7 +176,7 @@ def test_guests_see_why_and_are_refused(lab: Settings) -> None:
     for deed in ("bulk-tag", "bulk-cancel", "save-view"):
         button = re.search(rf'<button[^>]*data-testid="{deed}"[^>]*>', html)
         assert button and " disabled " in button[0] and "Guests" in button[0]
-    for do in ("tag", "note", "cancel", "resume", "save-view", "forget-view"):
+    for do in ("tag", "note", "cancel", "resume", "save-view", "delete-view"):
         assert "may not" in did(do, "sds-0006", "x", who=GUEST)
     assert queries.job(6).state == "queued" and queries.views() == []
     assert 'data-testid="compare"' in html  # looking is free
@@ -190,7 +191,7 @@ def test_compare_takes_the_baseline_along(lab: Settings) -> None:
 # views and files ----------------------------------------------------------------------------------
 
 
-def test_a_view_keeps_what_is_looked_at_and_not_what_is_picked(lab: Settings) -> None:
+def test_a_view_keeps_what_is_looked_at_and_not_what_is_selected(lab: Settings) -> None:
     look = {"q": "tag:demo", "sort": "perplexity", "base": "sds-0001", "pick": "sds-0002",
             "page": "2", "odd": "x"}  # fmt: skip
     runs.act(pressed("save-view", text="best <b>"), asked(**look))
@@ -198,17 +199,17 @@ def test_a_view_keeps_what_is_looked_at_and_not_what_is_picked(lab: Settings) ->
     assert parse_qs(view.query) == {
         "q": ["tag:demo"], "sort": ["perplexity"], "base": ["sds-0001"],
     }  # fmt: skip
-    tools = str(runs.draw(asked())[0])
+    tools = str(runs.draw(asked())["tools"])
     assert 'href="runs?q=tag%3Ademo&amp;sort=perplexity&amp;base=sds-0001"' in tools
     assert "best &lt;b&gt;" in tools
-    runs.act(pressed("forget-view", run="best <b>"), asked())
+    runs.act(pressed("delete-view", run="best <b>"), asked())
     assert queries.views() == []
-    assert remembered({}) == ""
+    assert saved_query({}) == ""
 
 
 def test_the_export_holds_all_pages_in_the_order_of_the_screen(lab: Settings) -> None:
     look = asked(q="perplexity>0", sort="perplexity", dir="asc", cols="perplexity", page="7")
-    csv_file, json_file = (runs.act(pressed(form), look)[1] for form in ("csv", "json"))
+    csv_file, json_file = (runs.act(pressed(form), look)["download"] for form in ("csv", "json"))
     lines = base64.b64decode(csv_file["data"]).decode().splitlines()
     assert lines == ["Run,Perplexity", "sds-0004,11.0", "sds-0001,12.0", "sds-0002,15.0",
                      "sds-0003,30.0"]  # fmt: skip

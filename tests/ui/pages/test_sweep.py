@@ -15,9 +15,9 @@ from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import sweep
 from tests.ui.conftest import HOSTILE
-from ui.pages.jobs import page as jobs_page
 from ui.pages.run import page as run
 from ui.pages.sweep import page
+from ui.runs.actions import act
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
 
@@ -74,20 +74,20 @@ def test_all_runs_are_cancelled_or_resumed_together(swept: list[Job]) -> None:
 
     def press(deed: str) -> str:
         event = SimpleNamespace(_data={"do": deed, "run": swept[0].run})
-        return jobs_page.act(event, asked())["value"]  # type: ignore[arg-type]
+        return act(event, asked())["value"]  # type: ignore[arg-type]
 
     assert "Queued again: 1 run." in press("resume-sweep")
     assert "Cancel 1 run" in draw(id=swept[0].run)["head"]
-    assert "Asked to stop: 1 run." in press("cancel-sweep")
+    assert "Cancelling 1 run." in press("cancel-sweep")
     assert queries.job(swept[3].id).state == State.CANCELLED
-    assert "Asked to stop: 0 runs." in press("cancel-sweep")
+    assert "Cancelling 0 runs." in press("cancel-sweep")
 
 
 def test_a_guest_sees_the_buttons_but_cannot_press_them(swept: list[Job]) -> None:
     head = page.draw(None, asked("10.0.0.7", id=swept[0].run))["head"]
     assert re.search(r'data-do="resume-sweep"[^>]* disabled', head)
     event = SimpleNamespace(_data={"do": "resume-sweep", "run": swept[0].run})
-    assert "may not" in jobs_page.act(event, asked("10.0.0.7"))["value"]  # type: ignore[arg-type]
+    assert "may not" in act(event, asked("10.0.0.7"))["value"]  # type: ignore[arg-type]
 
 
 def test_texts_from_people_are_never_markup(swept: list[Job]) -> None:

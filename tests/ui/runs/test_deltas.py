@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from jobs.metrics import METRICS, Metric, metric
 from tests.ui.lab import OTHER, job, measured, result
-from ui.runs.deltas import delta, delta_html, incomparable_because, judged, percent, signed
+from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because, percent, signed
 from ui.runs.rows import RunRow, rows
 
 PLAIN = Metric("odd", "Odd", "")
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "base", "verdict"),
+    ("name", "value", "base", "direction"),
     [
         ("perplexity", 12.0, 10.0, "worse"),
         ("perplexity", 9.0, 10.0, "better"),
@@ -29,8 +29,10 @@ PLAIN = Metric("odd", "Odd", "")
         ("never heard of", 12.0, 10.0, ""),
     ],
 )
-def test_the_metric_says_what_is_better(name: str, value: float, base: float, verdict: str) -> None:
-    assert delta(metric(name), value, base).verdict == verdict
+def test_the_metric_says_what_is_better(
+    name: str, value: float, base: float, direction: str
+) -> None:
+    assert delta(metric(name), value, base).direction == direction
 
 
 @given(st.floats(0.1, 1e6), st.floats(0.1, 1e6))
@@ -38,8 +40,8 @@ def test_what_is_better_one_way_is_worse_the_other(a: float, b: float) -> None:
     there, back = (delta(METRICS["perplexity"], *pair) for pair in ((a, b), (b, a)))
     assert there.change == -back.change
     turned = {"better": "worse", "worse": "better", "even": "even"}
-    if "even" not in (there.verdict, back.verdict):
-        assert turned[there.verdict] == back.verdict
+    if "even" not in (there.direction, back.direction):
+        assert turned[there.direction] == back.direction
     sign = signed(PLAIN, there.change, a)
     assert sign[0] == ("+" if a > b else "−" if a < b else "±")
 
@@ -65,10 +67,10 @@ def test_a_change_is_written_like_its_figure(
 
 def test_an_arrow_and_a_word_stand_beside_the_colour() -> None:
     of = METRICS["perplexity"]
-    html = judged(of, delta(of, 12.0, 10.0), 12.0, relative=True)
+    html = difference_html(of, delta(of, 12.0, 10.0), 12.0, relative=True)
     assert re.search(r'class="delta worse"><i aria-hidden="true">▲</i>\+2\.00 \(\+20\.0 %\)', html)
     assert '<span class="hidden"> worse</span>' in html
-    assert "(" not in judged(of, delta(of, 10.0, 10.0), 10.0, relative=True)
+    assert "(" not in difference_html(of, delta(of, 10.0, 10.0), 10.0, relative=True)
     assert percent(None) == "" and percent(-0.024) == "−2.4 %"
 
 
@@ -83,9 +85,9 @@ def pair(**other: object) -> tuple[RunRow, RunRow]:
 
 def test_nothing_is_compared_across_texts() -> None:
     mine, base = pair(text=True)
-    assert incomparable_because(mine, base, "perplexity") == "other text"
+    assert incomparable_because(mine, base, "perplexity") == "different text"
     assert delta_html("perplexity", mine, base) == (
-        '<span class="delta" title="Measured on other text">other text</span>'
+        '<span class="delta" title="Measured on different text">different text</span>'
     )
     assert "▲" not in delta_html("zero_share", mine, base)  # no text: equal shares
     assert "±0" in delta_html("zero_share", mine, base)
@@ -96,7 +98,7 @@ def test_a_loss_on_the_calibration_text_is_only_compared_on_the_same_one() -> No
     assert "▼" in delta_html("heldout_loss", mine, base)
     elsewhere = {"text": {"calibration": {"sha256": "c" * 64}}}
     mine, base = pair(environment=elsewhere)
-    assert incomparable_because(mine, base, "heldout_loss") == "other text"
+    assert incomparable_because(mine, base, "heldout_loss") == "different text"
     assert incomparable_because(mine, base, "perplexity") == ""
 
 
@@ -108,7 +110,7 @@ def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
             result(2, "run", "tokens_per_second", 90.0, device="cuda", task="chat"),
         ],
     )
-    assert incomparable_because(fast, slow, "tokens_per_second") == "other device"
+    assert incomparable_because(fast, slow, "tokens_per_second") == "different device"
 
 
 def test_the_baseline_has_no_delta_to_itself_nor_to_what_is_missing() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.ui.lab import job, measured, result
 from ui.runs.columns import columns
-from ui.runs.filter import figure, parse
+from ui.runs.filter import parse, parse_number
 from ui.runs.rows import RunRow, rows
 
 
@@ -86,8 +86,8 @@ def test_what_passes(runs: list[RunRow], text: str, expected: list[int]) -> None
     [
         ("sparsty>0.4", "No column is called 'sparsty'."),
         ("perplexty<3", "No column is called 'perplexty'. Did you mean perplexity?"),
-        ("perplexity>many", "'many' is no number to compare Perplexity with."),
-        ("took<5parsec", "'5parsec' is no number to compare Duration with."),
+        ("perplexity>many", "Perplexity is a number, 'many' is not."),
+        ("took<5parsec", "Duration is a number, '5parsec' is not."),
     ],
 )
 def test_what_is_not_understood_is_told_and_filters_nothing(
@@ -104,7 +104,7 @@ def test_what_is_not_understood_is_told_and_filters_nothing(
      ("5 min", 300), ("", None), ("x", None), ("4 apples", None), ("1.2.3", None)],
 )  # fmt: skip
 def test_numbers_carry_units(text: str, value: float | None) -> None:
-    assert figure(text) == (None if value is None else pytest.approx(value))
+    assert parse_number(text) == (None if value is None else pytest.approx(value))
 
 
 @given(st.text(max_size=60))

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
+from ui.pages.runs.page import HTML
 from ui.runs import table
-from ui.runs.columns import AGE, Column, columns, named, picked
+from ui.runs.columns import AGE, Column, columns, find_column, visible_columns
+from ui.runs.filter import RunFilter
 from ui.runs.results import setting_summary
 from ui.runs.rows import RunRow, all_rows, chosen, rows
+from ui.runs.view import TableQuery, TableResult
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 
@@ -31,9 +35,23 @@ def shown() -> list[RunRow]:
     )
 
 
-def html(shown: list[RunRow], **options: object) -> str:
+def html(
+    shown: list[RunRow],
+    base: RunRow | None = None,
+    pinned: Sequence[RunRow] = (),
+    selected: Sequence[str] = (),
+) -> str:
+    """The table of these rows, in descending order of age."""
     known = columns(shown)
-    return table.html(shown, picked((), known), known["age"], True, **options)  # type: ignore[arg-type]
+    query = TableQuery("", "age", True, 1, (), "", (), tuple(selected))
+    return str(
+        HTML.runs(
+            TableResult(
+                query, known, visible_columns((), known), known["age"], RunFilter((), ()), shown, 1,
+                len(shown), base, [*pinned], chosen(shown, selected),
+            )
+        )
+    )  # fmt: skip
 
 
 # columns ------------------------------------------------------------------------------------------
@@ -53,7 +71,7 @@ def test_another_kinds_figures_get_a_column_without_a_change_here() -> None:
     column = known["furlongs_per_s"]
     assert column.title == "Furlongs per s"
     assert column.value(others[0]) == 41.0
-    assert column in picked((), known)
+    assert column in visible_columns((), known)
 
 
 def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[RunRow]) -> None:
@@ -90,17 +108,17 @@ def test_a_number_in_the_setting_says_what_it_counts_and_defaults_are_left_out()
 def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[RunRow]) -> None:
     known = columns(shown)
     for name in ("ppl", "PPL", "perplexity"):
-        assert named(name, known) is known["perplexity"]
-    assert named("sparsity", known) is known["zero_share"]
-    assert named("nonsense", known) is None
+        assert find_column(name, known) is known["perplexity"]
+    assert find_column("sparsity", known) is known["zero_share"]
+    assert find_column("nonsense", known) is None
 
 
 def test_chosen_columns_keep_the_order_of_the_table_and_the_run_leads(shown: list[RunRow]) -> None:
     known = columns(shown)
-    assert [c.key for c in picked(["seed", "ppl", "nonsense"], known)] == [
+    assert [c.key for c in visible_columns(["seed", "ppl", "nonsense"], known)] == [
         "run", "perplexity", "seed",
     ]  # fmt: skip
-    assert picked(["nonsense"], known) == picked((), known)
+    assert visible_columns(["nonsense"], known) == visible_columns((), known)
 
 
 # order --------------------------------------------------------------------------------------------
@@ -111,7 +129,7 @@ def test_sorting_keeps_every_row_and_puts_missing_values_last(values: list[float
     made = rows([job(i) for i in range(len(values))], [])
     by = Column("v", "V", lambda row: values[row.job.id], lambda row: "", lambda row: None)
     for descending in (False, True):
-        order = [row.job.id for row in table.arranged(made, by, descending)]
+        order = [row.job.id for row in table.sorted_rows(made, by, descending)]
         assert sorted(order) == list(range(len(values)))
         found = [values[i] for i in order]
         real = [v for v in found if v is not None and v == v]
@@ -122,18 +140,18 @@ def test_sorting_keeps_every_row_and_puts_missing_values_last(values: list[float
 def test_words_and_numbers_in_one_column_can_be_sorted() -> None:
     made = rows([job(i, config={"alpha": v}) for i, v in enumerate(["auto", 3, None, 1])], [])
     by = columns(made)["alpha"]
-    assert [r.job.id for r in table.arranged(made, by, False)] == [3, 1, 0, 2]
+    assert [r.job.id for r in table.sorted_rows(made, by, False)] == [3, 1, 0, 2]
 
 
 def test_one_head_says_how_the_table_is_sorted(shown: list[RunRow]) -> None:
     made = html(shown)
     assert re.findall(r'aria-sort="(\w+)"', made).count("descending") == 1
     assert "ascending" not in re.findall(r'aria-sort="(\w+)"', made)
-    assert made.count('class="sort"') == len(picked((), columns(shown)))
+    assert made.count('class="sort"') == len(visible_columns((), columns(shown)))
     assert 'href="run?id=sds-0001"' in made
 
 
-# baseline, pins, picks ----------------------------------------------------------------------------
+# baseline, pins, selection ------------------------------------------------------------------------
 
 
 def test_the_baseline_and_the_pins_stand_on_top_and_only_there(shown: list[RunRow]) -> None:
@@ -148,16 +166,16 @@ def test_deltas_are_told_to_the_baseline_and_not_across_texts(shown: list[RunRow
     first, second = rows([job(1), job(2)], [*measured(1, 12.0), *measured(2, 9.0)])
     made = html([first, second], base=first)
     assert "▼" in made and "−3.00" in made and "better" in made
-    assert "other text" in html(shown, base=shown[0])
+    assert "different text" in html(shown, base=shown[0])
     assert "delta" not in html(shown)
 
 
-def test_a_row_says_whether_it_is_picked(shown: list[RunRow]) -> None:
-    made = html(shown, picked=["sds-0002"])
-    found = re.findall(r'aria-checked="(\w+)" aria-label="Pick (sds-\d+)"', made)
+def test_a_row_says_whether_it_is_selected(shown: list[RunRow]) -> None:
+    made = html(shown, selected=["sds-0002"])
+    found = re.findall(r'aria-checked="(\w+)" aria-label="Select (sds-\d+)"', made)
     state = {run: on for on, run in found}
     assert state == {"sds-0001": "false", "sds-0002": "true", "sds-0003": "false"}
-    assert 'aria-checked="mixed" aria-label="Pick all' in made
+    assert 'aria-checked="mixed" aria-label="Select all' in made
 
 
 def test_a_name_is_text_in_the_table(shown: list[RunRow]) -> None:
@@ -174,7 +192,7 @@ def test_a_table_without_rows_is_a_head() -> None:
 
 
 def test_the_export_has_the_same_rows_columns_and_full_figures(shown: list[RunRow]) -> None:
-    of = picked(["run", "name", "ppl", "age"], columns(shown))
+    of = visible_columns(["run", "name", "ppl", "age"], columns(shown))
     head, *body = csv.reader(io.StringIO(table.to_csv(shown, of)))
     assert head == ["Run", "Name", "Perplexity", "Added (UTC)"]
     assert [line[0] for line in body] == ["sds-0001", "sds-0002", "sds-0003"]

@@ -15,7 +15,7 @@ from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig
 from jobs.sds.config import SDSJob
 from jobs.submit import validated
-from ui.widgets.config_form import ConfigForm, advanced, complaint, sections, title
+from ui.widgets.config_form import ConfigForm, advanced, field_error, sections, title
 
 HOSTILE = "<img src=x onerror=alert(1)>${1+1}"
 
@@ -148,19 +148,19 @@ def test_a_field_may_say_which_choices_are_its_own() -> None:
 def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) -> None:
     with pytest.raises(ConfigError) as caught:
         validated("sds", {"pattern": "5:3"})
-    updates = form.complain(caught.value)
+    updates = form.show_errors(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern"}
     assert "5:3" in updates[form.fields["pattern"].message]["value"]
     assert form.accordion not in updates
-    assert not any(update.get("visible") for update in form.complain(None).values())
+    assert not any(update.get("visible") for update in form.show_errors(None).values())
 
 
 def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
     with pytest.raises(ConfigError) as caught:
         validated("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
     assert caught.value.field == "segments"
-    updates = form.complain(caught.value)
+    updates = form.show_errors(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern", "message-segments", "message-damping"}
     assert updates[form.accordion]["open"] is True  # damping is inside
@@ -168,7 +168,7 @@ def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
 
 def test_the_accordion_opens_for_a_message_inside_it(form: ConfigForm) -> None:
     assert advanced(SDSJob.model_fields["l1"])
-    updates = form.complain(SlimscopeError("No.", field="l1"))
+    updates = form.show_errors(SlimscopeError("No.", field="l1"))
     assert updates[form.accordion]["open"] is True
 
 
@@ -186,7 +186,7 @@ def test_the_accordion_counts_what_was_changed_in_it(form: ConfigForm) -> None:
 
 
 def test_what_was_typed_is_shown_in_a_message_but_never_run() -> None:
-    html = complaint(SlimscopeError(HOSTILE, HOSTILE, HOSTILE))
+    html = field_error(SlimscopeError(HOSTILE, HOSTILE, HOSTILE))
     assert "<img" not in html
     assert "${" not in html
     assert 'role="alert"' in html

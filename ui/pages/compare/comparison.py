@@ -15,7 +15,7 @@ from markupsafe import Markup
 from jobs.metrics import METRICS, Metric, metric
 from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
-from ui.runs.deltas import delta, delta_html, incomparable_because, judged
+from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import format_value, kind_of, kind_title
 from ui.runs.rows import RunRow
@@ -164,7 +164,7 @@ def _of_job(shown: Metric, value: float | None, base: float | None) -> ComparedF
     text = format_value(shown, value)
     if value is None or base is None:
         return ComparedFigure(text)
-    judgement = judged(shown, delta(shown, value, base), value, relative=True)
+    judgement = difference_html(shown, delta(shown, value, base), value, relative=True)
     return ComparedFigure(text, delta=Markup(judgement))
 
 

@@ -25,7 +25,7 @@ from ui.pages.compare.curves import (
 from ui.pages.compare.weights import tensor_chart, tensors_of, weights_by_run
 from ui.runs.bulk_actions import FEWEST, MOST
 from ui.runs.rows import all_rows, chosen
-from ui.runs.view import names
+from ui.runs.view import query_list
 from ui.widgets.download import Download, file_payload
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import skeleton
@@ -96,7 +96,7 @@ def _dropdown(
 def compared(request: gr.Request) -> RunComparison | None:
     """The runs in the address, the first of them the baseline unless another is named; None when
     there are too few."""
-    rows = chosen(all_rows(), names(request, "ids", MOST))
+    rows = chosen(all_rows(), query_list(request, "ids", MOST))
     if len(rows) < FEWEST:
         return None
     base = query(request, "base")

@@ -18,9 +18,9 @@ from jobs.generate.config import GenerateJob
 from jobs.submit import submit
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.generate import details
-from ui.pages.launch.page import given_in, models, saved, trained
 from ui.runs.actions import run_action
-from ui.widgets.config_form import Choice, ConfigForm
+from ui.runs.choices import models, saved, trained_drafters
+from ui.widgets.config_form import Choice, ConfigForm, address_values
 from ui.widgets.html import empty, stack
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, show_error, show_success
@@ -69,7 +69,7 @@ def build() -> None:
             updates: dict[Any, Any] = {run: job.run, told: gr.update(visible=False)}
         except SlimscopeError as refused:
             error, updates = refused, {told: show_error(refused)}
-        return {**form.complain(error), **updates}
+        return {**form.show_errors(error), **updates}
 
     outputs = [run, told, form.accordion, *form.messages]
     asked = ask.click(queue, form.inputs, outputs, show_progress="hidden", api_visibility="private")
@@ -80,7 +80,7 @@ def sides() -> list[Choice]:
     """Who can answer: every model, every drafter with its base, every run that saved a model."""
     known = {name for _, name in models()}
     kept = [(text, name) for text, name in saved() if name not in known]
-    return [*models(), *trained(), *kept]
+    return [*models(), *trained_drafters(), *kept]
 
 
 def _arrival(form: ConfigForm, ask: gr.Button, told: gr.HTML) -> Any:
@@ -89,7 +89,7 @@ def _arrival(form: ConfigForm, ask: gr.Button, told: gr.HTML) -> Any:
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
         old = _old(query(request, "from") or query(request, "run"))
-        updates = form.arrival(old or given_in(request, GenerateJob) or None)
+        updates = form.arrival(old or address_values(request, GenerateJob) or None)
         if reason := roles.may_not_add(current_user(request)):
             words = f'<p class="quiet">{reason} {roles.ASK}</p>'
             updates |= {

@@ -1,4 +1,4 @@
-"""The small form in which fields of a config are given several values each."""
+"""The form of a sweep: fields of a config with several values each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pydantic import BaseModel
 
 from backend.errors import SlimscopeError
 from jobs.sweep import MOST_FIELDS, MOST_RUNS
-from ui.widgets.config_form import complaint, title
+from ui.templates import fragments
+from ui.widgets.config_form import field_error, title
 from ui.widgets.notice import notice, plain
 
+HTML = fragments("pages/launch/page.html")
 HELP = (
-    f"Up to {MOST_FIELDS} fields may have several values each: every combination becomes a run, "
-    f"at most {MOST_RUNS}. Commas part values, 0..2 counts. Several seeds give a mean and a spread."
+    f"Up to {MOST_FIELDS} fields can have several values each; every combination becomes a run, at "
+    f"most {MOST_RUNS}. Separate values with commas; 0..2 is a range. Several seeds give mean and "
+    "standard deviation."
 )
 TITLE = "Sweep"
 NO_FIELD = ""
@@ -36,7 +39,7 @@ class SweepForm:
         self.messages: list[gr.HTML] = []
         self.accordion = gr.Accordion(TITLE, open=False, elem_classes="form-advanced sweep")
         with self.accordion:
-            plain(f'<p class="quiet">{HELP}</p>')
+            plain(HTML.hint(HELP))
             for number in range(1, MOST_FIELDS + 1):
                 self._row(number, [("–", NO_FIELD), *choices])
 
@@ -56,28 +59,28 @@ class SweepForm:
         self.inputs += [field, values]
 
     def pairs(self, given: Sequence[Any]) -> list[tuple[str, str]]:
-        """The (field, values) rows that were filled in, the field empty where none was chosen."""
+        """The rows that were filled in, as (field, values); no field where none was chosen."""
         rows = zip(given[::2], (str(text or "") for text in given[1::2]), strict=True)
         return [(field or NO_FIELD, text) for field, text in rows if field or text.strip()]
 
-    def holds(self, error: SlimscopeError | None, given: Sequence[Any]) -> bool:
+    def has(self, error: SlimscopeError | None, given: Sequence[Any]) -> bool:
         """Whether the error is about a row of this form."""
-        return bool(error and self._at(error, given))
+        return bool(error and self._rows_of(error, given))
 
-    def _at(self, error: SlimscopeError, given: Sequence[Any]) -> list[int]:
+    def _rows_of(self, error: SlimscopeError, given: Sequence[Any]) -> list[int]:
         """The row the error is about, if any: of a field that was named twice, the second."""
         rows = enumerate(zip(given[::2], given[1::2], strict=True))
         return [i for i, (field, text) in rows if (field or text) and field == error.field][-1:]
 
-    def complain(self, error: SlimscopeError | None, given: Sequence[Any]) -> dict[Any, Any]:
+    def show_errors(self, error: SlimscopeError | None, given: Sequence[Any]) -> dict[Any, Any]:
         """Updates that show the error under its row and clear the other messages."""
-        at = self._at(error, given) if error else []
-        shown = {
-            i: gr.update(value=complaint(error) if error and i in at else "", visible=i in at)
-            for i in range(len(self.messages))
+        wrong = self._rows_of(error, given) if error else []
+        html = field_error(error) if error else ""
+        return {
+            message: gr.update(value=html if i in wrong else "", visible=i in wrong)
+            for i, message in enumerate(self.messages)
         }
-        return {message: shown[i] for i, message in enumerate(self.messages)}
 
     def count(self, runs: int) -> dict[Any, Any]:
-        """Update that says on the closed accordion how many runs there will be."""
+        """Update of the accordion's label: how many runs there will be."""
         return {self.accordion: gr.update(label=f"{TITLE} · {runs} runs" if runs > 1 else TITLE)}

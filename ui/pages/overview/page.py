@@ -18,13 +18,12 @@ from jobs.kind import kinds
 from jobs.metrics import metric
 from ui.format import href
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
-from ui.pages.jobs.page import act
 from ui.pages.overview import pareto
 from ui.pages.overview.pareto import ComparableRuns
 from ui.pages.overview.pareto_chart import PERPLEXITY, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
-from ui.runs.actions import buttons
+from ui.runs.actions import act, buttons
 from ui.runs.html import (
     described,
     error_of,
@@ -122,7 +121,7 @@ def latest_html() -> Markup:
     if not jobs:
         return Markup()
     rows = run_rows.rows(jobs, queries.results([job.id for job in jobs]))
-    columns = fullest(run_columns.picked((), run_columns.columns(rows)), rows)
+    columns = fullest(run_columns.visible_columns((), run_columns.columns(rows)), rows)
     cells = [
         [named_link(r.job), model_and_settings(r.job), *(Markup(c.html(r)) for c in columns)]
         for r in rows

@@ -18,20 +18,19 @@ from backend.store.tables import Job
 from ui.charts.lines import curve_titles, curves, curves_frame
 from ui.charts.stages import METRIC, perplexity_frame, perplexity_note, stage_perplexities
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
-from ui.pages.jobs.page import LOG_EVERY, act, chosen_job, follow, history_html, save_log
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, belongs_to
 from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
 from ui.pages.run.reproduction import reproduction_card
-from ui.runs.actions import buttons, clone_link, next_links, sweep_link
+from ui.runs.actions import act, buttons, clone_link, next_links, sweep_link
 from ui.runs.html import described, error_of, progress, took
+from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of
 from ui.templates import fragments
 from ui.widgets.download import Download, small_file
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import WIDGETS, empty
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.log_view import LogView
 from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
 
@@ -70,7 +69,7 @@ def build() -> None:
         family = FreeDropdown([], label="Curves", visible=False, elem_id="run-curve-group")
         lines = Outputs(family=family, **CURVES.build("run"))
     with tab["log"]:
-        page["timer"] = _log(message)
+        _, page["timer"] = build_log("run", message)
     with tab["artefacts"]:
         page["artefacts"] = _artefacts(message)
     for name, one in tab.items():
@@ -99,19 +98,6 @@ def _summary() -> tuple[dict[str, Component], gr.Column]:
                 chart = STAGES.build("run")
             history = plain(elem_id="run-went")
     return {"results": results, "settings": settings, "history": history} | chart, stages
-
-
-def _log(message: gr.HTML) -> gr.Timer:
-    log = LogView(elem_id="run-log")
-    save = gr.Button(
-        "Download full log", size="sm", elem_id="run-log-download", elem_classes="log-download"
-    )
-    file = Download()
-    timer = gr.Timer(LOG_EVERY, active=False)
-    live(follow, log, log)
-    timer.tick(follow, log, log, **SILENT_EVENT)
-    save.click(save_log, None, [file, message], **SILENT_EVENT)
-    return timer
 
 
 def _artefacts(message: gr.HTML) -> HtmlPanel:

@@ -10,10 +10,10 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import metric
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
-from ui.pages.jobs.page import act
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
 from ui.pages.sweep.details import HTML
+from ui.runs.actions import act
 from ui.runs.results import kind_of
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel

@@ -14,10 +14,10 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.tables import Artifact, Attempt, Job, Result, StepTime
-from ui.pages.jobs import page as jobs
 from ui.pages.run import page as run
 from ui.pages.run.details import config_card, environment_card, texts_card
 from ui.pages.run.outcome import outcome, times
+from ui.runs import job_log
 from ui.runs.results import RunResults, kind_of
 from ui.widgets import download as saver
 from ui.widgets.log_view import LogPart, part, without_overprint
@@ -206,12 +206,12 @@ def test_the_whole_log_can_be_saved(logged: Path) -> None:
     again.write_text("two\n")
     with writing() as session:
         session.get_one(Job, 2).attempts_made = 2
-    file, _ = jobs.save_log(asked(id="sds-0002"))
+    file = job_log.save_log(asked(id="sds-0002"))["file"]
     assert file["name"] == "sds-0002-log.txt"
     text = base64.b64decode(file["data"]).decode()
     assert text == "===== attempt 1 =====\none\n===== attempt 2 =====\ntwo\n"
-    nothing, said = jobs.save_log(asked(id="sds-0003"))
-    assert "It has not started yet." in said["value"] and "data" not in nothing
+    nothing = job_log.save_log(asked(id="sds-0003"))
+    assert "It has not started yet." in nothing["message"]["value"] and "file" not in nothing
 
 
 # files --------------------------------------------------------------------------------------------

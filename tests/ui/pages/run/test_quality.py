@@ -15,10 +15,10 @@ from jobs.evaluation.config import DENSE, MODEL
 from jobs.evaluation.report import CSR, LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import job, measured, model_folder, result, store
-from ui.pages.launch.page import saved
 from ui.pages.run import quality
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
 from ui.pages.run.quality import samples
+from ui.runs.choices import saved
 
 PRODUCTS = {"zeros": [0.5, 0.9], "speed_up": [0.4, 1.6], "own": 0.5, "shape": [8, 16],
             "break_even": 0.78}  # fmt: skip

@@ -1,0 +1,88 @@
+/* Panels of HTML with buttons in them (ui/widgets/html_panel.py says what their attributes do).
+   The questions are asked in dialogs outside the panel, so a redraw neither closes one nor changes
+   the run it is about. */
+(() => {
+  function confirmDialog() {
+    const present = document.querySelector("dialog.ask.confirm");
+    if (present) return present;
+    const dialog = document.createElement("dialog");
+    dialog.className = "ask confirm";
+    dialog.innerHTML = `<p></p><form method="dialog"><button value="no" autofocus>Keep it</button>
+      <button value="yes" class="stop"></button></form>`;
+    document.body.append(dialog);
+    return dialog;
+  }
+
+  const confirmed = (question, verb) => new Promise((answer) => {
+    const dialog = confirmDialog();
+    dialog.querySelector("p").textContent = question;
+    dialog.querySelector(".stop").textContent = verb;
+    dialog.returnValue = "no";
+    dialog.onclose = () => answer(dialog.returnValue === "yes");
+    dialog.showModal();
+  });
+
+  /* The text a person enters; null when they think better of it. */
+  const entered = (question, verb, initial) => new Promise((answer) => {
+    const dialog = document.createElement("dialog");
+    dialog.className = "ask";
+    dialog.innerHTML = `<form method="dialog"><label><span></span><textarea rows="1"></textarea></label>
+      <button value="yes"></button><button value="no" formnovalidate>Cancel</button></form>`;
+    const text = dialog.querySelector("textarea"), yes = dialog.querySelector('[value="yes"]');
+    dialog.querySelector("span").textContent = question;
+    [yes.textContent, text.value] = [verb, initial];
+    text.rows = initial.includes("\n") || initial.length > 60 ? 6 : 1;
+    text.onkeydown = (event) => {
+      if (event.key !== "Enter" || event.shiftKey) return;
+      event.preventDefault();
+      yes.click();
+    };
+    dialog.onclose = () => {
+      answer(dialog.returnValue === "yes" ? text.value : null);
+      dialog.remove();
+    };
+    document.body.append(dialog);
+    dialog.showModal();
+    text.select();
+  });
+
+  function toggle(name, value) {
+    const listed = new URL(window.location).searchParams.get(name) || "";
+    const before = listed.split(",").filter(Boolean);
+    const others = before.filter((each) => each !== value);
+    window.slimscope.address({ [name]: others.length < before.length ? others : [...before, value] });
+  }
+
+  async function copy(button) {
+    const label = button.textContent;
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy || window.location.href);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Press Ctrl+C";
+      const text = document.createRange();
+      text.selectNode(button.parentElement);
+      getSelection().removeAllRanges();
+      getSelection().addRange(text);
+    }
+    setTimeout(() => { button.textContent = label; }, 1500);
+  }
+
+  function htmlPanel(element, viewed, acted) {
+    element.addEventListener("click", async (event) => {
+      const button = event.target.closest("button");
+      if (!button || button.disabled) return;
+      const data = { ...button.dataset };
+      if ("copy" in data) return copy(button);
+      const verb = button.textContent.trim();
+      if (data.toggle) toggle(data.toggle, data.value);
+      if (data.view) window.slimscope.address(JSON.parse(data.view));
+      if (data.toggle || data.view) viewed();
+      if (!data.do || (data.ask && !await confirmed(data.ask, verb))) return;
+      const text = data.prompt ? await entered(data.prompt, verb, data.words || "") : "";
+      if (text !== null) acted({ do: data.do, run: data.run, file: data.file, text });
+    });
+  }
+
+  Object.assign(window.slimscope, { htmlPanel });
+})();

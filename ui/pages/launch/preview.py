@@ -1,0 +1,118 @@
+"""What a form would queue and what that costs, and queueing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from backend.errors import SlimscopeError
+from backend.models.sources import catalogue
+from backend.store import queries
+from backend.store.tables import Job
+from jobs import submit, sweep
+from jobs.kind import Estimate, JobConfig, Kind
+from ui.format import duration, href, runs, short_count, size
+from ui.frame import current_user
+from ui.runs.queue_eta import start_times, start_words
+from ui.templates import fragments
+from ui.widgets.notice import show_error, show_success
+
+HTML = fragments("pages/launch/page.html")
+MAX_LINKS = 3  # to runs of the same config
+Pairs = Sequence[tuple[str, str]]  # swept field and its values, as they were typed
+Preview = tuple[Markup, int, SlimscopeError | None]  # HTML, number of runs, error for its field
+
+
+def unchecked(kind: Kind, values: Mapping[str, Any]) -> Preview:
+    """As `preview_of` for guests who may add nothing: no model is looked up, here or on the hub."""
+    return HTML.preview(submit.command_line(kind.name, values)), 0, None
+
+
+def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Preview:
+    """What will be queued and what it costs."""
+    swept: dict[str, list[str]] = {}
+    try:
+        swept = sweep.read(kind.name, pairs)
+        plan = sweep.plan(kind.name, values, swept)
+    except SlimscopeError as error:
+        command = submit.command_line(kind.name, values, swept)
+        general = error if error.field is None else None
+        return HTML.preview(command, general), 0, error
+    command = submit.command_line(kind.name, values, swept)
+    pairs_shown = {
+        **models_of(plan.configs),
+        **_costs(plan.estimate, len(plan.configs)),
+        **_same_runs(kind, plan.configs),
+    }
+    html = HTML.preview(
+        command, pairs=pairs_shown, warnings=plan.estimate.warnings, notes=plan.estimate.notes
+    )
+    return html, len(plan.configs), None
+
+
+def models_of(configs: Sequence[JobConfig]) -> dict[str, Markup]:
+    """The models of the configs, with their size."""
+    specs = dict.fromkeys(config.model for config in configs if hasattr(config, "model"))
+    return {"Model": HTML.models([_described(spec) for spec in specs])} if specs else {}
+
+
+def _described(spec: str) -> tuple[str, str]:
+    """A model's title and size, and the note of the catalogue."""
+    try:
+        facts = catalogue.inspect(spec)
+    except SlimscopeError:  # a run; its kind knows where its model is
+        return spec, ""
+    shape = f"{short_count(facts.parameters)} parameters, {facts.blocks} blocks"
+    return f"{facts.title}: {shape}", facts.note
+
+
+def _costs(cost: Estimate, number: int) -> dict[str, str]:
+    time = f"about {duration(cost.seconds)}" if cost.seconds else "unknown"
+    return {
+        "Adds": runs(number),
+        "Time": f"{time} for all {number}" if cost.seconds and number > 1 else time,
+        "Memory": f"about {size(cost.bytes)}",
+        "Estimated from": cost.basis,
+    }
+
+
+def _same_runs(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, Markup]:
+    """Earlier or queued runs of these configs: the same config gives the same result."""
+    jobs = queries.same(kind.name, (config.model_dump(mode="json") for config in configs))
+    more = max(0, len(jobs) - MAX_LINKS)
+    return {"Same as": HTML.same_runs(jobs[:MAX_LINKS], more)} if jobs else {}
+
+
+def enqueue(
+    kind: Kind, name: str, values: Mapping[str, Any], pairs: Pairs, request: gr.Request
+) -> tuple[Any, SlimscopeError | None]:
+    """Adds the runs to the queue; an update that says where they stand, or what is wrong."""
+    try:
+        swept = sweep.read(kind.name, pairs)
+        jobs = sweep.queue(kind.name, values, swept, current_user(request), name=name or "")
+    except SlimscopeError as error:
+        return show_error(error), error
+    return show_success(added(jobs)), None
+
+
+def added(jobs: Sequence[Job]) -> Markup:
+    """Confirms that the runs were added, and leads to them."""
+    first, number = jobs[0], len(jobs)
+    if number == 1:
+        title, page = "The run was added.", (href("run", id=first.run), "Open the run")
+    else:
+        title, page = f"{number} runs were added.", (href("sweep", id=first.run), "Open the sweep")
+    return HTML.added(title, _place(first), [page, (href("jobs", id=first.run), "Open the queue")])
+
+
+def _place(job: Job) -> str:
+    """Where the job stands in the queue, and when it may start."""
+    status = queries.status()
+    place = status.position(job.id)
+    if not place:
+        return f"{job.run} is about to start."
+    start = start_words(start_times(status).get(job.id))
+    return f"{job.run} is number {place} in the queue{f' and {start}' if start else ''}."

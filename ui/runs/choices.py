@@ -1,0 +1,60 @@
+"""The choices in forms: the models, corpora, saved models and drafters there are today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+from backend.models.sources import catalogue
+from backend.store import queries
+from backend.text import corpora
+from jobs.fields.drafters import finished_drafters
+from ui.runs.results import setting_summary
+from ui.widgets.config_form import Choice
+
+
+def models() -> list[Choice]:
+    """The models of the catalogue, by title."""
+    return [(_titled(e.title, e.ready), e.name) for e in catalogue.entries()]
+
+
+def texts(role: str) -> list[Choice]:
+    """The corpora for a role, after the one that suits the model."""
+    named = [(_titled(c.title, c.ready), c.name) for c in corpora.corpora() if role in c.roles]
+    return [("Auto (suits the model)", "auto"), *named]
+
+
+def _titled(title: str, ready: bool) -> str:
+    return title if ready else f"{title} (not set up)"
+
+
+def saved() -> list[Choice]:
+    """The runs that saved a model, the newest first, then all models."""
+    sizes = queries.model_bytes()
+    runs = [(f"{job.run} {job.name}".strip(), job.run) for job in queries.jobs() if job.id in sizes]
+    return [*runs, *models()]
+
+
+def trained_drafters() -> list[Choice]:
+    """Every trained drafter, with its target model and settings."""
+    return [
+        (f"{job.run} for {job.config['model']}: {', '.join(setting_summary(job))}", job.run)
+        for job in finished_drafters()
+    ]
+
+
+def drafters() -> list[Choice]:
+    """No drafter, or a trained one."""
+    return [("None", ""), *trained_drafters()]
+
+
+CHOICES: Mapping[str, Callable[[], list[Choice]]] = MappingProxyType(
+    {
+        "drafters": drafters,
+        "model": models,
+        "saved": saved,
+        "calibration_text": partial(texts, "calibration"),
+        "evaluation_text": partial(texts, "evaluation"),
+    }
+)
