@@ -1,8 +1,6 @@
 """The JSON API: what the pages show and do, for programs. It has no rules of its own: roles,
 limits, validation and estimates are those of the queue; a run is added with its kind's config.
-
-Errors are `{"what", "why", "do", "field"}`, as on the pages: 403 may not, 404 is not there, 409 not
-in this state, 422 not accepted, 429 too often.
+`ui.api_errors` says what an error looks like.
 """
 
 from __future__ import annotations
@@ -11,50 +9,31 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Query
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse
 
-from backend.errors import (
-    ConfigError,
-    ConflictError,
-    ForbiddenError,
-    NotFoundError,
-    RateLimitError,
-    SlimscopeError,
-)
 from backend.queue import service, supervisor
 from backend.store import queries
 from backend.store.states import State
 from jobs import submit
 from jobs.kind import Kind, kinds
 from jobs.record import kinds_record, plain, record, results, summary
-from ui.format import esc
-from ui.security.auth import bare_page, current_user
+from ui.api_errors import API_PATH, add_error_handlers
+from ui.security.auth import current_user
+from ui.templates import render
 
-PATH = "/slimscope/api"
-STATUS: tuple[tuple[type[SlimscopeError], int], ...] = (
-    (ForbiddenError, 403),
-    (NotFoundError, 404),
-    (ConflictError, 409),
-    (RateLimitError, 429),
-    (SlimscopeError, 422),
-)
-NOTHING: dict[str, Any] = {}
+EMPTY: dict[str, Any] = {}
 
-Answer = dict[str, Any]
-Name = Annotated[str, Query(max_length=120, description="A name of your own for the run.")]
-Preset = Annotated[str, Query(description="Starts from a preset of the kind.")]
-Priority = Annotated[int, Query(ge=-1000, le=1000, description="Higher starts earlier.")]
+JsonObject = dict[str, Any]
+Name = Annotated[str, Query(max_length=120, description="Label of the run.")]
+Preset = Annotated[str, Query(description="Preset of the kind to start from.")]
+Priority = Annotated[int, Query(ge=-1000, le=1000, description="Higher starts first.")]
 
 
 def build() -> FastAPI:
-    """The application that is mounted at `PATH`."""
+    """The application that is mounted at `API_PATH`."""
     api = FastAPI(title="Slimscope", version="1", docs_url=None, redoc_url=None)
-    api.add_exception_handler(SlimscopeError, _refused)
-    api.add_exception_handler(RequestValidationError, _malformed)
-    api.add_exception_handler(HTTPException, _no_such_place)
+    add_error_handlers(api)
     for path, function in READ.items():
         api.get(path)(function)
     for path, function in CHANGE.items():
@@ -67,8 +46,8 @@ def build() -> FastAPI:
 # reading ------------------------------------------------------------------------------------------
 
 
-def list_kinds() -> list[Answer]:
-    """The kinds of run: title, presets, and the JSON schema of the config."""
+def list_kinds() -> list[JsonObject]:
+    """All kinds of runs: title, presets, and the JSON schema of the config."""
     return kinds_record()
 
 
@@ -76,47 +55,47 @@ def list_runs(
     state: State | None = None,
     kind: str | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> list[Answer]:
+) -> list[JsonObject]:
     """Runs, the newest first."""
     return [summary(job) for job in queries.jobs([state] if state else None, kind, limit)]
 
 
-def show_run(run: str) -> Answer:
-    """Everything that is known of a run; the same as `slimscope show RUN --json`."""
+def show_run(run: str) -> JsonObject:
+    """The full record of a run, as `slimscope show RUN --json` prints it."""
     return record(run)
 
 
-def run_results(run: str) -> list[Answer]:
-    """The figures the run ended with."""
+def run_results(run: str) -> list[JsonObject]:
+    """The results of a run."""
     return results(queries.job(run).id)
 
 
-def run_curves(run: str) -> list[Answer]:
-    """The points of the run's curves: name, step, value, at."""
+def run_curves(run: str) -> list[JsonObject]:
+    """The points of a run's curves: name, step, value, at."""
     return plain(queries.curves(queries.job(run).id))
 
 
-def run_tensors(run: str) -> list[Answer]:
-    """The statistics of every tensor at every stage."""
+def run_tensors(run: str) -> list[JsonObject]:
+    """Weight statistics of every tensor at every stage."""
     return plain(queries.tensor_table(queries.job(run).id))
 
 
 # changing -----------------------------------------------------------------------------------------
 
 
-def cancel_run(run: str, request: Request) -> Answer:
-    """Asks a run to end; asked twice, it is killed. An ended run stays as it is."""
+def cancel_run(run: str, request: Request) -> JsonObject:
+    """Cancels a run. A second request kills it; a finished run stays as it is."""
     service.cancel(run, current_user(request))
     supervisor.ensure()
     return summary(queries.job(run))
 
 
-def run_next(run: str, request: Request) -> Answer:
-    """Puts a waiting run before all others that wait."""
+def run_next(run: str, request: Request) -> JsonObject:
+    """Moves a queued run to the front of the queue."""
     return summary(service.run_next(run, current_user(request)))
 
 
-def resume_run(run: str, request: Request) -> Answer:
+def resume_run(run: str, request: Request) -> JsonObject:
     """Queues a failed, cancelled or lost run again, from its last checkpoint."""
     job = service.resume(run, current_user(request))
     supervisor.ensure()
@@ -124,15 +103,15 @@ def resume_run(run: str, request: Request) -> Answer:
 
 
 def _add_submit(api: FastAPI, kind: Kind) -> None:
-    """A door for one kind, so that the description of the API holds the schema of its config."""
+    """Adds one POST route per kind, so that the API's description has the schema of its config."""
 
     def submit_run(
         request: Request,
-        config: Annotated[Answer, Body()] = NOTHING,
+        config: Annotated[JsonObject, Body()] = EMPTY,
         name: Name = "",
         preset: Preset = "",
         priority: Priority = 0,
-    ) -> Answer:
+    ) -> JsonObject:
         values = {**kind.preset(preset), **config}
         job = submit.submit(kind.name, values, current_user(request), name=name, priority=priority)
         supervisor.ensure()
@@ -144,7 +123,7 @@ def _add_submit(api: FastAPI, kind: Kind) -> None:
         status_code=201,
         operation_id=f"submit_{kind.name}",
         summary=f"Add a run: {kind.title}",
-        description=f"{kind.summary} The body holds what differs from the defaults.",
+        description=f"{kind.summary} The body holds the settings that differ from the defaults.",
         openapi_extra={"requestBody": {"content": {"application/json": {"schema": schema}}}},
     )(submit_run)
 
@@ -164,59 +143,25 @@ CHANGE: dict[str, Callable[..., Any]] = {
 }
 
 
-# errors -------------------------------------------------------------------------------------------
-
-
-def told(error: SlimscopeError, status: int) -> JSONResponse:
-    """An error as JSON, with what else is wrong with the same config."""
-    content = _parts(error) | {"others": [_parts(other) for other in error.others]}
-    return JSONResponse(content, status)
-
-
-def _parts(error: SlimscopeError) -> dict[str, str | None]:
-    return {"what": error.what, "why": error.why, "do": error.do, "field": error.field}
-
-
-def _refused(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, SlimscopeError)
-    return told(error, next(status for kind, status in STATUS if isinstance(error, kind)))
-
-
-def _malformed(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    field = str(first["loc"][-1])
-    return told(ConfigError(f"{field} was not accepted.", f"{first['msg']}.", "", field), 422)
-
-
-def _no_such_place(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    missing = NotFoundError(f"{error.detail}.", "", f"{PATH}/openapi.json lists what there is.")
-    return told(missing, error.status_code)
-
-
 # the page that describes it -----------------------------------------------------------------------
 
-PAGE = """<h1>API</h1><p>JSON below <code>{path}</code>, described for programs in
-<a href="api/openapi.json">openapi.json</a>. A host shows <code>Authorization: Bearer TOKEN</code>.
-<table><tr><th>Request<th>What it does<th>Values</tr>{rows}</table>"""
 
-
-def docs(request: Request) -> HTMLResponse:
-    """The requests there are, as a page that loads nothing."""
-    described = build().openapi()["paths"]
-    rows = [
-        f"<tr><td><code>{method.upper()} {esc(path)}</code>"
-        f"<td>{esc(one.get('summary', ''))}. {esc(one.get('description', ''))}"
-        f"<td>{esc(', '.join(_values(one)))}</tr>"
-        for path, methods in described.items()
-        for method, one in methods.items()
+def docs(_: Request) -> HTMLResponse:
+    """All requests, as a page that loads nothing."""
+    requests = [
+        {
+            "line": f"{method.upper()} {path}",
+            "about": f"{operation.get('summary', '')}. {operation.get('description', '')}",
+            "parameters": _parameters(operation),
+        }
+        for path, methods in build().openapi()["paths"].items()
+        for method, operation in methods.items()
     ]
-    return bare_page("API", PAGE.format(path=PATH, rows="".join(rows)))
+    return HTMLResponse(render("templates/api.html", path=API_PATH, requests=requests))
 
 
-def _values(operation: Answer) -> list[str]:
-    """What a request may say: in the address, then in its body."""
+def _parameters(operation: JsonObject) -> list[str]:
+    """Names of the parameters of a request: in the address, then in its body."""
     named = [p["name"] for p in operation.get("parameters", ())]
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     return [*named, *body.get("schema", {}).get("properties", {})]
