@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -109,8 +110,9 @@ class Outputs(dict[str, Component]):
 
     def named(self, handler: Callable[..., Updates]) -> Callable[..., list[Any]]:
         """The handler as Gradio calls it with all of these as outputs: what its answer does not
-        name stays as it is."""
+        name stays as it is. Gradio sees the signature of the handler, and so hands it a request."""
 
+        @wraps(handler)
         def call(*given: Any) -> list[Any]:
             updates = handler(*given)
             unknown = updates.keys() - self.keys()
