@@ -15,9 +15,10 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
 from ui import api
+from ui.api_errors import API_PATH
 from ui.charts.template import templates
 from ui.frame import Page, frame, pulse
-from ui.gradio_patches import keep_sessions_small
+from ui.gradio_patches import keep_sessions_small, poll_less_often, without_startup_check
 from ui.pages import pages
 from ui.search import search
 from ui.security import auth
@@ -25,32 +26,31 @@ from ui.security.middleware import SecurityMiddleware
 from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.theme import css, theme
 
-SESSIONS = 500  # page views that are remembered; one forgotten is drawn anew at its next change
-NAP = 0.02  # seconds; Gradio looks for events a thousand times a second, 4 % of a core for nothing
+SESSIONS = 500  # page views kept in memory; one that was dropped is drawn anew at its next change
 
 
-def build(shown: tuple[Page, ...] | None = None) -> gr.Blocks:
-    """All pages, the first at "/"."""
-    shown = shown or pages()
-    first, *others = shown
+def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
+    """The app with all pages, or the `selected` ones; the first is at "/"."""
+    every = selected or pages()
+    first, *others = every
     with gr.Blocks(title="Slimscope", fill_width=True, analytics_enabled=False) as app:
-        _fill(first, shown)
+        _fill(first, every)
     for page in others:
         with app.route(page.name, page.path, show_in_navbar=page.in_navbar):
-            _fill(page, shown)
+            _fill(page, every)
     keep_sessions_small()
     app.queue(default_concurrency_limit=8, max_size=64)
-    app._queue.sleep_when_free = NAP
+    poll_less_often(app)
     return app
 
 
-def _fill(page: Page, shown: tuple[Page, ...]) -> None:
-    with frame(page, shown):
+def _fill(page: Page, every: tuple[Page, ...]) -> None:
+    with frame(page, every):
         page.build()
 
 
 def launch_options() -> dict[str, Any]:
-    """What `Blocks.launch` is told, besides the address."""
+    """Options of `Blocks.launch`, besides the address."""
     script = f"{own_scripts()}\nslimscope.templates = {templates()};"
     return {
         "theme": theme(),
@@ -66,24 +66,24 @@ def launch_options() -> dict[str, Any]:
         "mcp_server": False,
         "state_session_capacity": SESSIONS,
         "max_file_size": 1,
-        "_frontend": False,  # else a page that takes 3 s on a busy machine is taken for no network
+        **without_startup_check(),
         "blocked_paths": [str(path) for path in unserved()],
         "app_kwargs": {
             "routes": routes(),
             "middleware": [Middleware(SecurityMiddleware, scripts=(script,))],
-            "openapi_url": None,  # of Gradio's own doors
+            "openapi_url": None,  # of Gradio's own routes
         },
     }
 
 
 def routes() -> list[BaseRoute]:
-    """What is served beside the pages."""
+    """Routes beside the pages."""
     return [
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/docs", api.docs),
-        Mount(api.PATH, api.build()),
+        Mount(API_PATH, api.build()),
         Route(f"/{SCRIPT_URL}", plotly_script),
     ]
 
@@ -95,7 +95,7 @@ def unserved() -> tuple[Path, ...]:
 
 
 def serve(here: Settings) -> None:
-    """Shows the dashboard until the process is ended."""
+    """Serves the dashboard until the process ends."""
     build().launch(
         server_name=here.host,
         server_port=here.port or None,
@@ -105,7 +105,7 @@ def serve(here: Settings) -> None:
 
 
 def has_screen() -> bool:
-    """Whether a browser could open a window here; without one it might take over the terminal."""
+    """Whether a browser can open a window here; otherwise it might take over the terminal."""
     if not sys.platform.startswith("linux"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,34 +1,63 @@
-"""What Gradio remembers of every open page, made small.
-
-For each page view it describes all components of all pages anew, which takes a tenth of a second
-and 2.5 MB, and keeps that for the next 10,000 views. Only its deep links read it, and we offer
-none: our addresses hold what a page shows. What a page has been sent is still remembered.
-"""
+"""Everything that relies on Gradio's internals, in one place. Checked with Gradio 6.31."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 from gradio import state_holder
 from gradio.blocks import Block
+from gradio.context import Context
+
+POLL_SECONDS = 0.02
 
 
 class SmallSession(state_holder.SessionState):
-    """A session that begins without descriptions; Gradio adds those of components that change."""
+    """A session that starts without component descriptions (Gradio 6.31).
+
+    For each page view Gradio describes all components of all pages anew, which takes 0.1 s and
+    2.5 MB, and keeps that for the next 10,000 views. Only its deep links read it, and we offer
+    none: our addresses hold what a page shows. Components that change are still remembered.
+    """
 
     def __init__(self, blocks: Any) -> None:
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))  # type: ignore[arg-type]
 
     def __setitem__(self, key: int, value: Any) -> None:
-        """What takes the place of a component takes its number too. With a number of its own it
-        would be kept twice as soon as it is read, and so would the next: a page that is open all
-        day would be remembered in ever more pieces."""
+        """Stores a changed component under the id of the one it replaces (Gradio 6.31 sets none).
+        With an id of its own it would be stored twice as soon as it is read, and the next one
+        too, so a page that stays open all day would take ever more memory."""
         if isinstance(value, Block):
             value._id = key
         super().__setitem__(key, value)
 
 
 def keep_sessions_small() -> None:
-    """From now on, in this process."""
+    """Replaces Gradio's session class in this process by `SmallSession` (Gradio 6.31)."""
     state_holder.SessionState = SmallSession  # type: ignore[misc]
+
+
+def poll_less_often(app: gr.Blocks) -> None:
+    """Sets how often the idle event queue looks for work (Gradio 6.31 has no option for it). The
+    default of 1 ms takes 4 % of a core while nothing happens."""
+    app._queue.sleep_when_free = POLL_SECONDS
+
+
+def without_startup_check() -> dict[str, Any]:
+    """Options of `Blocks.launch` that skip its request to its own address (Gradio 6.31). On a busy
+    machine a first page of more than 3 s is mistaken for a missing network, and launch fails."""
+    return {"_frontend": False}
+
+
+def current_blocks() -> gr.Blocks:
+    """The app whose page is being built. Gradio 6.31 has no public name for it, and `load` of a
+    single page is registered there."""
+    assert Context.root_block is not None, "call this while a page is built"
+    return Context.root_block
+
+
+def event_data(event: gr.EventData) -> dict[str, Any]:
+    """What the browser sent with `trigger(name, data)`; unchecked. `gr.EventData` (6.31) offers
+    the fields as attributes only, which fail where one is missing."""
+    return event._data or {}

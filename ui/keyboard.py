@@ -1,6 +1,6 @@
-"""The keyboard shortcuts, once: for the browser, for the list that `?` opens, and for Help.
+"""Keyboard shortcuts: for the browser, for the list that `?` opens, and for Help.
 
-None of them changes anything, and none works while a person types.
+None of them changes anything, and none works while a text field has the focus.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ from typing import NamedTuple
 
 from ui.format import href
 
-JUMP = "g"  # the key before the letter of a page
+GO = "g"  # the key before the letter of a page
 
 
 class Shortcut(NamedTuple):
-    """Keys, one after the other; what they do; where they lead, if anywhere."""
+    """Keys, pressed one after the other; their effect; the address they open, if any."""
 
     keys: str
-    does: str
-    to: str = ""
+    effect: str
+    address: str = ""
 
 
 FIXED = (
     Shortcut("/", "Search runs and pages"),
-    Shortcut("?", "List the keys"),
+    Shortcut("?", "List keyboard shortcuts"),
     Shortcut("n", "New run", "launch"),
-    Shortcut("Esc", "Close what is open"),
+    Shortcut("Esc", "Close the open dialog or list"),
 )
 
 
 def shortcuts(pages: Iterable[tuple[str, str, str]]) -> list[Shortcut]:
-    """All of them.
+    """The shortcuts that are always there, then one for each page.
 
     Args:
         pages: letter, name and path of each page; a page without a letter has no shortcut.
     """
-    jumps = [
-        Shortcut(f"{JUMP} {key}", f"Go to {name}", href(path)) for key, name, path in pages if key
+    return [
+        *FIXED,
+        *(Shortcut(f"{GO} {key}", f"Go to {name}", href(path)) for key, name, path in pages if key),
     ]
-    return [*FIXED, *jumps]

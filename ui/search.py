@@ -1,4 +1,4 @@
-"""What the search box in the frame asks for: runs by id, name, model, kind, state or tag."""
+"""Results of the search box in the frame: runs by id, name, model, kind, state or tag."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from starlette.responses import JSONResponse, Response
 from backend.store import queries
 from backend.store.tables import run_name
 
-MOST = 8
-LETTERS = 100
+MAX_HITS = 8
+MAX_QUERY = 100  # characters
 
 
-def found(text: str) -> list[dict[str, Any]]:
-    """The newest runs that hold every word; those whose id holds the first one lead."""
+def search_runs(text: str) -> list[dict[str, Any]]:
+    """The newest runs that contain every word; those whose id contains the first one lead."""
     words = text.lower().split()
-    held = []
+    hits = []
     for row in queries.run_names() if words else ():
-        run = run_name(row.kind, row.id)
-        parts = (run, row.name, row.model or "", row.state, *(row.tags or ()))
-        if all(word in " ".join(parts).lower() for word in words):
-            about = [row.name, row.model or "", *(f"#{tag}" for tag in row.tags or ())]
-            held.append({"run": run, "state": row.state, "about": " · ".join(filter(None, about))})
-    return sorted(held, key=lambda hit: words[0] not in hit["run"])[:MOST]
+        run, tags = run_name(row.kind, row.id), row.tags or ()
+        haystack = " ".join((run, row.name, row.model or "", row.state, *tags)).lower()
+        if all(word in haystack for word in words):
+            about = [row.name, row.model or "", *(f"#{tag}" for tag in tags)]
+            hits.append({"run": run, "state": row.state, "about": " · ".join(filter(None, about))})
+    return sorted(hits, key=lambda hit: words[0] not in hit["run"])[:MAX_HITS]
 
 
 def search(request: Request) -> Response:
     """The runs that match `?q=`, as JSON."""
-    hits = found(request.query_params.get("q", "")[:LETTERS])
+    hits = search_runs(request.query_params.get("q", "")[:MAX_QUERY])
     return JSONResponse(hits, headers={"Cache-Control": "no-store"})

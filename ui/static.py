@@ -1,5 +1,5 @@
-"""Scripts: our own, and Plotly's: the file inside the installed Python package, compressed once,
-kept by the browser for a year under an address that changes with the version."""
+"""Scripts: our own, and Plotly's from the installed Python package, compressed once and cached by
+browsers for a year under an address that contains its version."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FOREVER = "public, max-age=31536000, immutable"
 
 
 def own_scripts() -> str:
-    """What the pages do in the browser: `slimscope.js`, and what adds to it."""
-    first = ASSETS / "slimscope.js"
-    others = sorted(path for path in ASSETS.glob("*.js") if path != first)
-    return "\n".join(path.read_text(encoding="utf-8") for path in (first, *others))
+    """All of `assets/*.js` as one script; `slimscope.js` leads, the others extend it."""
+    base = ASSETS / "slimscope.js"
+    others = sorted(path for path in ASSETS.glob("*.js") if path != base)
+    return "\n".join(path.read_text(encoding="utf-8") for path in (base, *others))
 
 
 @lru_cache
@@ -32,7 +32,7 @@ def _script() -> tuple[bytes, bytes]:
 
 
 def plotly_script(request: Request) -> Response:
-    """The script as the browser can take it."""
+    """The script, compressed if the browser accepts that."""
     plain, packed = _script()
     headers = {"Cache-Control": FOREVER, "Vary": "Accept-Encoding"}
     if "gzip" not in request.headers.get("accept-encoding", ""):

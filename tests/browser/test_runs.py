@@ -219,7 +219,7 @@ def test_a_saved_chart_opens_without_the_dashboard(
 def test_keys_jump_search_and_list_themselves(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, lab.url)
     visitor.keyboard.press("?")
-    sheet = visitor.get_by_role("dialog", name="Keys")
+    sheet = visitor.get_by_role("dialog", name="Keyboard shortcuts")
     expect(sheet).to_contain_text("Go to Runs")
     visitor.keyboard.press("Escape")
     expect(sheet).to_have_count(0)

@@ -37,7 +37,7 @@ def web(blocks: gr.Blocks) -> App:
 @pytest.fixture
 def visit(web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
     """A browser, or a program, at some address; nothing is started, and nothing was asked yet."""
-    monkeypatch.setattr(auth, "tries", roles.RateLimiter())
+    monkeypatch.setattr(auth, "logins", roles.RateLimiter())
     auth.token.cache_clear()
 
     def arrive(client: str = "127.0.0.1", **headers: str) -> TestClient:

@@ -1,7 +1,6 @@
-/* What is saved from a page: a chart as picture, figures, or a page of its own that needs no network;
-   a table as CSV. All of it is made in the browser. */
+/* Files saved from a page: a chart as an image, as the CSV of its data table, or as an HTML file that
+   needs no network. All of it is made in the browser. */
 (() => {
-  const { cell } = window.slimscope;
 
   function save(name, parts, type) {
     const link = document.createElement("a");
@@ -19,30 +18,7 @@
     });
   }
 
-  const plainText = (text) => String(text ?? "").replace(/<[^>]*>/g, "");
-  const line = (cells) => cells.map((each) => cell(String(each ?? ""))).join(",");
-
-  /* The figures a chart draws: one column a line where all share their x, else one row a point. */
-  function figuresOf({ data, layout }) {
-    const meta = layout.meta || {}; // names axes that show no title
-    const title = (axis, name) => plainText(((layout[axis] || {}).title || {}).text) || meta[name] || name;
-    const lines = data.filter((trace) => trace.showlegend !== false || trace.name || trace.z);
-    if (lines[0] && lines[0].z) {
-      const heat = lines[0], head = ["Tensor", "Module", title("xaxis", "x"), plainText(heat.colorbar.title.text)];
-      const rows = heat.y.flatMap((y, j) => heat.x.map((x, i) => [heat.customdata[j][i], y, x, heat.z[j][i]]));
-      return [head, ...rows.filter((row) => row[0])];
-    }
-    const name = (trace) => (trace.meta || {}).column || plainText(trace.name).split(" · ")[0];
-    const shared = lines.every((trace) => String(trace.x) === String(lines[0].x));
-    if (shared)
-      return [[title("xaxis", "x"), ...lines.map(name)],
-        ...lines[0].x.map((x, i) => [x, ...lines.map((trace) => trace.y[i])])];
-    const known = (trace, i) => (Array.isArray(trace.customdata) ? trace.customdata[i] : "");
-    return [["Line", "Detail", title("xaxis", "x"), title("yaxis", "y")],
-      ...lines.flatMap((trace) => trace.x.map((x, i) => [name(trace), known(trace, i), x, trace.y[i]]))];
-  }
-
-  /* One file that shows the chart anywhere, without a network. */
+  /* An HTML file that shows the chart without a network. */
   async function standAlone(chart, heading, question) {
     const source = document.querySelector('script[src*="plotly-"]').src;
     const script = await (await fetch(source)).text();
@@ -59,6 +35,18 @@
       safe({ ...layout, autosize: true }), ",{responsive:true,displaylogo:false,showSendToCloud:false})", close, "</html>"];
   }
 
+  /* The data table of a chart's card. Gradio builds what an accordion holds when it first opens. */
+  async function dataTable(card) {
+    const table = () => card.querySelector(".card-data table");
+    if (table()) return table();
+    const toggle = card.querySelector(".card-data .label-wrap");
+    toggle.click();
+    for (let frame = 0; frame < 100 && !table(); frame++) await new Promise(requestAnimationFrame);
+    const built = table();
+    toggle.click();
+    return built;
+  }
+
   /* Buttons with data-save="png|svg|csv|html" save the chart of their card. */
   function saving(element) {
     element.addEventListener("click", async (event) => {
@@ -71,7 +59,7 @@
         .replace(/[^\w.-]+/g, "-");
       const size = { width: chart.clientWidth, height: chart.clientHeight };
       if (format === "csv") {
-        save(`${name}.csv`, [figuresOf(chart).map(line).join("\n"), "\n"], "text/csv");
+        window.slimscope.saveTable(await dataTable(card), name);
       } else if (format === "html") {
         const words = [...card.querySelectorAll(".question")].map((each) => each.textContent).join(" ");
         save(`${name}.html`, await standAlone(chart, name, words), "text/html");

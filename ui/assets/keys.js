@@ -1,4 +1,4 @@
-/* Keyboard and search, on every page. What the keys do stands in Python (ui/shortcuts.py) and comes
+/* Keyboard shortcuts and search, on every page. The shortcuts are defined in ui/keyboard.py and come
    as JSON in the header. */
 (() => {
   const TOURED = "slimscope-toured";
@@ -19,23 +19,23 @@
   function sheet(keys) {
     const paper = document.createElement("dialog");
     paper.className = "ask keys";
-    paper.setAttribute("aria-label", "Keys");
+    paper.setAttribute("aria-label", "Keyboard shortcuts");
     const list = document.createElement("dl");
-    for (const [combination, does] of keys) {
+    for (const [combination, effect] of keys) {
       const name = document.createElement("dt"), words = document.createElement("dd");
       name.append(...combination.split(" ").map((key) => {
         const cap = document.createElement("kbd");
         cap.textContent = key;
         return cap;
       }));
-      words.textContent = does;
+      words.textContent = effect;
       list.append(name, words);
     }
     const close = document.createElement("button");
     close.textContent = "Close";
     close.onclick = () => paper.close();
     const more = document.createElement("a"), foot = document.createElement("p");
-    more.textContent = "What words and figures mean";
+    more.textContent = "Glossary and metrics";
     more.href = "help";
     foot.append(more);
     paper.append(list, foot, close);

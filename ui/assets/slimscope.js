@@ -1,4 +1,4 @@
-/* What the pages do in the browser. Python puts `slimscope.NAME(...)` into the components. */
+/* Code of the pages in the browser. Python puts `slimscope.NAME(...)` into the components. */
 window.slimscope = (() => {
   /* All pages are neighbours, so links need no <base>; with one, the gradients and clip paths of a
      chart would point to the address it was drawn at, and vanish when the address changes. */
@@ -20,7 +20,7 @@ window.slimscope = (() => {
     if (button) {
       button.setAttribute("aria-pressed", String(dark()));
       button.textContent = dark() ? "Light" : "Dark";
-      button.setAttribute("aria-label", dark() ? "Use light colours" : "Use dark colours");
+      button.setAttribute("aria-label", dark() ? "Switch to light mode" : "Switch to dark mode");
     }
   }
 
@@ -48,7 +48,7 @@ window.slimscope = (() => {
     new MutationObserver(applyTitle).observe(document.documentElement, whole);
   }
 
-  /* Asks the server now and then whether anything has changed; tells the page only then. */
+  /* Polls the server; tells the page only when something has changed. */
   function pulse(element, changed) {
     const line = element.querySelector(".status-line");
     let cursor = null, timer = null, last = new Date();
@@ -179,7 +179,7 @@ window.slimscope = (() => {
       tell({ x: picked[0], y: picked[1], customdata: custom });
     }
 
-    /* Gradio forgets what came with an event it had to put off, so the choice is kept here too. */
+    /* Gradio drops the data of an event it has to defer, so the selection is kept here too. */
     function tell(choice) {
       api.picked = choice;
       select(choice);
@@ -219,24 +219,28 @@ window.slimscope = (() => {
 
   /* --- tables ---------------------------------------------------------------------------- */
 
-  /* Quoted where it has to be; a text no spreadsheet takes for a formula. */
-  const cell = (given) => {
-    const text = /^[=+\-@\t\r]/.test(given) && Number.isNaN(Number(given)) ? `'${given}` : given;
+  /* Quoted where needed; a text that a spreadsheet would take for a formula gets an apostrophe. */
+  const cell = (value) => {
+    const text = /^[=+\-@\t\r]/.test(value) && Number.isNaN(Number(value)) ? `'${value}` : value;
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
+
+  /* Saves a table as NAME.csv, with the exact numbers behind the rounded ones. */
+  function saveTable(source, name) {
+    if (!source) return;
+    const rows = [...source.rows].filter((row) => !row.matches(".said")).map((row) =>
+      [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","));
+    api.save(`${name}.csv`, [rows.join("\n"), "\n"], "text/csv");
+  }
 
   /* A click on a button with data-csv="NAME" saves the table beside it. */
   function table(element) {
     element.addEventListener("click", (event) => {
       const button = event.target.closest("[data-csv]");
-      const source = button && element.querySelector("table");
-      if (!source) return;
-      const rows = [...source.rows].filter((row) => !row.matches(".said")).map((row) =>
-        [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","));
-      api.save(`${button.dataset.csv}.csv`, [rows.join("\n"), "\n"], "text/csv");
+      if (button) saveTable(element.querySelector("table"), button.dataset.csv);
     });
   }
 
-  const api = { header, pulse, address, tab, plot, table, cell, picked: null, templates: {} };
+  const api = { header, pulse, address, tab, plot, table, saveTable, picked: null, templates: {} };
   return api;
 })();

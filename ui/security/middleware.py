@@ -1,8 +1,8 @@
-"""What every request passes before a page or the API sees it, and what every answer carries.
+"""Checks on every request before a page or the API sees it, and headers of every response.
 
-Refused are: a host name that is not ours (a hostile site can point its own name at this machine),
-requests other sites make a visitor's browser send, doors of Gradio that no page of ours uses
-(files, uploads, fetching of addresses, direct calls), large bodies, and a wrong token.
+Rejected are: unknown host names (a hostile site can point its own name at this machine), requests
+that other sites make a visitor's browser send, routes of Gradio that no page of ours uses (files,
+uploads, URL fetching, direct calls), large bodies, and wrong tokens.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from backend.errors import ForbiddenError, NotFoundError, RateLimitError, SlimscopeError
 from backend.queue.roles import ASK, reject
 from backend.settings import is_loopback, settings
-from ui.api import PATH, told
+from ui.api_errors import API_PATH, error_response
 from ui.security import auth
 
-MOST_BYTES = 1_000_000  # of a request's body; the largest a page sends is the end of a log, 65 kB
+MAX_BODY_BYTES = 1_000_000  # the largest a page sends is the end of a log, 65 kB
 GRADIO = "/gradio_api/"
-OPEN = re.compile(
+OPEN_ROUTES = re.compile(
     r"(queue/(join|data)|run/predict|heartbeat/\w+|cancel|reset|app_id|startup-events)/?"
 )
-CLOSED = ("/monitoring", "/login", "/logout", "/config", "/svelte/", "/custom_component/")
+CLOSED_ROUTES = ("/monitoring", "/login", "/logout", "/config", "/svelte/", "/custom_component/")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -39,8 +39,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-# Gradio makes functions of text (`js_on_load`, templates) and sets style attributes; the rest of
-# what a page may load is what we serve. Inline scripts run only with the page's nonce.
+# Gradio makes functions of text (`js_on_load`, templates) and sets style attributes; everything
+# else a page loads is served by us. Inline scripts run only with the page's nonce.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval' 'nonce-{nonce}' {hashes}; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -50,7 +50,7 @@ POLICY = (
 
 
 def hash_of(script: str) -> str:
-    """A Content-Security-Policy source that lets this very script run."""
+    """A Content-Security-Policy source that allows exactly this script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -69,79 +69,83 @@ class SecurityMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer, request = SecuredSend(send, self.hashes), Request(scope)
+        response, request = SecuredSend(send, self.hashes), Request(scope)
         try:
             check(request)
-        except RequestRejectedError as stop:
+        except RequestRejectedError as rejection:
             client = request.client.host if request.client else ""
-            reject(f"{client} {request.method} {request.url.path[:200]}".strip(), stop.error)
-            await stop.response(scope["path"])(scope, receive, answer)
+            reject(f"{client} {request.method} {request.url.path[:200]}".strip(), rejection.error)
+            await rejection.response(scope["path"])(scope, receive, response)
             return
-        await self.app(_named(scope, answer), receive, answer)
+        await self.app(_with_guest_name(scope, response), receive, response)
 
 
 class RequestRejectedError(Exception):
-    """A request that goes no further."""
+    """A request that reaches no page."""
 
     def __init__(self, status: int, error: SlimscopeError) -> None:
         self.status, self.error = status, error
 
     def response(self, path: str) -> Response:
         """JSON for programs, a sentence for people."""
-        if path.startswith(PATH):
-            return told(self.error, self.status)
+        if path.startswith(API_PATH):
+            return error_response(self.error, self.status)
         return PlainTextResponse(str(self.error), self.status)
 
 
 def check(request: Request) -> None:
     """Raises `RequestRejectedError`."""
-    headers, path = request.headers, request.url.path
-    if not _ours(auth.host_name(headers)):
-        why = f"It does not answer to the name {auth.host_name(headers)[:80]!r}."
-        do = "Use its address, or set SLIMSCOPE_NAMES."
-        raise RequestRejectedError(
-            421, ForbiddenError("This is not the dashboard you want.", why, do)
-        )
-    if not _from_here(request):
-        raise RequestRejectedError(
-            403, ForbiddenError("Other sites may not use this dashboard.", "", ASK)
-        )
-    if _closed(path):
-        raise RequestRejectedError(404, NotFoundError("There is nothing here."))
+    headers = request.headers
+    _check_host(auth.host_name(headers))
+    if not _same_site(request):
+        raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
+    if _closed(request.url.path):
+        raise RequestRejectedError(404, NotFoundError("There is nothing at this address."))
     if "transfer-encoding" in headers:
-        raise RequestRejectedError(411, ForbiddenError("The request does not tell its length."))
-    if int(headers.get("content-length") or 0) > MOST_BYTES:
+        raise RequestRejectedError(411, ForbiddenError("The request has no Content-Length."))
+    if int(headers.get("content-length") or 0) > MAX_BODY_BYTES:
         raise RequestRejectedError(
-            413, ForbiddenError("The request is too large.", f"At most {MOST_BYTES} bytes.")
+            413, ForbiddenError("The request is too large.", f"At most {MAX_BODY_BYTES} bytes.")
         )
-    if shown := auth.bearer(headers):
-        _check_token(shown, request)
+    if text := auth.bearer(headers):
+        _check_token(text, request)
 
 
-def _check_token(shown: str, request: Request) -> None:
+def _check_host(name: str) -> None:
+    if not _allowed_host(name):
+        why = f"The dashboard does not answer to {name[:80]!r}."
+        do = "Use its IP address, or add the name to SLIMSCOPE_NAMES."
+        raise RequestRejectedError(421, ForbiddenError("Unknown host name.", why, do))
+
+
+def _check_token(text: str, request: Request) -> None:
     try:
-        auth.check_token(shown, request.client.host if request.client else "")
+        auth.check_token(text, request.client.host if request.client else "")
     except RateLimitError as error:
         raise RequestRejectedError(429, error) from error
     except ForbiddenError as error:
         raise RequestRejectedError(401, error) from error
 
 
-def _ours(name: str) -> bool:
-    """A numeric address cannot be pointed elsewhere, so it is always right. Other names count when
-    they are set, or when people on other machines use names that we cannot know."""
+def _allowed_host(name: str) -> bool:
+    """Whether requests to this host name are answered. An IP address cannot be pointed elsewhere,
+    so it always is. Other names must be set, unless people on other machines use names that we
+    cannot know.
+
+    Not Starlette's `TrustedHostMiddleware`: its patterns cannot say "any IP address", and it
+    answers before the log and the headers of this module (400, plain text)."""
     try:
         ipaddress.ip_address(name)
         return True
     except ValueError:
         names = settings().names
-        anything = not names and not is_loopback(settings().host)
-        return anything or name in ("localhost", *(n.lower() for n in names))
+        any_name = not names and not is_loopback(settings().host)
+        return any_name or name in ("localhost", *(n.lower() for n in names))
 
 
-def _from_here(request: Request) -> bool:
-    """Whether no other site is behind the request. Browsers say so in `Sec-Fetch-Site`, which no
-    script can set, or in `Origin`; programs say nothing. Following a link is no harm."""
+def _same_site(request: Request) -> bool:
+    """Whether no other site caused the request. Browsers say so in `Sec-Fetch-Site`, which no
+    script can set, or in `Origin`; programs send neither. Following a link is allowed."""
     headers = request.headers
     site = headers.get("sec-fetch-site")
     if site is not None:
@@ -153,27 +157,26 @@ def _from_here(request: Request) -> bool:
 
 def _closed(path: str) -> bool:
     if path.startswith(GRADIO):
-        return OPEN.fullmatch(path.removeprefix(GRADIO)) is None
-    return path.startswith(CLOSED)
+        return OPEN_ROUTES.fullmatch(path.removeprefix(GRADIO)) is None
+    return path.startswith(CLOSED_ROUTES)
 
 
-def _named(scope: Scope, answer: SecuredSend) -> Scope:
-    """The request with a new guest's name in it, where guests may do something; the browser is told
-    the name with the answer."""
-    who = auth.current_user(Request(scope))
-    if who.name != auth.NOBODY or not settings().guest_runs:
+def _with_guest_name(scope: Scope, response: SecuredSend) -> Scope:
+    """The request with a new guest's cookie where guests may do something; the response sets it."""
+    user = auth.current_user(Request(scope))
+    if user.name != auth.UNNAMED_GUEST or not settings().guest_runs:
         return scope
     value = auth.new_guest()
     headers = MutableHeaders(raw=list(scope["headers"]))
-    kept = headers.get("cookie")
-    answer.cookie = auth.cookie_header("guest", value, headers)
+    cookies = headers.get("cookie")
+    response.cookie = auth.cookie_header("guest", value, headers)
     pair = f"{auth.cookie_name('guest')}={value}"
-    headers["cookie"] = f"{kept}; {pair}" if kept else pair
+    headers["cookie"] = f"{cookies}; {pair}" if cookies else pair
     return {**scope, "headers": headers.raw}
 
 
 class SecuredSend:
-    """`send` that adds the headers; of a page, also the nonce of its scripts."""
+    """`send` that adds the headers and, to a page, the nonce of its scripts."""
 
     def __init__(self, send: Send, hashes: str) -> None:
         self.send, self.hashes, self.cookie = send, hashes, ""

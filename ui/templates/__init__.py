@@ -2,6 +2,7 @@
 
     html = fragments("pages/speed/page.html")
     html.verdict(job, sentences)          # a macro of that file, as `Markup`
+    page = render("templates/api.html", path=path)
 
 Values are escaped by autoescape. Gradio expands `${...}` and `{{...}}` in the HTML it shows, so the
 characters that start either are written as entities in everything that leaves this module.
@@ -48,6 +49,11 @@ class Fragments:
 def fragments(template: str) -> Fragments:
     """The macros of a template, by its path below `ui/`."""
     return Fragments(template)
+
+
+def render(template: str, **values: Any) -> str:
+    """A whole page of a route outside Gradio, which expands nothing in it."""
+    return _load(template).render(**values)
 
 
 @lru_cache

@@ -1,8 +1,8 @@
-"""A Plotly chart that keeps its zoom, follows dark mode, and tells what was chosen in it.
+"""A Plotly chart that keeps its zoom, follows dark mode, and reports selections.
 
-`gr.Plot` throws its node away on every change and has no click event; this is `Plotly.react` in a
-fixed `gr.HTML`. Colours of the light palette in a figure are exchanged for those of the dark one
-in the browser (`assets/slimscope.js`), so a figure knows no mode.
+`gr.Plot` replaces its node on every change and has no click event; this is `Plotly.react` in a
+fixed `gr.HTML`. The browser (`assets/slimscope.js`) sets the Plotly template of the mode and
+exchanges light greys for dark ones, so figures are independent of the mode.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import gradio as gr
 import plotly.graph_objects as go
 from gradio.components import Component
 
-from ui.format import esc
 from ui.static import SCRIPT_URL
 from ui.widgets.html import WIDGETS
 
 FORMATS = {
-    "png": "A picture", "svg": "A picture in vectors", "csv": "The figures that are drawn",
-    "html": "The chart in a page of its own that needs no network",
+    "png": "Image", "svg": "Vector image", "csv": "Data of the chart",
+    "html": "Interactive chart in a file that needs no network",
 }  # fmt: skip
 SAVE = WIDGETS.save_chart(FORMATS)
 
 
 def nothing(sentence: str) -> dict[str, str]:
-    """The value of a chart that will stay empty: it takes little room."""
+    """The value of a chart that stays empty: it takes little room."""
     return {"nothing": sentence}
 
 
@@ -37,14 +36,14 @@ class PlotlyView(gr.HTML):
 
     Value: a `go.Figure` or its JSON dict; a sentence that says why there is nothing yet; `nothing`
     where there will be nothing; None for the sentence `empty`. `figure.layout.meta` may hold
-    `{"more": 48}`, pixels the figure asks for besides `height`, or `{"pick": "cell", "picked":
-    [x, y]}`: then clicks and arrow keys choose a heatmap cell, which is outlined. `.select` follows
-    a choice: `event._data` is `{"x", "y", "customdata"}`, and so is `slimscope.picked` for a `js`
-    step, which is to be used where choices come fast: Gradio drops the data of events it puts off.
+    `{"more": 48}`, extra pixels of height, or `{"pick": "cell", "picked": [x, y]}`: then clicks and
+    arrow keys select a heatmap cell, which is outlined. `.select` follows a selection: the event's
+    data is `{"x", "y", "customdata"}`, and so is `slimscope.picked` for a `js` step, to be used
+    where selections come fast: Gradio drops the data of events it defers.
 
     Args:
-        label: what the chart shows, for people who do not see it.
-        height: pixels, kept before data arrives; given up where `nothing` will.
+        label: what the chart shows, for screen readers.
+        height: pixels, reserved until data arrives; not for `nothing`.
         empty: the sentence for a chart without data.
     """
 
@@ -62,14 +61,11 @@ class PlotlyView(gr.HTML):
         super().__init__(
             value,
             label=label,
-            html_template=(
-                f'<div class="plot" style="min-height:{int(height)}px" data-label="{esc(label)}">'
-                '<div class="plot-canvas"></div><p class="plot-empty" hidden></p></div>'
-            ),
+            html_template=WIDGETS.plot(label, height),
             js_on_load=(
                 "slimscope.plot(element, props, watch, detail => trigger('select', detail))"
             ),
-            head=f'<script src="{SCRIPT_URL}"></script>',
+            head=WIDGETS.script(SCRIPT_URL),
             apply_default_css=False,
             elem_id=elem_id,
             elem_classes="plot-view",
@@ -77,7 +73,7 @@ class PlotlyView(gr.HTML):
         )
 
     def postprocess(self, value: go.Figure | dict[str, Any] | str | None) -> Any:
-        """The figure as plain JSON, or a sentence; "" means that data is on its way."""
+        """The figure as plain JSON, or a sentence; "" means that data is loading."""
         if value is None:
             return self.empty
         return json.loads(value.to_json()) if isinstance(value, go.Figure) else value
@@ -85,7 +81,7 @@ class PlotlyView(gr.HTML):
 
 @dataclass(frozen=True)
 class ChartCard:
-    """A chart with what stands around it.
+    """A chart and what surrounds it.
 
     Attributes:
         note: HTML under the chart, see `note_html`.
@@ -107,7 +103,7 @@ def chart_card(
     """Puts a view into a card: title, rows of controls, chart, the question it answers, and its
     data as a table that can be saved. View and controls were made with `render=False`."""
     with gr.Column(elem_classes="card", min_width=320, scale=scale):
-        gr.HTML(f"<h2>{esc(title)}</h2>", js_on_load=None)
+        gr.HTML(WIDGETS.card_title(title), js_on_load=None)
         for row in controls:
             with gr.Row(elem_classes="card-controls"):
                 for control in row:

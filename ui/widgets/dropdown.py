@@ -8,10 +8,10 @@ import gradio as gr
 
 
 class FreeDropdown(gr.Dropdown):
-    """A dropdown that accepts any value the browser sends.
+    """A dropdown that does not validate (see `ui.gradio_patches` for other changes to Gradio 6.31).
 
-    `gr.Dropdown` rejects a value that is not among the choices *this server* has sent, and with it
-    every open page after a restart. The handler checks the value instead.
+    `gr.Dropdown` rejects a value that is not among the choices *this server* has sent, and so
+    every open page after a restart of the server. Handlers have to validate the value.
     """
 
     is_template = True  # drawn by Gradio's own dropdown

@@ -1,4 +1,4 @@
-"""The Generate page: asking, watching, the token strip, votes, and the gallery."""
+"""The Generate page: prompts, growing answers, the token strip, votes, and earlier answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import State
-from jobs.generate.transcript import Transcript, TranscriptStep, transcript_writer
+from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
 from tests.ui.lab import GUEST, asked, job, pressed, store
 from ui.pages.generate import page
-from ui.pages.generate.details import order_of, vote_of
-from ui.pages.generate.token_strip import legend, token_strip
+from ui.pages.generate.details import HTML, display_order, vote_of
+from ui.pages.generate.token_strip import tints, token_spans
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CONFIG = {"prompt": f"Tell me. {HOSTILE}", "sides": "toy, amphista-0002"}
@@ -39,9 +39,17 @@ def answered(current: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def draw(blind: bool = False, who: Any = None, **query: str) -> str:
-    html, timer = page.draw(blind, asked(who, **query) if who else asked(**query))
-    assert not timer["active"]
-    return html
+    updates = page.draw(blind, asked(who, **query) if who else asked(**query))
+    assert not updates["timer"]["active"]
+    return updates["board"]
+
+
+def strip(transcript: Transcript, differs: int | None = None) -> str:
+    return HTML.strip(token_spans(transcript, differs))
+
+
+def legend(sources: set[int]) -> str:
+    return HTML.legend(tints(sources))
 
 
 def test_answers_stand_side_by_side(answered: str) -> None:
@@ -49,9 +57,9 @@ def test_answers_stand_side_by_side(answered: str) -> None:
     assert html.count('data-testid="answer-') == 2
     assert HOSTILE not in html and "&lt;img" in html
     assert 'class="head-1"' in html and "<s title=" in html and "head 1" in html
-    assert "200.0 tokens/s" in html and "2.00 tokens a pass" in html
-    assert "differs from A at letter 3" in html and "ended by the model" in html
-    assert "Earlier answers" in html and "Ask again" in html
+    assert "200.0 tokens/s" in html and "2.00 tokens per step" in html
+    assert "first difference from A at character 3" in html and ENDS["end"] in html
+    assert "Earlier answers" in html and "Reuse settings" in html
 
 
 def test_a_vote_is_kept_and_shown(answered: str) -> None:
@@ -60,10 +68,10 @@ def test_a_vote_is_kept_and_shown(answered: str) -> None:
     page.act(asked(), pressed("better-2", answered))
     assert queries.job(answered).tags == ["better-2"]
     html = draw()
-    assert "amphista-0002 was found better" in html.replace("</span>", "")
+    assert "Vote: amphista-0002 is better" in html
     assert "data-do" not in html.split("Earlier")[0]
     again = page.act(asked(), pressed("tie", answered))
-    assert "nothing to vote on" in again["value"] and vote_of(queries.job(answered)) == 2
+    assert "already a vote" in again["value"] and vote_of(queries.job(answered)) == 2
 
 
 def test_guests_do_not_vote(answered: str) -> None:
@@ -83,7 +91,7 @@ def test_blind_hides_names_until_the_vote(answered: str) -> None:
     html = draw(True).split("Earlier")[0]
     assert "amphista-0002" not in html and "tokens/s" not in html and "head-1" not in html
     assert "A is better" in html and "B is better" in html
-    assert sorted(order_of(queries.job(answered), True)) == [1, 2]
+    assert sorted(display_order(queries.job(answered), True)) == [1, 2]
     labels.tag([answered], ["tie"], page.current_user(asked()))
     assert "amphista-0002" in draw(True).split("Earlier")[0]
 
@@ -94,15 +102,16 @@ def test_who_waits_is_told_the_place(current: Settings) -> None:
         job(1, kind="sds", state="queued", started_at=None, finished_at=None),
         job(2, kind="generate", state="queued", config=CONFIG, started_at=None, finished_at=None),
     )
-    html, timer = page.draw(False, asked(run="generate-0002"))
-    assert "number 2 in the queue" in html and timer["active"]
+    updates = page.draw(False, asked(run="generate-0002"))
+    html = updates["board"]
+    assert "Position 2 in the queue" in html and updates["timer"]["active"]
     assert 'data-do="cancel"' in html
 
 
 def test_nothing_asked_yet(current: Settings) -> None:
     upgrade()
-    assert page.NOTHING in draw()
-    assert page.NOTHING in draw(run="generate-0099")
+    assert HTML.nothing() == draw() == draw(run="generate-0099")
+    assert "select models to compare" in draw()
 
 
 def test_drafters_can_be_chosen(current: Settings) -> None:
@@ -111,7 +120,7 @@ def test_drafters_can_be_chosen(current: Settings) -> None:
     store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
     assert (told, "amphista-0002") in page.sides()
-    assert page._old("amphista-0002") is None  # not one of these
+    assert page._config_of("amphista-0002") is None  # not one of these
 
 
 # the strip ----------------------------------------------------------------------------------------
@@ -122,25 +131,21 @@ def test_a_token_is_tinted_by_its_head_and_marked_where_texts_part() -> None:
         TranscriptStep([("A", 0)], [], 9.0),
         TranscriptStep([(" b", 1), ("", 2), (" c", 9)], [" d", " "], 5.0),
     ]
-    html = token_strip(Transcript(passes, "limit", "!"), differs=3)
+    html = strip(Transcript(passes, "limit", "!"), differs=3)
     assert html.count("<span") == 2 and html.count("<mark") == 1
-    assert '<mark class="head-6" title="head 9 guessed it, pass 1, 5.0 ms"> c</mark>' in html
-    assert html.count("<s ") == 1 and "guessed in vain" in html
+    assert '<mark class="head-6" title="drafted by head 9, step 1, 5.0 ms"> c</mark>' in html
+    assert html.count("<s ") == 1 and "rejected draft token" in html
     assert html.endswith("!</p>")
 
 
 def test_a_long_text_is_tinted_at_its_beginning_alone() -> None:
-    html = token_strip(
-        Transcript([TranscriptStep([(f" {n}", 1)], [], 1.0) for n in range(600)], "limit")
-    )
+    html = strip(Transcript([TranscriptStep([(f" {n}", 1)], [], 1.0) for n in range(600)], "limit"))
     assert html.count("<span") == 512 and html.endswith(" 599</p>")
     assert legend({1, 2}).count("head-") == 2
 
 
 def test_what_was_looked_up_has_a_tint_of_its_own() -> None:
-    html = token_strip(
-        Transcript([TranscriptStep([(" a", LOOKED_UP), (" b", 0)], [], 1.0)], "limit")
-    )
-    assert 'class="head-looked" title="it was looked up in the text, pass 0, 1.0 ms"> a' in html
-    assert legend({LOOKED_UP}).count("head-") == 1 and "looked up" in legend({LOOKED_UP, 3})
+    html = strip(Transcript([TranscriptStep([(" a", LOOKED_UP), (" b", 0)], [], 1.0)], "limit"))
+    assert 'class="head-looked" title="from prompt lookup, step 0, 1.0 ms"> a' in html
+    assert legend({LOOKED_UP}).count("head-") == 1 and "prompt lookup" in legend({LOOKED_UP, 3})
     assert "head-looked" not in legend({3})

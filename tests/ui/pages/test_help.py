@@ -16,7 +16,6 @@ from jobs.metrics import METRICS
 from tests.ui.lab import job, measured
 from ui.api import build
 from ui.format import esc
-from ui.keyboard import shortcuts
 from ui.pages import pages
 from ui.pages.help import glossary, page
 from ui.runs.columns import columns
@@ -25,14 +24,14 @@ from ui.runs.rows import rows
 
 
 def test_every_figure_is_defined_with_its_direction() -> None:
-    html = page.figures_html()
+    html = page.HTML.figures(METRICS.values())
     for metric in METRICS.values():
         assert esc(metric.title) in html and esc(metric.definition) in html
         assert metric.definition.endswith(".")
 
 
 def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> None:
-    html = page.sources_html()
+    html = page.HTML.licences(page.sources())
     for name, licence in (("toy", "that of this program"), ("smollm2-135m", "Apache-2.0"),
                           ("wikipedia", "CC BY-SA 3.0 / GFDL"), ("c4", "ODC-By 1.0")):  # fmt: skip
         assert f"<code>{name}</code>" in html and esc(licence) in html
@@ -40,8 +39,8 @@ def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> Non
 
 
 def test_every_key_is_listed_and_means_one_thing() -> None:
-    html = page.keys_html()
-    listed = shortcuts((p.key, p.name, p.path) for p in pages())
+    listed = page.keys()
+    html = page.HTML.shortcuts(listed)
     assert len({s.keys for s in listed}) == len(listed) == html.count("<dt>")
     assert all(
         p.key for p in pages() if p.in_navbar

@@ -135,7 +135,7 @@ def test_another_token_makes_the_old_cookie_worthless(
 def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
     monkeypatch.setattr(auth.hmac, "compare_digest", lambda *pair: compared.append(pair) or False)
-    assert not auth._shows_token({"authorization": f"Bearer {TOKEN}", "cookie": ""})
+    assert not auth._has_token({"authorization": f"Bearer {TOKEN}", "cookie": ""})
     assert (TOKEN.encode(), auth.token().encode()) in compared
 
 
@@ -265,16 +265,16 @@ def test_a_guests_run_has_to_have_an_end_that_can_be_told(
     assert slow.status_code == 403 and "a guest's may take" in slow.json()["why"]
     _, cost = submit.checked("evaluation", {"model": "toy"})
     roles.require_small(Actor("guest-1", "guest"), cost)
-    with pytest.raises(roles.Forbidden, match="cannot be told"):
+    with pytest.raises(roles.ForbiddenError, match="cannot be told"):
         roles.require_small(Actor("guest-1", "guest"), replace(cost, open_ended=True))
 
 
 def test_a_guest_cannot_sweep_nor_choose_a_priority(open_to_guests: Visit) -> None:
     guest = Actor("guest-1", "guest")
     estimate = submit.checked("sds", SMALL)[1]
-    with pytest.raises(roles.Forbidden, match="one run at a time"):
+    with pytest.raises(roles.ForbiddenError, match="one run at a time"):
         service.enqueue_all("sds", [SMALL, SMALL], guest, cost=estimate)
-    with pytest.raises(roles.Forbidden, match="cannot be told"):
+    with pytest.raises(roles.ForbiddenError, match="cannot be told"):
         service.enqueue("sds", SMALL, guest)
     job = service.enqueue("sds", SMALL, guest, priority=10**6, cost=estimate)
     assert job.priority == roles.GUEST_PRIORITY
@@ -286,7 +286,7 @@ def test_of_two_requests_at_once_one_wins(open_to_guests: Visit) -> None:
 
     def ask() -> None:
         start.wait()
-        with contextlib.suppress(roles.Forbidden):
+        with contextlib.suppress(roles.ForbiddenError):
             won.append(service.enqueue("sds", SMALL, guest, cost=estimate))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
@@ -337,7 +337,7 @@ def test_changes_are_limited_for_each_client(visit: Visit, monkeypatch: pytest.M
     codes = [client.post("/slimscope/api/runs/sds-0002/cancel").status_code for _ in range(5)]
     assert codes == [200, 200, 200, 429, 429]
     assert client.get("/slimscope/api/runs").status_code == 200  # looking is free
-    with pytest.raises(roles.TooOften, match="Try again in"):
+    with pytest.raises(roles.RateLimitError, match="Try again in"):
         service.cancel("sds-0002", Actor("local", "host", "127.0.0.1"))
     service.cancel("sds-0002", Actor("mira", "host"))  # the command line is not limited
 
@@ -348,7 +348,7 @@ def test_the_limit_forgets_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> No
     for clock[0] in (0.0, 30.0, 61.0):
         rate.spend("a", 2)
     clock[0] = 62.0
-    with pytest.raises(roles.TooOften, match="in 28 s"):
+    with pytest.raises(roles.RateLimitError, match="in 28 s"):
         rate.spend("a", 2)
     rate.spend("b", 2)
     clock[0] = 1000.0

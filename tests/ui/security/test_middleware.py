@@ -32,7 +32,7 @@ PAGES = [f"/{page.path}" for page in pages()]
 
 def test_large_bodies_and_bodies_without_a_length_are_refused(visit: Visit) -> None:
     client = visit()
-    big = b"x" * (middleware.MOST_BYTES + 1)
+    big = b"x" * (middleware.MAX_BODY_BYTES + 1)
     assert client.post("/gradio_api/queue/join", content=big).status_code == 413
     assert client.post("/slimscope/api/submit/sds", content=iter([b"{}"])).status_code == 411
 

@@ -1,9 +1,12 @@
-"""Answers side by side, how they came about, and the gallery of earlier ones."""
+"""Answers side by side, how each was decoded, and earlier answers."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
 
 from backend.models.layer_names import read_names
 from backend.queue import roles
@@ -11,154 +14,153 @@ from backend.queue.roles import Actor
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import Job
 from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
-from ui.format import esc, href
-from ui.pages.generate.token_strip import legend, token_strip
+from ui.pages.generate.token_strip import BASE, Span, tints, token_spans
 from ui.runs.actions import buttons
-from ui.runs.html import error_of, model_name, named_link
-from ui.widgets.html import attribute, badge, card, copy_button, off, time_tag
+from ui.runs.html import error_of, model_name
+from ui.templates import fragments
 
+HTML = fragments("pages/generate/page.html")
 BETTER, TIE = "better-", "tie"  # tags that hold a vote
 LETTERS = "ABCD"
-GALLERY = 12
-SHORT = 120  # letters of a prompt in the gallery
+MAX_EARLIER = 12
+MAX_PROMPT = 120  # characters of an earlier prompt
 
 
-def names_of(job: Job) -> list[str]:
-    """Who answers, in the order of the config."""
+@dataclass(frozen=True)
+class Answer:
+    """One column.
+
+    Attributes:
+        side: of the config, from 1.
+        waiting: why there are no tokens yet; "" when there will be none.
+        text: the whole text once it has ended, to copy.
+    """
+
+    side: int
+    title: Markup
+    facts: list[str]
+    spans: list[Span]
+    waiting: str
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """One earlier run."""
+
+    job: Job
+    prompt: str
+    models: list[Markup]
+    current: bool
+
+
+def models_of(job: Job) -> list[str]:
+    """Names of the models, in the order of the config."""
     return list(read_names(str(job.config["sides"])))
 
 
-def order_of(job: Job, blind: bool) -> list[int]:
-    """The sides as they are shown, from 1; shuffled by the run's name where names are hidden."""
-    sides = range(1, len(names_of(job)) + 1)
+def display_order(job: Job, blind: bool) -> list[int]:
+    """The sides, from 1, in the order of the columns; shuffled by the run's name where names are
+    hidden."""
+    sides = range(1, len(models_of(job)) + 1)
     return sorted(sides, key=lambda n: zlib.crc32(f"{job.run} {n}".encode())) if blind else [*sides]
 
 
 def vote_of(job: Job) -> int | None:
-    """The side that was found better, 0 for a tie; None before there is a vote."""
-    votes = votes_on(job)
+    """The better side, 0 for a tie; None before there is a vote."""
+    votes = vote_tags(job)
     return next((votes[tag] for tag in job.tags if tag in votes), None)
 
 
-def votes_on(job: Job) -> dict[str, int]:
+def vote_tags(job: Job) -> dict[str, int]:
     """The tags that say which of the job's sides is better, or (0) that none is."""
-    return {TIE: 0} | {f"{BETTER}{n}": n for n in range(1, len(names_of(job)) + 1)}
+    return {TIE: 0} | {f"{BETTER}{n}": n for n in range(1, len(models_of(job)) + 1)}
 
 
-def answers(job: Job, place: int | None, blind: bool, actor: Actor) -> str:
-    """HTML: prompt, state, and the answers.
+def board(
+    job: Job, place: int | None, blind: bool, actor: Actor, earlier: Sequence[Job], now: int
+) -> Markup:
+    """HTML: prompt, state, answers, and the earlier runs.
 
     Args:
         place: in the queue; None when it is not waiting.
     """
-    hidden = blind and vote_of(job) is None and len(names_of(job)) > 1
-    sides = order_of(job, hidden)
-    found = {n: read_transcript(job.run, n) for n in sides}
-    first = found[sides[0]]
-    who = {head for w in found.values() for _, head in w.tokens} - {0}
-    columns = "".join(
-        _side(job, n, letter, found[n], first if n != sides[0] else None, hidden)
-        for n, letter in zip(sides, LETTERS, strict=False)
-    )
-    key = legend(who) if who and not hidden else ""
-    return card(
-        "Answers",
-        f'<p class="long asked">{esc(job.config["prompt"])}</p>{_waiting(place)}{error_of(job)}'
-        f'<div class="answers">{columns}</div>{key}{_votes(job, sides, actor)}',
-        f"{named_link(job)} {badge(job.state)} {_again(job)} {_stop(job, actor)}",
+    hidden = blind and vote_of(job) is None and len(models_of(job)) > 1
+    sides = display_order(job, hidden)
+    texts = {n: read_transcript(job.run, n) for n in sides}
+    sources = {head for text in texts.values() for _, head in text.tokens} - {BASE}
+    return HTML.board(
+        job,
+        place,
+        error_of(job),
+        _answers(job, sides, texts, hidden),
+        _votes(job, sides, actor),
+        HTML.legend(tints(sources)) if sources and not hidden else "",
+        Markup(buttons(job, actor)) if job.state in ACTIVE else "",
+        HTML.history([_earlier(each, job.run) for each in earlier[:MAX_EARLIER]], now),
     )
 
 
-def _waiting(place: int | None) -> str:
-    """Where a run that has not begun stands."""
-    if place is None:
-        return ""
-    where = "It is the next to start." if place == 1 else f"It is number {place} in the queue."
-    return f'<p class="quiet" role="status">{where}</p>'
+def _answers(
+    job: Job, sides: Sequence[int], texts: dict[int, Transcript], hidden: bool
+) -> list[Answer]:
+    """The columns; all but the first are compared with the first."""
+    first = texts[sides[0]]
+    return [
+        _answer(job, side, letter, texts[side], first if side != sides[0] else None, hidden)
+        for side, letter in zip(sides, LETTERS, strict=False)
+    ]
 
 
-def _again(job: Job) -> str:
-    return f'<a class="button small" href="{href("generate", **{"from": job.run})}">Ask again</a>'
-
-
-def _stop(job: Job, actor: Actor) -> str:
-    return buttons(job, actor) if job.state in ACTIVE else ""
-
-
-def _side(
-    job: Job, side: int, letter: str, found: Transcript, first: Transcript | None, hidden: bool
-) -> str:
-    """HTML: one answer."""
-    name = letter if hidden else f"{letter} · {model_name(names_of(job)[side - 1])}"
-    ended = bool(found.end)
-    differs = first_difference(first.text, found.text) if first else None
-    text = token_strip(found, differs) if not hidden else f'<p class="strip">{esc(found.text)}</p>'
-    going = job.state in LIVE and not ended
-    begins = "It begins soon." if side == 1 else "It writes after those before it."
-    wait = f'<p class="quiet">{begins}</p>' if going else ""
-    body = text if found.passes else wait
-    copied = copy_button(found.text, "Copy text") if ended else ""
-    return (
-        f'<section aria-live="off" data-testid="answer-{side}"><h3>{name}</h3>'
-        f'<p class="quiet">{_figures(found, hidden)}{_compared(first, found, differs)}</p>'
-        f"{body}<p>{copied}</p></section>"
+def _answer(
+    job: Job, side: int, letter: str, transcript: Transcript, first: Transcript | None, hidden: bool
+) -> Answer:
+    name = model_name(models_of(job)[side - 1])
+    differs = first_difference(first.text, transcript.text) if first else None
+    spans = [Span(transcript.text)] if hidden else token_spans(transcript, differs)
+    waiting = "Starting soon." if side == 1 else "Waiting for the previous model."
+    return Answer(
+        side,
+        Markup(letter) if hidden else Markup("{} · {}").format(letter, name),
+        [*_facts(transcript, hidden), *_difference(first, transcript, differs)],
+        spans if transcript.passes else [],
+        waiting if job.state in LIVE and not transcript.end else "",
+        transcript.text if transcript.end else None,
     )
 
 
-def _figures(found: Transcript, hidden: bool) -> str:
-    parts = [f"{len(found.tokens)} tokens"]
-    if found.speed and not hidden:
-        parts.append(f"{found.speed:.1f} tokens/s")
-    if found.accepted and not hidden:
-        parts.append(f"{found.accepted:.2f} tokens a pass")
-    return " · ".join([*parts, *([ENDS[found.end]] if found.end else [])])
+def _facts(transcript: Transcript, hidden: bool) -> list[str]:
+    facts = [f"{len(transcript.tokens)} tokens"]
+    if transcript.speed and not hidden:
+        facts.append(f"{transcript.speed:.1f} tokens/s")
+    if transcript.accepted and not hidden:
+        facts.append(f"{transcript.accepted:.2f} tokens per step")
+    return [*facts, *([ENDS[transcript.end]] if transcript.end else [])]
 
 
-def _compared(first: Transcript | None, found: Transcript, differs: int | None) -> str:
-    if first is None or not (first.end and found.end):
-        return ""
-    if first.text == found.text:
-        return " · the same text as A"
-    place = differs if differs is not None else min(len(first.text), len(found.text))
-    return f" · differs from A at letter {place + 1}"
+def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:
+    """How a finished text differs from the first column's."""
+    if first is None or not (first.end and transcript.end):
+        return []
+    if first.text == transcript.text:
+        return ["identical to A"]
+    place = min(len(first.text), len(transcript.text)) if differs is None else differs
+    return [f"first difference from A at character {place + 1}"]
 
 
-def _votes(job: Job, sides: Sequence[int], actor: Actor) -> str:
-    """HTML: buttons to say which answer is better, or what was said."""
+def _votes(job: Job, sides: Sequence[int], actor: Actor) -> Markup:
+    """HTML: buttons to vote for an answer, or the vote."""
     if len(sides) < 2 or job.state != State.SUCCEEDED:
-        return ""
+        return Markup()
     vote = vote_of(job)
     if vote is not None:
-        words = f"{esc(names_of(job)[vote - 1])} was found better." if vote else "Found equal."
-        return f'<p class="quiet" data-testid="vote">{words}</p>'
-    closed = off(roles.may_not_change(actor))
-    named = zip(sides, LETTERS, strict=False)
-    choices = [(f"{BETTER}{n}", f"{letter} is better") for n, letter in named]
-    made = "".join(
-        f'<button type="button" class="small" data-do="{tag}" data-run="{esc(job.run)}"{closed}>'
-        f"{words}</button>"
-        for tag, words in [*choices, (TIE, "Tie")]
-    )
-    return f'<div class="actions">{made}</div>'
+        return HTML.vote(models_of(job)[vote - 1] if vote else None)
+    letters = zip(sides, LETTERS, strict=False)
+    choices = [(f"{BETTER}{n}", f"{letter} is better") for n, letter in letters]
+    return HTML.vote_buttons(job.run, [*choices, (TIE, "Tie")], roles.may_not_change(actor))
 
 
-def gallery(jobs: Sequence[Job], chosen: str, now: int) -> str:
-    """HTML: earlier prompts; each opens with its answers."""
-    if not jobs:
-        return ""
-    items = "".join(_earlier(job, job.run == chosen, now) for job in jobs[:GALLERY])
-    more = f'<a href="{href("runs", q="kind:generate")}">All of them</a>'
-    return card("Earlier answers", f'<ul class="plain">{items}</ul>', more)
-
-
-def _earlier(job: Job, current: bool, now: int) -> str:
+def _earlier(job: Job, current: str) -> Earlier:
     prompt = " ".join(str(job.config["prompt"]).split())
-    short = prompt if len(prompt) <= SHORT else f"{prompt[:SHORT]}…"
-    names = ", ".join(map(model_name, names_of(job)))
-    here = ' aria-current="true"' if current else ""
-    opens = f'data-view="{attribute({"run": job.run})}"'
-    return (
-        f'<li><button type="button" class="earlier"{here} {opens}>{esc(short)}</button> '
-        f"{badge(job.state)} "
-        f'<span class="quiet">{names} · {time_tag(job.created_at, now)}</span></li>'
-    )
+    short = prompt if len(prompt) <= MAX_PROMPT else f"{prompt[:MAX_PROMPT]}…"
+    return Earlier(job, short, [*map(model_name, models_of(job))], job.run == current)

@@ -1,58 +1,75 @@
-"""A text as the tokens it was written in: tinted by the head that guessed each, guesses in vain
-outlined, the first token that differs from another text marked."""
+"""A text as the tokens it was generated in: tinted by the head that drafted each, rejected draft
+tokens outlined, the first token that differs from another text marked."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from backend.methods.amphista.config import LOOKED_UP
 from jobs.generate.transcript import Transcript, TranscriptStep
-from ui.format import esc
 
-MOST = 512  # tokens that are tinted; the rest is plain
-HEADS = 6  # tints there are; further heads share the last
-LOOKED = "looked"  # the tint of what was looked up
-WHO = {0: "the base chose it", LOOKED_UP: "it was looked up in the text"}
+MAX_TINTED = 512  # tokens; the rest is plain
+MAX_TINTS = 6  # further heads share the last
+BASE = 0  # the "head" of tokens that the base model chose
+LOOKUP_TINT = "head-looked"
+SOURCES = {BASE: "chosen by the base model", LOOKED_UP: "from prompt lookup"}
 
 
-def token_strip(found: Transcript, differs: int | None = None) -> str:
-    """HTML: the tokens one after the other.
+@dataclass(frozen=True)
+class Span:
+    """A piece of the text.
+
+    Attributes:
+        tag: its HTML element; "" for plain text.
+        css: class of its tint.
+    """
+
+    text: str
+    tag: str = ""
+    css: str = ""
+    title: str = ""
+
+
+def token_spans(transcript: Transcript, differs: int | None = None) -> list[Span]:
+    """The spans one after the other.
 
     Args:
-        differs: the character at which the text parts from another one; None: nowhere.
+        differs: the first character that differs from another text; None if there is none.
     """
-    parts, place, shown = [], 0, 0
-    for number, each in enumerate(found.passes):
-        for text, head in each.tokens:
-            marked = differs is not None and place <= differs < place + len(text)
-            place += len(text)
-            parts.append(_token(text, head, number, each, marked) if shown < MOST else esc(text))
-            shown += 1
-        parts.append(_rejected(each) if shown < MOST else "")
-    return f'<p class="strip">{"".join(parts)}{esc(found.rest)}</p>'
+    spans: list[Span] = []
+    start = tokens = 0
+    for number, step in enumerate(transcript.passes):
+        for text, head in step.tokens:
+            marked = differs is not None and start <= differs < start + len(text)
+            plain = tokens >= MAX_TINTED or not text
+            spans.append(Span(text) if plain else _token(text, head, number, step, marked))
+            start, tokens = start + len(text), tokens + 1
+        if tokens < MAX_TINTED:
+            spans += _rejected(step)
+    return [*spans, Span(transcript.rest)]
 
 
-def _token(text: str, head: int, number: int, of: TranscriptStep, marked: bool) -> str:
-    if not text:
+def _token(text: str, head: int, number: int, step: TranscriptStep, marked: bool) -> Span:
+    source = SOURCES.get(head, f"drafted by head {head}")
+    title = f"{source}, step {number}, {step.ms:.1f} ms"
+    return Span(text, "mark" if marked else "span", _tint(head), title)
+
+
+def _tint(head: int) -> str:
+    if head == BASE:
         return ""
-    who = WHO.get(head, f"head {head} guessed it")
-    tint = f' class="head-{LOOKED if head == LOOKED_UP else min(head, HEADS)}"' if head else ""
-    tag = "mark" if marked else "span"
-    return f'<{tag}{tint} title="{who}, pass {number}, {of.ms:.1f} ms">{esc(text)}</{tag}>'
+    return LOOKUP_TINT if head == LOOKED_UP else f"head-{min(head, MAX_TINTS)}"
 
 
-def _rejected(of: TranscriptStep) -> str:
-    """The first guess of a pass that was wrong; those behind it were in vain with it."""
-    text = next(iter(of.rejected), "")
-    if not text.strip():
-        return ""
-    return f'<s title="guessed in vain" aria-hidden="true">{esc(text)}</s>'
+def _rejected(step: TranscriptStep) -> list[Span]:
+    """The first rejected draft token of a step; those behind it were rejected with it."""
+    text = next(iter(step.rejected), "")
+    return [Span(text, "s", title="rejected draft token")] if text.strip() else []
 
 
-def legend(who: Collection[int]) -> str:
-    """HTML: what the tints of those `who` guessed mean."""
-    heads = range(1, min(max(who), HEADS) + 1)
-    tints = "".join(f'<span class="head-{k}">head {k}</span> ' for k in heads)
-    if LOOKED_UP in who:
-        tints += f'<span class="head-{LOOKED}">looked up</span> '
-    return f'<p class="strip key quiet">{tints}<s>guessed in vain</s> no tint: the base</p>'
+def tints(sources: Collection[int]) -> list[tuple[str, str]]:
+    """(CSS class, name) of the tints of the heads up to the last of `sources`, and of lookup."""
+    heads = range(1, min(max(sources), MAX_TINTS) + 1)
+    lookup = [(LOOKUP_TINT, "prompt lookup")] if LOOKED_UP in sources else []
+    return [*((_tint(head), f"head {head}") for head in heads), *lookup]

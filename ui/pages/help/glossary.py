@@ -1,4 +1,4 @@
-"""The words of the field as this product uses them, a sentence each, and examples of use."""
+"""Terms of the field as they are used here, a sentence each, and examples of use."""
 
 from __future__ import annotations
 
@@ -6,88 +6,94 @@ from collections.abc import Mapping
 
 GLOSSARY: Mapping[str, Mapping[str, str]] = {
     "Runs": {
-        "Run": "A background job and all it produced, named like sds-0042.",
-        "Attempt": "One process that worked on a run; a run that was interrupted has several.",
-        "Stage": "All weights after one step of the method, such as dense or re-dense.",
-        "Kept stage": "The stage whose weights the run saved; a held-out text decides where there "
-        "is a choice.",
-        "Checkpoint": "Finished work on disk; a resumed run goes on from the last whole one.",
-        "Sweep": "Runs added together, one for every combination of some settings.",
-        "Baseline": "The run the others are compared with.",
+        "Run": "A background job and everything it produced, with an id like sds-0042.",
+        "Attempt": "One process that worked on a run. An interrupted run has several.",
+        "Stage": "All weights after one step of a method, such as dense or re-dense.",
+        "Kept stage": "The stage whose weights the run saved. If there are several candidates, a "
+        "held-out text decides.",
+        "Checkpoint": "Finished work on disk. A resumed run continues from the last complete one.",
+        "Sweep": "Runs that were submitted together, one for each combination of settings.",
+        "Baseline": "The run that others are compared with.",
     },
-    "Model and text": {
+    "Model and data": {
         "Block": "One decoder layer: attention, then MLP.",
         "Tensor": "One weight matrix, [outputs, inputs].",
-        "Calibration": "Text that is run through the model to see which inputs its layers get; it "
-        "shares no passage with the evaluation text.",
-        "Context": "How many tokens the model reads in one window.",
-        "Histogram": "How many weights lie in each of 256 bins; all stages share their bins, and "
-        "exact zeros are counted apart.",
+        "Calibration": "Text that is run through the model to collect statistics of each layer's "
+        "inputs. It shares no passage with the evaluation text.",
+        "Context": "Number of tokens in one window of the model.",
+        "Histogram": "Number of weights in each of 256 bins. All stages share the bins; exact "
+        "zeros are counted separately.",
     },
     "Pruning (SDS)": {
-        "Sparsity": "The share of weights that are exactly zero.",
-        "N:M": "Of every M neighbouring inputs of a row N are kept; 2:4 is what GPUs speed up.",
+        "Sparsity": "Share of weights that are exactly zero.",
+        "N:M": "At most N of M consecutive inputs of a row are non-zero. GPUs accelerate 2:4.",
         "Wanda": "Prunes by |weight| times the norm of its input.",
-        "SparseGPT": "Prunes column by column and lets the remaining weights make up for each.",
+        "SparseGPT": "Prunes column by column and updates the remaining weights to compensate.",
         "First pruning": "One-shot pruning of the dense model.",
-        "Re-dense": "All weights move again, with penalties that make the next pruning cheap.",
-        "Second pruning": "The re-dense model pruned once more.",
-        "Weight adjustment": "Moves the weights that are left so that each layer's outputs come "
-        "close to the dense layer's.",
-        "Control": "The first pruning, adjusted under its own mask: what SDS has to beat.",
+        "Re-dense": "All weights are optimised again, with penalties that make the next pruning "
+        "cheap.",
+        "Second pruning": "The re-dense model is pruned again.",
+        "Weight adjustment": "Optimises the remaining weights so that each layer's outputs match "
+        "those of the dense layer.",
+        "Control": "The first pruning with weight adjustment under the same mask: the baseline "
+        "that SDS has to beat.",
     },
     "Quantisation (DL-QAT)": {
-        "Group": "Neighbouring inputs of a row that share one scale.",
-        "Group magnitude": "The trained factor of a group's scale.",
-        "Codes": "The integers that stand for the weights on the grid.",
+        "Group": "Consecutive inputs of a row that share one scale.",
+        "Group magnitude": "Trained factor of a group's scale.",
+        "Codes": "The integers that represent the weights on the grid.",
         "Quantisation space": "The grid: bits, scale and zero point of every group.",
     },
     "Drafting (Amphista)": {
-        "Anchor": "A position of a text from which the heads guess; they learn at a share of all.",
-        "Drafting head": "Guesses the token at one position ahead.",
-        "Head position": "How far ahead a head guesses: 1 is the token after the next.",
-        "Prompt lookup": "Guesses what followed the last tokens where they stand in the text "
-        "already. Needs no training.",
-        "Tree node": "One drafted token with all tokens before it on its branch.",
-        "Verify pass": "One pass of the base model over all drafted tokens.",
-        "Accepted length": "Tokens committed for each verify pass, the bonus token counted; "
-        "vanilla decoding has 1.00.",
-        "Speed-up": "Tokens per second over those of what it is compared with in the same run: the "
-        "same base without a drafter, or the dense model.",
+        "Anchor": "A text position at which the drafting heads predict. They are trained on a "
+        "sample of all positions.",
+        "Drafting head": "Predicts the token at one position ahead.",
+        "Head position": "How far ahead a head predicts: 1 is the token after the next.",
+        "Prompt lookup": "Drafts the tokens that followed the last n-gram earlier in the context. "
+        "Needs no training.",
+        "Tree node": "One draft token with all tokens before it on its branch.",
+        "Verify pass": "One forward pass of the base model over all draft tokens.",
+        "Accepted length": "Tokens generated per verify pass, including the bonus token. "
+        "Autoregressive decoding has 1.00.",
+        "Speed-up": "Ratio of tokens per second to the reference of the same run: the base model "
+        "without a drafter, or the dense model.",
     },
 }
 
 FILTERS = {
-    "wanda": "every run with this word in its id, name, model, setting, state, tags or note",
-    "sparsity>0.4": "runs with more than 40 % zeros; sparsity>40% is the same",
-    "perplexity<=20": "figures compare with < <= > >= = and !=",
-    "kind:sds state:failed": "every term must hold; a colon asks whether the column contains it",
-    "tag:demo -owner:mira": "a minus turns a term around",
-    'model=toy "half way"': "an equals sign wants all of it; quotes hold words together",
-    "age<2d took>5min size<500MB": "times and sizes carry their unit",
+    "wanda": "runs with this word in their id, name, model, settings, state, tags or note",
+    "sparsity>0.4": "runs with a sparsity above 40 %; sparsity>40% is equivalent",
+    "perplexity<=20": "compare numbers with < <= > >= = and !=",
+    "kind:sds state:failed": "all terms must match; a colon means that the column contains the "
+    "text",
+    "tag:demo -owner:mira": "a minus sign negates a term",
+    'model=toy "half way"': "an equals sign matches the whole value; quotes keep words together",
+    "age<2d took>5min size<500MB": "durations and sizes have units",
 }
 
 COMMANDS = {
-    "slimscope submit sds --model toy --pattern 2:4 --base wanda --wait": "add a run, follow it",
-    "slimscope submit sds --model toy --sweep pattern=2:4,50% --sweep seed=0..2": "six runs",
-    "slimscope list --state failed": "runs, the newest first",
-    "slimscope show sds-0001 --json": "all that is known of a run",
-    "slimscope logs sds-0001 --follow": "its log as it is written",
-    "slimscope next sds-0001": "put a waiting run before all others",
-    "slimscope cancel sds-0001": "ask it to stop; twice: kill it",
-    "slimscope resume sds-0001": "go on from its last checkpoint",
-    "slimscope bench amphista-0001": "how fast decoding is with a drafter, and without",
-    'slimscope generate --drafter amphista-0001 "Why is the sky blue?"': "decode with it",
-    "slimscope models": "what can be compressed",
-    "slimscope doctor": "is this machine ready?",
+    "slimscope submit sds --model toy --pattern 2:4 --base wanda --wait": "Submit a run and wait "
+    "for it",
+    "slimscope submit sds --model toy --sweep pattern=2:4,50% --sweep seed=0..2": "Submit a sweep "
+    "of six runs",
+    "slimscope list --state failed": "List runs, newest first",
+    "slimscope show sds-0001 --json": "Show the full record of a run",
+    "slimscope logs sds-0001 --follow": "Follow the log of a run",
+    "slimscope next sds-0001": "Move a queued run to the front of the queue",
+    "slimscope cancel sds-0001": "Cancel a run; a second call kills it",
+    "slimscope resume sds-0001": "Continue from the last checkpoint",
+    "slimscope bench amphista-0001": "Measure decoding speed with and without a drafter",
+    'slimscope generate --drafter amphista-0001 "Why is the sky blue?"': "Generate with a drafter",
+    "slimscope models": "List models that can be compressed",
+    "slimscope doctor": "Check the installation",
 }
 
 REQUESTS = {
-    "GET /runs?state=succeeded&limit=20": "runs, the newest first",
-    "GET /runs/sds-0001": "all that is known of a run",
-    "GET /runs/sds-0001/curves": "the points of its curves",
-    "POST /submit/sds": 'add a run; the body holds what differs: {"model": "toy"}',
-    "POST /runs/sds-0001/cancel": "ask it to stop",
+    "GET /runs?state=succeeded&limit=20": "List runs, newest first",
+    "GET /runs/sds-0001": "Full record of a run",
+    "GET /runs/sds-0001/curves": "Points of its curves",
+    "POST /submit/sds": 'Submit a run; the body holds non-default settings: {"model": "toy"}',
+    "POST /runs/sds-0001/cancel": "Cancel a run",
 }
 
 PYTHON = """\
@@ -98,5 +104,5 @@ for job in queries.jobs(kind="sds", limit=5):
     for row in queries.results([job.id]):
         print("  ", row.stage, row.metric, row.value)
 curves = frames.curves(1)  # a pandas DataFrame: name, step, value, at
-weights = frames.tensor_table(1)  # one row a tensor and stage
+weights = frames.tensor_table(1)  # one row per tensor and stage
 """
