@@ -23,7 +23,8 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: Playwright leaves an event loop running in this thread."""
+    """Browser tests come last: Playwright leaves an event loop running in this thread. With several
+    processes, `--no-loadscope-reorder` keeps this order in each."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
