@@ -1,13 +1,11 @@
-"""The local engine, with job processes forked from one that has imported torch already.
+"""The local engine with forked job processes.
 
-A fresh process spends four seconds of CPU on imports, more than most runs on the toy model take.
 An attempt that goes on with a killed one is a fresh process as in production: that its weights are
-the same must not rest on what two forks share, such as Python's hash seed.
+the same must not rest on what forks share.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import time
@@ -17,14 +15,10 @@ from pathlib import Path
 
 from backend.queue.engines.base import LaunchRequest, Ref
 from backend.queue.engines.local import LocalEngine, reference
-from backend.settings import settings
-from backend.store.session import engine_for, reading
+from backend.store.session import reading
 from backend.store.tables import Attempt
-from jobs.kind import kinds
 from jobs.runtime.main import main
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.fork_preload"])
+from tests.fork_server import FORKS, begin_anew
 
 
 @dataclass
@@ -46,6 +40,7 @@ class ForkEngine(LocalEngine):
             attempt = session.get_one(Attempt, launch.attempt_id)
         if attempt.n > 1:
             return super().launch(launch)
+        Path(launch.log).parent.mkdir(parents=True, exist_ok=True)
         process = FORKS.Process(target=run_attempt, args=(launch,))
         process.start()
         assert process.pid is not None
@@ -56,17 +51,9 @@ class ForkEngine(LocalEngine):
 
 
 def run_attempt(launch: LaunchRequest) -> None:
-    """What `Popen` and a fresh interpreter do for an attempt."""
+    """The life of a forked job process."""
     os.setsid()
     os.chdir(launch.folder)
-    os.environ.clear()
-    os.environ.update(launch.environment)
-    log = Path(launch.log)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    for cached in (settings, engine_for, kinds):
-        cached.cache_clear()
+    begin_anew(launch.environment, Path(launch.log), Path(launch.log))
     sys.argv = list(launch.argv[2:])
     sys.exit(main())

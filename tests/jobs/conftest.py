@@ -6,10 +6,20 @@ import pytest
 
 from backend.queue.engines.local import LocalEngine
 from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
 from tests.fork_engine import ForkEngine
-from tests.queue.conftest import queue, wait
+from tests.queue.conftest import queue as counting_queue
+from tests.queue.conftest import wait
 
-__all__ = ["loop", "queue", "wait"]
+__all__ = ["counting_queue", "loop", "queue", "wait"]
+
+
+@pytest.fixture
+def queue(counting_queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """On a toy model threads wait for each other more than they compute."""
+    monkeypatch.setenv("SLIMSCOPE_THREADS", "1")
+    settings.cache_clear()
+    return counting_queue
 
 
 @pytest.fixture
