@@ -19,7 +19,16 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of te
 from backend.settings import Settings, settings
 from tests.browser.chromium import find
 
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+# Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
+OFF = (
+    "AvoidUnnecessaryBeforeUnloadCheckSync,DestroyProfileOnBrowserClose,HttpsUpgrades,"
+    "HttpsFirstBalancedModeAutoEnable,MediaRouter,PaintHolding,ThirdPartyStoragePartitioning,"
+    "OptimizationHints,WebUIOmniboxPopup,WebUIOmniboxAimPopup"
+)
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+    f"--disable-features={OFF}",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
