@@ -72,8 +72,9 @@ def free_port() -> int:
 def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
     """The dashboard on this data folder, until the block ends."""
     port = port or free_port()
-    own = {"SLIMSCOPE_PORT": str(port), "SLIMSCOPE_IDLE_EXIT": "1", "SLIMSCOPE_BROWSER": "false"}
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**environment, **own})
+    own = {"PORT": str(port), "IDLE_EXIT": "1", "BROWSER": "false", "THREADS": "1"}
+    here = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**environment, **here})
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(url, process)
