@@ -19,6 +19,7 @@ def queue(counting_queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """On a toy model threads wait for each other more than they compute."""
     monkeypatch.setenv("SLIMSCOPE_THREADS", "1")
     settings.cache_clear()
+    settings()  # what a test then sets is for its children only
     return counting_queue
 
 
