@@ -16,9 +16,8 @@ help: ## List what can be made
 run: setup ## Set everything up and open the dashboard on http://HOST:PORT
 	@SLIMSCOPE_HOST=$(HOST) SLIMSCOPE_PORT=$(PORT) $(BIN)/python app.py
 
-test: setup chromium ## Set everything up and run every test; those in a browser one at a time
-	@$(BIN)/python -m pytest -m "not browser" --numprocesses logical --maxprocesses 4 --dist loadfile
-	@$(BIN)/python -m pytest -m browser
+test: setup chromium ## Set everything up and run every test, on up to four cores
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED) ## Style, types and import directions
 	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy

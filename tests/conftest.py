@@ -20,11 +20,21 @@ from backend.queue import service
 from backend.settings import Settings, settings
 from tests.browser.chromium import find
 
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+# Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
+OFF = (
+    "AvoidUnnecessaryBeforeUnloadCheckSync,DestroyProfileOnBrowserClose,HttpsUpgrades,"
+    "HttpsFirstBalancedModeAutoEnable,MediaRouter,PaintHolding,ThirdPartyStoragePartitioning,"
+    "OptimizationHints,WebUIOmniboxPopup,WebUIOmniboxAimPopup"
+)
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+    f"--disable-features={OFF}",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: Playwright leaves an event loop running in this thread."""
+    """Browser tests come last: Playwright leaves an event loop running in this thread. With several
+    processes, `--no-loadscope-reorder` keeps this order in each."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,14 +17,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from filelock import FileLock
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from backend.models.loading import load
 from backend.queue import service
 from backend.queue.engines.local import LocalEngine
-from backend.queue.launcher import wake_supervisor
 from backend.queue.roles import Actor
+from backend.queue.supervisor import SupervisorLoop, shrink_write_ahead_log
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -32,9 +34,12 @@ from backend.store.states import ACTIVE
 from jobs import sweep
 from jobs.kind import kinds
 from jobs.submit import submit
+from tests.fork_engine import ForkEngine
 
 PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
+TOURED = "try { localStorage.setItem('slimscope-toured', '1'); } catch {}"
+SCREEN = {"viewport": {"width": 1400, "height": 900}}
 ROOT = Path(__file__).resolve().parents[2]
 STARTS_S = 300
 RUNS_S = 600
@@ -67,8 +72,9 @@ def free_port() -> int:
 def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
     """The dashboard on this data folder, until the block ends."""
     port = port or free_port()
-    own = {"SLIMSCOPE_PORT": str(port), "SLIMSCOPE_IDLE_EXIT": "1", "SLIMSCOPE_BROWSER": "false"}
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**environment, **own})
+    own = {"PORT": str(port), "IDLE_EXIT": "1", "BROWSER": "false", "THREADS": "1"}
+    here = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**environment, **here})
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(url, process)
@@ -108,8 +114,16 @@ def dashboard(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashb
 
 @contextmanager
 def tab(browser: Browser, shown: Dashboard, **options: object) -> Iterator[Page]:
+    """A watched page of a browser that has never been here."""
+    context = browser.new_context(**SCREEN, **options)
+    with watched(context, shown) as page:
+        yield page
+    context.close()
+
+
+@contextmanager
+def watched(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
     """A page that fails the test when its console shows an error or it asks another host."""
-    context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
     page = context.new_page()
     complaints: list[str] = []
     faults = Faults()
@@ -119,7 +133,7 @@ def tab(browser: Browser, shown: Dashboard, **options: object) -> Iterator[Page]
     page.on("request", lambda r: complaints.append(r.url) if is_foreign(r.url, shown) else None)
     page.set_default_timeout(PATIENCE_MS)
     yield page
-    context.close()
+    page.close()
     assert complaints == []
 
 
@@ -154,25 +168,48 @@ def is_foreign(url: str, dashboard: Dashboard) -> bool:
 
 
 @pytest.fixture(scope="session")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    """Small runs carried out on the toy model: three of SDS (sds-0001 to sds-0003), one that failed
-    (count-0004), one of DL-QAT (dlqat-0005), one of decoding speed (speed-0006). The name of those
-    that succeeded is an attack. statistics-0007 looked at a layer of 4096 x 4096 weights."""
-    data = tmp_path_factory.mktemp("lab")
-    here = {"DATA_DIR": str(data), "PLUGINS": PLUGIN, "IDLE_EXIT": "1", "SLOTS": "2"}
-    here["MODEL_DIRS"] = json.dumps([str(data / "models")])
-    environment = {f"SLIMSCOPE_{name}": value for name, value in here.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        forget_settings()
-        carry_out_the_runs()
+def lab_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of small runs carried out on the toy model, by whichever process of tests
+    comes first: three of SDS (sds-0001 to sds-0003), one that failed (count-0004), one of DL-QAT
+    (dlqat-0005), one of decoding speed (speed-0006). The name of those that succeeded is an attack.
+    statistics-0007 looked at a layer of 4096 x 4096 weights."""
+    data = shared_folder(tmp_path_factory) / "lab-runs"
+    finished = data / "finished"
+    with FileLock(f"{data}.lock"), pytest.MonkeyPatch.context() as patch:
+        if not finished.exists():
+            for name, value in lab_environment(data, data).items():
+                patch.setenv(name, value)
+            forget_settings()
+            carry_out_the_runs()
+            finished.touch()
     forget_settings()
-    with started(data, os.environ | environment) as shown:
+    return data
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder of this session of tests, the same for all its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def lab_environment(data: Path, made: Path) -> dict[str, str]:
+    """Of the data folder `data`, copied from `made`, where the models of its runs are."""
+    here = {"DATA_DIR": str(data), "PLUGINS": PLUGIN, "IDLE_EXIT": "1", "SLOTS": "2"}
+    here["MODEL_DIRS"] = json.dumps([str(made / "models")])
+    return {f"SLIMSCOPE_{name}": value for name, value in here.items()}
+
+
+@pytest.fixture(scope="session")
+def shared_lab(lab_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """A dashboard on a copy of those runs, one for each process of tests: some tests tag runs."""
+    data = tmp_path_factory.mktemp("lab") / "data"
+    shutil.copytree(lab_runs, data, ignore=shutil.ignore_patterns("models"))
+    with started(data, os.environ | lab_environment(data, lab_runs)) as shown:
         yield shown
 
 
 def carry_out_the_runs() -> None:
+    """Queues the runs and waits for them."""
     upgrade()
     pruners = {"base": ["magnitude", "wanda", "sparsegpt"]}
     sweep.queue("sds", TOY | SMALL | {"pattern": "2:4"}, pruners, HOST, name=EVIL)
@@ -180,11 +217,11 @@ def carry_out_the_runs() -> None:
     submit("dlqat", TOY | SMALL | TINY, HOST, name=EVIL)
     submit("speed", TOY | SHORT, HOST, name=EVIL)
     submit("statistics", {"model": str(wide_model()), "threads": 1}, HOST, name=EVIL)
-    wake_supervisor()
-    deadline = time.monotonic() + RUNS_S
-    while queries.jobs(ACTIVE):
+    loop, deadline = SupervisorLoop(ForkEngine(2)), time.monotonic() + RUNS_S
+    while loop.turn():
         assert time.monotonic() < deadline, "the runs did not end"
-        time.sleep(0.2)
+        time.sleep(0.1)
+    shrink_write_ahead_log()
     states = {job.run: job.state for job in queries.jobs()}
     failed = {run for run, state in states.items() if state != "succeeded"}
     assert failed == {"count-0004"}, states
@@ -217,11 +254,28 @@ def lab(shared_lab: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dash
     forget_settings()
 
 
+@pytest.fixture(scope="session")
+def warm_context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser that need not load and compile the scripts of the dashboard for every test."""
+    context = browser.new_context(**SCREEN)
+    yield context
+    context.close()
+
+
+@contextmanager
+def warm_tab(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
+    """A watched page that finds nothing but cached files, and leaves nothing else behind."""
+    with watched(context, shown) as page:
+        yield page
+        everything = {"origin": shown.url, "storageTypes": "cookies,local_storage,indexeddb"}
+        context.new_cdp_session(page).send("Storage.clearDataForOrigin", everything)
+
+
 @pytest.fixture
-def visitor(browser: Browser, lab: Dashboard) -> Iterator[Page]:
+def visitor(warm_context: BrowserContext, lab: Dashboard) -> Iterator[Page]:
     """A page of one who has been here before."""
-    with tab(browser, lab) as page:
-        page.add_init_script("try { localStorage.setItem('slimscope-toured', '1'); } catch {}")
+    with warm_tab(warm_context, lab) as page:
+        page.add_init_script(TOURED)
         yield page
 
 

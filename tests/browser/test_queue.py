@@ -11,7 +11,7 @@ from itertools import cycle
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from backend.queue import service
 from backend.store import frames, queries
@@ -26,6 +26,7 @@ from tests.browser.conftest import (
     patient,
     started,
     tab,
+    warm_tab,
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -57,8 +58,8 @@ def queue(shared_queue: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.fixture
-def page(browser: Browser, queue: Dashboard) -> Iterator[Page]:
-    with tab(browser, queue) as page:
+def page(warm_context: BrowserContext, queue: Dashboard) -> Iterator[Page]:
+    with warm_tab(warm_context, queue) as page:
         yield page
 
 

@@ -1,5 +1,30 @@
-"""The same queue as the queue's own tests use, but for real jobs."""
+"""The same queue as the queue's own tests use, but for real jobs, forked from a warm process."""
 
-from tests.queue.conftest import loop, queue, wait
+from pathlib import Path
 
-__all__ = ["loop", "queue", "wait"]
+import pytest
+
+from backend.queue.engines.local import LocalEngine
+from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
+from tests.fork_engine import ForkEngine
+from tests.queue.conftest import queue as counting_queue
+from tests.queue.conftest import wait
+
+__all__ = ["counting_queue", "loop", "queue", "wait"]
+
+
+@pytest.fixture
+def queue(counting_queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """On a toy model threads wait for each other more than they compute."""
+    monkeypatch.setenv("SLIMSCOPE_THREADS", "1")
+    settings.cache_clear()
+    settings()  # what a test then sets is for its children only
+    return counting_queue
+
+
+@pytest.fixture
+def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
+    """The supervisor's loop; a test marked `fresh_process` gets jobs started as in production."""
+    fresh = request.node.get_closest_marker("fresh_process")
+    return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1))

@@ -18,9 +18,9 @@ from backend.store.tables import Job, Result
 from jobs.record import record
 from jobs.replay import compare, replay, replayed
 from jobs.submit import submit
-from tests.jobs.cli.test_app import slimscope
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait
+from tests.shell import slimscope
 
 
 def made(number: int, results: dict[str, float], **values: object) -> None:

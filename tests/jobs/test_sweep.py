@@ -22,8 +22,8 @@ from backend.store.tables import Job, Result
 from jobs import sweep
 from jobs.kind import kinds
 from jobs.submit import command_line
-from tests.jobs.cli.test_app import slimscope
 from tests.queue.conftest import HOST, Wait
+from tests.shell import slimscope
 
 TOY = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
 

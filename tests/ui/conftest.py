@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
 import pytest
 from safetensors.torch import load_file
+from sqlalchemy import select, update
 from torch import Tensor
 
 import backend.models.sources.toy
@@ -15,7 +17,7 @@ from backend.queue import roles
 from backend.settings import Settings, settings
 from backend.statistics.reference import ReferenceTensor
 from backend.store.migrate import upgrade
-from backend.store.session import now_ms, writing
+from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
 from jobs.runtime.rows import profile_row, tensor_row
 from ui import app
@@ -135,9 +137,10 @@ def seed(tensors: dict[str, Tensor]) -> None:
         session.add_all(rows[5:])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> gr.Blocks:
-    """The dashboard, put together beside tables without a row as `app.main` does it."""
+    """The dashboard, put together beside tables without a row as `app.main` does it. That takes
+    seconds, so the tests of a process share it and leave it as it was."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path_factory.mktemp("built")))
         settings.cache_clear()
@@ -147,14 +150,49 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> gr.Blocks:
     return made
 
 
+@pytest.fixture(scope="session")
+def served(built: gr.Blocks) -> Iterator[gr.Blocks]:
+    """The same as `app.serve` shows it, on a free port."""
+    options = app.launch_options() | {"server_name": "127.0.0.1", "prevent_thread_lock": True}
+    built.launch(**options)
+    yield built
+    built.close()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test spends what another may ask for in a minute."""
     monkeypatch.setattr(roles, "changes", roles.RateLimiter())
 
 
+@pytest.fixture(scope="session")
+def seed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder filled by `seed` with the toy model's tensors, which takes a while; only to be
+    copied."""
+    folder = tmp_path_factory.mktemp("seed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIMSCOPE_DATA_DIR", str(folder))
+        settings.cache_clear()
+        seed(load_file(TOY))
+        engine_for(settings().url).dispose()  # moves the write-ahead log into the database
+    settings.cache_clear()
+    return folder
+
+
+def move_to_now() -> None:
+    """Moves all times in the database, so that its supervisor's last beat is now."""
+    with writing() as session:
+        late_ms = now_ms() - session.scalars(select(Supervisor.beat_at)).one()
+        for table in Table.__subclasses__():
+            columns = table.__table__.columns
+            times = {c.name: c + late_ms for c in columns if c.name.rpartition("_")[2] == "at"}
+            if times:
+                session.execute(update(table).values(times))
+
+
 @pytest.fixture
-def seeded(current: Settings) -> Settings:
+def seeded(current: Settings, seed_folder: Path) -> Settings:
     """The settings of a data folder filled by `seed` with the toy model's tensors."""
-    seed(load_file(TOY))
+    shutil.copytree(seed_folder, current.root)
+    move_to_now()
     return current

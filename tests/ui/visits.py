@@ -11,7 +11,6 @@ from starlette.testclient import TestClient
 
 from backend.queue import roles
 from backend.settings import Settings, settings
-from ui import app
 from ui.security import auth
 
 TOKEN = "a-token-for-the-tests"
@@ -21,12 +20,9 @@ Visit = Callable[..., TestClient]
 
 
 @pytest.fixture(scope="module")
-def blocks(built: gr.Blocks) -> Iterator[gr.Blocks]:
-    """The dashboard as `app.serve` shows it, on a free port."""
-    made, options = built, app.launch_options()
-    made.launch(server_name="127.0.0.1", prevent_thread_lock=True, **options)
-    yield made
-    made.close()
+def blocks(served: gr.Blocks) -> gr.Blocks:
+    """The dashboard; the tests of a process share it."""
+    return served
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,7 @@ import pytest
 
 from jobs.kind import kinds
 from jobs.submit import command_line, validated
-
-
-def slimscope(*words: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "jobs", *words],
-        env={**os.environ, "SLIMSCOPE_IDLE_EXIT": "1"},
-        capture_output=True, text=True, check=False, timeout=timeout,
-    )  # fmt: skip
+from tests.shell import slimscope
 
 
 def test_submit_wait_show_and_logs(queue: Path) -> None:

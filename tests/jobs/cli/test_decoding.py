@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backend.store import queries
 from jobs.generate.transcript import read_transcript
-from tests.jobs.cli.test_app import slimscope
+from tests.shell import slimscope
 
 
 def test_a_text_is_printed_as_it_comes(queue: Path) -> None:

@@ -63,6 +63,7 @@ def plain_perplexity(run: str) -> tuple[float, float]:
     return float(value), int(zeros) / int(n)
 
 
+@pytest.mark.fresh_process  # of which the memory is measured
 def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     job = finished(wait, pattern="2:4", base="wanda")
     found = record(job.run)

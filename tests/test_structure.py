@@ -1,0 +1,152 @@
+"""The rules that keep the layout: a stranger finds every concept from the folders."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from jobs.kind import kinds
+from jobs.metrics import METRICS
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("backend", "jobs", "ui")
+MOST_FILES = 15
+OPTIONAL = {"mcp", "lm_eval"}  # packages that are extras, imported where they are used
+# Plotly reads these few tags in the text of a chart; they are no HTML of a page.
+CHART_TAGS = re.compile(r"</?(b|br|i|sub|sup|extra)>|<extra></extra>")
+TAG = re.compile(r"</?[a-z]")
+WORDS = {"dense", "control", "first", "second", "steps", "bytes", "seconds", "size", "took", "peak"}
+
+
+def files(*folders: str) -> list[Path]:
+    """Files git knows, or will know, below these folders."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *folders]
+    found = subprocess.check_output(listed, cwd=ROOT, text=True).split()
+    return sorted(ROOT / name for name in set(found) if (ROOT / name).exists())
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def modules(*folders: str) -> list[Path]:
+    return [path for path in files(*folders) if path.suffix == ".py"]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names a module imports, of packages and of what is in them."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_a_folder_holds_at_most_fifteen_files() -> None:
+    counted = Counter(
+        path.parent.relative_to(ROOT)
+        for path in files(*ROOMS, "tests", "benchmarks")
+        if path.name != "__init__.py"
+    )
+    assert {str(folder): n for folder, n in counted.items() if n > MOST_FILES} == {}
+
+
+def test_one_name_one_class() -> None:
+    found = defaultdict(list)
+    for path in modules(*ROOMS):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(name_of(path))
+    assert {name: homes for name, homes in found.items() if len(homes) > 1} == {}
+
+
+def strings(path: Path) -> Iterator[tuple[int, str]]:
+    """Texts of a module that are no docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree(path))
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in docstrings:
+                yield node.lineno, node.value
+
+
+def test_html_stands_in_templates() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {text[:60]}"
+        for path in modules("ui")
+        for line, text in strings(path)
+        if TAG.search(CHART_TAGS.sub("", text))
+    ]
+    assert found == []
+
+
+def test_the_screen_spells_no_stage_and_no_metric() -> None:
+    names = {stage for kind in kinds().values() for stage in kind.stages} | {*METRICS}
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {text}"
+        for path in modules("ui")
+        if "help" not in path.parts
+        for line, text in strings(path)
+        if text in names - WORDS
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", ["ui/widgets", "ui/runs", "ui/charts"])
+def test_what_is_shared_serves_two_pages_or_more(folder: str) -> None:
+    """What one page uses lives with that page. Parts of the frame count as a page each."""
+    importers = defaultdict(set)
+    for path in modules("ui"):
+        for name in imported(path):
+            importers[name].add(name_of(path))
+
+    def users(module: str, seen: frozenset[str] = frozenset()) -> set[str]:
+        found: set[str] = set()
+        for user in importers[module] - seen - {module}:
+            page = re.match(r"ui\.pages\.\w+", user)
+            shared = re.match(r"ui\.(widgets|runs|charts)\.", user)
+            found |= users(user, seen | {module}) if shared else {page[0] if page else user}
+        return found
+
+    shared = [name_of(path) for path in modules(folder) if path.name != "__init__.py"]
+    few = {name: users(name) for name in shared}
+    assert {name: found for name, found in few.items() if len(found) < 2} == {}
+
+
+def test_imports_stand_at_the_top() -> None:
+    """Heavy libraries are kept out by what a module is for, not by importing late."""
+    found = []
+    for path in modules(*ROOMS, "app.py"):
+        late = [
+            node
+            for function in ast.walk(tree(path))
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+            for node in ast.walk(function)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
+        for node in late:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [
+                alias.name for alias in node.names
+            ]  # fmt: skip
+            if not all(name.split(".")[0] in OPTIONAL for name in names):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno} {', '.join(names)}")
+        if "TYPE_CHECKING" in path.read_text(encoding="utf-8"):
+            found.append(f"{path.relative_to(ROOT)} TYPE_CHECKING")
+    assert found == []
