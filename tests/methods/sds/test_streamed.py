@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrained
 from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ModelError
 from backend.methods.calibration import StatisticsLevel
-from backend.methods.sds import pruners
 from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.pipeline import install, run_sds
+from backend.methods.sds.pruners.registry import PRUNERS, Pruner
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models import loading
 from backend.models.blocks import block_linears, decoder_blocks
@@ -178,9 +178,8 @@ def test_memory_that_does_not_last_is_told_with_its_step(
     def prune(*_: object) -> Tensor:
         raise error
 
-    monkeypatch.setitem(
-        pruners.PRUNERS, "magnitude", pruners.Pruner(prune, StatisticsLevel.NOTHING)
-    )
+    stub = Pruner(prune, StatisticsLevel.NOTHING, keeps_weights=True)
+    monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
     chosen = config(base="magnitude")
     with pytest.raises(ComputeError if told else type(error)) as caught:
         run_sds(toy(), calibration[:8], chosen, Checkpoints(tmp_path), SilentReporter())
