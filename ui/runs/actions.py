@@ -158,6 +158,6 @@ def run_action(name: str, run: str, user: Actor) -> str:
 def _cancel(run: str, user: Actor) -> str:
     state = service.cancel(run, user)
     if state not in LIVE:
-        return f"{run} was cancelled." if state == State.CANCELLED else f"{run} has ended already."
+        return f"{run} is cancelled." if state == State.CANCELLED else f"{run} has ended already."
     killed = queries.job(run).desired == "kill"
     return f"{run} is being killed." if killed else f"{run} stops at the next safe point."
