@@ -162,6 +162,6 @@ def _cancel(run: str, user: Actor) -> str:
     job = operations.cancel_run(run, user)
     if job["state"] not in LIVE:
         cancelled = job["state"] == State.CANCELLED
-        return f"{run} was cancelled." if cancelled else f"{run} has ended already."
+        return f"{run} is cancelled." if cancelled else f"{run} has ended already."
     killed = job["desired"] == "kill"
     return f"{run} is being killed." if killed else f"{run} stops at the next safe point."
