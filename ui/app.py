@@ -10,6 +10,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+from markupsafe import Markup
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route
 
@@ -24,6 +25,7 @@ from ui.search import search
 from ui.security import auth
 from ui.security.middleware import SecurityMiddleware
 from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
+from ui.templates import render
 from ui.theme import css, theme
 
 SESSIONS = 500  # page views kept in memory; one that was dropped is drawn anew at its next change
@@ -55,7 +57,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": css(),
-        "head": f"<script>{script}</script>",
+        "head": render("templates/script.html", script=Markup(script)),
         "favicon_path": ASSETS / "favicon.svg",
         "footer_links": [],
         "run_history": False,
