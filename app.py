@@ -14,6 +14,8 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from jobs.cli.console import in_one_line
+from ui.app import serve
+from ui.security.auth import host_link
 
 LOOK_S = 5.0
 
@@ -25,9 +27,6 @@ def main() -> None:
         here = settings()
         refuse_taken(here.host, here.port)
         upgrade()
-    from ui.app import serve  # after the tables: pages read them while they are built
-    from ui.security.auth import host_link
-
     os.environ.pop("SLIMSCOPE_HOST_TOKEN", None)  # no run needs it
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)

@@ -117,6 +117,21 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class StageStyle:
+    """How charts draw a stage.
+
+    Attributes:
+        colour: a name of the palette of `ui.theme`, such as "blue".
+        dash: of its line, as Plotly names it; tells stages of one colour apart.
+        main: whether the method passes through it; else it is a control or a side result.
+    """
+
+    colour: str
+    dash: str = "solid"
+    main: bool = False
+
+
+@dataclass(frozen=True)
 class Kind:
     """One kind of job.
 
@@ -127,6 +142,8 @@ class Kind:
         order: place among the kinds.
         presets: name -> field values that differ from the defaults.
         stages: stage name -> label, in order.
+        styles: stage name -> how it is drawn; a stage without a style gets a colour by its name.
+        default_stage: the stage a page shows first; the last one where it is missing.
         verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
         headline: config values -> the settings that name its run first; the other fields follow,
             but for those in `headline_fields`.
@@ -141,6 +158,8 @@ class Kind:
     run: str
     order: int = 1000
     stages: Mapping[str, str] = field(default_factory=dict)
+    styles: Mapping[str, StageStyle] = field(default_factory=dict)
+    default_stage: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None

@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+PERPLEXITY, HELDOUT_LOSS, RELATIVE_ERROR = "perplexity", "heldout_loss", "relative_error"
+ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
+TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
+ACCEPTED_LENGTH = "accepted_length"
+
 Better = Literal["lower", "higher", ""]
 Form = Literal["number", "share", "bytes", "seconds", "count"]
 
@@ -24,6 +29,8 @@ class Metric:
             it changes with their size.
         calibrated: measured on the run's own calibration text, which seeds and settings change.
         timed: a clock measured it, so it differs from run to run.
+        headline: a column of the table of runs unless somebody chooses others.
+        aliases: other names a filter may use.
     """
 
     name: str
@@ -34,6 +41,8 @@ class Metric:
     unit: str = ""
     calibrated: bool = False
     timed: bool = False
+    headline: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -44,16 +53,25 @@ class Metric:
 
 _OF_THE_JOB = (  # known of every run, without having been recorded as a figure
     Metric("size", "Size on disk", "Bytes of the model folder the run saved.", "lower", "bytes"),
-    Metric("took", "Duration", "Wall-clock time of the run's last stretch.", "lower", "seconds"),
+    Metric(
+        "took",
+        "Duration",
+        "Wall-clock time of the run's last stretch.",
+        "lower",
+        "seconds",
+        aliases=("duration",),
+    ),
     Metric("peak", "Peak memory", "Most memory the run's process held.", "lower", "bytes"),
 )
 _DESCRIBED = (
     Metric(
-        "perplexity",
+        PERPLEXITY,
         "Perplexity",
         "exp of the mean negative log-likelihood of the predicted tokens, in windows that do not "
         "overlap; can be compared only on the same text, context and vocabulary.",
         "lower",
+        headline=True,
+        aliases=("ppl",),
     ),
     Metric(
         "bits_per_byte",
@@ -63,7 +81,7 @@ _DESCRIBED = (
         "lower",
     ),
     Metric(
-        "heldout_loss",
+        HELDOUT_LOSS,
         "Held-out loss",
         "Mean negative log-likelihood on calibration segments the method has not seen; decides "
         "which stage is kept.",
@@ -102,7 +120,7 @@ _DESCRIBED = (
         "share",
     ),
     Metric(
-        "relative_error",
+        RELATIVE_ERROR,
         "Relative error",
         "Squared difference of a layer's outputs from the dense layer's, relative to those, mean "
         "over all linear layers.",
@@ -110,29 +128,34 @@ _DESCRIBED = (
         calibrated=True,
     ),
     Metric(
-        "zero_share",
+        ZERO_SHARE,
         "Zeros",
         "Share of the weights of the linear layers in the blocks that are exactly zero: the "
         "sparsity reached.",
         "higher",
         "share",
+        headline=True,
+        aliases=("sparsity", "zeros"),
     ),
     Metric(
-        "tokens_per_second",
+        TOKENS_PER_SECOND,
         "Speed",
         "Generated tokens for each second of wall-clock time, on the machine the run names.",
         "higher",
         unit="tokens/s",
         timed=True,
+        headline=True,
+        aliases=("speed",),
     ),
     Metric(
-        "speed_up",
+        SPEED_UP,
         "Speed-up",
         "Tokens per second over those of what it is compared with in the same run: the same base "
         "without a drafter (Speed), or the dense model (Evaluation, DL-QAT).",
         "higher",
         unit="×",
         timed=True,
+        headline=True,
     ),
     Metric(
         "product_speed_up",
@@ -144,11 +167,12 @@ _DESCRIBED = (
         timed=True,
     ),
     Metric(
-        "accepted_length",
+        ACCEPTED_LENGTH,
         "Accepted length",
         "Tokens committed for each verify pass, the bonus token counted; vanilla decoding has 1.",
         "higher",
         unit="tokens per pass",
+        headline=True,
     ),
     Metric(
         "break_even",
@@ -184,7 +208,7 @@ _DESCRIBED = (
         timed=True,
     ),
     Metric(
-        "parameters",
+        PARAMETERS,
         "Parameters",
         "Trained parameters that were added to the model.",
         "lower",
@@ -218,11 +242,12 @@ _DESCRIBED = (
     ),
     Metric("steps", "Steps", "Optimiser steps the training took.", "", "count"),
     Metric(
-        "bits_per_weight",
+        BITS_PER_WEIGHT,
         "Bits per weight",
         "Stored bits, scales and zero points counted, for each weight of the quantised layers.",
         "lower",
         unit="bits",
+        headline=True,
     ),
     Metric(
         "bytes",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
+from functools import lru_cache
 from typing import NamedTuple
 
 import gradio as gr
 
+from jobs.kind import StageStyle, kinds
 from ui.static import ASSETS
 
 SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
@@ -49,31 +50,29 @@ class LineStyle(NamedTuple):
     dash: str = "solid"
 
 
-STAGE_COLOURS: Mapping[str, LineStyle] = MappingProxyType(
-    {
-        "dense": LineStyle(LIGHT.muted),
-        "first": LineStyle(VERMILLION),
-        "control": LineStyle(VERMILLION, "dot"),
-        "redense": LineStyle(PURPLE),
-        "second": LineStyle(BLUE, "dot"),
-        "sds": LineStyle(BLUE),
-        "rtn": LineStyle(VERMILLION),
-        "mse": LineStyle(VERMILLION, "dot"),
-        "gptq": LineStyle(PURPLE),
-        "m-only": LineStyle(PINK),
-        "lora-only": LineStyle(PINK, "dot"),
-        "dlqat": LineStyle(BLUE),
-        "dlqat-kd": LineStyle(BLUE, "dot"),
-        "lora": LineStyle(GREEN),
-        "lora-rtn": LineStyle(BROWN),
-        "lora-gptq": LineStyle(BROWN, "dot"),
-    }
-)
+PALETTE = {
+    "grey": LIGHT.muted, "orange": ORANGE, "sky": SKY, "green": GREEN, "yellow": YELLOW,
+    "blue": BLUE, "vermillion": VERMILLION, "pink": PINK, "purple": PURPLE, "brown": BROWN,
+}  # fmt: skip
 
 
-def stage_style(stage: str) -> LineStyle:
-    """The stroke of a stage; a stage of another method gets a colour by its name."""
-    return STAGE_COLOURS.get(stage) or LineStyle(OKABE_ITO[sum(stage.encode()) % len(OKABE_ITO)])
+def stage_style(stage: str, place: int | None = None) -> LineStyle:
+    """The line style of a stage, as its kind declares it.
+
+    Args:
+        place: among the lines of a chart; gives the colour of a stage without a style. Without a
+            place, its name does.
+    """
+    if style := stage_styles().get(stage):
+        return LineStyle(PALETTE[style.colour], style.dash)
+    return LineStyle(OKABE_ITO[(sum(stage.encode()) if place is None else place) % len(OKABE_ITO)])
+
+
+@lru_cache
+def stage_styles() -> Mapping[str, StageStyle]:
+    """Stage -> style, of all kinds; the first kind that declares a stage gives its style."""
+    known = reversed(kinds().values())
+    return {stage: style for kind in known for stage, style in kind.styles.items()}
 
 
 def theme() -> gr.themes.Base:

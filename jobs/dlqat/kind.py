@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from jobs.dlqat.config import NAME, DLQATJob
 from jobs.dlqat.estimate import requirements
-from jobs.kind import Kind
+from jobs.kind import Kind, StageStyle
 from jobs.metrics import relative_change
 
 
@@ -38,6 +38,19 @@ def verdict(perplexity: Mapping[str, float]) -> str:
     return text
 
 
+STYLES = {
+    "dense": StageStyle("grey", main=True),
+    "rtn": StageStyle("vermillion", main=True),
+    "mse": StageStyle("vermillion", "dot"),
+    "gptq": StageStyle("purple", main=True),
+    "m-only": StageStyle("pink"),
+    "lora-only": StageStyle("pink", "dot"),
+    "dlqat": StageStyle("blue", main=True),
+    "dlqat-kd": StageStyle("blue", "dot"),
+    "lora": StageStyle("green"),
+    "lora-rtn": StageStyle("brown"),
+    "lora-gptq": StageStyle("brown", "dot"),
+}
 KIND = Kind(
     name=NAME,
     title="DL-QAT quantisation",
@@ -47,6 +60,8 @@ KIND = Kind(
     run="jobs.dlqat.run:run",
     order=20,
     stages=STAGE_LABELS,
+    styles=STYLES,
+    default_stage=DLQATStage.DLQAT,
     verdict=verdict,
     presets={
         "quick look": {"segments": 16, "context": 256, "windows": 8, "steps": 10, "lora": False},

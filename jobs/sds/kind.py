@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from backend.methods.sds.config import STAGE_LABELS, SDSStage
-from jobs.kind import Kind
+from jobs.kind import Kind, StageStyle
 from jobs.metrics import relative_change
 from jobs.sds.config import NAME, SDSJob
 from jobs.sds.estimate import requirements
@@ -25,6 +25,14 @@ def verdict(perplexity: Mapping[str, float]) -> str:
     return text if sds < control else f"{text} The re-dense detour did not pay on this model."
 
 
+STYLES = {
+    "dense": StageStyle("grey", main=True),
+    "first": StageStyle("vermillion", main=True),
+    "control": StageStyle("vermillion", "dot"),
+    "redense": StageStyle("purple", main=True),
+    "second": StageStyle("blue", "dot"),
+    "sds": StageStyle("blue", main=True),
+}
 KIND = Kind(
     name=NAME,
     title="SDS pruning",
@@ -34,6 +42,8 @@ KIND = Kind(
     run="jobs.sds.run:run",
     order=10,
     stages=STAGE_LABELS,
+    styles=STYLES,
+    default_stage=SDSStage.SDS,
     verdict=verdict,
     presets={
         "quick look": {"segments": 16, "context": 256, "windows": 8, "adjust_steps": 10},

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backend.store import queries
+from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 
 VANILLA, LOOKUP, ASSISTANT = "vanilla", "lookup", "assistant"
 LABELS: Mapping[str, str] = MappingProxyType(
@@ -71,6 +72,12 @@ class DecoderReport:
                 "tasks": {task: (up, n) for task, (up, n) in record.get("tasks", {}).items()},
             }
         )
+
+    def speed_up_range(self, task: str = "") -> tuple[float, float]:
+        """Lowest and highest speed-up over the rounds, of all prompts or those of a task."""
+        value = self.tasks[task][0] if task else self.speed_up
+        name = f"{SPEED_UP}/{task}" if task else SPEED_UP
+        return self.ranges.get(name, (value, value))
 
     @property
     def untimed(self) -> dict[str, Any]:
@@ -130,7 +137,7 @@ def verdicts(reports: Sequence[DecoderReport]) -> list[str]:
 
 def _noise_warnings(vanilla: DecoderReport) -> list[str]:
     """Warn where the same work took different times."""
-    low, high = vanilla.ranges.get("tokens_per_second", (vanilla.speed, vanilla.speed))
+    low, high = vanilla.ranges.get(TOKENS_PER_SECOND, (vanilla.speed, vanilla.speed))
     if high <= (1 + MAX_NOISE) * low:
         return []
     return [
@@ -140,7 +147,7 @@ def _noise_warnings(vanilla: DecoderReport) -> list[str]:
 
 
 def _speed(report: DecoderReport) -> str:
-    low, high = report.ranges.get("speed_up", (report.speed_up, report.speed_up))
+    low, high = report.speed_up_range()
     if low <= 1 + MIN_GAIN and high >= 1 - MIN_GAIN and abs(report.speed_up - 1) < MIN_GAIN:
         return f"is as fast as vanilla here ({report.speed_up:.2f}×)."
     word = "faster" if report.speed_up > 1 else "slower"

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from jobs.metrics import metric
 from ui.charts.template import axis, layout, legend
-from ui.theme import OKABE_ITO, STAGE_COLOURS, LineStyle
+from ui.theme import LineStyle, stage_style
 
 MARKED = 60  # up to so many points each is marked
 MAX_POINTS = 2000  # of a line
@@ -63,7 +63,7 @@ def curves(
     known, lines = labels or {}, []
     for place, name in enumerate(names):
         stage = name.rsplit("/", 1)[-1]
-        stroke = STAGE_COLOURS.get(stage) or LineStyle(OKABE_ITO[place % len(OKABE_ITO)])
+        stroke = stage_style(stage, place)
         label = known.get(name) or known.get(stage) or name
         lines.append(Line(label, points[points["name"] == name], stroke))
     return line_chart(

@@ -8,19 +8,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.store.tables import Result
+from jobs.metrics import PERPLEXITY
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.template import layout, log_axis
 from ui.format import count, number
 from ui.theme import LIGHT, stage_style
 
-METRIC = "perplexity"
 VALUE_WIDTH = 56  # pixels at the right, for the value of the rightmost dot
 
 
 def perplexities(results: Sequence[Result], names: Mapping[str, str]) -> list[Result]:
     """The perplexities among the results, in the order of the stages."""
     order = {stage: i for i, stage in enumerate(names)}
-    rows = [r for r in results if r.metric == METRIC]
+    rows = [r for r in results if r.metric == PERPLEXITY]
     return sorted(rows, key=lambda r: order.get(r.stage, len(order)))
 
 
@@ -44,7 +44,7 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     figure = go.Figure(
         [_dots(rows, labels), _printed(rows, labels)],
         layout(
-            view=METRIC,
+            view=PERPLEXITY,
             margin={"l": 8, "r": VALUE_WIDTH, "t": 8, "b": 8},
             xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
             yaxis=rows_axis(labels),
@@ -89,7 +89,7 @@ def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
 
 def perplexity_note(results: Sequence[Result]) -> str:
     """On which text, and how many tokens of it."""
-    first = next((r for r in results if r.metric == METRIC), None)
+    first = next((r for r in results if r.metric == PERPLEXITY), None)
     if first is None:
         return ""
     words = [f"n = {count(first.n)} tokens"] if first.n else []

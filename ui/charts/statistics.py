@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from jobs.metrics import RELATIVE_ERROR, ZERO_SHARE
 from ui.format import NONE, number
 
 
@@ -45,7 +46,7 @@ class Statistic:
 
 
 STATISTICS: dict[str, Statistic] = {
-    "zero_share": Statistic("Exact zeros", "Which layers lost how many of their weights?", True),
+    ZERO_SHARE: Statistic("Exact zeros", "Which layers lost how many of their weights?", True),
     "near_zero": Statistic(
         "Near zero",
         "Where do weights lie within 0.05 standard deviations (of the dense tensor) of zero?",
@@ -53,7 +54,7 @@ STATISTICS: dict[str, Statistic] = {
     ),
     "std": Statistic("Std", "Where did the spread of the weights change?"),
     "kurtosis": Statistic("Kurtosis", "Which layers have heavy tails? A normal distribution: 3."),
-    "relative_error": Statistic(
+    RELATIVE_ERROR: Statistic(
         "Relative output error", "Which layers' outputs differ most from the dense model's?", True
     ),
     "mask_overlap": Statistic(

@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from backend.store.tables import run_name
-from jobs.metrics import METRICS, metric
+from jobs.metrics import METRICS, PERPLEXITY, metric
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
@@ -27,13 +27,9 @@ from ui.widgets.html import badge, time_tag
 HTML = fragments("runs/runs.html")
 NEWEST = "age"
 GROUPS = ("Run", "Results", "Settings")
-HEADLINE = (
-    "perplexity", "zero_share", "bits_per_weight", "speed_up", "accepted_length",
-    "tokens_per_second",
-)  # fmt: skip
-ALIASES = {
-    "ppl": "perplexity", "sparsity": "zero_share", "zeros": "zero_share", "setting": "choices",
-    "speed": "tokens_per_second", "duration": "took", "id": "run", "tag": "tags", "by": "owner",
+ALIASES = {  # other names a filter may use
+    "setting": "choices", "id": "run", "tag": "tags", "by": "owner",
+    **{alias: known.name for known in METRICS.values() for alias in known.aliases},
 }  # fmt: skip
 
 
@@ -96,7 +92,7 @@ def _final(name: str, usual: bool) -> Column:
 
 
 def _dense(row: RunRow) -> float | None:
-    return row.figures.value(row.figures.first, "perplexity")
+    return row.figures.value(row.figures.first, PERPLEXITY)
 
 
 def _change(row: RunRow) -> float | None:
@@ -157,10 +153,10 @@ BEFORE = (
     _text("owner", "By", lambda r: r.job.owner),
     _text("sweep", "Sweep", _sweep, lambda r: HTML.sweep_name(_sweep(r))),
 )  # fmt: skip
-PERPLEXITY = (
-    replace(_figure("perplexity", _dense, group=GROUPS[1], usual=True),
+PERPLEXITY_COLUMNS = (
+    replace(_figure(PERPLEXITY, _dense, group=GROUPS[1], usual=True),
             key="dense", title="Perplexity, dense"),
-    _final("perplexity", True),
+    _final(PERPLEXITY, True),
     Column("change", "Change", _change, lambda r: percent(_change(r)) or NONE, _change, True,
            GROUPS[1], True),
 )  # fmt: skip
@@ -179,8 +175,8 @@ def columns(rows: Sequence[RunRow]) -> dict[str, Column]:
         for stage, name in row.figures.rows:
             of_run[name] = of_run.get(name, False) or stage == RUN
     names = [m for m in METRICS if m in of_run] + sorted(of_run.keys() - METRICS.keys())
-    finals = [_final(n, _usual(n, of_run[n])) for n in names if n != "perplexity"]
-    perplexity = PERPLEXITY if "perplexity" in of_run else ()
+    finals = [_final(n, _usual(n, of_run[n])) for n in names if n != PERPLEXITY]
+    perplexity = PERPLEXITY_COLUMNS if PERPLEXITY in of_run else ()
     settings = dict.fromkeys(name for row in rows for name in row.job.config)
     informative = {
         "tags": any(row.job.tags for row in rows),
@@ -193,7 +189,7 @@ def columns(rows: Sequence[RunRow]) -> dict[str, Column]:
 
 
 def _usual(name: str, of_run: bool) -> bool:
-    return name in HEADLINE or (of_run and "/" not in name and name not in METRICS)
+    return metric(name).headline or (of_run and "/" not in name and name not in METRICS)
 
 
 def _titled(name: str, rows: Sequence[RunRow]) -> str:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from backend.store.tables import Job, StepTime
 from jobs.kind import JobConfig, Kind, kinds
-from jobs.metrics import METRICS, Metric, metric
+from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner
 
@@ -200,12 +200,12 @@ class RunResults:
         only = [row for (_, of), row in self.rows.items() if of == name]
         return only[0] if len(only) == 1 else None
 
-    def final(self, name: str = "perplexity") -> float | None:
+    def final(self, name: str = PERPLEXITY) -> float | None:
         """The value of `final_row`."""
         row = self.final_row(name)
         return row.value if row else None
 
-    def change(self, name: str = "perplexity") -> float | None:
+    def change(self, name: str = PERPLEXITY) -> float | None:
         """Relative change of the kept stage to the original model."""
         before, after = self.value(self.first, name), self.final(name)
         return after / before - 1 if before and after is not None else None

@@ -28,7 +28,7 @@ from ui.charts.lines import Line, curves, curves_frame, line_chart, smoothed, th
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
-from ui.theme import DARK, LIGHT, OKABE_ITO, STAGE_COLOURS
+from ui.theme import DARK, LIGHT, OKABE_ITO, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
@@ -152,7 +152,7 @@ def test_curves_have_the_colour_of_their_stage(seeded: Settings) -> None:
     figure = curves(points, names, labels=STAGE_LABELS, x_title="Block", y_title="Error")
     for line, name in zip(figure.data, names, strict=True):
         assert list(line.y) == list(points[points["name"] == name]["value"])
-        assert line.line.color == STAGE_COLOURS[name.split("/")[1]].colour
+        assert line.line.color == stage_style(name.split("/")[1]).colour
         assert line.name == STAGE_LABELS[name.split("/")[1]]
 
 
@@ -179,7 +179,7 @@ def test_smoothing_leaves_a_constant_as_it_is(value: float, n: int, weight: floa
 
 def test_a_smoothed_line_is_drawn_over_its_faint_raw_values() -> None:
     points = pd.DataFrame({"step": [0, 1, 2], "value": [1.0, 3.0, 1.0]})
-    line = Line("one", points, STAGE_COLOURS["sds"])
+    line = Line("one", points, stage_style("sds"))
     raw, smooth = line_chart([line], view="", x_title="", y_title="", smoothing=0.5).data
     assert (raw.opacity, raw.showlegend, list(raw.y)) == (0.25, False, [1.0, 3.0, 1.0])
     assert smooth.opacity == 1 and max(smooth.y) < 3
@@ -223,7 +223,7 @@ def test_text_can_be_read_and_controls_seen(palette: Any) -> None:
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK])
 def test_stages_stand_out_from_the_paper(palette: Any) -> None:
-    for stage, stroke in STAGE_COLOURS.items():
+    for stage, stroke in ((s, stage_style(s)) for s in stage_styles()):
         colour = palette.muted if stage == "dense" else stroke.colour
         assert contrast(colour, palette.paper) >= 3
 

@@ -37,7 +37,7 @@ from ui.pages.weights.magnitudes import (
 from ui.pages.weights.small_multiples import BINS, small_multiples
 from ui.pages.weights.stage_steps import stage_steps_figure
 from ui.static import ASSETS
-from ui.theme import LIGHT, STAGE_COLOURS, stage_style
+from ui.theme import LIGHT, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 SHOWN = ("dense", "first", "redense", "sds")
@@ -339,7 +339,7 @@ def test_the_browser_knows_the_dark_twin_of_every_grey(series: list[Series]) -> 
     script = (ASSETS / "slimscope.js").read_text()
     twins = dict(re.findall(r'"(#[0-9A-F]{6})": "--(\w+)"', script))
     assert twins and all(getattr(LIGHT, name) == colour for colour, name in twins.items())
-    coloured = {*twins, *(stroke.colour for stroke in STAGE_COLOURS.values())}
+    coloured = {*twins, *(stage_style(stage).colour for stage in stage_styles())}
     for figure in (
         overlay(series), mirror(*series[:2]), difference([(series[1], series[0])]),
         cumulative(magnitudes_of(series)), stage_steps_figure(series, [""] * 4),

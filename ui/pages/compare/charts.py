@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from jobs.metrics import PERPLEXITY
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.template import layout, legend, log_axis
 from ui.format import number
@@ -17,7 +18,6 @@ from ui.runs.results import RunResults
 from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 from ui.widgets.panel import Chart
 
-METRIC = "perplexity"
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
 BASELINE = LineStyle(LIGHT.muted, "dash")
@@ -43,7 +43,7 @@ def stage_dots(
         labels: stage -> label, from top to bottom.
     """
     frame = pd.DataFrame(
-        {"Stage": label, **{run: r.value(stage, METRIC) for run, r in results.items()}}
+        {"Stage": label, **{run: r.value(stage, PERPLEXITY) for run, r in results.items()}}
         for stage, label in labels.items()
     ).dropna(how="all", subset=[*results])
     rows = frame["Stage"].map(in_lines)

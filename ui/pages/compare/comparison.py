@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from jobs.metrics import METRICS, Metric, metric
+from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
@@ -172,7 +172,7 @@ def on_one_text(comparison: RunComparison) -> list[RunRow]:
     """The runs whose perplexity was measured on the baseline's text."""
     base = comparison.base
     rows = [row for row in comparison.rows if row.figures.final() is not None]
-    return [r for r in rows if base in rows and not incomparable_because(r, base, "perplexity")]
+    return [r for r in rows if base in rows and not incomparable_because(r, base, PERPLEXITY)]
 
 
 # files --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ui.format import href
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
 from ui.pages.overview import pareto
 from ui.pages.overview.pareto import ComparableRuns
-from ui.pages.overview.pareto_chart import PERPLEXITY, ParetoPoint, tradeoff
+from ui.pages.overview.pareto_chart import QUALITY, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
 from ui.runs.actions import act, buttons
@@ -196,7 +196,7 @@ def _note(points: Sequence[ParetoPoint], missing: int) -> str:
 def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], name: str) -> Markup:
     """The runs on the Pareto front, best quality first."""
     rows = [
-        (p, format_value(PERPLEXITY, p.y), format_value(metric(name), p.x))
+        (p, format_value(QUALITY, p.y), format_value(metric(name), p.x))
         for p in runs.front(points, name)[:FRONT_ROWS]
     ]
     return HTML.front(rows, metric(name).title, len(points))

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from backend.store.states import State
-from jobs.metrics import metric
+from jobs.metrics import (
+    BITS_PER_WEIGHT,
+    PERPLEXITY,
+    SPEED_UP,
+    TOKENS_PER_SECOND,
+    ZERO_SHARE,
+    metric,
+)
 from ui.pages.overview.pareto_chart import ParetoPoint, pareto_front
 from ui.runs.deltas import conditions
 from ui.runs.results import base_model, kind_title, setting_summary
 from ui.runs.rows import RunRow
 
-AXES = ("size", "zero_share", "bits_per_weight", "speed_up", "tokens_per_second")
+AXES = ("size", ZERO_SHARE, BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)
 ALIKE = 0.01  # values closer than that, relative to the largest, do not make an axis
 MAX_POINTS = 500  # the newest, and all on the front
 
@@ -33,7 +40,7 @@ class ComparableRuns:
     @cached_property
     def dense(self) -> float | None:
         """Perplexity of the untouched model, as the newest of the runs measured it."""
-        values = (row.figures.value("dense", "perplexity") for row in self.rows)
+        values = (row.figures.value("dense", PERPLEXITY) for row in self.rows)
         return next((value for value in values if value is not None), None)
 
     @property
@@ -69,7 +76,7 @@ def _point(row: RunRow, name: str) -> ParetoPoint | None:
     if x is None or y is None:
         return None
     label = " · ".join(setting_summary(row.job)) or row.job.name
-    speed = row.figures.final("tokens_per_second")
+    speed = row.figures.final(TOKENS_PER_SECOND)
     return ParetoPoint(row.job.run, label, kind_title(row.job), x, y, speed)
 
 
@@ -88,7 +95,7 @@ def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
     by_conditions: dict[tuple[str, ...], list[RunRow]] = {}
     for row in rows:
         if row.job.state == State.SUCCEEDED and row.figures.final() is not None:
-            text = conditions(row, "perplexity").values()
+            text = conditions(row, PERPLEXITY).values()
             key = (base_model(row.job), *map(str, text))
             by_conditions.setdefault(key, []).append(row)
     largest_first = sorted(by_conditions.values(), key=len, reverse=True)
@@ -97,7 +104,7 @@ def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
 
 def _label(row: RunRow) -> str:
     """The model, the text, and how it was cut."""
-    figure = row.figures.final_row("perplexity")
+    figure = row.figures.final_row(PERPLEXITY)
     details = (figure.details if figure else None) or {}
     model = base_model(row.job).rstrip("/").rsplit("/", 1)[-1]
     parts = [model, str(details.get("corpus", "unknown text"))]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import METRICS, PERPLEXITY, TOKENS_PER_SECOND, Metric
 from ui.charts.dots import dots, log_span
 from ui.charts.template import axis, layout, legend, log_axis
 from ui.format import esc, number
@@ -22,7 +22,7 @@ from ui.theme import BLUE, GREEN, LIGHT, OKABE_ITO, PINK, VERMILLION
 from ui.widgets.html import WIDGETS
 from ui.widgets.panel import Chart
 
-PERPLEXITY, SPEED = METRICS["perplexity"], METRICS["tokens_per_second"]
+QUALITY, SPEED = METRICS[PERPLEXITY], METRICS[TOKENS_PER_SECOND]
 PLAIN, SMALLEST, LARGEST = 11, 8, 24  # pixels
 LABELLED = 8  # up to so many runs on the front are named
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
@@ -106,7 +106,7 @@ def _unit_title(x: Metric) -> str:
 def _frame(points: Sequence[ParetoPoint], x: Metric) -> pd.DataFrame:
     """A row a dot, which leads to its run."""
     links = pd.Series([WIDGETS.run_link(p) for p in points], dtype=object)  # stay `Markup`
-    columns = ["Setting", "Kind", PERPLEXITY.title, SPEED.title, _unit_title(x)]
+    columns = ["Setting", "Kind", QUALITY.title, SPEED.title, _unit_title(x)]
     figures = [(p.label, p.kind, p.y, p.speed, scale_of(x) * p.x) for p in points]
     frame = pd.DataFrame(figures, columns=columns)
     frame.insert(0, "Run", links)

@@ -9,6 +9,7 @@ import gradio as gr
 
 from backend.store import queries
 from backend.store.states import ACTIVE
+from jobs.dlqat import config as dlqat
 from ui.format import href
 from ui.pages.quantization.group_map import FIGURES
 from ui.pages.quantization.panels import (
@@ -130,7 +131,7 @@ def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = 
     selection = selection if selection.run or not jobs else replace(selection, run=jobs[0].run)
     view = QuantView.at(selection)
     if view is None:
-        launch = href("launch", kind="dlqat")
+        launch = href("launch", kind=dlqat.NAME)
         reason = empty_state(selection.run, NO_RUN, "recorded no groups", LATER, launch)
         return updates({"head": ""}, show_notice(reason, runs))
     offers = _offers(view, runs)

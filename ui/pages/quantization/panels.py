@@ -9,10 +9,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
+from backend.methods.dlqat.config import DLQATStage
 from backend.statistics.names import FAN
 from backend.store import frames, queries
 from backend.store.tables import Result
 from jobs.evaluation.report import SPEED_UP
+from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, RELATIVE_ERROR
 from ui.charts.heatmap import cells, heatmap_note, layer_heatmap, layers_frame
 from ui.charts.lines import curves
 from ui.charts.statistics import STATISTICS
@@ -30,8 +32,8 @@ from ui.templates import fragments
 from ui.widgets.panel import Chart, Panel
 
 HTML = fragments("pages/quantization/page.html")
-DISTILLED = "dlqat-kd"  # the stage whose loss is of another kind
-OUTPUT_ERROR = "relative_error"  # the statistic of layers
+DISTILLED = DLQATStage.DLQAT_KD  # its loss is of another kind
+OUTPUT_ERROR = RELATIVE_ERROR  # the statistic of layers
 HEIGHT, LOW = 400, 220
 QUESTIONS = {
     "loss": "Does training converge, and is it stable?",
@@ -88,8 +90,8 @@ def _grid_facts(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _result_facts(results: list[Result], stage: str) -> Iterator[str]:
     by_metric = {r.metric: r.value for r in reversed(results)}
-    perplexity = {r.stage: number(r.value) for r in results if r.metric == "perplexity"}
-    if (bits := by_metric.get("bits_per_weight")) is not None:
+    perplexity = {r.stage: number(r.value) for r in results if r.metric == PERPLEXITY}
+    if (bits := by_metric.get(BITS_PER_WEIGHT)) is not None:
         yield f"{number(bits)} stored bits per weight, scales included"
     for metric, value in by_metric.items():
         if metric.startswith("bytes/"):

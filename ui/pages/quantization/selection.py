@@ -12,11 +12,11 @@ from backend.store import frames, queries
 from backend.store.tables import Job
 from ui.pages.quantization.group_map import FIGURES, Group
 from ui.pages.quantization.group_weights import GroupWeights
+from ui.runs.results import kind_of
 from ui.runs.weights import stage_labels, tensor_names
 from ui.widgets.explorer import Selection, cached_by, known_or_first, neighbour
 
 MAGNITUDE, SCALE, ERROR, CODES, WORST = "magnitude", "scale", "error", "codes", "worst"  # profiles
-MAIN = "dlqat"  # the stage people come for
 CURVES = {"loss": "Loss", "rate": "Rate", "changed": "Codes", "m": "Magnitudes"}
 
 
@@ -77,7 +77,9 @@ class QuantSelection(Selection):
 
     def settled(self, quant: QuantRun) -> QuantSelection:
         """The same, with everything that is not stored replaced by what is."""
-        default = MAIN if MAIN in quant.stages else quant.stages[-1]
+        kind = kind_of(quant.job)
+        default = kind.default_stage if kind else ""
+        default = default if default in quant.stages else quant.stages[-1]
         stage = self.stage if self.stage in quant.stages else default
         figures = [name for name in FIGURES if (stage, name) in quant.steps]
         last = quant.steps[stage, MAGNITUDE][-1]

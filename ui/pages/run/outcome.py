@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from backend.store.tables import Job
-from jobs.metrics import metric
+from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, metric
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
 from ui.runs.results import ResultRow, RunResults, format_value, kind_of
@@ -63,13 +63,13 @@ def _of_run(row: ResultRow) -> Markup:
 def _verdict(job: Job, results: RunResults) -> str:
     """Whether the method helped on this model."""
     kind = kind_of(job)
-    values = {s: r.value for (s, m), r in results.rows.items() if m == "perplexity"}
+    values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
     return kind.verdict(values) if kind and results.kept else ""
 
 
 def _decision(results: RunResults) -> str:
     """How the kept stage was chosen."""
-    losses = {s: results.value(s, "heldout_loss") for s in results.stages}
+    losses = {s: results.value(s, HELDOUT_LOSS) for s in results.stages}
     measured = {results.label(s): number(v) for s, v in losses.items() if v is not None}
     kept = results.label(results.kept or "")
     if kept not in measured or len(measured) < 2:

@@ -15,8 +15,9 @@ from backend.store import frames, queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
+from jobs.metrics import PERPLEXITY
 from ui.charts.lines import curve_titles, curves, curves_frame
-from ui.charts.stages import METRIC, perplexity_frame, perplexity_note, stage_perplexities
+from ui.charts.stages import perplexity_frame, perplexity_note, stage_perplexities
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, belongs_to
@@ -139,7 +140,7 @@ def draw(request: gr.Request) -> Updates:
         or empty(NO_ARTEFACTS[job.state in ACTIVE]),
     }
     chart = Chart(NO_PERPLEXITY[job.state in ACTIVE])
-    if METRIC in results.metrics:
+    if PERPLEXITY in results.metrics:
         figure = stage_perplexities(rows, results.labels)
         chart = Chart(figure, perplexity_frame(rows, results.labels), perplexity_note(rows))
     return updates(html, STAGES.show(chart, job.run))

@@ -16,6 +16,7 @@ from backend.store.tables import Job, Result
 from jobs.evaluation import report
 from jobs.evaluation.config import MODEL, NAME
 from jobs.evaluation.report import CSR, evaluations, samples_of
+from jobs.metrics import PERPLEXITY, SPEED_UP, ZERO_SHARE
 from ui.format import href, share
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
 from ui.runs.actions import next_links
@@ -72,7 +73,7 @@ def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
     if evaluation is None:
         return HTML.findings([], False, _invitation(job), None, "")
     kind = kind_of(evaluation)
-    perplexity = {s: row.value for (s, name), row in rows.items() if name == "perplexity"}
+    perplexity = {s: row.value for (s, name), row in rows.items() if name == PERPLEXITY}
     verdicts = [kind.verdict(perplexity)] if kind else []
     sentences = [text for text in (*verdicts, *report.verdicts(rows)) if text]
     where = evaluation.environment
@@ -96,7 +97,7 @@ def _sizes(rows: Rows) -> Chart:
     sizes = report.format_bytes(rows)
     if "dense" not in sizes:
         return Chart("Sizes appear here once they are measured.")
-    zeros = rows[MODEL, "zero_share"]
+    zeros = rows[MODEL, ZERO_SHARE]
     note = f"n = {zeros.n or 0:,} weights, {share(zeros.value)} zeros; 16-bit values."
     return format_sizes(sizes, note)
 
@@ -108,7 +109,7 @@ def _products(rows: Rows) -> Chart:
     details = row.details
     out, inputs = details["shape"]
     note = f"Largest layer, {out:,} × {inputs:,}, float32, CSR, one vector; random zeros."
-    return sparse_products(details["zeros"], details["speed_up"], details["own"], note)
+    return sparse_products(details["zeros"], details[SPEED_UP], details["own"], note)
 
 
 def samples(job: Job) -> Markup:

@@ -67,7 +67,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
             "Same texts, %": 100 * d.same,
         }
         for d in decoders
-        for low, high in [d.ranges.get("speed_up", (d.speed_up, d.speed_up))]
+        for low, high in [d.speed_up_range()]
     )
     bars = _bars(
         decoders,
@@ -232,7 +232,7 @@ def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart
         }
         for d in drafters
         for task, (up, accepted) in d.tasks.items()
-        for low, high in [d.ranges.get(f"speed_up/{task}", (up, up))]
+        for low, high in [d.speed_up_range(task)]
     )
     tasks = [*dict.fromkeys(frame["Task"])]
     paint, figure = colours(decoders), go.Figure()

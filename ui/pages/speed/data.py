@@ -11,6 +11,7 @@ from backend.errors import SlimscopeError
 from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
+from jobs.metrics import PARAMETERS
 from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport, decoder_reports, verdicts
 from ui.runs.results import display_units
@@ -81,7 +82,7 @@ def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
 def drafter_of(run: str) -> DrafterInfo:
     """The facts of the run's drafter."""
     rows = {row.metric: row.value for row in queries.results([run]) if row.stage == DRAFTER_FOLDER}
-    return DrafterInfo(expected_hits(run), rows.get("parameters"), rows.get("steps"))
+    return DrafterInfo(expected_hits(run), rows.get(PARAMETERS), rows.get("steps"))
 
 
 def head_curves(run: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from backend.statistics.tensors import TensorSnapshot
+from jobs.metrics import RELATIVE_ERROR, ZERO_SHARE
 from ui.charts.statistics import STATISTICS, Statistic
 from ui.format import NONE, number, share
 from ui.pages.weights.selection import main_stages
@@ -58,7 +59,7 @@ def explained_html(
 
 def statistic_of(snapshot: TensorSnapshot, name: str) -> float | None:
     """A statistic by its name; None where it was not measured."""
-    if name == "zero_share":
+    if name == ZERO_SHARE:
         return snapshot.zeros / snapshot.n
     if name == "largest":
         return max(abs(snapshot.stats["min"]), abs(snapshot.stats["max"]))
@@ -99,11 +100,11 @@ class StagePath:
 
 
 def _zeros(path: StagePath) -> str:
-    if len(path.main) == 1 and (only := path.values("zero_share")[0][1]):
+    if len(path.main) == 1 and (only := path.values(ZERO_SHARE)[0][1]):
         return f"{share(only)} of the weights are exactly zero."
     parts: list[str] = []
     before = 0.0
-    for label, value in path.values("zero_share"):
+    for label, value in path.values(ZERO_SHARE):
         if value > before + 0.001:
             parts.append(f"{label} sets {share(value)}{'' if parts else WHOLE}")
         elif value < before - 0.001:
@@ -147,7 +148,7 @@ def _kurtosis(path: StagePath) -> str:
 
 
 def _error(path: StagePath) -> str:
-    values = path.values("relative_error")
+    values = path.values(RELATIVE_ERROR)
     if len(values) < 2:
         return ""
     (before, first), (after, last) = values[0], values[-1]
@@ -155,8 +156,8 @@ def _error(path: StagePath) -> str:
     way = "less" if change < 0 else "more"
     sentence = f"{after} ends with {share(abs(change))} {way} error than {before}."
     control = path.by_stage.get("control")
-    if control is not None and "relative_error" in control.stats:
-        sentence += f" The control ends at {share(control.stats['relative_error'], 2)}."
+    if control is not None and RELATIVE_ERROR in control.stats:
+        sentence += f" The control ends at {share(control.stats[RELATIVE_ERROR], 2)}."
     return sentence
 
 
@@ -209,11 +210,11 @@ def _cutoff(path: StagePath) -> str:
 
 
 SENTENCES: dict[str, Callable[[StagePath], str]] = {
-    "zero_share": _zeros,
+    ZERO_SHARE: _zeros,
     "near_zero": _near,
     "std": _std,
     "kurtosis": _kurtosis,
-    "relative_error": _error,
+    RELATIVE_ERROR: _error,
     "mask_overlap": _overlap,
     "by_size": _by_size,
     "moved": _moved,

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from jobs.metrics import RELATIVE_ERROR
 from ui.charts.histograms import MAX_STAGES
 from ui.charts.statistics import available
 from ui.pages.weights.channels import MEASURES, SIDES
 from ui.pages.weights.small_multiples import PANELS
 from ui.runs.weights import RunWeights
+from ui.theme import stage_styles
 from ui.widgets.explorer import Selection, known_or_first, neighbour
 
-PATH = ("dense", "first", "redense", "sds", "rtn", "gptq", "dlqat")  # the rest are side ways
-FIRST_STATISTICS = ("relative_error", "kurtosis")  # the map begins with the first there is
+FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first there is
 LAYER_VIEWS = {"map": "Map", "depth": "Depth", "shapes": "Shapes"}
 TENSOR_VIEWS = {
     "overlay": "Overlay", "mirror": "Mirror", "magnitude": "Magnitude", "cumulative": "CDF",
@@ -23,6 +24,12 @@ AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 GROUPS = {"module": "All blocks", "block": "All modules"}
 SCALES = {"linear": "Linear", "log": "Log"}
 ORDERS = {"size": "By size", "index": "By number"}
+
+
+def is_main(stage: str) -> bool:
+    """Whether a method passes through the stage, so that the page follows it."""
+    style = stage_styles().get(stage)
+    return style is not None and style.main
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class WeightsSelection(Selection):
 
     def with_new_stages(self, weights: RunWeights, known: Sequence[str] | None) -> WeightsSelection:
         """The same with the main stages the run has reached since the `known` ones."""
-        fresh = [s for s in weights.stages if s in PATH and known is not None and s not in known]
+        fresh = [s for s in weights.stages if is_main(s) and known is not None and s not in known]
         return replace(self, show=(*self.show, *fresh))
 
     def moved(self, weights: RunWeights, by: int) -> WeightsSelection:
@@ -115,7 +122,7 @@ class WeightsSelection(Selection):
 
 def main_stages(stages: Sequence[str]) -> list[str]:
     """The stages a model passes through on its way to what a method makes of it."""
-    main = [s for s in stages if s in PATH]
+    main = [s for s in stages if is_main(s)]
     return main if len(main) > 1 else [*stages]
 
 
