@@ -18,7 +18,7 @@ from jobs.metrics import METRICS
 ROOT = Path(__file__).parents[1]
 ROOMS = ("backend", "jobs", "ui")
 MOST_FILES = 15
-# Packages that are extras, or take a second to load and few callers need: imported where they are used.
+# Packages that are extras, or take a second to load and few callers need; imported where used.
 LATE = {"alembic", "datasets", "gguf", "lm_eval", "mcp", "torch", "transformers"}
 # Plotly reads these few tags in the text of a chart; they are no HTML of a page.
 CHART_TAGS = re.compile(r"</?(b|br|i|sub|sup|extra)>|<extra></extra>")
