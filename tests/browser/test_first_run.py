@@ -116,7 +116,11 @@ def test_killing_the_dashboard_stops_no_run_and_its_page_goes_on_with_the_next(
         time.sleep(0.2)
     assert queries.job(1).done > before
     shown = bar.get_attribute("value")
+    ref = queries.attempts(1)[0].engine_ref
+    assert ref is not None
+    os.kill(ref["pid"], signal.SIGSTOP)  # else it may end before the next dashboard is there
     with started(dashboard.data, os.environ, port=urlsplit(dashboard.url).port or 0):
+        os.kill(ref["pid"], signal.SIGCONT)
         expect(status).to_contain_text("sds-0001")
         expect(bar).not_to_have_attribute("value", shown or "")  # without a reload
     page.close()
