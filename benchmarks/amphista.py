@@ -236,7 +236,8 @@ def main() -> None:
         arms = {VANILLA: NoDraft(), "Prompt lookup": PromptLookup()}
         arms |= {arm: made[0].proposer for arm, made in entries.items()}
         arms |= {
-            f"Lookup, {arm}": PromptLookupFirst(made[0].proposer) for arm, made in entries.items()
+            f"Prompt lookup + {arm}": PromptLookupFirst(made[0].proposer)
+            for arm, made in entries.items()
         }
         speeds = compete(arms, chosen, base, target, chosen.rounds)
         ratio = plain_ratio(chosen, base, target)

@@ -92,8 +92,8 @@ class DecoderReport:
 
     @property
     def title(self) -> str:
-        """What it is, without its run: "Lookup, Amphista"."""
-        return f"Lookup, {self.kind}" if self.combined else self.kind
+        """What it is, without its run: "Prompt lookup + Amphista"."""
+        return f"Prompt lookup + {self.kind}" if self.combined else self.kind
 
     @property
     def run(self) -> str:

@@ -23,6 +23,6 @@ def test_every_arm_is_trained_and_decodes(
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["accepted"].keys() == ARMS.keys()
     assert all(len(each) == 2 and min(each) >= 1 for each in found["accepted"].values())
-    combined = {f"Lookup, {arm}" for arm in ARMS}
+    combined = {f"Prompt lookup + {arm}" for arm in ARMS}
     assert found["speed_up"].keys() == ARMS.keys() | combined | {"vanilla", "Prompt lookup"}
     assert found["generate_ratio"] > 0

@@ -62,7 +62,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert arms["assistant"].accepted > 3  # the base itself guesses
     assert arms[one.run].nodes == 4 and arms[one.run].label == f"Amphista ({one.run})"
     assert arms[medusa.run].kind == "Medusa"
-    assert arms[one.run + COMBINED].label == f"Lookup, Amphista ({one.run})"
+    assert arms[one.run + COMBINED].label == f"Prompt lookup + Amphista ({one.run})"
     assert not any(arms[name].hits for name in combined)  # a tree of which only a part is asked
     assert list(arms[one.run].hits) == [(0,), (1,), (0, 0)] and not arms["lookup"].hits
     assert expected_hits(one.run) == dict(GROWTH) and expected_hits("amphista-0099") == {}

@@ -103,9 +103,9 @@ def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> Non
     store(*figures(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
     shown = draw()
     assert list(shown["bars_chart"].data[0].y)[1:3] == [
-        "Lookup, Amphista<br>amphista-0002", "Amphista<br>amphista-0002",
+        "Prompt lookup +<br>Amphista<br>amphista-0002", "Amphista<br>amphista-0002",
     ]  # fmt: skip
-    assert "Lookup, Amphista (amphista-0002) is faster than vanilla" in shown["head"]
+    assert "Prompt lookup + Amphista (amphista-0002) is faster than vanilla" in shown["head"]
     assert shown["drafter"]["choices"] == [("Amphista (amphista-0002)", "amphista-0002")]
     assert shown["yield_table"].count("Amphista (amphista-0002)") == 2
     assert len({*shown["bars_chart"].data[0].marker.color}) == 4

@@ -46,10 +46,11 @@ def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
     return [d for d in decoders if d.name != VANILLA]
 
 
-def two_lines(decoder: DecoderReport) -> str:
+def bar_label(decoder: DecoderReport) -> str:
     """The label of a bar: a narrow screen has little room."""
-    title = esc(decoder.title)
-    return f"{title}<br>{esc(decoder.run)}" if decoder.kind else esc(decoder.label)
+    if not decoder.kind:
+        return esc(decoder.label)
+    return f"{esc(decoder.title)}<br>{esc(decoder.run)}".replace(" + ", " +<br>")
 
 
 # bars, a decoder each -----------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
         {"Decoder": d.label, **{t: d.milliseconds.get(part, 0.0) for part, t in titles.items()}}
         for d in decoders
     )
-    names = [*map(two_lines, decoders)]
+    names = [*map(bar_label, decoders)]
     traces = [
         go.Bar(
             x=frame[titles[part]], y=names, name=label, orientation="h", width=0.5,
@@ -159,7 +160,7 @@ def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) 
     paint = colours(decoders)
     return go.Bar(
         x=values,
-        y=[*map(two_lines, decoders)],
+        y=[*map(bar_label, decoders)],
         orientation="h",
         width=0.5,
         marker={"color": [paint[d.name] for d in decoders]},
@@ -206,7 +207,7 @@ def _beside(
     """Text at the end of each bar."""
     for decoder, end, text in zip(decoders, ends, texts, strict=True):
         figure.add_annotation(
-            x=end, y=two_lines(decoder), text=text, showarrow=False, xanchor="left", xshift=8,
+            x=end, y=bar_label(decoder), text=text, showarrow=False, xanchor="left", xshift=8,
             font={"color": LIGHT.text},
         )  # fmt: skip
 
