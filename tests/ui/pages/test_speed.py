@@ -29,7 +29,7 @@ HERE = {
 def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> DecoderRow:
     """What the job records of one decoder."""
     accepted = sum(n * count for n, count in lengths.items()) / sum(lengths.values())
-    tasks = {"story": up + 0.2, "question": up - 0.2}
+    tasks = {"question": up - 0.2, "story": up + 0.2}
     spread = (up - 0.1, up + 0.1)
     report = DecoderReport(
         name, kind, 8 if kind else 1, 50 * up, up, accepted, 1.1 if kind else 1.0, prompts=12,
