@@ -9,8 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ui.charts.template import axis
-from ui.theme import LIGHT, LineStyle
+from ui.charts.template import category_axis
+from ui.theme import LineStyle
 
 WRAP = 20  # letters of a line of a row's label, so that a phone leaves room for the plot
 SIZE = 11  # pixels
@@ -41,10 +41,9 @@ def dots(
 
 def rows_axis(rows: Sequence[str]) -> dict[str, Any]:
     """The rows from top to bottom. They are categories: "70%" is no number."""
-    return axis(
-        type="category", autorange="reversed", categoryorder="array", categoryarray=[*rows],
-        showgrid=True, nticks=len(rows) + 1, tickfont={"color": LIGHT.text},
-    )  # fmt: skip
+    return category_axis(
+        categoryorder="array", categoryarray=[*rows], showgrid=True, nticks=len(rows) + 1
+    )
 
 
 def log_span(values: Sequence[float], right: float = 0.1) -> list[float]:

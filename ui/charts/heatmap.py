@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ui.charts.chart import Chart
 from ui.charts.statistics import STATISTICS, Statistic, with_largest
 from ui.charts.template import axis, layout, ticks_to
 from ui.format import count, esc
@@ -54,19 +55,23 @@ def cells(
     return rows.assign(value=values * STATISTICS[statistic].scale)
 
 
-def layers_frame(rows: pd.DataFrame, title: str) -> pd.DataFrame:
-    """One statistic of every layer of one stage as a table.
-
-    Args:
-        rows: as `cells` returns them.
-        title: of the column of figures, with its unit.
-    """
-    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
-    return rows[[*columns]].rename(columns=columns).astype({"Block": str})
-
-
 def _column(rows: pd.DataFrame, name: str) -> pd.Series:
     return rows[name] if name in rows else pd.Series(float("nan"), index=rows.index)
+
+
+def layer_map(
+    table: pd.DataFrame,
+    stage: str,
+    statistic: str,
+    picked: str | None = None,
+    base: MapBaseline | None = None,
+) -> Chart:
+    """`layer_heatmap` with its figures as a table and its note."""
+    rows, title = cells(table, stage, statistic, base), title_of(STATISTICS[statistic], base)
+    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
+    frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
+    figure = layer_heatmap(table, stage, statistic, picked, base)
+    return Chart(figure, frame, heatmap_note(rows, even=base is not None))
 
 
 def layer_heatmap(
@@ -84,31 +89,63 @@ def layer_heatmap(
     """
     rows, definition = cells(table, stage, statistic, base), STATISTICS[statistic]
     grid = _grid(rows, "value")
-    low, high = colour_limits(rows["value"].to_numpy(dtype=float), even=base is not None)
     names = _grid(rows, "tensor").reindex(index=grid.index, columns=grid.columns)
+    cell = next(
+        ([str(row.block), _short(row.module, grid.index)]
+         for row in rows[rows["tensor"] == picked].itertuples()),
+        None,
+    )  # fmt: skip
+    figure = heatmap(
+        [str(block) for block in grid.columns],
+        [_short(module, grid.index) for module in grid.index],
+        grid.to_numpy(dtype=float),
+        names.where(names.notna(), None).to_numpy().tolist(),
+        _hover(rows, grid, definition, base),
+        colour_limits(rows["value"].to_numpy(dtype=float), even=base is not None),
+        title=title_of(definition, base, short=True), diverging=base is not None, view=stage,
+        picked=cell, xaxis=axis("Block"), yaxis=axis(nticks=0),
+    )  # fmt: skip
+    few = len(grid.columns) <= PRINTED
+    return figure.update_traces(texttemplate="%{z:.3~g}" if few else None, xgap=1, ygap=1)
+
+
+def heatmap(
+    columns: Sequence[str],
+    rows: Sequence[str],
+    values: np.ndarray,
+    names: Sequence[Sequence[str | None]],
+    hover: Sequence[Sequence[str]],
+    limits: tuple[float, float],
+    *,
+    title: str,
+    diverging: bool,
+    view: str,
+    picked: Sequence[str] | None,
+    xaxis: dict[str, Any],
+    yaxis: dict[str, Any],
+) -> go.Figure:
+    """A map whose cells can be picked.
+
+    Args:
+        values: [rows, columns]; NaN is a hole.
+        names: what a picked cell gives.
+        title: of the colours.
+        diverging: from white at 0, to the same distance on both sides.
+        picked: column and row of the cell that is outlined.
+    """
+    low, high = limits
     heat = go.Heatmap(
-        x=[str(block) for block in grid.columns],
-        y=[_short(module, grid.index) for module in grid.index],
-        z=_json(grid.to_numpy(dtype=float)),
-        customdata=names.where(names.notna(), None).to_numpy().tolist(),
-        text=_hover(rows, grid, definition, base),
-        hovertemplate="%{text}<extra></extra>",
-        texttemplate="%{z:.3~g}" if len(grid.columns) <= PRINTED else None,
-        colorscale=DIVERGING if base else "cividis",
-        zmin=low,
-        zmax=high,
-        xgap=1,
-        ygap=1,
-        colorbar=colour_bar(title_of(definition, base, short=True))
-        | (even_ticks(high) if base else {}),
-    )
-    meta: dict[str, Any] = {"pick": "cell"}
-    for row in rows[rows["tensor"] == picked].itertuples():
-        meta["picked"] = [str(row.block), _short(row.module, grid.index)]
-    across = axis("Block", type="category", showgrid=False, nticks=12)
+        x=columns, y=rows, z=_json(values), customdata=names, text=hover,
+        hovertemplate="%{text}<extra></extra>", zmin=low, zmax=high,
+        colorscale=DIVERGING if diverging else "cividis",
+        colorbar=colour_bar(title) | (even_ticks(high) if diverging else {}),
+    )  # fmt: skip
+    category = {"type": "category", "showgrid": False}
+    across = category | {"nticks": 12} | xaxis
     across["title"] |= {"standoff": 20}  # else it stands between the ticks
-    down = axis(type="category", showgrid=False, autorange="reversed", nticks=0)
-    return go.Figure(heat, layout(view=stage, meta=meta, xaxis=across, yaxis=down))
+    down = category | {"autorange": "reversed"} | yaxis
+    meta = {"pick": "cell"} | ({"picked": picked} if picked else {})
+    return go.Figure(heat, layout(view=view, meta=meta, xaxis=across, yaxis=down))
 
 
 def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:
@@ -202,9 +239,10 @@ def _hover(
 def even_ticks(limit: float) -> dict[str, Any]:
     """Round ticks to both sides of 0, signed."""
     up = ticks_to(0.95 * limit, 2)[1:]
+    ticks = [*(-t for t in up[::-1]), 0, *up]
     return {
-        "tickvals": [-t for t in up[::-1]] + [0, *up],
-        "ticktext": [f"−{t:g}" for t in up[::-1]] + ["0"] + [f"+{t:g}" for t in up],
+        "tickvals": ticks,
+        "ticktext": [f"{t:+g}".replace("-", "−") if t else "0" for t in ticks],
     }
 
 

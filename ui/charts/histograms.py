@@ -13,13 +13,12 @@ from ui.charts.series import (
     axis_limit,
     ceiling,
     cutoff_lines,
-    legend_rows,
     line_width,
     on_shared_bins,
     reach,
     step_line,
 )
-from ui.charts.template import axis, layout, ticks_to, tint
+from ui.charts.template import axis, layout, legend_rows, ticks_to
 from ui.theme import LIGHT
 
 MAX_STAGES = 4
@@ -35,20 +34,17 @@ def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
     view = f"{_tensor(drawn)}/{'log' if log_y else 'linear'}"
     height = height_axis(log_y, range=None if log_y else [0, ceiling(drawn)], uirevision=view)
     across = {"range": None if log_y else reach(drawn), "uirevision": view}
-    return go.Figure(
-        [
-            stage_outline(s, s.centres, s.heights, s.snapshot.counts, place, log_y)
-            for place, s in enumerate(drawn)
-        ],
-        _layout(drawn, len(drawn), height, **across),
-    )
+    outlines = [
+        stage_outline(s, s.centres, s.heights, s.snapshot.counts, place, log_y)
+        for place, s in enumerate(drawn)
+    ]
+    return go.Figure(outlines, _layout(drawn, len(drawn), height, **across))
 
 
 def height_axis(log_y: bool, **options: Any) -> dict[str, Any]:
     """The axis of shares per bin."""
-    if log_y:
-        options |= {"type": "log", "tickformat": "~g", "dtick": 1}
-    return axis(PER_BIN + (" (log axis)" if log_y else ""), nticks=6, **options)
+    decades = {"dtick": 1} if log_y else {}
+    return axis(PER_BIN, log=log_y, nticks=6, **decades, **options)
 
 
 def stage_outline(
@@ -66,14 +62,13 @@ def stage_outline(
         place: in the order of drawing.
     """
     filled = place == 0 and series.is_dense
-    return go.Scatter(
-        x=centres.tolist(),
-        y=[None if log_y and h == 0 else float(h) for h in heights],
+    return step_line(
+        centres,
+        np.where(heights == 0, None, heights) if log_y else heights,
+        series.stroke,
+        1 if filled else line_width(place),
+        fill=0.25 if filled and not log_y else 0.0,
         customdata=counts.tolist(),
-        mode="lines",
-        line=step_line(series.stroke, 1 if filled else line_width(place)),
-        fill="tozeroy" if filled and not log_y else None,
-        fillcolor=tint(series.stroke.colour, 0.25),
         name=series.title,
         hovertemplate=f"{series.label} %{{y:.3f}} %, n = %{{customdata:,.0f}}<extra></extra>",
     )
@@ -84,27 +79,24 @@ def mirror(above: Series, below: Series) -> go.Figure:
     up, down = on_shared_bins([above, below])
     limit = ceiling([up, down])
     ticks = ticks_to(limit)
+    below_zero = ticks[:0:-1]
     height = axis(
-        PER_BIN,
-        range=[-limit, limit],
-        tickvals=[-t for t in ticks[:0:-1]] + ticks,
-        ticktext=[f"{t:g}" for t in ticks[:0:-1] + ticks],
-        **ZERO_LINE,
-    )
+        PER_BIN, range=[-limit, limit], tickvals=[-t for t in below_zero] + ticks,
+        ticktext=[f"{t:g}" for t in below_zero + ticks], **ZERO_LINE,
+    )  # fmt: skip
     halves = [_half(up, 1, "Above"), _half(down, -1, "Below")]
     return go.Figure(halves, _layout([up, down], 2, height))
 
 
 def _half(series: Series, sign: int, side: str) -> go.Scatter:
     heights = series.heights
-    return go.Scatter(
-        x=series.centres.tolist(),
-        y=(sign * heights).tolist(),
+    return step_line(
+        series.centres,
+        sign * heights,
+        series.stroke,
+        1.5,
+        fill=0.3,
         customdata=np.stack([heights, series.snapshot.counts], axis=-1).tolist(),
-        mode="lines",
-        line=step_line(series.stroke, 1.5),
-        fill="tozeroy",
-        fillcolor=tint(series.stroke.colour, 0.3),
         name=f"{side}: {series.title}",
         hovertemplate=f"{series.label} %{{customdata[0]:.3f}} %, "
         "n = %{customdata[1]:,.0f}<extra></extra>",
@@ -121,10 +113,8 @@ def difference(pairs: Sequence[tuple[Series, Series]]) -> go.Figure:
     gaps = [now.heights - base.heights for now, base in both]
     limit = _gap_limit(gaps)
     height = axis("Difference of shares per bin, points", range=[-limit, limit], **ZERO_LINE)
-    return go.Figure(
-        [_gap(now, base, gap) for (now, base), gap in zip(both, gaps, strict=True)],
-        _layout([s for pair in both for s in pair], len(both), height),
-    )
+    traces = [_gap(now, base, gap) for (now, base), gap in zip(both, gaps, strict=True)]
+    return go.Figure(traces, _layout([s for pair in both for s in pair], len(both), height))
 
 
 def difference_note(pairs: Sequence[tuple[Series, Series]]) -> str:
@@ -149,11 +139,11 @@ def _gap(now: Series, base: Series, gap: np.ndarray) -> go.Scatter:
     same = now.snapshot.stage == base.snapshot.stage
     other = base.label.rsplit(", ", 1)[-1] if same else base.label  # two runs: name theirs alone
     zeros = 100 * (now.zero_share - base.zero_share)
-    return go.Scatter(
-        x=now.centres.tolist(),
-        y=gap.tolist(),
-        mode="lines",
-        line=step_line(now.stroke, 2),
+    return step_line(
+        now.centres,
+        gap,
+        now.stroke,
+        2,
         name=f"{now.label} − {other} · zeros {signed(zeros)} points",
         hovertemplate=f"{now.label} %{{y:+.3f}} points<extra></extra>",
     )

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.metrics import metric
-from ui.charts.template import axis, layout, legend
+from ui.charts.template import axis, layout, legend_row, line_look
 from ui.theme import LineStyle, stage_style
 
 MARKED = 60  # up to so many points each is marked
@@ -88,20 +88,15 @@ def line_chart(
     """
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
     every_step = {"dtick": 1} if longest < FEW_STEPS else {}
-    return go.Figure(
-        [trace for line in lines for trace in _traces(line, smoothing)],
-        layout(
-            view=view,
-            top=32,
-            xaxis=axis(x_title, showgrid=False, **every_step),
-            yaxis=axis(f"{y_title} (log axis)".strip(), nticks=5, type="log")
-            if log_y
-            else axis(y_title, nticks=5, rangemode="tozero"),
-            hovermode="x unified",
-            showlegend=len(lines) > 1,
-            legend=legend(orientation="h"),
-        ),
+    scale = {} if log_y else {"rangemode": "tozero"}
+    looks = layout(
+        view=view,
+        xaxis=axis(x_title, showgrid=False, **every_step),
+        yaxis=axis(y_title, log=log_y, nticks=5, **scale),
+        hovermode="x unified",
+        **legend_row() | {"showlegend": len(lines) > 1},
     )
+    return go.Figure([trace for line in lines for trace in _traces(line, smoothing)], looks)
 
 
 def curves_frame(points: pd.DataFrame, columns: Mapping[str, str], x_title: str) -> pd.DataFrame:
@@ -133,7 +128,7 @@ def _trace(line: Line, step: np.ndarray, value: np.ndarray) -> go.Scatter:
     return go.Scatter(
         x=x.tolist(), y=y.tolist(), name=line.label, legendgroup=line.label, opacity=1.0,
         mode="lines+markers" if len(x) <= MARKED else "lines", marker={"size": 5},
-        line={"color": line.stroke.colour, "dash": line.stroke.dash, "width": 2},
+        line=line_look(line.stroke),
         hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
     )  # fmt: skip
 

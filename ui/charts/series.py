@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from backend.statistics.tensors import TensorSnapshot
-from ui.charts.template import legend, rows_of_legend
+from ui.charts.template import line_look, reference_line, tint
 from ui.format import count, number, share
-from ui.theme import LIGHT, LineStyle
+from ui.theme import LineStyle
 
 FULL = 100  # weights a bin should hold on average
 FEWEST = 64
@@ -153,11 +154,8 @@ def reach(series: Sequence[Series]) -> list[float] | None:
 
 
 def series_note(series: Sequence[Series], whole: bool = False) -> str:
-    """In words: how many weights and bins there are, what lies beyond the bins or the axis.
-
-    Args:
-        whole: whether the axis shows all bins, not only the middle of the weights.
-    """
+    """In words: how many weights and bins there are, what lies beyond the bins or, unless the axis
+    shows the `whole` of them, beyond the axis."""
     if not series:
         return ""
     first = series[0].snapshot
@@ -171,23 +169,26 @@ def series_note(series: Sequence[Series], whole: bool = False) -> str:
     return ", ".join(words) + "."
 
 
-def step_line(stroke: LineStyle, width: float) -> dict[str, Any]:
-    """The line of a histogram."""
-    return {"shape": "hvh", "color": stroke.colour, "dash": stroke.dash, "width": width}
+def step_line(
+    x: np.ndarray,
+    y: np.ndarray,
+    stroke: LineStyle,
+    width: float,
+    *,
+    fill: float = 0.0,
+    **options: Any,
+) -> go.Scatter:
+    """A histogram as a line, with the shape below it filled where `fill`, its opacity, is given."""
+    return go.Scatter(
+        x=x.tolist(), y=y.tolist(), mode="lines",
+        line=line_look(stroke, shape="hvh", width=width), fill="tozeroy" if fill else None,
+        fillcolor=tint(stroke.colour, fill) if fill else None, **options,
+    )  # fmt: skip
 
 
 def line_width(place: int) -> float:
-    """A line that hides another leaves its rim to be seen.
-
-    Args:
-        place: in the order of drawing.
-    """
+    """By the place in the order of drawing: a line that hides another leaves its rim to be seen."""
     return WIDTHS[min(place, len(WIDTHS) - 1)]
-
-
-def legend_rows(rows: int) -> dict[str, Any]:
-    """Layout of a figure with `rows` titles above the plot, which gives up their room."""
-    return {"top": rows_of_legend(rows)["top"], "showlegend": True, "legend": legend()}
 
 
 def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
@@ -207,22 +208,17 @@ def cutoff_lines(
     series: Sequence[Series], *, both_sides: bool, log: bool = False
 ) -> dict[str, Any]:
     """Layout: a thin line at each threshold."""
-    shapes: list[dict[str, Any]] = []
-    notes: list[dict[str, Any]] = []
-    line = {"color": LIGHT.muted, "width": 1, "dash": "dot"}
-    for place, (at, label) in enumerate(cutoffs(series)):
-        shapes += [
-            {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
-            for x in ((-at, at) if both_sides else (at,))
-        ]
-        notes.append(
-            {
-                "x": np.log10(at) if log else at, "y": 1, "yref": "paper", "text": label,
-                "showarrow": False, "xanchor": "right" if log else "left", "yanchor": "top",
-                "xshift": -4 if log else 4, "yshift": -ROW * place,
-                "font": {"size": 12, "color": LIGHT.muted},
-            }
-        )  # fmt: skip
+    lines = cutoffs(series)
+    sides = (-1, 1) if both_sides else (1,)
+    shapes = [reference_line(x=side * at, dash="dot") for at, _ in lines for side in sides]
+    corner = {"xanchor": "right", "xshift": -4} if log else {"xshift": 4}
+    notes = [
+        {
+            "x": np.log10(at) if log else at, "y": 1, "yref": "paper", "text": label,
+            "yanchor": "top", "yshift": -ROW * place, **corner,
+        }
+        for place, (at, label) in enumerate(lines)
+    ]  # fmt: skip
     return {"shapes": shapes, "annotations": notes}
 
 

@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 
 from backend.store.tables import Result
 from jobs.metrics import PERPLEXITY
+from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
-from ui.charts.template import layout, log_axis
+from ui.charts.template import layout, log_axis, reference_line
 from ui.format import count, number
 from ui.theme import LIGHT, stage_style
 
@@ -24,11 +25,13 @@ def perplexities(results: Sequence[Result], names: Mapping[str, str]) -> list[Re
     return sorted(rows, key=lambda r: order.get(r.stage, len(order)))
 
 
-def perplexity_frame(results: Sequence[Result], names: Mapping[str, str]) -> pd.DataFrame:
-    """A row a stage, as `stage_perplexities` draws them."""
+def perplexity_chart(results: Sequence[Result], names: Mapping[str, str]) -> Chart:
+    """`stage_perplexities` with its figures as a table and its note."""
     ordered = perplexities(results, names)
     rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
-    return pd.DataFrame(rows, columns=["Stage", "Perplexity", "Standard error", "Tokens"])
+    columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    return Chart(stage_perplexities(results, names), frame, perplexity_note(results))
 
 
 def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> go.Figure:
@@ -41,19 +44,14 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
     span = log_span([r.value for r in rows], right=0.2)
-    figure = go.Figure(
-        [_dots(rows, labels), _printed(rows, labels)],
-        layout(
-            view=PERPLEXITY,
-            margin={"l": 8, "r": VALUE_WIDTH, "t": 8, "b": 8},
-            xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
-            yaxis=rows_axis(labels),
-        ),
+    looks = layout(
+        view=PERPLEXITY,
+        margin={"r": VALUE_WIDTH},
+        xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
+        yaxis=rows_axis(labels),
+        shapes=[reference_line(x=r.value) for r in rows if r.stage == "dense"],
     )
-    for dense in (r.value for r in rows if r.stage == "dense"):
-        line = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
-        figure.add_shape(type="line", x0=dense, x1=dense, y0=0, y1=1, yref="paper", line=line)
-    return figure
+    return go.Figure([_dots(rows, labels), _printed(rows, labels)], looks)
 
 
 def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
@@ -66,25 +64,17 @@ def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
         [stroke.colour for stroke in strokes],
         [symbol(stroke) for stroke in strokes],
         [_hover(r, label) for r, label in zip(rows, labels, strict=True)],
-        error_x={
-            "type": "data", "array": errors, "color": LIGHT.muted, "thickness": 1, "width": 0,
-        },
-    )  # fmt: skip
+        error_x={"array": errors, "color": LIGHT.muted, "thickness": 1, "width": 0},
+    )
 
 
 def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
     """The values in figures, each behind the line of its error."""
     return go.Scatter(
-        x=[r.value + (r.stderr or 0.0) for r in rows],
-        y=labels,
-        mode="text",
-        text=[f"  {number(r.value)}" for r in rows],
-        textposition="middle right",
-        textfont={"size": 14, "color": LIGHT.text},
-        hoverinfo="skip",
-        showlegend=False,
-        cliponaxis=False,
-    )
+        x=[r.value + (r.stderr or 0.0) for r in rows], y=labels, mode="text",
+        text=[f"  {number(r.value)}" for r in rows], textposition="middle right",
+        textfont={"size": 14}, hoverinfo="skip", showlegend=False, cliponaxis=False,
+    )  # fmt: skip
 
 
 def perplexity_note(results: Sequence[Result]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from ui.theme import DARK, LIGHT, SYSTEM, Palette
+from ui.theme import DARK, LIGHT, SYSTEM, LineStyle, Palette
 
 pio.templates.default = "none"
 FAMILY = ", ".join(SYSTEM)
@@ -23,20 +23,14 @@ LEGEND_ROW, FEW_LINES = 24, 2  # pixels of a row; so many rows fit a view as it 
 
 
 def _template(palette: Palette) -> go.layout.Template:
-    """How every chart of a mode looks: few ticks, no frame, a light grid, a legible hover label."""
+    """How every chart of a mode looks: few ticks, no frame, a light grid, a legible hover label,
+    and a legend above the plot, left-aligned."""
     small = {"size": 12, "color": palette.muted}
     words = {"family": FAMILY, "size": 12, "color": palette.text}
     ax = {
-        "title": {"font": small, "standoff": 8},
-        "tickfont": small,
-        "gridcolor": palette.line,
-        "linecolor": palette.line,
-        "zeroline": False,
-        "ticks": "",
-        "nticks": 7,
-        "automargin": True,
-        "fixedrange": False,
-    }
+        "title": {"font": small, "standoff": 8}, "tickfont": small, "gridcolor": palette.line,
+        "linecolor": palette.line, "zeroline": False, "ticks": "", "nticks": 7, "automargin": True,
+    }  # fmt: skip
     return go.layout.Template(
         layout={
             "font": words,
@@ -44,16 +38,19 @@ def _template(palette: Palette) -> go.layout.Template:
             "plot_bgcolor": palette.paper,
             "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
             "hoverlabel": {
-                "bgcolor": palette.panel,
-                "bordercolor": palette.line,
-                "font": words,
+                "bgcolor": palette.panel, "bordercolor": palette.line, "font": words,
                 "align": "left",
             },
             "showlegend": False,
+            "legend": {
+                "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "font": words,
+                "bgcolor": "rgba(0,0,0,0)", "itemsizing": "trace", "tracegroupgap": 0,
+            },
+            "annotationdefaults": {"showarrow": False, "font": small, "xanchor": "left"},
             "xaxis": ax,
             "yaxis": ax,
         }
-    )
+    )  # fmt: skip
 
 
 def templates() -> str:
@@ -62,13 +59,24 @@ def templates() -> str:
     return json.dumps({name: _template(p).to_plotly_json() for name, p in modes.items()})
 
 
-def axis(title: str = "", **options: Any) -> dict[str, Any]:
-    """An axis; the template gives its look."""
+def axis(title: str = "", *, log: bool = False, **options: Any) -> dict[str, Any]:
+    """An axis; the template gives its look. A log axis says in its title that it is one."""
+    if log:
+        title, options = (
+            f"{title} (log axis)".strip(),
+            {"type": "log", "tickformat": "~g"} | options,
+        )
     return {"title": {"text": title}} | options
 
 
+def category_axis(**options: Any) -> dict[str, Any]:
+    """Names from top to bottom, in the colour of text: what each row of a chart is called."""
+    rows = {"type": "category", "autorange": "reversed", "tickfont": {"color": LIGHT.text}}
+    return axis(**rows | {"showgrid": False} | options)
+
+
 def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) -> dict[str, Any]:
-    """A log axis with few round ticks; says in its title that it is one.
+    """A log axis with few round ticks.
 
     Args:
         span: log10 of its lowest and highest value; empty where nothing is drawn.
@@ -76,7 +84,7 @@ def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) 
     """
     ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
     return axis(
-        f"{title} (log axis)", type="log", range=[*span] or None, tickvals=ticks,
+        title, log=True, range=[*span] or None, tickvals=ticks,
         ticktext=[f"{tick:,.4g}{unit}" for tick in ticks], **options,
     )  # fmt: skip
 
@@ -103,31 +111,40 @@ def layout(*, view: str = "", top: int = 8, more: int = 0, **options: Any) -> di
         top: pixels above the plot, for a legend.
         more: pixels the figure asks for besides the height of its view.
     """
-    return {
-        "margin": {"t": top},
-        "uirevision": view,
-        **({"meta": {"more": more}} if more else {}),
-    } | options
+    meta = {"meta": {"more": more}} if more else {}
+    return {"margin": {"t": top}, "uirevision": view} | meta | options
 
 
-def legend(**options: Any) -> dict[str, Any]:
-    """A legend in rows above the plot, left-aligned, in the colour of text."""
-    return {
-        "x": 0,
-        "y": 1,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "font": {"size": 12, "color": LIGHT.text},
-        "bgcolor": "rgba(0,0,0,0)",
-        "itemsizing": "trace",
-        "tracegroupgap": 0,
-    } | options
+def legend_row(top: int = 32, **options: Any) -> dict[str, Any]:
+    """Arguments of `layout`: a legend whose lines stand side by side."""
+    return {"top": top, "showlegend": True, "legend": {"orientation": "h"} | options}
 
 
-def rows_of_legend(lines: int) -> dict[str, int]:
-    """Room for a legend with a row for each line: above the plot, and, where there are many, by a
-    taller figure. Arguments of `layout`."""
-    return {"top": LEGEND_ROW * lines + 8, "more": LEGEND_ROW * max(0, lines - FEW_LINES)}
+def legend_rows(lines: int, *, grow: bool = False) -> dict[str, Any]:
+    """Arguments of `layout`: a legend with a row for each line.
+
+    Args:
+        grow: many rows make the figure taller; else the plot gives up their room.
+    """
+    more = LEGEND_ROW * max(0, lines - FEW_LINES) if grow else 0
+    return {"top": LEGEND_ROW * lines + 8, "more": more, "showlegend": True}
+
+
+def reference_line(
+    *, x: float | None = None, y: float | None = None, dash: str = "dash", **options: Any
+) -> dict[str, Any]:
+    """A shape: a thin grey line across the whole plot, at `x` or at `y`."""
+    if y is None:
+        ends: dict[str, Any] = {"x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
+    else:
+        ends = {"x0": 0, "x1": 1, "y0": y, "y1": y, "xref": "paper"}
+    line = {"color": LIGHT.muted, "width": 1, "dash": dash}
+    return {"type": "line", "line": line} | ends | options
+
+
+def line_look(stroke: LineStyle, **options: Any) -> dict[str, Any]:
+    """The line of a trace."""
+    return {"color": stroke.colour, "dash": stroke.dash} | options
 
 
 def tint(colour: str, opacity: float) -> str:

@@ -69,7 +69,7 @@ def save_log(request: gr.Request) -> Updates:
     except SlimscopeError as error:
         return {"message": show_error(error)}
     file = file_payload(f"{job.run}-log.txt", text[-AT_MOST:])
-    return {"file": file, "message": show_html("")}
+    return {"file": file, "message": show_html()}
 
 
 def history_html(job: Job) -> Markup:

@@ -8,22 +8,13 @@ exchanges light greys for dark ones, so figures are independent of the mode.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
-from gradio.components import Component
 
 from ui.static import SCRIPT_URL
 from ui.widgets.html import WIDGETS
-
-FORMATS = {
-    "png": "Image", "svg": "Vector image", "csv": "Data of the chart",
-    "html": "Interactive chart in a file that needs no network",
-}  # fmt: skip
-SAVE = WIDGETS.save_chart(FORMATS)
 
 
 def nothing(sentence: str) -> dict[str, str]:
@@ -77,43 +68,3 @@ class PlotlyView(gr.HTML):
         if value is None:
             return self.empty
         return json.loads(value.to_json()) if isinstance(value, go.Figure) else value
-
-
-@dataclass(frozen=True)
-class ChartCard:
-    """A chart and what surrounds it.
-
-    Attributes:
-        note: HTML under the chart, see `note_html`.
-        table: HTML with the chart's data as a `<table>`.
-    """
-
-    view: PlotlyView
-    note: gr.HTML
-    table: gr.HTML
-
-
-def chart_card(
-    title: str,
-    question: str,
-    view: PlotlyView,
-    controls: Sequence[Sequence[Component]] = (),
-    scale: int = 1,
-) -> ChartCard:
-    """Puts a view into a card: title, rows of controls, chart, the question it answers, and its
-    data as a table that can be saved. View and controls were made with `render=False`."""
-    with gr.Column(elem_classes="card", min_width=320, scale=scale):
-        gr.HTML(WIDGETS.card_title(title), js_on_load=None)
-        for row in controls:
-            with gr.Row(elem_classes="card-controls"):
-                for control in row:
-                    control.render()
-        view.render()
-        note = gr.HTML(note_html(question), js_on_load=None)
-        gr.HTML(SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False)
-        with gr.Accordion("Data", open=False, elem_classes="card-data"):
-            table = gr.HTML("", js_on_load="slimscope.table(element)")
-    return ChartCard(view, note, table)
-
-
-note_html = WIDGETS.chart_note

@@ -15,8 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from ui.frame import SILENT_EVENT
+from ui.widgets.notice import EMPTY
 
 # Gradio finds the events of a component by the names quoted here
 SCRIPT = "slimscope.htmlPanel(element, () => trigger('view', {}), (data) => trigger('act', data))"
@@ -28,5 +30,5 @@ class HtmlPanel(gr.HTML):
     `event._data` is `{"do", "run", "file", "text"}`, sent by the browser and therefore to be
     checked."""
 
-    def __init__(self, value: str = "", **options: Any) -> None:
+    def __init__(self, value: Markup = EMPTY, **options: Any) -> None:
         super().__init__(value, js_on_load=SCRIPT, apply_default_css=False, **options)

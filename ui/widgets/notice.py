@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from backend.errors import SlimscopeError
 from ui.widgets.html import WIDGETS, problem
 
+EMPTY = Markup()
 
-def plain(value: str = "", **options: Any) -> gr.HTML:
+
+def plain(value: Markup = EMPTY, **options: Any) -> gr.HTML:
     """A place for HTML."""
     return gr.HTML(value, js_on_load=None, apply_default_css=False, **options)
 
@@ -20,7 +23,7 @@ def notice(elem_id: str) -> gr.HTML:
     return plain(visible=False, elem_id=elem_id)
 
 
-def show_html(html: str) -> Any:
+def show_html(html: Markup = EMPTY) -> Any:
     """Update of a notice; an empty one hides it."""
     return gr.update(value=html, visible=bool(html))
 

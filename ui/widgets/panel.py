@@ -18,31 +18,18 @@ import plotly.graph_objects as go
 from gradio.components import Component
 from markupsafe import Markup
 
+from ui.charts.chart import Chart
 from ui.format import NONE, count, number
-from ui.widgets.chart import PlotlyView, chart_card, note_html
+from ui.widgets.chart import PlotlyView
 from ui.widgets.html import WIDGETS
 
+FORMATS = {
+    "png": "Image", "svg": "Vector image", "csv": "Data of the chart",
+    "html": "Interactive chart in a file that needs no network",
+}  # fmt: skip
+SAVE = WIDGETS.save_chart(FORMATS)
 Updates = dict[str, Any]  # name of an output -> what it is to show
 Parts = tuple[str, str, str]  # names of the outputs of a panel: chart, note, table
-
-
-@dataclass(frozen=True)
-class Chart:
-    """What a panel shows.
-
-    Attributes:
-        figure: a figure, a sentence that says why there is none, or None for "nothing to show".
-        frame: the figures drawn, a row each; the first column heads the row, as text or `Markup`.
-        note: how many values are shown, behind the question.
-        question: instead of the panel's own.
-        name: of its files, where run and panel do not tell enough.
-    """
-
-    figure: go.Figure | str | dict[str, Any] | None
-    frame: pd.DataFrame | None = None
-    note: str = ""
-    question: str = ""
-    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,11 +56,25 @@ class Panel:
     def build(
         self, page: str, controls: Sequence[Sequence[Component]] = (), scale: int = 1
     ) -> dict[str, Component]:
-        """Draws the empty card; its outputs by name. Controls were made with `render=False`."""
+        """Draws the empty card: title, rows of controls, chart, the question it answers, and its
+        data as a table. Controls were made with `render=False`.
+
+        Returns:
+            Its outputs by name.
+        """
         element = f"{page}-{self.element or self.name}"
-        view = PlotlyView(label=self.title, height=self.height, elem_id=element, render=False)
-        card = chart_card(self.title, self.question, view, controls, scale)
-        return dict(zip(self.parts, (card.view, card.note, card.table), strict=True))
+        with gr.Column(elem_classes="card", min_width=320, scale=scale):
+            gr.HTML(WIDGETS.card_title(self.title), js_on_load=None)
+            for row in controls:
+                with gr.Row(elem_classes="card-controls"):
+                    for control in row:
+                        control.render()
+            view = PlotlyView(label=self.title, height=self.height, elem_id=element)
+            note = gr.HTML(WIDGETS.chart_note(self.question), js_on_load=None)
+            gr.HTML(SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False)
+            with gr.Accordion("Data", open=False, elem_classes="card-data"):
+                table = gr.HTML("", js_on_load="slimscope.table(element)")
+        return dict(zip(self.parts, (view, note, table), strict=True))
 
     def show(self, chart: Chart, run: str = "", question: str = "") -> Updates:
         """Updates of its outputs.
@@ -86,7 +87,7 @@ class Panel:
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")
         table = "" if chart.frame is None else frame_table(chart.frame, file)
-        note = note_html(question or chart.question or self.question, chart.note)
+        note = WIDGETS.chart_note(question or chart.question or self.question, chart.note)
         return dict(zip(self.parts, (chart.figure, note, table), strict=True))
 
     def clear(self) -> Updates:

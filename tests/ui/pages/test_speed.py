@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from backend.settings import Settings
-from backend.store import queries
 from backend.store.migrate import upgrade
-from backend.store.tables import MetricPoint, Result
-from jobs.speed.report import COMBINED, VANILLA, decoder_reports
+from backend.store.tables import DecoderRow, MetricPoint
+from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports
 from tests.ui.lab import asked, job, result, store
 from ui.pages.speed import charts, data, page
 
@@ -20,34 +19,27 @@ CONFIG = {
     "model": "toy", "drafters": "amphista-0002", "rounds": 3, "max_new_tokens": 64,
     "precision": "auto", "count": 12,
 }  # fmt: skip
-HITS = {"0": 0.4, "1": 0.2, "0.0": 0.3, "0.1": 0.0, "1.0": 0.1}
+HITS = {(0,): 0.4, (1,): 0.2, (0, 0): 0.3, (0, 1): 0.0, (1, 0): 0.1}
 HERE = {
     "cpu": "a processor, 2 of 2 cores", "device": "cpu", "threads": 1, "precision": "float32",
     "text": {"prompts": {"corpus": "toystories", "count": 12}},
 }  # fmt: skip
 
 
-def figures(name: str, up: float, lengths: dict[str, int], kind: str = "") -> list[Result]:
+def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> DecoderRow:
     """What the job records of one decoder."""
-    passes = sum(lengths.values())
-    accepted = sum(int(n) * count for n, count in lengths.items()) / passes
-    parts = {"draft": 1.0 if kind else 0.0, "verify": 10.0, "accept": 0.5, "cache": 0.25}
-    spread = {"lowest": up - 0.1, "highest": up + 0.1}
-    rows: list[tuple[str, float, dict[str, Any]]] = [
-        ("tokens_per_second", 50 * up, {**spread, "prompts": 12}),
-        ("speed_up", up, {**spread, "nodes": 8 if kind else 1, "arm": kind}),
-        ("accepted_length", accepted, {"lengths": lengths, **({"hits": HITS} if kind else {})}),
-        ("break_even", 1.1 if kind else 1.0, {"milliseconds": parts}),
-        ("same_text", 1.0, {"first_difference": None}),
-        ("speed_up/story", up + 0.2, {**spread, "accepted": accepted}),
-        ("speed_up/question", up - 0.2, {**spread, "accepted": accepted}),
-    ]
-    if name.endswith(COMBINED):
-        rows[2][2].pop("hits")  # only a part of the tree is asked
-    found = [result(1, name, metric, value, **details) for metric, value, details in rows]
-    for row in found:
-        row.n = 12
-    return found
+    accepted = sum(n * count for n, count in lengths.items()) / sum(lengths.values())
+    tasks = {"question": up - 0.2, "story": up + 0.2}
+    spread = (up - 0.1, up + 0.1)
+    report = DecoderReport(
+        name, kind, 8 if kind else 1, 50 * up, up, accepted, 1.1 if kind else 1.0, prompts=12,
+        ranges=dict.fromkeys(("speed_up", *(f"speed_up/{task}" for task in tasks)), spread),
+        lengths=lengths,
+        hits=HITS if kind and not name.endswith(COMBINED) else {},  # else a part of it is asked
+        milliseconds={"draft": 1.0 if kind else 0.0, "verify": 10.0, "accept": 0.5, "cache": 0.25},
+        tasks={task: (each, accepted) for task, each in tasks.items()},
+    )  # fmt: skip
+    return DecoderRow(job_id=1, decoder=name, report=report.record())
 
 
 def points(name: str, values: dict[int, float]) -> list[MetricPoint]:
@@ -60,10 +52,9 @@ def measured(current: Settings) -> str:
     run = job(1, kind="speed", config=CONFIG, environment=HERE, name=HOSTILE)
     store(
         run,
-        *figures(VANILLA, 1.0, {"1": 100}),
-        *figures("lookup", 1.1, {"1": 80, "3": 20}),
-        *figures("amphista-0002", 1.5, {"1": 40, "2": 40, "4": 20}, "Amphista"),
-        result(1, "run", "work", 1e9),
+        figures(VANILLA, 1.0, {1: 100}),
+        figures("lookup", 1.1, {1: 80, 3: 20}),
+        figures("amphista-0002", 1.5, {1: 40, 2: 40, 4: 20}, "Amphista"),
         *points("cost/verify", {1: 1.0, 8: 1.3}),
         *points("amphista-0002/accepted", {2: 1.2, 8: 1.6}),
         *points("amphista-0002/speed-up", {2: 1.1, 8: 1.2}),
@@ -99,8 +90,8 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
 
 
 def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> None:
-    lengths = {"1": 40, "2": 40, "9": 20}
-    store(*figures(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
+    lengths = {1: 40, 2: 40, 9: 20}
+    store(figures(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
     shown = draw()
     assert list(shown["bars_chart"].data[0].y)[1:3] == [
         "Prompt lookup +<br>Amphista<br>amphista-0002", "Amphista<br>amphista-0002",
@@ -158,7 +149,7 @@ def test_the_curves_of_the_heads_are_those_of_the_run_that_trained(measured: str
 def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) -> None:
     upgrade()
     run = job(1, kind="speed", config=CONFIG, environment=HERE)
-    store(run, *figures(VANILLA, 1.0, {"1": 9}), *figures("lookup", 1.1, {"1": 8, "3": 2}))
+    store(run, figures(VANILLA, 1.0, {1: 9}), figures("lookup", 1.1, {1: 8, 3: 2}))
     shown = draw()
     assert shown["tree_chart"] == shown["heads_chart"] == page.NO_TREE
 
@@ -178,7 +169,7 @@ def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
 
 
 def test_shares_of_accepted_tokens_fall(measured: str) -> None:
-    decoders = decoder_reports(queries.results(["speed-0001"]))
+    decoders = decoder_reports("speed-0001")
     (drafter,) = (d for d in decoders if d.kind)
     assert charts.reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
     line = charts.acceptance_rate(decoders, False, "").figure.data[0]

@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 import pytest
 
 from ui.static import ASSETS, SCRIPT_URL
-from ui.widgets.chart import PlotlyView, chart_card, note_html
-from ui.widgets.html import data_table
+from ui.widgets.chart import PlotlyView
+from ui.widgets.html import WIDGETS
+from ui.widgets.panel import Panel
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}`"
 
@@ -66,19 +67,19 @@ def test_nothing_is_uploaded() -> None:
 
 def test_a_card_saves_its_chart_in_four_formats() -> None:
     with gr.Blocks() as app:
-        chart_card("Title", "Why?", PlotlyView(label="x", render=False))
+        Panel("one", "Title", "Why?").build("page")
     html = " ".join(str(getattr(block, "value", "")) for block in app.blocks.values())
     assert re.findall(r'data-save="(\w+)"', html) == ["png", "svg", "csv", "html"]
 
 
 def test_words_around_a_chart_are_escaped() -> None:
-    assert "<img" not in note_html(HOSTILE, HOSTILE)
-    table = data_table([HOSTILE], [["a"]], HOSTILE)
+    assert "<img" not in WIDGETS.chart_note(HOSTILE, HOSTILE)
+    table = WIDGETS.data_table([HOSTILE], [["a"]], HOSTILE)
     assert "<img" not in table and "${" not in table
 
 
 def test_a_table_has_heads_for_rows_and_columns_and_exact_figures() -> None:
-    table = data_table(["Stage", "Std"], [["Dense", ("0.14", 0.1432)]], "name")
+    table = WIDGETS.data_table(["Stage", "Std"], [["Dense", ("0.14", 0.1432)]], "name")
     assert '<th scope="col" class="num">Std</th>' in table
     assert '<th scope="row">Dense</th><td class="num" data-value="0.1432">0.14</td>' in table
     assert 'data-csv="name"' in table

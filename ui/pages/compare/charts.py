@@ -11,12 +11,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.metrics import PERPLEXITY
+from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
-from ui.charts.template import layout, legend, log_axis
+from ui.charts.template import layout, legend_row, log_axis
 from ui.format import number
 from ui.runs.results import RunResults
 from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
-from ui.widgets.panel import Chart
 
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
@@ -53,10 +53,7 @@ def stage_dots(
         for place, run in enumerate(results)
     ]
     x = log_axis("Perplexity", log_span(values), showgrid=False, tickangle=0)
-    looks = layout(
-        view="stages", top=32, xaxis=x, yaxis=rows_axis([*rows]), showlegend=True,
-        legend=legend(orientation="h"),
-    )  # fmt: skip
+    looks = layout(view="stages", xaxis=x, yaxis=rows_axis([*rows]), **legend_row())
     return Chart(go.Figure(traces, looks), frame, note)
 
 

@@ -140,7 +140,7 @@ def _figure(shown: Metric, row: RunRow, base: RunRow) -> ComparedFigure:
     return ComparedFigure(
         format_value(shown, figure.value),
         number(figure.stderr, 2) if figure.stderr else "",
-        Markup(delta_html(shown.name, row, base, relative=True)),
+        delta_html(shown.name, row, base, relative=True),
     )
 
 
@@ -164,8 +164,8 @@ def _of_job(shown: Metric, value: float | None, base: float | None) -> ComparedF
     text = format_value(shown, value)
     if value is None or base is None:
         return ComparedFigure(text)
-    judgement = difference_html(shown, delta(shown, value, base), value, relative=True)
-    return ComparedFigure(text, delta=Markup(judgement))
+    difference = difference_html(shown, delta(shown, value, base), value, relative=True)
+    return ComparedFigure(text, delta=difference)
 
 
 def on_one_text(comparison: RunComparison) -> list[RunRow]:

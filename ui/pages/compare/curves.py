@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import pandas as pd
 
 from backend.store import frames
+from ui.charts.chart import Chart
 from ui.charts.lines import Line, curve_titles, curves_frame, line_chart
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import display_units, kind_of
 from ui.runs.rows import RunRow
-from ui.widgets.panel import Chart
 
 MAX_ROWS = 2000  # of the table
 SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}

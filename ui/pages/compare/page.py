@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from backend.store import queries
 from backend.store.states import State
+from ui.charts.chart import Chart
 from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import stage_dots
@@ -31,7 +32,7 @@ from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
-from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 STAGES = Panel(
     "stages", "Perplexity by stage",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from backend.store import queries
+from ui.charts.chart import Chart
 from ui.charts.histograms import overlay
 from ui.charts.series import Series, bins_frame, cut_off_peaks, on_shared_bins, series_note
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.rows import RunRow
 from ui.runs.weights import DENSE, RunWeights, weights_of
 from ui.theme import stage_style
-from ui.widgets.panel import Chart
 
 
 def weights_by_run(comparison: RunComparison) -> dict[str, RunWeights]:

@@ -32,12 +32,14 @@ class Answer:
 
     Attributes:
         side: of the config, from 1.
+        model: None where names are hidden.
         waiting: why there are no tokens yet; "" when there will be none.
         text: the whole text once it has ended, to copy.
     """
 
     side: int
-    title: Markup
+    letter: str
+    model: Markup | None
     facts: list[str]
     spans: list[Span]
     waiting: str
@@ -96,7 +98,7 @@ def board(
         _answers(job, sides, texts, hidden),
         _votes(job, sides, actor),
         HTML.legend(tints(sources)) if sources and not hidden else "",
-        Markup(buttons(job, actor)) if job.state in ACTIVE else "",
+        buttons(job, actor) if job.state in ACTIVE else "",
         HTML.history([_earlier(each, job.run) for each in earlier[:MAX_EARLIER]], now),
     )
 
@@ -115,13 +117,13 @@ def _answers(
 def _answer(
     job: Job, side: int, letter: str, transcript: Transcript, first: Transcript | None, hidden: bool
 ) -> Answer:
-    name = model_name(models_of(job)[side - 1])
     differs = first_difference(first.text, transcript.text) if first else None
     spans = [Span(transcript.text)] if hidden else token_spans(transcript, differs)
     waiting = "Starting soon." if side == 1 else "Waiting for the previous model."
     return Answer(
         side,
-        Markup(letter) if hidden else Markup("{} · {}").format(letter, name),
+        letter,
+        None if hidden else model_name(models_of(job)[side - 1]),
         [*_facts(transcript, hidden), *_difference(first, transcript, differs)],
         spans if transcript.passes else [],
         waiting if job.state in LIVE and not transcript.end else "",

@@ -109,7 +109,7 @@ def _submit(form: ConfigForm, run: gr.Textbox, message: gr.HTML) -> Callable[...
             job = submit(generate.NAME, form.values(values), current_user(request))
         except SlimscopeError as error:
             return {**form.show_errors(error), message: show_error(error)}
-        return {**form.show_errors(None), run: job.run, message: show_html("")}
+        return {**form.show_errors(None), run: job.run, message: show_html()}
 
     return queue
 
@@ -153,7 +153,7 @@ def act(request: gr.Request, event: gr.EventData) -> Any:
         labels.tag([job.run], [action], current_user(request))
     except SlimscopeError as error:
         return show_error(error)
-    return show_html("")
+    return show_html()
 
 
 PAGE = Page("Generate", "generate", build, order=80, key="g")

@@ -97,7 +97,7 @@ REQUESTS = {
 }
 
 PYTHON = """\
-from backend.store import queries
+from backend.store import frames, queries
 
 for job in queries.jobs(kind="sds", limit=5):
     print(job.run, job.state, job.config["model"])

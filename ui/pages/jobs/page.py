@@ -144,7 +144,7 @@ def _state(job: Job) -> Markup:
 
 def clear() -> Any:
     """Hides the message: it was about another view."""
-    return show_html("")
+    return show_html()
 
 
 PAGE = Page("Jobs", "jobs", build, order=20, key="j")

@@ -108,7 +108,7 @@ def running_html(status: QueueStatus, actor: Actor) -> Markup:
     """A card for what runs now."""
     now = now_ms()
     runs = [
-        (job, Markup(buttons(job, actor)), described(job), progress(job), time_left(job),
+        (job, buttons(job, actor), described(job), progress(job), time_left(job),
          took(job, now))
         for job in status.live
     ]  # fmt: skip
@@ -123,8 +123,7 @@ def latest_html() -> Markup:
     rows = run_rows.rows(jobs, queries.results([job.id for job in jobs]))
     columns = fullest(run_columns.visible_columns((), run_columns.columns(rows)), rows)
     cells = [
-        [named_link(r.job), model_and_settings(r.job), *(Markup(c.html(r)) for c in columns)]
-        for r in rows
+        [named_link(r.job), model_and_settings(r.job), *(c.html(r) for c in columns)] for r in rows
     ]
     heads = ["Run", "Model and setting", *(c.title for c in columns)]
     return HTML.latest(heads, cells, [i for i, c in enumerate(columns, 2) if c.numeric])
@@ -144,7 +143,7 @@ def side_html(status: QueueStatus, actor: Actor) -> Markup:
     """The head of the queue, the newest runs that failed or were lost, and the models."""
     queued = [(job, described(job)) for job in status.queued[:NEXT]]
     failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
-    problems = [(job, Markup(buttons(job, actor)), error_of(job)) for job in failed]
+    problems = [(job, buttons(job, actor), error_of(job)) for job in failed]
     models = catalogue.entries()
     waits = any(model.name == MODEL and not model.ready for model in models)
     setup = f"python -m backend.models.sources.setup {MODEL}" if waits else ""
@@ -172,7 +171,7 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
     runs = pareto.chosen_group(options, group or "")
     drawn = {"mark": list(mark or queries.figures_mark()), "column": gr.update(visible=bool(runs))}
     if runs is None:
-        return {**drawn, **TRADEOFF.clear(), "front": show_html("")}
+        return {**drawn, **TRADEOFF.clear(), "front": show_html()}
     name = x if x in runs.axes else runs.axes[0]
     points = runs.points(name)
     note = _note(points, len(runs.rows) - len(points))

@@ -14,13 +14,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.metrics import METRICS, PERPLEXITY, TOKENS_PER_SECOND, Metric
+from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span
-from ui.charts.template import axis, layout, legend, log_axis
+from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import esc, number
 from ui.runs.results import format_value
 from ui.theme import BLUE, GREEN, LIGHT, OKABE_ITO, PINK, VERMILLION
 from ui.widgets.html import WIDGETS
-from ui.widgets.panel import Chart
 
 QUALITY, SPEED = METRICS[PERPLEXITY], METRICS[TOKENS_PER_SECOND]
 PLAIN, SMALLEST, LARGEST = 11, 8, 24  # pixels
@@ -76,19 +76,10 @@ def tradeoff(
     ]
     height = _height([p.y for p in points] + ([dense] if dense else []))
     width = _width([scale_of(x) * p.x for p in points])
-    several = len(kinds) > 1
-    figure = go.Figure(
-        [_front_line(best, x), *traces],
-        layout(
-            view=x.name,
-            top=32 if several else 8,
-            xaxis=axis(_title(x), showgrid=False, range=width, nticks=5, tickangle=0),
-            yaxis=height,
-            hovermode="closest",
-            showlegend=several,
-            legend=legend(orientation="h"),
-        ),
-    )
+    row = legend_row() if len(kinds) > 1 else {}
+    across = axis(_title(x), showgrid=False, range=width, nticks=5, tickangle=0)
+    looks = layout(view=x.name, xaxis=across, yaxis=height, hovermode="closest", **row)
+    figure = go.Figure([_front_line(best, x), *traces], looks)
     if dense:
         _mark_dense(figure, dense, height.get("type") == "log")
     return Chart(figure, _frame(points, x), note)
@@ -187,9 +178,8 @@ def _hover(point: ParetoPoint, x: Metric) -> str:
 
 def _mark_dense(figure: go.Figure, dense: float, log: bool) -> None:
     """A dashed line at the perplexity of the dense model."""
-    line = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
-    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=dense, y1=dense, line=line)
+    figure.add_shape(reference_line(y=dense))
     figure.add_annotation(  # unlike a shape, it wants the logarithm on a log axis
         text=f"dense {number(dense)}", xref="paper", x=1, xanchor="right", yanchor="top",
-        y=math.log10(dense) if log else dense, showarrow=False, font={"color": LIGHT.muted},
+        y=math.log10(dense) if log else dense,
     )  # fmt: skip

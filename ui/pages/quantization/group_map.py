@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from ui.charts.heatmap import DIVERGING, ROBUST, colour_bar, colour_limits, even_ticks
-from ui.charts.template import axis, layout
+from ui.charts.heatmap import ROBUST, colour_limits, heatmap
+from ui.charts.template import axis
 from ui.format import count, number, share
 
 MAX_CELLS = 128  # rows and columns of a map; more are drawn as means of neighbours
@@ -157,26 +157,15 @@ def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
     """
     figure, cells = mapped.figure, mapped.cells
     x, y = [*map(_span_label, cells.columns)], [*map(_span_label, cells.rows)]
-    heat = go.Heatmap(
-        x=x,
-        y=y,
-        z=[[None if np.isnan(v) else float(v) for v in line] for line in cells.mean],
-        customdata=[[f"{row},{group}" for row, group in line] for line in cells.farthest],
-        text=_hover(cells, figure, mapped.values),
-        hovertemplate="%{text}<extra></extra>",
-        colorscale=DIVERGING if figure.ratio else "cividis",
-        zmin=mapped.low,
-        zmax=mapped.high,
-        colorbar=colour_bar(figure.title) | (even_ticks(mapped.high) if figure.ratio else {}),
-    )
-    meta: dict[str, object] = {"pick": "cell"}
-    if picked is not None:
-        i, j = cells.cell_of(picked)
-        meta["picked"] = [x[j], y[i]]
-    across = axis("Group along the inputs", type="category", showgrid=False, nticks=12)
-    across["title"] |= {"standoff": 20}  # else it stands between the ticks
-    down = axis("Output row", type="category", showgrid=False, autorange="reversed", nticks=8)
-    return go.Figure(heat, layout(view=view, meta=meta, xaxis=across, yaxis=down))
+    i, j = cells.cell_of(picked) if picked else (0, 0)
+    return heatmap(
+        x, y, cells.mean,
+        [[f"{row},{group}" for row, group in line] for line in cells.farthest],
+        _hover(cells, figure, mapped.values),
+        (mapped.low, mapped.high),
+        title=figure.title, diverging=figure.ratio, view=view, picked=picked and [x[j], y[i]],
+        xaxis=axis("Group along the inputs"), yaxis=axis("Output row", nticks=8),
+    )  # fmt: skip
 
 
 def group_map_note(mapped: GroupMap) -> str:
@@ -203,10 +192,8 @@ def _span_label(span: tuple[int, int]) -> str:
 
 def _hover(cells: GroupCells, figure: GroupFigure, values: np.ndarray) -> list[list[str]]:
     """What is written of each cell."""
-    return [
-        [_cell_text(cells, (i, j), figure, values) for j in range(len(cells.columns))]
-        for i in range(len(cells.rows))
-    ]
+    across, down = range(len(cells.columns)), range(len(cells.rows))
+    return [[_cell_text(cells, (i, j), figure, values) for j in across] for i in down]
 
 
 def _cell_text(

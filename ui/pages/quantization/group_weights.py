@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from ui.charts.template import axis, layout, tint
+from ui.charts.template import axis, layout, reference_line, tint
 from ui.format import count
 from ui.theme import LIGHT, stage_style
 
@@ -55,11 +55,8 @@ def group_weights(group: GroupWeights, view: str, stage: str) -> go.Figure:
         mode="markers", marker={"size": 7, "color": stage_style(stage).colour},
         hovertemplate="Dense %{x:.5f}<br>now %{customdata:.5f}<br>moved by %{y:.5f}<extra></extra>",
     )  # fmt: skip
-    lines: list[dict[str, object]] = [
-        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": p, "x1": p, "layer": "below",
-         "line": {"color": LIGHT.muted, "width": 1, "dash": "dot"}}
-        for p in group.points.tolist()
-    ]  # fmt: skip
+    points = group.points.tolist()
+    lines = [reference_line(x=point, dash="dot", layer="below") for point in points]
     band: dict[str, object] = {
         "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -group.half, "y1": group.half,
         "layer": "below", "fillcolor": tint(LIGHT.muted, 0.12), "line": {"width": 0},
@@ -67,10 +64,8 @@ def group_weights(group: GroupWeights, view: str, stage: str) -> go.Figure:
     ends = np.concatenate([group.points, group.dense])
     reach = [float(ends.min() - group.half), float(ends.max() + group.half)]
     across = axis("Dense weight (dotted: the grid)", showgrid=False, nticks=6, range=reach)
-    return go.Figure(
-        dots,
-        layout(view=view, shapes=[band, *lines], xaxis=across, yaxis=axis("Moved by", nticks=5)),
-    )
+    down = axis("Moved by", nticks=5)
+    return go.Figure(dots, layout(view=view, shapes=[band, *lines], xaxis=across, yaxis=down))
 
 
 def group_weights_note(group: GroupWeights) -> str:

@@ -18,7 +18,7 @@ from ui.pages.quantization.panels import CURVE, HISTORY, HTML, LAYERS, MAP, USAG
 from ui.pages.quantization.selection import CURVES, QuantSelection, QuantView
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.explorer import Explorer, segmented
-from ui.widgets.notice import plain
+from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs
 
 BUTTONS = {"worst": "Worst", "back": "Previous", "on": "Next", "steps": "Next snapshot"}
@@ -31,7 +31,7 @@ def build() -> None:
         page["run"].render()
         page["stage"].render()
     page["head"] = plain(elem_id="quant-head")
-    page["notice"] = plain(visible=False, elem_id="quant-notice")
+    page["notice"] = notice("quant-notice")
     with gr.Column(elem_id="quant-charts") as page["charts"]:
         with gr.Row(equal_height=True):
             page |= CURVE.build("quant", [[page["curve"]]])

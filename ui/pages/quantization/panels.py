@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -15,9 +16,9 @@ from backend.store import frames, queries
 from backend.store.tables import Result
 from jobs.evaluation.report import SPEED_UP
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, RELATIVE_ERROR
-from ui.charts.heatmap import cells, heatmap_note, layer_heatmap, layers_frame
+from ui.charts.chart import Chart
+from ui.charts.heatmap import layer_map
 from ui.charts.lines import curves
-from ui.charts.statistics import STATISTICS
 from ui.format import NONE, count, number, size
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
@@ -29,7 +30,7 @@ from ui.pages.quantization.training_charts import (
     magnitude_bands,
 )
 from ui.templates import fragments
-from ui.widgets.panel import Chart, Panel
+from ui.widgets.panel import Panel
 
 HTML = fragments("pages/quantization/page.html")
 DISTILLED = DLQATStage.DLQAT_KD  # its loss is of another kind
@@ -178,13 +179,8 @@ def layers_chart(view: QuantView) -> Chart:
     table = frames.tensor_table(view.quant.job.id)
     if table.empty or OUTPUT_ERROR not in table or selection.stage not in {*table["stage"]}:
         return Chart(NO_LAYERS)
-    rows = cells(table, selection.stage, OUTPUT_ERROR)
-    return Chart(
-        layer_heatmap(table, selection.stage, OUTPUT_ERROR, selection.tensor),
-        layers_frame(rows, STATISTICS[OUTPUT_ERROR].title),
-        heatmap_note(rows),
-        name=f"{selection.run}-{selection.stage}-errors",
-    )
+    chart = layer_map(table, selection.stage, OUTPUT_ERROR, selection.tensor)
+    return replace(chart, name=f"{selection.run}-{selection.stage}-errors")
 
 
 def map_chart(view: QuantView) -> Chart:

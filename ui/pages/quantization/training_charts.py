@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from backend.statistics.names import FAN
-from ui.charts.template import axis, layout, legend, tint
+from ui.charts.template import axis, layout, legend_row, reference_line, tint
 from ui.format import NONE, count
 from ui.pages.quantization.group_map import Group
 from ui.theme import LIGHT, stage_style
@@ -33,7 +33,7 @@ def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) ->
     lines.append(
         go.Scatter(
             x=sorted(middle), y=[middle[s] for s in sorted(middle)], name="Median", mode="lines",
-            line={"color": colour, "width": 2}, hovertemplate="Median %{y:.5f}<extra></extra>",
+            line={"color": colour}, hovertemplate="Median %{y:.5f}<extra></extra>",
         )
     )  # fmt: skip
     return go.Figure(lines, _magnitude_layout(f"{stage}/fan"))
@@ -49,14 +49,6 @@ def _edge(
     )  # fmt: skip
 
 
-def _unchanged() -> dict[str, object]:
-    """The line of magnitudes that have not moved."""
-    return {
-        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "layer": "below",
-        "line": {"color": LIGHT.muted, "dash": "dash", "width": 1},
-    }  # fmt: skip
-
-
 def group_history(steps: Mapping[int, np.ndarray], group: Group, stage: str) -> go.Figure:
     """The magnitude of one group over training, among those of its tensor (5 to 95 %).
 
@@ -67,7 +59,7 @@ def group_history(steps: Mapping[int, np.ndarray], group: Group, stage: str) -> 
     bands = np.array([np.quantile(steps[s], (0.05, 0.95)) for s in at])
     own = go.Scatter(
         x=at, y=[float(steps[s][group]) for s in at], name="This group", mode="lines+markers",
-        line={"color": stage_style(stage).colour, "width": 2},
+        line={"color": stage_style(stage).colour},
         hovertemplate="m %{y:.5f}<extra></extra>",
     )  # fmt: skip
     low = _edge(at, bands[:, 0].tolist(), None, name, grey)
@@ -77,9 +69,9 @@ def group_history(steps: Mapping[int, np.ndarray], group: Group, stage: str) -> 
 
 def _magnitude_layout(view: str) -> dict[str, Any]:
     return layout(
-        view=view, top=32, hovermode="x unified", showlegend=True, legend=legend(orientation="h"),
-        xaxis=axis("Step", showgrid=False), yaxis=axis("Magnitude m", nticks=6),
-        shapes=[_unchanged()],
+        view=view, hovermode="x unified", xaxis=axis("Step", showgrid=False),
+        yaxis=axis("Magnitude m", nticks=6), shapes=[reference_line(y=1, layer="below")],
+        **legend_row(),
     )  # fmt: skip
 
 
@@ -93,23 +85,18 @@ def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
     colours = [LIGHT.muted, stage_style(stage).colour]
     bars = [
         go.Bar(
-            x=list(range(len(usage[step]))),
-            y=(100 * usage[step] / usage[step].sum()).tolist(),
-            customdata=usage[step].tolist(),
-            name=f"Step {step}",
-            marker={"color": colour},
+            x=list(range(len(usage[step]))), y=(100 * usage[step] / usage[step].sum()).tolist(),
+            customdata=usage[step].tolist(), name=f"Step {step}", marker={"color": colour},
             hovertemplate=f"Step {step}: %{{y:.2f}} %, n = %{{customdata:,.0f}}<extra></extra>",
         )
         for step, colour in zip(at, colours[-len(at) :], strict=True)
-    ]
-    return go.Figure(
-        bars,
-        layout(
-            view=f"{stage}/codes", top=32, showlegend=len(bars) > 1, barmode="group", bargap=0.15,
-            legend=legend(orientation="h"), hovermode="x unified",
-            xaxis=axis("Code", showgrid=False, nticks=16), yaxis=axis("Share of weights, %"),
-        ),
+    ]  # fmt: skip
+    looks = layout(
+        view=f"{stage}/codes", bargap=0.15, hovermode="x unified",
+        xaxis=axis("Code", showgrid=False, nticks=16), yaxis=axis("Share of weights, %"),
+        **legend_row() | {"showlegend": len(bars) > 1},
     )  # fmt: skip
+    return go.Figure(bars, looks)
 
 
 def code_usage_note(usage: Mapping[int, np.ndarray]) -> str:

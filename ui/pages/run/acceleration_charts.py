@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from ui.charts.template import axis, layout, log_axis
+from ui.charts.chart import Chart
+from ui.charts.template import axis, category_axis, layout, log_axis, reference_line
 from ui.format import share, size
-from ui.theme import BLUE, LIGHT, stage_style
-from ui.widgets.panel import Chart
+from ui.theme import BLUE, stage_style
 
 MEGA = 1e6
 DENSE = "dense"
@@ -25,12 +25,8 @@ def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
         sizes: format -> bytes, "dense" among them.
     """
     frame = pd.DataFrame(
-        {
-            "Format": name,
-            "Size, MB": value / MEGA,
-            "Of dense, %": 100 * value / sizes[DENSE],
-        }
-        for name, value in sizes.items()
+        [(name, value / MEGA, 100 * value / sizes[DENSE]) for name, value in sizes.items()],
+        columns=["Format", "Size, MB", "Of dense, %"],
     )
     labels = [
         f"<b>{name}</b><br>{size(v)}, {share(v / sizes[DENSE], 0)}" for name, v in sizes.items()
@@ -40,11 +36,9 @@ def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
         x=frame["Size, MB"], y=labels, orientation="h", width=0.55, marker={"color": colours},
         hovertext=frame["Format"], hovertemplate="%{hovertext}: %{x:.4g} MB<extra></extra>",
     )  # fmt: skip
-    rows = axis(
-        type="category", autorange="reversed", showgrid=False, tickfont={"color": LIGHT.text}
-    )
     width = axis("Megabytes", rangemode="tozero", showgrid=False)
-    return Chart(go.Figure(bars, layout(view="formats", xaxis=width, yaxis=rows)), frame, note)
+    looks = layout(view="formats", xaxis=width, yaxis=category_axis())
+    return Chart(go.Figure(bars, looks), frame, note)
 
 
 def sparse_products(
@@ -59,30 +53,19 @@ def sparse_products(
     frame = pd.DataFrame({"Zeros, %": [100 * z for z in zeros], "Speed-up, ×": [*speed_up]})
     line = go.Scatter(
         x=frame["Zeros, %"], y=frame["Speed-up, ×"], mode="lines+markers",
-        line={"color": BLUE, "width": 2}, marker={"size": 7},
+        line={"color": BLUE}, marker={"size": 7}, cliponaxis=False,
         hovertemplate="%{x:.4g} % zeros: %{y:.3g} × the dense speed<extra></extra>",
-        cliponaxis=False,
     )  # fmt: skip
     ends = [math.log10(min(*speed_up, 1.0) / 1.15), math.log10(max(*speed_up, 1.0) * 1.15)]
-    looks = layout(
-        view="products",
-        top=24,
-        xaxis=axis("Zeros, %", showgrid=False),
-        yaxis=log_axis("Speed-up over dense", ends, " ×", showgrid=True),
-    )
-    figure = go.Figure(line, looks)
-    grey = {"color": LIGHT.muted, "width": 1}
-    even = {"x0": 0, "x1": 1, "xref": "paper", "y0": 1, "y1": 1, "line": grey | {"dash": "dash"}}
-    figure.add_shape(type="line", **even)
-    _label(figure, "as fast as dense", x=1, y=0, xref="paper", xanchor="right")  # y: log10
+    above = {"yanchor": "bottom"}  # `y` of a label on a log axis is a logarithm
+    even = {"text": "as fast as dense", "xref": "paper", "x": 1, "xanchor": "right", "y": 0}
+    shapes, labels = [reference_line(y=1)], [even | above]
     if own:
-        here = {"x0": 100 * own, "x1": 100 * own, "y0": 0, "y1": 1, "yref": "paper"}
-        figure.add_shape(type="line", **here, line=grey | {"dash": "dot"})
-        _label(figure, f"this model, {share(own, 0)}", x=100 * own, y=1, yref="paper")
-    return Chart(figure, frame, note)
-
-
-def _label(figure: go.Figure, text: str, **place: object) -> None:
-    """A quiet label on the plot."""
-    looks = {"xanchor": "left", "yanchor": "bottom", "font": {"color": LIGHT.muted}} | place
-    figure.add_annotation(text=text, showarrow=False, **looks)
+        here = {"text": f"this model, {share(own, 0)}", "x": 100 * own, "yref": "paper", "y": 1}
+        shapes.append(reference_line(x=100 * own, dash="dot"))
+        labels.append(here | above)
+    looks = layout(
+        view="products", top=24, shapes=shapes, annotations=labels,
+        xaxis=axis("Zeros, %", showgrid=False), yaxis=log_axis("Speed-up over dense", ends, " ×"),
+    )  # fmt: skip
+    return Chart(go.Figure(line, looks), frame, note)

@@ -16,8 +16,9 @@ from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY
+from ui.charts.chart import Chart
 from ui.charts.lines import curve_titles, curves, curves_frame
-from ui.charts.stages import perplexity_frame, perplexity_note, stage_perplexities
+from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, belongs_to
@@ -33,7 +34,7 @@ from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html import WIDGETS, empty
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
-from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 HTML = fragments("pages/run/page.html")
 TABS = {
@@ -139,10 +140,9 @@ def draw(request: gr.Request) -> Updates:
         "artefacts": artefacts(job.run, queries.artifacts(job.run))
         or empty(NO_ARTEFACTS[job.state in ACTIVE]),
     }
-    chart = Chart(NO_PERPLEXITY[job.state in ACTIVE])
-    if PERPLEXITY in results.metrics:
-        figure = stage_perplexities(rows, results.labels)
-        chart = Chart(figure, perplexity_frame(rows, results.labels), perplexity_note(rows))
+    measured = PERPLEXITY in results.metrics
+    nothing = Chart(NO_PERPLEXITY[job.state in ACTIVE])
+    chart = perplexity_chart(rows, results.labels) if measured else nothing
     return updates(html, STAGES.show(chart, job.run))
 
 
@@ -161,9 +161,8 @@ def head_html(job: Job, actor: Actor) -> Markup:
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
     return HTML.head(
-        job, now, [*map(Markup, actions)], described(job), took(job, now), progress(job),
-        error_of(job),
-    )  # fmt: skip
+        job, now, actions, described(job), took(job, now), progress(job), error_of(job)
+    )
 
 
 def results_html(job: Job, results: RunResults) -> Markup:
@@ -177,7 +176,7 @@ def results_html(job: Job, results: RunResults) -> Markup:
 def history(job: Job) -> Markup:
     """Where it ran, every attempt, and what happened to it."""
     attempts = details.attempts_card(queries.attempts(job.run), now_ms())
-    events = HTML.history(Markup(history_html(job)))
+    events = HTML.history(history_html(job))
     return WIDGETS.stack(details.environment_card(job), attempts, events)
 
 
@@ -220,7 +219,7 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
     try:
         if not belongs_to(run, path):
             raise NotFoundError("This file belongs to no artefact of the run.")
-        return [small_file(path), show_html("")]
+        return [small_file(path), show_html()]
     except SlimscopeError as error:
         return [gr.skip(), show_error(error)]
 

@@ -17,13 +17,14 @@ from jobs.evaluation import report
 from jobs.evaluation.config import MODEL, NAME
 from jobs.evaluation.report import CSR, evaluations, samples_of
 from jobs.metrics import PERPLEXITY, SPEED_UP, ZERO_SHARE
+from ui.charts.chart import Chart
 from ui.format import href, share
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
 from ui.runs.actions import next_links
 from ui.runs.results import RunResults, kind_of
 from ui.templates import fragments
 from ui.widgets.notice import plain
-from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 HTML = fragments("pages/run/quality.html")
 SIZES = Panel("size", "Size of the linear layers", "How small can the layers be stored?", 280)
@@ -87,7 +88,7 @@ def _invitation(job: Job) -> Markup:
     """How to have the run measured, if there is a model to measure."""
     kind = kind_of(job)
     if kind and not kind.has_models:
-        return HTML.not_a_model(Markup(next_links(job)))
+        return HTML.not_a_model(next_links(job))
     if any(a.kind == "model" for a in queries.artifacts(job.run)):
         return HTML.not_evaluated(href("launch", kind=NAME, model=job.run))
     return HTML.no_model()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-from markupsafe import Markup
 
 from backend.errors import SlimscopeError
 from backend.queue import labels, roles
@@ -14,10 +13,10 @@ from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.runs.bulk_actions import bulk_actions, run_bulk_action
 from ui.runs.table import to_csv, to_json
-from ui.runs.view import TableQuery, TableResult, query_runs, query_text, saved_query
+from ui.runs.view import TableQuery, query_runs, query_text, saved_query
 from ui.templates import fragments
 from ui.widgets.download import Download, file_payload
-from ui.widgets.html import joined, skeleton
+from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, show_error, show_html, show_success
 from ui.widgets.panel import Outputs, Updates
@@ -81,13 +80,8 @@ def draw(request: gr.Request) -> Updates:
     user = current_user(request)
     return {
         "tools": HTML.tools(table, queries.views(), roles.may_not_change(user)),
-        "table": joined([HTML.toolbar(table, bulk_actions(table, user)), *_rows(table)]),
+        "table": HTML.board(table, bulk_actions(table, user)),
     }
-
-
-def _rows(table: TableResult) -> list[Markup]:
-    rows = [HTML.runs(table)] if table.rows or table.top_rows else []
-    return [*rows, HTML.pager(table) if table.rows else HTML.no_match(table.total)]
 
 
 # what is done -------------------------------------------------------------------------------------
@@ -100,7 +94,7 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
     user = current_user(request)
     try:
         if action in EXPORTS:
-            return {"message": show_html(""), "download": export(action, request)}
+            return {"message": show_html(), "download": export(action, request)}
         if action == "save-view":
             message = save_view(text, request, user)
         elif action == "delete-view":

@@ -12,10 +12,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from jobs.speed.report import VANILLA, DecoderReport
-from ui.charts.template import axis, layout, legend, rows_of_legend
+from ui.charts.chart import Chart
+from ui.charts.template import (
+    axis,
+    category_axis,
+    layout,
+    legend_row,
+    legend_rows,
+    reference_line,
+)
 from ui.format import esc
 from ui.theme import BLUE, BROWN, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK, PURPLE
-from ui.widgets.panel import Chart
 
 PAINT = (*OKABE_ITO, PURPLE, BROWN)
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
@@ -31,7 +38,10 @@ PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
 CURVES = ((ACCEPTED, 1, "solid"), (EVEN, 1, "dot"), (SPEED_UP, 2, "solid"))
-NODES = tuple(2**n for n in range(9))  # ticks of a log axis
+NODES = [2**n for n in range(9)]
+NODE_TICKS: dict[str, Any] = {  # of a log axis
+    "tickvals": NODES, "ticktext": [*map(str, NODES)], "showgrid": False,
+}  # fmt: skip
 
 
 def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
@@ -70,20 +80,16 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
         for d in decoders
         for low, high in [d.speed_up_range()]
     )
+    up, low, high = frame["Speed-up, ×"], frame["Lowest"], frame["Highest"]
     bars = _bars(
-        decoders,
-        frame["Speed-up, ×"],
-        error_x=_range(frame["Speed-up, ×"], frame["Lowest"], frame["Highest"], LIGHT.text),
-        customdata=[[*f, d.accepted] for f, d in zip(frame[["Lowest", "Highest"]].values.tolist(),
-                                                     decoders, strict=True)],
+        decoders, up, error_x=_range(up, low, high, LIGHT.text),
+        customdata=[*zip(low, high, (d.accepted for d in decoders), strict=True)],
         hovertemplate="<b>%{y}</b><br>%{x:.2f}× (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
         "<br>%{customdata[2]:.2f} tokens per step<extra></extra>",
     )  # fmt: skip
-    furthest = frame["Highest"].max()
-    figure = go.Figure(bars, _bar_layout("speed", "Speed-up over vanilla, ×", furthest, decoders))
-    _line_at_one(figure)
-    _beside(figure, decoders, frame["Highest"], [f"{v:.2f}×" for v in frame["Speed-up, ×"]])
-    return Chart(figure, frame, note)
+    texts = [f"{value:.2f}×" for value in up]
+    looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
+    return Chart(go.Figure(bars, looks | {"shapes": [reference_line(x=1)]}), frame, note)
 
 
 def gain(
@@ -108,22 +114,18 @@ def gain(
         for expected, parameters, steps in [about.get(d.name, (None,) * 3)]
     )
     bars = _bars(
-        decoders,
-        frame["Tokens per step"],
+        decoders, frame["Tokens per step"],
         hovertemplate="<b>%{y}</b><br>%{x:.2f} tokens per step<extra></extra>",
-    )
+    )  # fmt: skip
     marks = go.Scatter(
-        x=frame["Break-even"],
-        y=bars.y,
-        mode="markers",
+        x=frame["Break-even"], y=bars.y, mode="markers",
         marker={"symbol": "line-ns", "size": 32, "line": {"width": 3, "color": LIGHT.text}},
         hovertemplate="<b>%{y}</b><br>breaks even at %{x:.2f} tokens per step<extra></extra>",
-    )
+    )  # fmt: skip
     reach = frame[["Tokens per step", "Break-even"]].max(axis=1)
-    looks = _bar_layout("gain", "Tokens per step", reach.max(), decoders)
-    figure = go.Figure([bars, marks], looks)
-    _beside(figure, decoders, reach, [f"{v:.2f}" for v in frame["Tokens per step"]])
-    return Chart(figure, frame, note)
+    texts = [f"{value:.2f}" for value in frame["Tokens per step"]]
+    looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts)
+    return Chart(go.Figure([bars, marks], looks), frame, note)
 
 
 def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
@@ -133,83 +135,53 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
         {"Decoder": d.label, **{t: d.milliseconds.get(part, 0.0) for part, t in titles.items()}}
         for d in decoders
     )
-    names = [*map(bar_label, decoders)]
     traces = [
-        go.Bar(
-            x=frame[titles[part]], y=names, name=label, orientation="h", width=0.5,
-            marker={"color": colour},
+        _bars(
+            decoders, frame[titles[part]], name=label, marker={"color": colour},
             hovertemplate=f"<b>%{{y}}</b><br>{label}: %{{x:.2f}} ms<extra></extra>",
         )
         for part, (label, colour) in PARTS.items()
     ]  # fmt: skip
     whole = frame[[*titles.values()]].sum(axis=1)
-    looks = _bar_layout("time", "Milliseconds per step", whole.max(), decoders, MORE_ROOM)
-    figure = go.Figure(traces, looks)
-    figure.update_layout(
-        barmode="stack",
-        showlegend=True,
-        legend=legend(orientation="h", traceorder="normal"),
-        margin={"t": 32},
-    )
     texts = [f"{t / d.accepted:.1f} ms/token" for t, d in zip(whole, decoders, strict=True)]
-    _beside(figure, decoders, whole, texts)
+    looks = _bar_layout("time", "Milliseconds per step", decoders, whole, texts, MORE_ROOM)
+    row = legend_row(traceorder="normal")
+    figure = go.Figure(traces, looks | {"margin": {"t": row.pop("top")}, "barmode": "stack"} | row)
     return Chart(figure, frame, note)
 
 
 def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) -> go.Bar:
     paint = colours(decoders)
-    return go.Bar(
-        x=values,
-        y=[*map(bar_label, decoders)],
-        orientation="h",
-        width=0.5,
-        marker={"color": [paint[d.name] for d in decoders]},
-        **options,
-    )
+    marker = {"color": [paint[d.name] for d in decoders]}
+    names = [*map(bar_label, decoders)]
+    return go.Bar(x=values, y=names, orientation="h", width=0.5, **{"marker": marker} | options)
 
 
 def _range(value: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> dict[str, Any]:
     """Error bars from the lowest to the highest repetition."""
-    return {
-        "type": "data", "symmetric": False, "color": colour, "thickness": 1, "width": 4,
-        "array": high - value, "arrayminus": value - low,
-    }  # fmt: skip
+    return {"color": colour, "thickness": 1, "array": high - value, "arrayminus": value - low}
 
 
 def _bar_layout(
     view: str,
     title: str,
-    furthest: float,
     decoders: Sequence[DecoderReport],
+    ends: pd.Series,
+    texts: Sequence[str],
     room: float = ROOM,
 ) -> dict[str, Any]:
+    """A row for each decoder, a text at the end of its bar."""
+    notes = [
+        {"x": end, "y": bar_label(d), "text": text, "xshift": 8, "font": {"color": LIGHT.text}}
+        for d, end, text in zip(decoders, ends, texts, strict=True)
+    ]
     return layout(
         view=view,
         more=BAR * max(0, len(decoders) - FEW_BARS),
-        xaxis=axis(title, range=[0, room * furthest], rangemode="tozero"),
-        yaxis=axis(type="category", autorange="reversed", showgrid=False,
-                   tickfont={"color": LIGHT.text}),
-    )  # fmt: skip
-
-
-def _line_at_one(figure: go.Figure) -> None:
-    """Vanilla decoding, dashed."""
-    even = {"color": LIGHT.muted, "width": 1, "dash": "dash"}
-    figure.add_shape(type="line", x0=1, x1=1, y0=0, y1=1, yref="paper", line=even)
-
-
-def _beside(
-    figure: go.Figure,
-    decoders: Sequence[DecoderReport],
-    ends: Sequence[float],
-    texts: Sequence[str],
-) -> None:
-    """Text at the end of each bar."""
-    for decoder, end, text in zip(decoders, ends, texts, strict=True):
-        figure.add_annotation(
-            x=end, y=bar_label(decoder), text=text, showarrow=False, xanchor="left", xshift=8,
-            font={"color": LIGHT.text},
-        )  # fmt: skip
+        annotations=notes,
+        xaxis=axis(title, range=[0, room * ends.max()]),
+        yaxis=category_axis(),
+    )
 
 
 # tasks and steps ----------------------------------------------------------------------------------
@@ -256,8 +228,8 @@ def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart
         tickvals=[*range(len(tasks))], ticktext=[*map(esc, tasks)], showgrid=False,
         range=[len(tasks) - 0.5, -0.5], tickfont={"color": LIGHT.text},
     )  # fmt: skip
-    figure.update_layout(_with_legend(f"tasks {tokens}", drafters, axis(title), rows_axis))
-    _line_at_one(figure)
+    looks = _with_legend(f"tasks {tokens}", drafters, axis(title), rows_axis)
+    figure.update_layout(looks, shapes=[reference_line(x=1)])
     return Chart(figure, frame, "" if tokens else note)
 
 
@@ -319,7 +291,7 @@ def acceptance_rate(decoders: Sequence[DecoderReport], conditional: bool, note: 
         rows = frame[frame["Decoder"] == decoder.label]
         figure.add_scatter(
             x=rows.iloc[:, 1], y=rows.iloc[:, 2], name=esc(decoder.label), mode="lines+markers",
-            line={"color": paint[decoder.name], "width": 2}, marker={"size": 8}, cliponaxis=False,
+            line={"color": paint[decoder.name]}, marker={"size": 8}, cliponaxis=False,
             hovertemplate="<b>%{fullData.name}</b><br>%{x} or more accepted: %{y:.1f} % of steps"
             f"{so_far}<extra></extra>",
         )  # fmt: skip
@@ -333,8 +305,8 @@ def _with_legend(
     view: str, lines: Sequence[object], xaxis: dict[str, Any], yaxis: dict[str, Any]
 ) -> dict[str, Any]:
     """The layout of a chart whose legend has a row for each of `lines`."""
-    room = rows_of_legend(len(lines))
-    return layout(view=view, **room, showlegend=True, legend=legend(), xaxis=xaxis, yaxis=yaxis)
+    rows = legend_rows(len(lines), grow=True)
+    return layout(view=view, xaxis=xaxis, yaxis=yaxis, **rows)
 
 
 # the size of the tree -----------------------------------------------------------------------------
@@ -356,13 +328,11 @@ def tree_sizes(curves: pd.DataFrame, decoders: Sequence[DecoderReport]) -> Chart
         for name, row, dash in CURVES:
             line = _size_line(sizes[name], esc(decoder.label), name, paint[decoder.name], dash)
             figure.add_trace(line, row=row, col=1)
-    log: dict[str, Any] = {"type": "log", **_node_ticks(), "showgrid": False}
-    figure.update_xaxes(log)
-    figure.update_xaxes(title={"text": "Tree nodes (log axis)"}, row=2, col=1)
-    figure.update_yaxes(title={"text": "Tokens per step"}, nticks=5, row=1, col=1)
-    figure.update_yaxes(title={"text": "Speed-up, ×"}, nticks=5, row=2, col=1)
-    room = rows_of_legend(len(tried))
-    figure.update_layout(layout(view="sizes", **room, showlegend=True, legend=legend()))
+    figure.update_xaxes(type="log", **NODE_TICKS)
+    figure.update_xaxes(axis("Tree nodes", log=True), row=2, col=1)
+    figure.update_yaxes(axis("Tokens per step", nticks=5), row=1, col=1)
+    figure.update_yaxes(axis("Speed-up, ×", nticks=5), row=2, col=1)
+    figure.update_layout(layout(view="sizes", **legend_rows(len(tried), grow=True)))
     return Chart(figure, _sizes_frame(tried))
 
 
@@ -380,17 +350,12 @@ def _sizes_frame(tried: Sequence[tuple[DecoderReport, dict[str, pd.Series]]]) ->
     )
 
 
-def _node_ticks() -> dict[str, list[object]]:
-    """Powers of two."""
-    return {"tickvals": [*NODES], "ticktext": [str(n) for n in NODES]}
-
-
 def _size_line(values: pd.Series, label: str, name: str, colour: str, dash: str) -> go.Scatter:
     solid = dash == "solid"
     return go.Scatter(
         x=[int(n) for n in values.index], y=[*values], name=label, mode="lines+markers",
         legendgroup=label, showlegend=name == ACCEPTED,
-        line={"color": colour, "width": 2, "dash": dash},
+        line={"color": colour, "dash": dash},
         marker={"size": 7, "color": colour if solid else LIGHT.paper,
                 "line": {"color": colour, "width": 2}},
         hovertemplate=f"<b>{label}</b><br>%{{x}} nodes, {name}: %{{y:.2f}}<extra></extra>",
@@ -404,11 +369,11 @@ def verification_cost(curves: pd.DataFrame, note: str) -> Chart:
     title = "Time, relative to one token"
     frame = pd.DataFrame({"Tokens": rows["step"].astype(int), title: rows["value"].astype(float)})
     line = go.Scatter(
-        x=frame["Tokens"], y=frame[title], mode="lines+markers", line={"color": BLUE, "width": 2},
+        x=frame["Tokens"], y=frame[title], mode="lines+markers", line={"color": BLUE},
         marker={"size": 8}, hovertemplate="%{x} tokens: %{y:.2f} passes<extra></extra>",
         cliponaxis=False,
     )  # fmt: skip
-    x = axis("Tokens verified at once (log axis)", type="log", **_node_ticks(), showgrid=False)
+    x = axis("Tokens verified at once", log=True, **NODE_TICKS)
     y = axis(title, rangemode="tozero")
     figure = go.Figure(line, layout(view="costs", xaxis=x, yaxis=y))
     return Chart(figure if len(frame) else None, frame, note)

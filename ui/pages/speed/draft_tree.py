@@ -8,9 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.speed.report import DecoderReport
+from ui.charts.chart import Chart
 from ui.charts.template import axis, layout
 from ui.theme import BLUE, LIGHT
-from ui.widgets.panel import Chart
 
 Path = tuple[int, ...]
 

@@ -12,6 +12,7 @@ from backend.store import frames
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.speed.report import DecoderReport
+from ui.charts.chart import Chart
 from ui.charts.lines import curves as lines
 from ui.frame import Page, live, query, url_sync
 from ui.pages.speed import charts, data
@@ -23,7 +24,7 @@ from ui.templates import fragments
 from ui.widgets.chart import nothing
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 HTML = fragments("pages/speed/page.html")
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
@@ -139,10 +140,10 @@ def draw(
 def head(shown: Benchmark) -> Markup:
     """The run, its verdict, and the conditions under which its figures hold."""
     job = shown.job
-    waiting = progress(job) or Markup(" ") if job.state in ACTIVE else ""
     return HTML.head(
-        job, shown.verdicts, waiting, error_of(job), conditions(job), command(job), clone_link(job)
-    )
+        job, shown.verdicts, job.state in ACTIVE, progress(job), error_of(job), conditions(job),
+        command(job), clone_link(job),
+    )  # fmt: skip
 
 
 def conditions(job: Job) -> dict[str, object]:

@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 
 from jobs.metrics import Metric
 from jobs.sweep import SweepRow
+from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
-from ui.charts.template import axis, layout, legend, log_axis
+from ui.charts.template import axis, layout, legend_row, log_axis
 from ui.format import esc, number
 from ui.theme import stage_style
-from ui.widgets.panel import Chart
 
 DENSE = "dense"
 LOG_FROM = 4.0  # largest over smallest from which a log axis is worth it
@@ -40,17 +40,14 @@ def sweep_means(rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, st
         stage=[row.stage for row in rows],
         place=[combinations[repr(row.values)] for row in rows],
     )
-    figure = go.Figure(
-        [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)],
-        layout(
-            view=shown.name,
-            top=56,
-            xaxis=_value_axis(shown.title, frame[shown.title]),
-            yaxis=rows_axis([*combinations.values()]),
-            showlegend=True,
-            legend=legend(orientation="h"),
-        ),
+    looks = layout(
+        view=shown.name,
+        xaxis=_value_axis(shown.title, frame[shown.title]),
+        yaxis=rows_axis([*combinations.values()]),
+        **legend_row(top=56),
     )
+    traces = [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)]
+    figure = go.Figure(traces, looks)
     return Chart(figure, frame, f"n = {span([row.n for row in rows])} runs per dot. {SPREAD}")
 
 
@@ -81,8 +78,7 @@ def _dots(rows: pd.DataFrame, title: str) -> go.Scatter:
                                      rows["n"], strict=True)],
         size=22 if is_dense else 10,
         name=label,
-        error_x={"type": "data", "array": spreads.fillna(0.0).tolist(), "color": stroke.colour,
-                 "width": 4},
+        error_x={"array": spreads.fillna(0.0).tolist(), "color": stroke.colour},
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import metric
+from ui.charts.chart import Chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
@@ -18,7 +19,7 @@ from ui.runs.results import kind_of
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
-from ui.widgets.panel import Chart, Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 MEANS = Panel(
     "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?", 420

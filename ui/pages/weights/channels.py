@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ui.charts.series import legend_rows, line_width
-from ui.charts.template import axis, layout
+from ui.charts.series import line_width
+from ui.charts.template import axis, layout, legend_rows, line_look
 from ui.format import count, share
 from ui.theme import LineStyle
 
@@ -55,19 +55,16 @@ def channel_lines(
         outliers: channels that are marked on every line.
     """
     title = "Rank, each stage from its largest channel on" if by_size else "Number of the channel"
-    height = axis(UNITS[measure] + (" (log axis)" if log_y else ""), nticks=6)
-    height |= {"type": "log", "tickformat": "~g"} if log_y else {"rangemode": "tozero"}
+    scale = {} if log_y else {"rangemode": "tozero"}
     marked = [_marks(c, by_size, outliers) for c in drawn] if len(outliers) else []
-    return go.Figure(
-        [_line(c, by_size, place) for place, c in enumerate(drawn)] + marked,
-        layout(
-            view=f"{side}/{measure}/{by_size}/{log_y}",
-            xaxis=axis(title, showgrid=False, rangemode="nonnegative"),
-            yaxis=height,
-            hovermode="x unified",
-            **legend_rows(len(drawn)),
-        ),
+    looks = layout(
+        view=f"{side}/{measure}/{by_size}/{log_y}",
+        xaxis=axis(title, showgrid=False, rangemode="nonnegative"),
+        yaxis=axis(UNITS[measure], log=log_y, nticks=6, **scale),
+        hovermode="x unified",
+        **legend_rows(len(drawn)),
     )
+    return go.Figure([_line(c, by_size, place) for place, c in enumerate(drawn)] + marked, looks)
 
 
 def ranked(channels: Channels, by_size: bool) -> np.ndarray:
@@ -119,32 +116,21 @@ def _line(channels: Channels, by_size: bool, place: int) -> go.Scatter:
     order = ranked(channels, by_size)
     values = channels.values[order]
     kept = envelope(values)
-    stroke = channels.stroke
     width = line_width(place) if by_size else 1.0
     return go.Scatter(
-        x=kept.tolist(),
-        y=values[kept].tolist(),
-        customdata=order[kept].tolist(),
-        mode="lines",
-        line={"color": stroke.colour, "dash": stroke.dash, "width": width},
-        name=channels.label,
+        x=kept.tolist(), y=values[kept].tolist(), customdata=order[kept].tolist(), mode="lines",
+        line=line_look(channels.stroke, width=width), name=channels.label,
         hovertemplate=f"{channels.label}, channel %{{customdata}}: %{{y:.4g}}<extra></extra>",
-    )
+    )  # fmt: skip
 
 
 def _marks(channels: Channels, by_size: bool, outliers: Sequence[int]) -> go.Scatter:
     order = ranked(channels, by_size)
     spots = np.flatnonzero(np.isin(order, outliers))
+    ring = {"symbol": "circle-open", "size": 7, "color": channels.stroke.colour}
     return go.Scatter(
-        x=spots.tolist(),
-        y=channels.values[order][spots].tolist(),
-        mode="markers",
-        marker={
-            "symbol": "circle-open", "size": 7, "color": channels.stroke.colour,
-            "line": {"width": 1.5},
-        },
-        showlegend=False,
-        hoverinfo="skip",
+        x=spots.tolist(), y=channels.values[order][spots].tolist(), mode="markers",
+        marker=ring | {"line": {"width": 1.5}}, showlegend=False, hoverinfo="skip",
     )  # fmt: skip
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from backend.statistics.tensors import QUANTILES
-from ui.charts.series import ROW
-from ui.charts.template import axis, layout, legend, tint
+from ui.charts.template import axis, layout, legend_row, reference_line, tint
 from ui.format import number
 from ui.theme import LIGHT, LineStyle
 
@@ -38,26 +37,22 @@ def quantile_bands(
         figure.add_traces(_band(blocks, quantiles, low, high, tint(stroke.colour, opacity)))
     figure.add_scatter(
         x=[*blocks], y=_column(quantiles, 0.5), customdata=[*tensors], name="Median",
-        mode="lines+markers", marker={"size": 4}, line={"color": stroke.colour, "width": 2},
+        mode="lines+markers", marker={"size": 4}, line={"color": stroke.colour},
         hovertemplate="Median: %{y:.3g}<extra></extra>",
     )  # fmt: skip
     if dense:
         figure.add_traces([_dashed(blocks, dense, quantile) for quantile in COMPARED])
-    for block, tensor in zip(blocks, tensors, strict=False):
-        if tensor == picked:
-            figure.add_vline(block, line={"color": LIGHT.muted, "width": 1, "dash": "dot"})
     few = {"dtick": 1} if max(blocks) - min(blocks) < MOST_TICKS else {"nticks": MOST_TICKS}
-    return figure.update_layout(
-        layout(
-            view=f"depth/{tensors[0] if tensors else ''}",
-            top=2 * ROW + 8,
-            xaxis=axis("Block", showgrid=False, tickformat="d", **few),
-            yaxis=axis("Weight"),
-            hovermode="x unified",
-            showlegend=True,
-            legend=legend(orientation="h", traceorder="normal"),
-        )
+    marked = [b for b, tensor in zip(blocks, tensors, strict=False) if tensor == picked]
+    looks = layout(
+        view=f"depth/{tensors[0] if tensors else ''}",
+        xaxis=axis("Block", showgrid=False, tickformat="d", **few),
+        yaxis=axis("Weight"),
+        hovermode="x unified",
+        shapes=[reference_line(x=block, dash="dot") for block in marked],
+        **legend_row(top=48, traceorder="normal"),
     )
+    return figure.update_layout(looks)
 
 
 def in_percent(quantile: float) -> str:
@@ -78,11 +73,11 @@ def _band(
     ends = [f"{number(a, 3)} to {number(b, 3)}" for a, b in zip(below, above, strict=True)]
     common = {"x": [*blocks], "mode": "lines", "line": {"width": 0}, "legendgroup": name}
     return [
-        go.Scatter(y=below, name=in_percent(low), meta={"column": in_percent(low)},
-                   showlegend=False, hoverinfo="skip", **common),
-        go.Scatter(y=above, name=name, meta={"column": in_percent(high)}, fill="tonexty",
-                   fillcolor=fill, customdata=ends,
-                   hovertemplate=f"{name}: %{{customdata}}<extra></extra>", **common),
+        go.Scatter(y=below, showlegend=False, hoverinfo="skip", **common),
+        go.Scatter(
+            y=above, name=name, fill="tonexty", fillcolor=fill, customdata=ends,
+            hovertemplate=f"{name}: %{{customdata}}<extra></extra>", **common,
+        ),
     ]  # fmt: skip
 
 
@@ -90,12 +85,12 @@ def _dashed(
     blocks: Sequence[int], quantiles: Sequence[Sequence[float]], quantile: float
 ) -> go.Scatter:
     """The dense tensors, for comparison."""
-    name, column = "Dense, middle 90 %", f"Dense, {in_percent(quantile)}"
+    name = "Dense, middle 90 %"
     return go.Scatter(
         x=[*blocks], y=_column(quantiles, quantile), mode="lines", name=name, legendgroup=name,
-        meta={"column": column}, showlegend=quantile == COMPARED[0],
+        showlegend=quantile == COMPARED[0],
         line={"color": LIGHT.muted, "width": 1.5, "dash": "dash"},
-        hovertemplate=f"{column}: %{{y:.3g}}<extra></extra>",
+        hovertemplate=f"Dense, {in_percent(quantile)}: %{{y:.3g}}<extra></extra>",
     )  # fmt: skip
 
 

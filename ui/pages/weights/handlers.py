@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 from markupsafe import Markup
 
 from backend.store import queries
-from backend.store.tables import Result
-from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
+from ui.charts.chart import Chart
+from ui.charts.stages import perplexities, perplexity_chart
 from ui.charts.statistics import STATISTICS, available
 from ui.format import href
 from ui.frame import query
@@ -32,7 +31,7 @@ from ui.widgets.explorer import (
     show_charts,
     show_notice,
 )
-from ui.widgets.panel import Chart, Panel, Updates, updates
+from ui.widgets.panel import Panel, Updates, updates
 
 LAYERS = Panel("layers", "All layers", height=440, element="heatmap")
 TENSOR = Panel("tensor", "One tensor", height=440, element="overlay")
@@ -181,18 +180,8 @@ def _tensor(view: TensorView, at: str = "") -> Updates:
 def _perplexity(weights: RunWeights) -> Updates:
     results = perplexities(queries.results([weights.job.id]), weights.labels)
     visible = {"perplexity": gr.update(visible=bool(results) or len(weights.labels) > 1)}
-    if not results:
-        return visible | PERPLEXITY.show(Chart(NO_PERPLEXITY))
-    figure = stage_perplexities(results, weights.labels)
-    frame = perplexity_frame(results, weights.labels)
-    chart = Chart(figure, frame, perplexity_note(results))
+    chart = perplexity_chart(results, weights.labels) if results else Chart(NO_PERPLEXITY)
     return visible | PERPLEXITY.show(chart, weights.job.run)
-
-
-def perplexity_frame(results: Sequence[Result], labels: Mapping[str, str]) -> pd.DataFrame:
-    rows = [(labels.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in results]
-    columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
-    return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
 # controls -----------------------------------------------------------------------------------------

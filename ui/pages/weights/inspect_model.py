@@ -18,9 +18,9 @@ from jobs import submit
 from jobs.weight_statistics.config import NAME
 from ui.frame import SILENT_EVENT, current_user, on_load
 from ui.templates import fragments
-from ui.widgets.chart import note_html
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.explorer import Choices
+from ui.widgets.html import WIDGETS
 from ui.widgets.notice import notice, plain, show_error, show_html
 
 HTML = fragments("pages/weights/page.html")
@@ -57,7 +57,7 @@ class InspectModelPanel:
 
 def build() -> InspectModelPanel:
     with gr.Accordion("Inspect a model without a run", open=False, elem_id="weights-new"):
-        plain(note_html(ABOUT))
+        plain(WIDGETS.chart_note(ABOUT))
         with gr.Row(elem_classes="bar"):
             model = FreeDropdown(
                 [], label="Model", elem_id="weights-model", min_width=240, allow_custom_value=True
@@ -100,4 +100,4 @@ def compute(model: str | None, request: gr.Request) -> tuple[Any, Any]:
         job = submit.submit(NAME, {"model": model or ""}, current_user(request))
     except SlimscopeError as error:
         return show_error(error), gr.skip()
-    return show_html(""), job.run
+    return show_html(), job.run

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pandas as pd
 
 from backend.statistics.tensors import QUANTILES, TensorSnapshot
-from ui.charts.heatmap import (
-    MapBaseline,
-    cells,
-    heatmap_note,
-    layer_heatmap,
-    layers_frame,
-    title_of,
-)
+from ui.charts.chart import Chart
+from ui.charts.heatmap import MapBaseline, cells, layer_map
 from ui.charts.series import Series, cut_off_peaks
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.data import TensorView
@@ -29,7 +24,6 @@ from ui.pages.weights.small_multiples import (
 )
 from ui.runs.weights import DENSE
 from ui.theme import stage_style
-from ui.widgets.panel import Chart
 
 DEPTH = "Which blocks hold wide, narrow or shifted weights?"
 SHAPES = "Which layers have a distribution of their own?"
@@ -41,19 +35,13 @@ def layers_chart(view: TensorView) -> Chart:
 
 
 def _map(view: TensorView) -> Chart:
-    selection, table = view.selection, view.weights.table
-    stage, statistic, base = selection.stage, STATISTICS[selection.stat], _baseline(view)
-    rows = cells(table, stage, selection.stat, base)
-    if not rows["value"].notna().any():
-        return Chart(_not_measured(view, base), question=statistic.question)
-    difference = f"-less-{selection.against}" if base else ""
-    return Chart(
-        layer_heatmap(table, stage, selection.stat, selection.tensor, base),
-        layers_frame(rows, title_of(statistic, base)),
-        heatmap_note(rows, even=base is not None),
-        question=_map_question(view, base),
-        name=f"{view.weights.job.run}-{stage}-{selection.stat}{difference}",
-    )
+    selection, weights = view.selection, view.weights
+    stage, statistic, base = selection.stage, selection.stat, _baseline(view)
+    chart = layer_map(weights.table, stage, statistic, selection.tensor, base)
+    if chart.frame is None or not chart.frame.iloc[:, -1].notna().any():
+        return Chart(_not_measured(view, base), question=STATISTICS[statistic].question)
+    name = f"{weights.job.run}-{stage}-{statistic}" + (f"-less-{selection.against}" if base else "")
+    return replace(chart, question=_map_question(view, base), name=name)
 
 
 def _not_measured(view: TensorView, base: MapBaseline | None) -> str:

@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from backend.statistics.names import magnitude_edges
 from ui.charts.histograms import height_axis, stage_outline
-from ui.charts.series import FULL, Series, cutoff_lines, legend_rows, line_width
-from ui.charts.template import axis, layout
+from ui.charts.series import FULL, Series, cutoff_lines, line_width
+from ui.charts.template import axis, layout, legend_rows, line_look
 from ui.format import count, number
 
 MERGED = (1, 2, 3)
@@ -64,28 +64,19 @@ def _magnitudes(series: Series, counts: np.ndarray) -> Magnitudes:
 def magnitude_histogram(drawn: Sequence[Magnitudes], *, log_y: bool = False) -> go.Figure:
     """Step lines over log |w|."""
     view = f"{_tensor(drawn)}/{'log' if log_y else 'linear'}"
-    height = height_axis(
-        log_y, rangemode="normal" if log_y else "tozero", uirevision=view
-    )  # fmt: skip
-    return go.Figure(
-        [
-            stage_outline(m.series, m.centres, m.heights, m.counts, place, log_y)
-            for place, m in enumerate(drawn)
-        ],
-        _layout(drawn, f"{view}/magnitude", height),
-    )
+    height = height_axis(log_y, rangemode="normal" if log_y else "tozero", uirevision=view)
+    outlines = [
+        stage_outline(m.series, m.centres, m.heights, m.counts, place, log_y)
+        for place, m in enumerate(drawn)
+    ]
+    return go.Figure(outlines, _layout(drawn, f"{view}/magnitude", height))
 
 
 def cumulative(drawn: Sequence[Magnitudes]) -> go.Figure:
     """How many weights are smaller than |w|. A line starts at the share of exact zeros."""
-    return go.Figure(
-        [_sum(m, place) for place, m in enumerate(drawn)],
-        _layout(
-            drawn,
-            f"{_tensor(drawn)}/cumulative",
-            axis("Share of weights that are smaller, %", range=[0, 100], nticks=6),
-        ),
-    )
+    height = axis("Share of weights that are smaller, %", range=[0, 100], nticks=6)
+    sums = [_sum(m, place) for place, m in enumerate(drawn)]
+    return go.Figure(sums, _layout(drawn, f"{_tensor(drawn)}/cumulative", height))
 
 
 def magnitudes_note(drawn: Sequence[Magnitudes]) -> str:
@@ -126,29 +117,22 @@ def _per_decade(m: Magnitudes) -> int:
 
 
 def _sum(m: Magnitudes, place: int) -> go.Scatter:
-    stroke = m.series.stroke
     return go.Scatter(
-        x=m.edges[1:].tolist(),
-        y=m.smaller.tolist(),
-        mode="lines",
-        line={"color": stroke.colour, "dash": stroke.dash, "width": line_width(place)},
-        name=m.series.title,
+        x=m.edges[1:].tolist(), y=m.smaller.tolist(), mode="lines", name=m.series.title,
+        line=line_look(m.series.stroke, width=line_width(place)),
         hovertemplate=f"{m.series.label} %{{y:.2f}} %<extra></extra>",
-    )
+    )  # fmt: skip
 
 
 def _layout(drawn: Sequence[Magnitudes], view: str, height: dict[str, Any]) -> dict[str, Any]:
-    series = [m.series for m in drawn]
-    across = axis("|Weight| (log axis)", type="log", tickformat="~g", dtick=1, showgrid=False)
-    if drawn:
-        across["range"] = [float(x) for x in np.log10(_reach(drawn))]
+    ends = [float(x) for x in np.log10(_reach(drawn))] if drawn else None
     return layout(
         view=view,
-        xaxis=across,
+        xaxis=axis("|Weight|", log=True, dtick=1, showgrid=False, range=ends),
         yaxis=height,
         hovermode="x unified",
         **legend_rows(len(drawn)),
-        **cutoff_lines(series, both_sides=False, log=True),
+        **cutoff_lines([m.series for m in drawn], both_sides=False, log=True),
     )
 
 

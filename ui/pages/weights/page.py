@@ -36,6 +36,7 @@ from ui.pages.weights.selection import (
 from ui.widgets.download import Download
 from ui.widgets.dropdown import FreeDropdown
 from ui.widgets.explorer import Explorer, segmented
+from ui.widgets.notice import notice
 from ui.widgets.panel import Outputs
 
 SIDES = {"row": "Output", "column": "Input"}
@@ -48,7 +49,7 @@ def build() -> None:
         page["vs"].render()
         save = gr.Button("Download all statistics", scale=0, min_width=200, elem_id="weights-save")
     new = inspect_model.build()
-    page["notice"] = gr.HTML("", elem_id="weights-notice", js_on_load=None, visible=False)
+    page["notice"] = notice("weights-notice")
     back, forward = _button("Back", "previous"), _button("Next", "next")
     with gr.Column(elem_id="weights-charts") as page["charts"]:
         with gr.Row(equal_height=True):

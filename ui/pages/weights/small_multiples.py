@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from ui.charts.histograms import PER_BIN
 from ui.charts.series import ROW, Series, ceiling, reach, step_line
-from ui.charts.template import axis, layout, legend, tint
+from ui.charts.template import layout, legend_row
 from ui.theme import LIGHT
 
 COLUMNS = 3
@@ -30,68 +29,29 @@ def small_multiples(panels: Tensors, picked: str = "") -> go.Figure:
         picked: the tensor whose title stands out.
     """
     every = [s for _, series in panels.values() for s in series]
-    limit = ceiling([merged(s) for s in every])
-    across = reach(every)
-    traces: list[go.Scatter] = []
-    axes: dict[str, Any] = {}
-    titles = []
-    rows = math.ceil(len(panels) / COLUMNS)
+    rows = range(math.ceil(len(panels) / COLUMNS))
+    figure = make_subplots(
+        len(rows), COLUMNS, shared_xaxes="all", shared_yaxes="all", horizontal_spacing=GAP_X,
+        vertical_spacing=GAP_Y,
+        specs=[[{} if row * COLUMNS + column < len(panels) else None for column in range(COLUMNS)]
+               for row in rows],
+    )  # fmt: skip
+    figure.update_xaxes(showgrid=False, range=reach(every), nticks=4, automargin=False)
+    figure.update_yaxes(range=[0, ceiling([merged(s) for s in every])], nticks=3)
     for place, (tensor, (title, series)) in enumerate(panels.items()):
-        n = "" if place == 0 else str(place + 1)
-        left, bottom = _corner(place, rows)
-        x_domain = [left, min(left + _width(), 1.0)]
-        top = min(bottom + _height(rows), 1.0)
-        lowest = place + COLUMNS >= len(panels)
-        axes[f"xaxis{n}"] = axis(
-            "", showgrid=False, domain=x_domain, anchor=f"y{n}", range=across, nticks=4,
-            showticklabels=lowest, matches="x" if n else None, automargin=False,
-        )  # fmt: skip
-        axes[f"yaxis{n}"] = axis(
-            "", domain=[bottom, top], anchor=f"x{n}", range=[0, limit], nticks=3,
-            showticklabels=place % COLUMNS == 0, matches="y" if n else None,
-        )  # fmt: skip
-        titles.append(_title(title, left, top, tensor == picked))
+        row, column = divmod(place, COLUMNS)
+        at = {"row": row + 1, "col": column + 1}
         for i, s in enumerate(series):
-            line = _line(s, i, n, place == 0)
-            traces.append(
-                line.update(customdata=[tensor] * BINS, meta={"column": f"{title}, {s.label}"})
-            )
-    return go.Figure(
-        traces,
-        layout(
-            view=f"shapes/{next(iter(panels), '')}",
-            meta={"x": "Weight", "y": PER_BIN},  # what the axes of the file are called
-            margin={"l": 36, "r": 8, "t": ROW * 2 + 8, "b": 24},
-            annotations=titles,
-            hovermode="x",
-            showlegend=True,
-            legend=legend(orientation="h", y=1.06),
-            **axes,
-        ),
-    )
-
-
-def _width() -> float:
-    return (1 - GAP_X * (COLUMNS - 1)) / COLUMNS
-
-
-def _height(rows: int) -> float:
-    return (1 - GAP_Y * (rows - 1)) / rows
-
-
-def _corner(place: int, rows: int) -> tuple[float, float]:
-    """Left and bottom of a panel, in shares of the plot; the first is top left."""
-    row, column = divmod(place, COLUMNS)
-    return column * (_width() + GAP_X), (rows - 1 - row) * (_height(rows) + GAP_Y)
-
-
-def _title(text: str, left: float, top: float, picked: bool) -> dict[str, Any]:
-    return {
-        "text": f"<b>▸ {text}</b>" if picked else text,
-        "x": left, "y": top, "xref": "paper", "yref": "paper", "xanchor": "left",
-        "yanchor": "bottom", "showarrow": False,
-        "font": {"size": 12, "color": LIGHT.text if picked else LIGHT.muted},
-    }  # fmt: skip
+            figure.add_trace(_line(s, tensor, filled=i == 0, showlegend=place == 0), **at)
+        left, top = (next(axes(**at)) for axes in (figure.select_xaxes, figure.select_yaxes))
+        left.showticklabels = place + COLUMNS >= len(panels)  # the lowest of its column
+        figure.add_annotation(
+            text=f"<b>▸ {title}</b>" if tensor == picked else title, x=left.domain[0],
+            y=top.domain[1], xref="paper", yref="paper", yanchor="bottom",
+            font={"color": LIGHT.text} if tensor == picked else None,
+        )  # fmt: skip
+    looks = layout(view=f"shapes/{next(iter(panels), '')}", hovermode="x", **legend_row(y=1.06))
+    return figure.update_layout(looks, margin={"l": 36, "t": ROW * 2 + 8, "b": 24})
 
 
 def merged(series: Series) -> Series:
@@ -100,20 +60,12 @@ def merged(series: Series) -> Series:
     return replace(series, snapshot=replace(series.snapshot, counts=counts))
 
 
-def _line(series: Series, place: int, n: str, first: bool) -> go.Scatter:
+def _line(series: Series, tensor: str, *, filled: bool, showlegend: bool) -> go.Scatter:
     drawn = merged(series)
-    return go.Scatter(
-        x=drawn.centres.tolist(),
-        y=drawn.heights.tolist(),
-        xaxis=f"x{n}",
-        yaxis=f"y{n}",
-        mode="lines",
-        line=step_line(series.stroke, 1 if place == 0 else 1.5),
-        fill="tozeroy" if place == 0 else None,
-        fillcolor=tint(series.stroke.colour, 0.25),
-        name=series.label,
-        legendgroup=series.label,
-        showlegend=first,
+    return step_line(
+        drawn.centres, drawn.heights, series.stroke, 1 if filled else 1.5,
+        fill=0.25 if filled else 0.0, customdata=[tensor] * BINS, name=series.label,
+        legendgroup=series.label, showlegend=showlegend,
         hovertemplate=f"{series.label} %{{y:.2f}} %<extra></extra>",
     )  # fmt: skip
 

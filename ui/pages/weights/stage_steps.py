@@ -32,36 +32,22 @@ def stage_steps_figure(
     stops = [_stop(s, sentence) for s, sentence in zip(drawn, sentences, strict=True)]
     start = next((i for i, s in enumerate(drawn) if s.snapshot.stage == at), 0)
     first, now = drawn[0], drawn[start]
-    limit = ceiling(drawn)
-    centres = first.centres.tolist()
-    moving = go.Scatter(
-        x=centres,
-        y=now.heights.tolist(),
-        mode="lines",
-        line=step_line(LineStyle(now.stroke.colour), 2),
-        fill="tozeroy",
-        fillcolor=tint(now.stroke.colour, 0.3),
-        name=now.label,
+    moving = step_line(
+        first.centres, now.heights, LineStyle(now.stroke.colour), 2, fill=0.3, name=now.label,
         hovertemplate="%{y:.3f} %<extra></extra>",
-    )
-    behind = go.Scatter(
-        x=centres,
-        y=first.heights.tolist(),
-        mode="lines",
-        line=step_line(LineStyle(LIGHT.muted, "dot"), 1),
-        name=first.label,
+    )  # fmt: skip
+    behind = step_line(
+        first.centres, first.heights, LineStyle(LIGHT.muted, "dot"), 1, name=first.label,
         hoverinfo="skip",
+    )  # fmt: skip
+    looks = layout(
+        view=f"{first.snapshot.tensor}/story",
+        meta={"scrub": {"trace": 1, "at": start, "stops": stops}},
+        xaxis=axis("Weight", showgrid=False, range=reach(drawn)),
+        yaxis=axis(PER_BIN, range=[0, ceiling(drawn)]),
+        hovermode="x",
     )
-    return go.Figure(
-        [behind, moving],
-        layout(
-            view=f"{first.snapshot.tensor}/story",
-            meta={"scrub": {"trace": 1, "at": start, "stops": stops}},
-            xaxis=axis("Weight", showgrid=False, range=reach(drawn)),
-            yaxis=axis(PER_BIN, range=[0, limit]),
-            hovermode="x",
-        ),
-    )
+    return go.Figure([behind, moving], looks)
 
 
 def _stop(series: Series, sentence: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from itertools import chain
 import plotly.graph_objects as go
 
 from backend.statistics.names import channel_profile
+from ui.charts.chart import Chart
 from ui.charts.histograms import difference, difference_note, mirror, overlay
 from ui.charts.series import (
     Series,
@@ -39,7 +40,6 @@ from ui.pages.weights.selection import main_stages
 from ui.pages.weights.shape_text import shape_in_words
 from ui.pages.weights.stage_steps import stage_steps_figure
 from ui.runs.weights import DENSE
-from ui.widgets.panel import Chart
 
 QUESTIONS = {
     "overlay": "What did each step do to the distribution of this tensor's weights?",

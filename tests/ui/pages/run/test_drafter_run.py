@@ -132,7 +132,7 @@ def test_drafters_are_told_apart(config: dict[str, Any], told: list[str]) -> Non
 def test_the_form_of_generate_follows_the_answers_shown(stored: None) -> None:
     with gr.Blocks():
         form = ConfigForm(GenerateJob, {"sides": generate.sides}, "generate-")
-        arrive = generate._arrival(form, gr.Button(), gr.HTML())
+        arrive = generate._fill_form(form, gr.Button(), gr.HTML())
 
     def held(**query: str) -> dict[str, Any]:
         return {c.elem_id: update for c, update in arrive(asked(**query)).items()}
