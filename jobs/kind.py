@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from backend.errors import ConfigError
+from backend.registry import source_file
 from backend.settings import settings
 
 
@@ -169,12 +170,16 @@ class Kind:
 def kinds() -> dict[str, Kind]:
     """All kinds by name: built-in ones in their order, then those of `SLIMSCOPE_PLUGINS`."""
     built_in = sorted(_built_in(), key=lambda kind: (kind.order, kind.name))
-    plugins = (
-        kind
-        for module in settings().plugins
-        for kind in getattr(importlib.import_module(module), "KINDS", ())
-    )
-    return {kind.name: kind for kind in (*built_in, *plugins)}
+    plugins = filter(_has_kinds, settings().plugins)
+    added = (kind for module in plugins for kind in importlib.import_module(module).KINDS)
+    return {kind.name: kind for kind in (*built_in, *added)}
+
+
+def _has_kinds(module: str) -> bool:
+    """Whether a plugin adds kinds. One that adds only pruners or quantizers is not imported here,
+    because it imports torch."""
+    file = source_file(module)
+    return file is None or "KINDS" in file.read_text(encoding="utf-8")
 
 
 def _built_in() -> Iterator[Kind]:
