@@ -92,7 +92,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return len({*self.declarations, *self._entries})
 
 
-def _source(module: str) -> Path | None:
+def source_file(module: str) -> Path | None:
     """The source file of a module; None where there is none."""
     spec = find_spec(module)
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
@@ -100,14 +100,14 @@ def _source(module: str) -> Path | None:
 
 def _submodules(package: str) -> list[str]:
     """Full names of the modules in `package`, in alphabetical order."""
-    file = _source(package)
+    file = source_file(package)
     paths = sorted(file.parent.glob("[!_]*.py")) if file else []
     return [f"{package}.{path.stem}" for path in paths]
 
 
 def _declared(module: str, decorator: str) -> Iterator[Declaration]:
     """The entries `module` registers with `decorator`, found in its syntax tree."""
-    file = _source(module)
+    file = source_file(module)
     for node in ast.parse(file.read_text(encoding="utf-8")).body if file else ():
         for call in getattr(node, "decorator_list", ()):
             if isinstance(call, ast.Call) and ast.unparse(call.func) == decorator and call.args:

@@ -9,7 +9,7 @@ module with `KINDS`. Only a job's own process imports `run.py`; the rest imports
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from backend.errors import ConfigError
+from backend.registry import source_file
 from backend.settings import settings
 
 
@@ -188,12 +189,17 @@ class Kind:
 def kinds() -> dict[str, Kind]:
     """All kinds by name: built-in ones in their order, then those of `SLIMSCOPE_PLUGINS`."""
     built_in = sorted(_built_in(), key=lambda kind: (kind.order, kind.name))
-    plugins = (
-        kind
-        for module in settings().plugins
-        for kind in getattr(importlib.import_module(module), "KINDS", ())
-    )
+    plugins = (kind for module in settings().plugins for kind in _plugin_kinds(module))
     return {kind.name: kind for kind in (*built_in, *plugins)}
+
+
+def _plugin_kinds(module: str) -> Sequence[Kind]:
+    """The kinds of a plugin. One without, such as a pruner, is not imported: it may load torch."""
+    file = source_file(module)
+    if file and "KINDS" not in file.read_text(encoding="utf-8"):
+        return ()
+    found: Sequence[Kind] = getattr(importlib.import_module(module), "KINDS", ())
+    return found
 
 
 def _built_in() -> Iterator[Kind]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select
 
 from backend.errors import NotFoundError
-from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store.session import now_ms, reading
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import (
@@ -306,56 +303,6 @@ def weights_mark(run: str | int) -> tuple[str, int, int] | None:
         return found.run, session.scalar(tensors) or 0, session.scalar(figures) or 0
 
 
-def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
-    """The statistics and histograms of one tensor, one for each stage stored."""
-    query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
-    with reading() as session:
-        return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
-
-
-def module_snapshots(
-    run: str | int, module: str, stages: Sequence[str], blocks: Sequence[int] | None = None
-) -> list[TensorSnapshot]:
-    """The statistics and histograms of one module in all blocks, or in some, at some stages."""
-    query = select(TensorRow).where(
-        TensorRow.job_id == job_id(run), TensorRow.module == module, TensorRow.stage.in_([*stages])
-    )
-    if blocks is not None:
-        query = query.where(TensorRow.block.in_([*blocks]))
-    with reading() as session:
-        rows = session.scalars(query.order_by(TensorRow.block, TensorRow.step))
-        return [_snapshot(row) for row in rows]
-
-
-def block_snapshots(run: str | int, block: int, stages: Sequence[str]) -> list[TensorSnapshot]:
-    """The statistics and histograms of all modules of one block at some stages."""
-    query = select(TensorRow).where(
-        TensorRow.job_id == job_id(run), TensorRow.block == block, TensorRow.stage.in_([*stages])
-    )
-    with reading() as session:
-        return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
-
-
-def _snapshot(row: TensorRow) -> TensorSnapshot:
-    counts = np.frombuffer(zlib.decompress(row.counts), dtype="<u4").astype(np.int64)
-    return TensorSnapshot(
-        row.tensor,
-        row.block,
-        row.module,
-        row.stage,
-        row.n,
-        row.zeros,
-        row.below,
-        row.above,
-        row.lo,
-        row.hi,
-        counts,
-        row.stats,
-        tuple(row.quantiles),
-        row.step,
-    )
-
-
 def runs_with_profile(name: str) -> list[Job]:
     """Runs that have stored a profile of that name, the newest first."""
     held = exists(
@@ -374,18 +321,3 @@ def profiles_mark(run: str | int) -> tuple[str, int] | None:
     stored = select(func.count()).select_from(ProfileRow).where(ProfileRow.job_id == found.id)
     with reading() as session:
         return found.run, session.scalar(stored) or 0
-
-
-def profiles(run: str | int, tensor: str, name: str | None = None) -> list[TensorProfile]:
-    """The profiles of one tensor, or those of one name, by stage and step."""
-    query = select(ProfileRow).where(ProfileRow.job_id == job_id(run), ProfileRow.tensor == tensor)
-    if name is not None:
-        query = query.where(ProfileRow.name == name)
-    order = (ProfileRow.name, ProfileRow.stage, ProfileRow.step)
-    with reading() as session:
-        return [_profile(row) for row in session.scalars(query.order_by(*order))]
-
-
-def _profile(row: ProfileRow) -> TensorProfile:
-    values = np.frombuffer(zlib.decompress(row.values), dtype="<f4").reshape(row.shape)
-    return TensorProfile(row.tensor, row.block, row.module, row.stage, row.name, values, row.step)

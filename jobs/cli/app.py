@@ -8,6 +8,7 @@ and nothing else.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -236,7 +237,8 @@ def main() -> None:
     """The console script."""
     with in_one_line():
         upgrade()
-        add_kinds()
+        if "submit" in sys.argv:  # nothing else needs the kinds' options
+            add_kinds()
         app()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
 from backend.export.formats import Format
-from backend.methods.dlqat.config import DLQATConfig, DLQATStage
+from backend.methods.dlqat.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
 from jobs.fields.model import ModelConfig
 from jobs.fields.quality import QualityConfig
 from jobs.fields.text import TextConfig
@@ -15,15 +15,9 @@ from jobs.fields.types import CorpusName
 from jobs.kind import JobConfig
 
 NAME, SAME = "dlqat", "same"
-EXPORT_ORDER = (
-    DLQATStage.DLQAT,
-    DLQATStage.DLQAT_KD,
-    DLQATStage.LORA_ONLY,
-    DLQATStage.M_ONLY,
-    DLQATStage.GPTQ,
-    DLQATStage.MSE,
-    DLQATStage.RTN,
-)
+NOT_QUANTISED = (DLQATStage.DENSE, DLQATStage.LORA)
+QUANTISED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTISED]
+ExportedStage: TypeAlias = Literal["auto", *QUANTISED]  # type: ignore[valid-type]
 
 
 class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
@@ -50,19 +44,16 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
         "packed weights, both in bfloat16. CPU only.",
         json_schema_extra={"advanced": True},
     )
-    keep: Literal[
-        "auto", "rtn", "mse", "gptq", "m-only", "lora-only", "dlqat", "dlqat-kd",
-        "lora-rtn", "lora-gptq",
-    ] = Field(
+    keep: ExportedStage = Field(
         "auto",
         title="Stage exported",
         description="auto: DL-QAT, or the best stage of this run by the order of methods.",
         json_schema_extra={"advanced": True},
-    )  # fmt: skip
+    )
 
     @property
-    def kept(self) -> DLQATStage:
+    def kept(self) -> str:
         """The stage that is exported."""
         if self.keep != "auto":
-            return DLQATStage(self.keep)
-        return next((s for s in EXPORT_ORDER if s in self.stages), DLQATStage.LORA_RTN)
+            return str(self.keep)
+        return next((s for s in export_order() if s in self.stages), DLQATStage.LORA_RTN)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from backend.errors import ConfigError, DatasetError, for_field
 from backend.export.formats import ExportRequirements, refuse_unholdable
-from backend.methods.dlqat.config import STAGE_LABELS, TEACHER_TOKENS, TRAINED, DLQATStage
+from backend.methods.dlqat.config import (
+    MERGED_LORA,
+    STAGE_LABELS,
+    TEACHER_TOKENS,
+    TRAINED,
+    DLQATStage,
+)
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import LinearShape, ModelFacts
 from backend.models.memory import memory_available, memory_parts, readable
 from backend.models.sources.catalogue import inspect
+from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+from backend.registry import Declarations
 from backend.text.corpora import require_corpus
-from jobs.dlqat.config import SAME, DLQATJob
+from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
 from jobs.fields.text import check_text, context_length
@@ -20,7 +28,6 @@ from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
 TRANSPOSED = ("GPT2", "OpenAIGPT")  # architectures whose layers are no nn.Linear
 FLOAT32_COST = 2.0  # of float32 products over bfloat16 ones, where those are used
-RANGE_SEARCH_FLOPS = {"minmax": 50.0, "mse": 2500.0, "weighted": 2500.0, "lsq": 15000.0}  # a weight
 FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward and backward
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
 TEACHER_BYTES = 16  # of one kept prediction: probability and token, stacked twice at the peak
@@ -56,39 +63,84 @@ def requirements(config: DLQATJob) -> Requirements:
 def flops_by_phase(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each phase, in order: the basis of estimate and progress."""
     layers = quantised_layers(facts.linears, config)
-    weights = float(sum(rows * columns for rows, columns in shapes(layers)))
-    head = facts.vocabulary * facts.hidden
-    context = context_length(config, facts)
-    evaluation = FLOAT32_COST * 2 * (weights + head) * config.windows * context
+    weights, head = layer_weights(layers), facts.vocabulary * facts.hidden
+    tokens = config.segments * context_length(config, facts)
+    evaluation = (
+        FLOAT32_COST * 2 * (weights + head) * config.windows * context_length(config, facts)
+    )
     samples = sample_flops(config, facts)
-    forward = 2 * weights * config.segments * context
-    grams = 2.0 * sum(x.columns**2 for x in layers) * GRAM_SHARE * config.segments * context
-    solve = 3 * FLOAT32_COST * sum(x.rows * x.columns**2 for x in layers)
-    walk = 2 * forward + grams + solve + RANGE_SEARCH_FLOPS[config.space] * weights
-    tokens = config.steps * config.batch * config.accumulate * config.length
-    lora = tokens * (4 * weights + 4 * head)
-    trained = tokens * 6 * weights + tokens * 4 * head + config.steps * FAKE_QUANT_FLOPS * weights
-    make: dict[str, float] = {
-        DLQATStage.RTN: RANGE_SEARCH_FLOPS["minmax"] * weights,
-        DLQATStage.MSE: RANGE_SEARCH_FLOPS["mse"] * weights,
-        DLQATStage.GPTQ: RANGE_SEARCH_FLOPS["minmax"] * weights,
-        DLQATStage.LORA: lora,
-        DLQATStage.LORA_RTN: RANGE_SEARCH_FLOPS["minmax"] * weights,
-        DLQATStage.LORA_GPTQ: walk,
-        DLQATStage.DLQAT_KD: trained + tokens * 2 * (weights + head),
-    }
-    energies = config.start == "rounded" and config.space in ("weighted", "lsq")
-    flops = {"dense": evaluation + samples}
-    flops["prepare"] = walk * config.needs_gptq + forward * energies + weights
+    forward, grams = 2 * weights * tokens, gram_flops(layers, tokens)
+    prepare = weights + forward * config.needs_energies
+    if config.needs_gptq:
+        prepare += quantizer_flops("gptq", config, layers, tokens)
+    flops = {"dense": evaluation + samples, "prepare": prepare}
     for stage in config.stages[1:]:
-        flops[f"make {stage}"] = make.get(stage, trained)
+        flops[f"make {stage}"] = stage_flops(stage, config, layers, head, tokens)
         flops[f"measure {stage}"] = evaluation + samples * (stage == config.kept)
     flops["audit"] = forward + grams + STATISTICS_FLOPS * weights * len(config.stages)
     flops["save"] = 100 * weights
-    flops["speed"] = (
-        2 * 2 * (weights + head) * DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS) * config.packed
-    )
+    decoded = DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS)
+    flops["speed"] = 2 * 2 * (weights + head) * decoded * config.packed
     return flops
+
+
+def stage_flops(
+    stage: str, config: DLQATJob, layers: list[LinearShape], head: int, tokens: int
+) -> float:
+    """Floating-point operations of making a stage.
+
+    Args:
+        head: weights of the output layer.
+        tokens: of the calibration text.
+    """
+    weights = layer_weights(layers)
+    if stage == DLQATStage.GPTQ:  # computed in the phase "prepare"
+        return declared_flops(DECLARED_QUANTIZERS, "gptq") * weights
+    if stage in TRAINED or stage == DLQATStage.LORA:
+        return training_flops(stage, config, weights, head)
+    return quantizer_flops(MERGED_LORA.get(stage, stage), config, layers, tokens)
+
+
+def training_flops(stage: str, config: DLQATJob, weights: float, head: int) -> float:
+    """Floating-point operations of training a stage."""
+    tokens = config.steps * config.batch * config.accumulate * config.length
+    if stage == DLQATStage.LORA:
+        return tokens * (4 * weights + 4 * head)
+    flops = tokens * (6 * weights + 4 * head) + config.steps * FAKE_QUANT_FLOPS * weights
+    if config.start == "rounded":
+        flops += declared_flops(DECLARED_RANGE_SEARCHES, config.space) * weights
+    if stage == DLQATStage.DLQAT_KD:
+        flops += tokens * 2 * (weights + head)
+    return flops
+
+
+def quantizer_flops(name: str, config: DLQATJob, layers: list[LinearShape], tokens: int) -> float:
+    """Floating-point operations of a post-training quantizer: its inputs, then its layers."""
+    weights, needs = layer_weights(layers), DECLARED_QUANTIZERS[name].facts.get("needs", "gram")
+    flops = declared_flops(DECLARED_QUANTIZERS, name) * weights
+    if needs == "nothing":
+        return flops
+    flops += 2 * 2 * weights * tokens
+    if needs == "gram":
+        solve = 3 * FLOAT32_COST * sum(x.rows * x.columns**2 for x in layers)
+        search = declared_flops(DECLARED_RANGE_SEARCHES, config.space) * weights
+        flops += gram_flops(layers, tokens) + solve + search
+    return flops
+
+
+def gram_flops(layers: list[LinearShape], tokens: int) -> float:
+    """Floating-point operations of the Gram matrices of all inputs."""
+    return 2.0 * sum(x.columns**2 for x in layers) * GRAM_SHARE * tokens
+
+
+def declared_flops(declarations: Declarations, name: str) -> float:
+    """Floating-point operations per weight, as the decorator of an entry states them."""
+    return float(declarations[name].facts.get("flops", 0.0))
+
+
+def layer_weights(layers: list[LinearShape]) -> float:
+    """How many weights the layers have."""
+    return float(sum(x.weights for x in layers))
 
 
 def shapes(layers: list[LinearShape]) -> list[tuple[int, int]]:
@@ -99,7 +151,6 @@ def shapes(layers: list[LinearShape]) -> list[tuple[int, int]]:
 def memory_bytes(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") -> dict[str, int]:
     """Purpose -> bytes at the peak."""
     layers = quantised_layers(facts.linears, config)
-    weights = sum(rows * columns for rows, columns in shapes(layers))
     needed = memory_parts(
         facts,
         dtype=dtype,
@@ -108,7 +159,9 @@ def memory_bytes(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") ->
         batch=config.calibration_batch,
         stages=4,
     )
-    needed["held"] = 4 * weights  # a stage's weights or a start, beside the dense ones
+    needed["held"] = 4 * int(
+        layer_weights(layers)
+    )  # a stage's weights or a start, beside the dense ones
     needed["training"] = training_bytes(config, facts)
     return needed
 
@@ -163,7 +216,7 @@ def require_training_text(config: DLQATJob, facts: ModelFacts) -> None:
 def require_kept(config: DLQATJob) -> None:
     """Refuse to export a stage that the run does not make."""
     if config.kept not in config.stages:
-        made = [s for s in config.stages if s not in (DLQATStage.DENSE, DLQATStage.LORA)]
+        made = [s for s in config.stages if s not in NOT_QUANTISED]
         raise ConfigError(
             f"{STAGE_LABELS[config.kept]} cannot be exported.",
             "This run does not make it.",

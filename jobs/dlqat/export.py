@@ -92,5 +92,5 @@ def time_packed(
         return
     to_bfloat16(loaded.model)
     packed = load_packed(context.folder / MODEL, context.log)
-    models = {DLQATStage.DENSE.value: loaded.model, config.kept.value: packed}
+    models = {str(DLQATStage.DENSE): loaded.model, config.kept: packed}
     record_decoding(models, prompt[:PROMPT], context, reporter)

@@ -14,7 +14,7 @@ from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel, load
 from backend.text.slices import TextSlice, check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
-from jobs.dlqat.config import SAME, DLQATJob
+from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, shapes
 from jobs.dlqat.export import mean_bits, save_model, time_packed
 from jobs.evaluation.quality import Quality, Role
@@ -101,7 +101,7 @@ def record(
             trained = trainable(shapes(layers), rank, config.group_size, magnitude)
             context.result(stage, "parameters", trained)
             context.result(stage, "parameter_share", trained / facts.parameters)
-        if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
+        if stage not in NOT_QUANTISED:
             context.result(stage, "bits_per_weight", mean_bits(config, layers))
     for stage, seconds in qat.seconds.items():
         context.step_time(STAGE_LABELS[stage], seconds)

@@ -8,6 +8,7 @@ from backend.errors import ConfigError
 from backend.methods.sds.config import SDSStage
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import refuse_allocation
+from backend.methods.sds.pruners import DECLARED_PRUNERS
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
     COMFORT,
@@ -25,7 +26,6 @@ from jobs.runtime.duration import GRAM_SHARE
 from jobs.sds.config import SDSJob
 
 BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for statistics
-UNCHANGED = ("wanda", "magnitude")  # leave the weights that stay as they were
 
 
 def requirements(config: SDSJob) -> Requirements:
@@ -133,7 +133,8 @@ def disk_space(config: SDSJob, facts: ModelFacts) -> DiskSpace:
     A stage is float32, but for those that hold nothing but weights of a 16-bit model.
     """
     pruned = facts.linear_weights
-    same = {SDSStage.DENSE, *([SDSStage.FIRST] if config.base in UNCHANGED else [])}
+    keeps_weights = DECLARED_PRUNERS[config.base].facts.get("keeps_weights", False)
+    same = {SDSStage.DENSE, *([SDSStage.FIRST] if keeps_weights else [])}
     half = facts.dtype in ("float16", "bfloat16")
     stages = sum(pruned * (2 if half and stage in same else 4) for stage in config.stages)
     states = hidden_state_bytes(config, facts)

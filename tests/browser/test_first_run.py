@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from backend.store import queries
+from backend.store import queries, tensors
 from backend.store.states import State
 from tests.browser.conftest import PATIENCE_MS, Dashboard, started
 
@@ -72,7 +72,7 @@ def zeros_on_screen_are_those_stored(page: Page) -> None:
     table = page.locator("#weights-table")
     expect(table).to_contain_text("First pruning")
     tensor = "model.layers.0.self_attn.q_proj.weight"
-    for snapshot in queries.tensor_snapshots(1, tensor):
+    for snapshot in tensors.tensor_snapshots(1, tensor):
         counted = snapshot.counts.sum() + snapshot.zeros + snapshot.below + snapshot.above
         assert counted == snapshot.n
         if snapshot.stage == "first":

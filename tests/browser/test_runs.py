@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, Response, expect
 
-from backend.store import queries
+from backend.store import queries, tensors
 from tests.browser.conftest import EVIL, WIDTH, Dashboard, opened, tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -143,7 +143,7 @@ def test_sixteen_million_weights_travel_as_their_bins(visitor: Page, lab: Dashbo
     tensor = "model.layers.0.self_attn.q_proj.weight"
     opened(visitor, f"{lab.url}/weights?run=statistics-0007&tensor={tensor}")
     visitor.locator("#weights-overlay .xtick").first.wait_for()
-    (snapshot,) = queries.tensor_snapshots("statistics-0007", tensor)
+    (snapshot,) = tensors.tensor_snapshots("statistics-0007", tensor)
     assert snapshot.n == WIDTH**2
     told = [len(answer.body()) for answer in answers if "/run/predict" in answer.url]
     assert 1000 < max(told) < 300_000

@@ -22,7 +22,7 @@ from alembic.migration import MigrationContext
 from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile
-from backend.store import frames, migrate, queries
+from backend.store import frames, migrate, queries, tensors
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.tables import Job, MetricPoint, Table
@@ -169,10 +169,10 @@ def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
         session.flush()
         upsert(session, profile_row(1, profile))
         upsert(session, profile_row(1, profile))  # a resumed attempt repeats itself
-    (found,) = queries.profiles(1, "a.weight", "magnitude")
+    (found,) = tensors.profiles(1, "a.weight", "magnitude")
     np.testing.assert_array_equal(found.values, values)
     assert (found.stage, found.step, found.module) == ("dense", 7, "a")
     assert frames.profile_names(1).values.tolist() == [
         ["a.weight", 0, "a", "dense", "magnitude", 7]
     ]
-    assert queries.profiles(1, "a.weight", "scale") == []
+    assert tensors.profiles(1, "a.weight", "scale") == []

@@ -9,17 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import (
-    get_safetensors_metadata,
-    hf_hub_download,
-    model_info,
-    scan_cache_dir,
-    snapshot_download,
-)
+import huggingface_hub  # loads a function's module when it is called first
 from huggingface_hub.errors import (
     CacheNotFound,
     EntryNotFoundError,
@@ -40,13 +33,11 @@ UNWANTED = ["*/*"]  # copies in other formats lie in folders of the repository
 PATIENCE = 10.0  # seconds the hub has to answer
 OFFLINE = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
 
-_fetch = partial(snapshot_download, allow_patterns=WANTED, ignore_patterns=UNWANTED)
-
 
 def cached_ids() -> list[str]:
     """Ids of the models whose safetensors weights are in this machine's hub cache."""
     try:
-        repositories = scan_cache_dir().repos
+        repositories = huggingface_hub.scan_cache_dir().repos
     except CacheNotFound:
         return []
     ids = sorted(repo.repo_id for repo in repositories if repo.repo_type == "model")
@@ -56,7 +47,7 @@ def cached_ids() -> list[str]:
 def cached(hub_id: str) -> Path | None:
     """The folder of a model that is wholly in the hub cache, else None."""
     try:
-        folder = Path(_fetch(hub_id, local_files_only=True))
+        folder = _fetch(hub_id, local_files_only=True)
         weight_files(folder)
     except (LocalEntryNotFoundError, HFValidationError, ModelError):
         return None
@@ -70,8 +61,8 @@ def download(hub_id: str) -> Path:
         ModelError: see `headers_of`.
     """
     with _refusals(hub_id):
-        model_info(hub_id, timeout=PATIENCE)
-        return Path(_fetch(hub_id))
+        huggingface_hub.model_info(hub_id, timeout=PATIENCE)
+        return _fetch(hub_id)
 
 
 def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
@@ -81,9 +72,13 @@ def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
         ModelError: no such id, gated, no safetensors weights, or the hub cannot be reached.
     """
     with _refusals(hub_id):
-        model_info(hub_id, timeout=PATIENCE)  # fails at once, where downloads try again for long
-        config = json.loads(Path(hf_hub_download(hub_id, "config.json")).read_text())
-        files = get_safetensors_metadata(hub_id).files_metadata.values()
+        huggingface_hub.model_info(
+            hub_id, timeout=PATIENCE
+        )  # fails at once, where downloads try again for long
+        config = json.loads(
+            Path(huggingface_hub.hf_hub_download(hub_id, "config.json")).read_text()
+        )
+        files = huggingface_hub.get_safetensors_metadata(hub_id).files_metadata.values()
     tensors = (item for file in files for item in file.tensors.items())
     return config, {name: TensorHeader(tuple(info.shape), info.dtype) for name, info in tensors}
 
@@ -114,3 +109,14 @@ def _refusals(hub_id: str) -> Iterator[None]:
 
 def _refused(hub_id: str, why: str, do: str) -> ModelError:
     return ModelError(f"{hub_id} cannot be fetched.", why, do, field="model")
+
+
+def _fetch(hub_id: str, local_files_only: bool = False) -> Path:
+    """The folder of the model, fetched as far as it is not cached."""
+    folder = huggingface_hub.snapshot_download(
+        hub_id,
+        allow_patterns=WANTED,
+        ignore_patterns=UNWANTED,
+        local_files_only=local_files_only,
+    )
+    return Path(folder)

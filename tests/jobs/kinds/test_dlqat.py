@@ -28,7 +28,7 @@ SMALL = {
     "steps": 4, "batch": 2, "length": 32, "save_every": 2, "threads": 1, "precision": "float32",
     "sample_tokens": 4, "pictures": 2, "lora": False, "packed": False,
 }  # fmt: skip
-PLAIN = Path(__file__).parents[1] / "plain_reload.py"
+PLAIN = Path(__file__).parents[2] / "plain_reload.py"
 
 
 def finished(wait: Wait, **values: object) -> Job:

@@ -99,7 +99,7 @@ def test_a_model_is_equal_to_itself(wait: Wait) -> None:
 def test_a_model_alone_has_nothing_to_be_compared_with(wait: Wait) -> None:
     job = finished(wait, "evaluation", model="toy", **TINY)
     rows = figures(job.id)
-    assert {stage for stage, _ in rows} == {MODEL, "run"}
+    assert {stage for stage, _ in rows} == {MODEL}
     assert (MODEL, "kl_to_dense") not in rows and (MODEL, SPEED_UP) not in rows
     assert rows[MODEL, "bits_per_byte"].value > 0 and rows[MODEL, TOKENS_PER_SECOND].n == 5
 

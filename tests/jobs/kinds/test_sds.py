@@ -40,7 +40,7 @@ class DiskUsage(NamedTuple):
     free: int
 
 
-PLAIN = Path(__file__).parents[1] / "plain_reload.py"
+PLAIN = Path(__file__).parents[2] / "plain_reload.py"
 
 
 def finished(wait: Wait, **values: object) -> Job:

@@ -18,7 +18,7 @@ from backend.queue.folders import work_folder
 from backend.reporter import SilentReporter
 from backend.settings import Settings
 from backend.statistics.tensors import TensorSnapshot
-from backend.store import frames, queries
+from backend.store import frames, queries, tensors
 from backend.store.states import State
 from jobs.runtime.context import JobContext
 from jobs.submit import submit
@@ -40,7 +40,7 @@ def test_every_matrix_is_measured_as_it_lies_in_the_file(wait: Wait) -> None:
         weight = stored[row.tensor]
         assert row.n == weight.size and row.zeros == (weight == 0).sum()
         assert row.std == pytest.approx(weight.std(), rel=1e-4)
-    norms = next(p for p in queries.profiles(job.id, TENSOR, "row_norm"))
+    norms = next(p for p in tensors.profiles(job.id, TENSOR, "row_norm"))
     assert norms.values == pytest.approx(np.linalg.norm(stored[TENSOR], axis=1), rel=3e-4)
     (share,) = [r.value for r in queries.results([job.id]) if r.metric == "zero_share"]
     assert share == table["zeros"].sum() / table["n"].sum()

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -214,16 +215,11 @@ def test_a_cached_hub_model_needs_no_network(current, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert inspect("org/small").parameters == inspect("toy").parameters
     assert materialise("org/small") == repository / "snapshots" / "abc"
-    monkeypatch.setattr("backend.models.sources.hub.scan_cache_dir", lambda: scan(tmp_path))
+    scan = partial(huggingface_hub.scan_cache_dir, tmp_path)
+    monkeypatch.setattr("huggingface_hub.scan_cache_dir", scan)
     assert "org/small" in {entry.name for entry in entries()}
     (repository / "snapshots" / "abc" / "model.safetensors").unlink()
     assert "org/small" not in {entry.name for entry in entries()}
-
-
-def scan(folder):
-    from huggingface_hub import scan_cache_dir
-
-    return scan_cache_dir(folder)
 
 
 def test_smollm2_expected_shapes_are_those_of_its_config(data_dir, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
@@ -34,7 +35,7 @@ def test_every_way_to_fail_has_its_reason(monkeypatch, error, reason, step):
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(hub, "model_info", fail)
+    monkeypatch.setattr(huggingface_hub, "model_info", fail)
     with pytest.raises(ModelError, match=reason) as caught:
         getattr(hub, step)("org/name")
     assert caught.value.field == "model"
@@ -49,10 +50,10 @@ def test_a_model_on_the_hub_is_known_by_its_headers_alone(monkeypatch):
         for block in range(3)
     }
     monkeypatch.setattr(hub, "cached", lambda hub_id: None)
-    monkeypatch.setattr(hub, "model_info", lambda hub_id, timeout: None)
-    monkeypatch.setattr(hub, "hf_hub_download", lambda hub_id, name: TOY_FOLDER / name)
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, timeout: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda hub_id, name: TOY_FOLDER / name)
     monkeypatch.setattr(
-        hub,
+        huggingface_hub,
         "get_safetensors_metadata",
         lambda hub_id: SimpleNamespace(files_metadata={"a": SimpleNamespace(tensors=shapes)}),
     )

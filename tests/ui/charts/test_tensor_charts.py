@@ -16,7 +16,7 @@ from backend.methods.sds.config import STAGE_LABELS
 from backend.settings import Settings
 from backend.statistics.names import MAGNITUDES
 from backend.statistics.tensors import QUANTILES, TensorSnapshot
-from backend.store import queries
+from backend.store import tensors
 from ui.charts.histograms import difference, difference_note, mirror, overlay
 from ui.charts.series import Series, cut_off_peaks, cutoffs, on_shared_bins, series_note
 from ui.pages.weights.channels import (
@@ -45,12 +45,12 @@ SHOWN = ("dense", "first", "redense", "sds")
 
 @pytest.fixture
 def stored(seeded: Settings) -> dict[str, TensorSnapshot]:
-    return {s.stage: s for s in queries.tensor_snapshots(1, TENSOR)}
+    return {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
 
 
 @pytest.fixture
 def series(stored: dict[str, TensorSnapshot]) -> list[Series]:
-    held = {p.stage: p.values for p in queries.profiles(1, TENSOR, MAGNITUDES)}
+    held = {p.stage: p.values for p in tensors.profiles(1, TENSOR, MAGNITUDES)}
     return [
         Series(stored[stage], STAGE_LABELS[stage], stage_style(stage), held[stage])
         for stage in SHOWN
@@ -280,7 +280,7 @@ def test_many_wide_lines_stay_a_small_message() -> None:
 
 
 def test_bands_are_the_stored_quantiles(seeded: Settings) -> None:
-    found = queries.module_snapshots(1, "mlp.up_proj", ["sds"])
+    found = tensors.module_snapshots(1, "mlp.up_proj", ["sds"])
     figure = quantile_bands(
         [s.block for s in found], [s.quantiles for s in found], stage_style("sds"),
         tensors=[s.tensor for s in found], picked=TENSOR,

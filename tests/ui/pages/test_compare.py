@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from backend.settings import Settings
-from backend.store import queries
+from backend.store import tensors
 from backend.store.migrate import upgrade
 from backend.store.tables import MetricPoint
 from tests.ui.conftest import HOSTILE, TOY, tensor_rows
@@ -225,7 +225,7 @@ def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one(lab: Settings)
         stage = {"sds-0001": "sds", "sds-0002": "first"}[trace.name.split(" ")[0]]
         (snapshot,) = (
             s
-            for s in queries.tensor_snapshots(trace.name.split(" ")[0], choice["value"])
+            for s in tensors.tensor_snapshots(trace.name.split(" ")[0], choice["value"])
             if s.stage == stage
         )
         drawn = sum(trace.customdata)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from backend.store import queries
+from backend.store import tensors
 from ui.charts.chart import Chart
 from ui.charts.histograms import overlay
 from ui.charts.series import Series, bins_frame, cut_off_peaks, on_shared_bins, series_note
@@ -44,7 +44,7 @@ def _series(
         run = row.job.run
         if run not in by_run or tensor not in by_run[run].tensors:
             continue
-        by_stage = {s.stage: s for s in queries.tensor_snapshots(row.job.id, tensor)}
+        by_stage = {s.stage: s for s in tensors.tensor_snapshots(row.job.id, tensor)}
         if not drawn and DENSE in by_stage:
             drawn[DENSE] = Series(by_stage[DENSE], "Dense", stage_style(DENSE))
         stage = _last(row, by_run[run], [*by_stage])

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from backend.store import frames, queries
+from backend.store import frames, queries, tensors
 from backend.store.tables import Job
 from ui.pages.quantization.group_map import FIGURES, Group
 from ui.pages.quantization.group_weights import GroupWeights
@@ -114,7 +114,7 @@ class QuantView:
 
     def by_step(self, figure: str) -> dict[int, np.ndarray]:
         """Step -> one figure of the chosen tensor at the chosen stage."""
-        profiles = queries.profiles(self.quant.job.id, self.selection.tensor, figure)
+        profiles = tensors.profiles(self.quant.job.id, self.selection.tensor, figure)
         return {p.step: p.values for p in profiles if p.stage == self.selection.stage}
 
     @cached_property

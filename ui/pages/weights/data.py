@@ -8,7 +8,7 @@ from functools import cached_property
 
 from backend.statistics.names import MAGNITUDES
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
-from backend.store import queries
+from backend.store import tensors
 from ui.charts.series import Series
 from ui.pages.weights.selection import WeightsSelection
 from ui.runs.weights import RunWeights, weights_of
@@ -54,7 +54,7 @@ class TensorView:
     def _snapshots(self, run: RunWeights | None) -> dict[str, TensorSnapshot]:
         if run is None or self.selection.tensor not in run.tensors:
             return {}
-        stored = queries.tensor_snapshots(run.job.id, self.selection.tensor)
+        stored = tensors.tensor_snapshots(run.job.id, self.selection.tensor)
         by_stage = {s.stage: s for s in stored}
         return {stage: by_stage[stage] for stage in run.labels if stage in by_stage}
 
@@ -102,7 +102,7 @@ class TensorView:
         """One profile of the tensor at each stage, of several steps the last."""
         if run is None or self.selection.tensor not in run.tensors:
             return {}
-        return {p.stage: p for p in queries.profiles(run.job.id, self.selection.tensor, name)}
+        return {p.stage: p for p in tensors.profiles(run.job.id, self.selection.tensor, name)}
 
     def caveats(self) -> str:
         """In words: why the two runs cannot be compared here, or with what care; often nothing."""
@@ -139,15 +139,15 @@ class TensorView:
     def module_in_blocks(self, stages: Sequence[str]) -> list[TensorSnapshot]:
         """The chosen tensor's module in every block."""
         _, module = self.weights.places[self.selection.tensor]
-        return queries.module_snapshots(self.weights.job.id, module, stages)
+        return tensors.module_snapshots(self.weights.job.id, module, stages)
 
     def on_page(self, stages: Sequence[str], names: Sequence[str]) -> list[TensorSnapshot]:
         """The tensors of one page of small multiples."""
         block, module = self.weights.places[self.selection.tensor]
         if self.selection.group == "block":
-            return queries.block_snapshots(self.weights.job.id, block, stages)
+            return tensors.block_snapshots(self.weights.job.id, block, stages)
         blocks = [self.weights.places[name][0] for name in names]
-        return queries.module_snapshots(self.weights.job.id, module, stages, blocks)
+        return tensors.module_snapshots(self.weights.job.id, module, stages, blocks)
 
 
 def other_stroke(stage: str) -> LineStyle:

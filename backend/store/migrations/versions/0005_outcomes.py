@@ -19,16 +19,16 @@ JOBS = sa.table(
     sa.column("id", INTEGER),
     sa.column("kind", sa.String()),
     sa.column("kept_stage", sa.String()),
-    sa.column("flops", sa.Float()),
-    sa.column("timed_seconds", sa.Float()),
+    sa.column("flops", sa.Double()),
+    sa.column("timed_seconds", sa.Double()),
 )
 RESULTS = sa.table(
     "results",
     sa.column("job_id", INTEGER),
     sa.column("stage", sa.String()),
     sa.column("metric", sa.String()),
-    sa.column("value", sa.Float()),
-    sa.column("stderr", sa.Float()),
+    sa.column("value", sa.Double()),
+    sa.column("stderr", sa.Double()),
     sa.column("n", INTEGER),
     sa.column("details", sa.JSON()),
 )
@@ -36,7 +36,7 @@ STEP_TIMES = sa.table(
     "step_times",
     sa.column("job_id", INTEGER),
     sa.column("step", sa.String()),
-    sa.column("seconds", sa.Float()),
+    sa.column("seconds", sa.Double()),
 )
 DECODERS = sa.table(
     "decoder_reports",
@@ -49,10 +49,10 @@ DECODERS = sa.table(
 def upgrade() -> None:
     # Not in a batch, which would drop the table and, by its cascades, all that hangs on it.
     op.add_column("jobs", sa.Column("kept_stage", sa.String(), nullable=True))
-    op.add_column("jobs", sa.Column("flops", sa.Float(), nullable=True))
-    op.add_column("jobs", sa.Column("timed_seconds", sa.Float(), nullable=True))
+    op.add_column("jobs", sa.Column("flops", sa.Double(), nullable=True))
+    op.add_column("jobs", sa.Column("timed_seconds", sa.Double(), nullable=True))
     for table, name, value in (
-        ("step_times", "step", sa.Column("seconds", sa.Float(), nullable=False)),
+        ("step_times", "step", sa.Column("seconds", sa.Double(), nullable=False)),
         ("decoder_reports", "decoder", sa.Column("report", sa.JSON(), nullable=False)),
     ):
         op.create_table(

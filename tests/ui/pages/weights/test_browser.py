@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from backend.settings import Settings
-from backend.store import queries
+from backend.store import tensors
 from ui import app
 from ui import frame as frames
 from ui.pages.weights import page
@@ -102,7 +102,7 @@ def test_the_slider_goes_through_the_steps_and_the_address_remembers(
     tab.wait_for_url("**at=redense**")
     chart.get_by_role("button", name="First pruning", include_hidden=True).click()
     tab.wait_for_function(f"{shown}.line.color === '#D55E00'")
-    first = next(s for s in queries.tensor_snapshots(1, TENSOR) if s.stage == "first")
+    first = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
     in_bins = 100 * first.counts.sum() / first.n
     tab.wait_for_function(f"Math.abs({shown}.y.reduce((a, b) => a + b) - {in_bins}) < 0.01")
     tab.reload()
@@ -136,7 +136,7 @@ def test_charts_are_saved_as_pictures_figures_and_a_page(
     with saved(tab, "weights-overlay", "csv", tmp_path).open(newline="") as file:
         heads, *bins = list(csv.reader(file))
     assert heads == ["Weight", "Dense", "First pruning", "Re-dense", "Second pruning (SDS)"]
-    taken = next(s for s in queries.tensor_snapshots(1, FIRST_TENSOR) if s.stage == "dense")
+    taken = next(s for s in tensors.tensor_snapshots(1, FIRST_TENSOR) if s.stage == "dense")
     in_bins = 100 * taken.counts.sum() / taken.n
     assert sum(float(row[1]) for row in bins) == pytest.approx(in_bins)
 
@@ -155,7 +155,7 @@ def test_a_tables_figures_are_saved_exactly(address: str, tab: Page, tmp_path: P
     coming.value.save_as(tmp_path / "words.csv")
     with (tmp_path / "words.csv").open(newline="") as file:
         rows = {row["Figure"]: row for row in csv.DictReader(file)}
-    stored = {s.stage: s for s in queries.tensor_snapshots(1, FIRST_TENSOR)}
+    stored = {s.stage: s for s in tensors.tensor_snapshots(1, FIRST_TENSOR)}
     assert float(rows["Kurtosis"]["Re-dense"]) == stored["redense"].stats["kurtosis"]
     assert float(rows["Exact zeros, %"]["First pruning"]) == 50.0
 

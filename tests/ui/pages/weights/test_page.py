@@ -17,7 +17,7 @@ from markupsafe import escape
 from backend.methods.sds.config import STAGE_LABELS
 from backend.settings import Settings
 from backend.statistics.names import MAGNITUDES
-from backend.store import frames, queries
+from backend.store import frames, queries, tensors
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
@@ -272,7 +272,7 @@ def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Setting
 
 def test_the_words_say_what_is_stored(seeded: Settings) -> None:
     words = page.pick_tensor(view())["statistics"]
-    stored = {s.stage: s for s in queries.tensor_snapshots(1, TENSOR)}
+    stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
     (row,) = re.findall(r'<tr><th scope="row">Kurtosis</th>(.*?)</tr>', words)
     exact = [float(value) for value in re.findall(r'data-value="([^"]+)"', row)]
     assert exact == [stored[stage].stats["kurtosis"] for stage in STAGE_LABELS]

@@ -1,0 +1,80 @@
+"""Histograms and profiles of a run's tensors, as arrays. Apart from `queries`, so that listing runs
+does not import numpy."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from sqlalchemy import select
+
+from backend.statistics.tensors import TensorProfile, TensorSnapshot
+from backend.store.queries import job_id
+from backend.store.session import reading
+from backend.store.tables import ProfileRow, TensorRow
+
+
+def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
+    """The statistics and histograms of one tensor, one for each stage stored."""
+    query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
+    with reading() as session:
+        return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
+
+
+def module_snapshots(
+    run: str | int, module: str, stages: Sequence[str], blocks: Sequence[int] | None = None
+) -> list[TensorSnapshot]:
+    """The statistics and histograms of one module in all blocks, or in some, at some stages."""
+    query = select(TensorRow).where(
+        TensorRow.job_id == job_id(run), TensorRow.module == module, TensorRow.stage.in_([*stages])
+    )
+    if blocks is not None:
+        query = query.where(TensorRow.block.in_([*blocks]))
+    with reading() as session:
+        rows = session.scalars(query.order_by(TensorRow.block, TensorRow.step))
+        return [_snapshot(row) for row in rows]
+
+
+def block_snapshots(run: str | int, block: int, stages: Sequence[str]) -> list[TensorSnapshot]:
+    """The statistics and histograms of all modules of one block at some stages."""
+    query = select(TensorRow).where(
+        TensorRow.job_id == job_id(run), TensorRow.block == block, TensorRow.stage.in_([*stages])
+    )
+    with reading() as session:
+        return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
+
+
+def _snapshot(row: TensorRow) -> TensorSnapshot:
+    counts = np.frombuffer(zlib.decompress(row.counts), dtype="<u4").astype(np.int64)
+    return TensorSnapshot(
+        row.tensor,
+        row.block,
+        row.module,
+        row.stage,
+        row.n,
+        row.zeros,
+        row.below,
+        row.above,
+        row.lo,
+        row.hi,
+        counts,
+        row.stats,
+        tuple(row.quantiles),
+        row.step,
+    )
+
+
+def profiles(run: str | int, tensor: str, name: str | None = None) -> list[TensorProfile]:
+    """The profiles of one tensor, or those of one name, by stage and step."""
+    query = select(ProfileRow).where(ProfileRow.job_id == job_id(run), ProfileRow.tensor == tensor)
+    if name is not None:
+        query = query.where(ProfileRow.name == name)
+    order = (ProfileRow.name, ProfileRow.stage, ProfileRow.step)
+    with reading() as session:
+        return [_profile(row) for row in session.scalars(query.order_by(*order))]
+
+
+def _profile(row: ProfileRow) -> TensorProfile:
+    values = np.frombuffer(zlib.decompress(row.values), dtype="<f4").reshape(row.shape)
+    return TensorProfile(row.tensor, row.block, row.module, row.stage, row.name, values, row.step)

@@ -1,0 +1,58 @@
+"""A pruner and a quantizer in plugin files reach the kinds of job: no line in `jobs` names them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+QUANTIZER = """
+import sys
+from backend.models.sources.catalogue import inspect
+from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.estimate import flops_by_phase, layer_weights, quantised_layers
+from jobs.kind import kind_named
+kind = kind_named("dlqat")
+assert kind.stages["toy-awq"] == "Toy AWQ"
+assert "toy-awq" in DLQATJob.model_json_schema()["properties"]["keep"]["enum"]
+config = DLQATJob(
+    model="toy", quantizers="toy-awq", keep="toy-awq", space="tight", start="rounded",
+    text_loss=False, lora=False, gptq=False,
+)
+needs = kind.requirements(config)
+facts = inspect("toy")
+layers = quantised_layers(facts.linears, config)
+tokens = config.segments * min(512, facts.context)
+assert needs.flops["make toy-awq"] == (60 + 4 * tokens) * layer_weights(layers)
+auto = DLQATJob(**config.model_dump() | {"keep": "auto"})
+assert auto.kept == "toy-awq"
+assert "torch" not in sys.modules
+"""
+
+PRUNER = """
+import sys
+from backend.models.sources.catalogue import inspect
+from dataclasses import replace
+from jobs.sds.config import SDSJob
+from jobs.sds.estimate import disk_space
+facts = replace(inspect("toy"), dtype="bfloat16")
+sizes = {base: disk_space(SDSJob(model="toy", base=base), facts).bytes
+         for base in ("leftmost", "wanda", "sparsegpt")}
+assert sizes["leftmost"] == sizes["wanda"] < sizes["sparsegpt"]
+assert "torch" not in sys.modules
+"""
+
+
+def run(script: str, plugin: str) -> None:
+    env = os.environ | {"SLIMSCOPE_PLUGINS": json.dumps([f"tests.plugins.{plugin}"])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_quantizer_becomes_a_stage_that_is_costed_and_exported() -> None:
+    run(QUANTIZER, "quantizer")
+
+
+def test_a_pruner_says_whether_its_stage_takes_half_the_disk() -> None:
+    run(PRUNER, "pruner")
