@@ -273,6 +273,6 @@ def test_trees_beyond_the_drafter_are_refused() -> None:
 
 
 def test_an_assistant_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(ConfigError, match="knows 128 tokens") as refused:
+    with pytest.raises(ConfigError, match="vocabulary has 128 tokens") as refused:
         AssistantModel(built(ARCHITECTURES["grouped"]), base().vocabulary)
     assert refused.value.field == "assistant"

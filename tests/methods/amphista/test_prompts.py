@@ -134,7 +134,7 @@ def test_what_the_base_does_not_ask_others_make_up_for(
         base(), tokenizer, wanted, Checkpoints(tmp_path), SilentReporter()
     )
     assert (len(learnt), len(heldout)) == (22, 8)
-    assert "wrote 4 of 15 prompts" in said[0]
+    assert "only 4 distinct prompts of 15" in said[0]
     chat = chats(tokenizer, "Hello!")
     found = prompts_for(base(), chat, wanted, Checkpoints(tmp_path / "b"), SilentReporter())
     assert (len(found[0]), len(found[1])) == (22, 8) and "user turn cannot be found" in said[1]
