@@ -3,8 +3,9 @@ finished runs."""
 
 from __future__ import annotations
 
+from backend.models.memory import memory_available, refuse_beyond
 from jobs.kind import Estimate, JobConfig, Kind
-from jobs.limits import require_disk, require_memory
+from jobs.limits import require_disk
 from jobs.runtime.duration import estimate_seconds
 
 
@@ -15,7 +16,7 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
         SlimscopeError: the run cannot work, or needs more memory or disk than there is.
     """
     needs = kind.requirements(config)
-    require_memory(needs.memory, needs.title)
+    refuse_beyond(needs.memory, memory_available(), needs.title)
     if needs.disk:
         require_disk(needs.disk)
     flops = sum(needs.flops.values())

@@ -219,3 +219,8 @@ def kind_named(name: str) -> Kind:
             f"There is no kind of run called {name[:40]!r}.", "", f"Choose: {', '.join(kinds())}."
         )
     return kinds()[name]
+
+
+def stage_labels(kind: str) -> Mapping[str, str]:
+    """Stage -> label of a kind, in order; none of a kind whose plugin is gone."""
+    return kinds()[kind].stages if kind in kinds() else {}

@@ -1,13 +1,12 @@
-"""Limits a run is checked against before it is queued: context length, memory, disk."""
+"""Limits a run is checked against before it is queued: context length and disk."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
-from backend.models.memory import memory_available, readable, refuse_beyond
+from backend.models.memory import readable
 from backend.settings import settings
 from jobs.kind import DiskSpace
 
@@ -32,18 +31,6 @@ def require_context(
             "Choose fewer tokens.",
             field,
         )
-
-
-def require_memory(needed: Mapping[str, int], title: str) -> None:
-    """Refuse a run that needs more memory than is available.
-
-    Args:
-        needed: purpose -> bytes at the peak.
-
-    Raises:
-        ModelError: names both numbers, the largest part, and its field.
-    """
-    refuse_beyond(needed, memory_available(), title)
 
 
 def require_disk(space: DiskSpace) -> None:

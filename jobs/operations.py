@@ -14,7 +14,7 @@ from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.states import State
 from jobs import record, replay, submit
-from jobs.kind import kind_named
+from jobs.kind import kind_named, kinds
 
 MAX_RUNS = 500
 
@@ -27,7 +27,16 @@ Limit = Annotated[int, Field(ge=1, le=MAX_RUNS)]
 
 def list_kinds() -> list[Record]:
     """The kinds of run: title, presets, and the JSON schema of the config."""
-    return record.kinds_record()
+    return [
+        {
+            "name": kind.name,
+            "title": kind.title,
+            "summary": kind.summary,
+            "presets": {name: dict(values) for name, values in kind.presets.items()},
+            "schema": kind.config.model_json_schema(),
+        }
+        for kind in kinds().values()
+    ]
 
 
 def list_runs(
@@ -55,7 +64,7 @@ def run_results(run: str) -> list[Record]:
 
 def run_curves(run: str) -> list[Record]:
     """The points of the run's curves: name, step, value, at."""
-    return record.curves(queries.job(run).id)
+    return queries.curve_rows(queries.job(run).id)
 
 
 def run_tensors(run: str) -> list[Record]:

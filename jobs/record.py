@@ -7,7 +7,6 @@ from typing import Any
 
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.kind import kinds
 from jobs.replay import replayed
 
 
@@ -33,20 +32,6 @@ def summary(job: Job) -> dict[str, Any]:
     }
 
 
-def kinds_record() -> list[dict[str, Any]]:
-    """What can be run: of each kind the presets and the JSON schema of its config."""
-    return [
-        {
-            "name": kind.name,
-            "title": kind.title,
-            "summary": kind.summary,
-            "presets": {name: dict(values) for name, values in kind.presets.items()},
-            "schema": kind.config.model_json_schema(),
-        }
-        for kind in kinds().values()
-    ]
-
-
 def results(run: str | int) -> list[dict[str, Any]]:
     """The figures a run ended with."""
     return [
@@ -54,11 +39,6 @@ def results(run: str | int) -> list[dict[str, Any]]:
         | r.details
         for r in queries.results([run])
     ]
-
-
-def curves(run: str | int) -> list[dict[str, Any]]:
-    """The points of a run's curves."""
-    return queries.curve_rows(run)
 
 
 def tensors(run: str | int) -> list[dict[str, Any]]:

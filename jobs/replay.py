@@ -20,7 +20,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.estimate import estimate
-from jobs.kind import Estimate, JobConfig, kind_named, kinds
+from jobs.kind import Estimate, JobConfig, kind_named, kinds, stage_labels
 from jobs.metrics import metric
 from jobs.speed.report import decoder_reports
 from jobs.submit import validated
@@ -176,8 +176,7 @@ def _texts(job: Job) -> dict[str, Any]:
 
 def _figures(job: Job) -> tuple[dict[str, float], dict[str, Any]]:
     """Every figure that is not a matter of the clock, and what is noted of each."""
-    kind = kinds().get(job.kind)
-    stages = kind.stages if kind else {}
+    stages = stage_labels(job.kind)
     values: dict[str, float] = {}
     notes: dict[str, Any] = {}
     for row in queries.results([job.id]):

@@ -25,7 +25,7 @@ from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.settings import settings
 from backend.store.tables import Job, Result, StepTime
-from jobs.kind import Estimate, JobConfig, kind_named, kinds
+from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
 from jobs.submit import checked
 
 MOST_FIELDS = 3
@@ -236,7 +236,7 @@ def table(
         _, figures = groups.setdefault(repr(values), (values, {}))
         for stage, metric, value in of_job[job.id]:
             figures.setdefault((stage, metric), []).append(value)
-    stages = [*kinds()[jobs[0].kind].stages] if jobs and jobs[0].kind in kinds() else []
+    stages = [*stage_labels(jobs[0].kind)] if jobs else []
     return [
         SweepRow(values, stage, metric, fmean(x), stdev(x) if len(x) > 1 else None, len(x))
         for values, figures in groups.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from backend.methods.amphista.config import ADVANCED, DrafterConfig, Temperature, TrainingConfig
 from backend.text.prompts import BUILT_IN, SELF, STORIES
@@ -76,5 +76,3 @@ class DataConfig(PromptConfig):
 
 class AmphistaJob(BaseConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
     """Base model, drafter architecture, training data and budget."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -35,7 +35,6 @@ def training_sources(
 
 
 def _windows(config: AmphistaJob, loaded: LoadedModel, context: JobContext) -> SequenceSources:
-
     name = corpus_name(config, loaded.facts)
     wanted = (config.answers, config.answer_tokens, config.seed)
     text = calibration_slice(name, loaded.tokenizer, *wanted, shared=True)
@@ -52,7 +51,6 @@ def _prompts(
     context: JobContext,
     phases: Phases,
 ) -> SequenceSources:
-
     sets, limit = prompt_sets(config, loaded.facts), config.answer_tokens
     wanted = PromptRequest(sets, config.answers, config.heldout, limit, config.seed)
     learnt, heldout = prompts_for(

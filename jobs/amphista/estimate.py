@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from backend.errors import ConfigError, DatasetError, for_field
+from backend.errors import ConfigError
 from backend.methods.amphista.config import CHUNK, LONGEST, WRITERS
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, block_weights, weight_memory
 from backend.settings import available_threads, settings
 from backend.text import files
-from backend.text.corpora import require_corpus
 from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
 from jobs.amphista.config import AmphistaJob
 from jobs.fields.base_model import require_precision, resolve_model
 from jobs.fields.prompts import prompt_set
+from jobs.fields.text import require_text
 from jobs.kind import DiskSpace, Requirements
 from jobs.limits import require_context
 from jobs.runtime.duration import ADAM_BYTES, FLOPS_PER_THREAD
@@ -26,14 +26,11 @@ CACHED_VALUE_BYTES = 4  # kept beside a hidden state: id, softmax denominator, f
 DISK_MARGIN = 1.2  # for drafter and checkpoints beside the training data
 COMPILED_BYTES = 300 * 2**20  # of kernels compiled for products of every size; measured
 COST_PASSES = 2000  # of one token, to measure the decoding costs
+CORPUS_WARNING = "Heads trained on corpus text predict the base model's responses less well."
 
 
 def requirements(config: AmphistaJob) -> Requirements:
-    """What the run needs.
-
-    Raises:
-        SlimscopeError: the model, the prompts, or a combination of settings cannot work.
-    """
+    """See `Kind.requirements`."""
     base = resolve_model(config.model)
     facts = base.facts
     require_precision(base, config.precision)
@@ -51,15 +48,8 @@ def requirements(config: AmphistaJob) -> Requirements:
             "answers",
         ),
         timed_seconds=60 * config.minutes,
-        warnings=data_warnings(config),
+        warnings=(CORPUS_WARNING,) if config.data == "text" else (),
     )
-
-
-def data_warnings(config: AmphistaJob) -> tuple[str, ...]:
-    """Risks of the training data."""
-    if config.data == "text":
-        return ("Heads trained on corpus text predict the base model's responses less well.",)
-    return ()
 
 
 def require_consistent(config: AmphistaJob, facts: ModelFacts) -> None:
@@ -94,18 +84,6 @@ def corpus_name(config: AmphistaJob, facts: ModelFacts) -> str:
     return facts.default_text if config.text == "auto" else config.text
 
 
-def require_text(name: str) -> None:
-    """Refuse a corpus that is not available, or is the model itself.
-
-    Raises:
-        DatasetError: for the field of the corpus.
-    """
-    try:
-        require_corpus(name, "evaluation_text")
-    except DatasetError as error:
-        raise for_field(error, "text") from error
-
-
 def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
     """The prompt sets; auto adds model-generated prompts, unless the model only tells stories."""
     suits = prompt_set(config, facts)
@@ -119,7 +97,7 @@ def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
         DatasetError: for the field at fault.
     """
     if config.data == "text":
-        require_text(corpus_name(config, facts))
+        require_text(corpus_name(config, facts), "evaluation_text", "text")
     else:
         for name in prompt_sets(config, facts):
             if name != SELF:

@@ -24,7 +24,6 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import NODES, TOP, HeadAccuracy
 from backend.methods.amphista.training.trainer import CHECKPOINT, DrafterTrainer
 from backend.methods.amphista.tree import best_tree, grow
-from backend.models.loading import LoadedModel
 from jobs.amphista.config import DRAFTER, AmphistaJob
 from jobs.amphista.data import training_sources
 from jobs.amphista.estimate import flops_by_phase, untimed_flops
@@ -36,103 +35,91 @@ from jobs.runtime.progress import Phases
 
 def run(config: AmphistaJob, context: JobContext) -> None:
     """The whole job. Answers and training are in checkpoints, so a killed job goes on."""
-    device = prepare(config, context)
-    loaded = load_model(config.model, device, config.precision, context)
-    target, phases = (
-        TargetModel(loaded.model),
-        Phases(context, flops_by_phase(config, loaded.facts)),
-    )
-    base = BaseFingerprint.of(target, config.model)
-    sources = training_sources(config, loaded, target, context, phases)
-    learnt, heldout = collect(target, sources, context.checkpoints, phases.phase("data"))
-    context.log(f"{sum(learnt.lengths):,} tokens to learn from, {sum(heldout.lengths):,} held out.")
-    vocabulary = draft_vocabulary(learnt, target.vocabulary, config.draft_vocabulary)
-    torch.manual_seed(config.seed)
-    drafter = build_drafter(config_part(config, DrafterConfig), target, vocabulary)
-    begin(drafter, target, learnt, config, context)
-    judged, taken = train(drafter, target, learnt, heldout, config, context, phases)
-    phases.phase("measure").progress(0, 1, "Measuring this machine")
-    finish(drafter, target, judged, base, (learnt, heldout), config, context, loaded)
-    timed = min(taken, 60 * config.minutes)  # judging and saving come on top
-    flops = sum(untimed_flops(config, loaded.facts).values())
-    context.outcome(flops=flops, timed_seconds=timed)
+    DrafterRun(config, context).run()
 
 
-def begin(
-    drafter: Drafter,
-    target: TargetModel,
-    learnt: HiddenStateCache,
-    config: AmphistaJob,
-    context: JobContext,
-) -> None:
-    """Gives an untrained drafter its scales and first fusion; one in a checkpoint has them."""
-    if context.checkpoints.find(CHECKPOINT):
-        return
-    explained = drafter.initialize(target, learnt.spread(FITTED), config.initial == "fitted")
-    if explained:
-        context.result(DRAFTER, "fit_explained", explained)
-        context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
+class DrafterRun:
+    """One drafter job at work."""
 
+    def __init__(self, config: AmphistaJob, context: JobContext) -> None:
+        self.config, self.context = config, context
+        device = prepare(config, context)
+        self.loaded = load_model(config.model, device, config.precision, context)
+        self.target = TargetModel(self.loaded.model)
+        self.base = BaseFingerprint.of(self.target, config.model)
+        self.phases = Phases(context, flops_by_phase(config, self.loaded.facts))
 
-def train(
-    drafter: Drafter,
-    target: TargetModel,
-    learnt: HiddenStateCache,
-    heldout: HiddenStateCache,
-    config: AmphistaJob,
-    context: JobContext,
-    phases: Phases,
-) -> tuple[HeadAccuracy, float]:
-    """Trains to the end of the budget; the last judgement, and the seconds it took."""
-    count = drafter.parameter_count()
-    context.log(f"{arm_of(drafter.config.model_dump())}: {count:,} weights learn.")
-    training = DrafterTrainer(
-        drafter,
-        target,
-        learnt,
-        heldout,
-        config_part(config, TrainingConfig),
-        config.seed,
-        context.checkpoints,
-        phases.phase("train"),
-    )
-    judged = training.run()
-    context.result(DRAFTER, "steps", training.schedule.steps)
-    context.step_time("training", training.schedule.seconds)
-    return judged, training.schedule.seconds
+    def run(self) -> None:
+        """Collect the data, train, measure and save."""
+        config, context = self.config, self.context
+        learnt, heldout = self._collect()
+        vocabulary = draft_vocabulary(learnt, self.target.vocabulary, config.draft_vocabulary)
+        torch.manual_seed(config.seed)
+        drafter = build_drafter(config_part(config, DrafterConfig), self.target, vocabulary)
+        self._initialize(drafter, learnt)
+        accuracy, seconds = self._train(drafter, learnt, heldout)
+        self.phases.phase("measure").progress(0, 1, "Measuring this machine")
+        saved = self._save(drafter, accuracy, max(learnt.lengths + heldout.lengths))
+        record_economy(saved, self.target, accuracy, context)
+        flops = sum(untimed_flops(config, self.loaded.facts).values())
+        # measuring and saving come on top of the budget
+        context.outcome(flops=flops, timed_seconds=min(seconds, 60 * config.minutes))
 
+    def _collect(self) -> tuple[HiddenStateCache, HiddenStateCache]:
+        """Hidden states of the training sequences, and of the held-out ones."""
+        context, phase = self.context, self.phases.phase("data")
+        sources = training_sources(self.config, self.loaded, self.target, context, self.phases)
+        learnt, heldout = collect(self.target, sources, context.checkpoints, phase)
+        tokens = [sum(cache.lengths) for cache in (learnt, heldout)]
+        context.log(f"{tokens[0]:,} tokens to learn from, {tokens[1]:,} held out.")
+        return learnt, heldout
 
-def finish(
-    drafter: Drafter,
-    target: TargetModel,
-    judged: HeadAccuracy,
-    base: BaseFingerprint,
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-    config: AmphistaJob,
-    context: JobContext,
-    loaded: LoadedModel,
-) -> None:
-    """Grows the tree, measures this machine, records all figures and saves the drafter."""
-    growth = grow(judged.ranks)
-    figures = {f"top{m}": judged.top(m) for m in TOP}
-    longest = max(length for corpus in corpora for length in corpus.lengths)
-    saved = pack(drafter, base, growth, figures, config.model_dump(mode="json"), longest)
-    with Checkpoints(context.folder).write(DRAFTER) as folder:
-        saved.save(folder)
-    digest = sha256_of(context.folder / DRAFTER / WEIGHTS)
-    context.environment(weights_sha256=digest)
-    context.artifact(context.folder / DRAFTER, DRAFTER, digest)
-    for name, values in figures.items():
-        for head, value in enumerate(values, 1):
-            context.result(f"head-{head}", name, value, n=len(judged.ranks))
-    count = drafter.parameter_count()
-    context.result(DRAFTER, "parameters", count, arm=arm_of(drafter.config.model_dump()))
-    context.result(DRAFTER, "parameter_share", count / loaded.facts.parameters)
-    record_economy(saved, target, judged, context)
+    def _initialize(self, drafter: Drafter, learnt: HiddenStateCache) -> None:
+        """Give an untrained drafter its scales and first fusion; one in a checkpoint has them."""
+        if self.context.checkpoints.find(CHECKPOINT):
+            return
+        fitted = self.config.initial == "fitted"
+        if explained := drafter.initialize(self.target, learnt.spread(FITTED), fitted):
+            self.context.result(DRAFTER, "fit_explained", explained)
+            self.context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
+
+    def _train(
+        self, drafter: Drafter, learnt: HiddenStateCache, heldout: HiddenStateCache
+    ) -> tuple[HeadAccuracy, float]:
+        """Train to the end of the budget; return the last measurement, and the seconds it took."""
+        config, context = self.config, self.context
+        count = drafter.parameter_count()
+        context.log(f"{arm_of(drafter.config.model_dump())}: {count:,} weights learn.")
+        trainer = DrafterTrainer(
+            drafter, self.target, learnt, heldout, config_part(config, TrainingConfig), config.seed,
+            context.checkpoints, self.phases.phase("train"),
+        )  # fmt: skip
+        accuracy = trainer.run()
+        context.result(DRAFTER, "steps", trainer.schedule.steps)
+        context.step_time("training", trainer.schedule.seconds)
+        return accuracy, trainer.schedule.seconds
+
+    def _save(self, drafter: Drafter, accuracy: HeadAccuracy, longest: int) -> Amphista:
+        """Grow the tree, record all figures and save the drafter."""
+        context, config = self.context, self.config.model_dump(mode="json")
+        figures = {f"top{m}": accuracy.top(m) for m in TOP}
+        saved = pack(drafter, self.base, grow(accuracy.ranks), figures, config, longest)
+        with Checkpoints(context.folder).write(DRAFTER) as folder:
+            saved.save(folder)
+        digest = sha256_of(context.folder / DRAFTER / WEIGHTS)
+        context.environment(weights_sha256=digest)
+        context.artifact(context.folder / DRAFTER, DRAFTER, digest)
+        for name, values in figures.items():
+            for head, value in enumerate(values, 1):
+                context.result(f"head-{head}", name, value, n=len(accuracy.ranks))
+        count, arm = drafter.parameter_count(), arm_of(drafter.config.model_dump())
+        context.result(DRAFTER, "parameters", count, arm=arm)
+        context.result(DRAFTER, "parameter_share", count / self.loaded.facts.parameters)
+        return saved
 
 
 def record_economy(
-    saved: Amphista, target: TargetModel, judged: HeadAccuracy, context: JobContext
+    saved: Amphista, target: TargetModel, accuracy: HeadAccuracy, context: JobContext
 ) -> None:
     """Accepted length and predicted speed-up for every size of tree on this machine."""
     trial = TreeProposer(saved.bind(target), target, best_tree(saved.growth, NODES))
@@ -140,11 +127,13 @@ def record_economy(
     for nodes in costs.verify:
         context.metric("cost/verify", costs.ratio(nodes), nodes)
         context.metric("cost/break even", costs.break_even(nodes), nodes)
-        context.metric("tree/accepted", judged.accepted(nodes), nodes)
-        context.metric("tree/speed-up", judged.accepted(nodes) / costs.break_even(nodes), nodes)
+        context.metric("tree/accepted", accuracy.accepted(nodes), nodes)
+        context.metric("tree/speed-up", accuracy.accepted(nodes) / costs.break_even(nodes), nodes)
     best = costs.best_nodes(saved.growth, least=2)
-    accepted = judged.accepted(best)
-    context.result(DRAFTER, "accepted_length", judged.accepted(), n=len(judged.ranks), nodes=NODES)
+    accepted = accuracy.accepted(best)
+    context.result(
+        DRAFTER, "accepted_length", accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
+    )
     context.result(DRAFTER, "predicted_speed_up", accepted / costs.break_even(best), nodes=best)
     context.result(DRAFTER, "draft_cost", costs.draft / costs.verify[1])
     context.log(

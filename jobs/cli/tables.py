@@ -12,14 +12,9 @@ from backend.errors import NotFoundError
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
-from jobs.kind import kinds
+from jobs.kind import stage_labels
 from jobs.record import summary
 from jobs.replay import ReplayComparison
-
-
-def labels(kind: str) -> Mapping[str, str]:
-    """Stage -> label; none of a kind whose plugin is gone."""
-    return kinds()[kind].stages if kind in kinds() else {}
 
 
 def runs_table(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -38,7 +33,7 @@ def results_table(run: str) -> Table:
     """Every figure of a run."""
     table = Table("metric", "stage", "value", "±", box=None)
     job = queries.job(run)
-    names = labels(job.kind)
+    names = stage_labels(job.kind)
     if job.kept_stage:
         table.title = f"Kept: {names.get(job.kept_stage, job.kept_stage)}"
     for row in queries.results([run]):
@@ -84,7 +79,7 @@ def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
     if metric not in (measured := {row.metric for row in rows}):
         there = f"There are: {', '.join(sorted(measured)) or 'no figures yet'}."
         raise NotFoundError(f"No run of this sweep has measured {metric!r}.", "", there)
-    names = labels(jobs[0].kind)
+    names = stage_labels(jobs[0].kind)
     fields = [field for field in sweep.varied(jobs) if field != sweep.SEED]
     table = Table(*fields, "stage", metric, "±", "n", box=None)
     for row in rows:

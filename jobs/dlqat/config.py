@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from backend.export.formats import Format
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
@@ -22,8 +22,6 @@ ExportedStage: TypeAlias = Literal["auto", *QUANTISED]  # type: ignore[valid-typ
 
 class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
     """Model, texts and settings of the method."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     training_text: CorpusName = Field(
         SAME,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backend.errors import ConfigError, DatasetError, for_field
+from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, refuse_unholdable
 from backend.methods.dlqat.config import (
     MERGED_LORA,
@@ -13,17 +13,16 @@ from backend.methods.dlqat.config import (
 )
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import LinearShape, ModelFacts
-from backend.models.memory import memory_available, memory_parts, readable
+from backend.models.memory import memory_available, memory_parts, readable, refuse_beyond
 from backend.models.sources.catalogue import inspect
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.registry import Declarations
-from backend.text.corpora import require_corpus
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
-from jobs.fields.text import check_text, context_length
+from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
-from jobs.limits import require_context, require_memory
+from jobs.limits import require_context
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
 TRANSPOSED = ("GPT2", "OpenAIGPT")  # architectures whose layers are no nn.Linear
@@ -32,18 +31,19 @@ FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward a
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
 TEACHER_BYTES = 16  # of one kept prediction: probability and token, stacked twice at the peak
 LOGIT_BYTES = 14  # of one logit in training: 16 bits, float32, its gradient, a copy
+ASYMMETRIC = (
+    "An asymmetric grid loads in transformers only with CompressedTensorsConfig(dequantize=True)."
+)
 
 
 def requirements(config: DLQATJob) -> Requirements:
-    """What the run needs.
-
-    Raises:
-        SlimscopeError: the model, a text, or a combination of settings cannot work.
-    """
+    """See `Kind.requirements`."""
     facts = inspect(config.model)
     refuse_idle(config)
     layers = quantised_layers(facts.linears, config)
-    warnings = check_text(config, facts) + check_quality(config) + export_warnings(config)
+    warnings = check_text(config, facts) + check_quality(config)
+    if config.format == "compressed-tensors" and not config.symmetric:
+        warnings += (ASYMMETRIC,)
     require_training_text(config, facts)
     require_kept(config)
     refuse_unholdable(config.format, export_requirements(config, layers, facts))
@@ -191,8 +191,9 @@ def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
         ConfigError: the training does not.
     """
     model = {purpose: size for purpose, size in needed.items() if purpose != "training"}
-    require_memory(model, facts.title)
-    left = memory_available() - sum(model.values())
+    available = memory_available()
+    refuse_beyond(model, available, facts.title)
+    left = available - sum(model.values())
     if needed["training"] > left:
         raise ConfigError(
             "The training does not fit into memory.",
@@ -207,10 +208,7 @@ def require_training_text(config: DLQATJob, facts: ModelFacts) -> None:
     """Refuse training rows longer than the context, and a training text that is not available."""
     require_context(config.length, facts, "Training sequences", "length")
     if config.training_text != SAME:
-        try:
-            require_corpus(config.training_text, "calibration_text")
-        except DatasetError as error:
-            raise for_field(error, "training_text") from error
+        require_text(config.training_text, "calibration_text", "training_text")
 
 
 def require_kept(config: DLQATJob) -> None:
@@ -237,16 +235,6 @@ def export_requirements(
         whole=len(layers) == len(facts.linears),
         shapes=frozenset(shapes(layers)),
     )
-
-
-def export_warnings(config: DLQATJob) -> tuple[str, ...]:
-    """What the export format asks of those who load it."""
-    if config.format == "compressed-tensors" and not config.symmetric:
-        return (
-            "An asymmetric grid loads in transformers only with "
-            "CompressedTensorsConfig(dequantize=True).",
-        )
-    return ()
 
 
 def trained_parameters(

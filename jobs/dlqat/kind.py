@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.methods.dlqat.config import POST_TRAINING, STAGE_LABELS, DLQATStage
 from jobs.dlqat.config import NAME, DLQATJob
 from jobs.dlqat.estimate import requirements
 from jobs.kind import Kind, StageStyle
@@ -14,9 +14,7 @@ from jobs.metrics import relative_change
 def verdict(perplexity: Mapping[str, float]) -> str:
     """In words, whether the method helped on this model. `perplexity`: stage -> value."""
     trained = next((s for s in (DLQATStage.DLQAT, DLQATStage.DLQAT_KD) if s in perplexity), None)
-    rival = next(
-        (s for s in (DLQATStage.GPTQ, DLQATStage.MSE, DLQATStage.RTN) if s in perplexity), None
-    )
+    rival = next((s for s in reversed(POST_TRAINING) if s in perplexity), None)
     if trained is None or rival is None:
         return ""
     value = perplexity[trained]

@@ -25,7 +25,7 @@ from backend.models.sources.materialise import materialise
 from backend.models.stored_weights import StoredLinears
 from backend.reporter import REPLAY, Reporter
 from backend.text.prompt_ids import prompt_ids
-from backend.text.prompts import BUILT_IN, STORIES, benchmark_prompts
+from backend.text.prompts import benchmark_prompts
 from jobs.evaluation.config import MODEL
 from jobs.evaluation.report import (
     CSR,
@@ -36,6 +36,7 @@ from jobs.evaluation.report import (
     TIMED_TOKENS,
     TOKENS_PER_SECOND,
 )
+from jobs.fields.prompts import default_prompts
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase
 
@@ -66,8 +67,8 @@ def _formats(measured: LinearSizes) -> dict[str, int]:
 
 def prompt_for(loaded: LoadedModel) -> list[int]:
     """Ids of a prompt that suits the model and leaves room to decode `TIMED_TOKENS`."""
-    suits = STORIES if loaded.facts.default_text == STORIES else BUILT_IN
-    ids = prompt_ids(benchmark_prompts(suits, 1)[0].text, loaded.tokenizer)
+    first, *_ = benchmark_prompts(default_prompts(loaded.facts), 1)
+    ids = prompt_ids(first.text, loaded.tokenizer)
     return ids[: max(1, loaded.facts.context - TIMED_TOKENS - 1)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from jobs.fields.model import DEFAULT_MODEL, ModelConfig, absolute
 from jobs.fields.quality import QualityConfig
@@ -18,8 +18,6 @@ LABELS = {DENSE: "Dense", MODEL: "Model"}
 
 class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
     """Which model, its dense reference, and what is measured."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: SavedModelSpec = Field(
         DEFAULT_MODEL,

@@ -22,11 +22,7 @@ SPARSE_PRODUCT_FLOPS = 2e10  # that take about as long as timing the sparse prod
 
 
 def requirements(config: EvaluationJob) -> Requirements:
-    """What the run needs.
-
-    Raises:
-        SlimscopeError: a model, the text, or a combination of settings cannot work.
-    """
+    """See `Kind.requirements`."""
     facts = {stage: inspect(spec) for stage, spec in measured_models(config).items()}
     model = facts[MODEL]
     require_same_shape(model, facts.get(DENSE, model))

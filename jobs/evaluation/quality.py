@@ -24,9 +24,10 @@ from backend.models.memory import activation_memory, memory_available, wait_on_d
 from backend.reporter import REPLAY
 from backend.settings import settings
 from backend.store import queries
-from backend.text.prompts import BUILT_IN, STORIES, benchmark_prompts
+from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
 from jobs.evaluation.report import samples_of
+from jobs.fields.prompts import default_prompts
 from jobs.fields.quality import SAMPLE_PROMPTS, QualityConfig
 from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts
@@ -74,7 +75,7 @@ class Quality:
     ) -> None:
         self._config, self._loaded, self._text = config, loaded, evaluation
         self._context, self._batch, self._labels, self._new = context, batch, labels, new
-        self._suits = STORIES if loaded.facts.default_text == STORIES else BUILT_IN
+        self._prompt_set = default_prompts(loaded.facts)  # of the dense model, for all
         self._reference = DenseOutputs(new)
         self._tasks = self._load_tasks()
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
@@ -170,7 +171,7 @@ class Quality:
         return unwritten or bool(self._unanswered(stage))
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
-        prompts = benchmark_prompts(self._suits, SAMPLE_PROMPTS)
+        prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
         tokens = self._config.sample_tokens
         texts = write_samples(self._loaded.model, self._loaded.tokenizer, prompts, tokens, reporter)
         samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]

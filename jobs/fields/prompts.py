@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from backend.models.facts import ModelFacts
-from backend.text.prompts import BUILT_IN, STORIES, require_prompts
+from backend.text.prompts import BUILT_IN, STORIES
 from jobs.fields.types import PromptSet
 
 
@@ -25,21 +25,14 @@ class PromptConfig(BaseModel):
     )
 
 
+def default_prompts(facts: ModelFacts) -> str:
+    """The name of the prompt set that suits the model."""
+    return STORIES if facts.default_text == STORIES else BUILT_IN
+
+
 def prompt_set(config: PromptConfig, facts: ModelFacts) -> str:
     """The name of the prompt set; auto is the one that suits the model."""
-    suits = STORIES if facts.default_text == STORIES else BUILT_IN
-    return suits if config.prompts == "auto" else config.prompts
-
-
-def check_prompts(config: PromptConfig, facts: ModelFacts) -> str:
-    """The name of the prompt set, if it is available.
-
-    Raises:
-        DatasetError: it is not.
-    """
-    name = prompt_set(config, facts)
-    require_prompts(name, "prompts")
-    return name
+    return default_prompts(facts) if config.prompts == "auto" else config.prompts
 
 
 def prompt_facts(name: str, rows: Sequence[Sequence[int]]) -> dict[str, Any]:

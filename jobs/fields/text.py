@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, DatasetError, for_field
 from backend.models.facts import ModelFacts
 from backend.text.corpora import require_corpus
 from jobs.fields.types import CorpusName
@@ -102,3 +102,15 @@ def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
             f"{2 * widest} or more give a better result.",
         )
     return ()
+
+
+def require_text(name: str, use: str, field: str) -> None:
+    """Refuse a corpus that is not available for a use, such as "calibration_text".
+
+    Raises:
+        DatasetError: for `field`.
+    """
+    try:
+        require_corpus(name, use)
+    except DatasetError as error:
+        raise for_field(error, field) from error

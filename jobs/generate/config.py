@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from backend.errors import ConfigError
 from backend.methods.amphista.config import LEAST_PENALTY, Temperature
@@ -23,8 +23,6 @@ STOPS = "|"
 
 class GenerateJob(JobConfig):
     """Prompt, models and sampling."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str = Field(
         "Explain in three sentences why the sky is blue.",

@@ -14,14 +14,11 @@ from jobs.limits import require_context
 from jobs.runtime.duration import DECODE_COST
 
 MODEL_MARGIN = 1.3  # memory of a drafter and its cache beside the weights
+LOSSY = "Typical acceptance is lossy: the output differs from the base model's."
 
 
 def requirements(config: GenerateJob) -> Requirements:
-    """What the run needs.
-
-    Raises:
-        SlimscopeError: a model, a drafter, or a combination of settings cannot work.
-    """
+    """See `Kind.requirements`."""
     require_sampling(config)
     models = [side_facts(side, config) for side in read_sides(config.sides)]
     shortest = min(models, key=lambda facts: facts.context)
@@ -32,7 +29,7 @@ def requirements(config: GenerateJob) -> Requirements:
         title=largest.title,
         flops=flops_by_phase(config, models),
         memory={"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))},
-        warnings=typical_warnings(config),
+        warnings=(LOSSY,) if config.typical else (),
     )
 
 
@@ -57,13 +54,6 @@ def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:
     except SlimscopeError as error:
         raise for_field(error, "sides") from error
     return base.facts
-
-
-def typical_warnings(config: GenerateJob) -> tuple[str, ...]:
-    """Risks of the acceptance rule."""
-    if config.typical:
-        return ("Typical acceptance is lossy: the output differs from the base model's.",)
-    return ()
 
 
 def flops_by_phase(config: GenerateJob, models: Sequence[ModelFacts]) -> dict[str, float]:

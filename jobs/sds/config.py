@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from backend.methods.sds.config import SDSConfig
 from jobs.fields.model import ModelConfig
@@ -16,8 +16,6 @@ NAME = "sds"
 
 class SDSJob(ModelConfig, SDSConfig, TextConfig, JobConfig):
     """Model, texts and settings of the method."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: Literal["auto", "memory", "streamed"] = Field(
         "auto",

@@ -29,11 +29,7 @@ BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for stati
 
 
 def requirements(config: SDSJob) -> Requirements:
-    """What the run needs.
-
-    Raises:
-        SlimscopeError: the model, a text, or a combination of settings cannot work.
-    """
+    """See `Kind.requirements`."""
     facts = inspect(config.model)
     refuse_allocation(config)
     layer_patterns(facts.linears, config)

@@ -70,8 +70,7 @@ class DecodingBenchmark:
                 task: summarise(name, [a for a, t in zip(answers, tasks, strict=True) if t == task])
                 for task in dict.fromkeys(tasks)
             }
-            self._record(self._report(name, proposer, summarise(name, answers), by_task))
-            self._record_tasks(name, by_task)
+            self._record(self._report(name, proposer, summarise(name, answers), by_task), by_task)
 
     def try_sizes(self) -> None:
         """Time every drafter with trees of other sizes: three curves over the size."""
@@ -209,7 +208,7 @@ class DecodingBenchmark:
             tasks={task: (s.speed_up.value, s.accepted) for task, s in by_task.items()},
         )
 
-    def _record(self, report: DecoderReport) -> None:
+    def _record(self, report: DecoderReport, by_task: Mapping[str, DecoderSummary]) -> None:
         """Record a report, and its figures as results that tables and charts rank by."""
         self.context.decoder(report.name, report.record())
         figures = {
@@ -218,14 +217,9 @@ class DecodingBenchmark:
             "accepted_length": (report.accepted, sum(report.lengths.values())),
             "break_even": (report.break_even, None),
             "same_text": (report.same, report.prompts),
+            **{f"speed_up/{t}": (s.speed_up.value, s.prompts) for t, s in by_task.items()},
         }
         for metric, (value, n) in figures.items():
             low, high = report.ranges.get(metric, (None, None))
             spread = {} if low is None else {"lowest": low, "highest": high}
             self.context.result(report.name, metric, value, n=n, **spread)
-
-    def _record_tasks(self, name: str, by_task: Mapping[str, DecoderSummary]) -> None:
-        for task, summary in by_task.items():
-            up, n = summary.speed_up, summary.prompts
-            spread = {"lowest": up.lowest, "highest": up.highest}
-            self.context.result(name, f"speed_up/{task}", up.value, n=n, **spread)

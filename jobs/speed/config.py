@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from jobs.fields.base_model import BaseConfig
 from jobs.fields.prompts import PromptConfig
@@ -72,5 +72,3 @@ class TimingConfig(BaseModel):
 
 class SpeedJob(BaseConfig, TimingConfig, PromptConfig, JobConfig):
     """Base model, decoders and prompts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)

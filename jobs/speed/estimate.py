@@ -9,29 +9,28 @@ from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
 from backend.models.sources.catalogue import inspect
 from backend.store.tables import Job
+from backend.text.prompts import require_prompts
 from jobs.fields.base_model import require_precision, resolve_model
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.model import absolute
-from jobs.fields.prompts import check_prompts
+from jobs.fields.prompts import prompt_set
 from jobs.kind import Requirements
 from jobs.limits import require_context
 from jobs.runtime.duration import DECODE_COST
 from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
 
+VANILLA_ALONE = "Only vanilla decoding is timed: there is nothing to compare it with."
+
 
 def requirements(config: SpeedJob) -> Requirements:
-    """What the run needs.
-
-    Raises:
-        SlimscopeError: the model, a drafter, the prompts, or a combination of settings cannot work.
-    """
+    """See `Kind.requirements`."""
     base = resolve_model(config.model)
     facts = base.facts
     require_precision(base, config.precision)
     drafters = drafters_named(config.drafters, config.model, "drafters")
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
     require_tree_sizes(config, drafters)
-    check_prompts(config, facts)
+    require_prompts(prompt_set(config, facts), "prompts")
     assistants = [inspect(absolute(config.assistant))] if config.assistant else []
     for assistant in assistants:
         require_same_vocabulary(facts, assistant)
@@ -44,7 +43,7 @@ def requirements(config: SpeedJob) -> Requirements:
             "models": sum(weight_memory(each) for each in (facts, *assistants)),
             "drafters": sum(map(drafter_bytes, drafters)),
         },
-        warnings=baseline_warnings(config, drafters),
+        warnings=() if drafters or config.lookup or config.assistant else (VANILLA_ALONE,),
     )
 
 
@@ -70,13 +69,6 @@ def require_same_vocabulary(facts: ModelFacts, assistant: ModelFacts) -> None:
             "Choose one with the same tokenizer.",
             "assistant",
         )
-
-
-def baseline_warnings(config: SpeedJob, drafters: Sequence[Job]) -> tuple[str, ...]:
-    """Warn where nothing is compared."""
-    if not (drafters or config.lookup or config.assistant):
-        return ("Only vanilla decoding is timed: there is nothing to compare it with.",)
-    return ()
 
 
 def flops_by_phase(config: SpeedJob, facts: ModelFacts, drafters: int) -> dict[str, float]:

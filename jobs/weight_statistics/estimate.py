@@ -13,11 +13,7 @@ MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is
 
 
 def requirements(config: StatisticsJob) -> Requirements:
-    """What the run needs.
-
-    Raises:
-        ModelError: the model cannot be read.
-    """
+    """See `Kind.requirements`."""
     facts = inspect(config.model)
     largest = max(x.weights for x in facts.linears)
     return Requirements(

@@ -169,7 +169,7 @@ def test_what_a_person_should_know_is_said_beforehand(queue: Path) -> None:
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
     small = memory_bytes(DLQATJob.model_validate(SMALL), inspect("toy"))
     enough = sum(small.values()) + 10**6
-    for module in ("jobs.dlqat.estimate", "jobs.limits"):
+    for module in ("jobs.dlqat.estimate", "jobs.estimate"):
         monkeypatch.setattr(f"{module}.memory_available", lambda: enough)
     checked("dlqat", SMALL)
     with pytest.raises(ConfigError, match="gradient checkpointing") as refused:

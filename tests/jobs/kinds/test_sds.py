@@ -188,7 +188,7 @@ def test_a_model_is_streamed_when_it_would_not_fit(
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("jobs.sds.estimate", "jobs.limits"):
+    for module in ("jobs.sds.estimate", "jobs.estimate"):
         monkeypatch.setattr(f"{module}.memory_available", lambda: LITTLE)
     _, estimate = checked("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
