@@ -95,10 +95,6 @@ def _final(name: str, usual: bool) -> Column:
     )
 
 
-def _dense(row: RunRow) -> float | None:
-    return row.figures.value(row.figures.first, "perplexity")
-
-
 def _change(row: RunRow) -> float | None:
     return row.figures.change()
 
@@ -117,10 +113,6 @@ def _setting(name: str, heading: str, numeric: bool) -> Column:
 
 def _summary(row: RunRow) -> str:
     return " · ".join(setting_summary(row.job))
-
-
-def _took(row: RunRow) -> float | None:
-    return elapsed(row.job, row.now)
 
 
 def _sweep(row: RunRow) -> str:
@@ -158,8 +150,8 @@ BEFORE = (
     _text("sweep", "Sweep", _sweep, lambda r: HTML.sweep_name(_sweep(r))),
 )  # fmt: skip
 PERPLEXITY = (
-    replace(_figure("perplexity", _dense, group=GROUPS[1], usual=True),
-            key="dense", title="Perplexity, dense"),
+    replace(_figure("perplexity", lambda r: r.figures.value(r.figures.first, "perplexity")),
+            key="dense", title="Perplexity, dense", group=GROUPS[1], usual=True),
     _final("perplexity", True),
     Column("change", "Change", _change, lambda r: percent(_change(r)) or NONE, _change, True,
            GROUPS[1], True),
@@ -167,7 +159,7 @@ PERPLEXITY = (
 AFTER = (
     _figure("size", lambda r: r.size),
     _figure("peak", lambda r: r.job.peak_bytes),
-    _figure("took", _took, usual=True),
+    _figure("took", lambda r: elapsed(r.job, r.now), usual=True),
     AGE,
 )
 
