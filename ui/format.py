@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -98,6 +99,13 @@ def eta(seconds: float | None) -> str:
         return "under a minute"
     minutes = round(seconds / 60)
     return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"
+
+
+def extent(values: Iterable[float], write: Callable[[float], str], joint: str = " to ") -> str:
+    """The smallest and the largest value, as in "3 to 5"; once where they read the same."""
+    values = [*values]
+    low, high = write(min(values)), write(max(values))
+    return low if low == high else f"{low}{joint}{high}"
 
 
 def moment(ms: int | None) -> str:

@@ -104,11 +104,8 @@ def on_change(
 def live(
     fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
 ) -> Dependency:
-    """Runs `fn` when the page is opened and whenever something in the database has changed.
-
-    Returns:
-        The event of a change, to chain `.then` on.
-    """
+    """Runs `fn` when the page is opened and whenever something in the database has changed; returns
+    the event of a change."""
     on_load(fn, inputs, outputs, **options)
     return on_change(fn, inputs, outputs, **options)
 

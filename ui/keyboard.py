@@ -30,11 +30,8 @@ FIXED = (
 
 
 def shortcuts(pages: Iterable[tuple[str, str, str]]) -> list[Shortcut]:
-    """The shortcuts that are always there, then one for each page.
-
-    Args:
-        pages: letter, name and path of each page; a page without a letter has no shortcut.
-    """
+    """The shortcuts that are always there, then one for each page (letter, name, path) that has a
+    letter."""
     return [
         *FIXED,
         *(Shortcut(f"{GO} {key}", f"Go to {name}", href(path)) for key, name, path in pages if key),

@@ -25,12 +25,7 @@ def dots(
     size: int = SIZE,
     **options: Any,
 ) -> go.Scatter:
-    """One trace of dots.
-
-    Args:
-        rows: the row of each value.
-        hover: what each dot says; HTML of Plotly's kind.
-    """
+    """One trace of dots, each in its row; `hover` is HTML of Plotly's kind."""
     line = {"width": 2, "color": colour}
     return go.Scatter(
         x=[*values], y=[*rows], mode="markers", hovertext=[*hover],
@@ -47,11 +42,8 @@ def rows_axis(rows: Sequence[str]) -> dict[str, Any]:
 
 
 def log_span(values: Sequence[float], right: float = 0.1) -> list[float]:
-    """log10 of the ends of an axis that shows all values; empty where there are none.
-
-    Args:
-        right: room beyond the largest, in parts of the span.
-    """
+    """log10 of the ends of an axis that shows all values, with room beyond the largest (`right`, in
+    parts of the span); empty where there are none."""
     if not values:
         return []
     low, high = math.log10(min(values)), math.log10(max(values))

@@ -25,12 +25,7 @@ DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
 
 @dataclass(frozen=True)
 class MapBaseline:
-    """What the map is compared with.
-
-    Attributes:
-        rows: one row a tensor, with its statistics.
-        label: of the stage or run they are of.
-    """
+    """What the map is compared with: one row a tensor, and the label of their stage or run."""
 
     rows: pd.DataFrame
     label: str
@@ -134,26 +129,26 @@ def heatmap(
         picked: column and row of the cell that is outlined.
     """
     low, high = limits
+    holes = [[None if np.isnan(v) else float(v) for v in row] for row in values]
     heat = go.Heatmap(
-        x=columns, y=rows, z=_json(values), customdata=names, text=hover,
+        x=columns, y=rows, z=holes, customdata=names, text=hover,
         hovertemplate="%{text}<extra></extra>", zmin=low, zmax=high,
         colorscale=DIVERGING if diverging else "cividis",
         colorbar=colour_bar(title) | (even_ticks(high) if diverging else {}),
     )  # fmt: skip
-    category = {"type": "category", "showgrid": False}
+    category: dict[str, Any] = {"type": "category", "showgrid": False}
     across = category | {"nticks": 12} | xaxis
     across["title"] |= {"standoff": 20}  # else it stands between the ticks
     down = category | {"autorange": "reversed"} | yaxis
-    meta = {"pick": "cell"} | ({"picked": picked} if picked else {})
+    meta: dict[str, Any] = {"pick": "cell"}
+    if picked:
+        meta["picked"] = picked
     return go.Figure(heat, layout(view=view, meta=meta, xaxis=across, yaxis=down))
 
 
 def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:
-    """The statistic with its unit, and what it is compared with.
-
-    Args:
-        short: for a phone, which has no room for both.
-    """
+    """The statistic with its unit and what it is compared with; `short` for a phone, which has no
+    room for both."""
     if base is None:
         return statistic.title
     difference = f"difference to {base.label.lower()}{', points' if statistic.percent else ''}"
@@ -161,11 +156,8 @@ def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False
 
 
 def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]:
-    """The 2 % and 98 % quantile; where all values are the same, a little to both sides of them.
-
-    Args:
-        even: the same to both sides of 0, 98 % of the magnitudes.
-    """
+    """The 2 % and 98 % quantile, or with `even` the same to both sides of 0, 98 % of the
+    magnitudes; where all values are the same, a little to both sides of them."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0
@@ -180,11 +172,8 @@ def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]
 
 
 def heatmap_note(rows: pd.DataFrame, even: bool = False) -> str:
-    """In words: how many layers there are, how many lie beyond the colours, how many lack a value.
-
-    Args:
-        rows: as `cells` returns them; `even` as in `colour_limits`.
-    """
+    """In words: how many layers (rows of `cells`) there are, how many lie beyond the colours, how
+    many lack a value."""
     values = rows["value"].to_numpy(dtype=float)
     low, high = colour_limits(values, even)
     beyond = int(((values < low) | (values > high)).sum())
@@ -213,10 +202,6 @@ def _short(module: str, modules: Sequence[str]) -> str:
     """The last part of a module's name, where no other ends with it."""
     last = module.rsplit(".", 1)[-1]
     return last if sum(m.rsplit(".", 1)[-1] == last for m in modules) == 1 else module
-
-
-def _json(grid: np.ndarray) -> list[list[float | None]]:
-    return [[None if np.isnan(v) else float(v) for v in row] for row in grid]
 
 
 def _hover(

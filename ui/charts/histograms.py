@@ -64,7 +64,7 @@ def stage_outline(
     filled = place == 0 and series.is_dense
     return step_line(
         centres,
-        np.where(heights == 0, None, heights) if log_y else heights,
+        [None if log_y and h == 0 else float(h) for h in heights],
         series.stroke,
         1 if filled else line_width(place),
         fill=0.25 if filled and not log_y else 0.0,
@@ -104,11 +104,7 @@ def _half(series: Series, sign: int, side: str) -> go.Scatter:
 
 
 def difference(pairs: Sequence[tuple[Series, Series]]) -> go.Figure:
-    """How much more of all weights lies in each bin than at the other of a pair.
-
-    Args:
-        pairs: each what is looked at, and what is subtracted from it.
-    """
+    """How much more of all weights lies in each bin of the first of a pair than of the second."""
     both = _pairs_on_shared_bins(pairs)
     gaps = [now.heights - base.heights for now, base in both]
     limit = _gap_limit(gaps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -87,8 +87,8 @@ def line_chart(
         smoothing: weight of the past in the moving average, 0 to 0.99.
     """
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
-    every_step = {"dtick": 1} if longest < FEW_STEPS else {}
-    scale = {} if log_y else {"rangemode": "tozero"}
+    every_step: dict[str, Any] = {"dtick": 1} if longest < FEW_STEPS else {}
+    scale: dict[str, Any] = {} if log_y else {"rangemode": "tozero"}
     looks = layout(
         view=view,
         xaxis=axis(x_title, showgrid=False, **every_step),

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from backend.statistics.tensors import TensorSnapshot
 from ui.charts.template import line_look, reference_line, tint
-from ui.format import count, number, share
+from ui.format import count, extent, number, share
 from ui.theme import LineStyle
 
 FULL = 100  # weights a bin should hold on average
@@ -137,13 +137,8 @@ def cut_off_peaks(series: Sequence[Series]) -> str:
     for s in series:
         if (top := float(s.heights.max())) > limit:
             tall.setdefault(s.label, []).append(top)
-    peaks = [f"{label} {_span(tops)} %" for label, tops in tall.items()]
+    peaks = [f"{label} {extent(tops, '{:.3g}'.format)} %" for label, tops in tall.items()]
     return f"Cut off at zero: {', '.join(peaks)}." if peaks else ""
-
-
-def _span(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
-    return low if low == high else f"{low} to {high}"
 
 
 def reach(series: Sequence[Series]) -> list[float] | None:
@@ -163,15 +158,13 @@ def series_note(series: Sequence[Series], whole: bool = False) -> str:
     words += [] if whole else ["middle 99.8 % shown"]
     beyond = [s.snapshot.below + s.snapshot.above for s in series]
     if any(beyond):
-        least, most = min(beyond), max(beyond)
-        many = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        words.append(f"{many} beyond ±{number(first.hi, 3)}")
+        words.append(f"{extent(beyond, '{:,}'.format)} beyond ±{number(first.hi, 3)}")
     return ", ".join(words) + "."
 
 
 def step_line(
     x: np.ndarray,
-    y: np.ndarray,
+    y: np.ndarray | Sequence[float | None],
     stroke: LineStyle,
     width: float,
     *,
@@ -180,7 +173,7 @@ def step_line(
 ) -> go.Scatter:
     """A histogram as a line, with the shape below it filled where `fill`, its opacity, is given."""
     return go.Scatter(
-        x=x.tolist(), y=y.tolist(), mode="lines",
+        x=x.tolist(), y=np.asarray(y).tolist(), mode="lines",
         line=line_look(stroke, shape="hvh", width=width), fill="tozeroy" if fill else None,
         fillcolor=tint(stroke.colour, fill) if fill else None, **options,
     )  # fmt: skip
@@ -223,11 +216,7 @@ def cutoff_lines(
 
 
 def bins_frame(series: Sequence[Series]) -> pd.DataFrame | None:
-    """The histograms as a table, without bins that are empty in all of them.
-
-    Args:
-        series: as `on_shared_bins` returns them.
-    """
+    """The histograms, which share their bins, as a table, without bins that are empty in all."""
     if not series:
         return None
     edges = series[0].edges

@@ -3,7 +3,9 @@ of the queue's service."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
@@ -27,21 +29,32 @@ from ui.widgets.notice import show_error, show_success
 HTML = fragments("runs/runs.html")
 
 
-class Action(NamedTuple):
-    """A button: what it does, its text, what is to be confirmed first, and why the user may not."""
+@dataclass(frozen=True)
+class Action:
+    """A button for one run or for several.
+
+    Attributes:
+        name: what the page is asked to do.
+        question: to be confirmed first.
+        forbidden: why the user may not do it.
+        limit: why it does not fit the selected runs.
+        address: of the link it is; or else what it writes into the address (`view`).
+        prompt, initial: the text it asks for, and what that holds at first.
+    """
 
     name: str
     text: str
     question: str = ""
     forbidden: str = ""
+    limit: str = ""
+    address: str = ""
+    view: Mapping[str, str] | None = None
+    prompt: str = ""
+    initial: str = ""
 
 
 def actions(job: Job, place: int | None = None) -> list[Action]:
-    """What fits the job's state.
-
-    Args:
-        place: of the job in the queue, 1 for the next to start; None leaves out moving it.
-    """
+    """What fits the job's state; moving it only where its place in the queue is known."""
     if job.state == State.QUEUED:
         first = [Action("next", "Run next")] if place and place > 1 else []
         return [*first, Action("cancel", "Cancel run", f"Remove {job.run} from the queue?")]
@@ -60,11 +73,8 @@ def actions(job: Job, place: int | None = None) -> list[Action]:
 
 def buttons(job: Job, user: Actor, place: int | None = None) -> Markup:
     """The buttons that fit; those the user may not press are disabled, with the reason."""
-    fitting = actions(job, place)
-    return HTML.action_buttons(
-        job.run,
-        [action._replace(forbidden=_forbidden(action.name, job, user)) for action in fitting],
-    )
+    fitting = [replace(a, forbidden=_forbidden(a.name, job, user)) for a in actions(job, place)]
+    return HTML.action_buttons(fitting, job.run)
 
 
 def _forbidden(action: str, job: Job, user: Actor) -> str:
@@ -125,14 +135,8 @@ def act(event: gr.EventData, request: gr.Request) -> Any:
 
 
 def run_action(name: str, run: str, user: Actor) -> str:
-    """Carries out an action.
-
-    Returns:
-        What was done, as text or `Markup`.
-
-    Raises:
-        SlimscopeError: it is not allowed, or not possible.
-    """
+    """Carries out an action and says what was done; raises `SlimscopeError` where it is not allowed
+    or not possible."""
     match name:
         case "retry":
             message: str = HTML.replay_queued(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from backend.errors import ConfigError, NotFoundError
 from backend.queue import labels, roles
@@ -13,41 +12,18 @@ from backend.store.tables import Job
 from jobs import operations
 from ui.format import href
 from ui.format import runs as runs_text
-from ui.runs.view import MAX_PINS, Address, TableResult
+from ui.runs.actions import Action
+from ui.runs.view import MAX_PINS, TableResult
 
 FEWEST, MOST = 2, 6  # runs side by side
 
 
-@dataclass(frozen=True)
-class BulkAction:
-    """One button of the toolbar.
-
-    Attributes:
-        address: the link it is.
-        view: what it writes into the address.
-        question: to be confirmed first.
-        prompt, initial: the text it asks for, and what that holds at first.
-        forbidden: why the user may not do it.
-        limit: why it does not fit the selected runs.
-    """
-
-    name: str
-    text: str
-    address: str = ""
-    view: Address | None = None
-    question: str = ""
-    prompt: str = ""
-    initial: str = ""
-    forbidden: str = ""
-    limit: str = ""
-
-
-def bulk_actions(table: TableResult, user: Actor) -> list[BulkAction]:
+def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
     """What can be done to the selected runs."""
     jobs, forbidden = [row.job for row in table.selected], roles.may_not_change(user)
     if not jobs:
         return []
-    baseline = BulkAction("base", "Set as baseline", view={"base": jobs[0].run, "pick": ""})
+    baseline = Action("base", "Set as baseline", view={"base": jobs[0].run, "pick": ""})
     return [
         _compare(table),
         *([baseline] if len(jobs) == 1 else []),
@@ -55,30 +31,30 @@ def bulk_actions(table: TableResult, user: Actor) -> list[BulkAction]:
         *_labels(jobs, forbidden),
         *_cancel(jobs, user),
         *_resume(jobs, forbidden),
-        BulkAction("clear", "Clear", view={"pick": ""}),
+        Action("clear", "Clear", view={"pick": ""}),
     ]
 
 
-def _compare(table: TableResult) -> BulkAction:
+def _compare(table: TableResult) -> Action:
     """Leads to the comparison of the selected runs and the baseline."""
     runs = [row.job.run for row in table.selected]
     base = table.base.job.run if table.base else ""
     if base and base not in runs:
         runs.insert(0, base)
     if not FEWEST <= len(runs) <= MOST:
-        return BulkAction("compare", "Compare", limit=f"{FEWEST} to {MOST} runs can be compared")
+        return Action("compare", "Compare", limit=f"{FEWEST} to {MOST} runs can be compared")
     address = href("compare", ids=",".join(runs), base=base)
-    return BulkAction("compare", f"Compare {len(runs)}", address=address)
+    return Action("compare", f"Compare {len(runs)}", address=address)
 
 
-def _pin(table: TableResult) -> BulkAction:
+def _pin(table: TableResult) -> Action:
     pins = dict.fromkeys([*table.query.pins, *(row.job.run for row in table.selected)])
     if len(pins) > MAX_PINS:
-        return BulkAction("pin", "Pin", limit=f"At most {MAX_PINS} runs can be pinned")
-    return BulkAction("pin", "Pin", view={"pins": ",".join(pins), "pick": ""})
+        return Action("pin", "Pin", limit=f"At most {MAX_PINS} runs can be pinned")
+    return Action("pin", "Pin", view={"pins": ",".join(pins), "pick": ""})
 
 
-def _labels(jobs: Sequence[Job], forbidden: str) -> list[BulkAction]:
+def _labels(jobs: Sequence[Job], forbidden: str) -> list[Action]:
     """Tags and, of a single run, its note."""
     runs, tags = run_count(jobs), sorted({tag for job in jobs for tag in job.tags or ()})
     fields = [("tag", "Tag", f"Tags to add to {runs}:", "")]
@@ -87,23 +63,23 @@ def _labels(jobs: Sequence[Job], forbidden: str) -> list[BulkAction]:
     if len(jobs) == 1:
         fields.append(("note", "Note", f"Note on {runs}:", jobs[0].note))
     return [
-        BulkAction(name, text, prompt=prompt, initial=initial, forbidden=forbidden)
+        Action(name, text, prompt=prompt, initial=initial, forbidden=forbidden)
         for name, text, prompt, initial in fields
     ]
 
 
-def _cancel(jobs: Sequence[Job], user: Actor) -> list[BulkAction]:
+def _cancel(jobs: Sequence[Job], user: Actor) -> list[Action]:
     active = [job for job in jobs if _cancellable(job)]
     reasons = filter(None, (roles.may_not_cancel(user, job.owner) for job in active))
     question = f"Cancel {run_count(active)}? Finished work is kept."
-    action = BulkAction("cancel", "Cancel", question=question, forbidden=next(reasons, ""))
+    action = Action("cancel", "Cancel", question=question, forbidden=next(reasons, ""))
     return [action] if active else []
 
 
-def _resume(jobs: Sequence[Job], forbidden: str) -> list[BulkAction]:
+def _resume(jobs: Sequence[Job], forbidden: str) -> list[Action]:
     ended = [job for job in jobs if job.state in RESUMABLE]
     question = f"Resume {run_count(ended)}?"
-    return [BulkAction("resume", "Resume", question=question, forbidden=forbidden)] if ended else []
+    return [Action("resume", "Resume", question=question, forbidden=forbidden)] if ended else []
 
 
 def _cancellable(job: Job) -> bool:
@@ -117,14 +93,8 @@ def run_count(jobs: Sequence[Job]) -> str:
 
 
 def run_bulk_action(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
-    """Carries out an action on the selected runs.
-
-    Returns:
-        What was done.
-
-    Raises:
-        SlimscopeError: it is not allowed, or not possible.
-    """
+    """Carries out an action on the selected runs and says what was done; raises `SlimscopeError`
+    where it is not allowed or not possible."""
     if not jobs:
         raise ConfigError("Nothing was done.", "No run is selected.")
     runs = [job.run for job in jobs]

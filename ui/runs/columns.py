@@ -91,10 +91,6 @@ def _final(name: str, usual: bool) -> Column:
     )
 
 
-def _dense(row: RunRow) -> float | None:
-    return row.figures.value(row.figures.first, PERPLEXITY)
-
-
 def _change(row: RunRow) -> float | None:
     return row.figures.change()
 
@@ -113,10 +109,6 @@ def _setting(name: str, heading: str, numeric: bool) -> Column:
 
 def _summary(row: RunRow) -> str:
     return " · ".join(setting_summary(row.job))
-
-
-def _took(row: RunRow) -> float | None:
-    return elapsed(row.job, row.now)
 
 
 def _sweep(row: RunRow) -> str:
@@ -154,8 +146,8 @@ BEFORE = (
     _text("sweep", "Sweep", _sweep, lambda r: HTML.sweep_name(_sweep(r))),
 )  # fmt: skip
 PERPLEXITY_COLUMNS = (
-    replace(_figure(PERPLEXITY, _dense, group=GROUPS[1], usual=True),
-            key="dense", title="Perplexity, dense"),
+    replace(_figure(PERPLEXITY, lambda r: r.figures.value(r.figures.first, PERPLEXITY)),
+            key="dense", title="Perplexity, dense", group=GROUPS[1], usual=True),
     _final(PERPLEXITY, True),
     Column("change", "Change", _change, lambda r: percent(_change(r)) or NONE, _change, True,
            GROUPS[1], True),
@@ -163,7 +155,7 @@ PERPLEXITY_COLUMNS = (
 AFTER = (
     _figure("size", lambda r: r.size),
     _figure("peak", lambda r: r.job.peak_bytes),
-    _figure("took", _took, usual=True),
+    _figure("took", lambda r: elapsed(r.job, r.now), usual=True),
     AGE,
 )
 

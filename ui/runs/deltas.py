@@ -35,11 +35,7 @@ CONDITIONS = {  # what must be equal on both sides -> its name in the explanatio
 
 @dataclass(frozen=True)
 class Delta:
-    """A figure less the baseline's.
-
-    Attributes:
-        share: `change` relative to the baseline; None for a baseline of zero.
-    """
+    """A figure less the baseline's, and relative to it unless that is zero."""
 
     change: float
     share: float | None
@@ -76,11 +72,8 @@ def incomparable_because(one: RunRow, other: RunRow, name: str) -> str:
 
 
 def signed(metric: Metric, change: float, near: float = 0.0) -> str:
-    """The change in the unit of the metric's title.
-
-    Args:
-        near: a value of the metric; the change is written with as many decimals.
-    """
+    """The change in the unit of the metric's title, with as many decimals as the value `near`
+    has."""
     if change == 0:
         return "±0"
     amount = abs(change)
@@ -109,12 +102,8 @@ def percent(share: float | None) -> str:
 
 
 def delta_html(name: str, row: RunRow, base: RunRow | None, relative: bool = False) -> Markup:
-    """How far a run's final figure lies from the baseline's, or why they are not compared; empty
-    where there is nothing to compare.
-
-    Args:
-        relative: add the change in per cent of the baseline.
-    """
+    """How far a run's final figure lies from the baseline's (`relative`: in per cent, too), or why
+    they are not compared; empty where there is nothing to compare."""
     value = row.figures.final(name)
     base_value = base.figures.final(name) if base else None
     if base is None or base.job.id == row.job.id or value is None or base_value is None:

@@ -6,13 +6,15 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from backend.errors import SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.store.states import LIVE
 from backend.store.tables import Job
 from ui.format import NONE, duration, eta, share
 from ui.runs.results import kind_title, setting_summary
+from ui.templates import fragments
 from ui.widgets.html import WIDGETS, problem
 
+RUNS = fragments("runs/runs.html")
 run_link, named_link, tags_html = WIDGETS.run_link, WIDGETS.named_link, WIDGETS.tags_html
 
 
@@ -77,3 +79,8 @@ def error_of(job: Job) -> Markup:
         return Markup()
     parts = (str(job.error.get(part) or "") for part in ("what", "why", "do"))
     return problem(SlimscopeError(*parts))
+
+
+def unknown(title: str, what: str) -> Markup:
+    """A page of that title whose run or sweep does not exist."""
+    return RUNS.unknown(title, NotFoundError(what, "", "Choose a run from the list."))

@@ -12,6 +12,7 @@ from backend.queue.folders import whole_log
 from backend.store import queries
 from backend.store.tables import Job
 from ui.frame import SILENT_EVENT, live, query
+from ui.runs.results import find_job
 from ui.templates import fragments
 from ui.widgets.download import AT_MOST, Download, file_payload
 from ui.widgets.log_view import LogView, part
@@ -23,15 +24,8 @@ LOG_EVERY = 2.0  # seconds
 
 
 def build_log(page: str, message: gr.HTML) -> tuple[LogView, gr.Timer]:
-    """Draws the log of the chosen job and the button that saves it.
-
-    Args:
-        page: starts the ids of the elements.
-        message: where errors are shown.
-
-    Returns:
-        The log, and the timer that follows it while active.
-    """
+    """Draws the log of the chosen job and the button that saves it; ids begin with `page`. Returns
+    the log, and the timer that follows it while the job is active."""
     log = LogView(elem_id=f"{page}-log")
     save = gr.Button(
         "Download full log", size="sm", elem_id=f"{page}-log-download", elem_classes="log-download"
@@ -46,10 +40,7 @@ def build_log(page: str, message: gr.HTML) -> tuple[LogView, gr.Timer]:
 
 def chosen_job(request: gr.Request) -> Job | None:
     """The job named in the address; None when there is none of that name."""
-    try:
-        return queries.job(query(request, "id"))
-    except SlimscopeError:
-        return None
+    return find_job(query(request, "id"))
 
 
 def follow(cursor: Any, request: gr.Request) -> Any:

@@ -33,11 +33,8 @@ def start_times(status: QueueStatus) -> dict[int, float]:
 
 
 def expected_seconds(job: Job, finished: int) -> float:
-    """Seconds a queued job is expected to run; infinite when unknown.
-
-    Args:
-        finished: number of jobs that have ended; each may improve the estimate.
-    """
+    """Seconds a queued job is expected to run; infinite when unknown. Each of the jobs that have
+    finished may improve the estimate."""
     return _expected(job.kind, json.dumps(job.config), finished)
 
 

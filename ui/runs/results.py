@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from pydantic.fields import FieldInfo
 
+from backend.errors import SlimscopeError
+from backend.store import queries
 from backend.store.tables import Job, StepTime
+from jobs.evaluation.report import Row
 from jobs.kind import JobConfig, Kind, kinds
 from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.format import NONE, duration, number, size
@@ -29,23 +32,13 @@ WRITE: dict[str, Callable[[float | None], str]] = {
 }
 
 
-class ResultRow(Protocol):
+class ResultRow(Row, Protocol):
     """A row of the table `results`."""
 
     @property
     def job_id(self) -> int: ...
     @property
-    def stage(self) -> str: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def stderr(self) -> float | None: ...
-    @property
     def n(self) -> int | None: ...
-    @property
-    def details(self) -> dict[str, Any]: ...
 
 
 def format_value(metric: Metric, value: float | None) -> str:
@@ -59,6 +52,14 @@ def display_units(points: pd.DataFrame) -> pd.DataFrame:
     return points.assign(
         value=points["value"].where(~np.array(shares, bool), 100 * points["value"])
     )
+
+
+def find_job(run: str) -> Job | None:
+    """The run of that name; None where there is none."""
+    try:
+        return queries.job(run) if run else None
+    except SlimscopeError:
+        return None
 
 
 def kind_of(job: Job) -> Kind | None:

@@ -21,11 +21,7 @@ ALL = 1_000_000
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run and its results.
-
-    Attributes:
-        size: bytes on disk of the model it saved; None without one.
-    """
+    """One run, its results, and the bytes on disk of the model it saved."""
 
     job: Job
     figures: RunResults

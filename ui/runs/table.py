@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import pandas as pd
 
 from ui.runs.columns import AGE, RUN_COLUMN, Column, added
 from ui.runs.rows import RunRow
@@ -31,11 +31,16 @@ def sorted_rows(rows: Sequence[RunRow], by: Column, descending: bool) -> list[Ru
 
 def to_csv(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
     """Rows and columns with full precision; the age becomes a time in UTC."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["Added (UTC)" if c is AGE else c.title for c in columns])
-    writer.writerows([safe(_exported(row, c)) for c in columns] for row in rows)
-    return out.getvalue()
+    heads = ["Added (UTC)" if c is AGE else c.title for c in columns]
+    return csv_text([[_exported(row, c) for c in columns] for row in rows], heads)
+
+
+def csv_text(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
+    """A CSV file that no spreadsheet takes for formulas; None is an empty cell."""
+    cells = [[safe(value) for value in row] for row in rows]
+    return pd.DataFrame(cells, columns=[*heads], dtype=object).to_csv(
+        index=False, lineterminator="\n"
+    )
 
 
 def to_json(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:

@@ -71,11 +71,7 @@ def run_choice(job: Job) -> tuple[str, str]:
 
 
 def tensor_names(table: pd.DataFrame) -> dict[str, str]:
-    """Tensor -> "Block 3, up_proj", in the order of the model.
-
-    Args:
-        table: columns tensor, block, module.
-    """
+    """Tensor -> "Block 3, up_proj", in the order of the model."""
     modules = in_order([*table["module"].unique()])
     unique = table.drop_duplicates("tensor")
     unique = unique.assign(place=unique["module"].map(modules.index))

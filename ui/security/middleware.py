@@ -55,11 +55,7 @@ def hash_of(script: str) -> str:
 
 
 class SecurityMiddleware:
-    """ASGI middleware.
-
-    Args:
-        scripts: inline scripts that Gradio puts into pages in the browser.
-    """
+    """ASGI middleware; `scripts` are inline scripts that Gradio puts into pages in the browser."""
 
     def __init__(self, app: ASGIApp, scripts: tuple[str, ...] = ()) -> None:
         self.app = app

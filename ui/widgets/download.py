@@ -29,11 +29,8 @@ def file_payload(name: str, data: bytes) -> dict[str, Any]:
 
 
 def small_file(path: str, name: str = "") -> dict[str, Any]:
-    """A file below the artefact folder, called `name` or as it is.
-
-    Raises:
-        NotFoundError: there is no such file, it lies elsewhere, or it is too large.
-    """
+    """A file below the artefact folder, called `name` or as it is. Raises `NotFoundError` where it
+    is not there, lies elsewhere, or is too large."""
     root = settings().artifacts.resolve()
     file = (root / path).resolve()
     if not file.is_relative_to(root) or not file.is_file():

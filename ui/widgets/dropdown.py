@@ -1,10 +1,34 @@
-"""A dropdown whose choices change while the page is open."""
+"""Controls that offer choices: dropdowns whose choices change, and radios."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
+
+Choices = list[tuple[str, str]]  # label, value
+
+
+def choices(labels: Mapping[str, str]) -> Choices:
+    """What a control offers, of value -> label."""
+    return [(label, value) for value, label in labels.items()]
+
+
+def dropdown(label: str, elem_id: str, **options: Any) -> FreeDropdown:
+    """A dropdown, not yet drawn; a handler fills in its choices."""
+    given: dict[str, Any] = {"choices": [], "render": False} | options
+    return FreeDropdown(label=label, elem_id=elem_id, **given)
+
+
+def segmented(
+    labels: Mapping[str, str], label: str, elem_id: str, *, titled: bool = False, **options: Any
+) -> gr.Radio:
+    """Choices side by side, not yet drawn. An unseen title is still read aloud."""
+    css = ["segmented"] if titled else ["segmented", "untitled"]
+    return gr.Radio(
+        choices(labels), label=label, elem_id=elem_id, elem_classes=css, render=False, **options
+    )
 
 
 class FreeDropdown(gr.Dropdown):

@@ -27,12 +27,12 @@ from backend.store import queries
 from backend.store.states import ACTIVE
 from ui.format import href
 from ui.frame import on_change, on_load, query, url_sync
+from ui.widgets.dropdown import Choices
 from ui.widgets.html import WIDGETS
 from ui.widgets.html_panel import LATEST
 from ui.widgets.panel import Outputs, Updates
 
 CLICKED_POINT = "(now) => slimscope.picked.customdata ?? now"
-Choices = list[tuple[str, str]]  # label, value
 Mark = tuple[Any, ...]
 Item = TypeVar("Item")
 Data = TypeVar("Data")
@@ -124,11 +124,8 @@ def cached_by(
 
 @dataclass(frozen=True)
 class Explorer(Generic[S, View]):
-    """The events of such a page. After each, the address holds the selection.
-
-    Attributes:
-        view: of a selection, settled on what is stored; None where nothing is.
-    """
+    """The events of such a page. After each, the address holds the selection. `view` settles a
+    selection on what is stored; None where nothing is."""
 
     outputs: Outputs
     selection: type[S]
@@ -190,25 +187,6 @@ class Explorer(Generic[S, View]):
 # controls -----------------------------------------------------------------------------------------
 
 
-def choices(labels: Mapping[str, str]) -> Choices:
-    """What a dropdown or a radio offers.
-
-    Args:
-        labels: value -> label.
-    """
-    return [(label, value) for value, label in labels.items()]
-
-
-def segmented(
-    labels: Mapping[str, str], label: str, elem_id: str, *, titled: bool = False, **options: Any
-) -> gr.Radio:
-    """Choices side by side, not yet drawn. An unseen title is still read aloud."""
-    css = ["segmented"] if titled else ["segmented", "untitled"]
-    return gr.Radio(
-        choices(labels), label=label, elem_id=elem_id, elem_classes=css, render=False, **options
-    )
-
-
 def control_updates(
     new: Selection,
     old: Selection,
@@ -228,14 +206,10 @@ def control_updates(
         update = {} if known and offer == known.get(name) else dict(offer)
         value = getattr(new, name)
         if not old.run or value != getattr(old, name):
-            slider = "minimum" in offer
-            update["value"] = int(value) if slider else _control_value(value)
+            several = isinstance(value, tuple)
+            update["value"] = int(value) if "minimum" in offer else [*value] if several else value
         shown[name] = gr.update(**update)
     return shown
-
-
-def _control_value(value: str | tuple[str, ...]) -> str | list[str]:
-    return [*value] if isinstance(value, tuple) else value
 
 
 # nothing to see -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Gradio patches the old nodes with the new HTML, so the focus stays where it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -32,3 +33,8 @@ class HtmlPanel(gr.HTML):
 
     def __init__(self, value: Markup = EMPTY, **options: Any) -> None:
         super().__init__(value, js_on_load=SCRIPT, apply_default_css=False, **options)
+
+    def on_action(self, handler: Callable[..., Any], outputs: Any, redraw: tuple[Any, ...]) -> None:
+        """A button was pressed: the handler says what came of it, then the page is redrawn."""
+        event = self.act(handler, None, outputs, show_progress="hidden", api_visibility="private")
+        event.then(*redraw, **SILENT_EVENT)

@@ -77,12 +77,8 @@ class Panel:
         return dict(zip(self.parts, (view, note, table), strict=True))
 
     def show(self, chart: Chart, run: str = "", question: str = "") -> Updates:
-        """Updates of its outputs.
-
-        Args:
-            run: leads the name of the CSV file.
-            question: instead of the panel's own.
-        """
+        """Updates of its outputs. The run leads the name of the CSV file; `question` replaces its
+        own."""
         if chart.name and isinstance(chart.figure, go.Figure):
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")

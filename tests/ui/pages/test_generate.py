@@ -120,7 +120,7 @@ def test_drafters_can_be_chosen(current: Settings) -> None:
     store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
     assert (told, "amphista-0002") in page.sides()
-    assert page._config_of("amphista-0002") is None  # not one of these
+    assert page._generate_run("amphista-0002") is None  # not one of these
 
 
 # the strip ----------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_cancelling_twice_from_a_page_that_is_behind_kills_nothing(seeded: Setti
     assert queries.job(2).desired == "stop"
     act(pressed("cancel", "sds-0002"), asked())
     assert queries.job(2).desired == "stop"
-    assert [deed for deed, *_ in actions(queries.job(2))] == ["kill"]
+    assert [action.name for action in actions(queries.job(2))] == ["kill"]
     act(pressed("kill", "sds-0002"), asked())
     assert queries.job(2).desired == "kill"
     assert actions(queries.job(2)) == []

@@ -176,11 +176,11 @@ def test_before_the_audit_there_is_a_sentence_for_the_layers() -> None:
 
 
 def test_worst_first_navigation() -> None:
-    first = page.next_group(view())
-    second = page.next_group(view(group=first["group"]))
+    first = page.move_group(view(), 1)
+    second = page.move_group(view(group=first["group"]), 1)
     assert "number 2 of 32" in first["one"] and "number 3 of 32" in second["one"]
-    assert page.previous_group(view(group=first["group"]))["group"] == "5,1"
-    assert page.previous_group(view())["group"] == "5,1"  # there is no worse one
+    assert page.move_group(view(group=first["group"]), -1)["group"] == "5,1"
+    assert page.move_group(view(), -1)["group"] == "5,1"  # there is no worse one
     assert page.worst_group(view(group="0,0"))["group"] == "5,1"
 
 

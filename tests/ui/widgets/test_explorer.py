@@ -10,11 +10,11 @@ import pytest
 
 from backend.settings import Settings
 from tests.ui.lab import asked, job, store
+from ui.widgets.dropdown import choices
 from ui.widgets.explorer import (
     Explorer,
     Selection,
     cached_by,
-    choices,
     control_updates,
     empty_state,
     known_or_first,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from ui.runs.deltas import delta, delta_html, difference_html, incomparable_beca
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import format_value, kind_of, kind_title
 from ui.runs.rows import RunRow
-from ui.runs.table import safe
+from ui.runs.table import csv_text
 from ui.templates import fragments
 from ui.theme import LineStyle
 from ui.widgets.config_form import title
@@ -205,12 +203,8 @@ def _record(name: str, row: RunRow, base: RunRow) -> dict[str, Any]:
 
 def to_csv(comparison: RunComparison) -> str:
     """Both tables in long form."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, EXPORTED, lineterminator="\n", restval="")
-    writer.writeheader()
-    for record in records(comparison):
-        writer.writerow({k: safe(v) for k, v in record.items()})
-    return out.getvalue()
+    lines = [[record.get(key) for key in EXPORTED] for record in records(comparison)]
+    return csv_text(lines, EXPORTED)
 
 
 def to_json(comparison: RunComparison) -> str:

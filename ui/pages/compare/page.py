@@ -3,7 +3,6 @@ weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -28,7 +27,7 @@ from ui.runs.bulk_actions import FEWEST, MOST
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.download import Download, file_payload
-from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
@@ -51,11 +50,15 @@ SCALES = {"linear": "Linear", "log": "Log"}
 def build() -> None:
     head = HtmlPanel(skeleton(180), elem_id="compare-head")
     file = Download()
-    curve, tensor = _dropdown("Curve", "curve", 200), _dropdown("Tensor", "tensor", 240)
-    smooth = _dropdown("Smoothing", "smooth", 120, [(n.capitalize(), n) for n in SMOOTHING])
+    curve = dropdown("Curve", "compare-curve", min_width=200)
+    tensor = dropdown("Tensor", "compare-tensor", min_width=240)
+    smooth = dropdown(
+        "Smoothing", "compare-smooth", min_width=120,
+        choices=[(name.capitalize(), name) for name in SMOOTHING], value="none",
+    )  # fmt: skip
     scale = gr.Radio(
-        [(label, name) for name, label in SCALES.items()], value="linear", label="Y axis",
-        elem_id="compare-y", render=False, scale=0, min_width=160,
+        choices(SCALES), value="linear", label="Y axis", elem_id="compare-y", render=False,
+        scale=0, min_width=160,
     )  # fmt: skip
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
@@ -80,15 +83,6 @@ def build() -> None:
     for changed in (curve.input, scale.input, smooth.input):
         url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale, smooth=smooth)
     url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
-
-
-def _dropdown(
-    label: str, name: str, width: int, choices: Sequence[tuple[str, str]] = ()
-) -> FreeDropdown:
-    return FreeDropdown(
-        [*choices], value=choices[0][1] if choices else None, label=label,
-        elem_id=f"compare-{name}", render=False, min_width=width,
-    )  # fmt: skip
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -155,10 +149,10 @@ def draw_curves(
     if runs is None or not offered:
         return {"curve": gr.update(choices=[]), **LINES.show(Chart(NO_CURVES))}
     name = chosen_curve(runs, offered, curve)
-    choices = [(curve_label(n, runs), n) for n in offered]
     chart = curve_chart(runs, points, name, log_y=scale == "log", smoothing=smoothing)
+    labels = [(curve_label(n, runs), n) for n in offered]
     shown = LINES.show(chart, name.replace("/", "-"))
-    return {"curve": gr.update(choices=choices, value=name), **shown}
+    return {"curve": gr.update(choices=labels, value=name), **shown}
 
 
 def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
@@ -170,9 +164,8 @@ def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
     tensors = tensors_of(by_run)
     wanted = tensor or query(request, "tensor")
     name = wanted if wanted in tensors else next(iter(tensors))
-    choices = [(label, full) for full, label in tensors.items()]
     shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
-    return {"tensor": gr.update(choices=choices, value=name), **shown}
+    return {"tensor": gr.update(choices=choices(tensors), value=name), **shown}
 
 
 # what is done -------------------------------------------------------------------------------------

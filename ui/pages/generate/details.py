@@ -46,16 +46,6 @@ class Answer:
     text: str | None
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """One earlier run."""
-
-    job: Job
-    prompt: str
-    models: list[Markup]
-    current: bool
-
-
 def models_of(job: Job) -> list[str]:
     """Names of the models, in the order of the config."""
     return list(read_names(str(job.config["sides"])))
@@ -82,11 +72,7 @@ def vote_tags(job: Job) -> dict[str, int]:
 def board(
     job: Job, place: int | None, blind: bool, actor: Actor, earlier: Sequence[Job], now: int
 ) -> Markup:
-    """HTML: prompt, state, answers, and the earlier runs.
-
-    Args:
-        place: in the queue; None when it is not waiting.
-    """
+    """HTML: prompt, state, place in the queue, answers, and the earlier runs."""
     hidden = blind and vote_of(job) is None and len(models_of(job)) > 1
     sides = display_order(job, hidden)
     texts = {n: read_transcript(job.run, n) for n in sides}
@@ -99,7 +85,7 @@ def board(
         _votes(job, sides, actor),
         HTML.legend(tints(sources)) if sources and not hidden else "",
         buttons(job, actor) if job.state in ACTIVE else "",
-        HTML.history([_earlier(each, job.run) for each in earlier[:MAX_EARLIER]], now),
+        HTML.history([*map(_earlier, earlier[:MAX_EARLIER])], job.run, now),
     )
 
 
@@ -162,7 +148,8 @@ def _votes(job: Job, sides: Sequence[int], actor: Actor) -> Markup:
     return HTML.vote_buttons(job.run, [*choices, (TIE, "Tie")], roles.may_not_change(actor))
 
 
-def _earlier(job: Job, current: str) -> Earlier:
+def _earlier(job: Job) -> tuple[Job, str, list[Markup]]:
+    """An earlier run, its prompt and its models."""
     prompt = " ".join(str(job.config["prompt"]).split())
     short = prompt if len(prompt) <= MAX_PROMPT else f"{prompt[:MAX_PROMPT]}…"
-    return Earlier(job, short, [*map(model_name, models_of(job))], job.run == current)
+    return job, short, [*map(model_name, models_of(job))]

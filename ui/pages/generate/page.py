@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -21,6 +21,7 @@ from ui.gradio_patches import event_data
 from ui.pages.generate import details
 from ui.runs.actions import run_action
 from ui.runs.choices import models, saved, trained_drafters
+from ui.runs.results import find_job
 from ui.widgets.config_form import Choice, ConfigForm, address_values
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, show_error, show_html, show_success
@@ -43,8 +44,7 @@ def build() -> None:
     timer.tick(*show, **SILENT_EVENT)
     board.view(*show, **LATEST)
     blind.input(*show, **LATEST)
-    acted = board.act(act, None, message, show_progress="hidden", api_visibility="private")
-    acted.then(*show, **SILENT_EVENT)
+    board.on_action(act, message, show)
     on_load(_fill_form(form, submit_button, message), None, [submit_button, message, *form.inputs])
 
     run = gr.Textbox(visible=False)
@@ -89,8 +89,9 @@ def _fill_form(form: ConfigForm, button: gr.Button, message: gr.HTML) -> Callabl
     (`?sides=`); the button disabled for those who may not add runs."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
-        config = _config_of(query(request, "from") or query(request, "run"))
-        updates = form.arrival(config or address_values(request, GenerateJob) or None)
+        job = _generate_run(query(request, "from") or query(request, "run"))
+        config = job.config if job else address_values(request, GenerateJob)
+        updates = form.arrival(config or None)
         if reason := roles.may_not_add(current_user(request)):
             updates |= {
                 button: gr.update(interactive=False),
@@ -114,17 +115,9 @@ def _submit(form: ConfigForm, run: gr.Textbox, message: gr.HTML) -> Callable[...
     return queue
 
 
-def _config_of(run: str) -> Mapping[str, Any] | None:
-    job = _generate_run(run)
-    return job.config if job else None
-
-
 def _generate_run(run: str) -> Job | None:
     """The run of that name, if it is of this kind."""
-    try:
-        job = queries.job(run) if run else None
-    except SlimscopeError:
-        return None
+    job = find_job(run)
     return job if job and job.kind == generate.NAME else None
 
 

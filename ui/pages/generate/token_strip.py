@@ -32,11 +32,8 @@ class Span:
 
 
 def token_spans(transcript: Transcript, differs: int | None = None) -> list[Span]:
-    """The spans one after the other.
-
-    Args:
-        differs: the first character that differs from another text; None if there is none.
-    """
+    """The spans one after the other; `differs` is the first character that differs from another
+    text."""
     spans: list[Span] = []
     start = tokens = 0
     for number, step in enumerate(transcript.passes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -32,8 +32,8 @@ ENDED = (State.SUCCEEDED, State.CANCELLED)
 FAILED = (State.FAILED, State.LOST)
 MAX_JOBS = 100
 STALLED = "The supervisor is not running: no job starts until it does."
-Cells = list[Any]  # of a row of the table
-Table = tuple[Sequence[str], list[Cells], Sequence[int]]  # heads, rows, numeric columns
+NUMERIC = ("", "Actions")  # columns at the right edge
+Columns = dict[str, Callable[[Job], object]]
 
 
 def build() -> None:
@@ -46,13 +46,12 @@ def build() -> None:
         with gr.Column(scale=2, min_width=320, elem_classes="card"):
             page["history"] = plain(elem_id="jobs-history")
 
-    redraw, board = page.named(draw), page["board"]
-    live(redraw, None, page.components)
-    viewed = board.view(redraw, None, page.components, **LATEST)
+    show, board = (page.named(draw), None, page.components), page["board"]
+    live(*show)
+    viewed = board.view(*show, **LATEST)
     viewed.then(follow, log, log, **SILENT_EVENT)
     board.view(clear, None, message, **SILENT_EVENT)
-    acted = board.act(act, None, message, show_progress="hidden", api_visibility="private")
-    acted.then(redraw, None, page.components, **SILENT_EVENT)
+    board.on_action(act, message, show)
 
 
 def draw(request: gr.Request) -> Updates:
@@ -80,13 +79,10 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
         "failed": status.needs_attention,
     }
     stalled = STALLED if status.queued and not status.supervisor_alive else ""
-    jobs = jobs_of(status, tab)
-    open_id = chosen.id if chosen else None
-    if tab == "active":
-        table = _active(jobs, status, open_id, user)
-    else:
-        table = _past(jobs, open_id, user, why=tab == "failed")
-    return HTML.queue(TABS, tab, counts, stalled, *table)
+    columns = _columns(tab, status, chosen.id if chosen else None, user)
+    rows = [[cell(job) for cell in columns.values()] for job in jobs_of(status, tab)]
+    numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
+    return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric)
 
 
 def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
@@ -97,45 +93,29 @@ def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
     return sorted(jobs, key=lambda job: -(job.finished_at or 0))
 
 
-def _active(jobs: list[Job], status: QueueStatus, open_id: int | None, user: Actor) -> Table:
-    now, start = now_ms(), start_times(status)
-    rows: list[Cells] = []
-    for job in jobs:
-        place = status.position(job.id)
-        rows.append(
-            [
-                count(place) if place else "",
-                named_link(job),
-                kind_and_settings(job),
-                _state(job),
-                progress(job),
-                start_words(start.get(job.id)) if place else time_left(job),
-                took(job, now) if job.started_at else "",
-                job.owner,
-                HTML.actions(job.run, job.id == open_id, buttons(job, user, place)),
-            ]
-        )
-    heads = ["", "Run", "What", "State", "Progress", "Time left", "Running for", "By", "Actions"]
-    return heads, rows, (0, len(heads) - 1)
-
-
-def _past(jobs: list[Job], open_id: int | None, user: Actor, *, why: bool) -> Table:
-    now = now_ms()
-    rows: list[Cells] = [
-        [
-            named_link(job),
-            kind_and_settings(job),
-            _state(job),
-            *([HTML.why((job.error or {}).get("what"))] if why else []),
-            took(job, now),
-            time_tag(job.finished_at, now),
-            job.owner,
-            HTML.actions(job.run, job.id == open_id, buttons(job, user)),
-        ]
-        for job in jobs
-    ]
-    heads = ["Run", "What", "State", *(["Why"] if why else []), "Took", "Ended", "By", "Actions"]
-    return heads, rows, (len(heads) - 1,)
+def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:
+    """Title -> what a job has in that column."""
+    now, place = now_ms(), status.position
+    columns: Columns = {"Run": named_link, "What": kind_and_settings, "State": _state}
+    if tab == "active":
+        start = start_times(status)
+        columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
+            "Progress": progress,
+            "Time left": lambda job: (
+                start_words(start.get(job.id)) if place(job.id) else time_left(job)
+            ),
+            "Running for": lambda job: took(job, now) if job.started_at else "",
+        }  # fmt: skip
+    else:
+        if tab == "failed":
+            columns["Why"] = lambda job: HTML.why((job.error or {}).get("what"))
+        columns["Took"] = lambda job: took(job, now)
+        columns["Ended"] = lambda job: time_tag(job.finished_at, now)
+    columns["By"] = lambda job: job.owner
+    columns["Actions"] = lambda job: HTML.actions(
+        job.run, job.id == open_id, buttons(job, user, place(job.id))
+    )
+    return columns
 
 
 def _state(job: Job) -> Markup:

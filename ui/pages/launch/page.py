@@ -10,13 +10,12 @@ import gradio as gr
 
 from backend.errors import SlimscopeError
 from backend.queue import roles
-from backend.store import queries
-from backend.store.tables import Job
 from jobs.kind import Kind, kinds
 from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
 from ui.pages.launch.preview import HTML, Pairs, enqueue, preview_of, unchecked
 from ui.pages.launch.sweep_form import SweepForm
 from ui.runs.choices import CHOICES
+from ui.runs.results import find_job
 from ui.widgets.config_form import ConfigForm, address_values, title
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
@@ -204,7 +203,7 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> None:
     `?model=` and the like, single values; the button disabled for guests."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
-        clone = _clone(query(request, "from"))
+        clone = find_job(query(request, "from"))
         chosen = clone.kind if clone else query(request, "kind")
         updates = _forbidden(controls, roles.may_not_add(current_user(request)))
         for kind, this in forms.items():
@@ -229,14 +228,6 @@ def _forbidden(controls: Controls, reason: str) -> dict[Any, Any]:
         return {}
     message = show_html(HTML.hint(f"{reason} {roles.ASK}"))
     return {controls.add: gr.update(interactive=False), controls.message: message}
-
-
-def _clone(run: str) -> Job | None:
-    """The run to clone, None when there is no such run."""
-    try:
-        return queries.job(run) if run else None
-    except SlimscopeError:
-        return None
 
 
 PAGE = Page("Launch", "launch", build, order=10, key="l")

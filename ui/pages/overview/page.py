@@ -17,7 +17,7 @@ from backend.store.states import State
 from jobs.kind import kinds
 from jobs.metrics import metric
 from ui.format import href
-from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
+from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.overview import pareto
 from ui.pages.overview.pareto import ComparableRuns
 from ui.pages.overview.pareto_chart import QUALITY, ParetoPoint, tradeoff
@@ -36,7 +36,7 @@ from ui.runs.html import (
 from ui.runs.results import format_value
 from ui.runs.rows import RunRow
 from ui.templates import fragments
-from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.dropdown import dropdown
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
@@ -58,10 +58,8 @@ def build() -> None:
         elem_id="overview-tour", elem_classes="tour-holder",
     )  # fmt: skip
     message = notice("overview-said")
-    group = FreeDropdown(
-        [], label="Model and text", elem_id="overview-of", render=False, min_width=240
-    )
-    x = FreeDropdown([], label="Cost", elem_id="overview-x", render=False, min_width=160)
+    group = dropdown("Model and text", "overview-of", min_width=240)
+    x = dropdown("Cost", "overview-x", min_width=160)
     mark = gr.State(None)
     best = Outputs(of=group, x=x, mark=mark)
     with gr.Row(elem_classes="overview"):
@@ -83,8 +81,7 @@ def build() -> None:
         url_sync(event, of=group, x=x)
     best["tradeoff_chart"].select(None, None, None, js=TO_RUN)
     for panel in (running, latest, side):
-        acted = panel.act(act, None, message, show_progress="hidden", api_visibility="private")
-        acted.then(*show, **SILENT_EVENT)
+        panel.on_action(act, message, show)
 
 
 # what is shown ------------------------------------------------------------------------------------

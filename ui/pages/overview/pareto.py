@@ -27,11 +27,8 @@ MAX_POINTS = 500  # the newest, and all on the front
 
 @dataclass(frozen=True)
 class ComparableRuns:
-    """Runs of one base model whose perplexity was measured on the same tokens.
-
-    Attributes:
-        key: short, stands in the address.
-    """
+    """Runs of one base model whose perplexity was measured on the same tokens. The key stands in
+    the address."""
 
     key: str
     label: str

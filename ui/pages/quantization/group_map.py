@@ -150,11 +150,8 @@ class GroupMap:
 
 
 def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
-    """Output rows from top to bottom, groups along the inputs from left to right.
-
-    Args:
-        picked: the group whose cell is outlined.
-    """
+    """Output rows from top to bottom, groups along the inputs from left to right; the cell of the
+    `picked` group is outlined."""
     figure, cells = mapped.figure, mapped.cells
     x, y = [*map(_span_label, cells.columns)], [*map(_span_label, cells.rows)]
     i, j = cells.cell_of(picked) if picked else (0, 0)

@@ -11,23 +11,12 @@ from backend.store import queries
 from backend.store.states import ACTIVE
 from jobs.dlqat import config as dlqat
 from ui.format import href
+from ui.pages.quantization import panels
 from ui.pages.quantization.group_map import FIGURES
-from ui.pages.quantization.panels import (
-    CHARTS,
-    CURVE,
-    HISTORY,
-    LAYERS,
-    MAP,
-    USAGE,
-    WEIGHTS,
-    group_html,
-    head_html,
-)
 from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView
 from ui.runs.weights import run_choice
+from ui.widgets.dropdown import Choices, choices
 from ui.widgets.explorer import (
-    Choices,
-    choices,
     control_updates,
     empty_state,
     show_charts,
@@ -61,59 +50,51 @@ def refresh(seen: Any, selection: QuantSelection) -> Updates:
     now = _seen(view)
     if now["mark"] == seen["mark"]:
         works = now["mark"][0] in ACTIVE
-        return _draw(view, CURVE, LAYERS) if works else {}
+        return _draw(view, panels.CURVE, panels.LAYERS) if works else {}
     follows = selection.step == str(seen["last"])
     return full_refresh(replace(selection, step="") if follows else selection, selection, seen)
 
 
 def change_curve(view: QuantView) -> Updates:
-    return _draw(view, CURVE)
+    return _draw(view, panels.CURVE)
 
 
 def choose_tensor(view: QuantView) -> Updates:
     view = view.select(group="")
-    return updates(_tensor(view), _draw(view, LAYERS))
+    return updates(_tensor(view), _draw(view, panels.LAYERS))
 
 
 def change_map(view: QuantView) -> Updates:
     """Another figure, or a slider that was let go: it goes to the snapshot that is shown."""
-    return updates({"step": int(view.selection.step)}, _draw(view, MAP))
+    return updates({"step": int(view.selection.step)}, _draw(view, panels.MAP))
 
 
 def preview_step(view: QuantView) -> Updates:
     """A slider on its way. It is left alone: arrow keys would never get it to the next snapshot."""
-    return _draw(view, MAP)
+    return _draw(view, panels.MAP)
 
 
 def next_step(view: QuantView) -> Updates:
     """The next snapshot of training; behind the last the first again."""
     steps = view.snapshot_steps
     step = steps[(steps.index(int(view.selection.step)) + 1) % len(steps)]
-    return updates({"step": step}, _draw(view.select(step=str(step)), MAP))
+    return updates({"step": step}, _draw(view.select(step=str(step)), panels.MAP))
 
 
 def choose_group(view: QuantView) -> Updates:
     row, group = view.group
-    chosen = {"group": f"{row},{group}", "one": group_html(view)}
-    return updates(chosen, _draw(view, HISTORY, WEIGHTS))
+    chosen = {"group": f"{row},{group}", "one": panels.group_html(view)}
+    return updates(chosen, _draw(view, panels.HISTORY, panels.WEIGHTS))
 
 
-def previous_group(view: QuantView) -> Updates:
-    return _move(view, -1)
-
-
-def next_group(view: QuantView) -> Updates:
-    return _move(view, 1)
+def move_group(view: QuantView, by: int) -> Updates:
+    """The group `by` places on, the worst first."""
+    view = view.moved(by)
+    return updates(choose_group(view), _draw(view, panels.MAP))
 
 
 def worst_group(view: QuantView) -> Updates:
-    return _move(view.select(group=""), 0)
-
-
-def _move(view: QuantView, by: int) -> Updates:
-    """The group `by` places on, the worst first."""
-    view = view.moved(by)
-    return updates(choose_group(view), _draw(view, MAP))
+    return move_group(view.select(group=""), 0)
 
 
 # updates ------------------------------------------------------------------------------------------
@@ -137,9 +118,9 @@ def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = 
     offers = _offers(view, runs)
     return updates(
         show_charts(),
-        {"head": head_html(view), "seen": {**_seen(view), "offers": offers}},
+        {"head": panels.head_html(view), "seen": {**_seen(view), "offers": offers}},
         control_updates(view.selection, before, offers, seen and seen["offers"]),
-        _draw(view, CURVE, LAYERS),
+        _draw(view, panels.CURVE, panels.LAYERS),
         _tensor(view),
     )
 
@@ -166,8 +147,8 @@ def _offers(view: QuantView, runs: Choices) -> dict[str, dict[str, Any]]:
 
 
 def _tensor(view: QuantView) -> Updates:
-    return updates(_draw(view, MAP, USAGE), choose_group(view))
+    return updates(_draw(view, panels.MAP, panels.USAGE), choose_group(view))
 
 
-def _draw(view: QuantView, *panels: Panel) -> Updates:
-    return updates(*(panel.show(CHARTS[panel](view)) for panel in panels))
+def _draw(view: QuantView, *chosen: Panel) -> Updates:
+    return updates(*(panel.show(panels.CHARTS[panel](view)) for panel in chosen))

@@ -7,7 +7,7 @@ handlers    what each event changes
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import gradio as gr
 from gradio.components import Component
@@ -16,8 +16,8 @@ from ui.frame import Page
 from ui.pages.quantization import handlers
 from ui.pages.quantization.panels import CURVE, HISTORY, HTML, LAYERS, MAP, USAGE, WEIGHTS
 from ui.pages.quantization.selection import CURVES, QuantSelection, QuantView
-from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.explorer import Explorer, segmented
+from ui.widgets.dropdown import dropdown, segmented
+from ui.widgets.explorer import Explorer
 from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs
 
@@ -53,19 +53,15 @@ def build() -> None:
 def _controls() -> dict[str, Component]:
     """Every control by its name in the address, not yet drawn."""
     return {
-        "run": _dropdown("Run", "run", min_width=240),
-        "stage": _dropdown("Stage", "stage", min_width=200),
+        "run": dropdown("Run", "quant-run", min_width=240),
+        "stage": dropdown("Stage", "quant-stage", min_width=200),
         "curve": segmented(CURVES, "Curve", "quant-curve"),
-        "tensor": _dropdown("Tensor", "tensor"),
-        "figure": _dropdown("Colour", "figure"),
+        "tensor": dropdown("Tensor", "quant-tensor"),
+        "figure": dropdown("Colour", "quant-figure"),
         "step": gr.Slider(0, 1, step=1, label="Training step", elem_id="quant-step",
                           min_width=200, render=False),
         "group": gr.Textbox(visible=False, elem_id="quant-group", render=False),
     }  # fmt: skip
-
-
-def _dropdown(label: str, name: str, **options: Any) -> FreeDropdown:
-    return FreeDropdown([], label=label, elem_id=f"quant-{name}", render=False, **options)
 
 
 def _button(name: str, label: str) -> gr.Button:
@@ -94,8 +90,8 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
     explorer.on(explorer.event("step"), handlers.preview_step)
     explorer.on(explorer.event("step", "release"), handlers.change_map)
     explorer.on(buttons["worst"].click, handlers.worst_group)
-    explorer.on(buttons["back"].click, handlers.previous_group)
-    explorer.on(buttons["on"].click, handlers.next_group)
+    explorer.on(buttons["back"].click, partial(handlers.move_group, by=-1))
+    explorer.on(buttons["on"].click, partial(handlers.move_group, by=1))
     explorer.on(buttons["steps"].click, handlers.next_step)
     explorer.on_change(handlers.refresh)
 

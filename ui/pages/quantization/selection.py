@@ -62,11 +62,7 @@ def quant_of(run: str) -> QuantRun | None:
 
 @dataclass(frozen=True)
 class QuantSelection(Selection):
-    """What is looked at.
-
-    Attributes:
-        group: "12,3" is group 3 of row 12.
-    """
+    """What is looked at; the group "12,3" is group 3 of row 12."""
 
     stage: str = ""
     curve: str = ""

@@ -16,11 +16,8 @@ from ui.theme import LIGHT, stage_style
 
 
 def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) -> go.Figure:
-    """Magnitudes of all groups of the model, step by step: bands of quantiles and the median.
-
-    Args:
-        quantiles: name such as "p05" -> step -> value.
-    """
+    """Magnitudes of all groups of the model: bands of quantiles ("p05" -> step -> value) and the
+    median."""
     colour = stage_style(stage).colour
     lines, names = [], [*FAN]
     for low, high in zip(names[: len(names) // 2], names[: len(names) // 2 : -1], strict=True):
@@ -50,11 +47,8 @@ def _edge(
 
 
 def group_history(steps: Mapping[int, np.ndarray], group: Group, stage: str) -> go.Figure:
-    """The magnitude of one group over training, among those of its tensor (5 to 95 %).
-
-    Args:
-        steps: step -> magnitudes [rows, groups].
-    """
+    """The magnitude of one group over training, among those of its tensor (5 to 95 %); of each step
+    magnitudes [rows, groups]."""
     at, name, grey = sorted(steps), "5 to 95 % of this tensor", LIGHT.muted
     bands = np.array([np.quantile(steps[s], (0.05, 0.95)) for s in at])
     own = go.Scatter(
@@ -76,11 +70,7 @@ def _magnitude_layout(view: str) -> dict[str, Any]:
 
 
 def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
-    """How often each code is used in one tensor, before training and after.
-
-    Args:
-        usage: step -> counts [2^bits].
-    """
+    """How often each code is used in one tensor, [2^bits], before training and after."""
     at = sorted({min(usage), max(usage)}) if usage else []
     colours = [LIGHT.muted, stage_style(stage).colour]
     bars = [

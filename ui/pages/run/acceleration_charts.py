@@ -19,11 +19,7 @@ DENSE = "dense"
 
 
 def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
-    """One bar a format, its size and share of dense beside its name.
-
-    Args:
-        sizes: format -> bytes, "dense" among them.
-    """
+    """One bar a format, its bytes and their share of "dense" beside its name."""
     frame = pd.DataFrame(
         [(name, value / MEGA, 100 * value / sizes[DENSE]) for name, value in sizes.items()],
         columns=["Format", "Size, MB", "Of dense, %"],

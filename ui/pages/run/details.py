@@ -1,5 +1,5 @@
-"""What is known of a run besides its figures, as HTML: settings, texts, environment, attempts.
-Whatever is missing is left out."""
+"""What is known of a run besides its figures, as HTML: settings, texts, environment, attempts,
+reproductions. Whatever is missing is left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from backend.store import queries
 from backend.store.tables import Attempt, Job
+from jobs.replay import compare, replayed
 from jobs.submit import command_line
 from ui.format import NONE, duration
 from ui.pages.run.outcome import sentence_case
@@ -44,8 +46,6 @@ def texts_card(environment: Mapping[str, Any]) -> Markup:
     slices = environment.get("text")
     roles = slices.items() if isinstance(slices, Mapping) else ()
     about = {role: facts for role, facts in roles if isinstance(facts, Mapping)}
-    if not about:
-        return Markup()
     keys = dict.fromkeys(key for facts in about.values() for key in facts)
     heads = ["", *(str(role).capitalize() for role in about)]
     rows = [[label(k), *(HTML.recorded(k, facts.get(k)) for facts in about.values())] for k in keys]
@@ -56,7 +56,7 @@ def environment_card(job: Job) -> Markup:
     """Where it ran, and with which versions."""
     facts = {k: v for k, v in job.environment.items() if k not in NOT_ENVIRONMENT}
     pairs = {label(key): HTML.recorded(key, value) for key, value in facts.items()}
-    return HTML.environment(pairs) if pairs else Markup()
+    return HTML.environment(pairs)
 
 
 def label(key: str) -> str:
@@ -65,8 +65,6 @@ def label(key: str) -> str:
 
 def attempts_card(attempts: Sequence[Attempt], now: int) -> Markup:
     """Every process that worked on the run."""
-    if not attempts:
-        return Markup()
     rows = [
         [
             a.n, time_tag(a.started_at or a.launched_at, now), _lasted(a),
@@ -82,3 +80,11 @@ def _lasted(attempt: Attempt) -> str:
     if attempt.started_at is None or attempt.ended_at is None:
         return NONE
     return duration((attempt.ended_at - attempt.started_at) / 1000)
+
+
+def reproduction_card(job: Job) -> Markup:
+    """The comparison with the run this one repeats, and with those that repeat it."""
+    own = replayed(job)
+    others = [compare(job.id, other.id) for other in queries.replays(job.id)]
+    pairs = [(own, own.first)] if own else []
+    return HTML.reproductions([*pairs, *((each, each.second) for each in others)])

@@ -46,7 +46,12 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
     pairs: dict[str, str] = {}
     if results.kept:
         pairs["Kept stage"] = results.label(results.kept)
-    pairs |= {metric(name).title: _of_run(row) for name, row in results.of_run.items()}
+    pairs |= {
+        metric(name).title: HTML.figure_of(
+            format_value(metric(name), row.value), row.details.get("of")
+        )
+        for name, row in results.of_run.items()
+    }
     if len(results.seconds) == 1:
         pairs |= {sentence_case(step): duration(s) for step, s in results.seconds.items()}
     if job.started_at:
@@ -54,10 +59,6 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
     if job.peak_bytes:
         pairs["Peak memory"] = size(job.peak_bytes)
     return HTML.outcome(pairs, _verdict(job, results), _decision(results))
-
-
-def _of_run(row: ResultRow) -> Markup:
-    return HTML.figure_of(format_value(metric(row.metric), row.value), row.details.get("of"))
 
 
 def _verdict(job: Job, results: RunResults) -> str:

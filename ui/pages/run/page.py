@@ -23,14 +23,13 @@ from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, belongs_to
 from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
-from ui.pages.run.reproduction import reproduction_card
 from ui.runs.actions import act, buttons, clone_link, next_links, sweep_link
-from ui.runs.html import described, error_of, progress, took
+from ui.runs.html import described, error_of, progress, took, unknown
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of
 from ui.templates import fragments
 from ui.widgets.download import Download, small_file
-from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.dropdown import dropdown
 from ui.widgets.html import WIDGETS, empty
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
@@ -68,7 +67,7 @@ def build() -> None:
     with tab["measures"]:
         measures, charts = quality.build()
     with tab["curves"]:
-        family = FreeDropdown([], label="Curves", visible=False, elem_id="run-curve-group")
+        family = dropdown("Curves", "run-curve-group", visible=False, render=True)
         lines = Outputs(family=family, **CURVES.build("run"))
     with tab["log"]:
         _, page["timer"] = build_log("run", message)
@@ -85,8 +84,7 @@ def build() -> None:
     show_curves = lines.named(draw_curves), family, lines.components
     live(*show_curves)
     url_sync(family.input(*show_curves, **LATEST), curve=family)
-    acted = head.act(act, None, message, show_progress="hidden", api_visibility="private")
-    acted.then(*show, **SILENT_EVENT)
+    head.on_action(act, message, show)
 
 
 def _summary() -> tuple[dict[str, Component], gr.Column]:
@@ -126,8 +124,9 @@ def draw(request: gr.Request) -> Updates:
     """Head, results, chart of stages, settings, history and artefacts."""
     job = chosen_job(request)
     if job is None:
+        what = f"There is no run {query(request, 'id') or 'of that name'}."
         blank = dict.fromkeys(("results", "settings", "history", "artefacts"), "")
-        head = {"head": _unknown(query(request, "id")), "timer": gr.update(active=False)}
+        head = {"head": unknown("Run", what), "timer": gr.update(active=False)}
         return updates(head, blank, STAGES.clear())
     rows = queries.results([job.run])
     results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
@@ -151,11 +150,6 @@ def draw_measures(request: gr.Request) -> Updates:
     return quality.update(chosen_job(request))
 
 
-def _unknown(run: str) -> Markup:
-    what = f"There is no run {run or 'of that name'}."
-    return HTML.unknown(NotFoundError(what, "", "Choose a run from the list."))
-
-
 def head_html(job: Job, actor: Actor) -> Markup:
     """Name, state, progress, what can be done, and why it failed if it did."""
     now = now_ms()
@@ -170,7 +164,7 @@ def results_html(job: Job, results: RunResults) -> Markup:
     stages = stage_tables(results)
     waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
     figures = outcome(job, results, now_ms())
-    return HTML.results(waiting, figures, stages, times(results), reproduction_card(job))
+    return HTML.results(waiting, figures, stages, times(results), details.reproduction_card(job))
 
 
 def history(job: Job) -> Markup:

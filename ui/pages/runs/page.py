@@ -42,21 +42,17 @@ def build() -> None:
         outcome["download"] = Download()
     shown["table"] = HtmlPanel(skeleton(400), elem_id="runs-board")
 
-    redraw = shown.named(draw)
+    show = shown.named(draw), None, shown.components
     on_load(filter_text, None, filter_box)
-    live(redraw, None, shown.components)
+    live(*show)
     # `input` is not raised when text is pasted or dropped
     filter_box.change(
         shown.named(filtered), filter_box, shown.components, js=WRITE_FILTER, **LATEST
     )
-    for panel in shown.components:
-        viewed = panel.view(redraw, None, shown.components, **LATEST)  # type: ignore[attr-defined]
+    for panel in shown.values():
+        viewed = panel.view(*show, **LATEST)
         viewed.then(filter_text, None, filter_box, **SILENT_EVENT)
-        acted = panel.act(  # type: ignore[attr-defined]
-            outcome.named(act), None, outcome.components,
-            show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
-        acted.then(redraw, None, shown.components, **SILENT_EVENT)
+        panel.on_action(outcome.named(act), outcome.components, show)
 
 
 # what is shown ------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from ui.charts.template import (
     reference_line,
 )
 from ui.format import esc
+from ui.pages.speed.data import DrafterInfo
 from ui.theme import BLUE, BROWN, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK, PURPLE
 
 PAINT = (*OKABE_ITO, PURPLE, BROWN)
@@ -69,17 +70,10 @@ def bar_label(decoder: DecoderReport) -> str:
 def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     """Speed-up over vanilla; the lowest and highest repetition as a line through the bar."""
     frame = pd.DataFrame(
-        {
-            "Decoder": d.label,
-            "Speed-up, ×": d.speed_up,
-            "Lowest": low,
-            "Highest": high,
-            "Tokens/s": d.speed,
-            "Same texts, %": 100 * d.same,
-        }
-        for d in decoders
-        for low, high in [d.speed_up_range()]
-    )
+        [(d.label, d.speed_up, *d.speed_up_range(), d.speed, 100 * d.same)
+         for d in decoders],
+        columns=["Decoder", "Speed-up, ×", "Lowest", "Highest", "Tokens/s", "Same texts, %"],
+    )  # fmt: skip
     up, low, high = frame["Speed-up, ×"], frame["Lowest"], frame["Highest"]
     bars = _bars(
         decoders, up, error_x=_range(up, low, high, LIGHT.text),
@@ -93,26 +87,16 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
 
 
 def gain(
-    decoders: Sequence[DecoderReport], about: Mapping[str, Sequence[float | None]], note: str
+    decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo], note: str
 ) -> Chart:
-    """Tokens per step as a bar, the break-even as a mark: a bar beyond its mark is a gain.
-
-    Args:
-        about: decoder -> tokens per step expected of its tree, its parameters, its training steps.
-    """
+    """Tokens per step as a bar, the break-even as a mark: a bar beyond its mark is a gain."""
+    known = [drafters.get(d.name, DrafterInfo()) for d in decoders]
     frame = pd.DataFrame(
-        {
-            "Decoder": d.label,
-            "Tokens per step": d.accepted,
-            "Expected": expected,
-            "Break-even": d.break_even,
-            "Tree nodes": d.nodes,
-            "Parameters": parameters,
-            "Training steps": steps,
-        }
-        for d in decoders
-        for expected, parameters, steps in [about.get(d.name, (None,) * 3)]
-    )
+        [(d.label, d.accepted, k.expected(d), d.break_even, d.nodes, k.parameters, k.steps)
+         for d, k in zip(decoders, known, strict=True)],
+        columns=["Decoder", "Tokens per step", "Expected", "Break-even", "Tree nodes",
+                 "Parameters", "Training steps"],
+    )  # fmt: skip
     bars = _bars(
         decoders, frame["Tokens per step"],
         hovertemplate="<b>%{y}</b><br>%{x:.2f} tokens per step<extra></extra>",
@@ -188,25 +172,14 @@ def _bar_layout(
 
 
 def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart:
-    """Each task a row, each decoder a dot in it: its speed-up with the range of its repetitions.
-
-    Args:
-        tokens: tokens per step instead.
-    """
+    """Each task a row, each decoder a dot in it: its speed-up with the range of its repetitions, or
+    its tokens per step."""
     drafters = drafting(decoders)
     frame = pd.DataFrame(
-        {
-            "Decoder": d.label,
-            "Task": task.replace("_", " "),
-            "Speed-up, ×": up,
-            "Lowest": low,
-            "Highest": high,
-            "Tokens per step": accepted,
-        }
-        for d in drafters
-        for task, (up, accepted) in d.tasks.items()
-        for low, high in [d.speed_up_range(task)]
-    )
+        [(d.label, name.replace("_", " "), up, *d.speed_up_range(name), n)
+         for d in drafters for name, (up, n) in d.tasks.items()],
+        columns=["Decoder", "Task", "Speed-up, ×", "Lowest", "Highest", "Tokens per step"],
+    )  # fmt: skip
     tasks = [*dict.fromkeys(frame["Task"])]
     paint, figure = colours(decoders), go.Figure()
     for place, decoder in enumerate(drafters):
@@ -237,15 +210,10 @@ def accepted_length(decoders: Sequence[DecoderReport], note: str) -> Chart:
     """Share of decoding steps by the tokens they yielded."""
     drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
     frame = pd.DataFrame(
-        {
-            "Decoder": d.label,
-            "Tokens": length,
-            "Steps": steps,
-            "Share of steps, %": 100 * steps / (sum(d.lengths.values()) or 1),
-        }
-        for d in drafters
-        for length, steps in d.lengths.items()
-    )
+        [(d.label, length, steps, 100 * steps / (sum(d.lengths.values()) or 1))
+         for d in drafters for length, steps in d.lengths.items()],
+        columns=["Decoder", "Tokens", "Steps", "Share of steps, %"],
+    )  # fmt: skip
     for decoder in drafters:
         rows = frame[frame["Decoder"] == decoder.label]
         figure.add_bar(
@@ -261,11 +229,8 @@ def accepted_length(decoders: Sequence[DecoderReport], note: str) -> Chart:
 
 
 def reached(decoder: DecoderReport, conditional: bool = False) -> dict[int, float]:
-    """k -> the share of steps in which at least k draft tokens were accepted, k = 1, 2, …
-
-    Args:
-        conditional: of the steps in which k - 1 were.
-    """
+    """k -> the share of steps in which at least k draft tokens were accepted, k = 1, 2, …;
+    conditional: of the steps in which k - 1 were."""
     deepest = max(decoder.lengths, default=1)
     at_least = [
         sum(n for length, n in decoder.lengths.items() if length > k) for k in range(deepest)
@@ -279,13 +244,10 @@ def acceptance_rate(decoders: Sequence[DecoderReport], conditional: bool, note: 
     drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
     title = "Share of those steps, %" if conditional else "Share of steps, %"
     frame = pd.DataFrame(
-        (
-            (d.label, k, 100 * share)
-            for d in drafters
-            for k, share in reached(d, conditional).items()
-        ),
+        [(d.label, k, 100 * share)
+         for d in drafters for k, share in reached(d, conditional).items()],
         columns=["Decoder", "Accepted in a row, at least", title],
-    )
+    )  # fmt: skip
     so_far = " that got so far" if conditional else ""
     for decoder in drafters:
         rows = frame[frame["Decoder"] == decoder.label]
@@ -338,16 +300,10 @@ def tree_sizes(curves: pd.DataFrame, decoders: Sequence[DecoderReport]) -> Chart
 
 def _sizes_frame(tried: Sequence[tuple[DecoderReport, dict[str, pd.Series]]]) -> pd.DataFrame:
     return pd.DataFrame(
-        {
-            "Decoder": decoder.label,
-            "Tree nodes": nodes,
-            "Tokens per step": sizes[ACCEPTED][nodes],
-            "Break-even": sizes[EVEN][nodes],
-            "Speed-up, ×": sizes[SPEED_UP][nodes],
-        }
-        for decoder, sizes in tried
-        for nodes in sizes[ACCEPTED].index
-    )
+        [(d.label, nodes, *(sizes[name][nodes] for name in (ACCEPTED, EVEN, SPEED_UP)))
+         for d, sizes in tried for nodes in sizes[ACCEPTED].index],
+        columns=["Decoder", "Tree nodes", "Tokens per step", "Break-even", "Speed-up, ×"],
+    )  # fmt: skip
 
 
 def _size_line(values: pd.Series, label: str, name: str, colour: str, dash: str) -> go.Scatter:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from backend.errors import SlimscopeError
 from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
 from jobs.metrics import PARAMETERS
 from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport, decoder_reports, verdicts
-from ui.runs.results import display_units
+from ui.runs.results import display_units, find_job
 
 Path = tuple[int, ...]
 
@@ -68,10 +67,7 @@ def benchmarks() -> list[Job]:
 
 def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
     """The run of that name, or the newest."""
-    try:
-        job = queries.job(name) if name else None
-    except SlimscopeError:
-        job = None
+    job = find_job(name)
     chosen = job if job and job.kind == speed.NAME else next(iter(runs), None)
     if chosen is None:
         return None

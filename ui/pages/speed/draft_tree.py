@@ -22,11 +22,7 @@ ORDINALS = ("1st", "2nd", "3rd")
 
 
 def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
-    """The tree of a decoder and its nodes as a table.
-
-    Args:
-        expected: node -> share of held-out anchors at which it was right, where it is known.
-    """
+    """The tree of a decoder and its nodes as a table; `expected` as for `draft_tree`."""
     frame = pd.DataFrame(
         {
             "Draft token": name_of(path),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import gradio as gr
 from gradio.components import Component
 from markupsafe import Markup
@@ -13,16 +11,16 @@ from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.speed.report import DecoderReport
 from ui.charts.chart import Chart
-from ui.charts.lines import curves as lines
+from ui.charts.lines import curves, curves_frame
 from ui.frame import Page, live, query, url_sync
 from ui.pages.speed import charts, data
-from ui.pages.speed.data import Benchmark, DrafterInfo
+from ui.pages.speed.data import Benchmark
 from ui.pages.speed.draft_tree import tree_chart
 from ui.runs.actions import clone_link
 from ui.runs.html import error_of, model_name, progress
 from ui.templates import fragments
 from ui.widgets.chart import nothing
-from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.panel import Outputs, Panel, Updates, updates
 
@@ -96,19 +94,11 @@ def build() -> None:
 def _controls() -> dict[str, Component]:
     """Every control by its name in the address, not yet drawn."""
     return {
-        "run": FreeDropdown([], label="Benchmark", elem_id="speed-run", min_width=240,
-                            visible=False, render=False),
-        "by": _radio(BY, "speed-by", "Figure"),
-        "of": _radio(OF, "speed-of", "Share"),
-        "drafter": FreeDropdown([], label="Drafter", elem_id="speed-drafter", render=False),
-    }  # fmt: skip
-
-
-def _radio(choices: dict[str, str], name: str, label: str) -> gr.Radio:
-    return gr.Radio(
-        [(label, value) for value, label in choices.items()], label=label, elem_id=name,
-        elem_classes=["segmented", "untitled"], render=False,
-    )  # fmt: skip
+        "run": dropdown("Benchmark", "speed-run", min_width=240, visible=False),
+        "by": segmented(BY, "Figure", "speed-by"),
+        "of": segmented(OF, "Share", "speed-of"),
+        "drafter": dropdown("Drafter", "speed-drafter"),
+    }
 
 
 def draw(
@@ -169,38 +159,26 @@ def command(job: Job) -> str:
 
 def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> Updates:
     decoders, job = shown.decoders, shown.job
-    drafters, curves = shown.drafters(), frames.curves(job.id)
+    drafters, points = shown.drafters(), frames.curves(job.id)
     prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means, counted = f"Means over {prompts} prompts.", f"n = {steps:,} steps."
     several = len(decoders) > 1
     tasks = several and len(decoders[0].tasks) > 1
-    tried = any(charts.sizes_of(curves, d.name) for d in decoders)
+    tried = any(charts.sizes_of(points, d.name) for d in decoders)
     by_panel = {
         SPEED: charts.speed_up(decoders, timed),
-        GAIN: charts.gain(decoders, _about(decoders, drafters), means),
+        GAIN: charts.gain(decoders, drafters, means),
         TASKS: charts.by_task(decoders, by == TOKENS, timed) if tasks else Chart(NO_TASKS),
         TIME: charts.step_time(decoders, means),
         LENGTHS: charts.accepted_length(decoders, counted) if several else Chart(None),
         RIGHT: charts.acceptance_rate(decoders, of == SO_FAR, counted) if several else Chart(None),
-        SIZES: charts.tree_sizes(curves, decoders) if tried else Chart(NOT_TRIED),
-        COSTS: charts.verification_cost(curves, "Fastest of 5."),
+        SIZES: charts.tree_sizes(points, decoders) if tried else Chart(NOT_TRIED),
+        COSTS: charts.verification_cost(points, "Fastest of 5."),
         TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
         HEADS: heads(tree) if tree else Chart(NO_TREE),
     }
     return updates(*(panel.show(chart, job.run) for panel, chart in by_panel.items()))
-
-
-def _about(
-    decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo]
-) -> dict[str, tuple[float | None, float | None, float | None]]:
-    """Decoder -> expected tokens per step, parameters, training steps."""
-    known = {d.name: drafters[d.name] for d in decoders if d.name in drafters}
-    return {
-        d.name: (known[d.name].expected(d), known[d.name].parameters, known[d.name].steps)
-        for d in decoders
-        if d.name in known
-    }
 
 
 def heads(decoder: DecoderReport) -> Chart:
@@ -209,10 +187,8 @@ def heads(decoder: DecoderReport) -> Chart:
     names = sorted(points["name"].unique())
     if not names:
         return Chart(NO_HEADS)
-    frame = points.pivot_table("value", "step", "name")
-    frame.columns = [f"{name}, %" for name in frame.columns]
-    figure = lines(points, names, y_title="Top-1 accuracy, %")
-    return Chart(figure, frame.rename_axis("Step").reset_index())
+    figure = curves(points, names, y_title="Top-1 accuracy, %")
+    return Chart(figure, curves_frame(points, {name: f"{name}, %" for name in names}, "Step"))
 
 
 PAGE = Page("Speed", "speed", build, order=70, key="s")

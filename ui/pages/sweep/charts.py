@@ -12,7 +12,7 @@ from jobs.sweep import SweepRow
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.template import axis, layout, legend_row, log_axis
-from ui.format import esc, number
+from ui.format import esc, extent, number
 from ui.theme import stage_style
 
 DENSE = "dense"
@@ -48,13 +48,9 @@ def sweep_means(rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, st
     )
     traces = [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)]
     figure = go.Figure(traces, looks)
-    return Chart(figure, frame, f"n = {span([row.n for row in rows])} runs per dot. {SPREAD}")
-
-
-def span(counts: Sequence[int]) -> str:
-    """3, or 1–3."""
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low}–{high}"
+    return Chart(
+        figure, frame, f"n = {extent([row.n for row in rows], str, '–')} runs per dot. {SPREAD}"
+    )
 
 
 def _value_axis(title: str, values: pd.Series) -> dict[str, object]:

@@ -15,8 +15,8 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import METRICS, Metric
 from jobs.sweep import SweepRow
-from ui.format import NONE, number, runs
-from ui.pages.sweep.charts import SPREAD, span
+from ui.format import NONE, extent, number, runs
+from ui.pages.sweep.charts import SPREAD
 from ui.runs.html import model_name, progress, run_link, took
 from ui.runs.results import RUN, format_value, kind_of, kind_title
 from ui.templates import fragments
@@ -92,7 +92,7 @@ def means_table(
 def _means(by_stage: Mapping[str, SweepRow], stages: Sequence[str], shown: Metric) -> list[object]:
     values = next(iter(by_stage.values())).values.values()
     means = (_mean(by_stage.get(stage), shown) for stage in stages)
-    return [*values, *means, span([row.n for row in by_stage.values()])]
+    return [*values, *means, extent([row.n for row in by_stage.values()], str, "–")]
 
 
 def _mean(row: SweepRow | None, shown: Metric) -> str | Markup:

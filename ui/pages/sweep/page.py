@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import gradio as gr
 
-from backend.errors import NotFoundError, SlimscopeError
+from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import metric
 from ui.charts.chart import Chart
-from ui.frame import SILENT_EVENT, Page, current_user, live, query, url_sync
+from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
-from ui.pages.sweep.details import HTML
 from ui.runs.actions import act
+from ui.runs.html import unknown
 from ui.runs.results import kind_of
-from ui.widgets.dropdown import FreeDropdown
+from ui.widgets.dropdown import dropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs, Panel, Updates, updates
@@ -30,22 +30,23 @@ WAITING = "Results appear here as the runs measure them."
 def build() -> None:
     head = HtmlPanel(elem_id="sweep-head", min_height=64)
     message = notice("sweep-said")
-    shown = FreeDropdown([], label="Metric", visible=False, elem_id="sweep-metric", render=False)
+    shown = dropdown("Metric", "sweep-metric", visible=False)
     page = Outputs(head=head, metric=shown, **MEANS.build("sweep", [[shown]]))
     page["body"] = plain(elem_id="sweep-runs")
 
     show = page.named(draw), shown, page.components
     live(*show)
     url_sync(shown.input(*show, **LATEST), metric=shown)
-    acted = head.act(act, None, message, show_progress="hidden", api_visibility="private")
-    acted.then(*show, **SILENT_EVENT)
+    head.on_action(act, message, show)
 
 
 def draw(chosen: str | None, request: gr.Request) -> Updates:
     """Everything the page shows; the metric in the address unless another is chosen."""
-    jobs = _jobs(query(request, "id"))
+    run = query(request, "id")
+    jobs = _jobs(run)
     if not jobs:
-        hidden = {"head": _unknown(query(request, "id")), "metric": gr.update(visible=False)}
+        what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
+        hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
         return updates(hidden, MEANS.show(Chart(None)), {"body": ""})
     rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
     names = details.metrics(rows)
@@ -70,11 +71,6 @@ def _jobs(run: str) -> list[Job]:
         return queries.sweep(run)
     except SlimscopeError:
         return []
-
-
-def _unknown(run: str) -> str:
-    what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
-    return HTML.unknown(NotFoundError(what, "", "Choose a run from the list."))
 
 
 PAGE = Page("Sweep", "sweep", build, order=110, in_navbar=False, heading=False)

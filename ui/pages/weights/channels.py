@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ui.charts.chart import Chart
 from ui.charts.series import line_width
 from ui.charts.template import axis, layout, legend_rows, line_look
 from ui.format import count, share
@@ -26,16 +28,31 @@ UNITS = {"norm": "Norm of a channel's weights", "max": "Largest |weight| of a ch
 
 @dataclass(frozen=True)
 class Channels:
-    """One figure of all channels at one stage.
-
-    Attributes:
-        values: by channel; shares are in %.
-    """
+    """One figure of all channels at one stage; shares are in %."""
 
     label: str
     stroke: LineStyle
     stage: str
     values: np.ndarray
+
+
+def channels_chart(
+    drawn: Sequence[Channels],
+    zeros: Sequence[Channels],
+    *,
+    side: str,
+    measure: str,
+    by_size: bool,
+    log_y: bool,
+) -> Chart:
+    """`channel_lines` with the outliers of the first stage ringed, a table and a note; `zeros` as
+    for `outliers_note`."""
+    outliers = find_outliers(drawn[0].values)
+    figure = channel_lines(
+        drawn, side=side, measure=measure, by_size=by_size, log_y=log_y, outliers=outliers.tolist()
+    )
+    note = f"{channels_note(drawn, log_y)} {outliers_note(outliers, zeros)}"
+    return Chart(figure, channels_frame(drawn, by_size), note)
 
 
 def channel_lines(
@@ -55,7 +72,7 @@ def channel_lines(
         outliers: channels that are marked on every line.
     """
     title = "Rank, each stage from its largest channel on" if by_size else "Number of the channel"
-    scale = {} if log_y else {"rangemode": "tozero"}
+    scale: dict[str, Any] = {} if log_y else {"rangemode": "tozero"}
     marked = [_marks(c, by_size, outliers) for c in drawn] if len(outliers) else []
     looks = layout(
         view=f"{side}/{measure}/{by_size}/{log_y}",
@@ -82,11 +99,8 @@ def find_outliers(values: np.ndarray) -> np.ndarray:
 
 
 def outliers_note(outliers: np.ndarray, zeros: Sequence[Channels]) -> str:
-    """Which channels stand out, and whether pruning spared them.
-
-    Args:
-        zeros: share of zeros of every channel at each stage drawn, %.
-    """
+    """Which channels stand out, and whether pruning spared them: `zeros` holds the share of zeros
+    of every channel at each stage drawn, %."""
     if not len(outliers):
         return f"No channel lies beyond the outer fences ({FENCE:g} interquartile ranges)."
     names = ", ".join(map(str, outliers[:NAMED])) + (" …" if len(outliers) > NAMED else "")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
 from backend.statistics.tensors import QUANTILES
 from ui.charts.template import axis, layout, legend_row, reference_line, tint
-from ui.format import number
+from ui.format import extent, number
 from ui.theme import LIGHT, LineStyle
 
 BANDS = tuple(zip(QUANTILES[:4], QUANTILES[:4:-1], strict=True))  # from the widest in
@@ -42,7 +43,8 @@ def quantile_bands(
     )  # fmt: skip
     if dense:
         figure.add_traces([_dashed(blocks, dense, quantile) for quantile in COMPARED])
-    few = {"dtick": 1} if max(blocks) - min(blocks) < MOST_TICKS else {"nticks": MOST_TICKS}
+    shallow = max(blocks) - min(blocks) < MOST_TICKS
+    few: dict[str, Any] = {"dtick": 1} if shallow else {"nticks": MOST_TICKS}
     marked = [b for b, tensor in zip(blocks, tensors, strict=False) if tensor == picked]
     looks = layout(
         view=f"depth/{tensors[0] if tensors else ''}",
@@ -96,6 +98,5 @@ def _dashed(
 
 def depth_note(rows: Sequence[int]) -> str:
     """In words: of how many weights the quantiles are."""
-    same = len({*rows}) == 1
-    each = f"{rows[0]:,}" if same else f"{min(rows):,} to {max(rows):,}"
+    each = extent(rows, "{:,}".format)
     return f"n = {len(rows)} blocks with {each} weights each; exact zeros count too."

@@ -48,11 +48,7 @@ class ExplainedStatistic:
 def explained_html(
     snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str], name: str
 ) -> Markup:
-    """The statistics of one tensor, a row each with a sentence, a column for each stage.
-
-    Args:
-        name: of the CSV file.
-    """
+    """The statistics of one tensor, a row each with a sentence, a column for each stage."""
     stages = [(labels.get(s.stage, s.stage), stage_style(s.stage)) for s in snapshots]
     return HTML.explained(stages, explained(snapshots, labels), name)
 
@@ -69,11 +65,7 @@ def statistic_of(snapshot: TensorSnapshot, name: str) -> float | None:
 def explained(
     snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str]
 ) -> list[ExplainedStatistic]:
-    """Every statistic that was measured at some stage, with its sentence.
-
-    Args:
-        snapshots: of one tensor, in the order it passed through the stages.
-    """
+    """Every statistic measured at some stage of one tensor, with its sentence; stages in order."""
     path, rows = StagePath(snapshots, labels), []
     for name in EXPLAINED:
         values = [statistic_of(s, name) for s in snapshots]

@@ -23,9 +23,8 @@ from ui.pages.weights.selection import AGAINST, GROUPS, WeightsSelection
 from ui.pages.weights.tensor_charts import tensor_chart
 from ui.runs.weights import DENSE, RunWeights, run_choice, weights_of
 from ui.widgets.download import file_payload
+from ui.widgets.dropdown import Choices, choices
 from ui.widgets.explorer import (
-    Choices,
-    choices,
     control_updates,
     empty_state,
     show_charts,
@@ -101,14 +100,6 @@ def choose_tensor(view: TensorView, by: int = 0) -> Updates:
     view = view.select(view.selection.moved(view.weights, by))
     tensor = {"tensor": view.selection.tensor}
     return updates(tensor, _tensor(view), _layers(view), _block_pages(view))
-
-
-def previous_tensor(view: TensorView) -> Updates:
-    return choose_tensor(view, -1)
-
-
-def next_tensor(view: TensorView) -> Updates:
-    return choose_tensor(view, 1)
 
 
 def all_statistics(run: str | None) -> Any:

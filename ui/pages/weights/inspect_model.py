@@ -18,8 +18,7 @@ from jobs import submit
 from jobs.weight_statistics.config import NAME
 from ui.frame import SILENT_EVENT, current_user, on_load
 from ui.templates import fragments
-from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.explorer import Choices
+from ui.widgets.dropdown import Choices, FreeDropdown, dropdown
 from ui.widgets.html import WIDGETS
 from ui.widgets.notice import notice, plain, show_error, show_html
 
@@ -39,14 +38,8 @@ class InspectModelPanel:
     notice: gr.HTML
 
     def wire(self, run: Component) -> Dependency:
-        """The events of the panel.
-
-        Args:
-            run: the control that gives the run whose model is offered, and is given the new run.
-
-        Returns:
-            The event after which the new run can be shown.
-        """
+        """The events of the panel, given the control that holds the run. Returns the event after
+        which it holds the new run."""
         on_load(open_panel, run, [self.model, self.compute, self.notice])
         run.change(update_models, run, self.model, **SILENT_EVENT)  # type: ignore[attr-defined]
         event: Dependency = self.compute.click(
@@ -59,8 +52,8 @@ def build() -> InspectModelPanel:
     with gr.Accordion("Inspect a model without a run", open=False, elem_id="weights-new"):
         plain(WIDGETS.chart_note(ABOUT))
         with gr.Row(elem_classes="bar"):
-            model = FreeDropdown(
-                [], label="Model", elem_id="weights-model", min_width=240, allow_custom_value=True
+            model = dropdown(
+                "Model", "weights-model", min_width=240, allow_custom_value=True, render=True
             )
             compute = gr.Button(
                 "Compute statistics", scale=0, min_width=180, elem_id="weights-compute"

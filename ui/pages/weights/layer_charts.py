@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import pandas as pd
 
-from backend.statistics.tensors import QUANTILES, TensorSnapshot
+from backend.statistics.tensors import QUANTILES
 from ui.charts.chart import Chart
 from ui.charts.heatmap import MapBaseline, cells, layer_map
-from ui.charts.series import Series, cut_off_peaks
+from ui.charts.series import Series
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.depth import depth_note, in_percent, quantile_bands
-from ui.pages.weights.small_multiples import (
-    BINS,
-    PANELS,
-    Tensors,
-    merged,
-    panels_frame,
-    small_multiples,
-)
+from ui.pages.weights.small_multiples import PANELS, Tensors, shapes_chart
 from ui.runs.weights import DENSE
 from ui.theme import stage_style
 
@@ -83,6 +76,7 @@ def _depth(view: TensorView) -> Chart:
     dense = {s.block: s for s in snapshots if s.stage == DENSE}
     if not blocks:
         return Chart(f"{label}: {module} was not recorded.", question=DEPTH)
+    columns = ["Block", *map(in_percent, QUANTILES)]
     compared = stage != DENSE and {*blocks} <= {*dense}
     figure = quantile_bands(
         [*blocks],
@@ -94,16 +88,11 @@ def _depth(view: TensorView) -> Chart:
     )
     return Chart(
         figure,
-        _quantiles_frame(blocks),
+        pd.DataFrame([[b, *s.quantiles] for b, s in blocks.items()], columns=columns),
         depth_note([s.n for s in blocks.values()]),
         question=f"{DEPTH} {label}, {module}.",
         name=f"{weights.job.run}-{stage}-{module}-quantiles",
     )
-
-
-def _quantiles_frame(blocks: Mapping[int, TensorSnapshot]) -> pd.DataFrame:
-    columns = ["Block", *map(in_percent, QUANTILES)]
-    return pd.DataFrame([[b, *s.quantiles] for b, s in blocks.items()], columns=columns)
 
 
 def _shapes(view: TensorView) -> Chart:
@@ -112,18 +101,13 @@ def _shapes(view: TensorView) -> Chart:
     start = int(selection.start)
     names = selection.panels(weights)[start : start + PANELS]
     tensors = _tensors(view, names, stages)
-    series = [s for _, drawn in tensors.values() for s in drawn]
-    if not series:
+    if not any(drawn for _, drawn in tensors.values()):
         label = weights.labels[selection.stage]
         return Chart(f"{label}: not recorded here.", question=SHAPES)
-    cut_off = cut_off_peaks([merged(s) for s in series])
-    return Chart(
-        small_multiples(tensors, selection.tensor),
-        panels_frame(tensors),
-        f"{len(names)} of {len(weights.tensors)} tensors, {BINS} bins, the same axes. {cut_off}",
-        question=SHAPES,
-        name=f"{weights.job.run}-{selection.stage}-shapes-{selection.group}-{start}",
-    )
+    name = f"{weights.job.run}-{selection.stage}-shapes-{selection.group}-{start}"
+    chart = shapes_chart(tensors, selection.tensor)
+    note = f"{len(names)} of {len(weights.tensors)} tensors, {chart.note}"
+    return replace(chart, note=note, question=SHAPES, name=name)
 
 
 def _tensors(view: TensorView, names: list[str], stages: list[str]) -> Tensors:

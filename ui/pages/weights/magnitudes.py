@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.statistics.names import magnitude_edges
+from ui.charts.chart import Chart
 from ui.charts.histograms import height_axis, stage_outline
 from ui.charts.series import FULL, Series, cutoff_lines, line_width
 from ui.charts.template import axis, layout, legend_rows, line_look
@@ -22,11 +23,7 @@ FEW = 1e-4  # of all weights: what lies beyond is left out of the axis, and coun
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """The |w| histogram of a series, as drawn.
-
-    Attributes:
-        edges, counts: of the bins; those at both ends are open.
-    """
+    """The |w| histogram of a series, as drawn. The bins at both ends are open."""
 
     series: Series
     edges: np.ndarray
@@ -61,6 +58,19 @@ def _magnitudes(series: Series, counts: np.ndarray) -> Magnitudes:
     return Magnitudes(series, edges[::by], counts.reshape(-1, by).sum(axis=1))
 
 
+def magnitude_chart(series: Sequence[Series], *, log_y: bool) -> Chart:
+    """`magnitude_histogram` with its figures as a table and its note."""
+    drawn = magnitudes_of(series)
+    figure = magnitude_histogram(drawn, log_y=log_y)
+    return Chart(figure, magnitudes_frame(drawn), magnitudes_note(drawn))
+
+
+def cumulative_chart(series: Sequence[Series]) -> Chart:
+    """`cumulative` with its figures as a table and its note."""
+    drawn = magnitudes_of(series)
+    return Chart(cumulative(drawn), magnitudes_frame(drawn), magnitudes_note(drawn))
+
+
 def magnitude_histogram(drawn: Sequence[Magnitudes], *, log_y: bool = False) -> go.Figure:
     """Step lines over log |w|."""
     view = f"{_tensor(drawn)}/{'log' if log_y else 'linear'}"
@@ -85,7 +95,8 @@ def magnitudes_note(drawn: Sequence[Magnitudes]) -> str:
         return ""
     low, high = _reach(drawn)
     n = drawn[0].series.snapshot.n
-    words = [f"n = {count(n)} weights, {_per_decade(drawn[0])} bins for each factor of ten."]
+    per_decade = round(1 / np.log10(drawn[0].edges[1] / drawn[0].edges[0]))
+    words = [f"n = {count(n)} weights, {per_decade} bins for each factor of ten."]
     beyond = [
         f"{m.series.label} {int(m.counts[m.edges[1:] <= low].sum()):,} and "
         f"{int(m.counts[m.edges[:-1] >= high].sum()):,}"
@@ -110,10 +121,6 @@ def magnitudes_frame(drawn: Sequence[Magnitudes]) -> pd.DataFrame:
         if n
     )
     return pd.DataFrame(rows, columns=columns)
-
-
-def _per_decade(m: Magnitudes) -> int:
-    return round(1 / np.log10(m.edges[1] / m.edges[0]))
 
 
 def _sum(m: Magnitudes, place: int) -> go.Scatter:

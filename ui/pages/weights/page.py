@@ -10,6 +10,7 @@ inspect_model              statistics of a model without a run
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -34,12 +35,13 @@ from ui.pages.weights.selection import (
     WeightsSelection,
 )
 from ui.widgets.download import Download
-from ui.widgets.dropdown import FreeDropdown
-from ui.widgets.explorer import Explorer, segmented
+from ui.widgets.dropdown import dropdown, segmented
+from ui.widgets.explorer import Explorer
 from ui.widgets.notice import notice
 from ui.widgets.panel import Outputs
 
 SIDES = {"row": "Output", "column": "Input"}
+SMALL: dict[str, Any] = {"titled": True, "scale": 0, "min_width": 150}  # a radio below a view
 
 
 def build() -> None:
@@ -86,39 +88,31 @@ def _wire(
     for name in ("view", *TENSOR_CONTROLS):
         explorer.on_selection(explorer.event(name), handlers.change_tensor)
     explorer.on(explorer.event("tensor"), handlers.choose_tensor)
-    explorer.on(back.click, handlers.previous_tensor)
-    explorer.on(forward.click, handlers.next_tensor)
+    explorer.on(back.click, partial(handlers.choose_tensor, by=-1))
+    explorer.on(forward.click, partial(handlers.choose_tensor, by=1))
     explorer.on_change(handlers.refresh)
 
 
 def _controls() -> dict[str, Component]:
     """Every control by its name in the address, not yet drawn."""
     return {
-        "run": _dropdown("Run", "run", min_width=240),
-        "vs": _dropdown("Compare with", "vs", min_width=240),
-        "tensor": _dropdown("Tensor", "tensor", min_width=140),
-        "layers": _radio(LAYER_VIEWS, "View of all layers", "layers"),
-        "stage": _dropdown("Stage", "stage", scale=3, min_width=160),
-        "stat": _dropdown("Colour", "stat", scale=3, min_width=160),
-        "against": _dropdown("Difference to", "against", scale=2, min_width=120),
-        "group": _dropdown("Panels", "group", scale=2, min_width=120, visible=False),
-        "start": _dropdown("Blocks", "start", scale=2, min_width=120, visible=False),
-        "view": _radio(TENSOR_VIEWS, "View of one tensor", "view"),
-        "show": _dropdown(f"Stages, at most {MAX_STAGES}", "show", multiselect=True,
-                          max_choices=MAX_STAGES, min_width=400),
-        "y": _radio(SCALES, "Height axis", "y", titled=True, scale=0),
-        "side": _radio(SIDES, "Channels", "side", titled=True, scale=0, visible=False),
-        "measure": _dropdown("Figure", "measure", min_width=140, visible=False),
-        "order": _radio(ORDERS, "Order", "order", titled=True, scale=0, visible=False),
+        "run": dropdown("Run", "weights-run", min_width=240),
+        "vs": dropdown("Compare with", "weights-vs", min_width=240),
+        "tensor": dropdown("Tensor", "weights-tensor", min_width=140),
+        "layers": segmented(LAYER_VIEWS, "View of all layers", "weights-layers", min_width=150),
+        "stage": dropdown("Stage", "weights-stage", scale=3, min_width=160),
+        "stat": dropdown("Colour", "weights-stat", scale=3, min_width=160),
+        "against": dropdown("Difference to", "weights-against", scale=2, min_width=120),
+        "group": dropdown("Panels", "weights-group", scale=2, min_width=120, visible=False),
+        "start": dropdown("Blocks", "weights-start", scale=2, min_width=120, visible=False),
+        "view": segmented(TENSOR_VIEWS, "View of one tensor", "weights-view", min_width=150),
+        "show": dropdown(f"Stages, at most {MAX_STAGES}", "weights-show", multiselect=True,
+                         max_choices=MAX_STAGES, min_width=400),
+        "y": segmented(SCALES, "Height axis", "weights-y", **SMALL),
+        "side": segmented(SIDES, "Channels", "weights-side", visible=False, **SMALL),
+        "measure": dropdown("Figure", "weights-measure", min_width=140, visible=False),
+        "order": segmented(ORDERS, "Order", "weights-order", visible=False, **SMALL),
     }  # fmt: skip
-
-
-def _dropdown(label: str, name: str, **options: Any) -> FreeDropdown:
-    return FreeDropdown([], label=label, elem_id=f"weights-{name}", render=False, **options)
-
-
-def _radio(labels: dict[str, str], title: str, name: str, **options: Any) -> gr.Radio:
-    return segmented(labels, title, f"weights-{name}", min_width=150, **options)
 
 
 def _button(label: str, name: str) -> gr.Button:

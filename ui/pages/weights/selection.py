@@ -24,6 +24,10 @@ AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 GROUPS = {"module": "All blocks", "block": "All modules"}
 SCALES = {"linear": "Linear", "log": "Log"}
 ORDERS = {"size": "By size", "index": "By number"}
+FIXED = {  # controls that offer the same of every run
+    "layers": LAYER_VIEWS, "group": GROUPS, "view": TENSOR_VIEWS, "y": SCALES, "side": SIDES,
+    "measure": MEASURES, "order": ORDERS,
+}  # fmt: skip
 
 
 def is_main(stage: str) -> bool:
@@ -68,17 +72,11 @@ class WeightsSelection(Selection):
             run=weights.job.run,
             vs=other.job.run if other else "",
             tensor=known_or_first(self.tensor, weights.tensors),
-            layers=known_or_first(self.layers, LAYER_VIEWS),
             stage=self.stage if self.stage in weights.stages else main_stages(weights.stages)[-1],
             stat=self.stat if self.stat in statistics else default,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
-            group=known_or_first(self.group, GROUPS),
-            view=known_or_first(self.view, TENSOR_VIEWS),
             show=show or default_stages(weights.stages, other is not None),
-            y=known_or_first(self.y, SCALES),
-            side=known_or_first(self.side, SIDES),
-            measure=known_or_first(self.measure, MEASURES),
-            order=known_or_first(self.order, ORDERS),
+            **{name: known_or_first(getattr(self, name), labels) for name, labels in FIXED.items()},
         )
         pages = settled.pages(weights)
         return replace(settled, start=self.start if self.start in pages else settled.page(weights))

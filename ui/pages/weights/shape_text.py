@@ -28,7 +28,8 @@ def _peaks_in_words(counts: np.ndarray) -> str:
     if len(places) == 2:
         dip = heights[places[0] : places[1] + 1].min() / heights[places].min()
         words += f", with a dip between them to {share(dip, 0)} of their height"
-    if len(places) == 3 and _central(places[1], len(heights)):
+    centre = (len(heights) - 1) / 2
+    if len(places) == 3 and abs(places[1] - centre) < NEAR_CENTRE * len(heights):
         words += ", the middle one at zero"
     return words
 
@@ -55,7 +56,3 @@ def _stands_out(heights: np.ndarray, top: int) -> bool:
         saddles.append(side[: higher[0]].min() if len(higher) else 0.0)
     prominence = height - max(saddles)
     return bool(prominence > max(FLAT * height, SURE * height**0.5))
-
-
-def _central(place: int, bins: int) -> bool:
-    return abs(place - (bins - 1) / 2) < NEAR_CENTRE * bins

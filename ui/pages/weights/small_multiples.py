@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ui.charts.series import ROW, Series, ceiling, reach, step_line
+from ui.charts.chart import Chart
+from ui.charts.series import ROW, Series, ceiling, cut_off_peaks, reach, step_line
 from ui.charts.template import layout, legend_row
 from ui.theme import LIGHT
 
@@ -21,13 +22,16 @@ GAP_X, GAP_Y = 0.03, 0.09
 Tensors = Mapping[str, tuple[str, Sequence[Series]]]  # tensor -> title of its panel, its series
 
 
-def small_multiples(panels: Tensors, picked: str = "") -> go.Figure:
-    """One panel a tensor: its first series filled, the others as lines.
+def shapes_chart(panels: Tensors, picked: str) -> Chart:
+    """`small_multiples` with its figures as a table and a note."""
+    cut_off = cut_off_peaks([merged(s) for _, series in panels.values() for s in series])
+    note = f"{BINS} bins, the same axes. {cut_off}"
+    return Chart(small_multiples(panels, picked), panels_frame(panels), note)
 
-    Args:
-        panels: at most `PANELS`.
-        picked: the tensor whose title stands out.
-    """
+
+def small_multiples(panels: Tensors, picked: str = "") -> go.Figure:
+    """One panel a tensor, at most `PANELS`: its first series filled, the others as lines. The title
+    of the picked one stands out."""
     every = [s for _, series in panels.values() for s in series]
     rows = range(math.ceil(len(panels) / COLUMNS))
     figure = make_subplots(

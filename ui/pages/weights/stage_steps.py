@@ -21,13 +21,8 @@ from ui.theme import LIGHT, LineStyle
 def stage_steps_figure(
     series: Sequence[Series], sentences: Sequence[str], at: str = ""
 ) -> go.Figure:
-    """The histogram at one stop, the first stop behind it as an outline.
-
-    Args:
-        series: the stops, in the order the tensor passed through them.
-        sentences: one for each stop.
-        at: stage of the stop to begin with; else the first.
-    """
+    """The histogram at one stop, the first stop behind it as an outline. There is a sentence for
+    each stop; the stage `at` is the one to begin with, or the first."""
     drawn = on_shared_bins(series)
     stops = [_stop(s, sentence) for s, sentence in zip(drawn, sentences, strict=True)]
     start = next((i for i, s in enumerate(drawn) if s.snapshot.stage == at), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import plotly.graph_objects as go
@@ -19,23 +20,9 @@ from ui.charts.series import (
     on_shared_bins,
     series_note,
 )
-from ui.pages.weights.channels import (
-    Channels,
-    channel_lines,
-    channels_frame,
-    channels_note,
-    find_outliers,
-    outliers_note,
-)
+from ui.pages.weights.channels import Channels, channels_chart
 from ui.pages.weights.data import TensorView
-from ui.pages.weights.magnitudes import (
-    Magnitudes,
-    cumulative,
-    magnitude_histogram,
-    magnitudes_frame,
-    magnitudes_note,
-    magnitudes_of,
-)
+from ui.pages.weights.magnitudes import cumulative_chart, magnitude_chart
 from ui.pages.weights.selection import main_stages
 from ui.pages.weights.shape_text import shape_in_words
 from ui.pages.weights.stage_steps import stage_steps_figure
@@ -61,11 +48,7 @@ FROM_ZEROS = "A line begins at the share of exact zeros."
 
 
 def tensor_chart(view: TensorView, at: str = "") -> Chart:
-    """The chosen view of the tensor.
-
-    Args:
-        at: the stage at which the steps begin.
-    """
+    """The chosen view of the tensor; the steps begin at the stage `at`."""
     name = view.selection.view
     chart = _steps(view, at) if name == "story" else VIEWS[name](view)
     return replace(chart, question=QUESTIONS[name], name=f"{file_name(view)}-{name}")
@@ -95,11 +78,7 @@ def _cutoff_note(series: Sequence[Series]) -> str:
 
 
 def _missing(view: TensorView, what: str = "") -> Chart:
-    """Why there is no chart.
-
-    Args:
-        what: of the tensor was not stored; else no stage can be drawn.
-    """
+    """Why there is no chart: `what` was not stored, or else no stage can be drawn."""
     nothing = NOT_YET if view.selection.show else NONE_CHOSEN
     return Chart(NOT_STORED.format(what) if what else nothing, note=view.caveats())
 
@@ -155,26 +134,21 @@ def _pairs(view: TensorView, stages: Sequence[str]) -> list[tuple[Series, Series
 
 def _magnitude(view: TensorView) -> Chart:
     log = view.selection.y == "log"
-    return _magnitudes(
-        view, lambda drawn: magnitude_histogram(drawn, log_y=log), NO_EMPTY if log else ""
-    )
+    return _magnitudes(view, partial(magnitude_chart, log_y=log), NO_EMPTY if log else "")
 
 
 def _cumulative(view: TensorView) -> Chart:
-    return _magnitudes(view, cumulative, FROM_ZEROS)
+    return _magnitudes(view, cumulative_chart, FROM_ZEROS)
 
 
-def _magnitudes(
-    view: TensorView, plot: Callable[[Sequence[Magnitudes]], go.Figure], note: str
-) -> Chart:
+def _magnitudes(view: TensorView, plot: Callable[[Sequence[Series]], Chart], note: str) -> Chart:
     """A chart over the |w| axis."""
     series = view.series(magnitudes=True)
-    drawn = magnitudes_of(series)
+    drawn = [s for s in series if s.magnitudes is not None]
     if not drawn:
         return _missing(view, "magnitudes" if series else "")
-    cutoff = _cutoff_note([m.series for m in drawn])
-    note = _joined(magnitudes_note(drawn), note, cutoff, view.caveats())
-    return Chart(plot(drawn), magnitudes_frame(drawn), note)
+    chart = plot(drawn)
+    return replace(chart, note=_joined(chart.note, note, _cutoff_note(drawn), view.caveats()))
 
 
 def _channels(view: TensorView) -> Chart:
@@ -182,15 +156,11 @@ def _channels(view: TensorView) -> Chart:
     drawn = _channels_of(view, selection.measure)
     if not drawn:
         return _missing(view, "channels" if view.series() else "")
-    outliers, log = find_outliers(drawn[0].values), selection.y == "log"
-    by_size = selection.order == "size"
-    zeros = [c for c in _channels_of(view, "zeros") if c.stage != DENSE]
-    figure = channel_lines(
-        drawn, side=selection.side, measure=selection.measure, by_size=by_size, log_y=log,
-        outliers=outliers.tolist(),
+    chart = channels_chart(
+        drawn, [c for c in _channels_of(view, "zeros") if c.stage != DENSE], side=selection.side,
+        measure=selection.measure, by_size=selection.order == "size", log_y=selection.y == "log",
     )  # fmt: skip
-    note = _joined(channels_note(drawn, log), outliers_note(outliers, zeros), view.caveats())
-    return Chart(figure, channels_frame(drawn, by_size), note)
+    return replace(chart, note=_joined(chart.note, view.caveats()))
 
 
 def _channels_of(view: TensorView, measure: str) -> list[Channels]:

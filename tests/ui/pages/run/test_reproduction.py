@@ -8,7 +8,7 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from tests.ui.conftest import HOSTILE, job_row, result_rows
-from ui.pages.run.reproduction import reproduction_card
+from ui.pages.run.details import reproduction_card
 
 
 def repeated(**values: object) -> None:

@@ -263,10 +263,10 @@ def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Setting
     at, walked = names[0], []
     for _ in names:
         walked.append(at)
-        at = page.next_tensor(view(tensor=at))["tensor"]
+        at = page.choose_tensor(view(tensor=at), by=1)["tensor"]
     assert walked == names and at == names[-1]
-    assert page.previous_tensor(view(tensor=at))["tensor"] == names[-2]
-    assert page.previous_tensor(view(tensor=names[0]))["tensor"] == names[0]
+    assert page.choose_tensor(view(tensor=at), by=-1)["tensor"] == names[-2]
+    assert page.choose_tensor(view(tensor=names[0]), by=-1)["tensor"] == names[0]
     assert [n.split(".")[-2] for n in names[:4]] == ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
