@@ -202,7 +202,7 @@ class SecuredSend:
             headers.append("Set-Cookie", self.cookie)
 
     async def _send_page(self, start: Message) -> None:
-        body = self._body.replace(b"<script", f'<script nonce="{self.nonce}"'.encode())
+        body = self._body.replace(b"<script", b'<script nonce="%s"' % self.nonce.encode())
         headers = MutableHeaders(scope=start)
         if "content-length" in headers and headers["content-length"] != "0":
             headers["Content-Length"] = str(len(body))

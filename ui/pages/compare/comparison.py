@@ -58,11 +58,6 @@ class RunComparison:
         return [ComparedRun(r, model_and_settings(r.job), drawn[r.job.run]) for r in self.rows]
 
 
-def head_html(comparison: RunComparison) -> Markup:
-    """The runs, what can be done to each, and to all of them."""
-    return HTML.head(comparison.columns, comparison.base)
-
-
 # settings -----------------------------------------------------------------------------------------
 
 
