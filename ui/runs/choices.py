@@ -11,15 +11,15 @@ from backend.store import queries
 from backend.text import corpora
 from jobs.fields.drafters import finished_drafters
 from ui.runs.results import setting_summary
-from ui.widgets.config_form import Choice
+from ui.widgets.dropdown import Choices
 
 
-def models() -> list[Choice]:
+def models() -> Choices:
     """The models of the catalogue, by title."""
     return [(_titled(e.title, e.ready), e.name) for e in catalogue.entries()]
 
 
-def texts(role: str) -> list[Choice]:
+def texts(role: str) -> Choices:
     """The corpora for a role, after the one that suits the model."""
     named = [(_titled(c.title, c.ready), c.name) for c in corpora.corpora() if role in c.roles]
     return [("Auto (suits the model)", "auto"), *named]
@@ -29,14 +29,14 @@ def _titled(title: str, ready: bool) -> str:
     return title if ready else f"{title} (not set up)"
 
 
-def saved() -> list[Choice]:
+def saved() -> Choices:
     """The runs that saved a model, the newest first, then all models."""
     sizes = queries.model_bytes()
     runs = [(f"{job.run} {job.name}".strip(), job.run) for job in queries.jobs() if job.id in sizes]
     return [*runs, *models()]
 
 
-def trained_drafters() -> list[Choice]:
+def trained_drafters() -> Choices:
     """Every trained drafter, with its target model and settings."""
     return [
         (f"{job.run} for {job.config['model']}: {', '.join(setting_summary(job))}", job.run)
@@ -44,12 +44,12 @@ def trained_drafters() -> list[Choice]:
     ]
 
 
-def drafters() -> list[Choice]:
+def drafters() -> Choices:
     """No drafter, or a trained one."""
     return [("None", ""), *trained_drafters()]
 
 
-CHOICES: Mapping[str, Callable[[], list[Choice]]] = MappingProxyType(
+CHOICES: Mapping[str, Callable[[], Choices]] = MappingProxyType(
     {
         "drafters": drafters,
         "model": models,

@@ -18,10 +18,9 @@ from jobs.metrics import METRICS, PERPLEXITY, metric
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
-from ui.runs.results import RUN, format_value, kind_of, kind_title, setting_summary
+from ui.runs.results import RUN, format_value, kind_title, setting_summary, setting_title
 from ui.runs.rows import RunRow
 from ui.templates import fragments
-from ui.widgets.config_form import title
 from ui.widgets.html import badge, time_tag
 
 HTML = fragments("runs/runs.html")
@@ -185,11 +184,8 @@ def _usual(name: str, of_run: bool) -> bool:
 
 
 def _titled(name: str, rows: Sequence[RunRow]) -> str:
-    for row in rows:
-        kind = kind_of(row.job)
-        if kind and name in kind.config.model_fields:
-            return title(name, kind.config.model_fields[name])
-    return name
+    titles = (setting_title(row.job, name) for row in rows)
+    return next((title for title in titles if title != name), name)
 
 
 def _numeric(name: str, rows: Sequence[RunRow]) -> bool:

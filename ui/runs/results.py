@@ -17,7 +17,7 @@ from jobs.evaluation.report import Row
 from jobs.kind import JobConfig, Kind, kinds
 from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.format import NONE, duration, number, size
-from ui.widgets.config_form import advanced, extra, owner
+from ui.widgets.config_form import advanced, extra, owner, title
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
 SHARED = ("JobConfig", "TextConfig", "EvaluationText")
@@ -70,6 +70,24 @@ def kind_of(job: Job) -> Kind | None:
 def kind_title(job: Job) -> str:
     kind = kind_of(job)
     return kind.title if kind else job.kind
+
+
+def stages_of(job: Job) -> dict[str, str]:
+    """Stage -> label, in the order of the method."""
+    kind = kind_of(job)
+    return dict(kind.stages) if kind else {}
+
+
+def fields_of(job: Job) -> dict[str, FieldInfo]:
+    """The fields of the run's config."""
+    kind = kind_of(job)
+    return kind.config.model_fields if kind else {}
+
+
+def setting_title(job: Job, name: str) -> str:
+    """The title of a config field, or its name where it is not known."""
+    fields = fields_of(job)
+    return title(name, fields[name]) if name in fields else name
 
 
 def base_model(job: Job) -> str:

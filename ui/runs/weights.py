@@ -9,9 +9,8 @@ import pandas as pd
 
 from backend.store import frames, queries
 from backend.store.tables import Job
-from jobs.kind import kinds
 from ui.charts.heatmap import in_order
-from ui.runs.results import setting_summary
+from ui.runs.results import setting_summary, stages_of
 from ui.widgets.explorer import cached_by
 
 DENSE = "dense"
@@ -59,8 +58,7 @@ def weights_of(run: str) -> RunWeights:
 
 def stage_labels(job: Job, stored: list[str]) -> dict[str, str]:
     """Stage -> label in the order of the method; those it does not know come last."""
-    kind = kinds().get(job.kind)
-    labels = {str(stage): label for stage, label in kind.stages.items()} if kind else {}
+    labels = {str(stage): label for stage, label in stages_of(job).items()}
     return labels | {stage: stage for stage in stored if stage not in labels}
 
 

@@ -21,12 +21,12 @@ from pydantic.fields import FieldInfo
 from backend.errors import SlimscopeError
 from ui.frame import query
 from ui.templates import fragments
+from ui.widgets.dropdown import Choices
 from ui.widgets.notice import notice, plain
 
 HTML = fragments("widgets/config_form.html")
 field_error = HTML.field_error  # announced by screen readers when it appears
 Input = Checkbox | Dropdown | Number | Radio | Textbox
-Choice = tuple[str, str]  # label, stored value
 RADIO_LETTERS = 18  # characters of options that fit side by side
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
 FIRST = "Model and method"
@@ -68,7 +68,7 @@ def sections(config: type[BaseModel]) -> dict[str, list[str]]:
 
 
 def component(
-    name: str, info: FieldInfo, choices: Sequence[Choice] = (), prefix: str = ""
+    name: str, info: FieldInfo, choices: Sequence[tuple[str, str]] = (), prefix: str = ""
 ) -> Input:
     """The component that suits the field's type; other values than `choices` can be typed. `prefix`
     starts its id on the page."""
@@ -136,7 +136,7 @@ class ConfigForm:
     def __init__(
         self,
         config: type[BaseModel],
-        choices: Mapping[str, Callable[[], list[Choice]]] = NO_CHOICES,
+        choices: Mapping[str, Callable[[], Choices]] = NO_CHOICES,
         prefix: str = "",
     ) -> None:
         self.config, self.prefix = config, prefix

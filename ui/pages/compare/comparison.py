@@ -15,12 +15,11 @@ from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
-from ui.runs.results import format_value, kind_of, kind_title
+from ui.runs.results import format_value, kind_title, setting_title
 from ui.runs.rows import RunRow
 from ui.runs.table import csv_text
 from ui.templates import fragments
 from ui.theme import LineStyle
-from ui.widgets.config_form import title
 
 HTML = fragments("pages/compare/page.html")
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
@@ -58,19 +57,12 @@ class RunComparison:
         return [ComparedRun(r, model_and_settings(r.job), drawn[r.job.run]) for r in self.rows]
 
 
-def head_html(comparison: RunComparison) -> Markup:
-    """The runs, what can be done to each, and to all of them."""
-    return HTML.head(comparison.columns, comparison.base)
-
-
 # settings -----------------------------------------------------------------------------------------
 
 
 def settings_of(row: RunRow) -> dict[str, Any]:
     """Title -> value of the kind, every setting, and the machine and versions the run had."""
-    kind = kind_of(row.job)
-    fields = kind.config.model_fields if kind else {}
-    config = {title(n, fields[n]) if n in fields else n: v for n, v in row.job.config.items()}
+    config = {setting_title(row.job, name): value for name, value in row.job.config.items()}
     environment = {k: v for k, v in (row.job.environment or {}).items() if k in ENVIRONMENT}
     versions = environment.pop("versions", None)
     machine = {f"{name.capitalize()} used": value for name, value in environment.items()}

@@ -10,8 +10,7 @@ from backend.store import frames
 from ui.charts.chart import Chart
 from ui.charts.lines import Line, curve_titles, curves_frame, line_chart
 from ui.pages.compare.comparison import RunComparison
-from ui.runs.results import display_units, kind_of
-from ui.runs.rows import RunRow
+from ui.runs.results import display_units, stages_of
 
 MAX_ROWS = 2000  # of the table
 SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
@@ -65,10 +64,9 @@ def curve_chart(
 def curve_label(name: str, comparison: RunComparison) -> str:
     """What a curve is called: "Relative output error · Second pruning (SDS)"."""
     rest, label = name.partition("/")[2], curve_titles(name).label
-    stages = {s: row.figures.label(s) for row in comparison.rows for s in _stages(row)}
+    stages = {
+        s: row.figures.label(s)
+        for row in comparison.rows
+        for s in stages_of(row.job) or row.figures.stages
+    }
     return f"{label} · {stages.get(rest, rest)}" if rest else label
-
-
-def _stages(row: RunRow) -> list[str]:
-    kind = kind_of(row.job)
-    return [*kind.stages] if kind else row.figures.stages

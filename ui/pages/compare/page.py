@@ -104,7 +104,7 @@ def draw(request: gr.Request) -> Updates:
     if runs is None:
         return {"head": nothing_html(), "body": gr.update(visible=False)}
     html = {
-        "head": comparison.head_html(runs),
+        "head": HTML.head(runs.columns, runs.base),
         "body": gr.update(visible=True),
         "config": comparison.config_card(runs),
         "results": comparison.metrics_card(runs),

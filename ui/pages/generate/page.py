@@ -22,7 +22,8 @@ from ui.pages.generate import details
 from ui.runs.actions import run_action
 from ui.runs.choices import models, saved, trained_drafters
 from ui.runs.results import find_job
-from ui.widgets.config_form import Choice, ConfigForm, address_values
+from ui.widgets.config_form import ConfigForm, address_values
+from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, show_error, show_html, show_success
 from ui.widgets.panel import Outputs, Updates
@@ -77,7 +78,7 @@ def _form() -> tuple[ConfigForm, gr.Checkbox, gr.Button, gr.HTML]:
     return form, blind, button, notice("generate-said")
 
 
-def sides() -> list[Choice]:
+def sides() -> Choices:
     """What can generate: every model, every drafter with its base model, every saved model."""
     known = {name for _, name in models()}
     compressed = [(label, name) for label, name in saved() if name not in known]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
@@ -50,7 +49,7 @@ def build() -> None:
     live(*show)
     viewed = board.view(*show, **LATEST)
     viewed.then(follow, log, log, **SILENT_EVENT)
-    board.view(clear, None, message, **SILENT_EVENT)
+    board.view(show_html, None, message, **SILENT_EVENT)  # it was about another view
     board.on_action(act, message, show)
 
 
@@ -120,11 +119,6 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
 
 def _state(job: Job) -> Markup:
     return HTML.state(job, job.state in LIVE and job.desired != "run")
-
-
-def clear() -> Any:
-    """Hides the message: it was about another view."""
-    return show_html()
 
 
 PAGE = Page("Jobs", "jobs", build, order=20, key="j")

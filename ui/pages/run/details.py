@@ -15,7 +15,7 @@ from jobs.replay import compare, replayed
 from jobs.submit import command_line
 from ui.format import NONE, duration
 from ui.pages.run.outcome import sentence_case
-from ui.runs.results import kind_of
+from ui.runs.results import fields_of
 from ui.templates import fragments
 from ui.widgets.config_form import extra, title
 from ui.widgets.html import time_tag
@@ -30,14 +30,13 @@ LABELS = {
 
 def config_card(job: Job) -> Markup:
     """What differs from the defaults, the whole config, and the command that submits it."""
-    kind = kind_of(job)
-    fields = kind.config.model_fields if kind else {}
+    fields = fields_of(job)
     changed = [
         [title(n, fields[n]), f"{v} {extra(fields[n]).get('unit', '')}".strip(), fields[n].default]
         for n, v in job.config.items()
         if n in fields and v != fields[n].default
     ]
-    command = command_line(job.kind, job.config) if kind else ""
+    command = command_line(job.kind, job.config) if fields else ""
     return HTML.configuration(changed, json.dumps(job.config, indent=1), command)
 
 

@@ -26,7 +26,7 @@ from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
 from ui.runs.actions import act, buttons, clone_link, next_links, sweep_link
 from ui.runs.html import described, error_of, progress, took, unknown
 from ui.runs.job_log import build_log, chosen_job, history_html
-from ui.runs.results import RunResults, display_units, kind_of
+from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.templates import fragments
 from ui.widgets.download import Download, small_file
 from ui.widgets.dropdown import dropdown
@@ -191,8 +191,7 @@ def draw_curves(chosen: str | None, request: gr.Request) -> Updates:
 
 def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     """The curves of one family, in the order of the stages."""
-    kind = kind_of(job)
-    stages = kind.stages if kind else {}
+    stages = stages_of(job)
     order = {stage: place for place, stage in enumerate(stages)}
     members = {name: name.split("/")[-1] for name in points["name"].unique()}
     names = sorted(members, key=lambda name: (order.get(members[name], len(order)), name))

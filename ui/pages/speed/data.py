@@ -60,11 +60,6 @@ class Benchmark:
         return {d.name: drafter_of(d.run) for d in self.decoders if d.kind}
 
 
-def benchmarks() -> list[Job]:
-    """Every speed run, the newest first."""
-    return queries.jobs(kind=speed.NAME)
-
-
 def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
     """The run of that name, or the newest."""
     job = find_job(name)

@@ -6,9 +6,10 @@ import gradio as gr
 from gradio.components import Component
 from markupsafe import Markup
 
-from backend.store import frames
+from backend.store import frames, queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
+from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.lines import curves, curves_frame
@@ -105,7 +106,7 @@ def draw(
     run: str | None, by: str | None, of: str | None, drafter: str | None, request: gr.Request
 ) -> Updates:
     """Controls, verdict and charts of a benchmark; the address fills in what no control holds."""
-    runs = data.benchmarks()
+    runs = queries.jobs(kind=speed.NAME)
     shown = data.benchmark(runs, run or query(request, "run"))
     if shown is None:
         hidden = gr.update(visible=False)

@@ -18,9 +18,8 @@ from jobs.sweep import SweepRow
 from ui.format import NONE, extent, number, runs
 from ui.pages.sweep.charts import SPREAD
 from ui.runs.html import model_name, progress, run_link, took
-from ui.runs.results import RUN, format_value, kind_of, kind_title
+from ui.runs.results import RUN, format_value, kind_title, setting_title
 from ui.templates import fragments
-from ui.widgets.config_form import title
 from ui.widgets.html import WIDGETS, badge
 
 HTML = fragments("pages/sweep/page.html")
@@ -37,13 +36,6 @@ def metrics(rows: Sequence[SweepRow]) -> list[str]:
     return [m for m in METRICS if m in names] + sorted(names - METRICS.keys())
 
 
-def heading(jobs: Sequence[Job], field: str) -> str:
-    """The title of a config field."""
-    kind = kind_of(jobs[0])
-    info = kind.config.model_fields.get(field) if kind else None
-    return title(field, info) if info else field
-
-
 # head ---------------------------------------------------------------------------------------------
 
 
@@ -57,7 +49,7 @@ def head(jobs: Sequence[Job], actor: Actor) -> Markup:
         _actions(jobs),
         roles.may_not_change(actor),
         [kind_title(first), *model, f"{len(jobs)} runs"],
-        [heading(jobs, field) for field in sweep.varied(jobs)],
+        [setting_title(jobs[0], field) for field in sweep.varied(jobs)],
     )
 
 
@@ -83,7 +75,7 @@ def means_table(
     by_combination: dict[str, dict[str, SweepRow]] = {}
     for row in rows:
         by_combination.setdefault(repr(row.values), {})[row.stage] = row
-    settings = [heading(jobs, field) for field in rows[0].values]
+    settings = [setting_title(jobs[0], field) for field in rows[0].values]
     heads = [*settings, *(labels.get(stage, stage) for stage in stages), "n"]
     means = [_means(by_stage, stages, shown) for by_stage in by_combination.values()]
     return WIDGETS.table(heads, means, range(len(settings), len(heads)))
@@ -109,7 +101,7 @@ def body(
     """The means over seeds, and below them the runs with the settings that tell them apart."""
     fields, now = sweep.varied(jobs), now_ms()
     live = any(job.state in LIVE for job in jobs)
-    heads = ["Run", *(heading(jobs, field) for field in fields), "State"]
+    heads = ["Run", *(setting_title(jobs[0], field) for field in fields), "State"]
     heads += ["Progress", "Duration"] if live else ["Duration"]
     run_rows = [
         [run_link(job), *(job.config.get(field) for field in fields), badge(job.state),

@@ -15,7 +15,7 @@ from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
 from ui.runs.actions import act
 from ui.runs.html import unknown
-from ui.runs.results import kind_of
+from ui.runs.results import stages_of
 from ui.widgets.dropdown import dropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
@@ -52,8 +52,8 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
     names = details.metrics(rows)
     wanted = chosen or query(request, "metric")
     name = wanted if wanted in names else next(iter(names), "")
-    rows, shown, kind = [row for row in rows if row.metric == name], metric(name), kind_of(jobs[0])
-    labels = kind.stages if kind else {}
+    rows, shown = [row for row in rows if row.metric == name], metric(name)
+    labels = stages_of(jobs[0])
     chart = sweep_means(rows, shown, labels) if rows else Chart(WAITING)
     html = {
         "head": details.head(jobs, current_user(request)),

@@ -50,7 +50,7 @@ def build() -> None:
         page["run"].render()
         page["vs"].render()
         save = gr.Button("Download all statistics", scale=0, min_width=200, elem_id="weights-save")
-    new = inspect_model.build()
+    computed = inspect_model.build(page["run"])
     page["notice"] = notice("weights-notice")
     back, forward = _button("Back", "previous"), _button("Next", "next")
     with gr.Column(elem_id="weights-charts") as page["charts"]:
@@ -72,7 +72,7 @@ def build() -> None:
     explorer = Explorer(page, WeightsSelection, TensorView.at)
     explorer.on_load(handlers.open_page)
     explorer.on_point("layers_chart", "tensor", handlers.pick_tensor)
-    explorer.on_selection(new.wire(page["run"]).then, handlers.change_run)
+    explorer.on_selection(computed.then, handlers.change_run)
     _wire(explorer, back, forward)
     download = Download()
     save.click(handlers.all_statistics, page["run"], download, **SILENT_EVENT)
