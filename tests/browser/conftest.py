@@ -268,7 +268,8 @@ def warm_tab(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
     with watched(context, shown) as page:
         yield page
         everything = {"origin": shown.url, "storageTypes": "cookies,local_storage,indexeddb"}
-        context.new_cdp_session(page).send("Storage.clearDataForOrigin", everything)
+        if not page.is_closed():
+            context.new_cdp_session(page).send("Storage.clearDataForOrigin", everything)
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_a_failed_run_says_why_and_is_repeated_beside_the_old_one(
     problem = page.locator("#run-head .problem")
     expect(problem).to_contain_text("The count failed. It was told to. Resume it.")
     page.get_by_role("tab", name="Log").click()
-    last = "backend.errors.MethodFailed: The count failed. It was told to. Resume it."
+    last = "backend.errors.ComputeError: The count failed. It was told to. Resume it."
     expect(page.locator("#run-log pre")).to_contain_text(last)
     page.get_by_test_id(f"retry-{run}").click()
     expect(page.locator("#run-said")).to_contain_text("is queued")

@@ -220,7 +220,7 @@ def bins_frame(series: Sequence[Series]) -> pd.DataFrame | None:
     if not series:
         return None
     edges = series[0].edges
-    frame = pd.DataFrame({"From": [number(low, 3) for low in edges[:-1]], "To": edges[1:]})
+    frame = pd.DataFrame({"From": edges[:-1], "To": edges[1:]})
     for s in series:
         counts = s.snapshot.counts
         exact = np.issubdtype(counts.dtype, np.integer)

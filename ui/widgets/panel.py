@@ -93,10 +93,7 @@ class Panel:
 
 def frame_table(frame: pd.DataFrame, name: str) -> Markup:
     """HTML: the frame as a table that can be saved as CSV with full precision."""
-    rows = [
-        [first if isinstance(first, Markup) else str(first), *map(cell, rest)]
-        for first, *rest in frame.itertuples(index=False, name=None)
-    ]
+    rows = [[*map(cell, row)] for row in frame.itertuples(index=False, name=None)]
     return WIDGETS.data_table([*frame.columns], rows, name)
 
 

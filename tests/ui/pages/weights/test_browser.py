@@ -10,9 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from backend.settings import Settings
-from backend.store import tensors
-from ui import app
-from ui import frame as frames
+from backend.store import frames, tensors
+from ui import app, frame
 from ui.pages.weights import page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -22,7 +21,7 @@ FIRST_TENSOR = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.fixture
 def address(seeded: Settings) -> Iterator[str]:
-    blocks = app.build((frames.Page("Weights", "", page.build),))
+    blocks = app.build((frame.Page("Weights", "", page.build, order=0),))
     options = app.launch_options() | {"server_name": "127.0.0.1", "prevent_thread_lock": True}
     _, url, _ = blocks.launch(**options)
     yield url
@@ -69,7 +68,7 @@ def test_mouse_keyboard_and_address_agree(address: str, tab: Page) -> None:
     assert tab.evaluate("document.body.dataset.x") is None, "a run's name was executed"
 
     tab.click("#frame-theme")
-    paper = "document.querySelector('#weights-overlay .plot-canvas').layout.paper_bgcolor"
+    paper = "document.querySelector('#weights-overlay .plot-canvas')._fullLayout.paper_bgcolor"
     tab.wait_for_function(f"{paper} === '#0F1216'")
 
     tab.locator("#weights-view input").first.focus()
@@ -135,10 +134,10 @@ def test_charts_are_saved_as_pictures_figures_and_a_page(
 
     with saved(tab, "weights-overlay", "csv", tmp_path).open(newline="") as file:
         heads, *bins = list(csv.reader(file))
-    assert heads == ["Weight", "Dense", "First pruning", "Re-dense", "Second pruning (SDS)"]
+    assert heads == ["From", "To", "Dense", "First pruning", "Re-dense", "Second pruning (SDS)"]
     taken = next(s for s in tensors.tensor_snapshots(1, FIRST_TENSOR) if s.stage == "dense")
-    in_bins = 100 * taken.counts.sum() / taken.n
-    assert sum(float(row[1]) for row in bins) == pytest.approx(in_bins)
+    assert sum(int(row[2]) for row in bins) == taken.counts.sum()
+    assert all(float(low) < float(high) for low, high, *_ in bins)
 
     whole = saved(tab, "weights-overlay", "html", tmp_path)
     alone = browser.new_context(offline=True).new_page()
