@@ -32,10 +32,20 @@ QUIET = (
 )  # fmt: skip
 
 
+LONGEST = ("test_queue.py", "test_first_run.py", "test_every_page.py", "test_runs.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: Playwright leaves an event loop running in this thread. With several
-    processes, `--no-loadscope-reorder` keeps this order in each."""
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+    """Browser tests come last: Playwright leaves an event loop running in this thread. Of their
+    files the longest come first, so that no worker is left alone with one. With several processes,
+    `--no-loadscope-reorder` keeps this order in each."""
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        name, last = item.path.name, len(LONGEST)
+        in_browser = item.get_closest_marker("browser") is not None
+        return in_browser, LONGEST.index(name) if in_browser and name in LONGEST else last
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True, scope="session")
