@@ -9,6 +9,10 @@ from tests.browser.conftest import Dashboard, opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 RUN = "dlqat-0005"
+MAP_SHOWS = """
+    tensor => document.querySelector("#quant-map-chart .plot-canvas")
+        .layout.meta.name.includes(tensor)
+"""
 
 
 def test_groups_are_reached_by_keyboard_from_the_whole_model_down(
@@ -24,7 +28,7 @@ def test_groups_are_reached_by_keyboard_from_the_whole_model_down(
     visitor.keyboard.press("ArrowDown")
     tensor = visitor.get_by_role("combobox", name="Tensor", exact=True)
     expect(tensor).to_have_value("Block 0, k_proj")
-    visitor.wait_for_function("location.search.includes('k_proj')")
+    visitor.wait_for_function(MAP_SHOWS, arg="k_proj")  # the address names it earlier
     groups.focus()
     visitor.keyboard.press("ArrowUp")
     expect(visitor.locator("#quant-one")).not_to_contain_text("number 1 of")
