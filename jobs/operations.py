@@ -3,8 +3,7 @@ server and the buttons. All answers are plain data; who may do what is decided b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -120,35 +119,3 @@ def run_next(run: str, actor: Actor) -> Record:
 def replay_run(run: str, actor: Actor) -> Record:
     """Queue a new run with the frozen config and settings of an old one, to be compared with it."""
     return record.summary(replay.replay(run, actor))
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One entry of the table.
-
-    Attributes:
-        function: takes an `actor` if the operation writes.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    writes: bool = False
-
-
-OPERATIONS: Mapping[str, Operation] = {
-    operation.name: operation
-    for operation in (
-        Operation("kinds", list_kinds),
-        Operation("list", list_runs),
-        Operation("status", run_status),
-        Operation("show", show_run),
-        Operation("results", run_results),
-        Operation("curves", run_curves),
-        Operation("tensors", run_tensors),
-        Operation("submit", submit_run, writes=True),
-        Operation("cancel", cancel_run, writes=True),
-        Operation("resume", resume_run, writes=True),
-        Operation("next", run_next, writes=True),
-        Operation("replay", replay_run, writes=True),
-    )
-}

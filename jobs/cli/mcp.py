@@ -15,25 +15,24 @@ from typing import Any, Protocol
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.queue.roles import Actor
-from jobs.operations import OPERATIONS, Operation
+from jobs import operations
 
 ABOUT = """Slimscope compresses causal language models and measures the effect. A run is added to a
 queue (submit_run), works for minutes to hours, and ends with figures (results); poll show until its
 state is succeeded, failed, cancelled or lost. kinds lists what can be run, and with which
 config."""
-TOOLS: Mapping[str, str] = MappingProxyType(  # name of the tool -> operation
+Tool = Callable[..., Any]
+TOOLS: Mapping[str, Tool] = MappingProxyType(
     {
-        "kinds": "kinds",
-        "runs": "list",
-        "show": "status",
-        "results": "results",
-        "submit_run": "submit",
-        "cancel_run": "cancel",
-        "resume_run": "resume",
+        "kinds": operations.list_kinds,
+        "runs": operations.list_runs,
+        "show": operations.run_status,
+        "results": operations.run_results,
+        "submit_run": operations.submit_run,
+        "cancel_run": operations.cancel_run,
+        "resume_run": operations.resume_run,
     }
 )
-
-Tool = Callable[..., Any]
 
 
 class Server(Protocol):
@@ -56,24 +55,23 @@ def build(actor: Actor) -> Server:
         raise ConfigError("The MCP server is not available.", f"{error}.", do) from error
     server: Any = MCPServer("slimscope", instructions=ABOUT)
     for name, operation in TOOLS.items():
-        server.tool(name=name)(_tool(OPERATIONS[operation], actor, ToolError))
+        server.tool(name=name)(_tool(operation, actor, ToolError))
     served: Server = server
     return served
 
 
-def _tool(operation: Operation, actor: Actor, tool_error: type[Exception]) -> Tool:
+def _tool(operation: Tool, actor: Actor, tool_error: type[Exception]) -> Tool:
     """The operation without its actor. The agent reads our errors; others stay in the log."""
-    function = operation.function
-    given = {"actor": actor} if operation.writes else {}
+    signature = inspect.signature(operation, eval_str=True)
+    given = {"actor": actor} if "actor" in signature.parameters else {}
 
-    @wraps(function)
+    @wraps(operation)
     def call(*args: Any, **values: Any) -> Any:
         try:
-            return function(*args, **values, **given)
+            return operation(*args, **values, **given)
         except SlimscopeError as error:
             raise tool_error(str(error)) from error
 
-    signature = inspect.signature(function, eval_str=True)
     kept = [p for name, p in signature.parameters.items() if name not in given]
     call.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     return call
