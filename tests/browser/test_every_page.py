@@ -35,30 +35,33 @@ def address(lab: Dashboard, page: OwnPage) -> str:
     return f"{lab.url}/{page.path}" + (f"?{query}" if query else "")
 
 
-def visit(context: BrowserContext, lab: Dashboard, of: OwnPage, scheme: str) -> list[str]:
-    """Looks at one page; returns what axe complains of."""
-    with warm_tab(context, lab) as page:
-        page.emulate_media(color_scheme=scheme)
-        opened(page, address(lab, of))
-        heading = page.locator("h1").inner_text().strip()
-        expect(page).to_have_title(f"{heading} · Slimscope")
-        current = page.locator("#frame-nav a[aria-current='page']")
-        assert current.all_inner_texts() == ([of.name] if of.in_navbar else [])
-        assert page.evaluate("document.body.dataset.x") is None  # the name of the runs is an attack
-        found = Axe().run(page, options=RULES).response["violations"]
-        return [
-            f"{scheme}: {one['id']} at {' '.join(map(str, node['target']))}: {node['html'][:200]}"
-            for one in found
-            for node in one["nodes"]
-        ]
+def faults(page: Page, scheme: str) -> list[str]:
+    """What axe complains of."""
+    found = Axe().run(page, options=RULES).response["violations"]
+    return [
+        f"{scheme}: {one['id']} at {' '.join(map(str, node['target']))}: {node['html'][:200]}"
+        for one in found
+        for node in one["nodes"]
+    ]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_page_has_a_title_and_no_fault_in_light_or_dark(
     warm_context: BrowserContext, lab: Dashboard, name: str
 ) -> None:
-    assert visit(warm_context, lab, BY_NAME[name], "light") == []
-    assert visit(warm_context, lab, BY_NAME[name], "dark") == []
+    of = BY_NAME[name]
+    with warm_tab(warm_context, lab) as page:
+        page.emulate_media(color_scheme="light", reduced_motion="reduce")
+        opened(page, address(lab, of))
+        heading = page.locator("h1").inner_text().strip()
+        expect(page).to_have_title(f"{heading} · Slimscope")
+        current = page.locator("#frame-nav a[aria-current='page']")
+        assert current.all_inner_texts() == ([of.name] if of.in_navbar else [])
+        assert page.evaluate("document.body.dataset.x") is None  # the name of the runs is an attack
+        assert faults(page, "light") == []
+        page.emulate_media(color_scheme="dark")
+        expect(page.locator("body.dark")).to_have_count(1)
+        assert faults(page, "dark") == []
 
 
 def test_no_page_is_wider_than_a_phone_and_no_two_share_a_title(

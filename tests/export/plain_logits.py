@@ -1,5 +1,8 @@
-"""What anyone would do with an exported model: `python plain_logits.py FOLDER OUT [dequantize]
-< token-ids.json`. Imports nothing of Slimscope; saves the logits."""
+"""What anyone would do with exported models: `python plain_logits.py < requests`.
+
+A request is a line of JSON: a folder, token ids, where to save the logits, whether to dequantize;
+the answer is a line, too. Imports nothing of Slimscope.
+"""
 
 import json
 import sys
@@ -9,16 +12,17 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 
-def main() -> None:
-    folder, out, *more = sys.argv[1:]
-    given = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if more else {}
+def answer(folder: str, ids: list[list[int]], out: str, dequantize: bool) -> None:
+    given = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)
-    torch.set_num_threads(1)
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor(json.load(sys.stdin))).logits
+        logits = model(input_ids=torch.tensor(ids)).logits
     save_file({"logits": logits.float().contiguous()}, out)
     assert not {"backend", "jobs"} & set(sys.modules)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        answer(**json.loads(line))
+        print("saved", flush=True)

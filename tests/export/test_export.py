@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from backend.quantization.packed_linear import PackedLinear
 from backend.quantization.range_search import search_range
 
 PLAIN = Path(__file__).with_name("plain_logits.py")
+PlainLogits = Callable[..., Tensor]
 IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]
 
 
@@ -51,37 +53,51 @@ def logits(model) -> Tensor:
         return model(input_ids=torch.tensor(IDS)).logits
 
 
-def plain_logits(folder: Path, tmp_path: Path, *more: str) -> Tensor:
-    """By a process of its own."""
-    out = tmp_path / "logits.safetensors"
-    done = subprocess.run(
-        [sys.executable, str(PLAIN), str(folder), str(out), *more],
-        input=json.dumps(IDS), capture_output=True, text=True, cwd="/",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return load_file(out)["logits"]
+@pytest.fixture(scope="module")
+def plain() -> Iterator[subprocess.Popen[str]]:
+    """A process that knows transformers, and nothing of Slimscope."""
+    command, pipe = [sys.executable, str(PLAIN)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd="/") as process:
+        yield process
+        assert process.stdin
+        process.stdin.close()
+
+
+@pytest.fixture
+def plain_logits(plain: subprocess.Popen[str], tmp_path: Path) -> PlainLogits:
+    """Of the model in a folder, as that process computes them."""
+
+    def ask(folder: Path, dequantize: bool = False) -> Tensor:
+        assert plain.stdin and plain.stdout
+        out = tmp_path / "logits.safetensors"
+        asked = {"folder": str(folder), "ids": IDS, "out": str(out), "dequantize": dequantize}
+        print(json.dumps(asked), file=plain.stdin, flush=True)
+        assert "saved\n" in iter(plain.stdout.readline, "")
+        return load_file(out)["logits"]
+
+    return ask
 
 
 @pytest.mark.parametrize(("bits", "size"), [(3, 32), (4, 0), (2, 64)])
 def test_stock_transformers_gives_the_same_logits_to_the_bit(
-    exported, toy, tmp_path: Path, bits: int, size: int
+    exported, toy, plain_logits: PlainLogits, bits: int, size: int
 ) -> None:
     folder, _ = exported(bits=bits, size=size)
-    assert torch.equal(plain_logits(folder, tmp_path), logits(toy.model))
+    assert torch.equal(plain_logits(folder), logits(toy.model))
 
 
 @pytest.mark.parametrize(("stored", "within"), [(torch.float16, 0.02), (torch.float32, 1e-5)])
 def test_a_grid_that_is_not_symmetric_needs_the_switch(
-    exported, toy, tmp_path: Path, stored: torch.dtype, within: float
+    exported, toy, plain_logits: PlainLogits, stored: torch.dtype, within: float
 ) -> None:
     folder, _ = exported(bits=3, symmetric=False, stored=stored)
-    found = plain_logits(folder, tmp_path, "dequantize")
+    found = plain_logits(folder, dequantize=True)
     assert (found - logits(toy.model)).abs().max() < within
 
 
-def test_plain_weights_on_the_grid_load_anywhere(exported, toy, tmp_path: Path) -> None:
+def test_plain_weights_on_the_grid_load_anywhere(exported, toy, plain_logits: PlainLogits) -> None:
     folder, _ = exported("dense", bits=3, symmetric=False)
-    assert torch.equal(plain_logits(folder, tmp_path), logits(toy.model))
+    assert torch.equal(plain_logits(folder), logits(toy.model))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +131,9 @@ def test_the_file_is_as_large_as_its_bits(exported, bits: int, symmetric: bool) 
     assert linears == pytest.approx(wanted, rel=0.015)
 
 
-def test_layers_left_dense_are_named_in_the_config(exported, toy, quantised, tmp_path) -> None:
+def test_layers_left_dense_are_named_in_the_config(
+    exported, toy, quantised, plain_logits: PlainLogits, tmp_path: Path
+) -> None:
     layers = quantised()
     some = {name: layer for name, layer in layers.items() if ".down_proj" not in name}
     layout = Layout("compressed-tensors", 4, 32, True)
@@ -123,7 +141,7 @@ def test_layers_left_dense_are_named_in_the_config(exported, toy, quantised, tmp
     export(toy.model, toy.tokenizer, some, layout, torch.float32, folder, "")
     ignored = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
     assert "lm_head" in ignored and "model.layers.2.mlp.down_proj" in ignored
-    assert torch.equal(plain_logits(folder, tmp_path), logits(toy.model))
+    assert torch.equal(plain_logits(folder), logits(toy.model))
     with pytest.raises(ConfigError, match="leave single layers"):
         export(toy.model, toy.tokenizer, some, Layout("gptq", 4, 32, True), torch.float16,
                folder, "")  # fmt: skip

@@ -16,7 +16,9 @@ __all__ = ["counting_queue", "loop", "queue", "wait"]
 
 @pytest.fixture
 def queue(counting_queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """On a toy model threads wait for each other more than they compute."""
+    """On a toy model threads wait for each other more than they compute. A job that was killed is
+    started again at once."""
+    monkeypatch.setattr("backend.queue.lifecycle.RETRY_DELAYS_MS", {})
     monkeypatch.setenv("SLIMSCOPE_THREADS", "1")
     settings.cache_clear()
     settings()  # what a test then sets is for its children only

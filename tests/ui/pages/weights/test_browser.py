@@ -6,13 +6,12 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from backend.settings import Settings
 from backend.store import frames, tensors
-from ui import app, frame
-from ui.pages.weights import page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 TENSOR = "model.layers.2.mlp.gate_proj.weight"
@@ -20,12 +19,8 @@ FIRST_TENSOR = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.fixture
-def address(seeded: Settings) -> Iterator[str]:
-    blocks = app.build((frame.Page("Weights", "", page.build, order=0),))
-    options = app.launch_options() | {"server_name": "127.0.0.1", "prevent_thread_lock": True}
-    _, url, _ = blocks.launch(**options)
-    yield url
-    blocks.close()
+def address(seeded: Settings, served: gr.Blocks) -> str:
+    return f"{served.local_url}weights"
 
 
 @pytest.fixture
