@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -67,6 +69,16 @@ def test_a_folder_holds_at_most_fifteen_files() -> None:
         if path.name != "__init__.py"
     )
     assert {str(folder): n for folder, n in counted.items() if n > MOST_FILES} == {}
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["mcp"], *extras["tasks"]]
+    names = {re.split(r"[\[<>=]", each)[0].replace("-", "_") for each in declared}
+    names |= {"lm_eval", "pydantic_core", *ROOMS, *sys.stdlib_module_names}
+    used = {name.split(".")[0] for path in modules(*ROOMS) for name in imported(path)}
+    assert used - names == set()
 
 
 def test_one_name_one_class() -> None:

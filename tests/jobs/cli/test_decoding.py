@@ -17,7 +17,8 @@ def test_a_text_is_printed_as_it_comes(queue: Path) -> None:
     text = read_transcript("generate-0001", 1).text
     assert text.strip() and text in done.stdout and "tokens a pass" in done.stdout
     (side,) = json.loads(slimscope(*words, "--lookup", "--json").stdout)
-    assert "".join(piece for each in side["passes"] for piece, _ in each["tokens"]) == text
+    pieces = [piece for each in side["passes"] for piece, _ in each["tokens"]]
+    assert "".join(pieces) == read_transcript("generate-0002", 1).text != ""
     assert [queries.job(f"generate-{n:04d}").config["lookup"] for n in (1, 2)] == [False, True]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,8 @@ def build() -> None:
         with gr.Column(scale=1, min_width=320, elem_classes="launch-side"):
             controls = _controls(kind)
     for form in forms.values():
-        _wire(form, controls)
+        _wire_form(form, controls)
+    _wire_chosen(forms, controls)
     columns = [form.column for form in forms.values()]
     chosen = kind.input(_show_kind(forms), kind, columns, **SILENT_EVENT)
     url_sync(chosen, kind=kind)
@@ -122,25 +123,55 @@ def _show_kind(forms: Mapping[str, KindForm]) -> Callable[[str], Any]:
 # presets, preview, queueing -----------------------------------------------------------------------
 
 
-def _wire(this: KindForm, controls: Controls) -> None:
-    """Preview on every change, presets, and the button that adds runs."""
-    kind, add = controls.kind, controls.add
-    outputs = [*this.messages, this.form.accordion, this.sweep.accordion, add, controls.preview]
-    update = _preview(this, controls)
-    changes = [kind.change, *(c.change for c in this.inputs)]
-    gr.on(changes, update, [kind, *this.inputs], outputs, **LATEST)
-    on_load(update, [kind, *this.inputs], outputs)
-
+def _wire_form(this: KindForm, controls: Controls) -> None:
+    """Preview on every change of its inputs, and presets."""
+    changes = [c.change for c in this.inputs]
+    gr.on(changes, _preview(this, controls), [controls.kind, *this.inputs],
+          _previewed([this], controls), **LATEST)  # fmt: skip
     before = gr.State(NO_PRESET)
     this.preset.input(
         _apply_preset(this, before), [this.preset, before],
         [this.preset, before, *this.form.inputs], **SILENT_EVENT,
     )  # fmt: skip
-    add.click(
-        _enqueue(this, controls), [kind, controls.name, *this.inputs],
-        [*this.messages, this.form.accordion, controls.message],
+
+
+def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls) -> None:
+    """The preview of another kind, and the button that adds runs: one event for all forms, which
+    sends their inputs, as each event costs the browser more than what it sends."""
+    kind, every = controls.kind, [c for form in forms.values() for c in form.inputs]
+    previews = {name: _preview(form, controls) for name, form in forms.items()}
+    adds = {name: _enqueue(form, controls) for name, form in forms.items()}
+
+    def preview(request: gr.Request, kind: str, *given: Any) -> Any:
+        return previews[kind](request, kind, *_inputs_of(kind, forms, given))
+
+    def add(request: gr.Request, kind: str, name: str, *given: Any) -> Any:
+        return adds[kind](request, name, *_inputs_of(kind, forms, given))
+
+    outputs = _previewed(forms.values(), controls)
+    kind.change(preview, [kind, *every], outputs, **LATEST)
+    on_load(preview, [kind, *every], outputs)
+    shown = [c for form in forms.values() for c in (*form.messages, form.form.accordion)]
+    controls.add.click(
+        add, [kind, controls.name, *every], [*shown, controls.message],
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
+
+
+def _inputs_of(kind: str, forms: Mapping[str, KindForm], given: Sequence[Any]) -> Sequence[Any]:
+    """Of the inputs of all forms those of one."""
+    start = 0
+    for name, form in forms.items():
+        if name == kind:
+            return given[start : start + len(form.inputs)]
+        start += len(form.inputs)
+    raise ValueError(f"{kind} is none of {', '.join(forms)}.")
+
+
+def _previewed(forms: Iterable[KindForm], controls: Controls) -> list[Any]:
+    """What a preview changes."""
+    own = [c for f in forms for c in (*f.messages, f.form.accordion, f.sweep.accordion)]
+    return [*own, controls.add, controls.preview]
 
 
 def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
@@ -163,10 +194,8 @@ def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
     return preview
 
 
-def _enqueue(this: KindForm, controls: Controls) -> Callable[..., Any]:
-    def add(request: gr.Request, kind: str, name: str, *given: Any) -> Any:
-        if kind != this.kind.name:
-            return gr.skip()
+def _enqueue(this: KindForm, controls: Controls) -> Callable[..., dict[Any, Any]]:
+    def add(request: gr.Request, name: str, *given: Any) -> dict[Any, Any]:
         message, error = enqueue(this.kind, name, *this.read(given), request)
         return {**this.show_errors(error, given), controls.message: message}
 
