@@ -78,7 +78,7 @@ def test_a_waiting_run_is_put_first(visit: Visit) -> None:
     ("method", "path", "body", "status", "told"),
     [
         ("GET", "runs/sds-0099", None, 404, {"what": "There is no run sds-0099."}),
-        ("GET", "runs/<script>", None, 404, {"do": "Runs look like sds-0042."}),
+        ("GET", "runs/<script>", None, 404, {"do": "Run ids look like sds-0042."}),
         ("GET", "runs/sds-0099/tensors", None, 404, {}),
         ("POST", "runs/sds-0003/resume", None, 409, {"why": "It is queued."}),
         ("POST", "runs/sds-0099/cancel", None, 404, {}),

@@ -353,4 +353,4 @@ def test_the_limit_forgets_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> No
     rate.spend("b", 2)
     clock[0] = 1000.0
     rate.spend("c", 2)
-    assert [*rate._asked] == ["c"]
+    assert [*rate._times] == ["c"]
