@@ -3,7 +3,7 @@ finished runs."""
 
 from __future__ import annotations
 
-from backend.models.memory import memory_available, refuse_beyond
+from backend.models.memory import check_memory, memory_available
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.limits import require_disk
 from jobs.runtime.duration import estimate_seconds
@@ -16,7 +16,7 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
         SlimscopeError: the run cannot work, or needs more memory or disk than there is.
     """
     needs = kind.requirements(config)
-    refuse_beyond(needs.memory, memory_available(), needs.title)
+    check_memory(needs.memory, memory_available(), needs.title)
     if needs.disk:
         require_disk(needs.disk)
     flops = sum(needs.flops.values())

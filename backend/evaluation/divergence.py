@@ -1,18 +1,18 @@
 """Divergence of a model's predictions from those of its dense original.
 
-On the evaluation windows, at every predicted position t, with p the dense model's distribution of
-the next token and q the other model's:
+On the evaluation windows, at every predicted position t, with p the next-token distribution of the
+dense model and q that of the compared model:
 
     KL_t = sum_v p_v (log p_v - log q_v)    in nats,    agreement_t = [argmax p = argmax q]
 
-and their means over all positions; the standard error is that of the windows' means. Perplexity
-asks whether the model predicts a text well, these ask whether it still is the same model: it may
-predict a text as well and say other things.
+averaged over all positions. Standard errors are computed from the per-window means. Perplexity
+measures how well a model predicts a text; these metrics measure how close it stays to the dense
+model, which can differ at equal perplexity.
 
-The dense logits are not kept: a vocabulary is about a hundred times wider than a hidden state. Kept
-is what the dense model's last block puts out (in memory, or in a file); final norm and head make
-logits of it again, `POSITIONS` at a time. So whatever is outside of the blocks must be the same in
-both models, which holds for every method here; `outside_blocks` tells.
+Dense logits are not stored: a vocabulary is about a hundred times wider than a hidden state. The
+output of the dense model's last block is stored instead (in memory or in a file), and the final
+norm and head are applied to it again, `POSITIONS` at a time. All parameters outside the blocks must
+therefore be the same in both models, which holds for every method here; compare `outside_blocks`.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from backend.models.block_forward import after_blocks
 from backend.models.blocks import decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 
-POSITIONS = 64  # whose distributions [b, POSITIONS, V] are compared in float32 at a time
+POSITIONS = 64  # positions compared at a time, as float32 distributions [b, POSITIONS, V]
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Divergence of a model from the dense one.
+    """Divergence of a model from the dense model.
 
     Attributes:
-        kl: nats per token, mean over all positions; `kl_stderr`: over windows, None with one.
-        agreement: share of positions with the same likeliest token; `agreement_stderr` likewise.
-        tokens: positions compared.
+        kl: nats per token, mean over all positions; `kl_stderr`: over windows, None for one window.
+        agreement: share of positions with the same top-1 token; `agreement_stderr` likewise.
+        tokens: number of positions compared.
     """
 
     kl: float
@@ -68,10 +68,10 @@ def outside_blocks(model: PreTrainedModel) -> str:
 
 
 class DenseOutputs:
-    """Outputs of the last block of the dense model, pass by pass.
+    """Outputs of the last block of the dense model, one tensor per forward pass.
 
     Attributes:
-        outside: of the dense model, see `outside_blocks`; empty before anything is recorded.
+        outside: `outside_blocks` of the dense model; empty before the first recording.
     """
 
     def __init__(self, new: NewBatches = list) -> None:
@@ -81,14 +81,14 @@ class DenseOutputs:
 
     @contextmanager
     def recording(self, model: PreTrainedModel) -> Iterator[Observe]:
-        """Inside, what is given to `perplexity` as observer records the passes of `model`."""
+        """Yield an observer for `perplexity` that records the forward passes of `model`."""
         latest: list[Tensor] = []
         self.states, self.outside = self._new(), outside_blocks(model)
 
-        def see(_block: Any, _args: Any, output: Tensor) -> None:
+        def record(_block: Any, _args: Any, output: Tensor) -> None:
             latest[:] = [output]
 
-        hook = decoder_blocks(model)[-1].register_forward_hook(see)
+        hook = decoder_blocks(model)[-1].register_forward_hook(record)
         try:
             yield lambda rows, logits: self.states.append(latest[0])
         finally:
@@ -96,11 +96,11 @@ class DenseOutputs:
 
 
 class DivergenceObserver:
-    """Compares the passes of a model with those of the dense one; an observer of `perplexity`.
+    """Observer of `perplexity` that compares a model with the recorded dense model.
 
     Args:
-        model: with the embeddings, final norm and head of the dense model.
-        reference: recorded on the same ids in the same batches.
+        model: has the embeddings, final norm and head of the dense model.
+        reference: recorded on the same token ids in the same batches.
     """
 
     def __init__(self, model: PreTrainedModel, reference: DenseOutputs) -> None:
@@ -111,14 +111,14 @@ class DivergenceObserver:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
-        """Take one pass: ids [b, L] and logits [b, L, V].
+        """Add one forward pass: ids [b, L] and logits [b, L, V].
 
         Raises:
-            ValueError: the reference was recorded in other passes.
+            ValueError: the reference was recorded with other batches.
         """
         hidden = next(self._states, None)
         if hidden is None or hidden.shape[:2] != rows.shape:
-            raise ValueError("the reference was recorded in other passes")
+            raise ValueError("the reference was recorded with other batches")
         last = rows.shape[1] - 1
         kl, same = torch.zeros(2, len(rows), dtype=torch.float64)
         for start in range(0, last, POSITIONS):
@@ -133,17 +133,17 @@ class DivergenceObserver:
         self._positions += last * len(rows)
 
     def result(self) -> Divergence:
-        """The means over all recorded passes.
+        """The means over all forward passes so far.
 
         Raises:
-            ComputeError: they are not finite.
+            ComputeError: the divergence is not finite.
         """
         kl, same = torch.cat(self._kl), torch.cat(self._same)
         if not kl.isfinite().all():
             raise ComputeError(
                 "The divergence from the dense model is not finite.",
-                "The model's logits overflowed, or give a token no chance at all.",
-                "Use a wider precision, or a gentler compression.",
+                "The model's logits overflowed, or assign a token zero probability.",
+                "Use a higher precision or a lower compression.",
             )
         return Divergence(
             kl.mean().item(), _stderr(kl), same.mean().item(), _stderr(same), self._positions

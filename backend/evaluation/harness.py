@@ -1,4 +1,4 @@
-"""Whether lm-evaluation-harness is installed. Does not import it, nor torch."""
+"""Check for lm-evaluation-harness without importing it or torch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from importlib.util import find_spec
 
 from backend.errors import ConfigError
 
-INSTALL = "In the folder of Slimscope: pip install -e '.[tasks]'."
+INSTALL = "In the Slimscope folder: pip install -e '.[tasks]'."
 
 
 def require_harness(field: str = "tasks") -> None:
-    """Raise an error if the harness is not installed; does not import it.
+    """Check that the harness is installed, without importing it.
 
     Raises:
-        ConfigError: names the extra.
+        ConfigError: it is not installed; names the pip extra.
     """
     if find_spec("lm_eval") is None:
         raise ConfigError(
-            "Zero-shot tasks cannot be measured here.",
+            "Zero-shot tasks are not available.",
             "lm-evaluation-harness is not installed.",
-            f"{INSTALL} Or name no task.",
+            f"{INSTALL} Or leave the tasks empty.",
             field,
         )

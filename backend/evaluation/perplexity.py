@@ -1,13 +1,12 @@
 """Perplexity: exp of the mean negative log-likelihood of the predicted tokens.
 
-Windows do not overlap and each is predicted from its own beginning: with L tokens, window i has
-L - 1 predicted ones and the mean
+Windows do not overlap and each starts with an empty context: a window of L tokens has L - 1
+predicted ones. The mean over window i is
 
     nll_i = -1/(L-1) sum_t log p(x_t | x_1 ... x_{t-1}),    nll = mean_i nll_i,    value = exp(nll).
 
-The standard error over n windows is value * sd(nll_i) / sqrt(n), carried through exp by the delta
-method.
-Perplexity depends on the vocabulary; bits per byte of text can be compared between models.
+The standard error over n windows is value * sd(nll_i) / sqrt(n), by the delta method.
+Perplexity depends on the vocabulary; bits per byte can be compared across tokenizers.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from backend.models.memory import LOGITS
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
 
-POSITIONS = 256  # whose log-likelihood is taken in float32 at a time
+POSITIONS = 256  # positions whose log-likelihood is computed in float32 at a time
 
 Observe = Callable[[Tensor, Tensor], None]
 
@@ -45,9 +44,9 @@ class Perplexity:
         value: the perplexity.
         nll: nats per predicted token.
         bits_per_byte: bits per UTF-8 byte of predicted text.
-        stderr: standard error of `value` over windows; None with a single window.
+        stderr: standard error of `value` over windows; None for a single window.
         tokens: predicted tokens.
-        bos: whether every window began with the beginning-of-text token.
+        bos: whether every window starts with the beginning-of-text token.
     """
 
     value: float
@@ -83,12 +82,11 @@ def window_nlls(
 ) -> Tensor:
     """Mean negative log-likelihood of each window of `input_ids` [n, L]: [n] float64.
 
-    A vocabulary is large: a pass takes fewer than `batch` windows when its logits would pass
-    `LOGITS` entries.
+    The batch is reduced where the logits of `batch` windows would exceed `LOGITS` entries.
 
     Args:
-        new: makes what the hidden states of a streamed model are kept in.
-        observe: given the ids [b, L] and the logits [b, L, V] of every pass.
+        new: creates the container for the hidden states of a streamed model.
+        observe: called with the ids [b, L] and the logits [b, L, V] of every forward pass.
 
     Raises:
         ComputeError: a window's loss is not finite.
@@ -102,18 +100,18 @@ def window_nlls(
         stop_if_asked(reporter)
         reporter.progress(count * share, count, "Measuring perplexity")
 
-    found: list[Tensor] = []
+    nlls: list[Tensor] = []
     rows = input_ids.split(batch)
     for part, logits in zip(rows, each_logits(model, input_ids, batch, new, tick), strict=True):
-        found.append(_window_nll(logits, part))
+        nlls.append(_window_nll(logits, part))
         observe(part, logits)
-        if not found[-1].isfinite().all():
+        if not nlls[-1].isfinite().all():
             raise ComputeError(
                 "The perplexity is not finite.",
                 "The model's weights or activations overflowed.",
-                "Use a wider precision, or a gentler compression.",
+                "Use a higher precision or a lower compression.",
             )
-    return torch.cat(found)
+    return torch.cat(nlls)
 
 
 def perplexity(
@@ -126,12 +124,12 @@ def perplexity(
 ) -> Perplexity:
     """The perplexity of `model` on the windows of `text`, `batch` windows at a time.
 
-    The model should be in eval mode; its logits are read as they are, their softmax is float32.
+    The model should be in eval mode. The softmax of its logits is computed in float32.
 
     Args:
-        new: makes what the hidden states of a streamed model are kept in.
-        observe: given the ids [b, L] and the logits [b, L, V] of every pass, so that other figures
-            can be had from the same passes.
+        new: creates the container for the hidden states of a streamed model.
+        observe: called with the ids [b, L] and the logits [b, L, V] of every forward pass, for
+            further metrics of the same passes.
 
     Raises:
         ComputeError: a window's loss is not finite.
@@ -140,7 +138,7 @@ def perplexity(
     nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter(), new, observe)
     nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)
     spread = nlls.std().item() / math.sqrt(len(nlls)) if len(nlls) > 1 else None
-    value = math.exp(min(nll, 700.0))  # beyond, a float64 has no exp
+    value = math.exp(min(nll, 700.0))  # exp overflows a float64 above 709
     return Perplexity(
         value=value,
         nll=nll,

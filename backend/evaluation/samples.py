@@ -1,12 +1,12 @@
 """Sample text of a model, compared with that of the dense model.
 
-Greedy decoding of the same prompts. Two models that agree on every token write the same text; the
-first token they choose differently leads them apart for good. So, over prompts with n tokens each,
+Both models decode the same prompts greedily. Models that agree on every token generate the same
+text; after the first different token the texts diverge. Over prompts with n tokens each,
 
     agreement = mean_i (tokens before the first difference)_i / n_i
 
-which is 1 for equal texts. It is a stricter question than the share of equal next tokens on a given
-text, and a short one: few prompts, so it illustrates and ranks nothing.
+which is 1 for equal texts. This is stricter than the share of equal next tokens on a given text.
+With few prompts it is an illustration, not a basis for ranking models.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class GreedySample:
     """The text a model generated for a prompt.
 
     Attributes:
-        tokens: ids, without one that ends the text; `text`: the same decoded.
+        tokens: ids, without the end-of-text token; `text`: the decoded tokens.
     """
 
     prompt: str
@@ -44,13 +44,13 @@ def write_samples(
     tokens: int,
     reporter: Reporter,
 ) -> list[GreedySample]:
-    """Greedy texts of at most `tokens` tokens.
+    """Generate greedy texts of at most `tokens` tokens each.
 
     Raises:
         CancelledError: cancellation was requested.
     """
     ends = end_ids(tokenizer, model.generation_config)
-    found: list[GreedySample] = []
+    samples: list[GreedySample] = []
     for number, prompt in enumerate(prompts):
         written: list[int] = []
         for token in greedy(model, prompt_ids(prompt.text, tokenizer)):
@@ -63,15 +63,15 @@ def write_samples(
             if len(written) == tokens:
                 break
         text = str(tokenizer.decode(written))
-        found.append(GreedySample(prompt.text, tuple(written), text))
-    return found
+        samples.append(GreedySample(prompt.text, tuple(written), text))
+    return samples
 
 
 def agreement(dense: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
     """Mean share of the longer text's tokens before the first difference; 1 for equal texts.
 
     Args:
-        dense, other: token ids, prompt by prompt.
+        dense, other: token ids of each prompt.
     """
     return fmean(
         same_start(a, b) / max(len(a), len(b), 1) if a != b else 1.0

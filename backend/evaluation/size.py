@@ -1,17 +1,18 @@
 """Size of the weights of a pruned model in real sparse storage formats.
 
-For a matrix of N weights of which K are not zero, values in 16 bits:
+For a matrix of N weights, K of them nonzero, with 16-bit values:
 
     dense     2 N
-    bitmask   2 K + N / 8                      one bit a weight says where the values belong
-    n:m       N n / m (2 + ceil(log2 m) / 8)   n values of each group, and the place of each in it
+    bitmask   2 K + N / 8                      one bit per weight marks the nonzero values
+    n:m       N n / m (2 + ceil(log2 m) / 8)   n values per group, with their indices
 
-The bitmask pays from 1/16 zeros on. n:m stores n values of every group, zeros too where more were
-dropped; for 2:4 that is 2 bits a value, 9/16 of dense. A model is n:m with the n of its fullest
-group, if at least `FULL` of the values stored so are no zeros. No index of rows, header or padding
-is counted: `encode` writes exactly the bytes of a bitmask, and `decode` reads the matrix back.
+The bitmask is smaller than dense above 1/16 zeros. n:m stores n values of every group, including
+zeros in groups with fewer than n nonzero values; 2:4 takes 2 index bits per value, 9/16 of dense. A
+model counts as n:m with the n of its fullest group, if at least `FULL` of the stored values are
+nonzero. Row indices, headers and padding are not counted: `encode` writes exactly the bytes of a
+bitmask, and `decode` restores the matrix.
 
-None of it makes a matrix product faster by itself: see `backend.evaluation.speed`.
+A smaller format does not make a matrix product faster: see `backend.evaluation.speed`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BYTES = 2  # of a value
-GROUPS = (4, 8)  # the m of n:m that are looked for
-FULL = 0.9  # else the pattern is there by chance
+BYTES = 2  # per value
+GROUPS = (4, 8)  # values of m that are tested for n:m
+FULL = 0.9  # below it the pattern may be there by chance
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BitmaskMatrix:
 
     Attributes:
         shape: (out, in).
-        mask: bits, row by row, the first weight in the highest bit; `values`: 16 bits each.
+        mask: bits in row order, the first weight in the highest bit; `values`: 16 bits each.
         dtype: of the values.
     """
 
@@ -50,7 +51,7 @@ class BitmaskMatrix:
 
 
 def encode(W: Tensor, dtype: torch.dtype = torch.bfloat16) -> BitmaskMatrix:
-    """`W` [out, in] as bitmask and values; what rounds to zero in `dtype` is a zero."""
+    """Encode `W` [out, in] as bitmask and values; weights that round to 0 in `dtype` are zeros."""
     halves = W.detach().to("cpu", dtype).contiguous()
     kept = halves != 0
     mask = np.packbits(kept.numpy().reshape(-1)).tobytes()
@@ -59,7 +60,7 @@ def encode(W: Tensor, dtype: torch.dtype = torch.bfloat16) -> BitmaskMatrix:
 
 
 def decode(packed: BitmaskMatrix) -> Tensor:
-    """The matrix [out, in] that was encoded, in the dtype of its values."""
+    """Restore the encoded matrix [out, in], in the dtype of its values."""
     rows, columns = packed.shape
     bits = np.unpackbits(np.frombuffer(packed.mask, np.uint8), count=rows * columns)
     kept = torch.from_numpy(bits.astype(bool))
@@ -90,9 +91,9 @@ class LinearSizes:
     """Bytes of the linears in a model's blocks.
 
     Attributes:
-        weights: how many there are; `nonzero`: how many of them are not zero.
+        weights: number of weights; `nonzero`: number of nonzero ones.
         dense, bitmask: bytes with 16-bit values.
-        compact: bytes as n:m in the smallest way there is; None for a model that is not n:m.
+        compact: bytes in the smallest n:m format; None for a model that is not n:m.
         pattern: (n, m) of `compact`.
     """
 
@@ -109,7 +110,7 @@ class LinearSizes:
 
 
 def sizes(matrices: Iterable[Tensor]) -> LinearSizes:
-    """The sizes of some matrices, each [out, in], together; they are read one at a time."""
+    """The total sizes of matrices, each [out, in]; they are read one at a time."""
     weights = nonzero = bitmask = 0
     fullest_of = dict.fromkeys(GROUPS, 0)
     for W in matrices:
@@ -117,20 +118,20 @@ def sizes(matrices: Iterable[Tensor]) -> LinearSizes:
         weights, nonzero = weights + W.numel(), nonzero + kept
         bitmask += bitmask_bytes(W.numel(), kept)
         fullest_of = {m: max(n, fullest(W, m)) for m, n in fullest_of.items()}
-    ways = {
+    formats = {
         (n, m): compact_bytes(weights, n, m)
         for m, n in fullest_of.items()
         if 0 < n < m and nonzero >= FULL * weights * n / m
     }
-    best = min(ways, key=ways.__getitem__, default=None)
+    best = min(formats, key=formats.__getitem__, default=None)
     return LinearSizes(
-        weights, nonzero, dense_bytes(weights), bitmask, ways[best] if best else None, best
+        weights, nonzero, dense_bytes(weights), bitmask, formats[best] if best else None, best
     )
 
 
 def fullest(W: Tensor, group: int) -> int:
-    """Most values that are not zero in any group of `group` inputs of `W` [out, in]; `group` where
-    the inputs cannot be divided."""
+    """The largest count of nonzero values in a group of `group` inputs of `W` [out, in]; `group` if
+    the number of inputs is not a multiple of it."""
     if W.shape[1] % group:
         return group
     return int((W != 0).unflatten(1, (-1, group)).sum(-1).max())

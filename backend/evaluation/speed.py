@@ -1,15 +1,14 @@
-"""Speed of pruned models on this machine. Everything is measured, nothing is derived.
+"""Measured speed of pruned models on this machine.
 
-- decoding: tokens per second of greedy decoding, one text at a time, behind a prompt whose pass is
-  not counted; `transformers`' own cache and kernels, as the saved model is used;
-- one matrix times one vector, which is what a decoded token costs in each linear: dense, and with
-  the zeros left out (CSR, 32-bit indices), for several shares of zeros. Where the two cross is the
-  share from which leaving out zeros pays;
-- on GPUs with sparse tensor cores, dense against 2:4.
+- decoding: tokens per second of greedy decoding at batch size 1, without the prefill of the prompt,
+  with the cache and kernels of `transformers`;
+- matrix-vector product, the cost of a decoded token in each linear: dense and sparse (CSR, 32-bit
+  indices) at several sparsities. The break-even point is the sparsity above which CSR is faster;
+- dense against 2:4, on GPUs with sparse tensor cores.
 
-Two products that are compared are timed in turn, after a warm-up, and told as the ratio of the best
-times: on a shared machine the median of something so short measures the neighbours. Decoding takes
-long enough for a median, and its range is told with it.
+Two products are timed alternately after a warm-up and compared by the ratio of their best times: on
+a shared machine the median of so short a measurement reflects other load. Decoding takes long
+enough for a median, which is reported with its range.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from backend.models.greedy import greedy
 from backend.reporter import Reporter, stop_if_asked
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-LEAST_S = 0.001  # a timing shorter than this measures the clock
+LEAST_S = 0.001  # shorter timings are limited by the resolution of the clock
 ROUNDS = 15
 AMPERE = (8, 0)  # the first GPUs with sparse tensor cores
 SEMI_BATCHES = (1, 64)
@@ -56,7 +55,7 @@ class DecodingSpeed:
 
     @classmethod
     def of(cls, seconds: Sequence[float], tokens: int) -> DecodingSpeed:
-        """Of repeats that decoded `tokens` tokens each."""
+        """From the seconds of repeats that decoded `tokens` tokens each."""
         rates = [tokens / s for s in seconds]
         return cls(median(rates), min(rates), max(rates), len(rates))
 
@@ -69,8 +68,9 @@ def decode_seconds(
     reporter: Reporter,
     clock: Clock | None = None,
 ) -> list[list[float]]:
-    """Seconds of decoding `tokens` tokens behind the ids of a prompt: for each model, each of
-    `repeats` repeats. The models take turns; a first round warms up and does not count.
+    """Seconds to decode `tokens` tokens after a prompt, for each model and repeat.
+
+    The models alternate; one extra warm-up round is not counted.
 
     Args:
         clock: seconds on a device; wall-clock time when None.
@@ -83,14 +83,14 @@ def decode_seconds(
         reporter.progress(number, 1 + repeats, "Measuring speed")
         read = clock or _now
         rounds.append([_decoded(model, prompt, tokens, reporter, read) for model in models])
-    return [list(of_model) for of_model in zip(*rounds[1:], strict=True)]
+    return [list(seconds) for seconds in zip(*rounds[1:], strict=True)]
 
 
 def _decoded(
     model: PreTrainedModel, prompt: Sequence[int], tokens: int, reporter: Reporter, clock: Clock
 ) -> float:
     stream = greedy(model, prompt)
-    next(stream)  # the pass of the prompt
+    next(stream)  # prefill
     begun = clock(model.device)
     for _ in range(tokens):
         stop_if_asked(reporter)
@@ -107,11 +107,11 @@ def _now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class SparseProductCurve:
-    """Speed of a sparse matrix product relative to the dense one.
+    """Speed of a sparse matrix product relative to the dense product.
 
     Attributes:
         shape: (out, in).
-        zeros: shares of zeros, ascending; `speed_up`: dense time over sparse time at each.
+        zeros: sparsities, ascending; `speed_up`: dense time / sparse time at each of them.
     """
 
     shape: tuple[int, int]
@@ -120,8 +120,8 @@ class SparseProductCurve:
 
     @property
     def break_even(self) -> float | None:
-        """The share of zeros above which leaving them out always paid; None if it did not at the
-        largest share. Between two shares the logarithm of the speed-up is taken for a line.
+        """The sparsity above which the sparse product was always faster; None if it was slower at
+        the highest. The logarithm of the speed-up is interpolated linearly.
         """
         logs = [math.log(x) for x in self.speed_up]
         slower = [i for i, log in enumerate(logs) if log < 0]
@@ -142,7 +142,7 @@ def csr_curve(
     reporter: Reporter,
     shares: Sequence[float] = SHARES,
 ) -> SparseProductCurve:
-    """One vector through a float32 matrix [rows, columns]: dense against CSR, for random zeros.
+    """Time dense against CSR: a float32 matrix [rows, columns] with random zeros, one vector.
 
     Raises:
         CancelledError: cancellation was requested.
@@ -151,17 +151,17 @@ def csr_curve(
     W = torch.randn(rows, columns, generator=dice).to(device)
     place = torch.rand(rows, columns, generator=dice).to(device)
     x = torch.randn(columns, generator=dice).to(device)
-    found = []
+    speed_ups = []
     for share in shares:
         stop_if_asked(reporter)
         pruned = W * (place >= share)
         packed = csr(pruned)
-        found.append(_ratio(lambda m=pruned: m @ x, lambda m=packed: m @ x, device))  # type: ignore[misc]
-    return SparseProductCurve((rows, columns), tuple(shares), tuple(found))
+        speed_ups.append(_ratio(lambda m=pruned: m @ x, lambda m=packed: m @ x, device))  # type: ignore[misc]
+    return SparseProductCurve((rows, columns), tuple(shares), tuple(speed_ups))
 
 
 def csr(W: Tensor) -> Tensor:
-    """`W` [out, in] as compressed sparse rows with 32-bit indices, half as wide as torch's own."""
+    """`W` [out, in] in CSR with 32-bit indices; torch's default are 64-bit indices."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         wide = W.to_sparse_csr()
@@ -175,8 +175,8 @@ def csr(W: Tensor) -> Tensor:
 def semi_structured(
     rows: int, columns: int, device: torch.device, reporter: Reporter
 ) -> dict[int, float]:
-    """Speed-up of 2:4 over dense in 16 bits, by the number of vectors at once; empty where the
-    device has no sparse tensor cores, or torch no kernel for the shape."""
+    """Speed-up of 2:4 over dense in 16 bits, by batch size; empty if the device has no sparse
+    tensor cores or torch has no kernel for the shape."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < AMPERE:
         return {}
     stop_if_asked(reporter)
@@ -184,10 +184,10 @@ def semi_structured(
     dense = (W.view(-1, 4) * torch.tensor([1, 1, 0, 0], device=device)).view(rows, columns)
     try:
         sparse = to_sparse_semi_structured(dense)
-        found = {}
+        speed_ups = {}
         for batch in SEMI_BATCHES:
             x = torch.randn(batch, columns, device=device, dtype=torch.float16)
-            found[batch] = _ratio(
+            speed_ups[batch] = _ratio(
                 lambda x=x: functional.linear(x, dense),  # type: ignore[misc]
                 lambda x=x: functional.linear(x, sparse),  # type: ignore[misc]
                 device,
@@ -195,21 +195,23 @@ def semi_structured(
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reporter.log(f"No 2:4 kernel for {rows} by {columns}: {error}"[:300])
         return {}
-    return found
+    return speed_ups
 
 
-def _ratio(one: Callable[[], Tensor], other: Callable[[], Tensor], device: torch.device) -> float:
-    """Time of `one` over time of `other`: the best of `ROUNDS`, taken in turn."""
-    calls = [_calls(each, device) for each in (one, other)]
+def _ratio(
+    baseline: Callable[[], Tensor], candidate: Callable[[], Tensor], device: torch.device
+) -> float:
+    """Time of `baseline` / time of `candidate`: the best of `ROUNDS` alternating timings each."""
+    calls = [_calls(each, device) for each in (baseline, candidate)]
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(ROUNDS):
-        for each, count, taken in zip((one, other), calls, times, strict=True):
+        for each, count, taken in zip((baseline, candidate), calls, times, strict=True):
             taken.append(_seconds(each, count, device))
     return min(times[0]) / min(times[1])
 
 
 def _calls(work: Callable[[], Tensor], device: torch.device) -> int:
-    """How many calls take at least `LEAST_S`; the first ones warm up."""
+    """Number of calls that take at least `LEAST_S`; also warms up."""
     count = 1
     _seconds(work, count, device)
     while (taken := _seconds(work, count, device) * count) < LEAST_S:
@@ -218,7 +220,7 @@ def _calls(work: Callable[[], Tensor], device: torch.device) -> int:
 
 
 def _seconds(work: Callable[[], Tensor], count: int, device: torch.device) -> float:
-    """Seconds a call takes, mean of `count`."""
+    """Mean seconds per call over `count` calls."""
     begun = _now(device)
     for _ in range(count):
         work()

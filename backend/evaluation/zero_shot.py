@@ -1,11 +1,11 @@
-"""Zero-shot tasks, by lm-evaluation-harness (the extra `tasks`).
+"""Zero-shot tasks with lm-evaluation-harness (pip extra `tasks`).
 
-The harness states each task: prompts, answers, metric. Here it is given a loaded model and asked
-for no examples in the prompt (0-shot), with its own seeds. A task's main figure is `acc_norm`
-(log-likelihood for each byte of an answer) where the task has it, else `acc`, else its first.
+The harness defines prompts, answers and metrics of each task. It evaluates a loaded model without
+examples in the prompt (0-shot), with its default seeds. The main metric of a task is `acc_norm`
+(accuracy by byte-normalised log-likelihood) if the task has it, else `acc`, else its first metric.
 
-Tasks of one's own are YAML files of the harness in SLIMSCOPE_TASK_DIR; they are found before the
-harness's own, which takes ten seconds to look through.
+Custom tasks are harness YAML files in SLIMSCOPE_TASK_DIR. That folder is searched first: indexing
+the built-in tasks takes ten seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from backend.reporter import Reporter, stop_if_asked
 
 MAIN = ("acc_norm", "acc", "exact_match")
 NEWLINE = "\n"
-RESAMPLES = 100  # of metrics that are no means; a mean's standard error needs none
+RESAMPLES = 100  # bootstrap samples, for metrics that are not means
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class TaskScore:
     """The score of a model on a task.
 
     Attributes:
-        metric: which of the task's; `stderr`: None where the harness tells none.
-        n: questions asked.
+        metric: name of the metric; `stderr`: None if the harness reports none.
+        n: number of questions.
     """
 
     task: str
@@ -44,14 +44,14 @@ class TaskScore:
 
 
 def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-    """The tasks of these names with their data, before any work.
+    """Load the named tasks with their data.
 
     Args:
-        folder: of YAML files with tasks of one's own.
+        folder: YAML files of custom tasks.
 
     Raises:
-        ConfigError: the harness is not installed, or knows no such task.
-        DatasetError: the data of a task is neither here nor to be had.
+        ConfigError: the harness is not installed, or there is no such task.
+        DatasetError: the data of a task is not available.
     """
     require_harness()
     manager = _manager(names, folder)
@@ -59,7 +59,7 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         if name not in manager.all_tasks:
             raise ConfigError(
                 f"There is no task called {name[:60]!r}.",
-                "lm-evaluation-harness does not know it, nor does SLIMSCOPE_TASK_DIR.",
+                "Neither lm-evaluation-harness nor SLIMSCOPE_TASK_DIR has it.",
                 "`lm-eval ls tasks` lists them.",
                 "tasks",
             )
@@ -81,11 +81,11 @@ def _loaded(name: str, manager: Any) -> Any:
 
     try:
         return get_task_dict([name], manager)[name]
-    except Exception as error:  # whatever a hub, a cache or a YAML file can raise
+    except Exception as error:  # a hub, a cache or a YAML file can raise anything
         raise DatasetError(
-            f"The data of the task {name} cannot be had.",
+            f"The data of the task {name} is not available.",
             f"{type(error).__name__}: {str(error).partition(NEWLINE)[0]}"[:300],
-            "Run it once with a connection: the data stays in the Hugging Face cache.",
+            "Run it once online: the data is kept in the Hugging Face cache.",
             "tasks",
         ) from error
 
@@ -98,15 +98,15 @@ def zero_shot(
     batch: int,
     reporter: Reporter,
 ) -> list[TaskScore]:
-    """Run the tasks; the main metric of each.
+    """Run the tasks and return the main metric of each.
 
     Args:
-        tasks: of `load_tasks`.
-        limit: questions of each task, its first ones; 0: all.
-        batch: requests that go through the model together.
+        tasks: from `load_tasks`.
+        limit: number of questions per task, the first ones; 0: all.
+        batch: batch size.
 
     Raises:
-        ComputeError: the harness gives no figure.
+        ComputeError: the harness reports no metric.
         CancelledError: cancellation was requested.
     """
     from lm_eval import evaluate
@@ -119,11 +119,11 @@ def zero_shot(
     with _stoppable(model, reporter):
         for number, (name, task) in enumerate(tasks.items()):
             reporter.progress(number, len(tasks), f"Task {name}")
-            found = evaluate(
+            output = evaluate(
                 harnessed, {name: task}, limit=limit or None, bootstrap_iters=RESAMPLES,
                 log_samples=False,
             )  # fmt: skip
-            scores.append(_score(name, found))
+            scores.append(_score(name, output))
     return scores
 
 
@@ -137,19 +137,19 @@ def _stoppable(model: PreTrainedModel, reporter: Reporter) -> Iterator[None]:
         hook.remove()
 
 
-def _score(name: str, found: Any) -> TaskScore:
-    """Of the harness's "acc,none": 0.5, "acc_stderr,none": 0.01 and so on."""
-    figures = {
+def _score(name: str, output: Any) -> TaskScore:
+    """The main metric in the harness output, which has keys such as "acc,none"."""
+    metrics = {
         key.partition(",")[0]: value
-        for key, value in found["results"].get(name, {}).items()
+        for key, value in output["results"].get(name, {}).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    means = [key for key in figures if not key.endswith("_stderr") and key != "sample_len"]
+    means = [key for key in metrics if not key.endswith("_stderr") and key != "sample_len"]
     if not means:
-        raise ComputeError(f"The task {name} gave no figure.", "", "Choose another task.")
+        raise ComputeError(f"The task {name} reported no metric.", "", "Choose another task.")
     metric = next((key for key in MAIN if key in means), means[0])
-    asked = found.get("n-samples", {}).get(name, {})
+    counts = output.get("n-samples", {}).get(name, {})
     return TaskScore(
-        name, metric, float(figures[metric]), figures.get(f"{metric}_stderr"),
-        int(asked.get("effective", 0)),
+        name, metric, float(metrics[metric]), metrics.get(f"{metric}_stderr"),
+        int(counts.get("effective", 0)),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The README beside saved weights: what the model is, how it was made, how to load it."""
+"""The model card of saved weights: what the model is, how it was made, how to load it."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ model = AutoModelForCausalLM.from_pretrained("<this folder>"{})
 tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 ```"""
 DEQUANTISE = (
-    ", quantization_config=CompressedTensorsConfig(dequantize=True)"  # else zero-points do not fit
+    ", quantization_config=CompressedTensorsConfig(dequantize=True)"  # required to load zero-points
 )
 
 
 def loading(layout: Layout) -> str:
-    """How the folder is loaded, and what is known of that."""
+    """Instructions for loading the folder, with limitations."""
     if layout.format == "dense":
         return (
-            f"{STOCK.format('')}\n\nThe weights are stored as float32 numbers that lie on the "
-            "grid: any program reads them, and none gains size or speed from it."
+            f"{STOCK.format('')}\n\nThe weights are stored in float32, at values of the "
+            "quantization grid: every program can load them, without gains in size or speed."
         )
     if layout.format != "compressed-tensors":
         return (
-            f"GPTQ layout, `checkpoint_format` {layout.format}. `transformers` loads it with the "
-            "packages gptqmodel and optimum installed."
+            f"GPTQ layout, `checkpoint_format` {layout.format}. Loading it with "
+            "`transformers` requires the packages gptqmodel and optimum."
         )
     if layout.symmetric:
         return (
-            f"{STOCK.format('')}\n\nNeeds the package compressed-tensors. In float32 the logits "
-            "are those that were measured, bit for bit. `transformers` unpacks the weights when it "
-            "loads them: less disk, not less memory."
+            f"{STOCK.format('')}\n\nRequires the package compressed-tensors. In float32 the "
+            "logits are bit-identical to the measured ones. `transformers` unpacks the weights on "
+            "loading: this saves disk space, not memory."
         )
     code = STOCK.format(DEQUANTISE).replace(
         "import AutoModelForCausalLM, AutoTokenizer",
         "import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig",
     )
     return (
-        f"{code}\n\nNeeds the package compressed-tensors, and `dequantize=True`: without it the "
-        "packed zero-points of a grid that is not symmetric do not load. Products are then taken "
-        "in the precision of the scales, so logits differ by its rounding."
+        f"{code}\n\nRequires the package compressed-tensors and `dequantize=True`: without it the "
+        "packed zero-points of an asymmetric grid do not load. Weights are dequantised in the "
+        "precision of the scales, so logits differ by its rounding error."
     )
 
 
@@ -58,21 +58,21 @@ def model_card(
     config: Mapping[str, Any],
     text: Mapping[str, Any],
 ) -> str:
-    """The README.
+    """The text of README.md.
 
     Args:
-        note: what to beware of in the base model; may be empty.
-        perplexity: stage label -> value, of all stages that were measured.
-        text: what identifies the texts.
+        note: a caveat about the base model; may be empty.
+        perplexity: stage label -> perplexity, for all measured stages.
+        text: identifies the calibration, training and evaluation texts.
     """
     rows = "\n".join(f"| {label} | {value:.3f} |" for label, value in perplexity.items())
-    group = f"groups of {layout.group_size}" if layout.group_size else "one group a row"
-    grid = "symmetric" if layout.symmetric else "not symmetric"
-    warning = f"\nNote on the base: {note}\n" if note else ""
+    group = f"groups of {layout.group_size}" if layout.group_size else "one group per row"
+    grid = "symmetric" if layout.symmetric else "asymmetric"
+    warning = f"\nNote on the base model: {note}\n" if note else ""
     return f"""# {title}, {layout.bits} bits by {stage}
 
-Made by Slimscope, run {run}. {layout.bits} bits, {group}, {grid}: {bits_per_weight:.3f} bits for
-each weight of the quantised layers, scales and zero-points counted.
+Made by Slimscope, run {run}. {layout.bits} bits, {group}, {grid}: {bits_per_weight:.3f} bits
+per weight of the quantised layers, including scales and zero-points.
 {warning}
 {loading(layout)}
 
@@ -82,9 +82,8 @@ Perplexity on the evaluation text of the run:
 |---|---|
 {rows}
 
-DL-QAT stages were trained on the training text below. Some of what they gain over baselines that
-were not is adaptation to that kind of text: compare with the LoRA control, which is the same
-training without quantisation.
+DL-QAT stages were trained on the training text below. Part of their gain over untrained baselines
+is adaptation to that text: compare with the LoRA control, the same training without quantization.
 
 Texts:
 
@@ -92,7 +91,7 @@ Texts:
 {json.dumps(text, indent=2)}
 ```
 
-The whole config:
+Full config:
 
 ```json
 {json.dumps(config, indent=2)}

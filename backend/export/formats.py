@@ -1,9 +1,9 @@
-"""The formats a quantised model is saved in, and what each cannot hold. Does not import torch.
+"""Formats of saved quantised models and their limitations. Does not import torch.
 
-compressed-tensors   pack-quantized. Symmetric: stock transformers loads it, bit for bit.
-                     Not symmetric: only with CompressedTensorsConfig(dequantize=True).
-gptq, gptq_v2        for programs with GPTQ kernels; gptq holds z - 1 and so no z of 0
-dense                float32 weights that lie on the grid: every program, no gain in size
+compressed-tensors   pack-quantized. Symmetric: plain transformers loads it, bit-identical.
+                     Asymmetric: only with CompressedTensorsConfig(dequantize=True).
+gptq, gptq_v2        for programs with GPTQ kernels; gptq stores z - 1, so z = 0 is impossible
+dense                float32 weights at grid values: for every program, no gain in size
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from backend.errors import ConfigError
 Format = Literal["compressed-tensors", "gptq", "gptq_v2", "dense"]
 FORMATS: tuple[Format, ...] = ("compressed-tensors", "gptq", "gptq_v2", "dense")
 GPTQ_BITS = (2, 3, 4, 8)
-WORD = 32  # both sides of a GPTQ weight are a multiple of it
+WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 
 
 @dataclass(frozen=True)
 class ExportRequirements:
-    """What a format has to hold.
+    """Properties of a quantised model that a format must support.
 
     Attributes:
-        stored: precision of the scales.
+        stored: dtype of the scales.
         in_out: whether the architecture stores weights as [in, out] (GPT-2's Conv1D).
-        whole: whether every linear of the blocks is quantised.
+        whole: whether all linears of the blocks are quantised.
         shapes: (out, in) of the quantised linears.
     """
 
@@ -40,43 +40,45 @@ class ExportRequirements:
 
 
 def obstacle(format: Format, choice: ExportRequirements) -> str:
-    """Why `format` cannot hold `choice`; empty when it can."""
+    """Why `format` cannot store `choice`; empty if it can."""
     if format == "compressed-tensors" and choice.in_out:
-        return "it knows nn.Linear alone, and this architecture has transposed layers"
+        return "it supports nn.Linear only, and this architecture has transposed layers"
     if format not in ("gptq", "gptq_v2"):
         return ""
     if choice.bits not in GPTQ_BITS:
-        return f"it holds {', '.join(map(str, GPTQ_BITS))} bits, not {choice.bits}"
+        return f"it supports {', '.join(map(str, GPTQ_BITS))} bits, not {choice.bits}"
     if format == "gptq" and not choice.symmetric:
         return "it cannot express a zero-point of 0; gptq_v2 can"
     if choice.stored != "float16":
-        return f"its scales are float16, not {choice.stored}"
+        return f"it stores scales in float16, not {choice.stored}"
     if not choice.whole:
-        return "it has no way to leave single layers of a block dense"
+        return "it cannot leave single layers of a block dense"
     odd = [shape for shape in sorted(choice.shapes) if shape[0] % WORD or shape[1] % WORD]
     if odd:
-        return f"a layer of {odd[0][0]} × {odd[0][1]} is not a multiple of {WORD} on both sides"
+        return (
+            f"a layer of {odd[0][0]} × {odd[0][1]} is not a multiple of {WORD} in both dimensions"
+        )
     return ""
 
 
-def refuse_unholdable(format: Format, choice: ExportRequirements) -> None:
-    """Reject a format that cannot hold the choice.
+def check_format(format: Format, choice: ExportRequirements) -> None:
+    """Check that a format can store the model.
 
     Raises:
-        ConfigError: names the formats that can.
+        ConfigError: it cannot; names the formats that can.
     """
     if why := obstacle(format, choice):
-        able = [each for each in FORMATS if not obstacle(each, choice)]
+        suitable = [each for each in FORMATS if not obstacle(each, choice)]
         raise ConfigError(
-            f"The format {format} cannot hold this model.",
+            f"The format {format} does not support this model.",
             f"{why[0].upper()}{why[1:]}.",
-            f"Choose {_listed(able)}.",
+            f"Choose {_listed(suitable)}.",
             field="format",
         )
 
 
 def bits_per_weight(bits: int, group_size: int, symmetric: bool, stored: str) -> float:
-    """Stored bits for each quantised weight: code, and a group's scale and zero-point."""
+    """Stored bits per quantised weight, including scales and zero-points."""
     scale = {"float16": 16, "bfloat16": 16, "float32": 32}[stored]
     return bits + (scale + (0 if symmetric else bits)) / group_size
 

@@ -1,19 +1,18 @@
-"""One quantised layer as the tensors of a format, and back. Codes are written as they are: nothing
-is rounded here.
+"""Convert one quantised layer to the tensors of a format, and back. Lossless: nothing is rounded.
 
-compressed-tensors, pack-quantized (a value is a signed code: q - 2^(n-1), offset again when packed)
+compressed-tensors, pack-quantized (signed codes q - 2^(n-1), stored with an offset)
 
-    weight_packed       int32 [out, ceil(in n / 32)]      the stream of q along a row
+    weight_packed       int32 [out, ceil(in n / 32)]      q along rows
     weight_scale        [out, groups]                     s
-    weight_zero_point   int32 [ceil(out n / 32), groups]  z along a column; absent when symmetric
+    weight_zero_point   int32 [ceil(out n / 32), groups]  z along columns; absent if symmetric
     weight_shape        int64 [2]
 
 GPTQ
 
-    qweight  int32 [in n / 32, out]       q along a column of W^T
+    qweight  int32 [in n / 32, out]       q along columns of W^T
     qzeros   int32 [groups, out n / 32]   z (gptq_v2) or z - 1 (gptq)
     scales   float16 [groups, out]
-    g_idx    int32 [in]                   the group of each input
+    g_idx    int32 [in]                   group of each input
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from backend.quantization.grid import QuantizedWeight, quantised_from
 
 @dataclass(frozen=True)
 class Layout:
-    """What a config.json says about all layers of a model.
+    """Quantization settings common to all layers of a model.
 
     Attributes:
-        group_size: 0 for one group a row.
+        group_size: 0 for one group per row.
     """
 
     format: Format
@@ -49,7 +48,7 @@ Tensors = dict[str, Tensor]
 
 
 def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> Tensors:
-    """The tensors of a layer, by the end of their name."""
+    """The tensors of a layer, by name suffix."""
     if layout.format == "dense":
         return {"weight": layer.dense()}
     scale, zero = layer.grid.scale.to(stored), layer.grid.zero.to(torch.uint8)
@@ -72,29 +71,29 @@ def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -
 
 
 def _shift(layout: Layout) -> int:
-    """What GPTQ takes off a zero-point."""
+    """The offset that GPTQ subtracts from zero-points."""
     return 1 if layout.format == "gptq" else 0
 
 
 def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> QuantizedWeight:
-    """A layer again, from its tensors.
+    """Restore a layer from its tensors.
 
     Raises:
-        ModelError: bit width, group size or shapes do not belong together.
+        ModelError: bit width, group size or shapes are inconsistent.
     """
     read = _from_gptq if layout.format in ("gptq", "gptq_v2") else _from_packed
     try:
         codes, scale, zero = read(tensors, layout)
     except KeyError as error:
-        raise _unfit(name, f"it has no {error.args[0]}") from error
+        raise _inconsistent(name, f"it has no {error.args[0]}") from error
     except (RuntimeError, ValueError) as error:
-        raise _unfit(name, str(error)) from error
+        raise _inconsistent(name, str(error)) from error
     groups = codes.shape[1] // (layout.group_size or codes.shape[1])
     if scale.shape != (len(codes), groups) or codes.shape[1] % groups:
-        raise _unfit(
+        raise _inconsistent(
             name,
-            f"its scales are {list(scale.shape)}, which are no groups of {layout.group_size} of "
-            f"weights {list(codes.shape)}",
+            f"its scales {list(scale.shape)} do not match groups of {layout.group_size} of weights "
+            f"{list(codes.shape)}",
         )
     return quantised_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
 
@@ -102,34 +101,36 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
 def _from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = tensors["weight_shape"].tolist()
     packed, scale = tensors["weight_packed"], tensors["weight_scale"]
-    _require(packed.shape, (rows, words_for(columns, layout.bits)), "weight_packed")
+    _check_shape(packed.shape, (rows, words_for(columns, layout.bits)), "weight_packed")
     zero = torch.full(scale.shape, 2 ** (layout.bits - 1), dtype=torch.uint8)
     if not layout.symmetric:
-        held = tensors["weight_zero_point"]
-        _require(held.shape, (words_for(rows, layout.bits), scale.shape[1]), "weight_zero_point")
-        zero = unpack(held.T.contiguous(), layout.bits, rows).T
+        packed_zero = tensors["weight_zero_point"]
+        _check_shape(
+            packed_zero.shape, (words_for(rows, layout.bits), scale.shape[1]), "weight_zero_point"
+        )
+        zero = unpack(packed_zero.T.contiguous(), layout.bits, rows).T
     return unpack(packed, layout.bits, columns), scale, zero
 
 
 def _from_gptq(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = tensors["scales"].shape[1], len(tensors["g_idx"])
     groups = len(tensors["scales"])
-    _require(tensors["qweight"].shape, (words_for(columns, layout.bits), rows), "qweight")
-    _require(tensors["qzeros"].shape, (groups, words_for(rows, layout.bits)), "qzeros")
+    _check_shape(tensors["qweight"].shape, (words_for(columns, layout.bits), rows), "qweight")
+    _check_shape(tensors["qzeros"].shape, (groups, words_for(rows, layout.bits)), "qzeros")
     codes = unpack(tensors["qweight"].T.contiguous(), layout.bits, columns)
     zero = unpack(tensors["qzeros"], layout.bits, rows).T + _shift(layout)
     return codes, tensors["scales"].T, zero
 
 
-def _require(shape: Any, wanted: tuple[int, int], what: str) -> None:
-    if tuple(shape) != wanted:
-        raise ValueError(f"its {what} is {list(shape)}, not {list(wanted)}")
+def _check_shape(shape: Any, expected: tuple[int, int], what: str) -> None:
+    if tuple(shape) != expected:
+        raise ValueError(f"its {what} is {list(shape)}, not {list(expected)}")
 
 
-def _unfit(name: str, why: str) -> ModelError:
+def _inconsistent(name: str, why: str) -> ModelError:
     return ModelError(
         f"{name} cannot be read.",
         f"{why[0].upper()}{why[1:]}.",
-        "Config and weights do not belong together; export the model anew.",
+        "Config and weights do not match; export the model again.",
         field="model",
     )

@@ -1,7 +1,7 @@
-"""Codes of n bits as one stream of bits in 32-bit words, lowest bits first.
+"""Pack n-bit codes into 32-bit words without gaps, lowest bits first.
 
-32 codes take exactly n words, for every n. compressed-tensors packs weights so along a row, GPTQ
-along a column; 3 bits really cost 3 bits in both.
+32 codes take exactly n words, for every n. compressed-tensors packs weights along rows, GPTQ along
+columns; 3-bit codes take 3 bits in both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MASK = 2**WORD - 1
 
 
 def words_for(count: int, bits: int) -> int:
-    """How many words `count` codes take."""
+    """Number of words for `count` codes."""
     return math.ceil(count * bits / WORD)
 
 

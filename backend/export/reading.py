@@ -1,4 +1,4 @@
-"""A folder that `writing.export` made, read again and checked: as codes, or as a running model."""
+"""Read and check a folder written by `writing.export`: as codes, or as a model."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ from backend.models.sources.headers import weight_files
 from backend.quantization.grid import MAX_BITS, MIN_BITS, QuantizedWeight
 from backend.quantization.packed_linear import pack_model
 
-MARKS = {"compressed-tensors": "weight_packed", "gptq": "qweight", "gptq_v2": "qweight"}
+WEIGHT_SUFFIX = {"compressed-tensors": "weight_packed", "gptq": "qweight", "gptq_v2": "qweight"}
 
 
 def read_layout(folder: Path) -> Layout:
-    """What the folder's config.json says about its quantised layers.
+    """The quantization settings in the folder's config.json.
 
     Raises:
-        ModelError: nothing, or something no format here has.
+        ModelError: there are none, or they are not supported.
     """
     try:
-        said = json.loads((folder / "config.json").read_text())["quantization_config"]
-        method = said["quant_method"]
+        config = json.loads((folder / "config.json").read_text())["quantization_config"]
+        method = config["quant_method"]
         if method == "gptq":
-            size = int(said["group_size"])
-            format = said.get("checkpoint_format", "gptq")
-            bits, symmetric = int(said["bits"]), bool(said["sym"])
+            size = int(config["group_size"])
+            format = config.get("checkpoint_format", "gptq")
+            bits, symmetric = int(config["bits"]), bool(config["sym"])
         else:
-            weights = said["config_groups"]["group_0"]["weights"]
+            weights = config["config_groups"]["group_0"]["weights"]
             format, size = method, int(weights["group_size"] or 0)
             bits, symmetric = int(weights["num_bits"]), bool(weights["symmetric"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _refused(folder, f"Its config.json names no quantisation: {error!r}.") from error
-    held = GPTQ_BITS if method == "gptq" else range(MIN_BITS, MAX_BITS + 1)
-    if format not in FORMATS or bits not in held or size < -1:
-        raise _refused(folder, f"It says {format}, {bits} bits in groups of {size}.")
+        raise _refused(
+            folder, f"Its config.json has no valid quantization config: {error!r}."
+        ) from error
+    supported = GPTQ_BITS if method == "gptq" else range(MIN_BITS, MAX_BITS + 1)
+    if format not in FORMATS or bits not in supported or size < -1:
+        raise _refused(folder, f"{format} with {bits} bits in groups of {size} is not supported.")
     return Layout(format, bits, max(size, 0), symmetric)
 
 
@@ -54,7 +56,7 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
     """The quantised layers of an exported folder by full name, and all other tensors.
 
     Raises:
-        ModelError: config and weights do not belong together.
+        ModelError: config and weights do not match.
     """
     layout, tensors = read_layout(folder), dict[str, Tensor]()
     try:
@@ -62,28 +64,29 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
             tensors |= load_file(path)
     except (OSError, SafetensorError) as error:
         raise _refused(folder, f"{error}.") from error
-    mark = f".{MARKS[layout.format]}"
-    names = [name.removesuffix(mark) for name in tensors if name.endswith(mark)]
+    ending = f".{WEIGHT_SUFFIX[layout.format]}"
+    names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
     if not names:
-        raise _refused(folder, f"It holds no tensors of {layout.format}.")
+        raise _refused(folder, f"It has no tensors in {layout.format} format.")
     layers, rest = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:
-        of = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
-        layers[name] = layer_from(name, of, layout)
-        for end in of:
-            if end != "bias":
-                del rest[f"{name}.{end}"]
+        prefix = f"{name}."
+        parts = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        layers[name] = layer_from(name, parts, layout)
+        for suffix in parts:
+            if suffix != "bias":
+                del rest[f"{prefix}{suffix}"]
     return layers, rest
 
 
 @torch.no_grad()
 def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
-    """A model that runs on the packed weights of an exported folder, in bfloat16, on the CPU.
+    """Load an exported folder as a model on packed weights, in bfloat16, on the CPU.
 
-    Layers the int4 operator cannot run are dense; `say` is told which, and why.
+    Layers that the int4 operator does not support are dense; `say` gets the reasons.
 
     Raises:
-        ModelError: not such a folder, or damaged.
+        ModelError: not an exported folder, or damaged.
     """
     layers, rest = read_layers(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -106,18 +109,18 @@ def _fill(
     layers: Mapping[str, QuantizedWeight],
     folder: Path,
 ) -> None:
-    """Put all that is not quantised into the model, and nothing else may be missing."""
+    """Load all tensors that are not quantised; check that no other tensor is missing."""
     report = model.load_state_dict({n: t.to(torch.bfloat16) for n, t in rest.items()}, strict=False)
     model.tie_weights()
     tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
     absent = set(report.missing_keys) - tied - {f"{name}.weight" for name in layers}
     if absent or report.unexpected_keys:
         first = min(absent or report.unexpected_keys)
-        what = "misses" if absent else "has no place for"
+        what = "lacks" if absent else "has no parameter"
         raise _refused(folder, f"The model of its config {what} {first}.")
 
 
 def _refused(folder: Path, why: str) -> ModelError:
     return ModelError(
-        f"{folder.name} is not a quantised model of ours.", why, "Export it anew.", field="model"
+        f"{folder.name} is not a Slimscope export.", why, "Export it again.", field="model"
     )

@@ -1,4 +1,4 @@
-"""A folder with a quantised model: weights, config, tokenizer, model card."""
+"""Write a folder with a quantised model: weights, config, tokenizer, model card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from backend.export.formats import ExportRequirements, refuse_unholdable
+from backend.export.formats import ExportRequirements, check_format
 from backend.export.layouts import Layout, layer_tensors
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import SHARD, save_around
@@ -28,25 +28,25 @@ def export(
     folder: Path,
     card: str,
 ) -> None:
-    """Write `folder`. Nothing is rounded that was not rounded before.
+    """Write `folder`, without further rounding.
 
     Args:
-        model: whatever is not in `layers` is taken from it; rounded to `stored` already.
+        model: provides all tensors that are not in `layers`, already rounded to `stored`.
         layers: full name of a linear -> its codes, scales and zero-points.
-        stored: of scales, embeddings and norms.
+        stored: dtype of scales, embeddings and norms.
 
     Raises:
-        ConfigError: the format cannot hold the model; names those that can.
+        ConfigError: the format cannot store the model; names those that can.
     """
-    refuse_unholdable(layout.format, requirements_of(model, layers, layout, stored))
+    check_format(layout.format, requirements_of(model, layers, layout, stored))
     tensors = dict[str, Tensor]()
     for name, tensor in _state(model).items():
         module, _, part = name.rpartition(".")
         if module not in layers or part != "weight":
             tensors[name] = tensor.to(stored) if tensor.is_floating_point() else tensor
             continue
-        for end, held in layer_tensors(layers[module], layout, stored).items():
-            tensors[f"{module}.{end}"] = _turned(model, module, held, layout)
+        for suffix, value in layer_tensors(layers[module], layout, stored).items():
+            tensors[f"{module}.{suffix}"] = _oriented(model, module, value, layout)
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
     dense = layout.format == "dense"
     quantization = None if dense else quantization_config(model, layers, layout)
@@ -60,7 +60,7 @@ def requirements_of(
     layout: Layout,
     stored: torch.dtype,
 ) -> ExportRequirements:
-    """What a format would have to hold."""
+    """What a format must support to store the model."""
     inside = sum(len(block_linears(model, block)) for block in range(len(decoder_blocks(model))))
     return ExportRequirements(
         bits=layout.bits,
@@ -75,7 +75,7 @@ def requirements_of(
 def quantization_config(
     model: PreTrainedModel, layers: Mapping[str, QuantizedWeight], layout: Layout
 ) -> dict[str, Any]:
-    """What config.json says of the quantised layers."""
+    """The `quantization_config` of config.json."""
     if layout.format != "compressed-tensors":
         return {
             "quant_method": "gptq",
@@ -107,14 +107,14 @@ def quantization_config(
 
 
 def _state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Every tensor a saved model holds; tied ones once."""
+    """All tensors of a saved model; tied ones once."""
     kept = model.state_dict()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = {n: b for n, b in model.named_buffers() if n in kept and n not in parameters}
     return {name: t.cpu() for name, t in {**parameters, **buffers}.items()}
 
 
-def _turned(model: PreTrainedModel, module: str, held: Tensor, layout: Layout) -> Tensor:
-    """A dense weight in the orientation of its layer."""
-    turned = layout.format == "dense" and isinstance(model.get_submodule(module), Conv1D)
-    return (held.T if turned else held).contiguous().cpu()
+def _oriented(model: PreTrainedModel, module: str, value: Tensor, layout: Layout) -> Tensor:
+    """Transpose a dense weight for layers that store [in, out]."""
+    transposed = layout.format == "dense" and isinstance(model.get_submodule(module), Conv1D)
+    return (value.T if transposed else value).contiguous().cpu()

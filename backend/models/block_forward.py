@@ -1,12 +1,12 @@
 """Propagate the hidden states of a calibration set through the model, one block at a time.
 
-A decoder block needs more than hidden states: masks, position embeddings, position ids, and some
-architectures choose them by layer. They are recorded once, in one pass in which every block is
+Besides hidden states, a decoder block needs masks, position embeddings and position ids, which
+depend on the layer in some architectures. They are recorded in one forward pass with every block
 replaced by the identity: the model's own code prepares the arguments, and no block is computed.
-Equal tensors are stored once. Nothing is cached between calls (`use_cache=False`).
+Equal tensors are stored once. The key-value cache is off (`use_cache=False`).
 
-The pass also checks the assumption behind it: every block must receive exactly the tensor the
-previous block returned. A model with operations between its blocks is rejected.
+The recording also checks that every block receives exactly the tensor the previous block returned.
+A model with operations between its blocks is rejected.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BlockStream:
     Attributes:
         hidden: one tensor [b, L, d] for each batch: the inputs of block `at`.
         calls: for each block, for each batch, the other arguments of the block.
-        dtype: the precision blocks are run in.
+        dtype: the dtype blocks are run in.
         new: creates the container for the outputs of a block.
         at: index of the block `hidden` goes into.
     """
@@ -56,7 +56,7 @@ class BlockStream:
 
 @dataclass
 class _Pool:
-    """Stores every distinct tensor once, floating ones in `dtype`; drops key-value caches."""
+    """Stores each distinct tensor once, floating-point ones in `dtype`; drops key-value caches."""
 
     dtype: torch.dtype
     kept: list[Tensor] = field(default_factory=list)
@@ -72,7 +72,7 @@ class _Pool:
         return None if isinstance(value, Cache) else value
 
     def _tensor(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self.known:  # the pair keeps `tensor` alive, and so its id unique
+        if id(tensor) not in self.known:  # the pair keeps `tensor` alive, so its id stays unique
             cast = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
             self.known[id(tensor)] = (tensor, self._kept(cast))
         return self.known[id(tensor)][1]
@@ -98,8 +98,8 @@ def open_stream(
     """The stream of `input_ids` [N, L] (no padding) before block 0, in batches of `batch` rows.
 
     Args:
-        dtype: precision blocks will be run in; the model's own when None. The model keeps its own.
-        new: makes what hidden states are kept in, between two blocks.
+        dtype: the dtype blocks will be run in; None: the dtype of the model, which is not changed.
+        new: creates the container for the hidden states between two blocks.
 
     Raises:
         ModelError: the model changes the hidden states between its blocks.
@@ -111,8 +111,8 @@ def open_stream(
     for rows in input_ids.split(batch):
         inputs, arguments = _record(model, blocks, rows.to(model.device))
         hidden.append(inputs.to(dtype))
-        for of_block, call in zip(calls, arguments, strict=True):
-            of_block.append(pool(call))
+        for block_calls, call in zip(calls, arguments, strict=True):
+            block_calls.append(pool(call))
         pool.next_batch()
     return BlockStream(hidden, calls, dtype, new)
 
@@ -132,13 +132,13 @@ def run_block(
 ) -> HiddenStates:
     """The outputs of decoder block `index` for `hidden`, one [b, L, d] per batch of the stream.
 
-    The stream stays where it is. Hooks on the block's modules are called; while they are, the
-    block is in memory and its parameters are in the stream's dtype.
+    The stream is not advanced. Hooks on the block's modules are called while the block is in
+    memory and its parameters are in the stream's dtype.
 
     Args:
         safe_point: called before each batch; may raise to end the pass.
-        until: where only hooks want to see something, the layers they are on: a batch ends when
-            the last of them has been given its input, and there are no outputs.
+        until: layers with hooks, if only the hooks are needed: the forward pass of a batch ends
+            at the input of the last of them, and there are no outputs.
     """
     block, outputs = decoder_blocks(model)[index], stream.new()
     with resident(model, index), eval_mode(block), in_dtype(block, stream.dtype):
@@ -159,12 +159,12 @@ def each_logits(
 ) -> Iterator[Tensor]:
     """The model's logits [b, L, V] for `input_ids` [N, L], batch by batch.
 
-    A whole model is simply run. Of a streamed one each block is read once: all batches go through
-    it before the next block is read, and through the head one by one.
+    A whole model runs batch by batch. A streamed model reads each block once and runs all batches
+    through it before the next; the head runs batch by batch.
 
     Args:
-        new: makes what hidden states of a streamed model are kept in.
-        tick: told the share of the work that is done, every batch; may raise to end it.
+        new: creates the container for the hidden states of a streamed model.
+        tick: called with the completed share of the work for every batch; may raise to cancel.
     """
     if is_streamed(model):
         yield from _logits_by_block(model, input_ids, batch, new, tick)
@@ -202,7 +202,7 @@ def _logits_by_block(
 def after_blocks(model: PreTrainedModel, rows: Tensor, hidden: Tensor) -> Tensor:
     """Logits [b, L, V] of token ids [b, L], given the outputs `hidden` of the last block.
 
-    The pass begins at the embeddings again, and each block hands on `hidden`.
+    The model's own forward pass runs with every block returning `hidden`.
     """
     with replaced(decoder_blocks(model), lambda *args, **kwargs: hidden):
         return model(input_ids=rows, use_cache=False).logits
@@ -212,7 +212,7 @@ def after_blocks(model: PreTrainedModel, rows: Tensor, hidden: Tensor) -> Tensor
 def _record(
     model: PreTrainedModel, blocks: nn.ModuleList, rows: Tensor
 ) -> tuple[Tensor, list[Call]]:
-    """Block 0's hidden states [b, L, d] for token ids [b, L], and every block's other arguments."""
+    """The inputs [b, L, d] of block 0 for token ids [b, L], and all blocks' other arguments."""
     states: list[Tensor] = []
     calls: list[Call] = []
 
@@ -227,7 +227,7 @@ def _record(
         raise ModelError(
             f"{type(model).__name__} cannot be run block by block.",
             "It changes the hidden states between its decoder blocks.",
-            "Choose a model with a plain stack of decoder blocks.",
+            "Choose a model with a sequential stack of decoder blocks.",
             field="model",
         )
     return states[0], calls

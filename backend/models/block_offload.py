@@ -1,15 +1,15 @@
 """Block offloading: keep only one decoder block of a model in memory.
 
-A model is *whole*, or it is *streamed*: embeddings, final norm and head stay, while the tensors of
-a decoder block are read from the model's folder when the block is needed and dropped after it. In
-between they are placeholders without memory (torch's meta device).
+A model is either *whole* or *streamed*. A streamed model keeps embeddings, final norm and head in
+memory; the tensors of a decoder block are read from the model's folder when the block is needed and
+released afterwards. In between they are placeholders on torch's meta device.
 
-    with resident(model, 3):      block 3 has its weights; a whole model's always has
+    with resident(model, 3):      block 3 is in memory (no effect for a whole model)
         ...
-    put(model, weights)           from now on the linears of block b hold weights(b)
+    put(model, weights)           from now on the linears of block b have weights(b)
 
-What is written into a block inside `resident` holds until its end, and no longer where the model is
-streamed; what shall stay goes through `put`. The two kinds of model give the same numbers.
+Writes to a block of a streamed model inside `resident` are lost when the context ends; use `put`
+for permanent changes. Whole and streamed models give the same numbers.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from backend.models.blocks import block_linears, block_prefix, decoder_blocks
 from backend.models.sources.headers import weight_files
 
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in]
-RESIDENCY = "residency"  # where a streamed model keeps the object below
+RESIDENCY = "residency"  # attribute of a streamed model that holds its BlockLoader
 
 
 class StoredTensors:
-    """The tensors of a folder's safetensors files, by the names of the model they belong to.
+    """The tensors in a folder's safetensors files, by their names in the model.
 
     Args:
-        prefix: what the model puts before the names of a checkpoint that holds its base alone.
+        prefix: added to the names of a checkpoint that holds the base model only.
     """
 
     def __init__(self, folder: Path, names: set[str], prefix: str) -> None:
@@ -55,39 +55,39 @@ class StoredTensors:
         """The tensor `name` on `device`, in the dtype of its placeholder.
 
         Raises:
-            ModelError: it is gone, of another shape, or not finite.
+            ModelError: it cannot be read, has another shape, or is not finite.
         """
         path, stored = self._places[name]
         try:
             with safe_open(path, framework="pt") as file:
-                # A copy, so that no page of the file stays mapped.
+                # Copied, so that no page of the file stays mapped.
                 tensor = file.get_tensor(stored).to(device, like.dtype, copy=True)
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"{name} can no longer be read.",
                 f"{path.name}: {error}.",
-                "Leave the model's folder as it is while a run reads from it.",
+                "Do not change the model's folder while a run reads from it.",
                 field="model",
             ) from error
         if tensor.shape != like.shape:
             raise ModelError(
                 f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}.",
-                f"{path.name} and the model's config.json do not belong together.",
+                f"{path.name} does not match the model's config.json.",
                 "Choose a complete model folder.",
                 field="model",
             )
-        refuse_not_finite(name, tensor)
+        check_finite(name, tensor)
         return tensor
 
 
 @dataclass
 class BlockLoader:
-    """Where a streamed model reads its blocks from.
+    """The source of the blocks of a streamed model.
 
     Attributes:
         stored: the tensors of its folder.
-        device: where blocks work.
-        put: block -> weights that replace those of the folder.
+        device: device that blocks are loaded to.
+        put: block index -> weights that replace the stored ones.
     """
 
     stored: StoredTensors
@@ -100,26 +100,26 @@ def is_streamed(model: PreTrainedModel) -> bool:
     return RESIDENCY in vars(model)
 
 
-def refuse_not_finite(name: str, tensor: Tensor) -> None:
-    """Reject weights that are not finite.
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Check that all values of a parameter are finite.
 
     Raises:
-        ModelError: `tensor` holds values that are not finite.
+        ModelError: `tensor` has non-finite values.
     """
     if not torch.isfinite(tensor).all():
         raise ModelError(
-            f"{name} holds values that are not finite.",
-            "The file is damaged or was saved by a training run that diverged.",
+            f"{name} has values that are not finite.",
+            "The file is damaged, or the training run that saved it had diverged.",
             "Choose another copy of the model.",
             field="model",
         )
 
 
 def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> list[str]:
-    """Give `model`, whose parameters are placeholders, the weights of `folder` as it needs them.
+    """Make `model`, whose parameters are placeholders, stream its blocks from `folder`.
 
     Returns:
-        Names of weights the folder lacks; the model is of no use then.
+        Names of missing weights; if there are any, the model is unusable.
     """
     model.tie_weights()
     stored = StoredTensors(folder, set(model.state_dict()), model.base_model_prefix)
@@ -137,7 +137,7 @@ def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> l
 
 
 def _tied(model: PreTrainedModel) -> list[tuple[list[str], Tensor]]:
-    """Every tensor a checkpoint may hold, with all the names it has in the model."""
+    """Each tensor of the state dict with all its names; tied tensors have several."""
     names: dict[int, tuple[list[str], Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), ([], tensor))[0].append(name)
@@ -145,7 +145,7 @@ def _tied(model: PreTrainedModel) -> list[tuple[list[str], Tensor]]:
 
 
 def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
-    """Put `tensor` in the place of the parameter or buffer that has these names."""
+    """Replace the parameter or buffer with these names by `tensor`."""
     for name in names:
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
@@ -156,7 +156,7 @@ def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
 
 @contextmanager
 def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
-    """Hold decoder block `index` in memory; may be nested.
+    """Keep decoder block `index` in memory inside the context; may be nested.
 
     Raises:
         ModelError: a weight cannot be read, or is not finite.
@@ -180,7 +180,7 @@ def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
 def put(model: PreTrainedModel, weights: Callable[[int], Weights]) -> None:
     """Replace the weights of the linears of block b by `weights(b)`, [out, in] by module name.
 
-    A whole model is written to at once, a streamed one whenever a block is read.
+    A whole model is changed immediately, a streamed one whenever a block is read.
     """
     if is_streamed(model):
         vars(model)[RESIDENCY].put = weights
@@ -196,10 +196,10 @@ def _write(model: PreTrainedModel, index: int, weights: Weights) -> None:
 
 
 def each_parameter(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Name and weights of every parameter, in the model's order, one block in memory at a time.
+    """Name and data of every parameter, in model order, with one block in memory at a time.
 
     Raises:
-        ModelError: values that are not finite.
+        ModelError: a parameter has non-finite values.
     """
     names = [name for name, _ in model.named_parameters()]
     prefix = f"{block_prefix(model)}."
@@ -212,5 +212,5 @@ def each_parameter(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         with nullcontext() if index is None else resident(model, index):
             for name in group:
                 parameter = model.get_parameter(name).detach()
-                refuse_not_finite(name, parameter)
+                check_finite(name, parameter)
                 yield name, parameter

@@ -1,12 +1,11 @@
-"""Decoder blocks and their linears, the same view for every decoder-only architecture.
+"""Uniform access to decoder blocks and their linears in decoder-only architectures.
 
-Maths in this package always sees a weight as `[out, in]`. `nn.Linear` stores it that way; GPT-2's
-`Conv1D` stores `[in, out]` and is transposed on reading and writing. Only the linears of attention
-and MLP are listed: embeddings, the language-model head, norms and projections outside the blocks
-are never touched.
+Weights are always presented as `[out, in]`. `nn.Linear` stores them that way; GPT-2's `Conv1D`
+stores `[in, out]` and is transposed on reading and writing. Only linears inside decoder blocks are
+listed: embeddings, the language-model head and norms are never changed.
 
-Mixture-of-experts blocks keep their experts as one three-dimensional parameter, which a walk over
-linears would miss silently, so such models are refused.
+Mixture-of-experts blocks store their experts as one three-dimensional parameter, which iterating
+over linears would silently miss, so such models are rejected.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ class LinearWeight:
 
     Attributes:
         name: full dotted module name, as in `model.named_modules()`.
-        block: index of its decoder block; `module` is its name inside that block.
-        layer: the module itself, to hang hooks on.
+        block: index of its decoder block; `module`: its name inside that block.
+        layer: the module itself, for hooks.
     """
 
     name: str
@@ -48,7 +47,7 @@ class LinearWeight:
         return self.shape[1]
 
     def _oriented(self) -> Tensor:
-        """The layer's own memory, viewed as [out, in]."""
+        """A view of the layer's weight as [out, in]."""
         weight = self.layer.get_parameter("weight").detach()
         return weight.T if isinstance(self.layer, Conv1D) else weight
 
@@ -57,7 +56,7 @@ class LinearWeight:
         return self._oriented().to(torch.float32, copy=True).contiguous()
 
     def as_stored(self, W: Tensor) -> Tensor:
-        """`W` [out, in] in the orientation of the layer's own weight."""
+        """`W` [out, in] in the orientation the layer stores."""
         return W.T if isinstance(self.layer, Conv1D) else W
 
     def write(self, W: Tensor) -> None:
@@ -75,12 +74,12 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks of `model`, in order.
 
     Raises:
-        ModelError: no list of blocks was found, or its blocks hold more than matrices.
+        ModelError: no list of blocks was found, or a block has parameters with more than 2 dims.
     """
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
-            _refuse_experts(model, module)
+            _check_dense(model, module)
             return module
     raise ModelError(
         f"{type(model).__name__} cannot be compressed.",
@@ -90,12 +89,12 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     )
 
 
-def _refuse_experts(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+def _check_dense(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
     for name, parameter in blocks.named_parameters():
         if parameter.dim() > 2 or ".experts." in name:
             raise ModelError(
                 f"{type(model).__name__} cannot be compressed.",
-                f"Its blocks hold {name} {list(parameter.shape)}, which is not the matrix of a "
+                f"{name} {list(parameter.shape)} in its blocks is not the weight matrix of a "
                 "linear layer (mixture of experts, or a convolution).",
                 "Choose a dense model.",
                 field="model",

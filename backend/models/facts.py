@@ -1,7 +1,7 @@
-"""Facts about a causal LM from its config and the headers of its weight files.
+"""Properties of a causal LM from its config and the headers of its weight files.
 
-Shapes only: no weight is read and no tensor library is imported, so the web process can do it.
-Whatever no method here could treat is refused now, with the reason, before any work starts.
+Reads shapes only, no weights, and imports no tensor library, so the web process can use it. Models
+that no method supports are rejected here, with the reason, before any work starts.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model before it is loaded.
+    """Properties of a model, known before it is loaded.
 
     Attributes:
-        note: what to beware of, such as weights that were rounded before; may be empty.
+        note: a caveat, such as weights that are already quantised; may be empty.
         parameters: number of weights, tied ones counted once.
         context: longest sequence in tokens; `hidden` and `vocabulary` are widths.
-        dtype: what most weights are stored in.
-        default_text: name of the corpus that suits the model.
+        dtype: dtype of most stored weights.
+        default_text: name of the default corpus for the model.
     """
 
     spec: str
@@ -82,7 +82,7 @@ class ModelFacts:
 
     @property
     def weights_per_token(self) -> int:
-        """Number of weights each token is multiplied with: linears and head."""
+        """Number of weights used per token: linears and head."""
         return self.linear_weights + self.vocabulary * self.hidden
 
 
@@ -96,19 +96,19 @@ def facts_from(
     """The facts of the model with this config.json and these stored tensors.
 
     Raises:
-        ModelError: no method here can treat it.
+        ModelError: the model is not supported.
     """
     architecture = _causal_architecture(spec, config)
     text = config.get("text_config", config)
-    _refuse_quantised(spec, config)
-    _refuse_experts(spec, text, tensors)
+    _check_not_quantised(spec, config)
+    _check_dense(spec, text, tensors)
     linears = _linears(text.get("model_type", ""), tensors)
-    _refuse_odd_dtypes(spec, tensors)
+    _check_dtypes(spec, tensors)
     blocks = _size(spec, text, "num_hidden_layers", "n_layer")
     if {linear.block for linear in linears} != set(range(blocks)):
         raise _refused(
             spec,
-            f"Its config names {blocks} blocks, but its weights hold linears of "
+            f"Its config specifies {blocks} blocks, but its weights have linears in "
             f"{len({linear.block for linear in linears})}.",
         )
     return ModelFacts(
@@ -132,55 +132,58 @@ def _refused(spec: str, why: str, do: str = "Choose a dense causal language mode
 
 
 def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:
-    names = config.get("architectures") or ["nothing"]
+    names = config.get("architectures") or ["missing"]
     if not re.search(r"(ForCausalLM|LMHeadModel)$", names[0]):
-        raise _refused(spec, f"It is not a causal language model: its config names {names[0]}.")
+        raise _refused(
+            spec,
+            f"It is not a causal language model: the architecture in its config is {names[0]}.",
+        )
     return str(names[0])
 
 
-def _refuse_quantised(spec: str, config: Mapping[str, Any]) -> None:
+def _check_not_quantised(spec: str, config: Mapping[str, Any]) -> None:
     if how := config.get("quantization_config"):
         kind = how.get("quant_method", "some method") if isinstance(how, Mapping) else how
         raise _refused(
-            spec, f"Its weights are quantised already ({kind}).", "Choose the model it was made of."
+            spec, f"Its weights are already quantised ({kind}).", "Choose the original model."
         )
 
 
-def _refuse_experts(
-    spec: str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
-) -> None:
+def _check_dense(spec: str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
     experts = max((config.get(key) or 0 for key in EXPERT_KEYS), default=0)
     if experts > 1 or any(".experts." in name for name in tensors):
         raise _refused(
             spec,
-            "It is a mixture of experts; their weights are three-dimensional parameters, not the "
+            "It is a mixture of experts, whose weights are three-dimensional parameters, not the "
             "matrices of linear layers.",
         )
     for name, tensor in tensors.items():
         if len(tensor.shape) > 2 and IN_BLOCK.fullmatch(name):
-            raise _refused(spec, f"{name} has the shape {list(tensor.shape)}, not a matrix's.")
+            raise _refused(
+                spec, f"{name} has the shape {list(tensor.shape)}; a matrix is required."
+            )
 
 
-def _refuse_odd_dtypes(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
+def _check_dtypes(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
     for name, tensor in tensors.items():
         if IN_BLOCK.fullmatch(name) and tensor.dtype not in DTYPES:
             raise _refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
 
 
 def _linears(model_type: str, tensors: Mapping[str, TensorHeader]) -> tuple[LinearShape, ...]:
-    """Every matrix inside a block, in the order of blocks; names as the loaded model has them."""
-    found = []
+    """All matrices inside blocks, in block order, with their names in the loaded model."""
+    linears = []
     for name, tensor in tensors.items():
         match = IN_BLOCK.fullmatch(name)
         if match and len(tensor.shape) == 2:
             rows, columns = tensor.shape[::-1] if model_type in IN_OUT else tensor.shape
             full = full_name(name).removesuffix(".weight")
-            found.append(LinearShape(full, int(match[1]), match[2], rows, columns))
-    return tuple(sorted(found, key=lambda linear: (linear.block, linear.module)))
+            linears.append(LinearShape(full, int(match[1]), match[2], rows, columns))
+    return tuple(sorted(linears, key=lambda linear: (linear.block, linear.module)))
 
 
 def full_name(name: str) -> str:
-    """Some checkpoints hold the base model alone; the loaded model puts its prefix before."""
+    """The name in the loaded model: checkpoints of the base model lack its prefix."""
     return next((p + name for start, p in BASE_PREFIX.items() if name.startswith(start)), name)
 
 
@@ -204,5 +207,5 @@ def _main_dtype(tensors: Mapping[str, TensorHeader]) -> str:
 def _size(spec: str, config: Mapping[str, Any], *keys: str) -> int:
     value = next((config[key] for key in keys if key in config), None)
     if not isinstance(value, int) or value < 1:
-        raise _refused(spec, f"Its config.json holds no {keys[0]}.")
+        raise _refused(spec, f"Its config.json has no {keys[0]}.")
     return value

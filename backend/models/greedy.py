@@ -12,9 +12,9 @@ from backend.models.kv_cache import cache_name
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, prompt: Sequence[int]) -> Iterator[int]:
-    """Yield the most likely tokens after the ids of a prompt, one by one, without end.
+    """Yield greedy tokens after the ids of a prompt, without end.
 
-    The key-value cache is the model's own, so this is what plain `transformers` does.
+    Uses the model's own key-value cache, as plain `transformers` does.
     """
     name, cache = cache_name(model), None
     given = torch.tensor([[*prompt]], device=model.device)

@@ -1,7 +1,7 @@
 """Storage of hidden states between two blocks: in memory, or in a file.
 
-`HiddenStates` are filled with `append` and read from the beginning, any number of times; a plain
-list is one. The file has no name: its space is free as soon as nobody holds it, also after a kill.
+`HiddenStates` are filled with `append` and can be iterated any number of times; a plain list
+qualifies. The file is unlinked: its space is freed with the object, even after a kill.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class HiddenStates(Protocol):
     def __len__(self) -> int: ...
 
 
-NewBatches = Callable[[], HiddenStates]  # makes an empty one
+NewBatches = Callable[[], HiddenStates]  # creates an empty container
 
 
 class HiddenStatesOnDisk:
-    """Batches in a file in `folder`; read back bit for bit, to the device they were on."""
+    """Batches in a file in `folder`; read back bit-identical, to their original device."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,5 +62,5 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def batches_in(folder: Path | None) -> NewBatches:
-    """Make batches in files of `folder`, or in memory without one."""
+    """A factory of containers: files in `folder`, or lists in memory if it is None."""
     return list if folder is None else partial(HiddenStatesOnDisk, folder)

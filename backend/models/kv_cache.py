@@ -1,11 +1,11 @@
-"""A preallocated key-value cache for our own decoding loops.
+"""A preallocated key-value cache for the decoding loops.
 
 The cache of transformers grows by concatenation: every step copies all keys and values. Here a
-layer owns `[b, heads, capacity, head]`, writes new rows in place and hands out views. Rows can be
-chosen after the fact (`keep`): a verified tree leaves only its accepted path.
+layer allocates `[b, heads, capacity, head]`, writes new rows in place and returns views. Rows can
+be selected afterwards (`keep`): of a verified tree only the accepted path is kept.
 
-Only layers that keep every token have such rows: sliding windows, linear attention and the like
-are refused.
+This requires layers that cache every token: sliding windows, linear attention and the like are
+rejected.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def cache_name(model: PreTrainedModel) -> str:
 
 
 def window_of(model: PreTrainedModel) -> int | None:
-    """Number of tokens up to which every layer attends to all of them; None: unlimited.
+    """The longest sequence on which every layer attends to all tokens; None: unlimited.
 
     Raises:
-        ModelError: a layer keeps something else than keys and values of every token.
+        ModelError: a layer caches something other than keys and values of every token.
     """
     windows: list[int] = []
     for layer in DynamicCache(config=model.config).layers:
@@ -41,8 +41,8 @@ def window_of(model: PreTrainedModel) -> int | None:
         elif type(layer) is not DynamicLayer:
             raise ModelError(
                 f"{type(model).__name__} cannot be decoded here.",
-                f"It has a cache layer of the kind {type(layer).__name__}, whose rows cannot be "
-                "chosen after they were written.",
+                f"It has a cache layer of type {type(layer).__name__}, which does not support "
+                "selecting rows after they are written.",
                 "Choose a model with full attention in every layer.",
                 field="model",
             )
@@ -89,11 +89,11 @@ class LayerCache(CacheLayerMixin):
 
 
 class PreallocatedCache(Cache):
-    """The cache of a whole model; pass it where transformers takes one.
+    """The cache of a whole model, accepted by transformers as `cache` or `past_key_values`.
 
     Args:
-        layers: decoder layers of the model.
-        capacity: tokens it can hold, those of a tree under verification included.
+        layers: number of decoder layers.
+        capacity: maximum number of tokens, including a tree under verification.
     """
 
     def __init__(self, layers: int, capacity: int) -> None:
@@ -108,11 +108,11 @@ class PreallocatedCache(Cache):
     def keep(self, start: int, chosen: Sequence[int]) -> None:
         """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place."""
         count = len(chosen)
-        if chosen[-1] != count - 1:  # else they lie in front already
+        if chosen[-1] != count - 1:  # else they are already in place
             places = torch.tensor(chosen, device=self.rows[0].keys.device) + start
             for layer in self.rows:
-                for held in (layer.keys, layer.values):
-                    held[:, :, start : start + count] = held.index_select(2, places)
+                for tensor in (layer.keys, layer.values):
+                    tensor[:, :, start : start + count] = tensor.index_select(2, places)
         self.rewind(start + count)
 
     def rewind(self, length: int) -> None:
@@ -121,7 +121,7 @@ class PreallocatedCache(Cache):
             layer.length = length
 
     def select(self, sequences: Tensor) -> None:
-        """Keep these sequences [n] of the batch."""
+        """Keep only these sequences [n] of the batch."""
         for layer in self.rows:
             layer.keys = layer.keys.index_select(0, sequences)
             layer.values = layer.values.index_select(0, sequences)

@@ -1,7 +1,7 @@
 """Layer names and patterns with the wildcards * and ?. Does not import torch.
 
-A pattern is matched against the name of a layer inside its block (mlp.down_proj), the same with the
-block number (0.mlp.down_proj), and its full name.
+A pattern is matched against the name of a layer inside its block (mlp.down_proj), that name with
+the block index (0.mlp.down_proj), and the full name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from backend.errors import ConfigError
 
-MAX_NAMES = 4  # layers named in an error
+MAX_NAMES = 4  # layers listed in an error message
 
 
 class NamedLayer(Protocol):
@@ -39,14 +39,14 @@ def read_names(text: str) -> tuple[str, ...]:
 def fits(name: str, layer: NamedLayer) -> bool:
     """Whether the pattern `name` matches `layer`."""
     names = (layer.module, f"{layer.block}.{layer.module}", layer.name)
-    return any(fnmatchcase(one, name) for one in names)
+    return any(fnmatchcase(candidate, name) for candidate in names)
 
 
-def refuse_unknown(names: Iterable[str], layers: Collection[NamedLayer], field: str) -> None:
-    """Reject names that match no layer.
+def check_layer_patterns(names: Iterable[str], layers: Collection[NamedLayer], field: str) -> None:
+    """Check that every pattern matches a layer.
 
     Raises:
-        ConfigError: with `field`; lists the layer names.
+        ConfigError: one matches none; lists the layer names.
     """
     for name in names:
         if not any(fits(name, layer) for layer in layers):
@@ -55,6 +55,6 @@ def refuse_unknown(names: Iterable[str], layers: Collection[NamedLayer], field: 
             raise ConfigError(
                 f"{name} matches no layer of this model.",
                 f"The layers of a block are {', '.join(known[:MAX_NAMES])}{more}.",
-                "Use such a name, 0.* for all of block 0, or *.down_proj.",
+                "Use one of these names, or a pattern: 0.* (all of block 0) or *.down_proj.",
                 field=field,
             )

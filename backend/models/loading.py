@@ -1,9 +1,9 @@
 """Loading, saving and fingerprinting a causal LM.
 
-The same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing is
-patched. Code from a model repository is never run, and pickled weights are never opened.
+Gives the same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing
+is patched. Code from model repositories is never run, and pickled weights are never loaded.
 
-A model that does not fit into memory is loaded *streamed*, see `backend.models.block_offload`.
+A model that does not fit into memory is loaded *streamed*; see `backend.models.block_offload`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, stream_from
 from backend.models.facts import ModelFacts
-from backend.models.memory import memory_available, memory_parts, refuse_beyond
+from backend.models.memory import check_memory, memory_available, memory_parts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import INDEX, OPTIONS
 from backend.models.sources.materialise import materialise
 
-SHARD = 2**30  # bytes of a saved file
+SHARD = 2**30  # bytes per saved file
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,19 @@ def load(
 
     Args:
         dtype: of the weights; None: float32 on the CPU, as stored elsewhere.
-        say: called with a line when something is about to take long.
-        streamed: hold one decoder block in memory at a time, and all that is outside of blocks.
+        say: called with a message before a slow step.
+        streamed: keep one decoder block in memory at a time, plus everything outside the blocks.
 
     Raises:
-        ModelError: not to be had, not treatable, too big for the memory, or damaged.
+        ModelError: not available, not supported, too large for the memory, or damaged.
     """
     facts = inspect(spec)
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
     if device == "cpu":
         need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
-        refuse_beyond(need, memory_available(), facts.title)
+        check_memory(need, memory_available(), facts.title)
     folder = materialise(spec, say)
-    facts = inspect(spec)  # again: a model that was just set up is known better now
+    facts = inspect(spec)  # again: setting up a model gives more precise facts
     model, tokenizer = _read(folder, facts, dtype, device, streamed)
     model.config.use_cache = False
     return LoadedModel(model, tokenizer, facts)
@@ -93,13 +93,13 @@ def _read(
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
         why = f"transformers cannot read it: {error}."
         raise _refused(
-            facts, why, "Check that the folder is complete and of a known kind."
+            facts, why, "Check that the folder is complete and the architecture is supported."
         ) from error
     if missing:
         why = f"{len(missing)} of its weights are missing, such as {min(missing)}."
-        raise _refused(facts, why, "Fetch the model again.")
+        raise _refused(facts, why, "Download the model again.")
     if not streamed:
-        refuse_damaged(model)
+        check_weights(model)
     return model.eval(), tokenizer
 
 
@@ -131,11 +131,11 @@ def free_memory(device: str | torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
 
 
-def refuse_damaged(model: PreTrainedModel) -> None:
-    """Reject weights that are not finite.
+def check_weights(model: PreTrainedModel) -> None:
+    """Check that all weights are finite.
 
     Raises:
-        ModelError: names the first parameter that holds values that are not finite.
+        ModelError: names the first parameter with non-finite values.
     """
     for _ in each_parameter(model):
         pass
@@ -150,7 +150,7 @@ def save(
 ) -> None:
     """Write a folder that transformers loads: safetensors, config, tokenizer, README.md.
 
-    Weights go into files of at most `SHARD` bytes, each written before the next is gathered.
+    Weights are split into files of at most `SHARD` bytes, written one at a time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _save_weights(model, folder)
@@ -165,13 +165,12 @@ def save_around(
     dtype: torch.dtype,
     quantization: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write everything but the weights of a saved model. The config enables the key-value cache
-    again, as other programs expect.
+    """Write everything except the weights of a saved model, with the key-value cache enabled.
 
     Args:
         card: the text of README.md.
         dtype: of the saved weights.
-        quantization: what the config says of quantised layers.
+        quantization: the `quantization_config`, if any.
     """
     config = deepcopy(model.config)
     config.use_cache, config.architectures = True, [type(model).__name__]
@@ -206,7 +205,7 @@ def weights_hash(model: PreTrainedModel) -> str:
     """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order.
 
     Raises:
-        ModelError: a parameter holds values that are not finite.
+        ModelError: a parameter has non-finite values.
     """
     digest = hashlib.sha256()
     for name, parameter in each_parameter(model):

@@ -13,14 +13,14 @@ import psutil
 from backend.errors import ModelError
 from backend.models.facts import ModelFacts
 
-RUNTIME = 600 * 2**20  # the interpreter and the libraries themselves, as a run has them loaded
-COMFORT = 0.8  # share of the memory a run may fill before its model is streamed
-WAITING = 0.25  # share of the memory hidden states may fill before they wait on disk
-LOGITS = 2**26  # entries [b, L, V] that one forward pass may make: 256 MB in float32
-SCRATCH = 8  # copies of the largest weight that a solver holds while it works on it
+RUNTIME = 600 * 2**20  # interpreter and libraries
+COMFORT = 0.8  # share of memory a run may use before its model is streamed
+WAITING = 0.25  # share of memory hidden states may use before they are kept on disk
+LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float32
+SCRATCH = 8  # copies of the largest weight during a solve
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-CGROUPS = (  # limit and use, of version 2 and version 1
+CGROUPS = (  # limit and usage, cgroup v2 and v1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
@@ -80,13 +80,13 @@ def memory_parts(
     """Upper estimate of the peak memory of a job in bytes, by purpose.
 
     Args:
-        copies: models held at the same time (2 when the dense one stays beside the pruned one).
-        segments, context: calibration set [segments, context]; 0 when there is none.
-        batch: rows of `context` tokens that go through the language-model head at once.
-        streams: hidden-state streams held side by side (sparse and dense inputs are two).
-        stages: float32 copies of the block at work.
-        streamed: whether the model's blocks are read one by one.
-        on_disk: whether hidden states wait on disk, but for the batch at work.
+        copies: models in memory at the same time (2 for a dense and a pruned model).
+        segments, context: calibration set [segments, context]; 0 if there is none.
+        batch: sequences of `context` tokens per pass of the language-model head.
+        streams: hidden-state streams in memory (2 for sparse and dense inputs).
+        stages: float32 copies of the current block.
+        streamed: whether blocks are read one at a time.
+        on_disk: whether hidden states are kept on disk, except for the current batch.
     """
     waiting = min(segments, batch) if on_disk else segments
     largest = max((x.weights for x in facts.linears), default=0)
@@ -107,7 +107,7 @@ def memory_needed(facts: ModelFacts, **sizes: Any) -> int:
 
 
 def wait_on_disk(choice: str, needed: int, available: int) -> bool:
-    """Whether hidden states of `needed` bytes are kept on disk; `choice`: auto, memory or disk."""
+    """Whether to keep hidden states of `needed` bytes on disk; `choice`: auto, memory or disk."""
     return choice == "disk" or (choice == "auto" and needed > WAITING * available)
 
 
@@ -122,39 +122,39 @@ def memory_available() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is an out-of-memory error, of the machine or of a GPU."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)
+    """Whether `error` is an out-of-memory error of the host or a GPU."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY)
 
 
-TO_LOWER = {  # part -> in words, what to do, and the field that does it
-    "weights": ("the weights", "Choose a smaller model, or let its weights be streamed.", "model"),
+TO_LOWER = {  # part -> its name, the remedy, and the config field for it
+    "weights": ("the weights", "Choose a smaller model, or stream its weights.", "model"),
     "activations": (
         "the hidden states",
-        "Lower the segments or the context length, or let the activations wait on disk.",
+        "Lower the segments or the context length, or keep the activations on disk.",
         "segments",
     ),
     "grams": ("the second moments of one block", "Choose a smaller model.", "model"),
     "segment grams": (
-        "the second moments of every segment",
+        "the second moments of all segments",
         "Lower the segments, or choose the gram solver.",
         "redense",
     ),
     "stages": ("the stages of one block", "Choose a smaller model.", "model"),
-    "answers": ("the answers written at once", "Choose shorter answers.", "answer_tokens"),
-    "training": ("the training", "Choose fewer or shorter sequences in a step.", "batch"),
+    "answers": ("the answers generated at once", "Lower the answer length.", "answer_tokens"),
+    "training": ("the training", "Lower the batch size or the sequence length.", "batch"),
     "logits": ("the logits", "Lower the context length or the segments per pass.", "context"),
 }
 
 
-def refuse_beyond(needed: int | Mapping[str, int], available: int, what: str) -> None:
-    """Reject what would not fit.
+def check_memory(needed: int | Mapping[str, int], available: int, what: str) -> None:
+    """Check that a job fits into memory.
 
     Args:
-        needed: bytes, or bytes by part (`memory_parts`): then the largest part is named.
+        needed: bytes, or bytes by part (`memory_parts`) to report the largest part.
 
     Raises:
-        ModelError: more bytes are needed than `available`; both are named.
+        ModelError: `needed` exceeds `available`.
     """
     parts = needed if isinstance(needed, Mapping) else {}
     total = sum(parts.values()) if isinstance(needed, Mapping) else needed
@@ -170,7 +170,7 @@ def refuse_beyond(needed: int | Mapping[str, int], available: int, what: str) ->
 
 
 def readable(count: float) -> str:
-    """Format bytes for people: 538 MB."""
+    """Format a byte count: 538 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

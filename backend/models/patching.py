@@ -16,7 +16,7 @@ class StopForwardError(Exception):
 
 @contextmanager
 def replaced(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Replace `forward` of every block; an instance attribute hides the method of the class."""
+    """Replace `forward` of every block by an instance attribute; afterwards restore it."""
     for block in blocks:
         vars(block)["forward"] = forward
     try:
@@ -40,7 +40,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_dtype(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast the floating tensors of a block; afterwards restore the original tensors."""
+    """Cast the floating-point tensors of a block; afterwards restore the originals."""
     tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
     own = [t.data for t in tensors]
     try:
@@ -54,9 +54,9 @@ def in_dtype(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
-    """Make a forward pass raise `StopForwardError` when the last of `layers` gets its input.
+    """Raise `StopForwardError` in a forward pass when the last of `layers` receives its input.
 
-    Hooks that were there before see that input first.
+    Hooks registered before run first.
     """
     seen: set[nn.Module] = set()
 

@@ -13,8 +13,8 @@ def resolve_dtype(precision: str, device: torch.device) -> str:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the CPU has bfloat16 units, which make bfloat16 faster than float32."""
+    """Whether the device computes bfloat16 in hardware, faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(able.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: ARM
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM

@@ -1,7 +1,7 @@
-"""Read the weight matrices of a model one by one, directly from its files.
+"""Read the weight matrices of a model one at a time, directly from its files.
 
-Nothing but the matrix at hand is held, so a model can be looked at that would not fit into memory.
-The numbers are those of the loaded model: same names, same [out, in].
+Only the current matrix is in memory, so models larger than the memory can be inspected. Names,
+values and the [out, in] orientation are those of the loaded model.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class StoredLinears:
     """The prunable weights in a folder of safetensors files.
 
     Args:
-        linears: as the facts of the model in `folder` name them.
+        linears: from the facts of the model in `folder`.
     """
 
     def __init__(self, folder: Path, linears: tuple[LinearShape, ...]) -> None:
         config = read_config(folder)
-        self._turned = config.get("text_config", config).get("model_type") in IN_OUT
+        self._transposed = config.get("text_config", config).get("model_type") in IN_OUT
         self._places = _places(folder)
         self._linears = linears
 
@@ -36,14 +36,14 @@ class StoredLinears:
                 path, key = self._places[f"{linear.name}.weight"]
                 with safe_open(path, framework="pt", device=device) as file:
                     weight = file.get_tensor(key).float()
-                yield linear, weight.T.contiguous() if self._turned else weight
+                yield linear, weight.T.contiguous() if self._transposed else weight
 
 
 def _places(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Parameter name of the loaded model -> its file, and its name there."""
-    found = {}
+    """Parameter name in the loaded model -> its file and its name in the file."""
+    places = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (not a mapping)
-                found[full_name(key)] = (path, key)
-    return found
+                places[full_name(key)] = (path, key)
+    return places

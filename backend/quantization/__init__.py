@@ -1,13 +1,13 @@
 """Group-wise integer quantization of linear layers.
 
     grid            codes, scales and zero-points of a layer
-    range_search    how scales and zero-points are found (`@range_search`)
+    range_search    search for scales and zero-points (`@range_search`)
     rounding, gptq  post-training quantizers (`@quantizer`)
     packed_linear   a linear layer on packed int4 or int8 weights
-    registry        both decorators and the contracts behind them
+    registry        both decorators and their interfaces
 
-To add a range search or a quantizer, write a file here, or a module named in SLIMSCOPE_PLUGINS,
-with a decorated function. Does not import torch.
+To add a range search or a quantizer, define a decorated function in a file here or in a module
+listed in SLIMSCOPE_PLUGINS. Does not import torch.
 """
 
 from backend.registry import Declarations

@@ -4,11 +4,11 @@
     for j = 0, 1 ..:   q_j = nearest grid point of w_j
                        w_l <- w_l - (w_j - q_j) U_jl / U_jj      for all l > j
 
-`compensate` returns the *compensated* weight rather than the rounded one: column j as it was just
-before rounding. Rounding it to the same grid gives GPTQ's codes by construction, so the baseline is
-"round it", and training can start from it as from any other weight.
+`compensate` returns the *compensated* weights, column j as it is just before rounding, rather than
+the rounded ones. Rounding them to the same grid gives GPTQ's codes by construction, and training
+can start from them.
 
-The grid of a group is searched when its first column is reached, on the compensated weights.
+The grid of a group is searched on the compensated weights, when its first column is reached.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from backend.quantization.grid import QuantGrid
 from backend.quantization.range_search import search_range
 from backend.quantization.registry import LayerInputs, QuantSettings, quantizer
 
-BLOCK = 128  # columns rounded before the rest is updated
+BLOCK = 128  # columns rounded before the remaining columns are updated
 
 FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its columns -> its grid
 
@@ -31,7 +31,7 @@ FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its co
 def gptq(
     W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Compensate `W` [out, in]; the grid of each group by the range search of the settings."""
+    """Compensate `W` [out, in]; the configured range search finds the grid of each group."""
 
     def find_grid(V: Tensor, columns: slice) -> QuantGrid:
         energy = inputs.energy[columns]
@@ -47,7 +47,7 @@ def compensate(
     """The compensated weights [out, in] float32 and their grid, in groups of `size` inputs.
 
     Args:
-        W: [out, in] float32; not changed.
+        W: [out, in] float32; not modified.
         U: [in, in] upper triangular with U^T U = H^-1, H damped (`InputStatistics.inverse_root`).
         keep_zeros: weights that are 0 stay 0.
     """
@@ -68,7 +68,7 @@ def compensate(
 
 def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compensated columns of W [out, width], and the errors (w - q) / U_jj [out, width]."""
-    # Columns as rows: each step then touches neighbouring memory.
+    # Transposed, so that each step accesses contiguous memory.
     V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]
     for j in range(len(V)):
         if kept is None:

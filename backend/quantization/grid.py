@@ -1,4 +1,4 @@
-"""Weights on a group-wise integer grid: what is trained, exported and run is this.
+"""Weights on a group-wise integer grid, for training, export and inference.
 
     q_ij = clamp( round(w_ij / s_ik) + z_ik, 0, Q ),   k = j // g,   Q = 2^n - 1
     w_ij ~ s_ik (q_ij - z_ik)
@@ -21,7 +21,7 @@ MIN_BITS, MAX_BITS = 2, 8
 
 
 def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """round(w / s) + z, in the memory of `W` [rows, groups, g]; scale and zero [rows, groups]."""
+    """round(w / s) + z, in place of `W` [rows, groups, g]; scale and zero [rows, groups]."""
     return W.div_(scale.unsqueeze(-1)).round_().add_(zero.unsqueeze(-1))
 
 
@@ -45,7 +45,7 @@ class QuantGrid:
 
     @property
     def groups(self) -> int:
-        """Groups in a row."""
+        """Number of groups per row."""
         return self.scale.shape[1]
 
     @property
@@ -64,7 +64,7 @@ class QuantGrid:
         return q.view(codes.shape)
 
     def nearest(self, W: Tensor) -> Tensor:
-        """`W` [out, in] moved to the grid, float32."""
+        """`W` [out, in] rounded to the grid, float32."""
         return self.values(self.codes(W))
 
 
@@ -80,7 +80,7 @@ def minmax_grid(V: Tensor, bits: int, symmetric: bool, ratio: float = 1.0) -> Qu
         zero = torch.full_like(scale, 2 ** (bits - 1))
         return QuantGrid(bits, torch.where(scale > 0, scale, 1.0), zero)
     scale = (high - low) / top
-    scale = torch.where(scale > 0, scale, 1.0)  # a group of zeros: any scale does
+    scale = torch.where(scale > 0, scale, 1.0)  # all zeros: any scale is correct
     return QuantGrid(bits, scale, (-low / scale).round_().clamp_(0, top))
 
 
@@ -104,7 +104,7 @@ class QuantizedWeight:
         return self.grid.values(self.codes)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As they are stored; `quantised_from` reads them."""
+        """The tensors to store; see `quantised_from`."""
         zero = self.grid.zero.to(torch.uint8)
         return {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
 
@@ -113,7 +113,7 @@ def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> Quant
     """A layer from its stored tensors codes [out, in], scale [out, groups], zero [out, groups].
 
     Raises:
-        ModelError: they do not belong together, or codes need more than `bits` bits.
+        ModelError: shapes are inconsistent, or codes need more than `bits` bits.
     """
     codes, scale, zero = (tensors[part] for part in ("codes", "scale", "zero"))
     if codes.dim() != 2 or scale.shape != zero.shape or len(scale) != len(codes):
@@ -122,7 +122,7 @@ def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> Quant
         raise _refused(name, f"{scale.shape[-1]} groups do not divide {codes.shape[1]} inputs")
     top = 2**bits - 1
     if not MIN_BITS <= bits <= MAX_BITS or max(int(codes.max()), int(zero.max())) > top:
-        raise _refused(name, f"it holds codes above {top}, the highest of {bits} bits")
+        raise _refused(name, f"it has codes above {top}, the maximum for {bits} bits")
     return QuantizedWeight(QuantGrid(bits, scale.float(), zero.float()), codes)
 
 
@@ -132,5 +132,5 @@ def _shape(tensor: Tensor) -> str:
 
 def _refused(name: str, why: str) -> ModelError:
     return ModelError(
-        f"{name} is not a quantised layer.", f"{why[0].upper()}{why[1:]}.", "Export it anew."
+        f"{name} is not a quantised layer.", f"{why[0].upper()}{why[1:]}.", "Export it again."
     )

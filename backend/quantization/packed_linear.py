@@ -1,15 +1,15 @@
-"""Linear layers that run on packed weights: torch's int4 operator for CPUs.
+"""Linear layers on packed weights, using torch's int4 CPU operator.
 
     y = x What^T,   What_ij = (p_ij - 8) s_ik + b_ik,   p = q + d in 0 .. 15,   b = (8 - z - d) s
 
-The operator takes a scale and a float offset for each group, so every grid of 2, 3 or 4 bits runs
-in its 4-bit container, symmetric or not. With 2 and 3 bits, and whenever z = 8, the shift d makes b
-zero, so that nothing is lost to its rounding. The operator computes in bfloat16. How it lays out
-its buffer depends on the processor, so that is made when a model is loaded and never saved.
+The operator takes a scale and a float offset per group, so any 2-, 3- or 4-bit grid fits into its
+4-bit container, symmetric or not. With 2 and 3 bits, and whenever z = 8, the shift d makes b zero
+and avoids its rounding error. The operator computes in bfloat16. Its buffer layout depends on the
+processor, so the buffer is built when a model is loaded and never saved.
 
-Up to `FEW` rows at once the operator is faster than a dense bfloat16 product, since there memory is
-what takes the time; beyond, the weights are unpacked and multiplied densely. For that the codes are
-kept a second time, two in a byte: 8 bits a weight in memory in all.
+Up to `FEW` rows the product is memory-bound and the operator is faster than a dense bfloat16
+product; above, the weights are unpacked and multiplied densely. For that the codes are stored a
+second time, two per byte: 8 bits per weight in memory in total.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from backend.quantization.grid import QuantizedWeight
 
 OPERATOR = "_weight_int4pack_mm_for_cpu"
 FEW = 8  # rows of x
-GROUPS = (256, 128, 64, 32)  # the operator's
-MULTIPLE = 16  # of rows of the weight
-MIDDLE, TOP = 8, 15  # of the container's codes
+GROUPS = (256, 128, 64, 32)  # group sizes of the operator
+MULTIPLE = 16  # the number of outputs must be a multiple of it
+MIDDLE, TOP = 8, 15  # middle and maximum of the 4-bit codes
 DTYPE = torch.bfloat16
 
 
 def obstacle(layer: QuantizedWeight) -> str:
-    """Why a layer cannot run packed; empty when it can."""
+    """Why a layer cannot run packed; empty if it can."""
     rows = len(layer.codes)
     if not hasattr(torch.ops.aten, OPERATOR):
         return f"torch {torch.__version__} has no int4 operator for CPUs"
     if layer.codes.device.type != "cpu":
-        return "the int4 operator is for CPUs"
+        return "the int4 operator runs on CPUs only"
     if layer.grid.bits > 4:
-        return f"{layer.grid.bits} bits do not fit into the operator's 4"
+        return f"the int4 operator supports up to 4 bits, not {layer.grid.bits}"
     if rows % MULTIPLE:
         return f"{rows} outputs are not a multiple of {MULTIPLE}"
     if not _operator_group(layer.group_size):
-        return f"groups of {layer.group_size} are no multiple of {GROUPS[-1]}"
+        return f"the group size {layer.group_size} is not a multiple of {GROUPS[-1]}"
     return ""
 
 
 def _operator_group(size: int) -> int:
-    """The largest of the operator's groups that divides `size`; 0: none does."""
+    """The largest group size of the operator that divides `size`; 0: none does."""
     return next((group for group in GROUPS if size % group == 0), 0)
 
 
 class PackedLinear(nn.Module):
-    """A linear on packed weights; takes and gives bfloat16.
+    """A linear on packed weights, with bfloat16 inputs and outputs.
 
     Args:
-        layer: `obstacle(layer)` is empty.
+        layer: supported by the operator (`obstacle` is empty).
         bias: [out], or None.
     """
 
@@ -75,8 +75,8 @@ class PackedLinear(nn.Module):
         self.packed = nn.Buffer(packed, persistent=False)
         pairs = codes[:, ::2] | codes[:, 1::2] << 4
         self.pairs = nn.Buffer(pairs.contiguous(), persistent=False)
-        held = None if bias is None else bias.detach().to(DTYPE)
-        self.bias = None if held is None else nn.Parameter(held, requires_grad=False)
+        cast = None if bias is None else bias.detach().to(DTYPE)
+        self.bias = None if cast is None else nn.Parameter(cast, requires_grad=False)
 
     def dense(self) -> Tensor:
         """The weights [out, in], bfloat16."""
@@ -95,23 +95,23 @@ class PackedLinear(nn.Module):
 
 
 def to_bfloat16(model: PreTrainedModel) -> None:
-    """Round all parameters; buffers stay: rotary frequencies are float32."""
+    """Cast all parameters; buffers stay unchanged, since rotary frequencies are float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPE)
 
 
 def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) -> dict[str, str]:
-    """Put `layers` into `model`, which becomes bfloat16: packed, or dense where that cannot be.
+    """Replace `layers` in `model`, which becomes bfloat16: packed if supported, else dense.
 
     Returns:
-        Name -> why, of those that are dense.
+        Name -> reason, for the layers that are dense.
     """
     to_bfloat16(model)
     dense = dict[str, str]()
     for name, layer in layers.items():
         module = model.get_submodule(name)
         plain = isinstance(module, nn.Linear)
-        if why := obstacle(layer) or ("" if plain else "it is no nn.Linear"):
+        if why := obstacle(layer) or ("" if plain else "it is not an nn.Linear"):
             weight = layer.dense()
             module.get_parameter("weight").data.copy_(weight if plain else weight.T)
             dense[name] = why

@@ -1,17 +1,17 @@
 """Range search: find the scales and zero-points of a layer, its quantization grid. The grid is then
-fixed: training moves weights over it and scales groups, but does not change it.
+fixed: training moves weights on it and scales groups, but does not change it.
 
-    minmax      the whole range of a group and 0: `backend.quantization.grid.minmax_grid`
-    mse         the range shrunk by the ratio in 1.00, 0.99 .. 0.41 with the least
+    minmax      the full range of a group, including 0: `backend.quantization.grid.minmax_grid`
+    mse         the range shrunk by the ratio in 1.00, 0.99 .. 0.41 with the smallest
                 E = sum_j (w_j - s (q_j - z))^2  of the group
     weighted    the same with E = sum_j h_j (..)^2, h_j = H_jj the energy of input j    (ours)
-    lsq         from there, Adam on E with the gradients of LSQ+ (Bhalgat et al. 2020):
+    lsq         starting there, Adam on E with the gradients of LSQ+ (Bhalgat et al. 2020):
                 dw/ds = q - z - w / s inside the range and q - z where clipped
                 dw/dz = 0 inside and -s where clipped
                 kept for the groups whose E, with z rounded again, decreased
 
-The DL-QAT paper starts from "a predefined quantization space"; the text we have does not say how it
-is found.
+The DL-QAT paper starts from "a predefined quantization space"; the available text does not
+specify how it is determined.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from backend.quantization.registry import RANGE_SEARCHES, range_search
 
 RATIOS = tuple(round(1 - step / 100, 2) for step in range(60))
 LSQ_STEPS, LSQ_RATE = 100, 0.01
-PANEL = 2**17  # weights searched at once, so that they stay in a core's cache
+PANEL = 2**17  # weights searched at once, to fit into a core's cache
 
 
 def search_range(
@@ -36,7 +36,7 @@ def search_range(
 
     Args:
         space: name of a range search.
-        energy: mean square of each input [in]; without it all inputs count alike.
+        energy: mean square of each input [in]; None: equal weights.
     """
     size, method = group_size or W.shape[1], RANGE_SEARCHES[space]
     weight = torch.ones_like(W[0]) if energy is None or not method.needs_energy else energy
@@ -47,14 +47,14 @@ def search_range(
 
 @range_search("minmax", flops=50.0)
 def minmax(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
-    """The whole range of each group."""
+    """The full range of each group."""
     return minmax_grid(V, bits, symmetric)
 
 
 @range_search("mse", flops=2500.0)
 @range_search("weighted", flops=2500.0, needs_energy=True)
 def clipped(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
-    """The shrunk range with the least error, for each group."""
+    """The shrunk range with the smallest error, for each group."""
     best = minmax_grid(V, bits, symmetric)
     least = _error(V, best, weight)
     for ratio in RATIOS[1:]:
@@ -72,7 +72,7 @@ def lsq(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
 
 
 def _panels(W: Tensor, size: int) -> Iterator[Tensor]:
-    """`W` in parts of some rows, each [rows, groups, size]."""
+    """Split `W` into panels of rows, each [rows, groups, size]."""
     for rows in W.split(max(1, PANEL // W.shape[1])):
         yield rows.view(len(rows), -1, size)
 
@@ -92,9 +92,9 @@ def group_sums(V: Tensor) -> Tensor:
     return (V.reshape(-1, V.shape[-1]) @ V.new_ones(V.shape[-1])).view(V.shape[:-1])
 
 
-def _where(chosen: Tensor, one: QuantGrid, other: QuantGrid) -> QuantGrid:
-    scale = torch.where(chosen, one.scale, other.scale)
-    return QuantGrid(one.bits, scale, torch.where(chosen, one.zero, other.zero))
+def _where(condition: Tensor, grid: QuantGrid, other: QuantGrid) -> QuantGrid:
+    scale = torch.where(condition, grid.scale, other.scale)
+    return QuantGrid(grid.bits, scale, torch.where(condition, grid.zero, other.zero))
 
 
 def _learned(V: Tensor, start: QuantGrid, weight: Tensor, symmetric: bool) -> QuantGrid:
@@ -116,7 +116,7 @@ def _learned(V: Tensor, start: QuantGrid, weight: Tensor, symmetric: bool) -> Qu
 def _gradients(
     V: Tensor, scale: Tensor, zero: Tensor, top: int, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """dE/ds and dE/dz [rows, groups]; zero-points need not be whole here."""
+    """dE/ds and dE/dz [rows, groups]; zero-points need not be integers."""
     s, z = scale.unsqueeze(-1), zero.unsqueeze(-1)
     v = V / s
     u = (v + z).round_()

@@ -1,8 +1,8 @@
-"""The contracts of range searches and post-training quantizers, and the decorators of both.
+"""Interfaces and decorators of range searches and post-training quantizers.
 
-A range search finds the grid of weights in groups. A quantizer turns one layer's weights into
-weights that are then rounded to the nearest point of the grid it returns: rounding to nearest
-leaves them as they are, GPTQ compensates them first.
+A range search finds the grid of grouped weights. A quantizer returns the weights of a layer to be
+rounded to the nearest point of a grid, and that grid: RTN returns the weights unchanged, GPTQ
+compensates them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RangeSearch:
     """A range search.
 
     Attributes:
-        needs_energy: whether it weights the error of each input by its mean square.
+        needs_energy: whether errors are weighted by the mean square of each input.
     """
 
     search: SearchRange
@@ -36,7 +36,7 @@ class RangeSearch:
 
 
 class LayerInputs(Protocol):
-    """What a quantizer may know of the inputs of a layer; see `methods.calibration`."""
+    """Input statistics of a layer, for quantizers; see `methods.calibration`."""
 
     @property
     def energy(self) -> Tensor:
@@ -52,11 +52,11 @@ class LayerInputs(Protocol):
 
 @dataclass(frozen=True)
 class QuantSettings:
-    """The quantization grid a run asks for.
+    """The quantization settings of a run.
 
     Attributes:
-        group_size: inputs that share a scale; 0: the whole row.
-        space: name of the range search, for quantizers that leave it to the config.
+        group_size: inputs per scale; 0: the whole row.
+        space: name of the range search, for quantizers without one of their own.
         keep_zeros: weights that are 0 stay 0.
     """
 
@@ -73,7 +73,7 @@ Quantize = Callable[[Tensor, LayerInputs, QuantSettings, float], tuple[Tensor, Q
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A post-training quantizer and the statistics it needs of a layer's inputs."""
+    """A post-training quantizer and the input statistics it needs."""
 
     quantize: Quantize
     needs: Needs
@@ -89,7 +89,7 @@ def range_search(
     """Register a range search.
 
     Args:
-        flops: operations per weight, the basis of time estimates.
+        flops: operations per weight, for time estimates.
         needs_energy: see `RangeSearch`.
     """
 
@@ -105,15 +105,15 @@ def quantizer(
 ) -> Callable[[Quantize], Quantize]:
     """Register a post-training quantizer, which becomes a stage of a quantization run.
 
-    With `needs="nothing"` layers are rounded one by one; otherwise block by block, on the inputs
-    that the blocks quantized before produce. Raise `NotPositiveDefiniteError` when more damping
-    would help.
+    With `needs="nothing"` layers are rounded independently; otherwise block by block, on the
+    outputs of the previously quantized blocks. Raise `NotPositiveDefiniteError` if more damping
+    can help.
 
     Args:
-        label: what people read.
-        flops: operations per weight besides collecting the inputs.
-        export_rank: the stage with the highest rank is exported by default; also the order in
-            which stages are listed.
+        label: display name.
+        flops: operations per weight, without collecting the inputs.
+        export_rank: the stage with the highest rank is exported by default; stages are listed in
+            this order.
     """
 
     def register(quantize: Quantize) -> Quantize:

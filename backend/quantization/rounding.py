@@ -13,7 +13,7 @@ from backend.quantization.registry import LayerInputs, QuantSettings, quantizer
 def rtn(
     W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Round to the grid over the whole range of each group."""
+    """Round to the grid over the full range of each group."""
     return W, _grid(W, settings, "minmax")
 
 
@@ -21,7 +21,7 @@ def rtn(
 def mse(
     W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Round to the clipped grid with the least squared weight error."""
+    """Round to the clipped grid with the smallest squared weight error."""
     return W, _grid(W, settings, "mse")
 
 

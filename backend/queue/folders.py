@@ -1,9 +1,9 @@
-"""Where a run keeps its files, and how its log is read.
+"""Paths of a run's files, and reading of its log.
 
 artifacts/sds-0042/            the run's folder
-    a1/log.txt                 what attempt 1 printed
-    work/                      checkpoints, shared by all attempts, written by one at a time
-    model/                     what the run produced
+    a1/log.txt                 output of attempt 1
+    work/                      checkpoints, shared by all attempts, one writer at a time
+    model/                     the saved model
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def run_folder(run: str) -> Path:
 
 
 def log_file(run: str, attempt: int) -> Path:
-    """What attempt `attempt` printed."""
+    """The log file of attempt `attempt`."""
     return run_folder(run) / f"a{attempt}" / "log.txt"
 
 
 def work_folder(run: str) -> Path:
-    """The checkpoints of a run."""
+    """The checkpoint folder of a run."""
     return run_folder(run) / "work"
 
 
 def whole_log(run: str, attempts: int) -> bytes:
-    """The logs of all attempts of a run, one after the other, each under its number."""
+    """The concatenated logs of all attempts of a run, each with a header line."""
     files = ((n, log_file(run, n)) for n in range(1, attempts + 1))
     return b"".join(
         f"===== attempt {n} =====\n".encode() + file.read_bytes()
@@ -44,14 +44,14 @@ def whole_log(run: str, attempts: int) -> bytes:
 def read_log(
     run: str, attempt: int, after: int | None = None, most: int | None = None
 ) -> tuple[str, int, int]:
-    """The log of an attempt from byte `after` on, or its last part; and where to go on.
+    """The log of an attempt from byte `after` on (None: its tail), and its byte range.
 
     Args:
-        most: bytes that are read; of more, the last ones.
+        most: maximum number of bytes; only the last ones are read.
 
     Returns:
-        Text up to the last whole character (invalid bytes replaced), the byte offset it begins
-        at, and that behind it; ("", 0, 0) without a log.
+        Text up to the last complete character (invalid bytes replaced), its start offset and its
+        end offset in bytes; ("", 0, 0) without a log.
     """
     path = log_file(run, attempt)
     if not path.exists():

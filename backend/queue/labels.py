@@ -1,6 +1,6 @@
-"""What people write on runs: tags and a note. And the ways to look at runs that they have named.
+"""User annotations: tags and notes of runs, and saved views of the run list.
 
-None of it changes what a run is or does; it is for finding runs again.
+They do not affect execution; they only help to find runs.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ NAME_LETTERS = 60
 
 
 def tags_in(text: str) -> list[str]:
-    """The tags in a line a person wrote, separated by blanks or commas.
+    """Parse tags separated by spaces or commas.
 
     Raises:
-        ConfigError: there is none, or one holds other signs than a tag may.
+        ConfigError: there are none, or a tag has invalid characters.
     """
     tags = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
     for tag in tags:
         if not TAG.fullmatch(tag):
             raise ConfigError(
-                f"{tag[:50]!r} is no tag.",
-                "A tag is at most 40 letters, digits or . + - / _",
-                "Write tags as in: paper wikitext-2",
+                f"{tag[:50]!r} is not a valid tag.",
+                "A tag has at most 40 characters: letters, digits or . + - / _",
+                "Example: paper wikitext-2",
             )
     return tags
 
 
 def tag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
-    """Puts tags on runs.
+    """Add tags to runs.
 
     Raises:
         ForbiddenError: the actor is a guest.
-        ConfigError: a run would have more than `MOST_TAGS`.
+        ConfigError: a run would have more than `MOST_TAGS` tags.
     """
     _retag(runs, lambda old: [*dict.fromkeys([*old, *tags])], actor, "tagged", tags)
 
 
 def untag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
-    """Takes tags off runs; those that do not have them stay as they are."""
+    """Remove tags from runs; runs without them are not changed."""
     _retag(runs, lambda old: [t for t in old if t not in tags], actor, "untagged", tags)
 
 
@@ -69,14 +69,16 @@ def _retag(
             job = session.get_one(Job, job_id)
             tags = change(job.tags)
             if len(tags) > MOST_TAGS:
-                raise ConfigError(f"{job.run} would have {len(tags)} tags.", "20 are the most.")
+                raise ConfigError(
+                    f"{job.run} would have {len(tags)} tags.", f"The maximum is {MOST_TAGS}."
+                )
             if tags != job.tags:
                 job.tags = tags
                 note(session, job_id, kind, actor.name, " ".join(named))
 
 
 def annotate(run: str | int, text: str, actor: Actor) -> None:
-    """Writes the note of a run; an empty one takes it away."""
+    """Set the note of a run; an empty text removes it."""
     require_host(actor, "write a note")
     job_id = queries.job(run).id
     with writing() as session:
@@ -85,24 +87,24 @@ def annotate(run: str | int, text: str, actor: Actor) -> None:
 
 
 def save_view(name: str, query: str, actor: Actor) -> None:
-    """Gives a way to look at the runs a name; an older one of that name is replaced.
+    """Save a view of the run list; an existing view of that name is replaced.
 
     Args:
-        query: of the address, without the question mark.
+        query: URL query, without the question mark.
 
     Raises:
-        ConfigError: the name is empty or long.
+        ConfigError: the name is empty or too long.
     """
     require_host(actor, "save a view")
     name = name.strip()
     if not 0 < len(name) <= NAME_LETTERS:
-        raise ConfigError("The view was not saved.", f"A name has 1 to {NAME_LETTERS} letters.")
+        raise ConfigError("The view was not saved.", f"A name has 1 to {NAME_LETTERS} characters.")
     with writing() as session:
         session.merge(SavedView(name=name, query=query, owner=actor.name, saved_at=now_ms()))
 
 
 def delete_view(name: str, actor: Actor) -> None:
-    """Forgets a named view."""
+    """Delete a saved view."""
     require_host(actor, "delete a view")
     with writing() as session:
         session.execute(delete(SavedView).where(SavedView.name == name))

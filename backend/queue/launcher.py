@@ -1,4 +1,4 @@
-"""Starts the supervisor of a data folder when there is work and none is running."""
+"""Start the supervisor of a data folder if none is running."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from backend.settings import available_threads, settings
 
-START_S = 20.0  # until a process that does not hold the lock is given up
+START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 CODE = Path(__file__).resolve().parents[2]
-_started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}  # data folder -> our last, when
+_started: dict[
+    Path, tuple[subprocess.Popen[bytes], float]
+] = {}  # data folder -> last process, start time
 
 
 def lock_path() -> Path:
-    """Held by the supervisor while it lives."""
+    """The lock file that a running supervisor holds."""
     return settings().root / ".slimscope" / "supervisor.lock"
 
 
@@ -32,8 +34,8 @@ def is_alive() -> bool:
 
 
 def try_lock() -> BaseFileLock | None:
-    """The lock, taken without waiting; None while another process holds it. The kernel frees it
-    when its holder dies, however it dies."""
+    """Acquire the lock without waiting; None if another process holds it. The kernel releases it
+    when the holder dies."""
     lock_path().parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path(), timeout=0, mode=0o600)
     try:
@@ -44,8 +46,8 @@ def try_lock() -> BaseFileLock | None:
 
 
 def wake_supervisor() -> None:
-    """Start a supervisor unless one is running, or one that we started is on its way: a busy
-    machine needs many seconds for it. Two started at once are harmless: one leaves."""
+    """Start a supervisor unless one is running or still starting, which can take many seconds on a
+    busy machine. If two start at the same time, one exits."""
     root, now = settings().root, time.monotonic()
     ours, since = _started.get(root, (None, 0.0))
     if is_alive() or (ours and ours.poll() is None and now - since < START_S):
@@ -64,7 +66,7 @@ def wake_supervisor() -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment for a child: the data folder absolute, threads capped to a slot's share."""
+    """The environment of child processes: absolute data folder, threads limited per slot."""
     threads = str(settings().threads or max(1, available_threads() // settings().slots))
     return {
         **os.environ,

@@ -1,5 +1,5 @@
-"""How a job goes from state to state: every change is a compare-and-set inside one transaction, so
-two supervisors, a late process and a person's click can never both win."""
+"""State transitions of a job: each is a compare-and-set inside one transaction, so of concurrent
+changes by supervisors, late processes and users only one succeeds."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from backend.store.states import ALLOWED, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
-RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the retries left after this one
+RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterwards
 KILLED_HINT = (
-    "A process that is ended from outside again and again mostly ran out of memory: lower the "
-    "segments or the context length in a new run."
+    "A process that is killed repeatedly has most likely run out of memory: lower the segments or "
+    "the context length in a new run."
 )
-LOG_HINT = "The log of its last attempt says more; resume goes on from the last checkpoint."
+LOG_HINT = "See the log of the last attempt. Resume continues from the last checkpoint."
 
 
 def move(session: Session, job: Job, to: State, **values: object) -> bool:
-    """Moves a job to another state if it still is where we think and the way is allowed.
+    """Move a job to another state if its state is unchanged and the transition is allowed.
 
     Returns:
-        Whether it moved.
+        Whether the state changed.
     """
-    sources = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
-    moving = update(Job).where(Job.id == job.id, Job.state.in_(sources)).values(state=to, **values)
+    origins = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
+    moving = update(Job).where(Job.id == job.id, Job.state.in_(origins)).values(state=to, **values)
     return bool(change(session, moving))
 
 
 def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -> None:
-    """Appends one event to a job's history."""
+    """Append an event to the history of a job."""
     session.add(Event(job_id=job_id, at=now_ms(), type=kind, actor=actor, text=text))
 
 
 def start_attempt(session: Session, host: str, engine: str, capacity: int) -> Attempt | None:
-    """Claims the next queued job and a free slot for it.
+    """Claim the next queued job and a free slot for it.
 
     Returns:
-        The new attempt, not yet launched; None when nothing waits or no slot is free.
+        The new attempt, not yet launched; None if no job is queued or no slot is free.
     """
     free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), Slot.number < capacity)
     slot = session.scalars(free.order_by(Slot.number)).first()
@@ -63,7 +63,7 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
 
 
 def mark_running(session: Session, attempt: Attempt) -> None:
-    """The attempt's process has claimed it: the job runs."""
+    """Mark a job as running once the attempt's process has claimed it."""
     job = session.get_one(Job, attempt.job_id)
     if move(session, job, State.RUNNING, started_at=job.started_at or attempt.started_at):
         note(session, job.id, "running", ME, f"attempt {attempt.n}")
@@ -71,7 +71,7 @@ def mark_running(session: Session, attempt: Attempt) -> None:
 
 @dataclass(frozen=True)
 class AttemptOutcome:
-    """What an ended attempt means for its job."""
+    """The transition of a job after its attempt has ended."""
 
     state: State
     text: str
@@ -81,12 +81,12 @@ class AttemptOutcome:
 def verdict(
     outcome: str | None, code: int | None, desired: str, retries_left: int
 ) -> AttemptOutcome:
-    """The state a job goes to when its process has ended.
+    """The next state of a job whose process has ended.
 
     Args:
-        outcome: what the process wrote before it left; None when it could not.
-        code: its exit code, negative for a signal, None when unknown.
-        desired: what people want: run, stop or kill.
+        outcome: recorded by the process before it exited; None if it did not.
+        code: exit code, negative for a signal, None if unknown.
+        desired: the requested state: run, stop or kill.
     """
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     match outcome:
@@ -106,11 +106,11 @@ def verdict(
 
 
 def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str = "") -> None:
-    """Closes an attempt whose process is gone, frees its slot and moves its job on.
+    """Close an attempt whose process has ended, free its slot and update its job.
 
     Args:
-        fence: outcome to set if the process never claimed the attempt; when it has claimed it in
-            the meantime, nothing happens.
+        fence: outcome to set if the process never claimed the attempt; no effect if it has claimed
+            it in the meantime.
     """
     row = session.get_one(Attempt, attempt.id)
     closing = update(Attempt).where(Attempt.id == attempt.id, Attempt.ended_at.is_(None))
@@ -127,7 +127,7 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
 
 
 def _values(job: Job, judged: AttemptOutcome, code: int | None) -> dict[str, object]:
-    """The columns that change along with the state."""
+    """The columns that change with the state."""
     if judged.state == State.QUEUED:
         left = job.retries_left - judged.spend_retry
         delay = RETRY_DELAYS_MS.get(left, 0) if judged.spend_retry else 0

@@ -1,5 +1,5 @@
-"""What people may do to the queue. Who may do what stands in `roles` and is enforced here, in no
-page."""
+"""User operations on the queue. Permissions are defined in `roles` and enforced here, not in the
+pages."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from backend.store.states import LIVE, RESUMABLE, State
 from backend.store.tables import Job, config_hash
 
 RETRIES = 2
-OF_THE_LAST_TIME = ("desired_at", "started_at", "finished_at", "error", "eta_s")
+RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s")
 
 
 @contextmanager
 def _queue_change() -> Iterator[Session]:
-    """A durable transaction on the queue, after which a supervisor is awake to act on it."""
+    """A durable transaction on the queue, followed by waking the supervisor."""
     with writing(durable=True) as session:
         yield session
     wake_supervisor()
@@ -45,10 +45,10 @@ def enqueue(
     parent: Job | None = None,
     cost: Cost | None = None,
 ) -> Job:
-    """Writes one queued job; see `enqueue_all`.
+    """Enqueue one job; see `enqueue_all`.
 
     Args:
-        parent: the run this one repeats; its frozen settings are taken over.
+        parent: the run this one repeats; its frozen settings are reused.
     """
     return enqueue_all(
         kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost
@@ -65,14 +65,14 @@ def enqueue_all(
     parent: Job | None = None,
     cost: Cost | None = None,
 ) -> list[Job]:
-    """Writes queued jobs with frozen, already validated configs, all or none, and does nothing
-    else. Several are a sweep, which is called by the id of its first job.
+    """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
+    the id of its first job.
 
     Args:
-        cost: of all together; a guest's run has to be known to be small.
+        cost: total estimated cost; required for guests.
 
     Raises:
-        ForbiddenError: the actor is a guest, or this is more than a guest may add.
+        ForbiddenError: the actor is a guest who may not add these runs.
     """
     roles.require_adding(actor)
     roles.require_small(actor, cost, len(configs))
@@ -93,14 +93,14 @@ def enqueue_all(
         roles.require_free(session, actor)
         for job in jobs:
             session.add(job)
-            session.flush()  # one by one, so that ids follow the order of the configs
+            session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
             note(session, job.id, "queued", actor.name)
     return jobs
 
 
 def cancel(run: str | int, actor: Actor) -> State:
-    """Asks one job to end; see `cancel_all`.
+    """Cancel one job; see `cancel_all`.
 
     Returns:
         The state right after the request.
@@ -109,8 +109,8 @@ def cancel(run: str | int, actor: Actor) -> State:
 
 
 def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
-    """Asks jobs to end, all at once. A waiting one is cancelled at once. A running one is asked to
-    stop; asked a second time, it is killed. A job that has ended stays as it is.
+    """Cancel jobs in one transaction. A queued job is cancelled immediately. A running job is asked
+    to stop; a second request kills it. A job that has ended is not changed.
 
     Returns:
         The states right after the request.
@@ -134,10 +134,10 @@ def _cancel(session: Session, job_id: int, actor: Actor) -> State:
 
 
 def run_next(run: str | int, actor: Actor) -> Job:
-    """Puts a waiting job before all others that wait.
+    """Move a queued job to the front of the queue.
 
     Raises:
-        ConflictError: the job does not wait.
+        ConflictError: the job is not queued.
     """
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
@@ -146,19 +146,21 @@ def run_next(run: str | int, actor: Actor) -> Job:
         job, first = session.get_one(Job, job_id), next(iter(waiting), None)
         if first is None or job not in waiting:
             why = f"It is {job.state}."
-            raise ConflictError(f"{job.run} does not wait.", why, "Only a queued run can be moved.")
+            raise ConflictError(f"{job.run} is not queued.", why, "Only queued runs can be moved.")
         if job is not first:
-            older = (job.queued_at - first.queued_at) / queries.HOUR_MS  # what waiting is worth
+            older = (
+                job.queued_at - first.queued_at
+            ) / queries.HOUR_MS  # the priority that waiting is worth
             job.priority = math.floor(first.priority + older) + 1
             note(session, job.id, "put first", actor.name)
     return job
 
 
 def resume(run: str | int, actor: Actor) -> Job:
-    """Queues an ended job again; its next attempt goes on from the last whole checkpoint.
+    """Queue an ended job again; its next attempt continues from the last complete checkpoint.
 
     Raises:
-        ConflictError: the job waits, runs, or succeeded.
+        ConflictError: the job is queued, is running, or has succeeded.
     """
     resumed = resume_all([run], actor)
     if not resumed:
@@ -172,7 +174,7 @@ def resume(run: str | int, actor: Actor) -> Job:
 
 
 def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Queues again those of the jobs that failed, were cancelled or lost, all at once.
+    """Queue all failed, cancelled or lost jobs among these again, in one transaction.
 
     Returns:
         The jobs that were queued again.
@@ -184,9 +186,9 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 
 
 def _resume(session: Session, job_id: int, actor: Actor) -> Job | None:
-    job, anew = session.get_one(Job, job_id), {"desired": "run", "queued_at": now_ms()}
-    anew |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(OF_THE_LAST_TIME)
-    if job.state not in RESUMABLE or not move(session, job, State.QUEUED, **anew):
+    job, reset = session.get_one(Job, job_id), {"desired": "run", "queued_at": now_ms()}
+    reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
+    if job.state not in RESUMABLE or not move(session, job, State.QUEUED, **reset):
         return None
     note(session, job_id, "resumed", actor.name)
     return job

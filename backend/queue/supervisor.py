@@ -1,9 +1,9 @@
-"""The one supervisor of a data folder: starts queued jobs, watches them, ends them when asked.
+"""The supervisor of a data folder: starts queued jobs, monitors them, and stops them on request.
 
-It is its own process (`python -m backend.queue.supervisor`). Killing it, or the dashboard, stops no
-job: the next supervisor finds every process again. One turn of its loop is
+It runs as a separate process (`python -m backend.queue.supervisor`), one per data folder. Killing
+it or the dashboard does not stop jobs: the next supervisor finds their processes. One iteration:
 
-    beat -> reconcile (what became of each attempt) -> apply what people asked -> launch
+    heartbeat -> reconcile attempts with their processes -> apply stop requests -> launch
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
-LENIENCE = 3  # times `guest_seconds` that a guest's run may really take
+LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit of guests", "host")
-KILL_AFTER_S = 5.0  # between the polite signal and the last one
+KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
 class SupervisorLoop:
-    """The supervisor's loop over one engine. It keeps nothing that the database does not know,
-    but for how long attempts have been asked to stop."""
+    """The supervisor's loop over one engine. All state is in the database, except since when
+    attempts have been asked to stop."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.host = platform.node()
         self._beat_at = self._shrunk_at = -math.inf
-        self._asked: dict[int, float] = {}  # attempt -> when we first saw that it is to stop
+        self._asked: dict[int, float] = {}  # attempt -> time its stop request was first seen
         with writing() as session:
             for number in range(engine.capacity()):
                 session.merge(Slot(host=self.host, number=number))
 
     def turn(self) -> bool:
-        """Does everything there is to do now.
+        """Run one iteration.
 
         Returns:
-            Whether any job still waits or runs.
+            Whether any job is queued or running.
         """
         self._beat()
         for attempt, job in self._live():
@@ -71,14 +71,14 @@ class SupervisorLoop:
         return self.busy()
 
     def busy(self) -> bool:
-        """Whether any job waits or runs."""
+        """Whether any job is queued or running."""
         with reading() as session:
             active = select(Job.id).where(Job.state.in_([*ACTIVE])).limit(1)
             return session.scalar(active) is not None
 
     def _beat(self) -> None:
-        """Says that we live, and moves the write-ahead log into the database file."""
-        now = time.monotonic()  # the clock of the machine may be set back
+        """Write the heartbeat, and checkpoint the write-ahead log."""
+        now = time.monotonic()  # the system clock may be set back
         if now - self._beat_at > BEAT_S:
             self._beat_at = now
             with writing() as session:
@@ -94,8 +94,8 @@ class SupervisorLoop:
             return [(attempt, job) for attempt, job in rows]
 
     def _reconcile(self, attempt: Attempt, job: Job) -> None:
-        """What became of the attempt's process."""
-        if attempt.engine_ref is None:  # we died between claiming the job and starting it
+        """Update an attempt from the status of its process."""
+        if attempt.engine_ref is None:  # a supervisor died between claiming the job and starting it
             self._end(attempt, None, fence="never started")
             return
         poll = self.engine.poll(attempt.engine_ref)
@@ -106,7 +106,7 @@ class SupervisorLoop:
                 mark_running(session, attempt)
 
     def _end(self, attempt: Attempt, code: int | None, fence: str = "") -> None:
-        """Moves the job on; checkpoints of a job that succeeded are not needed any more."""
+        """End an attempt; delete the checkpoints of a job that succeeded."""
         with writing(durable=True) as session:
             end_attempt(session, attempt, code, fence)
             job = session.get_one(Job, attempt.job_id)
@@ -115,7 +115,7 @@ class SupervisorLoop:
             shutil.rmtree(work_folder(job.run), ignore_errors=True)
 
     def clear(self) -> None:
-        """Removes checkpoints of jobs that succeeded just before a supervisor was killed."""
+        """Delete checkpoints of succeeded jobs that a killed supervisor left behind."""
         with reading() as session:
             done = session.execute(select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED))
             folders = [work_folder(run_name(kind, number)) for kind, number in done]
@@ -123,7 +123,7 @@ class SupervisorLoop:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
-        """Carries out a stop: first the flag in the database, then a signal, then the last one."""
+        """Apply a stop request: first the flag in the database, then SIGTERM, then SIGKILL."""
         if job.desired == "run" and _too_long(attempt, job):
             cancel(job.run, OVERTIME)
         if job.desired == "run" or attempt.engine_ref is None:
@@ -139,8 +139,8 @@ class SupervisorLoop:
             self.engine.stop(attempt.engine_ref)
 
     def _launch_next(self) -> bool:
-        """Starts the next queued job if there is one and a slot is free."""
-        with reading() as session:  # most turns end here, without asking for the write lock
+        """Start the next queued job if there is one and a slot is free."""
+        with reading() as session:  # most iterations end here, without the write lock
             if session.scalar(select(Job.id).where(Job.state == State.QUEUED).limit(1)) is None:
                 return False
         with writing(durable=True) as session:
@@ -170,9 +170,9 @@ class SupervisorLoop:
 
 
 def shrink_write_ahead_log() -> None:
-    """Only the supervisor does this: SQLite before 3.51.3 may corrupt a database when two
-    connections check-point at once (sqlite.org, WAL-reset bug). It never waits: while somebody
-    reads, the log is left for later."""
+    """Checkpoint the write-ahead log, in the supervisor only: SQLite before 3.51.3 may corrupt a
+    database when two connections checkpoint concurrently (sqlite.org, WAL-reset bug). Does not
+    wait: with active readers the log is left for later."""
     engine = engine_for(settings().url)
     if engine.dialect.name == "sqlite":
         with contextlib.suppress(sqlite3.Error), engine.connect() as connection:
@@ -186,7 +186,7 @@ def shrink_write_ahead_log() -> None:
 
 
 def main() -> None:
-    """Supervises until nothing has waited or run for `idle_exit` seconds."""
+    """Supervise until no job has been queued or running for `idle_exit` seconds."""
     while (lock := _lock()) is not None:
         upgrade()
         loop = SupervisorLoop(LocalEngine(settings().slots))
@@ -194,19 +194,19 @@ def main() -> None:
         run_until_idle(loop)
         shrink_write_ahead_log()
         lock.release()
-        if not loop.busy():  # else a job came in the last moment, when we still held the lock
+        if not loop.busy():  # else a job was added just before the lock was released
             return
 
 
 def _too_long(attempt: Attempt, job: Job) -> bool:
-    """Whether a guest's run takes several times what a guest's may: its estimate was wrong."""
+    """Whether a guest's run exceeds the guest limit several times: its estimate was wrong."""
     if not job.owner.startswith(GUEST) or attempt.started_at is None:
         return False
     return now_ms() - attempt.started_at > 1000 * LENIENCE * settings().guest_seconds
 
 
 def _lock() -> BaseFileLock | None:
-    """The lock, tried for a moment: who asks whether we are alive takes it for an instant."""
+    """Acquire the lock, with retries: `is_alive` checks hold it briefly."""
     for _ in range(LOCK_TRIES):
         if (lock := try_lock()) is not None:
             return lock
@@ -215,7 +215,7 @@ def _lock() -> BaseFileLock | None:
 
 
 def run_until_idle(loop: SupervisorLoop) -> None:
-    """Turns the loop; a full disk or a locked database is waited out: jobs go on, and so do we."""
+    """Run the loop until idle. After a full disk or a locked database it retries; jobs continue."""
     busy_at = time.monotonic()
     while time.monotonic() - busy_at < settings().idle_exit:
         try:

@@ -10,30 +10,30 @@ from torch import Tensor
 
 from backend.statistics.names import channel_profile
 
-DROPPED_BITS = 12  # of the 23 of a mantissa
+DROPPED_BITS = 12  # of the 23 mantissa bits
 
 
 def channel_figures(weight: Tensor) -> dict[str, np.ndarray]:
     """Profile name -> float32 values, [out] for rows and [in] for columns.
 
-    Each value is rounded to 0.025 %: nobody can see more, and it halves what is stored.
+    Values are rounded to a relative precision of 0.025 %, which halves the stored size.
 
     Args:
         weight: [out, in].
     """
     magnitude = weight.detach().float().abs()
-    found = {}
+    profiles = {}
     for side, along in (("row", 1), ("column", 0)):
-        found[channel_profile(side, "norm")] = magnitude.square().sum(along).sqrt()
-        found[channel_profile(side, "max")] = magnitude.amax(along)
+        profiles[channel_profile(side, "norm")] = magnitude.square().sum(along).sqrt()
+        profiles[channel_profile(side, "max")] = magnitude.amax(along)
     magnitude.sign_()
     for side, along in (("row", 1), ("column", 0)):
-        found[channel_profile(side, "zeros")] = 1 - magnitude.mean(along)
-    return {name: _rounded(values.cpu().numpy()) for name, values in found.items()}
+        profiles[channel_profile(side, "zeros")] = 1 - magnitude.mean(along)
+    return {name: _rounded(values.cpu().numpy()) for name, values in profiles.items()}
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """The nearest float32 whose last mantissa bits are zero, which compresses well."""
+    """Round to float32 values with zeros in the last mantissa bits, which compress well."""
     half, mask = (
         np.uint32(1 << DROPPED_BITS - 1),
         np.uint32(0xFFFFFFFF << DROPPED_BITS & 0xFFFFFFFF),

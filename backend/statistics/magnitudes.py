@@ -1,8 +1,8 @@
 """Distribution of weight magnitudes, computed from a sorted copy of the weights.
 
-    cut-off(p) = the magnitude below which the share p of the weights lies
+    cut-off(p) = the magnitude below which the fraction p of the weights lies
 
-What plain magnitude pruning of a whole tensor to sparsity p would drop lies below cut-off(p).
+Magnitude pruning of a whole tensor to sparsity p removes the weights below cut-off(p).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from backend.statistics.names import magnitude_edges
 
 
 def magnitude_counts(ordered: Tensor, std: float) -> Tensor:
-    """Count of weights in each bin of the |w| axis; exact zeros are in none.
+    """Count of weights in each bin of the |w| axis, without exact zeros.
 
     Args:
         ordered: sorted weights [n].
-        std: of the dense tensor; gives the axis its unit.
+        std: of the dense tensor; the unit of the axis.
 
     Returns:
-        int64 [144] on the CPU; with the exact zeros they sum to n.
+        int64 [144] on the CPU; the sum plus the number of exact zeros is n.
     """
     inner = torch.from_numpy(magnitude_edges(std)[1:-1]).to(ordered)
     negative = torch.searchsorted(ordered, ordered.new_zeros(()))
@@ -36,7 +36,7 @@ def _end(ordered: Tensor) -> Tensor:
 
 
 def cutoff(ordered: Tensor, share: float) -> float:
-    """The magnitude of the largest of the `share` smallest weights; 0 when there are none.
+    """The largest magnitude among the fraction `share` of smallest weights; 0 if there are none.
 
     Args:
         ordered: sorted weights [n].
@@ -46,13 +46,13 @@ def cutoff(ordered: Tensor, share: float) -> float:
 
 
 def _kth_magnitude(ordered: Tensor, k: int) -> float:
-    """The k-th smallest |w|, k from 1: by bisection in the sorted negative and positive halves."""
+    """The k-th smallest |w|, k >= 1, by bisection over the negative and positive weights."""
     split = int(torch.searchsorted(ordered, ordered.new_zeros(())))
     n = len(ordered)
-    low, high = max(0, k - (n - split)), min(k, split)  # how many of the k are negative
+    low, high = max(0, k - (n - split)), min(k, split)  # number of negative weights among the k
     while low < high:
         taken = (low + high) // 2
-        # One more negative weight belongs in while it is smaller than the last positive taken.
+        # Take another negative weight while it is smaller than the last positive one taken.
         if -ordered[split - 1 - taken] < ordered[split + k - taken - 1]:
             low = taken + 1
         else:

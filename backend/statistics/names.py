@@ -2,8 +2,8 @@
 
     |w| axis:  edges_k = std * 10^(FIRST_DECADE + k / PER_DECADE),  std: of the dense tensor
 
-The bins at both ends are open: the first holds every smaller weight, the last every larger one.
-Does not import torch, so that the screen can draw what a job has recorded.
+The first and last bins are open: they include all smaller and all larger weights. Does not import
+torch, so that the web process can use it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 FIRST_DECADE, LAST_DECADE, PER_DECADE = -4, 2, 24
-MAGNITUDES = "magnitudes"  # the profile that holds the histogram over the |w| axis
+MAGNITUDES = "magnitudes"  # profile with the histogram over the |w| axis
 SIDES = ("row", "column")  # output channels, input channels
 MEASURES = ("norm", "max", "zeros")
 FAN = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}

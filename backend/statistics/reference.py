@@ -4,9 +4,9 @@
     moved     = |W - W_dense| / |W_dense|                      Frobenius norms
     distance  = mean_i |w_(i) - d_(i)| / std(W_dense)          both sorted: the Wasserstein-1
                                                                distance of the two distributions
-    cutoff    = the magnitude below which as large a share of W_dense lies as W has zeros
-    by_size   = the share of W's zeros that lie below it in W_dense: 1 for magnitude pruning of
-                the whole tensor, less for pruners that consider inputs, rows or groups
+    cutoff    = the magnitude cut-off of W_dense at the sparsity of W
+    by_size   = the fraction of W's zeros whose W_dense is below the cut-off: 1 for magnitude
+                pruning of the whole tensor, less if inputs, rows or groups are considered
 
 The dense tensor and each stage are sorted once; all statistics are computed from these copies.
 """
@@ -65,7 +65,7 @@ class ReferenceTensor:
 
         Args:
             tensor, block, module: full parameter name, decoder block, name inside it.
-            more: further figures of the method, such as the relative output error.
+            more: further statistics, such as the relative output error.
         """
         same = weight is self.dense
         ordered = self.ordered if same else ascending(weight.detach().float().flatten())
@@ -84,7 +84,7 @@ class ReferenceTensor:
         return TensorMeasurement(taken, profiles)
 
     def _against(self, weight: Tensor, ordered: Tensor, zeros: int) -> dict[str, float]:
-        """How `weight`, of which `zeros` are 0, differs from the dense tensor."""
+        """Statistics of `weight`, with `zeros` exact zeros, relative to the dense tensor."""
         W, D = weight.detach().float().flatten(), self.dense.float().flatten()
         norms = W.norm() * D.norm()
         figures = {
@@ -99,7 +99,7 @@ class ReferenceTensor:
 
 
 def _zeros_below(W: Tensor, D: Tensor, cut: float) -> int:
-    """Count of weights that are 0 in `W` and at most `cut` in |D|; numpy is faster on a CPU."""
+    """Count of weights with W = 0 and |D| <= `cut`; numpy is faster on a CPU."""
     if W.device.type == "cpu":
         return int(np.count_nonzero((np.abs(D.numpy()) <= cut) & (W.numpy() == 0)))
     return int(torch.count_nonzero((D.abs() <= cut) & (W == 0)))

@@ -1,9 +1,9 @@
 """Statistics of one weight tensor at one stage, computed from one sorted copy of its values.
 
-    skewness = E[z^3],  kurtosis = E[z^4] (3 for a bell curve),  z = (w - mean) / std
+    skewness = E[z^3],  kurtosis = E[z^4] (3 for a normal distribution),  z = (w - mean) / std
 
-All values count, exact zeros too. The histogram counts the values that are not exactly zero; its
-edges come from the dense tensor (`HistogramScale`), so that the stages of a tensor can be overlaid.
+Statistics include exact zeros; the histogram excludes them. Its edges come from the dense tensor
+(`HistogramScale`), so that the stages of a tensor can be overlaid.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from backend.statistics.sorting import ascending
 from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
 
-NEAR_ZERO = 0.05  # of the dense tensor's standard deviation
-HEADROOM = 1.5  # pruning with compensation makes the weights that stay larger
+NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
+HEADROOM = 1.5  # weight compensation makes the remaining weights larger
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class HistogramScale:
 
 
 def scale_of(dense: Tensor, ordered: Tensor | None = None) -> HistogramScale:
-    """The scale of a dense weight tensor: 1.5 times its farther 0.1 % quantile, and its std.
+    """The scale of a dense tensor: 1.5 times its larger absolute 0.1 % quantile, and its std.
 
     Args:
-        ordered: the same weights sorted [n], where someone has them.
+        ordered: the same weights sorted [n], if available.
     """
     ordered = ascending(dense.float().flatten()) if ordered is None else ordered
     low, high = quantiles(ordered, (QUANTILES[0], QUANTILES[-1]))
@@ -47,7 +47,7 @@ def scale_of(dense: Tensor, ordered: Tensor | None = None) -> HistogramScale:
 
 
 def quantiles(ordered: Tensor, shares: tuple[float, ...] = QUANTILES) -> tuple[float, ...]:
-    """Values below which `shares` of `ordered` [n] lie, linear between neighbours as in numpy."""
+    """Quantiles of `ordered` [n] at `shares`, with linear interpolation as in numpy."""
     places = torch.tensor(shares, dtype=torch.float64) * (len(ordered) - 1)
     below = places.floor().long()
     above = places.ceil().long()
@@ -94,8 +94,8 @@ def tensor_statistics(ordered: Tensor, dense_std: float) -> dict[str, float]:
 def _moments(ordered: Tensor) -> tuple[float, float, float, float]:
     """Mean, variance, skewness and kurtosis of sorted values.
 
-    Centred first: no cancellation. Divided by the largest distance from the mean first: fourth
-    powers of weights as small as 1e-12 or as large as 1e12 stay within float32.
+    Values are centred first to avoid cancellation, and scaled by the largest deviation so that
+    fourth powers of weights from 1e-12 to 1e12 stay within the float32 range.
     """
     mean = ordered.mean().item()
     if ordered[0] == ordered[-1]:
@@ -112,7 +112,7 @@ def _moments(ordered: Tensor) -> tuple[float, float, float, float]:
 def histogram(ordered: Tensor, edge: float) -> tuple[Tensor, int, int, int]:
     """Counts in `BINS` equal bins from -edge to edge, and the count of values outside.
 
-    A bin holds its left edge, the last one both. Exact zeros are in no bin.
+    Bins include their left edge, the last bin both edges. Exact zeros are in no bin.
 
     Args:
         ordered: sorted values [n].
@@ -145,10 +145,10 @@ def snapshot(
     """Statistics and histogram of `weight` [out, in] at `stage`.
 
     Args:
-        scale: of the same tensor before anything was done to it.
+        scale: of the dense tensor.
         tensor, block, module: full parameter name, decoder block, name inside it.
-        more: further figures of the method, such as the relative output error.
-        ordered: the same weights sorted [n], where someone has them.
+        more: further statistics, such as the relative output error.
+        ordered: the same weights sorted [n], if available.
     """
     ordered = ascending(weight.float().flatten()) if ordered is None else ordered
     counts, zeros, below, above = histogram(ordered, scale.edge)

@@ -1,7 +1,7 @@
-"""Sorting, the costly part of quantiles, histograms and top-k masks.
+"""Sorting, the dominant cost of quantiles, histograms and top-k masks.
 
-numpy sorts and selects float32 with vector instructions, about twenty times faster than torch on a
-CPU.
+numpy sorts and partitions float32 with SIMD instructions, about twenty times faster than torch on
+a CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def ascending(values: Tensor) -> Tensor:
 
 
 def smallest(values: Tensor, place: int) -> Tensor:
-    """The value [...] at `place` (0: the smallest) of the last dimension of `values` [..., n]."""
+    """The value [...] of rank `place` (0: smallest) along the last dimension of `values`."""
     if values.device.type == "cpu":
         parted = np.partition(values.detach().numpy(), place, axis=-1)
         return torch.as_tensor(parted[..., place])

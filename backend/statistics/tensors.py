@@ -15,14 +15,14 @@ QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 class TensorSnapshot:
     """Statistics and histogram of one tensor `[out, in]` at one stage.
 
-    The histogram counts the values that are not exactly zero in `BINS` equal bins from `lo` to
-    `hi`; `zeros`, `below` and `above` count the rest, so that
+    The histogram counts nonzero values in `BINS` equal bins from `lo` to `hi`; `zeros`, `below`
+    and `above` count the rest, so that
     `counts.sum() + zeros + below + above == n`. All stages of a tensor share `lo` and `hi`.
 
     Attributes:
         tensor: full parameter name; `block` is its decoder block, `module` its name inside it.
         stage, step: when it was taken.
-        stats: named figures, see `tensor_statistics`.
+        stats: named statistics, see `tensor_statistics`.
         quantiles: values at `QUANTILES`.
     """
 
@@ -44,10 +44,10 @@ class TensorSnapshot:
 
 @dataclass(frozen=True)
 class TensorProfile:
-    """One figure for each channel or group of a tensor `[out, in]` at one stage.
+    """One statistic per channel or group of a tensor `[out, in]` at one stage.
 
     Attributes:
-        name: of the figure, such as "row norm" or "magnitude".
+        name: of the statistic, such as "row_norm" or "magnitudes".
         values: float32, [out] or [in] for channels, [out, groups] for groups along a row.
         tensor, block, module, stage, step: as in `TensorSnapshot`.
     """
@@ -62,10 +62,10 @@ class TensorProfile:
 
 
 class TensorRecorder(Protocol):
-    """Receives the statistics of tensors; a `Reporter` is one."""
+    """Receives the statistics of tensors; implemented by `Reporter`."""
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         """Record the statistics and the histogram of one tensor at one stage."""
 
     def profile(self, profile: TensorProfile) -> None:
-        """Record one figure per channel or group of one tensor at one stage."""
+        """Record one statistic per channel or group of one tensor at one stage."""

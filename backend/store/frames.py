@@ -1,4 +1,4 @@
-"""Curves and statistics of a run as data frames, for pages and charts. Apart from `queries`, so
+"""Curves and statistics of a run as data frames, for pages and charts. Separate from `queries`, so
 that listing runs does not import pandas."""
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ def curves(run: str | int) -> pd.DataFrame:
 
 
 def tensor_table(run: str | int) -> pd.DataFrame:
-    """One row per tensor, stage and step (`queries.tensor_rows`); empty when there are none."""
+    """One row per tensor, stage and step (`queries.tensor_rows`); empty if there are none."""
     return pd.DataFrame(queries.tensor_rows(run))
 
 
 def profile_names(run: str | int) -> pd.DataFrame:
-    """Which profiles a run has stored: columns tensor, block, module, stage, name, step."""
+    """The stored profiles of a run: columns tensor, block, module, stage, name, step."""
     columns = ["tensor", "block", "module", "stage", "name", "step"]
     return pd.DataFrame(queries.profile_rows(run), columns=columns)

@@ -1,5 +1,5 @@
-"""Brings the tables up to date. Safe to call from several processes at once, and cheap when there
-is nothing to do."""
+"""Migrate the database to the newest revision. Safe to call concurrently, and cheap if there is
+nothing to do."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def newest_revision() -> str:
-    """The revision this code was written for: migrations are numbered files."""
+    """The newest revision: migrations are numbered files."""
     return max(p.stem.split("_")[0] for p in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
 def current_revision() -> str | None:
-    """The revision of the database, None when it is empty."""
+    """The revision of the database, None if it is empty."""
     with engine_for(settings().url).connect() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
@@ -31,7 +31,7 @@ def current_revision() -> str | None:
 
 
 def upgrade() -> None:
-    """Creates the data folder and its tables, or migrates them to the newest revision."""
+    """Create the data folder and its tables, or migrate them to the newest revision."""
     settings().root.mkdir(parents=True, exist_ok=True)
     if current_revision() == newest_revision():
         return
@@ -43,8 +43,8 @@ def upgrade() -> None:
 
 
 def alembic_config() -> Any:
-    """Alembic's config for our migrations."""
-    from alembic.config import Config  # here: it takes half a second, and is needed once a release
+    """The Alembic config of the migrations."""
+    from alembic.config import Config  # slow import, needed once per release
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -58,5 +58,5 @@ def _run_alembic() -> None:
     try:
         command.upgrade(alembic_config(), "head")
     except CommandError as error:
-        what = "The database is of another version of Slimscope."
-        raise ConflictError(what, f"{error}.", "Install the version that made it.") from error
+        what = "The database was created by another version of Slimscope."
+        raise ConflictError(what, f"{error}.", "Install that version.") from error

@@ -1,4 +1,4 @@
-"""One query for each question the screen, the CLI and the supervisor ask. Nothing here writes."""
+"""All read queries of the web interface, the CLI and the supervisor. Nothing here writes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ ALIVE_MS = 15_000
 
 
 def job_id(run: str | int) -> int:
-    """42 of 42, "42" or "sds-0042".
+    """The job id 42 from 42, "42" or "sds-0042".
 
     Raises:
-        NotFoundError: the text names no run.
+        NotFoundError: the text is not a run id.
     """
     match = re.fullmatch(r"(?:[a-z][a-z0-9]*-)?0*(\d{1,15})", str(run).strip())
     if not match:
-        raise NotFoundError(f"{str(run)[:40]!r} names no run.", "", "Runs look like sds-0042.")
+        raise NotFoundError(
+            f"{str(run)[:40]!r} is not a run id.", "", "Run ids look like sds-0042."
+        )
     return int(match[1])
 
 
@@ -53,14 +55,14 @@ def job(run: str | int) -> Job:
     with reading() as session:
         row = session.get(Job, job_id(run))
     if row is None:
-        raise NotFoundError(f"There is no run {run}.", "", "`slimscope list` shows what there is.")
+        raise NotFoundError(f"There is no run {run}.", "", "`slimscope list` shows all runs.")
     return row
 
 
 def jobs(
     states: Iterable[State] | None = None, kind: str | None = None, limit: int = 500
 ) -> list[Job]:
-    """Runs, the newest first."""
+    """Runs, newest first."""
     query = select(Job).order_by(Job.id.desc()).limit(limit)
     if states is not None:
         query = query.where(Job.state.in_([*states]))
@@ -71,14 +73,14 @@ def jobs(
 
 
 def sweep(run: str | int) -> list[Job]:
-    """All runs of the sweep that `run` belongs to, the first first; none for a single run."""
+    """All runs of the sweep that `run` is part of, oldest first; empty for a single run."""
     first = select(Job.sweep).where(Job.id == job_id(run)).scalar_subquery()
     with reading() as session:
         return list(session.scalars(select(Job).where(Job.sweep == first).order_by(Job.id)))
 
 
 def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
-    """The newest run of each of these configs that is queued, runs or has succeeded."""
+    """The newest queued, running or succeeded run of each of these configs."""
     hashes = [config_hash(kind, config) for config in configs]
     newest = (
         select(func.max(Job.id))
@@ -90,15 +92,15 @@ def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
 
 
 def replays(run: str | int) -> list[Job]:
-    """The runs that repeat this one, the first first."""
+    """The runs that repeat this one, oldest first."""
     query = select(Job).where(Job.parent == job_id(run)).order_by(Job.id)
     with reading() as session:
         return list(session.scalars(query))
 
 
 def launch_order(now: int) -> Select[Job]:
-    """Queued jobs, the next to start first: priority (+1 for each hour waited), then owners with
-    fewer running jobs, then first come."""
+    """Queued jobs in launch order: priority (+1 per hour of waiting), then owners with fewer
+    running jobs, then first come, first served."""
     other = Job.__table__.alias("other")
     running = (
         select(func.count())
@@ -116,14 +118,14 @@ def launch_order(now: int) -> Select[Job]:
 
 
 def queued() -> list[Job]:
-    """The queue; a job's position is its place in this list."""
+    """The queue in launch order."""
     with reading() as session:
         return list(session.scalars(launch_order(now_ms())))
 
 
 @dataclass(frozen=True)
 class QueueStatus:
-    """What goes on right now; header, tables and pages all read this one."""
+    """Current status of the queue, shared by header, tables and pages."""
 
     live: list[Job]
     queued: list[Job]
@@ -132,13 +134,13 @@ class QueueStatus:
     supervisor_alive: bool
 
     def position(self, job_id: int) -> int | None:
-        """1 for the next to start; None when the job does not wait."""
+        """1 for the next job to start; None if the job is not queued."""
         ids = [j.id for j in self.queued]
         return ids.index(job_id) + 1 if job_id in ids else None
 
 
 def status() -> QueueStatus:
-    """The one status function."""
+    """Read the current status of the queue."""
     waiting = queued()
     attention = case((Job.state.in_([State.FAILED, State.LOST]), 1), else_=0)
     with reading() as session:
@@ -153,7 +155,7 @@ def status() -> QueueStatus:
 
 
 def cursor(run: str | int | None = None) -> tuple[Any, ...]:
-    """Changes whenever something a page shows has changed: compare, and redraw only then."""
+    """A value that changes with the displayed data, so that pages redraw only then."""
     progress = select(func.count(), func.max(Event.id)).select_from(Event)
     moved = select(func.sum(Job.done), func.group_concat(Job.state))
     if run is not None:
@@ -166,42 +168,42 @@ def cursor(run: str | int | None = None) -> tuple[Any, ...]:
 
 
 def attempts(run: str | int) -> list[Attempt]:
-    """Every process that worked on a run, the first first."""
+    """All attempts of a run, oldest first."""
     query = select(Attempt).where(Attempt.job_id == job_id(run)).order_by(Attempt.n)
     with reading() as session:
         return list(session.scalars(query))
 
 
 def events(run: str | int, after: int = 0) -> list[Event]:
-    """What happened to a run, oldest first, from behind event `after`."""
+    """Events of a run after event `after`, oldest first."""
     query = select(Event).where(Event.job_id == job_id(run), Event.id > after).order_by(Event.id)
     with reading() as session:
         return list(session.scalars(query))
 
 
 def results(runs: Sequence[str | int]) -> list[Result]:
-    """The figures these runs ended with."""
+    """The results of these runs."""
     query = select(Result).where(Result.job_id.in_([job_id(r) for r in runs]))
     with reading() as session:
         return list(session.scalars(query.order_by(Result.job_id, Result.metric, Result.stage)))
 
 
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
-    """Seconds of the steps of these runs."""
+    """Step times of these runs."""
     query = select(StepTime).where(StepTime.job_id.in_([job_id(run) for run in runs]))
     with reading() as session:
         return list(session.scalars(query.order_by(StepTime.job_id, StepTime.step)))
 
 
 def decoder_rows(run: str | int) -> list[DecoderRow]:
-    """What a speed run measured of each decoder."""
+    """The decoder reports of a speed run."""
     query = select(DecoderRow).where(DecoderRow.job_id == job_id(run))
     with reading() as session:
         return list(session.scalars(query.order_by(DecoderRow.decoder)))
 
 
 def all_figures() -> list[Row[Any]]:
-    """The figures of every run, as plain rows with the names of `Result`."""
+    """The results of all runs, as plain rows with the column names of `Result`."""
     columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
     query = select(*columns, Result.details)
     with reading() as session:
@@ -209,21 +211,21 @@ def all_figures() -> list[Row[Any]]:
 
 
 def figures_mark() -> tuple[int, int]:
-    """Changes when a run has recorded a figure or changed its state; progress leaves it alone."""
+    """A value that changes with new results or events, but not with progress."""
     with reading() as session:
         newest = session.scalar(select(func.max(Event.id))) or 0
         return newest, session.scalar(select(func.count()).select_from(Result)) or 0
 
 
 def model_bytes() -> dict[int, int]:
-    """Job id -> bytes on disk of the model the run saved; runs without one are left out."""
+    """Job id -> bytes on disk of the saved model; runs without one are omitted."""
     query = select(Artifact.job_id, func.sum(Artifact.bytes)).where(Artifact.kind == "model")
     with reading() as session:
         return {row[0]: int(row[1]) for row in session.execute(query.group_by(Artifact.job_id))}
 
 
 def run_names() -> list[Row[Any]]:
-    """What runs are found by, the newest first: id, kind, name, state, tags, model."""
+    """The searchable fields of runs, newest first: id, kind, name, state, tags, model."""
     model = Job.config["model"].as_string().label("model")
     query = select(Job.id, Job.kind, Job.name, Job.state, Job.tags, model).order_by(Job.id.desc())
     with reading() as session:
@@ -231,7 +233,7 @@ def run_names() -> list[Row[Any]]:
 
 
 def views() -> list[SavedView]:
-    """The named ways to look at the runs, by name."""
+    """Saved views, sorted by name."""
     with reading() as session:
         return list(session.scalars(select(SavedView).order_by(SavedView.name)))
 
@@ -254,7 +256,7 @@ def curve_rows(run: str | int) -> list[dict[str, Any]]:
 
 def tensor_rows(run: str | int) -> list[dict[str, Any]]:
     """One row per tensor, stage and step: tensor, block, module, stage, step, n, zeros, below,
-    above, zero_share, and every named statistic of the run (None where a row has none)."""
+    above, zero_share, and every named statistic of the run (None if missing)."""
     columns = ("tensor", "block", "module", "stage", "step", "n", "zeros", "below", "above")
     query = (
         select(*[getattr(TensorRow, column) for column in columns], TensorRow.stats)
@@ -272,7 +274,7 @@ def tensor_rows(run: str | int) -> list[dict[str, Any]]:
 
 
 def profile_rows(run: str | int) -> list[dict[str, Any]]:
-    """Which profiles a run has stored: tensor, block, module, stage, name, step."""
+    """The stored profiles of a run: tensor, block, module, stage, name, step."""
     columns = ("tensor", "block", "module", "stage", "name", "step")
     query = (
         select(*[getattr(ProfileRow, column) for column in columns])
@@ -284,40 +286,40 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
 
 
 def runs_with_weights() -> list[Job]:
-    """Runs that have stored weight statistics, the newest first."""
-    held = exists(select(TensorRow.job_id).where(TensorRow.job_id == Job.id))
+    """Runs with stored weight statistics, newest first."""
+    has_rows = exists(select(TensorRow.job_id).where(TensorRow.job_id == Job.id))
     with reading() as session:
-        return list(session.scalars(select(Job).where(held).order_by(Job.id.desc())))
+        return list(session.scalars(select(Job).where(has_rows).order_by(Job.id.desc())))
 
 
 def weights_mark(run: str | int) -> tuple[str, int, int] | None:
-    """Changes when the run has stored more statistics or figures; None where there is no run.
-    Progress alone does not change it."""
+    """A value that changes with new statistics or results, but not with progress; None if there is
+    no such run."""
     try:
-        found = job(run)
+        row = job(run)
     except NotFoundError:
         return None
-    tensors = select(func.count()).select_from(TensorRow).where(TensorRow.job_id == found.id)
-    figures = select(func.count()).select_from(Result).where(Result.job_id == found.id)
+    tensors = select(func.count()).select_from(TensorRow).where(TensorRow.job_id == row.id)
+    results_count = select(func.count()).select_from(Result).where(Result.job_id == row.id)
     with reading() as session:
-        return found.run, session.scalar(tensors) or 0, session.scalar(figures) or 0
+        return row.run, session.scalar(tensors) or 0, session.scalar(results_count) or 0
 
 
 def runs_with_profile(name: str) -> list[Job]:
-    """Runs that have stored a profile of that name, the newest first."""
-    held = exists(
+    """Runs with a stored profile of that name, newest first."""
+    has_rows = exists(
         select(ProfileRow.job_id).where(ProfileRow.job_id == Job.id, ProfileRow.name == name)
     )
     with reading() as session:
-        return list(session.scalars(select(Job).where(held).order_by(Job.id.desc())))
+        return list(session.scalars(select(Job).where(has_rows).order_by(Job.id.desc())))
 
 
 def profiles_mark(run: str | int) -> tuple[str, int] | None:
-    """Changes when the run has stored more profiles; None where there is no run."""
+    """A value that changes with new profiles; None if there is no such run."""
     try:
-        found = job(run)
+        row = job(run)
     except NotFoundError:
         return None
-    stored = select(func.count()).select_from(ProfileRow).where(ProfileRow.job_id == found.id)
+    stored = select(func.count()).select_from(ProfileRow).where(ProfileRow.job_id == row.id)
     with reading() as session:
-        return found.run, session.scalar(stored) or 0
+        return row.run, session.scalar(stored) or 0

@@ -1,7 +1,7 @@
-"""One connection pool per process, and two kinds of transaction: reading and writing.
+"""One connection pool per process, with read and write transactions.
 
-SQLite runs in WAL mode. A writing transaction takes the write lock at its beginning (BEGIN
-IMMEDIATE): one that reads first and writes later would fail at once, whatever the timeout.
+SQLite runs in WAL mode. A write transaction acquires the write lock at its start (BEGIN IMMEDIATE):
+one that reads first and writes later could fail immediately, regardless of the timeout.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def now_ms() -> int:
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # we begin transactions ourselves
+    connection.isolation_level = None  # transactions are started explicitly
     for pragma in (
         "journal_mode=WAL",
         "synchronous=NORMAL",
         f"busy_timeout={BUSY_MS}",
         "foreign_keys=ON",
         "journal_size_limit=67108864",
-        "wal_autocheckpoint=0",  # the supervisor alone does it: SQLite before 3.51.3 may corrupt
+        "wal_autocheckpoint=0",  # only the supervisor checkpoints: bug before 3.51.3
     ):
         connection.execute(f"PRAGMA {pragma}")
 
@@ -45,7 +45,7 @@ def _begin(connection: Connection) -> None:
 
 @lru_cache
 def engine_for(url: str) -> Engine:
-    """The engine of this database, made once per process."""
+    """The engine of this database, created once per process."""
     engine = create_engine(url, connect_args={"timeout": 30} if url.startswith("sqlite") else {})
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _tune_sqlite)
@@ -55,17 +55,17 @@ def engine_for(url: str) -> Engine:
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """A short read-only transaction; long ones would keep the write-ahead log from shrinking."""
+    """A read-only transaction. Keep it short: readers block truncation of the write-ahead log."""
     with Session(engine_for(settings().url)) as session:
         yield session
 
 
 @contextmanager
 def writing(*, durable: bool = False) -> Iterator[Session]:
-    """A writing transaction, committed on leaving, rolled back on an error.
+    """A write transaction, committed on exit, rolled back on an error.
 
     Args:
-        durable: survive a power cut too (state changes), not only a crash (metrics).
+        durable: also survive a power failure (state changes), not only a crash (metrics).
     """
     engine = engine_for(settings().url)
     with engine.connect().execution_options(immediate=True) as connection:
@@ -80,12 +80,12 @@ def writing(*, durable: bool = False) -> Iterator[Session]:
 
 
 def change(session: Session, statement: Update) -> int:
-    """Carries out an UPDATE and says how many rows it changed: the set of compare-and-set."""
+    """Execute an UPDATE and return the number of changed rows, for compare-and-set."""
     return cast(CursorResult[Any], session.execute(statement)).rowcount
 
 
 def _set_synchronous(connection: Connection, level: str) -> None:
-    """Outside any transaction: SQLite ignores the pragma inside one."""
+    """Set the pragma outside transactions: SQLite ignores it inside one."""
     raw = connection.connection.driver_connection
     assert raw is not None
     raw.execute(f"PRAGMA synchronous={level}")

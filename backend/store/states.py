@@ -1,8 +1,8 @@
-"""The states of a job and the ways between them.
+"""The states of a job and the allowed transitions.
 
     queued -> starting -> running -> succeeded | failed | cancelling -> cancelled | lost
 
-Terminal states change only when a person resumes the job, which queues it again.
+Terminal states change only when a user resumes the job, which queues it again.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ RESUMABLE = frozenset(state for state, to in ALLOWED.items() if State.QUEUED in 
 
 
 class Exit(IntEnum):
-    """Exit codes of a job's process; they mean the same to every engine."""
+    """Exit codes of a job's process, the same for all engines."""
 
     DONE = 0
     ERROR = 1
-    STOPPED = 75  # asked to stop; everything finished so far is in a checkpoint
-    FENCED = 76  # another attempt holds the job now; nothing was written
+    STOPPED = 75  # stopped on request; all completed work is checkpointed
+    FENCED = 76  # another attempt owns the job; nothing was written

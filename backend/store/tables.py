@@ -1,7 +1,7 @@
-"""The tables. Times are UTC milliseconds since 1970. Who writes what:
+"""Database tables. Times are UTC milliseconds since 1970.
 
-the screen and the CLI write `jobs.desired`; the supervisor writes `jobs.state`; a job's own process
-writes its progress, figures and outcome. The job row is the only truth about a job.
+The web interface and the CLI write `jobs.desired`, the supervisor writes `jobs.state`, and a job's
+process writes its progress, results and outcome. The job row is the single source of truth.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backend.store.states import State
 
-NAMES = {  # Alembic can only change constraints that have a name
+NAMES = {  # Alembic can only change named constraints
     "ix": "ix_%(column_0_N_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
@@ -55,12 +55,12 @@ def run_name(kind: str, number: int) -> str:
 
 
 def config_hash(kind: str, config: dict[str, Any]) -> str:
-    """Hex sha256: the same for the same kind and config, whatever the order of the fields."""
+    """Hex sha256 of kind and config, independent of the order of the fields."""
     return hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode()).hexdigest()
 
 
 class Job(Table):
-    """One run: what was asked, where it stands, how it ended."""
+    """One run: its config, state and outcome."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -83,7 +83,7 @@ class Job(Table):
     retries_left: Mapped[int] = mapped_column(default=2)
     not_before: Mapped[int] = mapped_column(default=0)
     parent: Mapped[int | None] = mapped_column(ForeignKey(JOB))
-    sweep: Mapped[int | None] = mapped_column(index=True)  # the id of its first job
+    sweep: Mapped[int | None] = mapped_column(index=True)  # id of the first job of the sweep
     created_at: Mapped[int]
     queued_at: Mapped[int]
     started_at: Mapped[int | None]
@@ -95,9 +95,9 @@ class Job(Table):
     eta_s: Mapped[float | None]
     peak_bytes: Mapped[int | None]
     error: Mapped[dict[str, Any] | None]
-    kept_stage: Mapped[str | None]  # whose weights the run saved
-    flops: Mapped[float | None]  # of the phases without a time budget; set when the run ends
-    timed_seconds: Mapped[float | None]  # spent in phases with one
+    kept_stage: Mapped[str | None]  # stage of the saved weights
+    flops: Mapped[float | None]  # of phases without a time budget; set when the run ends
+    timed_seconds: Mapped[float | None]  # in phases with a time budget
     tags: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     note: Mapped[str] = mapped_column(default="", server_default="")
 
@@ -108,17 +108,17 @@ class Job(Table):
 
     @property
     def error_text(self) -> str:
-        """What happened, why, and what to do; "" without an error."""
+        """The error with its reason and remedy; "" without an error."""
         return " ".join(filter(None, (self.error or {}).values()))
 
     @property
     def share(self) -> float | None:
-        """The share of the work that is done, 0 to 1; None when nobody knows."""
+        """Completed fraction of the work, 0 to 1; None if unknown."""
         return min(1.0, self.done / self.total) if self.total else None
 
 
 class Attempt(Table):
-    """One process that worked on a job. Only the holder of its token may write for the job."""
+    """One process executing a job. Only the holder of its token may write for the job."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -142,7 +142,7 @@ class Attempt(Table):
 
 
 class Slot(Table):
-    """A place where one job may run. `attempt_id` is set by compare-and-set, never overwritten."""
+    """Capacity for one running job. `attempt_id` is set by compare-and-set, never overwritten."""
 
     __tablename__ = "slots"
 
@@ -152,7 +152,7 @@ class Slot(Table):
 
 
 class Supervisor(Table):
-    """The one supervisor of a data folder, and when it was last heard of."""
+    """The supervisor of a data folder and its last heartbeat."""
 
     __tablename__ = "supervisors"
 
@@ -161,7 +161,7 @@ class Supervisor(Table):
 
 
 class Event(Table):
-    """What happened to a job, append-only: audit trail and cursor for the screen."""
+    """Events of a job, append-only: audit trail and change detection for pages."""
 
     __tablename__ = "job_events"
 
@@ -174,7 +174,7 @@ class Event(Table):
 
 
 class MetricPoint(Table):
-    """One point of a curve. Points are keyed by step, so a resumed attempt overwrites, not adds."""
+    """One point of a curve. Points are keyed by step, so a resumed attempt overwrites them."""
 
     __tablename__ = "metric_points"
     __table_args__ = ({"sqlite_with_rowid": False},)
@@ -187,7 +187,7 @@ class MetricPoint(Table):
 
 
 class Result(Table):
-    """One figure a run ends with: a metric of a stage, on a named text."""
+    """One result of a run: a metric of a stage."""
 
     __tablename__ = "results"
 
@@ -211,7 +211,7 @@ class StepTime(Table):
 
 
 class DecoderRow(Table):
-    """What a speed run measured of one decoder; see `jobs.speed.report.DecoderReport`."""
+    """The results of a speed run for one decoder; see `jobs.speed.report.DecoderReport`."""
 
     __tablename__ = "decoder_reports"
 
@@ -243,7 +243,7 @@ class TensorRow(Table):
 
 
 class ProfileRow(Table):
-    """One figure for each channel or group of a tensor at one stage; see `TensorProfile`."""
+    """One statistic per channel or group of a tensor at one stage; see `TensorProfile`."""
 
     __tablename__ = "tensor_profiles"
 
@@ -273,7 +273,7 @@ class Artifact(Table):
 
 
 class SavedView(Table):
-    """A way to look at the runs that somebody has given a name: the query of its address."""
+    """A named view of the run list, stored as its URL query."""
 
     __tablename__ = "views"
 

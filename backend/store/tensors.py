@@ -1,5 +1,5 @@
-"""Histograms and profiles of a run's tensors, as arrays. Apart from `queries`, so that listing runs
-does not import numpy."""
+"""Histograms and profiles of a run's tensors, as arrays. Separate from `queries`, so that listing
+runs does not import numpy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backend.store.tables import ProfileRow, TensorRow
 
 
 def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
-    """The statistics and histograms of one tensor, one for each stage stored."""
+    """The statistics and histograms of one tensor at all stored stages."""
     query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
     with reading() as session:
         return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
@@ -25,7 +25,7 @@ def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
 def module_snapshots(
     run: str | int, module: str, stages: Sequence[str], blocks: Sequence[int] | None = None
 ) -> list[TensorSnapshot]:
-    """The statistics and histograms of one module in all blocks, or in some, at some stages."""
+    """The statistics and histograms of one module in some or all blocks, at some stages."""
     query = select(TensorRow).where(
         TensorRow.job_id == job_id(run), TensorRow.module == module, TensorRow.stage.in_([*stages])
     )
@@ -66,7 +66,7 @@ def _snapshot(row: TensorRow) -> TensorSnapshot:
 
 
 def profiles(run: str | int, tensor: str, name: str | None = None) -> list[TensorProfile]:
-    """The profiles of one tensor, or those of one name, by stage and step."""
+    """The profiles of one tensor (None: all names), sorted by name, stage and step."""
     query = select(ProfileRow).where(ProfileRow.job_id == job_id(run), ProfileRow.tensor == tensor)
     if name is not None:
         query = query.where(ProfileRow.name == name)

@@ -1,14 +1,14 @@
 """The documents of a corpus, one at a time.
 
-Every corpus has a calibration part and an evaluation part that share no document:
+Every corpus has a calibration split and an evaluation split without common documents:
 
-- toystories: stories of different seeds, neither of them the seed the built-in model learnt from;
-- wikitext2, c4: the corpus's own splits (validation / test, first training shard / validation);
-- wikipedia and files: every twelfth document, from the first on, is for evaluation; of a single
-  document the last 15 %, from a paragraph on.
+- toystories: stories from different seeds, neither of them the training seed of the built-in model;
+- wikitext2, c4: the published splits (validation / test, first training shard / validation);
+- wikipedia and files: every twelfth document, starting with the first, is for evaluation; a single
+  document is cut at a paragraph, and its last 15 % are for evaluation.
 
-When calibration and evaluation read two different corpora there is nothing to divide, and
-wikipedia and files serve their role whole (`shared=False`).
+When calibration and evaluation use different corpora, wikipedia and files are not split
+(`shared=False`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from backend.models.sources.toy.stories import stories
 from backend.text import files
 from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_corpus
 
-STORY_SEEDS: dict[Role, int] = {"calibration": 998, "evaluation": 999}  # the model learnt from 1
+STORY_SEEDS: dict[Role, int] = {
+    "calibration": 998,
+    "evaluation": 999,
+}  # the model was trained on seed 1
 STORIES = 20_000
 EVALUATION_EVERY = 12  # documents
 CALIBRATION_SHARE = 0.85  # of a single document
@@ -35,7 +38,7 @@ def _toystories(role: Role) -> Iterator[str]:
 
 
 def _wikitext2(role: Role) -> Iterator[str]:
-    """One document, its lines joined as published perplexities are measured."""
+    """One document; lines are joined as for published perplexities."""
     from datasets import load_dataset
 
     split = {"calibration": "validation", "evaluation": "test"}[role]
@@ -62,7 +65,7 @@ DIVIDED: dict[str, Callable[[Role], Iterator[str]]] = {
 
 
 def _cut(document: str, role: Role) -> str:
-    """The first 85 % or the rest, cut at the last paragraph (line, word) before that."""
+    """The first 85 % or the rest, cut at the last paragraph (else line, else word) before it."""
     target = int(CALIBRATION_SHARE * len(document))
     cuts = (document.rfind(border, len(document) // 2, target) for border in ("\n\n", "\n", " "))
     at = next((cut for cut in cuts if cut > 0), target)
@@ -82,20 +85,20 @@ def part(documents: Iterable[str], role: Role) -> Iterator[str]:
 
 
 def _sources(name: str) -> list[Path]:
-    """The files of a corpus that is not divided by itself."""
+    """The files of a corpus without published splits."""
     if name == WIKIPEDIA:
         return [prepared().root / WIKIPEDIA / ARTICLES]
     return files.paths(name.removeprefix(files.PREFIX))
 
 
 def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
-    """The documents of one role of a corpus, in order, read as they are asked for.
+    """The documents of one role of a corpus, in order, read lazily.
 
     Args:
-        shared: whether the other role reads this corpus too, so that it must be divided.
+        shared: whether the other role uses this corpus too, so that it must be split.
 
     Raises:
-        DatasetError: as `require_corpus`, or the corpus cannot be read.
+        DatasetError: see `require_corpus`, or the corpus cannot be read.
     """
     field = f"{role}_text"
     corpus = require_corpus(name, field)
@@ -109,11 +112,11 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
         raise DatasetError(
             f"{corpus.title} could not be read.",
             str(error)[:300],
-            "Repair it (UTF-8; .jsonl lines with a field text), or choose another text.",
+            'Fix it (UTF-8; .jsonl lines with a field "text"), or choose another text.',
             field,
         ) from error
 
 
 def preprocessing(name: str) -> str:
-    """What is done to the text of a corpus before it is tokenised; empty: nothing."""
+    """Name of the preprocessing of a corpus before it is tokenised; empty: none."""
     return files.preprocessing(_sources(name)) if name.startswith(files.PREFIX) else ""

@@ -28,7 +28,7 @@ def _root() -> Path | None:
 
 
 def _usable(path: Path, root: Path) -> bool:
-    """A non-empty file of a known kind that, links followed, lies inside `root`."""
+    """Whether `path` is a non-empty file of a supported type inside `root`, links resolved."""
     real = path.resolve()
     if path.name.startswith(".") or path.suffix not in BUILDERS or not real.is_relative_to(root):
         return False
@@ -36,7 +36,7 @@ def _usable(path: Path, root: Path) -> bool:
 
 
 def paths(name: str) -> list[Path]:
-    """The files of corpus `file:NAME`, sorted; empty when there is no such readable corpus."""
+    """The files of corpus `file:NAME`, sorted; empty if there is no readable one."""
     root = _root()
     if root is None or not name:
         return []
@@ -46,12 +46,12 @@ def paths(name: str) -> list[Path]:
             return []
         files = sorted(place.iterdir()) if place.is_dir() else [root / name]
         return [file for file in files if _usable(file, root)]
-    except (OSError, ValueError):  # not listable, name too long, a NUL byte
+    except (OSError, ValueError):  # unreadable folder, name too long, NUL byte
         return []
 
 
 def names() -> list[str]:
-    """Every file and folder that `paths` finds texts in, as NAME."""
+    """NAME of every local corpus."""
     root = _root()
     if root is None or not root.is_dir():
         return []
@@ -63,7 +63,7 @@ def _rows(path: Path) -> Iterator[str]:
     from datasets import load_dataset
 
     builder, options = BUILDERS[path.suffix]
-    source = glob.escape(str(path))  # the builders take patterns
+    source = glob.escape(str(path))  # the builders expect patterns
     for row in load_dataset(builder, data_files=source, split="train", streaming=True, **options):
         if not isinstance(row.get("text"), str):
             raise ValueError(f'{path.name} has a line without a string in the field "text".')
@@ -71,7 +71,7 @@ def _rows(path: Path) -> Iterator[str]:
 
 
 def preprocessing(files: list[Path]) -> str:
-    """The name of what `documents` does to the text, judged by its first row; empty: nothing."""
+    """Name of the preprocessing of `documents`, detected in the first row; empty: none."""
     return DETOKENISED if is_tokenised(next(_rows(files[0]), "")) else ""
 
 

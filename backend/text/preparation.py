@@ -1,9 +1,9 @@
-"""Turns WikiText's tokenised lines into ordinary prose.
+"""Detokenise WikiText into ordinary prose.
 
-WikiText separates all words and signs by spaces and marks joined ones (` @-@ `, ` @,@ `, ` @.@ `).
-Models were trained on ordinary prose, so the marks and the spaces they do not expect are removed.
-Perplexities on detokenised text cannot be compared with published ones; the name below goes into
-the record of every slice made this way.
+WikiText separates words and punctuation by spaces and marks joined ones (` @-@ `, ` @,@ `,
+` @.@ `). Models are trained on ordinary prose, so the marks and extra spaces are removed.
+Perplexities on detokenised text cannot be compared with published ones; `DETOKENISED` is recorded
+with every text slice made this way.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ DETOKENISED = "WikiText detokenised"
 MARK = " @-@ "
 
 _RULES = tuple(
-    (re.compile(pattern), put)
-    for pattern, put in (
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
         (r" @([-,.])@ ", r"\1"),
         (r'" ([^"\n]*?) "', r'"\1"'),
         (r"([(\[]) ", r"\1"),
@@ -28,12 +28,12 @@ _RULES = tuple(
 
 
 def is_tokenised(text: str) -> bool:
-    """Whether the text carries WikiText's mark."""
+    """Whether the text has WikiText's joining marks."""
     return MARK in text
 
 
 def detokenise(text: str) -> str:
-    """The text as ordinary prose; titles, `<unk>` and line ends stay."""
-    for pattern, put in _RULES:
-        text = pattern.sub(put, text)
+    """The text as ordinary prose; titles, `<unk>` and line breaks are kept."""
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
     return text

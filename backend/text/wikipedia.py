@@ -1,8 +1,8 @@
-"""Plain prose out of MediaWiki markup: good enough for perplexity, not a MediaWiki parser.
+"""Extract plain prose from MediaWiki markup; sufficient for perplexity, not a full parser.
 
-Templates, links and tables nest, so each is resolved from the innermost outwards. What is no prose
-is dropped whole: headings, lists, tables, references, captions, and any paragraph that would be
-left with a hole where a formula or a phonetic sign was.
+Templates, links and tables nest and are resolved from the inside out. Everything that is not prose
+is dropped: headings, lists, tables, references, captions, and paragraphs that contain formulas or
+phonetic symbols.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO
 from xml.etree import ElementTree
 
-HOLE = "\0"  # stands where something unreadable was
+HOLE = "\0"  # placeholder for unreadable content
 SHORTEST_PARAGRAPH, SHORTEST_ARTICLE = 80, 2000  # characters
 
 _DROPPED = re.compile(
@@ -60,7 +60,7 @@ class Article:
 
 
 def _template(match: re.Match[str]) -> str:
-    """The readable part of a template, for the few that stand inside sentences."""
+    """The readable part of templates that occur within sentences."""
     name, *fields = (part.strip() for part in match[1].split("|"))
     values = [field for field in fields if "=" not in field]
     match name.lower(), values:
@@ -87,26 +87,28 @@ def _link(match: re.Match[str]) -> str:
     return "" if _NO_LABEL.match(target or label) else label
 
 
-def _resolve(pattern: re.Pattern[str], put: str | Callable[[re.Match[str]], str], text: str) -> str:
-    """Replaces until nothing matches, so that the innermost goes first."""
-    while (replaced := pattern.sub(put, text)) != text:
+def _resolve(
+    pattern: re.Pattern[str], replacement: str | Callable[[re.Match[str]], str], text: str
+) -> str:
+    """Substitute until nothing matches, innermost match first."""
+    while (replaced := pattern.sub(replacement, text)) != text:
         text = replaced
     return text
 
 
 def _is_prose(line: str) -> bool:
-    """Whole sentences: no heading, list item, table row, or rest of one; no hole."""
+    """Whether a line is whole sentences: no heading, list item, table row or placeholder."""
     return (
         len(line) >= SHORTEST_PARAGRAPH
         and line[0] not in "=*#:;|!{}<"
-        and not line[0].islower()  # the rest of a sentence that a list or formula broke off
+        and not line[0].islower()  # the end of a sentence interrupted by a list or formula
         and line.endswith((".", "!", "?", '."', '"', ".)"))
         and not re.search(r'[\0{}|]|\[\[|\]\]| ""', line)
     )
 
 
 def prose(markup: str) -> str:
-    """The paragraphs of an article's markup, without markup."""
+    """The paragraphs of an article as plain text."""
     text = _DROPPED.sub("", markup)
     text = _FORMULA.sub(HOLE, text)
     text = _resolve(_TEMPLATE, _template, text)
@@ -115,15 +117,15 @@ def prose(markup: str) -> str:
     if end := _END_MATTER.search(text):
         text = text[: end.start()]
     text = html.unescape(text)
-    for pattern, put in _TIDY:
-        text = pattern.sub(put, text)
+    for pattern, replacement in _TIDY:
+        text = pattern.sub(replacement, text)
     return "\n\n".join(
         line for raw in text.split("\n") if (line := raw.strip()) and _is_prose(line)
     )
 
 
 def articles(dump: IO[bytes]) -> Iterator[Article]:
-    """The articles of a MediaWiki XML export that hold at least a page of prose, in its order."""
+    """The articles of a MediaWiki XML export with at least a page of prose, in order."""
     for _, page in ElementTree.iterparse(dump):
         if not page.tag.endswith("}page"):
             continue

@@ -1,8 +1,8 @@
-"""Windows of token ids, cut out of documents.
+"""Cut documents into windows of token ids.
 
-Short documents are joined, the end-of-text token between them, into rows of at least one window;
-a long one is a row of its own. Windows never overlap and never leave their row. When the tokenizer
-puts a beginning-of-text token before a text, every window begins with one.
+Short documents are joined with the end-of-text token into rows of at least one window; a long
+document is a row of its own. Windows never overlap or cross rows. If the tokenizer prepends a
+beginning-of-text token, every window starts with one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-SHUFFLED = 10_000  # documents held in memory to be put in random order
+SHUFFLED = 10_000  # size of the shuffle buffer, in documents
 _PIECE = re.compile(r"(?s).{1,1000000}(?:\n\n|\Z)|.{1,1000000}")  # bounds the tokenizer's memory
 
 
 def prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-text token, if the tokenizer itself puts it before a text."""
+    """The beginning-of-text token if the tokenizer prepends it, else nothing."""
     begin = tokenizer.bos_token_id
     return [begin] if begin is not None and tokenizer("a").input_ids[0] == begin else []
 
@@ -35,7 +35,7 @@ def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterato
 def _rows(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterator[list[int]]:
-    """Documents joined until each row holds `length` tokens; a rest that is shorter is left."""
+    """Join documents into rows of at least `length` tokens; a shorter rest is dropped."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     row: list[int] = []
     for ids in encoded(texts, tokenizer):
@@ -51,7 +51,7 @@ def cut_windows(
     context: int,
     offset: Callable[[int], int],
 ) -> Iterator[list[int]]:
-    """All whole windows of `context` ids of every row, from `offset(slack)` <= slack on."""
+    """All whole windows of `context` ids of every row, starting at `offset(slack)` <= slack."""
     begin = prefix(tokenizer)
     length = context - len(begin)
     for row in _rows(texts, tokenizer, length):
@@ -60,8 +60,8 @@ def cut_windows(
 
 
 def shuffled(texts: Iterable[str], random: Random) -> Iterator[str]:
-    """The documents in random order, `SHUFFLED` at a time, so that a stream need not end."""
+    """Shuffle documents in buffers of `SHUFFLED`, so that streams can be read."""
     texts = iter(texts)
-    while held := list(islice(texts, SHUFFLED)):
-        random.shuffle(held)
-        yield from held
+    while buffer := list(islice(texts, SHUFFLED)):
+        random.shuffle(buffer)
+        yield from buffer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backend.errors import ConfigError
-from backend.export.formats import ExportRequirements, refuse_unholdable
+from backend.export.formats import ExportRequirements, check_format
 from backend.methods.dlqat.config import (
     MERGED_LORA,
     STAGE_LABELS,
@@ -13,7 +13,7 @@ from backend.methods.dlqat.config import (
 )
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import LinearShape, ModelFacts
-from backend.models.memory import memory_available, memory_parts, readable, refuse_beyond
+from backend.models.memory import check_memory, memory_available, memory_parts, readable
 from backend.models.sources.catalogue import inspect
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.registry import Declarations
@@ -46,7 +46,7 @@ def requirements(config: DLQATJob) -> Requirements:
         warnings += (ASYMMETRIC,)
     require_training_text(config, facts)
     require_kept(config)
-    refuse_unholdable(config.format, export_requirements(config, layers, facts))
+    check_format(config.format, export_requirements(config, layers, facts))
     needed = memory_bytes(config, facts)
     require_training_memory(needed, facts)
     return Requirements(
@@ -192,7 +192,7 @@ def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
     """
     model = {purpose: size for purpose, size in needed.items() if purpose != "training"}
     available = memory_available()
-    refuse_beyond(model, available, facts.title)
+    check_memory(model, available, facts.title)
     left = available - sum(model.values())
     if needed["training"] > left:
         raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from backend.models.block_offload import refuse_not_finite
+from backend.models.block_offload import check_finite
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.materialise import materialise
 from backend.models.stored_weights import StoredLinears
@@ -42,7 +42,7 @@ def measure_block(stored: StoredLinears, block: int, device: str, context: JobCo
     with context.checkpoints.write(name) as draft:
         for linear, weight in stored.block(block, device):
             stop_if_asked(context)
-            refuse_not_finite(linear.name, weight)
+            check_finite(linear.name, weight)
             taken = ReferenceTensor(weight).measure(
                 weight,
                 tensor=f"{linear.name}.weight",

@@ -161,7 +161,7 @@ def test_the_printed_link_makes_a_host_and_leaves_no_trace(
         page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("retry-sds-0001"))
     ).to_be_disabled()
     page.goto(f"{url}/launch")
-    expect(page.locator("#launch-said")).to_contain_text("Guests may look")
+    expect(page.locator("#launch-said")).to_contain_text("Guests have read-only access")
     expect(page.locator("#launch-add")).to_be_disabled()
     page.goto(link.replace(socket.gethostname(), "127.0.0.1"))
     page.wait_for_url(f"{url}/")

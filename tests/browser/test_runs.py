@@ -257,7 +257,7 @@ def test_tags_notes_and_views_are_kept(visitor: Page, lab: Dashboard) -> None:
     visitor.get_by_role("button", name="Tag", exact=True).click()
     visitor.get_by_role("dialog").get_by_role("textbox").fill("<b>")
     visitor.keyboard.press("Enter")
-    expect(visitor.locator("#runs-said")).to_contain_text("is no tag")
+    expect(visitor.locator("#runs-said")).to_contain_text("is not a valid tag")
     visitor.get_by_role("button", name="Tag", exact=True).click()
     visitor.get_by_role("dialog").get_by_role("textbox").fill("paper")
     visitor.keyboard.press("Enter")

@@ -110,7 +110,7 @@ def test_other_passes_and_a_broken_model_are_refused(dense, rows: Tensor) -> Non
     reference = DenseOutputs()
     with reference.recording(dense) as observe:
         perplexity(dense, text_of(rows), 2, observe=observe)
-    with pytest.raises(ValueError, match="other passes"):
+    with pytest.raises(ValueError, match="other batches"):
         perplexity(dense, text_of(rows), 5, observe=DivergenceObserver(dense, reference))
     comparison = DivergenceObserver(dense, reference)
     logits = torch.full((2, 40, VOCABULARY), torch.nan)

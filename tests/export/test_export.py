@@ -165,8 +165,8 @@ def test_what_the_operator_cannot_run_is_dense_and_said(exported, toy) -> None:
     folder, layers = exported(bits=8)
     said = []
     packed = load_packed(folder, said.append)
-    assert said == [f"{len(layers)} of {len(layers)} layers run dense: 8 bits do not fit into the "
-                    "operator's 4."]  # fmt: skip
+    assert said == [f"{len(layers)} of {len(layers)} layers run dense: the int4 operator "
+                    "supports up to 4 bits, not 8."]  # fmt: skip
     assert (logits(packed).float() - logits(toy.model)).abs().max() < 0.5
 
 
@@ -212,22 +212,22 @@ def test_damaged_and_foreign_folders_are_refused(exported, tmp_path: Path) -> No
     tensors = load_file(folder / "model.safetensors")
     name = "model.norm.weight"
     save_file({k: t for k, t in tensors.items() if k != name}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match=r"misses model\.norm\.weight"):
+    with pytest.raises(ModelError, match=r"lacks model\.norm\.weight"):
         load_packed(folder)
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError):
         load_packed(folder)
-    with pytest.raises(ModelError, match="names no quantisation"):
+    with pytest.raises(ModelError, match="no valid quantization config"):
         read_layout(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("format", "symmetric", "said"),
     [
-        ("compressed-tensors", True, "bit for bit"),
+        ("compressed-tensors", True, "bit-identical"),
         ("compressed-tensors", False, "CompressedTensorsConfig(dequantize=True)"),
         ("gptq_v2", False, "gptqmodel"),
-        ("dense", True, "none gains size or speed"),
+        ("dense", True, "without gains in size or speed"),
     ],
 )
 def test_the_card_says_how_to_load_it(format: str, symmetric: bool, said: str) -> None:

@@ -11,8 +11,8 @@ from backend.export.formats import (
     FORMATS,
     ExportRequirements,
     bits_per_weight,
+    check_format,
     obstacle,
-    refuse_unholdable,
 )
 
 PLAIN = ExportRequirements(4, True, "float16", False, True, frozenset({(64, 64), (32, 192)}))
@@ -37,7 +37,7 @@ def test_a_plain_choice_fits_everywhere() -> None:
 def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, others: str) -> None:
     choice = replace(PLAIN, **changed)
     with pytest.raises(ConfigError) as refused:
-        refuse_unholdable(format, choice)
+        check_format(format, choice)
     assert said in refused.value.why and refused.value.field == "format"
     assert refused.value.do == f"Choose {others}."
 

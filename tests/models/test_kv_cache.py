@@ -89,6 +89,6 @@ def test_the_window_is_known(config: PretrainedConfig, window: int | None) -> No
 
 def test_a_cache_without_rows_of_tokens_is_refused() -> None:
     model = random_model(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2))
-    with pytest.raises(ModelError, match="cannot be chosen") as refused:
+    with pytest.raises(ModelError, match="does not support selecting rows") as refused:
         window_of(model)
     assert refused.value.field == "model" and "full attention" in refused.value.do

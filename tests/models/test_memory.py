@@ -8,13 +8,13 @@ from backend.errors import ModelError
 from backend.models.memory import (
     RUNTIME,
     block_weights,
+    check_memory,
     gram_memory,
     is_out_of_memory,
     memory_available,
     memory_needed,
     memory_parts,
     readable,
-    refuse_beyond,
     streamed_memory,
     wait_on_disk,
 )
@@ -75,7 +75,7 @@ def test_where_hidden_states_wait(choice, needed, waits):
 @pytest.mark.parametrize(
     ("largest", "said", "field"),
     [
-        ("weights", "streamed", "model"),
+        ("weights", "stream its weights", "model"),
         ("activations", "Lower the segments", "segments"),
         ("segment grams", "gram solver", "redense"),
         ("logits", "context length", "context"),
@@ -84,14 +84,14 @@ def test_where_hidden_states_wait(choice, needed, waits):
 def test_refusal_names_what_to_lower(largest, said, field):
     parts = {"runtime": 10**9, "weights": 5, "activations": 5, "logits": 5, "grams": 0}
     with pytest.raises(ModelError, match=r"about 10 GB; 8 GB.*9 GB, is for") as caught:
-        refuse_beyond(parts | {largest: 9 * 10**9}, 8 * 10**9, "It")
+        check_memory(parts | {largest: 9 * 10**9}, 8 * 10**9, "It")
     assert said in caught.value.do and caught.value.field == field
 
 
 def test_refusal_names_both_numbers():
-    refuse_beyond(10, 10, "It")
+    check_memory(10, 10, "It")
     with pytest.raises(ModelError, match=r"12 GB; 8\.5 GB"):
-        refuse_beyond(12 * 10**9, 8_500_000_000, "It")
+        check_memory(12 * 10**9, 8_500_000_000, "It")
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,9 @@ def test_bias_and_leading_dimensions() -> None:
 @pytest.mark.parametrize(
     ("held", "said"),
     [
-        (layer(5), "5 bits"),
+        (layer(5), "not 5"),
         (layer(rows=24), "24 outputs"),
-        (layer(size=8), "groups of 8"),
+        (layer(size=8), "group size 8"),
     ],
 )
 def test_what_cannot_run_says_why(held: QuantizedWeight, said: str) -> None:

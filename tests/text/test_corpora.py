@@ -52,7 +52,7 @@ def test_refusals_name_the_field_and_the_way_out(
 
 def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
     assert require_corpus("self", "calibration_text").name == "self"
-    with pytest.raises(DatasetError, match="own words"):
+    with pytest.raises(DatasetError, match="cannot be the evaluation text"):
         require_corpus("self", "evaluation_text")
 
 

@@ -124,7 +124,7 @@ def test_a_line_that_is_no_prompt_is_named(text_dir: Path, line: str) -> None:
 
 @pytest.mark.parametrize("name", ["file:none.jsonl", "file:../../etc/passwd", "unknown", "file:"])
 def test_a_set_that_is_not_there_is_refused(text_dir: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="no prompts called"):
+    with pytest.raises(DatasetError, match="no prompts named"):
         require_prompts(name, "prompts")
 
 

@@ -78,11 +78,11 @@ def test_a_waiting_run_is_put_first(visit: Visit) -> None:
     ("method", "path", "body", "status", "told"),
     [
         ("GET", "runs/sds-0099", None, 404, {"what": "There is no run sds-0099."}),
-        ("GET", "runs/<script>", None, 404, {"do": "Runs look like sds-0042."}),
+        ("GET", "runs/<script>", None, 404, {"do": "Run ids look like sds-0042."}),
         ("GET", "runs/sds-0099/tensors", None, 404, {}),
         ("POST", "runs/sds-0003/resume", None, 409, {"why": "It is queued."}),
         ("POST", "runs/sds-0099/cancel", None, 404, {}),
-        ("POST", "runs/sds-0001/next", None, 409, {"what": "sds-0001 does not wait."}),
+        ("POST", "runs/sds-0001/next", None, 409, {"what": "sds-0001 is not queued."}),
         ("POST", "submit/sds", {"segments": 0}, 422, {"field": "segments", "others": []}),
         ("POST", "submit/sds", {"nothing": 1}, 422, {"field": "nothing"}),
         ("POST", "submit/sds", {"model": "/etc"}, 422, {"field": "model"}),
@@ -116,7 +116,7 @@ def test_a_guest_reads_and_a_host_changes(shared: Visit) -> None:
     assert refused.status_code == 403
     assert refused.json() == {
         "what": "guest may not cancel this run.",
-        "why": "Guests may look, not change.",
+        "why": "Guests have read-only access.",
         "do": "Ask the person who started Slimscope.",
         "field": None,
         "others": [],

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from backend.errors import ConfigError
 from backend.methods.dlqat.config import DLQATConfig, DLQATStage
-from backend.models.layer_names import NamedLayer, fits, read_names, refuse_unknown
+from backend.models.layer_names import NamedLayer, check_layer_patterns, fits, read_names
 
 MAX_NAMES = 2  # layers named in an error
 SMALLEST_GROUP = 8  # suggested when a group size does not fit
@@ -24,8 +24,8 @@ def quantised_layers(layers: Collection[L], config: DLQATConfig) -> list[L]:
             one.
     """
     chosen, excluded = read_names(config.layers), read_names(config.exclude)
-    refuse_unknown(chosen, layers, "layers")
-    refuse_unknown(excluded, layers, "exclude")
+    check_layer_patterns(chosen, layers, "layers")
+    check_layer_patterns(excluded, layers, "exclude")
     selected = [
         x
         for x in layers

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from backend.errors import ConfigError
 from backend.methods.sds.pattern import Pattern
-from backend.models.layer_names import NamedLayer, fits, read_names, refuse_unknown
+from backend.models.layer_names import NamedLayer, check_layer_patterns, fits, read_names
 
 Overrides = tuple[tuple[str, Pattern], ...]
 
@@ -55,8 +55,8 @@ def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dic
             left to prune.
     """
     overrides, excluded = read_overrides(choice.overrides), read_names(choice.exclude)
-    refuse_unknown((name for name, _ in overrides), layers, "overrides")
-    refuse_unknown(excluded, layers, "exclude")
+    check_layer_patterns((name for name, _ in overrides), layers, "overrides")
+    check_layer_patterns(excluded, layers, "exclude")
     chosen = [x for x in layers if not any(fits(name, x) for name in excluded)]
     if not chosen:
         raise ConfigError(

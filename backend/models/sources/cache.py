@@ -1,4 +1,4 @@
-"""Model folders that were downloaded or converted once and are shared by all jobs."""
+"""Cache of model folders that are downloaded or converted once and shared by all jobs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Say = Callable[[str], None]
 
 
 def silent(line: str) -> None:
-    """A `Say` that says nothing."""
+    """A `Say` that discards the message."""
 
 
 @dataclass(frozen=True)
 class CacheOrigin:
-    """Where a prepared folder came from; lies beside the weights as SOURCE.json."""
+    """Origin of a prepared folder, stored beside the weights as SOURCE.json."""
 
     title: str
     note: str
@@ -37,7 +37,7 @@ class CacheOrigin:
 
     @classmethod
     def read(cls, folder: Path) -> CacheOrigin | None:
-        """The note in `folder`, None when there is none."""
+        """The origin stored in `folder`, None if there is none."""
         try:
             return cls(**json.loads((folder / SOURCE).read_text()))
         except (OSError, ValueError, TypeError):
@@ -45,15 +45,15 @@ class CacheOrigin:
 
 
 def prepared(name: str) -> Path | None:
-    """The prepared folder `name` if it is there; it is whole, since it was renamed into place."""
+    """The prepared folder `name`, or None; it is complete, since it is renamed into place."""
     folder = _root() / name
     return folder if (folder / MANIFEST).is_file() else None
 
 
 def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
-    """The prepared folder `name`, filled by `fill` when it is not there yet.
+    """The prepared folder `name`, filled by `fill` if it does not exist.
 
-    Two processes that ask at the same time do the work once: the second waits.
+    A file lock ensures that concurrent processes prepare it once: the others wait.
 
     Raises:
         ModelError: less than `space` bytes are free on the disk.
@@ -77,8 +77,8 @@ def _check_space(root: Path, space: int) -> None:
     free = shutil.disk_usage(root).free
     if free < space:
         raise ModelError(
-            f"{root} has no room for the model.",
+            f"There is not enough disk space for the model in {root}.",
             f"It needs {readable(space)}; {readable(free)} are free.",
-            "Free some space or set SLIMSCOPE_CACHE_DIR to another disk.",
+            "Free disk space, or set SLIMSCOPE_CACHE_DIR to another disk.",
             field="model",
         )

@@ -1,7 +1,7 @@
-"""What can be chosen, and what is known of it before it is loaded. Does not import torch.
+"""The model catalogue and the facts of a model before it is loaded. Does not import torch.
 
-`inspect` reads config.json and the headers of weight files, so the web process can refuse a model
-that cannot be treated, with the reason, while the person is still filling in the form.
+`inspect` reads config.json and the headers of weight files, so the web process can reject an
+unsupported model, with the reason, while the form is being filled in.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ __all__ = ["CatalogueEntry", "LinearShape", "ModelFacts", "entries", "inspect"]
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """One line of the model list.
+    """One entry of the model list.
 
     Attributes:
-        name: the spec to put into a config.
-        note: what to know beforehand; `origin` and `licence` say whose it is.
-        ready: False when it has to be set up first.
+        name: the model spec used in configs.
+        note: a caveat; may be empty.
+        origin, licence: source of the weights and their licence.
+        ready: False if the model has to be set up first.
     """
 
     name: str
@@ -42,15 +43,15 @@ class CatalogueEntry:
 TOY_ENTRY = CatalogueEntry(
     TOY,
     "Toy stories (built in)",
-    "a toy: 0.2 million weights, trained here on generated stories",
-    "trained with backend/models/toy/train.py",
-    "that of this program",
+    "a toy: 0.2 million weights, trained on generated stories",
+    "trained with backend/models/sources/toy/train.py",
+    "same as Slimscope",
     True,
 )
 
 
 def entries() -> list[CatalogueEntry]:
-    """What can be chosen now: built-ins, folders and files on disk, cached hub models."""
+    """All available models: built-in, folders and files on disk, cached hub models."""
     cached = [
         CatalogueEntry(
             hub_id, hub_id, "", f"https://huggingface.co/{hub_id}", "see its model card", True
@@ -61,10 +62,10 @@ def entries() -> list[CatalogueEntry]:
 
 
 def inspect(spec: str) -> ModelFacts:
-    """The facts of a model, from its config and file headers alone.
+    """The facts of a model, from its config and file headers only.
 
     Raises:
-        ModelError: unknown, unreachable, outside the allowed folders, or not treatable; with
+        ModelError: unknown, unreachable, outside the allowed folders, or not supported; with
             `field="model"`.
     """
     if spec == TOY:
@@ -99,14 +100,14 @@ def _title(spec: str) -> str:
 def _smollm2_entry() -> CatalogueEntry:
     folder = prepared(smollm2.NAME)
     source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
-    note = source.note if folder else "93 MB, set up once before its first use"
+    note = source.note if folder else "93 MB, downloaded and converted on first use"
     return CatalogueEntry(
         smollm2.NAME, source.title, note, source.origin, source.licence, folder is not None
     )
 
 
 def _disk_entries() -> Iterator[CatalogueEntry]:
-    """Model folders and GGUF files, up to two levels down the folders of the person's own."""
+    """Model folders and GGUF files, up to two levels deep in the user's model folders."""
     own = (settings().root / "models", *settings().model_dirs)
     for root in dict.fromkeys(path.expanduser().resolve() for path in own):
         configs = [
@@ -115,6 +116,4 @@ def _disk_entries() -> Iterator[CatalogueEntry]:
         folders = {path.parent for path in configs if any(path.parent.glob("*.safetensors"))}
         files = [path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf")]
         for path in sorted(folders) + sorted(files):
-            yield CatalogueEntry(
-                str(path), path.name, "", str(path.parent), "that of the files", True
-            )
+            yield CatalogueEntry(str(path), path.name, "", str(path.parent), "see the files", True)

@@ -1,8 +1,8 @@
-"""GGUF files: their header as a config and tensor shapes, and their conversion, once, to a folder
-transformers loads. Reading the header imports no torch; converting does.
+"""Read GGUF headers, and convert GGUF files to folders that transformers loads. Reading a header
+imports no torch; converting does.
 
-The dequantised weights lie on the grid of the file's block format. Rounding them to a grid of the
-same size loses nothing, so a quantisation of such a model can look better than it is.
+Dequantised weights lie on the grid of the file's block format. Rounding them to a grid of the same
+size is lossless, so quantization results on such a model can be too optimistic.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], str]:
-    """What config.json and the safetensors headers would be after conversion, and a note.
+    """config.json and safetensors headers as after conversion, and a note on the quantization.
 
-    The headers carry the float32 dtype of the converted folder and the bytes of the file.
+    The headers have the float32 dtype of the converted folder.
 
     Raises:
-        ModelError: not a GGUF file, or of an architecture that is not converted here.
+        ModelError: not a GGUF file, or an unsupported architecture.
     """
     state = path.stat()
     return _read(path, state.st_mtime_ns, state.st_size)
 
 
-@lru_cache(maxsize=16)  # reading the vocabulary takes seconds; a changed file is read anew
+@lru_cache(maxsize=16)  # reading the vocabulary takes seconds; a changed file is read again
 def _read(
     path: Path, changed: int, size: int
 ) -> tuple[dict[str, Any], dict[str, TensorHeader], str]:
@@ -70,13 +70,13 @@ def _read(
         config = _config(path, architecture, fields)
     except ModelError:
         raise
-    except Exception as error:  # the reader raises whatever the bytes lead it into
+    except Exception as error:  # on malformed files the reader can raise anything
         raise _refused(path, f"It cannot be read as GGUF: {error}.") from error
     headers, kinds = {}, Counter[str]()
     for tensor in reader.tensors:
         if tensor.name.startswith("rope_"):
-            continue  # frequencies, computed anew
-        shape = tuple(int(size) for size in tensor.shape[::-1])  # GGUF counts inputs first
+            continue  # rotary frequencies, recomputed on loading
+        shape = tuple(int(size) for size in tensor.shape[::-1])  # GGUF order is [in, out]
         headers[_name(architecture, tensor.name)] = TensorHeader(shape, "F32")
         if tensor.name.startswith("blk.") and len(shape) > 1:
             kinds[tensor.tensor_type.name] += int(tensor.n_elements)
@@ -86,7 +86,7 @@ def _read(
 
 
 def _small(field: str) -> bool:
-    """Whether a field is one value, not the vocabulary."""
+    """Whether a field is not part of the vocabulary."""
     return not field.startswith("tokenizer.")
 
 
@@ -95,13 +95,13 @@ def _config(path: Path, architecture: str, fields: dict[str, Any]) -> dict[str, 
         raise _refused(path, "It is a mixture of experts.")
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise _refused(path, f"Its architecture is {architecture}; converted are {known}.")
+        raise _refused(path, f"Its architecture is {architecture}; supported: {known}.")
     sizes = {name: int(fields[f"{architecture}.{key}"]) for name, key in SIZES.items()}
     return {"architectures": [ARCHITECTURES[architecture]], "model_type": architecture, **sizes}
 
 
 def _name(architecture: str, name: str) -> str:
-    """The parameter's name after conversion; norms and the like keep theirs."""
+    """The parameter's name after conversion; norms keep theirs."""
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
         modules = PHI3_MODULES if architecture == "phi3" else MODULES
         return f"model.layers.{match[1]}.{modules.get(match[2], match[2])}.{match[3]}"
@@ -110,7 +110,7 @@ def _name(architecture: str, name: str) -> str:
 
 
 def dequantised_note(kind: str) -> str:
-    """What to beware of in weights that came out of GGUF tensors of type `kind` (as in Q4_1)."""
+    """A caveat on weights dequantised from GGUF tensors of type `kind` (such as Q4_1)."""
     if kind in FLOATS:
         return ""
     bits = re.match(r"I?Q(\d)", kind)
@@ -132,9 +132,9 @@ def convert(path: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = auto.from_pretrained(**source, dtype=torch.float32)
-    except Exception as error:  # a file of another make fails deep inside, in any way
+    except Exception as error:  # unsupported files fail in transformers with any exception
         raise _refused(path, f"transformers cannot convert it: {error}.") from error
-    model.hf_quantizer, model.is_quantized = None, False  # else save_pretrained refuses it
+    model.hf_quantizer, model.is_quantized = None, False  # otherwise save_pretrained raises
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Read headers of weight files: names, shapes and dtypes, never a weight. No torch."""
+"""Read headers of weight files: names, shapes and dtypes, no weights. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from safetensors import SafetensorError, safe_open
 from backend.errors import ModelError
 from backend.models.facts import TensorHeader
 
-OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # of any load
+OPTIONS: dict[str, Any] = {
+    "local_files_only": True,
+    "trust_remote_code": False,
+}  # from_pretrained
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -32,10 +35,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files transformers would load from `folder`; all are there.
+    """The safetensors files that transformers would load from `folder`; all of them exist.
 
     Raises:
-        ModelError: there are none, or one of a sharded set is missing.
+        ModelError: there are none, or a shard is missing.
     """
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -55,7 +58,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Name -> header of every tensor in the folder's safetensors files.
 
     Raises:
-        ModelError: a file is absent or damaged.
+        ModelError: a file is missing or damaged.
     """
     headers: dict[str, TensorHeader] = {}
     for path in weight_files(folder):
@@ -73,11 +76,11 @@ def _no_safetensors(folder: Path) -> ModelError:
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
         return _unreadable(
             folder,
-            "Its weights are pickle files, which can run code when they are opened.",
-            "Convert them to safetensors first: model.save_pretrained(folder) does it.",
+            "Its weights are pickle files, which can execute code when loaded.",
+            "Convert them to safetensors with model.save_pretrained(folder).",
         )
-    return _unreadable(folder, "It holds no model.safetensors.")
+    return _unreadable(folder, "It has no model.safetensors.")
 
 
 def _unreadable(folder: Path, why: str, do: str = "Choose a complete model folder.") -> ModelError:
-    return ModelError(f"{folder} is not a model that can be read.", why, do, field="model")
+    return ModelError(f"The model in {folder} cannot be read.", why, do, field="model")

@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: what is cached, what a repository holds, downloading. No torch.
+"""Models on the Hugging Face hub: cache, repository metadata, download. Does not import torch.
 
-`HF_HUB_OFFLINE=1` is obeyed: only what is cached is used then. Weights other than safetensors and
-code in a repository are never fetched.
+With `HF_HUB_OFFLINE=1` only cached models are used. Code and weights other than safetensors are
+never downloaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub  # loads a function's module when it is called first
+import huggingface_hub  # lazy: functions import their module on first call
 from huggingface_hub.errors import (
     CacheNotFound,
     EntryNotFoundError,
@@ -29,13 +29,13 @@ from backend.models.facts import TensorHeader
 from backend.models.sources.headers import weight_files
 
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
-UNWANTED = ["*/*"]  # copies in other formats lie in folders of the repository
-PATIENCE = 10.0  # seconds the hub has to answer
+UNWANTED = ["*/*"]  # subfolders hold copies in other formats
+PATIENCE = 10.0  # timeout of the hub in seconds
 OFFLINE = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
 
 
 def cached_ids() -> list[str]:
-    """Ids of the models whose safetensors weights are in this machine's hub cache."""
+    """Ids of the models with safetensors weights in the local hub cache."""
     try:
         repositories = huggingface_hub.scan_cache_dir().repos
     except CacheNotFound:
@@ -45,7 +45,7 @@ def cached_ids() -> list[str]:
 
 
 def cached(hub_id: str) -> Path | None:
-    """The folder of a model that is wholly in the hub cache, else None."""
+    """The folder of a model that is complete in the hub cache, else None."""
     try:
         folder = _fetch(hub_id, local_files_only=True)
         weight_files(folder)
@@ -55,26 +55,26 @@ def cached(hub_id: str) -> Path | None:
 
 
 def download(hub_id: str) -> Path:
-    """The folder of the model, fetched as far as it is not cached.
+    """The folder of the model, after downloading files that are not cached.
 
     Raises:
         ModelError: see `headers_of`.
     """
-    with _refusals(hub_id):
+    with _model_errors(hub_id):
         huggingface_hub.model_info(hub_id, timeout=PATIENCE)
         return _fetch(hub_id)
 
 
 def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
-    """config.json and tensor headers of a repository, some kilobytes of it.
+    """config.json and tensor headers of a repository, a download of some kilobytes.
 
     Raises:
         ModelError: no such id, gated, no safetensors weights, or the hub cannot be reached.
     """
-    with _refusals(hub_id):
+    with _model_errors(hub_id):
         huggingface_hub.model_info(
             hub_id, timeout=PATIENCE
-        )  # fails at once, where downloads try again for long
+        )  # fails immediately, while downloads retry for a long time
         config = json.loads(
             Path(huggingface_hub.hf_hub_download(hub_id, "config.json")).read_text()
         )
@@ -84,18 +84,18 @@ def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
 
 
 @contextmanager
-def _refusals(hub_id: str) -> Iterator[None]:
-    """Turns what the hub client raises into reasons a person can act on."""
+def _model_errors(hub_id: str) -> Iterator[None]:
+    """Convert exceptions of the hub client into `ModelError` with a remedy."""
     try:
         yield
     except GatedRepoError as error:
-        why, do = "Its owner asks for an agreement first.", "Accept it, then: hf auth login."
+        why, do = "It is a gated model.", "Accept its terms on the hub, then run: hf auth login."
         raise _refused(hub_id, why, do) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        why, do = "The hub knows no public model of that name.", "Check the spelling: org/name."
+        why, do = "The hub has no public model of that name.", "Check the spelling: org/name."
         raise _refused(hub_id, why, do) from error
     except NotASafetensorsRepoError as error:
-        why = "It has no safetensors weights; pickle files can run code and are not opened."
+        why = "It has no safetensors weights; pickle files can execute code and are not loaded."
         raise _refused(hub_id, why, "Choose a model published as safetensors.") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         why = "It is not on this machine and the hub cannot be reached (offline)."
@@ -103,16 +103,16 @@ def _refusals(hub_id: str) -> Iterator[None]:
     except EntryNotFoundError as error:
         why = "It has no config.json, so it is not a transformers model."
         raise _refused(hub_id, why, "Choose another model.") from error
-    except Exception as error:  # the HTTP client has kinds of its own for every way to fail
+    except Exception as error:  # the HTTP client has its own exceptions
         raise _refused(hub_id, f"The hub cannot be reached: {error}.", OFFLINE) from error
 
 
 def _refused(hub_id: str, why: str, do: str) -> ModelError:
-    return ModelError(f"{hub_id} cannot be fetched.", why, do, field="model")
+    return ModelError(f"{hub_id} cannot be downloaded.", why, do, field="model")
 
 
 def _fetch(hub_id: str, local_files_only: bool = False) -> Path:
-    """The folder of the model, fetched as far as it is not cached."""
+    """The folder of the model, after downloading files that are not cached."""
     folder = huggingface_hub.snapshot_download(
         hub_id,
         allow_patterns=WANTED,

@@ -1,4 +1,4 @@
-"""Fetch or convert a model, once, and return the folder that transformers loads it from."""
+"""Download or convert a model once, and return the folder that transformers loads it from."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def materialise(spec: str, say: Say = silent) -> Path:
     SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
 
     Args:
-        say: called with a line of text when something is about to take long.
+        say: called with a message before a slow step.
 
     Raises:
-        ModelError: the model cannot be had; `why` and `do` say more.
+        ModelError: the model is not available.
     """
     if spec == TOY:
         return TOY_FOLDER
@@ -45,6 +45,6 @@ def _converted(path: Path, say: Say) -> Path:
     def fill(draft: Path) -> None:
         say(f"converting {path.name} to float32 safetensors, once")
         convert(path, draft)
-        CacheOrigin(path.stem, note, str(path), "that of the file").write(draft)
+        CacheOrigin(path.stem, note, str(path), "see the file").write(draft)
 
     return prepare_once(name, 4 * sum(each.elements for each in headers.values()), fill)

@@ -1,4 +1,4 @@
-"""`python -m backend.models.sources.setup smollm2-135m`: fetches and converts a model, once."""
+"""Download and convert a model once: `python -m backend.models.sources.setup smollm2-135m`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from backend.models.sources.materialise import materialise
 
 
 def main(specs: list[str]) -> int:
-    """Sets up each model; returns the exit status."""
+    """Set up each model; return the exit status."""
     if not specs:
         print(
             f"usage: {sys.executable} -m backend.models.sources.setup smollm2-135m", file=sys.stderr

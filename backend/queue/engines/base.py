@@ -1,6 +1,6 @@
-"""The five calls by which the supervisor starts, watches and ends a job's process, whoever runs it.
+"""The engine interface: how the supervisor starts, monitors and ends the process of a job.
 
-An engine is a launcher: it orders nothing and remembers nothing the database does not know.
+An engine only launches processes: it does no scheduling and has no state beyond the database.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-Ref = dict[str, Any]  # how an engine finds a process again; stored as JSON with the attempt
+Ref = dict[str, Any]  # identifies a process; stored as JSON with the attempt
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What an engine needs to start one attempt."""
+    """Everything an engine needs to start one attempt."""
 
     attempt_id: int
     argv: tuple[str, ...]
@@ -24,10 +24,10 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class PollResult:
-    """What became of a process. "unknown" (engine not reachable) must never change a job's state.
+    """The status of a process. "unknown" (engine not reachable) must never change a job's state.
 
     Attributes:
-        code: the exit code when `state` is "exited" and it is known; -9 for a SIGKILL.
+        code: the exit code if `state` is "exited" and it is known; -9 for SIGKILL.
     """
 
     state: Literal["running", "exited", "unknown"]
@@ -35,21 +35,21 @@ class PollResult:
 
 
 class Engine(Protocol):
-    """A way to run jobs: as local processes, on a cluster, or faked in a test."""
+    """A backend that runs jobs: local processes, a cluster, or a fake in tests."""
 
     name: str
 
     def capacity(self) -> int:
-        """How many jobs may run at the same time."""
+        """Maximum number of concurrent jobs."""
 
     def launch(self, launch: LaunchRequest) -> Ref:
-        """Starts the attempt's process; called at most once for an attempt."""
+        """Start the process of an attempt; called at most once per attempt."""
 
     def poll(self, ref: Ref) -> PollResult:
-        """Whether the process still runs, with everything it started."""
+        """Whether the process or any of its children is still running."""
 
     def stop(self, ref: Ref) -> None:
-        """Asks the process, and only its leader, to end (it may still save)."""
+        """Ask the main process, without its children, to end; it may save first."""
 
     def kill(self, ref: Ref) -> None:
-        """Ends the process and everything it started, at once."""
+        """Kill the process and all its children immediately."""

@@ -1,7 +1,7 @@
-"""Jobs as processes of this machine: one session (and so one process group) each, never forked.
+"""Jobs as local processes, each in its own session and process group, never forked.
 
-A process is recognised by pid, boot and start tick, so a supervisor that was killed
-and started again finds its jobs, and a reused pid is never mistaken for one.
+A process is identified by pid, boot id and start tick, so a restarted supervisor finds its jobs
+again and never mistakes a reused pid for a job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from backend.queue.engines.base import LaunchRequest, PollResult, Ref
 
 
 class LocalEngine:
-    """Runs each attempt as a child in a session of its own."""
+    """Runs each attempt as a child process in its own session."""
 
     name = "local"
 
@@ -52,7 +52,9 @@ class LocalEngine:
         child = self._children.get(pid)
         code = child.poll() if child else None  # also reaps it
         if child and code is None:
-            return PollResult("running")  # the leader is a zombie, some of its threads still end
+            return PollResult(
+                "running"
+            )  # the leader is a zombie with threads that are still exiting
         if any(_members(pid)) and not _reused(ref):
             self.kill(ref)  # a dead leader's workers must not hold the slot's device
             return PollResult("running")
@@ -71,7 +73,7 @@ class LocalEngine:
 
 
 def reference(pid: int) -> Ref:
-    """How a process of this machine is found again."""
+    """The reference of a local process."""
     return {"pid": pid, "identity": identity(pid)}
 
 
@@ -79,14 +81,14 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot() -> str:
-    """Names the time since the machine was last started; empty where that cannot be known."""
+    """The id of the current boot; empty if the platform has none."""
     return BOOT.read_text().strip() if BOOT.exists() else ""
 
 
 def identity(pid: int) -> str:
-    """Names a process for good: the boot, and when in it the process started, in clock ticks.
+    """A unique id of a process: boot id and start time in clock ticks since the boot.
 
-    Ticks since the boot do not move when the clock is set, as a start time of day would.
+    Unlike a wall-clock start time, ticks since the boot do not change when the clock is set.
     """
     stat = Path(f"/proc/{pid}/stat")
     if not boot():
@@ -95,7 +97,7 @@ def identity(pid: int) -> str:
 
 
 def _reused(ref: Ref) -> bool:
-    """Whether the pid now belongs to someone else, or belonged to another boot."""
+    """Whether the pid belongs to another process now, or is from another boot."""
     try:
         return identity(int(ref["pid"])) != ref["identity"]
     except (OSError, psutil.NoSuchProcess):
@@ -103,7 +105,7 @@ def _reused(ref: Ref) -> bool:
 
 
 def _leader(ref: Ref) -> psutil.Process | None:
-    """The job's own process while it lives; a zombie is dead."""
+    """The main process of a job if it is alive; zombies are not."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(int(ref["pid"]))
         if not _reused(ref) and process.status() != psutil.STATUS_ZOMBIE:
@@ -112,7 +114,7 @@ def _leader(ref: Ref) -> psutil.Process | None:
 
 
 def _members(group: int) -> list[int]:
-    """Live processes of a process group, apart from its leader."""
+    """Live processes of a process group, without its leader."""
     members = []
     for process in psutil.process_iter(["pid", "status"]):
         with contextlib.suppress(ProcessLookupError, PermissionError):

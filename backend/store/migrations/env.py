@@ -1,4 +1,4 @@
-"""Run by Alembic: migrates the database of the current settings."""
+"""Alembic environment: migrates the database of the current settings."""
 
 from alembic import context
 

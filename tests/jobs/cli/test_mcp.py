@@ -89,7 +89,7 @@ def test_the_rules_are_those_of_the_queue(queue: Path) -> None:
     (refused,) = talk(
         mcp_server.build(Actor("guest-1", "guest")), ("submit_run", {"kind": "count", "config": {}})
     )
-    assert "Guests may look, not change." in refused and queries.jobs() == []
+    assert "Guests have read-only access." in refused and queries.jobs() == []
 
 
 def test_the_command_serves_over_standard_output(queue: Path) -> None:

@@ -181,7 +181,7 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
 ) -> None:
     monkeypatch.setattr("jobs.estimate.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
-    with pytest.raises(ModelError, match="the answers written at once") as refused:
+    with pytest.raises(ModelError, match="the answers generated at once") as refused:
         checked("amphista", config)
     assert refused.value.field == "answer_tokens"
     facts = inspect("smollm2-135m")

@@ -194,7 +194,7 @@ def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     assert "read from disk" in estimate.warnings[-1]
     with pytest.raises(ModelError) as refused:
         checked("sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"})
-    assert refused.value.field == "segments" and "wait on disk" in refused.value.do
+    assert refused.value.field == "segments" and "on disk" in refused.value.do
     checked("sds", {**SMALL, "segments": 4096, "context": 256})  # they wait on disk by themselves
 
 

@@ -74,7 +74,7 @@ def test_a_damaged_model_is_named(wait: Wait, current: Settings) -> None:
     job = submit("statistics", {"model": str(copy)}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
     error = queries.job(job.id).error
-    assert error and error["what"] == "model.layers.1.mlp.up_proj holds values that are not finite."
+    assert error and error["what"] == "model.layers.1.mlp.up_proj has values that are not finite."
     assert TENSOR not in set(frames.tensor_table(job.id)["tensor"])
 
 

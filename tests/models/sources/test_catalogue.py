@@ -104,8 +104,8 @@ def refusal(spec) -> ModelError:
         ({"architectures": ["T5ForConditionalGeneration"]}, "not a causal language model"),
         ({"architectures": None}, "not a causal language model"),
         ({"num_local_experts": 8}, "mixture of experts"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised already (gptq)"),
-        ({"num_hidden_layers": 4}, "names 4 blocks"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "already quantised (gptq)"),
+        ({"num_hidden_layers": 4}, "specifies 4 blocks"),
         ({"vocab_size": "many"}, "no vocab_size"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_damaged_config(folder, content):
 
 @pytest.mark.parametrize("spec", ["", "gpt2", "toy2", "models/x/y", "C:\\model", "a//b", "a/../b"])
 def test_a_spec_that_names_nothing(current, spec):
-    assert "names no model" in refusal(spec).what
+    assert "is not a model" in refusal(spec).what
 
 
 def test_a_hub_id_offline(current, monkeypatch):

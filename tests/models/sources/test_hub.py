@@ -20,9 +20,9 @@ RESPONSE = SimpleNamespace(headers={}, status_code=404, request=None, json=dict,
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (errors.GatedRepoError("403", response=RESPONSE), "agreement"),
-        (errors.RepositoryNotFoundError("404", response=RESPONSE), "knows no public model"),
-        (errors.HFValidationError("bad id"), "knows no public model"),
+        (errors.GatedRepoError("403", response=RESPONSE), "gated model"),
+        (errors.RepositoryNotFoundError("404", response=RESPONSE), "has no public model"),
+        (errors.HFValidationError("bad id"), "has no public model"),
         (errors.NotASafetensorsRepoError("pickle"), "no safetensors"),
         (errors.OfflineModeIsEnabled("off"), "offline"),
         (errors.LocalEntryNotFoundError("gone"), "offline"),

@@ -52,7 +52,7 @@ def test_empty_lists_say_so_and_lead_on(current: Settings) -> None:
 def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings) -> None:
     html = str(jobs.draw(asked(GUEST))["board"])
     button = re.search(r'<button[^>]*data-testid="cancel-sds-0003"[^>]*>', html)
-    assert button and " disabled " in button[0] and roles.LOOK in button[0]
+    assert button and " disabled " in button[0] and roles.READ_ONLY in button[0]
     for do in ("cancel", "kill", "next", "resume", "retry"):
         said = act(pressed(do, "sds-0004"), asked(GUEST))
         assert "may not" in said["value"]
@@ -84,7 +84,7 @@ def test_a_waiting_run_can_be_put_first(seeded: Settings) -> None:
     act(pressed("next", "sds-0006"), asked())
     assert [job.id for job in queries.queued()] == [6, 3]
     said = act(pressed("next", "sds-0002"), asked())
-    assert "sds-0002 does not wait." in said["value"]
+    assert "sds-0002 is not queued." in said["value"]
 
 
 def test_resume_queues_the_same_run(seeded: Settings) -> None:

@@ -191,7 +191,7 @@ def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -
 def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
     told = arrival(host="10.0.0.7")
     assert told["launch-add"]["interactive"] is False
-    assert "Guests may look" in told["launch-said"]["value"]
+    assert "Guests have read-only access" in told["launch-said"]["value"]
     assert "launch-add" not in arrival()
 
 

@@ -167,8 +167,8 @@ def test_a_guest_changes_nothing_by_raw_requests(
     guest, before = shared(OTHER), [(j.state, j.desired) for j in queries.jobs()]
     for deed in ("cancel", "kill", "retry", "resume"):
         for run in ("sds-0002", "sds-0003", "sds-0004"):
-            assert "Guests may look" in raw_act(guest, web, deed, run)
-    assert "Guests may look" in raw_launch(guest, web, model="toy")
+            assert "Guests have read-only access" in raw_act(guest, web, deed, run)
+    assert "Guests have read-only access" in raw_launch(guest, web, model="toy")
     for path in ("runs/sds-0003/cancel", "runs/sds-0004/resume", "submit/sds"):
         assert guest.post(f"/slimscope/api/{path}", json={}).status_code == 403
     assert [(j.state, j.desired) for j in queries.jobs()] == before
@@ -229,7 +229,7 @@ def test_a_guest_adds_one_small_run_behind_all_others_and_cancels_only_that(
     job = queries.job(made["id"])
     assert job.owner.startswith("guest-") and queries.queued()[-1].id == job.id
     again = add(guest)
-    assert again.status_code == 403 and "One waits or works already" in again.json()["why"]
+    assert again.status_code == 403 and "already have an active run" in again.json()["why"]
     assert guest.post("/slimscope/api/runs/sds-0003/cancel").status_code == 403
     assert "only their own" in raw_act(guest, web, "cancel", "sds-0003")
     stranger = open_to_guests(OTHER)  # the same address, another browser
@@ -248,7 +248,7 @@ def test_guests_who_drop_their_cookies_get_no_more_than_all_guests_have(
 
 @pytest.mark.parametrize(
     ("variable", "value", "why"),
-    [("GUEST_SECONDS", "1", "s; a guest's may take 1 s"), ("GUEST_GB", "0.0001", "GB")],
+    [("GUEST_SECONDS", "1", "s; the limit is 1 s"), ("GUEST_GB", "0.0001", "GB")],
 )
 def test_a_guests_run_has_to_be_small(
     open_to_guests: Visit, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, why: str
@@ -262,10 +262,10 @@ def test_a_guests_run_has_to_have_an_end_that_can_be_told(
     open_to_guests: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = add(open_to_guests(OTHER), redense="sgd", sgd_epochs=2000, segments=512)
-    assert slow.status_code == 403 and "a guest's may take" in slow.json()["why"]
+    assert slow.status_code == 403 and "the limit is" in slow.json()["why"]
     _, cost = submit.checked("evaluation", {"model": "toy"})
     roles.require_small(Actor("guest-1", "guest"), cost)
-    with pytest.raises(roles.ForbiddenError, match="cannot be told"):
+    with pytest.raises(roles.ForbiddenError, match="cannot be estimated"):
         roles.require_small(Actor("guest-1", "guest"), replace(cost, open_ended=True))
 
 
@@ -274,7 +274,7 @@ def test_a_guest_cannot_sweep_nor_choose_a_priority(open_to_guests: Visit) -> No
     estimate = submit.checked("sds", SMALL)[1]
     with pytest.raises(roles.ForbiddenError, match="one run at a time"):
         service.enqueue_all("sds", [SMALL, SMALL], guest, cost=estimate)
-    with pytest.raises(roles.ForbiddenError, match="cannot be told"):
+    with pytest.raises(roles.ForbiddenError, match="cannot be estimated"):
         service.enqueue("sds", SMALL, guest)
     job = service.enqueue("sds", SMALL, guest, priority=10**6, cost=estimate)
     assert job.priority == roles.GUEST_PRIORITY
@@ -324,7 +324,7 @@ def test_the_real_queue_refuses_too(
             assert client.post("gradio_api/queue/join", json=body).status_code == 200
             with client.stream("GET", "gradio_api/queue/data?session_hash=abc") as lines:
                 told = next(line for line in lines.iter_lines() if "process_completed" in line)
-            assert ("Guests may look" in told) == (state == "queued")
+            assert ("Guests have read-only access" in told) == (state == "queued")
             assert queries.job("sds-0003").state == state
 
 
@@ -353,4 +353,4 @@ def test_the_limit_forgets_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> No
     rate.spend("b", 2)
     clock[0] = 1000.0
     rate.spend("c", 2)
-    assert [*rate._asked] == ["c"]
+    assert [*rate._times] == ["c"]

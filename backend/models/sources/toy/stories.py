@@ -1,7 +1,7 @@
-"""Children's stories from a small seeded grammar: text without a licence question.
+"""Children's stories from a small seeded grammar: text free of licence restrictions.
 
-Every story draws one hero, one animal, two places, two objects and so on, and must keep to them to
-the end. That is what a tiny language model gets wrong first, so compression shows.
+Each story samples a hero, an animal, places and objects, and uses them consistently. A tiny
+language model loses this consistency first, which makes the effect of compression visible.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ END = (
 
 
 def _slots(rng: Random) -> dict[str, str]:
-    """One choice for every slot; it holds for the whole story."""
+    """Sample a value for every slot, used throughout the story."""
     kind = rng.choice((GIRL, BOY))
     she, her, him, girl = kind
     slots = {
@@ -96,7 +96,7 @@ def _slots(rng: Random) -> dict[str, str]:
 
 
 def stories(seed: int, count: int) -> list[str]:
-    """`count` stories of six or seven sentences, some 350 characters each, fixed by `seed`."""
+    """`count` stories of about 350 characters each, reproducible for the same `seed`."""
     rng = Random(seed)
     written = []
     for _ in range(count):

@@ -1,9 +1,9 @@
-"""Trains the built-in toy model, in about two minutes.
+"""Train the built-in toy model, in about two minutes.
 
     python -m backend.models.sources.toy.train [FOLDER]
 
-A LLaMA with grouped-query attention, small enough that half of its weights are missed when they
-go. One seed and one thread: on one machine the same command writes the same weights.
+A LLaMA with grouped-query attention, small enough that pruning half of its weights has a visible
+effect. Uses a fixed seed and one thread, so the weights are reproducible on the same machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ END = "<|endoftext|>"
 
 
 def build_tokenizer(text: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 512 entries; token 0 ends a story."""
+    """Byte-level BPE with 512 entries; token 0 marks the end of a story."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -67,12 +67,12 @@ def build_model() -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: list[str]) -> Tensor:
-    """All stories as one row of token ids [T], an end token before each."""
+    """Token ids [T] of all stories, each preceded by an end token."""
     return torch.tensor([token for story in text for token in [0, *tokenizer.encode(story)]])
 
 
 def rate(step: int) -> float:
-    """Share of the peak learning rate: short warm-up, flat, then linear to 2 %."""
+    """Fraction of the peak learning rate: short warm-up, constant, then linear decay to 2 %."""
     left = (STEPS - step) / (STEPS * (1 - DECAY_FROM))
     return min((step + 1) / 20, 1.0, max(left, 0.02))
 
