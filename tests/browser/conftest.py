@@ -1,4 +1,5 @@
-"""The dashboard as people start it, in a process of its own, and a real Chromium to look at it."""
+"""The dashboard in a process of its own, and a real Chromium to look at it. The process is forked
+from one that has imported everything; `test_no_external` starts one as people do."""
 
 from __future__ import annotations
 
@@ -6,13 +7,12 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from filelock import FileLock
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import app
 from backend.models.loading import load
 from backend.queue import service
 from backend.queue.engines.local import LocalEngine
@@ -35,6 +36,7 @@ from jobs import sweep
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests.fork_engine import ForkEngine
+from tests.fork_server import FORKS, begin_anew
 
 PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
@@ -59,7 +61,7 @@ class Dashboard:
 
     url: str
     data: Path
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
 
 
 def free_port() -> int:
@@ -71,23 +73,32 @@ def free_port() -> int:
 @contextmanager
 def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
     """The dashboard on this data folder, until the block ends."""
-    port = port or free_port()
-    own = {"PORT": str(port), "IDLE_EXIT": "1", "BROWSER": "false", "THREADS": "1"}
+    port, log = port or free_port(), data.with_name("dashboard.log")
+    own = {"PORT": str(port), "BROWSER": "false", "THREADS": "1"}
     here = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**environment, **here})
+    with_all = {"SLIMSCOPE_IDLE_EXIT": "1", **environment, **here}
+    process = FORKS.Process(target=serve, args=(with_all, log))
+    process.start()
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(url, process)
+        wait_for(url, process.is_alive, log)
         yield Dashboard(url, data, process)
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
-def wait_for(url: str, process: subprocess.Popen) -> None:
+def serve(environment: Mapping[str, str], log: Path) -> None:
+    """The life of the forked process."""
+    os.chdir(ROOT)
+    begin_anew(environment, log, log)
+    app.main()
+
+
+def wait_for(url: str, alive: Callable[[], bool], log: Path | None = None) -> None:
     deadline = time.monotonic() + STARTS_S
     while True:
-        assert process.poll() is None, "the dashboard has ended"
+        assert alive(), log.read_text() if log else "the dashboard has ended"
         try:
             urllib.request.urlopen(url, timeout=5)
             return

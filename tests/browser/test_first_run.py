@@ -108,7 +108,7 @@ def test_killing_the_dashboard_stops_no_run_and_its_page_goes_on_with_the_next(
     expect(status).to_contain_text("sds-0001")
     bar.wait_for()
     dashboard.process.kill()
-    dashboard.process.wait()
+    dashboard.process.join()
     before = queries.job(1).done
     expect(status).to_contain_text("No answer from the server")
     deadline = time.monotonic() + 60

@@ -34,15 +34,15 @@ document.addEventListener('securitypolicyviolation',
 """
 
 
-def test_no_page_asks_another_host_or_breaks_the_policy(page: Page, dashboard: Dashboard) -> None:
-    """The fixture `page` fails on a request to another host and on an error in the console."""
-    page.add_init_script(VIOLATIONS)
+def test_no_page_asks_another_host_or_breaks_the_policy(visitor: Page, lab: Dashboard) -> None:
+    """The fixture `visitor` fails on a request to another host and on an error in the console."""
+    visitor.add_init_script(VIOLATIONS)
     for path in PAGES:
-        page.goto(f"{dashboard.url}/{path}")
-        expect(page.locator("h1")).to_have_count(1)
+        visitor.goto(f"{lab.url}/{path}")
+        expect(visitor.locator("h1")).to_have_count(1)
         if not path.startswith("slimscope"):
-            expect(page.locator("#frame-status-line")).to_contain_text("Nothing is running")
-        assert page.evaluate("window.violations") == [], path
+            expect(visitor.locator("#frame-status-line")).to_contain_text("Nothing is running")
+        assert visitor.evaluate("window.violations") == [], path
 
 
 def hostile_text_does_not_run(page: Page, url: str) -> None:
@@ -139,7 +139,7 @@ def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     assert process.stdout is not None
     printed: list[str] = []
     threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True).start()
-    wait_for(f"http://127.0.0.1:{port}", process)
+    wait_for(f"http://127.0.0.1:{port}", lambda: process.poll() is None)
     yield f"http://127.0.0.1:{port}", printed
     process.kill()
     process.wait()

@@ -39,7 +39,8 @@ RANGE = "document.querySelector('#run-curve .js-plotly-plot')?._fullLayout?.xaxi
 def shared_queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     """A dashboard that knows a kind of run that only counts."""
     data = tmp_path_factory.mktemp("queue")
-    here = {"SLIMSCOPE_DATA_DIR": str(data), "SLIMSCOPE_PLUGINS": PLUGIN}
+    here = {"DATA_DIR": str(data), "PLUGINS": PLUGIN, "IDLE_EXIT": "15"}  # one supervisor
+    here = {f"SLIMSCOPE_{name}": value for name, value in here.items()}
     with started(data, os.environ | here) as shown:
         yield shown
 
