@@ -3,14 +3,37 @@ that listing runs does not import pandas."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
+from backend.store import curves as long_curves
 from backend.store import queries
+
+REDUCED = "reduced"
+MOST_POINTS = 20_000  # of all curves of a run together; more than a screen can show
 
 
 def curves(run: str | int) -> pd.DataFrame:
     """All curve points of a run: columns name, step, value, at."""
-    return pd.DataFrame(queries.curve_rows(run), columns=["name", "step", "value", "at"])
+    return _points(queries.curve_rows(run))
+
+
+def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
+    """The same for a chart: long curves are reduced to their lowest and highest points, so that
+    there are about `most` at most. Such frames have the attribute `REDUCED`."""
+    spans = long_curves.spans(run)
+    if sum(span.points for span in spans.values()) <= most:
+        return curves(run)
+    buckets = max(1, most // len(spans) // 2)
+    outlines = (long_curves.outline(run, name, span, buckets) for name, span in spans.items())
+    points = _points([row for outline in outlines for row in outline])
+    points.attrs[REDUCED] = True
+    return points
+
+
+def _points(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["name", "step", "value", "at"])
 
 
 def tensor_table(run: str | int) -> pd.DataFrame:

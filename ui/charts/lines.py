@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from backend.store.frames import REDUCED
 from jobs.metrics import metric
 from ui.charts.template import axis, layout, legend_row, line_look
 from ui.theme import LineStyle, stage_style
@@ -43,6 +44,13 @@ def curve_titles(name: str) -> CurveTitles:
     family = name.split("/")[0]
     title = metric(family).title
     return ERROR if family == "error" else CurveTitles(title, title, "Step")
+
+
+def reduced_note(points: pd.DataFrame) -> str:
+    """What a chart has to say of curves that were too long to be drawn whole."""
+    if not points.attrs.get(REDUCED):
+        return ""
+    return " Long curves are drawn by their lowest and highest points; exports have them all."
 
 
 def curves(

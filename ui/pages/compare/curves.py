@@ -8,7 +8,7 @@ import pandas as pd
 
 from backend.store import frames
 from ui.charts.chart import Chart
-from ui.charts.lines import Line, curve_titles, curves_frame, line_chart
+from ui.charts.lines import Line, curve_titles, curves_frame, line_chart, reduced_note
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import display_units, stages_of
 
@@ -18,7 +18,7 @@ SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
 
 def curves_of(comparison: RunComparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """The points of every run, and the curves that one or more of them has recorded."""
-    points = {run: display_units(frames.curves(run)) for run in comparison.runs}
+    points = {run: display_units(frames.shown_curves(run)) for run in comparison.runs}
     return points, list(dict.fromkeys(name for df in points.values() for name in _lines(df)))
 
 
@@ -58,7 +58,8 @@ def curve_chart(
     lengths = ", ".join(f"{run} {len(df):,}" for run, df in drawn.items())
     left_out = int((together["value"] <= 0).sum()) if log_y else 0
     hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
-    return Chart(figure, frame, f"n = {lengths} points.{hidden}")
+    reduced = next(filter(None, map(reduced_note, drawn.values())), "")
+    return Chart(figure, frame, f"n = {lengths} points.{hidden}{reduced}")
 
 
 def curve_label(name: str, comparison: RunComparison) -> str:

@@ -157,7 +157,7 @@ def curve_chart(view: QuantView) -> Chart:
 
 def _points(view: QuantView) -> pd.DataFrame:
     """Name, step and value of the chosen curves, in the unit that is drawn."""
-    selection, points = view.selection, frames.curves(view.quant.job.id)
+    selection, points = view.selection, frames.shown_curves(view.quant.job.id)
     points = points[points["name"].str.startswith(f"{selection.curve}/")]
     if selection.curve == "loss":
         distilled = points["name"] == f"loss/{DISTILLED}"

@@ -17,7 +17,7 @@ from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY
 from ui.charts.chart import Chart
-from ui.charts.lines import curve_titles, curves, curves_frame
+from ui.charts.lines import curve_titles, curves, curves_frame, reduced_note
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.run import details, quality
@@ -177,7 +177,7 @@ def history(job: Job) -> Markup:
 def draw_curves(chosen: str | None, request: gr.Request) -> Updates:
     """The families of curves, and the chosen family as a chart."""
     job = chosen_job(request)
-    points = display_units(frames.curves(job.run)) if job else None
+    points = display_units(frames.shown_curves(job.run)) if job else None
     if job is None or points is None or points.empty:
         return {"family": gr.update(visible=False), **CURVES.show(Chart(NO_CURVES))}
     families = list(dict.fromkeys(name.split("/")[0] for name in points["name"]))
@@ -199,7 +199,7 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     titles = curve_titles(family)
     figure = curves(points, names, labels=labels, x_title=titles.x, y_title=titles.y)
     frame = curves_frame(points, labels, titles.x)
-    return Chart(figure, frame, f"n = {len(frame)} points per line.")
+    return Chart(figure, frame, f"n = {len(frame)} points per line.{reduced_note(points)}")
 
 
 # what is done -------------------------------------------------------------------------------------

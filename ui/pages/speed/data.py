@@ -78,7 +78,7 @@ def drafter_of(run: str) -> DrafterInfo:
 
 def head_curves(run: str) -> pd.DataFrame:
     """Top-1 accuracy of each head during training, %: columns name ("Head 1"), step, value."""
-    curves = display_units(frames.curves(run))
+    curves = display_units(frames.shown_curves(run))
     tops = curves[curves["name"].str.startswith("top1/")]
     names = tops["name"].str.removeprefix("top1/").str.capitalize()
     return tops.assign(name=names)

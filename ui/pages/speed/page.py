@@ -160,7 +160,7 @@ def command(job: Job) -> str:
 
 def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> Updates:
     decoders, job = shown.decoders, shown.job
-    drafters, points = shown.drafters(), frames.curves(job.id)
+    drafters, points = shown.drafters(), frames.shown_curves(job.id)
     prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means, counted = f"Means over {prompts} prompts.", f"n = {steps:,} steps."

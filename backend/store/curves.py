@@ -1,0 +1,68 @@
+"""Long curves, reduced by the database to what a screen can show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, literal, select
+from sqlalchemy.orm import aliased
+
+from backend.store import queries
+from backend.store.queries import MAX_VARIABLES, batched
+from backend.store.session import reading
+from backend.store.tables import MetricPoint
+
+
+@dataclass(frozen=True)
+class CurveSpan:
+    """The number of points of a curve, and its first and last step."""
+
+    points: int
+    first: int
+    last: int
+
+
+def spans(run: str | int) -> dict[str, CurveSpan]:
+    """Name -> span of every curve of a run."""
+    columns = (func.count(), func.min(MetricPoint.step), func.max(MetricPoint.step))
+    query = select(MetricPoint.name, *columns).where(MetricPoint.job_id == queries.job_id(run))
+    with reading() as session:
+        rows = session.execute(query.group_by(MetricPoint.name).order_by(MetricPoint.name))
+        return {name: CurveSpan(*span) for name, *span in rows}
+
+
+def outline(run: str | int, name: str, span: CurveSpan, buckets: int) -> list[dict[str, Any]]:
+    """A curve as it looks on a screen: of each of `buckets` equal ranges of steps the points with
+    the lowest and the highest value, so that no peak is lost. Rows as of `queries.curve_rows`.
+
+    The database looks up both by the key of the table, range after range: nothing is sorted, and
+    only these points are read into memory.
+    """
+    width = -(-(span.last - span.first + 1) // buckets)
+    start = select(literal(span.first).label("step")).cte("ranges", recursive=True)
+    ranges = start.union_all(select(start.c.step + width).where(start.c.step + width <= span.last))
+    point = aliased(MetricPoint)
+    inside = (
+        select(point.step)
+        .where(point.job_id == queries.job_id(run), point.name == name)
+        .where(point.step.between(ranges.c.step, ranges.c.step + width - 1))
+        .limit(1)
+        .correlate(ranges)
+    )
+    low, high = (
+        inside.order_by(value, point.step).scalar_subquery()
+        for value in (point.value, point.value.desc())
+    )
+    with reading() as session:
+        ends = session.execute(select(low, high).select_from(ranges)).all()
+        steps = sorted({step for pair in ends for step in pair if step is not None})
+        columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
+        query = select(*columns).where(
+            MetricPoint.job_id == queries.job_id(run), MetricPoint.name == name
+        )
+        return [
+            dict(row._mapping)
+            for some in batched(steps, MAX_VARIABLES)
+            for row in session.execute(query.where(MetricPoint.step.in_(some)))
+        ]

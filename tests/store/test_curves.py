@@ -1,0 +1,58 @@
+"""Long curves keep their peaks when they are reduced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import insert
+
+from backend.store import curves, frames
+from backend.store.migrate import upgrade
+from backend.store.session import writing
+from backend.store.tables import Job, MetricPoint
+
+POINTS = 5000
+
+
+@pytest.fixture
+def values(data_dir: Path) -> np.ndarray:
+    """Of a noisy curve with two peaks, at every third step from 7 on; and a short curve."""
+    upgrade()
+    made = np.random.default_rng(0).normal(size=POINTS)
+    made[[1234, 4321]] = 50, -50
+    points = [{"name": "loss", "step": 7 + 3 * i, "value": v} for i, v in enumerate(made.tolist())]
+    points += [{"name": "rate", "step": step, "value": step} for step in range(3)]
+    with writing() as session:
+        session.add(Job(id=1, kind="sds", owner="m", config={}, config_hash="", created_at=0,
+                        queued_at=0))  # fmt: skip
+        session.flush()
+        session.execute(insert(MetricPoint), [{"job_id": 1, "at": 0, **point} for point in points])
+    return made
+
+
+def test_each_range_keeps_its_lowest_and_highest_point(values: np.ndarray) -> None:
+    span = curves.spans(1)["loss"]
+    assert (span.points, span.first, span.last) == (POINTS, 7, 7 + 3 * (POINTS - 1))
+    outline = curves.outline(1, "loss", span, 100)
+    width = -(-(span.last - span.first + 1) // 100)
+    ranges = np.arange(POINTS) * 3 // width
+    expected = {
+        7 + 3 * int(at)
+        for n in np.unique(ranges)
+        for part in [np.flatnonzero(ranges == n)]
+        for at in (part[values[part].argmin()], part[values[part].argmax()])
+    }
+    assert [point["step"] for point in outline] == sorted(expected)
+    assert all(point["value"] == values[(point["step"] - 7) // 3] for point in outline)
+
+
+def test_a_chart_is_given_no_more_points_than_it_can_show(values: np.ndarray) -> None:
+    whole, reduced = frames.shown_curves(1), frames.shown_curves(1, most=400)
+    assert len(whole) == POINTS + 3 and not whole.attrs.get(frames.REDUCED)
+    assert len(reduced) <= 400 and reduced.attrs[frames.REDUCED]
+    loss = reduced[reduced["name"] == "loss"]["value"]
+    assert (loss.min(), loss.max()) == (-50, 50)
+    assert reduced[reduced["name"] == "rate"]["value"].tolist() == [0, 1, 2]
+    assert len(frames.curves(1)) == POINTS + 3
