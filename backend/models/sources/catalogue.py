@@ -13,6 +13,7 @@ from pathlib import Path
 from backend.models.facts import LinearShape, ModelFacts, facts_from
 from backend.models.sources import hub, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
+from backend.models.sources.folder import check_folder, check_no_adapter
 from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config, read_headers
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
@@ -81,6 +82,7 @@ def inspect(spec: str) -> ModelFacts:
 
 
 def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
+    check_folder(folder)
     source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
     config, headers = read_config(folder), read_headers(folder)
     return facts_from(spec, config, headers, source.title, source.note)
@@ -89,6 +91,7 @@ def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) ->
 def _gguf_facts(spec: str, path: Path) -> ModelFacts:
     if folder := prepared(gguf_name(path)):
         return _folder_facts(spec, folder)
+    check_no_adapter(path.parent)  # transformers would attach it while converting
     config, headers, note = read_gguf(path)
     return facts_from(spec, config, headers, path.stem, note)
 

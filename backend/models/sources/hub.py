@@ -29,7 +29,7 @@ from backend.models.facts import TensorHeader
 from backend.models.sources.headers import weight_files
 
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
-UNWANTED = ["*/*"]  # subfolders hold copies in other formats
+UNWANTED = ["*/*", "adapter_*"]  # subfolders hold copies in other formats
 PATIENCE = 10.0  # timeout of the hub in seconds
 OFFLINE = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
 
