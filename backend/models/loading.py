@@ -29,12 +29,13 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, stream_from
 from backend.models.facts import ModelFacts
-from backend.models.memory import check_memory, memory_available, memory_parts
+from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.folder import check_no_adapter
 from backend.models.sources.headers import OPTIONS
 from backend.models.sources.materialise import materialise
+from backend.models.sources.tokenizer import check_ids
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,14 @@ def _read(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     logging.disable_progress_bar()
     read = _streamed if streamed else _whole
+    tokenizer = load_tokenizer(folder, facts)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **OPTIONS)
         model, missing = read(folder, dtype, torch.device(device))
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # on malformed files transformers can raise anything
+        if is_out_of_memory(error):
+            raise
         why = f"transformers cannot read it: {error}."
         raise _refused(
             facts, why, "Check that the folder is complete and the architecture is supported."
@@ -96,6 +101,23 @@ def _read(
     if not streamed:
         check_weights(model)
     return model.eval(), tokenizer
+
+
+def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
+    """The tokenizer in the folder of a model.
+
+    Raises:
+        ModelError: it is missing, damaged, or has tokens without an embedding.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ids = set(tokenizer.get_vocab().values()) - special
+    except Exception as error:  # on malformed files transformers can raise anything
+        why = f"transformers cannot read its tokenizer: {error}."
+        raise _refused(facts, why, "Copy the tokenizer of the original model.") from error
+    check_ids(folder, max(ids, default=-1), facts.vocabulary)
+    return tokenizer
 
 
 def _whole(
