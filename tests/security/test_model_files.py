@@ -159,6 +159,45 @@ def test_a_pipe_is_not_waited_for(folder: Path) -> None:
 # weight files -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../other/model.safetensors", "/etc/passwd", "..\\model.safetensors", "..", "config.json",
+     "", "a\0.safetensors", 7],
+)  # fmt: skip
+def test_an_index_names_files_of_the_folder_alone(folder: Path, name: object) -> None:
+    """Those of the other folder exist, and the last part of the name in this one, too."""
+    shutil.copytree(folder, folder.parent / "other")
+    index = {"weight_map": {"model.norm.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "passwd").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").rename(folder / "shard.safetensors")
+    assert "not a file in the folder" in refusal(folder).why
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_link_to_another_folder_is_refused(folder: Path, name: str) -> None:
+    shutil.copytree(folder, folder.parent / "other")
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder.parent / "other" / name)
+    assert f"{name} is a link" in refusal(folder).why
+    with pytest.raises(ModelError, match="is a link"):
+        load(str(folder))
+
+
+def test_a_snapshot_of_the_hub_links_to_its_blobs(current: Settings) -> None:
+    repository = current.root / "models" / "models--org--small"
+    shutil.copytree(TOY_FOLDER, repository / "blobs")
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for blob in (repository / "blobs").glob("*.*"):
+        (snapshot / blob.name).symlink_to(Path("..", "..", "blobs", blob.name))
+    assert load(str(snapshot)).facts.parameters == inspect("toy").parameters
+    (snapshot / "config.json").unlink()
+    shutil.copy(TOY_FOLDER / "config.json", repository.parent / "config.json")
+    (snapshot / "config.json").symlink_to(repository.parent / "config.json")
+    assert "config.json is a link" in refusal(snapshot).why
+
+
 def test_a_header_that_is_too_large_is_not_parsed(folder: Path) -> None:
     header = b'{"__metadata__":{"a":"' + b"x" * 2**23 + b'"}}'
     content = len(header).to_bytes(8, "little") + header

@@ -13,9 +13,10 @@ def check_folder(folder: Path) -> None:
     """Check that a folder holds a plain model.
 
     Raises:
-        ModelError: it contains an adapter.
+        ModelError: it contains an adapter, or links to files outside.
     """
     check_no_adapter(folder)
+    check_links(folder)
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -33,3 +34,22 @@ def check_no_adapter(folder: Path) -> None:
             "choose that one. To use the model without the adapter, move the adapter's files away.",
             field="model",
         )
+
+
+def check_links(folder: Path) -> None:
+    """Check that no entry of the folder is a link out of it. Snapshots of the Hub consist of links
+    to the blobs of the same repository, `models--ORG--NAME`.
+
+    Raises:
+        ModelError: names the link.
+    """
+    real = folder.resolve()
+    root = real.parents[1] if real.parent.name == "snapshots" else real
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ModelError(
+                f"The model in {folder} may not be read.",
+                f"{path.name} is a link to a file outside the folder.",
+                "Copy the file into the folder.",
+                field="model",
+            )

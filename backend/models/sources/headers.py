@@ -6,6 +6,7 @@ The web process reads files of strangers with this, so everything is bounded bef
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memory
 MAX_HEADER = 8 * 2**20  # bytes of a safetensors header: tens of thousands of tensors
 MAX_NAME = 500  # characters of a tensor name
+FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # no path, so none out of the folder
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,17 +71,17 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers would load from `folder`; all of them exist.
 
     Raises:
-        ModelError: there are none, or a shard is missing.
+        ModelError: there are none, or a shard is missing or no file of the folder.
     """
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
         raise _no_safetensors(folder)
     names = _shards(folder)
-    missing = sorted(name for name in names if not (folder / Path(name).name).is_file())
+    missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise _unreadable(folder, f"{missing[0]} is missing ({len(missing)} of {len(names)}).")
-    return sorted(folder / Path(name).name for name in names)
+    return sorted(folder / name for name in names)
 
 
 def _shards(folder: Path) -> set[str]:
@@ -88,8 +90,12 @@ def _shards(folder: Path) -> set[str]:
     if not isinstance(places, dict) or not places:
         raise _unreadable(folder, f"Its {INDEX} has no weight_map.")
     for tensor, name in places.items():
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-            raise _unreadable(folder, f"Its {INDEX} has no file name for {tensor[:80]}.")
+        if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
+            raise _unreadable(
+                folder,
+                f"Its {INDEX} names {str(name)[:80]!r} for {tensor[:80]}, which is not a file in "
+                "the folder.",
+            )
     return set(places.values())
 
 
