@@ -18,6 +18,7 @@ from backend.errors import ModelError
 from backend.export.formats import FORMATS, GPTQ_BITS
 from backend.export.layouts import Layout, layer_from
 from backend.models.sources.cache import Say, silent
+from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import weight_files
 from backend.quantization.grid import MAX_BITS, MIN_BITS, QuantizedWeight
 from backend.quantization.packed_linear import pack_model
@@ -88,6 +89,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     Raises:
         ModelError: not an exported folder, or damaged.
     """
+    check_unchanged(folder, contents=True)
     layers, rest = read_layers(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     del config.quantization_config

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from backend.checkpoints import changed_file
 from backend.errors import ConfigError, NotFoundError
 from backend.methods.amphista.config import DrafterConfig, arm_of
 from backend.methods.amphista.drafter.registry import Drafter, build_drafter
@@ -132,6 +133,13 @@ class Amphista:
         Raises:
             NotFoundError: there is none, or its files are damaged.
         """
+        if name := changed_file(Path(folder), contents=True):
+            raise NotFoundError(
+                f"The drafter in {folder} is damaged.",
+                f"{name} has changed since it was saved.",
+                "Restore the file, or train the drafter again.",
+                "drafter",
+            )
         try:
             record = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
             if record["format"] != FORMAT:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from backend.checkpoints import MANIFEST, changed_file
 from backend.errors import ModelError
+from backend.settings import settings
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
@@ -13,10 +15,12 @@ def check_folder(folder: Path) -> None:
     """Check that a folder holds a plain model.
 
     Raises:
-        ModelError: it contains an adapter, or links to files outside.
+        ModelError: it contains an adapter, links to files outside, or files of another size than
+            when they were saved.
     """
     check_no_adapter(folder)
     check_links(folder)
+    check_unchanged(folder)
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -53,3 +57,29 @@ def check_links(folder: Path) -> None:
                 "Copy the file into the folder.",
                 field="model",
             )
+
+
+def check_unchanged(folder: Path, *, contents: bool = False) -> None:
+    """Check that the files of a folder are those that Slimscope saved, if it did.
+
+    Args:
+        contents: compare sha256 sums, too; see `changed_file`.
+
+    Raises:
+        ModelError: names the file and the run that saved it.
+    """
+    if name := changed_file(folder, contents=contents):
+        run = _run_of(folder)
+        again = f"run {run} again" if run else "delete the folder, so that it is set up again"
+        raise ModelError(
+            f"The model of {run} is damaged." if run else f"The model in {folder} is damaged.",
+            f"{name} has changed since it was saved.",
+            f"Restore the file, or {again}. If the change is intended, delete {MANIFEST}.",
+            field="model",
+        )
+
+
+def _run_of(folder: Path) -> str:
+    """The run that saved a folder; empty for other folders."""
+    artifacts, real = settings().artifacts.resolve(), folder.resolve()
+    return real.relative_to(artifacts).parts[0] if artifacts in real.parents else ""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, NotFoundError
 from backend.methods.amphista.checkpoint import CONFIG, WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import ARMS
@@ -129,3 +130,14 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, how: str) -> None:
     with pytest.raises(NotFoundError, match="no drafter in") as refused:
         Amphista.load(tmp_path)
     assert refused.value.field == "drafter"
+
+
+def test_a_drafter_that_was_changed_is_refused(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path).write("drafter") as draft:
+        stored(draft)
+    weights = tmp_path / "drafter" / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(NotFoundError, match=f"{WEIGHTS} has changed"):
+        Amphista.load(tmp_path / "drafter")
