@@ -21,6 +21,13 @@ IN_BLOCK = re.compile(r"(?:.*?\.)?(?:layers|h|blocks|block)\.(\d+)\.(.+)\.weight
 NOT_PARAMETERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)")
 BASE_PREFIX = {"h.": "transformer.", "decoder.": "model.", "layers.": "model."}
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+EMBEDDINGS = (
+    "model.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+    "transformer.wte.weight",
+    "gpt_neox.embed_in.weight",
+)
 HEAD_KEYS = ("num_attention_heads", "n_head")
 MAX_BLOCKS = 10_000
 MAX_SIZE = 2**31 - 1  # of every other size in a config
@@ -117,7 +124,7 @@ def facts_from(
             spec,
             f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}.",
         )
-    return ModelFacts(
+    facts = ModelFacts(
         spec=spec,
         title=title or spec,
         note=note,
@@ -131,6 +138,8 @@ def facts_from(
         dtype=_main_dtype(tensors),
         default_text="toystories" if spec == "toy" else "wikipedia",
     )
+    _check_shapes(facts, text, tensors)
+    return facts
 
 
 def _refused(spec: str, why: str, do: str = "Choose a dense causal language model.") -> ModelError:
@@ -200,6 +209,47 @@ def _check_heads(spec: str, config: Mapping[str, Any]) -> None:
         _size(spec, config, "head_dim")
     elif hidden % heads:
         raise _refused(spec, f"A hidden size of {hidden} cannot be split into {heads} heads.")
+
+
+def _check_shapes(
+    facts: ModelFacts, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
+) -> None:
+    """Check the shapes that a config fixes: of the embedding, and of the linears of LLaMA-like
+    models. Those of other architectures are checked on loading."""
+    expected = _expected_shapes(facts, config)
+    for name, tensor in tensors.items():
+        match = IN_BLOCK.fullmatch(name)
+        shape = expected.get(match[2] if match else full_name(name))
+        if shape and tensor.shape != shape:
+            raise _refused(
+                facts.spec,
+                f"{name} has the shape {list(tensor.shape)}; its config.json specifies "
+                f"{list(shape)}.",
+                "Choose a complete model folder, with the config that belongs to its weights.",
+            )
+
+
+def _expected_shapes(facts: ModelFacts, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Module of a block, or parameter outside of the blocks -> shape."""
+    hidden = facts.hidden
+    embedding = (facts.vocabulary, config.get("word_embed_proj_dim", hidden))
+    expected = dict.fromkeys(EMBEDDINGS, embedding)
+    heads, inner = config.get("num_attention_heads"), config.get("intermediate_size")
+    if config.get("model_type") not in LLAMA_LIKE:
+        return expected
+    if not isinstance(heads, int) or not isinstance(inner, int):
+        return expected
+    width = config.get("head_dim") or hidden // heads
+    queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
+    return expected | {
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
 
 
 def _linears(model_type: str, tensors: Mapping[str, TensorHeader]) -> tuple[LinearShape, ...]:

@@ -130,6 +130,21 @@ def test_a_config_that_means_nothing_is_refused(folder: Path, changes: dict, rea
     assert reason in refusal(folder).why
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"vocab_size": 600}, "embed_tokens"),
+        ({"hidden_size": 128}, "embed_tokens"),
+        ({"intermediate_size": 200}, "mlp.down_proj"),
+        ({"num_attention_heads": 4}, "self_attn.o_proj"),
+        ({"num_key_value_heads": 2}, "self_attn.k_proj"),
+    ],
+)
+def test_shapes_unlike_the_config_are_refused(folder: Path, changes: dict, name: str) -> None:
+    configure(folder, **changes)
+    assert name in refusal(folder).why and "config.json specifies" in refusal(folder).why
+
+
 def test_a_config_of_countless_blocks_takes_no_memory(folder: Path) -> None:
     configure(folder, num_hidden_layers=10**7)
     inspect("toy")
