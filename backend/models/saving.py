@@ -136,7 +136,6 @@ def _expected_tensors(folder: Path) -> tuple[str, list[tuple[list[str], Shape]]]
 def _mismatch(why: str) -> ModelError:
     return ModelError(
         "The saved model does not match its config.",
-        f"{why} Plain transformers would load it with random weights.",
-        "The incomplete folder was discarded. Start from a plain model without adapters, and "
-        "resume the run.",
+        f"{why} Plain transformers would load another model.",
+        "Nothing was saved. Start a new run from a plain model, without adapters.",
     )

@@ -235,6 +235,17 @@ def test_packed_weights_that_were_changed_are_refused(exported, tmp_path: Path) 
         load_packed(weights.parent)
 
 
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight_scale"])
+def test_packed_weights_that_are_not_finite_are_refused(exported, name: str) -> None:
+    folder, _ = exported()
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="not finite") as refused:
+        load_packed(folder)
+    assert name.removesuffix(".weight_scale") in refused.value.what
+
+
 @pytest.mark.parametrize(
     ("format", "symmetric", "said"),
     [

@@ -147,7 +147,7 @@ class Amphista:
             return cls(
                 DrafterConfig(**record["drafter"]),
                 BaseFingerprint(**record["base"]),
-                load_file(Path(folder) / WEIGHTS),
+                _finite(load_file(Path(folder) / WEIGHTS)),
                 [(tuple(path), value) for path, value in record["growth"]],
                 record["figures"],
                 record["training"],
@@ -176,3 +176,10 @@ def pack(
     """Package a trained module for saving; weights float32, on the CPU."""
     weights = {k: v.detach().cpu().contiguous() for k, v in drafter.state_dict().items()}
     return Amphista(drafter.config, base, weights, growth, figures, training, context)
+
+
+def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, whose values are all finite."""
+    if bad := next((name for name, W in weights.items() if not W.isfinite().all()), None):
+        raise ValueError(f"{bad} has values that are not finite")
+    return weights
