@@ -29,6 +29,7 @@ EMBEDDINGS = (
     "gpt_neox.embed_in.weight",
 )
 HEAD_KEYS = ("num_attention_heads", "n_head")
+MAX_NAME = 500  # characters of a tensor name
 MAX_BLOCKS = 10_000
 MAX_SIZE = 2**31 - 1  # of every other size in a config
 
@@ -113,6 +114,7 @@ def facts_from(
     if not isinstance(text, Mapping):
         raise _refused(spec, "The text_config in its config.json is not a JSON object.")
     _check_not_quantised(spec, config)
+    _check_names(spec, tensors)
     _check_dense(spec, text, tensors)
     linears = _linears(str(text.get("model_type", "")), tensors)
     _check_dtypes(spec, tensors)
@@ -171,6 +173,11 @@ def _check_not_quantised(spec: str, config: Mapping[str, Any]) -> None:
             f"Its weights are already quantised ({str(kind)[:80]}).",
             "Choose the original model.",
         )
+
+
+def _check_names(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
+    if long := next((name for name in tensors if len(name) > MAX_NAME), None):
+        raise _refused(spec, f"The name of a tensor has {len(long):,} characters.")
 
 
 def _check_dense(spec: str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from gguf import GGUFReader
 
 from backend.errors import ModelError
+from backend.models.facts import MAX_NAME
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -39,7 +40,6 @@ SIZES = {
     "max_position_embeddings": "context_length",
 }
 MAX_TENSORS = 50_000
-MAX_NAME = 500  # characters of a tensor name
 
 
 class BoundedGGUFReader(GGUFReader):

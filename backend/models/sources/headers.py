@@ -23,7 +23,6 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memory
 MAX_HEADER = 8 * 2**20  # bytes of a safetensors header: tens of thousands of tensors
-MAX_NAME = 500  # characters of a tensor name
 FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # no path, so none out of the folder
 
 
@@ -116,8 +115,6 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
                     headers[name] = TensorHeader(tuple(tensor.get_shape()), tensor.get_dtype())
         except (OSError, SafetensorError) as error:
             raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
-    if long := next((name for name in headers if len(name) > MAX_NAME), None):
-        raise _unreadable(folder, f"The name of a tensor has {len(long):,} characters.")
     return headers
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ CPU_S, WALL_S = 20, 120  # seconds
 MEMORY = 2 * 2**30  # bytes of address space, besides the file itself, which is mapped
 MAX_ANSWER = 16 * 2**20  # characters
 CODE = Path(__file__).resolve().parents[3]
+OUT_OF_LIMITS = (signal.SIGXCPU, signal.SIGKILL, signal.SIGABRT)  # CPU time, memory
 CHILDREN = BoundedSemaphore(2)
 TOO_MUCH = f"Reading it takes more than {CPU_S} s or {MEMORY >> 30} GiB of memory."
 
@@ -63,7 +65,7 @@ def _read(parser: str, path: Path, changed: int, size: int) -> Mapping[str, Any]
             )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"why": f"Reading it takes more than {WALL_S} s."}
-    if done.returncode < 0:  # ended by a signal: out of CPU time, or of memory
+    if -done.returncode in OUT_OF_LIMITS:
         return {"why": TOO_MUCH}
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
