@@ -32,7 +32,7 @@ from backend.models.facts import ModelFacts
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
-from backend.models.sources.folder import check_no_adapter
+from backend.models.sources.folder import adapter_error
 from backend.models.sources.headers import OPTIONS
 from backend.models.sources.materialise import materialise
 from backend.models.sources.tokenizer import check_ids
@@ -97,7 +97,7 @@ def _read(
         why = f"{len(missing)} of its weights are missing, such as {min(missing)}."
         raise _refused(facts, why, "Download the model again.")
     if getattr(model, "_hf_peft_config_loaded", False):
-        check_no_adapter(folder)  # raises, since one was attached
+        raise adapter_error(folder)  # it appeared after the folder was inspected
     if not streamed:
         check_weights(model)
     return model.eval(), tokenizer

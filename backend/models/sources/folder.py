@@ -31,13 +31,18 @@ def check_no_adapter(folder: Path) -> None:
         ModelError: there is one.
     """
     if found := next((name for name in ADAPTER_FILES if (folder / name).exists()), None):
-        raise ModelError(
-            f"The model in {folder} has an adapter that is not merged.",
-            f"{found} lies beside its weights, and an adapter changes the layers of the model.",
-            "Merge it with peft (model.merge_and_unload()), save the result to a new folder and "
-            "choose that one. To use the model without the adapter, move the adapter's files away.",
-            field="model",
-        )
+        raise adapter_error(folder, found)
+
+
+def adapter_error(folder: Path, file: str = ADAPTER_FILES[0]) -> ModelError:
+    """The error for a model with an adapter, which `file` announces."""
+    return ModelError(
+        f"The model in {folder} has an adapter that is not merged.",
+        f"{file} lies beside its weights, and an adapter changes the layers of the model.",
+        "Merge it with peft (model.merge_and_unload()), save the result to a new folder and "
+        "choose that one. To use the model without the adapter, move the adapter's files away.",
+        field="model",
+    )
 
 
 def check_links(folder: Path) -> None:
