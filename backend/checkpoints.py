@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ import psutil
 from backend.errors import ConfigError
 
 MANIFEST = "manifest.json"
+MAX_MANIFEST = 2**20  # bytes
 OWNER = "run"  # the checkpoint that identifies the run of the others
 
 
@@ -54,6 +56,57 @@ def is_whole(folder: Path) -> bool:
         return bool(manifest == _manifest_of(folder))
     except (OSError, ValueError):
         return False
+
+
+def changed_file(folder: Path, *, contents: bool) -> str:
+    """Name of a file that differs from the folder's manifest; empty if none does, or there is no
+    manifest of ours. Texts for people (.md) may be edited.
+
+    Args:
+        contents: compare sha256 sums, not only sizes. A process reads a file once, and again when
+            its size or modification time has changed.
+    """
+    file = folder / MANIFEST
+    if not file.is_file() or file.stat().st_size > MAX_MANIFEST:
+        return ""
+    try:
+        manifest = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return MANIFEST
+    return next(_changes(folder, manifest, contents), "") if _is_manifest(manifest) else ""
+
+
+def _changes(
+    folder: Path, manifest: dict[str, dict[str, int | str]], contents: bool
+) -> Iterator[str]:
+    for name, expected in manifest.items():
+        path = folder / name
+        try:
+            state = path.stat()
+            same = state.st_size == expected["bytes"]
+            if same and contents:
+                digest = _kept_sha256(path, state.st_mtime_ns, state.st_size)
+                same = digest == expected["sha256"]
+        except OSError:
+            same = False
+        if not same and path.suffix != ".md":
+            yield name
+
+
+@lru_cache(maxsize=1024)
+def _kept_sha256(path: Path, changed: int, size: int) -> str:
+    return sha256_of(path)
+
+
+def _is_manifest(content: object) -> bool:
+    """Whether `content` has the form of `_manifest_of`; other programs use the name, too."""
+    return isinstance(content, dict) and all(
+        isinstance(entry, dict)
+        and entry.keys() == {"bytes", "sha256"}
+        and not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+        for name, entry in content.items()
+    )
 
 
 def _looks(folder: Path) -> list[tuple[str, int, int]]:

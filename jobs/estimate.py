@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from backend.models.memory import check_memory, memory_available
 from jobs.kind import Estimate, JobConfig, Kind
-from jobs.limits import require_disk
+from jobs.limits import gpu_count, require_device, require_disk
 from jobs.runtime.duration import estimate_seconds
 
 
@@ -15,6 +15,8 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     Raises:
         SlimscopeError: the run cannot work, or needs more memory or disk than there is.
     """
+    if config.device.startswith("cuda"):
+        require_device(config.device, gpu_count())
     needs = kind.requirements(config)
     check_memory(needs.memory, memory_available(), needs.title)
     if needs.disk:

@@ -44,7 +44,7 @@ class JobConfig(BaseModel):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",
         title="Device",
         description="auto, cpu, cuda or cuda:0. auto takes a GPU when there is one.",
         json_schema_extra={"advanced": True},

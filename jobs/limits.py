@@ -1,8 +1,11 @@
-"""Limits a run is checked against before it is queued: context length and disk."""
+"""Limits a run is checked against before it is queued: context length, disk, GPUs."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from functools import lru_cache
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
@@ -48,3 +51,33 @@ def require_disk(space: DiskSpace) -> None:
             space.do,
             space.field,
         )
+
+
+def require_device(device: str, gpus: int) -> None:
+    """Refuse a GPU that is not there.
+
+    Args:
+        device: as in a config; auto and cpu are always there.
+        gpus: how many torch sees.
+
+    Raises:
+        ConfigError: for the field `device`.
+    """
+    number = int(device.partition(":")[2] or 0)
+    if device.startswith("cuda") and number >= gpus:
+        raise ConfigError(
+            f"There is no device {device}.",
+            f"torch sees {gpus} GPUs, counted from 0.",
+            f"Choose auto, cpu or a number below {gpus}." if gpus else "Choose auto or cpu.",
+            "device",
+        )
+
+
+@lru_cache
+def gpu_count() -> int:
+    """How many GPUs torch sees. Asked in another process, since this one does not load torch: that
+    takes seconds, once, and only where somebody asks for a GPU."""
+    code = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    lines = done.stdout.split()
+    return int(lines[-1]) if done.returncode == 0 and lines else 0

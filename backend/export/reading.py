@@ -17,7 +17,9 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from backend.errors import ModelError
 from backend.export.formats import FORMATS, GPTQ_BITS
 from backend.export.layouts import Layout, layer_from
+from backend.models.block_offload import check_finite
 from backend.models.sources.cache import Say, silent
+from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import weight_files
 from backend.quantization.grid import MAX_BITS, MIN_BITS, QuantizedWeight
 from backend.quantization.packed_linear import pack_model
@@ -86,9 +88,11 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     Layers that the int4 operator does not support are dense; `say` gets the reasons.
 
     Raises:
-        ModelError: not an exported folder, or damaged.
+        ModelError: not an exported folder, damaged, or values that are not finite.
     """
+    check_unchanged(folder, contents=True)
     layers, rest = read_layers(folder)
+    _check_finite(layers, rest)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     del config.quantization_config
     auto: Any = AutoModelForCausalLM
@@ -101,6 +105,13 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
         count = sum(each == why for each in dense.values())
         say(f"{count} of {len(layers)} layers run dense: {why}.")
     return model.eval()
+
+
+def _check_finite(layers: Mapping[str, QuantizedWeight], rest: Mapping[str, Tensor]) -> None:
+    for name, tensor in rest.items():
+        check_finite(name, tensor)
+    for name, layer in layers.items():
+        check_finite(f"The scale of {name}", layer.grid.scale)
 
 
 def _fill(

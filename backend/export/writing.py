@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from backend.export.formats import ExportRequirements, check_format
 from backend.export.layouts import Layout, layer_tensors
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.loading import SHARD, save_around
+from backend.models.saving import SHARD, check_saved, save_around
 from backend.quantization.grid import QuantizedWeight
 
 
@@ -37,6 +37,7 @@ def export(
 
     Raises:
         ConfigError: the format cannot store the model; names those that can.
+        ModelError: see `check_saved`.
     """
     check_format(layout.format, requirements_of(model, layers, layout, stored))
     tensors = dict[str, Tensor]()
@@ -52,6 +53,8 @@ def export(
     quantization = None if dense else quantization_config(model, layers, layout)
     dtype = torch.float32 if dense else stored
     save_around(model, tokenizer, folder, card, dtype, quantization)
+    packed = {} if dense else {name: (*layer.codes.shape,) for name, layer in layers.items()}
+    check_saved(folder, packed)
 
 
 def requirements_of(

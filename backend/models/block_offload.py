@@ -124,7 +124,7 @@ def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> l
     model.tie_weights()
     stored = StoredTensors(folder, set(model.state_dict()), model.base_model_prefix)
     blocks, missing = f"{block_prefix(model)}.", []
-    for names, tensor in _tied(model):
+    for names, tensor in tied_names(model):
         name = next((each for each in names if each in stored), None)
         if name is None:
             missing.append(names[0])
@@ -136,7 +136,7 @@ def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> l
     return missing
 
 
-def _tied(model: PreTrainedModel) -> list[tuple[list[str], Tensor]]:
+def tied_names(model: PreTrainedModel) -> list[tuple[list[str], Tensor]]:
     """Each tensor of the state dict with all its names; tied tensors have several."""
     names: dict[int, tuple[list[str], Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

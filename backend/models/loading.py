@@ -1,4 +1,4 @@
-"""Loading, saving and fingerprinting a causal LM.
+"""Loading and fingerprinting a causal LM.
 
 Gives the same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing
 is patched. Code from model repositories is never run, and pickled weights are never loaded.
@@ -9,19 +9,13 @@ A model that does not fit into memory is loaded *streamed*; see `backend.models.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Collection, Mapping
-from copy import deepcopy
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,13 +29,13 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, stream_from
 from backend.models.facts import ModelFacts
-from backend.models.memory import check_memory, memory_available, memory_parts
+from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
-from backend.models.sources.headers import INDEX, OPTIONS
+from backend.models.sources.folder import adapter_error
+from backend.models.sources.headers import OPTIONS
 from backend.models.sources.materialise import materialise
-
-SHARD = 2**30  # bytes per saved file
+from backend.models.sources.tokenizer import check_ids
 
 
 @dataclass(frozen=True)
@@ -87,10 +81,14 @@ def _read(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     logging.disable_progress_bar()
     read = _streamed if streamed else _whole
+    tokenizer = load_tokenizer(folder, facts)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **OPTIONS)
         model, missing = read(folder, dtype, torch.device(device))
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # on malformed files transformers can raise anything
+        if is_out_of_memory(error):
+            raise
         why = f"transformers cannot read it: {error}."
         raise _refused(
             facts, why, "Check that the folder is complete and the architecture is supported."
@@ -98,9 +96,28 @@ def _read(
     if missing:
         why = f"{len(missing)} of its weights are missing, such as {min(missing)}."
         raise _refused(facts, why, "Download the model again.")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise adapter_error(folder)  # it appeared after the folder was inspected
     if not streamed:
         check_weights(model)
     return model.eval(), tokenizer
+
+
+def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
+    """The tokenizer in the folder of a model.
+
+    Raises:
+        ModelError: it is missing, damaged, or has tokens without an embedding.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ids = set(tokenizer.get_vocab().values()) - special
+    except Exception as error:  # on malformed files transformers can raise anything
+        why = f"transformers cannot read its tokenizer: {error}."
+        raise _refused(facts, why, "Copy the tokenizer of the original model.") from error
+    check_ids(folder, max(ids, default=-1), facts.vocabulary)
+    return tokenizer
 
 
 def _whole(
@@ -143,61 +160,6 @@ def check_weights(model: PreTrainedModel) -> None:
 
 def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:
     return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")
-
-
-def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str
-) -> None:
-    """Write a folder that transformers loads: safetensors, config, tokenizer, README.md.
-
-    Weights are split into files of at most `SHARD` bytes, written one at a time.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    _save_weights(model, folder)
-    save_around(model, tokenizer, folder, card, model.dtype)
-
-
-def save_around(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    card: str,
-    dtype: torch.dtype,
-    quantization: Mapping[str, Any] | None = None,
-) -> None:
-    """Write everything except the weights of a saved model, with the key-value cache enabled.
-
-    Args:
-        card: the text of README.md.
-        dtype: of the saved weights.
-        quantization: the `quantization_config`, if any.
-    """
-    config = deepcopy(model.config)
-    config.use_cache, config.architectures = True, [type(model).__name__]
-    config.dtype = str(dtype).removeprefix("torch.")
-    if quantization:
-        config.quantization_config = dict(quantization)
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _save_weights(model: PreTrainedModel, folder: Path) -> None:
-    buffers = model.state_dict().keys() - dict(model.named_parameters()).keys()
-    persistent = {n: b for n, b in model.named_buffers() if n in buffers}
-    tensors = {**dict(model.named_parameters()), **persistent}
-    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
-    gathered = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}
-    for name, tensor in chain(each_parameter(model), persistent.items()):
-        file = plan.tensor_to_filename[name]
-        gathered[file][name] = tensor.contiguous()
-        if len(gathered[file]) == len(plan.filename_to_tensors[file]):
-            save_file(gathered.pop(file), folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from backend.models.facts import IN_OUT, LinearShape, full_name
+from backend.models.facts import IN_OUT, LinearShape, full_name, text_config
 from backend.models.sources.headers import read_config, weight_files
 
 
@@ -25,7 +25,7 @@ class StoredLinears:
 
     def __init__(self, folder: Path, linears: tuple[LinearShape, ...]) -> None:
         config = read_config(folder)
-        self._transposed = config.get("text_config", config).get("model_type") in IN_OUT
+        self._transposed = str(text_config(config).get("model_type")) in IN_OUT
         self._places = _places(folder)
         self._linears = linears
 

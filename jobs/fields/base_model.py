@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalogue import inspect, require_tokenizer
 from jobs.fields.model import DEFAULT_MODEL, ModelConfig
 from jobs.fields.saved_models import is_run, saved_config, saved_model
 from jobs.fields.types import SavedModelSpec
@@ -40,13 +40,15 @@ def resolve_model(spec: str, field: str = "model") -> DecodingModel:
 
     Raises:
         ConfigError: the run does not exist, or has saved no model.
-        ModelError: there is no such model, or it is not supported.
+        ModelError: there is no such model, it is not supported, or it cannot read text.
     """
-    if not is_run(spec):
-        return DecodingModel(spec, inspect(spec))
-    folder, base = saved_model(spec, field)
-    packed = "quantization_config" in saved_config(Path(folder), spec, field)
-    return DecodingModel(folder, inspect(base if packed else folder), packed)
+    source, base, packed = spec, spec, False
+    if is_run(spec):
+        source, base = saved_model(spec, field)
+        packed = "quantization_config" in saved_config(Path(source), spec, field)
+    facts = inspect(base if packed else source)
+    require_tokenizer(source, facts.vocabulary)
+    return DecodingModel(source, facts, packed)
 
 
 def require_precision(base: DecodingModel, precision: str) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from backend.checkpoints import changed_file
 from backend.errors import ConfigError, NotFoundError
 from backend.settings import settings
 from backend.store import queries
@@ -39,16 +40,22 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
 
 
 def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
-    """The config.json in a folder that a run has saved.
+    """The config.json in a folder that a run has saved, whose files have their sizes still.
 
     Raises:
-        ConfigError: it is missing or damaged.
+        ConfigError: a file is missing or damaged.
     """
     try:
         config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         why = f"{folder.name}/config.json cannot be read: {error}."
-        raise ConfigError(
-            f"The files of {run} are damaged.", why, "Run it again.", field
-        ) from error
+        raise _damaged(run, why, field) from error
+    if name := changed_file(folder, contents=False):
+        raise _damaged(run, f"{folder.name}/{name} has changed since it was saved.", field)
     return config
+
+
+def _damaged(run: str, why: str, field: str) -> ConfigError:
+    return ConfigError(
+        f"The files of {run} are damaged.", why, f"Restore the file, or run {run} again.", field
+    )

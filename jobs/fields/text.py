@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 from backend.errors import ConfigError, DatasetError, for_field
 from backend.models.facts import ModelFacts
+from backend.models.sources.catalogue import require_tokenizer
 from backend.text.corpora import require_corpus
 from jobs.fields.types import CorpusName
 
@@ -74,7 +75,9 @@ def evaluation_name(config: EvaluationText, default: str) -> str:
 
 
 def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
-    """Refuse a corpus that is not available and a context length the model does not support."""
+    """Refuse a corpus that is not available, a context length the model does not support, and a
+    model without a tokenizer."""
+    require_tokenizer(facts.spec, facts.vocabulary)
     context = context_length(config, facts)
     if context > facts.context or context < MIN_CONTEXT:
         raise ConfigError(

@@ -8,6 +8,7 @@ from backend.errors import ConfigError, SlimscopeError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
 from jobs.fields.base_model import require_precision, resolve_model
+from jobs.fields.saved_models import saved_config
 from jobs.generate.config import GenerateJob, GenerationSide, read_sides
 from jobs.kind import Requirements
 from jobs.limits import require_context
@@ -45,7 +46,13 @@ def require_sampling(config: GenerateJob) -> None:
 
 
 def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:
-    """The facts of the model that decodes for one side."""
+    """The facts of the model that decodes for one side, whose drafter is complete.
+
+    Raises:
+        SlimscopeError: for the field `sides`.
+    """
+    if side.drafter:
+        saved_config(side.drafter, side.name, "sides")
     try:
         base = resolve_model(side.model, "sides")
         require_precision(base, config.precision)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from backend.errors import ConfigError
 from backend.settings import available_threads, settings
 from jobs.kind import JobConfig
+from jobs.limits import require_device
 from jobs.runtime.context import JobContext
 
 PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")
@@ -45,17 +45,14 @@ def prepare(config: JobConfig, context: JobContext) -> str:
 
 
 def choose_device(wanted: str) -> str:
-    """The torch device meant by a config; auto takes a GPU when there is one."""
+    """The torch device meant by a config; auto takes a GPU when there is one.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    number = int(wanted.partition(":")[2] or 0)
-    if wanted.startswith("cuda") and number >= torch.cuda.device_count():
-        raise ConfigError(
-            f"There is no device {wanted}.",
-            f"torch sees {torch.cuda.device_count()} GPUs.",
-            "Choose auto or cpu.",
-            "device",
-        )
+    require_device(wanted, torch.cuda.device_count())
     return wanted
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from backend.export.reading import load_packed
-from backend.models.loading import LoadedModel, load
+from backend.models.loading import LoadedModel, load, load_tokenizer
 from backend.models.precision import resolve_dtype
-from backend.models.sources.headers import OPTIONS
 from backend.text.slices import (
     TextSlice,
     calibration_slice,
@@ -46,8 +44,9 @@ def load_model(spec: str, device: str, precision: str, context: JobContext) -> L
 
 
 def _load_packed(base: DecodingModel, context: JobContext) -> LoadedModel:
-    tokenizer = AutoTokenizer.from_pretrained(base.source, **OPTIONS)
-    model = load_packed(Path(base.source), context.log).requires_grad_(False)
+    folder = Path(base.source)
+    tokenizer = load_tokenizer(folder, base.facts)
+    model = load_packed(folder, context.log).requires_grad_(False)
     return LoadedModel(model, tokenizer, base.facts)
 
 

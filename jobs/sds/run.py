@@ -5,7 +5,8 @@ from __future__ import annotations
 from backend.checkpoints import Checkpoints
 from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSStage
 from backend.methods.sds.pipeline import SDSResult, install, run_sds
-from backend.models.loading import LoadedModel, free_memory, load, save, weights_hash
+from backend.models.loading import LoadedModel, free_memory, load, weights_hash
+from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from jobs.evaluation.quality import Quality, hidden_state_store
 from jobs.fields.quality import QualityConfig

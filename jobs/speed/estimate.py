@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalogue import inspect, require_tokenizer
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
 from jobs.fields.base_model import require_precision, resolve_model
@@ -33,6 +33,7 @@ def requirements(config: SpeedJob) -> Requirements:
     require_prompts(prompt_set(config, facts), "prompts")
     assistants = [inspect(absolute(config.assistant))] if config.assistant else []
     for assistant in assistants:
+        require_tokenizer(assistant.spec, assistant.vocabulary)
         require_same_vocabulary(facts, assistant)
     return Requirements(
         model=config.model,

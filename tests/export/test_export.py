@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, ModelError
 from backend.export.card import model_card
 from backend.export.formats import bits_per_weight
@@ -219,6 +221,29 @@ def test_damaged_and_foreign_folders_are_refused(exported, tmp_path: Path) -> No
         load_packed(folder)
     with pytest.raises(ModelError, match="no valid quantization config"):
         read_layout(tmp_path)
+
+
+def test_packed_weights_that_were_changed_are_refused(exported, tmp_path: Path) -> None:
+    folder, _ = exported()
+    with Checkpoints(tmp_path / "run").write("model") as draft:
+        shutil.copytree(folder, draft, dirs_exist_ok=True)
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-50] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.safetensors has changed"):
+        load_packed(weights.parent)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight_scale"])
+def test_packed_weights_that_are_not_finite_are_refused(exported, name: str) -> None:
+    folder, _ = exported()
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="not finite") as refused:
+        load_packed(folder)
+    assert name.removesuffix(".weight_scale") in refused.value.what
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from backend.errors import ConfigError
 from backend.export.layouts import Layout
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.loading import load, save
+from backend.models.loading import load
+from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range

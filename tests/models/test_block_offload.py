@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from backend.errors import CancelledError, ModelError
-from backend.models import loading
+from backend.models import loading, saving
 from backend.models.block_forward import each_logits
 from backend.models.block_offload import each_parameter, is_streamed, put, resident, stream_from
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.hidden_states import batches_in
-from backend.models.loading import load, save, weights_hash
+from backend.models.loading import load, weights_hash
+from backend.models.saving import save
 from backend.models.sources.spec import TOY_FOLDER
 
 CPU = torch.device("cpu")
@@ -220,7 +221,7 @@ def test_stream_from_names_all_that_is_missing(make, tmp_path):
 def test_a_model_is_saved_in_parts_that_plain_transformers_puts_together(
     streamed, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loading, "SHARD", 150_000)
+    monkeypatch.setattr(saving, "SHARD", 150_000)
     loaded = load("toy", streamed=streamed)
     put(loaded.model, lambda b: {"mlp.up_proj": torch.full((192, 64), 0.01 * b)})
     save(loaded.model, loaded.tokenizer, tmp_path, "# A card\n")

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from backend.checkpoints import changed_file
 from backend.errors import ConfigError, NotFoundError
 from backend.methods.amphista.config import DrafterConfig, arm_of
 from backend.methods.amphista.drafter.registry import Drafter, build_drafter
@@ -132,6 +133,13 @@ class Amphista:
         Raises:
             NotFoundError: there is none, or its files are damaged.
         """
+        if name := changed_file(Path(folder), contents=True):
+            raise NotFoundError(
+                f"The drafter in {folder} is damaged.",
+                f"{name} has changed since it was saved.",
+                "Restore the file, or train the drafter again.",
+                "drafter",
+            )
         try:
             record = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
             if record["format"] != FORMAT:
@@ -139,7 +147,7 @@ class Amphista:
             return cls(
                 DrafterConfig(**record["drafter"]),
                 BaseFingerprint(**record["base"]),
-                load_file(Path(folder) / WEIGHTS),
+                _finite(load_file(Path(folder) / WEIGHTS)),
                 [(tuple(path), value) for path, value in record["growth"]],
                 record["figures"],
                 record["training"],
@@ -168,3 +176,10 @@ def pack(
     """Package a trained module for saving; weights float32, on the CPU."""
     weights = {k: v.detach().cpu().contiguous() for k, v in drafter.state_dict().items()}
     return Amphista(drafter.config, base, weights, growth, figures, training, context)
+
+
+def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, whose values are all finite."""
+    if bad := next((name for name, W in weights.items() if not W.isfinite().all()), None):
+        raise ValueError(f"{bad} has values that are not finite")
+    return weights

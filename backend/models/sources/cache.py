@@ -13,6 +13,7 @@ from filelock import FileLock
 from backend.checkpoints import MANIFEST, Checkpoints
 from backend.errors import ModelError
 from backend.models.memory import readable
+from backend.models.sources.headers import read_json
 from backend.settings import settings
 
 SOURCE = "SOURCE.json"
@@ -39,8 +40,9 @@ class CacheOrigin:
     def read(cls, folder: Path) -> CacheOrigin | None:
         """The origin stored in `folder`, None if there is none."""
         try:
-            return cls(**json.loads((folder / SOURCE).read_text()))
-        except (OSError, ValueError, TypeError):
+            entries = read_json(folder / SOURCE)
+            return cls(**entries) if all(isinstance(x, str) for x in entries.values()) else None
+        except (ModelError, TypeError):
             return None
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from backend.models.facts import LinearShape, ModelFacts, facts_from
 from backend.models.sources import hub, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
+from backend.models.sources.folder import check_folder
 from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config, read_headers
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
+from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
 
 __all__ = ["CatalogueEntry", "LinearShape", "ModelFacts", "entries", "inspect"]
@@ -80,7 +82,24 @@ def inspect(spec: str) -> ModelFacts:
     return _gguf_facts(spec, path) if path.suffix == ".gguf" else _folder_facts(spec, path)
 
 
+def require_tokenizer(spec: str, vocabulary: int) -> None:
+    """Check that a model can read text, as far as it can be known before the model is there. Those
+    that come with Slimscope or were converted by it can.
+
+    Raises:
+        ModelError: it has no tokenizer, or one for another model.
+    """
+    folder: Path | None = None
+    if is_hub_id(spec):
+        folder = hub.cached(spec)
+    elif spec not in (TOY, smollm2.NAME) and not spec.endswith(".gguf"):
+        folder = on_disk(spec)
+    if folder:
+        check_tokenizer(folder, vocabulary)
+
+
 def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
+    check_folder(folder)
     source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
     config, headers = read_config(folder), read_headers(folder)
     return facts_from(spec, config, headers, source.title, source.note)

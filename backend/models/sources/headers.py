@@ -1,8 +1,12 @@
-"""Read headers of weight files: names, shapes and dtypes, no weights. Does not import torch."""
+"""Read headers of weight files: names, shapes and dtypes, no weights. Does not import torch.
+
+The web process reads files of strangers with this, so everything is bounded before it is parsed.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +21,81 @@ OPTIONS: dict[str, Any] = {
 }  # from_pretrained
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memory
+MAX_HEADER = 8 * 2**20  # bytes of a safetensors header: tens of thousands of tensors
+FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # no path, so none out of the folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ModelError: no such file, larger than `MAX_JSON`, or not a JSON object.
+    """
+    folder, name = path.parent, path.name
+    try:
+        _check_size(folder, path, path.stat().st_size, MAX_JSON)
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, f"Its {name} cannot be read: {error}.") from error
+    except RecursionError as error:
+        raise _unreadable(folder, f"Its {name} is nested too deeply.") from error
+    if not isinstance(content, dict):
+        raise _unreadable(folder, f"Its {name} is not a JSON object.")
+    return content
+
+
+def _check_size(folder: Path, path: Path, size: int, most: int) -> None:
+    """Check that `path` is a regular file, of whose `size` bytes no more than `most` are parsed."""
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise _unreadable(folder, f"Its {path.name} is not a regular file.")
+    if size > most:
+        raise _unreadable(
+            folder,
+            f"Its {path.name} has {size / 2**20:,.0f} MiB to parse; up to {most >> 20} MiB are "
+            "accepted.",
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json.
 
     Raises:
-        ModelError: there is none, or it is not a JSON object.
+        ModelError: see `read_json`.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise _unreadable(folder, f"Its config.json cannot be read: {error}.") from error
-    if not isinstance(config, dict):
-        raise _unreadable(folder, "Its config.json is not a JSON object.")
-    return config
+    return read_json(folder / "config.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers would load from `folder`; all of them exist.
 
     Raises:
-        ModelError: there are none, or a shard is missing.
+        ModelError: there are none, or a shard is missing or no file of the folder.
     """
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
         raise _no_safetensors(folder)
-    try:
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    except (OSError, ValueError, LookupError, AttributeError) as error:
-        raise _unreadable(folder, f"Its {INDEX} cannot be read: {error}.") from error
-    missing = sorted(name for name in names if not (folder / Path(name).name).is_file())
+    names = _shards(folder)
+    missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise _unreadable(folder, f"{missing[0]} is missing ({len(missing)} of {len(names)}).")
-    return sorted(folder / Path(name).name for name in names)
+    return sorted(folder / name for name in names)
+
+
+def _shards(folder: Path) -> set[str]:
+    """The file names in the folder's index."""
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise _unreadable(folder, f"Its {INDEX} has no weight_map.")
+    for tensor, name in places.items():
+        if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
+            raise _unreadable(
+                folder,
+                f"Its {INDEX} names {str(name)[:80]!r} for {tensor[:80]}, which is not a file in "
+                "the folder.",
+            )
+    return set(places.values())
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
@@ -61,7 +105,9 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         ModelError: a file is missing or damaged.
     """
     headers: dict[str, TensorHeader] = {}
+    rest = MAX_HEADER
     for path in weight_files(folder):
+        rest -= _header_bytes(folder, path, rest)
         try:
             with safe_open(path, framework="np") as file:
                 for name in file.keys():  # noqa: SIM118  (not a mapping)
@@ -70,6 +116,20 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         except (OSError, SafetensorError) as error:
             raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
     return headers
+
+
+def _header_bytes(folder: Path, path: Path, most: int) -> int:
+    """Size of the header of a safetensors file, checked against `most`; the file begins with it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
+    if header > size - 8:
+        raise _unreadable(folder, f"{path.name} is damaged: its header is longer than the file.")
+    _check_size(folder, path, header, most)
+    return header
 
 
 def _no_safetensors(folder: Path) -> ModelError:

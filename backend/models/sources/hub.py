@@ -6,7 +6,6 @@ never downloaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +25,10 @@ from huggingface_hub.errors import (
 
 from backend.errors import ModelError
 from backend.models.facts import TensorHeader
-from backend.models.sources.headers import weight_files
+from backend.models.sources.headers import read_json, weight_files
 
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
-UNWANTED = ["*/*"]  # subfolders hold copies in other formats
+UNWANTED = ["*/*", "adapter_*"]  # subfolders hold copies in other formats
 PATIENCE = 10.0  # timeout of the hub in seconds
 OFFLINE = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
 
@@ -75,9 +74,7 @@ def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
         huggingface_hub.model_info(
             hub_id, timeout=PATIENCE
         )  # fails immediately, while downloads retry for a long time
-        config = json.loads(
-            Path(huggingface_hub.hf_hub_download(hub_id, "config.json")).read_text()
-        )
+        config = read_json(Path(huggingface_hub.hf_hub_download(hub_id, "config.json")))
         files = huggingface_hub.get_safetensors_metadata(hub_id).files_metadata.values()
     tensors = (item for file in files for item in file.tensors.items())
     return config, {name: TensorHeader(tuple(info.shape), info.dtype) for name, info in tensors}
@@ -88,6 +85,8 @@ def _model_errors(hub_id: str) -> Iterator[None]:
     """Convert exceptions of the hub client into `ModelError` with a remedy."""
     try:
         yield
+    except ModelError:
+        raise
     except GatedRepoError as error:
         why, do = "It is a gated model.", "Accept its terms on the hub, then run: hf auth login."
         raise _refused(hub_id, why, do) from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from backend.models.sources import hub, smollm2
 from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
+from backend.models.sources.folder import check_unchanged
 from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 
@@ -19,8 +20,14 @@ def materialise(spec: str, say: Say = silent) -> Path:
         say: called with a message before a slow step.
 
     Raises:
-        ModelError: the model is not available.
+        ModelError: the model is not available, or its files have changed since they were saved.
     """
+    folder = _folder_of(spec, say)
+    check_unchanged(folder, contents=True)
+    return folder
+
+
+def _folder_of(spec: str, say: Say) -> Path:
     if spec == TOY:
         return TOY_FOLDER
     if spec == smollm2.NAME:

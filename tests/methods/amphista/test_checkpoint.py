@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, NotFoundError
 from backend.methods.amphista.checkpoint import CONFIG, WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import ARMS
@@ -111,6 +112,10 @@ def damage(folder: Path, how: str) -> None:
         (folder / CONFIG).unlink()
     elif how == "cut weights":
         (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:100])
+    elif how == "not finite":
+        weights = load_file(folder / WEIGHTS)
+        next(W for W in weights.values() if W.is_floating_point()).view(-1)[0] = float("inf")
+        save_file(weights, folder / WEIGHTS)
     elif how == "other format":
         (folder / CONFIG).write_text(json.dumps({**config, "format": "slimscope-drafter-9"}))
     elif how == "unknown field":
@@ -121,7 +126,7 @@ def damage(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["no config", "cut weights", "other format", "unknown field", "no json"]
+    "how", ["no config", "cut weights", "not finite", "other format", "unknown field", "no json"]
 )
 def test_a_damaged_folder_is_refused(tmp_path: Path, how: str) -> None:
     stored(tmp_path)
@@ -129,3 +134,14 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, how: str) -> None:
     with pytest.raises(NotFoundError, match="no drafter in") as refused:
         Amphista.load(tmp_path)
     assert refused.value.field == "drafter"
+
+
+def test_a_drafter_that_was_changed_is_refused(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path).write("drafter") as draft:
+        stored(draft)
+    weights = tmp_path / "drafter" / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(NotFoundError, match=f"{WEIGHTS} has changed"):
+        Amphista.load(tmp_path / "drafter")

@@ -1,0 +1,141 @@
+"""Saving a causal LM as a folder that transformers loads, and checking what was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from backend.errors import ModelError
+from backend.models.block_offload import each_parameter, tied_names
+from backend.models.sources.headers import INDEX, OPTIONS, read_headers
+
+SHARD = 2**30  # bytes per saved file
+Shape = tuple[int, ...]
+NOT_QUANTISED: Mapping[str, Shape] = MappingProxyType({})
+
+
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str
+) -> None:
+    """Write a folder that transformers loads: safetensors, config, tokenizer, README.md.
+
+    Weights are split into files of at most `SHARD` bytes, written one at a time.
+
+    Raises:
+        ModelError: see `check_saved`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_weights(model, folder)
+    save_around(model, tokenizer, folder, card, model.dtype)
+    check_saved(folder)
+
+
+def save_around(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: str,
+    dtype: torch.dtype,
+    quantization: Mapping[str, Any] | None = None,
+) -> None:
+    """Write everything except the weights of a saved model, with the key-value cache enabled.
+
+    Args:
+        card: the text of README.md.
+        dtype: of the saved weights.
+        quantization: the `quantization_config`, if any.
+    """
+    config = deepcopy(model.config)
+    config.use_cache, config.architectures = True, [type(model).__name__]
+    config.dtype = str(dtype).removeprefix("torch.")
+    if quantization:
+        config.quantization_config = dict(quantization)
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_weights(model: PreTrainedModel, folder: Path) -> None:
+    buffers = model.state_dict().keys() - dict(model.named_parameters()).keys()
+    persistent = {n: b for n, b in model.named_buffers() if n in buffers}
+    tensors = {**dict(model.named_parameters()), **persistent}
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
+    gathered = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}
+    for name, tensor in chain(each_parameter(model), persistent.items()):
+        file = plan.tensor_to_filename[name]
+        gathered[file][name] = tensor.contiguous()
+        if len(gathered[file]) == len(plan.filename_to_tensors[file]):
+            save_file(gathered.pop(file), folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+
+
+def check_saved(folder: Path, quantised: Mapping[str, Shape] = NOT_QUANTISED) -> None:
+    """Check that the tensors in a saved folder are those of the model its config describes: none
+    missing, none unknown, all of the right shape. A tied tensor is stored under one of its names.
+
+    Args:
+        quantised: module -> shape [out, in] of the layers stored as packed codes.
+
+    Raises:
+        ModelError: plain transformers would load another model.
+    """
+    stored = {name: header.shape for name, header in read_headers(folder).items()}
+    for module, shape in quantised.items():
+        packed = [n for n in stored if n.rpartition(".")[0] == module and n != f"{module}.bias"]
+        for name in packed:
+            del stored[name]
+        if packed:
+            stored[f"{module}.weight"] = shape
+    architecture, expected = _expected_tensors(folder)
+    for names, shape in expected:
+        present = {name: stored.pop(name) for name in names if name in stored}
+        if not present:
+            raise _mismatch(f"{names[0]} of {architecture} is not stored.")
+        for name, actual in present.items():
+            if actual != shape:
+                raise _mismatch(f"{name} has the shape {list(actual)}, not {list(shape)}.")
+    if stored:
+        raise _mismatch(f"{architecture} has no parameter {min(stored)}.")
+
+
+def _expected_tensors(folder: Path) -> tuple[str, list[tuple[list[str], Shape]]]:
+    """The class plain transformers builds for the folder's config, and the names and the shape of
+    each of its tensors."""
+    config = AutoConfig.from_pretrained(folder, **OPTIONS)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    auto: Any = AutoModelForCausalLM
+    with init_empty_weights():
+        model = auto.from_config(config, trust_remote_code=False)
+    model.tie_weights()
+    tensors = [(names, tuple(tensor.shape)) for names, tensor in tied_names(model)]
+    return type(model).__name__, tensors
+
+
+def _mismatch(why: str) -> ModelError:
+    return ModelError(
+        "The saved model does not match its config.",
+        f"{why} Plain transformers would load another model.",
+        "Nothing was saved. Start a new run from a plain model, without adapters.",
+    )

@@ -1,0 +1,90 @@
+"""Checks of a model folder before anything in it is used. Does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backend.checkpoints import MANIFEST, changed_file
+from backend.errors import ModelError
+from backend.settings import settings
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder holds a plain model.
+
+    Raises:
+        ModelError: it contains an adapter, links to files outside, or files of another size than
+            when they were saved.
+    """
+    check_no_adapter(folder)
+    check_links(folder)
+    check_unchanged(folder)
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Check that there is no adapter beside the weights: transformers attaches it without asking.
+    The layers it wraps then have other names, under which their weights are also saved.
+
+    Raises:
+        ModelError: there is one.
+    """
+    if found := next((name for name in ADAPTER_FILES if (folder / name).exists()), None):
+        raise adapter_error(folder, found)
+
+
+def adapter_error(folder: Path, file: str = ADAPTER_FILES[0]) -> ModelError:
+    """The error for a model with an adapter, which `file` announces."""
+    return ModelError(
+        f"The model in {folder} has an adapter that is not merged.",
+        f"{file} lies beside its weights, and an adapter changes the layers of the model.",
+        "Merge it with peft (model.merge_and_unload()), save the result to a new folder and "
+        "choose that one. To use the model without the adapter, move the adapter's files away.",
+        field="model",
+    )
+
+
+def check_links(folder: Path) -> None:
+    """Check that no entry of the folder is a link out of it. Snapshots of the Hub consist of links
+    to the blobs of the same repository, `models--ORG--NAME`.
+
+    Raises:
+        ModelError: names the link.
+    """
+    real = folder.resolve()
+    root = real.parents[1] if real.parent.name == "snapshots" else real
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ModelError(
+                f"The model in {folder} may not be read.",
+                f"{path.name} is a link to a file outside the folder.",
+                "Copy the file into the folder.",
+                field="model",
+            )
+
+
+def check_unchanged(folder: Path, *, contents: bool = False) -> None:
+    """Check that the files of a folder are those that Slimscope saved, if it did.
+
+    Args:
+        contents: compare sha256 sums, too; see `changed_file`.
+
+    Raises:
+        ModelError: names the file and the run that saved it.
+    """
+    if name := changed_file(folder, contents=contents):
+        run = _run_of(folder)
+        again = f"run {run} again" if run else "delete the folder, so that it is set up again"
+        raise ModelError(
+            f"The model of {run} is damaged." if run else f"The model in {folder} is damaged.",
+            f"{name} has changed since it was saved.",
+            f"Restore the file, or {again}. If the change is intended, delete {MANIFEST}.",
+            field="model",
+        )
+
+
+def _run_of(folder: Path) -> str:
+    """The run that saved a folder; empty for other folders."""
+    artifacts, real = settings().artifacts.resolve(), folder.resolve()
+    return real.relative_to(artifacts).parts[0] if artifacts in real.parents else ""

@@ -1,0 +1,101 @@
+"""Parse a file from a stranger in a child process with limits on CPU time and memory.
+
+    read("package.module:function", path)      the function's answer, as JSON allows it
+
+The answer is kept for as long as the file has the same size and modification time. A file that
+exceeds the limits ends the child, never the process that asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any
+
+from backend.errors import ModelError
+
+CPU_S, WALL_S = 20, 120  # seconds
+MEMORY = 2 * 2**30  # bytes of address space, besides the file itself, which is mapped
+MAX_ANSWER = 16 * 2**20  # characters
+CODE = Path(__file__).resolve().parents[3]
+OUT_OF_LIMITS = (signal.SIGXCPU, signal.SIGKILL, signal.SIGABRT)  # CPU time, memory
+CHILDREN = BoundedSemaphore(2)
+TOO_MUCH = f"Reading it takes more than {CPU_S} s or {MEMORY >> 30} GiB of memory."
+
+
+class UnreadableFileError(Exception):
+    """A file that its parser rejects; the message is the reason, one sentence."""
+
+
+def read(parser: str, path: Path) -> Any:
+    """What `parser` ("module:function") answers about the file at `path`.
+
+    Raises:
+        UnreadableFileError: the parser failed or exceeded the limits.
+    """
+    if not path.is_file():
+        raise UnreadableFileError("It is not a regular file.")
+    state = path.stat()
+    answer = _read(parser, path, state.st_mtime_ns, state.st_size)
+    if "why" in answer:
+        raise UnreadableFileError(answer["why"])
+    return answer["answer"]
+
+
+@lru_cache(maxsize=64)
+def _read(parser: str, path: Path, changed: int, size: int) -> Mapping[str, Any]:
+    """The child's answer, or {"why": the reason there is none}."""
+    command = [sys.executable, "-m", "backend.models.sources.limited", parser, str(path)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    try:
+        with CHILDREN:
+            done = subprocess.run(
+                command, cwd=CODE, env=environment, stdin=subprocess.DEVNULL,
+                capture_output=True, timeout=WALL_S, check=False,
+            )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"why": f"Reading it takes more than {WALL_S} s."}
+    if -done.returncode in OUT_OF_LIMITS:
+        return {"why": TOO_MUCH}
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        return {"why": "Its parser crashed."}
+    return answer
+
+
+def main(parser: str, path: Path) -> str:
+    """Parse a file under the limits; the answer as JSON."""
+    module, _, function = parser.partition(":")
+    parse = getattr(import_module(module), function)
+    _set_limits(MEMORY + path.stat().st_size)
+    try:
+        text = json.dumps({"answer": parse(path)})
+    except MemoryError:
+        return json.dumps({"why": TOO_MUCH})
+    except ModelError as error:
+        return json.dumps({"why": error.why})
+    except Exception as error:  # on malformed files a parser can raise anything
+        return json.dumps({"why": f"{type(error).__name__}: {error}."[:300]})
+    return text if len(text) <= MAX_ANSWER else json.dumps({"why": "Its header is too large."})
+
+
+def _set_limits(memory: int) -> None:
+    limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_AS: memory, resource.RLIMIT_CORE: 0}
+    for limit, most in limits.items():
+        with suppress(ValueError, OSError):  # lower already, or not supported by the platform
+            resource.setrlimit(limit, (most, most))
+
+
+if __name__ == "__main__":
+    print(main(sys.argv[1], Path(sys.argv[2])))

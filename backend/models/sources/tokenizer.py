@@ -1,0 +1,61 @@
+"""Whether a model folder has a tokenizer that fits the model. Does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from backend.errors import ModelError
+from backend.models.sources.limited import UnreadableFileError, read
+
+FAST = "tokenizer.json"
+SLOW = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+DO = "Copy the tokenizer files of the original model into the folder."
+
+
+def check_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Check the tokenizer in a model folder; of a format other than tokenizer.json, its presence.
+
+    Args:
+        vocabulary: the number of rows of the model's embedding.
+
+    Raises:
+        ModelError: it is missing, damaged, or has tokens without an embedding.
+    """
+    if not (folder / FAST).exists():
+        if not any((folder / name).is_file() for name in SLOW):
+            raise _refused(folder, "It has no tokenizer.")
+        return
+    try:
+        largest = int(read(f"{__name__}:largest_id", folder / FAST))
+    except UnreadableFileError as error:
+        raise _refused(folder, f"Its {FAST} cannot be read: {error}") from error
+    check_ids(folder, largest, vocabulary)
+
+
+def check_ids(folder: Path, largest: int, vocabulary: int) -> None:
+    """Check that every token has an embedding.
+
+    Raises:
+        ModelError: the id `largest` is outside the `vocabulary`.
+    """
+    if largest >= vocabulary:
+        raise _refused(
+            folder,
+            f"Its tokenizer has the id {largest}, but the vocabulary of the model ends with "
+            f"{vocabulary - 1}.",
+        )
+
+
+def largest_id(path: Path) -> int:
+    """The largest id that ordinary text can be encoded to. Special tokens do not count: some models
+    have one, such as a placeholder for images, behind the end of their vocabulary."""
+    tokenizer = Tokenizer.from_file(str(path))
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    ids = (i for i in tokenizer.get_vocab(with_added_tokens=True).values() if i not in special)
+    return max(ids, default=-1)
+
+
+def _refused(folder: Path, why: str) -> ModelError:
+    return ModelError(f"The model in {folder} cannot read text.", why, DO, field="model")

@@ -1,0 +1,90 @@
+"""What no run of any kind can work with is refused before it is queued."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from backend.checkpoints import Checkpoints
+from backend.errors import ConfigError, ModelError, SlimscopeError
+from backend.models.sources.spec import TOY_FOLDER
+from backend.settings import settings
+from backend.store import queries
+from jobs import limits
+from jobs.fields.drafters import drafter_folder
+from jobs.submit import submit
+from tests.jobs.kinds.test_speed import trained
+from tests.queue.conftest import HOST
+
+KINDS = ("sds", "dlqat", "amphista", "speed", "generate", "evaluation", "statistics")
+READ_TEXT = KINDS[:-1]
+
+
+def values(kind: str, model: str) -> dict[str, object]:
+    return {"sides": model, "prompt": "One day"} if kind == "generate" else {"model": model}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_gpu_that_is_not_there(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gpus: int
+) -> None:
+    monkeypatch.setattr("jobs.estimate.gpu_count", lambda: gpus)
+    with pytest.raises(ConfigError, match="no device cuda:99") as refused:
+        submit(kind, {**values(kind, "toy"), "device": "cuda:99"}, HOST)
+    assert refused.value.field == "device" and f"sees {gpus} GPUs" in refused.value.why
+    assert queries.jobs() == []
+
+
+def test_torch_is_asked_for_gpus_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    limits.gpu_count.cache_clear()
+    assert limits.gpu_count() == 0
+    limits.gpu_count.cache_clear()
+
+
+@pytest.mark.parametrize("kind", READ_TEXT)
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_a_model_that_cannot_read_text(queue: Path, kind: str, harm: str) -> None:
+    folder = settings().root / "models" / "mine"
+    shutil.copytree(TOY_FOLDER, folder)
+    (folder / "tokenizer.json").unlink()
+    if harm == "damaged":
+        (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot read text") as refused:
+        submit(kind, values(kind, str(folder)), HOST)
+    assert refused.value.field == ("sides" if kind == "generate" else "model")
+    assert queries.jobs() == []
+    submit("statistics", {"model": str(folder)}, HOST)  # of the weights alone
+
+
+@pytest.mark.parametrize("kind", ["speed", "generate"])
+def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
+    run, asked = trained(), len(queries.jobs())
+    folder = drafter_folder(run)
+    whole = folder.rename(folder.with_name("whole"))
+    with Checkpoints(folder.parent).write(folder.name) as draft:
+        shutil.copytree(whole, draft, dirs_exist_ok=True)
+    weights = folder / "drafter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    chosen = {"sides": run.run, "prompt": "One day"}
+    with pytest.raises(SlimscopeError, match=r"drafter\.safetensors has changed") as refused:
+        submit(kind, chosen if kind == "generate" else {"model": "toy", "drafters": run.run}, HOST)
+    assert refused.value.field == ("sides" if kind == "generate" else "drafters")
+    assert len(queries.jobs()) == asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_unlike_the_config(queue: Path, kind: str) -> None:
+    folder = settings().root / "models" / "mine"
+    shutil.copytree(TOY_FOLDER, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:-64].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"up_proj.* has the shape \[128, 64\]"):
+        submit(kind, values(kind, str(folder)), HOST)
+    assert queries.jobs() == []
