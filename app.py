@@ -16,6 +16,8 @@ from backend.store.migrate import upgrade
 from jobs.cli.console import in_one_line
 from ui.app import serve
 from ui.security.auth import host_link
+from ui.security.connections import raise_file_limit
+from ui.security.log_throttle import throttle_logs
 
 LOOK_S = 5.0
 
@@ -23,6 +25,8 @@ LOOK_S = 5.0
 def main() -> None:
     """Opens the dashboard on `SLIMSCOPE_HOST`:`SLIMSCOPE_PORT`."""
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
+    throttle_logs()
+    raise_file_limit()
     with in_one_line():
         here = settings()
         refuse_taken(here.host, here.port)

@@ -7,6 +7,7 @@ pages call `may_not_…` only to disable controls with a reason.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import threading
 import time
@@ -154,8 +155,21 @@ def require_free(session: Session, actor: Actor) -> None:
         raise _forbidden(actor, action, why, "Try again when one has ended.")
 
 
+def client_network(address: str) -> str:
+    """What stands for one client: its address, or the /64 network of an IPv6 address, in which a
+    client may choose."""
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:  # IPv4, or no address
+        return address
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))
+
+
 class RateLimiter:
-    """Counts the requests of each client in the last minute, in process memory."""
+    """Counts the requests of each client in the last minute, in process memory. A client is an
+    address or, of IPv6, a /64 network."""
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}
@@ -167,7 +181,7 @@ class RateLimiter:
         Raises:
             RateLimitError: the client has reached `most` requests per minute.
         """
-        now = time.monotonic()
+        client, now = client_network(client), time.monotonic()
         with self._lock:
             for name in [name for name, times in self._times.items() if times[-1] < now - MINUTE]:
                 del self._times[name]
