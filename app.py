@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from backend.queue.launcher import wake_supervisor
+from backend.queue.launcher import HOST_TOKEN, wake_supervisor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -31,7 +31,7 @@ def main() -> None:
         here = settings()
         refuse_taken(here.host, here.port)
         upgrade()
-    os.environ.pop("SLIMSCOPE_HOST_TOKEN", None)  # no run needs it
+    os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)
     if here.shared:

@@ -91,6 +91,7 @@ def routes() -> list[BaseRoute]:
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
+        Route("/slimscope/leave", auth.leave, methods=["POST"]),
         Route("/slimscope/docs", api.docs),
         Mount(API_PATH, api.build()),
         Route(f"/{SCRIPT_URL}", plotly_script),

@@ -55,7 +55,8 @@ def without_startup_check() -> dict[str, Any]:
 def set_server_options(options: dict[str, Any]) -> None:
     """Sets options of the web server, `uvicorn.Config`, for every later `Blocks.launch`, which has
     names for few of them (Gradio 6.31)."""
-    http_server.uvicorn = SimpleNamespace(Config=partial(uvicorn.Config, **options))  # type: ignore[attr-defined]
+    server = SimpleNamespace(Config=partial(uvicorn.Config, **options))
+    http_server.uvicorn = server  # type: ignore[assignment, attr-defined]
 
 
 def current_blocks() -> gr.Blocks:

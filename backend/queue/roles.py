@@ -34,6 +34,16 @@ log = logging.getLogger("slimscope.refused")
 E = TypeVar("E", bound=SlimscopeError)
 
 
+def guest_name(network: str, guest: str) -> str:
+    """The name of a guest: what stands for their network address, and what for themselves."""
+    return f"{GUEST}{network}-{guest}"
+
+
+def _network_of(guest: str) -> str:
+    """What stands for the network address in the name of a guest."""
+    return guest.removeprefix(GUEST).rpartition("-")[0]
+
+
 @dataclass(frozen=True)
 class Actor:
     """The user behind a request.
@@ -96,7 +106,7 @@ def require_adding(actor: Actor) -> None:
 def require_cancelling(actor: Actor, owners: list[str]) -> None:
     """Raise `ForbiddenError` unless the actor may cancel runs of all `owners`, `RateLimitError` at
     too many requests."""
-    reasons = [may_not_cancel(actor, owner) for owner in owners]
+    reasons = [may_not_cancel(actor, owner) for owner in owners or [""]]  # none: nobody's own
     _require(actor, "cancel this run", next(filter(None, reasons), ""))
     count_change(actor)
 
@@ -140,7 +150,8 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
 
 def require_free(session: Session, actor: Actor) -> None:
     """Raise `ForbiddenError` if the guest already has an active run, or guests have reached their
-    limit. Called inside the transaction that adds the run, so that only one of two concurrent
+    limit, or those at the same address half of it (rounded up): who drops the cookie is another
+    guest. Called inside the transaction that adds the run, so that only one of two concurrent
     requests succeeds."""
     if actor.role == "host":
         return
@@ -150,6 +161,10 @@ def require_free(session: Session, actor: Actor) -> None:
         raise _forbidden(
             actor, action, "You already have an active run.", "Wait until it has ended."
         )
+    network, most = _network_of(actor.name), (settings().guest_runs + 1) // 2
+    if network and len([owner for owner in owners if _network_of(owner) == network]) >= most:
+        why = f"Guests at your network address have {most} of {settings().guest_runs} runs."
+        raise _forbidden(actor, action, why, "Try again when one has ended.")
     if len(owners) >= settings().guest_runs:
         why = f"Guests already have {len(owners)} active runs, the maximum."
         raise _forbidden(actor, action, why, "Try again when one has ended.")

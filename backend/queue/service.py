@@ -20,7 +20,7 @@ from backend.queue.roles import require_host as require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.states import LIVE, RESUMABLE, State
+from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job, config_hash
 
 RETRIES = 2
@@ -114,11 +114,25 @@ def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
 
     Returns:
         The states right after the request.
+
+    Raises:
+        ConflictError: all of them have ended.
     """
     jobs = [queries.job(run) for run in runs]
     roles.require_cancelling(actor, [job.owner for job in jobs])
+    if not any(job.state in ACTIVE for job in jobs):
+        raise _ended(jobs)
     with _queue_change() as session:
         return [_cancel(session, job.id, actor) for job in jobs]
+
+
+def _ended(jobs: Sequence[Job]) -> ConflictError:
+    """The error of cancelling jobs of which none is active."""
+    do = "Only a queued or running run can be cancelled."
+    if len(jobs) == 1:
+        what, why = f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already."
+        return ConflictError(what, why, do)
+    return ConflictError("Nothing was cancelled.", "None of the runs is queued or running.", do)
 
 
 def _cancel(session: Session, job_id: int, actor: Actor) -> State:

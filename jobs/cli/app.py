@@ -171,8 +171,6 @@ def _sweep_of(run: str) -> list[Job]:
 def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Ask a run to stop; asked twice, it is killed."""
     jobs = _sweep_of(run) if whole else [queries.job(run)]
-    if all(job.state in TERMINAL for job in jobs):
-        raise ConfigError(f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already.")
     records = operations.cancel_runs([job.run for job in jobs], me())
     _say_all(records, as_json, "{id} is {state}, asked to {desired}.")
 
