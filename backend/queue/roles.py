@@ -29,6 +29,7 @@ READ_ONLY = "Guests have read-only access."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
 MINUTE = 60.0
+PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 log = logging.getLogger("slimscope.refused")
 
 E = TypeVar("E", bound=SlimscopeError)
@@ -123,10 +124,19 @@ def _forbidden(actor: Actor, action: str, why: str, do: str) -> ForbiddenError:
 
 def count_change(actor: Actor) -> None:
     """Raise `RateLimitError` if the actor sends too many changes over the network."""
+    _count(actor, changes, settings().changes_per_minute)
+
+
+def count_preview(actor: Actor) -> None:
+    """Raise `RateLimitError` if the actor has too many runs estimated over the network."""
+    _count(actor, previews, PREVIEWS_PER_MINUTE)
+
+
+def _count(actor: Actor, limiter: RateLimiter, most: int) -> None:
     if not actor.client:
         return
     try:
-        changes.spend(actor.client, settings().changes_per_minute)
+        limiter.spend(actor.client, most)
     except RateLimitError as error:
         raise reject(actor.client, error) from None
 
@@ -210,4 +220,4 @@ class RateLimiter:
             times.append(now)
 
 
-changes = RateLimiter()
+changes, previews = RateLimiter(), RateLimiter()

@@ -213,6 +213,17 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
     assert looked == ["toy"]
 
 
+def test_previews_are_limited_for_each_visitor(
+    shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "PREVIEWS_PER_MINUTE", 2)
+    host, number = shared(authorization=f"Bearer {TOKEN}"), event_of(web, "launch-kind", "change")
+    answers = [raw_form(host, web, number, model="toy") for _ in range(3)]
+    assert ["Too many requests" in answer for answer in answers] == [False, False, True]
+    other = shared(OTHER, authorization=f"Bearer {TOKEN}")
+    assert "Too many requests" not in raw_form(other, web, number, model="toy")
+
+
 def test_a_guest_starts_no_supervisor_by_cancelling_nothing(
     shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
