@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from backend.errors import ConflictError
+from backend.errors import ConfigError, ConflictError
+from backend.printable import one_line
 from backend.queue import roles
 from backend.queue.launcher import wake_supervisor
 from backend.queue.lifecycle import move, note
@@ -24,6 +25,7 @@ from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job, config_hash
 
 RETRIES = 2
+MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s")
 
 
@@ -73,16 +75,20 @@ def enqueue_all(
 
     Raises:
         ForbiddenError: the actor is a guest who may not add these runs.
+        ConfigError: the priority is out of bounds.
     """
     roles.require_adding(actor)
     roles.require_small(actor, cost, len(configs))
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
+        raise ConfigError("The priority was not accepted.", why, "", "priority")
     if actor.role != "host":
         priority = roles.GUEST_PRIORITY
     now = now_ms()
     frozen = parent.environment.get("settings") if parent else None
     jobs = [
         Job(
-            kind=kind, name=name.strip()[:120], owner=actor.name, config=config,
+            kind=kind, name=one_line(name)[:120], owner=actor.name, config=config,
             config_hash=config_hash(kind, config), priority=priority,
             parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
             queued_at=now, environment={"settings": frozen or settings().for_jobs()},

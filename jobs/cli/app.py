@@ -39,6 +39,7 @@ from jobs.cli.console import (
     me,
     out,
     say,
+    write,
 )
 from jobs.cli.decoding import add_decoding
 from jobs.cli.doctor import examine
@@ -67,7 +68,12 @@ Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it b
 
 
 @app.command("list")
-def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = False) -> None:
+def list_runs(
+    state: str = "",
+    kind: str = "",
+    limit: Annotated[int, typer.Option(min=1, max=operations.MAX_RUNS)] = 50,
+    as_json: Json = False,
+) -> None:
     """List runs, the newest first."""
     if state and state not in {*State}:
         raise ConfigError(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
@@ -132,7 +138,7 @@ def logs(
 ) -> None:
     """Print the log of a run's newest attempt."""
     if whole:
-        print(whole_log(run, queries.job(run).attempts_made).decode(errors="replace"), end="")
+        write(whole_log(run, queries.job(run).attempts_made).decode(errors="replace"))
         return
     attempt, offset = 0, None
     while True:
@@ -140,7 +146,7 @@ def logs(
         if job.attempts_made != attempt:
             attempt, offset = job.attempts_made, 0
         text, _, offset = read_log(job.run, attempt, offset)
-        print(text, end="", flush=True)
+        write(text)
         if not on or (job.state in TERMINAL and not text):
             return
         time.sleep(NAP_S)

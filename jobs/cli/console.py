@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from sqlalchemy.exc import DBAPIError
 
 from backend.errors import SlimscopeError
+from backend.printable import printable
 from backend.queue.launcher import wake_supervisor
 from backend.queue.roles import Actor
 from backend.settings import settings
@@ -28,7 +30,19 @@ EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANC
 NAP_S = 0.5
 PERPLEXITY = "perplexity"  # what is printed of a sweep when nothing else is asked for
 
-out = Console(highlight=False)
+
+class PrintableConsole(Console):
+    """A console whose styles are its own: what runs contain cannot control the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(printable(text), style)
+
+
+out = PrintableConsole(highlight=False)
 
 
 def me() -> Actor:
@@ -54,13 +68,18 @@ def in_one_line() -> Iterator[None]:
 
 
 def _end(why: str) -> NoReturn:
-    print(f"slimscope: {why}", file=sys.stderr)
+    print(f"slimscope: {printable(why)}", file=sys.stderr)
     sys.exit(REFUSED)
+
+
+def write(text: str) -> None:
+    """Prints text that a run contains, as it is but for control characters."""
+    print(printable(text), end="", flush=True)
 
 
 def say(value: Any, as_json: bool, text: str) -> None:
     """Prints the JSON value, or the text for people."""
-    print(json.dumps(value, indent=1) if as_json else text)
+    print(json.dumps(value, indent=1) if as_json else printable(text))
 
 
 def follow(run: str, quiet: bool) -> Job:
