@@ -13,6 +13,7 @@ from backend.queue.launcher import HOST_TOKEN, wake_supervisor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.permissions import restrict_access
 from jobs.cli.console import in_one_line
 from ui.app import serve
 from ui.security.auth import host_link
@@ -30,6 +31,7 @@ def main() -> None:
     with in_one_line():
         here = settings()
         refuse_taken(here.host, here.port)
+        restrict_access()
         upgrade()
     os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()

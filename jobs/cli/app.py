@@ -25,6 +25,7 @@ from backend.queue.folders import read_log, whole_log
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.permissions import restrict_access
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 from jobs import operations
@@ -240,6 +241,7 @@ add_decoding(app)
 def main() -> None:
     """The console script."""
     with in_one_line():
+        restrict_access()
         upgrade()
         if "submit" in sys.argv:  # nothing else needs the kinds' options
             add_kinds()
