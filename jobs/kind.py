@@ -212,7 +212,11 @@ def _plugin_kinds(module: str) -> Sequence[Kind]:
     file = source_file(module)
     if file and "KINDS" not in file.read_text(encoding="utf-8"):
         return ()
-    found: Sequence[Kind] = getattr(importlib.import_module(module), "KINDS", ())
+    try:
+        found: Sequence[Kind] = getattr(importlib.import_module(module), "KINDS", ())
+    except ImportError as error:
+        what = f"The plugin {module[:80]!r} was not loaded."
+        raise ConfigError(what, f"{error}.", "Correct SLIMSCOPE_PLUGINS.") from error
     return found
 
 

@@ -79,11 +79,11 @@ def enqueue_all(
     """
     roles.require_adding(actor)
     roles.require_small(actor, cost, len(configs))
+    if actor.role != "host":
+        priority = roles.GUEST_PRIORITY
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
-    if actor.role != "host":
-        priority = roles.GUEST_PRIORITY
     now = now_ms()
     frozen = parent.environment.get("settings") if parent else None
     jobs = [

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -25,6 +25,7 @@ from backend.store import queries
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 
+EXPECTED = (SlimscopeError, DBAPIError, ValidationError, SettingsError, OSError)
 REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
 EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
 NAP_S = 0.5
@@ -58,18 +59,26 @@ def in_one_line() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except DBAPIError as error:
-        why = str(error.orig or error).splitlines()[0]
-        _end(f"The database in {settings().root} cannot be used: {why}.")
-    except SlimscopeError as error:
-        _end(" ".join(map(str, (error, *error.others))))
-    except (ValidationError, SettingsError, OSError) as error:
-        _end(str(error))
+    except EXPECTED as error:
+        print(f"slimscope: {printable(in_words(error))}", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
-def _end(why: str) -> NoReturn:
-    print(f"slimscope: {printable(why)}", file=sys.stderr)
-    sys.exit(REFUSED)
+def in_words(error: Exception) -> str:
+    """An error as one line."""
+    match error:
+        case SlimscopeError():
+            return " ".join(map(str, (error, *error.others)))
+        case DBAPIError():
+            why = str(error.orig or error).splitlines()[0]
+            return f"The database in {settings().root} cannot be used: {why}."
+        case ValidationError():  # of the settings: configs have errors of ours
+            wrong = ((each["loc"], each["msg"]) for each in error.errors())
+            return " ".join(
+                f"SLIMSCOPE_{str(next(iter(place), '')).upper()} was not accepted: {reason}."
+                for place, reason in wrong
+            )
+    return str(error)
 
 
 def write(text: str) -> None:
