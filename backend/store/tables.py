@@ -127,11 +127,15 @@ class Job(Table):
         return run_name(self.kind, self.id)
 
     @property
+    def damaged(self) -> bool:
+        """Whether a part of the row could not be read."""
+        stored = (self.config, self.environment, self.error, self.tags)
+        return any(isinstance(value, DamagedJson) for value in stored)
+
+    @property
     def shown_state(self) -> str:
         """The state; "damaged" where the row could not be read as a whole."""
-        stored = (self.config, self.environment, self.error, self.tags)
-        damaged = any(isinstance(value, DamagedJson) for value in stored)
-        return "damaged" if damaged else self.state
+        return "damaged" if self.damaged else self.state
 
     @property
     def error_text(self) -> str:
