@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     )
     slots: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
     threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
+    job_gb: float = Field(0.0, ge=0, description="Memory a job may take, in GB; 0: no limit.")
+    job_hours: float = Field(
+        0.0, ge=0, description="Hours an attempt of a job may take before it is stopped; 0: any."
+    )
     stop_grace: float = Field(20.0, ge=0, description="Seconds a job has to stop by itself.")
     idle_exit: float = Field(60.0, ge=0, description="Seconds until an idle supervisor ends.")
     plugins: tuple[str, ...] = Field(

@@ -6,16 +6,17 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from backend.store.queries import launch_order
 from backend.store.session import change, now_ms
-from backend.store.states import ALLOWED, State
+from backend.store.states import ALLOWED, Exit, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
 RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterwards
+NO_SPACE_DELAY_MS = 60_000
 KILLED_HINT = (
     "A process that is killed repeatedly has most likely run out of memory: lower the segments or "
     "the context length in a new run."
@@ -46,8 +47,8 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
         The new attempt, not yet launched; None if no job is queued or no slot is free.
     """
     free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), Slot.number < capacity)
-    slot = session.scalars(free.order_by(Slot.number)).first()
-    job = session.scalars(launch_order(now_ms()).where(Job.not_before <= now_ms())).first()
+    slot = session.scalars(free.order_by(Slot.number).limit(1)).first()
+    job = session.scalars(launch_order(now_ms()).where(_due(now_ms())).limit(1)).first()
     if slot is None or job is None:
         return None
     number = job.attempts_made + 1
@@ -58,8 +59,20 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
     )
     session.add(attempt)
     session.flush()
-    slot.attempt_id = attempt.id
+    taking = update(Slot).where(
+        Slot.host == host, Slot.number == slot.number, Slot.attempt_id.is_(None)
+    )
+    if not change(session, taking.values(attempt_id=attempt.id)):  # another supervisor was faster
+        session.rollback()
+        return None
     return attempt
+
+
+def _due(now: int) -> ColumnElement[bool]:
+    """Whether a job may start. No retry waits longer than the longest delay: a later `not_before`
+    was written before the system clock was set back."""
+    longest = max([NO_SPACE_DELAY_MS, *RETRY_DELAYS_MS.values()])
+    return (Job.not_before <= now) | (Job.not_before > now + longest)
 
 
 def mark_running(session: Session, attempt: Attempt) -> None:
@@ -76,6 +89,7 @@ class AttemptOutcome:
     state: State
     text: str
     spend_retry: bool = False
+    delay_ms: int | None = None  # None: by the retries that are left
 
 
 def verdict(
@@ -100,6 +114,9 @@ def verdict(
             return AttemptOutcome(State.QUEUED, f"interrupted: {outcome}")
     if desired != "run":
         return AttemptOutcome(State.CANCELLED, f"killed{how}; kept up to the last checkpoint")
+    if code == Exit.NO_SPACE:
+        text = "the disk is full; tried again every minute, from the last checkpoint"
+        return AttemptOutcome(State.QUEUED, text, delay_ms=NO_SPACE_DELAY_MS)
     if retries_left > 0:
         return AttemptOutcome(State.QUEUED, f"the process died{how}; will resume", spend_retry=True)
     return AttemptOutcome(State.LOST, f"the process died{how}; no automatic retry is left")
@@ -129,8 +146,9 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
 def _values(job: Job, judged: AttemptOutcome, code: int | None) -> dict[str, object]:
     """The columns that change with the state."""
     if judged.state == State.QUEUED:
-        left = job.retries_left - judged.spend_retry
-        delay = RETRY_DELAYS_MS.get(left, 0) if judged.spend_retry else 0
+        left, delay = job.retries_left - judged.spend_retry, judged.delay_ms
+        if delay is None:
+            delay = RETRY_DELAYS_MS.get(left, 0) if judged.spend_retry else 0
         return {"retries_left": left, "not_before": now_ms() + delay, "eta_s": None}
     values: dict[str, object] = {"finished_at": now_ms(), "eta_s": None}
     if judged.state == State.LOST:

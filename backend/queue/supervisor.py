@@ -39,7 +39,7 @@ BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
-OVERTIME = Actor("the time limit of guests", "host")
+OVERTIME = Actor("the time limit", "host")
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
@@ -168,7 +168,14 @@ class SupervisorLoop:
             environment={**child_environment(), **job.environment.get("settings", {})},
             log=str(log_file(job.run, attempt.n)),
             folder=str(CODE),
+            slot=_slot_of(attempt),
+            device=str(job.config.get("device", "")),
         )
+
+
+def _slot_of(attempt: Attempt) -> int:
+    with reading() as session:
+        return session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one()
 
 
 def shrink_write_ahead_log() -> None:
@@ -201,10 +208,14 @@ def main() -> None:
 
 
 def _too_long(attempt: Attempt, job: Job) -> bool:
-    """Whether a guest's run exceeds the guest limit several times: its estimate was wrong."""
-    if not job.owner.startswith(GUEST) or attempt.started_at is None:
+    """Whether an attempt exceeds the limit of the host; or a guest's run, several times, that of
+    guests: its estimate was wrong."""
+    limits = [3600 * settings().job_hours] if settings().job_hours else []
+    if job.owner.startswith(GUEST):
+        limits.append(LENIENCE * settings().guest_seconds)
+    if not limits or attempt.started_at is None:
         return False
-    return now_ms() - attempt.started_at > 1000 * LENIENCE * settings().guest_seconds
+    return now_ms() - attempt.started_at > 1000 * min(limits)
 
 
 def _lock() -> BaseFileLock | None:

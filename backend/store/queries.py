@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select
@@ -30,7 +32,15 @@ from backend.store.tables import (
 )
 
 HOUR_MS = 3_600_000
+MAX_VARIABLES = 5_000  # in one statement
 ALIVE_MS = 15_000
+
+
+def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
+    """The ids in lists of at most `size`."""
+    rest = iter(ids)
+    while batch := [*islice(rest, size)]:
+        yield batch
 
 
 def job_id(run: str | int) -> int:
@@ -145,10 +155,13 @@ class QueueStatus:
     needs_attention: int
     supervisor_alive: bool
 
+    @cached_property
+    def _positions(self) -> dict[int, int]:
+        return {job.id: place for place, job in enumerate(self.queued, 1)}
+
     def position(self, job_id: int) -> int | None:
         """1 for the next job to start; None if the job is not queued."""
-        ids = [j.id for j in self.queued]
-        return ids.index(job_id) + 1 if job_id in ids else None
+        return self._positions.get(job_id)
 
 
 def status() -> QueueStatus:
@@ -214,12 +227,36 @@ def decoder_rows(run: str | int) -> list[DecoderRow]:
         return list(session.scalars(query.order_by(DecoderRow.decoder)))
 
 
-def all_figures() -> list[Row[Any]]:
-    """The results of all runs, as plain rows with the column names of `Result`."""
-    columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
-    query = select(*columns, Result.details)
+def changed_since(event: int, job_id: int) -> tuple[int, set[int]]:
+    """The newest event, and the jobs whose row or results may have changed since `event`: those
+    with later events, those that are live, and those after `job_id`."""
+    changed = select(Event.job_id).where(Event.id > event)
+    others = select(Job.id).where(Job.state.in_([*LIVE]) | (Job.id > job_id))
     with reading() as session:
-        return list(session.execute(query.order_by(Result.job_id, Result.metric, Result.stage)))
+        newest = session.scalar(select(func.max(Event.id))) or 0
+        return newest, {*session.scalars(changed.union(others))}
+
+
+def jobs_by_id(ids: Iterable[int]) -> list[Job]:
+    """These jobs, in no particular order; unknown ids are omitted."""
+    with reading() as session:
+        return [
+            job
+            for some in batched(ids, MAX_VARIABLES)
+            for job in session.scalars(select(Job).where(Job.id.in_(some)))
+        ]
+
+
+def figures(ids: Iterable[int]) -> dict[int, list[Row[Any]]]:
+    """Job id -> its results, as plain rows with the column names of `Result`."""
+    columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
+    query = select(*columns, Result.details).order_by(Result.job_id, Result.metric, Result.stage)
+    by_job: dict[int, list[Row[Any]]] = {}
+    with reading() as session:
+        for some in batched(ids, MAX_VARIABLES):
+            for row in session.execute(query.where(Result.job_id.in_(some))):
+                by_job.setdefault(row.job_id, []).append(row)
+    return by_job
 
 
 def figures_mark() -> tuple[int, int]:
@@ -229,11 +266,17 @@ def figures_mark() -> tuple[int, int]:
         return newest, session.scalar(select(func.count()).select_from(Result)) or 0
 
 
-def model_bytes() -> dict[int, int]:
+def model_bytes(ids: Iterable[int]) -> dict[int, int]:
     """Job id -> bytes on disk of the saved model; runs without one are omitted."""
     query = select(Artifact.job_id, func.sum(Artifact.bytes)).where(Artifact.kind == "model")
     with reading() as session:
-        return {row[0]: int(row[1]) for row in session.execute(query.group_by(Artifact.job_id))}
+        return {
+            row[0]: int(row[1])
+            for some in batched(ids, MAX_VARIABLES)
+            for row in session.execute(
+                query.where(Artifact.job_id.in_(some)).group_by(Artifact.job_id)
+            )
+        }
 
 
 def run_names() -> list[Row[Any]]:

@@ -46,3 +46,4 @@ class Exit(IntEnum):
     ERROR = 1
     STOPPED = 75  # stopped on request; all completed work is checkpointed
     FENCED = 76  # another attempt owns the job; nothing was written
+    NO_SPACE = 77  # the disk is full; tried again until it is not

@@ -87,6 +87,7 @@ class Job(Table):
         CheckConstraint(f"state IN ({', '.join(repr(s.value) for s in State)})", name="state"),
         CheckConstraint("desired IN ('run', 'stop', 'kill')", name="desired"),
         Index("ix_jobs_order", "state", "priority", "queued_at"),
+        Index("ix_jobs_kind", "kind", "id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -102,7 +103,7 @@ class Job(Table):
     attempts_made: Mapped[int] = mapped_column(default=0)
     retries_left: Mapped[int] = mapped_column(default=2)
     not_before: Mapped[int] = mapped_column(default=0)
-    parent: Mapped[int | None] = mapped_column(ForeignKey(JOB))
+    parent: Mapped[int | None] = mapped_column(ForeignKey(JOB), index=True)
     sweep: Mapped[int | None] = mapped_column(index=True)  # id of the first job of the sweep
     created_at: Mapped[int]
     queued_at: Mapped[int]

@@ -40,9 +40,10 @@ from backend.store.tables import (
     Table,
 )
 from jobs.runtime.progress import Progress
-from jobs.runtime.rows import profile_row, tensor_row, upsert
+from jobs.runtime.rows import Row, Values, profile_row, tensor_row, upsert
 
 BEAT_S = 1.0
+BATCH = 20_000  # rows in one transaction
 PATIENCE_S = 120.0  # how long the last write waits for a locked database
 
 
@@ -59,7 +60,7 @@ class JobContext:
         self.folder: Path = run_folder(job.run)
         self.work: Path = work_folder(job.run)
         self.checkpoints = Checkpoints(self.work, before_commit=self.settle)
-        self._rows: list[Table] = []
+        self._rows: list[Row] = []
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
         self._closed = threading.Event()
@@ -79,14 +80,18 @@ class JobContext:
             self.log(f"{name} is {value} at step {step}; it is not drawn.")
             return
         self._add(
-            MetricPoint(job_id=self.job_id, name=name, step=step, at=now_ms(), value=float(value))
-        )
+            MetricPoint,
+            {
+                "job_id": self.job_id, "name": name, "step": step, "at": now_ms(),
+                "value": float(value),
+            },
+        )  # fmt: skip
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
-        self._add(tensor_row(self.job_id, snapshot))
+        self._add(*tensor_row(self.job_id, snapshot))
 
     def profile(self, profile: TensorProfile) -> None:
-        self._add(profile_row(self.job_id, profile))
+        self._add(*profile_row(self.job_id, profile))
 
     def log(self, text: str) -> None:
         with suppress(OSError):  # a full disk must not end the run
@@ -119,10 +124,11 @@ class JobContext:
                 "Choose float32 as forward precision, or other text.",
             )
         self._add(
-            Result(
-                job_id=self.job_id, stage=stage, metric=metric, value=float(value), stderr=stderr,
-                n=n, details=details,
-            )
+            Result,
+            {
+                "job_id": self.job_id, "stage": stage, "metric": metric, "value": float(value),
+                "stderr": stderr, "n": n, "details": details,
+            },
         )  # fmt: skip
         self.settle()
 
@@ -133,12 +139,12 @@ class JobContext:
 
     def step_time(self, step: str, seconds: float) -> None:
         """Record the seconds of one step, over all attempts."""
-        self._add(StepTime(job_id=self.job_id, step=step, seconds=seconds))
+        self._add(StepTime, {"job_id": self.job_id, "step": step, "seconds": seconds})
         self.settle()
 
     def decoder(self, name: str, report: dict[str, Any]) -> None:
         """Record what was measured of one decoder."""
-        self._add(DecoderRow(job_id=self.job_id, decoder=name, report=report))
+        self._add(DecoderRow, {"job_id": self.job_id, "decoder": name, "report": report})
         self.settle()
 
     def has_result(self, stage: str, metric: str) -> bool:
@@ -217,28 +223,29 @@ class JobContext:
         retry(once)
 
     def flush(self, durable: bool = False) -> None:
-        """Writes the buffered figures and the progress; keeps them when the database is busy."""
+        """Writes the buffered figures and the progress; keeps them when the database is busy. What
+        is more than `BATCH` rows is written in parts: others wait for each commit."""
         with self._writing:  # one writer at a time, so that a flush that returns is complete
-            with self._lock:
-                rows, self._rows = self._rows, []
-            try:
-                self._write(rows, durable)
-            except BaseException:
+            for _ in range(max(1, -(-len(self._rows) // BATCH))):
                 with self._lock:
-                    self._rows = rows + self._rows
-                raise
+                    rows, self._rows = self._rows[:BATCH], self._rows[BATCH:]
+                try:
+                    self._write(rows, durable)
+                except BaseException:
+                    with self._lock:
+                        self._rows = rows + self._rows
+                    raise
 
-    def _write(self, rows: list[Table], durable: bool) -> None:
+    def _write(self, rows: list[Row], durable: bool) -> None:
         with writing(durable=durable) as session:
             self._fence(session, beat_at=now_ms())
             job = update(Job).where(Job.id == self.job_id)
             session.execute(job.values(**self._progress.columns()))
-            for row in rows:
-                upsert(session, row)
+            upsert(session.connection(), rows)
 
-    def _add(self, row: Table) -> None:
+    def _add(self, table: type[Table], values: Values) -> None:
         with self._lock:
-            self._rows.append(row)
+            self._rows.append((table, values))
 
     def _fence(self, session: Session, **values: Any) -> None:
         """Raises `LeaseLostError` unless this attempt may still write for its job."""

@@ -6,6 +6,8 @@ Exit codes are those of `backend.store.states.Exit`, the same for every engine.
 from __future__ import annotations
 
 import argparse
+import errno
+import resource
 import signal
 import sys
 import traceback
@@ -15,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from backend.errors import CancelledError, SlimscopeError
 from backend.models.memory import is_out_of_memory
+from backend.settings import settings
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
 from backend.store.tables import Job, check_intact
@@ -30,6 +33,7 @@ def main() -> int:
     if current_revision() != newest_revision():
         print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
         return Exit.ERROR
+    limit_memory(settings().job_gb)
     try:
         context = claim(attempt)
         signal.signal(signal.SIGTERM, lambda *_: context.ask_stop())
@@ -57,15 +61,35 @@ def execute(context: JobContext) -> int:
         return Exit.STOPPED
     except LeaseLostError:
         raise
-    except OperationalError:  # the database is away: leave without an outcome, to be tried again
+    except OperationalError as error:  # the database is away: leave no outcome, to be tried again
         print_trace()
-        return Exit.ERROR
+        return Exit.NO_SPACE if is_disk_full(error) else Exit.ERROR
     except Exception as error:
         print_trace()
+        if is_disk_full(error):  # nor without one: every part that was finished is kept
+            return Exit.NO_SPACE
         context.finish("failed", error=error_record(error))
         return Exit.ERROR
     context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
     return Exit.DONE
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or the one that caused it, means that no space was left on the disk.
+    Safetensors and SQLite say so in words only."""
+    if error is None:
+        return False
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    said = any(words in str(error) for words in ("No space left on device", "disk is full"))
+    return full or said or is_disk_full(error.__cause__ or error.__context__)
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let allocations beyond this fail, so that the run ends with a reason instead of the machine
+    running out. Counts what is private to the process, not mapped files; 0: no limit."""
+    if gigabytes:
+        most = int(gigabytes * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def print_trace() -> None:

@@ -107,12 +107,18 @@ def wait_for(url: str, alive: Callable[[], bool], log: Path | None = None) -> No
             time.sleep(0.2)
 
 
+@pytest.fixture(scope="session")
+def port() -> int:
+    """Of all dashboards of `dashboard`: a browser that has seen one has the scripts of the next."""
+    return free_port()
+
+
 @pytest.fixture
-def dashboard(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
+def dashboard(data_dir: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
     """With an empty data folder; whatever it started is ended."""
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "1")
     settings.cache_clear()
-    with started(data_dir, os.environ) as shown:
+    with started(data_dir, os.environ, port) as shown:
         yield shown
     for job in queries.jobs(ACTIVE):
         for _ in range(2):  # asked twice it is killed, and not tried again
@@ -149,8 +155,8 @@ def watched(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
 
 
 @pytest.fixture
-def page(browser: Browser, dashboard: Dashboard) -> Iterator[Page]:
-    with tab(browser, dashboard) as page:
+def page(warm_context: BrowserContext, dashboard: Dashboard) -> Iterator[Page]:
+    with warm_tab(warm_context, dashboard) as page:
         yield page
 
 

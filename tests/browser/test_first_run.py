@@ -10,7 +10,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.store import queries, tensors
 from backend.store.states import State
@@ -97,9 +97,9 @@ def click_a_cell_moves_everything(page: Page) -> None:
 
 
 def test_killing_the_dashboard_stops_no_run_and_its_page_goes_on_with_the_next(
-    browser: Browser, dashboard: Dashboard
+    warm_context: BrowserContext, dashboard: Dashboard
 ) -> None:
-    page = browser.new_page()
+    page = warm_context.new_page()
     page.set_default_timeout(PATIENCE_MS)
     launch_on_toy(page, dashboard.url, steps=1900)
     wait_until(1, State.RUNNING, stage="Weight adjustment")

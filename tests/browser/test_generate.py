@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 from sqlalchemy import select
 
 from backend.store import queries
 from backend.store.session import reading
 from backend.store.tables import Slot
 from jobs.generate.transcript import read_transcript
-from tests.browser.conftest import EVIL, Dashboard, tab
+from tests.browser.conftest import EVIL, Dashboard, warm_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -66,9 +66,10 @@ def two_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_ask_at_once_both_texts_grow_and_stop_frees_a_slot(
-    two_slots: None, dashboard: Dashboard, browser: Browser
+    two_slots: None, dashboard: Dashboard, warm_context: BrowserContext
 ) -> None:
-    with tab(browser, dashboard) as one, tab(browser, dashboard) as other:
+    tabs = (warm_tab(warm_context, dashboard) for _ in range(2))
+    with next(tabs) as one, next(tabs) as other:
         for page in (one, other):
             page.goto(f"{dashboard.url}/generate")
             page.locator("#generate-field-prompt textarea").fill(ENDLESS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ class CountConfig(JobConfig):
     pause: float = 0.1
     dies_at: int = -1
     fails_at: int = -1
+    full_at: int = -1
     deaf: bool = False
 
 
@@ -35,6 +37,8 @@ def count(config: CountConfig, context: JobContext) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == config.fails_at and context.attempt_n == 1:
             raise ComputeError("The count failed.", "It was told to.", "Resume it.")
+        if step == config.full_at and context.attempt_n == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         context.metric("count", step, step)
         context.metric("attempt", context.attempt_n, step)
         time.sleep(config.pause)

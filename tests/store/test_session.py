@@ -167,8 +167,8 @@ def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
         session.add(Job(id=1, kind="sds", owner="m", config={}, config_hash="", created_at=0,
                         queued_at=0))  # fmt: skip
         session.flush()
-        upsert(session, profile_row(1, profile))
-        upsert(session, profile_row(1, profile))  # a resumed attempt repeats itself
+        twice = [profile_row(1, profile)] * 2  # a resumed attempt repeats itself
+        upsert(session.connection(), twice)
     (found,) = tensors.profiles(1, "a.weight", "magnitude")
     np.testing.assert_array_equal(found.values, values)
     assert (found.stage, found.step, found.module) == ("dense", 7, "a")

@@ -19,7 +19,7 @@ from backend.statistics.reference import ReferenceTensor
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
-from jobs.runtime.rows import profile_row, tensor_row
+from jobs.runtime.rows import Row, profile_row, tensor_row
 from ui import app
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
@@ -56,6 +56,12 @@ def stages_of(dense: Tensor) -> dict[str, Tensor]:
     }
 
 
+def mapped(row: Row) -> Table:
+    """The row as a mapped object."""
+    table, values = row
+    return table(**values)
+
+
 def tensor_rows(job_id: int, tensors: dict[str, Tensor], stages: int = 6) -> Iterator[Table]:
     """Snapshots and profiles of every linear layer of a Llama at its first `stages` stages."""
     for name, weight in sorted(tensors.items()):
@@ -73,8 +79,8 @@ def tensor_rows(job_id: int, tensors: dict[str, Tensor], stages: int = 6) -> Ite
             taken = reference.measure(
                 now, tensor=name, block=int(block), module=module, stage=stage, more=more
             )
-            yield tensor_row(job_id, taken.snapshot)
-            yield from (profile_row(job_id, profile) for profile in taken.profiles)
+            yield mapped(tensor_row(job_id, taken.snapshot))
+            yield from (mapped(profile_row(job_id, profile)) for profile in taken.profiles)
 
 
 def mask_overlap(a: Tensor, b: Tensor) -> float:

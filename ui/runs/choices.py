@@ -31,8 +31,9 @@ def _titled(title: str, ready: bool) -> str:
 
 def saved() -> Choices:
     """The runs that saved a model, the newest first, then all models."""
-    sizes = queries.model_bytes()
-    runs = [(f"{job.run} {job.name}".strip(), job.run) for job in queries.jobs() if job.id in sizes]
+    jobs = queries.jobs()
+    sizes = queries.model_bytes(job.id for job in jobs)
+    runs = [(f"{job.run} {job.name}".strip(), job.run) for job in jobs if job.id in sizes]
     return [*runs, *models()]
 
 

@@ -1,7 +1,7 @@
 """All runs with their results, as the table, the filter, the comparison and the overview see them.
 
-Results are many and change seldom: they are read once for all open pages, until a run has recorded
-one or changed its state.
+Runs are many and change seldom: they are read once for all open pages, and again only those that
+are live or have had an event since.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms
+from backend.store.states import LIVE
 from backend.store.tables import Job
 from ui.runs.results import ResultRow, RunResults, kind_of, kind_title, setting_summary
-
-ALL = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,47 @@ def _by_job(results: Iterable[ResultRow]) -> dict[int, list[ResultRow]]:
 
 def all_rows() -> list[RunRow]:
     """Every run, the newest first."""
-    figures, sizes = _measured(settings().url, queries.figures_mark())
-    now, none = now_ms(), RunResults(None, ())
-    return [
-        RunRow(j, figures.get(j.id) or none, now, sizes.get(j.id)) for j in queries.jobs(limit=ALL)
-    ]
+    return _cache(settings().url).rows()
+
+
+class RunCache:
+    """Every run and its results, kept up to date with the database."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._event = 0  # the newest that is known
+        self._live: set[int] = set()
+        self._jobs: dict[int, Job] = {}
+        self._results: dict[int, RunResults] = {}
+        self._sizes: dict[int, int] = {}
+
+    def rows(self) -> list[RunRow]:
+        """Every run, the newest first."""
+        with self._lock:
+            self._update()
+            now, none = now_ms(), RunResults(None, ())
+            return [
+                RunRow(self._jobs[i], self._results.get(i, none), now, self._sizes.get(i))
+                for i in sorted(self._jobs, reverse=True)
+            ]
+
+    def _update(self) -> None:
+        """Read again what may have changed. A run that has just ended had an event then."""
+        self._event, changed = queries.changed_since(self._event, max(self._jobs, default=0))
+        changed |= self._live
+        jobs = {job.id: job for job in queries.jobs_by_id(changed)}
+        self._live = {i for i, job in jobs.items() if job.state in LIVE}
+        self._jobs |= jobs
+        self._results |= {
+            i: RunResults(kind_of(jobs[i]), results, jobs[i])
+            for i, results in queries.figures(jobs).items()
+        }
+        self._sizes |= queries.model_bytes(jobs)
 
 
 @lru_cache(maxsize=2)
-def _measured(_url: str, _mark: tuple[int, int]) -> tuple[dict[int, RunResults], dict[int, int]]:
-    """Job id -> results, and job id -> size."""
-    jobs = {j.id: j for j in queries.jobs(limit=ALL)}
-    results = {
-        i: RunResults(kind_of(jobs[i]), rows, jobs[i])
-        for i, rows in _by_job(queries.all_figures()).items()
-        if i in jobs  # else it is newer than the list
-    }
-    return results, queries.model_bytes()
+def _cache(_url: str) -> RunCache:
+    return RunCache()
 
 
 def chosen(rows: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:

@@ -6,7 +6,7 @@ A page states its selection, how a view is made of one, and a handler for each e
 of such a page hold its controls under the names of the selection's fields, and besides:
 
     notice, charts     why there is nothing to show; the column that is hidden then
-    seen               a `gr.State` of what was shown last
+    seen               what was shown last, see `page_state`
 """
 
 from __future__ import annotations

@@ -13,13 +13,20 @@ Ref = dict[str, Any]  # identifies a process; stored as JSON with the attempt
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """Everything an engine needs to start one attempt."""
+    """Everything an engine needs to start one attempt.
+
+    Attributes:
+        slot: its number, from 0; jobs that run at the same time have different ones.
+        device: what the job's config asks for, such as "auto" or "cuda:1".
+    """
 
     attempt_id: int
     argv: tuple[str, ...]
     environment: dict[str, str]
     log: str
     folder: str
+    slot: int = 0
+    device: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from pathlib import Path
 import psutil
 
 from backend.queue.engines.base import LaunchRequest, PollResult, Ref
+from backend.settings import settings
+
+DEVICES = Path("/dev")  # where the driver lists the GPUs as nvidia0, nvidia1, …
 
 
 class LocalEngine:
@@ -36,13 +39,16 @@ class LocalEngine:
             child = subprocess.Popen(
                 launch.argv,
                 cwd=launch.folder,
-                env=launch.environment,
+                env={**launch.environment, **visible_gpu(launch, self._slots)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         self._children[child.pid] = child
+        if cores := cores_of(launch.slot, self._slots):
+            with contextlib.suppress(psutil.Error, AttributeError):  # macOS cannot pin
+                psutil.Process(child.pid).cpu_affinity(cores)
         return reference(child.pid)
 
     def poll(self, ref: Ref) -> PollResult:
@@ -70,6 +76,26 @@ class LocalEngine:
         if not _reused(ref):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(int(ref["pid"]), signal.SIGKILL)
+
+
+def visible_gpu(launch: LaunchRequest, slots: int) -> dict[str, str]:
+    """The variable that shows a job the GPU of its slot alone. Not where the job names a GPU, or
+    where there is only one."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listed = sorted(int(p.name.removeprefix("nvidia")) for p in DEVICES.glob("nvidia[0-9]*"))
+    gpus = named.split(",") if named else [*map(str, listed)]
+    if slots == 1 or len(gpus) < 2 or ":" in launch.device:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": gpus[launch.slot % len(gpus)]}
+
+
+def cores_of(slot: int, slots: int) -> list[int]:
+    """The cores of a slot, an equal part of those there are; empty where each job may use all."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    share = len(cores) // slots
+    if slots == 1 or not share or settings().threads > share:
+        return []
+    return cores[slot * share : (slot + 1) * share]
 
 
 def reference(pid: int) -> Ref:

@@ -14,6 +14,7 @@ from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint, TensorRow
 from jobs.runtime.rows import profile_row
+from tests.ui.conftest import mapped
 from tests.ui.lab import asked, job, result, store
 from ui.pages.quantization import handlers as page
 from ui.pages.quantization import panels
@@ -59,9 +60,13 @@ def worst_weights(scale: np.ndarray) -> np.ndarray:
 
 def profiles(job_id: int, stages: tuple[str, ...]) -> list[Any]:
     return [
-        profile_row(
-            job_id,
-            TensorProfile(tensor, int(tensor.split(".")[2]), tensor[15:-7], stage, name, v, step),
+        mapped(
+            profile_row(
+                job_id,
+                TensorProfile(
+                    tensor, int(tensor.split(".")[2]), tensor[15:-7], stage, name, v, step
+                ),
+            )
         )
         for stage in stages
         for n, tensor in enumerate(TENSORS)
@@ -269,7 +274,7 @@ def test_who_looks_at_the_newest_picture_sees_the_next(step: int, then: int) -> 
     m = np.ones((ROWS, GROUPS), np.float32)
     more = [TensorProfile(t, n // 2, t[15:-7], "dlqat", "magnitude", m, 30)
             for n, t in enumerate(TENSORS)]  # fmt: skip
-    store(*(profile_row(2, profile) for profile in more))
+    store(*(mapped(profile_row(2, profile)) for profile in more))
     shown = page.refresh(seen, given(run="dlqat-0002", step=step))
     assert f"As of step {then}." in shown["map_note"] and shown["step"]["maximum"] == 30
     assert shown["step"].get("value", step) == then

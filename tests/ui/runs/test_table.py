@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from backend.settings import Settings
 from backend.store.migrate import upgrade
+from backend.store.session import writing
+from backend.store.tables import Event, Job
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.pages.runs.page import HTML
 from ui.runs import table
@@ -219,11 +221,17 @@ def test_every_run_is_read_with_its_figures_and_size_and_anew_when_one_is_added(
     current: Settings,
 ) -> None:
     upgrade()
-    store(job(1), job(2), *measured(1, 12.0), model_folder(1, 5000))
+    store(job(1), job(2, state="running"), *measured(1, 12.0), model_folder(1, 5000))
     two, one = all_rows()
     assert (one.size, two.size) == (5000, None)
     assert one.figures.final() == 12.0 and one.figures.value("control", "perplexity") == 13.0
     assert not one.figures.seconds  # step times are for the page of a run
-    store(*measured(2, 9.0))
-    assert [row.figures.final() for row in all_rows()] == [9.0, 12.0]
+    store(*measured(2, 9.0))  # it runs, so it may record figures without an event
+    assert all_rows()[0].figures.value("sds", "perplexity") == 9.0
+    with writing() as session:
+        session.get_one(Job, 2).state = "succeeded"
+        session.get_one(Job, 1).tags = ["late"]
+        session.add(Event(job_id=2, at=0, type="succeeded", actor="supervisor"))
+    assert [row.job.state for row in all_rows()] == ["succeeded", "succeeded"]
+    assert all_rows()[1].job.tags == []  # nothing has happened to it: it is not read again
     assert [r.job.id for r in chosen(all_rows(), ["sds-0002", "sds-9999", "sds-0002"])] == [2]

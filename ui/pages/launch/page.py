@@ -128,7 +128,7 @@ def _wire_form(this: KindForm, controls: Controls) -> None:
     changes = [c.change for c in this.inputs]
     gr.on(changes, _preview(this, controls), [controls.kind, *this.inputs],
           _previewed([this], controls), **LATEST)  # fmt: skip
-    before = gr.State(NO_PRESET)
+    before = gr.Textbox(NO_PRESET, visible=False)
     this.preset.input(
         _apply_preset(this, before), [this.preset, before],
         [this.preset, before, *this.form.inputs], **SILENT_EVENT,
@@ -199,7 +199,7 @@ def _enqueue(this: KindForm, controls: Controls) -> Callable[..., dict[Any, Any]
     return add
 
 
-def _apply_preset(this: KindForm, before: gr.State) -> Callable[[str, str], dict[Any, Any]]:
+def _apply_preset(this: KindForm, before: gr.Textbox) -> Callable[[str, str], dict[Any, Any]]:
     def apply_preset(preset: str, last: str) -> dict[Any, Any]:
         values, old = (this.kind.presets.get(name, {}) for name in (preset, last))
         info = gr.update(info=preset_info(this.kind, values, old))

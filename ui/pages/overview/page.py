@@ -40,6 +40,7 @@ from ui.widgets.dropdown import dropdown
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
+from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 HTML = fragments("pages/overview/page.html")
@@ -60,7 +61,7 @@ def build() -> None:
     message = notice("overview-said")
     group = dropdown("Model and text", "overview-of", min_width=240)
     x = dropdown("Cost", "overview-x", min_width=160)
-    mark = gr.State(None)
+    mark = page_state()
     best = Outputs(of=group, x=x, mark=mark)
     with gr.Row(elem_classes="overview"):
         with gr.Column(scale=5, min_width=320):

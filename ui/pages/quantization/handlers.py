@@ -22,6 +22,7 @@ from ui.widgets.explorer import (
     show_charts,
     show_notice,
 )
+from ui.widgets.page_state import as_kept
 from ui.widgets.panel import Panel, Updates, updates
 
 NO_RUN = "No run has trained inside a quantisation grid yet."
@@ -115,7 +116,7 @@ def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = 
         launch = href("launch", kind=dlqat.NAME)
         reason = empty_state(selection.run, NO_RUN, "recorded no groups", LATER, launch)
         return updates({"head": ""}, show_notice(reason, runs))
-    offers = _offers(view, runs)
+    offers = as_kept(_offers(view, runs))
     return updates(
         show_charts(),
         {"head": panels.head_html(view), "seen": {**_seen(view), "offers": offers}},

@@ -19,6 +19,7 @@ from ui.pages.quantization.selection import CURVES, QuantSelection, QuantView
 from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.explorer import Explorer
 from ui.widgets.notice import notice, plain
+from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs
 
 BUTTONS = {"worst": "Worst", "back": "Previous", "on": "Next", "steps": "Next snapshot"}
@@ -46,7 +47,7 @@ def build() -> None:
             page |= HISTORY.build("quant")
             page |= USAGE.build("quant")
     page["group"].render()
-    page["seen"] = gr.State(None)
+    page["seen"] = page_state()
     _wire(Explorer(page, QuantSelection, QuantView.at), buttons)
 
 

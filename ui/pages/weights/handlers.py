@@ -30,6 +30,7 @@ from ui.widgets.explorer import (
     show_charts,
     show_notice,
 )
+from ui.widgets.page_state import as_kept
 from ui.widgets.panel import Panel, Updates, updates
 
 LAYERS = Panel("layers", "All layers", height=440, element="heatmap")
@@ -133,10 +134,10 @@ def full_refresh(
         return show_notice(_nothing(selection.run), runs)
     joined = selection.with_new_stages(view.weights, seen["stages"] if seen else None)
     view = view.select(joined.settled(view.weights, view.other))
-    now: dict[str, Any] = {
+    now = as_kept({
         "marks": _marks(view.selection), "stages": view.weights.stages,
         "snapshots": [view.selection.tensor, *view.steps], "offers": _offers(view, runs),
-    }  # fmt: skip
+    })  # fmt: skip
     same = seen and seen["snapshots"] == now["snapshots"]
     return updates(
         {"seen": now},
@@ -149,7 +150,8 @@ def full_refresh(
 
 
 def _marks(selection: WeightsSelection) -> list[Any]:
-    return [queries.weights_mark(run) if run else None for run in (selection.run, selection.vs)]
+    marks = [queries.weights_mark(run) if run else None for run in (selection.run, selection.vs)]
+    return [mark and [*mark] for mark in marks]
 
 
 def _nothing(run: str) -> Markup:

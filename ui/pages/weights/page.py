@@ -38,6 +38,7 @@ from ui.widgets.download import Download
 from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.explorer import Explorer
 from ui.widgets.notice import notice
+from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs
 
 SIDES = {"row": "Output", "column": "Input"}
@@ -68,7 +69,7 @@ def build() -> None:
                 )
             with gr.Column(scale=2, min_width=320) as page["perplexity"]:
                 page |= PERPLEXITY.build("weights")
-    page["seen"] = gr.State(None)
+    page["seen"] = page_state()
     explorer = Explorer(page, WeightsSelection, TensorView.at)
     explorer.on_load(handlers.open_page)
     explorer.on_point("layers_chart", "tensor", handlers.pick_tensor)
