@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from backend.queue.roles import client_network
 
-MAX_PER_CLIENT = 256  # an open page holds one or two; all visitors behind a proxy are one client
+MAX_PER_CLIENT = 256  # a browser opens six; all visitors behind a proxy are one client
 MAX_CONNECTIONS = 4096
 MAX_FILES = 65_536
 WAITING = (h11.IDLE, h11.SEND_BODY)  # states of a client that owes us part of a request

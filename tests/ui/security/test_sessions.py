@@ -7,9 +7,11 @@ from collections.abc import Callable
 import gradio as gr
 import httpx
 import pytest
+from gradio.routes import App
 from starlette.testclient import TestClient
 
-from tests.ui.visits import OTHER, TOKEN, Visit, blocks, shared, visit, web
+from backend.store import queries
+from tests.ui.visits import OTHER, TOKEN, Visit, blocks, event_of, shared, visit, web
 from ui.security import auth, sessions
 from ui.security.sessions import DAY, MAX_AGE, MAX_IDLE, SessionStore
 
@@ -83,6 +85,25 @@ def test_who_listens_on_another_port_cannot_invent_the_address_either(
     headers = {"cookie": stolen, "x-forwarded-for": OTHER}
     with httpx.Client(base_url=blocks.local_url, headers=headers) as client:
         assert "Logged in as host" not in client.get("slimscope/pulse").text
+
+
+def test_a_session_acts_through_the_event_queue_until_it_ends(
+    blocks: gr.Blocks, shared: Visit, web: App
+) -> None:
+    """Over a socket, where Gradio hands the request of another route to the handlers."""
+    body = {
+        "fn_index": event_of(web, "jobs-board", "act"), "data": [], "session_hash": "host",
+        "event_data": {"do": "cancel", "run": "sds-0003"},
+    }  # fmt: skip
+    with httpx.Client(base_url=blocks.local_url, timeout=30) as client:
+        for leave, state in ((True, "queued"), (False, "cancelled")):
+            client.post("slimscope/host", data={"token": TOKEN})
+            if leave:
+                client.post("slimscope/leave")
+            assert client.post("gradio_api/queue/join", json=body).status_code == 200
+            with client.stream("GET", "gradio_api/queue/data?session_hash=host") as lines:
+                next(line for line in lines.iter_lines() if "process_completed" in line)
+            assert queries.job("sds-0003").state == state
 
 
 def test_two_dashboards_on_a_machine_have_cookies_of_two_names(
