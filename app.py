@@ -9,13 +9,16 @@ import sys
 import threading
 import time
 
-from backend.queue.launcher import wake_supervisor
+from backend.queue.launcher import HOST_TOKEN, wake_supervisor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.permissions import restrict_access
 from jobs.cli.console import in_one_line
 from ui.app import serve
 from ui.security.auth import host_link
+from ui.security.connections import raise_file_limit
+from ui.security.log_throttle import throttle_logs
 
 LOOK_S = 5.0
 
@@ -23,11 +26,14 @@ LOOK_S = 5.0
 def main() -> None:
     """Opens the dashboard on `SLIMSCOPE_HOST`:`SLIMSCOPE_PORT`."""
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
+    throttle_logs()
+    raise_file_limit()
     with in_one_line():
         here = settings()
         refuse_taken(here.host, here.port)
+        restrict_access()
         upgrade()
-    os.environ.pop("SLIMSCOPE_HOST_TOKEN", None)  # no run needs it
+    os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)
     if here.shared:

@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -32,6 +32,7 @@ from playwright.sync_api import Browser, Page
 from rich.console import Console
 from rich.table import Table
 
+from backend.errors import ConflictError
 from backend.queue import service
 from backend.queue.service import Actor
 from backend.store import queries
@@ -188,7 +189,8 @@ def keep_busy(until_s: float) -> None:
         run = submit("sds", {"model": "toy", "adjust_steps": 2000, "threads": 1}, ME).run
         while time.monotonic() < until_s and queries.job(run).state not in TERMINAL:
             time.sleep(0.5)
-    service.cancel_all([run, run], ME)
+    with suppress(ConflictError):  # it has ended
+        service.cancel_all([run, run], ME)
     while queries.job(run).state not in TERMINAL:
         time.sleep(0.5)
 

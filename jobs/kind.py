@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from backend.errors import ConfigError
+from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
 
@@ -49,6 +51,18 @@ class JobConfig(BaseModel):
         description="auto, cpu, cuda or cuda:0. auto takes a GPU when there is one.",
         json_schema_extra={"advanced": True},
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Text without control characters; true and false are no numbers."""
+        if isinstance(value, bool):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            allowed = {annotation, *get_args(annotation)}
+            if allowed & {int, float} and bool not in allowed:
+                kind = "int_type" if int in allowed else "float_type"
+                raise PydanticCustomError(kind, "It must be a number")
+        return printable(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -198,7 +212,11 @@ def _plugin_kinds(module: str) -> Sequence[Kind]:
     file = source_file(module)
     if file and "KINDS" not in file.read_text(encoding="utf-8"):
         return ()
-    found: Sequence[Kind] = getattr(importlib.import_module(module), "KINDS", ())
+    try:
+        found: Sequence[Kind] = getattr(importlib.import_module(module), "KINDS", ())
+    except ImportError as error:
+        what = f"The plugin {module[:80]!r} was not loaded."
+        raise ConfigError(what, f"{error}.", "Correct SLIMSCOPE_PLUGINS.") from error
     return found
 
 

@@ -89,8 +89,8 @@ def submit_run(
 
 
 def cancel_run(run: str, actor: Actor) -> Record:
-    """Ask a run to stop at its next safe point; asked twice, it is killed. An ended run stays as it
-    is."""
+    """Ask a run to stop at its next safe point; asked twice, it is killed. A run that has
+    ended cannot be cancelled."""
     return cancel_runs([run], actor)[0]
 
 

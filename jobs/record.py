@@ -18,6 +18,7 @@ def summary(job: Job) -> dict[str, Any]:
         "name": job.name,
         "owner": job.owner,
         "state": job.state,
+        "damaged": job.damaged,
         "desired": job.desired,
         "stage": job.stage,
         "progress": job.share or 0.0,

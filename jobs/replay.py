@@ -18,7 +18,7 @@ from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.states import State
-from backend.store.tables import Job
+from backend.store.tables import Job, check_intact
 from jobs.estimate import estimate
 from jobs.kind import Estimate, JobConfig, kind_named, kinds, stage_labels
 from jobs.metrics import metric
@@ -44,6 +44,7 @@ def replay(run: str | int, actor: Actor) -> Job:
     old = queries.job(run)
     roles.require_adding(actor)
     roles.count_change(actor)  # before the config is looked into, which takes time
+    check_intact(old.config)
     config = validated(old.kind, old.config)
     return service.enqueue(
         old.kind,

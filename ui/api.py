@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from backend.queue.roles import Actor
+from backend.queue.service import MAX_PRIORITY
 from jobs import operations
 from jobs.kind import Kind, kinds
 from ui.api_errors import API_PATH, add_error_handlers
@@ -24,7 +25,9 @@ EMPTY: dict[str, Any] = {}
 JsonObject = dict[str, Any]
 Name = Annotated[str, Query(max_length=120, description="Label of the run.")]
 Preset = Annotated[str, Query(description="Preset of the kind to start from.")]
-Priority = Annotated[int, Query(ge=-1000, le=1000, description="Higher starts first.")]
+Priority = Annotated[
+    int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="Higher starts first.")
+]
 
 
 def build() -> FastAPI:

@@ -19,10 +19,16 @@ from ui import api
 from ui.api_errors import API_PATH
 from ui.charts.template import templates
 from ui.frame import Page, frame, pulse
-from ui.gradio_patches import keep_sessions_small, poll_less_often, without_startup_check
+from ui.gradio_patches import (
+    keep_sessions_small,
+    poll_less_often,
+    set_server_options,
+    without_startup_check,
+)
 from ui.pages import pages
 from ui.search import search
 from ui.security import auth
+from ui.security.connections import server_options
 from ui.security.middleware import SecurityMiddleware
 from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.templates import render
@@ -41,6 +47,7 @@ def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
         with app.route(page.name, page.path, show_in_navbar=page.in_navbar):
             _fill(page, every)
     keep_sessions_small()
+    set_server_options(server_options())
     app.queue(default_concurrency_limit=8, max_size=64)
     poll_less_often(app)
     return app
@@ -84,6 +91,7 @@ def routes() -> list[BaseRoute]:
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
+        Route("/slimscope/leave", auth.leave, methods=["POST"]),
         Route("/slimscope/docs", api.docs),
         Mount(API_PATH, api.build()),
         Route(f"/{SCRIPT_URL}", plotly_script),

@@ -135,6 +135,8 @@ def pulse(request: Request) -> Response:
     content = dict(_pulse(settings().url, int(time.monotonic())))
     if (user := current_user(request)).role != "host":
         content["html"] += HTML.guest(user.name, bool(may_not_add(user)), settings().shared)
+    elif settings().shared:
+        content["html"] += HTML.host()
     return JSONResponse(content, headers={"Cache-Control": "no-store"})
 
 

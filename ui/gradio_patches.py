@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-from gradio import state_holder
+import uvicorn
+from gradio import http_server, state_holder
 from gradio.blocks import Block
 from gradio.context import Context
 
@@ -48,6 +50,13 @@ def without_startup_check() -> dict[str, Any]:
     """Options of `Blocks.launch` that skip its request to its own address (Gradio 6.31). On a busy
     machine a first page of more than 3 s is mistaken for a missing network, and launch fails."""
     return {"_frontend": False}
+
+
+def set_server_options(options: dict[str, Any]) -> None:
+    """Sets options of the web server, `uvicorn.Config`, for every later `Blocks.launch`, which has
+    names for few of them (Gradio 6.31)."""
+    server = SimpleNamespace(Config=partial(uvicorn.Config, **options))
+    http_server.uvicorn = server  # type: ignore[assignment, attr-defined]
 
 
 def current_blocks() -> gr.Blocks:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from sqlalchemy import delete
 
 from backend.errors import ConfigError
+from backend.printable import one_line, printable
 from backend.queue.lifecycle import note
 from backend.queue.roles import Actor, require_host
 from backend.store import queries
@@ -82,7 +83,7 @@ def annotate(run: str | int, text: str, actor: Actor) -> None:
     require_host(actor, "write a note")
     job_id = queries.job(run).id
     with writing() as session:
-        session.get_one(Job, job_id).note = text.strip()[:NOTE_LETTERS]
+        session.get_one(Job, job_id).note = printable(text).strip()[:NOTE_LETTERS]
         note(session, job_id, "note written", actor.name)
 
 
@@ -96,7 +97,7 @@ def save_view(name: str, query: str, actor: Actor) -> None:
         ConfigError: the name is empty or too long.
     """
     require_host(actor, "save a view")
-    name = name.strip()
+    name, query = one_line(name), one_line(query)
     if not 0 < len(name) <= NAME_LETTERS:
         raise ConfigError("The view was not saved.", f"A name has 1 to {NAME_LETTERS} characters.")
     with writing() as session:

@@ -13,6 +13,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from backend.settings import available_threads, settings
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
+HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
 CODE = Path(__file__).resolve().parents[2]
 _started: dict[
     Path, tuple[subprocess.Popen[bytes], float]
@@ -66,10 +67,12 @@ def wake_supervisor() -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of child processes: absolute data folder, threads limited per slot."""
+    """The environment of child processes: absolute data folder, threads limited per slot, and not
+    the host's token, which only the dashboard needs."""
     threads = str(settings().threads or max(1, available_threads() // settings().slots))
+    inherited = {name: value for name, value in os.environ.items() if name.upper() != HOST_TOKEN}
     return {
-        **os.environ,
+        **inherited,
         **settings().for_jobs(),
         "SLIMSCOPE_DATA_DIR": str(settings().root),
         "SLIMSCOPE_THREADS": threads,

@@ -7,6 +7,7 @@ pages call `may_not_…` only to disable controls with a reason.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import threading
 import time
@@ -28,9 +29,20 @@ READ_ONLY = "Guests have read-only access."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
 MINUTE = 60.0
+PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 log = logging.getLogger("slimscope.refused")
 
 E = TypeVar("E", bound=SlimscopeError)
+
+
+def guest_name(network: str, guest: str) -> str:
+    """The name of a guest: what stands for their network address, and what for themselves."""
+    return f"{GUEST}{network}-{guest}"
+
+
+def _network_of(guest: str) -> str:
+    """What stands for the network address in the name of a guest."""
+    return guest.removeprefix(GUEST).rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def require_adding(actor: Actor) -> None:
 def require_cancelling(actor: Actor, owners: list[str]) -> None:
     """Raise `ForbiddenError` unless the actor may cancel runs of all `owners`, `RateLimitError` at
     too many requests."""
-    reasons = [may_not_cancel(actor, owner) for owner in owners]
+    reasons = [may_not_cancel(actor, owner) for owner in owners or [""]]  # none: nobody's own
     _require(actor, "cancel this run", next(filter(None, reasons), ""))
     count_change(actor)
 
@@ -112,10 +124,19 @@ def _forbidden(actor: Actor, action: str, why: str, do: str) -> ForbiddenError:
 
 def count_change(actor: Actor) -> None:
     """Raise `RateLimitError` if the actor sends too many changes over the network."""
+    _count(actor, changes, settings().changes_per_minute)
+
+
+def count_preview(actor: Actor) -> None:
+    """Raise `RateLimitError` if the actor has too many runs estimated over the network."""
+    _count(actor, previews, PREVIEWS_PER_MINUTE)
+
+
+def _count(actor: Actor, limiter: RateLimiter, most: int) -> None:
     if not actor.client:
         return
     try:
-        changes.spend(actor.client, settings().changes_per_minute)
+        limiter.spend(actor.client, most)
     except RateLimitError as error:
         raise reject(actor.client, error) from None
 
@@ -139,7 +160,8 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
 
 def require_free(session: Session, actor: Actor) -> None:
     """Raise `ForbiddenError` if the guest already has an active run, or guests have reached their
-    limit. Called inside the transaction that adds the run, so that only one of two concurrent
+    limit, or those at the same address half of it (rounded up): who drops the cookie is another
+    guest. Called inside the transaction that adds the run, so that only one of two concurrent
     requests succeeds."""
     if actor.role == "host":
         return
@@ -149,13 +171,30 @@ def require_free(session: Session, actor: Actor) -> None:
         raise _forbidden(
             actor, action, "You already have an active run.", "Wait until it has ended."
         )
+    network, most = _network_of(actor.name), (settings().guest_runs + 1) // 2
+    if network and len([owner for owner in owners if _network_of(owner) == network]) >= most:
+        why = f"Guests at your network address have {most} of {settings().guest_runs} runs."
+        raise _forbidden(actor, action, why, "Try again when one has ended.")
     if len(owners) >= settings().guest_runs:
         why = f"Guests already have {len(owners)} active runs, the maximum."
         raise _forbidden(actor, action, why, "Try again when one has ended.")
 
 
+def client_network(address: str) -> str:
+    """What stands for one client: its address, or the /64 network of an IPv6 address, in which a
+    client may choose."""
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:  # IPv4, or no address
+        return address
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))
+
+
 class RateLimiter:
-    """Counts the requests of each client in the last minute, in process memory."""
+    """Counts the requests of each client in the last minute, in process memory. A client is an
+    address or, of IPv6, a /64 network."""
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}
@@ -167,7 +206,7 @@ class RateLimiter:
         Raises:
             RateLimitError: the client has reached `most` requests per minute.
         """
-        now = time.monotonic()
+        client, now = client_network(client), time.monotonic()
         with self._lock:
             for name in [name for name, times in self._times.items() if times[-1] < now - MINUTE]:
                 del self._times[name]
@@ -181,4 +220,4 @@ class RateLimiter:
             times.append(now)
 
 
-changes = RateLimiter()
+changes, previews = RateLimiter(), RateLimiter()

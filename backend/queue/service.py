@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from backend.errors import ConflictError
+from backend.errors import ConfigError, ConflictError
+from backend.printable import one_line
 from backend.queue import roles
 from backend.queue.launcher import wake_supervisor
 from backend.queue.lifecycle import move, note
@@ -20,10 +21,11 @@ from backend.queue.roles import require_host as require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.states import LIVE, RESUMABLE, State
+from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job, config_hash
 
 RETRIES = 2
+MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s")
 
 
@@ -73,16 +75,20 @@ def enqueue_all(
 
     Raises:
         ForbiddenError: the actor is a guest who may not add these runs.
+        ConfigError: the priority is out of bounds.
     """
     roles.require_adding(actor)
     roles.require_small(actor, cost, len(configs))
     if actor.role != "host":
         priority = roles.GUEST_PRIORITY
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
+        raise ConfigError("The priority was not accepted.", why, "", "priority")
     now = now_ms()
     frozen = parent.environment.get("settings") if parent else None
     jobs = [
         Job(
-            kind=kind, name=name.strip()[:120], owner=actor.name, config=config,
+            kind=kind, name=one_line(name)[:120], owner=actor.name, config=config,
             config_hash=config_hash(kind, config), priority=priority,
             parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
             queued_at=now, environment={"settings": frozen or settings().for_jobs()},
@@ -114,11 +120,25 @@ def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
 
     Returns:
         The states right after the request.
+
+    Raises:
+        ConflictError: all of them have ended.
     """
     jobs = [queries.job(run) for run in runs]
     roles.require_cancelling(actor, [job.owner for job in jobs])
+    if not any(job.state in ACTIVE for job in jobs):
+        raise _ended(jobs)
     with _queue_change() as session:
         return [_cancel(session, job.id, actor) for job in jobs]
+
+
+def _ended(jobs: Sequence[Job]) -> ConflictError:
+    """The error of cancelling jobs of which none is active."""
+    do = "Only a queued or running run can be cancelled."
+    if len(jobs) == 1:
+        what, why = f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already."
+        return ConflictError(what, why, do)
+    return ConflictError("Nothing was cancelled.", "None of the runs is queued or running.", do)
 
 
 def _cancel(session: Session, job_id: int, actor: Actor) -> State:

@@ -20,6 +20,7 @@ from filelock import BaseFileLock
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
+from backend.errors import ConflictError
 from backend.queue.engines.base import Engine, LaunchRequest
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
@@ -125,7 +126,8 @@ class SupervisorLoop:
     def _apply(self, attempt: Attempt, job: Job) -> None:
         """Apply a stop request: first the flag in the database, then SIGTERM, then SIGKILL."""
         if job.desired == "run" and _too_long(attempt, job):
-            cancel(job.run, OVERTIME)
+            with contextlib.suppress(ConflictError):  # it ended meanwhile
+                cancel(job.run, OVERTIME)
         if job.desired == "run" or attempt.engine_ref is None:
             return
         if job.state != State.CANCELLING:

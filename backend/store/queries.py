@@ -28,6 +28,7 @@ from backend.store.tables import (
     Supervisor,
     TensorRow,
     config_hash,
+    run_name,
 )
 
 HOUR_MS = 3_600_000
@@ -46,14 +47,24 @@ def job_id(run: str | int) -> int:
     """The job id 42 from 42, "42" or "sds-0042".
 
     Raises:
-        NotFoundError: the text is not a run id.
+        NotFoundError: the text is not a run id, or the run of that number is of another kind.
     """
-    match = re.fullmatch(r"(?:[a-z][a-z0-9]*-)?0*(\d{1,15})", str(run).strip())
+    match = re.fullmatch(r"(?:([a-z][a-z0-9]*)-)?0*(\d{1,15})", str(run).strip())
     if not match:
         raise NotFoundError(
             f"{str(run)[:40]!r} is not a run id.", "", "Run ids look like sds-0042."
         )
-    return int(match[1])
+    kind, number = match[1], int(match[2])
+    if kind and (stored := _kind(number)) not in (kind, None):
+        why = f"Run {number} is {run_name(str(stored), number)}."
+        raise NotFoundError(f"There is no run {run}.", why, "Check the kind of the run.")
+    return number
+
+
+def _kind(number: int) -> str | None:
+    """The kind of a run; None if there is no such run."""
+    with reading() as session:
+        return session.scalar(select(Job.kind).where(Job.id == number))
 
 
 def job(run: str | int) -> Job:
@@ -62,8 +73,9 @@ def job(run: str | int) -> Job:
     Raises:
         NotFoundError: there is no such run.
     """
+    number = job_id(run)
     with reading() as session:
-        row = session.get(Job, job_id(run))
+        row = session.get(Job, number)
     if row is None:
         raise NotFoundError(f"There is no run {run}.", "", "`slimscope list` shows all runs.")
     return row
@@ -269,10 +281,12 @@ def model_bytes(ids: Iterable[int]) -> dict[int, int]:
 
 def run_names() -> list[Row[Any]]:
     """The searchable fields of runs, newest first: id, kind, name, state, tags, model."""
-    model = Job.config["model"].as_string().label("model")
-    query = select(Job.id, Job.kind, Job.name, Job.state, Job.tags, model).order_by(Job.id.desc())
+    model: ColumnElement[Any] = Job.config["model"].as_string()
     with reading() as session:
-        return list(session.execute(query))
+        if session.get_bind().dialect.name == "sqlite":  # which fails at the first damaged row
+            model = case((func.json_valid(Job.config), model), else_="")
+        columns = (Job.id, Job.kind, Job.name, Job.state, Job.tags, model.label("model"))
+        return list(session.execute(select(*columns).order_by(Job.id.desc())))
 
 
 def views() -> list[SavedView]:

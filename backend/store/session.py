@@ -13,9 +13,12 @@ from functools import lru_cache
 from typing import Any, cast
 
 from sqlalchemy import Connection, CursorResult, Engine, Update, create_engine, event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
+from backend.errors import ConfigError
 from backend.settings import settings
+from backend.store.tables import read_json
 
 BUSY_MS = 30_000
 
@@ -45,12 +48,30 @@ def _begin(connection: Connection) -> None:
 
 @lru_cache
 def engine_for(url: str) -> Engine:
-    """The engine of this database, created once per process."""
-    engine = create_engine(url, connect_args={"timeout": 30} if url.startswith("sqlite") else {})
+    """The engine of this database, created once per process.
+
+    Raises:
+        ConfigError: the URL is none, or of a database for which no driver is installed.
+    """
+    options: dict[str, Any] = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}
+    try:
+        engine = create_engine(url, json_deserializer=read_json, **options)
+    except (ArgumentError, ImportError, ValueError) as error:
+        do = "Write SLIMSCOPE_DATABASE_URL as in sqlite:////data/results.db, or leave it unset."
+        raise ConfigError("The database URL was not accepted.", _reason(error), do) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin)
     return engine
+
+
+def _reason(error: Exception) -> str:
+    """Why a URL is none. SQLAlchemy repeats the URL, which may hold a password."""
+    if isinstance(error, NoSuchModuleError):
+        return "There is no such kind of database."
+    if isinstance(error, ImportError):
+        return f"The Python package {error.name} is not installed."
+    return "It is not the URL of a database."
 
 
 @contextmanager

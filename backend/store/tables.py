@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from backend.errors import ConfigError
 from backend.store.states import State
 
 NAMES = {  # Alembic can only change named constraints
@@ -36,6 +37,25 @@ NAMES = {  # Alembic can only change named constraints
 }
 JOB = "jobs.id"
 RUN_NAME = re.compile(r"[a-z][a-z0-9]*-\d{1,15}")  # of `run_name`
+
+
+class DamagedJson(dict[str, Any]):
+    """What stands in for stored JSON that cannot be read, so that other rows can: nothing."""
+
+
+def read_json(text: str) -> Any:
+    """The value of stored JSON; a `DamagedJson` where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return DamagedJson()
+
+
+def check_intact(stored: Any) -> None:
+    """Raise `ConfigError` for JSON that could not be read: defaults must not take its place."""
+    if isinstance(stored, DamagedJson):
+        why = "Its row in the database is damaged."
+        raise ConfigError("The config of this run cannot be read.", why, "Add it anew.")
 
 
 class Table(DeclarativeBase):
@@ -106,6 +126,17 @@ class Job(Table):
     def run(self) -> str:
         """The short id people see, such as sds-0042."""
         return run_name(self.kind, self.id)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a part of the row could not be read."""
+        stored = (self.config, self.environment, self.error, self.tags)
+        return any(isinstance(value, DamagedJson) for value in stored)
+
+    @property
+    def shown_state(self) -> str:
+        """The state; "damaged" where the row could not be read as a whole."""
+        return "damaged" if self.damaged else self.state
 
     @property
     def error_text(self) -> str:

@@ -25,6 +25,7 @@ from backend.queue.folders import read_log, whole_log
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.permissions import restrict_access
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 from jobs import operations
@@ -39,6 +40,7 @@ from jobs.cli.console import (
     me,
     out,
     say,
+    write,
 )
 from jobs.cli.decoding import add_decoding
 from jobs.cli.doctor import examine
@@ -67,7 +69,12 @@ Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it b
 
 
 @app.command("list")
-def list_runs(state: str = "", kind: str = "", limit: int = 50, as_json: Json = False) -> None:
+def list_runs(
+    state: str = "",
+    kind: str = "",
+    limit: Annotated[int, typer.Option(min=1, max=operations.MAX_RUNS)] = 50,
+    as_json: Json = False,
+) -> None:
     """List runs, the newest first."""
     if state and state not in {*State}:
         raise ConfigError(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
@@ -132,7 +139,7 @@ def logs(
 ) -> None:
     """Print the log of a run's newest attempt."""
     if whole:
-        print(whole_log(run, queries.job(run).attempts_made).decode(errors="replace"), end="")
+        write(whole_log(run, queries.job(run).attempts_made).decode(errors="replace"))
         return
     attempt, offset = 0, None
     while True:
@@ -140,7 +147,7 @@ def logs(
         if job.attempts_made != attempt:
             attempt, offset = job.attempts_made, 0
         text, _, offset = read_log(job.run, attempt, offset)
-        print(text, end="", flush=True)
+        write(text)
         if not on or (job.state in TERMINAL and not text):
             return
         time.sleep(NAP_S)
@@ -171,8 +178,6 @@ def _sweep_of(run: str) -> list[Job]:
 def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Ask a run to stop; asked twice, it is killed."""
     jobs = _sweep_of(run) if whole else [queries.job(run)]
-    if all(job.state in TERMINAL for job in jobs):
-        raise ConfigError(f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already.")
     records = operations.cancel_runs([job.run for job in jobs], me())
     _say_all(records, as_json, "{id} is {state}, asked to {desired}.")
 
@@ -236,6 +241,7 @@ add_decoding(app)
 def main() -> None:
     """The console script."""
     with in_one_line():
+        restrict_access()
         upgrade()
         if "submit" in sys.argv:  # nothing else needs the kinds' options
             add_kinds()

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from sqlalchemy.exc import DBAPIError
 
 from backend.errors import SlimscopeError
+from backend.printable import printable
 from backend.queue.launcher import wake_supervisor
 from backend.queue.roles import Actor
 from backend.settings import settings
@@ -23,12 +25,25 @@ from backend.store import queries
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 
+EXPECTED = (SlimscopeError, DBAPIError, ValidationError, SettingsError, OSError)
 REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
 EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
 NAP_S = 0.5
 PERPLEXITY = "perplexity"  # what is printed of a sweep when nothing else is asked for
 
-out = Console(highlight=False)
+
+class PrintableConsole(Console):
+    """A console whose styles are its own: what runs contain cannot control the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(printable(text), style)
+
+
+out = PrintableConsole(highlight=False)
 
 
 def me() -> Actor:
@@ -44,23 +59,36 @@ def in_one_line() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except DBAPIError as error:
-        why = str(error.orig or error).splitlines()[0]
-        _end(f"The database in {settings().root} cannot be used: {why}.")
-    except SlimscopeError as error:
-        _end(" ".join(map(str, (error, *error.others))))
-    except (ValidationError, SettingsError, OSError) as error:
-        _end(str(error))
+    except EXPECTED as error:
+        print(f"slimscope: {printable(in_words(error))}", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
-def _end(why: str) -> NoReturn:
-    print(f"slimscope: {why}", file=sys.stderr)
-    sys.exit(REFUSED)
+def in_words(error: Exception) -> str:
+    """An error as one line."""
+    match error:
+        case SlimscopeError():
+            return " ".join(map(str, (error, *error.others)))
+        case DBAPIError():
+            why = str(error.orig or error).splitlines()[0]
+            return f"The database in {settings().root} cannot be used: {why}."
+        case ValidationError():  # of the settings: configs have errors of ours
+            wrong = ((each["loc"], each["msg"]) for each in error.errors())
+            return " ".join(
+                f"SLIMSCOPE_{str(next(iter(place), '')).upper()} was not accepted: {reason}."
+                for place, reason in wrong
+            )
+    return str(error)
+
+
+def write(text: str) -> None:
+    """Prints text that a run contains, as it is but for control characters."""
+    print(printable(text), end="", flush=True)
 
 
 def say(value: Any, as_json: bool, text: str) -> None:
     """Prints the JSON value, or the text for people."""
-    print(json.dumps(value, indent=1) if as_json else text)
+    print(json.dumps(value, indent=1) if as_json else printable(text))
 
 
 def follow(run: str, quiet: bool) -> Job:

@@ -14,7 +14,7 @@ from backend.queue.launcher import wake_supervisor
 from backend.store import queries
 from backend.store.states import TERMINAL, State
 from jobs import operations
-from jobs.cli.console import EXIT, follow, me, out
+from jobs.cli.console import EXIT, follow, me, out, write
 from jobs.generate import config as generate
 from jobs.generate import transcript
 from jobs.record import record
@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def add_decoding(app: typer.Typer) -> None:
     """Gives the command line its two commands."""
     app.command("bench")(bench)
-    app.command("generate")(write)
+    app.command("generate")(generate_text)
 
 
 def bench(
@@ -76,7 +76,7 @@ def speed_table(run: str) -> Table:
     return table
 
 
-def write(
+def generate_text(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     drafter: Annotated[
         list[str] | None, typer.Option(help="A run such as amphista-0007; may be repeated.")
@@ -120,11 +120,7 @@ def _watch(run: str, side: int, name: str, quiet: bool) -> None:
         over = queries.job(run).state in TERMINAL
         written = transcript.read_transcript(run, side)
         if not quiet:
-            print(
-                heading * (not printed and bool(written.text)) + written.text[printed:],
-                end="",
-                flush=True,
-            )
+            write(heading * (not printed and bool(written.text)) + written.text[printed:])
         printed = len(written.text)
         if written.end or over:
             break

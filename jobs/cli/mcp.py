@@ -8,20 +8,23 @@ Whoever may start it has a shell on this machine, and so is a host. The package 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from backend.errors import ConfigError, SlimscopeError
+from backend.errors import ConfigError
 from backend.queue.roles import Actor
 from jobs import operations
+from jobs.cli.console import EXPECTED, in_words
 
 ABOUT = """Slimscope compresses causal language models and measures the effect. A run is added to a
 queue (submit_run), works for minutes to hours, and ends with figures (results); poll show until its
 state is succeeded, failed, cancelled or lost. kinds lists what can be run, and with which
 config."""
 Tool = Callable[..., Any]
+log = logging.getLogger("slimscope.mcp")
 TOOLS: Mapping[str, Tool] = MappingProxyType(
     {
         "kinds": operations.list_kinds,
@@ -61,7 +64,8 @@ def build(actor: Actor) -> Server:
 
 
 def _tool(operation: Tool, actor: Actor, tool_error: type[Exception]) -> Tool:
-    """The operation without its actor. The agent reads our errors; others stay in the log."""
+    """The operation without its actor. The agent reads why it failed; whoever starts the server
+    may read anything here."""
     signature = inspect.signature(operation, eval_str=True)
     given = {"actor": actor} if "actor" in signature.parameters else {}
 
@@ -69,8 +73,12 @@ def _tool(operation: Tool, actor: Actor, tool_error: type[Exception]) -> Tool:
     def call(*args: Any, **values: Any) -> Any:
         try:
             return operation(*args, **values, **given)
-        except SlimscopeError as error:
-            raise tool_error(str(error)) from error
+        except EXPECTED as error:
+            raise tool_error(in_words(error)) from error
+        except Exception as error:
+            log.exception("%s failed", operation.__name__)
+            why = f"{type(error).__name__}: {error}"
+            raise tool_error(f"An unexpected error, which the log describes. {why}") from error
 
     kept = [p for name, p in signature.parameters.items() if name not in given]
     call.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]

@@ -21,11 +21,9 @@ def runs_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """One line a run."""
     table = Table("run", "state", "progress", "model", "name", box=None)
     for row in records:
-        share = f"{row['progress']:.0%}"
-        table.add_row(
-            row["id"], row["state"], share, escape(str(row["config"].get("model", ""))),
-            escape(row["name"]),
-        )  # fmt: skip
+        state = "damaged" if row["damaged"] else row["state"]
+        model = escape(str(row["config"].get("model", "")))
+        table.add_row(row["id"], state, f"{row['progress']:.0%}", model, escape(row["name"]))
     return table
 
 

@@ -91,4 +91,4 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
 
 def finished_drafters() -> Sequence[Job]:
     """Every run that holds a drafter, the newest first."""
-    return queries.jobs([State.SUCCEEDED], DRAFTER_KIND)
+    return [job for job in queries.jobs([State.SUCCEEDED], DRAFTER_KIND) if not job.damaged]

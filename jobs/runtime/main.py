@@ -20,7 +20,7 @@ from backend.models.memory import is_out_of_memory
 from backend.settings import settings
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
-from backend.store.tables import Job
+from backend.store.tables import Job, check_intact
 from jobs.kind import kind_named
 from jobs.runtime.context import JobContext, LeaseLostError, claim
 
@@ -53,6 +53,7 @@ def execute(context: JobContext) -> int:
     try:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
+        check_intact(context.config)
         kind.load_run()(kind.config.model_validate(context.config), context)
     except CancelledError:
         context.log("Stopped on request; everything finished so far is kept.")

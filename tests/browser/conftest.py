@@ -10,7 +10,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, e
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import app
+from backend.errors import ConflictError
 from backend.models.loading import load
 from backend.queue import service
 from backend.queue.engines.local import LocalEngine
@@ -121,8 +122,9 @@ def dashboard(data_dir: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Ite
     with started(data_dir, os.environ, port) as shown:
         yield shown
     for job in queries.jobs(ACTIVE):
-        for _ in range(2):  # asked twice it is killed, and not tried again
-            service.cancel(job.run, HOST)
+        with suppress(ConflictError):  # it has ended
+            for _ in range(2):  # asked twice it is killed, and not tried again
+                service.cancel(job.run, HOST)
         for attempt in queries.attempts(job.id):
             if attempt.engine_ref:
                 LocalEngine(1).kill(attempt.engine_ref)

@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import cycle
 
 import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from backend.errors import ConflictError
 from backend.queue import service
 from backend.store import frames, queries
 from backend.store.states import ACTIVE, TERMINAL, State
@@ -53,7 +54,8 @@ def queue(shared_queue: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     forget_settings()
     yield shared_queue
     for job in queries.jobs(ACTIVE):
-        service.cancel(job.run, HOST)
+        with suppress(ConflictError):  # it has ended
+            service.cancel(job.run, HOST)
         until(job.run, *TERMINAL)
     forget_settings()
 

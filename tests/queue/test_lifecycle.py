@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
+from backend.errors import ConflictError
 from backend.queue import service
 from backend.queue.engines.base import LaunchRequest, PollResult, Ref
 from backend.queue.lifecycle import verdict
@@ -99,7 +101,8 @@ def act(action: tuple, engine: ScriptedEngine, loop: SupervisorLoop) -> None:
     elif deed == "turn":
         loop.turn()
     elif deed == "cancel" and jobs:
-        service.cancel(jobs[rest[0] % len(jobs)].id, HOST)
+        with suppress(ConflictError):  # of a job that has ended
+            service.cancel(jobs[rest[0] % len(jobs)].id, HOST)
     elif deed == "resume" and jobs:
         job = jobs[rest[0] % len(jobs)]
         if job.state in (State.FAILED, State.CANCELLED, State.LOST):

@@ -123,7 +123,8 @@ def test_cancel_waiting_running_and_ended(wait: Wait) -> None:
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert time.monotonic() - began < 10
     assert queries.attempts(job.id)[0].exit_code == 75
-    assert service.cancel(job.run, HOST) == State.CANCELLED  # once more changes nothing
+    with pytest.raises(ConflictError, match="It is cancelled already"):
+        service.cancel(job.run, HOST)
     service.resume(job.run, HOST)
     wait(job.id, when=lambda: _beats(job.id, 2))
     service.cancel(job.run, HOST)

@@ -168,7 +168,8 @@ def served(built: gr.Blocks) -> Iterator[gr.Blocks]:
 @pytest.fixture(autouse=True)
 def _nothing_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test spends what another may ask for in a minute."""
-    monkeypatch.setattr(roles, "changes", roles.RateLimiter())
+    for limiter in ("changes", "previews"):
+        monkeypatch.setattr(roles, limiter, roles.RateLimiter())
 
 
 @pytest.fixture(scope="session")

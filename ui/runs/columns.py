@@ -137,7 +137,7 @@ BEFORE = (
     _text("model", "Model", lambda r: str(r.job.config.get("model", "")),
            lambda r: model_name(r.job.config.get("model", NONE)), usual=True),
     _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r)), usual=True),
-    _text("state", "State", lambda r: r.job.state, lambda r: badge(r.job.state), usual=True),
+    _text("state", "State", lambda r: r.job.state, lambda r: badge(r.job.shown_state), usual=True),
     _text("tags", "Tags", lambda r: " ".join(r.job.tags or ()),
            lambda r: tags_html(r.job.tags or ()), measure=lambda r: r.job.tags or ()),
     _text("note", "Note", lambda r: r.job.note or "", lambda r: HTML.clipped(r.job.note or "")),

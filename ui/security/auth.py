@@ -3,10 +3,10 @@ what they may do.
 
 A dashboard on a loopback address belongs to whoever uses this machine: they are the host. Where
 other people can reach it (another address, or a token was set), the host is whoever has the token:
-as `Authorization: Bearer TOKEN`, or by a cookie they get for it on the page `/slimscope/host`. The
-link to that page carries the token behind a "#", which browsers send to nobody, so the token is
-never logged. Everybody else is a guest; where guests may add runs, each gets a name in a signed
-cookie.
+as `Authorization: Bearer TOKEN`, or by the cookie of a session that they start with it on the page
+`/slimscope/host`. The link to that page carries the token behind a "#", which browsers send to
+nobody, so the token is never logged. Everybody else is a guest; where guests may add runs, each
+gets a name in a signed cookie.
 """
 
 from __future__ import annotations
@@ -27,13 +27,20 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
-from backend.queue.roles import ASK, GUEST, Actor, RateLimiter, reject
+from backend.queue.roles import ASK, Actor, RateLimiter, client_network, guest_name, reject
 from backend.settings import is_loopback, settings
+from ui.security.sessions import SessionStore
 from ui.templates import render
 
 UNNAMED_GUEST = "guest"
 LOGINS_PER_MINUTE = 10
+PROXY_HEADERS = re.compile(
+    "forwarded|via|x-forwarded.*|x-original-.*|x-real-.*|real-ip|(x-)?(true-|cluster-)?client-ip|"
+    "x-proxy.*|proxy-.*|x-nginx-.*|x-envoy-.*|x-remote-.*|remote-.*|x-arr-.*|x-azure-.*|x-amzn-.*|"
+    "x-appengine-.*|cf-.*|cdn-.*|cloudfront-.*|fastly-.*|fly-.*|akamai-.*|tailscale-.*|x-vercel-.*"
+)
 logins = RateLimiter()
+sessions = SessionStore()
 
 
 def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
@@ -45,14 +52,27 @@ def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
     client = request.client.host
     if not settings().shared and _local(client, headers):
         return Actor("local", "host", client)
-    if _has_token(headers):
+    if _is_token(bearer(headers)) or sessions.use(_read_cookie(headers, "host"), _origin(request)):
         return Actor("host", "host", client)
     return Actor(_read_cookie(headers, "guest") or UNNAMED_GUEST, "guest", client)
 
 
 def _local(client: str, headers: Mapping[str, str]) -> bool:
-    forwarded = any(name == "forwarded" or name.startswith("x-forwarded-") for name in headers)
+    forwarded = any(map(PROXY_HEADERS.fullmatch, headers))
     return is_loopback(client) and is_loopback(host_name(headers)) and not forwarded
+
+
+def peer(request: gr.Request | HTTPConnection) -> str:
+    """The other end of the connection. `request.client` is whom the header `X-Forwarded-For` names,
+    where the connection is from this machine; that may be a proxy, or somebody who invents it."""
+    connection = str(getattr(getattr(request, "state", None), "peer", ""))
+    return connection or (request.client.host if request.client else "")
+
+
+def _origin(request: gr.Request | HTTPConnection) -> str:
+    """From where a session is used: the client, and the proxy before it."""
+    client = request.client.host if request.client else ""
+    return f"{client_network(client)} {client_network(peer(request))}"
 
 
 def host_name(headers: Mapping[str, str]) -> str:
@@ -90,10 +110,6 @@ def _is_token(text: str) -> bool:
     return hmac.compare_digest(text.encode(), token().encode())
 
 
-def _has_token(headers: Mapping[str, str]) -> bool:
-    return _read_cookie(headers, "host") == "host" or _is_token(bearer(headers))
-
-
 # cookies ------------------------------------------------------------------------------------------
 
 
@@ -121,35 +137,47 @@ def signed(role: str, value: str) -> str:
     return _signer(role).sign(value).decode()
 
 
-def new_guest() -> str:
-    """The cookie of a new guest."""
-    return signed("guest", GUEST + secrets.token_hex(4))
+def new_guest(client: str) -> str:
+    """The cookie of a new guest at this address. The name tells guests of one address from others,
+    but not the address."""
+    network = hmac.new(token().encode(), client_network(client).encode(), hashlib.sha256)
+    return signed("guest", guest_name(network.hexdigest()[:6], secrets.token_hex(4)))
 
 
 def cookie_header(role: str, value: str, headers: Mapping[str, str]) -> str:
     """A `Set-Cookie` that no script can read and no other site can make a browser send. The cookie
-    lasts until the browser is closed."""
+    lasts until the browser is closed; an empty value deletes it."""
     secure = "; Secure" if headers.get("x-forwarded-proto") == "https" else ""
-    return f"{cookie_name(role)}={value}; HttpOnly; SameSite=Strict; Path=/{secure}"
+    age = "" if value else "; Max-Age=0"
+    return f"{cookie_name(role)}={value}; HttpOnly; SameSite=Strict; Path=/{age}{secure}"
 
 
-# the login page -----------------------------------------------------------------------------------
+# logging in and out -------------------------------------------------------------------------------
 
 
 async def host_page(request: Request) -> Response:
-    """GET shows the form; POST exchanges the token for the host's cookie."""
+    """GET shows the form; POST exchanges the token for the cookie of a new session."""
     if request.method != "POST":
         return _form()
     text = parse_qs((await request.body()).decode("utf-8", "replace")).get("token", [""])[0]
-    client = request.client.host if request.client else ""
     try:
-        check_token(text, client)
+        check_token(text, peer(request))
     except SlimscopeError as error:
-        reject(client, error)
+        reject(request.client.host if request.client else "", error)
         return _form(error, 429 if isinstance(error, RateLimitError) else 403)
+    sessions.end(_read_cookie(request.headers, "host"))
+    return _to_overview(request, signed("host", sessions.start(_origin(request))))
+
+
+async def leave(request: Request) -> Response:
+    """POST ends the host's session, and deletes its cookie."""
+    sessions.end(_read_cookie(request.headers, "host"))
+    return _to_overview(request, "")
+
+
+def _to_overview(request: Request, cookie: str) -> Response:
     response = RedirectResponse("../", 303)
-    cookie = cookie_header("host", signed("host", "host"), request.headers)
-    response.headers["set-cookie"] = cookie
+    response.headers["set-cookie"] = cookie_header("host", cookie, request.headers)
     return response
 
 
@@ -157,9 +185,14 @@ def _form(error: SlimscopeError | None = None, status: int = 200) -> HTMLRespons
     return HTMLResponse(render("security/host.html", error=error), status)
 
 
-def check_token(text: str, client: str) -> None:
+def check_token(text: str, sender: str) -> None:
     """Raises `ForbiddenError` unless this is the token, and `RateLimitError` after ten wrong ones
-    within a minute."""
+    within a minute.
+
+    Args:
+        sender: the `peer`, which nobody can invent. All visitors behind a proxy are one, but none
+            of them locks out the others: the right token is always accepted.
+    """
     if not _is_token(text.strip()):
-        logins.spend(client, LOGINS_PER_MINUTE)
+        logins.spend(sender, LOGINS_PER_MINUTE)
         raise ForbiddenError("Login failed.", "The token is wrong.", ASK)

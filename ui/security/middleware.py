@@ -116,7 +116,7 @@ def _check_host(name: str) -> None:
 
 def _check_token(text: str, request: Request) -> None:
     try:
-        auth.check_token(text, request.client.host if request.client else "")
+        auth.check_token(text, auth.peer(request))
     except RateLimitError as error:
         raise RequestRejectedError(429, error) from error
     except ForbiddenError as error:
@@ -162,7 +162,7 @@ def _with_guest_name(scope: Scope, response: SecuredSend) -> Scope:
     user = auth.current_user(Request(scope))
     if user.name != auth.UNNAMED_GUEST or not settings().guest_runs:
         return scope
-    value = auth.new_guest()
+    value = auth.new_guest(user.client)
     headers = MutableHeaders(raw=list(scope["headers"]))
     cookies = headers.get("cookie")
     response.cookie = auth.cookie_header("guest", value, headers)

@@ -47,7 +47,10 @@ class Pattern:
         if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text):
             drop = round(float(match[1]) / (100 if match[2] else 1), PLACES + 2)
             if not 0 < drop < 1:
-                raise ValueError(f"{text} is not between 0 and 100 %, as in 50%.")
+                if match[2]:
+                    raise ValueError(f"{text} is not between 0 and 100 %, as in 50%.")
+                percent = f" For a percentage write {text}%." if 1 <= drop < 100 else ""
+                raise ValueError(f"The share {text} is not between 0 and 1.{percent}")
             return cls(0, 0, drop)
         raise ValueError(f"{text!r} is not a pattern. Write 2:4, 4:8 or 50%.")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.models.facts import LinearShape, ModelFacts, facts_from
-from backend.models.sources import hub, smollm2
+from backend.models.sources import hub, hub_lookup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder
 from backend.models.sources.gguf import read_gguf
@@ -77,7 +77,9 @@ def inspect(spec: str) -> ModelFacts:
         return _folder_facts(spec, folder) if folder else smollm2.expected_facts()
     if is_hub_id(spec):
         folder = hub.cached(spec)
-        return _folder_facts(spec, folder) if folder else facts_from(spec, *hub.headers_of(spec))
+        if folder:
+            return _folder_facts(spec, folder)
+        return facts_from(spec, *hub_lookup.headers_of(spec))
     path = on_disk(spec)
     return _gguf_facts(spec, path) if path.suffix == ".gguf" else _folder_facts(spec, path)
 

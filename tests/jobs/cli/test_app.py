@@ -35,6 +35,8 @@ def test_exit_codes_say_how_it_went(queue: Path) -> None:
         ("submit", "count", "--steps", "0"),
         ("submit", "count", "--preset", "none such"),
         ("list", "--state", "happy"),
+        ("list", "--limit", "-5"),
+        ("submit", "count", "--priority", str(2**70)),
         ("resume", "count-0099"),
     ):
         refused = slimscope(*words)
@@ -52,7 +54,7 @@ def test_a_wrong_setting_is_told_without_a_trace(
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_SLOTS", "many")
     refused = slimscope("list")
-    assert refused.returncode == 2 and "slots" in refused.stderr
+    assert refused.returncode == 2 and "SLIMSCOPE_SLOTS" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -62,6 +64,10 @@ def test_a_wrong_setting_is_told_without_a_trace(
         ("SLIMSCOPE_NAMES", "lab.org", "names"),
         ("SLIMSCOPE_DATA_DIR", "/proc/nowhere", "/proc/nowhere"),
         ("SLIMSCOPE_DATABASE_URL", "sqlite:////dev/null/results.db", "cannot be used"),
+        ("SLIMSCOPE_DATABASE_URL", "nonsense", "It is not the URL of a database."),
+        ("SLIMSCOPE_DATABASE_URL", "no://such@kind/of", "There is no such kind of database."),
+        ("SLIMSCOPE_DATABASE_URL", "postgresql://a:hidden@b:port/c", "SLIMSCOPE_DATABASE_URL"),
+        ("SLIMSCOPE_PORT", "99999", "SLIMSCOPE_PORT"),
     ],
 )
 def test_what_keeps_us_from_working_is_one_line(
@@ -70,7 +76,7 @@ def test_what_keeps_us_from_working_is_one_line(
     monkeypatch.setenv(variable, value)
     refused = slimscope("list")
     assert refused.returncode == 2 and why in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    assert len(refused.stderr.strip().splitlines()) == 1 and "hidden" not in refused.stderr
 
 
 def test_models_and_doctor(queue: Path) -> None:

@@ -85,6 +85,23 @@ def test_errors_say_what_why_and_what_to_do(queue: Path) -> None:
     assert queries.jobs() == []
 
 
+def test_every_error_has_a_reason(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: str) -> Any:
+        raise OSError("The disk is full.") if run == "1" else RuntimeError("something else")
+
+    monkeypatch.setattr(mcp_server, "TOOLS", mcp_server.TOOLS | {"show": fail})
+    full, unexpected, both, priority = talk(
+        mcp_server.build(HOST),
+        ("show", {"run": "1"}),
+        ("show", {"run": "2"}),
+        ("submit_run", {"kind": "count", "config": {"steps": 0, "seed": -1}}),
+        ("submit_run", {"kind": "count", "config": {}, "priority": 2**70}),
+    )
+    assert "The disk is full." in full and "RuntimeError: something else" in unexpected
+    assert "steps" in both and "Seed" in both and "The priority was not accepted." in priority
+    assert queries.jobs() == []
+
+
 def test_the_rules_are_those_of_the_queue(queue: Path) -> None:
     (refused,) = talk(
         mcp_server.build(Actor("guest-1", "guest")), ("submit_run", {"kind": "count", "config": {}})

@@ -80,7 +80,7 @@ def test_all_runs_are_cancelled_or_resumed_together(swept: list[Job]) -> None:
     assert "Cancel 1 run" in draw(id=swept[0].run)["head"]
     assert "Cancelling 1 run." in press("cancel-sweep")
     assert queries.job(swept[3].id).state == State.CANCELLED
-    assert "Cancelling 0 runs." in press("cancel-sweep")
+    assert "Nothing was cancelled." in press("cancel-sweep")
 
 
 def test_a_guest_sees_the_buttons_but_cannot_press_them(swept: list[Job]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
@@ -24,6 +25,7 @@ from tests.ui.visits import (
 from ui import app
 from ui.pages import pages
 from ui.security import middleware
+from ui.security.connections import GuardedProtocol
 
 __all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
 
@@ -35,6 +37,12 @@ def test_large_bodies_and_bodies_without_a_length_are_refused(visit: Visit) -> N
     big = b"x" * (middleware.MAX_BODY_BYTES + 1)
     assert client.post("/gradio_api/queue/join", content=big).status_code == 413
     assert client.post("/slimscope/api/submit/sds", content=iter([b"{}"])).status_code == 411
+
+
+def test_the_dashboard_is_served_with_limits_on_connections(blocks: gr.Blocks) -> None:
+    config = blocks.server.config
+    assert config.http_protocol_class is GuardedProtocol
+    assert config.backlog < 1024 and config.ws_protocol_class is None
 
 
 def test_refused_requests_are_logged_on_one_line_each(
@@ -120,7 +128,7 @@ def test_other_sites_cannot_change_anything(visit: Visit, web: App) -> None:
     ):
         client = visit(**headers)
         status = client.post("/slimscope/api/runs/sds-0005/cancel").status_code  # ended: harmless
-        assert status == (200 if passes else 403), headers
+        assert status == (409 if passes else 403), headers
         status = client.post("/gradio_api/run/predict", json=body).status_code
         assert status == (200 if passes else 403), headers
 

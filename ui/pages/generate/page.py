@@ -119,12 +119,13 @@ def _submit(form: ConfigForm, run: gr.Textbox, message: gr.HTML) -> Callable[...
 def _generate_run(run: str) -> Job | None:
     """The run of that name, if it is of this kind."""
     job = find_job(run)
-    return job if job and job.kind == generate.NAME else None
+    return job if job and job.kind == generate.NAME and not job.damaged else None
 
 
 def draw(blind: bool, request: gr.Request) -> Updates:
     """The answers, the earlier runs, and whether to refresh soon."""
-    earlier = queries.jobs(kind=generate.NAME, limit=details.MAX_EARLIER)
+    runs = queries.jobs(kind=generate.NAME, limit=details.MAX_EARLIER)
+    earlier = [job for job in runs if not job.damaged]
     job = _generate_run(query(request, "run")) or next(iter(earlier), None)
     if job is None:
         return {"board": details.HTML.nothing(), "timer": gr.update(active=False)}

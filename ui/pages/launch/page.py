@@ -12,7 +12,7 @@ from backend.errors import SlimscopeError
 from backend.queue import roles
 from jobs.kind import Kind, kinds
 from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
-from ui.pages.launch.preview import HTML, Pairs, enqueue, preview_of, unchecked
+from ui.pages.launch.preview import HTML, Pairs, enqueue, preview_for
 from ui.pages.launch.sweep_form import SweepForm
 from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
@@ -179,10 +179,7 @@ def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
         if kind != this.kind.name:
             return gr.skip()
         values, pairs = this.read(given)
-        if roles.may_not_add(current_user(request)):
-            html, runs, error = unchecked(this.kind, values)
-        else:
-            html, runs, error = preview_of(this.kind, values, pairs)
+        html, runs, error = preview_for(current_user(request), this.kind, values, pairs)
         return {
             **this.show_errors(error, given),
             **this.form.count(values),

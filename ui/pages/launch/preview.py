@@ -8,8 +8,10 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from backend.errors import SlimscopeError
+from backend.errors import RateLimitError, SlimscopeError
 from backend.models.sources import catalogue
+from backend.queue import roles
+from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import submit, sweep
@@ -26,9 +28,17 @@ Pairs = Sequence[tuple[str, str]]  # swept field and its values, as they were ty
 Preview = tuple[Markup, int, SlimscopeError | None]  # HTML, number of runs, error for its field
 
 
-def unchecked(kind: Kind, values: Mapping[str, Any]) -> Preview:
-    """As `preview_of` for guests who may add nothing: no model is looked up, here or on the hub."""
-    return HTML.preview(submit.command_line(kind.name, values)), 0, None
+def preview_for(user: Actor, kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Preview:
+    """As `preview_of`, within the user's limit; for guests who may add nothing only the command:
+    no model is looked up, here or on the hub."""
+    command = submit.command_line(kind.name, values)
+    if roles.may_not_add(user):
+        return HTML.preview(command), 0, None
+    try:
+        roles.count_preview(user)
+    except RateLimitError as error:
+        return HTML.preview(command, error), 0, error
+    return preview_of(kind, values, pairs)
 
 
 def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Preview:

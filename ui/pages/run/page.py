@@ -10,6 +10,7 @@ from gradio.components import Component
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
+from backend.printable import one_line
 from backend.queue.roles import Actor
 from backend.store import frames, queries
 from backend.store.session import now_ms
@@ -208,7 +209,7 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
 def download(event: gr.EventData, request: gr.Request) -> Any:
     """A file of one of the run's artefacts, or why it is not given."""
     pressed = event._data or {}
-    run, path = str(pressed.get("run")), str(pressed.get("file"))
+    run, path = str(pressed.get("run")), one_line(str(pressed.get("file")))
     try:
         if not belongs_to(run, path):
             raise NotFoundError("This file belongs to no artefact of the run.")

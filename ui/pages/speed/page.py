@@ -106,7 +106,7 @@ def draw(
     run: str | None, by: str | None, of: str | None, drafter: str | None, request: gr.Request
 ) -> Updates:
     """Controls, verdict and charts of a benchmark; the address fills in what no control holds."""
-    runs = queries.jobs(kind=speed.NAME)
+    runs = [job for job in queries.jobs(kind=speed.NAME) if not job.damaged]
     shown = data.benchmark(runs, run or query(request, "run"))
     if shown is None:
         hidden = gr.update(visible=False)

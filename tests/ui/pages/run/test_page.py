@@ -247,7 +247,8 @@ def test_a_small_file_of_an_artefact_is_given(model: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     ["sds-0001/secret.txt", "../results.db", "sds-0001/model/../secret.txt", "/etc/passwd", "",
-     "sds-0001/model", "sds-0001/model/link"],
+     "sds-0001/model", "sds-0001/model/link", "sds-0001/model/a\0b", "sds-0001/model/\ud800",
+     "sds-0001/model/" + "x" * 5000],
 )  # fmt: skip
 def test_nothing_else_is_given(model: Path, path: str) -> None:
     (model / "link").symlink_to("/etc/passwd")

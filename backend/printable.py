@@ -1,0 +1,23 @@
+"""Text of people and models without the characters that control a terminal, or that show text in
+another order than it has. Such text is cleaned where it comes in, and again where it is printed."""
+
+from __future__ import annotations
+
+import re
+
+SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # ECMA-48 control sequences, as of colours
+CONTROL = re.compile(  # C0 and C1, line separators, bidirectional overrides, lone surrogates
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text without control characters; of those, line feeds and tabs are kept. A carriage
+    return ends a line."""
+    lines = SEQUENCES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return CONTROL.sub("", lines)
+
+
+def one_line(text: str) -> str:
+    """The text without control characters, line feeds and tabs, as a name is."""
+    return re.sub(r"[\n\t]+", " ", printable(text)).strip()

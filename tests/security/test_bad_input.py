@@ -1,0 +1,109 @@
+"""Input nobody meant: it is refused with its reason, and harms no other run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from backend.errors import ConfigError, ConflictError, NotFoundError
+from backend.queue import service
+from backend.queue.service import MAX_PRIORITY, Actor
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.session import engine_for, writing
+from backend.store.states import State
+from backend.store.tables import DamagedJson, check_intact
+from jobs import operations
+from jobs.cli.tables import runs_table
+from jobs.replay import replay
+from jobs.submit import validated
+from ui.search import search_runs
+from ui.widgets.download import small_file
+
+HOST = Actor("mira", "host")
+
+
+@pytest.fixture
+def store(data_dir: Path) -> Iterator[None]:
+    upgrade()
+    for name in ("first", "second", "third"):
+        service.enqueue("statistics", {"model": "toy"}, HOST, name=name)
+    yield
+    engine_for.cache_clear()
+
+
+def test_a_run_of_another_kind_is_not_meant(store: None) -> None:
+    for ask in (queries.job, queries.sweep, queries.artifacts, operations.run_results):
+        with pytest.raises(NotFoundError, match=r"Run 2 is statistics-0002"):
+            ask("amphista-0002")
+    with pytest.raises(NotFoundError):
+        operations.cancel_run("amphista-0002", HOST)
+    assert queries.job(2).state == State.QUEUED
+    for run in (2, "2", "0002", "statistics-0002", "statistics-2"):
+        assert queries.job(run).run == "statistics-0002"
+
+
+@pytest.mark.parametrize("column", ["config", "environment", "tags", "error"])
+def test_one_damaged_row_hides_no_other(store: None, column: str) -> None:
+    with writing() as session:
+        session.execute(text(f"UPDATE jobs SET {column} = '{{\"model' WHERE id = 2"))
+    listed = operations.list_runs()
+    assert [run["damaged"] for run in listed] == [False, True, False]
+    states = [*runs_table(listed).columns[1].cells]
+    assert states == ["queued", "damaged", "queued"]
+    assert "third" in search_runs("statistics")[0]["about"]
+    assert queries.job(2).shown_state == "damaged" and queries.status().queued
+
+
+def test_a_damaged_run_is_not_run_with_defaults(store: None) -> None:
+    with writing() as session:
+        session.execute(text("UPDATE jobs SET config = '{' WHERE id = 2"))
+    with pytest.raises(ConfigError, match="damaged"):
+        replay("statistics-0002", HOST)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        check_intact(DamagedJson())
+    check_intact({})
+
+
+def test_a_priority_has_bounds(store: None) -> None:
+    for priority in (MAX_PRIORITY + 1, -(2**70)):
+        with pytest.raises(ConfigError, match="-1000 to 1000") as raised:
+            service.enqueue("statistics", {}, HOST, priority=priority)
+        assert raised.value.field == "priority"
+    assert len(queries.jobs()) == 3
+
+
+def test_what_has_ended_cannot_be_cancelled(store: None) -> None:
+    operations.cancel_run("statistics-0001", HOST)
+    with pytest.raises(ConflictError, match="It is cancelled already"):
+        operations.cancel_run("statistics-0001", HOST)
+    with pytest.raises(ConflictError, match="Nothing was cancelled"):
+        operations.cancel_runs([], HOST)
+    operations.cancel_runs(["1", "2"], HOST)  # one of them is active
+    assert queries.job(2).state == State.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [({"segments": True}, "segments"), ({"ridge": False}, "ridge"), ({"seed": True}, "seed")],
+)
+def test_true_is_no_number(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match="must be a") as raised:
+        validated("sds", values)
+    assert raised.value.field == field
+
+
+def test_a_percentage_without_its_sign_is_told_apart_from_a_share() -> None:
+    with pytest.raises(ConfigError, match="For a percentage write 50%") as raised:
+        validated("sds", {"pattern": "50"})
+    assert raised.value.field == "pattern"
+
+
+def test_no_name_of_a_file_is_a_bug(data_dir: Path) -> None:
+    for name in ("x" * 5000, "../" * 50, ".", ""):
+        with pytest.raises(NotFoundError):
+            small_file(name)
