@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from backend.errors import SlimscopeError
 from backend.queue import roles
@@ -80,11 +81,11 @@ def build() -> None:
             controls = _controls(kind)
     for form in forms.values():
         _wire_form(form, controls)
-    _wire_chosen(forms, controls)
+    arrival = _wire_arrival(forms, controls)
+    _wire_chosen(forms, controls, arrival)
     columns = [form.column for form in forms.values()]
     chosen = kind.input(_show_kind(forms), kind, columns, **SILENT_EVENT)
     url_sync(chosen, kind=kind)
-    _wire_arrival(forms, controls)
 
 
 def _controls(kind: gr.Radio) -> Controls:
@@ -135,9 +136,11 @@ def _wire_form(this: KindForm, controls: Controls) -> None:
     )  # fmt: skip
 
 
-def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls) -> None:
-    """The preview of another kind, and the button that adds runs: one event for all forms, which
-    sends their inputs, as each event costs the browser more than what it sends."""
+def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls, arrival: Dependency) -> None:
+    """The preview after the arrival and of another kind, and the button that adds runs: one event
+    for all forms, which sends their inputs, as each event costs the browser more than what it
+    sends. Only once the values of the arrival are in their fields: a preview of what was there
+    before could come last."""
     kind, every = controls.kind, [c for form in forms.values() for c in form.inputs]
     previews = {name: _preview(form, controls) for name, form in forms.items()}
     adds = {name: _enqueue(form, controls) for name, form in forms.items()}
@@ -149,8 +152,8 @@ def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls) -> None:
         return adds[kind](request, name, *_inputs_of(kind, forms, given))
 
     outputs = _previewed(forms.values(), controls)
-    kind.change(preview, [kind, *every], outputs, **LATEST)
-    on_load(preview, [kind, *every], outputs)
+    kind.input(preview, [kind, *every], outputs, **LATEST)
+    arrival.then(preview, [kind, *every], outputs, **SILENT_EVENT)
     shown = [c for form in forms.values() for c in (*form.messages, form.form.accordion)]
     controls.add.click(
         add, [kind, controls.name, *every], [*shown, controls.message],
@@ -224,7 +227,7 @@ def _on_off(value: Any) -> str:
 # arrival ------------------------------------------------------------------------------------------
 
 
-def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> None:
+def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependency:
     """On arrival: the current choices; the kind and, with `?from=`, the config of a run or, with
     `?model=` and the like, single values; the button disabled for guests."""
 
@@ -245,7 +248,7 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> None:
     inputs = [c for this in forms.values() for c in this.form.inputs]
     columns = [this.column for this in forms.values()]
     own = [controls.kind, controls.name, controls.add, controls.message]
-    on_load(arrive, None, [*own, *columns, *inputs])
+    return on_load(arrive, None, [*own, *columns, *inputs])
 
 
 def _forbidden(controls: Controls, reason: str) -> dict[Any, Any]:
