@@ -206,7 +206,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
         return catalogue.inspect(spec)
 
     monkeypatch.setattr("jobs.sds.estimate.inspect", inspect)
-    number = event_of(web, "launch-kind", "change")
+    number = event_of(web, "launch-kind", "input")
     assert "--model org/name" in raw_form(shared(OTHER), web, number, model="org/name")
     assert looked == []
     raw_form(shared(authorization=f"Bearer {TOKEN}"), web, number, model="toy")
@@ -217,7 +217,7 @@ def test_previews_are_limited_for_each_visitor(
     shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(roles, "PREVIEWS_PER_MINUTE", 2)
-    host, number = shared(authorization=f"Bearer {TOKEN}"), event_of(web, "launch-kind", "change")
+    host, number = shared(authorization=f"Bearer {TOKEN}"), event_of(web, "launch-kind", "input")
     answers = [raw_form(host, web, number, model="toy") for _ in range(3)]
     assert ["Too many requests" in answer for answer in answers] == [False, False, True]
     other = shared(OTHER, authorization=f"Bearer {TOKEN}")
