@@ -15,9 +15,8 @@ from backend.settings import available_threads, settings
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
 CODE = Path(__file__).resolve().parents[2]
-_started: dict[
-    Path, tuple[subprocess.Popen[bytes], float]
-] = {}  # data folder -> last process, start time
+# data folder -> last process, start time
+_started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
 
 
 def lock_path() -> Path:

@@ -89,7 +89,7 @@ class AttemptOutcome:
     state: State
     text: str
     spend_retry: bool = False
-    delay_ms: int | None = None  # None: by the retries that are left
+    delay_ms: int = 0  # before the next attempt
 
 
 def verdict(
@@ -118,7 +118,8 @@ def verdict(
         text = "the disk is full; tried again every minute, from the last checkpoint"
         return AttemptOutcome(State.QUEUED, text, delay_ms=NO_SPACE_DELAY_MS)
     if retries_left > 0:
-        return AttemptOutcome(State.QUEUED, f"the process died{how}; will resume", spend_retry=True)
+        delay = RETRY_DELAYS_MS.get(retries_left - 1, 0)
+        return AttemptOutcome(State.QUEUED, f"the process died{how}; will resume", True, delay)
     return AttemptOutcome(State.LOST, f"the process died{how}; no automatic retry is left")
 
 
@@ -146,10 +147,8 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
 def _values(job: Job, judged: AttemptOutcome, code: int | None) -> dict[str, object]:
     """The columns that change with the state."""
     if judged.state == State.QUEUED:
-        left, delay = job.retries_left - judged.spend_retry, judged.delay_ms
-        if delay is None:
-            delay = RETRY_DELAYS_MS.get(left, 0) if judged.spend_retry else 0
-        return {"retries_left": left, "not_before": now_ms() + delay, "eta_s": None}
+        left, start = job.retries_left - judged.spend_retry, now_ms() + judged.delay_ms
+        return {"retries_left": left, "not_before": start, "eta_s": None}
     values: dict[str, object] = {"finished_at": now_ms(), "eta_s": None}
     if judged.state == State.LOST:
         do = LOG_HINT if code is not None and code >= 0 else KILLED_HINT

@@ -168,9 +168,8 @@ def run_next(run: str | int, actor: Actor) -> Job:
             why = f"It is {job.state}."
             raise ConflictError(f"{job.run} is not queued.", why, "Only queued runs can be moved.")
         if job is not first:
-            older = (
-                job.queued_at - first.queued_at
-            ) / queries.HOUR_MS  # the priority that waiting is worth
+            # the priority that waiting is worth
+            older = (job.queued_at - first.queued_at) / queries.HOUR_MS
             job.priority = math.floor(first.priority + older) + 1
             note(session, job.id, "put first", actor.name)
     return job

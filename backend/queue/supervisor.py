@@ -170,6 +170,7 @@ class SupervisorLoop:
             folder=str(CODE),
             slot=_slot_of(attempt),
             device=str(job.config.get("device", "")),
+            threads=int(job.config.get("threads") or 0),
         )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import func, literal, select
 from sqlalchemy.orm import aliased
 
-from backend.store import queries
 from backend.store.queries import MAX_VARIABLES, batched
 from backend.store.session import reading
 from backend.store.tables import MetricPoint
@@ -23,16 +22,16 @@ class CurveSpan:
     last: int
 
 
-def spans(run: str | int) -> dict[str, CurveSpan]:
+def spans(job_id: int) -> dict[str, CurveSpan]:
     """Name -> span of every curve of a run."""
     columns = (func.count(), func.min(MetricPoint.step), func.max(MetricPoint.step))
-    query = select(MetricPoint.name, *columns).where(MetricPoint.job_id == queries.job_id(run))
+    query = select(MetricPoint.name, *columns).where(MetricPoint.job_id == job_id)
     with reading() as session:
         rows = session.execute(query.group_by(MetricPoint.name).order_by(MetricPoint.name))
         return {name: CurveSpan(*span) for name, *span in rows}
 
 
-def outline(run: str | int, name: str, span: CurveSpan, buckets: int) -> list[dict[str, Any]]:
+def outline(job_id: int, name: str, span: CurveSpan, buckets: int) -> list[dict[str, Any]]:
     """A curve as it looks on a screen: of each of `buckets` equal ranges of steps the points with
     the lowest and the highest value, so that no peak is lost. Rows as of `queries.curve_rows`.
 
@@ -45,7 +44,7 @@ def outline(run: str | int, name: str, span: CurveSpan, buckets: int) -> list[di
     point = aliased(MetricPoint)
     inside = (
         select(point.step)
-        .where(point.job_id == queries.job_id(run), point.name == name)
+        .where(point.job_id == job_id, point.name == name)
         .where(point.step.between(ranges.c.step, ranges.c.step + width - 1))
         .limit(1)
         .correlate(ranges)
@@ -58,9 +57,7 @@ def outline(run: str | int, name: str, span: CurveSpan, buckets: int) -> list[di
         ends = session.execute(select(low, high).select_from(ranges)).all()
         steps = sorted({step for pair in ends for step in pair if step is not None})
         columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
-        query = select(*columns).where(
-            MetricPoint.job_id == queries.job_id(run), MetricPoint.name == name
-        )
+        query = select(*columns).where(MetricPoint.job_id == job_id, MetricPoint.name == name)
         return [
             dict(row._mapping)
             for some in batched(steps, MAX_VARIABLES)

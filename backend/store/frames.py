@@ -22,11 +22,12 @@ def curves(run: str | int) -> pd.DataFrame:
 def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
     """The same for a chart: long curves are reduced to their lowest and highest points, so that
     there are about `most` at most. Such frames have the attribute `REDUCED`."""
-    spans = long_curves.spans(run)
+    job_id = queries.job_id(run)
+    spans = long_curves.spans(job_id)
     if sum(span.points for span in spans.values()) <= most:
-        return curves(run)
+        return curves(job_id)
     buckets = max(1, most // len(spans) // 2)
-    outlines = (long_curves.outline(run, name, span, buckets) for name, span in spans.items())
+    outlines = (long_curves.outline(job_id, name, span, buckets) for name, span in spans.items())
     points = _points([row for outline in outlines for row in outline])
     points.attrs[REDUCED] = True
     return points

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,11 +110,13 @@ def test_each_slot_has_a_gpu_of_its_own(
 
 def test_each_slot_has_cores_of_its_own(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 7}, raising=False)
-    assert [local.cores_of(slot, 2) for slot in range(2)] == [[0, 1], [2, 5]]
-    assert local.cores_of(0, 1) == [] and local.cores_of(0, 6) == []
+    first, second = (LaunchRequest(1, (), {}, "", "", slot) for slot in range(2))
+    assert [local.cores_of(each, 2) for each in (first, second)] == [[0, 1], [2, 5]]
+    assert local.cores_of(first, 1) == [] and local.cores_of(first, 6) == []
+    assert local.cores_of(replace(first, threads=3), 2) == []  # the job asks for more than its part
     monkeypatch.setenv("SLIMSCOPE_THREADS", "3")
     settings.cache_clear()
-    assert local.cores_of(0, 2) == []  # it may use more than its part
+    assert local.cores_of(first, 2) == []
 
 
 def test_a_run_that_takes_longer_than_the_host_allows_is_stopped(

@@ -18,6 +18,7 @@ class LaunchRequest:
     Attributes:
         slot: its number, from 0; jobs that run at the same time have different ones.
         device: what the job's config asks for, such as "auto" or "cuda:1".
+        threads: the number it asks for; 0 leaves it to the settings.
     """
 
     attempt_id: int
@@ -27,6 +28,7 @@ class LaunchRequest:
     folder: str
     slot: int = 0
     device: str = ""
+    threads: int = 0
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class LocalEngine:
                 start_new_session=True,
             )
         self._children[child.pid] = child
-        if cores := cores_of(launch.slot, self._slots):
+        if cores := cores_of(launch, self._slots):
             with contextlib.suppress(psutil.Error, AttributeError):  # macOS cannot pin
                 psutil.Process(child.pid).cpu_affinity(cores)
         return reference(child.pid)
@@ -57,10 +57,8 @@ class LocalEngine:
             return PollResult("running")
         child = self._children.get(pid)
         code = child.poll() if child else None  # also reaps it
-        if child and code is None:
-            return PollResult(
-                "running"
-            )  # the leader is a zombie with threads that are still exiting
+        if child and code is None:  # a zombie with threads that are still exiting
+            return PollResult("running")
         if any(_members(pid)) and not _reused(ref):
             self.kill(ref)  # a dead leader's workers must not hold the slot's device
             return PollResult("running")
@@ -89,13 +87,14 @@ def visible_gpu(launch: LaunchRequest, slots: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": gpus[launch.slot % len(gpus)]}
 
 
-def cores_of(slot: int, slots: int) -> list[int]:
-    """The cores of a slot, an equal part of those there are; empty where each job may use all."""
+def cores_of(launch: LaunchRequest, slots: int) -> list[int]:
+    """The cores of a slot, an equal part of those there are; empty where a job may use all, as with
+    one slot or with more threads than cores in its part."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = len(cores) // slots
-    if slots == 1 or not share or settings().threads > share:
+    if slots == 1 or not share or max(launch.threads, settings().threads) > share:
         return []
-    return cores[slot * share : (slot + 1) * share]
+    return cores[launch.slot * share : (launch.slot + 1) * share]
 
 
 def reference(pid: int) -> Ref:

@@ -18,7 +18,7 @@ from jobs.evaluation.report import SPEED_UP
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, RELATIVE_ERROR
 from ui.charts.chart import Chart
 from ui.charts.heatmap import layer_map
-from ui.charts.lines import curves
+from ui.charts.lines import curves, reduced_note
 from ui.format import NONE, count, number, size
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
@@ -151,7 +151,10 @@ def curve_chart(view: QuantView) -> Chart:
     )
     if selection.curve == "loss" and figure:
         figure.update_yaxes(rangemode="normal")  # from 0, what is learned would be a flat line
-    name, note = f"{selection.run}-{selection.curve}", f"n = {count(len(points))} points."
+    name, note = (
+        f"{selection.run}-{selection.curve}",
+        f"n = {count(len(points))} points.{reduced_note(points)}",
+    )
     return Chart(figure, frame, note, question, name)
 
 

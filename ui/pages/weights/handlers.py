@@ -151,7 +151,7 @@ def full_refresh(
 
 def _marks(selection: WeightsSelection) -> list[Any]:
     marks = [queries.weights_mark(run) if run else None for run in (selection.run, selection.vs)]
-    return [mark and [*mark] for mark in marks]
+    return list(as_kept(marks))
 
 
 def _nothing(run: str) -> Markup:
