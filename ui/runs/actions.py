@@ -23,6 +23,7 @@ from jobs.generate import config as generate
 from jobs.speed import config as speed
 from ui.format import href, runs
 from ui.frame import current_user
+from ui.gradio_patches import event_data
 from ui.templates import fragments
 from ui.widgets.notice import show_error, show_success
 
@@ -126,7 +127,7 @@ def _decodes(job: Job) -> bool:
 
 def act(event: gr.EventData, request: gr.Request) -> Any:
     """Handles a button of an `HtmlPanel`: the update of a notice, what was done or why not."""
-    data = event._data or {}
+    data = event_data(event)
     try:
         message = run_action(str(data.get("do")), str(data.get("run")), current_user(request))
     except SlimscopeError as error:

@@ -28,8 +28,8 @@ LATEST: dict[str, Any] = {**SILENT_EVENT, "trigger_mode": "always_last"}  # opti
 
 class HtmlPanel(gr.HTML):
     """Shows HTML and reports what is done in it. Events: `view`, `act`; of the latter
-    `event._data` is `{"do", "run", "file", "text"}`, sent by the browser and therefore to be
-    checked."""
+    `gradio_patches.event_data` gives `{"do", "run", "file", "text"}`, sent by the browser and
+    therefore to be checked."""
 
     def __init__(self, value: Markup = EMPTY, **options: Any) -> None:
         super().__init__(value, js_on_load=SCRIPT, apply_default_css=False, **options)

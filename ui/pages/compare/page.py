@@ -12,6 +12,7 @@ from backend.store import queries
 from backend.store.states import State
 from ui.charts.chart import Chart
 from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
+from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import stage_dots
 from ui.pages.compare.comparison import HTML, RunComparison
@@ -173,7 +174,7 @@ def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
 
 def export(event: gr.EventData, request: gr.Request) -> Any:
     """Both tables as a file."""
-    form, runs = str((event._data or {}).get("do")), compared(request)
+    form, runs = str(event_data(event).get("do")), compared(request)
     if runs is None or form not in EXPORTS:
         return gr.skip()
     return file_payload(f"{'-'.join(runs.runs)}.{form}", EXPORTS[form](runs).encode())

@@ -21,6 +21,7 @@ from ui.charts.chart import Chart
 from ui.charts.lines import curve_titles, curves, curves_frame, reduced_note
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
+from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, belongs_to
 from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
@@ -208,7 +209,7 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
 
 def download(event: gr.EventData, request: gr.Request) -> Any:
     """A file of one of the run's artefacts, or why it is not given."""
-    pressed = event._data or {}
+    pressed = event_data(event)
     run, path = str(pressed.get("run")), one_line(str(pressed.get("file")))
     try:
         if not belongs_to(run, path):

@@ -11,6 +11,7 @@ from backend.queue import labels, roles
 from backend.queue.roles import Actor
 from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
+from ui.gradio_patches import event_data
 from ui.runs.bulk_actions import bulk_actions, run_bulk_action
 from ui.runs.table import to_csv, to_json
 from ui.runs.view import TableQuery, query_runs, query_text, saved_query
@@ -85,7 +86,7 @@ def draw(request: gr.Request) -> Updates:
 
 def act(event: gr.EventData, request: gr.Request) -> Updates:
     """Carries out the action of a button: a message, and a file if one was exported."""
-    data = {key: str(value or "") for key, value in (event._data or {}).items()}
+    data = {key: str(value or "") for key, value in event_data(event).items()}
     action, text = data.get("do", ""), data.get("text", "")
     user = current_user(request)
     try:
