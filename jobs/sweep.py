@@ -24,7 +24,8 @@ from backend.errors import ConfigError, SlimscopeError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.settings import settings
-from backend.store.tables import Job, Result, StepTime
+from backend.store.queries import StoredResult
+from backend.store.tables import Job, StepTime
 from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
 from jobs.submit import checked
 
@@ -215,7 +216,7 @@ def combination(job: Job, fields: Iterable[str]) -> dict[str, Any]:
 
 
 def table(
-    jobs: Sequence[Job], results: Iterable[Result], step_times: Iterable[StepTime] = ()
+    jobs: Sequence[Job], results: Iterable[StoredResult], step_times: Iterable[StepTime] = ()
 ) -> list[SweepRow]:
     """Mean and spread over seeds of every figure: by combination in the order of the runs, then by
     stage, then by metric.

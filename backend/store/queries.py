@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
-from typing import Any
+from sys import intern
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select
+from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, exists, func, select
 
 from backend.errors import NotFoundError
 from backend.store.session import now_ms, reading
@@ -28,6 +29,7 @@ from backend.store.tables import (
     Supervisor,
     TensorRow,
     config_hash,
+    read_json,
     run_name,
 )
 
@@ -206,11 +208,33 @@ def events(run: str | int, after: int = 0) -> list[Event]:
         return list(session.scalars(query))
 
 
-def results(runs: Sequence[str | int]) -> list[Result]:
-    """The results of these runs."""
-    query = select(Result).where(Result.job_id.in_([job_id(r) for r in runs]))
+class StoredResult(NamedTuple):
+    """A row of `Result`. The details are shared with other rows, and not to be changed."""
+
+    job_id: int
+    stage: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int | None
+    details: dict[str, Any]
+
+
+def results(runs: Iterable[str | int]) -> list[StoredResult]:
+    """The results of these runs. There are many, and few different names and details: each of
+    those is held in memory once."""
+    columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
+    query = select(*columns, cast(Result.details, Text))
+    query = query.order_by(Result.job_id, Result.metric, Result.stage)
+    details = lru_cache(read_json)
     with reading() as session:
-        return list(session.scalars(query.order_by(Result.job_id, Result.metric, Result.stage)))
+        return [
+            StoredResult(job, intern(stage), intern(name), value, stderr, n, details(text))
+            for some in batched((job_id(run) for run in runs), MAX_VARIABLES)
+            for job, stage, name, value, stderr, n, text in session.execute(
+                query.where(Result.job_id.in_(some))
+            )
+        ]
 
 
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
@@ -245,18 +269,6 @@ def jobs_by_id(ids: Iterable[int]) -> list[Job]:
             for some in batched(ids, MAX_VARIABLES)
             for job in session.scalars(select(Job).where(Job.id.in_(some)))
         ]
-
-
-def figures(ids: Iterable[int]) -> dict[int, list[Row[Any]]]:
-    """Job id -> its results, as plain rows with the column names of `Result`."""
-    columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
-    query = select(*columns, Result.details).order_by(Result.job_id, Result.metric, Result.stage)
-    by_job: dict[int, list[Row[Any]]] = {}
-    with reading() as session:
-        for some in batched(ids, MAX_VARIABLES):
-            for row in session.execute(query.where(Result.job_id.in_(some))):
-                by_job.setdefault(row.job_id, []).append(row)
-    return by_job
 
 
 def figures_mark() -> tuple[int, int]:

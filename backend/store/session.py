@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, cast
 
+from filelock import FileLock, Timeout
 from sqlalchemy import Connection, CursorResult, Engine, Update, create_engine, event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
@@ -21,6 +22,7 @@ from backend.settings import settings
 from backend.store.tables import read_json
 
 BUSY_MS = 30_000
+POLL_S = 0.002
 
 
 def now_ms() -> int:
@@ -89,7 +91,7 @@ def writing(*, durable: bool = False) -> Iterator[Session]:
         durable: also survive a power failure (state changes), not only a crash (metrics).
     """
     engine = engine_for(settings().url)
-    with engine.connect().execution_options(immediate=True) as connection:
+    with _turn(engine), engine.connect().execution_options(immediate=True) as connection:
         if durable and engine.dialect.name == "sqlite":
             _set_synchronous(connection, "FULL")
         try:
@@ -98,6 +100,24 @@ def writing(*, durable: bool = False) -> Iterator[Session]:
         finally:
             if durable and engine.dialect.name == "sqlite":
                 _set_synchronous(connection, "NORMAL")
+
+
+@contextmanager
+def _turn(engine: Engine) -> Iterator[None]:
+    """One writer after the other, of all processes. SQLite itself lets those that wait ask again
+    ever more rarely, so that one can wait for seconds while another writes batch after batch. A
+    process that is frozen in its turn holds nobody up for longer than SQLite would."""
+    name = engine.url.database
+    if engine.dialect.name != "sqlite" or not name:
+        yield
+        return
+    lock = FileLock(f"{name}-turn")
+    with suppress(Timeout):
+        lock.acquire(BUSY_MS / 1000, POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def change(session: Session, statement: Update) -> int:

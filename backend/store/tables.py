@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from sys import intern
 from typing import Any
 
 from sqlalchemy import (
@@ -43,10 +44,18 @@ class DamagedJson(dict[str, Any]):
     """What stands in for stored JSON that cannot be read, so that other rows can: nothing."""
 
 
+def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, its names and texts held in memory once for all rows."""
+    return {intern(name): intern(v) if isinstance(v, str) else v for name, v in pairs}
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_shared)
+
+
 def read_json(text: str) -> Any:
     """The value of stored JSON; a `DamagedJson` where it is none."""
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except ValueError:
         return DamagedJson()
 

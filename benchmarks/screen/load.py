@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from sqlalchemy import func, inspect, select
+from sqlalchemy import Integer, Select, func, insert, inspect, literal, select
 
 from backend.store.session import now_ms, writing
-from backend.store.tables import Event, Job, ProfileRow, Result, Table, TensorRow
+from backend.store.tables import (
+    Event,
+    Job,
+    MetricPoint,
+    ProfileRow,
+    Result,
+    Table,
+    TensorRow,
+)
 
 Rows = TypeVar("Rows", bound=Table)
 
@@ -38,6 +46,28 @@ def many_tensors(number: int) -> None:
         times = -(-number // len({row.tensor for row in tensors}))
         blocks = len({row.block for row in tensors})
         session.add_all(_further_down([*tensors, *profiles], blocks, times))
+
+
+def many_snapshots(each: int) -> None:
+    """Give every copied run `each` of the histograms of run 1."""
+    columns = [c.key for c in inspect(TensorRow).column_attrs]
+    first = select(TensorRow).where(TensorRow.job_id == 1).limit(each).subquery()
+    copies = [Job.id if c == "job_id" else first.c[c] for c in columns]
+    with writing() as session:
+        rows = select(*copies).where(Job.id > 1)
+        session.execute(insert(TensorRow).from_select(columns, rows))
+
+
+def many_points(runs: Select[int], points: int) -> None:
+    """Give the runs whose ids are selected a curve of `points` points: a slow fall with ripples."""
+    ids = runs.subquery()
+    step = select(literal(0, Integer).label("step")).cte("steps", recursive=True)
+    steps = step.union_all(select(step.c.step + 1).where(step.c.step < points - 1))
+    value = 1.0 / (1 + steps.c.step) + 0.01 * (steps.c.step * 7919 % 101)
+    rows = select(ids.c[0], literal("loss"), steps.c.step, literal(now_ms()), value)
+    columns = ["job_id", "name", "step", "at", "value"]
+    with writing() as session:
+        session.execute(insert(MetricPoint).from_select(columns, rows))
 
 
 def _further_down(rows: list[Any], blocks: int, times: int) -> Iterator[Any]:

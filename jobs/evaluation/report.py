@@ -7,9 +7,10 @@ A speed-up within the noise of its measurement is not reported as one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from backend.store import queries
+from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.evaluation.config import DENSE, MODEL, NAME
 
@@ -19,22 +20,7 @@ TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
 MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
 
 
-class Row(Protocol):
-    """What is read of a row of results."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def stderr(self) -> float | None: ...
-    @property
-    def details(self) -> dict[str, Any]: ...
-
-
-Rows = Mapping[tuple[str, str], Row]  # (stage, metric) -> row
+Rows = Mapping[tuple[str, str], StoredResult]  # (stage, metric) -> row
 
 
 def verdicts(rows: Rows) -> list[str]:
@@ -84,7 +70,7 @@ def _decoding(rows: Rows) -> str:
     return f"Decoding: {up.value:.2f} × the dense speed here: {rates}."
 
 
-def _rate(row: Row) -> str:
+def _rate(row: StoredResult) -> str:
     """The median, and what the repeats lie between."""
     lowest, highest = row.details["lowest"], row.details["highest"]
     return f"{row.value:.3g} tokens/s ({lowest:.3g} to {highest:.3g})"

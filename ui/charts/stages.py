@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from backend.store.tables import Result
+from backend.store.queries import StoredResult
 from jobs.metrics import PERPLEXITY
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
@@ -18,14 +18,14 @@ from ui.theme import LIGHT, stage_style
 VALUE_WIDTH = 56  # pixels at the right, for the value of the rightmost dot
 
 
-def perplexities(results: Sequence[Result], names: Mapping[str, str]) -> list[Result]:
+def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> list[StoredResult]:
     """The perplexities among the results, in the order of the stages."""
     order = {stage: i for i, stage in enumerate(names)}
     rows = [r for r in results if r.metric == PERPLEXITY]
     return sorted(rows, key=lambda r: order.get(r.stage, len(order)))
 
 
-def perplexity_chart(results: Sequence[Result], names: Mapping[str, str]) -> Chart:
+def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) -> Chart:
     """`stage_perplexities` with its figures as a table and its note."""
     ordered = perplexities(results, names)
     rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
@@ -34,7 +34,7 @@ def perplexity_chart(results: Sequence[Result], names: Mapping[str, str]) -> Cha
     return Chart(stage_perplexities(results, names), frame, perplexity_note(results))
 
 
-def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> go.Figure:
+def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> go.Figure:
     """One dot a stage with its value printed; the dense model's is a dashed line.
 
     Args:
@@ -54,7 +54,7 @@ def stage_perplexities(results: Sequence[Result], names: Mapping[str, str]) -> g
     return go.Figure([_dots(rows, labels), _printed(rows, labels)], looks)
 
 
-def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
+def _dots(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
     """A dot for each stage, its standard error as a line."""
     strokes = [stage_style(r.stage) for r in rows]
     errors = [r.stderr or 0.0 for r in rows]
@@ -68,7 +68,7 @@ def _dots(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
     )
 
 
-def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
+def _printed(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
     """The values in figures, each behind the line of its error."""
     return go.Scatter(
         x=[r.value + (r.stderr or 0.0) for r in rows], y=labels, mode="text",
@@ -77,7 +77,7 @@ def _printed(rows: Sequence[Result], labels: list[str]) -> go.Scatter:
     )  # fmt: skip
 
 
-def perplexity_note(results: Sequence[Result]) -> str:
+def perplexity_note(results: Sequence[StoredResult]) -> str:
     """On which text, and how many tokens of it."""
     first = next((r for r in results if r.metric == PERPLEXITY), None)
     if first is None:
@@ -89,7 +89,7 @@ def perplexity_note(results: Sequence[Result]) -> str:
     return ", ".join(words) + "."
 
 
-def _hover(result: Result, label: str) -> str:
+def _hover(result: StoredResult, label: str) -> str:
     spread = "" if result.stderr is None else f" ± {number(result.stderr, 2)}"
     value = f"<b>{label}</b><br>Perplexity {number(result.value)}{spread}"
     return f"{value}<br>n = {count(result.n)} tokens"

@@ -6,7 +6,7 @@ They are derived from the configs and results of the runs, so a new kind needs n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,7 @@ from jobs.metrics import METRICS, PERPLEXITY, metric
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
-from ui.runs.results import RUN, format_value, kind_title, setting_summary, setting_title
+from ui.runs.results import format_value, kind_title, setting_summary, setting_title
 from ui.runs.rows import RunRow
 from ui.templates import fragments
 from ui.widgets.html import badge, time_tag
@@ -159,23 +159,24 @@ AFTER = (
 )
 
 
-def columns(rows: Sequence[RunRow]) -> dict[str, Column]:
+def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
     """Key -> column, in order, of all columns for which these rows have a value."""
+    shapes = list(dict.fromkeys(row.shape for row in rows))
     of_run: dict[str, bool] = {}  # metric -> whether of the run as a whole
-    for row in rows:
-        for stage, name in row.figures.rows:
-            of_run[name] = of_run.get(name, False) or stage == RUN
+    settings: dict[str, bool] = {}  # field -> whether a number in every run
+    for shape in shapes:
+        for name, whole in shape.figures:
+            of_run[name] = of_run.get(name, False) or whole
+        for name, numeric in shape.settings:
+            settings[name] = settings.get(name, True) and numeric
     names = [m for m in METRICS if m in of_run] + sorted(of_run.keys() - METRICS.keys())
     finals = [_final(n, _usual(n, of_run[n])) for n in names if n != PERPLEXITY]
     perplexity = PERPLEXITY_COLUMNS if PERPLEXITY in of_run else ()
-    settings = dict.fromkeys(name for row in rows for name in row.job.config)
-    informative = {
-        "tags": any(row.job.tags for row in rows),
-        "kind": len({row.job.kind for row in rows}) > 1,
-    }
+    kinds = dict.fromkeys(shape.kind for shape in shapes)
+    informative = {"tags": any(shape.tagged for shape in shapes), "kind": len(kinds) > 1}
     before = [replace(c, usual=informative[c.key]) if c.key in informative else c for c in BEFORE]
     taken = {c.key for c in (*before, *perplexity, *finals, *AFTER)}
-    more = [_setting(n, _titled(n, rows), _numeric(n, rows)) for n in settings if n not in taken]
+    more = [_setting(n, _titled(n, kinds), settings[n]) for n in settings if n not in taken]
     return {c.key: c for c in (*before, *perplexity, *finals, *more, *AFTER)}
 
 
@@ -183,14 +184,9 @@ def _usual(name: str, of_run: bool) -> bool:
     return metric(name).headline or (of_run and "/" not in name and name not in METRICS)
 
 
-def _titled(name: str, rows: Sequence[RunRow]) -> str:
-    titles = (setting_title(row.job, name) for row in rows)
+def _titled(name: str, kinds: Iterable[str]) -> str:
+    titles = (setting_title(kind, name) for kind in kinds)
     return next((title for title in titles if title != name), name)
-
-
-def _numeric(name: str, rows: Sequence[RunRow]) -> bool:
-    values = [row.job.config[name] for row in rows if name in row.job.config]
-    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
 def find_column(name: str, columns: Mapping[str, Column]) -> Column | None:

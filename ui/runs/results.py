@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,8 +11,8 @@ from pydantic.fields import FieldInfo
 
 from backend.errors import SlimscopeError
 from backend.store import queries
+from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
-from jobs.evaluation.report import Row
 from jobs.kind import JobConfig, Kind, kinds
 from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.format import NONE, duration, number, size
@@ -30,15 +29,6 @@ WRITE: dict[str, Callable[[float | None], str]] = {
     "seconds": duration,
     "count": lambda value: NONE if value is None else f"{value:,.0f}",
 }
-
-
-class ResultRow(Row, Protocol):
-    """A row of the table `results`."""
-
-    @property
-    def job_id(self) -> int: ...
-    @property
-    def n(self) -> int | None: ...
 
 
 def format_value(metric: Metric, value: float | None) -> str:
@@ -78,15 +68,15 @@ def stages_of(job: Job) -> dict[str, str]:
     return dict(kind.stages) if kind else {}
 
 
-def fields_of(job: Job) -> dict[str, FieldInfo]:
-    """The fields of the run's config."""
-    kind = kind_of(job)
-    return kind.config.model_fields if kind else {}
+def fields_of(kind: str) -> dict[str, FieldInfo]:
+    """The fields of the config of a kind; none when its plugin is no longer installed."""
+    known = kinds().get(kind)
+    return known.config.model_fields if known else {}
 
 
-def setting_title(job: Job, name: str) -> str:
+def setting_title(kind: str, name: str) -> str:
     """The title of a config field, or its name where it is not known."""
-    fields = fields_of(job)
+    fields = fields_of(kind)
     return title(name, fields[name]) if name in fields else name
 
 
@@ -144,7 +134,7 @@ class RunResults:
     def __init__(
         self,
         kind: Kind | None,
-        results: Iterable[ResultRow],
+        results: Iterable[StoredResult],
         job: Job | None = None,
         step_times: Iterable[StepTime] = (),
     ) -> None:
@@ -156,7 +146,7 @@ class RunResults:
         self.of_models = kind is None or kind.has_models
         self.rows = {(r.stage, r.metric): r for r in results}
 
-    def get(self, stage: str, name: str) -> ResultRow | None:
+    def get(self, stage: str, name: str) -> StoredResult | None:
         return self.rows.get((stage, name))
 
     def value(self, stage: str | None, name: str) -> float | None:
@@ -201,7 +191,7 @@ class RunResults:
         return self.stages[0] if self.stages else None
 
     @property
-    def of_run(self) -> dict[str, ResultRow]:
+    def of_run(self) -> dict[str, StoredResult]:
         """Results of the run as a whole."""
         return {name: row for (stage, name), row in self.rows.items() if stage == RUN}
 
@@ -210,7 +200,7 @@ class RunResults:
         """The metrics `final_row` has a value for."""
         return {name for _, name in self.rows if self.final_row(name)}
 
-    def final_row(self, name: str) -> ResultRow | None:
+    def final_row(self, name: str) -> StoredResult | None:
         """The result of the kept stage, or else of the run as a whole. A run that ended without
         a kept stage has the result of the only stage it measured."""
         row = self.get(self.kept or "", name) or self.get(RUN, name)

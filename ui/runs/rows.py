@@ -8,27 +8,61 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from threading import Lock
 
 from backend.settings import settings
 from backend.store import queries
+from backend.store.queries import StoredResult
 from backend.store.session import now_ms
 from backend.store.states import LIVE
 from backend.store.tables import Job
-from ui.runs.results import ResultRow, RunResults, kind_of, kind_title, setting_summary
+from ui.runs.results import RUN, RunResults, kind_of, kind_title, setting_summary
+
+BATCH = 500  # runs read at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class RunShape:
+    """What a run has values for. Runs with the same values have the same shape, the very object:
+    there are far fewer shapes than runs.
+
+    Attributes:
+        settings: names of the fields of the config, and whether each is a number.
+        figures: names of the metrics, and whether each is of the run as a whole.
+    """
+
+    kind: str
+    settings: tuple[tuple[str, bool], ...]
+    figures: frozenset[tuple[str, bool]]
+    tagged: bool
+
+
+_shape = lru_cache(maxsize=4096)(RunShape)
+
+
+@dataclass(frozen=True, eq=False)
 class RunRow:
     """One run, its results, and the bytes on disk of the model it saved."""
 
     job: Job
     figures: RunResults
-    now: int
     size: int | None = None
 
     @property
+    def now(self) -> int:
+        """The time to count ages from."""
+        return now_ms()
+
+    @cached_property
+    def shape(self) -> RunShape:
+        """What there are values for."""
+        config = self.job.config
+        settings = ((name, is_number(value)) for name, value in config.items())
+        figures = {(name, stage == RUN) for stage, name in self.figures.rows}
+        return _shape(self.job.kind, tuple(settings), frozenset(figures), bool(self.job.tags))
+
+    @cached_property
     def text(self) -> str:
         """What a full-text search covers, lower case."""
         job = self.job
@@ -46,19 +80,25 @@ class RunRow:
 
 
 def rows(
-    jobs: Iterable[Job], results: Iterable[ResultRow], sizes: Mapping[int, int] | None = None
+    jobs: Iterable[Job], results: Iterable[StoredResult], sizes: Mapping[int, int] | None = None
 ) -> list[RunRow]:
     """Runs with their results, in the order given."""
     by_job = _by_job(results)
-    now = now_ms()
     return [
-        RunRow(j, RunResults(kind_of(j), by_job.get(j.id, ()), j), now, (sizes or {}).get(j.id))
-        for j in jobs
+        RunRow(
+            job, RunResults(kind_of(job), by_job.get(job.id, ()), job), (sizes or {}).get(job.id)
+        )
+        for job in jobs
     ]
 
 
-def _by_job(results: Iterable[ResultRow]) -> dict[int, list[ResultRow]]:
-    by_job: dict[int, list[ResultRow]] = {}
+def is_number(value: object) -> bool:
+    """Whether a setting is a number; a switch is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
+    by_job: dict[int, list[StoredResult]] = {}
     for result in results:
         by_job.setdefault(result.job_id, []).append(result)
     return by_job
@@ -76,32 +116,24 @@ class RunCache:
         self._lock = Lock()
         self._event = 0  # the newest that is known
         self._live: set[int] = set()
-        self._jobs: dict[int, Job] = {}
-        self._results: dict[int, RunResults] = {}
-        self._sizes: dict[int, int] = {}
+        self._rows: dict[int, RunRow] = {}
 
     def rows(self) -> list[RunRow]:
         """Every run, the newest first."""
         with self._lock:
             self._update()
-            now, none = now_ms(), RunResults(None, ())
-            return [
-                RunRow(self._jobs[i], self._results.get(i, none), now, self._sizes.get(i))
-                for i in sorted(self._jobs, reverse=True)
-            ]
+            return [self._rows[number] for number in sorted(self._rows, reverse=True)]
 
     def _update(self) -> None:
         """Read again what may have changed. A run that has just ended had an event then."""
-        self._event, changed = queries.changed_since(self._event, max(self._jobs, default=0))
+        self._event, changed = queries.changed_since(self._event, max(self._rows, default=0))
         changed |= self._live
-        jobs = {job.id: job for job in queries.jobs_by_id(changed)}
-        self._live = {i for i, job in jobs.items() if job.state in LIVE}
-        self._jobs |= jobs
-        self._results |= {
-            i: RunResults(kind_of(jobs[i]), results, jobs[i])
-            for i, results in queries.figures(jobs).items()
-        }
-        self._sizes |= queries.model_bytes(jobs)
+        self._live = set()
+        for numbers in queries.batched(changed, BATCH):  # what is read needs memory, too
+            jobs = queries.jobs_by_id(numbers)
+            read = rows(jobs, queries.results(numbers), queries.model_bytes(numbers))
+            self._rows |= {row.job.id: row for row in read}
+            self._live |= {job.id for job in jobs if job.state in LIVE}
 
 
 @lru_cache(maxsize=2)
@@ -111,5 +143,7 @@ def _cache(_url: str) -> RunCache:
 
 def chosen(rows: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
     """The rows of these runs, in that order; unknown and repeated names are left out."""
-    by_name = {row.job.run: row for row in rows}
-    return [by_name[run] for run in dict.fromkeys(runs) if run in by_name]
+    wanted = dict.fromkeys(runs)
+    numbers = {run.rpartition("-")[2].lstrip("0") for run in wanted}
+    by_name = {row.job.run: row for row in rows if numbers and str(row.job.id) in numbers}
+    return [by_name[run] for run in wanted if run in by_name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -16,17 +17,17 @@ from ui.runs.rows import RunRow
 def sorted_rows(rows: Sequence[RunRow], by: Column, descending: bool) -> list[RunRow]:
     """Sorted by a column; rows without a value stand last either way."""
 
-    def missing(row: RunRow) -> bool:
-        value = by.value(row)
-        return value in (None, "") or (isinstance(value, float) and math.isnan(value))
-
-    def key(row: RunRow) -> tuple[bool, Any]:  # numbers before words: a setting may be either
-        value = by.value(row)
+    def key(value: Any) -> tuple[bool, Any]:  # numbers before words: a setting may be either
         return (True, value.lower()) if isinstance(value, str) else (False, value)
 
-    with_value = [row for row in rows if not missing(row)]
-    without = [row for row in rows if missing(row)]
-    return sorted(with_value, key=key, reverse=descending) + without
+    values = [(by.value(row), row) for row in rows]
+    keyed = [(key(value), row) for value, row in values if not _missing(value)]
+    keyed.sort(key=itemgetter(0), reverse=descending)
+    return [row for _, row in keyed] + [row for value, row in values if _missing(value)]
+
+
+def _missing(value: Any) -> bool:
+    return value in (None, "") or (isinstance(value, float) and math.isnan(value))
 
 
 def to_csv(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:

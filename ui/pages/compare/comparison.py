@@ -62,7 +62,7 @@ class RunComparison:
 
 def settings_of(row: RunRow) -> dict[str, Any]:
     """Title -> value of the kind, every setting, and the machine and versions the run had."""
-    config = {setting_title(row.job, name): value for name, value in row.job.config.items()}
+    config = {setting_title(row.job.kind, name): value for name, value in row.job.config.items()}
     environment = {k: v for k, v in (row.job.environment or {}).items() if k in ENVIRONMENT}
     versions = environment.pop("versions", None)
     machine = {f"{name.capitalize()} used": value for name, value in environment.items()}

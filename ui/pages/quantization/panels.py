@@ -13,7 +13,7 @@ from markupsafe import Markup
 from backend.methods.dlqat.config import DLQATStage
 from backend.statistics.names import FAN
 from backend.store import frames, queries
-from backend.store.tables import Result
+from backend.store.queries import StoredResult
 from jobs.evaluation.report import SPEED_UP
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, RELATIVE_ERROR
 from ui.charts.chart import Chart
@@ -89,7 +89,7 @@ def _grid_facts(config: Mapping[str, Any]) -> Iterator[str]:
     yield "symmetric grid" if config.get("symmetric") else "grid with zero-points"
 
 
-def _result_facts(results: list[Result], stage: str) -> Iterator[str]:
+def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:
     by_metric = {r.metric: r.value for r in reversed(results)}
     perplexity = {r.stage: number(r.value) for r in results if r.metric == PERPLEXITY}
     if (bits := by_metric.get(BITS_PER_WEIGHT)) is not None:

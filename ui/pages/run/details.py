@@ -30,7 +30,7 @@ LABELS = {
 
 def config_card(job: Job) -> Markup:
     """What differs from the defaults, the whole config, and the command that submits it."""
-    fields = fields_of(job)
+    fields = fields_of(job.kind)
     changed = [
         [title(n, fields[n]), f"{v} {extra(fields[n]).get('unit', '')}".strip(), fields[n].default]
         for n, v in job.config.items()

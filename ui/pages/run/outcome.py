@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, metric
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
-from ui.runs.results import ResultRow, RunResults, format_value, kind_of
+from ui.runs.results import RunResults, format_value, kind_of
 from ui.templates import fragments
 from ui.theme import stage_style
 
@@ -34,7 +35,7 @@ def _stage(results: RunResults, stage: str) -> Markup:
     return HTML.stage(results.label(stage), stage_style(stage).colour, stage == results.kept)
 
 
-def _figure(row: ResultRow | None) -> str:
+def _figure(row: StoredResult | None) -> str:
     if row is None:
         return NONE
     stderr = number(row.stderr, 2) if row.stderr else ""

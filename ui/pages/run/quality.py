@@ -12,10 +12,10 @@ from markupsafe import Markup
 
 from backend.store import queries
 from backend.store.states import ACTIVE, State
-from backend.store.tables import Job, Result
+from backend.store.tables import Job
 from jobs.evaluation import report
 from jobs.evaluation.config import MODEL, NAME
-from jobs.evaluation.report import CSR, evaluations, samples_of
+from jobs.evaluation.report import CSR, Rows, evaluations, samples_of
 from jobs.metrics import PERPLEXITY, SPEED_UP, ZERO_SHARE
 from ui.charts.chart import Chart
 from ui.format import href, share
@@ -32,7 +32,6 @@ PRODUCTS = Panel(
     "csr", "Sparse product",
     "At what sparsity does a sparse kernel beat dense on this machine?", 280,
 )  # fmt: skip
-Rows = Mapping[tuple[str, str], Result]  # (stage, metric) -> row
 Sample = Mapping[str, Any]
 
 

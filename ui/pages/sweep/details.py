@@ -49,7 +49,7 @@ def head(jobs: Sequence[Job], actor: Actor) -> Markup:
         _actions(jobs),
         roles.may_not_change(actor),
         [kind_title(first), *model, f"{len(jobs)} runs"],
-        [setting_title(jobs[0], field) for field in sweep.varied(jobs)],
+        [setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)],
     )
 
 
@@ -75,7 +75,7 @@ def means_table(
     by_combination: dict[str, dict[str, SweepRow]] = {}
     for row in rows:
         by_combination.setdefault(repr(row.values), {})[row.stage] = row
-    settings = [setting_title(jobs[0], field) for field in rows[0].values]
+    settings = [setting_title(jobs[0].kind, field) for field in rows[0].values]
     heads = [*settings, *(labels.get(stage, stage) for stage in stages), "n"]
     means = [_means(by_stage, stages, shown) for by_stage in by_combination.values()]
     return WIDGETS.table(heads, means, range(len(settings), len(heads)))
@@ -101,7 +101,7 @@ def body(
     """The means over seeds, and below them the runs with the settings that tell them apart."""
     fields, now = sweep.varied(jobs), now_ms()
     live = any(job.state in LIVE for job in jobs)
-    heads = ["Run", *(setting_title(jobs[0], field) for field in fields), "State"]
+    heads = ["Run", *(setting_title(jobs[0].kind, field) for field in fields), "State"]
     heads += ["Progress", "Duration"] if live else ["Duration"]
     run_rows = [
         [run_link(job), *(job.config.get(field) for field in fields), badge(job.state),
