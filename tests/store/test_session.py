@@ -18,14 +18,15 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from filelock import FileLock
 
 from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile
-from backend.store import frames, migrate, queries, tensors
+from backend.store import frames, migrate, queries, session, tensors
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
-from backend.store.tables import Job, MetricPoint, Table
+from backend.store.tables import Job, MetricPoint, SavedView, Table
 from jobs.runtime.rows import profile_row, upsert
 
 
@@ -176,3 +177,12 @@ def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
         ["a.weight", 0, "a", "dense", "magnitude", 7]
     ]
     assert tensors.profiles(1, "a.weight", "scale") == []
+
+
+def test_a_frozen_writer_holds_the_others_up_for_a_while_only(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "BUSY_MS", 50)
+    with FileLock(f"{engine_for(settings().url).url.database}-turn"), writing() as other:
+        other.add(SavedView(name="small", query="q=sds", owner="me", saved_at=0))
+    assert [view.name for view in queries.views()] == ["small"]
