@@ -38,6 +38,7 @@ from backend.methods.amphista.decoding.benchmark import (
     VANILLA,
     Answers,
     DecoderSummary,
+    decoders_of,
     summarise,
     time_decoders,
 )
@@ -153,7 +154,8 @@ def compete(
     ends, answered = end_ids(base.tokenizer, base.model.generation_config), list[Answers]()
     for number, prompt in enumerate(benchmark_prompts(suits, chosen.prompts)):
         ids = prompt_ids(prompt.text, base.tokenizer)
-        found = time_decoders(target, arms, ids, chosen.new_tokens, ends, rounds, SILENT, number)
+        decoders = decoders_of(target, arms)
+        found = time_decoders(decoders, ids, chosen.new_tokens, ends, rounds, SILENT, number)
         answered.append(found)
     return {name: summarise(name, answered) for name in arms}
 
@@ -172,9 +174,8 @@ def plain_ratio(chosen: argparse.Namespace, base: LoadedModel, target: TargetMod
             min_new_tokens=chosen.new_tokens, pad_token_id=0,
         )  # fmt: skip
         taken.append(time.perf_counter() - began)
-        one = time_decoders(
-            target, {VANILLA: NoDraft()}, ids[0].tolist(), chosen.new_tokens, (), 1, SILENT
-        )
+        vanilla = decoders_of(target, {VANILLA: NoDraft()})
+        one = time_decoders(vanilla, ids[0].tolist(), chosen.new_tokens, (), 1, SILENT)
         ours += one[VANILLA].seconds
     return min(taken) / min(ours)
 

@@ -101,6 +101,11 @@ class PreallocatedCache(Cache):
         super().__init__(layers=list(self.rows))
 
     @property
+    def capacity(self) -> int:
+        """Maximum number of tokens."""
+        return self.rows[0].capacity
+
+    @property
     def length(self) -> int:
         """Number of cached tokens."""
         return self.rows[0].length

@@ -40,7 +40,9 @@ def _load(
     side: GenerationSide, device: str, config: GenerateJob, context: JobContext
 ) -> tuple[LoadedModel, TargetModel]:
     loaded = load_model(side.model, device, config.precision, context)
-    return loaded, TargetModel(loaded.model)
+    target = TargetModel(loaded.model)
+    context.log(f"Decoder: {target.decoder}.")
+    return loaded, target
 
 
 def answer(

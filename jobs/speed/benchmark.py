@@ -11,7 +11,9 @@ from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.benchmark import (
     VANILLA,
     Answers,
+    Decoder,
     DecoderSummary,
+    decoders_of,
     packed,
     summarise,
     time_decoders,
@@ -40,7 +42,7 @@ from jobs.fields.prompts import prompt_facts, prompt_set
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
 from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
-from jobs.speed.report import ASSISTANT, COMBINED, LOOKUP, DecoderReport
+from jobs.speed.report import ASSISTANT, COMBINED, LOOKUP, PYTORCH, DecoderReport
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 
@@ -65,21 +67,22 @@ class DecodingBenchmark:
         decoders, phase = self._decoders(), self.phases.phase("compare")
         answers = self._answers("prompt", decoders, self.prompts, self.config.rounds, phase)
         tasks = [prompt.task for prompt, _ in self.prompts]
-        for name, proposer in decoders.items():
+        for name, decoder in decoders.items():
             by_task = {
                 task: summarise(name, [a for a, t in zip(answers, tasks, strict=True) if t == task])
                 for task in dict.fromkeys(tasks)
             }
-            self._record(self._report(name, proposer, summarise(name, answers), by_task), by_task)
+            report = self._report(name, decoder.proposer, summarise(name, answers), by_task)
+            self._record(report, by_task)
 
     def try_sizes(self) -> None:
         """Time every drafter with trees of other sizes: three curves over the size."""
         for number, (name, drafter) in enumerate(self.drafters.items()):
             sizes = [n for n in TREE_SIZES if n <= 1 + len(drafter.growth)]
-            decoders: dict[str, Proposer] = {VANILLA: NoDraft()}
-            bound = drafter.bind(self.target)
+            bound, proposers = drafter.bind(self.target), dict[str, Proposer]({VANILLA: NoDraft()})
             for n in sizes:
-                decoders[str(n)] = TreeProposer(bound, self.target, best_tree(drafter.growth, n))
+                proposers[str(n)] = TreeProposer(bound, self.target, best_tree(drafter.growth, n))
+            decoders = decoders_of(self.target, proposers)
             phase = self.phases.phase(TREES, number, len(self.drafters))
             answers = self._answers(name, decoders, self.prompts[:TREE_PROMPTS], 1, phase)
             for n in sizes:
@@ -90,28 +93,36 @@ class DecodingBenchmark:
 
     # decoders --------------------------------------------------------------------------------
 
-    def _decoders(self) -> dict[str, Proposer]:
+    def _decoders(self) -> dict[str, Decoder]:
+        """Name -> decoder, vanilla first."""
+        decoders = decoders_of(self.target, self._proposers())
+        if self.config.pytorch and self.target.native:
+            plain = TargetModel(self.loaded.model, native=False)
+            decoders[PYTORCH] = Decoder(plain, NoDraft())
+        return decoders
+
+    def _proposers(self) -> dict[str, Proposer]:
         """Name -> proposer, vanilla first. Tree sizes are chosen once, whatever is resumed."""
         config, target = self.config, self.target
-        decoders: dict[str, Proposer] = {VANILLA: NoDraft()}
+        proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
         if config.lookup:
-            decoders[LOOKUP] = PromptLookup()
+            proposers[LOOKUP] = PromptLookup()
         if config.assistant:
             spec, device = absolute(config.assistant), str(target.device)
             assistant = load(spec, device, target.dtype, self.context.log)
-            decoders[ASSISTANT] = AssistantModel(assistant.model, target.vocabulary)
+            proposers[ASSISTANT] = AssistantModel(assistant.model, target.vocabulary)
         stored = self.context.checkpoints.find(TREES)
         sizes = json.loads((stored / "sizes.json").read_text()) if stored else {}
         for name, drafter in self.drafters.items():
             proposer = make_proposer(target, drafter, sizes.get(name, config.nodes), least=2)
             sizes[name] = proposer.nodes
             self.context.log(f"{name}, {drafter.arm}: a tree of {proposer.nodes} nodes.")
-            decoders[name] = proposer
+            proposers[name] = proposer
             if config.combined and isinstance(proposer, TreeProposer):
-                decoders[name + COMBINED] = PromptLookupFirst(proposer)
+                proposers[name + COMBINED] = PromptLookupFirst(proposer)
         if not stored:
             self._store_sizes(sizes)
-        return decoders
+        return proposers
 
     def _store_sizes(self, sizes: Mapping[str, int]) -> None:
         """Record the verification costs, and store the tree sizes that were chosen by them."""
@@ -144,7 +155,7 @@ class DecodingBenchmark:
     def _answers(
         self,
         place: str,
-        decoders: Mapping[str, Proposer],
+        decoders: Mapping[str, Decoder],
         prompts: Sequence[tuple[Prompt, list[int]]],
         rounds: int,
         phase: Phase,
@@ -164,7 +175,7 @@ class DecodingBenchmark:
                 answers.append(unpacked(json.loads((folder / "answers.json").read_text())))
                 continue
             limit = self.config.max_new_tokens
-            timed = time_decoders(self.target, decoders, ids, limit, ends, rounds, phase, number)
+            timed = time_decoders(decoders, ids, limit, ends, rounds, phase, number)
             with self.context.checkpoints.write(name) as draft:
                 (draft / "answers.json").write_text(json.dumps(packed(timed)))
             answers.append(timed)

@@ -42,6 +42,12 @@ class TimingConfig(BaseModel):
         title="Small assistant",
         description="A small model with the same tokenizer that drafts greedily. Empty: none.",
     )
+    pytorch: bool = Field(
+        False,
+        title="PyTorch loop",
+        description="Also time vanilla decoding in PyTorch, one token a pass as in transformers. "
+        "On a CPU, the other decoders use the native decoder where it supports the model.",
+    )
     count: int = Field(
         12,
         ge=1,

@@ -35,6 +35,7 @@ def requirements(config: SpeedJob) -> Requirements:
     for assistant in assistants:
         require_tokenizer(assistant.spec, assistant.vocabulary)
         require_same_vocabulary(facts, assistant)
+    compared = drafters or config.lookup or config.assistant or config.pytorch
     return Requirements(
         model=config.model,
         title=facts.title,
@@ -44,7 +45,7 @@ def requirements(config: SpeedJob) -> Requirements:
             "models": sum(weight_memory(each) for each in (facts, *assistants)),
             "drafters": sum(map(drafter_bytes, drafters)),
         },
-        warnings=() if drafters or config.lookup or config.assistant else (VANILLA_ALONE,),
+        warnings=() if compared else (VANILLA_ALONE,),
     )
 
 
@@ -74,7 +75,13 @@ def require_same_vocabulary(facts: ModelFacts, assistant: ModelFacts) -> None:
 
 def flops_by_phase(config: SpeedJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
     """Floating-point operations of each phase; decoding is dear for each token."""
-    decoders = 1 + config.lookup + bool(config.assistant) + drafters * (1 + config.combined)
+    decoders = (
+        1
+        + config.pytorch
+        + config.lookup
+        + bool(config.assistant)
+        + drafters * (1 + config.combined)
+    )
     responses = decoders * config.count * (1 + config.rounds)
     trees = drafters * config.try_sizes * 2 * len(TREE_SIZES) * min(TREE_PROMPTS, config.count)
     response = 2.0 * DECODE_COST * facts.parameters * config.max_new_tokens

@@ -16,9 +16,14 @@ from typing import Any
 from backend.store import queries
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 
-VANILLA, LOOKUP, ASSISTANT = "vanilla", "lookup", "assistant"
+VANILLA, LOOKUP, ASSISTANT, PYTORCH = "vanilla", "lookup", "assistant", "pytorch"
 LABELS: Mapping[str, str] = MappingProxyType(
-    {VANILLA: "Vanilla", LOOKUP: "Prompt lookup", ASSISTANT: "Small assistant"}
+    {
+        VANILLA: "Vanilla",
+        PYTORCH: "PyTorch loop",
+        LOOKUP: "Prompt lookup",
+        ASSISTANT: "Small assistant",
+    }
 )
 COMBINED = "+lookup"  # suffix of a drafter that is the fallback of prompt lookup
 MIN_GAIN = 0.03  # a speed-up nearer to 1 than this counts as none

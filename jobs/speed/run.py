@@ -20,7 +20,10 @@ def run(config: SpeedJob, context: JobContext) -> None:
     """The whole job. The answers to a prompt are a checkpoint, so a killed job goes on."""
     device = prepare(config, context)
     loaded = load_model(config.model, device, config.precision, context)
-    benchmark = DecodingBenchmark(config, loaded, TargetModel(loaded.model), context)
+    target = TargetModel(loaded.model)
+    context.log(f"Decoder: {target.decoder}.")
+    context.environment(decoder=target.decoder)
+    benchmark = DecodingBenchmark(config, loaded, target, context)
     benchmark.compare()
     if config.try_sizes:
         benchmark.try_sizes()

@@ -2,16 +2,18 @@
 
     h = hidden state after the last block (and its final norm),   logits = W h (+ b)
 
-`TargetModel` calls the model's own forward with an explicit mask and positions, so any decoder that
-honours both works. This is tested once, on a small tree, whose logits must equal those of decoding
-each path on its own. A model that fails is rejected, so wrong text is never generated.
+On a CPU, models the native decoder supports (`backend.native`) are decoded by it. For others the
+model's own forward is called with an explicit mask and positions, so any decoder that honours both
+works. Either is tested once, on a small tree, whose logits must equal those of the model's own
+forward along each path. Where the native decoder fails, the model's own is used; a model that fails
+as well is rejected, so wrong text is never generated.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,28 +23,51 @@ from backend.errors import ModelError
 from backend.methods.amphista.tree import Tree, chain
 from backend.models.attention import NAME, use_grouped
 from backend.models.kv_cache import PreallocatedCache, cache_name, window_of
+from backend.native.compiler import CompilerError
+from backend.native.model import NativeCache, NativeModel, unsupported
 from backend.quantization.packed_linear import PackedLinear
 
 KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask
 RESHAPED = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 LONG, FAR = "longrope", 10**9
+NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the logits
 COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
 
 
+DecodingCache = PreallocatedCache | NativeCache
+
+
+class Verifier(Protocol):
+    """Runs a prompt and trees on top of a cache."""
+
+    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        """Hidden states [P, d] of a prompt, and the logits [1, V] after it."""
+
+    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
+        """Hidden states [n, d] and logits [n, V] of `tokens`, one per node of `tree`.
+
+        Afterwards the cache ends with one row per node.
+        """
+
+
 class TargetModel:
     """A model that verifies trees.
 
+    Args:
+        native: use the native decoder where it supports the model.
+
     Attributes:
         width: d; `vocabulary`: V; `context`: maximum number of tokens.
+        decoder: what decodes, in words.
 
     Raises:
         ModelError: it cannot verify trees; says why.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, native: bool = True) -> None:
         self.model, self.device, self.dtype = model, model.device, model.dtype
         self._cache = cache_name(model)
         refuse_unfit(model)
@@ -54,13 +79,29 @@ class TargetModel:
         )
         self.head: nn.Linear = model.get_output_embeddings()
         self.vocabulary, self.width = self.head.weight.shape
-        try:
-            probe(self)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise _refused(model, f"A small tree could not be run: {error}."[:300]) from error
+        self.native: NativeModel | None = None
+        self.decoder = "PyTorch"
+        if native:
+            self._use_native()
+        if self.native is None:
+            check_tree(self)
 
-    def new_cache(self, capacity: int) -> PreallocatedCache:
+    def _use_native(self) -> None:
+        """Decode natively if that is possible here and gives the same logits."""
+        if why := unsupported(self.model):
+            self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
+            return
+        try:
+            self.native = NativeModel(self.model)
+            check_tree(self)
+            self.decoder = f"native ({self.native.instructions})"
+        except (CompilerError, ModelError) as error:
+            self.native, self.decoder = None, f"PyTorch; {error}"
+
+    def new_cache(self, capacity: int) -> DecodingCache:
         """An empty cache for `capacity` tokens, including those of a tree."""
+        if self.native:
+            return self.native.new_cache(capacity)
         return PreallocatedCache(self.layers, capacity)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -91,23 +132,47 @@ class TargetModel:
         read_out: Tensor = self.head(hidden)
         return read_out
 
-    def verifier(self, cache: PreallocatedCache) -> TreeVerifier:
-        """A verifier of trees on top of `cache`."""
-        return TreeVerifier(self, cache)
+    def verifier(self, cache: DecodingCache) -> Verifier:
+        """A verifier of trees on top of a cache of this model."""
+        if isinstance(cache, NativeCache):
+            assert self.native is not None
+            return NativeVerifier(self.native, cache, self.context)
+        return TorchVerifier(self, cache)
 
 
-class TreeVerifier:
-    """Runs trees on top of a cache; masks are built once and shifted."""
+class NativeVerifier:
+    """Runs trees through the native decoder."""
+
+    def __init__(self, model: NativeModel, cache: NativeCache, context: int) -> None:
+        self._model, self._cache, self._context = model, cache, context
+
+    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor(tokens)
+        before = self._model.read(ids[:-1], self._cache)
+        last, logits = self._model.forward(ids[-1:], self._cache, read_out=1)
+        return torch.cat([before, last]), logits
+
+    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
+        positions = self._cache.length + torch.tensor(tree.depths)
+        positions.clamp_(max=self._context - 1)  # tokens beyond are never kept
+        visible = tree.ancestors() if len(tree) > 1 else None
+        ids = torch.tensor(tokens)
+        return self._model.forward(ids, self._cache, positions, visible, len(tokens))
+
+
+class TorchVerifier:
+    """Runs trees through the model's own forward; masks are built once and shifted."""
 
     def __init__(self, target: TargetModel, cache: PreallocatedCache) -> None:
         self.target, self.cache = target, cache
         self._masks: dict[Tree, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
-        """Hidden states [n, d] and logits [n, V] of `tokens`, one per node of `tree`.
+    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor([tokens], device=self.target.device)
+        hidden = self.target.hidden(ids, self.cache)[0]
+        return hidden, self.target.logits(hidden[-1:])
 
-        Afterwards the cache ends with one row per node.
-        """
+    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
         length, target = self.cache.length, self.target
         ids = torch.tensor([tokens], device=target.device)
         mask, depths = self._mask_of(tree)
@@ -167,8 +232,8 @@ def refuse_unfit(model: PreTrainedModel) -> None:
 
 
 @torch.inference_mode()
-def probe(target: TargetModel) -> None:
-    """Verify one small tree and compare it with decoding its paths one by one.
+def check_tree(target: TargetModel) -> None:
+    """Verify one small tree and compare it with the model's own forward along its paths.
 
     In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
     with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
@@ -176,26 +241,36 @@ def probe(target: TargetModel) -> None:
     Raises:
         ModelError: the two differ, or the model's logits are not those of its head alone.
     """
+    try:
+        error, limit = _tree_error(target)
+    except (TypeError, ValueError, RuntimeError) as failure:
+        why = f"A small tree could not be run: {failure}."[:300]
+        raise _refused(target.model, why) from failure
+    if not error < limit:
+        raise _refused(
+            target.model,
+            f"Its logits over a tree differ from those along a path by {error:.2g} of their "
+            "spread: it ignores the given mask or positions.",
+        )
+
+
+def _tree_error(target: TargetModel) -> tuple[float, float]:
+    """Error of the logits over the tree `PROBE`, and what it has to be below."""
     random = torch.Generator().manual_seed(0)
     size = PROBE_CONTEXT + len(PROBE)
     drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
     context, tokens = drawn[:PROBE_CONTEXT], drawn[PROBE_CONTEXT:]
     cache = target.new_cache(size)
-    target.hidden(torch.tensor([context], device=target.device), cache)
     verify = target.verifier(cache)
+    verify.prefill(context)
     logits = verify(tokens, PROBE)[1]
     cache.rewind(PROBE_CONTEXT)
     ignored = verify(tokens, chain(len(PROBE) - 1))[1]
     paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
     ids = [torch.tensor([path], device=target.device) for path in paths]
     expected = torch.stack([target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids])
-    error, limit = _distance(logits, expected), TOLERANCE.get(target.dtype)
-    if not error < (limit or COARSE_TOLERANCE * _distance(ignored, expected)):
-        raise _refused(
-            target.model,
-            f"Its logits over a tree differ from those along a path by {error:.2g} of their "
-            "spread: it ignores the given mask or positions.",
-        )
+    limit = TOLERANCE.get(target.dtype) or COARSE_TOLERANCE * _distance(ignored, expected)
+    return _distance(logits, expected), min(limit, NATIVE_TOLERANCE) if target.native else limit
 
 
 def _distance(logits: Tensor, expected: Tensor) -> float:

@@ -11,6 +11,7 @@ from backend.methods.amphista.decoding.benchmark import (
     VANILLA,
     MedianRange,
     TimedAnswer,
+    decoders_of,
     packed,
     summarise,
     time_decoders,
@@ -41,7 +42,7 @@ def test_all_arms_answer_alike_and_are_timed_each_round() -> None:
         "lookup": PromptLookup(),
         "own": TreeProposer(drafter, target, chain(2)),
     }
-    found = time_decoders(target, arms, prompt, 24, [END], 2, SilentReporter())
+    found = time_decoders(decoders_of(target, arms), prompt, 24, [END], 2, SilentReporter())
     expected = plain(target, prompt, 24, [END])
     for answer in found.values():
         assert answer.tokens == expected
@@ -58,7 +59,7 @@ def test_all_arms_answer_alike_and_are_timed_each_round() -> None:
 def test_every_arm_is_first_in_turn() -> None:
     order: list[str] = []
     arms = {name: Counting(name, order) for name in (VANILLA, "a", "b")}
-    time_decoders(base(), arms, [5, 6], 2, [], 2, SilentReporter(), offset=1)
+    time_decoders(decoders_of(base(), arms), [5, 6], 2, [], 2, SilentReporter(), offset=1)
     assert order == ["a", "b", VANILLA, "b", VANILLA, "a", VANILLA, "a", "b"]
 
 
@@ -68,7 +69,7 @@ def test_a_stop_is_obeyed_between_answers() -> None:
             return True
 
     with pytest.raises(CancelledError):
-        time_decoders(base(), {VANILLA: NoDraft()}, [5, 6], 2, [], 1, Asked())
+        time_decoders(decoders_of(base(), {VANILLA: NoDraft()}), [5, 6], 2, [], 1, Asked())
 
 
 def timed(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backend.errors import ComputeError
 from backend.methods.amphista.target_model import TargetModel
+from backend.models.kv_cache import PreallocatedCache
 from backend.reporter import Reporter, stop_if_asked
 
 LOGITS = 2**24  # entries [n, V] in memory at once
@@ -80,7 +81,8 @@ def write_answers(
     generator = torch.Generator().manual_seed(seed)
     rows = [list(prompt) for prompt in prompts]
     goals = [min(len(prompt) + limit, target.context) for prompt in prompts]
-    cache, records = target.new_cache(max(goals)), TokenRecords(target, len(rows), max(goals))
+    cache = PreallocatedCache(target.layers, max(goals))
+    records = TokenRecords(target, len(rows), max(goals))
     active, position = list(range(len(rows))), min(map(len, rows))
     given = torch.tensor([row[:position] for row in rows], device=target.device)
     while active:

@@ -30,6 +30,19 @@ from backend.reporter import Reporter, stop_if_asked
 VANILLA = "vanilla"
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """An arm: what verifies, and what drafts."""
+
+    target: TargetModel
+    proposer: Proposer
+
+
+def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:
+    """Name -> decoder, all with the same target model."""
+    return {name: Decoder(target, proposer) for name, proposer in proposers.items()}
+
+
 @dataclass
 class TimedAnswer:
     """One arm's answer to one prompt.
@@ -53,8 +66,7 @@ Answers = dict[str, TimedAnswer]  # arm -> its answer to a prompt
 
 
 def time_decoders(
-    target: TargetModel,
-    arms: Mapping[str, Proposer],
+    arms: Mapping[str, Decoder],
     prompt: Sequence[int],
     limit: int,
     ends: Collection[int],
@@ -77,7 +89,7 @@ def time_decoders(
         shift = (turn + offset) % len(names)
         for name in names[shift:] + names[:shift]:
             stop_if_asked(reporter)
-            answer = _answer(target, arms[name], prompt, limit, ends)
+            answer = _answer(arms[name], prompt, limit, ends)
             if turn == 0:
                 found[name] = TimedAnswer(answer.tokens, [], answer.lengths, answer.ends, [])
             else:
@@ -86,16 +98,10 @@ def time_decoders(
     return {name: found[name] for name in names}
 
 
-def _answer(
-    target: TargetModel,
-    proposer: Proposer,
-    prompt: Sequence[int],
-    limit: int,
-    ends: Collection[int],
-) -> TimedAnswer:
+def _answer(arm: Decoder, prompt: Sequence[int], limit: int, ends: Collection[int]) -> TimedAnswer:
     """One answer, timed once."""
-    clock, rule = LapTimer(target.device), acceptance(Sampling())
-    steps = list(decode(target, proposer, prompt, rule, limit, ends))
+    clock, rule = LapTimer(arm.target.device), acceptance(Sampling())
+    steps = list(decode(arm.target, arm.proposer, prompt, rule, limit, ends))
     seconds, passes = clock.lap(), [step for step in steps if step.path]
     return TimedAnswer(
         [token for step in steps for token in step.tokens],

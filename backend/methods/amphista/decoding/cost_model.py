@@ -81,8 +81,8 @@ def measure_costs(
     length = max(2, min(CONTEXT, target.context - max(sizes) - 1))
     cache = target.new_cache(length + max(sizes))
     ids = [n % target.vocabulary for n in range(1, length + 1)]
-    hidden = target.hidden(torch.tensor([ids], device=target.device), cache)[0]
     verify, seconds = target.verifier(cache), {n: list[float]() for n in sizes}
+    hidden, _ = verify.prefill(ids)
     drafts: list[float] = []
     for turn in range(repeats + 1):  # the first is a warm-up
         for nodes in sizes:

@@ -78,9 +78,9 @@ def decode(
     clock, committed = LapTimer(target.device), list(prompt)
     cache = target.new_cache(len(prompt) + limit + proposer.nodes)
     verify = target.verifier(cache)
-    proposer.start(prompt[0], cache.rows[0].capacity)
-    hidden = target.hidden(torch.tensor([committed], device=target.device), cache)[0]
-    root = rule.walk(NOTHING, committed[-1:], target.logits(hidden[-1:]), committed[:-1])[1]
+    proposer.start(prompt[0], cache.capacity)
+    hidden, logits = verify.prefill(committed)
+    root = rule.walk(NOTHING, committed[-1:], logits, committed[:-1])[1]
     following = [*committed[1:], root]
     committed.append(root)
     yield DecodeStep([root], [0], [], NOTHING, [root], {"prefill": clock.lap()})

@@ -1,0 +1,97 @@
+"""Build `decoder.cpp` for the processor at hand, once, with the compiler the system has."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from backend.errors import SlimscopeError
+from backend.settings import settings
+
+SOURCE = Path(__file__).with_name("decoder.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
+NATIVE = ("-march=native",)  # this processor; the others are for tests
+TIMEOUT_S = 300
+
+
+class CompilerError(SlimscopeError):
+    """The decoder cannot be built here; models decode in PyTorch instead."""
+
+
+@lru_cache
+def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
+    """The decoder, loaded into this process; built first if it has not been.
+
+    Args:
+        target: compiler flags that choose the instructions.
+
+    Raises:
+        CompilerError: there is no compiler, or it fails.
+    """
+    compiler = _compiler()
+    folder = settings().cache_dir / "native"
+    path = folder / f"decoder-{_key(compiler, target)}.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            _build(compiler, target, path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _failed(f"The library could not be loaded: {error}.") from error
+
+
+def _compiler() -> str:
+    chosen = os.environ.get("CXX", "")
+    found = next(filter(None, map(shutil.which, (chosen, *COMPILERS))), None)
+    if found is None:
+        raise CompilerError(
+            "The native decoder cannot be built.",
+            "There is no C++ compiler.",
+            "Install one, such as g++ (Debian: apt install g++), and try again.",
+        )
+    return found
+
+
+def _key(compiler: str, target: tuple[str, ...]) -> str:
+    """Changes with the source, the compiler and the processor."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
+    parts = (SOURCE.read_bytes(), version.stdout, " ".join(FLAGS + target).encode(), _processor())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+    return b"\n".join(sorted({x for x in lines if x.startswith((b"flags", b"model", b"Features"))}))
+
+
+def _build(compiler: str, target: tuple[str, ...], path: Path) -> None:
+    part = path.with_suffix(".part")
+    line = [compiler, *FLAGS, *target, str(SOURCE), "-o", str(part)]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _failed(f"{compiler} could not be run: {error}.") from error
+    if done.returncode:
+        errors = [x for x in done.stderr.splitlines() if "error" in x] or ["It gave no reason."]
+        raise _failed(f"{compiler} failed: {errors[0]}")
+    part.replace(path)
+
+
+def _failed(why: str) -> CompilerError:
+    return CompilerError(
+        "The native decoder cannot be built.", why, "Install a current g++ or clang++."
+    )

@@ -1,0 +1,244 @@
+"""The native decoder: the same logits as transformers, on every instruction set this machine has,
+and PyTorch where it cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.engine import decode
+from backend.methods.amphista.decoding.proposers import NoDraft, PromptLookup
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Tree
+from backend.models.blocks import block_linears
+from backend.models.loading import load
+from backend.native import compiler
+from backend.native.compiler import NATIVE, CompilerError
+from backend.native.model import NativeModel, unsupported
+from backend.quantization.grid import QuantizedWeight, minmax_grid
+from backend.quantization.packed_linear import pack_model
+
+SIZES = {
+    "vocab_size": 203, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 112,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+FAMILIES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "llama with biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "wide heads": LlamaConfig(**SIZES | {"num_attention_heads": 2}, head_dim=64),
+    "odd heads": LlamaConfig(**SIZES | {"num_key_value_heads": 4}, head_dim=48),
+    "mistral": MistralConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SIZES, head_dim=32),
+}
+VARIANTS = {"this processor": NATIVE, "AVX2": ("-mavx2", "-mfma"), "plain": ()}
+TREE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1), (1, 0, 0)])
+
+
+def built(config: PretrainedConfig) -> PreTrainedModel:
+    """A bfloat16 model of random weights with clear choices, and norms and biases that matter."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(6.0)
+        else:
+            parameter.add_(0.3 * torch.randn_like(parameter) if "norm" in name else 0)
+        if name.endswith("bias"):
+            parameter.normal_()
+    return model.to(torch.bfloat16)
+
+
+def distance(logits: Tensor, expected: Tensor) -> float:
+    """Root mean square difference, relative to the spread of the expected."""
+    return ((logits.float() - expected).square().mean().sqrt() / expected.std()).item()
+
+
+def tokens(model: PreTrainedModel, number: int) -> Tensor:
+    return torch.randint(model.config.vocab_size, (number,), generator=torch.manual_seed(1))
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel]:
+    with torch.inference_mode():
+        yield built(FAMILIES[request.param])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_nearer_to_float32_than_those_of_pytorch(
+    model: PreTrainedModel, variant: str
+) -> None:
+    assert unsupported(model) == ""
+    if variant == "AVX2" and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        pytest.skip("this processor has no AVX2")
+    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 40)
+    bfloat16 = model(input_ids=ids[None]).logits[0]
+    exact = model.float()(input_ids=ids[None]).logits[0]
+    cache = native.new_cache(64)
+    native.read(ids[:23], cache)
+    logits = [native.forward(some, cache, read_out=len(some))[1] for some in ids[23:].split(9)]
+    error = distance(torch.cat(logits), exact[23:])
+    assert error < 1.1 * distance(bfloat16[23:], exact[23:])
+    assert error < 0.05
+
+
+def test_a_tree_is_read_along_its_paths_and_the_kept_rows_go_on(model: PreTrainedModel) -> None:
+    native, ids = NativeModel(model), tokens(model, 30)
+    cache, context = native.new_cache(64), ids[:20]
+    native.read(context, cache)
+    nodes, depths = ids[20:27], torch.tensor(TREE.depths)
+    _, logits = native.forward(nodes, cache, 20 + depths, TREE.ancestors(), len(nodes))
+    path = TREE.lineage(6)
+    alone = native.new_cache(64)
+    native.read(context, alone)
+    _, expected = native.forward(nodes[path], alone, read_out=len(path))
+    assert torch.allclose(logits[path], expected, atol=1e-4)
+    cache.keep(20, path)
+    assert cache.length == alone.length == 20 + len(path)
+    after = [native.forward(ids[27:], each, read_out=3)[1] for each in (cache, alone)]
+    assert torch.allclose(*after, atol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packed_weights_give_the_logits_of_their_values(variant: str, symmetric: bool) -> None:
+    model = built(LlamaConfig(**SIZES | {"intermediate_size": 128}))
+    exact, layers = deepcopy(model).float(), {}
+    for linear in (x for n in range(3) for x in block_linears(model, n).values()):
+        weight = linear.read().float()
+        groups = weight.view(len(weight), -1, 32)
+        layer = QuantizedWeight(
+            grid := minmax_grid(groups, 4, symmetric), grid.codes(weight).byte()
+        )
+        layers[linear.name] = layer
+        exact.get_submodule(linear.name).weight.data = layer.dense()
+    assert pack_model(model, layers) == {}
+    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 12)
+    _, logits = native.forward(ids, native.new_cache(12), read_out=12)
+    assert distance(logits, exact(input_ids=ids[None]).logits[0]) < 0.03
+
+
+def test_the_threads_of_a_team_give_the_very_same_logits() -> None:
+    model = built(FAMILIES["llama"])
+    native, ids, found = NativeModel(model), tokens(model, 12), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(native.forward(ids, native.new_cache(16), read_out=12))
+    finally:
+        torch.set_num_threads(before)
+    for hidden, logits in found[1:]:
+        assert torch.equal(hidden, found[0][0])
+        assert torch.equal(logits, found[0][1])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = built(FAMILIES["llama"])
+    native = NativeModel(model)
+    cache = native.new_cache(8)
+    for ids in (tokens(model, 9), torch.tensor([203]), torch.tensor([-1])):
+        with pytest.raises(ValueError):
+            native.forward(ids, cache)
+    assert cache.length == 0
+
+
+def test_greedy_text_is_that_of_pytorch_on_the_built_in_model() -> None:
+    model = load("toy", dtype=torch.bfloat16).model
+    native, plain = TargetModel(model), TargetModel(model, native=False)
+    assert native.decoder.startswith("native")
+    assert plain.decoder == "PyTorch"
+    prompt = [1, 5, 9, 5, 9]
+    texts = []
+    for target, proposer in ((native, NoDraft()), (native, PromptLookup()), (plain, NoDraft())):
+        steps = decode(target, proposer, prompt, acceptance(Sampling()), 40)
+        texts.append([token for step in steps for token in step.tokens])
+    assert texts[0] == texts[1] == texts[2]
+
+
+# where it cannot be used --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing has been built yet."""
+    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
+    compiler.settings.cache_clear()
+    compiler.library.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    compiler.settings.cache_clear()
+    compiler.library.cache_clear()
+
+
+def test_without_a_compiler_pytorch_decodes_and_says_why(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.delenv("CXX", raising=False)
+    target = TargetModel(built(FAMILIES["llama"]))
+    assert target.native is None
+    assert target.decoder.startswith("PyTorch; ")
+    assert "no C++ compiler" in target.decoder
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = no_cache / "broken"
+    broken.write_text("#!/bin/sh\necho 'error: no such flag' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(CompilerError, match="no such flag"):
+        compiler.library()
+    assert not list(no_cache.glob("native/*.so"))
+
+
+def test_a_library_that_is_damaged_is_not_used(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = no_cache / "fake"
+    fake.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nfor last; do :; done\necho nonsense > "$last"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    target = TargetModel(built(FAMILIES["llama"]))
+    assert target.native is None
+    assert "could not be loaded" in target.decoder
+
+
+def test_wrong_logits_are_found_and_pytorch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = NativeModel.forward
+
+    def wrong(self: NativeModel, *given: object, **more: object) -> tuple[Tensor, Tensor]:
+        hidden, logits = right(self, *given, **more)  # type: ignore[arg-type]
+        return hidden, logits.flip(-1)
+
+    monkeypatch.setattr(NativeModel, "forward", wrong)
+    target = TargetModel(built(FAMILIES["llama"]))
+    assert target.native is None
+    assert "differ" in target.decoder
+
+
+def test_other_models_are_left_to_pytorch() -> None:
+    small = LlamaConfig(**SIZES | {"hidden_size": 40, "num_attention_heads": 5}, head_dim=8)
+    for config, why in (
+        (small, "multiples of 16"),
+        (LlamaConfig(**SIZES, hidden_act="gelu"), "gelu"),
+    ):
+        assert why in unsupported(built(config))
+    assert "float32" in unsupported(built(FAMILIES["llama"]).float())
