@@ -26,7 +26,7 @@ from backend.store.tables import Job, config_hash
 
 RETRIES = 2
 MAX_PRIORITY = 1000
-RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s")
+RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
 
 
 @contextmanager

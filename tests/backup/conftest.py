@@ -1,0 +1,25 @@
+"""The queue of real jobs, and data folders that can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.settings import settings
+from tests.jobs.conftest import counting_queue, loop, queue, wait
+
+__all__ = ["counting_queue", "loop", "move_to", "queue", "wait"]
+
+
+@pytest.fixture
+def move_to(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Makes another folder the data folder, until the test ends."""
+
+    def change(folder: Path) -> None:
+        monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(folder))
+        settings.cache_clear()
+
+    yield change
+    change(queue)
