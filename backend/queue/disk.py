@@ -54,7 +54,8 @@ def _part(entry: Path) -> str:
         return CHECKPOINTS
     if re.fullmatch(r"a\d+", entry.name):
         return LOGS
-    return entry.name if entry.is_dir() and not entry.name.startswith(".") else OTHER
+    own = entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")
+    return entry.name if own else OTHER
 
 
 def has_checkpoints(run: str) -> bool:

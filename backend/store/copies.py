@@ -77,6 +77,13 @@ def copy_daily() -> Path | None:
     return today
 
 
+def repair_advice() -> str:
+    """What to do about a damaged database."""
+    copies = daily_copies()
+    file = f"backups/{copies[0].name}" if copies else "FILE"
+    return f"Stop the dashboard, and run in the data folder: slimscope restore {file}"
+
+
 def _folder() -> Path:
     return settings().root / "backups"
 

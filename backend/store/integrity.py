@@ -15,10 +15,6 @@ from backend.settings import settings
 from backend.store.session import engine_for, now_ms
 
 MOST_PROBLEMS = 20
-RESTORE_ADVICE = (
-    "Stop the dashboard, put the newest copy from the folder backups in place of results.db, and "
-    "run slimscope doctor."
-)
 
 
 @dataclass(frozen=True)

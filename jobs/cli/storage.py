@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
 from backend.backup import archive
+from backend.backup.replacing import is_database, replace_database
 from backend.backup.restoring import restore_backup
 from backend.backup.writing import write_backup
 from backend.queue.disk import CHECKPOINTS, data_folder_use, disk_use, readable_bytes
@@ -53,7 +54,12 @@ def backup(
 
 
 def restore(file: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
-    """Restore a backup into the data folder, which has to be empty."""
+    """Restore a backup into the data folder, which has to be empty; or put a daily copy of the
+    database in place of a damaged one."""
+    if is_database(file):
+        kept = replace_database(file)
+        out.print(f"{file} is the database now. The old one: {kept}", markup=False)
+        return
     with _bar("Restoring") as progress:
         manifest = restore_backup(file.absolute(), progress)
     made = datetime.fromtimestamp(manifest.created_at / 1000, UTC)

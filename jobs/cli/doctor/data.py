@@ -11,8 +11,8 @@ from backend.queue.disk import orphaned_folders
 from backend.queue.launcher import is_alive, lock_path
 from backend.settings import settings
 from backend.store import queries
-from backend.store.copies import daily_copies
-from backend.store.integrity import RESTORE_ADVICE, check_integrity
+from backend.store.copies import daily_copies, repair_advice
+from backend.store.integrity import check_integrity
 from backend.store.migrate import current_revision
 from backend.store.permissions import database_files
 from jobs.cli.doctor.check import HealthCheck, check
@@ -65,7 +65,7 @@ def integrity() -> HealthCheck:
     if result is None:
         return HealthCheck("database", True, "not SQLite: not checked")
     text = "; ".join(result.problems[:SHOWN]) or "intact"
-    return check("database", not result.problems, text, RESTORE_ADVICE)
+    return check("database", not result.problems, text, repair_advice())
 
 
 def copies() -> HealthCheck:
