@@ -87,6 +87,11 @@ def in_words(error: Exception) -> str:
     return str(error)
 
 
+def runs(number: int) -> str:
+    """1 run, 12 runs."""
+    return f"{number} run{'' if number == 1 else 's'}"
+
+
 def write(text: str) -> None:
     """Prints text that a run contains, as it is but for control characters."""
     print(printable(text), end="", flush=True)

@@ -23,7 +23,7 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.states import RESUMABLE
 from jobs import operations
-from jobs.cli.console import me, out, say
+from jobs.cli.console import me, out, runs, say
 
 RESTORE = "restore"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -64,8 +64,9 @@ def restore(file: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
         manifest = restore_backup(file.absolute(), progress)
     made = datetime.fromtimestamp(manifest.created_at / 1000, UTC)
     status = queries.status()
-    runs = f"{status.finished + len(status.queued)} runs of {made:%Y-%m-%d %H:%M} UTC"
-    out.print(f"Restored into {settings().root}: {runs}.", markup=False)
+    held = runs(status.finished + len(status.queued))
+    text = f"Restored into {settings().root}: {held} of {made:%Y-%m-%d %H:%M} UTC."
+    out.print(text, markup=False)
     if status.queued:
         again = ", ".join(job.run for job in status.queued)
         out.print(f"Queued: {again}. They start with the dashboard, or when a run is added.")
@@ -85,20 +86,20 @@ def disk(
 ) -> None:
     """Show what takes disk space, and what can be freed."""
     use = data_folder_use()
-    runs = [(job, disk_use(job.run)) for job in queries.largest(limit)]
+    measured = [(job, disk_use(job.run)) for job in queries.largest(limit)]
     unfinished = queries.ended_before(RESUMABLE, int(time.time() * 1000))
     freeable = {job.run: n for job in unfinished if (n := disk_use(job.run).get(CHECKPOINTS, 0))}
     if as_json:
-        largest = [{"id": job.run, "state": job.state, "bytes": parts} for job, parts in runs]
+        largest = [{"id": job.run, "state": job.state, "bytes": parts} for job, parts in measured]
         print(json.dumps({"bytes": use, "largest": largest, "freeable": freeable}, indent=1))
         return
     for part, size in use.items():
         out.print(f"{part:<24} {readable_bytes(size):>10}")
     table = Table("run", "state", "total", "of which", box=None)
-    for job, parts in runs:
+    for job, parts in measured:
         of_which = ", ".join(f"{part} {readable_bytes(size)}" for part, size in parts.items())
         table.add_row(job.run, job.state, readable_bytes(sum(parts.values())), of_which)
-    out.print(table if runs else "No run that has ended has been measured yet.")
+    out.print(table if measured else "No run that has ended has been measured yet.")
     _say_freeable(freeable)
 
 
@@ -106,7 +107,7 @@ def _say_freeable(freeable: dict[str, int]) -> None:
     if freeable:
         total = readable_bytes(sum(freeable.values()))
         largest = max(freeable, key=lambda run: freeable[run])
-        out.print(f"Checkpoints of {len(freeable)} unfinished runs: {total}.")
+        out.print(f"Checkpoints of {runs(len(freeable))} that did not succeed: {total}.")
         out.print(f"The largest: slimscope free {largest} (resuming starts from the beginning).")
 
 

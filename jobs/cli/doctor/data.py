@@ -15,6 +15,7 @@ from backend.store.copies import daily_copies, repair_advice
 from backend.store.integrity import check_integrity
 from backend.store.migrate import current_revision
 from backend.store.permissions import database_files
+from jobs.cli.console import runs
 from jobs.cli.doctor.check import HealthCheck, check
 
 SAFE_SQLITE = (3, 51, 3)  # earlier ones may corrupt a log that two connections check-point
@@ -90,7 +91,7 @@ def supervisor() -> HealthCheck:
         fix = f"End it; the next starts by itself: fuser -k '{lock_path()}'"
         return HealthCheck("supervisor", False, "it holds its lock, but does not work", fix)
     if waiting and not alive:
-        text = f"asleep although {waiting} runs wait or work"
+        text = f"asleep; waiting for it: {runs(waiting)}"
         return HealthCheck("supervisor", False, text, "Open the dashboard, which wakes it.")
     return HealthCheck(
         "supervisor", True, "alive" if alive else "asleep; wakes when a run is added"
