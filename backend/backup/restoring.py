@@ -136,15 +136,19 @@ def _unpack(
     progress: Progress,
 ) -> None:
     done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, manifest.bytes)
+
     for name, expected in manifest.files.items():
         source = archive.extractfile(entries[name])
         assert source is not None  # a regular file
-        reader, path = HashingReader(source), staging / name
+        reader, path = HashingReader(source, advance), staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as output:
             shutil.copyfileobj(reader, output, BLOCK)
             size = output.tell()
         if (size, reader.digest.hexdigest()) != (expected.bytes, expected.sha256):
             raise _damaged(f"{name} differs from its checksum.")
-        done += size
-        progress(done, manifest.bytes)

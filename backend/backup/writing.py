@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -168,12 +168,16 @@ def _below(folder: Path) -> Iterator[tuple[Path, int]]:
 
 def _write(partial: Path, files: list[SourceFile], manifest: Manifest, progress: Progress) -> None:
     total, done = sum(file.bytes for file in files), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
     with partial.open("wb") as output, tarfile.open(fileobj=output, mode="w") as archive:
         for file in files:
-            if archived := _add(archive, file):
+            if archived := _add(archive, file, advance):
                 manifest.files[file.name] = archived
-            done += file.bytes
-            progress(done, total)
         text = manifest.model_dump_json(indent=1).encode()
         archive.addfile(_entry(MANIFEST, len(text)), BytesIO(text))
         archive.close()
@@ -181,7 +185,9 @@ def _write(partial: Path, files: list[SourceFile], manifest: Manifest, progress:
         os.fsync(output.fileno())
 
 
-def _add(archive: tarfile.TarFile, file: SourceFile) -> ArchivedFile | None:
+def _add(
+    archive: tarfile.TarFile, file: SourceFile, advance: Callable[[int], None]
+) -> ArchivedFile | None:
     """Append one file; None if it has been deleted meanwhile. Of a log that grows, what was there
     when it was opened."""
     try:
@@ -190,7 +196,7 @@ def _add(archive: tarfile.TarFile, file: SourceFile) -> ArchivedFile | None:
         return None
     with source:
         size = os.fstat(source.fileno()).st_size
-        reader = HashingReader(source)
+        reader = HashingReader(source, advance)
         archive.addfile(_entry(file.name, size), reader)
     return ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
 
@@ -202,13 +208,14 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 class HashingReader:
-    """Reads a file and hashes what was read."""
+    """Reads a file, hashes what was read, and tells how many bytes that were."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+    def __init__(self, file: IO[bytes], advance: Callable[[int], None]) -> None:
+        self.file, self.advance, self.digest = file, advance, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, at most `size`."""
         data = self.file.read(size)
         self.digest.update(data)
+        self.advance(len(data))
         return data

@@ -75,7 +75,7 @@ def restore(file: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
 @contextmanager
 def _bar(title: str) -> Iterator[archive.Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=out, transient=True) as shown:
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as shown:
         task = shown.add_task(title, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
 

@@ -47,7 +47,11 @@ def test_a_run_goes_on_from_a_backup_taken_while_it_ran(
     assert wait(done.id, State.SUCCEEDED) == State.SUCCEEDED
     live = enqueue("count", {"steps": 6, "pause": 0.2}, HOST)
     wait(live.id, when=lambda: (work_folder(live.run) / "step-1").exists())
-    write_backup(tmp_path / "it.tar", checkpoints=True)
+    told: list[tuple[int, int]] = []
+    manifest = write_backup(
+        tmp_path / "it.tar", checkpoints=True, progress=lambda *shown: told.append(shown)
+    )
+    assert told == sorted(told) and told[-1][0] == manifest.bytes
     known = record(done.run)
     assert queries.job(live.id).state in (State.STARTING, State.RUNNING)  # it was not disturbed
     assert wait(live.id, State.SUCCEEDED) == State.SUCCEEDED
