@@ -7,10 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from backend.queue.engines.base import LaunchRequest, Ref
+from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from tests.jobs.conftest import counting_queue, loop, queue, wait
+from tests.fork_engine import ForkEngine
+from tests.jobs.conftest import counting_queue, queue, wait
 
-__all__ = ["counting_queue", "loop", "move_to", "queue", "wait"]
+__all__ = ["counting_queue", "move_to", "queue", "wait"]
+
+
+class AlwaysForkEngine(ForkEngine):
+    """Forks all attempts: jobs that only count have no weights that could differ."""
+
+    def launch(self, launch: LaunchRequest) -> Ref:
+        return self.fork(launch)
+
+
+@pytest.fixture
+def loop(queue: Path) -> SupervisorLoop:
+    return SupervisorLoop(AlwaysForkEngine(1))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_a_run_goes_on_from_a_backup_taken_while_it_ran(
 ) -> None:
     done = enqueue("count", {"steps": 1, "pause": 0}, HOST)
     assert wait(done.id, State.SUCCEEDED) == State.SUCCEEDED
-    live = enqueue("count", {"steps": 6, "pause": 0.2}, HOST)
+    live = enqueue("count", {"steps": 6, "pause": 0.1}, HOST)
     wait(live.id, when=lambda: (work_folder(live.run) / "step-1").exists())
     told: list[tuple[int, int]] = []
     manifest = write_backup(
