@@ -18,7 +18,7 @@ import psutil
 from backend.errors import BackupError
 from backend.queue.launcher import try_lock
 from backend.settings import settings
-from backend.store.copies import database_file
+from backend.store.copies import copies_folder, database_file
 from backend.store.integrity import check_integrity
 from backend.store.migrate import newest_revision, upgrade
 from backend.store.permissions import database_files
@@ -93,12 +93,13 @@ def _users(database: Path) -> list[int]:
 
 
 def _exchange(copy: Path, database: Path) -> Path:
-    kept = database.with_name(f"{database.stem}-replaced-{time.strftime('%Y%m%d-%H%M%S')}.db")
+    kept = copies_folder() / f"replaced-{time.strftime('%Y-%m-%d-%H%M%S')}.db"
+    kept.parent.mkdir(exist_ok=True)
     new = database.with_name(f".{database.name}.new")
     shutil.copyfile(copy, new)
     with new.open("rb+") as opened:
         os.fsync(opened.fileno())
     for old in reversed([*database_files(settings().url)]):  # its write-ahead log first
-        old.rename(kept.with_name(kept.name + old.name.removeprefix(database.name)))
+        shutil.move(old, kept.with_name(kept.name + old.name.removeprefix(database.name)))
     new.rename(database)
     return kept

@@ -14,6 +14,7 @@ from pathlib import Path
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
 from backend.store import queries
+from backend.store.copies import copies_folder
 
 CHECKPOINTS, LOGS, OTHER = "checkpoints", "logs", "other files"
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -90,7 +91,7 @@ def data_folder_use() -> Mapping[str, int]:
     return {
         "runs": folder_bytes(here.artifacts),
         "database": database,
-        "copies of the database": folder_bytes(here.root / "backups"),
+        "copies of the database": folder_bytes(copies_folder()),
         "models of your own": folder_bytes(here.root / "models"),
         "cache": folder_bytes(here.cache_dir),
     }

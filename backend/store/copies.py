@@ -52,7 +52,7 @@ def copy_database(target: Path) -> None:
 
 def daily_copies() -> list[Path]:
     """The daily copies, the newest first."""
-    return sorted(_folder().glob("results-*.db"), reverse=True)
+    return sorted(copies_folder().glob("results-*.db"), reverse=True)
 
 
 def copy_daily() -> Path | None:
@@ -61,7 +61,7 @@ def copy_daily() -> Path | None:
     Returns:
         The new copy; None if there is nothing to do, or the disk is too full for another copy.
     """
-    keep, folder = settings().backups, _folder()
+    keep, folder = settings().backups, copies_folder()
     today = folder / f"results-{datetime.now(UTC):%Y-%m-%d}.db"
     if not keep or today.exists() or not _room():
         return None
@@ -84,7 +84,8 @@ def repair_advice() -> str:
     return f"Stop the dashboard, and run in the data folder: slimscope restore {file}"
 
 
-def _folder() -> Path:
+def copies_folder() -> Path:
+    """Where daily copies lie, and databases that were replaced by one."""
     return settings().root / "backups"
 
 

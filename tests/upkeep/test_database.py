@@ -168,7 +168,7 @@ def test_a_copy_takes_the_place_of_a_damaged_database(damaged: Path) -> None:
     log.write_bytes(b"the log of the old database")
     done = slimscope("restore", str(daily_copies()[0]))
     assert done.returncode == 0, done.stderr
-    (kept,) = damaged.parent.glob("results-replaced-*.db")
+    (kept,) = copies.copies_folder().glob("replaced-*.db")
     assert str(kept.name) in done.stdout.replace("\n", "")
     assert kept.with_name(kept.name + "-wal").read_bytes() == b"the log of the old database"
     assert last_check().problems == [] and len(queries.jobs()) == 59
@@ -204,4 +204,4 @@ def test_a_damaged_copy_is_refused(damaged: Path, tmp_path: Path) -> None:
     raw.close()
     with pytest.raises(BackupError, match="newer version"):
         replace_database(copy)
-    assert not [*damaged.parent.glob("*replaced*")]
+    assert not [*damaged.parent.rglob("*replaced*")]
