@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from backend.backup.archive import BLOCK, DATABASE, MANIFEST, TOPS, Manifest, Progress, silent
-from backend.backup.writing import HashingReader
+from backend.backup.writing import HashingReader, interrupt_live_runs
 from backend.errors import BackupError
 from backend.queue.disk import readable_bytes
 from backend.settings import settings
@@ -51,6 +51,7 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     upgrade()
+    interrupt_live_runs(root / DATABASE)  # none, unless the backup was made by hand
     return manifest
 
 

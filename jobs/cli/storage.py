@@ -21,6 +21,8 @@ from backend.backup.writing import write_backup
 from backend.queue.disk import CHECKPOINTS, data_folder_use, disk_use, readable_bytes
 from backend.settings import settings
 from backend.store import queries
+from backend.store.copies import repair_advice
+from backend.store.integrity import check_integrity
 from backend.store.states import RESUMABLE
 from jobs import operations
 from jobs.cli.console import me, out, runs, say
@@ -45,6 +47,8 @@ def backup(
     ] = False,
 ) -> None:
     """Back up the data folder into one file, while runs continue."""
+    if (checked := check_integrity()) and checked.problems:
+        out.print(f"The database is damaged, and so will be the backup. {repair_advice()}")
     with _bar("Writing") as progress:
         manifest = write_backup(
             file.absolute(), weights=weights, checkpoints=checkpoints, progress=progress

@@ -77,6 +77,17 @@ def test_a_restored_run_is_not_taken_for_the_process_that_still_runs(
     assert all(attempt.ended_at for attempt in queries.attempts(job.id))
 
 
+def test_live_runs_are_interrupted_in_a_backup_made_by_hand(
+    queue: Path, tmp_path: Path, move_to: Move, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = live_job()
+    monkeypatch.setattr(writing, "interrupt_live_runs", lambda _: [job.run])
+    write_backup(tmp_path / "it.tar")
+    move_to(tmp_path / "other")
+    restore_backup(tmp_path / "it.tar")
+    assert queries.job(job.id).state == State.QUEUED
+
+
 def live_job(**values: int) -> Job:
     job = enqueue("count", {"steps": 1}, HOST)
     with transaction() as session:
