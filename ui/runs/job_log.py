@@ -67,5 +67,5 @@ def history_html(job: Job) -> Markup:
     """The events of the job, the newest first."""
     events = reversed(queries.events(job.run))
     return HTML.history(
-        [[HTML.event_time(e.at), HTML.event(e.type, e.text), e.actor] for e in events]
+        [[HTML.event_time(e.at), HTML.event(e.type, e.actor, e.text)] for e in events]
     )
