@@ -45,6 +45,10 @@ class ComputeError(SlimscopeError):
     """The computation failed (not finite, not positive definite, out of memory)."""
 
 
+class BackupError(SlimscopeError):
+    """A backup that cannot be written, read or restored."""
+
+
 class ForbiddenError(SlimscopeError):
     """The user lacks permission."""
 

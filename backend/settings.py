@@ -63,6 +63,10 @@ class Settings(BaseSettings):
         0.0, ge=0, description="Hours an attempt of a job may take before it is stopped; 0: any."
     )
     stop_grace: float = Field(20.0, ge=0, description="Seconds a job has to stop by itself.")
+    keep_checkpoints_days: float = Field(
+        30.0, ge=0, description="Days the checkpoints of ended runs are kept; 0: for ever."
+    )
+    backups: int = Field(7, ge=0, le=1000, description="Daily copies of the database; 0: none.")
     idle_exit: float = Field(60.0, ge=0, description="Seconds until an idle supervisor ends.")
     plugins: tuple[str, ...] = Field(
         (),

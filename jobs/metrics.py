@@ -54,6 +54,13 @@ class Metric:
 _OF_THE_JOB = (  # known of every run, without having been recorded as a figure
     Metric("size", "Size on disk", "Bytes of the model folder the run saved.", "lower", "bytes"),
     Metric(
+        "disk",
+        "Disk space, total",
+        "Bytes of the run's folder after it has ended: models, checkpoints, logs.",
+        "lower",
+        "bytes",
+    ),
+    Metric(
         "took",
         "Duration",
         "Wall-clock time of the run's last stretch.",

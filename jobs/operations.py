@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from backend.queue import service
+from backend.queue import retention, service
 from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.states import State
@@ -114,6 +114,13 @@ def resume_runs(runs: Iterable[str], actor: Actor) -> list[Record]:
 def run_next(run: str, actor: Actor) -> Record:
     """Move a queued run to the front of the queue."""
     return record.summary(service.run_next(run, actor))
+
+
+def free_space(run: str, actor: Actor) -> Record:
+    """Delete the checkpoints of a run that has ended: resuming it then starts from the beginning.
+    Answers with the bytes that were freed."""
+    freed = retention.free_space(run, actor)
+    return {"id": queries.job(run).run, "freed_bytes": freed}
 
 
 def replay_run(run: str, actor: Actor) -> Record:

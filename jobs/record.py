@@ -29,6 +29,7 @@ def summary(job: Job) -> dict[str, Any]:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
+        "disk_bytes": job.disk_bytes,
         "error": job.error,
     }
 

@@ -38,8 +38,10 @@ class ForkEngine(LocalEngine):
     def launch(self, launch: LaunchRequest) -> Ref:
         with reading() as session:
             attempt = session.get_one(Attempt, launch.attempt_id)
-        if attempt.n > 1:
-            return super().launch(launch)
+        return super().launch(launch) if attempt.n > 1 else self.fork(launch)
+
+    def fork(self, launch: LaunchRequest) -> Ref:
+        """Start the process of an attempt, whichever it is, as a fork."""
         Path(launch.log).parent.mkdir(parents=True, exist_ok=True)
         process = FORKS.Process(target=run_attempt, args=(launch,))
         process.start()

@@ -26,8 +26,8 @@ LATE = {"alembic", "datasets", "gguf", "lm_eval", "mcp", "torch", "transformers"
 CHART_TAGS = re.compile(r"</?(b|br|i|sub|sup|extra)>|<extra></extra>")
 TAG = re.compile(r"</?[a-z]+[ >]")  # but not b"<script", where the server adds a nonce
 WORDS = {  # ordinary words that are names of stages or metrics, too
-    "bytes", "control", "dense", "drafter", "first", "model", "parameters", "peak", "perplexity",
-    "second", "seconds", "size", "steps", "took",
+    "bytes", "control", "dense", "disk", "drafter", "first", "model", "parameters", "peak",
+    "perplexity", "second", "seconds", "size", "steps", "took",
 }  # fmt: skip
 
 

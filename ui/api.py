@@ -92,6 +92,7 @@ CHANGE: dict[str, Callable[[str, Actor], JsonObject]] = {
     "/runs/{run}/cancel": operations.cancel_run,
     "/runs/{run}/next": operations.run_next,
     "/runs/{run}/resume": operations.resume_run,
+    "/runs/{run}/free": operations.free_space,
 }
 
 

@@ -25,6 +25,8 @@ from starlette.responses import JSONResponse, Response
 from backend.queue.roles import may_not_add
 from backend.settings import settings
 from backend.store import queries
+from backend.store.copies import repair_advice
+from backend.store.integrity import last_check
 from ui.format import href
 from ui.gradio_patches import current_blocks
 from ui.keyboard import shortcuts
@@ -132,8 +134,11 @@ def query(
 
 def pulse(request: Request) -> Response:
     """What open pages poll: the cursor, whether something runs, and the status strip's HTML."""
-    content = dict(_pulse(settings().url, int(time.monotonic())))
-    if (user := current_user(request)).role != "host":
+    content, user = dict(_pulse(settings().url, int(time.monotonic()))), current_user(request)
+    if (checked := last_check()) and checked.problems:
+        warning = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host")
+        content["html"] = warning + content["html"]
+    if user.role != "host":
         content["html"] += HTML.guest(user.name, bool(may_not_add(user)), settings().shared)
     elif settings().shared:
         content["html"] += HTML.host()

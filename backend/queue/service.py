@@ -26,7 +26,7 @@ from backend.store.tables import Job, config_hash
 
 RETRIES = 2
 MAX_PRIORITY = 1000
-RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s")
+RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def enqueue_all(
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
-            note(session, job.id, "queued", actor.name)
+            note(session, job.id, "queued", actor.name, f"repeats {parent.run}" if parent else "")
     return jobs
 
 

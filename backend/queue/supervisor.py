@@ -28,6 +28,7 @@ from backend.queue.launcher import CODE, child_environment, try_lock
 from backend.queue.lifecycle import ME, end_attempt, mark_running, move, note, start_attempt
 from backend.queue.roles import GUEST, Actor
 from backend.queue.service import cancel
+from backend.queue.upkeep import upkeep
 from backend.settings import settings
 from backend.store.migrate import upgrade
 from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
@@ -201,7 +202,8 @@ def main() -> None:
         upgrade()
         loop = SupervisorLoop(LocalEngine(settings().slots))
         loop.clear()
-        run_until_idle(loop)
+        with upkeep():
+            run_until_idle(loop)
         shrink_write_ahead_log()
         lock.release()
         if not loop.busy():  # else a job was added just before the lock was released

@@ -301,6 +301,41 @@ def run_names() -> list[Row[Any]]:
         return list(session.execute(select(*columns).order_by(Job.id.desc())))
 
 
+def all_run_names() -> set[str]:
+    """The name of every run."""
+    with reading() as session:
+        return {
+            run_name(kind, number) for kind, number in session.execute(select(Job.kind, Job.id))
+        }
+
+
+def unmeasured(limit: int) -> list[Job]:
+    """Runs that have ended and whose disk space is not known, newest first."""
+    query = select(Job).where(Job.state.not_in([*ACTIVE]), Job.disk_bytes.is_(None))
+    with reading() as session:
+        return list(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
+
+
+def ended_before(states: Iterable[State], moment: int) -> list[Job]:
+    """Runs in one of these states that ended before a moment, oldest first."""
+    query = select(Job).where(Job.state.in_([*states]), Job.finished_at < moment)
+    with reading() as session:
+        return list(session.scalars(query.order_by(Job.id)))
+
+
+def largest(limit: int) -> list[Job]:
+    """The runs that take most disk space, of those that have ended."""
+    query = select(Job).where(Job.disk_bytes > 0).order_by(Job.disk_bytes.desc(), Job.id)
+    with reading() as session:
+        return list(session.scalars(query.limit(limit)))
+
+
+def newest_event_at() -> int:
+    """When the newest event was written, UTC milliseconds since 1970; 0 without events."""
+    with reading() as session:
+        return session.scalar(select(Event.at).order_by(Event.id.desc()).limit(1)) or 0
+
+
 def views() -> list[SavedView]:
     """Saved views, sorted by name."""
     with reading() as session:

@@ -124,6 +124,7 @@ class Job(Table):
     stage: Mapped[str] = mapped_column(default="")
     eta_s: Mapped[float | None]
     peak_bytes: Mapped[int | None]
+    disk_bytes: Mapped[int | None] = mapped_column(index=True)  # of its folder, once it has ended
     error: Mapped[dict[str, Any] | None]
     kept_stage: Mapped[str | None]  # stage of the saved weights
     flops: Mapped[float | None]  # of phases without a time budget; set when the run ends

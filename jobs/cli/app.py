@@ -43,8 +43,9 @@ from jobs.cli.console import (
     write,
 )
 from jobs.cli.decoding import add_decoding
-from jobs.cli.doctor import examine
+from jobs.cli.doctor.report import examine
 from jobs.cli.mcp import build
+from jobs.cli.storage import RESTORE, add_storage
 from jobs.cli.submit import add_kinds, submit_app
 from jobs.cli.tables import (
     differences_table,
@@ -56,16 +57,24 @@ from jobs.cli.tables import (
 from jobs.replay import ReplayComparison, compare, replayed
 
 app = typer.Typer(
-    help="Compress causal language models and see what compression does to them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(submit_app, name="submit")
+add_storage(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[str, typer.Argument(help="A run, such as sds-0042.")]
 Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it belongs to.")]
+
+
+@app.callback()
+def prepare(context: typer.Context) -> None:
+    """Compress causal language models and see what compression does to them."""
+    restrict_access()
+    if context.invoked_subcommand != RESTORE:  # which needs an empty folder
+        upgrade()
 
 
 @app.command("list")
@@ -225,13 +234,17 @@ def mcp() -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, memory, models, texts, queue."""
+    """Check this machine and the data folder, and say what to do."""
     checks = examine()
     if as_json:
         print(json.dumps([vars(c) for c in checks], indent=1))
     else:
         for check in checks:
-            out.print(f"{'ok  ' if check.ok else 'LOOK'} {check.name:<12} {check.text}")
+            out.print(
+                f"{'ok  ' if check.ok else 'LOOK'} {check.name:<14} {check.text}", markup=False
+            )
+            if check.fix:
+                out.print(f"     {'':<14} -> {check.fix}", markup=False)
     raise typer.Exit(0 if all(check.ok for check in checks) else FAILED)
 
 
@@ -241,8 +254,6 @@ add_decoding(app)
 def main() -> None:
     """The console script."""
     with in_one_line():
-        restrict_access()
-        upgrade()
         if "submit" in sys.argv:  # nothing else needs the kinds' options
             add_kinds()
         app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from backend.queue.launcher import wake_supervisor
 from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
+from backend.store.copies import repair_advice
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 
@@ -71,7 +73,11 @@ def in_words(error: Exception) -> str:
             return " ".join(map(str, (error, *error.others)))
         case DBAPIError():
             why = str(error.orig or error).splitlines()[0]
-            return f"The database in {settings().root} cannot be used: {why}."
+            damaged = isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(
+                error.orig, sqlite3.OperationalError | sqlite3.IntegrityError
+            )
+            do = f" {repair_advice()}" if damaged else ""
+            return f"The database in {settings().root} cannot be used: {why}.{do}"
         case ValidationError():  # of the settings: configs have errors of ours
             wrong = ((each["loc"], each["msg"]) for each in error.errors())
             return " ".join(
@@ -79,6 +85,11 @@ def in_words(error: Exception) -> str:
                 for place, reason in wrong
             )
     return str(error)
+
+
+def runs(number: int) -> str:
+    """1 run, 12 runs."""
+    return f"{number} run{'' if number == 1 else 's'}"
 
 
 def write(text: str) -> None:

@@ -12,6 +12,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from backend.settings import Settings
+from backend.store import integrity
+from backend.store.integrity import check_integrity
 from backend.store.session import writing
 from backend.store.tables import Job
 from ui import app, frame
@@ -86,6 +88,21 @@ def test_a_guest_is_told_so(client: TestClient) -> None:
         for name, headers in {"host": LOCAL, "guest": LOCAL | {"forwarded": "for=x"}}.items()
     }
     assert "guest" in html["guest"] and "guest" not in html["host"]
+
+
+def test_a_damaged_database_is_told_on_every_page(
+    client: TestClient, seeded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_integrity()
+    guest = LOCAL | {"forwarded": "for=x"}
+    assert "damaged" not in client.get("/slimscope/pulse", headers=LOCAL).json()["html"]
+    monkeypatch.setattr(integrity, "_problems", lambda: ["row 7 <b>missing</b>"])
+    check_integrity()
+    host, visitor = (
+        client.get("/slimscope/pulse", headers=who).json()["html"] for who in (LOCAL, guest)
+    )
+    assert "slimscope restore" in host and "<b>" not in host
+    assert "The database is damaged" in visitor and "slimscope restore" not in visitor
 
 
 def test_ten_open_pages_look_at_the_database_once_a_second(client: TestClient) -> None:

@@ -12,16 +12,17 @@ from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import roles
+from backend.queue.disk import CHECKPOINTS, has_checkpoints
 from backend.queue.roles import Actor
 from backend.store import queries
-from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
+from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs import operations
 from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
 from jobs.generate import config as generate
 from jobs.speed import config as speed
-from ui.format import href, runs
+from ui.format import href, runs, size
 from ui.frame import current_user
 from ui.gradio_patches import event_data
 from ui.templates import fragments
@@ -76,6 +77,25 @@ def buttons(job: Job, user: Actor, place: int | None = None) -> Markup:
     """The buttons that fit; those the user may not press are disabled, with the reason."""
     fitting = [replace(a, forbidden=_forbidden(a.name, job, user)) for a in actions(job, place)]
     return HTML.action_buttons(fitting, job.run)
+
+
+def free_button(job: Job, use: Mapping[str, int], user: Actor) -> Markup:
+    """Deletes the checkpoints of a run that has ended; empty where there are none.
+
+    Args:
+        use: its disk space, by `disk_use`.
+    """
+    if job.state not in TERMINAL or CHECKPOINTS not in use:
+        return Markup()
+    again = " Resuming it then starts from the beginning." if job.state in RESUMABLE else ""
+    question = f"Delete the checkpoints of {job.run} ({size(use[CHECKPOINTS])})?{again}"
+    action = Action("free", "Free space", question, roles.may_not_change(user))
+    return HTML.action_buttons([action], job.run)
+
+
+def starts_anew(job: Job) -> bool:
+    """Whether a run that worked before could be resumed only from the beginning."""
+    return job.state in RESUMABLE and job.attempts_made > 0 and not has_checkpoints(job.run)
 
 
 def _forbidden(action: str, job: Job, user: Actor) -> str:
@@ -144,10 +164,15 @@ def run_action(name: str, run: str, user: Actor) -> str:
                 queries.job(operations.replay_run(run, user)["id"]), run
             )
         case "resume":
-            resumed = operations.resume_run(run, user)
-            message = f"{resumed['id']} is queued again. It resumes from its last checkpoint."
+            resumed = operations.resume_run(run, user)["id"]
+            kept = has_checkpoints(resumed)
+            place = "resumes from its last checkpoint" if kept else "starts from the beginning"
+            message = f"{resumed} is queued again. It {place}."
         case "next":
             message = f"{operations.run_next(run, user)['id']} is the next to start."
+        case "free":
+            freed = operations.free_space(run, user)
+            message = f"{size(freed['freed_bytes'])} freed."
         case "cancel" if queries.job(run).desired != "run":  # from a page that is out of date
             message = f"{run} is being cancelled already."
         case "cancel" | "kill":

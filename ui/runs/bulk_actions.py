@@ -115,5 +115,5 @@ def run_bulk_action(name: str, jobs: Sequence[Job], text: str, user: Actor) -> s
         case "resume":
             resumed = operations.resume_runs(runs, user)
             count = runs_text(len(resumed))
-            return f"Queued again: {count}. Each resumes from its last checkpoint."
+            return f"Queued again: {count}. Each resumes from its last checkpoint, if any."
     raise NotFoundError(f"There is no action {name[:20]!r}.")

@@ -153,6 +153,7 @@ PERPLEXITY_COLUMNS = (
 )  # fmt: skip
 AFTER = (
     _figure("size", lambda r: r.size),
+    _figure("disk", lambda r: r.job.disk_bytes),
     _figure("peak", lambda r: r.job.peak_bytes),
     _figure("took", lambda r: elapsed(r.job, r.now), usual=True),
     AGE,

@@ -66,4 +66,6 @@ def save_log(request: gr.Request) -> Updates:
 def history_html(job: Job) -> Markup:
     """The events of the job, the newest first."""
     events = reversed(queries.events(job.run))
-    return HTML.history([[HTML.event_time(e.at), e.type, e.actor, e.text] for e in events])
+    return HTML.history(
+        [[HTML.event_time(e.at), HTML.event(e.type, e.actor, e.text)] for e in events]
+    )

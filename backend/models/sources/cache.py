@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from backend.checkpoints import MANIFEST, Checkpoints
+from backend.checkpoints import MANIFEST, Checkpoints, changed_file
 from backend.errors import ModelError
 from backend.models.memory import readable
 from backend.models.sources.headers import read_json
@@ -69,6 +69,12 @@ def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
                 fill(draft)
             folder = root / name
     return folder
+
+
+def damaged_folders() -> list[Path]:
+    """Prepared folders with a file that is missing or of another size than in its manifest."""
+    manifests = sorted(_root().glob(f"*/{MANIFEST}"))
+    return [file.parent for file in manifests if changed_file(file.parent, contents=False)]
 
 
 def _root() -> Path:

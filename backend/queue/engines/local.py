@@ -76,12 +76,16 @@ class LocalEngine:
                 os.killpg(int(ref["pid"]), signal.SIGKILL)
 
 
+def installed_gpus() -> list[int]:
+    """The numbers of the GPUs the driver lists, whether or not torch can use them."""
+    return sorted(int(p.name.removeprefix("nvidia")) for p in DEVICES.glob("nvidia[0-9]*"))
+
+
 def visible_gpu(launch: LaunchRequest, slots: int) -> dict[str, str]:
     """The variable that shows a job the GPU of its slot alone. Not where the job names a GPU, or
     where there is only one."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    listed = sorted(int(p.name.removeprefix("nvidia")) for p in DEVICES.glob("nvidia[0-9]*"))
-    gpus = named.split(",") if named else [*map(str, listed)]
+    gpus = named.split(",") if named else [*map(str, installed_gpus())]
     if slots == 1 or len(gpus) < 2 or ":" in launch.device:
         return {}
     return {"CUDA_VISIBLE_DEVICES": gpus[launch.slot % len(gpus)]}

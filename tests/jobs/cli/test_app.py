@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from backend.queue.folders import work_folder
+from backend.queue.service import cancel, enqueue
 from jobs.kind import kinds
 from jobs.submit import command_line, validated
+from tests.queue.conftest import HOST
 from tests.shell import slimscope
 
 
@@ -79,11 +82,9 @@ def test_what_keeps_us_from_working_is_one_line(
     assert len(refused.stderr.strip().splitlines()) == 1 and "hidden" not in refused.stderr
 
 
-def test_models_and_doctor(queue: Path) -> None:
+def test_models(queue: Path) -> None:
     names = {m["name"] for m in json.loads(slimscope("models", "--json").stdout)}
     assert {"toy", "smollm2-135m"} <= names
-    checks = {c["name"]: c for c in json.loads(slimscope("doctor", "--json").stdout)}
-    assert checks["models"]["ok"] and "toy" in checks["models"]["text"]
 
 
 def test_the_command_line_of_a_config_makes_the_same_config() -> None:
@@ -116,6 +117,30 @@ def test_the_form_side_loads_no_torch() -> None:
 def test_the_help_shows_brackets_as_they_are(queue: Path) -> None:
     shown = slimscope("submit", "dlqat", "--help").stdout.replace("│", "")
     assert "slimscope[tasks]" in "".join(shown.split())
+
+
+def test_backup_restore_disk_and_free(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = enqueue("count", {"steps": 1}, HOST).run
+    cancel(run, HOST)
+    checkpoint = work_folder(run) / "step-0"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "done.txt").write_text("x" * 2000)
+    written = slimscope("backup", str(tmp_path / "it.tar"), "--checkpoints")
+    assert written.returncode == 0 and "2 files" in written.stdout, written.stderr
+    use = json.loads(slimscope("disk", "--json").stdout)
+    assert use["freeable"] == {run: 2000} and use["bytes"]["runs"] == 2000
+    assert f"slimscope free {run}" in slimscope("disk").stdout
+    assert json.loads(slimscope("free", run, "--yes", "--json").stdout)["freed_bytes"] == 2000
+    again = slimscope("free", run, "--yes")
+    assert again.returncode == 2 and "no checkpoints" in again.stderr
+    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "other"))
+    restored = slimscope("restore", str(tmp_path / "it.tar"))
+    assert restored.returncode == 0 and ": 1 run of" in restored.stdout, restored.stderr
+    assert (tmp_path / "other" / "artifacts" / run / "work" / "step-0" / "done.txt").exists()
+    refused = slimscope("restore", str(tmp_path / "it.tar"))
+    assert refused.returncode == 2 and "is not empty" in refused.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["submit", "sds", "--help"]])

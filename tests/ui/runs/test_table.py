@@ -235,3 +235,11 @@ def test_every_run_is_read_with_its_figures_and_size_and_anew_when_one_is_added(
     assert [row.job.state for row in all_rows()] == ["succeeded", "succeeded"]
     assert all_rows()[1].job.tags == []  # nothing has happened to it: it is not read again
     assert [r.job.id for r in chosen(all_rows(), ["sds-0002", "sds-9999", "sds-0002"])] == [2]
+
+
+def test_the_disk_space_of_runs_sorts_them() -> None:
+    sizes = {1: 2_000_000, 2: None, 3: 5_000_000}
+    found = rows([job(n, disk_bytes=size) for n, size in sizes.items()], [])
+    disk = columns(found)["disk"]
+    assert [row.job.id for row in table.sorted_rows(found, disk, True)] == [3, 1, 2]
+    assert [str(disk.html(row)) for row in found] == ["2.0 MB", "–", "5.0 MB"]

@@ -45,10 +45,10 @@ def role(client: TestClient) -> str:
     return "guest" if "guest" in client.get("/slimscope/pulse").json()["html"] else "host"
 
 
-def raw_act(client: TestClient, web: App, deed: str, run: str) -> str:
+def raw_act(client: TestClient, web: App, deed: str, run: str, panel: str = "jobs-board") -> str:
     """What the server says when the browser claims that this button was pressed."""
     body = {
-        "fn_index": event_of(web, "jobs-board", "act"), "data": [], "session_hash": "x",
+        "fn_index": event_of(web, panel, "act"), "data": [], "session_hash": "x",
         "event_data": {"do": deed, "run": run},
     }  # fmt: skip
     answer = client.post("/gradio_api/run/predict", json=body)
@@ -182,14 +182,20 @@ def test_a_guest_changes_nothing_by_raw_requests(
     shared: Visit, web: App, caplog: pytest.LogCaptureFixture
 ) -> None:
     guest, before = shared(OTHER), [(j.state, j.desired) for j in queries.jobs()]
-    for deed in ("cancel", "kill", "retry", "resume"):
+    for deed in ("cancel", "kill", "retry", "resume", "free"):
         for run in ("sds-0002", "sds-0003", "sds-0004"):
             assert "Guests have read-only access" in raw_act(guest, web, deed, run)
+    assert "Guests have read-only access" in raw_act(guest, web, "free", "sds-0004", "run-disk")
     assert "Guests have read-only access" in raw_launch(guest, web, model="toy")
-    for path in ("runs/sds-0003/cancel", "runs/sds-0004/resume", "submit/sds"):
+    for path in (
+        "runs/sds-0003/cancel",
+        "runs/sds-0004/resume",
+        "runs/sds-0004/free",
+        "submit/sds",
+    ):
         assert guest.post(f"/slimscope/api/{path}", json={}).status_code == 403
     assert [(j.state, j.desired) for j in queries.jobs()] == before
-    assert len(caplog.messages) == 4 * 3 + 1 + 3  # the log keeps who asked for each of them
+    assert len(caplog.messages) == 5 * 3 + 1 + 1 + 4  # the log keeps who asked for each of them
     assert all(OTHER in said and "may not" in said for said in caplog.messages)
     assert "stops at the next safe point" in raw_act(
         shared(authorization=f"Bearer {TOKEN}"), web, "cancel", "sds-0002"

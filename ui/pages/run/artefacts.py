@@ -1,4 +1,5 @@
-"""What a run left, as HTML: folders and files, how a model is loaded, what can be downloaded."""
+"""What a run left, as HTML: its disk space, folders and files, how a model is loaded, what can be
+downloaded."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from backend.queue.disk import disk_use
+from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
-from backend.store.tables import Artifact
+from backend.store.tables import Artifact, Job
 from ui.format import size
+from ui.runs.actions import free_button
 from ui.templates import fragments
 from ui.widgets.download import AT_MOST
 
@@ -21,6 +25,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({path!r})
 tokenizer = AutoTokenizer.from_pretrained({path!r})"""
+
+
+def disk_card(job: Job, user: Actor) -> Markup:
+    """What takes disk space, and the button that frees what a run that has ended need not keep."""
+    use = disk_use(job.run)
+    if not use:
+        return Markup()
+    total = {"Total": size(sum(use.values()))} if len(use) > 1 else {}
+    parts = {part.capitalize(): size(length) for part, length in use.items()}
+    return HTML.disk(parts | total, free_button(job, use, user))
 
 
 def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:

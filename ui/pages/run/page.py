@@ -23,9 +23,9 @@ from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
-from ui.pages.run.artefacts import artefacts, belongs_to
+from ui.pages.run.artefacts import artefacts, belongs_to, disk_card
 from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
-from ui.runs.actions import act, buttons, clone_link, next_links, sweep_link
+from ui.runs.actions import act, buttons, clone_link, next_links, starts_anew, sweep_link
 from ui.runs.html import described, error_of, progress, took, unknown
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
@@ -74,6 +74,7 @@ def build() -> None:
     with tab["log"]:
         _, page["timer"] = build_log("run", message)
     with tab["artefacts"]:
+        page["disk"] = disk = HtmlPanel(elem_id="run-disk")
         page["artefacts"] = _artefacts(message)
     for name, one in tab.items():
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
@@ -87,6 +88,7 @@ def build() -> None:
     live(*show_curves)
     url_sync(family.input(*show_curves, **LATEST), curve=family)
     head.on_action(act, message, show)
+    disk.on_action(act, message, show)
 
 
 def _summary() -> tuple[dict[str, Component], gr.Column]:
@@ -123,21 +125,22 @@ def on_open(request: gr.Request) -> Updates:
 
 
 def draw(request: gr.Request) -> Updates:
-    """Head, results, chart of stages, settings, history and artefacts."""
+    """Head, results, chart of stages, settings, history, disk space and artefacts."""
     job = chosen_job(request)
     if job is None:
         what = f"There is no run {query(request, 'id') or 'of that name'}."
-        blank = dict.fromkeys(("results", "settings", "history", "artefacts"), "")
+        blank = dict.fromkeys(("results", "settings", "history", "disk", "artefacts"), "")
         head = {"head": unknown("Run", what), "timer": gr.update(active=False)}
         return updates(head, blank, STAGES.clear())
-    rows = queries.results([job.run])
+    rows, user = queries.results([job.run]), current_user(request)
     results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
     html = {
-        "head": head_html(job, current_user(request)),
+        "head": head_html(job, user),
         "timer": gr.update(active=job.state in LIVE),
         "results": results_html(job, results),
         "settings": WIDGETS.stack(details.config_card(job), details.texts_card(job.environment)),
         "history": history(job),
+        "disk": disk_card(job, user),
         "artefacts": artefacts(job.run, queries.artifacts(job.run))
         or empty(NO_ARTEFACTS[job.state in ACTIVE]),
     }
@@ -157,8 +160,9 @@ def head_html(job: Job, actor: Actor) -> Markup:
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
     return HTML.head(
-        job, now, actions, described(job), took(job, now), progress(job), error_of(job)
-    )
+        job, now, actions, described(job), took(job, now), progress(job), error_of(job),
+        starts_anew(job),
+    )  # fmt: skip
 
 
 def results_html(job: Job, results: RunResults) -> Markup:

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
-from backend.queue.folders import log_file, run_folder
+from backend.queue.folders import log_file, run_folder, work_folder
+from backend.queue.roles import READ_ONLY, Actor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.tables import Artifact, Attempt, Job, Result, StepTime
+from tests.queue.conftest import HOST
+from tests.ui.lab import pressed
 from ui.pages.run import page as run
+from ui.pages.run.artefacts import disk_card
 from ui.pages.run.details import config_card, environment_card, texts_card
 from ui.pages.run.outcome import outcome, times
-from ui.runs import job_log
+from ui.runs import actions, job_log
 from ui.runs.results import RunResults, kind_of
 from ui.widgets import download as saver
 from ui.widgets.log_view import LogPart, part, without_overprint
@@ -287,3 +291,51 @@ def test_a_step_keeps_its_capitals() -> None:
     steps = [StepTime(job_id=1, step=s, seconds=2.0) for s in ("DL-QAT", "weight_adjustment")]
     told = times(RunResults(None, [], None, steps))
     assert ">DL-QAT<" in told and ">Weight adjustment<" in told
+
+
+# disk space ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(seeded: Settings) -> Path:
+    """A checkpoint of sds-0004, which failed, and its log."""
+    with writing() as session:
+        session.get_one(Job, 4).attempts_made = 1
+    file = work_folder("sds-0004") / "step-1" / "weights.safetensors"
+    log_file("sds-0004", 1).parent.mkdir(parents=True)
+    log_file("sds-0004", 1).write_text("x" * 50)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x" * 3_000_000)
+    return file
+
+
+def test_the_disk_space_of_a_run_is_told_and_freed(checkpoint: Path) -> None:
+    page = draw("sds-0004")
+    assert "Checkpoints</dt><dd>3.0 MB" in page["disk"] and "Total" in page["disk"]
+    assert "Resuming it then starts from the beginning." in page["disk"]  # is asked before
+    assert "No checkpoint is left" not in page["head"]
+    said = actions.act(pressed("free", "sds-0004"), asked())
+    assert "3.0 MB freed." in said["value"] and not checkpoint.exists()
+    after = draw("sds-0004")
+    assert "Free space" not in after["disk"] and "Logs</dt><dd>50 B" in after["disk"]
+    assert "No checkpoint is left: resuming starts from the beginning." in after["head"]
+    assert "checkpoints deleted" in after["history"] and "3.0 MB freed" in after["history"]
+    assert "It starts from the beginning." in actions.run_action("resume", "sds-0004", HOST)
+
+
+def test_a_guest_sees_the_disk_space_and_may_not_free_it(checkpoint: Path) -> None:
+    html = disk_card(queries.job(4), Actor("guest"))
+    assert "3.0 MB" in html and "disabled" in html and READ_ONLY in html
+
+
+def test_a_resume_from_a_checkpoint_says_so(checkpoint: Path) -> None:
+    assert "resumes from its last checkpoint" in actions.run_action("resume", "sds-0004", HOST)
+
+
+@pytest.mark.parametrize("run", ["sds-0002", "sds-0003"])
+def test_nothing_is_freed_of_a_run_that_has_not_ended(seeded: Settings, run: str) -> None:
+    file = work_folder(run) / "step-1"
+    file.mkdir(parents=True)
+    (file / "x").write_text("x")
+    assert "Checkpoints" in draw(run)["disk"] and "Free space" not in draw(run)["disk"]
+    assert "has nothing to free" in actions.act(pressed("free", run), asked())["value"]

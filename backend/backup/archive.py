@@ -1,0 +1,56 @@
+"""The layout of a backup: one uncompressed tar file (weights do not compress), readable by `tar`.
+
+results.db             the database; runs that were live have been interrupted in it
+artifacts/RUN/…        logs, models, exports and small files; checkpoints if asked for
+models/…               models of your own in the data folder
+manifest.json          version, schema, and size and sha256 of every file; written last
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import BaseModel
+
+DATABASE, ARTIFACTS, MODELS, MANIFEST = "results.db", "artifacts", "models", "manifest.json"
+TOPS = (DATABASE, ARTIFACTS, MODELS)
+BLOCK = 2**20  # bytes read at a time
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in total
+
+
+class ArchivedFile(BaseModel):
+    """Size and hex sha256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a backup holds.
+
+    Attributes:
+        version: of Slimscope.
+        schema_revision: of the database.
+        created_at: UTC milliseconds since 1970.
+        weights, checkpoints: whether it holds them.
+        files: name in the archive -> size and checksum.
+    """
+
+    format: Literal[1] = 1
+    version: str
+    schema_revision: str
+    created_at: int
+    weights: bool
+    checkpoints: bool
+    files: dict[str, ArchivedFile]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files.values())
+
+
+def silent(done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""

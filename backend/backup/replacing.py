@@ -1,0 +1,105 @@
+"""Putting a daily copy in place of a damaged database.
+
+The write-ahead log beside a database belongs to it: SQLite would apply it to the copy, too. So both
+are moved away together, and only while nobody has the database open.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+
+from backend.errors import BackupError
+from backend.queue.launcher import try_lock
+from backend.settings import settings
+from backend.store.copies import copies_folder, database_file
+from backend.store.integrity import check_integrity
+from backend.store.migrate import newest_revision, upgrade
+from backend.store.permissions import database_files
+from backend.store.session import engine_for
+
+NOT_REPLACED = "The database was not replaced."
+SQLITE = b"SQLite format 3\0"  # the first bytes of a database
+
+
+def is_database(file: Path) -> bool:
+    """Whether a file is an SQLite database, rather than a backup."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(SQLITE)) == SQLITE
+    except OSError:
+        return False
+
+
+def replace_database(copy: Path) -> Path:
+    """Put a copy in place of the database; the old one is kept.
+
+    Returns:
+        Where the old database lies now.
+
+    Raises:
+        BackupError: the database is in use, or the copy is damaged or of a newer version.
+    """
+    _check_copy(copy)
+    lock = try_lock()
+    if lock is None:
+        why, do = (
+            "The supervisor of this data folder is at work.",
+            "Wait until its runs have ended.",
+        )
+        raise BackupError(NOT_REPLACED, why, do)
+    try:
+        engine_for(settings().url).dispose()
+        if users := _users(database_file()):
+            why = f"Other processes have it open: {', '.join(map(str, users))}."
+            raise BackupError(NOT_REPLACED, why, "Stop the dashboard, and wait for its runs.")
+        kept = _exchange(copy, database_file())
+    finally:
+        lock.release()
+    upgrade()
+    check_integrity()
+    return kept
+
+
+def _check_copy(copy: Path) -> None:
+    try:
+        with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro", uri=True)) as opened:
+            (found,) = opened.execute("PRAGMA quick_check(1)").fetchone()
+            (revision,) = opened.execute("SELECT version_num FROM alembic_version").fetchone()
+    except (sqlite3.Error, TypeError) as error:
+        raise BackupError(NOT_REPLACED, f"{copy} cannot be read: {error}.") from error
+    if found != "ok":
+        raise BackupError(NOT_REPLACED, f"{copy} is damaged: {found}.", "Use an older copy.")
+    if revision > newest_revision():
+        raise BackupError(NOT_REPLACED, f"{copy} was written by a newer version of Slimscope.")
+
+
+def _users(database: Path) -> list[int]:
+    """The other processes of this user that have the database open."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(
+                file.path == str(database) for file in process.open_files()
+            ):
+                found.append(process.pid)
+    return found
+
+
+def _exchange(copy: Path, database: Path) -> Path:
+    kept = copies_folder() / f"replaced-{time.strftime('%Y-%m-%d-%H%M%S')}.db"
+    kept.parent.mkdir(exist_ok=True)
+    new = database.with_name(f".{database.name}.new")
+    shutil.copyfile(copy, new)
+    with new.open("rb+") as opened:
+        os.fsync(opened.fileno())
+    for old in reversed([*database_files(settings().url)]):  # its write-ahead log first
+        shutil.move(old, kept.with_name(kept.name + old.name.removeprefix(database.name)))
+    new.rename(database)
+    return kept

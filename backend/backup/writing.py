@@ -1,0 +1,221 @@
+"""Writing a backup while jobs run.
+
+The database is copied first. Results are written to it before the files that depend on them, and a
+folder appears under its name only when it is complete, so whatever the copy knows of is on disk.
+In the copy, runs that are live have been interrupted as by a power failure: a restored run must
+never be taken for the process that still runs here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
+
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session
+
+from backend.backup.archive import (
+    ARTIFACTS,
+    DATABASE,
+    MANIFEST,
+    MODELS,
+    ArchivedFile,
+    Manifest,
+    Progress,
+    silent,
+)
+from backend.errors import BackupError
+from backend.queue.disk import readable_bytes
+from backend.queue.folders import run_folder, work_folder
+from backend.queue.lifecycle import end_attempt
+from backend.settings import settings
+from backend.store.copies import copy_database, database_file
+from backend.store.migrate import newest_revision
+from backend.store.session import now_ms
+from backend.store.tables import Attempt, Job, read_json, run_name
+
+WEIGHTS = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".npy"})
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to be archived: its name there, where it lies, its bytes."""
+
+    name: str
+    path: Path
+    bytes: int
+
+
+def write_backup(
+    target: Path,
+    *,
+    weights: bool = True,
+    checkpoints: bool = False,
+    progress: Progress = silent,
+) -> Manifest:
+    """Write one file with the database and the files of all runs.
+
+    It is written under a hidden name and renamed when it is complete; only its owner can read it.
+
+    Args:
+        weights: include the weights of models.
+        checkpoints: include checkpoints, so that unfinished runs go on from them.
+
+    Raises:
+        BackupError: the file exists, the options contradict each other, or the disk is too full.
+    """
+    _check_target(target, weights, checkpoints)
+    partial = target.with_name(f".{target.name}.partial")
+    with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
+        database = Path(folder, DATABASE)
+        _check_room(target, database_file().stat().st_size)
+        copy_database(database)
+        runs = interrupt_live_runs(database)
+        files = [*_files(database, runs, weights, checkpoints)]
+        _check_room(target, sum(file.bytes for file in files))
+        manifest = Manifest(
+            version=version("slimscope"),
+            schema_revision=newest_revision(),
+            created_at=now_ms(),
+            weights=weights,
+            checkpoints=checkpoints,
+            files={},
+        )
+        try:
+            partial.unlink(missing_ok=True)
+            partial.touch(mode=0o600, exist_ok=False)
+            _write(partial, files, manifest, progress)
+            partial.rename(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    return manifest
+
+
+def _check_target(target: Path, weights: bool, checkpoints: bool) -> None:
+    what = "No backup was written."
+    if checkpoints and not weights:
+        raise BackupError(what, "Checkpoints consist of weights.", "Choose one of the two options.")
+    if target.exists():
+        raise BackupError(what, f"{target} exists already.", "Choose another name.")
+    if not target.parent.is_dir():
+        raise BackupError(what, f"There is no folder {target.parent}.", "Create it first.")
+
+
+def _check_room(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        why = f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free."
+        do = "Choose another disk, or leave weights out (--no-weights)."
+        raise BackupError("No backup was written.", why, do)
+
+
+def interrupt_live_runs(database: Path) -> list[str]:
+    """End every live attempt in a copy of the database, as the supervisor does after a power
+    failure: its run is queued again, or lost where no retry is left.
+
+    Returns:
+        The names of all runs in the copy.
+    """
+    engine = create_engine(f"sqlite:///{database}", json_deserializer=read_json)
+    try:
+        with Session(engine) as session, session.begin():
+            live = select(Attempt).where(Attempt.ended_at.is_(None))
+            for attempt in session.scalars(live).all():
+                end_attempt(session, attempt, None, "" if attempt.started_at else "never started")
+        with Session(engine) as session:
+            return [run_name(*row) for row in session.execute(select(Job.kind, Job.id))]
+    finally:
+        engine.dispose()
+
+
+def _files(
+    database: Path, runs: list[str], weights: bool, checkpoints: bool
+) -> Iterator[SourceFile]:
+    yield SourceFile(DATABASE, database, database.stat().st_size)
+    for run in runs:
+        for path, size in _below(run_folder(run)):
+            within = path.is_relative_to(work_folder(run))
+            if (checkpoints or not within) and (weights or path.suffix not in WEIGHTS):
+                yield SourceFile(_named(ARTIFACTS, path, settings().artifacts), path, size)
+    if weights:
+        models = settings().root / MODELS
+        for path, size in _below(models):
+            yield SourceFile(_named(MODELS, path, models), path, size)
+
+
+def _named(top: str, path: Path, root: Path) -> str:
+    return f"{top}/{path.relative_to(root).as_posix()}"
+
+
+def _below(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Regular files below a folder and their bytes. Hidden folders are left out: they hold drafts
+    of what is being written or deleted."""
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(top, name) for name in sorted(names)):
+            if path.is_file() and not path.is_symlink():
+                yield path, path.stat().st_size
+
+
+def _write(partial: Path, files: list[SourceFile], manifest: Manifest, progress: Progress) -> None:
+    total, done = sum(file.bytes for file in files), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    with partial.open("wb") as output, tarfile.open(fileobj=output, mode="w") as archive:
+        for file in files:
+            if archived := _add(archive, file, advance):
+                manifest.files[file.name] = archived
+        text = manifest.model_dump_json(indent=1).encode()
+        archive.addfile(_entry(MANIFEST, len(text)), BytesIO(text))
+        archive.close()
+        output.flush()
+        os.fsync(output.fileno())
+
+
+def _add(
+    archive: tarfile.TarFile, file: SourceFile, advance: Callable[[int], None]
+) -> ArchivedFile | None:
+    """Append one file; None if it has been deleted meanwhile. Of a log that grows, what was there
+    when it was opened."""
+    try:
+        source = file.path.open("rb")
+    except FileNotFoundError:
+        return None
+    with source:
+        size = os.fstat(source.fileno()).st_size
+        reader = HashingReader(source, advance)
+        archive.addfile(_entry(file.name, size), reader)
+    return ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
+
+
+def _entry(name: str, size: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mtime, entry.mode = size, now_ms() // 1000, 0o644
+    return entry
+
+
+class HashingReader:
+    """Reads a file, hashes what was read, and tells how many bytes that were."""
+
+    def __init__(self, file: IO[bytes], advance: Callable[[int], None]) -> None:
+        self.file, self.advance, self.digest = file, advance, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most `size`."""
+        data = self.file.read(size)
+        self.digest.update(data)
+        self.advance(len(data))
+        return data

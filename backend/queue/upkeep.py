@@ -1,0 +1,84 @@
+"""What the supervisor does beside its loop, in a thread: measure the disk space of runs that have
+ended; once a day check the database, copy it, and delete expired checkpoints."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.errors import SlimscopeError
+from backend.queue.disk import CHECKPOINTS, disk_use, readable_bytes
+from backend.queue.lifecycle import ME, note
+from backend.queue.retention import DAY_MS, free_expired
+from backend.settings import settings
+from backend.store import queries
+from backend.store.copies import copy_daily
+from backend.store.integrity import check_integrity, last_check
+from backend.store.session import change, engine_for, now_ms, writing
+from backend.store.states import TERMINAL, State
+from backend.store.tables import Job
+
+TURN_S = 5.0
+DAY_S = DAY_MS / 1000
+BATCH = 100  # runs measured in one turn
+
+
+@contextmanager
+def upkeep() -> Iterator[None]:
+    """Keep the data folder in order while the body runs. The first turn comes after `TURN_S`, so
+    that it delays no start; a turn in progress is finished at the end."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_turns, args=(stop,), name="upkeep", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _turns(stop: threading.Event) -> None:
+    daily_at = -math.inf
+    while not stop.wait(TURN_S):
+        try:
+            measure_ended()
+            if time.monotonic() - daily_at > DAY_S:
+                daily_at = time.monotonic()
+                daily()
+        except (SQLAlchemyError, SlimscopeError, sqlite3.Error, OSError) as error:
+            print(f"{time.strftime('%F %T')} upkeep: {error}", flush=True)
+
+
+def measure_ended() -> None:
+    """Write the disk space of runs that have ended since."""
+    for job in queries.unmeasured(BATCH):
+        use = disk_use(job.run)
+        if job.state == State.SUCCEEDED:
+            use.pop(CHECKPOINTS, None)  # the supervisor is deleting them
+        size = sum(use.values())
+        ended = update(Job).where(
+            Job.id == job.id, Job.state.in_([*TERMINAL]), Job.disk_bytes.is_(None)
+        )
+        with writing() as session:
+            if change(session, ended.values(disk_bytes=size)):
+                parts = ", ".join(f"{part} {readable_bytes(n)}" for part, n in use.items())
+                note(session, job.id, "measured", ME, f"on disk: {parts or 'nothing'}")
+
+
+def daily() -> None:
+    """Check the database unless that was done today; copy it if it is intact; delete expired
+    checkpoints."""
+    last = last_check()
+    if last is None or not 0 <= now_ms() - last.at < DAY_MS:
+        last = check_integrity()
+    intact = last is not None and not last.problems
+    if intact and engine_for(settings().url).dialect.name == "sqlite":
+        copy_daily()  # else the copies of an intact database would be replaced one by one
+    free_expired()

@@ -1,0 +1,94 @@
+"""Copies of an SQLite database while others write to it: one for a backup, and a daily one.
+
+A copy is made by SQLite's online backup in a single step. It reads one snapshot, so it is
+consistent, and neither waits for writers nor makes them wait: the database is in WAL mode.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backend.errors import BackupError
+from backend.settings import settings
+from backend.store.session import engine_for
+
+SPARE_BYTES = 10**9  # that a daily copy leaves free on the disk
+PARTIAL = ".partial.db"
+
+
+def database_file() -> Path:
+    """The file of the database.
+
+    Raises:
+        BackupError: the database is not an SQLite file.
+    """
+    url = engine_for(settings().url).url
+    if not url.drivername.startswith("sqlite") or not url.database:
+        why = f"SLIMSCOPE_DATABASE_URL names a {url.get_backend_name()} database."
+        raise BackupError("The database is not an SQLite file.", why, "Use the tools made for it.")
+    return Path(url.database)
+
+
+def copy_database(target: Path) -> None:
+    """Copy the database into one file that needs no other; an existing file is replaced."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        target.with_name(target.name + suffix).unlink(missing_ok=True)
+    with (
+        engine_for(settings().url).connect() as connection,
+        closing(sqlite3.connect(target)) as copy,
+    ):
+        source = connection.connection.driver_connection
+        assert source is not None
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE")  # no files beside it
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def daily_copies() -> list[Path]:
+    """The daily copies, the newest first."""
+    return sorted(copies_folder().glob("results-*.db"), reverse=True)
+
+
+def copy_daily() -> Path | None:
+    """Copy the database unless today's copy exists, and delete the oldest copies.
+
+    Returns:
+        The new copy; None if there is nothing to do, or the disk is too full for another copy.
+    """
+    keep, folder = settings().backups, copies_folder()
+    today = folder / f"results-{datetime.now(UTC):%Y-%m-%d}.db"
+    if not keep or today.exists() or not _room():
+        return None
+    folder.mkdir(exist_ok=True)
+    try:
+        copy_database(folder / PARTIAL)
+        (folder / PARTIAL).rename(today)
+    finally:
+        (folder / PARTIAL).unlink(missing_ok=True)
+    for old in daily_copies()[keep:]:
+        with suppress(OSError):
+            old.unlink()
+    return today
+
+
+def repair_advice() -> str:
+    """What to do about a damaged database."""
+    copies = daily_copies()
+    file = f"backups/{copies[0].name}" if copies else "FILE"
+    return f"Stop the dashboard, and run in the data folder: slimscope restore {file}"
+
+
+def copies_folder() -> Path:
+    """Where daily copies lie, and databases that were replaced by one."""
+    return settings().root / "backups"
+
+
+def _room() -> bool:
+    needed = database_file().stat().st_size + SPARE_BYTES
+    return shutil.disk_usage(settings().root).free > needed

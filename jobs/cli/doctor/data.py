@@ -1,0 +1,98 @@
+"""Checks of the data folder: disk, permissions, database, copies, leftovers and queue."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import stat
+from pathlib import Path
+
+from backend.queue.disk import orphaned_folders
+from backend.queue.launcher import is_alive, lock_path
+from backend.settings import settings
+from backend.store import queries
+from backend.store.copies import daily_copies, repair_advice
+from backend.store.integrity import check_integrity
+from backend.store.migrate import current_revision
+from backend.store.permissions import database_files
+from jobs.cli.console import runs
+from jobs.cli.doctor.check import HealthCheck, check
+
+SAFE_SQLITE = (3, 51, 3)  # earlier ones may corrupt a log that two connections check-point
+NEEDED_DISK = 4e9
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+SHOWN = 3  # names in one finding
+
+
+def data_folder() -> HealthCheck:
+    text = f"{settings().root}, tables at {current_revision()}"
+    return HealthCheck("data folder", True, text)
+
+
+def privacy() -> HealthCheck:
+    """Of a shared dashboard, other users of the machine may not read what runs have stored."""
+    here = settings()
+    if not here.shared:
+        return HealthCheck("privacy", True, "not shared: permissions are those of your user")
+    open_paths = [path for path in (here.root, *database_files(here.url)) if _is_open(path)]
+    text = f"other users can read {_some(open_paths)}" if open_paths else "private to your user"
+    fix = f"chmod -R go= '{here.root}'"
+    return check("privacy", not open_paths, text, fix)
+
+
+def _is_open(path: Path) -> bool:
+    return bool(path.stat().st_mode & OTHERS)
+
+
+def _some(paths: list[Path]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(map(str, paths[:SHOWN])) + more
+
+
+def disk() -> HealthCheck:
+    free = shutil.disk_usage(settings().root).free
+    text = f"{free / 1e9:.1f} GB free; a run may need 4 GB"
+    return check("disk", free > NEEDED_DISK, text, "slimscope disk shows what can be freed.")
+
+
+def sqlite_version() -> HealthCheck:
+    known = sqlite3.sqlite_version_info >= SAFE_SQLITE
+    advice = "" if known else "; only the supervisor check-points, which avoids a known bug"
+    return HealthCheck("SQLite", True, f"{sqlite3.sqlite_version}{advice}")
+
+
+def integrity() -> HealthCheck:
+    result = check_integrity()
+    if result is None:
+        return HealthCheck("database", True, "not SQLite: not checked")
+    text = "; ".join(result.problems[:SHOWN]) or "intact"
+    return check("database", not result.problems, text, repair_advice())
+
+
+def copies() -> HealthCheck:
+    found, keep = daily_copies(), settings().backups
+    newest = f"{len(found)}, the newest {found[0].name}" if found else "none yet"
+    return HealthCheck("daily copies", True, newest if keep else "off (SLIMSCOPE_BACKUPS=0)")
+
+
+def orphans() -> HealthCheck:
+    """Artefact folders without a run."""
+    found = orphaned_folders()
+    text = f"no run knows {_some(found)}" if found else "every artefact folder has its run"
+    fix = "Delete them if nothing in them is needed: rm -r FOLDER"
+    return check("artefacts", not found, text, fix)
+
+
+def supervisor() -> HealthCheck:
+    """A supervisor that sleeps although a run waits or works, or that hangs and keeps its lock."""
+    alive, status = is_alive(), queries.status()
+    waiting = len(status.live) + len(status.queued)
+    if alive and not status.supervisor_alive:
+        fix = f"End it; the next starts by itself: fuser -k '{lock_path()}'"
+        return HealthCheck("supervisor", False, "it holds its lock, but does not work", fix)
+    if waiting and not alive:
+        text = f"asleep; waiting for it: {runs(waiting)}"
+        return HealthCheck("supervisor", False, text, "Open the dashboard, which wakes it.")
+    return HealthCheck(
+        "supervisor", True, "alive" if alive else "asleep; wakes when a run is added"
+    )

@@ -1,0 +1,18 @@
+"""Is everything there that a run needs? One finding a line, with what to do about it."""
+
+from __future__ import annotations
+
+from jobs.cli.doctor import data, machine
+from jobs.cli.doctor.check import HealthCheck
+
+CHECKS = (
+    data.data_folder, data.privacy, data.disk, machine.memory, machine.threads, machine.device,
+    machine.clock, machine.models, machine.cached_models, machine.texts, data.sqlite_version,
+    data.integrity, data.copies, data.orphans, data.supervisor,
+)  # fmt: skip
+
+
+def examine() -> list[HealthCheck]:
+    """Look at everything a run needs. Starts nothing, and changes nothing but the kept result of
+    the check of the database."""
+    return [check() for check in CHECKS]

@@ -1,0 +1,40 @@
+"""The queue of real jobs, and data folders that can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.queue.engines.base import LaunchRequest, Ref
+from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
+from tests.fork_engine import ForkEngine
+from tests.jobs.conftest import counting_queue, queue, wait
+
+__all__ = ["counting_queue", "move_to", "queue", "wait"]
+
+
+class AlwaysForkEngine(ForkEngine):
+    """Forks all attempts: jobs that only count have no weights that could differ."""
+
+    def launch(self, launch: LaunchRequest) -> Ref:
+        return self.fork(launch)
+
+
+@pytest.fixture
+def loop(queue: Path) -> SupervisorLoop:
+    return SupervisorLoop(AlwaysForkEngine(1))
+
+
+@pytest.fixture
+def move_to(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Makes another folder the data folder, until the test ends."""
+
+    def change(folder: Path) -> None:
+        monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(folder))
+        settings.cache_clear()
+
+    yield change
+    change(queue)

@@ -1,0 +1,127 @@
+"""The doctor finds what is wrong, and names what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from backend.models.sources.cache import prepare_once
+from backend.queue.engines import local
+from backend.queue.launcher import try_lock
+from backend.queue.service import enqueue
+from backend.settings import settings
+from backend.store import integrity
+from backend.store.copies import copy_daily
+from backend.store.session import now_ms, writing
+from backend.store.tables import Event
+from jobs.cli.doctor import data, machine
+from jobs.cli.doctor.check import HealthCheck
+from jobs.cli.doctor.report import examine
+from tests.queue.conftest import HOST
+from tests.shell import slimscope
+
+Set = Callable[..., None]
+
+
+@pytest.fixture
+def given(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
+    """Sets SLIMSCOPE_ variables."""
+
+    def change(**values: str) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
+        settings.cache_clear()
+
+    return change
+
+
+def wrong(found: HealthCheck, *parts: str) -> bool:
+    """Whether a finding is bad, and says these things in its text and its fix."""
+    return not found.ok and all(part in f"{found.text} {found.fix}" for part in parts)
+
+
+def test_a_new_data_folder_is_in_order(queue: Path, given: Set, tmp_path: Path) -> None:
+    given(CACHE_DIR=str(tmp_path / "cache"))
+    found = examine()
+    assert [each.name for each in found if not each.ok] == []
+    assert not any(each.fix for each in found)
+
+
+def test_the_command_prints_the_fix_and_fails(queue: Path) -> None:
+    (settings().artifacts / "sds-0099").mkdir(parents=True)
+    told = slimscope("doctor")
+    assert told.returncode == 1 and "LOOK artefacts" in told.stdout and "-> Delete" in told.stdout
+    checks = {c["name"]: c for c in json.loads(slimscope("doctor", "--json").stdout)}
+    assert checks["models"]["ok"] and "toy" in checks["models"]["text"]
+    assert checks["artefacts"]["fix"]
+
+
+def test_a_shared_folder_that_others_can_read(queue: Path, given: Set) -> None:
+    assert data.privacy().ok
+    given(HOST_TOKEN="a-token-for-the-tests")
+    queue.chmod(0o755)
+    assert wrong(data.privacy(), str(queue), "chmod -R go=")
+    for path in (queue, *queue.glob("results.db*")):
+        path.chmod(0o700 if path == queue else 0o600)
+    assert data.privacy().ok
+
+
+def test_a_full_disk(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    assert wrong(data.disk(), "1.0 GB free", "slimscope disk")
+
+
+def test_a_damaged_database_and_its_copies(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "none yet" in data.copies().text
+    copy = copy_daily()
+    assert copy is not None and copy.name in data.copies().text
+    monkeypatch.setattr(integrity, "_problems", lambda: ["page 3 is never used"])
+    assert wrong(data.integrity(), "page 3", f"slimscope restore backups/{copy.name}")
+
+
+def test_more_threads_than_cores(queue: Path, given: Set) -> None:
+    given(THREADS="64", SLOTS="2")
+    assert wrong(machine.threads(), "2 x 64 threads", "SLIMSCOPE_THREADS=")
+
+
+def test_a_gpu_that_torch_cannot_use(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(local, "DEVICES", tmp_path)
+    assert machine.device().ok
+    (tmp_path / "nvidia0").touch()
+    assert wrong(machine.device(), "1 GPU installed", "CUDA")
+
+
+def test_a_clock_that_was_set_back(queue: Path) -> None:
+    job = enqueue("count", {"steps": 1}, HOST)
+    assert machine.clock().ok
+    with writing() as session:
+        session.add(Event(job_id=job.id, at=now_ms() + 7_200_000, type="x", actor="y"))
+    assert wrong(machine.clock(), "set back", "timedatectl")
+
+
+def test_a_model_in_the_cache_that_was_cut(queue: Path, given: Set, tmp_path: Path) -> None:
+    given(CACHE_DIR=str(tmp_path))
+
+    def fill(draft: Path) -> None:
+        (draft / "model.bin").write_text("x" * 9)
+
+    folder = prepare_once("mine", 0, fill)
+    assert machine.cached_models().ok
+    (folder / "model.bin").write_text("x")
+    assert wrong(machine.cached_models(), str(folder), "rm -r")
+
+
+def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
+    lock = try_lock()
+    assert lock is not None and wrong(data.supervisor(), "does not work", "fuser -k")
+    lock.release()
+    assert data.supervisor().ok
+    enqueue("count", {"steps": 1}, HOST)
+    assert wrong(data.supervisor(), "waiting for it: 1 run", "dashboard")

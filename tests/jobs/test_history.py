@@ -1,0 +1,70 @@
+"""Every change of a run, by whatever way it comes, is one event with whoever made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from backend.queue import labels
+from backend.queue.folders import work_folder
+from backend.queue.roles import Actor, guest_name
+from backend.queue.service import enqueue
+from backend.settings import settings
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs import operations
+from tests.queue.conftest import HOST
+
+Change = Callable[[str, Actor], object]
+
+
+def in_state(state: State) -> str:
+    """A run in this state, with a checkpoint."""
+    job = enqueue("count", {"steps": 1}, HOST)
+    with writing() as session:
+        session.get_one(Job, job.id).state = state
+    (work_folder(job.run) / "step-0").mkdir(parents=True)
+    return job.run
+
+
+@pytest.mark.parametrize(
+    ("state", "change", "event"),
+    [
+        (State.QUEUED, operations.cancel_run, "cancelled"),
+        (State.RUNNING, operations.cancel_run, "asked to stop"),
+        (State.QUEUED, operations.run_next, "put first"),
+        (State.FAILED, operations.resume_run, "resumed"),
+        (State.FAILED, operations.free_space, "checkpoints deleted"),
+        (State.FAILED, lambda run, who: labels.tag([run], ["a"], who), "tagged"),
+        (State.FAILED, lambda run, who: labels.annotate(run, "a", who), "note written"),
+    ],
+)
+def test_one_event_for_each_change(queue: Path, state: State, change: Change, event: str) -> None:
+    first = in_state(State.QUEUED)
+    run, other = in_state(state), Actor("kim", "host")
+    change(run, other)
+    assert [(e.type, e.actor) for e in queries.events(run)] == [("queued", "mira"), (event, "kim")]
+    assert [e.type for e in queries.events(first)] == ["queued"]
+
+
+def test_a_replay_says_what_it_repeats(queue: Path) -> None:
+    old = in_state(State.SUCCEEDED)
+    new = operations.replay_run(old, HOST)["id"]
+    assert [(e.type, e.text) for e in queries.events(new)] == [("queued", f"repeats {old}")]
+
+
+def test_a_guest_is_known_by_a_name_that_holds_no_address(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_GUEST_RUNS", "1")
+    settings.cache_clear()
+    guest = Actor(guest_name("5f3a21", "9c"), "guest", "10.0.0.7")
+    cost = SimpleNamespace(seconds=1.0, bytes=1, open_ended=False)
+    run = enqueue("count", {"steps": 1}, guest, cost=cost).run
+    operations.cancel_run(run, guest)
+    assert {event.actor for event in queries.events(run)} == {"guest-5f3a21-9c"}
