@@ -177,12 +177,13 @@ inline Pairs pairs(const bf16* w) {
 inline Floats whole(Words codes) { return __builtin_convertvector((Ints)codes, Floats); }
 #endif
 
-// One format of weights: STEP inputs of a block at a time, as PARTS pairs.
+// One format of weights: STEP inputs of a block at a time, as PARTS pairs. A reader lives as long
+// as a tile, so that its tables stay in registers.
 template <Format> struct Reader;
 
 template <> struct Reader<BF16> {
   static constexpr int STEP = 2, PARTS = 1, BYTES = 64;  // bytes a block takes for STEP inputs
-  static void read(const uint8_t* w, Pairs* to) { to[0] = pairs((const bf16*)w); }
+  void read(const uint8_t* w, Pairs* to) const { to[0] = pairs((const bf16*)w); }
   static constexpr int input(int) { return 0; }
 };
 
@@ -190,14 +191,14 @@ template <> struct Reader<INT8> {
   static constexpr int STEP = 2, BYTES = 32;
 #if HAVE_DOT_BF16
   static constexpr int PARTS = 2;  // 16 (high - 8), and low
-  static void read(const uint8_t* w, Pairs* to) {
-    static const Table coarse(16, -128), fine(1, 0);
+  const Table coarse{16, -128}, fine{1, 0};
+  void read(const uint8_t* w, Pairs* to) const {
     __m512i codes = bytes(w);
     to[0] = coarse(high(codes)), to[1] = fine(low(codes));
   }
 #else
   static constexpr int PARTS = 1;
-  static void read(const uint8_t* w, Pairs* to) {
+  void read(const uint8_t* w, Pairs* to) const {
     Words codes = __builtin_convertvector(load<Halves>(w), Words);
     to[0] = {whole(codes & 255) - 128.0f, whole(codes >> 8) - 128.0f};
   }
@@ -208,13 +209,13 @@ template <> struct Reader<INT8> {
 template <> struct Reader<INT4> {
   static constexpr int STEP = 4, PARTS = 2, BYTES = 32;
 #if HAVE_DOT_BF16
-  static void read(const uint8_t* w, Pairs* to) {
-    static const Table table(1, -8);
+  const Table table{1, -8};
+  void read(const uint8_t* w, Pairs* to) const {
     __m512i codes = bytes(w);
     to[0] = table(low(codes)), to[1] = table(high(codes));
   }
 #else
-  static void read(const uint8_t* w, Pairs* to) {
+  void read(const uint8_t* w, Pairs* to) const {
     Words codes = __builtin_convertvector(load<Halves>(w), Words);
     to[0] = {whole(codes & 15) - 8.0f, whole(codes >> 8 & 15) - 8.0f};
     to[1] = {whole(codes >> 4 & 15) - 8.0f, whole(codes >> 12) - 8.0f};
@@ -238,6 +239,7 @@ struct Product {
 // R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
 template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
   using W = Reader<F>;
+  const W reader;
   const Matrix& m = p.matrix;
   const int K = m.inputs, group = F == BF16 ? K : m.group, groups = K / group;
   const size_t block_bytes = (size_t)K / W::STEP * W::BYTES;
@@ -250,7 +252,7 @@ template <Format F, int R, int M> void tile(const Product& p, int block, int tok
       Pairs w[R][W::PARTS];
       for (int r = 0; r < R; r++) {
         const uint8_t* here = weights + r * block_bytes + (size_t)k / W::STEP * W::BYTES;
-        W::read(here, w[r]);
+        reader.read(here, w[r]);
         if (M <= 2) __builtin_prefetch(here + 1024);
       }
       for (int i = 0; i < M; i++)

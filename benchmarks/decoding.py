@@ -1,0 +1,264 @@
+"""Decoding one token after the other, and several in one pass: ours, PyTorch's, and llama.cpp's.
+
+    make bench-decoding
+    make bench-decoding ARGS="--threads 2 --gguf model.gguf"
+
+All engines continue the same 192 tokens of the same model, in turn, round after round. Told are
+milliseconds of processor time for a token (medians; of all threads together), tokens a second by
+the clock, and how much longer a pass over n tokens takes than one over a single token. Beside them
+the limit: the bytes of the weights over the bandwidth a plain sum of memory reaches here.
+
+`error` is the root mean square difference of the logits from those in float32, relative to their
+spread. 4-bit weights are rounded to nearest here, in groups of 64: their speed is that of any.
+
+llama.cpp needs `llama-cpp-python`, built for this processor (pip install --no-binary
+llama-cpp-python), and a GGUF file of the model, which it converts into its own formats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import chain
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import load
+from backend.quantization.grid import QuantizedWeight, minmax_grid
+from backend.quantization.packed_linear import pack_model
+from benchmarks.peers import llama
+
+CONTEXT, NEW = 192, 24
+WIDTHS = (2, 4, 8, 12)
+GROUP = 64
+
+
+class Engine(Protocol):
+    """Continues the context; afterwards it is as before."""
+
+    bytes: int  # of the weights it reads for a token
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """[n, vocabulary] after the context and each of the tokens."""
+
+    def write(self, first: int, number: int) -> list[int]:
+        """The likeliest continuation after the context and `first`."""
+
+    def rewind(self) -> None:
+        """Forget all but the context."""
+
+
+class Ours:
+    """A `TargetModel`, native or in PyTorch."""
+
+    def __init__(self, model: PreTrainedModel, context: Sequence[int], native: bool) -> None:
+        target = TargetModel(model, native=native)
+        if native and target.native is None:
+            sys.exit(target.decoder)
+        self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
+        self._verify = target.verifier(self._cache)
+        self._verify.prefill(list(context))
+        self.bytes = _bytes(model)
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        return self._verify(list(tokens), chain(len(tokens) - 1))[1]
+
+    def write(self, first: int, number: int) -> list[int]:
+        written = [first]
+        for _ in range(number):
+            written.append(int(self.logits(written[-1:]).argmax()))
+        return written[1:]
+
+    def rewind(self) -> None:
+        self._cache.rewind(CONTEXT)
+
+
+class Transformers:
+    """`generate` of transformers, without its pass over the context."""
+
+    def __init__(self, model: PreTrainedModel, context: Sequence[int]) -> None:
+        self._model, self._ids = model, torch.tensor([list(context)])
+        self.bytes = _bytes(model)
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        raise NotImplementedError
+
+    def write(self, first: int, number: int) -> list[int]:
+        ids = torch.cat([self._ids, torch.tensor([[first]])], 1)
+        made = self._model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=number,
+            min_new_tokens=number, pad_token_id=0, use_cache=True, repetition_penalty=1.0,
+        )  # fmt: skip
+        return made[0, ids.shape[1] :].tolist()
+
+    def rewind(self) -> None:
+        pass
+
+
+@dataclass
+class Times:
+    """Of one engine: processor and wall seconds a token, and processor seconds a pass by width."""
+
+    cpu: list[float]
+    wall: list[float]
+    passes: dict[int, list[float]]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--threads", default=1, type=int)
+    parser.add_argument("--rounds", default=7, type=int)
+    parser.add_argument("--gguf", type=Path, help="of the same model, for llama.cpp")
+    return parser.parse_args()
+
+
+def _bytes(model: PreTrainedModel) -> int:
+    """Bytes of all weights a token needs: embeddings only once where they are the head as well."""
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    held = [*model.parameters(), *(b for n, b in model.named_buffers() if "pairs" not in n)]
+    whole = sum(x.numel() * x.element_size() for x in held)
+    embedding = model.get_input_embeddings().weight
+    return whole - (0 if tied else embedding.numel() * embedding.element_size())
+
+
+def in_4_bits(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on packed 4-bit weights, its embeddings in bfloat16."""
+    layers = {}
+    for block in range(len(decoder_blocks(model))):
+        for linear in block_linears(model, block).values():
+            weight = linear.read().float()
+            grid = minmax_grid(weight.view(len(weight), -1, GROUP), 4, True)
+            layers[linear.name] = QuantizedWeight(grid, grid.codes(weight).byte())
+    packed = deepcopy(model)
+    if left := pack_model(packed, layers):
+        sys.exit(f"Not packed: {left}")
+    return packed
+
+
+def bandwidth() -> float:
+    """Bytes a second of a plain sum over memory far larger than the caches."""
+    memory = torch.ones(2**27, dtype=torch.float32)
+    taken = [_timed(memory.sum)[0] for _ in range(5)]
+    return memory.numel() * 4 / min(taken[1:])
+
+
+def _timed(act: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    act()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -> dict[str, Engine]:
+    """Name -> engine."""
+    model = load(chosen.model, dtype=torch.bfloat16).model
+    packed = in_4_bits(load(chosen.model, dtype=torch.float32).model)
+    found: dict[str, Engine] = {
+        "transformers generate, bf16": Transformers(model, context),
+        "PyTorch loop, bf16": Ours(model, context, native=False),
+        "native, bf16": Ours(model, context, native=True),
+        "PyTorch loop, int4": Ours(packed, context, native=False),
+        "native, int4": Ours(packed, context, native=True),
+    }
+    if chosen.gguf:
+        room = CONTEXT + NEW + max(WIDTHS) + 1
+        for name, path in llama.formats(chosen.gguf, scratch, chosen.threads):
+            found[f"llama.cpp, {name}"] = llama.Llama(path, context, room, chosen.threads)
+    return found
+
+
+def measure(found: dict[str, Engine], rounds: int) -> dict[str, Times]:
+    """All engines in turn; the first round warms up."""
+    times = {name: Times([], [], {n: [] for n in (1, *WIDTHS)}) for name in found}
+    for turn in range(rounds + 1):
+        for name, engine in found.items():
+            for kind, of in _round(engine, isinstance(engine, Transformers)):
+                if turn == 0:
+                    continue
+                if kind:
+                    times[name].passes[kind].append(of[1])
+                else:
+                    times[name].wall.append(of[0] / NEW)
+                    times[name].cpu.append(of[1] / NEW)
+    return times
+
+
+def _round(engine: Engine, whole: bool) -> Iterator[tuple[int, tuple[float, float]]]:
+    """0 and the times of NEW tokens; n and those of a pass over n."""
+    more = _timed(lambda: engine.write(7, NEW + 1))
+    engine.rewind()
+    less = _timed(lambda: engine.write(7, 1))
+    engine.rewind()
+    yield 0, (more[0] - less[0], more[1] - less[1])
+    for width in () if whole else (1, *WIDTHS):
+        tokens = list(range(7, 7 + width))
+        yield width, _timed(lambda tokens=tokens: engine.logits(tokens))
+        engine.rewind()
+
+
+def main() -> None:
+    chosen = arguments()
+    torch.set_num_threads(chosen.threads)
+    context = [n % 1000 + 5 for n in range(CONTEXT)]
+    with torch.inference_mode(), TemporaryDirectory() as scratch:
+        reach = bandwidth()
+        found = engines(chosen, context, Path(scratch))
+        exact_model = load(chosen.model, dtype=torch.float32).model
+        tokens = list(range(7, 23))
+        exact = exact_model(input_ids=torch.tensor([[*context, *tokens]])).logits[0, -16:]
+        del exact_model
+        errors = {
+            name: _error(engine, tokens[: max(WIDTHS)], exact[: max(WIDTHS)])
+            for name, engine in found.items()
+            if not isinstance(engine, Transformers)
+        }
+        times = measure(found, chosen.rounds)
+    base = median(times["PyTorch loop, bf16"].cpu)
+    table = Table(title=f"{chosen.model}, {chosen.threads} thread(s), {reach / 1e9:.0f} GB/s")
+    for head in ("engine", "ms", "tokens/s", "× PyTorch bf16", "limit ms",
+                 *(f"t({n})/t(1)" for n in WIDTHS), "error"):  # fmt: skip
+        table.add_column(head, justify="left" if head == "engine" else "right")
+    lines = []
+    for name, each in times.items():
+        cpu, wall = median(each.cpu), median(each.wall)
+        limit = found[name].bytes / reach
+        one = each.passes[1]
+        ratios = [median(each.passes[n]) / median(one) if one else float("nan") for n in WIDTHS]
+        table.add_row(
+            name, f"{1e3 * cpu:.1f}", f"{1 / wall:.0f}", f"{base / cpu:.2f}",
+            f"{1e3 * limit:.1f}", *(f"{r:.2f}" for r in ratios),
+            f"{errors[name]:.4f}" if name in errors else "",
+        )  # fmt: skip
+        lines.append({
+            "engine": name, "cpu_ms": 1e3 * cpu, "tokens_s": 1 / wall, "limit_ms": 1e3 * limit,
+            "speed_up": base / cpu, "ratios": dict(zip(WIDTHS, ratios, strict=True)),
+            "error": errors.get(name),
+        })  # fmt: skip
+    Console(width=150).print(table)
+    print(json.dumps({"threads": chosen.threads, "bandwidth": reach, "engines": lines}))
+
+
+def _error(engine: Engine, tokens: Sequence[int], exact: Tensor) -> float:
+    found = engine.logits(tokens).float()
+    engine.rewind()
+    return ((found - exact).square().mean().sqrt() / exact.std()).item()
+
+
+if __name__ == "__main__":
+    main()
