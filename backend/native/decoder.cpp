@@ -8,12 +8,14 @@
 //   hidden = rms(x),   logits = W_head hidden
 //
 // Generating a token reads every weight once, so the time is that of reading them. Weights are
-// therefore stored in the order they are read: blocks of 16 outputs, and within a block two or four
-// inputs of all 16 outputs side by side. The residual x, sums, and softmax are float32; what enters
-// a product is rounded to bfloat16.
+// therefore stored in the order they are read: blocks of 16 outputs, and within a block a few inputs
+// of all 16 outputs side by side. The residual x, sums, and softmax are float32. What enters a
+// product is rounded: to bfloat16 where the weights are bfloat16, and to 8 bits, with a scale for
+// each group of inputs, where they are codes of 8 or 4 bits.
 //
-// Compiled for the processor at hand. With AVX-512-BF16 a product takes 32 weights an instruction;
-// without, GCC's and Clang's vector types become AVX2, NEON or plain instructions.
+// Compiled for the processor at hand. With AVX-512-BF16 and VNNI an instruction takes 32 or 64
+// weights; without, GCC's and Clang's vector types become AVX2, NEON or plain instructions, and
+// inputs of codes are not rounded.
 //
 // n tokens are the nodes of a tree: token i sees the cache and those j for which visible[i, j].
 
@@ -25,11 +27,13 @@
 #include <memory>
 #include <thread>
 #include <vector>
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
-#define HAVE_DOT_BF16 1
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define HAVE_DOT 1
 #else
-#define HAVE_DOT_BF16 0
+#define HAVE_DOT 0
 #endif
 
 namespace {
@@ -41,6 +45,7 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 template <class T> inline T load(const void* from) {
   T value;
@@ -49,7 +54,14 @@ template <class T> inline T load(const void* from) {
 }
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 inline Floats all(float value) { return Floats{} + value; }
-inline Floats widen(Halves v) { return (Floats)(__builtin_convertvector(v, Words) << 16); }
+#if defined(__AVX512F__)  // compilers write it in two halves
+inline Words words(Halves v) { return (Words)_mm512_cvtepu16_epi32((__m256i)v); }
+inline Halves halves(Words v) { return (Halves)_mm512_cvtepi32_epi16((__m512i)v); }
+#else
+inline Words words(Halves v) { return __builtin_convertvector(v, Words); }
+inline Halves halves(Words v) { return __builtin_convertvector(v, Halves); }
+#endif
+inline Floats widen(Halves v) { return (Floats)(words(v) << 16); }
 inline float widen(bf16 v) {
   uint32_t bits = (uint32_t)v << 16;
   return load<float>(&bits);
@@ -58,21 +70,39 @@ inline float widen(bf16 v) {
 // Rounds to the nearest bfloat16, ties to even.
 inline Halves narrow(Floats v) {
   Words bits = (Words)v;
-  return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
+  return halves((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-inline float sum(Floats v) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += v[i];
-  return total;
+#if defined(__AVX512F__)
+inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+inline float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
+// One half of the lanes joined with the other, until one is left.
+template <class Join> inline float reduce(Floats v, Join join) {
+  typedef float Eight __attribute__((vector_size(32)));
+  typedef float Four __attribute__((vector_size(16)));
+  const char* bytes = (const char*)&v;
+  const Eight eight = join(load<Eight>(bytes), load<Eight>(bytes + 32));
+  bytes = (const char*)&eight;
+  const Four four = join(load<Four>(bytes), load<Four>(bytes + 16));
+  return join(join(four[0], four[1]), join(four[2], four[3]));
 }
+inline float sum(Floats v) {
+  return reduce(v, [](auto a, auto b) { return a + b; });
+}
+inline float largest(Floats v) {
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+#endif
+
+constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers, in the low bits
+inline Ints nearest(Floats v) { return (Ints)(v + ROUNDING) - (Ints)all(ROUNDING); }
 
 // e^x to 2e-7 relative: 2^n (1 + polynomial of the rest), for x <= 88.
 inline Floats exponential(Floats x) {
   x = x < all(-87.0f) ? all(-87.0f) : x;
-  Floats scaled = x * 1.44269504f + 12582912.0f;  // rounds to a whole number in the low bits
-  Ints n = (Ints)scaled - (Ints)all(12582912.0f);
-  Floats whole = scaled - 12582912.0f;
+  Ints n = nearest(x * 1.44269504f);
+  Floats whole = __builtin_convertvector(n, Floats);
   Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
   Floats p = all(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
@@ -90,15 +120,15 @@ enum Format : int32_t { BF16 = 0, INT8 = 1, INT4 = 2 };
 extern "C" {
 
 // y = W x + bias, W [outputs, inputs]; outputs are padded to a multiple of 16. A quantised weight
-// is scale (code - middle) + offset, with one scale and offset for `group` inputs of an output;
-// middle is 128 or 8.
+// is scale (code - middle) + offset, with one scale and offset for `group` inputs of an output, and
+// middle 128 or 8.
 struct Matrix {
   int32_t format, outputs, inputs, group;
-  const void* weights;   // BF16: [outputs/16][inputs/2][16][2]; INT8: bytes in the same order;
-                         // INT4: [outputs/16][inputs/4][16][2], inputs k and k+2 in one byte
-  const float* scales;   // [outputs/16][inputs/group][16]
-  const float* offsets;  // the same, or null if all are 0
-  const float* bias;     // [outputs], or null
+  const void* weights;  // BF16: [outputs/16][inputs/2][16][2]; INT8: [outputs/16][inputs/4][16][4];
+                        // INT4: [outputs/16][inputs/8][16][4], inputs k and k + 4 in one byte
+  const bf16* scales;   // [outputs/16][inputs/group][16]
+  const bf16* offsets;  // the same, or null if all are 0
+  const float* bias;    // [outputs], or null
 };
 
 struct Layer {
@@ -133,164 +163,140 @@ struct Pass {
 
 namespace {
 
-// Two inputs of 16 outputs, ready to be multiplied by the same two inputs of a token.
-#if HAVE_DOT_BF16
-using Pairs = __m512i;
-using Inputs = __m512bh;
-inline Inputs inputs(const bf16* x) { return (__m512bh)_mm512_set1_epi32(load<int>(x)); }
-inline Floats dot(Floats to, Pairs w, Inputs x) {
-  return (Floats)_mm512_dpbf16_ps((__m512)to, (__m512bh)w, x);
-}
-inline Pairs pairs(const bf16* w) { return _mm512_loadu_si512(w); }
-
-// Codes are turned into bfloat16 by looking them up among 16 values.
-struct Table {
-  __m512i values;
-  Table(float step, float first) {
-    bf16 each[32];
-    for (int i = 0; i < 32; i++) {
-      float value = step * (i % 16) + first;
-      each[i] = load<uint32_t>(&value) >> 16;  // small whole numbers are exact
-    }
-    values = _mm512_loadu_si512(each);
-  }
-  Pairs operator()(__m512i codes) const { return _mm512_permutexvar_epi16(codes, values); }
-};
-inline __m512i bytes(const uint8_t* w) {
-  return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)w));
-}
-inline __m512i low(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi16(15)); }
-inline __m512i high(__m512i v) { return _mm512_srli_epi16(v, 4); }
-#else
-struct Pairs {
-  Floats even, odd;
-};
-struct Inputs {
-  float even, odd;
-};
-inline Inputs inputs(const bf16* x) { return {widen(x[0]), widen(x[1])}; }
-inline Floats dot(Floats to, Pairs w, Inputs x) { return to + w.even * x.even + w.odd * x.odd; }
-inline Pairs pairs(const bf16* w) {
-  Words both = load<Words>(w);
-  return {(Floats)(both << 16), (Floats)(both & 0xffff0000u)};
-}
-inline Floats whole(Words codes) { return __builtin_convertvector((Ints)codes, Floats); }
-#endif
-
-// One format of weights: STEP inputs of a block at a time, as PARTS pairs. A reader lives as long
-// as a tile, so that its tables stay in registers.
-template <Format> struct Reader;
-
-template <> struct Reader<BF16> {
-  static constexpr int STEP = 2, PARTS = 1, BYTES = 64;  // bytes a block takes for STEP inputs
-  void read(const uint8_t* w, Pairs* to) const { to[0] = pairs((const bf16*)w); }
-  static constexpr int input(int) { return 0; }
+// What enters a product, for n tokens: rounded as the weights need it.
+struct Input {
+  std::vector<bf16> halves;   // [n, inputs], for BF16
+  std::vector<int8_t> codes;  // [n, inputs], and
+  std::vector<float> scales, sums, plain;  // [n, inputs / group]; plain [n, inputs] without VNNI
 };
 
-template <> struct Reader<INT8> {
-  static constexpr int STEP = 2, BYTES = 32;
-#if HAVE_DOT_BF16
-  static constexpr int PARTS = 2;  // 16 (high - 8), and low
-  const Table coarse{16, -128}, fine{1, 0};
-  void read(const uint8_t* w, Pairs* to) const {
-    __m512i codes = bytes(w);
-    to[0] = coarse(high(codes)), to[1] = fine(low(codes));
-  }
-#else
-  static constexpr int PARTS = 1;
-  void read(const uint8_t* w, Pairs* to) const {
-    Words codes = __builtin_convertvector(load<Halves>(w), Words);
-    to[0] = {whole(codes & 255) - 128.0f, whole(codes >> 8) - 128.0f};
-  }
-#endif
-  static constexpr int input(int) { return 0; }
-};
-
-template <> struct Reader<INT4> {
-  static constexpr int STEP = 4, PARTS = 2, BYTES = 32;
-#if HAVE_DOT_BF16
-  const Table table{1, -8};
-  void read(const uint8_t* w, Pairs* to) const {
-    __m512i codes = bytes(w);
-    to[0] = table(low(codes)), to[1] = table(high(codes));
-  }
-#else
-  void read(const uint8_t* w, Pairs* to) const {
-    Words codes = __builtin_convertvector(load<Halves>(w), Words);
-    to[0] = {whole(codes & 15) - 8.0f, whole(codes >> 8 & 15) - 8.0f};
-    to[1] = {whole(codes >> 4 & 15) - 8.0f, whole(codes >> 12) - 8.0f};
-  }
-#endif
-  static constexpr int input(int part) { return 2 * part; }
-};
-
-// ------------------------------------------------------------------------------------------------
-// products
-
-// Where results go: y [n, stride], and the sums over each group of x that offsets multiply.
 struct Product {
   const Matrix& matrix;
-  const bf16* x;     // [n, inputs]
-  const float* sums; // [n, inputs / group], or null
-  float* y;
+  const Input& input;
+  float* y;  // [n, stride]
   int stride;
+
+  void store_block(int block, int token, Floats total) const {
+    const int output = block * LANES;
+    if (matrix.bias) total += load<Floats>(matrix.bias + output);
+    store(y + (size_t)token * stride + output, total);
+  }
 };
 
 // R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
-template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
-  using W = Reader<F>;
-  const W reader;
-  const Matrix& m = p.matrix;
-  const int K = m.inputs, group = F == BF16 ? K : m.group, groups = K / group;
-  const size_t block_bytes = (size_t)K / W::STEP * W::BYTES;
-  const uint8_t* weights = (const uint8_t*)m.weights + block * block_bytes;
-  const bf16* x = p.x + (size_t)token * K;
-  Floats total[R][M] = {};
-  for (int g = 0; g < groups; g++) {
-    Floats part[R][M] = {};
-    for (int k = g * group; k < (g + 1) * group; k += W::STEP) {
-      Pairs w[R][W::PARTS];
+template <int R, int M> struct Tile {
+  static void bfloat16(const Product& p, int block, int token) {
+    const int K = p.matrix.inputs;
+    const bf16* weights = (const bf16*)p.matrix.weights + (size_t)block * K * LANES;
+    const bf16* x = p.input.halves.data() + (size_t)token * K;
+    Floats total[R][M] = {};
+    for (int k = 0; k < K; k += 2)
       for (int r = 0; r < R; r++) {
-        const uint8_t* here = weights + r * block_bytes + (size_t)k / W::STEP * W::BYTES;
-        reader.read(here, w[r]);
-        if (M <= 2) __builtin_prefetch(here + 1024);
-      }
-      for (int i = 0; i < M; i++)
-        for (int s = 0; s < W::PARTS; s++) {
-          Inputs in = inputs(x + (size_t)i * K + k + W::input(s));
-          for (int r = 0; r < R; r++) part[r][i] = dot(part[r][i], w[r][s], in);
+        const bf16* here = weights + ((size_t)r * K + k) * LANES;
+        if (M <= 2) __builtin_prefetch(here + 512);
+#if HAVE_DOT
+        const __m512bh w = (__m512bh)_mm512_loadu_si512(here);
+        for (int i = 0; i < M; i++) {
+          const __m512bh two = (__m512bh)_mm512_set1_epi32(load<int>(x + (size_t)i * K + k));
+          total[r][i] = (Floats)_mm512_dpbf16_ps((__m512)total[r][i], w, two);
         }
+#else
+        const Words both = load<Words>(here);
+        const Floats even = (Floats)(both << 16), odd = (Floats)(both & 0xffff0000u);
+        for (int i = 0; i < M; i++) {
+          const bf16* two = x + (size_t)i * K + k;
+          total[r][i] += even * widen(two[0]) + odd * widen(two[1]);
+        }
+#endif
+      }
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
+  }
+
+  // sum over k of code[k] x[k], group by group: codes are 0 and above, so the middle comes off with
+  // the sum of the inputs.
+  template <Format F> static void integers(const Product& p, int block, int token) {
+    constexpr int STEP = F == INT4 ? 8 : 4;  // inputs in 64 bytes of a block
+    const float middle = F == INT4 ? 8 : 128;
+    const Matrix& m = p.matrix;
+    const int K = m.inputs, groups = K / m.group;
+    const size_t block_bytes = (size_t)K / STEP * 64;
+    const uint8_t* weights = (const uint8_t*)m.weights + block * block_bytes;
+    Floats total[R][M] = {};
+    for (int g = 0; g < groups; g++) {
+      Sums part[R][M] = {};
+      for (int k = g * m.group; k < (g + 1) * m.group; k += STEP)
+        for (int r = 0; r < R; r++) {
+          const uint8_t* here = weights + r * block_bytes + (size_t)k / STEP * 64;
+          if (M <= 2) __builtin_prefetch(here + 1024);
+          for (int i = 0; i < M; i++)
+            part[r][i] = add<F>(part[r][i], here, p.input, (size_t)(token + i) * K + k);
+        }
+      for (int r = 0; r < R; r++) {
+        const size_t place = ((size_t)(block + r) * groups + g) * LANES;
+        const Floats scale = widen(load<Halves>(m.scales + place));
+        Floats offset = scale * -middle;
+        if (m.offsets) offset += widen(load<Halves>(m.offsets + place));
+        for (int i = 0; i < M; i++) {
+          const size_t at = (size_t)(token + i) * groups + g;
+          total[r][i] += scale * p.input.scales[at] * whole(part[r][i]) + offset * p.input.sums[at];
+        }
+      }
     }
     for (int r = 0; r < R; r++)
-      for (int i = 0; i < M; i++) {
-        if (F == BF16) {
-          total[r][i] = part[r][i];
-          continue;
-        }
-        const size_t place = ((size_t)(block + r) * groups + g) * LANES;
-        total[r][i] += load<Floats>(m.scales + place) * part[r][i];
-        if (p.sums)
-          total[r][i] += load<Floats>(m.offsets + place) * p.sums[(token + i) * groups + g];
-      }
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
   }
-  for (int r = 0; r < R; r++)
-    for (int i = 0; i < M; i++) {
-      const int output = (block + r) * LANES;
-      Floats bias = m.bias ? load<Floats>(m.bias + output) : Floats{};
-      store(p.y + (size_t)(token + i) * p.stride + output, total[r][i] + bias);
+
+#if HAVE_DOT
+  using Sums = Ints;
+  static Floats whole(Ints v) { return __builtin_convertvector(v, Floats); }
+  template <Format F>
+  static Ints add(Ints to, const uint8_t* w, const Input& input, size_t at) {
+    const __m512i codes = _mm512_loadu_si512(w);
+    const int8_t* x = input.codes.data() + at;
+    if (F == INT8) return four(to, codes, x);
+    const __m512i low = _mm512_set1_epi8(15);
+    to = four(to, _mm512_and_si512(codes, low), x);
+    return four(to, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low), x + 4);
+  }
+  static Ints four(Ints to, __m512i codes, const int8_t* x) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)to, codes, _mm512_set1_epi32(load<int>(x)));
+  }
+#else
+  using Sums = Floats;
+  static Floats whole(Floats v) { return v; }
+  template <Format F>
+  static Floats add(Floats to, const uint8_t* w, const Input& input, size_t at) {
+    const Words codes = load<Words>(w);
+    const float* x = input.plain.data() + at;
+    for (int b = 0; b < 4; b++) {
+      const Words each = codes >> (8 * b) & (F == INT4 ? 15 : 255);
+      to += __builtin_convertvector((Ints)each, Floats) * x[b];
+      if (F == INT4)
+        to += __builtin_convertvector((Ints)(codes >> (8 * b + 4) & 15), Floats) * x[4 + b];
     }
-}
+    return to;
+  }
+#endif
+};
 
 // Tokens in one tile, and blocks for as many as fit into the registers.
-#if HAVE_DOT_BF16
+#if HAVE_DOT
 constexpr int MOST = 8;
-constexpr int blocks_for(Format f, int m) {
-  return f == BF16 ? (m == 1 ? 6 : m <= 6 ? 4 : 3) : m <= 2 ? 4 : m <= 4 ? 2 : 1;
+constexpr int blocks_for(Format f, int m) {  // codes need twice as many: for a group, and for all
+  return f == BF16 ? (m == 1 ? 6 : m <= 6 ? 4 : 3) : m == 1 ? 6 : m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;
 }
 #else
 constexpr int MOST = 4;
 constexpr int blocks_for(Format, int m) { return m == 1 ? 2 : 1; }
 #endif
+
+template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
+  if constexpr (F == BF16)
+    Tile<R, M>::bfloat16(p, block, token);
+  else
+    Tile<R, M>::template integers<F>(p, block, token);
+}
 
 template <Format F, int M> void rows(const Product& p, int first, int last, int token) {
   constexpr int R = blocks_for(F, M);
@@ -352,16 +358,18 @@ inline Share share(int units, int rank, int size) {
 // the pass
 
 struct Buffers {  // shared by the team
-  std::vector<float> x, heads, mixed;  // [n, width], [n, (heads + 2 kv_heads) head], [n, inner]
-  std::vector<bf16> attended, gated;   // [n, heads head], [n, inner]
+  std::vector<float> x, heads;         // [n, width], [n, (heads + 2 kv_heads) head]
+  std::vector<float> attended, gated;  // [n, heads head], [n, inner]
+  std::vector<float> mixed;            // [n, 2 inner] or [n, width]
 };
 
 // y = x / sqrt(mean(x^2) + epsilon) * weight
 void rms_norm(const float* x, const float* weight, float epsilon, int size, float* y) {
-  float squares = 0;
-  for (int i = 0; i < size; i++) squares += x[i] * x[i];
-  const float factor = 1.0f / std::sqrt(squares / size + epsilon);
-  for (int i = 0; i < size; i++) y[i] = x[i] * factor * weight[i];
+  Floats squares = {};
+  for (int i = 0; i < size; i += LANES) squares += load<Floats>(x + i) * load<Floats>(x + i);
+  const float factor = 1.0f / std::sqrt(sum(squares) / size + epsilon);
+  for (int i = 0; i < size; i += LANES)
+    store(y + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
 }
 
 void round_to(const float* from, int size, bf16* to) {
@@ -373,6 +381,39 @@ void round_to(const float* from, int size, bf16* to) {
   for (; i < size; i++) {
     uint32_t bits = load<uint32_t>(from + i);
     to[i] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  }
+}
+
+// Rounds x [n, inputs] as the weights of the matrix need it.
+void prepare(const Matrix& m, const float* x, int n, Input& to) {
+  const size_t size = (size_t)n * m.inputs;
+  if (m.format == BF16) {
+    to.halves.resize(size);
+    round_to(x, size, to.halves.data());
+    return;
+  }
+  const size_t groups = size / m.group;
+  to.scales.resize(groups), to.sums.resize(groups), to.codes.resize(size);
+  if (!HAVE_DOT) to.plain.assign(x, x + size);
+  for (size_t g = 0; g < groups; g++) {
+    const float* from = x + g * m.group;
+    Floats most = {}, total = {};
+    for (int k = 0; k < m.group; k += LANES) {
+      const Floats v = load<Floats>(from + k);
+      most = v > most ? v : -v > most ? -v : most;
+      total += v;
+    }
+    to.scales[g] = 1.0f, to.sums[g] = sum(total);
+    if (!HAVE_DOT) continue;
+    const float scale = std::max(largest(most), 1e-30f) / 127.0f;
+    Floats codes = {};
+    for (int k = 0; k < m.group; k += LANES) {
+      const Ints rounded = nearest(load<Floats>(from + k) / scale);
+      const Bytes narrow = __builtin_convertvector(rounded, Bytes);
+      std::memcpy(&to.codes[g * m.group + k], &narrow, sizeof narrow);
+      codes += __builtin_convertvector(rounded, Floats);
+    }
+    to.scales[g] = scale, to.sums[g] = scale * sum(codes);
   }
 }
 
@@ -390,8 +431,7 @@ class Worker {
   Worker(const Model& model, const Cache& cache, const Pass& pass, Buffers& shared,
          Barrier& barrier, int rank)
       : m_(model), c_(cache), p_(pass), s_(shared), barrier_(barrier), rank_(rank),
-        input_((size_t)pass.tokens * std::max(model.width, model.inner)),
-        normed_(model.width), scores_(cache.length + pass.tokens + LANES) {}
+        normed_((size_t)pass.tokens * model.width), scores_(cache.length + pass.tokens + LANES) {}
 
   void run() {
     embed();
@@ -402,12 +442,12 @@ class Worker {
       barrier_.wait();
       attend(l);
       barrier_.wait();
-      add(layer.out, s_.attended.data());
+      add(layer.out, s_.attended);
       barrier_.wait();
       normalise(layer.mlp_norm);
       gate(layer);
       barrier_.wait();
-      add(layer.down, s_.gated.data());
+      add(layer.down, s_.gated);
       barrier_.wait();
     }
     read_out();
@@ -428,28 +468,16 @@ class Worker {
   void normalise(const float* weight) {
     for (int i = 0; i < p_.tokens; i++) {
       const size_t row = (size_t)i * m_.width;
-      rms_norm(&s_.x[row], weight, m_.epsilon, m_.width, normed_.data());
-      round_to(normed_.data(), m_.width, &input_[row]);
+      rms_norm(&s_.x[row], weight, m_.epsilon, m_.width, &normed_[row]);
     }
-  }
-
-  Product product(const Matrix& matrix, const bf16* x, float* y, int stride) {
-    if (!matrix.offsets) return {matrix, x, nullptr, y, stride};
-    const int groups = matrix.inputs / matrix.group;
-    sums_.resize((size_t)p_.tokens * groups);
-    for (int g = 0; g < p_.tokens * groups; g++) {
-      float total = 0;
-      for (int k = 0; k < matrix.group; k++) total += widen(x[(size_t)g * matrix.group + k]);
-      sums_[g] = total;
-    }
-    return {matrix, x, sums_.data(), y, stride};
   }
 
   // Queries, keys and values of some heads; keys and values go to the cache.
   void heads(const Layer& layer, int l) {
     const int d = m_.head, all_heads = m_.heads + 2 * m_.kv_heads, stride = all_heads * d;
     const Share some = mine(all_heads);
-    const Product p = product(layer.qkv, input_.data(), s_.heads.data(), stride);
+    prepare(layer.qkv, normed_.data(), p_.tokens, input_);
+    const Product p{layer.qkv, input_, s_.heads.data(), stride};
     multiply(p, some.first * d / LANES, some.last * d / LANES, p_.tokens);
     for (int i = 0; i < p_.tokens; i++)
       for (int h = some.first; h < some.last; h++) {
@@ -476,7 +504,7 @@ class Worker {
     for (int unit = some.first; unit < some.last; unit++) {
       const int h = unit / p_.tokens, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
       const float* query = &s_.heads[(size_t)i * stride + h * d];
-      bf16* to = &s_.attended[((size_t)i * m_.heads + h) * d];
+      float* to = &s_.attended[((size_t)i * m_.heads + h) * d];
       const float total = weigh(query, row(c_.keys, l, kv, 0), i);
       switch (d / LANES) {
         case 4: mean_of<4>(row(c_.values, l, kv, 0), total, to); break;
@@ -518,22 +546,20 @@ class Worker {
   }
 
   // 16 C columns of the mean of the values.
-  template <int C> void mean_of(const bf16* values, float total, bf16* to) {
+  template <int C> void mean_of(const bf16* values, float total, float* to) {
     Floats mean[C] = {};
     for (int t = 0; t < c_.length + p_.tokens; t++)
       for (int c = 0; c < C; c++)
         mean[c] += scores_[t] * widen(load<Halves>(values + (size_t)t * m_.head + c * LANES));
-    for (int c = 0; c < C; c++) {
-      Halves rounded = narrow(mean[c] / total);
-      std::memcpy(to + c * LANES, &rounded, sizeof rounded);
-    }
+    for (int c = 0; c < C; c++) store(to + c * LANES, mean[c] / total);
   }
 
   // x += W input, for some of the outputs.
-  void add(const Matrix& matrix, const bf16* input) {
+  void add(const Matrix& matrix, const std::vector<float>& input) {
     const Share some = mine(matrix.outputs / LANES);
     float* y = s_.mixed.data();
-    multiply(product(matrix, input, y, matrix.outputs), some.first, some.last, p_.tokens);
+    prepare(matrix, input.data(), p_.tokens, input_);
+    multiply({matrix, input_, y, matrix.outputs}, some.first, some.last, p_.tokens);
     const int first = some.first * LANES, last = std::min(some.last * LANES, m_.width);
     for (int i = 0; i < p_.tokens; i++)
       for (int d = first; d < last; d++)
@@ -545,28 +571,27 @@ class Worker {
     const Share some = mine(m_.inner / LANES);
     const int first = some.first * LANES, size = (some.last - some.first) * LANES;
     float *gates = s_.mixed.data(), *ups = gates + (size_t)p_.tokens * m_.inner;
-    multiply(product(layer.gate, input_.data(), gates, m_.inner), some.first, some.last, p_.tokens);
-    multiply(product(layer.up, input_.data(), ups, m_.inner), some.first, some.last, p_.tokens);
+    prepare(layer.gate, normed_.data(), p_.tokens, input_);
+    multiply({layer.gate, input_, gates, m_.inner}, some.first, some.last, p_.tokens);
+    if (layer.up.format != layer.gate.format || layer.up.group != layer.gate.group)
+      prepare(layer.up, normed_.data(), p_.tokens, input_);
+    multiply({layer.up, input_, ups, m_.inner}, some.first, some.last, p_.tokens);
     for (int i = 0; i < p_.tokens; i++)
       for (int at = 0; at < size; at += LANES) {
         const size_t place = (size_t)i * m_.inner + first + at;
         Floats g = load<Floats>(gates + place);
-        Halves v = narrow(g / (1.0f + exponential(-g)) * load<Floats>(ups + place));
-        std::memcpy(&s_.gated[place], &v, sizeof v);
+        store(&s_.gated[place], g / (1.0f + exponential(-g)) * load<Floats>(ups + place));
       }
   }
 
   void read_out() {
-    const int skipped = p_.tokens - p_.read_out;
-    for (int i = 0; i < p_.tokens; i++) {
-      const size_t row = (size_t)i * m_.width;
-      rms_norm(&s_.x[row], m_.final_norm, m_.epsilon, m_.width, normed_.data());
-      if (rank_ == 0) std::copy_n(normed_.begin(), m_.width, p_.hidden + row);
-      if (i >= skipped) round_to(normed_.data(), m_.width, &input_[row - (size_t)skipped * m_.width]);
-    }
+    normalise(m_.final_norm);
+    if (rank_ == 0) std::copy(normed_.begin(), normed_.end(), p_.hidden);
+    if (!p_.read_out) return;
     const Share some = mine(m_.read_out.outputs / LANES);
-    const Product p = product(m_.read_out, input_.data(), p_.logits, m_.read_out.outputs);
-    if (p_.read_out) multiply(p, some.first, some.last, p_.read_out);
+    const float* last = &normed_[(size_t)(p_.tokens - p_.read_out) * m_.width];
+    prepare(m_.read_out, last, p_.read_out, input_);
+    multiply({m_.read_out, input_, p_.logits, m_.read_out.outputs}, some.first, some.last, p_.read_out);
   }
 
   const Model& m_;
@@ -575,8 +600,8 @@ class Worker {
   Buffers& s_;
   Barrier& barrier_;
   const int rank_;
-  std::vector<bf16> input_;
-  std::vector<float> normed_, scores_, sums_;
+  Input input_;
+  std::vector<float> normed_, scores_;  // [n, width], [cached + n]
 };
 
 }  // namespace
@@ -584,7 +609,7 @@ class Worker {
 extern "C" {
 
 const char* instructions() {
-#if HAVE_DOT_BF16
+#if HAVE_DOT
   return "AVX-512-BF16";
 #elif defined(__AVX512F__)
   return "AVX-512";
@@ -634,20 +659,20 @@ void pack_bf16(const bf16* from, bf16* to, int32_t outputs, int32_t inputs) {
           *to++ = n < (size_t)outputs ? from[n * inputs + k + odd] : 0;
 }
 
-// Codes 0 to 255 [outputs, inputs] -> the same order.
+// Codes 0 to 255 [outputs, inputs] -> the order of `Matrix::weights`.
 void pack_int8(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
-  for (size_t first = 0; first < (size_t)outputs; first += LANES)
-    for (size_t k = 0; k < (size_t)inputs; k += 2)
-      for (size_t n = first; n < first + LANES; n++)
-        for (size_t odd = 0; odd < 2; odd++) *to++ = from[n * inputs + k + odd];
-}
-
-// Codes 0 to 15 [outputs, inputs] -> two in a byte, k in the low and k + 2 in the high half.
-void pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
     for (size_t k = 0; k < (size_t)inputs; k += 4)
       for (size_t n = first; n < first + LANES; n++)
-        for (size_t odd = 0; odd < 2; odd++)
-          *to++ = from[n * inputs + k + odd] | from[n * inputs + k + odd + 2] << 4;
+        for (size_t i = 0; i < 4; i++) *to++ = from[n * inputs + k + i];
+}
+
+// Codes 0 to 15 [outputs, inputs] -> two in a byte, k in the low and k + 4 in the high half.
+void pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
+  for (size_t first = 0; first < (size_t)outputs; first += LANES)
+    for (size_t k = 0; k < (size_t)inputs; k += 8)
+      for (size_t n = first; n < first + LANES; n++)
+        for (size_t i = 0; i < 4; i++)
+          *to++ = from[n * inputs + k + i] | from[n * inputs + k + 4 + i] << 4;
 }
 }

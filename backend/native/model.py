@@ -3,7 +3,8 @@
 Supported: blocks of RMSNorm, rotary positions, (grouped) attention and a SwiGLU MLP, as in LLaMA,
 Mistral, Qwen2, Qwen3 and SmolLM, on a CPU, with bfloat16 weights or `PackedLinear` layers. The
 residual stream, softmax and logits are float32, so the logits are closer to those of the float32
-model than PyTorch's in bfloat16 are.
+model than PyTorch's in bfloat16 are. Where the blocks are packed, the head is rounded to 8 bits and
+the inputs of products to 8 bits (ours, as llama.cpp does).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from backend.quantization.packed_linear import PackedLinear
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LANES = 16  # outputs of a block
 BFLOAT16, INT8, INT4 = 0, 1, 2
+HEAD_GROUP = 32  # inputs with one scale, in a head of 8 bits
 PREFILL = 64  # tokens in one pass over a prompt
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
@@ -111,7 +113,7 @@ class NativeModel:
             len(blocks), self.width, config.num_attention_heads, config.num_key_value_heads,
             _head_size(model), config.intermediate_size, config.rms_norm_eps, self._own(embedding),
             layers, self._floats(inner.norm.weight),
-            self._matrix(model.get_output_embeddings()),
+            self._head(model),
         )  # fmt: skip
         self._kept.append(layers)
         self._rows = 0
@@ -188,6 +190,12 @@ class NativeModel:
             *norms,
         )
 
+    def _head(self, model: PreTrainedModel) -> c.Matrix:
+        """The head, in 8 bits where the blocks are packed: else it would be half of the bytes."""
+        head: Any = model.get_output_embeddings()
+        packed = any(isinstance(module, PackedLinear) for module in model.modules())
+        return self._int8(head) if packed and not self.width % HEAD_GROUP else self._matrix(head)
+
     def _matrix(self, *linears: nn.Module) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other."""
         packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
@@ -209,12 +217,26 @@ class NativeModel:
         outputs, inputs = codes.shape
         layout = torch.empty(outputs * inputs // 2, dtype=torch.uint8)
         self._library.pack_int4(_at(codes), _at(layout), outputs, inputs)
-        scale, offset = torch.cat([linear.scale for linear in linears], 1).float().unbind(-1)
+        scale, offset = torch.cat([linear.scale for linear in linears], 1).unbind(-1)
         scales, offsets = (self._own(_blocks(x)) for x in (scale, offset))
         return c.Matrix(
             INT4, outputs, inputs, linears[0].group, self._own(layout), scales,
             offsets if offset.any() else None, self._bias(linears, outputs),
         )  # fmt: skip
+
+    def _int8(self, linear: nn.Linear) -> c.Matrix:
+        """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
+        weight = linear.weight.detach().float()
+        outputs, inputs = weight.shape
+        padded = -(-outputs // LANES) * LANES
+        weight = torch.cat([weight, weight.new_zeros(padded - outputs, inputs)])
+        groups = weight.view(padded, -1, HEAD_GROUP)
+        scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16()
+        codes = (groups / scale.float().unsqueeze(-1)).round_().add_(128).clamp_(0, 255).byte()
+        layout = torch.empty(padded * inputs, dtype=torch.uint8)
+        self._library.pack_int8(_at(codes), _at(layout), padded, inputs)
+        scales, bias = self._own(_blocks(scale.T)), self._bias([linear], padded)
+        return c.Matrix(INT8, padded, inputs, HEAD_GROUP, self._own(layout), scales, None, bias)
 
     def _bias(self, linears: Sequence[nn.Module], padded: int) -> int | None:
         biases = [getattr(linear, "bias", None) for linear in linears]
