@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     job_hours: float = Field(
         0.0, ge=0, description="Hours an attempt of a job may take before it is stopped; 0: any."
     )
+    native: bool = Field(True, description="Decode on a CPU with compiled C++ where possible.")
     stop_grace: float = Field(20.0, ge=0, description="Seconds a job has to stop by itself.")
     keep_checkpoints_days: float = Field(
         30.0, ge=0, description="Days the checkpoints of ended runs are kept; 0: for ever."
@@ -117,6 +118,7 @@ class Settings(BaseSettings):
             "TEXT_DIR": str(self.text_dir) if self.text_dir else "",
             "TASK_DIR": str(self.task_dir) if self.task_dir else "",
             "THREADS": str(self.threads) if self.threads else "",
+            "NATIVE": "" if self.native else "false",
         }
         return {f"SLIMSCOPE_{name}": value for name, value in chosen.items() if value}
 

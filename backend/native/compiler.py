@@ -35,8 +35,14 @@ def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
         target: compiler flags that choose the instructions.
 
     Raises:
-        CompilerError: there is no compiler, or it fails.
+        CompilerError: it is turned off, there is no compiler, or it fails.
     """
+    if not settings().native:
+        raise CompilerError(
+            "The native decoder is not used.",
+            "SLIMSCOPE_NATIVE is false.",
+            "Unset it to decode faster.",
+        )
     compiler = _compiler()
     folder = settings().cache_dir / "native"
     path = folder / f"decoder-{_key(compiler, target)}.so"
@@ -49,6 +55,17 @@ def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise _failed(f"The library could not be loaded: {error}.") from error
+
+
+def instructions(target: tuple[str, ...] = NATIVE) -> str:
+    """The instructions the decoder was built for, such as AVX2.
+
+    Raises:
+        CompilerError: see `library`.
+    """
+    named = library(target).instructions
+    named.restype = ctypes.c_char_p
+    return str(named().decode())
 
 
 def _compiler() -> str:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from backend.models.blocks import decoder_blocks
 from backend.native import structures as c
-from backend.native.compiler import NATIVE, library
+from backend.native.compiler import NATIVE, instructions, library
 from backend.quantization.packed_linear import PackedLinear
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -94,13 +94,16 @@ class NativeModel:
         model: for which `unsupported` is empty; its embeddings are read in place.
         target: compiler flags that choose the instructions.
 
+    Attributes:
+        instructions: what the decoder was built for, such as AVX2.
+
     Raises:
         CompilerError: the decoder cannot be built here.
     """
 
     def __init__(self, model: PreTrainedModel, target: tuple[str, ...] = NATIVE) -> None:
         self._library = library(target)
-        self._library.instructions.restype = ctypes.c_char_p
+        self.instructions = instructions(target)
         self._kept: list[object] = []  # what the structures point to
         inner: Any = model.base_model
         self._rotary: nn.Module = inner.rotary_emb
@@ -117,11 +120,6 @@ class NativeModel:
         )  # fmt: skip
         self._kept.append(layers)
         self._rows = 0
-
-    @property
-    def instructions(self) -> str:
-        """The instructions it was built for, such as AVX2."""
-        return str(self._library.instructions().decode())
 
     def call(self, function: str, *arguments: object) -> None:
         """Call a function of the library on this model."""

@@ -8,6 +8,7 @@ import psutil
 
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalogue import entries
+from backend.native.compiler import CompilerError, instructions
 from backend.queue.engines.local import installed_gpus
 from backend.settings import available_threads, settings
 from backend.store import queries
@@ -48,6 +49,14 @@ def device() -> HealthCheck:
     text = f"cpu (torch {torch.__version__}); {gpus or 'no'} GPU{'s' * (gpus > 1)} installed"
     fix = "Install torch with CUDA (pytorch.org/get-started), and a driver that fits it."
     return check("device", not gpus, text, fix)
+
+
+def native_decoder() -> HealthCheck:
+    """Whether models decode in compiled code on this CPU; builds it if it has not been built."""
+    try:
+        return HealthCheck("decoder", True, f"native ({instructions()})")
+    except CompilerError as error:
+        return HealthCheck("decoder", True, f"PyTorch, slower: {error.why}", error.do)
 
 
 def clock() -> HealthCheck:
