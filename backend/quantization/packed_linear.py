@@ -7,9 +7,9 @@ The operator takes a scale and a float offset per group, so any 2-, 3- or 4-bit 
 and avoids its rounding error. The operator computes in bfloat16. Its buffer layout depends on the
 processor, so the buffer is built when a model is loaded and never saved.
 
-Up to `FEW` rows the product is memory-bound and the operator is faster than a dense bfloat16
-product; above, the weights are unpacked and multiplied densely. For that the codes are stored a
-second time, two per byte: 8 bits per weight in memory in total.
+Up to `FEW` rows the operator is faster than unpacking the weights and multiplying densely; above,
+that is done. For it the codes are stored a second time, two per byte: 8 bits per weight in memory
+in total.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from backend.quantization.grid import QuantizedWeight
 
 OPERATOR = "_weight_int4pack_mm_for_cpu"
-FEW = 8  # rows of x
+FEW = 64  # rows of x; the two cross at 70 to 130 rows for layers 576 to 2048 wide (AMD EPYC)
 GROUPS = (256, 128, 64, 32)  # group sizes of the operator
 MULTIPLE = 16  # the number of outputs must be a multiple of it
 MIDDLE, TOP = 8, 15  # middle and maximum of the 4-bit codes
