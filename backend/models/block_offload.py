@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from backend.errors import ModelError
 from backend.models.blocks import block_linears, block_prefix, decoder_blocks
+from backend.models.precision import all_finite
 from backend.models.sources.headers import weight_files
 
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in]
@@ -106,7 +107,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
     Raises:
         ModelError: `tensor` has non-finite values.
     """
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         raise ModelError(
             f"{name} has values that are not finite.",
             "The file is damaged, or the training run that saved it had diverged.",

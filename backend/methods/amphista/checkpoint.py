@@ -25,6 +25,7 @@ from backend.methods.amphista.config import DrafterConfig, arm_of
 from backend.methods.amphista.drafter.registry import Drafter, build_drafter
 from backend.methods.amphista.target_model import TargetModel, fingerprint
 from backend.methods.amphista.tree import Growth
+from backend.models.precision import all_finite
 
 FORMAT = "slimscope-drafter-1"
 WEIGHTS, CONFIG = "drafter.safetensors", "config.json"
@@ -180,6 +181,6 @@ def pack(
 
 def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights, whose values are all finite."""
-    if bad := next((name for name, W in weights.items() if not W.isfinite().all()), None):
+    if bad := next((name for name, W in weights.items() if not all_finite(W)), None):
         raise ValueError(f"{bad} has values that are not finite")
     return weights

@@ -50,7 +50,7 @@ from backend.methods.dlqat.trainer import StageTrainer, trainable
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.loading import weights_hash
 from backend.models.patching import swap_modules
-from backend.models.precision import resolve_dtype
+from backend.models.precision import all_finite, resolve_dtype
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.range_search import search_range
 from backend.reporter import REPLAY, Reporter, stop_if_asked
@@ -262,7 +262,7 @@ def _round_rest(run: DLQATRun) -> None:
         if id(parameter) in quantised:
             continue
         rounded = parameter.data.to(run.stored)
-        if not torch.isfinite(rounded).all():
+        if not all_finite(rounded):
             raise ConfigError(
                 f"{name} overflows {run.config.stored}.",
                 f"Its largest value is {parameter.abs().max().item():.3g}.",

@@ -35,6 +35,7 @@ from backend.methods.sds.weight_adjustment import adjust
 from backend.models.block_forward import BlockStream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.models.precision import all_finite
 from backend.reporter import Reporter, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
@@ -227,7 +228,7 @@ class BlockWork:
             ComputeError: the solver diverged.
         """
         name = self.linears[module].name
-        if not torch.isfinite(W).all():
+        if not all_finite(W):
             raise _diverged(name, stage)
         self.stages[stage][module] = W
         more: dict[str, float] = {}
