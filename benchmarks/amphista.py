@@ -129,7 +129,7 @@ def train(
         )
         began = time.perf_counter()
         judged = work.run()
-    growth, facts = grow(judged.ranks), BaseFingerprint.of(target, chosen.model)
+    growth, facts = grow(judged.answers), BaseFingerprint.of(target, chosen.model)
     bound = pack(drafter, facts, growth, {}, {}, 0).bind(target)
     proposer = TreeProposer(bound, target, best_tree(growth, chosen.nodes))
     return Entry(

@@ -103,7 +103,7 @@ class DrafterRun:
         """Grow the tree, record all figures and save the drafter."""
         context, config = self.context, self.config.model_dump(mode="json")
         figures = {f"top{m}": accuracy.top(m) for m in TOP}
-        saved = pack(drafter, self.base, grow(accuracy.ranks), figures, config, longest)
+        saved = pack(drafter, self.base, grow(accuracy.answers), figures, config, longest)
         with Checkpoints(context.folder).write(DRAFTER) as folder:
             saved.save(folder)
         digest = sha256_of(context.folder / DRAFTER / WEIGHTS)

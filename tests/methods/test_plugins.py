@@ -103,7 +103,7 @@ trainer = DrafterTrainer(
     drafter, target, learnt, heldout, training, 0, Checkpoints(folder / "run"), reporter
 )
 accuracy = trainer.run()
-saved = pack(drafter, BaseFingerprint.of(target), grow(accuracy.ranks), {}, {}, 32)
+saved = pack(drafter, BaseFingerprint.of(target), grow(accuracy.answers), {}, {}, 32)
 saved.save(folder)
 assert json.loads((folder / "config.json").read_text())["drafter"]["architecture"] == "linear-heads"
 loaded = Amphista.load(folder)

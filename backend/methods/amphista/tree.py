@@ -10,26 +10,33 @@ or an ancestor of i, one forward pass with
 gives every node the same logits as decoding its path alone.
 
 Growing a tree (ours). On held-out text the rank r_k of the true token in head k is known for every
-anchor. The value of a node is the share of anchors whose ranks begin with its path: the probability
-that verification accepts it. No node is worth more than its parent, so the n most valuable paths
-form a tree, and no other tree of n nodes has a higher expected accepted length:
+anchor. The share of anchors whose ranks begin with a path is the probability that verification
+accepts its node. No node is accepted more often than its parent, so the n most frequent paths form
+a tree, and over all anchors no other tree of n nodes accepts more. Medusa uses the product of
+per-head accuracies instead, as if heads erred independently.
 
-    tau(n) = 1 + sum of the n - 1 largest values        (the root is always accepted)
+Accepted length (ours). Decoding does not stop at every anchor: what is accepted is skipped, and
+that is where guessing is easy, so that the mean over all anchors is too high. The held-out answers
+are greedy, so decoding them can be walked exactly without the target model:
 
-Medusa uses the product of per-head accuracies instead, as if heads erred independently.
+    a = 0;  repeat: commit L_a tokens, a += L_a       L_a: accepted length at anchor a
+    tau(n) = tokens / passes
+
+of the tree of n nodes that was grown on one half of the answers, walked over the other half, both
+ways. The value of the nth node of a growth is tau(n + 1) - tau(n).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 Path = tuple[int, ...]
-Growth = list[tuple[Path, float]]  # paths and their values, the most valuable first
+Growth = list[tuple[Path, float]]  # paths and their values, the most frequent first
 
 RANKS = 10  # candidates per head that can enter a tree
 LARGEST = 256  # maximum number of nodes
@@ -94,8 +101,8 @@ def chain(length: int) -> Tree:
     return Tree((0,) * depth for depth in range(1, length + 1))
 
 
-def grow(ranks: Tensor, nodes: int = LARGEST) -> Growth:
-    """The most valuable paths, best first; the first n of them form a tree for every n.
+def frequent_paths(ranks: Tensor, nodes: int = LARGEST) -> list[Path]:
+    """The paths that are accepted most often, best first; the first n form a tree for every n.
 
     Args:
         ranks: [anchors, heads] rank of the true token in each head; -1: not among `RANKS`.
@@ -107,39 +114,61 @@ def grow(ranks: Tensor, nodes: int = LARGEST) -> Growth:
             if rank < 0:
                 break
             counts[tuple(row[:depth])] += 1
-    order = sorted(counts, key=lambda path: (-counts[path], len(path), path))[: nodes - 1]
-    return [(path, counts[path] / len(ranks)) for path in order]
+    return sorted(counts, key=lambda path: (-counts[path], len(path), path))[: nodes - 1]
+
+
+def grow(answers: Sequence[Tensor], nodes: int = LARGEST) -> Growth:
+    """The most frequent paths, and what each adds to the accepted length.
+
+    Args:
+        answers: ranks [anchors, heads] at the successive anchors of each answer.
+        nodes: maximum number of nodes, including the root.
+    """
+    paths = frequent_paths(torch.cat(list(answers)), nodes)
+    lengths = walked_lengths(answers, range(1, len(paths) + 2))
+    return [(path, lengths[n + 1] - lengths[n]) for n, path in enumerate(paths)]
+
+
+def walked_lengths(answers: Sequence[Tensor], sizes: Sequence[int]) -> list[float]:
+    """tau(n) of each tree size: trees are grown on every other answer and walked over the others.
+    A single answer has to do for both."""
+    halves = [answers[::2], answers[1::2]] if len(answers) > 1 else [answers, answers]
+    tokens, passes = [0] * len(sizes), [0] * len(sizes)
+    for grown, walked in (halves, halves[::-1]):
+        place = {p: n for n, p in enumerate(frequent_paths(torch.cat(list(grown)), max(sizes)))}
+        for places in (_places(ranks, place) for ranks in walked):
+            for number, size in enumerate(sizes):
+                lengths = 1 + (places < size - 1).sum(-1)
+                made, taken = walk(lengths.tolist())
+                tokens[number] += made
+                passes[number] += taken
+    return [made / taken if taken else 1.0 for made, taken in zip(tokens, passes, strict=True)]
+
+
+def walk(lengths: Sequence[int]) -> tuple[int, int]:
+    """Tokens and passes of decoding an answer, from the accepted length at each of its anchors."""
+    at, passes = 0, 0
+    while at < len(lengths):
+        at += lengths[at]
+        passes += 1
+    return at, passes
+
+
+def _places(ranks: Tensor, place: Mapping[Path, int]) -> Tensor:
+    """[anchors, heads] place in the growth of the path to each head's true token; `LARGEST` where
+    it is not there."""
+    rows = [
+        [place.get(tuple(row[:depth]), LARGEST) for depth in range(1, len(row) + 1)]
+        for row in ranks.tolist()
+    ]
+    return torch.tensor(rows).view(ranks.shape)
 
 
 def expected_length(growth: Growth, nodes: int) -> float:
-    """tau(n): expected accepted length of the best tree of `nodes` nodes."""
+    """tau(n): accepted length of the best tree of `nodes` nodes."""
     return 1.0 + sum(value for _, value in growth[: nodes - 1])
 
 
 def best_tree(growth: Growth, nodes: int) -> Tree:
     """The best tree of `nodes` nodes, including the root; smaller if no more were ever right."""
     return Tree(path for path, _ in growth[: max(0, nodes - 1)])
-
-
-def accepted_lengths(ranks: Tensor, tree: Tree) -> Tensor:
-    """[anchors] int: accepted length of `tree` at each anchor, counting the root."""
-    paths = set(tree.paths)
-    lengths = []
-    for row in ranks.tolist():
-        depth = 0
-        while depth < len(row) and tuple(row[: depth + 1]) in paths:
-            depth += 1
-        lengths.append(1 + depth)
-    return torch.tensor(lengths)
-
-
-def simulated_length(ranks: Tensor, nodes: int) -> float:
-    """Mean accepted length of the best tree of `nodes` nodes, grown on one half of the anchors and
-    evaluated on the other, both ways, as a tree overfits the anchors it was grown on."""
-    half = len(ranks) // 2
-    halves = (ranks[:half], ranks[half:])
-    judged: Sequence[Tensor] = [
-        accepted_lengths(halves[1 - side], best_tree(grow(halves[side], nodes), nodes))
-        for side in (0, 1)
-    ]
-    return torch.cat(list(judged)).double().mean().item()

@@ -371,7 +371,7 @@ def accepted(
     of eight nodes."""
     drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
     judged = training(drafter, corpora, folder / arm / str(seed), seed=seed, steps=70).run()
-    proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.ranks), 8))
+    proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
     found = []
     for prompt in toy_prompts(84)[72:]:
         steps = list(decode(target, proposer, prompt, acceptance(Sampling()), 48, [END]))

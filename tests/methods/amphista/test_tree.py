@@ -26,12 +26,13 @@ from backend.methods.amphista.target_model import TargetModel, fingerprint
 from backend.methods.amphista.tree import (
     Path,
     Tree,
-    accepted_lengths,
     best_tree,
     chain,
     expected_length,
+    frequent_paths,
     grow,
-    simulated_length,
+    walk,
+    walked_lengths,
 )
 from backend.models.kv_cache import window_of
 from tests.methods.amphista.toys import ARCHITECTURES, MORE, SIZES, base, built, random_ids
@@ -83,33 +84,60 @@ def every_tree(nodes: int, heads: int, ranks: int) -> list[Tree]:
     return found
 
 
+def accepted_lengths(ranks: torch.Tensor, tree: Tree) -> list[int]:
+    """Accepted length at each anchor: the slow, obvious way."""
+    lengths = []
+    for row in ranks.tolist():
+        depth = 0
+        while depth < len(row) and tuple(row[: depth + 1]) in tree.paths:
+            depth += 1
+        lengths.append(1 + depth)
+    return lengths
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.integers(-1, 1), min_size=2, max_size=2), min_size=1, max_size=20))
 def test_no_tree_of_its_size_accepts_more_than_the_grown_one(rows: list[list[int]]) -> None:
     ranks = torch.tensor(rows)
-    growth = grow(ranks)
+    paths = frequent_paths(ranks)
     for nodes in (1, 2, 3, 4):
-        best = accepted_lengths(ranks, best_tree(growth, nodes)).double().mean().item()
-        assert best == pytest.approx(expected_length(growth, nodes))
+        best = sum(accepted_lengths(ranks, Tree(paths[: nodes - 1])))
         for other in every_tree(nodes, heads=2, ranks=2):
-            assert accepted_lengths(ranks, other).double().mean().item() <= best + 1e-9
+            assert sum(accepted_lengths(ranks, other)) <= best
 
 
-@given(rank_rows)
-def test_every_prefix_of_a_growth_is_a_tree(ranks: torch.Tensor) -> None:
-    growth = grow(ranks)
-    values = [value for _, value in growth]
-    assert values == sorted(values, reverse=True)
+@given(st.lists(rank_rows, min_size=1, max_size=4))
+def test_every_prefix_of_a_growth_is_a_tree_and_its_length_is_that_of_a_walk(
+    answers: list[torch.Tensor],
+) -> None:
+    growth = grow(answers)
+    halves = (answers[::2], answers[1::2]) if len(answers) > 1 else (answers, answers)
     for nodes in range(1, len(growth) + 2):
         assert len(best_tree(growth, nodes)) == nodes
+        tokens = passes = 0
+        for grown, walked in (halves, halves[::-1]):
+            tree = Tree(frequent_paths(torch.cat(grown))[: nodes - 1])
+            for ranks in walked:
+                made, taken = walk(accepted_lengths(ranks, tree))
+                tokens, passes = tokens + made, passes + taken
+        assert expected_length(growth, nodes) == pytest.approx(tokens / passes)
 
 
-def test_the_simulated_length_is_judged_on_other_anchors() -> None:
+def test_what_is_accepted_is_skipped() -> None:
+    """Where three tokens in a row are guessed, the easy anchors between are never visited."""
+    ranks = torch.tensor([[0, 0], [0, -1], [-1, -1], [-1, -1]])
+    assert accepted_lengths(ranks, chain(2)) == [3, 2, 1, 1]  # 1.75 over all anchors
+    assert walk(accepted_lengths(ranks, chain(2))) == (4, 2)
+    assert walked_lengths([ranks], [1, 2, 3]) == [1.0, 4 / 3, 2.0]
+
+
+def test_the_accepted_length_is_judged_on_other_answers() -> None:
     """Random ranks: a tree grown on them looks good on them alone."""
     random = torch.Generator().manual_seed(0)
-    ranks = torch.randint(0, 60, (60, 3), generator=random)
-    own = accepted_lengths(ranks, best_tree(grow(ranks), 16)).double().mean().item()
-    assert simulated_length(ranks, 16) < own
+    answers = [torch.randint(0, 60, (30, 3), generator=random) for _ in range(2)]
+    tree = best_tree(grow(answers), 16)
+    own = sum(accepted_lengths(torch.cat(answers), tree)) / 60
+    assert walked_lengths(answers, [16])[0] < own
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "toy"])

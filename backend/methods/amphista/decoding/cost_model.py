@@ -58,8 +58,8 @@ class CostModel:
     def best_nodes(self, growth: Growth, least: int = 1) -> int:
         """The smallest tree, of `least` nodes or more, with nearly the highest predicted speed-up.
 
-        The smallest, because predictions are optimistic: the tree was grown on the responses it is
-        evaluated on, and larger trees overfit them more.
+        The smallest, because the measured costs are noisy, and a larger tree that gains nothing
+        costs more where the machine is busy.
         """
         largest = max(least, min(max(self.verify), 1 + len(growth)))
         found = {n: self.speed_up(growth, n) for n in range(least, largest + 1)}

@@ -4,11 +4,12 @@ The true token of anchor i and head k is the teacher's most likely token for pos
 Held-out responses are greedy, so it is the token that greedy decoding will accept.
 
     top-m of head k     share of anchors whose true token is among the m best of the head
-    accepted length     of a tree, simulated from the ranks (`tree.simulated_length`)
+    accepted length     of a tree, walked over the responses (`tree.walked_lengths`)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from backend.methods.amphista.data.hidden_state_cache import CachedSequence, Hid
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.loss import ROW_STEP, padded, position_in, rounded_up
-from backend.methods.amphista.tree import RANKS, simulated_length
+from backend.methods.amphista.tree import RANKS, walked_lengths
 from backend.reporter import Reporter, stop_if_asked
 
 TOP = (1, 3, 5)
@@ -32,10 +33,16 @@ class HeadAccuracy:
     """Ranks of the true tokens.
 
     Attributes:
-        ranks: [anchors, K] int; -1: not among the `RANKS` best, or not in the draft vocabulary.
+        answers: for each response [anchors, K] int; -1: not among the `RANKS` best, or not in the
+            draft vocabulary.
     """
 
-    ranks: Tensor
+    answers: Sequence[Tensor]
+
+    @property
+    def ranks(self) -> Tensor:
+        """[anchors, K] of all responses together."""
+        return torch.cat(list(self.answers))
 
     def top(self, m: int) -> list[float]:
         """Top-m accuracy of each head."""
@@ -43,8 +50,8 @@ class HeadAccuracy:
         return right.double().mean(0).tolist()
 
     def accepted(self, nodes: int = NODES) -> float:
-        """Simulated accepted length of a tree of `nodes` nodes."""
-        return simulated_length(self.ranks, nodes)
+        """Accepted length of a tree of `nodes` nodes."""
+        return walked_lengths(self.answers, [nodes])[0]
 
     def figures(self) -> dict[str, float]:
         """Metric name -> value."""
@@ -61,19 +68,19 @@ def measure_heads(
     Raises:
         ComputeError: there is no such anchor.
     """
-    ranks_by_sequence = []
+    answers = []
     for index in range(len(heldout)):
         stop_if_asked(reporter)
-        ranks_by_sequence.append(sequence_ranks(drafter, target, heldout[index]))
-    ranks = torch.cat(ranks_by_sequence)
-    if not len(ranks):
+        answers.append(sequence_ranks(drafter, target, heldout[index]))
+    answers = [ranks for ranks in answers if len(ranks)]
+    if not answers:
         raise ComputeError(
             "The accuracy of the heads cannot be measured.",
             f"No held-out response is longer than the {drafter.config.heads} tokens they predict.",
             "Hold out more sequences, or choose prompts with longer responses.",
             "heldout",
         )
-    return HeadAccuracy(ranks)
+    return HeadAccuracy(answers)
 
 
 def sequence_ranks(drafter: Drafter, target: TargetModel, sample: CachedSequence) -> Tensor:
