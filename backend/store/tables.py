@@ -36,6 +36,7 @@ NAMES = {  # Alembic can only change named constraints
     "pk": "pk_%(table_name)s",
 }
 JOB = "jobs.id"
+REPLACED = "\ufffd"  # what stands in for bytes that are no UTF-8
 RUN_NAME = re.compile(r"[a-z][a-z0-9]*-\d{1,15}")  # of `run_name`
 
 
@@ -44,9 +45,10 @@ class DamagedJson(dict[str, Any]):
 
 
 def read_json(text: str) -> Any:
-    """The value of stored JSON; a `DamagedJson` where it is none."""
+    """The value of stored JSON; a `DamagedJson` where it is none. We store ASCII: a replacement
+    character stands for bytes that were no text."""
     try:
-        return json.loads(text)
+        return DamagedJson() if REPLACED in text else json.loads(text)
     except ValueError:
         return DamagedJson()
 
