@@ -1,4 +1,5 @@
-"""The queue of the tests of jobs: real processes, forked from a warm one, started again at once."""
+"""The queue of the tests of jobs: real processes, forked from a warm one, and forked again at once
+when they have died."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,12 +19,18 @@ from backend.store.session import writing
 from backend.store.tables import Attempt
 from jobs.runtime.context import JobContext, claim
 from jobs.submit import submit
-from tests.jobs.conftest import counting_queue, loop, queue, wait
+from tests.fork_engine import ForkEngine
+from tests.jobs.conftest import counting_queue, queue, wait
 from tests.queue.conftest import HOST, process_of
 
-__all__ = ["counting_queue", "loop", "queue", "wait"]
+__all__ = ["counting_queue", "queue", "wait"]
 
 ClaimHere = Callable[..., JobContext]
+
+
+@pytest.fixture
+def loop(queue: Path) -> SupervisorLoop:
+    return SupervisorLoop(ForkEngine(1, again=True))
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def attempts_of_steps(run: int) -> list[int]:
 
 LITTLE = {
     "sds": {**test_sds.SMALL, "until": "first", "control": False},
-    "dlqat": test_dlqat.SMALL,
+    "dlqat": {**test_dlqat.SMALL, "steps": 2, "sample_tokens": 0},
 }
 
 

@@ -16,8 +16,11 @@ from jobs.generate.transcript import file_of, read_transcript
 from jobs.replay import compare
 from jobs.speed.report import decoder_reports
 from jobs.submit import submit
+from tests.jobs.conftest import loop
 from tests.jobs.kinds import test_amphista, test_dlqat, test_generate, test_sds, test_speed
 from tests.queue.conftest import HOST, Wait, process_of
+
+__all__ = ["loop"]  # a run goes on in a process as in production
 
 KILLS = {  # kind -> its config, and the checkpoints at which its process is killed
     "sds": (test_sds.SMALL, ["second-*"]),

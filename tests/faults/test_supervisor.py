@@ -23,6 +23,7 @@ from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Job, Slot
+from jobs.runtime.context import LeaseLostError, claim
 from jobs.submit import submit
 from tests.fork_server import FORKS, begin_anew
 from tests.queue.conftest import HOST, Wait, process_of, running
@@ -55,6 +56,8 @@ def test_dying_between_claim_and_start_loses_nothing(
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
     assert [a.outcome for a in queries.attempts(job.id)] == ["never started", "succeeded"]
     assert queries.job(job.id).retries_left == service.RETRIES
+    with pytest.raises(LeaseLostError):  # a process that comes too late after all
+        claim(queries.attempts(job.id)[0].id)
 
 
 def test_of_two_supervisors_one_works_and_it_leaves_when_idle(
