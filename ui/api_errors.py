@@ -10,7 +10,7 @@ import logging
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -45,7 +45,8 @@ def add_error_handlers(api: FastAPI) -> None:
     api.add_exception_handler(SlimscopeError, _slimscope_error)
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _no_such_route)
-    api.add_exception_handler(DBAPIError, _database_error)
+    for kind in (DBAPIError, TimeoutError):
+        api.add_exception_handler(kind, _database_error)
 
 
 def error_response(error: SlimscopeError, status: int) -> JSONResponse:
@@ -79,10 +80,8 @@ def _no_such_route(_: Request, error: Exception) -> JSONResponse:
 
 def _database_error(_: Request, error: Exception) -> JSONResponse:
     """The reason in the database's own words, without the statement. The trace is logged."""
-    assert isinstance(error, DBAPIError)
     log.error("The database could not be used.", exc_info=error)
-    reason = f"{error.orig}"
+    reason = f"{error.orig if isinstance(error, DBAPIError) else error}"
     do = "The output of the dashboard has the details."
     do = next((remedy for word, remedy in REMEDIES if word in reason), do)
-    told = ConflictError("The database could not be used.", f"{reason}.", do)
-    return error_response(told, 503)
+    return error_response(SlimscopeError("The database could not be used.", f"{reason}.", do), 503)

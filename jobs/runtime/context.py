@@ -194,9 +194,11 @@ class JobContext:
         if self.resumed_from:
             self.log(f"Continuing from checkpoint {self.resumed_from}.")
         elif before:
-            gone = not log_file(self.run, before).exists()
-            why = f"The files of attempt {before} are gone" if gone else "There is no checkpoint"
-            self.log(f"{why}: starting from the beginning.")
+            there = log_file(self.run, before).exists()
+            what = (
+                "no checkpoint" if there else f"neither a log of attempt {before} nor a checkpoint"
+            )
+            self.log(f"There is {what}: starting from the beginning.")
 
     def folder_is_gone(self) -> bool:
         """Whether somebody has removed the folder of the run since `open_folder`."""

@@ -137,9 +137,8 @@ def test_a_run_whose_files_were_removed_while_it_waited_begins_anew(wait: Wait) 
     process_of(job.id).wait(30)
     remove_files(job.id)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
-    assert (
-        "The files of attempt 1 are gone: starting from the beginning." in read_log(job.run, 2)[0]
-    )
+    said = "neither a log of attempt 1 nor a checkpoint: starting from the beginning."
+    assert said in read_log(job.run, 2)[0]
     assert attempts_of_steps(job.id) == [2, 2, 2]
 
 

@@ -119,10 +119,13 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     job = submit("count", {"steps": 6}, HOST)
     launcher.wake_supervisor()
     eventually(running(job.id, 1))
+    process = process_of(job.id)
     psutil.Process(launcher._started[queue][0].pid).kill()
-    process_of(job.id).kill()
     eventually(lambda: not launcher.is_alive())
     loop = SupervisorLoop(LocalEngine(1))
+    loop.turn()
+    assert process_of(job.id) == process and process.is_running()  # it outlives the supervisor
+    process.kill()
     with monkeypatch.context() as patch:  # a pid of before the boot says nothing
         patch.setattr(local, "BOOT", tmp_path / "boot")
         local.BOOT.write_text("another boot")

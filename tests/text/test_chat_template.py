@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from backend.text import chat_template
 from backend.text.chat_template import render_chat
 from backend.text.prompt_ids import prompt_ids
 
+ROOT = Path(__file__).parents[2]
 MESSAGES = [{"role": "user", "content": "A cat."}]
 LONG = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
 
@@ -38,6 +41,20 @@ def test_a_template_that_does_not_end_is_interrupted(
         user_turn(speaking)
 
 
+def test_a_template_that_fills_the_memory_is_stopped(
+    speaking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "RENDER_BYTES", 2**28)
+    speaking.chat_template = (
+        "{% set all = namespace(text='a' * 2 ** 20) %}{% for _ in range(30) %}"
+        "{% set all.text = all.text ~ all.text %}{% endfor %}"
+    )
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(ModelError, match="takes more than"):
+        render_chat(MESSAGES, speaking)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
 @pytest.mark.parametrize(
     ("template", "why"),
     [
@@ -61,3 +78,9 @@ def test_a_template_that_ends_leaves_no_alarm(speaking: Any) -> None:
     assert render_chat(MESSAGES, speaking) == "<A cat.>!"
     assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
     assert signal.getsignal(signal.SIGVTALRM) == before
+
+
+def test_templates_are_rendered_in_one_place() -> None:
+    rooms = [path for room in ("backend", "jobs", "ui") for path in (ROOT / room).rglob("*.py")]
+    used = [path.name for path in rooms if "apply_chat_template" in path.read_text("utf-8")]
+    assert used == ["chat_template.py"]
