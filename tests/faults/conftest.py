@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from backend.queue.engines.local import reference
@@ -61,3 +63,9 @@ def remove_files(run: int) -> None:
     shutil.rmtree(run_folder(queries.job(run).run))
     if process:
         process.send_signal(signal.SIGCONT)
+
+
+def until_dead(run: int) -> None:
+    """Waits for the end of a run's process, of which no supervisor takes notice meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        process_of(run).wait(60)

@@ -8,10 +8,12 @@ import pytest
 
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.queue.folders import read_log, work_folder
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State
 from jobs.submit import submit
-from tests.queue.conftest import HOST, Wait, beats, process_of
+from tests.faults.conftest import until_dead
+from tests.queue.conftest import HOST, Wait
 
 
 def write(checkpoints: Checkpoints, name: str, text: str) -> None:
@@ -117,10 +119,12 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(wait: Wa
     assert not work_folder(job.run).exists()  # neither has anything half-written stayed
 
 
-def test_a_flipped_bit_in_the_last_checkpoint_costs_that_one_only(wait: Wait) -> None:
+def test_a_flipped_bit_in_the_last_checkpoint_costs_that_one_only(
+    loop: SupervisorLoop, wait: Wait
+) -> None:
     job = submit("count", {"steps": 4, "dies_at": 3, "pause": 0}, HOST)
-    wait(job.id, when=lambda: beats(job.id, 1))
-    process_of(job.id).wait(30)
+    loop.turn()
+    until_dead(job.id)
     file = work_folder(job.run) / "step-2" / "done.txt"
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]))
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED

@@ -15,14 +15,16 @@ from backend.queue import lifecycle, service
 from backend.queue.folders import read_log, run_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
+from backend.store.session import writing
 from backend.store.states import Exit, State
+from backend.store.tables import Job
 from jobs.kind import kinds
 from jobs.runtime import context as contexts
 from jobs.runtime.main import execute
 from jobs.submit import submit
-from tests.faults.conftest import ClaimHere, remove_files
+from tests.faults.conftest import ClaimHere, remove_files, until_dead
 from tests.jobs.kinds import test_amphista, test_dlqat, test_generate, test_sds, test_speed
-from tests.queue.conftest import HOST, Wait, process_of, running
+from tests.queue.conftest import HOST, Wait, running
 
 
 def full(*_: object, **__: object) -> None:
@@ -131,11 +133,17 @@ def test_no_kind_is_left_out(queue: Path) -> None:
 # files that were removed --------------------------------------------------------------------------
 
 
-def test_a_run_whose_files_were_removed_while_it_waited_begins_anew(wait: Wait) -> None:
+def test_a_run_whose_files_were_removed_while_it_waited_begins_anew(
+    loop: SupervisorLoop, wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "RETRY_DELAYS_MS", {1: 60_000})
     job = submit("count", {"steps": 3, "dies_at": 2, "pause": 0}, HOST)
-    wait(job.id, when=lambda: queries.job(job.id).attempts_made == 1)
-    process_of(job.id).wait(30)
+    loop.turn()
+    until_dead(job.id)
+    assert wait(job.id, State.QUEUED) == State.QUEUED
     remove_files(job.id)
+    with writing() as session:
+        session.get_one(Job, job.id).not_before = 0
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     said = "neither a log of attempt 1 nor a checkpoint: starting from the beginning."
     assert said in read_log(job.run, 2)[0]
@@ -153,13 +161,13 @@ def test_a_run_whose_files_were_removed_before_a_resume_begins_anew(wait: Wait) 
 
 
 def test_a_run_whose_files_are_removed_under_it_makes_them_anew(wait: Wait) -> None:
-    job = submit("count", {"steps": 4}, HOST)
+    job = submit("count", {"steps": 8, "pause": 0.2}, HOST)
     wait(job.id, when=running(job.id))
     wait(job.id, State.RUNNING)
     remove_files(job.id)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert "its folder was removed; will resume" in [e.text for e in queries.events(job.id)]
-    assert attempts_of_steps(job.id) == [2, 2, 2, 2]
+    assert attempts_of_steps(job.id) == [2] * 8
 
 
 def attempts_of_steps(run: int) -> list[int]:
@@ -174,7 +182,7 @@ LITTLE = {
 }
 
 
-@pytest.mark.parametrize(("kind", "place"), [("sds", "first-0001"), ("dlqat", "gptq-0001")])
+@pytest.mark.parametrize(("kind", "place"), [("sds", "first-0000"), ("dlqat", "gptq-0000")])
 def test_a_method_whose_checkpoints_are_removed_under_it_begins_anew(
     wait: Wait, kind: str, place: str
 ) -> None:

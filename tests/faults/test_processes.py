@@ -120,8 +120,8 @@ def test_leftover_children_are_ended_with_their_leader(tmp_path: Path) -> None:
 
 
 def test_a_process_that_stands_still_is_not_started_again(wait: Wait, loop: SupervisorLoop) -> None:
-    job = submit("count", {"steps": 4}, HOST)
-    wait(job.id, State.RUNNING, when=running(job.id, 0))
+    job = submit("count", {"steps": 8, "pause": 0.2}, HOST)
+    wait(job.id, when=running(job.id, 0))
     process = process_of(job.id)
     process.send_signal(signal.SIGSTOP)  # as when a laptop is closed
     with writing() as session:

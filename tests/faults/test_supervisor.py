@@ -116,7 +116,7 @@ def dashboard(environment: dict[str, str], number: int) -> None:
 def test_a_power_cut_stops_everything_and_the_run_goes_on(
     queue: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    job = submit("count", {"steps": 6}, HOST)
+    job = submit("count", {"steps": 8, "pause": 0.3}, HOST)
     launcher.wake_supervisor()
     eventually(running(job.id, 1))
     process = process_of(job.id)
@@ -136,7 +136,7 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     assert queries.job(job.id).state == State.SUCCEEDED
     assert int(queries.attempts(job.id)[1].resumed_from.removeprefix("step-")) >= 1
     counted = frames.curves(job.id)
-    assert counted[counted["name"] == "count"]["value"].tolist() == [*range(6)]
+    assert counted[counted["name"] == "count"]["value"].tolist() == [*range(8)]
 
 
 def test_a_thousand_queued_jobs_are_in_order_and_found_by_an_index(queue: Path) -> None:
