@@ -115,7 +115,7 @@ def claim_late(which: int) -> None:
 
 
 @examples(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(actions=st.lists(ACTIONS, min_size=8, max_size=30))
 def test_any_order_of_events(queue: object, actions: list[tuple]) -> None:
