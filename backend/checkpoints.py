@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -118,6 +119,23 @@ def _looks(folder: Path) -> list[tuple[str, int, int]]:
     return [(name, state.st_size, state.st_mtime_ns) for name, state in files]
 
 
+class HeldFolder:
+    """A folder of which it is noticed that it was removed, even if another one has taken its place:
+    no other has its inode as long as it is held open. It is made if it does not exist."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._path, self._descriptor = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def is_gone(self) -> bool:
+        """Whether the folder is not at its path any more."""
+        try:
+            return not os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except FileNotFoundError:
+            return True
+
+
 class Checkpoints:
     """The named checkpoints under one folder.
 
@@ -171,8 +189,9 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> str | None:
-        """Name of the most recent complete checkpoint, if there is one."""
-        folders = sorted(self.root.glob("[!.]*"), key=lambda path: -path.stat().st_mtime)
+        """Name of the most recent complete checkpoint of work, if there is one."""
+        folders = [path for path in self.root.glob("[!.]*") if path.name != OWNER]
+        folders.sort(key=lambda path: -path.stat().st_mtime)
         return next((path.name for path in folders if is_whole(path)), None)
 
     def find(self, name: str) -> Path | None:

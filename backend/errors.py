@@ -3,6 +3,7 @@ that holds the bad value, so that the screen can show the message beside it."""
 
 from __future__ import annotations
 
+import errno
 from typing import TypeVar
 
 
@@ -72,3 +73,13 @@ def for_field(error: E, field: str) -> E:
 
 class CancelledError(Exception):
     """Raised at a safe point after a cancellation request, not a failure; checkpoints are kept."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or the one that caused it, means that no space was left on the disk.
+    Safetensors and SQLite say so in words only."""
+    if error is None:
+        return False
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    said = any(words in str(error) for words in ("No space left on device", "disk is full"))
+    return full or said or is_disk_full(error.__cause__ or error.__context__)

@@ -33,15 +33,21 @@ class ForkedProcess:
 
 
 class ForkEngine(LocalEngine):
-    """Forks first attempts; later ones are started as in production."""
+    """Forks first attempts; later ones are started as in production.
+
+    Args:
+        again: fork later attempts, too: where no weights are compared.
+    """
+
+    def __init__(self, slots: int, *, again: bool = False) -> None:
+        super().__init__(slots)
+        self._again = again
 
     def launch(self, launch: LaunchRequest) -> Ref:
         with reading() as session:
             attempt = session.get_one(Attempt, launch.attempt_id)
-        return super().launch(launch) if attempt.n > 1 else self.fork(launch)
-
-    def fork(self, launch: LaunchRequest) -> Ref:
-        """Start the process of an attempt, whichever it is, as a fork."""
+        if attempt.n > 1 and not self._again:
+            return super().launch(launch)
         Path(launch.log).parent.mkdir(parents=True, exist_ok=True)
         process = FORKS.Process(target=run_attempt, args=(launch,))
         process.start()

@@ -1,12 +1,16 @@
 """Errors as the JSON API reports them: `{"what", "why", "do", "field", "others"}`, as on the pages.
 
-403 not allowed, 404 not found, 409 not possible in this state, 422 invalid, 429 too many requests.
+403 not allowed, 404 not found, 409 not possible in this state, 422 invalid, 429 too many requests,
+503 the database cannot be used at present.
 """
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -20,6 +24,8 @@ from backend.errors import (
     SlimscopeError,
 )
 
+log = logging.getLogger("slimscope.database")
+
 API_PATH = "/slimscope/api"
 STATUS: tuple[tuple[type[SlimscopeError], int], ...] = (
     (ForbiddenError, 403),
@@ -28,6 +34,10 @@ STATUS: tuple[tuple[type[SlimscopeError], int], ...] = (
     (RateLimitError, 429),
     (SlimscopeError, 422),
 )
+REMEDIES = (  # words of the database -> what to do
+    ("locked", "Try again in a minute: another process is writing."),
+    ("full", "Free some space on the disk of the data folder, then try again."),
+)
 
 
 def add_error_handlers(api: FastAPI) -> None:
@@ -35,6 +45,8 @@ def add_error_handlers(api: FastAPI) -> None:
     api.add_exception_handler(SlimscopeError, _slimscope_error)
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _no_such_route)
+    for kind in (DBAPIError, TimeoutError):
+        api.add_exception_handler(kind, _database_error)
 
 
 def error_response(error: SlimscopeError, status: int) -> JSONResponse:
@@ -64,3 +76,12 @@ def _no_such_route(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     do = f"{API_PATH}/openapi.json lists all requests."
     return error_response(NotFoundError(f"{error.detail}.", "", do), error.status_code)
+
+
+def _database_error(_: Request, error: Exception) -> JSONResponse:
+    """The reason in the database's own words, without the statement. The trace is logged."""
+    log.error("The database could not be used.", exc_info=error)
+    reason = f"{error.orig if isinstance(error, DBAPIError) else error}"
+    do = "The output of the dashboard has the details."
+    do = next((remedy for word, remedy in REMEDIES if word in reason), do)
+    return error_response(SlimscopeError("The database could not be used.", f"{reason}.", do), 503)

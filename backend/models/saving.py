@@ -137,5 +137,5 @@ def _mismatch(why: str) -> ModelError:
     return ModelError(
         "The saved model does not match its config.",
         f"{why} Plain transformers would load another model.",
-        "Nothing was saved. Start a new run from a plain model, without adapters.",
+        "Start a new run from a plain model, without adapters.",
     )

@@ -117,10 +117,12 @@ def verdict(
     if code == Exit.NO_SPACE:
         text = "the disk is full; tried again every minute, from the last checkpoint"
         return AttemptOutcome(State.QUEUED, text, delay_ms=NO_SPACE_DELAY_MS)
+    gone = code == Exit.FOLDER_GONE
+    died = "its folder was removed" if gone else f"the process died{how}"
     if retries_left > 0:
-        delay = RETRY_DELAYS_MS.get(retries_left - 1, 0)
-        return AttemptOutcome(State.QUEUED, f"the process died{how}; will resume", True, delay)
-    return AttemptOutcome(State.LOST, f"the process died{how}; no automatic retry is left")
+        delay = 0 if gone else RETRY_DELAYS_MS.get(retries_left - 1, 0)
+        return AttemptOutcome(State.QUEUED, f"{died}; will resume", True, delay)
+    return AttemptOutcome(State.LOST, f"{died}; no automatic retry is left")
 
 
 def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str = "") -> None:

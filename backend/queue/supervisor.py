@@ -20,7 +20,7 @@ from filelock import BaseFileLock
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from backend.errors import ConflictError
+from backend.errors import ConflictError, is_disk_full
 from backend.queue.engines.base import Engine, LaunchRequest
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
@@ -32,7 +32,7 @@ from backend.queue.upkeep import upkeep
 from backend.settings import settings
 from backend.store.migrate import upgrade
 from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
-from backend.store.states import ACTIVE, State
+from backend.store.states import ACTIVE, Exit, State
 from backend.store.tables import Attempt, Job, Slot, Supervisor, run_name
 
 TICK_S = 0.25
@@ -45,14 +45,15 @@ KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
 class SupervisorLoop:
-    """The supervisor's loop over one engine. All state is in the database, except since when
-    attempts have been asked to stop."""
+    """The supervisor's loop over one engine. All state is in the database, except for two times of
+    each attempt, kept by a clock that nobody sets."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.host = platform.node()
         self._beat_at = self._shrunk_at = -math.inf
         self._asked: dict[int, float] = {}  # attempt -> time its stop request was first seen
+        self._began: dict[int, float] = {}  # attempt -> time its process began
         with writing() as session:
             for number in range(engine.capacity()):
                 session.merge(Slot(host=self.host, number=number))
@@ -112,7 +113,8 @@ class SupervisorLoop:
         with writing(durable=True) as session:
             end_attempt(session, attempt, code, fence)
             job = session.get_one(Job, attempt.job_id)
-        self._asked.pop(attempt.id, None)
+        for times in (self._asked, self._began):
+            times.pop(attempt.id, None)
         if job.state == State.SUCCEEDED:
             shutil.rmtree(work_folder(job.run), ignore_errors=True)
 
@@ -126,7 +128,7 @@ class SupervisorLoop:
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
         """Apply a stop request: first the flag in the database, then SIGTERM, then SIGKILL."""
-        if job.desired == "run" and _too_long(attempt, job):
+        if job.desired == "run" and self._is_overdue(attempt, job):
             with contextlib.suppress(ConflictError):  # it ended meanwhile
                 cancel(job.run, OVERTIME)
         if job.desired == "run" or attempt.engine_ref is None:
@@ -140,6 +142,18 @@ class SupervisorLoop:
             self.engine.kill(attempt.engine_ref)
         elif waited > 0:
             self.engine.stop(attempt.engine_ref)
+
+    def _is_overdue(self, attempt: Attempt, job: Job) -> bool:
+        """Whether an attempt exceeds the limit of the host; or a guest's run, several times, that
+        of guests: its estimate was wrong."""
+        if attempt.started_at is None:
+            return False
+        now = time.monotonic()
+        began = self._began.setdefault(attempt.id, now - (now_ms() - attempt.started_at) / 1000)
+        limits = [3600 * settings().job_hours] if settings().job_hours else []
+        if job.owner.startswith(GUEST):
+            limits.append(LENIENCE * settings().guest_seconds)
+        return now - began > min(limits, default=math.inf)
 
     def _launch_next(self) -> bool:
         """Start the next queued job if there is one and a slot is free."""
@@ -156,7 +170,7 @@ class SupervisorLoop:
         except OSError as error:
             with writing(durable=True) as session:
                 note(session, attempt.job_id, "not started", ME, str(error))
-            self._end(attempt, None)
+            self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)
             return False
         with writing(durable=True) as session:
             session.execute(update(Attempt).where(Attempt.id == attempt.id).values(engine_ref=ref))
@@ -208,17 +222,6 @@ def main() -> None:
         lock.release()
         if not loop.busy():  # else a job was added just before the lock was released
             return
-
-
-def _too_long(attempt: Attempt, job: Job) -> bool:
-    """Whether an attempt exceeds the limit of the host; or a guest's run, several times, that of
-    guests: its estimate was wrong."""
-    limits = [3600 * settings().job_hours] if settings().job_hours else []
-    if job.owner.startswith(GUEST):
-        limits.append(LENIENCE * settings().guest_seconds)
-    if not limits or attempt.started_at is None:
-        return False
-    return now_ms() - attempt.started_at > 1000 * min(limits)
 
 
 def _lock() -> BaseFileLock | None:

@@ -32,6 +32,7 @@ def now_ms() -> int:
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are started explicitly
+    connection.text_factory = _text_of
     for pragma in (
         "journal_mode=WAL",
         "synchronous=NORMAL",
@@ -41,6 +42,11 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
         "wal_autocheckpoint=0",  # only the supervisor checkpoints: bug before 3.51.3
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _text_of(stored: bytes) -> str:
+    """Stored text; bytes that are no UTF-8 are replaced: one damaged value must not hide others."""
+    return stored.decode("utf-8", "replace")
 
 
 def _begin(connection: Connection) -> None:

@@ -47,3 +47,4 @@ class Exit(IntEnum):
     STOPPED = 75  # stopped on request; all completed work is checkpointed
     FENCED = 76  # another attempt owns the job; nothing was written
     NO_SPACE = 77  # the disk is full; tried again until it is not
+    FOLDER_GONE = 78  # the folder of the run was removed; everything in it is made anew

@@ -37,6 +37,7 @@ NAMES = {  # Alembic can only change named constraints
     "pk": "pk_%(table_name)s",
 }
 JOB = "jobs.id"
+REPLACED = "\ufffd"  # what stands in for bytes that are no UTF-8
 RUN_NAME = re.compile(r"[a-z][a-z0-9]*-\d{1,15}")  # of `run_name`
 
 
@@ -53,9 +54,10 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_shared)
 
 
 def read_json(text: str) -> Any:
-    """The value of stored JSON; a `DamagedJson` where it is none."""
+    """The value of stored JSON; a `DamagedJson` where it is none. We store ASCII: a replacement
+    character stands for bytes that were no text."""
     try:
-        return _DECODER.decode(text)
+        return DamagedJson() if REPLACED in text else _DECODER.decode(text)
     except ValueError:
         return DamagedJson()
 

@@ -7,14 +7,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from backend.text.chat_template import render_chat
 from backend.text.prompts import Prompt
 
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt, rendered with the chat template if the tokenizer has one."""
+    """Token ids of a prompt, rendered with the chat template if the tokenizer has one.
+
+    Raises:
+        ModelError: the template cannot be used.
+    """
     if tokenizer.chat_template:
-        message = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        text = render_chat([{"role": "user", "content": prompt}], tokenizer)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
     return list(tokenizer(prompt).input_ids)
 

@@ -21,12 +21,12 @@ from random import Random
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from backend.errors import DatasetError
+from backend.errors import DatasetError, ModelError
 from backend.text import files
+from backend.text.chat_template import render_chat
 from backend.text.documents import documents
 from backend.text.slices import TextSlice, slice_of
 from backend.text.windows import SHUFFLED, cut_windows, prefix, shuffled
@@ -170,13 +170,11 @@ def _turns(line: Mapping[str, Any]) -> tuple[list[dict[str, str]], str] | None:
 def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if tokenizer.chat_template:
         try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
+            text = render_chat(messages, tokenizer)
+        except ModelError as error:
             raise DatasetError(
                 "The instructions do not fit the model's chat template.",
-                f"{error}.",
+                error.why,
                 "Use the roles of the template, or fields such as instruction and output.",
                 FIELD,
             ) from error

@@ -21,10 +21,10 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from backend.checkpoints import Checkpoints
+from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import ComputeError
 from backend.queue.engines.local import reference
-from backend.queue.folders import run_folder, work_folder
+from backend.queue.folders import log_file, run_folder, work_folder
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store.session import change, now_ms, reading, writing
@@ -60,6 +60,8 @@ class JobContext:
         self.folder: Path = run_folder(job.run)
         self.work: Path = work_folder(job.run)
         self.checkpoints = Checkpoints(self.work, before_commit=self.settle)
+        self.resumed_from: str | None = None
+        self._held: HeldFolder | None = None
         self._rows: list[Row] = []
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
@@ -179,12 +181,28 @@ class JobContext:
     def note_resumption(self) -> None:
         """Records which checkpoint this attempt goes on from. Reading it takes time, so it is
         found before the database is locked."""
-        newest = self.checkpoints.newest()
+        self.resumed_from = self.checkpoints.newest()
 
         def write(session: Session) -> None:
-            session.get_one(Attempt, self.attempt_id).resumed_from = newest
+            session.get_one(Attempt, self.attempt_id).resumed_from = self.resumed_from
 
         self._patiently(write)
+
+    def open_folder(self) -> None:
+        """Holds the folder of the run, and says where an attempt after the first one begins."""
+        self._held, before = HeldFolder(self.work), self.attempt_n - 1
+        if self.resumed_from:
+            self.log(f"Continuing from checkpoint {self.resumed_from}.")
+        elif before:
+            there = log_file(self.run, before).exists()
+            what = (
+                "no checkpoint" if there else f"neither a log of attempt {before} nor a checkpoint"
+            )
+            self.log(f"There is {what}: starting from the beginning.")
+
+    def folder_is_gone(self) -> bool:
+        """Whether somebody has removed the folder of the run since `open_folder`."""
+        return self._held is not None and self._held.is_gone()
 
     # life ------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ Exit codes are those of `backend.store.states.Exit`, the same for every engine.
 from __future__ import annotations
 
 import argparse
-import errno
 import resource
 import signal
 import sys
@@ -15,7 +14,7 @@ from contextlib import suppress
 
 from sqlalchemy.exc import OperationalError
 
-from backend.errors import CancelledError, SlimscopeError
+from backend.errors import CancelledError, SlimscopeError, is_disk_full
 from backend.models.memory import is_out_of_memory
 from backend.settings import settings
 from backend.store.migrate import current_revision, newest_revision
@@ -42,6 +41,9 @@ def main() -> int:
     except LeaseLostError:
         print("Another attempt holds this run; this process ends.", flush=True)
         return Exit.FENCED
+    except OperationalError as error:  # the database is away: leave no outcome, to be tried again
+        print_trace()
+        return Exit.NO_SPACE if is_disk_full(error) else Exit.ERROR
 
 
 def execute(context: JobContext) -> int:
@@ -49,39 +51,35 @@ def execute(context: JobContext) -> int:
 
     Returns:
         The exit code that says how it went.
+
+    Raises:
+        LeaseLostError: another attempt holds the job now.
+        OperationalError: the database takes no more.
     """
     try:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
+        context.open_folder()
         check_intact(context.config)
         kind.load_run()(kind.config.model_validate(context.config), context)
+        if context.folder_is_gone():  # and with it what the run leaves
+            return Exit.FOLDER_GONE
+        context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
+        return Exit.DONE
     except CancelledError:
         context.log("Stopped on request; everything finished so far is kept.")
         context.finish("stopped")
         return Exit.STOPPED
-    except LeaseLostError:
+    except (LeaseLostError, OperationalError):
         raise
-    except OperationalError as error:  # the database is away: leave no outcome, to be tried again
-        print_trace()
-        return Exit.NO_SPACE if is_disk_full(error) else Exit.ERROR
     except Exception as error:
         print_trace()
         if is_disk_full(error):  # nor without one: every part that was finished is kept
             return Exit.NO_SPACE
+        if context.folder_is_gone():
+            return Exit.FOLDER_GONE
         context.finish("failed", error=error_record(error))
         return Exit.ERROR
-    context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
-    return Exit.DONE
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or the one that caused it, means that no space was left on the disk.
-    Safetensors and SQLite say so in words only."""
-    if error is None:
-        return False
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-    said = any(words in str(error) for words in ("No space left on device", "disk is full"))
-    return full or said or is_disk_full(error.__cause__ or error.__context__)
 
 
 def limit_memory(gigabytes: float) -> None:

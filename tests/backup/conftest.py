@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from backend.queue.engines.base import LaunchRequest, Ref
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from tests.fork_engine import ForkEngine
@@ -16,16 +15,9 @@ from tests.jobs.conftest import counting_queue, queue, wait
 __all__ = ["counting_queue", "move_to", "queue", "wait"]
 
 
-class AlwaysForkEngine(ForkEngine):
-    """Forks all attempts: jobs that only count have no weights that could differ."""
-
-    def launch(self, launch: LaunchRequest) -> Ref:
-        return self.fork(launch)
-
-
 @pytest.fixture
 def loop(queue: Path) -> SupervisorLoop:
-    return SupervisorLoop(AlwaysForkEngine(1))
+    return SupervisorLoop(ForkEngine(1, again=True))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import time
+from itertools import takewhile
 
 from pydantic import Field
 
@@ -19,6 +20,7 @@ class CountConfig(JobConfig):
     steps: int = Field(5, ge=1)
     pause: float = 0.1
     dies_at: int = -1
+    tears_at: int = -1
     fails_at: int = -1
     full_at: int = -1
     deaf: bool = False
@@ -26,7 +28,7 @@ class CountConfig(JobConfig):
 
 def count(config: CountConfig, context: JobContext) -> None:
     """Counts to `steps`, one checkpoint each, from behind the last checkpoint."""
-    done = [n for n in range(config.steps) if context.checkpoints.find(f"step-{n}")]
+    done = [*takewhile(lambda n: context.checkpoints.find(f"step-{n}"), range(config.steps))]
     for step in range(len(done), config.steps):
         context.progress(step, config.steps, "counting")
         if config.deaf:
@@ -44,6 +46,8 @@ def count(config: CountConfig, context: JobContext) -> None:
         time.sleep(config.pause)
         with context.checkpoints.write(f"step-{step}") as folder:
             (folder / "done.txt").write_text(str(step))
+            if step == config.tears_at and context.attempt_n == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
     context.result("run", "total", config.steps)
 
 

@@ -10,13 +10,15 @@ import psutil
 import pytest
 
 from backend.queue.engines.local import LocalEngine
+from backend.queue.folders import work_folder
 from backend.queue.service import Actor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
-from backend.store.session import engine_for
+from backend.store.session import engine_for, writing
 from backend.store.states import LIVE, State
+from backend.store.tables import Slot
 from jobs.kind import kinds
 
 HOST = Actor("mira", "host")
@@ -66,3 +68,20 @@ def process_of(run: int) -> psutil.Process:
     ref = queries.attempts(run)[-1].engine_ref
     assert ref is not None
     return psutil.Process(ref["pid"])
+
+
+def running(run: int, step: int = 1) -> Callable[[], bool]:
+    """A condition: the run has finished at least `step` steps."""
+    return lambda: (work_folder(queries.job(run).run) / f"step-{step}").exists()
+
+
+def free_slots() -> int:
+    """How many jobs could be started."""
+    with writing() as session:
+        return session.query(Slot).where(Slot.attempt_id.is_(None)).count()
+
+
+def beats(run: int, n: int) -> bool:
+    """Whether attempt `n`, the newest, has begun."""
+    attempts = queries.attempts(run)
+    return len(attempts) == n and attempts[-1].started_at is not None

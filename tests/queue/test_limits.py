@@ -1,4 +1,4 @@
-"""What the host limits, what a slot owns, and waiting: for a retry, for a slot, for the disk."""
+"""What the host limits, and what a slot owns."""
 
 from __future__ import annotations
 
@@ -8,81 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from sqlalchemy import update
 
 from backend.models.memory import is_out_of_memory
-from backend.queue import lifecycle, service, supervisor
+from backend.queue import supervisor
 from backend.queue.engines import local
 from backend.queue.engines.base import LaunchRequest
-from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
-from backend.store.session import now_ms, writing
 from backend.store.states import State
-from backend.store.tables import Attempt, Job, Slot
-from jobs.runtime.main import is_disk_full, limit_memory
+from jobs.runtime.main import limit_memory
 from jobs.submit import submit
 from tests.fork_server import FORKS
 from tests.queue.conftest import HOST, Wait
-from tests.queue.test_lifecycle import ScriptedEngine
-
-DAY_MS = 86_400_000
-
-
-def test_a_clock_that_was_set_back_holds_no_retry_up(queue: Path) -> None:
-    loop = SupervisorLoop(ScriptedEngine(slots=1))
-    job = service.enqueue("count", {}, HOST)
-    with writing() as session:
-        session.get_one(Job, job.id).not_before = now_ms() + lifecycle.RETRY_DELAYS_MS[0] - 5000
-    loop.turn()
-    assert queries.job(job.id).state == State.QUEUED
-    with writing() as session:
-        session.get_one(Job, job.id).not_before = now_ms() + DAY_MS
-    loop.turn()
-    assert queries.job(job.id).state == State.STARTING
-
-
-def test_a_slot_another_supervisor_has_just_taken_is_left_alone(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = SupervisorLoop(ScriptedEngine(slots=1))
-    first, second = (service.enqueue("count", {}, HOST) for _ in range(2))
-    with writing() as session:
-        other = Attempt(job_id=second.id, n=1, token="", engine="scripted", launched_at=0)
-        session.add(other)
-        session.flush()
-        taken = update(Slot).values(attempt_id=other.id)
-
-    def too_late(*_: object) -> str:  # called between the look at the slot and its taking
-        session.execute(taken)
-        return "token"
-
-    monkeypatch.setattr(lifecycle.secrets, "token_hex", too_late)
-    with writing() as session:
-        assert lifecycle.start_attempt(session, loop.host, "scripted", 1) is None
-    assert queries.job(first.id).state == State.QUEUED and queries.attempts(first.id) == []
-
-
-def test_a_run_on_a_full_disk_goes_on_when_there_is_room(
-    wait: Wait, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lifecycle, "NO_SPACE_DELAY_MS", 0)
-    job = submit("count", {"steps": 3, "full_at": 1, "pause": 0}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
-    ended = queries.job(job.id)
-    assert ended.attempts_made == 2 and ended.retries_left == service.RETRIES
-    assert any("disk is full" in event.text for event in queries.events(job.id))
-
-
-def test_a_full_disk_is_known_by_what_is_behind_the_error() -> None:
-    try:
-        try:
-            raise RuntimeError("I/O error: No space left on device (os error 28)")
-        except RuntimeError as error:
-            raise ValueError("could not be saved") from error
-    except ValueError as error:
-        assert is_disk_full(error)
-    assert not is_disk_full(ValueError("the shape of a disk"))
 
 
 @pytest.mark.parametrize(

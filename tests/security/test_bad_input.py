@@ -59,6 +59,25 @@ def test_one_damaged_row_hides_no_other(store: None, column: str) -> None:
     assert queries.job(2).shown_state == "damaged" and queries.status().queued
 
 
+@pytest.mark.parametrize("column", ["name", "owner", "stage", "config", "tags", "note"])
+def test_bytes_that_are_no_text_hide_no_other_run(store: None, column: str) -> None:
+    with writing() as session:
+        session.execute(text(f"UPDATE jobs SET {column} = CAST(X'7B22FF' AS TEXT) WHERE id = 2"))
+        session.execute(text("UPDATE job_events SET text = CAST(X'FF' AS TEXT) WHERE job_id = 2"))
+    listed = operations.list_runs()
+    assert [run["id"] for run in listed] == [f"statistics-000{n}" for n in (3, 2, 1)]
+    assert listed[1]["damaged"] == (column in ("config", "tags"))
+    assert "third" in search_runs("statistics")[0]["about"]
+    assert queries.events(2)[0].text == "\ufffd" and queries.status().queued
+
+
+def test_json_with_bytes_that_are_no_text_is_damaged(store: None) -> None:
+    stored = b'{"model": "\xff"}'.hex()  # JSON all the same, but of another model
+    with writing() as session:
+        session.execute(text(f"UPDATE jobs SET config = CAST(X'{stored}' AS TEXT) WHERE id = 2"))
+    assert queries.job(2).damaged and not queries.job(1).damaged
+
+
 def test_a_damaged_run_is_not_run_with_defaults(store: None) -> None:
     with writing() as session:
         session.execute(text("UPDATE jobs SET config = '{' WHERE id = 2"))

@@ -92,8 +92,9 @@ def test_a_download_leaves_adapters_out(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) -> None:
     loaded = load("toy")
     get_peft_model(loaded.model, LORA)  # wraps the layers in place
-    with pytest.raises(ModelError, match="does not match its config"):
+    with pytest.raises(ModelError, match="does not match its config") as refused:
         save(loaded.model, loaded.tokenizer, tmp_path, "")
+    assert any(tmp_path.iterdir()) and "Nothing was saved" not in str(refused.value)
 
 
 def test_a_saved_tensor_of_another_shape_is_noticed(tmp_path: Path) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,8 +21,8 @@ from backend.settings import settings
 from backend.statistics.tensors import TensorProfile
 from backend.store import frames, migrate, queries, session, tensors
 from backend.store.migrate import current_revision, newest_revision, upgrade
-from backend.store.session import engine_for, now_ms, reading, writing
-from backend.store.tables import Job, MetricPoint, SavedView, Table
+from backend.store.session import engine_for, now_ms, writing
+from backend.store.tables import Job, SavedView, Table
 from jobs.runtime.rows import profile_row, upsert
 
 
@@ -80,39 +76,6 @@ def test_readers_do_not_wait_for_a_writer(store: Path) -> None:
         assert queries.job(job.id).name == ""  # the last committed state, at once
         assert time.monotonic() - began < 10  # not the 30 s a writer would wait
     assert queries.job(job.id).name == "renamed"
-
-
-WRITER = """
-import sys
-from backend.store.session import writing, now_ms
-from backend.store.tables import MetricPoint
-for batch in range(10**6):
-    with writing() as session:
-        for i in range(200):
-            session.add(MetricPoint(job_id=int(sys.argv[1]), name="x", step=batch * 200 + i,
-                                    at=now_ms(), value=0.0))
-        session.flush()
-        print(batch, flush=True)
-"""
-
-
-def test_kill_9_leaves_whole_batches_only(store: Path) -> None:
-    job = new_job()
-    for _ in range(3):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(job.id)], stdout=subprocess.PIPE, cwd=Path.cwd()
-        )
-        assert writer.stdout is not None
-        for _ in range(3):
-            writer.stdout.readline()
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.wait()
-        with reading() as session:
-            assert session.query(MetricPoint).count() % 200 == 0
-        with writing() as session:
-            assert session.query(MetricPoint).delete() >= 400
-    with sqlite3.connect(store / "results.db") as raw:
-        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_run_names(store: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
 
+from backend.settings import settings
 from backend.store import frames, queries
+from backend.store.session import engine_for
 from jobs.kind import kinds
 from jobs.record import record
 from jobs.submit import validated
@@ -106,6 +110,32 @@ def test_errors_say_what_why_and_what_to_do(
     assert set(answer.json()) == {"what", "why", "do", "field", "others"}
     assert told.items() <= answer.json().items()
     assert len(queries.jobs()) == before
+
+
+@pytest.mark.parametrize(
+    ("said", "do"),
+    [
+        ("database is locked", "Try again in a minute"),
+        ("database or disk is full", "Free some space"),
+        ("database disk image is malformed", "The output of the dashboard"),
+    ],
+)
+def test_a_database_that_does_not_answer_is_told(visit: Visit, said: str, do: str) -> None:
+    def fails(*_: object) -> None:
+        raise sqlite3.OperationalError(said)
+
+    client = visit()
+    listen = (engine_for(settings().url), "before_cursor_execute")
+    event.listen(*listen, fails)
+    try:
+        answers = [client.get(f"{API}/runs"), client.post(f"{API}/runs/sds-0003/cancel")]
+    finally:
+        event.remove(*listen, fails)
+    for answer in answers:
+        assert answer.status_code == 503
+        assert answer.json()["what"] == "The database could not be used."
+        assert answer.json()["why"] == f"{said}." and answer.json()["do"].startswith(do)
+    assert queries.job("sds-0003").state == "queued"
 
 
 def test_a_guest_reads_and_a_host_changes(shared: Visit) -> None:

@@ -9,6 +9,7 @@ MINUTE = 60.0
 PER_MINUTE = {  # logger -> messages a minute from the same line of code
     "asyncio": 5,  # "socket.accept() out of system resource", with a trace
     "uvicorn.error": 5,  # "Invalid HTTP request received."
+    "slimscope.database": 5,
     "slimscope.refused": 300,
 }
 

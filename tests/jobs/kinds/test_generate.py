@@ -26,7 +26,7 @@ from jobs.submit import checked, submit
 from tests.jobs.kinds.test_speed import trained
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, toy_prompts
-from tests.queue.conftest import HOST, Wait, process_of
+from tests.queue.conftest import HOST, Wait
 
 PROMPT = load("toy").tokenizer.decode(toy_prompts()[0], skip_special_tokens=True)
 SMALL = {
@@ -74,16 +74,6 @@ def test_sampling_and_stop_strings(wait: Wait) -> None:
     one, other = read_transcript(job.run, 1), read_transcript(job.run, 2)
     assert one.text == other.text  # the same seed
     assert " and " not in one.text and one.end in ("stop", "limit", "end")
-
-
-def test_a_killed_side_is_written_anew_and_a_finished_one_kept(wait: Wait) -> None:
-    job = submit("generate", {**SMALL, "sides": "toy,toy", "max_new_tokens": 180}, HOST)
-    wait(job.id, when=lambda: bool(read_transcript(job.run, 2).passes))
-    first = file_of(job.run, 1).read_bytes()
-    process_of(job.id).kill()
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    assert file_of(job.run, 1).read_bytes() == first
-    assert read_transcript(job.run, 1).text == read_transcript(job.run, 2).text != ""
 
 
 @pytest.mark.parametrize(

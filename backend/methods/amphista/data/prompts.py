@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
-from backend.errors import DatasetError
+from backend.errors import DatasetError, ModelError
 from backend.methods.amphista.config import LONGEST, WRITERS
 from backend.methods.amphista.data.generation import write_answers
 from backend.methods.amphista.target_model import TargetModel
 from backend.reporter import REPLAY, Reporter
+from backend.text.chat_template import render_chat
 from backend.text.prompt_ids import end_ids, readable_ids
 from backend.text.prompts import SELF, Prompt, training_prompts
 from backend.text.sampling import first_tokens
@@ -158,10 +158,10 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> UserTurn | None:
         return None
     message = [{"role": "user", "content": USER}]
     try:
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise _hidden(f"{error}.") from error
-    before, mark, after = str(text).partition(USER)
+        text = render_chat(message, tokenizer)
+    except ModelError as error:
+        raise _hidden(error.why) from error
+    before, mark, after = text.partition(USER)
     if not mark or not after.strip():
         raise _hidden("It modifies the user message, or ends with it.")
     opening = tokenizer(before, add_special_tokens=False).input_ids

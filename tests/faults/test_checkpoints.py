@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from backend.checkpoints import Checkpoints
+from backend.checkpoints import Checkpoints, HeldFolder
+from backend.queue.folders import read_log, work_folder
+from backend.queue.supervisor import SupervisorLoop
+from backend.store import frames, queries
+from backend.store.states import State
+from jobs.submit import submit
+from tests.faults.conftest import until_dead
+from tests.queue.conftest import HOST, Wait
 
 
 def write(checkpoints: Checkpoints, name: str, text: str) -> None:
@@ -89,3 +96,38 @@ def test_figures_are_written_before_the_checkpoint_shows(tmp_path: Path) -> None
     checkpoints = Checkpoints(tmp_path, lambda: seen.append((tmp_path / "one").exists()))
     write(checkpoints, "one", "text")
     assert seen == [False] and checkpoints.find("one") is not None
+
+
+def test_a_folder_is_known_to_be_gone_even_if_there_is_another(tmp_path: Path) -> None:
+    held = HeldFolder(tmp_path / "work")
+    assert not held.is_gone()
+    (tmp_path / "work").rmdir()
+    assert held.is_gone()
+    (tmp_path / "work").mkdir()
+    assert held.is_gone()
+
+
+# of a run -----------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(wait: Wait) -> None:
+    job = submit("count", {"steps": 4, "tears_at": 2, "pause": 0}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
+    first, second = queries.attempts(job.id)
+    assert (first.exit_code, second.resumed_from) == (-9, "step-1")
+    assert "Continuing from checkpoint step-1." in read_log(job.run, 2)[0]
+    assert not work_folder(job.run).exists()  # neither has anything half-written stayed
+
+
+def test_a_flipped_bit_in_the_last_checkpoint_costs_that_one_only(
+    loop: SupervisorLoop, wait: Wait
+) -> None:
+    job = submit("count", {"steps": 4, "dies_at": 3, "pause": 0}, HOST)
+    loop.turn()
+    until_dead(job.id)
+    file = work_folder(job.run) / "step-2" / "done.txt"
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]))
+    assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
+    assert queries.attempts(job.id)[1].resumed_from == "step-1"
+    curves = frames.curves(job.id)
+    assert curves[curves["name"] == "attempt"]["value"].tolist() == [1, 1, 2, 2]

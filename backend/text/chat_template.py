@@ -1,0 +1,92 @@
+"""Rendering of chat templates.
+
+A template is a program of the model's author. Jinja's sandbox keeps it from the machine, but not
+from failing, running for ever or filling the memory: rendering has limits.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+from transformers import PreTrainedTokenizerBase
+
+from backend.errors import ModelError
+
+RENDER_S = 2.0  # CPU seconds for one conversation; an ordinary template takes a millisecond
+RENDER_BYTES = 2**30  # of memory besides what the process has
+
+
+class _OutOfTimeError(BaseException):
+    """Not an `Exception`: nothing on the way out may take it for a failed lookup."""
+
+
+def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A conversation as text that ends where the model's answer begins. Main thread only.
+
+    Raises:
+        ModelError: the template fails, or exceeds the limits.
+    """
+    try:
+        with _limited_time(RENDER_S), _limited_memory(RENDER_BYTES):
+            return str(
+                tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
+    except _OutOfTimeError as error:
+        raise _unusable(f"Rendering one prompt takes more than {RENDER_S:g} s.") from error
+    except MemoryError as error:
+        raise _unusable(
+            f"Rendering one prompt takes more than {RENDER_BYTES >> 30} GiB."
+        ) from error
+    except Exception as error:  # a template can raise anything
+        raise _unusable(f"{str(error) or type(error).__name__}."[:300]) from error
+
+
+@contextmanager
+def _limited_time(seconds: float) -> Iterator[None]:
+    """Interrupt the body after `seconds` of the process's CPU time: on a busy machine a template is
+    not slower than on an idle one."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGVTALRM, interrupt)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _limited_memory(most: int) -> Iterator[None]:
+    """Let allocations fail that would take `most` more bytes than the process has, where the
+    platform tells how many these are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    held = getattr(psutil.Process().memory_info(), "data", None)
+    if held is None or (soft != resource.RLIM_INFINITY and soft < held + most):
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_DATA, (held + most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _unusable(why: str) -> ModelError:
+    return ModelError(
+        "The chat template of the model cannot be used.",
+        why,
+        "Correct or remove it in chat_template.jinja or tokenizer_config.json of the model.",
+        "model",
+    )

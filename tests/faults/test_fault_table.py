@@ -1,0 +1,42 @@
+"""The table of faults names tests that exist and times that hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from app import LOOK_S
+from backend.queue import lifecycle
+from backend.queue.supervisor import KILL_AFTER_S
+from backend.settings import Settings
+from backend.text.chat_template import RENDER_S
+from jobs.runtime.context import BEAT_S, PATIENCE_S
+from tests.named_tests import existing_tests, named_tests, rows_of
+
+ROWS = rows_of("operations.md", "## Faults")
+
+
+def test_every_fault_names_a_test_there_is() -> None:
+    assert ROWS
+    assert [row for row in ROWS if not named_tests(row)] == []
+    assert {name for row in ROWS for name in named_tests(row)} - existing_tests() == set()
+
+
+FIRST_MS, SECOND_MS = (lifecycle.RETRY_DELAYS_MS[left] for left in (1, 0))
+GRACE_S = Settings.model_fields["stop_grace"].default
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        ("A process of a run is killed", [FIRST_MS / 1000, SECOND_MS / 1000]),
+        ("does not react to *Cancel*", [GRACE_S, KILL_AFTER_S, GRACE_S + KILL_AFTER_S]),
+        ("The supervisor is killed", [LOOK_S]),
+        ("The disk is full", [lifecycle.NO_SPACE_DELAY_MS / 1000]),
+        ("The system clock is set", [lifecycle.NO_SPACE_DELAY_MS / 1000]),
+        ("The database is locked", [PATIENCE_S, BEAT_S]),
+        ("A chat template", [RENDER_S]),
+    ],
+)
+def test_its_times_are_those_of_the_code(fault: str, times: list[float]) -> None:
+    (row,) = [row for row in ROWS if fault in row.split("|")[1]]
+    assert [time for time in times if f"{time:g} s" not in row] == []

@@ -1,0 +1,150 @@
+"""The process of a job dies, stands still, hangs, or is not the one that was started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backend.queue import service, supervisor
+from backend.queue.engines.base import LaunchRequest
+from backend.queue.engines.local import LocalEngine, identity
+from backend.queue.folders import read_log
+from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
+from backend.store import frames, queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Attempt
+from jobs.submit import submit
+from tests.queue.conftest import HOST, Wait, beats, free_slots, process_of, running
+
+
+def test_a_killed_job_resumes_behind_its_last_checkpoint(wait: Wait) -> None:
+    job = submit("count", {"steps": 8}, HOST)
+    wait(job.id, when=running(job.id, 2))
+    process_of(job.id).kill()
+    assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
+    first, second = queries.attempts(job.id)
+    assert first.outcome is None and second.outcome == "succeeded"
+    assert int(second.resumed_from.removeprefix("step-")) >= 2
+    curves = dict(list(frames.curves(job.id).groupby("name")["value"]))
+    assert curves["count"].tolist() == list(range(8))
+    assert curves["attempt"].tolist()[:3] == [1, 1, 1]  # finished work was not done again
+    assert curves["attempt"].tolist()[-1] == 2
+
+
+def test_a_job_that_always_dies_is_lost_with_a_hint(wait: Wait) -> None:
+    job = submit("count", {"steps": 500}, HOST)
+    for attempt in (1, 2, 3):
+        wait(job.id, when=lambda n=attempt: beats(job.id, n))
+        process_of(job.id).kill()
+    assert wait(job.id, State.LOST) == State.LOST
+    error = queries.job(job.id).error
+    assert "signal 9" in error["why"] and "memory" in error["do"]
+    assert free_slots() == 1
+
+
+def test_an_error_fails_without_retry_and_can_be_resumed(wait: Wait) -> None:
+    job = submit("count", {"steps": 4, "fails_at": 2}, HOST)
+    assert wait(job.id, State.FAILED) == State.FAILED
+    failed = queries.job(job.id)
+    assert failed.error == {
+        "what": "The count failed.", "why": "It was told to.", "do": "Resume it.",
+    }  # fmt: skip
+    assert failed.attempts_made == 1
+    assert "Traceback" in read_log(job.run, 1)[0]
+    assert free_slots() == 1
+    service.resume(job.run, HOST)
+    assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
+    assert queries.job(job.id).error is None
+
+
+def test_a_late_process_of_a_given_up_attempt_is_fenced(wait: Wait) -> None:
+    job = submit("count", {"steps": 1}, HOST)
+    wait(job.id, State.SUCCEEDED)
+    late = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jobs.runtime.main",
+            "--attempt",
+            f"{queries.attempts(job.id)[0].id}",
+        ],
+        env={**os.environ, "SLIMSCOPE_DATA_DIR": str(settings().root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert late.returncode == 76 and "Another attempt" in late.stdout
+
+
+def test_a_process_that_lost_its_token_ends_itself(wait: Wait) -> None:
+    job = submit("count", {"steps": 1000}, HOST)
+    wait(job.id, when=running(job.id))
+    with writing() as session:
+        session.query(Attempt).update({Attempt.token: "stolen"})
+    assert process_of(job.id).wait(10) in (76, None)
+
+
+def test_a_reused_pid_counts_as_dead() -> None:
+    engine = LocalEngine(1)
+    me = psutil.Process()
+    ref = {"pid": me.pid, "identity": identity(me.pid) + "0"}
+    assert engine.poll(ref).state == "exited"
+    engine.kill(ref)  # must not harm the stranger: this very process
+
+
+def test_leftover_children_are_ended_with_their_leader(tmp_path: Path) -> None:
+    engine = LocalEngine(1)
+    script = "import subprocess,time; subprocess.Popen(['sleep','300']); time.sleep(300)"
+    argv = (sys.executable, "-c", script)
+    ref = engine.launch(
+        LaunchRequest(1, argv, dict(os.environ), str(tmp_path / "log"), str(tmp_path))
+    )
+    children: list[psutil.Process] = []
+    while not children:
+        children = psutil.Process(ref["pid"]).children()
+    os.kill(ref["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while engine.poll(ref).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert engine.poll(ref).state == "exited"
+    assert not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_process_that_stands_still_is_not_started_again(wait: Wait, loop: SupervisorLoop) -> None:
+    job = submit("count", {"steps": 8, "pause": 0.2}, HOST)
+    wait(job.id, when=running(job.id, 0))
+    process = process_of(job.id)
+    process.send_signal(signal.SIGSTOP)  # as when a laptop is closed
+    with writing() as session:
+        session.query(Attempt).update({Attempt.beat_at: 0})
+    for _ in range(3):
+        loop.turn()
+    assert process_of(job.id) == process and process.status() == psutil.STATUS_STOPPED
+    process.send_signal(signal.SIGCONT)
+    assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
+    assert queries.job(job.id).attempts_made == 1
+
+
+def test_a_process_that_hangs_is_not_started_again_and_ends_with_its_time(
+    wait: Wait, loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.2)
+    job = submit("count", {"pause": 1000}, HOST)
+    wait(job.id, State.RUNNING)
+    begun = queries.attempts(job.id)[0].beat_at
+    wait(job.id, when=lambda: queries.attempts(job.id)[0].beat_at != begun)  # it hangs, and beats
+    monkeypatch.setenv("SLIMSCOPE_JOB_HOURS", "1e-6")
+    monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "0.2")
+    settings.cache_clear()
+    assert wait(job.id, State.CANCELLED) == State.CANCELLED
+    assert queries.job(job.id).attempts_made == 1 and free_slots() == 1
+    assert "killed (signal 9)" in queries.events(job.id)[-1].text

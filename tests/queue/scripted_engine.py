@@ -1,0 +1,45 @@
+"""An engine whose processes do what a test says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import update
+
+from backend.queue.engines.base import LaunchRequest, PollResult, Ref
+from backend.store.session import writing
+from backend.store.tables import Attempt
+
+
+@dataclass
+class ScriptedEngine:
+    """Processes that live in a dict. The test says what becomes of them."""
+
+    slots: int = 2
+    name: str = "scripted"
+    fate: dict[int, PollResult] = field(default_factory=dict)
+    launched: list[int] = field(default_factory=list)
+
+    def capacity(self) -> int:
+        return self.slots
+
+    def launch(self, launch: LaunchRequest) -> Ref:
+        assert launch.attempt_id not in self.launched, "an attempt was started twice"
+        self.launched.append(launch.attempt_id)
+        self.fate[launch.attempt_id] = PollResult("running")
+        return {"id": launch.attempt_id}
+
+    def poll(self, ref: Ref) -> PollResult:
+        return self.fate[ref["id"]]
+
+    def stop(self, ref: Ref) -> None:
+        self.end(ref["id"], "stopped", 75)
+
+    def kill(self, ref: Ref) -> None:
+        self.end(ref["id"], None, -9)
+
+    def end(self, attempt: int, outcome: str | None, code: int) -> None:
+        with writing() as session:
+            live = update(Attempt).where(Attempt.id == attempt, Attempt.ended_at.is_(None))
+            session.execute(live.values(outcome=outcome))
+        self.fate[attempt] = PollResult("exited", code)
