@@ -20,7 +20,7 @@ from backend.methods.amphista.decoding.benchmark import (
     unpacked,
 )
 from backend.methods.amphista.decoding.cost_model import SIZES as COST_SIZES
-from backend.methods.amphista.decoding.cost_model import measure_costs
+from backend.methods.amphista.decoding.cost_model import lookup_length, measure_costs
 from backend.methods.amphista.decoding.proposers import (
     AssistantModel,
     NoDraft,
@@ -102,30 +102,31 @@ class DecodingBenchmark:
         return decoders
 
     def _proposers(self) -> dict[str, Proposer]:
-        """Name -> proposer, vanilla first. Tree sizes are chosen once, whatever is resumed."""
+        """Name -> proposer, vanilla first. Sizes of drafts are chosen once, whatever is resumed."""
         config, target = self.config, self.target
         proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
+        stored = self.context.checkpoints.find(TREES)
+        sizes = json.loads((stored / "sizes.json").read_text()) if stored else {}
+        length = sizes[LOOKUP] = sizes.get(LOOKUP) or lookup_length(target)
         if config.lookup:
-            proposers[LOOKUP] = PromptLookup()
+            proposers[LOOKUP] = PromptLookup(length)
         if config.assistant:
             spec, device = absolute(config.assistant), str(target.device)
             assistant = load(spec, device, target.dtype, self.context.log)
             proposers[ASSISTANT] = AssistantModel(assistant.model, target.vocabulary)
-        stored = self.context.checkpoints.find(TREES)
-        sizes = json.loads((stored / "sizes.json").read_text()) if stored else {}
         for name, drafter in self.drafters.items():
             proposer = make_proposer(target, drafter, sizes.get(name, config.nodes), least=2)
             sizes[name] = proposer.nodes
             self.context.log(f"{name}, {drafter.arm}: a tree of {proposer.nodes} nodes.")
             proposers[name] = proposer
             if config.combined and isinstance(proposer, TreeProposer):
-                proposers[name + COMBINED] = PromptLookupFirst(proposer)
+                proposers[name + COMBINED] = PromptLookupFirst(proposer, length)
         if not stored:
             self._store_sizes(sizes)
         return proposers
 
     def _store_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Record the verification costs, and store the tree sizes that were chosen by them."""
+        """Record the verification costs, and store the sizes that were chosen by them."""
         costs = measure_costs(self.target)
         for nodes in COST_SIZES:
             self.context.metric("cost/verify", costs.ratio(nodes), nodes)

@@ -191,10 +191,13 @@ class PromptLookupFirst:
 
     Lookup is free, and a repeated pair of tokens is often followed by the same token again; but
     most pairs are new. The other proposer catches up on committed tokens when it is next used.
+
+    Args:
+        length: maximum number of draft tokens of a lookup.
     """
 
-    def __init__(self, other: Proposer) -> None:
-        self.lookup, self.other = PromptLookup(longest=4, shortest=2), other
+    def __init__(self, other: Proposer, length: int = 10) -> None:
+        self.lookup, self.other = PromptLookup(length, longest=4, shortest=2), other
         self.nodes = max(self.lookup.nodes, other.nodes)
 
     def start(self, first: int, capacity: int) -> None:
