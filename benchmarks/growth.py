@@ -38,9 +38,8 @@ TOKENS, CALIBRATION = 2048, 16_384  # measured with, and of the runs in hours
 GROUP, RANK = 64, 16
 PATTERN = Pattern.parse("2:4")
 WIDE = (4096, 14336)
-MODELS: dict[
-    str, tuple[int, int, list[tuple[int, int, int]]]
-] = {  # blocks, measured width, linears
+Shape = tuple[int, int, int]  # outputs, inputs, and how many linears of it a block has
+MODELS: dict[str, tuple[int, int, list[Shape]]] = {  # blocks, width of the rates, linears
     "LLaMA 3.2 1B": (16, 2048, [(2048, 2048, 2), (512, 2048, 2), (8192, 2048, 2), (2048, 8192, 1)]),
     "LLaMA 2 7B": (32, 4096, [(4096, 4096, 4), (11008, 4096, 2), (4096, 11008, 1)]),
 }

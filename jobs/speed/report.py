@@ -161,6 +161,8 @@ def _speed(report: DecoderReport) -> str:
 
 def _bottleneck(report: DecoderReport, vanilla: DecoderReport) -> str:
     """Accepted length against break-even, and the component that costs most."""
+    if report.name == PYTORCH:
+        return f"A pass takes {report.break_even:.1f} times as long as in the native decoder."
     whole = sum(vanilla.milliseconds.values()) or 1.0
     cost = {part: value / whole for part, value in report.milliseconds.items()}
     verify = cost.get("verify", 1.0)

@@ -82,6 +82,17 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert whole["speed_up"].details == {"of": fastest.label}
 
 
+def test_pytorch_is_timed_beside_the_native_decoder(wait: Wait) -> None:
+    job = finished(wait, precision="bfloat16", pytorch=True, lookup=False, count=1)
+    assert job.environment["decoder"].startswith("native")
+    arms = decoder_reports(job.id)
+    assert [arm.label for arm in arms] == ["Vanilla", "PyTorch loop"]
+    assert "native decoder" in verdicts(arms)[0]
+    plain = finished(wait, pytorch=True, lookup=False, count=1)  # float32, which PyTorch decodes
+    assert plain.environment["decoder"].startswith("PyTorch")
+    assert [arm.name for arm in decoder_reports(plain.id)] == [VANILLA]
+
+
 def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
     one = trained()
     for values in ({"nodes": 1}, {"nodes": 4, "combined": False}):
