@@ -101,6 +101,11 @@ class DecoderReport:
         return f"Prompt lookup + {self.kind}" if self.combined else self.kind
 
     @property
+    def drafts(self) -> bool:
+        """Whether it drafts tokens, rather than decoding one a pass."""
+        return self.name not in (VANILLA, PYTORCH)
+
+    @property
     def run(self) -> str:
         """The run that trained its drafter."""
         return self.name.removesuffix(COMBINED)

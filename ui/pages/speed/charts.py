@@ -53,8 +53,8 @@ def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
 
 
 def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
-    """All decoders but vanilla."""
-    return [d for d in decoders if d.name != VANILLA]
+    """The decoders that draft tokens."""
+    return [d for d in decoders if d.drafts]
 
 
 def bar_label(decoder: DecoderReport) -> str:
