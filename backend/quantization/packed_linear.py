@@ -89,6 +89,7 @@ class PackedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         if len(rows) > FEW:
             return linear(x, self.dense(), self.bias)
+        rows = rows.contiguous()
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scale)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias

@@ -137,7 +137,9 @@ def test_backup_restore_disk_and_free(
     assert again.returncode == 2 and "no checkpoints" in again.stderr
     monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "other"))
     restored = slimscope("restore", str(tmp_path / "it.tar"))
-    assert restored.returncode == 0 and ": 1 run of" in restored.stdout, restored.stderr
+    assert restored.returncode == 0 and ": 1 run of" in " ".join(restored.stdout.split()), (
+        restored.stderr
+    )
     assert (tmp_path / "other" / "artifacts" / run / "work" / "step-0" / "done.txt").exists()
     refused = slimscope("restore", str(tmp_path / "it.tar"))
     assert refused.returncode == 2 and "is not empty" in refused.stderr

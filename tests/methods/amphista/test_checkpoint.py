@@ -73,13 +73,11 @@ def test_in_sixteen_bits_it_guesses_on_light_weights(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_what_the_operator_does_not_run_stays_as_it_is(tmp_path: Path) -> None:
-    """Widths that groups do not divide; more heads than the rows it is fast for."""
+    """Widths that groups do not divide."""
     narrow = {**ARCHITECTURES["grouped"].to_dict(), "hidden_size": 40, "head_dim": 10}
     target = TargetModel(built(type(ARCHITECTURES["grouped"])(**narrow)).to(torch.bfloat16))
     drafter = drafter_of(target).to(torch.bfloat16)
     assert drafter.pack_int4() and not drafter.heads.packed and drafter.reader is None
-    many = TargetModel(built(ARCHITECTURES["grouped"]).to(torch.bfloat16))
-    assert not drafter_of(many, heads=9).to(torch.bfloat16).pack_int4()
 
 
 @pytest.mark.parametrize(

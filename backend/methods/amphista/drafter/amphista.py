@@ -181,7 +181,7 @@ class AmphistaDrafter(Drafter):
         a head are few enough for the operator to be fast.
         """
         rows = self.read_out
-        if not worth_packing(rows, self.config.heads):
+        if not worth_packing(rows):
             return False
         pack_linears(self, keep="fusions.")
         self.reader = packed_linear(rows, self.read_bias)

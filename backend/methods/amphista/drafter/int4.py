@@ -11,14 +11,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import DTYPE, FEW, PackedLinear, obstacle
+from backend.quantization.packed_linear import DTYPE, PackedLinear, obstacle
 
 BITS, GROUP = 4, 32
 
 
-def worth_packing(rows: Tensor, heads: int) -> bool:
-    """Whether packed weights pay: in bfloat16 on a CPU, with few rows per product."""
-    return rows.dtype == DTYPE and rows.device.type == "cpu" and heads <= FEW
+def worth_packing(rows: Tensor) -> bool:
+    """Whether packed weights pay: in bfloat16 on a CPU, where products have a row for each head."""
+    return rows.dtype == DTYPE and rows.device.type == "cpu"
 
 
 def pack_linears(module: nn.Module, keep: str) -> None:
