@@ -43,6 +43,7 @@ from backend.store.migrate import newest_revision
 from backend.store.session import now_ms
 from backend.store.tables import Attempt, Job, read_json, run_name
 
+NOT_WRITTEN = "Nothing was written."
 WEIGHTS = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".npy"})
 
 
@@ -74,40 +75,56 @@ def write_backup(
         BackupError: the file exists, the options contradict each other, or the disk is too full.
     """
     _check_target(target, weights, checkpoints)
-    partial = target.with_name(f".{target.name}.partial")
     with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
         database = Path(folder, DATABASE)
         _check_room(target, database_file().stat().st_size)
         copy_database(database)
         runs = interrupt_live_runs(database)
         files = [*_files(database, runs, weights, checkpoints)]
-        _check_room(target, sum(file.bytes for file in files))
-        manifest = Manifest(
-            version=version("slimscope"),
-            schema_revision=newest_revision(),
-            created_at=now_ms(),
-            weights=weights,
-            checkpoints=checkpoints,
-            files={},
-        )
-        try:
-            partial.unlink(missing_ok=True)
-            partial.touch(mode=0o600, exist_ok=False)
-            _write(partial, files, manifest, progress)
-            partial.rename(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        return write_archive(target, files, progress, weights=weights, checkpoints=checkpoints)
+
+
+def write_archive(
+    target: Path, files: list[SourceFile], progress: Progress, *, weights: bool, checkpoints: bool
+) -> Manifest:
+    """Write files and their manifest under a hidden name, and rename it when it is complete.
+
+    Raises:
+        BackupError: the disk is too full.
+    """
+    _check_room(target, sum(file.bytes for file in files))
+    partial = target.with_name(f".{target.name}.partial")
+    manifest = Manifest(
+        version=version("slimscope"),
+        schema_revision=newest_revision(),
+        created_at=now_ms(),
+        weights=weights,
+        checkpoints=checkpoints,
+        files={},
+    )
+    try:
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600, exist_ok=False)
+        _write(partial, files, manifest, progress)
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
     return manifest
 
 
 def _check_target(target: Path, weights: bool, checkpoints: bool) -> None:
-    what = "No backup was written."
     if checkpoints and not weights:
-        raise BackupError(what, "Checkpoints consist of weights.", "Choose one of the two options.")
+        why, do = "Checkpoints consist of weights.", "Choose one of the two options."
+        raise BackupError(NOT_WRITTEN, why, do)
+    check_new(target)
+
+
+def check_new(target: Path) -> None:
+    """Raise `BackupError` unless a file of that name can be made."""
     if target.exists():
-        raise BackupError(what, f"{target} exists already.", "Choose another name.")
+        raise BackupError(NOT_WRITTEN, f"{target} exists already.", "Choose another name.")
     if not target.parent.is_dir():
-        raise BackupError(what, f"There is no folder {target.parent}.", "Create it first.")
+        raise BackupError(NOT_WRITTEN, f"There is no folder {target.parent}.", "Create it first.")
 
 
 def _check_room(target: Path, needed: int) -> None:
@@ -115,7 +132,7 @@ def _check_room(target: Path, needed: int) -> None:
     if free < needed:
         why = f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free."
         do = "Choose another disk, or leave weights out (--no-weights)."
-        raise BackupError("No backup was written.", why, do)
+        raise BackupError(NOT_WRITTEN, why, do)
 
 
 def interrupt_live_runs(database: Path) -> list[str]:
@@ -142,14 +159,19 @@ def _files(
 ) -> Iterator[SourceFile]:
     yield SourceFile(DATABASE, database, database.stat().st_size)
     for run in runs:
-        for path, size in _below(run_folder(run)):
-            within = path.is_relative_to(work_folder(run))
-            if (checkpoints or not within) and (weights or path.suffix not in WEIGHTS):
-                yield SourceFile(_named(ARTIFACTS, path, settings().artifacts), path, size)
+        yield from files_of(run, weights, checkpoints)
     if weights:
         models = settings().root / MODELS
         for path, size in _below(models):
             yield SourceFile(_named(MODELS, path, models), path, size)
+
+
+def files_of(run: str, weights: bool, checkpoints: bool) -> Iterator[SourceFile]:
+    """The files in the folder of a run."""
+    for path, size in _below(run_folder(run)):
+        within = path.is_relative_to(work_folder(run))
+        if (checkpoints or not within) and (weights or path.suffix not in WEIGHTS):
+            yield SourceFile(_named(ARTIFACTS, path, settings().artifacts), path, size)
 
 
 def _named(top: str, path: Path, root: Path) -> str:

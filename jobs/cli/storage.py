@@ -1,4 +1,4 @@
-"""Commands about the data folder: backup, restore, disk, free."""
+"""Commands about the data folder: backup, restore, export and import of a run, disk, free."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from rich.table import Table
 from backend.backup import archive
 from backend.backup.replacing import is_database, replace_database
 from backend.backup.restoring import restore_backup
+from backend.backup.single import export_run, import_run
 from backend.backup.writing import write_backup
 from backend.queue.disk import CHECKPOINTS, data_folder_use, disk_use, readable_bytes
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import repair_advice
 from backend.store.integrity import check_integrity
+from backend.store.migrate import upgrade
 from backend.store.states import RESUMABLE
 from jobs import operations
 from jobs.cli.console import me, out, runs, say
@@ -35,6 +37,8 @@ def add_storage(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command("backup")(backup)
     app.command(RESTORE)(restore)
+    app.command("export")(export)
+    app.command("import")(import_)
     app.command("disk")(disk)
     app.command("free")(free)
 
@@ -74,6 +78,28 @@ def restore(file: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
     if status.queued:
         again = ", ".join(job.run for job in status.queued)
         out.print(f"Queued: {again}. They start with the dashboard, or when a run is added.")
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run that has ended, such as sds-0042.")],
+    file: Annotated[Path, typer.Argument(help="The file to write, such as sds-0042.tar.")],
+    weights: Annotated[bool, typer.Option("--weights", help="Include saved models.")] = False,
+) -> None:
+    """Write a run into one file: config, figures, statistics, logs. `slimscope import` reads it."""
+    with _bar("Writing") as progress:
+        export_run(run, file.absolute(), weights=weights, progress=progress)
+    out.print(f"{file}: {readable_bytes(file.stat().st_size)}.", markup=False)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A file that `slimscope export` wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Add a run from a file, under a number of its own."""
+    upgrade()
+    with _bar("Reading") as progress:
+        job = import_run(file.absolute(), me(), progress)
+    say({"id": job.run}, as_json, f"{job.run}: {job.name or job.kind}, {job.state}.")
 
 
 @contextmanager

@@ -1,0 +1,117 @@
+"""Reading an archive that may be damaged or unsafe: nothing is used before its checksum matches."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from backend.backup.archive import BLOCK, DATABASE, MANIFEST, TOPS, Manifest, Progress
+from backend.backup.writing import HashingReader
+from backend.errors import BackupError
+from backend.settings import settings
+from backend.store.migrate import newest_revision
+
+MAX_MANIFEST = 2**28  # bytes
+
+
+@contextmanager
+def open_archive(file: Path, refused: str) -> Iterator[ArchiveReader]:
+    """Open a backup or an exported run.
+
+    Args:
+        refused: the sentence that errors begin with.
+
+    Raises:
+        BackupError: it is missing, damaged, unsafe, of a newer version, or no archive of ours.
+    """
+    if not file.is_file():
+        raise BackupError(refused, f"There is no file {file}.")
+    try:
+        with tarfile.open(file, "r:") as archive:
+            yield ArchiveReader(archive, refused)
+    except (tarfile.TarError, EOFError) as error:
+        raise _damaged(refused, f"It cannot be read: {error}.") from error
+
+
+def _damaged(refused: str, why: str) -> BackupError:
+    return BackupError(refused, f"The file is damaged or no backup. {why}", "Use another one.")
+
+
+class ArchiveReader:
+    """An archive whose list of files is safe and complete."""
+
+    def __init__(self, archive: tarfile.TarFile, refused: str) -> None:
+        self._archive, self._refused = archive, refused
+        self._entries = self._listed()
+        self.manifest = self._read_manifest()
+        self._check_contents()
+
+    def damaged(self, why: str) -> BackupError:
+        """The error for a damaged archive."""
+        return _damaged(self._refused, why)
+
+    def _listed(self) -> dict[str, tarfile.TarInfo]:
+        found: dict[str, tarfile.TarInfo] = {}
+        for entry in self._archive:
+            if entry.name in found:
+                raise self.damaged(f"It holds {entry.name} twice.")
+            found[entry.name] = entry
+        return found
+
+    def _read_manifest(self) -> Manifest:
+        entry = self._entries.pop(MANIFEST, None)
+        small = entry is not None and entry.size <= MAX_MANIFEST
+        source = self._archive.extractfile(entry) if entry and small else None
+        if source is None:
+            raise self.damaged("It has no manifest.")
+        try:
+            manifest = Manifest.model_validate_json(source.read())
+        except ValidationError as error:
+            raise self.damaged("Its manifest cannot be read.") from error
+        if manifest.schema_revision > newest_revision():
+            why = f"It was written by Slimscope {manifest.version}, whose database is newer."
+            raise BackupError(self._refused, why, "Install that version or a later one.")
+        return manifest
+
+    def _check_contents(self) -> None:
+        """Raise `BackupError` unless the archive holds the files of the manifest, and no other
+        entry: regular files inside the folders of a backup."""
+        entries, files = self._entries, self.manifest.files
+        for name, entry in entries.items():
+            try:
+                safe = tarfile.data_filter(entry, str(settings().root)).name == name
+            except tarfile.FilterError:
+                safe = False
+            if not safe or not entry.isreg() or PurePosixPath(name).parts[0] not in TOPS:
+                raise self.damaged(f"{name!r} is not a file of a backup.")
+        if missing := files.keys() - entries.keys():
+            raise self.damaged(f"{min(missing)} is missing.")
+        if others := entries.keys() - files.keys():
+            raise self.damaged(f"{min(others)!r} is not in its manifest.")
+        if DATABASE not in entries:
+            raise self.damaged("It holds no database.")
+
+    def unpack(self, folder: Path, progress: Progress) -> None:
+        """Unpack all files into a folder, and compare them with their checksums."""
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, self.manifest.bytes)
+
+        for name, expected in self.manifest.files.items():
+            source = self._archive.extractfile(self._entries[name])
+            assert source is not None  # a regular file
+            reader, path = HashingReader(source, advance), folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as output:
+                shutil.copyfileobj(reader, output, BLOCK)
+                size = output.tell()
+            if (size, reader.digest.hexdigest()) != (expected.bytes, expected.sha256):
+                raise self.damaged(f"{name} differs from its checksum.")
