@@ -33,7 +33,8 @@ def spans(job_id: int) -> dict[str, CurveSpan]:
 
 def outline(job_id: int, name: str, span: CurveSpan, buckets: int) -> list[dict[str, Any]]:
     """A curve as it looks on a screen: of each of `buckets` equal ranges of steps the points with
-    the lowest and the highest value, so that no peak is lost. Rows as of `queries.curve_rows`.
+    the lowest and the highest value, so that no peak is lost; and its first and last point. Rows
+    as of `queries.curve_rows`.
 
     The database looks up both by the key of the table, range after range: nothing is sorted, and
     only these points are read into memory.
@@ -55,7 +56,8 @@ def outline(job_id: int, name: str, span: CurveSpan, buckets: int) -> list[dict[
     )
     with reading() as session:
         ends = session.execute(select(low, high).select_from(ranges)).all()
-        steps = sorted({step for pair in ends for step in pair if step is not None})
+        found = {step for pair in ends for step in pair if step is not None}
+        steps = sorted(found | {span.first, span.last})
         columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
         query = select(*columns).where(MetricPoint.job_id == job_id, MetricPoint.name == name)
         return [

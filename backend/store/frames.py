@@ -26,7 +26,7 @@ def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
     spans = long_curves.spans(job_id)
     if sum(span.points for span in spans.values()) <= most:
         return curves(job_id)
-    buckets = max(1, most // len(spans) // 2)
+    buckets = max(1, most // len(spans) // 2 - 1)
     outlines = (long_curves.outline(job_id, name, span, buckets) for name, span in spans.items())
     points = _points([row for outline in outlines for row in outline])
     points.attrs[REDUCED] = True

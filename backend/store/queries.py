@@ -51,22 +51,12 @@ def job_id(run: str | int) -> int:
     Raises:
         NotFoundError: the text is not a run id, or the run of that number is of another kind.
     """
-    match = re.fullmatch(r"(?:([a-z][a-z0-9]*)-)?0*(\d{1,15})", str(run).strip())
-    if not match:
-        raise NotFoundError(
-            f"{str(run)[:40]!r} is not a run id.", "", "Run ids look like sds-0042."
-        )
-    kind, number = match[1], int(match[2])
-    if kind and (stored := _kind(number)) not in (kind, None):
-        why = f"Run {number} is {run_name(str(stored), number)}."
-        raise NotFoundError(f"There is no run {run}.", why, "Check the kind of the run.")
+    kind, number = _parsed(run)
+    if kind:
+        with reading() as session:
+            stored = session.scalar(select(Job.kind).where(Job.id == number))
+        _check_kind(run, kind, stored, number)
     return number
-
-
-def _kind(number: int) -> str | None:
-    """The kind of a run; None if there is no such run."""
-    with reading() as session:
-        return session.scalar(select(Job.kind).where(Job.id == number))
 
 
 def job(run: str | int) -> Job:
@@ -75,12 +65,30 @@ def job(run: str | int) -> Job:
     Raises:
         NotFoundError: there is no such run.
     """
-    number = job_id(run)
+    kind, number = _parsed(run)
     with reading() as session:
         row = session.get(Job, number)
     if row is None:
         raise NotFoundError(f"There is no run {run}.", "", "`slimscope list` shows all runs.")
+    _check_kind(run, kind, row.kind, number)
     return row
+
+
+def _parsed(run: str | int) -> tuple[str, int]:
+    """Kind and number of "sds-0042"; no kind for a number alone."""
+    match = re.fullmatch(r"(?:([a-z][a-z0-9]*)-)?0*(\d{1,15})", str(run).strip())
+    if not match:
+        raise NotFoundError(
+            f"{str(run)[:40]!r} is not a run id.", "", "Run ids look like sds-0042."
+        )
+    return match[1] or "", int(match[2])
+
+
+def _check_kind(run: str | int, kind: str, stored: str | None, number: int) -> None:
+    """Raise `NotFoundError` where the run of that number is of another kind than its name says."""
+    if kind and stored not in (kind, None):
+        why = f"Run {number} is {run_name(str(stored), number)}."
+        raise NotFoundError(f"There is no run {run}.", why, "Check the kind of the run.")
 
 
 def jobs(

@@ -187,7 +187,7 @@ def test_a_locked_database_does_not_end_the_supervisor(
 
 def test_a_run_outlives_a_migration(wait: Wait) -> None:
     """Of a version to come, which adds what the process of the run does not know."""
-    job = submit("count", {"steps": 8}, HOST)
+    job = submit("count", {"steps": 8, "pause": 0.2}, HOST)
     wait(job.id, when=running(job.id, 1))
     with engine_for(settings().url).begin() as connection:
         connection.execute(text("ALTER TABLE jobs ADD COLUMN later INTEGER"))

@@ -32,7 +32,9 @@ def values(data_dir: Path) -> np.ndarray:
     return made
 
 
-def test_each_range_keeps_its_lowest_and_highest_point(values: np.ndarray) -> None:
+def test_each_range_keeps_its_lowest_and_highest_point_and_the_curve_its_ends(
+    values: np.ndarray,
+) -> None:
     span = curves.spans(1)["loss"]
     assert (span.points, span.first, span.last) == (POINTS, 7, 7 + 3 * (POINTS - 1))
     outline = curves.outline(1, "loss", span, 100)
@@ -44,6 +46,7 @@ def test_each_range_keeps_its_lowest_and_highest_point(values: np.ndarray) -> No
         for part in [np.flatnonzero(ranges == n)]
         for at in (part[values[part].argmin()], part[values[part].argmax()])
     }
+    expected |= {span.first, span.last}
     assert [point["step"] for point in outline] == sorted(expected)
     assert all(point["value"] == values[(point["step"] - 7) // 3] for point in outline)
 

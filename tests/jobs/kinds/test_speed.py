@@ -52,6 +52,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     job = finished(
         wait, drafters=f"{one.run}, {medusa.run}", assistant="toy", try_sizes=True, nodes=4
     )
+    assert job.environment["decoder"].startswith("PyTorch; ")  # in float32
     arms = {arm.name: arm for arm in decoder_reports(job.id)}
     assert next(iter(arms)) == VANILLA
     combined = {one.run + COMBINED, medusa.run + COMBINED}
@@ -88,9 +89,6 @@ def test_pytorch_is_timed_beside_the_native_decoder(wait: Wait) -> None:
     arms = decoder_reports(job.id)
     assert [arm.label for arm in arms] == ["Vanilla", "PyTorch loop"]
     assert "native decoder" in verdicts(arms)[0]
-    plain = finished(wait, pytorch=True, lookup=False, count=1)  # float32, which PyTorch decodes
-    assert plain.environment["decoder"].startswith("PyTorch")
-    assert [arm.name for arm in decoder_reports(plain.id)] == [VANILLA]
 
 
 def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
