@@ -46,10 +46,13 @@ def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
     compiler = _compiler()
     folder = settings().cache_dir / "native"
     path = folder / f"decoder-{_key(compiler, target)}.so"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _check_private(folder)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
             _build(compiler, target, path)
+    _check_private(path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -66,6 +69,17 @@ def instructions(target: tuple[str, ...] = NATIVE) -> str:
     named = library(target).instructions
     named.restype = ctypes.c_char_p
     return str(named().decode())
+
+
+def _check_private(path: Path) -> None:
+    """Raise `CompilerError` if another user could have put code there: a cache may be shared."""
+    found = path.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise CompilerError(
+            "The native decoder is not used.",
+            f"Other users can write to {path}.",
+            "Set SLIMSCOPE_CACHE_DIR to a folder of your own, or correct the permissions.",
+        )
 
 
 def _compiler() -> str:
@@ -105,6 +119,7 @@ def _build(compiler: str, target: tuple[str, ...], path: Path) -> None:
     if done.returncode:
         errors = [x for x in done.stderr.splitlines() if "error" in x] or ["It gave no reason."]
         raise _failed(f"{compiler} failed: {errors[0]}")
+    part.chmod(0o700)
     part.replace(path)
 
 

@@ -223,6 +223,18 @@ def test_a_library_that_is_damaged_is_not_used(
     assert "could not be loaded" in target.decoder
 
 
+def test_code_others_could_have_put_there_is_not_loaded(no_cache: Path) -> None:
+    compiler.library()
+    for pattern in ("native", "native/*.so"):
+        (path,) = no_cache.glob(pattern)
+        assert path.stat().st_mode & 0o077 == 0
+        path.chmod(0o777)
+        compiler.library.cache_clear()
+        with pytest.raises(CompilerError, match="Other users can write"):
+            compiler.library()
+        path.chmod(0o700)
+
+
 def test_wrong_logits_are_found_and_pytorch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     right = NativeModel.forward
 
