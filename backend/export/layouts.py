@@ -49,8 +49,6 @@ Tensors = dict[str, Tensor]
 
 def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> Tensors:
     """The tensors of a layer, by name suffix."""
-    if layout.format == "dense":
-        return {"weight": layer.dense()}
     scale, zero = layer.grid.scale.to(stored), layer.grid.zero.to(torch.uint8)
     if layout.format == "compressed-tensors":
         tensors = {

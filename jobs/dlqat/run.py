@@ -36,8 +36,9 @@ def run(config: DLQATJob, context: JobContext) -> None:
     training = load_training(config, loaded, calibration, evaluation, context)
     rows = (training.text.input_ids, training.labels)
     qat = DLQAT(
-        loaded.model, calibration.input_ids, *rows, config, context.checkpoints, config.seed
-    )
+        loaded.model, calibration.input_ids, *rows, config, context.checkpoints, config.seed,
+        loaded.stored if config.format == "dense" else None,
+    )  # fmt: skip
     quality = Quality(
         config, loaded, evaluation, context, batch=config.calibration_batch, labels=STAGE_LABELS
     )

@@ -71,7 +71,8 @@ def memory_bytes(
         )  # fmt: skip
         return sizes | {"activations": states}
 
-    streamed = sum(needed(False).values()) > COMFORT * available
+    tight = sum(needed(False).values()) > COMFORT * available
+    streamed = tight and not facts.support.stream
     return streamed, needed(streamed)
 
 

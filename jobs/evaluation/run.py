@@ -37,7 +37,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     flops = flops_by_phase(config, facts[MODEL], [*specs])
     phases = Phases(context, flops)
     record_sizes(facts[MODEL], context)
-    # One precision for both: a run on the CPU saves float32 even of a 16-bit model.
+    # One precision for both.
     dtype = "float32" if device == "cpu" else next(iter(facts.values())).dtype
     streamed, _ = memory_bytes(config, facts[MODEL], len(specs), free_memory(device), dtype)
     models: dict[str, LoadedModel] = {}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, ModelError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.sources.catalogue import inspect, require_tokenizer
 from jobs.fields.model import DEFAULT_MODEL, ModelConfig
@@ -49,6 +49,14 @@ def resolve_model(spec: str, field: str = "model") -> DecodingModel:
     facts = inspect(base if packed else source)
     require_tokenizer(source, facts.vocabulary)
     return DecodingModel(source, facts, packed)
+
+
+def require_decoder(base: DecodingModel, field: str = "model") -> None:
+    """Raise `ModelError` for a model that the decoding loop cannot run."""
+    try:
+        base.facts.require_decodable()
+    except ModelError as error:
+        raise for_field(error, field) from error
 
 
 def require_precision(base: DecodingModel, precision: str) -> None:

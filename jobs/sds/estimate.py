@@ -31,7 +31,9 @@ BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for stati
 def requirements(config: SDSJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = inspect(config.model)
+    facts.require_compressible()
     refuse_allocation(config)
+    require_experts_fit(config, facts)
     layer_patterns(facts.linears, config)
     warnings = check_text(config, facts)
     require_stored_text(config)
@@ -46,6 +48,28 @@ def requirements(config: SDSJob) -> Requirements:
         disk=disk_space(config, facts),
         warnings=warnings,
     )
+
+
+def require_experts_fit(config: SDSJob, facts: ModelFacts) -> None:
+    """Refuse settings that a mixture of experts does not support.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    if facts.support.mixture and config.redense == "sgd":
+        raise ConfigError(
+            "The solver sgd does not support a mixture of experts.",
+            "It needs the inputs of whole segments, and an expert sees some of their tokens.",
+            "Choose gram or ridge.",
+            field="redense",
+        )
+    if facts.support.stream and config.weights == "streamed":
+        raise ConfigError(
+            f"{facts.title} cannot be read block by block.",
+            facts.support.stream,
+            "Choose auto or memory.",
+            field="weights",
+        )
 
 
 def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
@@ -89,6 +113,7 @@ def memory_bytes(
     }
     tight = memory_needed(facts, **sizes) > COMFORT * available
     auto = config.weights == "auto" and config.calibration_text != "self"
+    auto = auto and not facts.support.stream
     streamed = config.weights == "streamed" or (auto and tight)
     needed = memory_parts(facts, streamed=streamed, **sizes)
     if config.redense == "sgd":  # holds the Gram of every segment for the linears of a block

@@ -38,8 +38,9 @@ def run(config: SDSJob, context: JobContext) -> None:
     )  # fmt: skip
     quality.measure(SDSStage.DENSE, phases.phase("dense"))
     result = run_sds(
-        loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune")
-    )
+        loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune"),
+        loaded.stored,
+    )  # fmt: skip
     record(result, context)
     measure_stages(loaded, quality, config, phases, context)
     save_model(loaded, result.kept, config, context)
@@ -78,7 +79,8 @@ def save_model(loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: Job
     install(loaded.model, context.checkpoints, kept)
     digest = weights_hash(loaded.model)
     with Checkpoints(context.folder).write("model") as folder:
-        save(loaded.model, loaded.tokenizer, folder, card(loaded, kept, config, context.run))
+        text = card(loaded, kept, config, context.run)
+        save(loaded.model, loaded.tokenizer, folder, text, loaded.stored)
     context.environment(weights_sha256=digest)
     context.artifact(context.folder / "model", "model", digest)
     context.log(f"Saved the model ({STAGE_LABELS[kept]}). sha256 of its weights: {digest}")

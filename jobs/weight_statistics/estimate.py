@@ -15,7 +15,7 @@ MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is
 def requirements(config: StatisticsJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = inspect(config.model)
-    largest = max(x.weights for x in facts.linears)
+    largest = max(x.weights for x in facts.matrices)
     return Requirements(
         model=config.model,
         title=facts.title,
@@ -26,4 +26,4 @@ def requirements(config: StatisticsJob) -> Requirements:
 
 def flops_by_phase(facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of the only phase."""
-    return {"measure": STATISTICS_FLOPS * facts.linear_weights}
+    return {"measure": STATISTICS_FLOPS * sum(x.weights for x in facts.matrices)}

@@ -1,5 +1,5 @@
-"""The weights of a model as they are, as a job: statistics of every prunable matrix, no text, no
-forward pass. The model is read block by block and never held as a whole."""
+"""The weights of a model as they are, as a job: statistics of every matrix of the blocks, no text,
+no forward pass. The model is read block by block and never held as a whole."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def run(config: StatisticsJob, context: JobContext) -> None:
     device = prepare(config, context)
     folder = materialise(config.model, context.log)
     facts = inspect(config.model)
-    stored = StoredLinears(folder, facts.linears)
+    stored = StoredLinears(folder, facts.matrices)
     zeros = 0
     for block in range(facts.blocks):
         context.progress(block, facts.blocks, f"Block {block + 1} of {facts.blocks}")
         zeros += measure_block(stored, block, device, context)
-    weights = facts.linear_weights
+    weights = sum(matrix.weights for matrix in facts.matrices)
     context.result(DENSE, "zero_share", zeros / weights)
     context.outcome(flops=sum(flops_by_phase(facts).values()))
-    context.log(f"Measured {len(facts.linears)} matrices, {weights:,} weights.")
+    context.log(f"Measured {len(facts.matrices)} matrices, {weights:,} weights.")
 
 
 def measure_block(stored: StoredLinears, block: int, device: str, context: JobContext) -> int:

@@ -213,7 +213,9 @@ def test_a_library_that_is_damaged_is_not_used(
     no_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = no_cache / "fake"
-    fake.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nfor last; do :; done\necho nonsense > "$last"\n')
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit\nfor last; do :; done\necho nonsense > "$last"\n'
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     target = TargetModel(built(FAMILIES["llama"]))

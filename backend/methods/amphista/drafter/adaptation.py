@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from backend.errors import ModelError
 from backend.methods.amphista.target_model import packed_weights
-from backend.models.attention import use_grouped
+from backend.models.attention import NAME, USUAL, use_grouped
 from backend.models.blocks import decoder_blocks
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
@@ -62,7 +62,8 @@ def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrained
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 8, None
     if types := getattr(config, "layer_types", None):
         config.layer_types = [types[block]]
-    shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    kernel = model.config._attn_implementation.replace(NAME, USUAL)
+    shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation=kernel)
     for parameter in shell.parameters():
         parameter.data.zero_()  # position embeddings: the inputs of the layer already contain them
     name, _ = final_norm(model)
