@@ -23,8 +23,8 @@ def loading(layout: Layout) -> str:
     if layout.format == "dense":
         return (
             f"{STOCK.format('')}\n\nThe weights are stored in the dtype of the base model, at "
-            "values of the quantization grid: every program can load them, without gains in size or "
-            "speed."
+            "values of the quantization grid: every program can load them, without gains in "
+            "size or speed."
         )
     if layout.format != "compressed-tensors":
         return (

@@ -40,6 +40,8 @@ def export(
         ConfigError: the format cannot store the model; names those that can.
         ModelError: see `check_saved`.
     """
+    if layout.format == "awq":
+        raise ValueError("AWQ is read, not written")
     check_format(layout.format, requirements_of(model, layers, layout, stored))
     if layout.format == "dense":
         linears = {name: model.get_submodule(name) for name in layers}

@@ -130,6 +130,9 @@ def facts_from(
     _check_heads(spec, text)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
+    support = support_of(text, len(linears), bool(quantised))
+    if quantised and support.mixture:
+        raise refused(spec, "It is a mixture of experts with packed weights, which is not read.")
     facts = ModelFacts(
         spec=spec,
         title=title or spec,
@@ -142,13 +145,18 @@ def facts_from(
         context=sizes.context(spec, text),
         linears=linears,
         dtype=_main_dtype(tensors),
-        default_text="toystories" if spec == "toy" else "wikipedia",
+        default_text=default_text(spec),
         others=tuple(linear for linear in matrices if not compressed(linear.module)),
-        support=support_of(text, len(linears)),
+        support=support,
         quantised=quantised,
     )
     _check_shapes(facts, text, tensors)
     return facts
+
+
+def default_text(spec: str) -> str:
+    """The corpus that suits a model."""
+    return "toystories" if spec == "toy" else "wikipedia"
 
 
 def text_config(config: Mapping[str, Any]) -> Any:

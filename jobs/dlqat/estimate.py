@@ -14,11 +14,11 @@ from backend.methods.dlqat.config import (
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import LinearShape, ModelFacts
 from backend.models.memory import check_memory, memory_available, memory_parts, readable
-from backend.models.sources.catalogue import inspect
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
+from jobs.fields.base_model import resolve_model
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
@@ -37,7 +37,7 @@ ASYMMETRIC = (
 
 def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
-    facts = inspect(config.model)
+    facts = resolve_model(config.model).facts
     facts.require_compressible()
     refuse_idle(config)
     layers = quantised_layers(facts.linears, config)

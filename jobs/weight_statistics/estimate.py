@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME
-from backend.models.sources.catalogue import inspect
+from jobs.fields.base_model import resolve_model
 from jobs.kind import Requirements
 from jobs.runtime.duration import STATISTICS_FLOPS
 from jobs.weight_statistics.config import StatisticsJob
@@ -14,7 +14,7 @@ MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is
 
 def requirements(config: StatisticsJob) -> Requirements:
     """See `Kind.requirements`."""
-    facts = inspect(config.model)
+    facts = resolve_model(config.model, reads=False).facts
     largest = max(x.weights for x in facts.matrices)
     return Requirements(
         model=config.model,

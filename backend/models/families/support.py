@@ -35,8 +35,13 @@ NO_TREES = {
         STATE,
     ),
     **dict.fromkeys(("bloom", "mpt"), ALIBI),
+    "openai-gpt": "It has no cache of keys and values.",
+    "bert": "A further layer lies between its last block and its head.",
     "gpt_neo": "Its local attention counts cached tokens, not positions.",
 }  # fmt: skip
+NOT_CLONED = {"gemma3n_text": "Its layers read several versions of the hidden states at once."}
+PACKED = "Its weights are packed, and all are unpacked at once."
+EXPERTS = "Its experts are stored as other tensors than they are loaded."
 ATTENTION = ("full_attention", "sliding_attention")  # layer types with keys of every token
 
 
@@ -59,19 +64,20 @@ class ModelSupport:
     mixture: bool = False
 
 
-def support_of(config: Mapping[str, Any], linears: int) -> ModelSupport:
+def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) -> ModelSupport:
     """What can be done with a model.
 
     Args:
         config: of the language model.
         linears: number of its compressed matrices.
+        packed: whether its weights are packed codes.
     """
     family, mixture = str(config.get("model_type", "")), is_mixture(config)
     return ModelSupport(
         compress=_compress(family, mixture, linears),
         decode=_decode(family, config),
-        clone=_clone(config),
-        stream="Its experts are stored as other tensors than they are loaded." if mixture else "",
+        clone=NOT_CLONED.get(family, "") or _clone(config),
+        stream=PACKED if packed else EXPERTS if mixture else "",
         mixture=mixture,
     )
 

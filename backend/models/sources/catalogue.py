@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from backend.models.facts import LinearShape, ModelFacts, facts_from
+from backend.models.facts import LinearShape, ModelFacts, TensorHeader, facts_from
 from backend.models.sources import hub, hub_lookup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder
 from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config, read_headers
+from backend.models.sources.quantised import packing_of, unpacked
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
@@ -79,7 +81,7 @@ def inspect(spec: str) -> ModelFacts:
         folder = hub.cached(spec)
         if folder:
             return _folder_facts(spec, folder)
-        return facts_from(spec, *hub_lookup.headers_of(spec))
+        return _facts(spec, *hub_lookup.headers_of(spec))
     path = on_disk(spec)
     return _gguf_facts(spec, path) if path.suffix == ".gguf" else _folder_facts(spec, path)
 
@@ -103,8 +105,21 @@ def require_tokenizer(spec: str, vocabulary: int) -> None:
 def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
     check_folder(folder)
     source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
-    config, headers = read_config(folder), read_headers(folder)
-    return facts_from(spec, config, headers, source.title, source.note)
+    return _facts(spec, read_config(folder), read_headers(folder), source.title, source.note)
+
+
+def _facts(
+    spec: str,
+    config: dict[str, Any],
+    headers: dict[str, TensorHeader],
+    title: str = "",
+    note: str = "",
+) -> ModelFacts:
+    """The facts of a model, packed or not."""
+    if (packing := packing_of(spec, config)) is None:
+        return facts_from(spec, config, headers, title, note)
+    dense = unpacked(spec, packing, config, headers)
+    return facts_from(spec, config, dense, title, note, str(packing))
 
 
 def _gguf_facts(spec: str, path: Path) -> ModelFacts:

@@ -18,6 +18,7 @@ from backend.errors import ModelError
 from backend.methods.amphista.target_model import packed_weights
 from backend.models.attention import NAME, USUAL, use_grouped
 from backend.models.blocks import decoder_blocks
+from backend.models.families.experts import ExpertList, split_experts
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
 
@@ -34,8 +35,10 @@ class ClonedLayer(nn.Module):
         super().__init__()
         try:
             shell = _shell(model, block, dtype)
-            self.block = decoder_blocks(shell)[0]
             own = decoder_blocks(model)[block]
+            if any(isinstance(module, ExpertList) for module in own.modules()):
+                split_experts(shell)
+            self.block = decoder_blocks(shell)[0]
             self.block.load_state_dict(own.state_dict() | packed_weights(own))
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise ModelError(
@@ -60,6 +63,8 @@ def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrained
     """A model of the same class with only layer `block`; everything outside it is the identity."""
     config: Any = deepcopy(model.config.get_text_config())
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 8, None
+    if getattr(config, "first_k_dense_replace", block + 1) <= block:
+        config.first_k_dense_replace = 0  # the experts of DeepSeek begin at this layer
     if types := getattr(config, "layer_types", None):
         config.layer_types = [types[block]]
     kernel = model.config._attn_implementation.replace(NAME, USUAL)
