@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from backend.errors import ModelError
 from backend.models.facts import LinearShape, ModelFacts, TensorHeader, facts_from
 from backend.models.sources import hub, hub_lookup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
@@ -33,7 +35,8 @@ class CatalogueEntry:
         name: the model spec used in configs.
         note: a caveat; may be empty.
         origin, licence: source of the weights and their licence.
-        ready: False if the model has to be set up first.
+        ready: False if the model has to be set up first, or is refused.
+        refused: why it cannot be used at all; empty where it can.
     """
 
     name: str
@@ -42,6 +45,7 @@ class CatalogueEntry:
     origin: str
     licence: str
     ready: bool
+    refused: str = ""
 
 
 TOY_ENTRY = CatalogueEntry(
@@ -57,9 +61,7 @@ TOY_ENTRY = CatalogueEntry(
 def entries() -> list[CatalogueEntry]:
     """All available models: built-in, folders and files on disk, cached hub models."""
     cached = [
-        CatalogueEntry(
-            hub_id, hub_id, "", f"https://huggingface.co/{hub_id}", "see its model card", True
-        )
+        _examined(hub_id, hub_id, f"https://huggingface.co/{hub_id}", "see its model card")
         for hub_id in hub.cached_ids()
     ]
     return [TOY_ENTRY, _smollm2_entry(), *_disk_entries(), *cached]
@@ -152,4 +154,33 @@ def _disk_entries() -> Iterator[CatalogueEntry]:
         folders = {path.parent for path in configs if any(path.parent.glob("*.safetensors"))}
         files = [path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf")]
         for path in sorted(folders) + sorted(files):
-            yield CatalogueEntry(str(path), path.name, "", str(path.parent), "see the files", True)
+            yield _examined(str(path), path.name, str(path.parent), "see the files")
+
+
+def _examined(spec: str, title: str, origin: str, licence: str) -> CatalogueEntry:
+    """An entry of a model on this machine, with the reason if nothing can use it. A GGUF file that
+    has not been converted is examined when it is chosen: parsing it takes a process."""
+    path = hub.cached(spec) if is_hub_id(spec) else Path(spec)
+    pending = spec.endswith(".gguf") and prepared(gguf_name(Path(spec))) is None
+    refused = "" if pending or path is None else _refusal(spec, _stamp(path))
+    return CatalogueEntry(spec, title, "", origin, licence, not refused, refused)
+
+
+@lru_cache(maxsize=256)
+def _refusal(spec: str, stamp: tuple[object, ...]) -> str:
+    """Why a model cannot be used; "" if it can. `stamp`: of its files, as they are now."""
+    try:
+        inspect(spec)
+    except ModelError as error:
+        return error.why
+    return ""
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    """What changes when a model's files do."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(file, file.stat()) for file in files]
+    except OSError as error:  # a link to nothing, or removed meanwhile
+        return (str(error),)
+    return tuple((file.name, state.st_size, state.st_mtime_ns) for file, state in states)

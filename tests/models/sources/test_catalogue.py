@@ -112,6 +112,14 @@ def test_a_config_nothing_here_can_treat(folder, changes, reason):
     assert reason in refusal(folder).why
 
 
+def test_a_refused_model_is_not_ready(folder):
+    known = {entry.name: entry for entry in entries()}
+    assert known[str(folder)].ready and not known[str(folder)].refused
+    configure(folder, num_hidden_layers=4)
+    entry = next(entry for entry in entries() if entry.name == str(folder))
+    assert not entry.ready and "specifies 4 blocks" in entry.refused
+
+
 def test_experts_of_an_unknown_kind_are_counted_and_not_compressed(folder):
     configure(folder, num_local_experts=8)
     facts = inspect(str(folder))
