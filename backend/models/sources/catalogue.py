@@ -6,7 +6,7 @@ unsupported model, with the reason, while the form is being filled in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,8 @@ from backend.models.sources import hub, hub_lookup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder
 from backend.models.sources.gguf import read_gguf
-from backend.models.sources.headers import read_config, read_headers
-from backend.models.sources.quantised import packing_of, unpacked
+from backend.models.sources.headers import read_config, read_headers, read_shapes
+from backend.models.sources.quantised import NO_SHAPES, packing_of, unpacked
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
@@ -107,7 +107,9 @@ def require_tokenizer(spec: str, vocabulary: int) -> None:
 def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
     check_folder(folder)
     source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
-    return _facts(spec, read_config(folder), read_headers(folder), source.title, source.note)
+    headers = read_headers(folder)
+    shapes = read_shapes(folder, headers)
+    return _facts(spec, read_config(folder), headers, source.title, source.note, shapes)
 
 
 def _facts(
@@ -116,11 +118,12 @@ def _facts(
     headers: dict[str, TensorHeader],
     title: str = "",
     note: str = "",
+    shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
 ) -> ModelFacts:
     """The facts of a model, packed or not."""
     if (packing := packing_of(spec, config)) is None:
         return facts_from(spec, config, headers, title, note)
-    dense = unpacked(spec, packing, config, headers)
+    dense = unpacked(spec, packing, config, headers, shapes)
     return facts_from(spec, config, dense, title, note, str(packing))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from backend.models.families.shapes import TensorHeader
@@ -27,6 +28,7 @@ PARTS = {  # method -> what a packed layer has instead of a weight, the codes fi
     ),
 }  # fmt: skip
 SCALES = {"gptq": "scales", "awq": "scales", "compressed-tensors": "weight_scale"}
+NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 DO = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
 
 
@@ -98,9 +100,16 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
 
 
 def unpacked(
-    spec: str, packing: Packing, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
+    spec: str,
+    packing: Packing,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorHeader],
+    shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
 ) -> dict[str, TensorHeader]:
     """The headers of the dense model: one weight for each packed layer.
+
+    Args:
+        shapes: layer -> [out, in], where its file says so: the last word of a row may be padded.
 
     Raises:
         ModelError: the tensors of a layer do not fit together, or there is no packed layer.
@@ -113,6 +122,9 @@ def unpacked(
             found[name] = header
         elif part == parts[0]:
             shape = _dense_shape(spec, layer, packing, tensors)
+            given = shapes.get(layer, ())
+            if len(given) == 2 and given[0] == shape[0] and 0 < given[1] <= shape[1]:
+                shape = (given[0], given[1])
             dtype = tensors[f"{layer}.{SCALES[packing.method]}"].dtype
             found[f"{layer}.weight"] = TensorHeader(shape[::-1] if transposed else shape, dtype)
     if len(found) == len(tensors):

@@ -13,8 +13,10 @@ from backend.export.layouts import Layout
 from backend.export.reading import DequantisedLinears, load_dequantised
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.facts import TensorHeader
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
+from backend.models.sources.quantised import packing_of, unpacked
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.range_search import search_range
 from backend.settings import settings
@@ -59,6 +61,30 @@ def test_a_packed_model_is_known_and_unpacked_exactly(folder: Path, layout: Layo
     for name, layer in layers.items():
         assert torch.equal(model.get_parameter(f"{name}.weight"), layer.dense())
         assert torch.equal(read[name], layer.dense())
+
+
+def test_a_row_that_ends_inside_a_word_has_the_inputs_its_file_says() -> None:
+    packing = packing_of("x", {"quantization_config": quantization("channel", None)})
+    assert packing is not None
+    headers = {
+        "h.0.a.weight_packed": TensorHeader((8, 22), "I32"),  # 172 inputs of 4 bits, padded
+        "h.0.a.weight_scale": TensorHeader((8, 1), "F16"),
+        "h.0.a.weight_shape": TensorHeader((2,), "I64"),
+    }
+    assert unpacked("x", packing, {}, headers)["h.0.a.weight"].shape == (8, 176)
+    shapes = {"h.0.a": (8, 172)}
+    assert unpacked("x", packing, {}, headers, shapes)["h.0.a.weight"].shape == (8, 172)
+
+
+def quantization(strategy: str, size: int | None) -> dict[str, object]:
+    weights = {
+        "num_bits": 4, "type": "int", "symmetric": True, "strategy": strategy, "group_size": size,
+    }  # fmt: skip
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": weights}},
+    }
 
 
 @pytest.mark.parametrize(
