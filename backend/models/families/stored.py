@@ -26,8 +26,8 @@ RENAMED = {  # family -> names in a checkpoint, and in the loaded model
     **{family: {".block_sparse_moe.": ".mlp."} for family in ("mixtral", "phimoe", "minimax")},
     **{
         family: {
-            ".input_linear.weight": ".experts.gate_up_proj",
-            ".output_linear.weight": ".experts.down_proj",
+            ".block_sparse_moe.input_linear.weight": ".block_sparse_moe.experts.gate_up_proj",
+            ".block_sparse_moe.output_linear.weight": ".block_sparse_moe.experts.down_proj",
         }
         for family in ("granitemoe", "granitemoeshared", "granitemoehybrid")
     },

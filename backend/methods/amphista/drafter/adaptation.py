@@ -22,6 +22,9 @@ from backend.models.families.experts import ExpertList, split_experts
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
 
+FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # layers before are dense
+
+
 class ClonedLayer(nn.Module):
     """Decoder layer `block` of `model`: hidden states [b, n, d] -> [b, n, d], causal.
 
@@ -63,8 +66,9 @@ def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrained
     """A model of the same class with only layer `block`; everything outside it is the identity."""
     config: Any = deepcopy(model.config.get_text_config())
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 8, None
-    if getattr(config, "first_k_dense_replace", block + 1) <= block:
-        config.first_k_dense_replace = 0  # the experts of DeepSeek begin at this layer
+    for key in FIRST_EXPERTS:  # the only layer of the shell has experts if this one has
+        if getattr(config, key, block + 1) <= block:
+            setattr(config, key, 0)
     if types := getattr(config, "layer_types", None):
         config.layer_types = [types[block]]
     kernel = model.config._attn_implementation.replace(NAME, USUAL)
