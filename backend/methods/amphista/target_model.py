@@ -64,6 +64,7 @@ class TargetModel:
 
     Attributes:
         width: d; `vocabulary`: V; `context`: maximum number of tokens.
+        limit: what limits the context, in words.
         window: tokens that layers with a sliding window attend to; None where there are none.
         transform: of the logits after the head.
         decoder: what decodes, in words.
@@ -79,7 +80,11 @@ class TargetModel:
         use_grouped(model, self.device)
         config = model.config.get_text_config()
         self.layers = config.num_hidden_layers
-        self.context = min(config.max_position_embeddings, stable_context(config))
+        stable = stable_context(config)
+        self.context = min(config.max_position_embeddings, stable)
+        self.limit = f"the context holds {self.context}"
+        if stable == self.context:
+            self.limit = f"rotary frequencies change after {stable} ({LONG})"
         self.window = sliding_window(model)
         self.transform = LogitTransform.of(config)
         self.head: nn.Linear = model.get_output_embeddings()

@@ -13,6 +13,7 @@ import pytest
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
+from backend.models.sources.headers import read_headers
 from backend.queue.folders import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.states import State
@@ -83,6 +84,8 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     value, zero_share = plain_perplexity(job.run)
     assert value == pytest.approx(ppl[kept], rel=1e-4)
     assert zero_share == 0.5
+    saved = read_headers(run_folder(job.run) / "model").values()
+    assert {header.dtype for header in saved} == {"F16"}  # as the base is stored
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
 
 

@@ -208,6 +208,7 @@ def test_a_window_is_not_the_context() -> None:
     target = TargetModel(built(config))
     assert target.window == sliding_window(target.model) == 32
     assert target.context == config.max_position_embeddings
+    assert target.limit == f"the context holds {target.context}"
 
 
 def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
@@ -219,7 +220,7 @@ def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
     lengths = {"max_position_embeddings": 96, "original_max_position_embeddings": 48}
     more = {**SIZES, **MORE, **lengths, "num_key_value_heads": 2}
     target = TargetModel(built(Phi3Config(**more, rope_parameters=rope)))
-    assert target.context == 48
+    assert target.context == 48 and "change after 48 (longrope)" in target.limit
     verify, tokens = target.verifier(target.new_cache(60)), random_ids(target, 60)
     with torch.inference_mode():
         target.hidden(tokens[None, :47], verify.cache)

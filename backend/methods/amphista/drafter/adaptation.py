@@ -21,7 +21,6 @@ from backend.models.blocks import decoder_blocks
 from backend.models.families.experts import ExpertList, split_experts
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
-
 FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # layers before are dense
 
 
