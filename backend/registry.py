@@ -2,10 +2,10 @@
 
     PRUNERS = Registry[Pruner](Declarations("pruner", "backend.methods.sds.pruners"))
 
-    @pruner("wanda", needs=StatisticsLevel.ENERGY, keeps_weights=True)
+    @pruner("wanda", needs=StatisticsLevel.ENERGY)
     def wanda(W, inputs, pattern, damping): ...
 
-Forms, the CLI and estimates need the names and the plain facts of an entry (`keeps_weights`), but
+Forms, the CLI and estimates need the names and the plain facts of an entry (`needs_energy`), but
 must not load torch. `Declarations` therefore parses the modules of the package and those in
 SLIMSCOPE_PLUGINS: it lists every function or class decorated with `@pruner("name", ...)`, with the
 keyword arguments that are literals. `Registry` imports the module when an entry is first used.

@@ -22,8 +22,9 @@ def loading(layout: Layout) -> str:
     """Instructions for loading the folder, with limitations."""
     if layout.format == "dense":
         return (
-            f"{STOCK.format('')}\n\nThe weights are stored in float32, at values of the "
-            "quantization grid: every program can load them, without gains in size or speed."
+            f"{STOCK.format('')}\n\nThe weights are stored in the dtype of the base model, at "
+            "values of the quantization grid: every program can load them, without gains in "
+            "size or speed."
         )
     if layout.format != "compressed-tensors":
         return (

@@ -3,7 +3,8 @@
 compressed-tensors   pack-quantized. Symmetric: plain transformers loads it, bit-identical.
                      Asymmetric: only with CompressedTensorsConfig(dequantize=True).
 gptq, gptq_v2        for programs with GPTQ kernels; gptq stores z - 1, so z = 0 is impossible
-dense                float32 weights at grid values: for every program, no gain in size
+dense                weights at grid values, in the dtype of the base model: for every program, no
+                     gain in size
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class ExportRequirements:
         in_out: whether the architecture stores weights as [in, out] (GPT-2's Conv1D).
         whole: whether all linears of the blocks are quantised.
         shapes: (out, in) of the quantised linears.
+        experts: whether some are experts of a mixture, which models load as one tensor.
     """
 
     bits: int
@@ -37,10 +39,13 @@ class ExportRequirements:
     in_out: bool
     whole: bool
     shapes: frozenset[tuple[int, int]]
+    experts: bool = False
 
 
 def obstacle(format: Format, choice: ExportRequirements) -> str:
     """Why `format` cannot store `choice`; empty if it can."""
+    if choice.experts and format != "dense":
+        return "transformers loads all experts of a block as one tensor, which it cannot unpack"
     if format == "compressed-tensors" and choice.in_out:
         return "it supports nn.Linear only, and this architecture has transposed layers"
     if format not in ("gptq", "gptq_v2"):

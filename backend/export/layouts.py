@@ -13,13 +13,22 @@ GPTQ
     qzeros   int32 [groups, out n / 32]   z (gptq_v2) or z - 1 (gptq)
     scales   float16 [groups, out]
     g_idx    int32 [in]                   group of each input
+
+AWQ (gemm; read only)
+
+    qweight  int32 [in, out n / 32]       q along rows of W^T, in the order AWQ_ORDER
+    qzeros   int32 [groups, out n / 32]   z, likewise
+    scales   float16 [groups, out]
+
+Where a GPTQ or compressed-tensors layer assigns inputs to groups in another order ("act-order"),
+every input is read as a group of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,19 +47,18 @@ class Layout:
         group_size: 0 for one group per row.
     """
 
-    format: Format
+    format: Format | Literal["awq"]
     bits: int
     group_size: int
     symmetric: bool
 
 
 Tensors = dict[str, Tensor]
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns in the eight codes of a word, lowest bits first
 
 
 def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> Tensors:
     """The tensors of a layer, by name suffix."""
-    if layout.format == "dense":
-        return {"weight": layer.dense()}
     scale, zero = layer.grid.scale.to(stored), layer.grid.zero.to(torch.uint8)
     if layout.format == "compressed-tensors":
         tensors = {
@@ -81,9 +89,9 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
     Raises:
         ModelError: bit width, group size or shapes are inconsistent.
     """
-    read = _from_gptq if layout.format in ("gptq", "gptq_v2") else _from_packed
+    readers = {"compressed-tensors": _from_packed, "awq": _from_awq}
     try:
-        codes, scale, zero = read(tensors, layout)
+        codes, scale, zero = readers.get(layout.format, _from_gptq)(tensors, layout)
     except KeyError as error:
         raise _inconsistent(name, f"it has no {error.args[0]}") from error
     except (RuntimeError, ValueError) as error:
@@ -95,7 +103,36 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
             f"its scales {list(scale.shape)} do not match groups of {layout.group_size} of weights "
             f"{list(codes.shape)}",
         )
+    try:
+        scale, zero = _by_input(tensors, scale, zero)
+    except ValueError as error:
+        raise _inconsistent(name, str(error)) from error
     return quantised_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
+
+
+def _by_input(tensors: Mapping[str, Tensor], scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zero-points [out, groups]; [out, in] where neighbours do not share a group."""
+    order, groups = tensors.get("g_idx", tensors.get("weight_g_idx")), scale.shape[1]
+    if order is None:
+        return scale, zero
+    if int(order.min()) < 0 or int(order.max()) >= groups:
+        raise ValueError(f"its inputs belong to groups {int(order.min())} to {int(order.max())}")
+    neighbours = torch.arange(len(order), dtype=order.dtype) // (len(order) // groups)
+    if torch.equal(order, neighbours):
+        return scale, zero
+    return scale[:, order.long()], zero[:, order.long()]
+
+
+def _from_awq(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    columns, (groups, rows) = len(tensors["qweight"]), tensors["scales"].shape
+    _check_shape(tensors["qweight"].shape, (columns, words_for(rows, layout.bits)), "qweight")
+    _check_shape(tensors["qzeros"].shape, (groups, words_for(rows, layout.bits)), "qzeros")
+    place = torch.tensor(AWQ_ORDER).argsort()
+    codes, zero = (
+        unpack(tensors[part], layout.bits, rows).view(count, -1, len(place))[..., place].flatten(1)
+        for part, count in (("qweight", columns), ("qzeros", groups))
+    )
+    return codes.T.contiguous(), tensors["scales"].T, zero.T
 
 
 def _from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""Read and check a folder written by `writing.export`: as codes, or as a model."""
+"""Read and check a folder of packed weights, of Slimscope (`writing.export`) or others: as codes,
+as a dense model, or as a model that runs on packed weights."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from backend.errors import ModelError
-from backend.export.formats import FORMATS, GPTQ_BITS
 from backend.export.layouts import Layout, layer_from
 from backend.models.block_offload import check_finite
+from backend.models.facts import LinearShape, ModelFacts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
-from backend.models.sources.headers import weight_files
-from backend.quantization.grid import MAX_BITS, MIN_BITS, QuantizedWeight
+from backend.models.sources.headers import OPTIONS, read_config, weight_files
+from backend.models.sources.quantised import packing_of
+from backend.models.stored_weights import StoredLinears
+from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import pack_model
 
-WEIGHT_SUFFIX = {"compressed-tensors": "weight_packed", "gptq": "qweight", "gptq_v2": "qweight"}
+WEIGHT_SUFFIX = {
+    "compressed-tensors": "weight_packed",
+    **dict.fromkeys(("gptq", "gptq_v2", "awq"), "qweight"),
+}
 
 
 def read_layout(folder: Path) -> Layout:
@@ -33,25 +39,11 @@ def read_layout(folder: Path) -> Layout:
     Raises:
         ModelError: there are none, or they are not supported.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())["quantization_config"]
-        method = config["quant_method"]
-        if method == "gptq":
-            size = int(config["group_size"])
-            format = config.get("checkpoint_format", "gptq")
-            bits, symmetric = int(config["bits"]), bool(config["sym"])
-        else:
-            weights = config["config_groups"]["group_0"]["weights"]
-            format, size = method, int(weights["group_size"] or 0)
-            bits, symmetric = int(weights["num_bits"]), bool(weights["symmetric"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _refused(
-            folder, f"Its config.json has no valid quantization config: {error!r}."
-        ) from error
-    supported = GPTQ_BITS if method == "gptq" else range(MIN_BITS, MAX_BITS + 1)
-    if format not in FORMATS or bits not in supported or size < -1:
-        raise _refused(folder, f"{format} with {bits} bits in groups of {size} is not supported.")
-    return Layout(format, bits, max(size, 0), symmetric)
+    packing = packing_of(str(folder), read_config(folder))
+    if packing is None:
+        raise _refused(folder, "Its config.json has no quantization_config.")
+    format: Any = packing.version or packing.method
+    return Layout(format, packing.bits, packing.group_size, packing.symmetric)
 
 
 def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
@@ -83,28 +75,84 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
 
 @torch.no_grad()
 def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
-    """Load an exported folder as a model on packed weights, in bfloat16, on the CPU.
+    """Load a folder as a model on packed weights, in bfloat16, on the CPU.
 
     Layers that the int4 operator does not support are dense; `say` gets the reasons.
 
     Raises:
         ModelError: not an exported folder, damaged, or values that are not finite.
     """
-    check_unchanged(folder, contents=True)
-    layers, rest = read_layers(folder)
-    _check_finite(layers, rest)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    del config.quantization_config
-    auto: Any = AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_config(config, dtype=torch.bfloat16)
-    _fill(model, rest, layers, folder)
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    model, layers = _opened(folder, torch.bfloat16)
     dense = pack_model(model, layers)
     for why in dict.fromkeys(dense.values()):
         count = sum(each == why for each in dense.values())
         say(f"{count} of {len(layers)} layers run dense: {why}.")
     return model.eval()
+
+
+@torch.no_grad()
+def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a folder of packed weights as a dense model on the CPU; in float32 its weights are
+    exactly s (q - z).
+
+    Raises:
+        ModelError: damaged, or values that are not finite.
+    """
+    model, layers = _opened(folder, dtype)
+    for name, layer in layers.items():
+        module = model.get_submodule(name)
+        weight = layer.dense().T if isinstance(module, Conv1D) else layer.dense()
+        module.get_parameter("weight").copy_(weight)
+    model.config.use_cache = False
+    return model.eval()
+
+
+class DequantisedLinears:
+    """The weight matrices in a folder of packed weights, as `StoredLinears` gives those of others.
+
+    Args:
+        linears: from the facts of the model in `folder`.
+    """
+
+    def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
+        self._layers, self._rest = read_layers(folder)
+        self._linears = linears
+
+    def block(self, index: int, device: str = "cpu") -> Iterator[tuple[LinearShape, Tensor]]:
+        """The weights [out, in] of one decoder block in float32."""
+        for linear in self._linears:
+            if linear.block == index:
+                yield linear, self._read(linear).to(device)
+
+    def _read(self, linear: LinearShape) -> Tensor:
+        if layer := self._layers.get(linear.name):
+            return layer.dense()
+        weight = self._rest[linear.stored.names[0]].float()
+        return weight.T.contiguous() if linear.stored.transposed else weight
+
+
+WeightReader = StoredLinears | DequantisedLinears
+
+
+def linears_in(folder: Path, facts: ModelFacts, linears: Sequence[LinearShape]) -> WeightReader:
+    """The weights of these matrices of the model in `folder`, packed or not."""
+    reader = DequantisedLinears if facts.quantised else StoredLinears
+    return reader(folder, linears)
+
+
+def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, QuantizedWeight]]:
+    """A model whose packed layers are not filled yet, and these."""
+    check_unchanged(folder, contents=True)
+    layers, rest = read_layers(folder)
+    _check_finite(layers, rest)
+    config = AutoConfig.from_pretrained(folder, **OPTIONS)
+    del config.quantization_config
+    auto: Any = AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    _fill(model, rest, layers, folder, dtype)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, **OPTIONS)
+    return model, layers
 
 
 def _check_finite(layers: Mapping[str, QuantizedWeight], rest: Mapping[str, Tensor]) -> None:
@@ -119,9 +167,11 @@ def _fill(
     rest: Mapping[str, Tensor],
     layers: Mapping[str, QuantizedWeight],
     folder: Path,
+    dtype: torch.dtype,
 ) -> None:
     """Load all tensors that are not quantised; check that no other tensor is missing."""
-    report = model.load_state_dict({n: t.to(torch.bfloat16) for n, t in rest.items()}, strict=False)
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rest.items()}
+    report = model.load_state_dict(state, strict=False)
     model.tie_weights()
     tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
     absent = set(report.missing_keys) - tied - {f"{name}.weight" for name in layers}
@@ -133,5 +183,8 @@ def _fill(
 
 def _refused(folder: Path, why: str) -> ModelError:
     return ModelError(
-        f"{folder.name} is not a Slimscope export.", why, "Export it again.", field="model"
+        f"The packed weights in {folder.name} cannot be read.",
+        why,
+        "Choose a complete model folder.",
+        field="model",
     )

@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from backend.export.formats import ExportRequirements, check_format
 from backend.export.layouts import Layout, layer_tensors
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.saving import SHARD, check_saved, save_around
+from backend.models.patching import swap_weights
+from backend.models.saving import SHARD, check_saved, save, save_around
 from backend.quantization.grid import QuantizedWeight
 
 
@@ -33,13 +34,24 @@ def export(
     Args:
         model: provides all tensors that are not in `layers`, already rounded to `stored`.
         layers: full name of a linear -> its codes, scales and zero-points.
-        stored: dtype of scales, embeddings and norms.
+        stored: dtype of scales, embeddings and norms; in the format dense, of all weights.
 
     Raises:
         ConfigError: the format cannot store the model; names those that can.
         ModelError: see `check_saved`.
     """
+    if layout.format == "awq":
+        raise ValueError("AWQ is read, not written")
     check_format(layout.format, requirements_of(model, layers, layout, stored))
+    if layout.format == "dense":
+        linears = {name: model.get_submodule(name) for name in layers}
+        dense = {
+            linear.get_parameter("weight"): _oriented(linear, layers[name].dense().to(stored))
+            for name, linear in linears.items()
+        }
+        with swap_weights(dense):
+            save(model, tokenizer, folder, card, stored)
+        return
     tensors = dict[str, Tensor]()
     for name, tensor in _state(model).items():
         module, _, part = name.rpartition(".")
@@ -47,14 +59,11 @@ def export(
             tensors[name] = tensor.to(stored) if tensor.is_floating_point() else tensor
             continue
         for suffix, value in layer_tensors(layers[module], layout, stored).items():
-            tensors[f"{module}.{suffix}"] = _oriented(model, module, value, layout)
+            tensors[f"{module}.{suffix}"] = value.contiguous().cpu()
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
-    dense = layout.format == "dense"
-    quantization = None if dense else quantization_config(model, layers, layout)
-    dtype = torch.float32 if dense else stored
-    save_around(model, tokenizer, folder, card, dtype, quantization)
-    packed = {} if dense else {name: (*layer.codes.shape,) for name, layer in layers.items()}
-    check_saved(folder, packed)
+    quantization = quantization_config(model, layers, layout)
+    save_around(model, tokenizer, folder, card, stored, quantization)
+    check_saved(folder, {name: (*layer.codes.shape,) for name, layer in layers.items()})
 
 
 def requirements_of(
@@ -70,6 +79,7 @@ def requirements_of(
         symmetric=layout.symmetric,
         stored=str(stored).split(".")[1],
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
+        experts=any(".experts." in name for name in layers),
         whole=len(layers) == inside,
         shapes=frozenset((*layer.codes.shape,) for layer in layers.values()),
     )
@@ -117,7 +127,6 @@ def _state(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: t.cpu() for name, t in {**parameters, **buffers}.items()}
 
 
-def _oriented(model: PreTrainedModel, module: str, value: Tensor, layout: Layout) -> Tensor:
-    """Transpose a dense weight for layers that store [in, out]."""
-    transposed = layout.format == "dense" and isinstance(model.get_submodule(module), Conv1D)
-    return (value.T if transposed else value).contiguous().cpu()
+def _oriented(linear: nn.Module, W: Tensor) -> Tensor:
+    """`W` [out, in] as the layer stores it: Conv1D transposed."""
+    return (W.T if isinstance(linear, Conv1D) else W).contiguous()

@@ -207,6 +207,9 @@ class InputCollector:
     def finish(self) -> dict[str, InputStatistics]:
         """Name -> statistics; layers with the same input tensor share one object.
 
+        An expert that no token was sent to gets those of independent inputs of equal size, H = I,
+        and 0 tokens.
+
         Raises:
             ComputeError: the inputs of a layer are not finite.
         """
@@ -219,4 +222,13 @@ class InputCollector:
                     "Choose float32 as the forward precision, or other calibration text.",
                     field="precision",
                 )
-        return {name: finished[self._leaders[name]] for name in self._linears}
+        return {
+            name: finished[self._leaders[name]] if name in self._leaders else _of_nothing(linear)
+            for name, linear in self._linears.items()
+        }
+
+
+def _of_nothing(linear: LinearWeight) -> InputStatistics:
+    """The statistics of a layer that has had no inputs."""
+    gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
+    return InputStatistics(0, gram.diagonal(), gram)

@@ -48,12 +48,14 @@ def restore_optimiser(
     """Set the state that `optimiser_tensors` returned.
 
     Args:
-        step: number of updates, where `tensors` do not hold it.
+        step: number of updates, where `tensors` do not hold it. A parameter without state has not
+            been updated yet: an expert that no token has reached.
     """
     for name, parameter in parameters.items():
         keys = {entry: key.format(name=name, entry=entry) for entry in ("step", *MOMENTS)}
         state = {entry: tensors[each] for entry, each in keys.items() if each in tensors}
-        if step is not None:
-            state["step"] = torch.tensor(float(step))
         if state:
+            if step is not None:
+                state.setdefault("step", torch.tensor(float(step)))
+            state["step"] = state["step"].cpu()
             optimiser.state[parameter] = state

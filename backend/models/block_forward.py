@@ -6,7 +6,8 @@ replaced by the identity: the model's own code prepares the arguments, and no bl
 Equal tensors are stored once. The key-value cache is off (`use_cache=False`).
 
 The recording also checks that every block receives exactly the tensor the previous block returned.
-A model with operations between its blocks is rejected.
+A model with operations between its blocks is rejected. Some blocks return a tuple that begins with
+the hidden states; the identity then does so, too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+_PARTS: dict[type[nn.Module], int] = {}  # class of blocks -> length of the tuple it returns, or 0
 
 
 @dataclass
@@ -145,7 +147,7 @@ def run_block(
         for states, (args, kwargs) in zip(hidden, stream.calls[index], strict=True):
             safe_point()
             with ending_after(until), suppress(StopForwardError):
-                outputs.append(block(states, *args, **kwargs))
+                outputs.append(_states(block(states, *args, **kwargs)))
     return outputs
 
 
@@ -204,7 +206,8 @@ def after_blocks(model: PreTrainedModel, rows: Tensor, hidden: Tensor) -> Tensor
 
     The model's own forward pass runs with every block returning `hidden`.
     """
-    with replaced(decoder_blocks(model), lambda *args, **kwargs: hidden):
+    output = _as_output(model)(hidden)
+    with replaced(decoder_blocks(model), lambda *args, **kwargs: output):
         return model(input_ids=rows, use_cache=False).logits
 
 
@@ -215,11 +218,12 @@ def _record(
     """The inputs [b, L, d] of block 0 for token ids [b, L], and all blocks' other arguments."""
     states: list[Tensor] = []
     calls: list[Call] = []
+    as_output = _as_output(model)
 
-    def identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         states.append(hidden_states)
         calls.append((args, kwargs))
-        return hidden_states
+        return as_output(hidden_states)
 
     with eval_mode(model), replaced(blocks, identity):
         model.base_model(input_ids=rows, use_cache=False)
@@ -231,3 +235,33 @@ def _record(
             field="model",
         )
     return states[0], calls
+
+
+def _states(output: Any) -> Tensor:
+    """The hidden states in what a block returns."""
+    states: Tensor = output if isinstance(output, Tensor) else output[0]
+    return states
+
+
+@torch.no_grad()
+def _as_output(model: PreTrainedModel) -> Callable[[Tensor], Any]:
+    """Hidden states -> what a block of `model` returns for them; found by running the first block
+    on one token, once for each class of blocks."""
+    block = decoder_blocks(model)[0]
+    if type(block) not in _PARTS:
+        seen: list[Any] = []
+
+        def stop(_: nn.Module, __: Any, output: Any) -> None:
+            seen.append(output)
+            raise StopForwardError
+
+        hook = block.register_forward_hook(stop)
+        try:
+            with resident(model, 0), eval_mode(model), suppress(StopForwardError):
+                ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+                model.base_model(input_ids=ids, use_cache=False)
+        finally:
+            hook.remove()
+        _PARTS[type(block)] = 0 if isinstance(seen[0], Tensor) else len(seen[0])
+    parts = _PARTS[type(block)]
+    return lambda hidden: (hidden, *[None] * (parts - 1)) if parts else hidden

@@ -2,10 +2,8 @@
 
 Weights are always presented as `[out, in]`. `nn.Linear` stores them that way; GPT-2's `Conv1D`
 stores `[in, out]` and is transposed on reading and writing. Only linears inside decoder blocks are
-listed: embeddings, the language-model head and norms are never changed.
-
-Mixture-of-experts blocks store their experts as one three-dimensional parameter, which iterating
-over linears would silently miss, so such models are rejected.
+listed, of attention and MLP: embeddings, the language-model head, norms, routers and state-space
+layers are never changed. The experts of a mixture are linears, too: see `families.experts`.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from backend.errors import ModelError
+from backend.models.families.stored import compressed
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,11 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks of `model`, in order.
 
     Raises:
-        ModelError: no list of blocks was found, or a block has parameters with more than 2 dims.
+        ModelError: no list of blocks was found.
     """
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
-            _check_dense(model, module)
             return module
     raise ModelError(
         f"{type(model).__name__} cannot be compressed.",
@@ -89,18 +87,6 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     )
 
 
-def _check_dense(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
-    for name, parameter in blocks.named_parameters():
-        if parameter.dim() > 2 or ".experts." in name:
-            raise ModelError(
-                f"{type(model).__name__} cannot be compressed.",
-                f"{name} {list(parameter.shape)} in its blocks is not the weight matrix of a "
-                "linear layer (mixture of experts, or a convolution).",
-                "Choose a dense model.",
-                field="model",
-            )
-
-
 def block_prefix(model: PreTrainedModel) -> str:
     """The dotted name of the list of decoder blocks: model.layers."""
     blocks = decoder_blocks(model)
@@ -108,10 +94,12 @@ def block_prefix(model: PreTrainedModel) -> str:
 
 
 def block_linears(model: PreTrainedModel, index: int) -> dict[str, LinearWeight]:
-    """Module name inside block `index` -> its linear, in the order of the model's definition."""
+    """Module name inside block `index` -> its linear, in the order of the model's definition.
+
+    Only attention and MLP: see `compressed`."""
     block, prefix = decoder_blocks(model)[index], f"{block_prefix(model)}.{index}"
     return {
         module: LinearWeight(f"{prefix}.{module}", index, module, layer)
         for module, layer in block.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D)
+        if isinstance(layer, nn.Linear | Conv1D) and compressed(module)
     }

@@ -8,57 +8,31 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
-from backend.errors import ModelError
+from backend.models.families import sizes
+from backend.models.families.shapes import LinearShape, StoredMatrix, TensorHeader
+from backend.models.families.sizes import refused, size
+from backend.models.families.stored import IN_BLOCK, block_matrices, compressed, full_name
+from backend.models.families.support import ModelSupport, support_of, unsupported
+
+__all__ = ["LinearShape", "ModelFacts", "StoredMatrix", "TensorHeader", "facts_from"]
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-IN_OUT = {"gpt2", "openai-gpt"}  # architectures that store weights as [in, out]
-IN_BLOCK = re.compile(r"(?:.*?\.)?(?:layers|h|blocks|block)\.(\d+)\.(.+)\.weight")
 NOT_PARAMETERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)")
-BASE_PREFIX = {"h.": "transformer.", "decoder.": "model.", "layers.": "model."}
-EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+BIDIRECTIONAL = re.compile(r"\w*(Bert|BERT|Roberta|RoBERTa|Electra|Erine|Rembert|RoFormer)\w*")
 EMBEDDINGS = (
     "model.embed_tokens.weight",
     "model.decoder.embed_tokens.weight",
     "transformer.wte.weight",
+    "transformer.word_embeddings.weight",
     "gpt_neox.embed_in.weight",
 )
-HEAD_KEYS = ("num_attention_heads", "n_head")
 MAX_NAME = 500  # characters of a tensor name
-MAX_BLOCKS = 10_000
-MAX_SIZE = 2**31 - 1  # of every other size in a config
-
-
-@dataclass(frozen=True)
-class TensorHeader:
-    """Shape of one stored tensor, and its dtype as safetensors spells it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def elements(self) -> int:
-        return prod(self.shape)
-
-
-@dataclass(frozen=True)
-class LinearShape:
-    """A prunable weight: `name` as in `model.named_modules()`, [rows = out, columns = in]."""
-
-    name: str
-    block: int
-    module: str
-    rows: int
-    columns: int
-
-    @property
-    def weights(self) -> int:
-        return self.rows * self.columns
+NO_SUPPORT = ModelSupport()
 
 
 @dataclass(frozen=True)
@@ -69,8 +43,12 @@ class ModelFacts:
         note: a caveat, such as weights that are already quantised; may be empty.
         parameters: number of weights, tied ones counted once.
         context: longest sequence in tokens; `hidden` and `vocabulary` are widths.
+        linears: matrices of attention and MLP, which methods compress; `others`: further ones of
+            the blocks, which stay dense.
         dtype: dtype of most stored weights.
         default_text: name of the default corpus for the model.
+        support: what the model cannot be used for, and why.
+        quantised: how its weights are packed; "" if they are not.
     """
 
     spec: str
@@ -85,6 +63,35 @@ class ModelFacts:
     linears: tuple[LinearShape, ...]
     dtype: str
     default_text: str
+    others: tuple[LinearShape, ...] = ()
+    support: ModelSupport = NO_SUPPORT
+    quantised: str = ""
+
+    @property
+    def matrices(self) -> tuple[LinearShape, ...]:
+        """All matrices of the blocks, in block order."""
+        both = (*self.linears, *self.others)
+        return tuple(sorted(both, key=lambda linear: (linear.block, linear.module)))
+
+    def require_compressible(self) -> None:
+        """Refuse a model that methods cannot compress.
+
+        Raises:
+            ModelError: says why.
+        """
+        if why := self.support.compress:
+            do = "Choose another model. Weight statistics can be taken of any model."
+            raise unsupported(self.title, why, "cannot be compressed", do)
+
+    def require_decodable(self) -> None:
+        """Refuse a model that the decoding loop cannot run.
+
+        Raises:
+            ModelError: says why.
+        """
+        if why := self.support.decode:
+            do = "Choose a model with attention to every token in each layer."
+            raise unsupported(self.title, why, "cannot verify trees of draft tokens", do)
 
     @property
     def linear_weights(self) -> int:
@@ -103,8 +110,10 @@ def facts_from(
     tensors: Mapping[str, TensorHeader],
     title: str = "",
     note: str = "",
+    quantised: str = "",
 ) -> ModelFacts:
-    """The facts of the model with this config.json and these stored tensors.
+    """The facts of the model with this config.json and these stored tensors, as they are when
+    unpacked.
 
     Raises:
         ModelError: the model is not supported.
@@ -112,20 +121,18 @@ def facts_from(
     architecture = _causal_architecture(spec, config)
     text = text_config(config)
     if not isinstance(text, Mapping):
-        raise _refused(spec, "The text_config in its config.json is not a JSON object.")
-    _check_not_quantised(spec, config)
+        raise refused(spec, "The text_config in its config.json is not a JSON object.")
+    family = str(text.get("model_type", ""))
+    _check_direction(spec, architecture, text)
     _check_names(spec, tensors)
-    _check_dense(spec, text, tensors)
-    linears = _linears(str(text.get("model_type", "")), tensors)
+    matrices = block_matrices(family, tensors)
     _check_dtypes(spec, tensors)
     _check_heads(spec, text)
-    blocks = _size(spec, text, "num_hidden_layers", "n_layer", most=MAX_BLOCKS)
-    found = {linear.block for linear in linears}
-    if len(found) != blocks or max(found) != blocks - 1:
-        raise _refused(
-            spec,
-            f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}.",
-        )
+    blocks = _blocks(spec, text, matrices)
+    linears = tuple(linear for linear in matrices if compressed(linear.module))
+    support = support_of(text, len(linears), bool(quantised))
+    if quantised and support.mixture:
+        raise refused(spec, "It is a mixture of experts with packed weights, which is not read.")
     facts = ModelFacts(
         spec=spec,
         title=title or spec,
@@ -133,19 +140,23 @@ def facts_from(
         architecture=architecture,
         parameters=_parameters(text, tensors),
         blocks=blocks,
-        hidden=_size(spec, text, "hidden_size", "n_embd"),
-        vocabulary=_size(spec, text, "vocab_size"),
-        context=_size(spec, text, "max_position_embeddings", "n_positions", "n_ctx"),
+        hidden=size(spec, text, *sizes.HIDDEN),
+        vocabulary=size(spec, text, "vocab_size"),
+        context=sizes.context(spec, text),
         linears=linears,
         dtype=_main_dtype(tensors),
-        default_text="toystories" if spec == "toy" else "wikipedia",
+        default_text=default_text(spec),
+        others=tuple(linear for linear in matrices if not compressed(linear.module)),
+        support=support,
+        quantised=quantised,
     )
     _check_shapes(facts, text, tensors)
     return facts
 
 
-def _refused(spec: str, why: str, do: str = "Choose a dense causal language model.") -> ModelError:
-    return ModelError(f"{spec} cannot be compressed.", why, do, field="model")
+def default_text(spec: str) -> str:
+    """The corpus that suits a model."""
+    return "toystories" if spec == "toy" else "wikipedia"
 
 
 def text_config(config: Mapping[str, Any]) -> Any:
@@ -157,7 +168,7 @@ def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:
     names = config.get("architectures") or ["missing"]
     name = names[0] if isinstance(names, list) else names
     if not isinstance(name, str) or not re.search(r"(ForCausalLM|LMHeadModel)$", name):
-        raise _refused(
+        raise refused(
             spec,
             "It is not a causal language model: the architecture in its config is "
             f"{str(name)[:80]}.",
@@ -165,57 +176,52 @@ def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:
     return name
 
 
-def _check_not_quantised(spec: str, config: Mapping[str, Any]) -> None:
-    if how := config.get("quantization_config"):
-        kind = how.get("quant_method", "some method") if isinstance(how, Mapping) else how
-        raise _refused(
-            spec,
-            f"Its weights are already quantised ({str(kind)[:80]}).",
-            "Choose the original model.",
+def _check_direction(spec: str, architecture: str, config: Mapping[str, Any]) -> None:
+    """Check that an encoder's architecture is used as a decoder."""
+    if BIDIRECTIONAL.fullmatch(architecture) and config.get("is_decoder") is not True:
+        raise refused(
+            spec, f"{architecture} attends to later tokens: its config does not set is_decoder."
         )
+
+
+def _blocks(spec: str, config: Mapping[str, Any], matrices: Sequence[LinearShape]) -> int:
+    """The number of blocks, which config and weights agree on."""
+    blocks = size(spec, config, *sizes.BLOCKS, most=sizes.MAX_BLOCKS)
+    found = {linear.block for linear in matrices}
+    if len(found) != blocks or max(found) != blocks - 1:
+        raise refused(
+            spec,
+            f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}.",
+        )
+    return blocks
 
 
 def _check_names(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
     if long := next((name for name in tensors if len(name) > MAX_NAME), None):
-        raise _refused(spec, f"The name of a tensor has {len(long):,} characters.")
-
-
-def _check_dense(spec: str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
-    several = any((config.get(key) or 0) not in (0, 1) for key in EXPERT_KEYS)
-    if several or any(".experts." in name for name in tensors):
-        raise _refused(
-            spec,
-            "It is a mixture of experts, whose weights are three-dimensional parameters, not the "
-            "matrices of linear layers.",
-        )
-    for name, tensor in tensors.items():
-        flat = len(tensor.shape) <= 2 and tensor.elements > 0
-        if not flat and IN_BLOCK.fullmatch(name):
-            raise _refused(
-                spec, f"{name} has the shape {list(tensor.shape)}; a matrix is required."
-            )
+        raise refused(spec, f"The name of a tensor has {len(long):,} characters.")
 
 
 def _check_dtypes(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
     for name, tensor in tensors.items():
-        if IN_BLOCK.fullmatch(name) and tensor.dtype not in DTYPES:
-            raise _refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
+        matrix = name.endswith(".weight") and IN_BLOCK.fullmatch(name)
+        if matrix and tensor.dtype not in DTYPES:
+            raise refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
 
 
 def _check_heads(spec: str, config: Mapping[str, Any]) -> None:
     """Check the attention heads, where the config has them under one of the usual names."""
-    if not any(key in config for key in HEAD_KEYS):
+    if not any(key in config for key in sizes.HEADS):
         return
-    heads = _size(spec, config, *HEAD_KEYS)
+    heads = size(spec, config, *sizes.HEADS)
     if config.get("num_key_value_heads") is not None:
-        groups = _size(spec, config, "num_key_value_heads")
+        groups = size(spec, config, "num_key_value_heads")
         if heads % groups:
-            raise _refused(spec, f"Its {heads} attention heads do not share {groups} key heads.")
-    hidden = _size(spec, config, "hidden_size", "n_embd")
+            raise refused(spec, f"Its {heads} attention heads do not share {groups} key heads.")
+    hidden = size(spec, config, *sizes.HIDDEN)
     if config.get("head_dim") is not None:
-        _size(spec, config, "head_dim")
+        size(spec, config, "head_dim")
     elif hidden % heads:
-        raise _refused(spec, f"A hidden size of {hidden} cannot be split into {heads} heads.")
+        raise refused(spec, f"A hidden size of {hidden} cannot be split into {heads} heads.")
 
 
 def _check_shapes(
@@ -226,9 +232,10 @@ def _check_shapes(
     expected = _expected_shapes(facts, config)
     for name, tensor in tensors.items():
         match = IN_BLOCK.fullmatch(name)
-        shape = expected.get(match[2] if match else full_name(name))
+        module = match[2].removesuffix(".weight") if match else full_name(name)
+        shape = expected.get(module) if name.endswith(".weight") else None
         if shape and tensor.shape != shape:
-            raise _refused(
+            raise refused(
                 facts.spec,
                 f"{name} has the shape {list(tensor.shape)}; its config.json specifies "
                 f"{list(shape)}.",
@@ -259,23 +266,6 @@ def _expected_shapes(facts: ModelFacts, config: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _linears(model_type: str, tensors: Mapping[str, TensorHeader]) -> tuple[LinearShape, ...]:
-    """All matrices inside blocks, in block order, with their names in the loaded model."""
-    linears = []
-    for name, tensor in tensors.items():
-        match = IN_BLOCK.fullmatch(name)
-        if match and len(tensor.shape) == 2:
-            rows, columns = tensor.shape[::-1] if model_type in IN_OUT else tensor.shape
-            full = full_name(name).removesuffix(".weight")
-            linears.append(LinearShape(full, int(match[1]), match[2], rows, columns))
-    return tuple(sorted(linears, key=lambda linear: (linear.block, linear.module)))
-
-
-def full_name(name: str) -> str:
-    """The name in the loaded model: checkpoints of the base model lack its prefix."""
-    return next((p + name for start, p in BASE_PREFIX.items() if name.startswith(start)), name)
-
-
 def _parameters(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> int:
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
     return sum(
@@ -291,14 +281,3 @@ def _main_dtype(tensors: Mapping[str, TensorHeader]) -> str:
         weights[tensor.dtype] += tensor.elements
     stored = weights.most_common(1)[0][0]
     return DTYPES.get(stored, stored)
-
-
-def _size(spec: str, config: Mapping[str, Any], *keys: str, most: int = MAX_SIZE) -> int:
-    """The number in a config under the first of these names that it has."""
-    key = next((key for key in keys if key in config), keys[0])
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _refused(spec, f"Its config.json has no {key}.")
-    if not 1 <= value <= most:
-        raise _refused(spec, f"The {key} in its config.json is not between 1 and {most:,}.")
-    return value

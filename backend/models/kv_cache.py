@@ -4,8 +4,8 @@ The cache of transformers grows by concatenation: every step copies all keys and
 layer allocates `[b, heads, capacity, head]`, writes new rows in place and returns views. Rows can
 be selected afterwards (`keep`): of a verified tree only the accepted path is kept.
 
-This requires layers that cache every token: sliding windows, linear attention and the like are
-rejected.
+This requires layers whose keys and values belong to one token each: linear attention and the like
+are rejected. Layers with a sliding window keep all tokens here, and a mask hides those before it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def cache_name(model: PreTrainedModel) -> str:
     return "cache" if "cache" in arguments else "past_key_values"
 
 
-def window_of(model: PreTrainedModel) -> int | None:
-    """The longest sequence on which every layer attends to all tokens; None: unlimited.
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """The number of tokens that layers with a sliding window attend to; None: there are none.
 
     Raises:
         ModelError: a layer caches something other than keys and values of every token.
@@ -43,7 +43,7 @@ def window_of(model: PreTrainedModel) -> int | None:
                 f"{type(model).__name__} cannot be decoded here.",
                 f"It has a cache layer of type {type(layer).__name__}, which does not support "
                 "selecting rows after they are written.",
-                "Choose a model with full attention in every layer.",
+                "Choose a model with attention to tokens in every layer.",
                 field="model",
             )
     return min(windows, default=None)

@@ -1,7 +1,8 @@
 """Loading and fingerprinting a causal LM.
 
 Gives the same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing
-is patched. Code from model repositories is never run, and pickled weights are never loaded.
+is patched, but that the experts of a mixture are linears (`families.experts`). Code from model
+repositories is never run, and pickled weights are never loaded.
 
 A model that does not fit into memory is loaded *streamed*; see `backend.models.block_offload`.
 """
@@ -29,6 +30,8 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, stream_from
 from backend.models.facts import ModelFacts
+from backend.models.families.experts import split_experts
+from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
@@ -36,6 +39,8 @@ from backend.models.sources.folder import adapter_error
 from backend.models.sources.headers import OPTIONS
 from backend.models.sources.materialise import materialise
 from backend.models.sources.tokenizer import check_ids
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,12 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     facts: ModelFacts
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the model's files, in which what is made of it is saved, too."""
+        dtype = getattr(torch, self.facts.dtype, None)
+        return dtype if dtype in HALVES else torch.float32
 
 
 def load(
@@ -65,6 +76,9 @@ def load(
         ModelError: not available, not supported, too large for the memory, or damaged.
     """
     facts = inspect(spec)
+    if streamed and facts.support.stream:
+        do = "Choose a model that fits into memory."
+        raise unsupported(facts.title, facts.support.stream, "cannot be read block by block", do)
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
     if device == "cpu":
         need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
@@ -100,6 +114,8 @@ def _read(
         raise adapter_error(folder)  # it appeared after the folder was inspected
     if not streamed:
         check_weights(model)
+    if facts.support.mixture and not facts.support.compress:
+        split_experts(model)
     return model.eval(), tokenizer
 
 

@@ -24,6 +24,7 @@ from transformers import (
 
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
+from backend.models.families.experts import fused
 from backend.models.sources.headers import INDEX, OPTIONS, read_headers
 
 SHARD = 2**30  # bytes per saved file
@@ -32,18 +33,26 @@ NOT_QUANTISED: Mapping[str, Shape] = MappingProxyType({})
 
 
 def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: str,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a folder that transformers loads: safetensors, config, tokenizer, README.md.
 
     Weights are split into files of at most `SHARD` bytes, written one at a time.
 
+    Args:
+        dtype: of the saved weights, where it changes no value; None: that of the model.
+
     Raises:
         ModelError: see `check_saved`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _save_weights(model, folder)
-    save_around(model, tokenizer, folder, card, model.dtype)
+    with fused(model):
+        _save_weights(model, folder, dtype or model.dtype)
+    save_around(model, tokenizer, folder, card, dtype or model.dtype)
     check_saved(folder)
 
 
@@ -74,20 +83,29 @@ def save_around(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _save_weights(model: PreTrainedModel, folder: Path) -> None:
+def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
     buffers = model.state_dict().keys() - dict(model.named_parameters()).keys()
     persistent = {n: b for n, b in model.named_buffers() if n in buffers}
     tensors = {**dict(model.named_parameters()), **persistent}
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
-    gathered = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}
+    gathered, size = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}, 0
     for name, tensor in chain(each_parameter(model), persistent.items()):
         file = plan.tensor_to_filename[name]
-        gathered[file][name] = tensor.contiguous()
+        gathered[file][name] = _narrowed(tensor, dtype).contiguous()
+        size += gathered[file][name].nbytes
         if len(gathered[file]) == len(plan.filename_to_tensors[file]):
             save_file(gathered.pop(file), folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        index = {"metadata": {"total_size": size}, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype` if that changes no value: norms of a 16-bit model may be float32."""
+    if not tensor.is_floating_point():
+        return tensor
+    narrow = tensor.to(dtype)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
 def check_saved(folder: Path, quantised: Mapping[str, Shape] = NOT_QUANTISED) -> None:

@@ -6,44 +6,48 @@ values and the [out, in] orientation are those of the loaded model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from backend.models.facts import IN_OUT, LinearShape, full_name, text_config
-from backend.models.sources.headers import read_config, weight_files
+from backend.models.facts import LinearShape
+from backend.models.sources.headers import weight_files
 
 
 class StoredLinears:
-    """The prunable weights in a folder of safetensors files.
+    """The weight matrices in a folder of safetensors files.
 
     Args:
         linears: from the facts of the model in `folder`.
     """
 
-    def __init__(self, folder: Path, linears: tuple[LinearShape, ...]) -> None:
-        config = read_config(folder)
-        self._transposed = str(text_config(config).get("model_type")) in IN_OUT
-        self._places = _places(folder)
+    def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
+        self._files = _files(folder)
         self._linears = linears
 
     def block(self, index: int, device: str = "cpu") -> Iterator[tuple[LinearShape, Tensor]]:
         """The weights [out, in] of one decoder block in float32."""
         for linear in self._linears:
             if linear.block == index:
-                path, key = self._places[f"{linear.name}.weight"]
-                with safe_open(path, framework="pt", device=device) as file:
-                    weight = file.get_tensor(key).float()
-                yield linear, weight.T.contiguous() if self._transposed else weight
+                yield linear, self._read(linear, device)
+
+    def _read(self, linear: LinearShape, device: str) -> Tensor:
+        at, parts = linear.stored, []
+        for name in at.names:
+            with safe_open(self._files[name], framework="pt", device=device) as file:
+                whole = file.get_slice(name)
+                parts.append((whole[:] if at.expert is None else whole[at.expert]).float())
+        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return weight.T.contiguous() if at.transposed else weight
 
 
-def _places(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Parameter name in the loaded model -> its file and its name in the file."""
-    places = {}
+def _files(folder: Path) -> dict[str, Path]:
+    """Name of a stored tensor -> its file."""
+    files = dict[str, Path]()
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  (not a mapping)
-                places[full_name(key)] = (path, key)
-    return places
+            files |= dict.fromkeys(file.keys(), path)
+    return files

@@ -169,7 +169,8 @@ class NativeModel:
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:
         """Append a prompt [n] to the cache; returns its hidden states [n, width]."""
-        return torch.cat([self.forward(some, cache)[0] for some in ids.split(PREFILL)])
+        states = [self.forward(some, cache)[0] for some in ids.split(PREFILL) if len(some)]
+        return torch.cat(states) if states else torch.empty(0, self.width, dtype=torch.bfloat16)
 
     # the layout -----------------------------------------------------------------------------------
 

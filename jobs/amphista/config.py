@@ -8,8 +8,8 @@ from pydantic import Field
 
 from backend.methods.amphista.config import ADVANCED, DrafterConfig, Temperature, TrainingConfig
 from backend.text.prompts import BUILT_IN, SELF, STORIES
-from jobs.fields.base_model import BaseConfig
 from jobs.fields.drafters import DRAFTER_FOLDER, DRAFTER_KIND
+from jobs.fields.model import ModelConfig
 from jobs.fields.prompts import PromptConfig
 from jobs.fields.types import CorpusName, PromptSet
 from jobs.kind import JobConfig
@@ -74,5 +74,5 @@ class DataConfig(PromptConfig):
     )
 
 
-class AmphistaJob(BaseConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
+class AmphistaJob(ModelConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
     """Base model, drafter architecture, training data and budget."""

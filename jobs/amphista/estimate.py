@@ -10,7 +10,7 @@ from backend.settings import available_threads, settings
 from backend.text import files
 from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
 from jobs.amphista.config import AmphistaJob
-from jobs.fields.base_model import require_precision, resolve_model
+from jobs.fields.base_model import require_decoder, require_precision, resolve_model
 from jobs.fields.prompts import prompt_set
 from jobs.fields.text import require_text
 from jobs.kind import DiskSpace, Requirements
@@ -33,6 +33,7 @@ def requirements(config: AmphistaJob) -> Requirements:
     """See `Kind.requirements`."""
     base = resolve_model(config.model)
     facts = base.facts
+    require_decoder(base)
     require_precision(base, config.precision)
     require_consistent(config, facts)
     require_data(config, facts)
@@ -68,6 +69,13 @@ def require_consistent(config: AmphistaJob, facts: ModelFacts) -> None:
             f"{config.adaptation_layers} layers cannot be cloned.",
             f"{facts.title} has {facts.blocks}.",
             "Choose fewer.",
+            "adaptation_layers",
+        )
+    if config.adaptation_layers and facts.support.clone:
+        raise ConfigError(
+            f"The layers of {facts.title} cannot be cloned.",
+            facts.support.clone,
+            "Choose 0 adaptation layers (Medusa).",
             "adaptation_layers",
         )
     if not config.teacher_weight and not config.label_weight:

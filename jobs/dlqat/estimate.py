@@ -14,18 +14,17 @@ from backend.methods.dlqat.config import (
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import LinearShape, ModelFacts
 from backend.models.memory import check_memory, memory_available, memory_parts, readable
-from backend.models.sources.catalogue import inspect
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
+from jobs.fields.base_model import resolve_model
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
 from jobs.limits import require_context
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
-TRANSPOSED = ("GPT2", "OpenAIGPT")  # architectures whose layers are no nn.Linear
 FLOAT32_COST = 2.0  # of float32 products over bfloat16 ones, where those are used
 FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward and backward
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
@@ -38,7 +37,8 @@ ASYMMETRIC = (
 
 def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
-    facts = inspect(config.model)
+    facts = resolve_model(config.model).facts
+    facts.require_compressible()
     refuse_idle(config)
     layers = quantised_layers(facts.linears, config)
     warnings = check_text(config, facts) + check_quality(config)
@@ -231,7 +231,8 @@ def export_requirements(
         bits=config.bits,
         symmetric=config.symmetric,
         stored=config.stored,
-        in_out=facts.architecture.startswith(TRANSPOSED),
+        in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
+        experts=any(".experts." in x.name for x in layers),
         whole=len(layers) == len(facts.linears),
         shapes=frozenset(shapes(layers)),
     )

@@ -69,7 +69,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         queries.job(context.run).environment.get("text", {}),
     )
     with Checkpoints(context.folder).write(MODEL) as folder:
-        stored = getattr(torch, config.stored)
+        stored = loaded.stored if config.format == "dense" else getattr(torch, config.stored)
         export(loaded.model, loaded.tokenizer, layers, layout, stored, folder, card)
     files = (context.folder / MODEL).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)

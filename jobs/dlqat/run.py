@@ -11,17 +11,18 @@ from backend.methods.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage
 from backend.methods.dlqat.layer_selection import quantised_layers, trainable
 from backend.methods.dlqat.pipeline import DLQAT
 from backend.models.facts import ModelFacts
-from backend.models.loading import LoadedModel, load
+from backend.models.loading import LoadedModel
 from backend.text.slices import TextSlice, check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, shapes
 from jobs.dlqat.export import mean_bits, save_model, time_packed
 from jobs.evaluation.quality import Quality, Role
+from jobs.fields.base_model import resolve_model
 from jobs.fields.text import corpus_names
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.loading import load_texts, text_facts
+from jobs.runtime.loading import load_texts, load_whole, text_facts
 from jobs.runtime.progress import Phases
 
 
@@ -30,14 +31,16 @@ def run(config: DLQATJob, context: JobContext) -> None:
     job goes on where it was."""
     device = prepare(config, context)
     context.log(f"Loading {config.model} on {device}.")
-    loaded = load(config.model, device, torch.float32)  # as it is measured, so it is exported
+    base = resolve_model(config.model)
+    loaded = load_whole(base, device, torch.float32, context)  # as measured, so it is exported
     phases = Phases(context, flops_by_phase(config, loaded.facts))
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     training = load_training(config, loaded, calibration, evaluation, context)
     rows = (training.text.input_ids, training.labels)
     qat = DLQAT(
-        loaded.model, calibration.input_ids, *rows, config, context.checkpoints, config.seed
-    )
+        loaded.model, calibration.input_ids, *rows, config, context.checkpoints, config.seed,
+        loaded.stored if config.format == "dense" else None,
+    )  # fmt: skip
     quality = Quality(
         config, loaded, evaluation, context, batch=config.calibration_batch, labels=STAGE_LABELS
     )

@@ -19,10 +19,10 @@ from backend.evaluation.speed import (
     decode_seconds,
     semi_structured,
 )
+from backend.export.reading import linears_in
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
-from backend.models.stored_weights import StoredLinears
 from backend.reporter import REPLAY, Reporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import benchmark_prompts
@@ -52,7 +52,7 @@ def record_sizes(facts: ModelFacts, context: JobContext) -> None:
 
 
 def _stored(facts: ModelFacts, context: JobContext) -> Iterator[Tensor]:
-    stored = StoredLinears(materialise(facts.spec), facts.linears)
+    stored = linears_in(materialise(facts.spec), facts, facts.linears)
     for block in range(facts.blocks):
         yield from (weight for _, weight in stored.block(block))
 

@@ -8,7 +8,7 @@ from jobs.fields.model import DEFAULT_MODEL, ModelConfig, absolute
 from jobs.fields.quality import QualityConfig
 from jobs.fields.saved_models import is_run, saved_model
 from jobs.fields.text import EvaluationText
-from jobs.fields.types import SavedModelSpec
+from jobs.fields.types import ModelSpec
 from jobs.kind import JobConfig
 
 NAME = "evaluation"
@@ -19,7 +19,7 @@ LABELS = {DENSE: "Dense", MODEL: "Model"}
 class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
     """Which model, its dense reference, and what is measured."""
 
-    model: SavedModelSpec = Field(
+    model: ModelSpec = Field(
         DEFAULT_MODEL,
         title="Run or model",
         description="A run that saved a model, such as sds-0042; or a name from the list, a hub "
@@ -31,7 +31,7 @@ class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
         title="Dense model",
         description="The reference. Empty: the model the run started from; a model that is not a "
         "run is then measured alone.",
-        json_schema_extra={"choices": "model"},
+        json_schema_extra={"choices": "saved"},
     )
     batch: int = Field(
         4,
@@ -56,6 +56,5 @@ def measured_models(config: EvaluationJob) -> dict[str, str]:
     """
     spec, dense = config.model, absolute(config.dense)
     if is_run(spec):
-        spec, base = saved_model(spec)
-        dense = dense or base
+        dense = dense or saved_model(spec)[1]
     return ({DENSE: dense} if dense else {}) | {MODEL: spec}

@@ -11,9 +11,9 @@ from backend.models.memory import (
     memory_parts,
     wait_on_disk,
 )
-from backend.models.sources.catalogue import inspect
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
+from jobs.fields.base_model import resolve_model
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
 from jobs.fields.text import check_evaluation_text, context_length
 from jobs.kind import Requirements
@@ -23,7 +23,10 @@ SPARSE_PRODUCT_FLOPS = 2e10  # that take about as long as timing the sparse prod
 
 def requirements(config: EvaluationJob) -> Requirements:
     """See `Kind.requirements`."""
-    facts = {stage: inspect(spec) for stage, spec in measured_models(config).items()}
+    facts = {
+        stage: resolve_model(spec, "model" if stage == MODEL else "dense").facts
+        for stage, spec in measured_models(config).items()
+    }
     model = facts[MODEL]
     require_same_shape(model, facts.get(DENSE, model))
     check_evaluation_text(config, next(iter(facts.values())))
@@ -71,7 +74,8 @@ def memory_bytes(
         )  # fmt: skip
         return sizes | {"activations": states}
 
-    streamed = sum(needed(False).values()) > COMFORT * available
+    tight = sum(needed(False).values()) > COMFORT * available
+    streamed = tight and not facts.support.stream
     return streamed, needed(streamed)
 
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from backend.models.loading import LoadedModel, free_memory, load
-from backend.models.sources.catalogue import inspect
+from backend.models.loading import LoadedModel, free_memory
 from backend.store import queries
 from jobs.evaluation.acceleration import (
     prompt_for,
@@ -22,9 +21,10 @@ from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured
 from jobs.evaluation.estimate import flops_by_phase, memory_bytes
 from jobs.evaluation.quality import Quality, Role, hidden_state_store
 from jobs.evaluation.report import verdicts
+from jobs.fields.base_model import resolve_model
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.loading import load_evaluation_text
+from jobs.runtime.loading import load_evaluation_text, load_whole
 from jobs.runtime.progress import Phases
 
 
@@ -32,18 +32,19 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     """The whole job; a figure that an earlier attempt has recorded is not measured again."""
     device = prepare(config, context)
     specs = measured_models(config)
-    facts = {stage: inspect(spec) for stage, spec in specs.items()}
+    bases = {stage: resolve_model(spec) for stage, spec in specs.items()}
+    facts = {stage: base.facts for stage, base in bases.items()}
     context.environment(base=next(iter(specs.values())))  # what its figures are compared under
     flops = flops_by_phase(config, facts[MODEL], [*specs])
     phases = Phases(context, flops)
     record_sizes(facts[MODEL], context)
-    # One precision for both: a run on the CPU saves float32 even of a 16-bit model.
+    # One precision for both.
     dtype = "float32" if device == "cpu" else next(iter(facts.values())).dtype
     streamed, _ = memory_bytes(config, facts[MODEL], len(specs), free_memory(device), dtype)
     models: dict[str, LoadedModel] = {}
     for stage, spec in specs.items():
         context.log(f"Loading {spec} on {device}, {'block by block' if streamed else 'at once'}.")
-        models[stage] = load(spec, device, getattr(torch, dtype), context.log, streamed)
+        models[stage] = load_whole(bases[stage], device, getattr(torch, dtype), context, streamed)
     measure(models, config, phases, context)
     if config.speed:
         measure_speed(models, device, streamed, phases, context)

@@ -15,15 +15,6 @@ ModelSpec = Annotated[
         min_length=1,
         max_length=300,
         title="Model",
-        description="A name from the list, a hub id (org/name), a folder, or a .gguf file.",
-    ),
-]
-SavedModelSpec = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=300,
-        title="Model",
         description="A name from the list, a run that saved a model, a hub id (org/name), a "
         "folder, or a .gguf file.",
         json_schema_extra={"choices": "saved"},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from backend.errors import ConfigError, SlimscopeError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
-from jobs.fields.base_model import require_precision, resolve_model
+from jobs.fields.base_model import require_decoder, require_precision, resolve_model
 from jobs.fields.saved_models import saved_config
 from jobs.generate.config import GenerateJob, GenerationSide, read_sides
 from jobs.kind import Requirements
@@ -55,6 +55,7 @@ def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:
         saved_config(side.drafter, side.name, "sides")
     try:
         base = resolve_model(side.model, "sides")
+        require_decoder(base, "sides")
         require_precision(base, config.precision)
     except ConfigError:
         raise

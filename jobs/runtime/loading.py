@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from backend.export.reading import load_packed
+from backend.export.reading import load_dequantised, load_packed
 from backend.models.loading import LoadedModel, load, load_tokenizer
 from backend.models.precision import resolve_dtype
 from backend.text.slices import (
@@ -17,7 +18,7 @@ from backend.text.slices import (
     evaluation_slice,
     sample_slice,
 )
-from jobs.fields.base_model import DecodingModel, resolve_model
+from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.fields.text import (
     EvaluationText,
     TextConfig,
@@ -43,7 +44,31 @@ def load_model(spec: str, device: str, precision: str, context: JobContext) -> L
     return loaded
 
 
-def _load_packed(base: DecodingModel, context: JobContext) -> LoadedModel:
+def load_whole(
+    base: ResolvedModel,
+    device: str,
+    dtype: torch.dtype,
+    context: JobContext,
+    streamed: bool = False,
+) -> LoadedModel:
+    """The dense model to compress or measure; packed weights are unpacked.
+
+    Args:
+        streamed: keep one decoder block in memory at a time; see `load`.
+    """
+    if not base.packed:
+        loaded = load(base.source, device, dtype, context.log, streamed)
+        facts, named = loaded.facts, base.facts
+        return replace(
+            loaded, facts=replace(facts, title=named.title, default_text=named.default_text)
+        )
+    context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantised}).")
+    tokenizer = load_tokenizer(Path(base.source), base.facts)
+    model = load_dequantised(Path(base.source), dtype)
+    return LoadedModel(model.to(device), tokenizer, base.facts)  # type: ignore[arg-type]
+
+
+def _load_packed(base: ResolvedModel, context: JobContext) -> LoadedModel:
     folder = Path(base.source)
     tokenizer = load_tokenizer(folder, base.facts)
     model = load_packed(folder, context.log).requires_grad_(False)

@@ -8,10 +8,10 @@ from backend.errors import ConfigError
 from backend.methods.sds.config import SDSStage
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import refuse_allocation
-from backend.methods.sds.pruners import DECLARED_PRUNERS
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
     COMFORT,
+    WEIGHT_BYTES,
     activation_memory,
     memory_available,
     memory_needed,
@@ -19,7 +19,7 @@ from backend.models.memory import (
     wait_on_disk,
     weight_memory,
 )
-from backend.models.sources.catalogue import inspect
+from jobs.fields.base_model import resolve_model
 from jobs.fields.text import check_text, context_length
 from jobs.kind import DiskSpace, Requirements
 from jobs.runtime.duration import GRAM_SHARE
@@ -30,8 +30,10 @@ BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for stati
 
 def requirements(config: SDSJob) -> Requirements:
     """See `Kind.requirements`."""
-    facts = inspect(config.model)
+    facts = resolve_model(config.model).facts
+    facts.require_compressible()
     refuse_allocation(config)
+    require_experts_fit(config, facts)
     layer_patterns(facts.linears, config)
     warnings = check_text(config, facts)
     require_stored_text(config)
@@ -46,6 +48,28 @@ def requirements(config: SDSJob) -> Requirements:
         disk=disk_space(config, facts),
         warnings=warnings,
     )
+
+
+def require_experts_fit(config: SDSJob, facts: ModelFacts) -> None:
+    """Refuse settings that a mixture of experts does not support.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    if facts.support.mixture and config.redense == "sgd":
+        raise ConfigError(
+            "The solver sgd does not support a mixture of experts.",
+            "It needs the inputs of whole segments, and an expert sees some of their tokens.",
+            "Choose gram or ridge.",
+            field="redense",
+        )
+    if facts.support.stream and config.weights == "streamed":
+        raise ConfigError(
+            f"{facts.title} cannot be read block by block.",
+            facts.support.stream,
+            "Choose auto or memory.",
+            field="weights",
+        )
 
 
 def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
@@ -89,6 +113,7 @@ def memory_bytes(
     }
     tight = memory_needed(facts, **sizes) > COMFORT * available
     auto = config.weights == "auto" and config.calibration_text != "self"
+    auto = auto and not facts.support.stream
     streamed = config.weights == "streamed" or (auto and tight)
     needed = memory_parts(facts, streamed=streamed, **sizes)
     if config.redense == "sgd":  # holds the Gram of every segment for the linears of a block
@@ -126,17 +151,16 @@ def require_stored_text(config: SDSJob) -> None:
 def disk_space(config: SDSJob, facts: ModelFacts) -> DiskSpace:
     """What a run leaves and needs on disk at its peak: stages, the saved model, hidden states.
 
-    A stage is float32, but for those that hold nothing but weights of a 16-bit model.
+    A stage is kept in the dtype of the model's files, but for the re-dense one, which is float32.
     """
     pruned = facts.linear_weights
-    keeps_weights = DECLARED_PRUNERS[config.base].facts.get("keeps_weights", False)
-    same = {SDSStage.DENSE, *([SDSStage.FIRST] if keeps_weights else [])}
-    half = facts.dtype in ("float16", "bfloat16")
-    stages = sum(pruned * (2 if half and stage in same else 4) for stage in config.stages)
+    dtype = facts.dtype if facts.dtype in ("float16", "bfloat16") else "float32"
+    width = WEIGHT_BYTES[dtype]
+    stages = sum(pruned * (4 if stage == SDSStage.REDENSE else width) for stage in config.stages)
     states = hidden_state_bytes(config, facts)
     waiting = wait_on_disk(config.activations, states, memory_available())
     return DiskSpace(
-        stages + weight_memory(facts) + states * waiting,
+        stages + weight_memory(facts, dtype) + states * waiting,
         f"Its {len(config.stages)} stages and the saved model",
         "Leave out the control, stop after the first pruning, or free some space.",
         "until",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import torch
+
 from backend.checkpoints import Checkpoints
 from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSStage
 from backend.methods.sds.pipeline import SDSResult, install, run_sds
-from backend.models.loading import LoadedModel, free_memory, load, weights_hash
+from backend.models.loading import LoadedModel, free_memory, weights_hash
 from backend.models.saving import save
-from backend.models.sources.catalogue import inspect
 from jobs.evaluation.quality import Quality, hidden_state_store
+from jobs.fields.base_model import resolve_model
 from jobs.fields.quality import QualityConfig
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.loading import load_texts
+from jobs.runtime.loading import load_texts, load_whole
 from jobs.runtime.progress import Phases
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import flops_by_phase, memory_bytes
@@ -24,12 +26,12 @@ def run(config: SDSJob, context: JobContext) -> None:
     """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
     job goes on where it was."""
     device = prepare(config, context)
-    facts = inspect(config.model)
-    dtype = "float32" if device == "cpu" else facts.dtype  # as `load` chooses it
-    streamed, _ = memory_bytes(config, facts, free_memory(device), dtype)
+    base = resolve_model(config.model)
+    dtype = "float32" if device == "cpu" else base.facts.dtype
+    streamed, _ = memory_bytes(config, base.facts, free_memory(device), dtype)
     how = "block by block" if streamed else "at once"
     context.log(f"Loading {config.model} on {device}, {how}.")
-    loaded = load(config.model, device, streamed=streamed)
+    loaded = load_whole(base, device, getattr(torch, dtype), context, streamed)
     phases = Phases(context, flops_by_phase(config, loaded.facts))
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     quality = Quality(
@@ -38,8 +40,9 @@ def run(config: SDSJob, context: JobContext) -> None:
     )  # fmt: skip
     quality.measure(SDSStage.DENSE, phases.phase("dense"))
     result = run_sds(
-        loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune")
-    )
+        loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune"),
+        loaded.stored,
+    )  # fmt: skip
     record(result, context)
     measure_stages(loaded, quality, config, phases, context)
     save_model(loaded, result.kept, config, context)
@@ -78,7 +81,8 @@ def save_model(loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: Job
     install(loaded.model, context.checkpoints, kept)
     digest = weights_hash(loaded.model)
     with Checkpoints(context.folder).write("model") as folder:
-        save(loaded.model, loaded.tokenizer, folder, card(loaded, kept, config, context.run))
+        text = card(loaded, kept, config, context.run)
+        save(loaded.model, loaded.tokenizer, folder, text, loaded.stored)
     context.environment(weights_sha256=digest)
     context.artifact(context.folder / "model", "model", digest)
     context.log(f"Saved the model ({STAGE_LABELS[kept]}). sha256 of its weights: {digest}")

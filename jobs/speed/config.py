@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from jobs.fields.base_model import BaseConfig
+from jobs.fields.model import ModelConfig
 from jobs.fields.prompts import PromptConfig
 from jobs.fields.types import NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig
@@ -76,5 +76,5 @@ class TimingConfig(BaseModel):
     precision: Precision = "auto"
 
 
-class SpeedJob(BaseConfig, TimingConfig, PromptConfig, JobConfig):
+class SpeedJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
     """Base model, decoders and prompts."""

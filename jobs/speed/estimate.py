@@ -10,7 +10,7 @@ from backend.models.memory import RUNTIME, weight_memory
 from backend.models.sources.catalogue import inspect, require_tokenizer
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
-from jobs.fields.base_model import require_precision, resolve_model
+from jobs.fields.base_model import require_decoder, require_precision, resolve_model
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_set
@@ -26,6 +26,7 @@ def requirements(config: SpeedJob) -> Requirements:
     """See `Kind.requirements`."""
     base = resolve_model(config.model)
     facts = base.facts
+    require_decoder(base)
     require_precision(base, config.precision)
     drafters = drafters_named(config.drafters, config.model, "drafters")
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)

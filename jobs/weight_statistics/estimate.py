@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME
-from backend.models.sources.catalogue import inspect
+from jobs.fields.base_model import resolve_model
 from jobs.kind import Requirements
 from jobs.runtime.duration import STATISTICS_FLOPS
 from jobs.weight_statistics.config import StatisticsJob
@@ -14,8 +14,8 @@ MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is
 
 def requirements(config: StatisticsJob) -> Requirements:
     """See `Kind.requirements`."""
-    facts = inspect(config.model)
-    largest = max(x.weights for x in facts.linears)
+    facts = resolve_model(config.model, reads=False).facts
+    largest = max(x.weights for x in facts.matrices)
     return Requirements(
         model=config.model,
         title=facts.title,
@@ -26,4 +26,4 @@ def requirements(config: StatisticsJob) -> Requirements:
 
 def flops_by_phase(facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of the only phase."""
-    return {"measure": STATISTICS_FLOPS * facts.linear_weights}
+    return {"measure": STATISTICS_FLOPS * sum(x.weights for x in facts.matrices)}

@@ -1,16 +1,17 @@
-"""The weights of a model as they are, as a job: statistics of every prunable matrix, no text, no
-forward pass. The model is read block by block and never held as a whole."""
+"""The weights of a model as they are, as a job: statistics of every matrix of the blocks, no text,
+no forward pass. The model is read block by block and never held as a whole."""
 
 from __future__ import annotations
 
 import json
 
+from backend.export.reading import WeightReader, linears_in
 from backend.models.block_offload import check_finite
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.materialise import materialise
-from backend.models.stored_weights import StoredLinears
 from backend.reporter import stop_if_asked
 from backend.statistics.reference import ReferenceTensor
+from jobs.fields.base_model import resolve_model
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.weight_statistics.config import DENSE, StatisticsJob
@@ -20,20 +21,21 @@ from jobs.weight_statistics.estimate import flops_by_phase
 def run(config: StatisticsJob, context: JobContext) -> None:
     """Measures block after block; a block that an earlier attempt has measured is not read."""
     device = prepare(config, context)
-    folder = materialise(config.model, context.log)
-    facts = inspect(config.model)
-    stored = StoredLinears(folder, facts.linears)
+    source = resolve_model(config.model, reads=False).source
+    folder = materialise(source, context.log)
+    facts = inspect(source)
+    stored = linears_in(folder, facts, facts.matrices)
     zeros = 0
     for block in range(facts.blocks):
         context.progress(block, facts.blocks, f"Block {block + 1} of {facts.blocks}")
         zeros += measure_block(stored, block, device, context)
-    weights = facts.linear_weights
+    weights = sum(matrix.weights for matrix in facts.matrices)
     context.result(DENSE, "zero_share", zeros / weights)
     context.outcome(flops=sum(flops_by_phase(facts).values()))
-    context.log(f"Measured {len(facts.linears)} matrices, {weights:,} weights.")
+    context.log(f"Measured {len(facts.matrices)} matrices, {weights:,} weights.")
 
 
-def measure_block(stored: StoredLinears, block: int, device: str, context: JobContext) -> int:
+def measure_block(stored: WeightReader, block: int, device: str, context: JobContext) -> int:
     """Report the statistics of a block, unless an earlier attempt has; return its exact zeros."""
     name = f"block-{block:03d}"
     if checkpoint := context.checkpoints.find(name):

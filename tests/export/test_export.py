@@ -98,8 +98,16 @@ def test_a_grid_that_is_not_symmetric_needs_the_switch(
 
 
 def test_plain_weights_on_the_grid_load_anywhere(exported, toy, plain_logits: PlainLogits) -> None:
-    folder, _ = exported("dense", bits=3, symmetric=False)
+    folder, _ = exported("dense", bits=3, symmetric=False, stored=torch.float32)
     assert torch.equal(plain_logits(folder), logits(toy.model))
+
+
+def test_dense_weights_keep_the_dtype_of_the_base(exported) -> None:
+    folder, layers = exported("dense", bits=3, stored=torch.bfloat16)
+    saved = load_file(folder / "model.safetensors")
+    name, layer = next(iter(layers.items()))
+    assert torch.equal(saved[f"{name}.weight"], layer.dense().bfloat16())
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -219,8 +227,11 @@ def test_damaged_and_foreign_folders_are_refused(exported, tmp_path: Path) -> No
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError):
         load_packed(folder)
-    with pytest.raises(ModelError, match="no valid quantization config"):
-        read_layout(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="no quantization_config"):
+        read_layout(folder)
 
 
 def test_packed_weights_that_were_changed_are_refused(exported, tmp_path: Path) -> None:

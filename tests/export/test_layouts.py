@@ -65,6 +65,41 @@ def test_gptq_kernels_read_the_same_weights(
     assert torch.equal(by_gptq_arithmetic(held, bits, int(format == "gptq")), layer.dense())
 
 
+def awq_words(codes: Tensor) -> Tensor:
+    """int32 [rows, columns / 8] as AutoAWQ packs 4-bit codes."""
+    words = torch.zeros(len(codes), codes.shape[1] // 8, dtype=torch.long)
+    for place, column in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
+        words |= codes[:, column::8].long() << (4 * place)
+    return (words - (words >= 2**31).long() * 2**32).int()
+
+
+def test_awq_is_read(make_layer) -> None:
+    layer = make_layer(rows=32, symmetric=False)
+    held = {
+        "qweight": awq_words(layer.codes.T),
+        "qzeros": awq_words(layer.grid.zero.T.byte()),
+        "scales": layer.grid.scale.T.half(),
+    }
+    again = layer_from("x", held, Layout("awq", 4, 32, False))
+    assert again.group_size == 32 and torch.equal(again.dense(), layer.dense())
+
+
+@pytest.mark.parametrize("format", ["gptq", "compressed-tensors"])
+def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
+    """Activation order: input j belongs to group g_idx[j], not to its neighbours' group."""
+    layer, order = make_layer(rows=32), torch.randperm(64, generator=torch.manual_seed(0)) % 2
+    made = layout(format, 4, True)
+    held = layer_tensors(layer, made, torch.float16)
+    held["g_idx" if format == "gptq" else "weight_g_idx"] = order.int()
+    expected = layer.grid.scale[:, order] * (layer.codes.float() - layer.grid.zero[:, order])
+    assert torch.equal(layer_from("x", held, made).dense(), expected)
+    if format == "gptq":
+        assert torch.equal(by_gptq_arithmetic(held, 4, 1), expected)
+    held["g_idx" if format == "gptq" else "weight_g_idx"][3] = 2
+    with pytest.raises(ModelError, match="belong to groups 0 to 2"):
+        layer_from("x", held, made)
+
+
 @pytest.mark.parametrize(("format", "symmetric"), [*GPTQ, ("compressed-tensors", True),
                                                    ("compressed-tensors", False)])  # fmt: skip
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -21,6 +21,7 @@ from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job
+from jobs.evaluation.config import EvaluationJob, measured_models
 from jobs.fields.base_model import resolve_model
 from jobs.generate.transcript import read_transcript
 from jobs.submit import checked, submit
@@ -58,10 +59,49 @@ def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
     plain, packed = saved("sds"), saved("dlqat", bits=4)
     assert resolve_model("toy").source == "toy" and not resolve_model("toy").packed
     assert resolve_model(plain).source == str(run_folder(plain) / "model")
-    assert resolve_model(packed).packed and resolve_model(packed).facts == inspect("toy")
+    assert resolve_model(packed).packed and not resolve_model(plain).packed
+    for run in (plain, packed):
+        facts, toy = resolve_model(run).facts, inspect("toy")
+        assert (facts.linears, facts.title) == (toy.linears, run)
+        assert facts.default_text == "toystories"
     with pytest.raises(ConfigError, match="sds-0999") as refused:
         resolve_model("sds-0999", "sides")
     assert refused.value.field == "sides"
+
+
+SMALL = {
+    "sds": {"segments": 8, "context": 32, "windows": 8, "until": "first", "adjust_steps": 1},
+    "dlqat": {
+        "segments": 8,
+        "context": 32,
+        "windows": 8,
+        "text_loss": False,
+        "gptq": False,
+        "lora": False,
+        "group_size": 32,
+        "format": "dense",
+    },
+    "statistics": {},
+    "evaluation": {"windows": 8, "context": 32, "speed": False, "sample_tokens": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sds", "statistics", "evaluation"])
+def test_a_packed_model_of_a_run_is_a_model_for_every_kind(wait: Wait, kind: str) -> None:
+    job = submit(kind, {"model": saved("dlqat", bits=4), "threads": 1, **SMALL[kind]}, HOST)
+    ended = wait(job.id, State.SUCCEEDED, State.FAILED)
+    assert ended == State.SUCCEEDED, queries.job(job.id).error
+
+
+def test_a_model_made_of_a_run_is_resolved_to_the_first_one(queue: Path) -> None:
+    first, second = saved("dlqat", bits=4), saved("sds")
+    with writing() as session:
+        row = session.get_one(Job, queries.job(second).id)
+        row.config = {**row.config, "model": first}
+    assert resolve_model(second).facts.default_text == "toystories"
+    assert measured_models(EvaluationJob(model=second))["dense"] == first
+    for kind in SMALL:
+        checked(kind, {"model": second, **SMALL[kind]})
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut short"])

@@ -39,7 +39,7 @@ from jobs.sds.estimate import disk_space
 facts = replace(inspect("toy"), dtype="bfloat16")
 sizes = {base: disk_space(SDSJob(model="toy", base=base), facts).bytes
          for base in ("leftmost", "wanda", "sparsegpt")}
-assert sizes["leftmost"] == sizes["wanda"] < sizes["sparsegpt"]
+assert sizes["leftmost"] == sizes["wanda"] == sizes["sparsegpt"]
 assert "torch" not in sys.modules
 """
 
@@ -54,5 +54,5 @@ def test_a_quantizer_becomes_a_stage_that_is_costed_and_exported() -> None:
     run(QUANTIZER, "quantizer")
 
 
-def test_a_pruner_says_whether_its_stage_takes_half_the_disk() -> None:
+def test_a_stage_takes_the_disk_of_the_model_whatever_the_pruner() -> None:
     run(PRUNER, "pruner")

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
-from transformers import MixtralConfig, Qwen3MoeConfig
+from transformers import MixtralConfig
 
-from backend.errors import ModelError
 from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.families.experts import fused, split_experts
 from backend.models.loading import weights_hash
 
 LLAMA = {
@@ -113,20 +113,20 @@ def test_head_tied_to_the_embedding_stays_so(make):
     assert embedding.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kind", [MixtralConfig, Qwen3MoeConfig])
-def test_experts_are_refused(kind, make):
-    config = kind(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=16,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=4,
-        num_experts=4,
-        head_dim=8,
-    )
-    with pytest.raises(ModelError, match="experts") as refusal:
-        decoder_blocks(make(config))
-    assert refusal.value.field == "model"
+def test_every_expert_has_linears_of_its_own(make):
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    model = make(config).eval()
+    ids = torch.arange(40).view(2, 20)
+    before = model(input_ids=ids).logits
+    split_experts(model)
+    linears = block_linears(model, 1)
+    assert linears["mlp.experts.3.gate_up_proj"].shape == (48, 16)
+    assert not any("gate.weight" in module for module in linears)  # the router stays dense
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-5, atol=1e-6)
+    linears["mlp.experts.2.down_proj"].write(torch.zeros(16, 24))
+    with fused(model):
+        own = model.get_parameter("model.layers.1.mlp.experts.down_proj")
+        assert [bool(expert.any()) for expert in own] == [True, True, False, True]

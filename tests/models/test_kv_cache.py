@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from backend.errors import ModelError
-from backend.models.kv_cache import PreallocatedCache, cache_name, window_of
+from backend.models.kv_cache import PreallocatedCache, cache_name, sliding_window
 from backend.models.loading import load
 
 SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -84,11 +84,11 @@ def test_sequences_that_are_done_leave_the_batch() -> None:
     ids=["full", "sliding"],
 )
 def test_the_window_is_known(config: PretrainedConfig, window: int | None) -> None:
-    assert window_of(random_model(config)) == window
+    assert sliding_window(random_model(config)) == window
 
 
 def test_a_cache_without_rows_of_tokens_is_refused() -> None:
     model = random_model(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2))
     with pytest.raises(ModelError, match="does not support selecting rows") as refused:
-        window_of(model)
-    assert refused.value.field == "model" and "full attention" in refused.value.do
+        sliding_window(model)
+    assert refused.value.field == "model" and "attention to tokens" in refused.value.do

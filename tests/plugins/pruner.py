@@ -11,7 +11,7 @@ from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners.registry import pruner
 
 
-@pruner("leftmost", needs=StatisticsLevel.NOTHING, keeps_weights=True)
+@pruner("leftmost", needs=StatisticsLevel.NOTHING)
 def leftmost(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Keep the first weights of every row or group."""
     scores = torch.arange(W.shape[1], 0, -1, dtype=W.dtype).expand_as(W)

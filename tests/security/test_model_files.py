@@ -119,7 +119,6 @@ def configure(folder: Path, **changes: object) -> None:
         ({"architectures": {"a": 1}}, "not a causal language model"),
         ({"text_config": "llama"}, "text_config"),
         ({"model_type": ["llama"], "num_hidden_layers": 4}, "specifies 4 blocks"),
-        ({"num_experts": "many"}, "mixture of experts"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_attention_heads": 7, "head_dim": None}, "cannot be split into 7 heads"),
         ({"num_key_value_heads": 0}, "num_key_value_heads"),

@@ -16,7 +16,10 @@ from ui.widgets.dropdown import Choices
 
 def models() -> Choices:
     """The models of the catalogue, by title."""
-    return [(_titled(e.title, e.ready), e.name) for e in catalogue.entries()]
+    return [
+        (f"{e.title} (not supported)" if e.refused else _titled(e.title, e.ready), e.name)
+        for e in catalogue.entries()
+    ]
 
 
 def texts(role: str) -> Choices:

@@ -1,6 +1,8 @@
 """The target model: a frozen causal LM that verifies whole trees of draft tokens.
 
-    h = hidden state after the last block (and its final norm),   logits = W h (+ b)
+    h = hidden state after the last block (and its final norm),   logits = t(W h (+ b))
+
+where t scales and caps the logits of some families (`families.logits`).
 
 On a CPU, models the native decoder supports (`backend.native`) are decoded by it. For others the
 model's own forward is called with an explicit mask and positions, so any decoder that honours both
@@ -22,13 +24,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from backend.errors import ModelError
 from backend.methods.amphista.tree import Tree, chain
 from backend.models.attention import NAME, use_grouped
-from backend.models.kv_cache import PreallocatedCache, cache_name, window_of
+from backend.models.families.logits import LogitTransform
+from backend.models.kv_cache import PreallocatedCache, cache_name, sliding_window
 from backend.native.compiler import CompilerError
 from backend.native.model import NativeCache, NativeModel, unsupported
 from backend.quantization.packed_linear import PackedLinear
 
 KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask
-RESHAPED = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 LONG, FAR = "longrope", 10**9
 NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
@@ -37,6 +39,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the l
 COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
 
 
+Mask = Tensor | dict[str, Tensor] | None  # of all layers, or by their type
 DecodingCache = PreallocatedCache | NativeCache
 
 
@@ -61,6 +64,9 @@ class TargetModel:
 
     Attributes:
         width: d; `vocabulary`: V; `context`: maximum number of tokens.
+        limit: what limits the context, in words.
+        window: tokens that layers with a sliding window attend to; None where there are none.
+        transform: of the logits after the head.
         decoder: what decodes, in words.
 
     Raises:
@@ -74,9 +80,13 @@ class TargetModel:
         use_grouped(model, self.device)
         config = model.config.get_text_config()
         self.layers = config.num_hidden_layers
-        self.context = min(
-            config.max_position_embeddings, window_of(model) or FAR, stable_context(config)
-        )
+        stable = stable_context(config)
+        self.context = min(config.max_position_embeddings, stable)
+        self.limit = f"the context holds {self.context}"
+        if stable == self.context:
+            self.limit = f"rotary frequencies change after {stable} ({LONG})"
+        self.window = sliding_window(model)
+        self.transform = LogitTransform.of(config)
         self.head: nn.Linear = model.get_output_embeddings()
         self.vocabulary, self.width = self.head.weight.shape
         self.native: NativeModel | None = None
@@ -88,7 +98,9 @@ class TargetModel:
 
     def _use_native(self) -> None:
         """Decode natively if that is possible here and gives the same logits."""
-        if why := unsupported(self.model):
+        windowed = self.window and self.window < self.context
+        why = "it has sliding windows" if windowed else unsupported(self.model)
+        if why:
             self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
             return
         try:
@@ -114,7 +126,7 @@ class TargetModel:
         ids: Tensor,
         cache: PreallocatedCache | None = None,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
     ) -> Tensor:
         """Hidden states [b, n, d] of token ids [b, n]; without mask and positions: causal."""
         more: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
@@ -129,8 +141,7 @@ class TargetModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., d] -> [..., V]."""
-        read_out: Tensor = self.head(hidden)
-        return read_out
+        return self.transform(self.head(hidden))
 
     def verifier(self, cache: DecodingCache) -> Verifier:
         """A verifier of trees on top of a cache of this model."""
@@ -177,11 +188,27 @@ class TorchVerifier:
         ids = torch.tensor([tokens], device=target.device)
         mask, depths = self._mask_of(tree)
         positions = (length + depths).clamp_(max=target.context - 1)  # tokens beyond are never kept
-        visible = mask[..., mask.shape[-1] - len(tree) - length :] if len(tree) > 1 else None
-        if visible is not None and target.device.type != "cpu":
-            visible = visible.contiguous()  # GPU kernels need aligned rows
+        visible: Mask = None
+        if len(tree) > 1:
+            visible = mask[..., mask.shape[-1] - len(tree) - length :]
+            if target.device.type != "cpu":
+                visible = visible.contiguous()  # GPU kernels need aligned rows
+            visible = self._windowed(visible, length + depths)
         hidden = target.hidden(ids, self.cache, positions[None], visible)[0]
         return hidden, target.logits(hidden)
+
+    def _windowed(self, mask: Tensor, places: Tensor) -> Mask:
+        """The mask [1, 1, n, length + n] of all layers; by their type, where some of them attend
+        to no more than a window before the `places` [n] of the nodes."""
+        window, length = self.target.window, mask.shape[-1] - len(places)
+        if window is None or length + len(places) <= window:
+            return mask
+        columns = torch.cat([torch.arange(length, device=places.device), places])
+        far = places[:, None] - columns >= window
+        near = mask.masked_fill(far, torch.finfo(mask.dtype).min)
+        types = getattr(self.target.model.config.get_text_config(), "layer_types", None) or ()
+        mixed = len(set(types)) > 1
+        return {"full_attention": mask, "sliding_attention": near} if mixed else near
 
     def _mask_of(self, tree: Tree) -> tuple[Tensor, Tensor]:
         """Mask [1, 1, n, capacity + n]: zeros for a full cache, then the tree's own; and depths.
@@ -220,15 +247,12 @@ def refuse_unfit(model: PreTrainedModel) -> None:
     if kernel not in KERNELS:
         do = "Load it with attn_implementation='sdpa'."
         raise _refused(model, f"Its attention ({kernel}) does not accept a tree mask.", do)
-    window_of(model)
+    sliding_window(model)
     positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
     if not positions or not hasattr(config, "max_position_embeddings"):
         raise _refused(model, "It accepts no position ids, and the nodes of a tree need their own.")
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise _refused(model, "It has no linear language-model head.")
-    for name, neutral in RESHAPED.items():
-        if getattr(config, name, neutral) not in (neutral, None):
-            raise _refused(model, f"It transforms its logits after the head ({name}).")
 
 
 @torch.inference_mode()

@@ -67,6 +67,8 @@ class DLQAT:
         calibration: token ids [segments, L], no padding.
         input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
         checkpoints: of this run alone; stored stages are not made again.
+        dense: dtype of all weights where the model is saved dense; stages are then measured with
+            their weights rounded to it.
 
     Raises:
         ConfigError: the config does not fit the model or the texts.
@@ -84,6 +86,7 @@ class DLQAT:
         config: DLQATConfig,
         checkpoints: Checkpoints,
         seed: int = 0,
+        dense: torch.dtype | None = None,
     ) -> None:
         refuse_idle(config)
         blocks = range(len(decoder_blocks(model)))
@@ -98,7 +101,7 @@ class DLQAT:
         precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
         dtype = getattr(torch, precision)
         self.run = DLQATRun(
-            model, chosen, calibration, input_ids, labels, config, dtype, store, seed
+            model, chosen, calibration, input_ids, labels, config, dtype, store, seed, dense
         )
         self.seconds: dict[str, float] = {}
         _round_rest(self.run)
@@ -261,10 +264,10 @@ def _round_rest(run: DLQATRun) -> None:
     for name, parameter in run.model.named_parameters():
         if id(parameter) in quantised:
             continue
-        rounded = parameter.data.to(run.stored)
+        rounded = parameter.data.to(run.dtype_of_rest)
         if not all_finite(rounded):
             raise ConfigError(
-                f"{name} overflows {run.config.stored}.",
+                f"{name} overflows {str(run.dtype_of_rest).removeprefix('torch.')}.",
                 f"Its largest value is {parameter.abs().max().item():.3g}.",
                 "Choose bfloat16 or float32 as the stored precision.",
                 field="stored",

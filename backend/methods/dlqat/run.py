@@ -32,6 +32,7 @@ class DLQATRun:
         calibration: token ids [segments, L].
         input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
         dtype: of the forward passes.
+        dense: dtype of the weights where the quantised model is saved dense; None: it is packed.
     """
 
     model: PreTrainedModel
@@ -43,6 +44,7 @@ class DLQATRun:
     dtype: torch.dtype
     store: DLQATStageStore
     seed: int
+    dense: torch.dtype | None = None
 
     @property
     def blocks(self) -> int:
@@ -50,9 +52,14 @@ class DLQATRun:
 
     @property
     def stored(self) -> torch.dtype:
-        """The dtype that scales are rounded to."""
+        """The dtype that scales are rounded to where they are saved."""
         dtype: torch.dtype = getattr(torch, self.config.stored)
         return dtype
+
+    @property
+    def dtype_of_rest(self) -> torch.dtype:
+        """The dtype that everything but the quantised layers is saved in."""
+        return self.dense or self.stored
 
     @property
     def settings(self) -> QuantSettings:
@@ -93,7 +100,8 @@ class DLQATRun:
         if stage == DLQATStage.DENSE:
             return linear.read()
         if stage != DLQATStage.LORA:
-            return self.store.quantised(stage, linear.name).dense()
+            W = self.store.quantised(stage, linear.name).dense()
+            return W if self.dense is None else W.to(self.dense).to(W.dtype)
         low_rank = self.store.some(stage_name(stage), f"{linear.name}.")
         factor = self.config.alpha / self.config.rank
         return torch.addmm(linear.read(), low_rank["B"], low_rank["A"], alpha=factor)

@@ -24,7 +24,7 @@ from backend.errors import ComputeError
 from backend.methods.dlqat.config import STAGE_LABELS
 from backend.methods.dlqat.losses import Loss
 from backend.methods.dlqat.run import DLQATRun
-from backend.methods.optimiser import cosine_decay, optimiser_tensors, restore_optimiser
+from backend.methods.optimiser import MOMENTS, cosine_decay, optimiser_tensors, restore_optimiser
 from backend.models.blocks import decoder_blocks
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.text.training import UNJUDGED
@@ -138,7 +138,7 @@ class StageTrainer:
 
     def _save(self, step: int) -> None:
         tensors = {f"value/{name}": p.detach() for name, p in self.parameters.items()}
-        tensors |= optimiser_tensors(self.optimiser, self.parameters, STATE_KEY)
+        tensors |= optimiser_tensors(self.optimiser, self.parameters, STATE_KEY, ("step", *MOMENTS))
         self.run.store.save(self._slot(step), tensors, step=step, seed=self.run.seed)
 
     def _newest(self) -> int:

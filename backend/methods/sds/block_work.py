@@ -48,7 +48,8 @@ class SDSRun:
 
     Attributes:
         calibration: token ids [segments, L], held-out segments removed.
-        dtype: of the forward passes.
+        dtype: of the forward passes; `stored`: of the saved weights, to which every sparse weight
+            is rounded as soon as it is computed, so that all figures are those of what is saved.
         patterns: full name -> pattern of every linear that is pruned.
         new: creates the container of the hidden states between two blocks (memory or disk).
         total, done: units of work.
@@ -64,6 +65,7 @@ class SDSRun:
     patterns: dict[str, Pattern]
     total: int
     new: NewBatches = list
+    stored: torch.dtype = torch.float32
     done: int = 0
     timed: StepTimer = field(default_factory=StepTimer)
 
@@ -75,6 +77,10 @@ class SDSRun:
         """Module name -> linear of the layers of `block` that are pruned."""
         linears = block_linears(self.model, block)
         return {module: x for module, x in linears.items() if x.name in self.patterns}
+
+    def rounded(self, W: Tensor) -> Tensor:
+        """`W` at values that the stored dtype represents; zeros stay zeros."""
+        return W if self.stored == W.dtype else W.to(self.stored).to(W.dtype)
 
     def advance(self, units: int, doing: str) -> None:
         """Report `units` more as done; stop here if cancellation was requested."""
@@ -182,7 +188,8 @@ class BlockWork:
         return {module: pruned[module] for module in self.linears}
 
     def input_groups(self, hidden: HiddenStates) -> list[list[str]]:
-        """Module names grouped by the tensor they read, in execution order."""
+        """Module names grouped by the tensor they read, in execution order; experts that the first
+        batch does not reach come last."""
         groups: list[tuple[Tensor, list[str]]] = []
 
         def note(module: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -198,7 +205,10 @@ class BlockWork:
                 hook = linear.layer.register_forward_pre_hook(partial(note, module))
                 stack.callback(hook.remove)
             self.run.forward(first, self.block, [next(iter(hidden))])
-        return [names for _, names in groups]
+        grouped = [names for _, names in groups]
+        seen = {module for names in grouped for module in names}
+        rest = [module for module in self.linears if module not in seen]
+        return [*grouped, rest] if rest else grouped
 
     def prune(self, pruner: str, module: str, W: Tensor, inputs: InputStatistics) -> Tensor:
         """Prune `W`, raising the damping if the Hessian is not positive definite.
@@ -208,7 +218,10 @@ class BlockWork:
         """
         name = self.linears[module].name
         solve = partial(PRUNERS[pruner].prune, W, inputs, self.run.patterns[name])
-        return with_damping(solve, self.run.config.damping, self.warn, name, FAILED)
+        if not inputs.tokens and PRUNERS[pruner].needs:
+            self.warn(f"No calibration token reaches {name}: it is pruned by its weights alone.")
+        damping = self.run.config.damping
+        return self.run.rounded(with_damping(solve, damping, self.warn, name, FAILED))
 
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
@@ -217,7 +230,8 @@ class BlockWork:
         name = self.linears[module].name
         with self.timed(stage):
             steps, pattern = self.run.config.adjust_steps, self.run.patterns[name]
-            return adjust(start, target.dense, target.inputs, pattern, steps, soft)
+            W = adjust(start, target.dense, target.inputs, pattern, steps, soft)
+        return self.run.rounded(W)
 
     def record(
         self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None = None

@@ -73,6 +73,7 @@ def run_sds(
     config: SDSConfig,
     checkpoints: Checkpoints,
     reporter: Reporter,
+    stored: torch.dtype = torch.float32,
 ) -> SDSResult:
     """Prune `model` in place and leave every stage's weights in `checkpoints`.
 
@@ -83,6 +84,7 @@ def run_sds(
         model: dense, on the device to work on.
         calibration: token ids [segments, L], no padding.
         checkpoints: of this run alone; stored blocks are not computed again.
+        stored: dtype the pruned weights are rounded to, that of the base model's files.
 
     Raises:
         ConfigError, ModelError: before any work.
@@ -94,12 +96,12 @@ def run_sds(
     patterns = layer_patterns(all_linears(model), config)
     linears = [linear for linear in all_linears(model) if linear.name in patterns]
     store = SDSStageStore(checkpoints)
-    dtype = _claim_dtype(store, model, calibration, config)
+    dtype = _claim_dtype(store, model, calibration, config, stored)
     fitted, heldout = split(calibration, config.holdout)
     units = sum(each.units for each in _passes(config)) * len(linears)
     units += len(config.stages) * bool(len(heldout))
     new = batches_in(_hidden_state_folder(model, fitted, dtype, config, checkpoints))
-    run = SDSRun(model, fitted, config, dtype, store, reporter, patterns, units, new)
+    run = SDSRun(model, fitted, config, dtype, store, reporter, patterns, units, new, stored)
     warnings = _log(reporter, _calibration_warnings(linears, fitted.numel()))
     for block_pass in _passes(config):
         block_pass(run).walk(run.blocks)
@@ -156,10 +158,13 @@ def _log(reporter: Reporter, texts: list[str]) -> list[str]:
 
 
 def _claim_dtype(
-    store: SDSStageStore, model: PreTrainedModel, calibration: Tensor, config: SDSConfig
-) -> torch.dtype:
+    store: SDSStageStore, model: PreTrainedModel, calibration: Tensor, config: SDSConfig,
+    stored: torch.dtype,
+) -> torch.dtype:  # fmt: skip
     """Bind the checkpoints to this model, text and config; the dtype of the forward passes."""
-    digest = hashlib.sha256(f"{config.model_dump_json()} {weights_hash(model)}".encode())
+    identity = f"{config.model_dump_json()} {weights_hash(model)}"
+    identity += "" if stored == torch.float32 else f" {stored}"
+    digest = hashlib.sha256(identity.encode())
     digest.update(calibration.cpu().contiguous().numpy().data)
     precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
     dtype: torch.dtype = getattr(torch, precision)

@@ -6,16 +6,20 @@ unsupported model, with the reason, while the form is being filled in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from backend.models.facts import LinearShape, ModelFacts, facts_from
+from backend.errors import ModelError
+from backend.models.facts import LinearShape, ModelFacts, TensorHeader, facts_from
 from backend.models.sources import hub, hub_lookup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder
 from backend.models.sources.gguf import read_gguf
-from backend.models.sources.headers import read_config, read_headers
+from backend.models.sources.headers import read_config, read_headers, read_shapes
+from backend.models.sources.quantised import NO_SHAPES, packing_of, unpacked
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
@@ -31,7 +35,8 @@ class CatalogueEntry:
         name: the model spec used in configs.
         note: a caveat; may be empty.
         origin, licence: source of the weights and their licence.
-        ready: False if the model has to be set up first.
+        ready: False if the model has to be set up first, or is refused.
+        refused: why it cannot be used at all; empty where it can.
     """
 
     name: str
@@ -40,6 +45,7 @@ class CatalogueEntry:
     origin: str
     licence: str
     ready: bool
+    refused: str = ""
 
 
 TOY_ENTRY = CatalogueEntry(
@@ -55,9 +61,7 @@ TOY_ENTRY = CatalogueEntry(
 def entries() -> list[CatalogueEntry]:
     """All available models: built-in, folders and files on disk, cached hub models."""
     cached = [
-        CatalogueEntry(
-            hub_id, hub_id, "", f"https://huggingface.co/{hub_id}", "see its model card", True
-        )
+        _examined(hub_id, hub_id, f"https://huggingface.co/{hub_id}", "see its model card")
         for hub_id in hub.cached_ids()
     ]
     return [TOY_ENTRY, _smollm2_entry(), *_disk_entries(), *cached]
@@ -79,7 +83,7 @@ def inspect(spec: str) -> ModelFacts:
         folder = hub.cached(spec)
         if folder:
             return _folder_facts(spec, folder)
-        return facts_from(spec, *hub_lookup.headers_of(spec))
+        return _facts(spec, *hub_lookup.headers_of(spec))
     path = on_disk(spec)
     return _gguf_facts(spec, path) if path.suffix == ".gguf" else _folder_facts(spec, path)
 
@@ -103,8 +107,24 @@ def require_tokenizer(spec: str, vocabulary: int) -> None:
 def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
     check_folder(folder)
     source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
-    config, headers = read_config(folder), read_headers(folder)
-    return facts_from(spec, config, headers, source.title, source.note)
+    headers = read_headers(folder)
+    shapes = read_shapes(folder, headers)
+    return _facts(spec, read_config(folder), headers, source.title, source.note, shapes)
+
+
+def _facts(
+    spec: str,
+    config: dict[str, Any],
+    headers: dict[str, TensorHeader],
+    title: str = "",
+    note: str = "",
+    shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
+) -> ModelFacts:
+    """The facts of a model, packed or not."""
+    if (packing := packing_of(spec, config)) is None:
+        return facts_from(spec, config, headers, title, note)
+    dense = unpacked(spec, packing, config, headers, shapes)
+    return facts_from(spec, config, dense, title, note, str(packing))
 
 
 def _gguf_facts(spec: str, path: Path) -> ModelFacts:
@@ -137,4 +157,33 @@ def _disk_entries() -> Iterator[CatalogueEntry]:
         folders = {path.parent for path in configs if any(path.parent.glob("*.safetensors"))}
         files = [path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf")]
         for path in sorted(folders) + sorted(files):
-            yield CatalogueEntry(str(path), path.name, "", str(path.parent), "see the files", True)
+            yield _examined(str(path), path.name, str(path.parent), "see the files")
+
+
+def _examined(spec: str, title: str, origin: str, licence: str) -> CatalogueEntry:
+    """An entry of a model on this machine, with the reason if nothing can use it. A GGUF file that
+    has not been converted is examined when it is chosen: parsing it takes a process."""
+    path = hub.cached(spec) if is_hub_id(spec) else Path(spec)
+    pending = spec.endswith(".gguf") and prepared(gguf_name(Path(spec))) is None
+    refused = "" if pending or path is None else _refusal(spec, _stamp(path))
+    return CatalogueEntry(spec, title, "", origin, licence, not refused, refused)
+
+
+@lru_cache(maxsize=256)
+def _refusal(spec: str, stamp: tuple[object, ...]) -> str:
+    """Why a model cannot be used; "" if it can. `stamp`: of its files, as they are now."""
+    try:
+        inspect(spec)
+    except ModelError as error:
+        return error.why
+    return ""
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    """What changes when a model's files do."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(file, file.stat()) for file in files]
+    except OSError as error:  # a link to nothing, or removed meanwhile
+        return (str(error),)
+    return tuple((file.name, state.st_size, state.st_mtime_ns) for file, state in states)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memory
 MAX_HEADER = 8 * 2**20  # bytes of a safetensors header: tens of thousands of tensors
+SHAPE = TensorHeader((2,), "I64")  # of a tensor that holds the shape of a packed one
 FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # no path, so none out of the folder
 
 
@@ -116,6 +118,24 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         except (OSError, SafetensorError) as error:
             raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
     return headers
+
+
+def read_shapes(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, tuple[int, ...]]:
+    """Layer -> [out, in], of the layers whose file says so beside their packed codes.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    ending, shapes = ".weight_shape", dict[str, tuple[int, ...]]()
+    pairs = {n for n, h in headers.items() if n.endswith(ending) and h == SHAPE}
+    for path in weight_files(folder) if pairs else ():
+        try:
+            with safe_open(path, framework="np") as file:
+                for name in pairs.intersection(file.keys()):
+                    shapes[name.removesuffix(ending)] = (*map(int, file.get_tensor(name)),)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
+    return shapes
 
 
 def _header_bytes(folder: Path, path: Path, most: int) -> int:

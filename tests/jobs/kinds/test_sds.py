@@ -13,6 +13,7 @@ import pytest
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
+from backend.models.sources.headers import read_headers
 from backend.queue.folders import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.states import State
@@ -83,6 +84,8 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     value, zero_share = plain_perplexity(job.run)
     assert value == pytest.approx(ppl[kept], rel=1e-4)
     assert zero_share == 0.5
+    saved = read_headers(run_folder(job.run) / "model").values()
+    assert {header.dtype for header in saved} == {"F16"}  # as the base is stored
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
 
 
@@ -195,7 +198,7 @@ def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.Monk
     )]  # fmt: skip
     states = 2 * 4 * 8 * 64 * facts.hidden
     assert sizes == [
-        sizes[0], sizes[0] - 4 * pruned, sizes[0] + 2 * pruned, sizes[0] - 12 * pruned,
+        sizes[0], sizes[0] - 2 * pruned, sizes[0], sizes[0] - 8 * pruned,
         sizes[0] + states,
     ]  # fmt: skip
     monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
@@ -209,7 +212,7 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
     wait(job.id, when=lambda: any(work_folder(job.run).glob("second-0002")))
     stored = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
     facts = inspect("toy")
-    expected = disk_space(SDSJob.model_validate(SMALL), facts).bytes - 4 * facts.parameters
+    expected = disk_space(SDSJob.model_validate(SMALL), facts).bytes - 2 * facts.parameters
     assert stored == pytest.approx(expected, rel=0.05)
 
 

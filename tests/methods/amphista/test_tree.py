@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
-    Gemma2Config,
-    GraniteConfig,
     MambaConfig,
     MistralConfig,
     Phi3Config,
@@ -34,7 +32,7 @@ from backend.methods.amphista.tree import (
     walk,
     walked_lengths,
 )
-from backend.models.kv_cache import window_of
+from backend.models.kv_cache import sliding_window
 from tests.methods.amphista.toys import ARCHITECTURES, MORE, SIZES, base, built, random_ids
 
 paths = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), max_size=12)
@@ -212,8 +210,6 @@ def test_a_base_that_ignores_the_mask_is_refused(
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        (Gemma2Config(**SIZES, **MORE, num_key_value_heads=2, head_dim=8), "softcapping"),
-        (GraniteConfig(**SIZES, **MORE, num_key_value_heads=2, logits_scaling=8.0), "scaling"),
         (BloomConfig(vocab_size=128, hidden_size=32, n_layer=3, n_head=4), "position ids"),
         (MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3), "cache layer"),
     ],
@@ -235,10 +231,12 @@ def test_a_fingerprint_knows_the_weights_and_not_the_precision() -> None:
     assert fingerprint(model.to(torch.bfloat16)) == before != fingerprint(other)
 
 
-def test_a_window_limits_the_context() -> None:
+def test_a_window_is_not_the_context() -> None:
     config = MistralConfig(**SIZES, **MORE, num_key_value_heads=2, sliding_window=32)
-    assert window_of(built(config)) == 32
-    assert TargetModel(built(config)).context == 32
+    target = TargetModel(built(config))
+    assert target.window == sliding_window(target.model) == 32
+    assert target.context == config.max_position_embeddings
+    assert target.limit == f"the context holds {target.context}"
 
 
 def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
@@ -250,7 +248,7 @@ def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
     lengths = {"max_position_embeddings": 96, "original_max_position_embeddings": 48}
     more = {**SIZES, **MORE, **lengths, "num_key_value_heads": 2}
     target = TargetModel(built(Phi3Config(**more, rope_parameters=rope)))
-    assert target.context == 48
+    assert target.context == 48 and "change after 48 (longrope)" in target.limit
     verify, tokens = target.verifier(target.new_cache(60)), random_ids(target, 60)
     with torch.inference_mode():
         target.hidden(tokens[None, :47], verify.cache)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    FalconConfig,
+    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
+    MistralConfig,
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -40,13 +46,25 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
         vocab_size=128, n_embd=32, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2
     ),
     "opt": OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=512),
+    "windows": MistralConfig(**SIZES, **MORE, num_key_value_heads=2, sliding_window=12),
+    "capped, some windows": Gemma2Config(
+        **SIZES,
+        **MORE,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=12,
+        final_logit_softcapping=3.0,
+    ),
+    "divided": GraniteConfig(**SIZES, **MORE, num_key_value_heads=2, logits_scaling=8.0),
+    "scaled": CohereConfig(**SIZES, **MORE, num_key_value_heads=2, logit_scale=0.25),
+    "tuples": FalconConfig(**SIZES, max_position_embeddings=512, bos_token_id=1, eos_token_id=2),
 }
 
 
 def built(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model of random weights, larger than usual so that its choices are clear."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(deepcopy(config)).eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             parameter.data.mul_(4 if "emb" in name or "wte" in name else 2)

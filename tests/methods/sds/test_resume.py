@@ -196,7 +196,7 @@ def stubborn(monkeypatch: pytest.MonkeyPatch):
                 raise NotPositiveDefiniteError
             return magnitude(W, inputs, pattern, damping)
 
-        stub = Pruner(prune, StatisticsLevel.NOTHING, keeps_weights=True)
+        stub = Pruner(prune, StatisticsLevel.NOTHING)
         monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
 
     return make

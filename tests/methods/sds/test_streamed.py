@@ -178,7 +178,7 @@ def test_memory_that_does_not_last_is_told_with_its_step(
     def prune(*_: object) -> Tensor:
         raise error
 
-    stub = Pruner(prune, StatisticsLevel.NOTHING, keeps_weights=True)
+    stub = Pruner(prune, StatisticsLevel.NOTHING)
     monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
     chosen = config(base="magnitude")
     with pytest.raises(ComputeError if told else type(error)) as caught:

@@ -103,8 +103,6 @@ def refusal(spec) -> ModelError:
         ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
         ({"architectures": ["T5ForConditionalGeneration"]}, "not a causal language model"),
         ({"architectures": None}, "not a causal language model"),
-        ({"num_local_experts": 8}, "mixture of experts"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "already quantised (gptq)"),
         ({"num_hidden_layers": 4}, "specifies 4 blocks"),
         ({"vocab_size": "many"}, "no vocab_size"),
     ],
@@ -114,12 +112,26 @@ def test_a_config_nothing_here_can_treat(folder, changes, reason):
     assert reason in refusal(folder).why
 
 
+def test_a_refused_model_is_not_ready(folder):
+    known = {entry.name: entry for entry in entries()}
+    assert known[str(folder)].ready and not known[str(folder)].refused
+    configure(folder, num_hidden_layers=4)
+    entry = next(entry for entry in entries() if entry.name == str(folder))
+    assert not entry.ready and "specifies 4 blocks" in entry.refused
+
+
+def test_experts_of_an_unknown_kind_are_counted_and_not_compressed(folder):
+    configure(folder, num_local_experts=8)
+    facts = inspect(str(folder))
+    with pytest.raises(ModelError, match="mixture of experts of a kind") as caught:
+        facts.require_compressible()
+    assert caught.value.field == "model"
+    facts.require_decodable()
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "reason"),
     [
-        ("model.layers.0.mlp.experts.gate_up_proj", (4, 8, 8), "float32", "experts"),
-        ("model.layers.0.mlp.experts.0.w1.weight", (8, 8), "float32", "experts"),
-        ("model.layers.0.conv.weight", (8, 1, 4), "float32", "shape"),
         ("model.layers.0.extra.weight", (8, 8), "int8", "I8"),
     ],
 )

@@ -9,12 +9,12 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import RateLimitError, SlimscopeError
-from backend.models.sources import catalogue
 from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import submit, sweep
+from jobs.fields.base_model import resolve_model
 from jobs.kind import Estimate, JobConfig, Kind
 from ui.format import duration, href, runs, short_count, size
 from ui.frame import current_user
@@ -72,8 +72,8 @@ def models_of(configs: Sequence[JobConfig]) -> dict[str, Markup]:
 def _described(spec: str) -> tuple[str, str]:
     """A model's title and size, and the note of the catalogue."""
     try:
-        facts = catalogue.inspect(spec)
-    except SlimscopeError:  # a run; its kind knows where its model is
+        facts = resolve_model(spec, reads=False).facts
+    except SlimscopeError:  # the kind says why
         return spec, ""
     shape = f"{short_count(facts.parameters)} parameters, {facts.blocks} blocks"
     return f"{facts.title}: {shape}", facts.note

@@ -144,7 +144,7 @@ def _refuse_unfit(target: TargetModel, prompt: Sequence[int], limit: int) -> Non
     if limit < 1 or len(prompt) + limit > target.context:
         raise ConfigError(
             f"{limit} new tokens do not fit into the context.",
-            f"The prompt has {len(prompt)} tokens; the context holds {target.context}.",
+            f"The prompt has {len(prompt)} tokens; {target.limit}.",
             "Generate fewer tokens, or shorten the prompt.",
             "max_new_tokens",
         )

@@ -16,9 +16,12 @@ from transformers import AutoModel, PreTrainedModel
 
 from backend.errors import ModelError
 from backend.methods.amphista.target_model import packed_weights
-from backend.models.attention import use_grouped
+from backend.models.attention import NAME, USUAL, use_grouped
 from backend.models.blocks import decoder_blocks
+from backend.models.families.experts import ExpertList, split_experts
 from backend.models.kv_cache import PreallocatedCache, cache_name
+
+FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # layers before are dense
 
 
 class ClonedLayer(nn.Module):
@@ -34,8 +37,10 @@ class ClonedLayer(nn.Module):
         super().__init__()
         try:
             shell = _shell(model, block, dtype)
-            self.block = decoder_blocks(shell)[0]
             own = decoder_blocks(model)[block]
+            if any(isinstance(module, ExpertList) for module in own.modules()):
+                split_experts(shell)
+            self.block = decoder_blocks(shell)[0]
             self.block.load_state_dict(own.state_dict() | packed_weights(own))
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise ModelError(
@@ -60,9 +65,13 @@ def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrained
     """A model of the same class with only layer `block`; everything outside it is the identity."""
     config: Any = deepcopy(model.config.get_text_config())
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 8, None
+    for key in FIRST_EXPERTS:  # the only layer of the shell has experts if this one has
+        if getattr(config, key, block + 1) <= block:
+            setattr(config, key, 0)
     if types := getattr(config, "layer_types", None):
         config.layer_types = [types[block]]
-    shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    kernel = model.config._attn_implementation.replace(NAME, USUAL)
+    shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation=kernel)
     for parameter in shell.parameters():
         parameter.data.zero_()  # position embeddings: the inputs of the layer already contain them
     name, _ = final_norm(model)

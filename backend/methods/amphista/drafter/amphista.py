@@ -138,12 +138,12 @@ class AmphistaDrafter(Drafter):
         normed: Tensor = self.norm(slots * scale)
         return normed
 
-    def logits(self, slots: Tensor) -> Tensor:
-        """[..., d] -> [..., v] over the draft vocabulary."""
+    def head(self, slots: Tensor) -> Tensor:
+        """W [..., d] (+ b), from packed rows where there are some."""
         if self.reader is None:
-            return super().logits(slots)
-        logits: Tensor = self.reader(slots.to(self.read_out.dtype))
-        return logits
+            return super().head(slots)
+        raw: Tensor = self.reader(slots)
+        return raw
 
     @torch.no_grad()
     def initialize(self, target: TargetModel, sequences: Sequence[Tensor], fitted: bool) -> float:

@@ -34,6 +34,7 @@ class Drafter(nn.Module, ABC):
 
     Attributes:
         read_out: [v, d], in the dtype of the target model.
+        transform: what the target model does with its logits.
     """
 
     vocabulary: Tensor
@@ -50,6 +51,7 @@ class Drafter(nn.Module, ABC):
         self.register_buffer("vocabulary", vocabulary.long().to(target.device))
         rows, bias = self.vocabulary, target.head.bias
         self.read_out = target.head.weight.detach()[rows]
+        self.transform = target.transform
         self.read_bias = None if bias is None else bias.detach()[rows]
 
     @abstractmethod
@@ -73,7 +75,11 @@ class Drafter(nn.Module, ABC):
 
     def logits(self, slots: Tensor) -> Tensor:
         """[..., d] -> [..., v] over the draft vocabulary."""
-        return linear(slots.to(self.read_out.dtype), self.read_out, self.read_bias)
+        return self.transform(self.head(slots.to(self.read_out.dtype)))
+
+    def head(self, slots: Tensor) -> Tensor:
+        """W [..., d] (+ b), before the logits are scaled and capped."""
+        return linear(slots, self.read_out, self.read_bias)
 
     def initialize(self, target: TargetModel, sequences: Sequence[Tensor], fitted: bool) -> float:
         """Set what an untrained drafter can know from `sequences` (token ids [L] each).

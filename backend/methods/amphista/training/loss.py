@@ -7,6 +7,9 @@ the head's distribution over it,
     L = 1/n  sum_i sum_k  discount^(k-1)  [ |t| log sum exp(l) - t.l ],      l = W z_{i,k}
     dL/dl = discount^(k-1) / n  ( |t| q - t ),      dL/dz = W^T dL/dl
 
+A target model that scales or caps its logits (`families.logits`) has l = t(W z), and dL/dz =
+W^T (t'(W z) dL/dl).
+
 A head whose target is beyond the end of its sequence contributes 0 but counts in n. |t| is the sum
 of t: tokens outside the draft vocabulary carry no loss. Anchors are processed in chunks; the
 teacher's logits are computed from the cached hidden states, one row per position.
@@ -70,6 +73,7 @@ def loss_and_gradient(
         losses = mass * denominator - (target * logits).sum(-1, keepdim=True)
         total += (losses * scale).sum().item()
         error = (logits - denominator).exp_().mul_(mass).sub_(target).mul_(scale)
+        error.mul_(drafter.transform.slope(logits))
         gradient[chunk] = error.to(drafter.read_out.dtype) @ drafter.read_out
     return total, gradient
 

@@ -10,7 +10,7 @@ from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners.registry import pruner
 
 
-@pruner("magnitude", needs=StatisticsLevel.NOTHING, keeps_weights=True)
+@pruner("magnitude", needs=StatisticsLevel.NOTHING)
 def magnitude(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Keep the largest weights of each group (n:m) or of the whole layer (percentage)."""
     scores = W.abs()

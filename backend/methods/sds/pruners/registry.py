@@ -17,35 +17,24 @@ Prune = Callable[[Tensor, InputStatistics, Pattern, float], Tensor]
 
 @dataclass(frozen=True)
 class Pruner:
-    """A pruner and the statistics it needs of a layer's inputs.
-
-    Attributes:
-        keeps_weights: whether the weights that stay keep their values.
-    """
+    """A pruner and the statistics it needs of a layer's inputs."""
 
     prune: Prune
     needs: StatisticsLevel
-    keeps_weights: bool
 
 
 PRUNERS: Registry[Pruner] = Registry(DECLARED_PRUNERS)
 
 
-def pruner(
-    name: str, needs: StatisticsLevel, keeps_weights: bool = False
-) -> Callable[[Prune], Prune]:
+def pruner(name: str, needs: StatisticsLevel) -> Callable[[Prune], Prune]:
     """Register a pruner: `prune(W, inputs, pattern, damping)` -> pruned copy of W [out, in].
 
     `W` is float32 and must not be changed; `damping` is a share of the mean input energy. Raise
     `NotPositiveDefiniteError` when more damping would help.
-
-    Args:
-        keeps_weights: the weights that stay keep their values, so a pruned 16-bit model still fits
-            into 16 bits.
     """
 
     def register(prune: Prune) -> Prune:
-        PRUNERS.register(name, Pruner(prune, needs, keeps_weights))
+        PRUNERS.register(name, Pruner(prune, needs))
         return prune
 
     return register

@@ -13,7 +13,7 @@ from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners.registry import pruner
 
 
-@pruner("wanda", needs=StatisticsLevel.ENERGY, keeps_weights=True)
+@pruner("wanda", needs=StatisticsLevel.ENERGY)
 def wanda(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Keep the weights with the highest score in their row or group; weights are not updated."""
     return masked(W, keep_mask(W.abs() * inputs.energy.sqrt(), pattern))

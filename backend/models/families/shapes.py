@@ -1,0 +1,53 @@
+"""Matrices of a model: their shapes, and where a checkpoint keeps them. Does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """Shape of one stored tensor, and its dtype as safetensors spells it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """Where a checkpoint keeps a matrix [out, in].
+
+    Attributes:
+        names: of the tensors, stacked along `out`.
+        expert: index into the first dimension of a three-dimensional tensor; None: a matrix.
+        transposed: whether it is stored as [in, out].
+    """
+
+    names: tuple[str, ...]
+    expert: int | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """A weight matrix: `name` as in `model.named_modules()`, [rows = out, columns = in].
+
+    Attributes:
+        stored: where the checkpoint keeps it; two checkpoints of one model may differ in that.
+    """
+
+    name: str
+    block: int
+    module: str
+    rows: int
+    columns: int
+    stored: StoredMatrix = field(default=StoredMatrix(()), compare=False, repr=False)
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns

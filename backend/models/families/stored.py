@@ -1,0 +1,115 @@
+"""From the tensor names of a checkpoint to the matrices of the loaded model. Does not import torch.
+
+Most names are the same in both. A mixture of experts is stored in one of three ways and loaded as
+one tensor for all experts of a block; here every expert has its own matrices, as in `experts`:
+
+    ...experts.3.w1, w3 | gate_proj, up_proj  [out, in]   ->  ...experts.3.gate_up_proj  [2 out, in]
+    ...experts.gate_up_proj  [experts, 2 out, in]         ->  ...experts.0.gate_up_proj, ...
+    ...input_linear          [experts, 2 out, in]         ->  ...experts.0.gate_up_proj, ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from backend.models.families.shapes import LinearShape, StoredMatrix, TensorHeader
+
+IN_OUT = ("gpt2", "openai-gpt")  # families that store weights as [in, out]
+IN_OUT_EXPERTS = ("gpt_oss", "llama4_text")  # and the experts of these
+IN_BLOCK = re.compile(r"(?:.*?\.)?(?:layers|layer|h|blocks|block)\.(\d+)\.(.+)")
+BASE_PREFIX = {"h.": "transformer.", "decoder.": "model.", "layers.": "model."}
+EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
+EXPERTS = re.compile(r"(.+\.experts)\.(gate_up_proj|up_proj|down_proj)")
+PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # as Mixtral names them
+RENAMED = {  # family -> names in a checkpoint, and in the loaded model
+    **{family: {".block_sparse_moe.": ".mlp."} for family in ("mixtral", "phimoe", "minimax")},
+    **{
+        family: {
+            ".block_sparse_moe.input_linear.weight": ".block_sparse_moe.experts.gate_up_proj",
+            ".block_sparse_moe.output_linear.weight": ".block_sparse_moe.experts.down_proj",
+        }
+        for family in ("granitemoe", "granitemoeshared", "granitemoehybrid")
+    },
+}
+OTHER = re.compile(  # modules of a block that are neither attention nor MLP
+    r"(?:.*\.)?(?:gate|\w*router|shared_expert_gate|altup|laurel|per_layer_\w+|linear_attn|mamba"
+    r"|mamba_decoder|mixer|conv|conv_?1d|rg_lru|linear_[xy]|linear_out|indexer|\w*adapter\w*"
+    r"|\w*bias_table|embed\w*|wpe|wte)(?:\..*)?"
+)
+
+
+def full_name(name: str) -> str:
+    """The name in the loaded model: checkpoints of the base model lack its prefix."""
+    return next((p + name for start, p in BASE_PREFIX.items() if name.startswith(start)), name)
+
+
+def compressed(module: str) -> bool:
+    """Whether a matrix of a block is compressed: attention and MLP are, routers, state-space
+    layers, convolutions and the like stay dense. `module`: its name inside the block."""
+    return OTHER.fullmatch(module) is None
+
+
+def block_matrices(family: str, tensors: Mapping[str, TensorHeader]) -> tuple[LinearShape, ...]:
+    """All matrices inside blocks, in block order, with their names in the loaded model."""
+    found: dict[str, LinearShape] = {}
+    for name in tensors:
+        for linear in _matrices(family, name, tensors):
+            found[linear.name] = linear
+    return tuple(sorted(found.values(), key=lambda linear: (linear.block, linear.module)))
+
+
+def loaded_name(family: str, name: str) -> str:
+    """The name in the loaded model of a tensor in a checkpoint."""
+    full = full_name(name)
+    for stored, loaded in RENAMED.get(family, {}).items():
+        full = full.replace(stored, loaded)
+    return full
+
+
+def _matrices(family: str, name: str, tensors: Mapping[str, TensorHeader]) -> Iterator[LinearShape]:
+    """The matrices of the loaded model that begin in the tensor `name`."""
+    shape, full = tensors[name].shape, loaded_name(family, name)
+    if not tensors[name].elements:
+        return
+    if len(shape) == 3 and EXPERTS.fullmatch(full):
+        experts, part = full.rsplit(".", 1)
+        transposed = family in IN_OUT_EXPERTS
+        for expert in range(shape[0]):
+            at = StoredMatrix((name,), expert, transposed)
+            yield from _linear(f"{experts}.{expert}.{part}", shape[1:], at)
+    elif len(shape) == 2 and (one := EXPERT.fullmatch(full)):
+        yield from _expert_part(one[1], one[2], PARTS.get(one[3], one[3]), name, tensors)
+    elif len(shape) == 2 and full.endswith(".weight"):
+        at = StoredMatrix((name,), None, family in IN_OUT)
+        yield from _linear(full.removesuffix(".weight"), shape, at)
+
+
+def _expert_part(
+    experts: str, number: str, part: str, name: str, tensors: Mapping[str, TensorHeader]
+) -> Iterator[LinearShape]:
+    """Gate and up projection are one matrix of the loaded model, the gate first."""
+    shape, names = tensors[name].shape, [name]
+    if part == "up_proj":
+        gate = _sibling(name, {"w3": "w1", "up_proj": "gate_proj"})
+        if gate in tensors:
+            return  # part of the matrix that begins with the gate
+    if part == "gate_proj":
+        up = _sibling(name, {"w1": "w3", "gate_proj": "up_proj"})
+        part, names = "gate_up_proj", [name, up]
+        if up not in tensors or tensors[up].shape != shape:
+            return
+        shape = (2 * shape[0], shape[1])
+    yield from _linear(f"{experts}.{number}.{part}", shape, StoredMatrix((*names,)))
+
+
+def _sibling(name: str, other: Mapping[str, str]) -> str:
+    stem, part, end = name.rsplit(".", 2)
+    return f"{stem}.{other.get(part, part)}.{end}"
+
+
+def _linear(full: str, shape: tuple[int, ...], at: StoredMatrix) -> Iterator[LinearShape]:
+    match = IN_BLOCK.fullmatch(full)
+    rows, columns = shape[::-1] if at.transposed else shape
+    if match and rows and columns:
+        yield LinearShape(full, int(match[1]), match[2], rows, columns, at)

@@ -1,0 +1,121 @@
+"""Which methods can work on a model, and why the others cannot. Does not import torch.
+
+Decided by the config, before anything is queued. `benchmarks/families.py` runs every method on
+tiny models of all these families and writes docs/models.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backend.errors import ModelError
+
+EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+MIXTURES = (  # families whose experts can be compressed one by one
+    "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "olmoe", "phimoe",
+    "granitemoe", "granitemoeshared", "granitemoehybrid", "deepseek_v2", "deepseek_v3", "gpt_oss",
+    "jamba", "minimax", "glm4_moe", "ernie4_5_moe", "dots1", "lfm2_moe", "flex_olmo",
+    "hunyuan_v1_moe",
+)  # fmt: skip
+SEQUENTIAL = "Its hidden states are changed between its blocks"
+NOT_BY_BLOCK = {
+    "rwkv": f"{SEQUENTIAL}, and its weights are divided while it runs.",
+    "zamba": "Its blocks share one set of weights.",
+    "zamba2": "Its blocks share one set of weights.",
+}
+STATE = "Some of its layers cache one state for all tokens, so a tree of drafts cannot be cut."
+ALIBI = "Its positions are distances between cached tokens (ALiBi), and a tree has other distances."
+NO_TREES = {
+    **dict.fromkeys(
+        ("rwkv", "mamba", "mamba2", "falcon_mamba", "jamba", "falcon_h1", "zamba", "zamba2",
+         "nemotron_h", "bamba", "recurrent_gemma", "minimax", "lfm2", "lfm2_moe",
+         "granitemoehybrid", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "kimi_linear"),
+        STATE,
+    ),
+    **dict.fromkeys(("bloom", "mpt"), ALIBI),
+    "openai-gpt": "It has no cache of keys and values.",
+    "bert": "A further layer lies between its last block and its head.",
+    "gpt_neo": "Its local attention counts cached tokens, not positions.",
+}  # fmt: skip
+NOT_CLONED = {"gemma3n_text": "Its layers read several versions of the hidden states at once."}
+PACKED = "Its weights are packed, and all are unpacked at once."
+EXPERTS = "Its experts are stored as other tensors than they are loaded."
+ATTENTION = ("full_attention", "sliding_attention")  # layer types with keys of every token
+
+
+@dataclass(frozen=True)
+class ModelSupport:
+    """Why a model cannot be used in some way; "" where it can.
+
+    Attributes:
+        compress: by SDS and DL-QAT.
+        decode: by the decoding loop, which verifies trees, and so by a drafter.
+        clone: its layers, as the adaptation layers of a drafter.
+        stream: block by block from its files.
+        mixture: whether it has experts.
+    """
+
+    compress: str = ""
+    decode: str = ""
+    clone: str = ""
+    stream: str = ""
+    mixture: bool = False
+
+
+def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) -> ModelSupport:
+    """What can be done with a model.
+
+    Args:
+        config: of the language model.
+        linears: number of its compressed matrices.
+        packed: whether its weights are packed codes.
+    """
+    family, mixture = str(config.get("model_type", "")), is_mixture(config)
+    return ModelSupport(
+        compress=_compress(family, mixture, linears),
+        decode=_decode(family, config),
+        clone=NOT_CLONED.get(family, "") or _clone(config),
+        stream=PACKED if packed else EXPERTS if mixture else "",
+        mixture=mixture,
+    )
+
+
+def is_mixture(config: Mapping[str, Any]) -> bool:
+    """Whether the model has experts."""
+    return any(
+        isinstance(config.get(key), int) and config[key] > 1 for key in EXPERT_KEYS
+    ) or isinstance(config.get("ffn_config"), Mapping)
+
+
+def _compress(family: str, mixture: bool, linears: int) -> str:
+    if family in NOT_BY_BLOCK:
+        return NOT_BY_BLOCK[family]
+    if mixture and family not in MIXTURES:
+        return f"It is a mixture of experts of a kind ({family}) that is not supported."
+    return "" if linears else "It has no attention and no MLP layers."
+
+
+def _decode(family: str, config: Mapping[str, Any]) -> str:
+    if family in NO_TREES:
+        return NO_TREES[family]
+    if config.get("alibi") is True:
+        return ALIBI
+    types = config.get("layer_types")
+    other = [t for t in types if t not in ATTENTION] if isinstance(types, list) else []
+    if other:
+        return f"It has layers of the type {str(other[0])[:40]}, which do not cache every token."
+    return ""
+
+
+def _clone(config: Mapping[str, Any]) -> str:
+    hidden, outer = config.get("hidden_size"), config.get("word_embed_proj_dim")
+    if outer is not None and outer != hidden:
+        return f"Its blocks are {hidden} wide, its embedding and head {outer}."
+    return ""
+
+
+def unsupported(title: str, why: str, cannot: str, do: str, field: str = "model") -> ModelError:
+    """The error for a model that a method cannot work on; `cannot`: "cannot be compressed"."""
+    return ModelError(f"{title} {cannot}.", why, do, field=field)

@@ -1,0 +1,148 @@
+"""Packed weights of others and ours, as the headers of the dense weights they stand for. Does not
+import torch.
+
+    GPTQ                 qweight [in n / 32, out], qzeros, scales, g_idx
+    AWQ (gemm)           qweight [in, out n / 32], qzeros, scales
+    compressed-tensors   weight_packed [out, ceil(in n / 32)], weight_scale, weight_shape, ...
+
+`backend.export.reading` unpacks them; everything else is refused here, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from backend.models.families.shapes import TensorHeader
+from backend.models.families.sizes import refused
+from backend.models.families.stored import IN_OUT
+
+WORD = 32  # bits
+PARTS = {  # method -> what a packed layer has instead of a weight, the codes first
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "awq": ("qweight", "qzeros", "scales"),
+    "compressed-tensors": (
+        "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+    ),
+}  # fmt: skip
+SCALES = {"gptq": "scales", "awq": "scales", "compressed-tensors": "weight_scale"}
+NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+DO = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the weights of a model are packed.
+
+    Attributes:
+        method: gptq, awq or compressed-tensors.
+        version: the GPTQ format: gptq stores z - 1, gptq_v2 z.
+        group_size: 0 for one group per row.
+    """
+
+    method: str
+    bits: int
+    group_size: int
+    symmetric: bool
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.bits} bits"
+
+
+def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
+    """How a model with this config.json is packed; None if it is not.
+
+    Raises:
+        ModelError: in a way that cannot be read.
+    """
+    settings = config.get("quantization_config")
+    if not settings:
+        return None
+    if not isinstance(settings, Mapping):
+        raise refused(spec, "Its quantization_config is not a JSON object.", DO)
+    method = str(settings.get("quant_method", "some method"))[:80]
+    if method not in PARTS:
+        raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", DO)
+    try:
+        found = _compressed(settings) if method == "compressed-tensors" else _gptq(settings, method)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"Its quantization_config ({method}) cannot be read: {error!r}."
+        raise refused(spec, why, DO) from error
+    if not 2 <= found.bits <= 8 or found.group_size < 0:
+        raise refused(spec, f"It is packed as {found}, which is not supported.", DO)
+    return found
+
+
+def _gptq(settings: Mapping[str, Any], method: str) -> Packing:
+    bits = int(settings["bits"] if "bits" in settings else settings["w_bit"])
+    size = int(settings["group_size"] if "group_size" in settings else settings["q_group_size"])
+    if method == "awq" and str(settings.get("version", "gemm")).lower() != "gemm":
+        raise ValueError(f"version {settings['version']}")
+    version = str(settings.get("checkpoint_format", "gptq")) if method == "gptq" else ""
+    if version not in ("", "gptq", "gptq_v2"):
+        raise ValueError(f"checkpoint_format {version}")
+    return Packing(method, bits, 0 if size == -1 else size, bool(settings.get("sym")), version)
+
+
+def _compressed(settings: Mapping[str, Any]) -> Packing:
+    groups = [*settings["config_groups"].values()]
+    weights = groups[0]["weights"]
+    formats = {settings.get("format"), *(group.get("format") for group in groups)} - {None}
+    if len(groups) > 1 or formats != {"pack-quantized"} or weights.get("type", "int") != "int":
+        raise ValueError(f"format {sorted(map(str, formats))}, {len(groups)} groups")
+    size = int(weights.get("group_size") or 0)
+    return Packing(
+        "compressed-tensors", int(weights["num_bits"]), max(size, 0), bool(weights["symmetric"])
+    )
+
+
+def unpacked(
+    spec: str,
+    packing: Packing,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorHeader],
+    shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
+) -> dict[str, TensorHeader]:
+    """The headers of the dense model: one weight for each packed layer.
+
+    Args:
+        shapes: layer -> [out, in], where its file says so: the last word of a row may be padded.
+
+    Raises:
+        ModelError: the tensors of a layer do not fit together, or there is no packed layer.
+    """
+    parts, found = PARTS[packing.method], dict[str, TensorHeader]()
+    transposed = str(config.get("model_type", "")) in IN_OUT
+    for name, header in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part not in parts:
+            found[name] = header
+        elif part == parts[0]:
+            shape = _dense_shape(spec, layer, packing, tensors)
+            given = shapes.get(layer, ())
+            if len(given) == 2 and given[0] == shape[0] and 0 < given[1] <= shape[1]:
+                shape = (given[0], given[1])
+            dtype = tensors[f"{layer}.{SCALES[packing.method]}"].dtype
+            found[f"{layer}.weight"] = TensorHeader(shape[::-1] if transposed else shape, dtype)
+    if len(found) == len(tensors):
+        raise refused(spec, f"Its config says {packing}, but no layer is packed so.", DO)
+    return found
+
+
+def _dense_shape(
+    spec: str, layer: str, packing: Packing, tensors: Mapping[str, TensorHeader]
+) -> tuple[int, int]:
+    """[out, in] of a packed layer."""
+    codes = tensors[f"{layer}.{PARTS[packing.method][0]}"].shape
+    scales = tensors.get(f"{layer}.{SCALES[packing.method]}")
+    if len(codes) != 2 or scales is None or len(scales.shape) != 2:
+        raise refused(spec, f"The packed tensors of {layer} do not fit together.", DO)
+    if packing.method == "gptq":
+        return codes[1], codes[0] * WORD // packing.bits
+    if packing.method == "awq":
+        return codes[1] * WORD // packing.bits, codes[0]
+    inputs = scales.shape[1] * packing.group_size or codes[1] * WORD // packing.bits
+    return codes[0], inputs

@@ -1,0 +1,108 @@
+"""Packed models are described as the dense ones they stand for, and loaded so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from backend.errors import ModelError
+from backend.export.layouts import Layout
+from backend.export.reading import DequantisedLinears, load_dequantised
+from backend.export.writing import export
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.facts import TensorHeader
+from backend.models.loading import load
+from backend.models.sources.catalogue import inspect
+from backend.models.sources.quantised import packing_of, unpacked
+from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.range_search import search_range
+from backend.settings import settings
+
+LAYOUTS = [
+    Layout("compressed-tensors", 3, 32, True),
+    Layout("compressed-tensors", 4, 0, True),
+    Layout("gptq", 4, 32, True),
+    Layout("gptq_v2", 4, 32, False),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path))
+    settings.cache_clear()
+    return tmp_path / "models" / "packed"
+
+
+def packed_toy(folder: Path, layout: Layout) -> dict[str, QuantizedWeight]:
+    toy, layers = load("toy"), dict[str, QuantizedWeight]()
+    for block in range(len(decoder_blocks(toy.model))):
+        for linear in block_linears(toy.model, block).values():
+            W = linear.read()
+            grid = search_range(W, layout.bits, layout.group_size, layout.symmetric, "minmax")
+            grid = QuantGrid(grid.bits, grid.scale.half().float(), grid.zero)
+            layers[linear.name] = QuantizedWeight(grid, grid.codes(W).byte())
+    folder.mkdir(parents=True)
+    export(toy.model, toy.tokenizer, layers, layout, torch.float16, folder, "")
+    return layers
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_packed_model_is_known_and_unpacked_exactly(folder: Path, layout: Layout) -> None:
+    layers = packed_toy(folder, layout)
+    facts, toy = inspect(str(folder)), inspect("toy")
+    assert facts.linears == toy.linears and facts.parameters == toy.parameters
+    assert facts.quantised == f"{layout.format.removesuffix('_v2')}, {layout.bits} bits"
+    model = load_dequantised(folder, torch.float32)
+    reader = DequantisedLinears(folder, facts.matrices)
+    read = {x.name: W for block in range(facts.blocks) for x, W in reader.block(block)}
+    for name, layer in layers.items():
+        assert torch.equal(model.get_parameter(f"{name}.weight"), layer.dense())
+        assert torch.equal(read[name], layer.dense())
+
+
+def test_a_row_that_ends_inside_a_word_has_the_inputs_its_file_says() -> None:
+    packing = packing_of("x", {"quantization_config": quantization("channel", None)})
+    assert packing is not None
+    headers = {
+        "h.0.a.weight_packed": TensorHeader((8, 22), "I32"),  # 172 inputs of 4 bits, padded
+        "h.0.a.weight_scale": TensorHeader((8, 1), "F16"),
+        "h.0.a.weight_shape": TensorHeader((2,), "I64"),
+    }
+    assert unpacked("x", packing, {}, headers)["h.0.a.weight"].shape == (8, 176)
+    shapes = {"h.0.a": (8, 172)}
+    assert unpacked("x", packing, {}, headers, shapes)["h.0.a.weight"].shape == (8, 172)
+
+
+def quantization(strategy: str, size: int | None) -> dict[str, object]:
+    weights = {
+        "num_bits": 4, "type": "int", "symmetric": True, "strategy": strategy, "group_size": size,
+    }  # fmt: skip
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": weights}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings_of", "why"),
+    [
+        ({"quant_method": "bitsandbytes"}, "quantised by bitsandbytes"),
+        ({"quant_method": "gptq"}, "cannot be read"),
+        ({"quant_method": "gptq", "bits": 9, "group_size": 32}, "9 bits"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"}, "gemv"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, "cannot be read"),
+        ("gptq", "not a JSON object"),
+    ],
+)
+def test_what_cannot_be_unpacked_is_refused(folder: Path, settings_of: object, why: str) -> None:
+    packed_toy(folder, LAYOUTS[0])
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = settings_of
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        inspect(str(folder))
+    assert why in caught.value.why and caught.value.field == "model" and caught.value.do
