@@ -49,6 +49,7 @@ from jobs.cli.storage import RESTORE, add_storage
 from jobs.cli.submit import add_kinds, submit_app
 from jobs.cli.tables import (
     differences_table,
+    measured,
     results_table,
     runs_table,
     sweep_record,
@@ -171,7 +172,8 @@ def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> Non
         return
     states = Counter(job.state for job in jobs)
     out.print(f"{len(jobs)} runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
-    out.print(sweep_table(jobs, metric))
+    if measured(jobs):
+        out.print(sweep_table(jobs, metric))
 
 
 def _sweep_of(run: str) -> list[Job]:

@@ -67,6 +67,11 @@ def sweep_record(jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
+def measured(jobs: Sequence[Job]) -> bool:
+    """Whether any run of a sweep has figures."""
+    return bool(queries.results([job.id for job in jobs]))
+
+
 def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
     """Mean and spread of one metric: one line a combination and stage.
 
@@ -74,8 +79,8 @@ def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
         NotFoundError: no run of the sweep has measured it.
     """
     rows = _sweep_rows(jobs)
-    if metric not in (measured := {row.metric for row in rows}):
-        there = f"There are: {', '.join(sorted(measured)) or 'no figures yet'}."
+    if metric not in (found := {row.metric for row in rows}):
+        there = f"There are: {', '.join(sorted(found)) or 'no figures yet'}."
         raise NotFoundError(f"No run of this sweep has measured {metric!r}.", "", there)
     names = stage_labels(jobs[0].kind)
     fields = [field for field in sweep.varied(jobs) if field != sweep.SEED]
