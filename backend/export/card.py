@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from backend.export.layouts import Layout
+from backend.export.formats import Layout
 
 STOCK = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -8,16 +8,33 @@ dense                float32 weights at grid values: for every program, no gain 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, ModelError
 
 Format = Literal["compressed-tensors", "gptq", "gptq_v2", "dense"]
 FORMATS: tuple[Format, ...] = ("compressed-tensors", "gptq", "gptq_v2", "dense")
 GPTQ_BITS = (2, 3, 4, 8)
+PACKED_BITS = range(2, 9)
 WORD = 32  # both dimensions of a GPTQ weight are multiples of it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Quantization settings common to all layers of a model.
+
+    Attributes:
+        group_size: 0 for one group per row.
+    """
+
+    format: Format
+    bits: int
+    group_size: int
+    symmetric: bool
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,40 @@ class ExportRequirements:
     in_out: bool
     whole: bool
     shapes: frozenset[tuple[int, int]]
+
+
+def read_layout(folder: Path) -> Layout:
+    """The quantization settings in the folder's config.json.
+
+    Raises:
+        ModelError: there are none, or they are not supported.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())["quantization_config"]
+        method = config["quant_method"]
+        if method == "gptq":
+            size = int(config["group_size"])
+            format = config.get("checkpoint_format", "gptq")
+            bits, symmetric = int(config["bits"]), bool(config["sym"])
+        else:
+            weights = config["config_groups"]["group_0"]["weights"]
+            format, size = method, int(weights["group_size"] or 0)
+            bits, symmetric = int(weights["num_bits"]), bool(weights["symmetric"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise no_export(
+            folder, f"Its config.json has no valid quantization config: {error!r}."
+        ) from error
+    supported = GPTQ_BITS if method == "gptq" else PACKED_BITS
+    if format not in FORMATS or bits not in supported or size < -1:
+        raise no_export(folder, f"{format} with {bits} bits in groups of {size} is not supported.")
+    return Layout(format, bits, max(size, 0), symmetric)
+
+
+def no_export(folder: Path, why: str) -> ModelError:
+    """The error for a folder that is none of ours, or damaged."""
+    return ModelError(
+        f"{folder.name} is not a Slimscope export.", why, "Export it again.", field="model"
+    )
 
 
 def obstacle(format: Format, choice: ExportRequirements) -> str:

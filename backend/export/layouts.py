@@ -18,31 +18,15 @@ GPTQ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backend.errors import ModelError
-from backend.export.formats import Format
+from backend.export.formats import Layout
 from backend.export.packing import pack, unpack, words_for
 from backend.quantization.grid import QuantizedWeight, quantised_from
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Quantization settings common to all layers of a model.
-
-    Attributes:
-        group_size: 0 for one group per row.
-    """
-
-    format: Format
-    bits: int
-    group_size: int
-    symmetric: bool
-
 
 Tensors = dict[str, Tensor]
 

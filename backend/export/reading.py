@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,44 +13,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from backend.errors import ModelError
-from backend.export.formats import FORMATS, GPTQ_BITS
-from backend.export.layouts import Layout, layer_from
+from backend.export.formats import no_export, read_layout
+from backend.export.layouts import layer_from
 from backend.models.block_offload import check_finite
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import weight_files
-from backend.quantization.grid import MAX_BITS, MIN_BITS, QuantizedWeight
+from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import pack_model
 
 WEIGHT_SUFFIX = {"compressed-tensors": "weight_packed", "gptq": "qweight", "gptq_v2": "qweight"}
-
-
-def read_layout(folder: Path) -> Layout:
-    """The quantization settings in the folder's config.json.
-
-    Raises:
-        ModelError: there are none, or they are not supported.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text())["quantization_config"]
-        method = config["quant_method"]
-        if method == "gptq":
-            size = int(config["group_size"])
-            format = config.get("checkpoint_format", "gptq")
-            bits, symmetric = int(config["bits"]), bool(config["sym"])
-        else:
-            weights = config["config_groups"]["group_0"]["weights"]
-            format, size = method, int(weights["group_size"] or 0)
-            bits, symmetric = int(weights["num_bits"]), bool(weights["symmetric"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _refused(
-            folder, f"Its config.json has no valid quantization config: {error!r}."
-        ) from error
-    supported = GPTQ_BITS if method == "gptq" else range(MIN_BITS, MAX_BITS + 1)
-    if format not in FORMATS or bits not in supported or size < -1:
-        raise _refused(folder, f"{format} with {bits} bits in groups of {size} is not supported.")
-    return Layout(format, bits, max(size, 0), symmetric)
 
 
 def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
@@ -65,11 +36,11 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
         for path in weight_files(folder):
             tensors |= load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _refused(folder, f"{error}.") from error
+        raise no_export(folder, f"{error}.") from error
     ending = f".{WEIGHT_SUFFIX[layout.format]}"
     names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
     if not names:
-        raise _refused(folder, f"It has no tensors in {layout.format} format.")
+        raise no_export(folder, f"It has no tensors in {layout.format} format.")
     layers, rest = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:
         prefix = f"{name}."
@@ -128,10 +99,4 @@ def _fill(
     if absent or report.unexpected_keys:
         first = min(absent or report.unexpected_keys)
         what = "lacks" if absent else "has no parameter"
-        raise _refused(folder, f"The model of its config {what} {first}.")
-
-
-def _refused(folder: Path, why: str) -> ModelError:
-    return ModelError(
-        f"{folder.name} is not a Slimscope export.", why, "Export it again.", field="model"
-    )
+        raise no_export(folder, f"The model of its config {what} {first}.")

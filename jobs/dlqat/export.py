@@ -9,8 +9,7 @@ import torch
 
 from backend.checkpoints import Checkpoints
 from backend.export.card import model_card
-from backend.export.formats import bits_per_weight
-from backend.export.layouts import Layout
+from backend.export.formats import Layout, bits_per_weight
 from backend.export.reading import load_packed
 from backend.export.writing import export
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage

@@ -18,9 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, ModelError
 from backend.export.card import model_card
-from backend.export.formats import bits_per_weight
-from backend.export.layouts import Layout
-from backend.export.reading import load_packed, read_layers, read_layout
+from backend.export.formats import Layout, bits_per_weight, read_layout
+from backend.export.reading import load_packed, read_layers
 from backend.export.writing import export
 from backend.models.blocks import block_linears
 from backend.quantization.grid import QuantizedWeight
