@@ -20,6 +20,9 @@ Format = Literal["compressed-tensors", "gptq", "gptq_v2", "dense"]
 FORMATS: tuple[Format, ...] = ("compressed-tensors", "gptq", "gptq_v2", "dense")
 GPTQ_BITS = (2, 3, 4, 8)
 PACKED_BITS = range(2, 9)
+UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
+VLLM_BITS = (4, 8)
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 
 
@@ -46,6 +49,7 @@ class ExportRequirements:
         in_out: whether the architecture stores weights as [in, out] (GPT-2's Conv1D).
         whole: whether all linears of the blocks are quantised.
         shapes: (out, in) of the quantised linears.
+        architecture: the name of the model class.
     """
 
     bits: int
@@ -54,6 +58,7 @@ class ExportRequirements:
     in_out: bool
     whole: bool
     shapes: frozenset[tuple[int, int]]
+    architecture: str = ""
 
 
 def read_layout(folder: Path) -> Layout:
@@ -92,6 +97,8 @@ def no_export(folder: Path, why: str) -> ModelError:
 
 def obstacle(format: Format, choice: ExportRequirements) -> str:
     """Why `format` cannot store `choice`; empty if it can."""
+    if format != "dense" and choice.architecture.startswith(UNPACKABLE):
+        return "transformers cannot load packed weights of this architecture"
     if format == "compressed-tensors" and choice.in_out:
         return "it supports nn.Linear only, and this architecture has transposed layers"
     if format not in ("gptq", "gptq_v2"):
@@ -137,3 +144,20 @@ def bits_per_weight(bits: int, group_size: int, symmetric: bool, stored: str) ->
 def _listed(names: Iterable[str]) -> str:
     *rest, last = names
     return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def vllm_hint(bits: int, modules: Iterable[str]) -> str:
+    """Why vLLM will not run a compressed-tensors export; empty if nothing is known against it.
+
+    Args:
+        modules: full names of the quantised linears.
+    """
+    if bits not in VLLM_BITS:
+        return f"vLLM reads 4 bits, and 8 on a GPU, not {bits}."
+    names = set(modules)
+    for name in names:
+        path, _, last = name.rpartition(".")
+        fused = next((group for group in FUSED if last in group), ())
+        if not all(f"{path}.{each}" in names for each in fused):
+            return f"vLLM fuses {', '.join(fused)}: quantise all of them or none."
+    return "On a CPU vLLM reads 4 bits only." if bits != 4 else ""

@@ -72,6 +72,7 @@ def requirements_of(
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
         whole=len(layers) == inside,
         shapes=frozenset((*layer.codes.shape,) for layer in layers.values()),
+        architecture=type(model).__name__,
     )
 
 

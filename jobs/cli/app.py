@@ -8,6 +8,7 @@ and nothing else.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -19,15 +20,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, NotFoundError
 from backend.models.sources.catalogue import entries
+from backend.models.sources.setup import main as set_up_models
 from backend.queue.folders import read_log, whole_log
+from backend.queue.launcher import CODE
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
-from backend.store.permissions import restrict_access
+from backend.store.permissions import has_database, restrict_access
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
+from backend.text.setup import main as set_up_text
 from jobs import operations
 from jobs.cli.console import (
     DIFFERENT,
@@ -55,10 +59,10 @@ from jobs.cli.tables import (
     sweep_record,
     sweep_table,
 )
+from jobs.fields.model import DEFAULT_MODEL
 from jobs.replay import ReplayComparison, compare, replayed
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -70,15 +74,47 @@ Run = Annotated[str, typer.Argument(help="A run, such as sds-0042.")]
 Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it belongs to.")]
 
 
-@app.callback()
+LIST = "list"
+OF_RUNS = {"show", "logs", "sweep", "disk", "free", "cancel", "next", "resume", "replay"}
+BY_THEMSELVES = {RESTORE, "serve", "setup", "models"}  # make the database, or need none
+NO_RUNS = "Try: slimscope submit sds --model toy --wait"
+
+
+@app.callback(invoke_without_command=True)
 def prepare(context: typer.Context) -> None:
-    """Compress causal language models and see what compression does to them."""
+    """Compress causal language models and see what compression does to them. Without a command:
+    open the dashboard."""
+    command = context.invoked_subcommand
+    if command is None:
+        serve()
     restrict_access()
-    if context.invoked_subcommand != RESTORE:  # which needs an empty folder
-        upgrade()
+    if command in BY_THEMSELVES or (command == LIST and not has_database()):
+        return
+    if command in OF_RUNS and not has_database():
+        raise NotFoundError(f"There are no runs in {settings().root}.", "", NO_RUNS)
+    upgrade()
 
 
-@app.command("list")
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: as set, or 7860.")] = 0,
+) -> None:
+    """Open the dashboard, as slimscope alone does."""
+    given = {"SLIMSCOPE_HOST": host, "SLIMSCOPE_PORT": port}
+    environment = {**os.environ, **{name: str(value) for name, value in given.items() if value}}
+    command = [sys.executable, str(CODE / "app.py")]
+    os.execve(command[0], command, environment)
+
+
+@app.command()
+def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "") -> None:
+    """Fetch the default model, or another, and the sample text."""
+    failed = set_up_models([model or DEFAULT_MODEL]) or set_up_text()
+    raise typer.Exit(failed)
+
+
+@app.command(LIST)
 def list_runs(
     state: str = "",
     kind: str = "",
@@ -88,11 +124,12 @@ def list_runs(
     """List runs, the newest first."""
     if state and state not in {*State}:
         raise ConfigError(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
-    records = operations.list_runs(State(state) if state else None, kind or None, limit)
+    wanted = (State(state) if state else None, kind or None, limit)
+    records = operations.list_runs(*wanted) if has_database() else []
     if as_json:
         print(json.dumps(records, indent=1))
         return
-    none = f"No runs in {settings().root}. Try: slimscope submit sds --model toy --wait"
+    none = f"No runs in {settings().root}. {NO_RUNS}"
     out.print(runs_table(records) if records else none)
 
 

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 from backend.checkpoints import Checkpoints
+from backend.export.card import gguf_card
 from backend.export.gguf.writing import write_gguf
+from backend.export.origin import CARD, copy_terms, origin_of
 from backend.models.sources.materialise import materialise
 from jobs.export.config import FOLDER, MODEL, ExportJob
 from jobs.export.estimate import exported_type, flops_by_phase
@@ -27,6 +29,10 @@ def run(config: ExportJob, context: JobContext) -> None:
     context.log(f"Writing {config.model} as {name}.")
     with Checkpoints(context.folder).write(FOLDER) as draft:
         write_gguf(folder, draft / name, type, base.packed, base.facts.title, context)
+        origin = origin_of(base.source)
+        card = gguf_card(name, config.model, type, context.run, origin)
+        (draft / CARD).write_text(card, encoding="utf-8")
+        copy_terms(origin, draft)
     record(context.folder / FOLDER / name, type, context)
     context.outcome(flops=sum(flops_by_phase(base).values()))
 
