@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -28,6 +31,30 @@ STATUS: tuple[tuple[type[SlimscopeError], int], ...] = (
     (RateLimitError, 429),
     (SlimscopeError, 422),
 )
+
+
+class ErrorPart(BaseModel):
+    """What is wrong, why, what to do, and with which setting."""
+
+    what: str
+    why: str
+    do: str
+    field: str | None
+
+
+class ErrorBody(ErrorPart):
+    """The body of every answer that is an error, with what else is wrong with the same config."""
+
+    others: list[ErrorPart]
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": about}
+    for status, about in (
+        (401, "Wrong token"), (403, "Not allowed"), (404, "Not found"),
+        (409, "Not possible in the run's state"), (422, "Invalid"), (429, "Too many requests"),
+    )
+}  # fmt: skip
 
 
 def add_error_handlers(api: FastAPI) -> None:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +20,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from backend.errors import ConfigError, NotFoundError
-from backend.models.sources.catalogue import entries
 from backend.models.sources.setup import main as set_up_models
 from backend.queue.folders import read_log, whole_log
 from backend.queue.launcher import CODE
@@ -30,7 +28,6 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.permissions import has_database, restrict_access
 from backend.store.states import TERMINAL, State
-from backend.store.tables import Job
 from backend.text.setup import main as set_up_text
 from jobs import operations
 from jobs.cli.console import (
@@ -56,7 +53,6 @@ from jobs.cli.tables import (
     measured,
     results_table,
     runs_table,
-    sweep_record,
     sweep_table,
 )
 from jobs.fields.model import DEFAULT_MODEL
@@ -203,29 +199,20 @@ def logs(
 @app.command("sweep")
 def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> None:
     """Show a sweep by one of its runs: mean ± sample standard deviation over seeds."""
-    jobs = _sweep_of(run)
     if as_json:
-        print(json.dumps(sweep_record(jobs), indent=1))
+        print(json.dumps(operations.show_sweep(run), indent=1))
         return
+    jobs = operations.sweep_of(run)
     states = Counter(job.state for job in jobs)
     out.print(f"{len(jobs)} runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
     if measured(jobs):
         out.print(sweep_table(jobs, metric))
 
 
-def _sweep_of(run: str) -> list[Job]:
-    jobs = queries.sweep(run)
-    if not jobs:
-        raise ConfigError(
-            f"{queries.job(run).run} is not part of a sweep.", "It was submitted alone."
-        )
-    return jobs
-
-
 @app.command()
 def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Ask a run to stop; asked twice, it is killed."""
-    jobs = _sweep_of(run) if whole else [queries.job(run)]
+    jobs = operations.sweep_of(run) if whole else [queries.job(run)]
     records = operations.cancel_runs([job.run for job in jobs], me())
     _say_all(records, as_json, "{id} is {state}, asked to {desired}.")
 
@@ -240,7 +227,7 @@ def run_next(run: Run, as_json: Json = False) -> None:
 def resume(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Queue an ended run again, from its last checkpoint."""
     if whole:
-        records = operations.resume_runs([job.run for job in _sweep_of(run)], me())
+        records = operations.resume_runs([job.run for job in operations.sweep_of(run)], me())
     else:
         records = [operations.resume_run(run, me())]
     _say_all(records, as_json, "{id} is queued again.")
@@ -255,13 +242,14 @@ def _say_all(records: Sequence[dict[str, Any]], as_json: bool, text: str) -> Non
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that can be chosen."""
-    known = entries()
+    known = operations.list_models()
     if as_json:
-        print(json.dumps([asdict(e) for e in known], indent=1, default=str))
+        print(json.dumps(known, indent=1))
         return
     table = Table("model", "ready", "what it is", "licence", box=None)
     for entry in known:
-        table.add_row(entry.name, "yes" if entry.ready else "no", entry.title, entry.licence)
+        ready = "yes" if entry["ready"] else "no"
+        table.add_row(entry["name"], ready, entry["title"], entry["licence"])
     out.print(table)
 
 

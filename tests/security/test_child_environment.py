@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,10 @@ def test_a_token_is_not_stored_and_nobody_elses_is_used(
     environment, missing = job_environment({}, without)
     assert "HF_TOKEN" not in environment and missing == []
     assert job_environment({}, {})[0]["HF_TOKEN"] == "hf_of_somebody_else"  # a job of before
+
+
+def test_no_progress_bar_fills_the_log(data_dir: Path) -> None:
+    code = "from tqdm.auto import tqdm; import sys; [*tqdm(range(3), file=sys.stdout)]"
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (0, "")

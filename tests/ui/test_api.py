@@ -66,6 +66,29 @@ def test_a_run_is_cancelled_and_resumed(visit: Visit) -> None:
     assert (running["state"], running["desired"]) == ("running", "stop")
 
 
+def test_a_sweep_is_added_and_read_and_a_run_repeated(visit: Visit) -> None:
+    client = visit()
+    body = {"config": {"model": "toy", "pattern": "50%"}, "sweep": {"seed": "0..1"}}
+    made = client.post(f"{API}/sweeps/sds?name=pair", json=body).json()
+    assert [run["config"]["seed"] for run in made] == [0, 1]
+    found = client.get(f"{API}/runs/{made[1]['id']}/sweep").json()
+    assert [run["id"] for run in found["runs"]] == [run["id"] for run in made]
+    again = client.post(f"{API}/runs/sds-0001/replay").json()
+    assert again["state"] == "queued" and again["parent"] == 1
+    alone = client.get(f"{API}/runs/sds-0001/sweep")
+    assert alone.status_code == 422 and "not part of a sweep" in alone.json()["what"]
+
+
+def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
+    client = visit()
+    assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}
+    assert "toystories" in {each["name"] for each in client.get(f"{API}/texts").json()}
+    log = client.get(f"{API}/runs/sds-0001/log?after=0").json()
+    assert set(log) == {"attempt", "text", "start", "end", "state"}
+    assert all("files" in each for each in client.get(f"{API}/runs/sds-0001/artifacts").json())
+    assert client.get(f"{API}/runs/sds-0099/log").status_code == 404
+
+
 def test_a_waiting_run_is_put_first(visit: Visit) -> None:
     client = visit()
     added = client.post(f"{API}/submit/sds", json={"model": "toy"}).json()
@@ -136,6 +159,13 @@ def test_openapi_describes_every_request_and_every_config(visit: Visit) -> None:
         assert set(schema["properties"]) == set(kind.config.model_fields)
         assert "$ref" not in json.dumps(schema)
     assert {"/kinds", "/runs", *api.READ, *api.CHANGE} <= set(described["paths"])
+    for operation in (each for path in described["paths"].values() for each in path.values()):
+        for status in ("403", "404", "409", "422"):
+            body = operation["responses"][status]["content"]["application/json"]["schema"]
+            assert body["$ref"].endswith("/ErrorBody")
+    error = described["components"]["schemas"]["ErrorBody"]
+    assert set(error["properties"]) == {"what", "why", "do", "field", "others"}
+    assert "HTTPValidationError" not in described["components"]["schemas"]
     assert [kind["name"] for kind in visit().get(f"{API}/kinds").json()] == [*kinds()]
 
 
