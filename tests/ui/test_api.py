@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from backend.store import frames, queries
+from backend.store.session import writing
+from backend.store.tables import Job, Result
 from jobs.kind import kinds
 from jobs.record import record
 from jobs.submit import validated
@@ -19,6 +24,7 @@ from ui.api_errors import API_PATH as API
 
 __all__ = ["blocks", "shared", "visit", "web"]
 
+DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 HOST = {"authorization": f"Bearer {TOKEN}"}
 
 
@@ -176,3 +182,31 @@ def test_the_page_about_it_lists_them_all_and_loads_nothing(visit: Visit) -> Non
     for word in ("src=", "//", "<link", "@import", "url("):
         assert word not in page.removeprefix("<!doctype html>")
     assert "calibration_text" in page
+
+
+def test_the_client_in_the_docs_works(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(import time.*?)```", DOCS.read_text(), re.DOTALL)
+    client = visit()
+
+    def connect(base_url: str, headers: dict[str, str]) -> httpx.Client:
+        client.base_url = base_url
+        return client
+
+    def finish(_: float) -> None:
+        with writing() as session:
+            newest = session.get_one(Job, queries.jobs()[0].id)
+            newest.state = "succeeded"
+            session.merge(Result(job_id=newest.id, stage="sds", metric="perplexity", value=12.5))
+
+    monkeypatch.setattr(httpx, "Client", connect)
+    monkeypatch.setattr(time, "sleep", finish)
+    exec(compile(code, str(DOCS), "exec"), {})
+    said = capsys.readouterr().out
+    assert "succeeded" in said and "perplexity" in said and "12.5" in said
+
+
+def test_the_door_of_gradio_is_closed(visit: Visit) -> None:
+    client = visit()
+    assert client.get("/config").status_code == client.get("/gradio_api/info").status_code == 404
