@@ -9,7 +9,7 @@ from jobs.fields.base_model import BaseConfig
 from jobs.kind import JobConfig
 
 NAME, MODEL = "export", "model"  # the kind, and its only stage
-FOLDER = "gguf"
+FOLDER = "GGUF"  # and the kind of its artefact
 
 
 class ExportJob(BaseConfig, JobConfig):

@@ -19,11 +19,11 @@ from tests.queue.conftest import HOST, Wait
 def test_the_toy_becomes_one_file_that_is_recorded(wait: Wait) -> None:
     job = submit("export", {"model": "toy", "type": "Q8_0"}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
-    file = run_folder(job.run) / "gguf" / "Toy-stories-built-in-Q8_0.gguf"
+    file = run_folder(job.run) / "GGUF" / "Toy-stories-built-in-Q8_0.gguf"
     assert str(gguf.GGUFReader(file).get_field("general.architecture").contents()) == "llama"
     (size,) = [r.value for r in queries.results([job.id]) if r.metric == "bytes/Q8_0"]
     (artifact,) = queries.artifacts(job.id)
-    assert size == file.stat().st_size <= artifact.bytes and artifact.kind == "gguf"
+    assert size == file.stat().st_size <= artifact.bytes and artifact.kind == "GGUF"
     assert queries.job(job.id).environment["weights_sha256"] == artifact.sha256
 
 
