@@ -13,6 +13,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import Qwen2Tokenizer
 
 from backend.errors import ConfigError
 from backend.export.formats import Layout
@@ -169,6 +170,11 @@ def test_a_tokenizer_that_splits_otherwise_is_refused(saved: Path) -> None:
     path.write_text(json.dumps(stored | {"pre_tokenizer": {"type": "Whitespace"}}))
     with pytest.raises(ConfigError, match="Whitespace"):
         vocabulary_of(saved, 512)
+
+
+def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
+    Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
+    assert vocabulary_of(tmp_path, 2).pre == "qwen2"
 
 
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
