@@ -33,8 +33,7 @@ screenshots: setup chromium ## Take the pictures of the docs anew, of the runs t
 	@$(BIN)/python -m docs.screenshots $(ARGS)
 
 setup: $(INSTALLED) ## Install, and fetch the default model and the sample text
-	@$(BIN)/python -m backend.models.sources.setup smollm2-135m
-	@$(BIN)/python -m backend.text.setup
+	@$(BIN)/python -m jobs setup
 
 chromium: $(INSTALLED)
 	@$(BIN)/python -m tests.browser.chromium

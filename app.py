@@ -48,7 +48,9 @@ def refuse_taken(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
-        sys.exit(f"Cannot listen on {host}:{port} ({error}). Try: make run PORT={port + 1}")
+        sys.exit(
+            f"Cannot listen on {host}:{port} ({error}). Try: slimscope serve --port {port + 1}"
+        )
 
 
 def keep_supervised() -> None:

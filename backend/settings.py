@@ -1,18 +1,35 @@
-"""Every environment variable Slimscope reads, in one place. All start with SLIMSCOPE_."""
+"""Every environment variable Slimscope reads, in one place. All start with SLIMSCOPE_, but for
+SPACE_HOST, which Hugging Face sets in a Space."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 import os
+import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+T = TypeVar("T")
 LEAST_TOKEN = 16  # characters
+SPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*\.hf\.space")
+
+
+def space_host() -> str:
+    """The host name of the Hugging Face Space this process is in; empty elsewhere."""
+    name = os.environ.get("SPACE_HOST", "").lower()
+    return name if SPACE_NAME.fullmatch(name) else ""
+
+
+def _in_space(there: T, elsewhere: T) -> Callable[[], T]:
+    """A default that is another one in a Space, where a proxy forwards to any address."""
+    return lambda: there if space_host() else elsewhere
 
 
 class Settings(BaseSettings):
@@ -30,10 +47,14 @@ class Settings(BaseSettings):
         description="Models and texts that were set up once; may be shared and deleted.",
     )
     database_url: str = Field("", description="SQLAlchemy URL; empty: results.db in the data dir.")
-    host: str = Field("127.0.0.1", description="Address the dashboard listens on.")
+    host: str = Field(
+        default_factory=_in_space("0.0.0.0", "127.0.0.1"),
+        description="Address the dashboard listens on.",
+    )
     port: int = Field(7860, ge=0, le=65535, description="Port the dashboard listens on.")
     names: tuple[str, ...] = Field(
-        (), description='Host names the dashboard answers to, as JSON: ["slimscope.lab.org"].'
+        default_factory=lambda: tuple(filter(None, [space_host()])),
+        description='Host names the dashboard answers to, as JSON: ["slimscope.lab.org"].',
     )
     host_token: SecretStr = Field(
         SecretStr(""),
@@ -48,7 +69,10 @@ class Settings(BaseSettings):
     changes_per_minute: int = Field(
         60, ge=1, description="Changes one visitor may ask for in a minute."
     )
-    browser: bool = Field(True, description="Open a browser when the dashboard starts.")
+    browser: bool = Field(
+        default_factory=_in_space(False, True),
+        description="Open a browser when the dashboard starts.",
+    )
     model_dirs: tuple[Path, ...] = Field(
         (), description='Further folders models may be read from, as JSON: ["/models"].'
     )

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from backend.evaluation.speed import decode_seconds
-from backend.export.formats import bits_per_weight
-from backend.export.layouts import Layout, layer_tensors
+from backend.export.formats import Layout, bits_per_weight
+from backend.export.layouts import layer_tensors
 from backend.methods.dlqat.linear import DLQATLinear
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.quantization.grid import QuantizedWeight

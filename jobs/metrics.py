@@ -50,6 +50,14 @@ class Metric:
         unit = "%" if self.form == "share" else self.unit
         return f"{self.label}, {unit}" if unit else self.label
 
+    @property
+    def field(self) -> str:
+        """Its name in files for programs, with the unit of the value as it is stored: a share is
+        0 to 1."""
+        unit = (self.unit if self.form == "number" else self.form).replace(" ", "_").lower()
+        told = unit in ("", "count") or unit in self.name.replace("/", "_").split("_")
+        return self.name if told or not unit.isidentifier() else f"{self.name}_{unit}"
+
 
 _OF_THE_JOB = (  # known of every run, without having been recorded as a figure
     Metric("size", "Size on disk", "Bytes of the model folder the run saved.", "lower", "bytes"),

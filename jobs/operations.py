@@ -4,18 +4,29 @@ server and the buttons. All answers are plain data; who may do what is decided b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from backend.errors import ConfigError
+from backend.models.sources.catalogue import entries
 from backend.queue import retention, service
+from backend.queue.folders import read_log
 from backend.queue.roles import Actor
+from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
+from backend.store.tables import Job
+from backend.text.corpora import corpora
 from jobs import record, replay, submit
+from jobs import sweep as sweeps
 from jobs.kind import kind_named, kinds
 
 MAX_RUNS = 500
+MOST_LOG = 1_000_000  # bytes of a log in one answer
+MOST_FILES = 1000  # of one artefact
 
 Record = dict[str, Any]
 Limit = Annotated[int, Field(ge=1, le=MAX_RUNS)]
@@ -36,6 +47,16 @@ def list_kinds() -> list[Record]:
         }
         for kind in kinds().values()
     ]
+
+
+def list_models() -> list[Record]:
+    """The models that can be chosen: name, title, origin, licence, and whether they are set up."""
+    return [asdict(entry) for entry in entries()]
+
+
+def list_texts() -> list[Record]:
+    """The texts that can be chosen, what each can be used for, and whether it can be read now."""
+    return [asdict(corpus) for corpus in corpora()]
 
 
 def list_runs(
@@ -71,6 +92,53 @@ def run_tensors(run: str) -> list[Record]:
     return record.tensors(queries.job(run).id)
 
 
+def run_log(run: str, attempt: int = 0, after: int = 0) -> Record:
+    """The log of a run from byte `after` on, of its newest attempt or another. To follow it, ask
+    again with the `end` of the answer, until the run has ended and there is no more text."""
+    job = queries.job(run)
+    attempt = attempt or job.attempts_made
+    text, start, end = read_log(job.run, attempt, after, MOST_LOG)
+    return {"attempt": attempt, "text": text, "start": start, "end": end, "state": job.state}
+
+
+def run_artifacts(run: str) -> list[Record]:
+    """What a run left: kind, path below the artefact folder, size, sha256, and the files of each
+    folder with their sizes in bytes."""
+    return [
+        {"kind": a.kind, "path": a.path, "bytes": a.bytes, "sha256": a.sha256,
+         "files": _files(settings().artifacts / a.path)}
+        for a in queries.artifacts(run)
+    ]  # fmt: skip
+
+
+def _files(path: Path) -> dict[str, int]:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return {
+        str(file.relative_to(settings().artifacts)): file.stat().st_size
+        for file in files[:MOST_FILES]
+        if file.is_file()
+    }
+
+
+def show_sweep(run: str) -> Record:
+    """The sweep a run belongs to: its runs, and mean and standard deviation of every figure over
+    seeds."""
+    return record.sweep_record(sweep_of(run))
+
+
+def sweep_of(run: str) -> list[Job]:
+    """The runs of the sweep that `run` belongs to.
+
+    Raises:
+        ConfigError: it was added alone.
+    """
+    jobs = queries.sweep(run)
+    if not jobs:
+        what, why = f"{queries.job(run).run} is not part of a sweep.", "It was submitted alone."
+        raise ConfigError(what, why)
+    return jobs
+
+
 # writing ------------------------------------------------------------------------------------------
 
 
@@ -86,6 +154,23 @@ def submit_run(
     values = {**kind_named(kind).preset(preset), **config}
     job = submit.submit(kind, values, actor, name=name, priority=priority)
     return run_status(job.run)
+
+
+def submit_sweep(
+    kind: str,
+    config: Mapping[str, Any],
+    sweep: Mapping[str, str],
+    actor: Actor,
+    preset: str = "",
+    name: str = "",
+    priority: int = 0,
+) -> list[Record]:
+    """Add a run for each combination of values, such as {"pattern": "2:4,70%", "seed": "0..2"}: all
+    or none."""
+    values = {**kind_named(kind).preset(preset), **config}
+    swept = sweeps.read(kind, sweep.items())
+    jobs = sweeps.queue(kind, values, swept, actor, name=name, priority=priority)
+    return [record.summary(job) for job in jobs]
 
 
 def cancel_run(run: str, actor: Actor) -> Record:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from backend.store import queries
 from backend.store.tables import Job
+from jobs import sweep
 from jobs.replay import replayed
 
 
@@ -84,4 +86,20 @@ def record(run: str | int) -> dict[str, Any]:
             }
             for a in queries.attempts(run)
         ],
+    }
+
+
+def sweep_rows(jobs: Sequence[Job]) -> list[sweep.SweepRow]:
+    """Every figure of a sweep, over seeds."""
+    ids = [job.id for job in jobs]
+    return sweep.table(jobs, queries.results(ids), queries.step_times(ids))
+
+
+def sweep_record(jobs: Sequence[Job]) -> dict[str, Any]:
+    """A sweep as plain data: its runs, and every figure over seeds."""
+    return {
+        "sweep": jobs[0].run,
+        "fields": sweep.varied(jobs),
+        "runs": [summary(job) for job in jobs],
+        "table": [vars(row) for row in sweep_rows(jobs)],
     }

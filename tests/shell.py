@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
@@ -13,14 +14,24 @@ from jobs.cli.app import main
 from tests.fork_server import FORKS, begin_anew
 
 
-def slimscope(*words: str, timeout: float = 280) -> CompletedProcess[str]:
-    """Runs `slimscope WORDS` in a forked process. What it starts itself are fresh ones."""
+def slimscope(
+    *words: str, timeout: float = 280, meanwhile: Callable[[], object] | None = None
+) -> CompletedProcess[str]:
+    """Runs `slimscope WORDS` in a forked process. What it starts itself are fresh ones.
+
+    Args:
+        meanwhile: called again and again until it has ended.
+    """
     with TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
         environment = {**os.environ, "SLIMSCOPE_IDLE_EXIT": "1"}
         process = FORKS.Process(target=run, args=(words, environment, stdout, stderr))
         process.start()
-        process.join(timeout)
+        deadline = time.monotonic() + timeout
+        while meanwhile and process.is_alive() and time.monotonic() < deadline:
+            meanwhile()
+            process.join(0.05)
+        process.join(max(0.0, deadline - time.monotonic()))
         assert process.exitcode is not None, f"{words} did not end"
         return CompletedProcess(words, process.exitcode, stdout.read_text(), stderr.read_text())
 

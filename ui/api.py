@@ -16,7 +16,7 @@ from backend.queue.roles import Actor
 from backend.queue.service import MAX_PRIORITY
 from jobs import operations
 from jobs.kind import Kind, kinds
-from ui.api_errors import API_PATH, add_error_handlers
+from ui.api_errors import API_PATH, RESPONSES, add_error_handlers
 from ui.security.auth import current_user
 from ui.templates import render
 
@@ -32,7 +32,9 @@ Priority = Annotated[
 
 def build() -> FastAPI:
     """The application that is mounted at `API_PATH`."""
-    api = FastAPI(title="Slimscope", version="1", docs_url=None, redoc_url=None)
+    api = FastAPI(
+        title="Slimscope", version="1", docs_url=None, redoc_url=None, responses=RESPONSES
+    )
     add_error_handlers(api)
     for path, function in READ.items():
         api.get(path)(function)
@@ -40,6 +42,7 @@ def build() -> FastAPI:
         api.post(path)(_for_user(function))
     for kind in kinds().values():
         _add_submit(api, kind)
+    api.post("/sweeps/{kind}", status_code=201)(submit_sweep)
     return api
 
 
@@ -80,19 +83,39 @@ def _add_submit(api: FastAPI, kind: Kind) -> None:
     )(submit_run)
 
 
+def submit_sweep(
+    kind: str,
+    request: Request,
+    config: Annotated[JsonObject, Body()],
+    sweep: Annotated[dict[str, str], Body()],
+    name: Name = "",
+    preset: Preset = "",
+    priority: Priority = 0,
+) -> list[JsonObject]:
+    """Add a run for each combination of values: `sweep` is such as {"seed": "0..2"}."""
+    user = current_user(request)
+    return operations.submit_sweep(kind, config, sweep, user, preset, name, priority)
+
+
 READ: dict[str, Callable[..., Any]] = {
     "/kinds": operations.list_kinds,
+    "/models": operations.list_models,
+    "/texts": operations.list_texts,
     "/runs": operations.list_runs,
     "/runs/{run}": operations.show_run,
     "/runs/{run}/results": operations.run_results,
     "/runs/{run}/curves": operations.run_curves,
     "/runs/{run}/tensors": operations.run_tensors,
+    "/runs/{run}/log": operations.run_log,
+    "/runs/{run}/artifacts": operations.run_artifacts,
+    "/runs/{run}/sweep": operations.show_sweep,
 }
 CHANGE: dict[str, Callable[[str, Actor], JsonObject]] = {
     "/runs/{run}/cancel": operations.cancel_run,
     "/runs/{run}/next": operations.run_next,
     "/runs/{run}/resume": operations.resume_run,
     "/runs/{run}/free": operations.free_space,
+    "/runs/{run}/replay": operations.replay_run,
 }
 
 

@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -38,6 +40,30 @@ REMEDIES = (  # words of the database -> what to do
     ("locked", "Try again in a minute: another process is writing."),
     ("full", "Free some space on the disk of the data folder, then try again."),
 )
+
+
+class ErrorPart(BaseModel):
+    """What is wrong, why, what to do, and with which setting."""
+
+    what: str
+    why: str
+    do: str
+    field: str | None
+
+
+class ErrorBody(ErrorPart):
+    """The body of every answer that is an error, with what else is wrong with the same config."""
+
+    others: list[ErrorPart]
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": about}
+    for status, about in (
+        (401, "Wrong token"), (403, "Not allowed"), (404, "Not found"),
+        (409, "Not possible in the run's state"), (422, "Invalid"), (429, "Too many requests"),
+    )
+}  # fmt: skip
 
 
 def add_error_handlers(api: FastAPI) -> None:

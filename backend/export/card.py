@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from backend.export.layouts import Layout
+from backend.export.formats import Layout
+from backend.export.origin import ModelOrigin, front_matter, licence_note
 
 STOCK = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,44 +49,71 @@ def loading(layout: Layout) -> str:
     )
 
 
-def model_card(
+def figures(measured: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of what was measured: metric -> stage -> value."""
+    stages = dict.fromkeys(stage for values in measured.values() for stage in values)
+    head = f"| stage | {' | '.join(measured)} |\n|---|{'---|' * len(measured)}\n"
+    rows = (
+        f"| {stage} | {' | '.join(_figure(values.get(stage)) for values in measured.values())} |"
+        for stage in stages
+    )
+    return head + "\n".join(rows)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if abs(value) < 1 else f"{value:.3f}"
+
+
+def pruned_card(
     title: str,
     run: str,
     stage: str,
+    method: str,
+    pattern: str,
+    origin: ModelOrigin,
     note: str,
-    layout: Layout,
-    bits_per_weight: float,
-    perplexity: Mapping[str, float],
+    measured: Mapping[str, Mapping[str, float]],
     config: Mapping[str, Any],
     text: Mapping[str, Any],
 ) -> str:
-    """The text of README.md.
+    """The text of README.md of a pruned model; see `model_card`."""
+    warning = f"\nNote on the base: {note}\n" if note else ""
+    return f"""{front_matter(origin, ["pruning", "sparse"], library="transformers")}
+# {title}, {pattern} pruned by {method}
+
+Made by Slimscope, run {run}. Stage: {stage}. {licence_note(origin)}
+{warning}
+The zeros are stored as ordinary numbers: the file is as large as the dense one, and plain
+`transformers` runs it at the dense speed.
+
+{STOCK.format("")}
+
+Measured on the evaluation text of the run:
+
+{figures(measured)}
+{_appendix(config, text)}"""
+
+
+def gguf_card(file: str, model: str, type: str, run: str, origin: ModelOrigin) -> str:
+    """The text of README.md beside a GGUF file.
 
     Args:
-        note: a caveat about the base model; may be empty.
-        perplexity: stage label -> perplexity, for all measured stages.
-        text: identifies the calibration, training and evaluation texts.
+        model: what was exported: a run, or the name of a model.
+        run: the run that exported it.
     """
-    rows = "\n".join(f"| {label} | {value:.3f} |" for label, value in perplexity.items())
-    group = f"groups of {layout.group_size}" if layout.group_size else "one group per row"
-    grid = "symmetric" if layout.symmetric else "asymmetric"
-    warning = f"\nNote on the base model: {note}\n" if note else ""
-    return f"""# {title}, {layout.bits} bits by {stage}
+    return f"""{front_matter(origin, ["gguf", "llama.cpp"], "quantized")}
+# {file}
 
-Made by Slimscope, run {run}. {layout.bits} bits, {group}, {grid}: {bits_per_weight:.3f} bits
-per weight of the quantised layers, including scales and zero-points.
-{warning}
-{loading(layout)}
+Made of {model} by Slimscope, run {run}. Linear layers: {type}. {licence_note(origin)}
 
-Perplexity on the evaluation text of the run:
+```sh
+llama-cli -m {file} -p "Once upon a time"
+```
+"""
 
-| stage | perplexity |
-|---|---|
-{rows}
 
-DL-QAT stages were trained on the training text below. Part of their gain over untrained baselines
-is adaptation to that text: compare with the LoRA control, the same training without quantization.
-
+def _appendix(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
+    return f"""
 Texts:
 
 ```json
@@ -98,3 +126,44 @@ Full config:
 {json.dumps(config, indent=2)}
 ```
 """
+
+
+def model_card(
+    title: str,
+    run: str,
+    stage: str,
+    origin: ModelOrigin,
+    note: str,
+    layout: Layout,
+    bits_per_weight: float,
+    perplexity: Mapping[str, float],
+    config: Mapping[str, Any],
+    text: Mapping[str, Any],
+) -> str:
+    """The text of README.md.
+
+    Args:
+        note: a caveat about the base model; may be empty.
+        origin: of the base model.
+        perplexity: stage label -> perplexity, for all measured stages.
+        text: identifies the calibration, training and evaluation texts.
+    """
+    tags = ["quantization", f"{layout.bits}-bit", layout.format]
+    group = f"groups of {layout.group_size}" if layout.group_size else "one group per row"
+    grid = "symmetric" if layout.symmetric else "asymmetric"
+    warning = f"\nNote on the base model: {note}\n" if note else ""
+    return f"""{front_matter(origin, tags, "quantized", "transformers")}
+# {title}, {layout.bits} bits by {stage}
+
+Made by Slimscope, run {run}. {layout.bits} bits, {group}, {grid}: {bits_per_weight:.3f} bits
+per weight of the quantised layers, including scales and zero-points. {licence_note(origin)}
+{warning}
+{loading(layout)}
+
+Perplexity on the evaluation text of the run:
+
+{figures({"perplexity": perplexity})}
+
+DL-QAT stages were trained on the training text below. Part of their gain over untrained baselines
+is adaptation to that text: compare with the LoRA control, the same training without quantization.
+{_appendix(config, text)}"""

@@ -11,14 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, ModelError
+from backend.models.sources.headers import read_config
+from backend.models.sources.quantised import packing_of
 
 Format = Literal["compressed-tensors", "gptq", "gptq_v2", "dense"]
 FORMATS: tuple[Format, ...] = ("compressed-tensors", "gptq", "gptq_v2", "dense")
 GPTQ_BITS = (2, 3, 4, 8)
+PACKED_BITS = range(2, 9)
+UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
+VLLM_BITS = (4, 8)
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 WORD = 32  # both dimensions of a GPTQ weight are multiples of it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Quantization settings common to all layers of a model.
+
+    Attributes:
+        group_size: 0 for one group per row.
+    """
+
+    format: Format | Literal["awq"]
+    bits: int
+    group_size: int
+    symmetric: bool
 
 
 @dataclass(frozen=True)
@@ -31,6 +52,7 @@ class ExportRequirements:
         whole: whether all linears of the blocks are quantised.
         shapes: (out, in) of the quantised linears.
         experts: whether some are experts of a mixture, which models load as one tensor.
+        architecture: the name of the model class.
     """
 
     bits: int
@@ -40,12 +62,38 @@ class ExportRequirements:
     whole: bool
     shapes: frozenset[tuple[int, int]]
     experts: bool = False
+    architecture: str = ""
+
+
+def read_layout(folder: Path) -> Layout:
+    """The quantization settings in the folder's config.json.
+
+    Raises:
+        ModelError: there are none, or they are not supported.
+    """
+    packing = packing_of(str(folder), read_config(folder))
+    if packing is None:
+        raise unreadable(folder, "Its config.json has no quantization_config.")
+    format: Any = packing.version or packing.method
+    return Layout(format, packing.bits, packing.group_size, packing.symmetric)
+
+
+def unreadable(folder: Path, why: str) -> ModelError:
+    """The error for packed weights that cannot be read."""
+    return ModelError(
+        f"The packed weights in {folder.name} cannot be read.",
+        why,
+        "Choose a complete model folder.",
+        field="model",
+    )
 
 
 def obstacle(format: Format, choice: ExportRequirements) -> str:
     """Why `format` cannot store `choice`; empty if it can."""
     if choice.experts and format != "dense":
         return "transformers loads all experts of a block as one tensor, which it cannot unpack"
+    if format != "dense" and choice.architecture.startswith(UNPACKABLE):
+        return "transformers cannot load packed weights of this architecture"
     if format == "compressed-tensors" and choice.in_out:
         return "it supports nn.Linear only, and this architecture has transposed layers"
     if format not in ("gptq", "gptq_v2"):
@@ -91,3 +139,20 @@ def bits_per_weight(bits: int, group_size: int, symmetric: bool, stored: str) ->
 def _listed(names: Iterable[str]) -> str:
     *rest, last = names
     return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def vllm_hint(bits: int, modules: Iterable[str]) -> str:
+    """Why vLLM will not run a compressed-tensors export; empty if nothing is known against it.
+
+    Args:
+        modules: full names of the quantised linears.
+    """
+    if bits not in VLLM_BITS:
+        return f"vLLM reads 4 bits, and 8 on a GPU, not {bits}."
+    names = set(modules)
+    for name in names:
+        path, _, last = name.rpartition(".")
+        fused = next((group for group in FUSED if last in group), ())
+        if not all(f"{path}.{each}" in names for each in fused):
+            return f"vLLM fuses {', '.join(fused)}: quantise all of them or none."
+    return "On a CPU vLLM reads 4 bits only." if bits != 4 else ""

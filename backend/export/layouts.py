@@ -27,31 +27,15 @@ every input is read as a group of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from backend.errors import ModelError
-from backend.export.formats import Format
+from backend.export.formats import Layout
 from backend.export.packing import pack, unpack, words_for
 from backend.quantization.grid import QuantizedWeight, quantised_from
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Quantization settings common to all layers of a model.
-
-    Attributes:
-        group_size: 0 for one group per row.
-    """
-
-    format: Format | Literal["awq"]
-    bits: int
-    group_size: int
-    symmetric: bool
-
 
 Tensors = dict[str, Tensor]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns in the eight codes of a word, lowest bits first

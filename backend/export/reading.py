@@ -15,14 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from backend.errors import ModelError
-from backend.export.layouts import Layout, layer_from
+from backend.export.formats import read_layout, unreadable
+from backend.export.layouts import layer_from
 from backend.models.block_offload import check_finite
 from backend.models.facts import LinearShape, ModelFacts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
-from backend.models.sources.headers import OPTIONS, read_config, weight_files
-from backend.models.sources.quantised import packing_of
+from backend.models.sources.headers import OPTIONS, weight_files
 from backend.models.stored_weights import StoredLinears
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import pack_model
@@ -31,19 +30,6 @@ WEIGHT_SUFFIX = {
     "compressed-tensors": "weight_packed",
     **dict.fromkeys(("gptq", "gptq_v2", "awq"), "qweight"),
 }
-
-
-def read_layout(folder: Path) -> Layout:
-    """The quantization settings in the folder's config.json.
-
-    Raises:
-        ModelError: there are none, or they are not supported.
-    """
-    packing = packing_of(str(folder), read_config(folder))
-    if packing is None:
-        raise _refused(folder, "Its config.json has no quantization_config.")
-    format: Any = packing.version or packing.method
-    return Layout(format, packing.bits, packing.group_size, packing.symmetric)
 
 
 def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
@@ -57,11 +43,11 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
         for path in weight_files(folder):
             tensors |= load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _refused(folder, f"{error}.") from error
+        raise unreadable(folder, f"{error}.") from error
     ending = f".{WEIGHT_SUFFIX[layout.format]}"
     names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
     if not names:
-        raise _refused(folder, f"It has no tensors in {layout.format} format.")
+        raise unreadable(folder, f"It has no tensors in {layout.format} format.")
     layers, rest = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:
         prefix = f"{name}."
@@ -178,13 +164,4 @@ def _fill(
     if absent or report.unexpected_keys:
         first = min(absent or report.unexpected_keys)
         what = "lacks" if absent else "has no parameter"
-        raise _refused(folder, f"The model of its config {what} {first}.")
-
-
-def _refused(folder: Path, why: str) -> ModelError:
-    return ModelError(
-        f"The packed weights in {folder.name} cannot be read.",
-        why,
-        "Choose a complete model folder.",
-        field="model",
-    )
+        raise unreadable(folder, f"The model of its config {what} {first}.")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from backend.export.formats import ExportRequirements, check_format
-from backend.export.layouts import Layout, layer_tensors
+from backend.export.formats import ExportRequirements, Layout, check_format
+from backend.export.layouts import layer_tensors
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.patching import swap_weights
 from backend.models.saving import SHARD, check_saved, save, save_around
@@ -82,6 +82,7 @@ def requirements_of(
         experts=any(".experts." in name for name in layers),
         whole=len(layers) == inside,
         shapes=frozenset((*layer.codes.shape,) for layer in layers.values()),
+        architecture=type(model).__name__,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -14,6 +16,12 @@ from backend.settings import available_threads, settings
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
+CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
+    "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+FINGERPRINT = 16  # hex digits
 CODE = Path(__file__).resolve().parents[2]
 # data folder -> last process, start time
 _started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
@@ -79,4 +87,42 @@ def child_environment() -> dict[str, str]:
         "MKL_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",  # progress bars would fill the log
     }
+
+
+def submission_variables() -> dict[str, str | None]:
+    """What a job's row holds of the environment it was submitted in: values of the variables that
+    concern it, None for those that are not set. Of a token only a fingerprint."""
+    values = {name: os.environ.get(name) for name in CARRIED}
+    return values | {name: _fingerprint(os.environ.get(name)) for name in TOKENS}
+
+
+def job_environment(
+    frozen: Mapping[str, str], submitted: Mapping[str, str | None]
+) -> tuple[dict[str, str], list[str]]:
+    """The environment of a job's process.
+
+    Args:
+        frozen: its settings; submitted: see `submission_variables`; empty for an old job.
+
+    Returns:
+        The variables, and the names of tokens it was submitted with and cannot be given: they are
+        not stored, and this process has none or another.
+    """
+    environment = {**child_environment(), **frozen}
+    missing = []
+    for name, value in submitted.items():
+        if name in TOKENS:
+            if _fingerprint(environment.get(name)) != value:
+                environment.pop(name, None)  # somebody else's
+                missing += [name] if value else []
+        elif value is None:
+            environment.pop(name, None)
+        else:
+            environment[name] = value
+    return environment, missing
+
+
+def _fingerprint(token: str | None) -> str | None:
+    return hashlib.sha256(token.encode()).hexdigest()[:FINGERPRINT] if token else None

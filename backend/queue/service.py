@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from backend.errors import ConfigError, ConflictError
 from backend.printable import one_line
 from backend.queue import roles
-from backend.queue.launcher import wake_supervisor
+from backend.queue.launcher import submission_variables, wake_supervisor
 from backend.queue.lifecycle import move, note
 from backend.queue.roles import Actor as Actor
 from backend.queue.roles import Cost
@@ -25,6 +25,7 @@ from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job, config_hash
 
 RETRIES = 2
+VARIABLES = "variables"  # of the submission, in the environment of a job
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
 
@@ -91,7 +92,9 @@ def enqueue_all(
             kind=kind, name=one_line(name)[:120], owner=actor.name, config=config,
             config_hash=config_hash(kind, config), priority=priority,
             parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
-            queued_at=now, environment={"settings": frozen or settings().for_jobs()},
+            queued_at=now, environment={
+                "settings": frozen or settings().for_jobs(), VARIABLES: submission_variables(),
+            },
         )
         for config in configs
     ]  # fmt: skip

@@ -24,10 +24,10 @@ from backend.errors import ConflictError, is_disk_full
 from backend.queue.engines.base import Engine, LaunchRequest
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
-from backend.queue.launcher import CODE, child_environment, try_lock
+from backend.queue.launcher import CODE, job_environment, try_lock
 from backend.queue.lifecycle import ME, end_attempt, mark_running, move, note, start_attempt
 from backend.queue.roles import GUEST, Actor
-from backend.queue.service import cancel
+from backend.queue.service import VARIABLES, cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
 from backend.store.migrate import upgrade
@@ -41,6 +41,7 @@ SHRINK_LOG_S = 5.0
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit", "host")
+NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
@@ -177,10 +178,15 @@ class SupervisorLoop:
         return True
 
     def _launch(self, attempt: Attempt, job: Job) -> LaunchRequest:
+        frozen, submitted = (job.environment.get(part, {}) for part in ("settings", VARIABLES))
+        environment, missing = job_environment(frozen, submitted)
+        if missing:
+            with writing() as session:
+                note(session, job.id, f"started without {missing[0]}", ME, NO_TOKEN)
         return LaunchRequest(
             attempt_id=attempt.id,
             argv=(sys.executable, "-m", "jobs.runtime.main", "--attempt", str(attempt.id)),
-            environment={**child_environment(), **job.environment.get("settings", {})},
+            environment=environment,
             log=str(log_file(job.run, attempt.n)),
             folder=str(CODE),
             slot=_slot_of(attempt),

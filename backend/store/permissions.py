@@ -41,3 +41,9 @@ def database_files(url: str) -> Iterator[Path]:
         for suffix in ("", "-wal", "-shm"):
             if (file := Path(engine.url.database + suffix)).is_file():
                 yield file
+
+
+def has_database() -> bool:
+    """Whether there is a database. Looking into an SQLite file that is not there creates it."""
+    engine = engine_for(settings().url)
+    return engine.dialect.name != "sqlite" or any(database_files(settings().url))

@@ -14,6 +14,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import DatasetError
 from backend.settings import settings
 from backend.text import files
+from backend.text.conversations import require_readable
 
 Role = Literal["calibration", "evaluation"]
 WIKIPEDIA, ARTICLES = "wikipedia", "articles.jsonl"
@@ -46,7 +47,7 @@ def _wikipedia() -> CorpusInfo:
     ready = prepared().find(WIKIPEDIA) is not None
     note = "89 articles from 2016, as plain prose."
     if not ready:
-        note = "Set it up once with `python -m backend.text.setup`."
+        note = "Set it up once with `slimscope setup`."
     return CorpusInfo(WIKIPEDIA, "Wikipedia sample", "CC BY-SA 3.0 / GFDL", note, ready)
 
 
@@ -92,11 +93,13 @@ def require_corpus(name: str, field: str) -> CorpusInfo:
         field: "calibration_text" or "evaluation_text".
 
     Raises:
-        DatasetError: unknown, not ready, or not allowed in this role.
+        DatasetError: unknown, not ready, not readable, or not allowed in this role.
     """
     known = {corpus.name: corpus for corpus in corpora()}
     inner = name.removeprefix(files.PREFIX)
-    if inner != name and files.paths(inner):  # includes files in folders, which are not listed
+    if inner != name and (found := files.paths(inner)):  # files in folders, too: none is listed
+        for path in found:
+            require_readable(path, field)
         return _local(inner)
     if name not in known:
         raise DatasetError(

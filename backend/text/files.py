@@ -1,24 +1,22 @@
 """Local corpora: .txt and .jsonl files, and folders of them, under SLIMSCOPE_TEXT_DIR only.
 
 A line `# Title`, or ` = Title = ` as in WikiText, starts a new document of a .txt file; a file
-without such lines is one document. Each line of a .jsonl file is one document, in its field "text".
+without such lines is one document. Each line of a .jsonl file is one document: its field "text", or
+the messages of a conversation (`conversations`). Needs no cache of Hugging Face.
 """
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from backend.settings import settings
+from backend.text import conversations
 from backend.text.preparation import DETOKENISED, detokenise, is_tokenised
 
 PREFIX = "file:"
-BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
-    ".txt": ("text", {"sample_by": "document"}),
-    ".jsonl": ("json", {}),
-}
+SUFFIXES = (".txt", ".jsonl")
 _TITLE = re.compile(r"(?m)^(?=# \S| = [^=\n]+ = *$)")
 
 
@@ -30,7 +28,7 @@ def _root() -> Path | None:
 def _usable(path: Path, root: Path) -> bool:
     """Whether `path` is a non-empty file of a supported type inside `root`, links resolved."""
     real = path.resolve()
-    if path.name.startswith(".") or path.suffix not in BUILDERS or not real.is_relative_to(root):
+    if path.name.startswith(".") or path.suffix not in SUFFIXES or not real.is_relative_to(root):
         return False
     return real.is_file() and real.stat().st_size > 0
 
@@ -60,14 +58,14 @@ def names() -> list[str]:
 
 def _rows(path: Path) -> Iterator[str]:
     """The text of each row: a whole .txt file, or a line of a .jsonl file."""
-    from datasets import load_dataset
-
-    builder, options = BUILDERS[path.suffix]
-    source = glob.escape(str(path))  # the builders expect patterns
-    for row in load_dataset(builder, data_files=source, split="train", streaming=True, **options):
-        if not isinstance(row.get("text"), str):
-            raise ValueError(f'{path.name} has a line without a string in the field "text".')
-        yield row["text"]
+    if path.suffix == ".txt":
+        yield path.read_text(encoding="utf-8-sig")
+        return
+    for number, row in enumerate(conversations.rows(path), 1):
+        try:
+            yield conversations.text_of(row)
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {number}: {error}") from error
 
 
 def preprocessing(files: list[Path]) -> str:
@@ -79,7 +77,7 @@ def documents(files: list[Path]) -> Iterator[str]:
     """All documents of the files in order, none of them blank.
 
     Raises:
-        OSError, ValueError: a file cannot be read, is not UTF-8, or has no field "text".
+        OSError, ValueError: a file cannot be read, is not UTF-8, or a line has no text.
     """
     prepare = detokenise if preprocessing(files) else str
     for path in files:

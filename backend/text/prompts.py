@@ -6,9 +6,9 @@
   Passages are built in, or come from the Wikipedia sample if it is set up. Every sixth template of
   a task, and every sixth text, is used for held-out prompts only, so drafters are evaluated on
   wordings and texts they were not trained on.
-- `file:NAME`: a .jsonl file in SLIMSCOPE_TEXT_DIR. Each line has "turns" (the first is used),
-  "prompt", "instruction", "question" or "text", and optionally "category"; the question files of
-  MT-Bench and Spec-Bench have this format.
+- `file:NAME`: a .jsonl file in SLIMSCOPE_TEXT_DIR. Each line is a conversation (`conversations`),
+  whose first user message is the prompt, or has a field "text"; optionally a "category". The
+  question files of MT-Bench and Spec-Bench have this format.
 - toystories: openings of stories, for models without a chat template.
 
 Prompts are rendered with the tokenizer's chat template if it has one.
@@ -28,12 +28,12 @@ from typing import Any
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.text import files
+from backend.text.conversations import USER, conversation, text_of
 from backend.text.corpora import WIKIPEDIA, prepared
 from backend.text.documents import documents
 
 BUILT_IN, STORIES = "built-in", "toystories"
 SELF = "self-written"  # written by the model that answers them; for training only
-KEYS = ("turns", "prompt", "instruction", "question", "text")
 SPEC_BENCH = frozenset(  # the eight categories of MT-Bench form one task of Spec-Bench
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
@@ -245,15 +245,15 @@ def _read(line: str, file: str, number: int) -> Prompt:
     """
     try:
         row = json.loads(line)
-        value = next(row[key] for key in KEYS if row.get(key))
-        text = value[0] if isinstance(value, list) else value
-        if not isinstance(text, str):
+        asked = (m.content for m in conversation(row) if m.role == USER)
+        text = next(asked, None) or text_of(row)
+        if not text.strip():
             raise ValueError
-    except (ValueError, StopIteration, AttributeError, IndexError) as error:
+    except ValueError as error:
         raise DatasetError(
             f"Line {number} of {file} is not a prompt.",
-            f"It has no text under any of {', '.join(KEYS)}.",
-            "Write one JSON object per line.",
+            "It has neither a user message nor a text.",
+            'Write one JSON object per line, such as {"prompt": "Why?"} or {"messages": […]}.',
         ) from error
     category = str(row.get("category", "prompts"))
     task = "mt_bench" if category in SPEC_BENCH else category

@@ -1,4 +1,4 @@
-"""Set up the Wikipedia sample once: `python -m backend.text.setup` (a 28 MB download).
+"""Set up the Wikipedia sample once: `slimscope setup` (a 28 MB download).
 
 The gensim package contains a shortened dump of English Wikipedia as test data. One wheel, the same
 on every platform, is downloaded with pip, verified, read and deleted; gensim is neither installed

@@ -2,7 +2,7 @@
 
 - plain text: random windows as for calibration; the loss covers every token;
 - instructions: each example is a prompt and an answer; the loss covers the answer only. Used for a
-  `file:NAME.jsonl` whose lines have the fields of one of `FORMS`. Examples are packed into rows:
+  `file:NAME.jsonl` whose lines are conversations with answers. Examples are packed into rows:
   one that does not fit starts a new row, one longer than a row is truncated. Rows are padded at
   the end, where causal attention ignores the padding.
 
@@ -12,13 +12,11 @@ seed and length give the same rows on every machine.
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,18 +25,12 @@ from transformers import PreTrainedTokenizerBase
 from backend.errors import DatasetError, ModelError
 from backend.text import files
 from backend.text.chat_template import render_chat
+from backend.text.conversations import Message, answered, conversation, rows
 from backend.text.documents import documents
 from backend.text.slices import TextSlice, slice_of
 from backend.text.windows import SHUFFLED, cut_windows, prefix, shuffled
 
 UNJUDGED = -100  # label of tokens without a loss, as in torch and transformers
-FORMS = (  # field names of prompt, further input, answer
-    ("instruction", "input", "output"),
-    ("prompt", "", "response"),
-    ("prompt", "", "completion"),
-    ("question", "", "answer"),
-)
-MESSAGES = "messages"
 PLAIN_PROMPT = "### Instruction:\n{}\n\n### Response:\n"
 FIELD = "training_text"
 Example = tuple[list[int], list[int]]  # ids, labels
@@ -62,13 +54,13 @@ class TrainingSet:
 def training_set(
     corpus: str,
     tokenizer: PreTrainedTokenizerBase,
-    rows: int,
+    count: int,
     length: int,
     seed: int,
     least: int = 1,
     shared: bool = True,
 ) -> TrainingSet:
-    """At most `rows` rows of `length` tokens; fewer if the text is shorter.
+    """At most `count` rows of `length` tokens; fewer if the text is shorter.
 
     Args:
         least: minimum number of rows.
@@ -79,13 +71,13 @@ def training_set(
     """
     if path := _instructions(corpus):
         examples = _examples(path, tokenizer, length, Random(seed))
-        packed = list(islice(_packed(examples, tokenizer, length), rows))
+        packed = list(islice(_packed(examples, tokenizer, length), count))
         ids, labels = (torch.tensor([row[part] for row in packed]) for part in (0, 1))
     else:
         random = Random(seed)
         texts = shuffled(documents(corpus, "calibration", shared), random)
         windows = cut_windows(texts, tokenizer, length, lambda slack: random.randint(0, slack))
-        ids = torch.tensor(list(islice(windows, rows)))
+        ids = torch.tensor(list(islice(windows, count)))
         labels = ids
     if len(ids) < least:
         raise DatasetError(
@@ -106,17 +98,14 @@ def _instructions(corpus: str) -> Path | None:
     if not corpus.startswith(files.PREFIX) or not corpus.endswith(".jsonl"):
         return None
     for path in files.paths(corpus.removeprefix(files.PREFIX)):
-        first = next(_lines(path), {})
-        return path if _form(first) else None
+        return path if answered(next(_conversations(path), [])) else None
     return None
 
 
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    from datasets import load_dataset
-
-    source = glob.escape(str(path))  # the builder expects patterns
+def _conversations(path: Path) -> Iterator[list[Message]]:
+    """The conversation of each line; empty ones of lines that have none."""
     try:
-        yield from load_dataset("json", data_files=source, split="train", streaming=True)
+        yield from map(conversation, rows(path))
     except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path.name} could not be read.",
@@ -126,45 +115,23 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def _form(line: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The field names of a line, None if unknown."""
-    if isinstance(line.get(MESSAGES), list):
-        return (MESSAGES,)
-    return next((form for form in FORMS if line.get(form[0]) and line.get(form[2])), None)
-
-
 def _examples(
     path: Path, tokenizer: PreTrainedTokenizerBase, length: int, random: Random
 ) -> Iterator[Example]:
     """The examples of the file in random order, truncated to `length` tokens."""
-    lines = _lines(path)
+    lines = _conversations(path)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     while buffer := list(islice(lines, SHUFFLED)):
         random.shuffle(buffer)
         for line in buffer:
-            if not (turns := _turns(line)):
+            if not (turns := answered(line)):
                 continue
-            prompt = _prompt_ids(turns[0], tokenizer)
+            prompt = _prompt_ids([*map(asdict, turns[0])], tokenizer)
             answer = tokenizer(turns[1], add_special_tokens=False, verbose=False).input_ids + end
             ids = (prompt + answer)[:length]
             labels = ([UNJUDGED] * len(prompt) + answer)[:length]
             if len(prompt) < len(ids):  # else no token of the answer is left
                 yield ids, labels
-
-
-def _turns(line: Mapping[str, Any]) -> tuple[list[dict[str, str]], str] | None:
-    """The messages before the last answer, and that answer."""
-    form = _form(line)
-    if form is None:
-        return None
-    if form == (MESSAGES,):
-        messages = [m for m in line[MESSAGES] if m.get("role") and m.get("content")]
-        while messages and messages[-1]["role"] != "assistant":
-            messages.pop()
-        return (messages[:-1], messages[-1]["content"]) if len(messages) > 1 else None
-    prompt, more, answer = form
-    parts = [str(line[prompt]), *([str(line[more])] if more and line.get(more) else [])]
-    return [{"role": "user", "content": "\n\n".join(parts)}], str(line[answer])
 
 
 def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,26 +8,27 @@ and nothing else.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from backend.errors import ConfigError
-from backend.models.sources.catalogue import entries
+from backend.errors import ConfigError, NotFoundError
+from backend.models.sources.setup import main as set_up_models
 from backend.queue.folders import read_log, whole_log
+from backend.queue.launcher import CODE
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
-from backend.store.permissions import restrict_access
+from backend.store.permissions import has_database, restrict_access
 from backend.store.states import TERMINAL, State
-from backend.store.tables import Job
+from backend.text.setup import main as set_up_text
 from jobs import operations
 from jobs.cli.console import (
     DIFFERENT,
@@ -49,15 +50,15 @@ from jobs.cli.storage import RESTORE, add_storage
 from jobs.cli.submit import add_kinds, submit_app
 from jobs.cli.tables import (
     differences_table,
+    measured,
     results_table,
     runs_table,
-    sweep_record,
     sweep_table,
 )
+from jobs.fields.model import DEFAULT_MODEL
 from jobs.replay import ReplayComparison, compare, replayed
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -69,15 +70,47 @@ Run = Annotated[str, typer.Argument(help="A run, such as sds-0042.")]
 Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it belongs to.")]
 
 
-@app.callback()
+LIST = "list"
+OF_RUNS = {"show", "logs", "sweep", "disk", "free", "cancel", "next", "resume", "replay"}
+BY_THEMSELVES = {RESTORE, "serve", "setup", "models"}  # make the database, or need none
+NO_RUNS = "Try: slimscope submit sds --model toy --wait"
+
+
+@app.callback(invoke_without_command=True)
 def prepare(context: typer.Context) -> None:
-    """Compress causal language models and see what compression does to them."""
+    """Compress causal language models and see what compression does to them. Without a command:
+    open the dashboard."""
+    command = context.invoked_subcommand
+    if command is None:
+        serve()
     restrict_access()
-    if context.invoked_subcommand != RESTORE:  # which needs an empty folder
-        upgrade()
+    if command in BY_THEMSELVES or (command == LIST and not has_database()):
+        return
+    if command in OF_RUNS and not has_database():
+        raise NotFoundError(f"There are no runs in {settings().root}.", "", NO_RUNS)
+    upgrade()
 
 
-@app.command("list")
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: as set, or 7860.")] = 0,
+) -> None:
+    """Open the dashboard, as slimscope alone does."""
+    given = {"SLIMSCOPE_HOST": host, "SLIMSCOPE_PORT": port}
+    environment = {**os.environ, **{name: str(value) for name, value in given.items() if value}}
+    command = [sys.executable, str(CODE / "app.py")]
+    os.execve(command[0], command, environment)
+
+
+@app.command()
+def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "") -> None:
+    """Fetch the default model, or another, and the sample text."""
+    failed = set_up_models([model or DEFAULT_MODEL]) or set_up_text()
+    raise typer.Exit(failed)
+
+
+@app.command(LIST)
 def list_runs(
     state: str = "",
     kind: str = "",
@@ -87,11 +120,12 @@ def list_runs(
     """List runs, the newest first."""
     if state and state not in {*State}:
         raise ConfigError(f"There is no state {state!r}.", "", f"Choose: {', '.join(State)}.")
-    records = operations.list_runs(State(state) if state else None, kind or None, limit)
+    wanted = (State(state) if state else None, kind or None, limit)
+    records = operations.list_runs(*wanted) if has_database() else []
     if as_json:
         print(json.dumps(records, indent=1))
         return
-    none = f"No runs in {settings().root}. Try: slimscope submit sds --model toy --wait"
+    none = f"No runs in {settings().root}. {NO_RUNS}"
     out.print(runs_table(records) if records else none)
 
 
@@ -165,28 +199,20 @@ def logs(
 @app.command("sweep")
 def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> None:
     """Show a sweep by one of its runs: mean ± sample standard deviation over seeds."""
-    jobs = _sweep_of(run)
     if as_json:
-        print(json.dumps(sweep_record(jobs), indent=1))
+        print(json.dumps(operations.show_sweep(run), indent=1))
         return
+    jobs = operations.sweep_of(run)
     states = Counter(job.state for job in jobs)
     out.print(f"{len(jobs)} runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
-    out.print(sweep_table(jobs, metric))
-
-
-def _sweep_of(run: str) -> list[Job]:
-    jobs = queries.sweep(run)
-    if not jobs:
-        raise ConfigError(
-            f"{queries.job(run).run} is not part of a sweep.", "It was submitted alone."
-        )
-    return jobs
+    if measured(jobs):
+        out.print(sweep_table(jobs, metric))
 
 
 @app.command()
 def cancel(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Ask a run to stop; asked twice, it is killed."""
-    jobs = _sweep_of(run) if whole else [queries.job(run)]
+    jobs = operations.sweep_of(run) if whole else [queries.job(run)]
     records = operations.cancel_runs([job.run for job in jobs], me())
     _say_all(records, as_json, "{id} is {state}, asked to {desired}.")
 
@@ -201,7 +227,7 @@ def run_next(run: Run, as_json: Json = False) -> None:
 def resume(run: Run, whole: Whole = False, as_json: Json = False) -> None:
     """Queue an ended run again, from its last checkpoint."""
     if whole:
-        records = operations.resume_runs([job.run for job in _sweep_of(run)], me())
+        records = operations.resume_runs([job.run for job in operations.sweep_of(run)], me())
     else:
         records = [operations.resume_run(run, me())]
     _say_all(records, as_json, "{id} is queued again.")
@@ -216,13 +242,14 @@ def _say_all(records: Sequence[dict[str, Any]], as_json: bool, text: str) -> Non
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that can be chosen."""
-    known = entries()
+    known = operations.list_models()
     if as_json:
-        print(json.dumps([asdict(e) for e in known], indent=1, default=str))
+        print(json.dumps(known, indent=1))
         return
     table = Table("model", "ready", "what it is", "licence", box=None)
     for entry in known:
-        table.add_row(entry.name, "yes" if entry.ready else "no", entry.title, entry.licence)
+        ready = "yes" if entry["ready"] else "no"
+        table.add_row(entry["name"], ready, entry["title"], entry["licence"])
     out.print(table)
 
 

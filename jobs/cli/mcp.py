@@ -2,7 +2,7 @@
 `slimscope mcp`. Its tools are operations of `jobs.operations`.
 
 Whoever may start it has a shell on this machine, and so is a host. The package `mcp` is an extra:
-`pip install -e '.[mcp]'`.
+`pipx install 'slimscope[mcp]'`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
+from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from jobs.cli.console import EXPECTED, in_words
 ABOUT = """Slimscope compresses causal language models and measures the effect. A run is added to a
 queue (submit_run), works for minutes to hours, and ends with figures (results); poll show until its
 state is succeeded, failed, cancelled or lost. kinds lists what can be run, and with which
-config."""
+config; models and texts list what it may name. The kind export writes a model as GGUF."""
 Tool = Callable[..., Any]
 log = logging.getLogger("slimscope.mcp")
 TOOLS: Mapping[str, Tool] = MappingProxyType(
@@ -31,7 +32,14 @@ TOOLS: Mapping[str, Tool] = MappingProxyType(
         "runs": operations.list_runs,
         "show": operations.run_status,
         "results": operations.run_results,
+        "models": operations.list_models,
+        "texts": operations.list_texts,
+        "log": operations.run_log,
+        "artifacts": operations.run_artifacts,
+        "sweep": operations.show_sweep,
         "submit_run": operations.submit_run,
+        "submit_sweep": operations.submit_sweep,
+        "replay_run": operations.replay_run,
         "cancel_run": operations.cancel_run,
         "resume_run": operations.resume_run,
     }
@@ -54,9 +62,9 @@ def build(actor: Actor) -> Server:
         from mcp.server import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError
     except ImportError as error:
-        do = "In the folder of Slimscope: pip install -e '.[mcp]'."
+        do = "Install it: pipx install 'slimscope[mcp]', or pip install 'mcp>=2'."
         raise ConfigError("The MCP server is not available.", f"{error}.", do) from error
-    server: Any = MCPServer("slimscope", instructions=ABOUT)
+    server: Any = MCPServer("slimscope", instructions=ABOUT, version=version("slimscope"))
     for name, operation in TOOLS.items():
         server.tool(name=name)(_tool(operation, actor, ToolError))
     served: Server = server

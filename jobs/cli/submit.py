@@ -16,9 +16,9 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.cli.console import EXIT, PERPLEXITY, follow, me, out, say
-from jobs.cli.tables import results_table, sweep_record, sweep_table
+from jobs.cli.tables import results_table, sweep_table
 from jobs.kind import Kind, kinds
-from jobs.record import record, summary
+from jobs.record import record, summary, sweep_record
 
 submit_app = typer.Typer(help="Add a run to the queue.", no_args_is_help=True)
 

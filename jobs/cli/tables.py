@@ -13,7 +13,7 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.kind import stage_labels
-from jobs.record import summary
+from jobs.record import sweep_rows
 from jobs.replay import ReplayComparison
 
 
@@ -51,20 +51,9 @@ def differences_table(comparison: ReplayComparison) -> Table:
     return table
 
 
-def _sweep_rows(jobs: Sequence[Job]) -> list[sweep.SweepRow]:
-    ids = [job.id for job in jobs]
-    return sweep.table(jobs, queries.results(ids), queries.step_times(ids))
-
-
-def sweep_record(jobs: Sequence[Job]) -> dict[str, Any]:
-    """A sweep as plain data: its runs, and every figure over seeds."""
-    rows = _sweep_rows(jobs)
-    return {
-        "sweep": jobs[0].run,
-        "fields": sweep.varied(jobs),
-        "runs": [summary(job) for job in jobs],
-        "table": [vars(row) for row in rows],
-    }
+def measured(jobs: Sequence[Job]) -> bool:
+    """Whether any run of a sweep has figures."""
+    return bool(queries.results([job.id for job in jobs]))
 
 
 def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
@@ -73,9 +62,9 @@ def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
     Raises:
         NotFoundError: no run of the sweep has measured it.
     """
-    rows = _sweep_rows(jobs)
-    if metric not in (measured := {row.metric for row in rows}):
-        there = f"There are: {', '.join(sorted(measured)) or 'no figures yet'}."
+    rows = sweep_rows(jobs)
+    if metric not in (found := {row.metric for row in rows}):
+        there = f"There are: {', '.join(sorted(found)) or 'no figures yet'}."
         raise NotFoundError(f"No run of this sweep has measured {metric!r}.", "", there)
     names = stage_labels(jobs[0].kind)
     fields = [field for field in sweep.varied(jobs) if field != sweep.SEED]

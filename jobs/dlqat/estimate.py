@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backend.errors import ConfigError
-from backend.export.formats import ExportRequirements, check_format
+from backend.export.formats import ExportRequirements, check_format, vllm_hint
 from backend.methods.dlqat.config import (
     MERGED_LORA,
     STAGE_LABELS,
@@ -55,7 +55,7 @@ def requirements(config: DLQATJob) -> Requirements:
         flops=flops_by_phase(config, facts),
         memory=needed,
         warnings=warnings,
-        notes=trained_parameters(config, layers, facts),
+        notes=trained_parameters(config, layers, facts) + hints(config, layers),
         open_ended=bool(config.task_names),
     )
 
@@ -235,7 +235,15 @@ def export_requirements(
         experts=any(".experts." in x.name for x in layers),
         whole=len(layers) == len(facts.linears),
         shapes=frozenset(shapes(layers)),
+        architecture=facts.architecture,
     )
+
+
+def hints(config: DLQATJob, layers: list[LinearShape]) -> tuple[str, ...]:
+    """What other programs will not do with the export."""
+    if config.format != "compressed-tensors":
+        return ()
+    return tuple(filter(None, [vllm_hint(config.bits, (x.name for x in layers))]))
 
 
 def trained_parameters(

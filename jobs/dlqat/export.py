@@ -9,8 +9,8 @@ import torch
 
 from backend.checkpoints import Checkpoints
 from backend.export.card import model_card
-from backend.export.formats import bits_per_weight
-from backend.export.layouts import Layout
+from backend.export.formats import Layout, bits_per_weight
+from backend.export.origin import copy_terms, origin_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
@@ -61,6 +61,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         loaded.facts.title,
         context.run,
         STAGE_LABELS[config.kept],
+        origin := origin_of(config.model),
         loaded.facts.note,
         layout,
         mean_bits(config, quantised_layers(loaded.facts.linears, config)),
@@ -71,6 +72,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
     with Checkpoints(context.folder).write(MODEL) as folder:
         stored = loaded.stored if config.format == "dense" else getattr(torch, config.stored)
         export(loaded.model, loaded.tokenizer, layers, layout, stored, folder, card)
+        copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
     context.result(config.kept, f"bytes/{config.format}", size)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, field_validator
 
+from backend.settings import settings
 from jobs.fields.types import ModelSpec
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -24,6 +25,11 @@ class ModelConfig(BaseModel):
 
 
 def absolute(spec: str) -> str:
-    """`spec` without blanks around it; a path made absolute."""
+    """`spec` without blanks around it; a path made absolute, from the current folder or else from
+    the data folder."""
     spec = spec.strip()
-    return str(Path(spec).expanduser().resolve()) if spec.startswith((".", "~")) else spec
+    if not spec.startswith((".", "~")) and (not spec.endswith(".gguf") or spec.startswith("/")):
+        return spec
+    path = Path(spec).expanduser()
+    own = settings().root / path
+    return str((own if own.exists() and not path.exists() else path).resolve())

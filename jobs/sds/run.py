@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 
 from backend.checkpoints import Checkpoints
+from backend.export.card import pruned_card
+from backend.export.origin import ModelOrigin, copy_terms, origin_of
 from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSStage
 from backend.methods.sds.pipeline import SDSResult, install, run_sds
 from backend.models.loading import LoadedModel, free_memory, weights_hash
 from backend.models.saving import save
+from backend.store import queries
 from jobs.evaluation.quality import Quality, hidden_state_store
 from jobs.fields.base_model import resolve_model
 from jobs.fields.quality import QualityConfig
+from jobs.metrics import PERPLEXITY, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_texts, load_whole
@@ -80,34 +84,34 @@ def save_model(loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: Job
     """Saves the kept stage so that plain transformers can load it."""
     install(loaded.model, context.checkpoints, kept)
     digest = weights_hash(loaded.model)
+    origin = origin_of(config.model)
+    text = card(loaded, kept, config, context, origin)
     with Checkpoints(context.folder).write("model") as folder:
-        text = card(loaded, kept, config, context.run)
         save(loaded.model, loaded.tokenizer, folder, text, loaded.stored)
+        copy_terms(origin, folder)
     context.environment(weights_sha256=digest)
     context.artifact(context.folder / "model", "model", digest)
     context.log(f"Saved the model ({STAGE_LABELS[kept]}). sha256 of its weights: {digest}")
 
 
-def card(loaded: LoadedModel, kept: SDSStage, config: SDSJob, run: str) -> str:
+def card(
+    loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: JobContext, origin: ModelOrigin
+) -> str:
     """The README beside the saved weights."""
-    note = f"\nNote on the base: {loaded.facts.note}\n" if loaded.facts.note else ""
-    method = "SDS" if config.until == "sds" else config.base
-    return f"""# {loaded.facts.title}, {config.pattern} pruned by {method}
-
-Made by Slimscope, run {run}. Stage: {STAGE_LABELS[kept]}. First pruner: {config.base}.
-{note}
-The zeros are stored as ordinary numbers: the file is as large as the dense one, and plain
-`transformers` runs it at the dense speed.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("<this folder>")
-tokenizer = AutoTokenizer.from_pretrained("<this folder>")
-```
-
-The whole config:
-
-```json
-{config.model_dump_json(indent=2)}
-```
-"""
+    measured = {
+        name: {STAGE_LABELS[r.stage]: r.value for r in rows if r.metric == name}
+        for rows in [queries.results([context.run])]
+        for name in (PERPLEXITY, ZERO_SHARE)
+    }
+    return pruned_card(
+        loaded.facts.title,
+        context.run,
+        STAGE_LABELS[kept],
+        "SDS" if config.until == "sds" else config.base,
+        str(config.pattern),
+        origin,
+        loaded.facts.note,
+        measured,
+        config.model_dump(mode="json"),
+        queries.job(context.run).environment.get("text", {}),
+    )

@@ -18,9 +18,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, ModelError
 from backend.export.card import model_card
-from backend.export.formats import bits_per_weight
-from backend.export.layouts import Layout
-from backend.export.reading import load_packed, read_layers, read_layout
+from backend.export.formats import Layout, bits_per_weight, read_layout
+from backend.export.origin import ModelOrigin
+from backend.export.reading import load_packed, read_layers
 from backend.export.writing import export
 from backend.models.blocks import block_linears
 from backend.quantization.grid import QuantizedWeight
@@ -269,8 +269,8 @@ def test_packed_weights_that_are_not_finite_are_refused(exported, name: str) -> 
 def test_the_card_says_how_to_load_it(format: str, symmetric: bool, said: str) -> None:
     layout = Layout(format, 3, 64, symmetric)
     card = model_card(
-        "Toy", "dlqat-0001", "DL-QAT", "A note.", layout, 3.25, {"Dense": 12.5, "DL-QAT": 13.25},
-        {"bits": 3}, {"training": {"corpus": "toystories"}},
+        "Toy", "dlqat-0001", "DL-QAT", ModelOrigin(), "A note.", layout, 3.25,
+        {"Dense": 12.5, "DL-QAT": 13.25}, {"bits": 3}, {"training": {"corpus": "toystories"}},
     )  # fmt: skip
     assert said in card and "| DL-QAT | 13.250 |" in card and "A note." in card
     assert "3 bits, groups of 64" in card and "dlqat-0001" in card and "toystories" in card

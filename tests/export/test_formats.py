@@ -13,6 +13,7 @@ from backend.export.formats import (
     bits_per_weight,
     check_format,
     obstacle,
+    vllm_hint,
 )
 
 PLAIN = ExportRequirements(4, True, "float16", False, True, frozenset({(64, 64), (32, 192)}))
@@ -32,6 +33,7 @@ def test_a_plain_choice_fits_everywhere() -> None:
         ("gptq_v2", {"whole": False}, "leave single layers", "compressed-tensors or dense"),
         ("gptq_v2", {"shapes": frozenset({(64, 40)})}, "64 × 40", "compressed-tensors or dense"),
         ("compressed-tensors", {"in_out": True}, "transposed", "gptq, gptq_v2 or dense"),
+        ("compressed-tensors", {"architecture": "GPTBigCodeForCausalLM"}, "cannot load", "dense"),
     ],
 )
 def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, others: str) -> None:
@@ -51,3 +53,10 @@ def test_bits_of_a_weight(
     bits: int, size: int, symmetric: bool, stored: str, wanted: float
 ) -> None:
     assert bits_per_weight(bits, size, symmetric, stored) == wanted
+
+
+def test_what_vllm_will_not_run_is_said() -> None:
+    names = [f"layers.0.self_attn.{each}_proj" for each in "qkv"]
+    assert vllm_hint(4, [*names, "layers.0.self_attn.o_proj"]) == ""
+    assert "not 3" in vllm_hint(3, names) and "CPU" in vllm_hint(8, names)
+    assert "fuses q_proj, k_proj, v_proj" in vllm_hint(4, names[:2])

@@ -9,7 +9,8 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from torch import Tensor
 
 from backend.errors import ModelError
-from backend.export.layouts import Layout, layer_from, layer_tensors
+from backend.export.formats import Layout
+from backend.export.layouts import layer_from, layer_tensors
 
 GPTQ = [("gptq", True), ("gptq_v2", True), ("gptq_v2", False)]
 

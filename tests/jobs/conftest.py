@@ -1,10 +1,12 @@
 """The same queue as the queue's own tests use, but for real jobs, forked from a warm process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backend.queue.engines.local import LocalEngine
+from backend.queue.launcher import try_lock
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from tests.fork_engine import ForkEngine
@@ -30,3 +32,12 @@ def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
     """The supervisor's loop; a test marked `fresh_process` gets jobs started as in production."""
     fresh = request.node.get_closest_marker("fresh_process")
     return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1))
+
+
+@pytest.fixture
+def supervised(loop: SupervisorLoop) -> Iterator[SupervisorLoop]:
+    """The loop, for commands that wait: it has the lock, so they wake no supervisor."""
+    lock = try_lock()
+    assert lock is not None
+    yield loop
+    lock.release()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from backend.errors import ConfigError
-from backend.export.layouts import Layout
+from backend.export.formats import Layout
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load

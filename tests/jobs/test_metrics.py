@@ -37,3 +37,10 @@ def test_units_stand_in_the_title() -> None:
     assert metric("zero_share").title == "Zeros, %"
     assert metric("heldout_loss").title == "Held-out loss, nats per token"
     assert metric("bytes").title == "Size"
+
+
+def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:
+    fields = [metric(name).field for name in ("perplexity", "zero_share", "top1_agreement", "took")]
+    assert fields == ["perplexity", "zero_share", "top1_agreement_share", "took_seconds"]
+    assert metric("size").field == "size_bytes" and metric("bytes/Q4_0").field == "bytes/Q4_0"
+    assert metric("heldout_loss").field == "heldout_loss_nats_per_token"

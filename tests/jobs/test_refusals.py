@@ -17,6 +17,7 @@ from jobs import limits
 from jobs.fields.drafters import drafter_folder
 from jobs.submit import submit
 from tests.jobs.kinds.test_speed import trained
+from tests.models.sources.test_gguf import write_toy
 from tests.queue.conftest import HOST
 
 KINDS = ("sds", "dlqat", "amphista", "speed", "generate", "evaluation", "statistics")
@@ -88,3 +89,12 @@ def test_weights_unlike_the_config(queue: Path, kind: str) -> None:
     with pytest.raises(ModelError, match=r"up_proj.* has the shape \[128, 64\]"):
         submit(kind, values(kind, str(folder)), HOST)
     assert queries.jobs() == []
+
+
+def test_a_gguf_file_is_named_by_its_path(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = write_toy(queue / "models" / "toy.gguf")
+    for here in (queue, tmp_path):  # from the data folder, wherever the command is given
+        monkeypatch.chdir(here)
+        assert submit("statistics", {"model": "models/toy.gguf"}, HOST).config["model"] == str(file)

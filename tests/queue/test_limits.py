@@ -37,9 +37,9 @@ def test_each_slot_has_a_gpu_of_its_own(
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl"):
         (tmp_path / name).touch()
     monkeypatch.setattr(local, "DEVICES", tmp_path)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    variables = {"CUDA_VISIBLE_DEVICES": named}
     shown = [
-        local.visible_gpu(LaunchRequest(1, (), {}, "", "", slot, device), slots)
+        local.visible_gpu(LaunchRequest(1, (), variables, "", "", slot, device), slots)
         for slot in range(slots)
     ]
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in shown] == expected

@@ -11,6 +11,7 @@ import pytest
 from backend.errors import DatasetError
 from backend.text import corpora as room
 from backend.text.corpora import corpora, require_corpus
+from backend.text.documents import documents
 
 
 def test_what_is_listed(text_dir: Path) -> None:
@@ -33,7 +34,7 @@ def test_hub_texts_are_ready_when_online(text_dir: Path, monkeypatch: pytest.Mon
     [
         ("wikitext2", "hub"),
         ("c4", "hub"),
-        ("wikipedia", "backend.text.setup"),
+        ("wikipedia", "slimscope setup"),
         ("nothing", "Choose one of: toystories"),
         ("file:", "SLIMSCOPE_TEXT_DIR"),
         ("file:../secret.txt", "SLIMSCOPE_TEXT_DIR"),
@@ -69,3 +70,25 @@ def test_listing_loads_no_tensor_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [("a.jsonl", b"no json\n", "Line 1"), ("a.jsonl", b'{"title": 1}\n', "neither"),
+     ("a.jsonl", b'{"messages": [3]}\n', "message"), ("a.txt", b"caf\xe9 au lait", "utf-8")],
+)  # fmt: skip
+def test_a_wrong_file_is_refused_at_once(
+    text_dir: Path, name: str, content: bytes, why: str
+) -> None:
+    (text_dir / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=why) as refused:
+        require_corpus(f"file:{name}", "calibration_text")
+    assert refused.value.field == "calibration_text"
+
+
+def test_a_local_text_needs_no_cache(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (text_dir / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello."}]}\n')
+    (text_dir / "b.txt").write_text("A text.")
+    assert list(documents("file:a.jsonl", "calibration", shared=False)) == ["Hello."]
+    assert list(documents("file:b.txt", "calibration", shared=False)) == ["A text."]

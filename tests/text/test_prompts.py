@@ -114,6 +114,24 @@ def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
     require_prompts("file:q.jsonl", "prompts")
 
 
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"conversations": [{"from": "system", "value": "Be kind."},
+                            {"from": "human", "value": "Why?"},
+                            {"from": "gpt", "value": "So."}]}, "Why?"),
+        ({"messages": [{"role": "system", "content": "Be kind."},
+                       {"role": "user", "content": [{"type": "text", "text": "How?"}]}]}, "How?"),
+        ({"instruction": "Sum up.", "input": "A cat sat.", "output": "Cat."},
+         "Sum up.\n\nA cat sat."),
+        ({"text": "A text."}, "A text."),
+    ],
+)  # fmt: skip
+def test_conversations_are_prompts(text_dir: Path, row: dict, prompt: str) -> None:
+    (text_dir / "q.jsonl").write_text(json.dumps(row))
+    assert [p.text for p in benchmark_prompts("file:q.jsonl")] == [prompt]
+
+
 @pytest.mark.parametrize("line", ["not json", "[1]", '{"turns": []}', '{"text": 3}', "{}"])
 def test_a_line_that_is_no_prompt_is_named(text_dir: Path, line: str) -> None:
     (text_dir / "q.jsonl").write_text('{"text": "Good."}\n' + line + "\n")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sqlite3
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +16,8 @@ from sqlalchemy import event
 
 from backend.settings import settings
 from backend.store import frames, queries
-from backend.store.session import engine_for
+from backend.store.session import engine_for, writing
+from backend.store.tables import Job, Result
 from jobs.kind import kinds
 from jobs.record import record
 from jobs.submit import validated
@@ -23,6 +27,7 @@ from ui.api_errors import API_PATH as API
 
 __all__ = ["blocks", "shared", "visit", "web"]
 
+DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 HOST = {"authorization": f"Bearer {TOKEN}"}
 
 
@@ -68,6 +73,29 @@ def test_a_run_is_cancelled_and_resumed(visit: Visit) -> None:
     assert client.post(f"{API}/runs/sds-0003/resume").json()["state"] == "queued"
     running = client.post(f"{API}/runs/sds-0002/cancel").json()
     assert (running["state"], running["desired"]) == ("running", "stop")
+
+
+def test_a_sweep_is_added_and_read_and_a_run_repeated(visit: Visit) -> None:
+    client = visit()
+    body = {"config": {"model": "toy", "pattern": "50%"}, "sweep": {"seed": "0..1"}}
+    made = client.post(f"{API}/sweeps/sds?name=pair", json=body).json()
+    assert [run["config"]["seed"] for run in made] == [0, 1]
+    found = client.get(f"{API}/runs/{made[1]['id']}/sweep").json()
+    assert [run["id"] for run in found["runs"]] == [run["id"] for run in made]
+    again = client.post(f"{API}/runs/sds-0001/replay").json()
+    assert again["state"] == "queued" and again["parent"] == 1
+    alone = client.get(f"{API}/runs/sds-0001/sweep")
+    assert alone.status_code == 422 and "not part of a sweep" in alone.json()["what"]
+
+
+def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
+    client = visit()
+    assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}
+    assert "toystories" in {each["name"] for each in client.get(f"{API}/texts").json()}
+    log = client.get(f"{API}/runs/sds-0001/log?after=0").json()
+    assert set(log) == {"attempt", "text", "start", "end", "state"}
+    assert all("files" in each for each in client.get(f"{API}/runs/sds-0001/artifacts").json())
+    assert client.get(f"{API}/runs/sds-0099/log").status_code == 404
 
 
 def test_a_waiting_run_is_put_first(visit: Visit) -> None:
@@ -166,6 +194,13 @@ def test_openapi_describes_every_request_and_every_config(visit: Visit) -> None:
         assert set(schema["properties"]) == set(kind.config.model_fields)
         assert "$ref" not in json.dumps(schema)
     assert {"/kinds", "/runs", *api.READ, *api.CHANGE} <= set(described["paths"])
+    for operation in (each for path in described["paths"].values() for each in path.values()):
+        for status in ("403", "404", "409", "422"):
+            body = operation["responses"][status]["content"]["application/json"]["schema"]
+            assert body["$ref"].endswith("/ErrorBody")
+    error = described["components"]["schemas"]["ErrorBody"]
+    assert set(error["properties"]) == {"what", "why", "do", "field", "others"}
+    assert "HTTPValidationError" not in described["components"]["schemas"]
     assert [kind["name"] for kind in visit().get(f"{API}/kinds").json()] == [*kinds()]
 
 
@@ -176,3 +211,31 @@ def test_the_page_about_it_lists_them_all_and_loads_nothing(visit: Visit) -> Non
     for word in ("src=", "//", "<link", "@import", "url("):
         assert word not in page.removeprefix("<!doctype html>")
     assert "calibration_text" in page
+
+
+def test_the_client_in_the_docs_works(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(import time.*?)```", DOCS.read_text(), re.DOTALL)
+    client = visit()
+
+    def connect(base_url: str, headers: dict[str, str]) -> httpx.Client:
+        client.base_url = base_url
+        return client
+
+    def finish(_: float) -> None:
+        with writing() as session:
+            newest = session.get_one(Job, queries.jobs()[0].id)
+            newest.state = "succeeded"
+            session.merge(Result(job_id=newest.id, stage="sds", metric="perplexity", value=12.5))
+
+    monkeypatch.setattr(httpx, "Client", connect)
+    monkeypatch.setattr(time, "sleep", finish)
+    exec(compile(code, str(DOCS), "exec"), {})
+    said = capsys.readouterr().out
+    assert "succeeded" in said and "perplexity" in said and "12.5" in said
+
+
+def test_the_door_of_gradio_is_closed(visit: Visit) -> None:
+    client = visit()
+    assert client.get("/config").status_code == client.get("/gradio_api/info").status_code == 404

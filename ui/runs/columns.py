@@ -42,6 +42,7 @@ class Column:
         measure: what a filter compares; None for a run without such a value.
         usual: shown unless columns are chosen.
         metric: name of the figure it shows, which can be compared with the baseline's.
+        field: its name in a CSV file, with the unit where there is one; else the key.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Column:
     group: str = GROUPS[0]
     usual: bool = False
     metric: str = ""
+    field: str = ""
 
     def html(self, row: RunRow) -> Markup:
         """What is shown of a run."""
@@ -80,7 +82,8 @@ def _figure(name: str, value: Callable[[RunRow], float | None], **options: Any) 
     def cell(row: RunRow) -> str:
         return format_value(described, value(row))
 
-    return Column(name, described.title, value, cell, value, numeric=True, **options)
+    named = {"field": described.field, **options}
+    return Column(name, described.title, value, cell, value, numeric=True, **named)
 
 
 def _final(name: str, usual: bool) -> Column:
@@ -127,7 +130,7 @@ RUN_COLUMN = _text(
 )  # fmt: skip
 AGE = Column(
     NEWEST, "Age", lambda r: r.job.created_at, lambda r: time_tag(r.job.created_at, r.now),
-    lambda r: (r.now - r.job.created_at) / 1000, True, usual=True,
+    lambda r: (r.now - r.job.created_at) / 1000, True, usual=True, field="added_utc",
 )  # fmt: skip
 BEFORE = (
     RUN_COLUMN,
@@ -146,10 +149,11 @@ BEFORE = (
 )  # fmt: skip
 PERPLEXITY_COLUMNS = (
     replace(_figure(PERPLEXITY, lambda r: r.figures.value(r.figures.first, PERPLEXITY)),
-            key="dense", title="Perplexity, dense", group=GROUPS[1], usual=True),
+            key="dense", title="Perplexity, dense", group=GROUPS[1], usual=True,
+            field=f"{PERPLEXITY}_dense"),
     _final(PERPLEXITY, True),
     Column("change", "Change", _change, lambda r: percent(_change(r)) or NONE, _change, True,
-           GROUPS[1], True),
+           GROUPS[1], True, field=f"{PERPLEXITY}_change_share"),
 )  # fmt: skip
 AFTER = (
     _figure("size", lambda r: r.size),

@@ -31,8 +31,9 @@ def _missing(value: Any) -> bool:
 
 
 def to_csv(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
-    """Rows and columns with full precision; the age becomes a time in UTC."""
-    heads = ["Added (UTC)" if c is AGE else c.title for c in columns]
+    """Rows and columns for programs: names with units, values as they are stored, with full
+    precision; the age becomes a time in UTC."""
+    heads = [c.field or c.key for c in columns]
     return csv_text([[_exported(row, c) for c in columns] for row in rows], heads)
 
 

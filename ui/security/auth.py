@@ -28,7 +28,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
 from backend.queue.roles import ASK, Actor, RateLimiter, client_network, guest_name, reject
-from backend.settings import is_loopback, settings
+from backend.settings import is_loopback, settings, space_host
 from ui.security.sessions import SessionStore
 from ui.templates import render
 
@@ -96,7 +96,8 @@ def host_link(port: int) -> str:
     name = socket.gethostname() if address in ("", "0.0.0.0", "::") else address
     name = f"[{name}]" if ":" in name else name
     known = bool(settings().host_token.get_secret_value())
-    return f"http://{name}:{port}/slimscope/host" + ("" if known else f"#{token()}")
+    site = f"https://{space_host()}" if space_host() else f"http://{name}:{port}"
+    return f"{site}/slimscope/host" + ("" if known else f"#{token()}")
 
 
 def bearer(headers: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import ForbiddenError, NotFoundError, RateLimitError, SlimscopeError
 from backend.queue.roles import ASK, reject
-from backend.settings import is_loopback, settings
+from backend.settings import is_loopback, settings, space_host
 from ui.api_errors import API_PATH, error_response
 from ui.security import auth
 
@@ -33,7 +33,6 @@ OPEN_ROUTES = re.compile(
 CLOSED_ROUTES = ("/monitoring", "/login", "/logout", "/config", "/svelte/", "/custom_component/")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -45,8 +44,9 @@ POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval' 'nonce-{nonce}' {hashes}; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
-    "frame-ancestors 'none'"
+    "frame-ancestors {framers}"
 )
+HUB = "https://huggingface.co"  # shows a Space in a frame
 
 
 def hash_of(script: str) -> str:
@@ -196,7 +196,11 @@ class SecuredSend:
     def _add_headers(self, message: Message) -> None:
         headers = MutableHeaders(scope=message)
         headers.update(HEADERS)
-        policy = POLICY.format(nonce=self.nonce, hashes=self.hashes)
+        space = space_host()
+        framers = f"{HUB} https://{space}" if space else "'none'"
+        if not space:
+            headers["X-Frame-Options"] = "DENY"
+        policy = POLICY.format(nonce=self.nonce, hashes=self.hashes, framers=framers)
         headers["Content-Security-Policy"] = policy
         if self.cookie:
             headers.append("Set-Cookie", self.cookie)

@@ -84,7 +84,7 @@ def installed_gpus() -> list[int]:
 def visible_gpu(launch: LaunchRequest, slots: int) -> dict[str, str]:
     """The variable that shows a job the GPU of its slot alone. Not where the job names a GPU, or
     where there is only one."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = launch.environment.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else [*map(str, installed_gpus())]
     if slots == 1 or len(gpus) < 2 or ":" in launch.device:
         return {}

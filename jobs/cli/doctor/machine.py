@@ -86,4 +86,4 @@ def cached_models() -> HealthCheck:
 
 def texts() -> HealthCheck:
     ready = [corpus.name for corpus in corpora() if corpus.ready]
-    return check("texts", bool(ready), ", ".join(ready) or "none", "python -m backend.text.setup")
+    return check("texts", bool(ready), ", ".join(ready) or "none", "slimscope setup")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 
 from backend.queue.folders import work_folder
 from backend.queue.service import cancel, enqueue
+from jobs.cli.app import main
 from jobs.kind import kinds
 from jobs.submit import command_line, validated
 from tests.queue.conftest import HOST
 from tests.shell import slimscope
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_submit_wait_show_and_logs(queue: Path) -> None:
@@ -77,9 +81,49 @@ def test_what_keeps_us_from_working_is_one_line(
     queue: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, why: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    refused = slimscope("list")
+    refused = slimscope("doctor")
     assert refused.returncode == 2 and why in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1 and "hidden" not in refused.stderr
+
+
+def test_looking_makes_no_database(data_dir: Path) -> None:
+    listed, as_json = slimscope("list"), slimscope("list", "--json")
+    assert listed.returncode == as_json.returncode == 0 and json.loads(as_json.stdout) == []
+    assert "No runs in" in listed.stdout and slimscope("models").returncode == 0
+    shown = slimscope("show", "sds-0001")
+    assert shown.returncode == 2 and "There are no runs in" in shown.stderr
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("words", [["serve", "--port", "8123"], []])
+def test_the_dashboard_is_opened(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    class ReplacedError(Exception):
+        """In place of the new program."""
+
+    def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
+        raise ReplacedError(command[1], environment.get("SLIMSCOPE_PORT"))
+
+    monkeypatch.setattr("os.execve", execve)
+    monkeypatch.setattr(sys, "argv", ["slimscope", *words])
+    with pytest.raises(ReplacedError) as called:
+        main()
+    script, port = called.value.args
+    assert Path(script) == ROOT / "app.py" and Path(script).is_file()
+    assert port == ("8123" if words else None)
+
+
+def test_a_package_of_somebody_else_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").touch()
+    path = f"{tmp_path}:{ROOT}"
+    told = subprocess.run(
+        [sys.executable, "-c", "import slimscope; slimscope.main()"],
+        env={**os.environ, "PYTHONPATH": path}, cwd="/", capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 1 and len(told.stderr.splitlines()) == 1
+    assert "'jobs' is not Slimscope's" in told.stderr and "pipx install" in told.stderr
 
 
 def test_models(queue: Path) -> None:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from jobs.generate.transcript import read_transcript
 from tests.shell import slimscope
 
 
-def test_a_text_is_printed_as_it_comes(queue: Path) -> None:
+def test_a_text_is_printed_as_it_comes(supervised: SupervisorLoop) -> None:
     words = ("generate", "One day Tom found a ball.", "--model", "toy", "--max-new-tokens", "20")
-    done = slimscope(*words)
+    done = slimscope(*words, meanwhile=supervised.turn)
     assert done.returncode == 0, done.stderr
     text = read_transcript("generate-0001", 1).text
     assert text.strip() and text in done.stdout and "tokens a pass" in done.stdout
-    (side,) = json.loads(slimscope(*words, "--lookup", "--json").stdout)
+    (side,) = json.loads(slimscope(*words, "--lookup", "--json", meanwhile=supervised.turn).stdout)
     pieces = [piece for each in side["passes"] for piece, _ in each["tokens"]]
     assert "".join(pieces) == read_transcript("generate-0002", 1).text != ""
     assert [queries.job(f"generate-{n:04d}").config["lookup"] for n in (1, 2)] == [False, True]
 
 
-def test_decoders_are_timed_and_judged(queue: Path) -> None:
-    done = slimscope("bench", "--model", "toy", "--preset", "quick look")
+def test_decoders_are_timed_and_judged(supervised: SupervisorLoop) -> None:
+    words = ("bench", "--model", "toy", "--preset", "quick look")
+    done = slimscope(*words, meanwhile=supervised.turn)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert "Vanilla" in said and "Prompt lookup is" in said and "responses match vanilla's" in said

@@ -7,16 +7,18 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backend.errors import ConfigError
+from backend.queue.folders import log_file
 from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.session import writing
-from backend.store.tables import Result
+from backend.store.tables import Job, Result
 from jobs.cli import mcp as mcp_server
 
 mcp = pytest.importorskip("mcp", reason="pip install 'slimscope[mcp]'")
@@ -73,6 +75,40 @@ def test_an_agent_reads_figures(queue: Path) -> None:
     ]
 
 
+def test_an_agent_reads_what_can_be_named_and_follows_a_log(queue: Path) -> None:
+    server = mcp_server.build(HOST)
+    made, models, texts = talk(
+        server,
+        ("submit_sweep", {"kind": "count", "config": {}, "sweep": {"seed": "0..1"}}),
+        ("models", {}),
+        ("texts", {}),
+    )
+    assert [run["id"] for run in made] == ["count-0001", "count-0002"]
+    assert {"toy", "toystories"} <= {each["name"] for each in models + texts}
+    file = log_file("count-0001", 1)
+    file.parent.mkdir(parents=True)
+    file.write_text("one\ntwo\n")
+    with writing() as session:
+        session.get_one(Job, 1).attempts_made = 1
+    first, rest, sweep, left = talk(
+        server,
+        ("log", {"run": "count-0001"}),
+        ("log", {"run": "count-0001", "after": 4}),
+        ("sweep", {"run": "count-0002"}),
+        ("artifacts", {"run": "count-0001"}),
+    )
+    assert (first["text"], first["end"]) == ("one\ntwo\n", 8) and rest["text"] == "two\n"
+    assert [run["id"] for run in sweep["runs"]] == ["count-0001", "count-0002"] and left == []
+
+
+def test_the_server_tells_its_version(queue: Path) -> None:
+    async def run() -> str:
+        async with mcp.Client(mcp_server.build(HOST)) as client:
+            return client.server_info.version
+
+    assert asyncio.run(run()) == version("slimscope")
+
+
 def test_errors_say_what_why_and_what_to_do(queue: Path) -> None:
     unknown, refused, field = talk(
         mcp_server.build(HOST),
@@ -120,12 +156,13 @@ def test_the_command_serves_over_standard_output(queue: Path) -> None:
             return sorted(tool.name for tool in tools.tools)
 
     names = asyncio.run(run())
-    changes = ["cancel_run", "resume_run", "submit_run"]
-    assert names == sorted(["kinds", "results", "runs", "show", *changes])
+    changes = ["cancel_run", "resume_run", "submit_run", "submit_sweep", "replay_run"]
+    looks = ["kinds", "results", "runs", "show", "models", "texts", "log", "artifacts", "sweep"]
+    assert names == sorted([*looks, *changes])
     assert json.dumps(names)
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mcp.server", None)
-    with pytest.raises(ConfigError, match="pip install -e"):
+    with pytest.raises(ConfigError, match="pipx install"):
         mcp_server.build(HOST)

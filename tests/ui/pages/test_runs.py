@@ -211,7 +211,7 @@ def test_the_export_holds_all_pages_in_the_order_of_the_screen(lab: Settings) ->
     look = asked(q="perplexity>0", sort="perplexity", dir="asc", cols="perplexity", page="7")
     csv_file, json_file = (runs.act(pressed(form), look)["download"] for form in ("csv", "json"))
     lines = base64.b64decode(csv_file["data"]).decode().splitlines()
-    assert lines == ["Run,Perplexity", "sds-0004,11.0", "sds-0001,12.0", "sds-0002,15.0",
+    assert lines == ["run,perplexity", "sds-0004,11.0", "sds-0001,12.0", "sds-0002,15.0",
                      "sds-0003,30.0"]  # fmt: skip
     assert [r["perplexity"] for r in json.loads(base64.b64decode(json_file["data"]))] == [
         11.0, 12.0, 15.0, 30.0,

@@ -196,7 +196,7 @@ def test_a_table_without_rows_is_a_head() -> None:
 def test_the_export_has_the_same_rows_columns_and_full_figures(shown: list[RunRow]) -> None:
     of = visible_columns(["run", "name", "ppl", "age"], columns(shown))
     head, *body = csv.reader(io.StringIO(table.to_csv(shown, of)))
-    assert head == ["Run", "Name", "Perplexity", "Added (UTC)"]
+    assert head == ["run", "name", "perplexity", "added_utc"]
     assert [line[0] for line in body] == ["sds-0001", "sds-0002", "sds-0003"]
     assert body[1][1] == HOSTILE
     assert float(body[0][2]) == 12.0 and body[2][2] == ""

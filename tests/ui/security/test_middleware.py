@@ -10,7 +10,7 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from backend.settings import Settings
+from backend.settings import Settings, settings
 from tests.ui.visits import (
     SITE,
     Visit,
@@ -23,12 +23,14 @@ from tests.ui.visits import (
     web,
 )
 from ui import app
+from ui.api_errors import API_PATH
 from ui.pages import pages
-from ui.security import middleware
+from ui.security import auth, middleware
 from ui.security.connections import GuardedProtocol
 
 __all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
 
+SPACE = "me-slimscope.hf.space"
 PAGES = [f"/{page.path}" for page in pages()]
 
 
@@ -185,3 +187,29 @@ def test_every_answer_carries_the_headers(visit: Visit) -> None:
         headers = client.get(path).headers
         for name, value in middleware.HEADERS.items():
             assert headers[name] == value, (path, name)
+
+
+def test_a_space_is_framed_by_the_hub_and_its_visitors_are_guests(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert visit().get("/slimscope/pulse").headers["x-frame-options"] == "DENY"
+    monkeypatch.setenv("SPACE_HOST", SPACE)
+    set_up(monkeypatch)
+    here = settings()
+    assert (here.host, here.names, here.browser, here.shared) == ("0.0.0.0", (SPACE,), False, True)
+    client = visit("10.0.0.7", host=SPACE, x_forwarded_for="8.8.8.8")
+    answer = client.get("/slimscope/pulse")
+    policy = answer.headers["content-security-policy"]
+    assert answer.status_code == 200 and "x-frame-options" not in answer.headers
+    assert f"frame-ancestors https://huggingface.co https://{SPACE}" in policy
+    assert client.post(f"{API_PATH}/runs/sds-0003/cancel").status_code == 403
+    assert visit(host="evil.example").get("/slimscope/pulse").status_code == 421
+    assert auth.host_link(7860).startswith(f"https://{SPACE}/slimscope/host#")
+
+
+@pytest.mark.parametrize("name", ["evil.example", "x.hf.space; script-src *", "a.b.hf.space"])
+def test_another_name_is_no_space(visit: Visit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SPACE_HOST", name)
+    set_up(monkeypatch)
+    assert settings().host == "127.0.0.1" and settings().names == ()
+    assert "frame-ancestors 'none'" in visit().get("/").headers["content-security-policy"]

@@ -144,7 +144,7 @@ def side_html(status: QueueStatus, actor: Actor) -> Markup:
     problems = [(job, buttons(job, actor), error_of(job)) for job in failed]
     models = catalogue.entries()
     waits = any(model.name == MODEL and not model.ready for model in models)
-    setup = f"python -m backend.models.sources.setup {MODEL}" if waits else ""
+    setup = f"slimscope setup {MODEL}" if waits else ""
     return HTML.side(
         queued, len(status.queued), problems if status.needs_attention else [],
         status.needs_attention, now_ms(), models, setup,

@@ -33,7 +33,7 @@ def disk_card(job: Job, user: Actor) -> Markup:
     if not use:
         return Markup()
     total = {"Total": size(sum(use.values()))} if len(use) > 1 else {}
-    parts = {part.capitalize(): size(length) for part, length in use.items()}
+    parts = {_title(part): size(length) for part, length in use.items()}
     return HTML.disk(parts | total, free_button(job, use, user))
 
 
@@ -42,10 +42,15 @@ def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
     return Markup().join(_artefact(run, row) for row in rows)
 
 
+def _title(name: str) -> str:
+    """With a capital letter; an abbreviation stays as it is."""
+    return name[:1].upper() + name[1:]
+
+
 def _artefact(run: str, row: Artifact) -> Markup:
     path = settings().artifacts / row.path
     return HTML.artefact(
-        row.kind.capitalize(),
+        _title(row.kind),
         str(path),
         size(row.bytes),
         row.sha256,

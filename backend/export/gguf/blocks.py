@@ -1,0 +1,87 @@
+"""One matrix as the bytes of a GGUF type. See `types` for the formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import quantize
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backend.errors import ConfigError
+from backend.export.gguf.types import BLOCK
+from backend.quantization.grid import QuantizedWeight
+
+Bytes = NDArray[np.uint8]
+HALF = BLOCK // 2
+
+
+def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
+    """`weight` [out, in] or [n], each number rounded to nearest.
+
+    Raises:
+        ConfigError: a weight is too large for float16.
+    """
+    values = weight.float().contiguous().numpy()
+    if kind == Kind.F32:
+        return values
+    if kind == Kind.F16:
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if not np.isfinite(halves).all():
+            why = f"{name} has the weight {abs(values).max():.4g}, and 65504 is the largest."
+            raise ConfigError(_unfit(kind), why, "Choose BF16.", "type")
+        return halves
+    return quantize(values, kind)
+
+
+def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic]:
+    """The codes of a layer as they are: uint8 [out, bytes of a row].
+
+    Raises:
+        ConfigError: a scale is no float16 number.
+    """
+    if kind == Kind.F32:
+        return layer.dense().numpy()
+    if layer.group_size % BLOCK:
+        what, why = _unfit(kind), f"Rows of {name} are no multiple of {BLOCK}."
+        raise ConfigError(what, why, "Choose F32.", "type")
+    scale, zero = (_by_block(part, layer) for part in (layer.grid.scale, layer.grid.zero))
+    if not torch.equal(scale.half().float(), scale):
+        why = f"A scale of {name} is no float16 number."
+        raise ConfigError(_unfit(kind), why, "Choose F32, or store the scales in float16.", "type")
+    q = layer.codes.view(*scale.shape, BLOCK).short()
+    d = _half(scale)
+    if kind == Kind.Q8_0:
+        signed = (q - zero.unsqueeze(-1).short()).to(torch.int8).numpy().view(np.uint8)
+        return _rows(d, signed)
+    if kind == Kind.Q4_0:
+        return _rows(d, _nibbles(q - zero.unsqueeze(-1).short() + 8))
+    return _rows(d, _half(-scale * zero), _nibbles(q))
+
+
+def _unfit(kind: Kind) -> str:
+    return f"{kind.name} cannot hold this model."
+
+
+def _by_block(part: Tensor, layer: QuantizedWeight) -> Tensor:
+    """[out, groups] -> [out, blocks]."""
+    return part.repeat_interleave(layer.group_size // BLOCK, dim=1)
+
+
+def _half(values: Tensor) -> Bytes:
+    """[out, blocks] -> its float16 bytes [out, blocks, 2]."""
+    return values.half().numpy().view(np.uint8).reshape(*values.shape, 2)
+
+
+def _nibbles(q: Tensor) -> Bytes:
+    """[out, blocks, 32] in 0 .. 15 -> [out, blocks, 16]: first half low, second half high."""
+    low, high = q[..., :HALF], q[..., HALF:]
+    return (low | (high << 4)).to(torch.uint8).numpy()
+
+
+def _rows(*parts: Bytes) -> Bytes:
+    """Parts [out, blocks, …] of the blocks, joined: [out, bytes]."""
+    joined = np.concatenate(parts, axis=-1)
+    return joined.reshape(len(joined), -1)

@@ -1,0 +1,197 @@
+"""Write a saved model as one GGUF file, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFWriter, LlamaFileType, SpecialVocab, TensorNameMap, get_tensor_name_map
+from gguf.constants import MODEL_ARCH_NAMES
+from gguf.quants import quant_shape_to_byte_shape
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from backend.errors import ConfigError
+from backend.export.gguf.architecture import GGUFArchitecture, architecture_of
+from backend.export.gguf.blocks import carried, rounded
+from backend.export.gguf.tokenizer import vocabulary_of
+from backend.export.gguf.types import BLOCK, FLOATS
+from backend.export.reading import read_layers
+from backend.models.block_offload import check_finite
+from backend.models.sources.headers import weight_files
+from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.reporter import Reporter, stop_if_asked
+
+EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # a dtype as it is; else F32
+PACKED_VERSION = 2  # of GGML's blocks
+WRITING = "Writing tensors"
+
+
+@dataclass(frozen=True)
+class GGUFSource:
+    """A parameter to write: in a file, or in memory.
+
+    Attributes:
+        heads: of a projection whose rows change places; 0: none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    place: Path | Tensor | QuantizedWeight
+    heads: int = 0
+
+    def read(self) -> Tensor | QuantizedWeight:
+        """The parameter, its rows in the order of GGUF."""
+        place = self.place
+        if isinstance(place, Path):
+            with safe_open(place, "pt") as stored:
+                place = stored.get_tensor(self.name)
+        if not self.heads:
+            return place
+        if isinstance(place, Tensor):
+            return interleaved(place, self.heads)
+        scale, zero, codes = (
+            interleaved(part, self.heads)
+            for part in (place.grid.scale, place.grid.zero, place.codes)
+        )
+        return QuantizedWeight(QuantGrid(place.grid.bits, scale, zero), codes)
+
+
+def interleaved(rows: Tensor, heads: int) -> Tensor:
+    """llama.cpp's order of the rows of rotary heads: first of each half, second of each half, …"""
+    halves = rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_gguf(
+    folder: Path, path: Path, type: str, packed: bool, title: str, reporter: Reporter
+) -> None:
+    """Write the model in `folder` to `path`.
+
+    Args:
+        type: of the linear layers; see `types.choose_type`.
+        packed: whether the folder holds quantised layers, whose codes are carried over; what is
+            not quantised is then stored as it is.
+        title: the model's name in the file.
+
+    Raises:
+        ConfigError: model, tokenizer or weights have no counterpart in GGUF.
+        ModelError: the folder is damaged.
+        CancelledError: cancellation was requested.
+    """
+    sizes = architecture_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    writer = GGUFWriter(path, sizes.name)
+    _add_sizes(writer, sizes)
+    _add_vocabulary(writer, folder, sizes)
+    writer.add_name(title)
+    writer.add_file_type(LlamaFileType["ALL_F32" if type == "F32" else f"MOSTLY_{type}"])
+    if type not in FLOATS:
+        writer.add_quantization_version(PACKED_VERSION)
+    architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == sizes.name)
+    names = get_tensor_name_map(architecture, sizes.blocks)
+    sources = [(s, _kind(s, Kind[type], packed)) for s in _sources(folder, packed, sizes)]
+    for source, kind in sources:
+        size = prod(quant_shape_to_byte_shape(source.shape, kind))
+        dtype = np.dtype(np.float32)  # of the numbers the shape counts, not of the file
+        writer.add_tensor_info(_named(source.name, names), source.shape, dtype, size, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for number, (source, kind) in enumerate(sources):
+        stop_if_asked(reporter)
+        reporter.progress(number, len(sources), WRITING)
+        value = source.read()
+        if isinstance(value, Tensor):
+            check_finite(source.name, value)
+            writer.write_tensor_data(rounded(source.name, value, kind))
+        else:
+            writer.write_tensor_data(carried(source.name, value, kind))
+    writer.close()
+
+
+def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
+    writer.add_context_length(sizes.context)
+    writer.add_embedding_length(sizes.hidden)
+    writer.add_block_count(sizes.blocks)
+    writer.add_feed_forward_length(sizes.inner)
+    writer.add_head_count(sizes.heads)
+    writer.add_head_count_kv(sizes.key_heads)
+    writer.add_key_length(sizes.head_size)
+    writer.add_value_length(sizes.head_size)
+    writer.add_rope_dimension_count(sizes.head_size)
+    writer.add_rope_freq_base(sizes.rope_base)
+    writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
+    writer.add_vocab_size(sizes.vocabulary)
+
+
+def _add_vocabulary(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> None:
+    vocabulary = vocabulary_of(folder, sizes.vocabulary)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.scores is not None:
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(vocabulary.space)
+    special = SpecialVocab(folder, load_merges=vocabulary.scores is None, n_vocab=sizes.vocabulary)
+    first = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids[:1]
+    begins = first == [special.special_token_ids.get("bos")]
+    special.add_special_token = {"bos": begins, "eos": False}
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _sources(folder: Path, packed: bool, sizes: GGUFArchitecture) -> Iterator[GGUFSource]:
+    """What is written, in the order of the files; a tied head is stored once."""
+    for source in _packed_sources(folder) if packed else _plain_sources(folder):
+        module = source.name.rpartition(".")[0]
+        if sizes.tied and module == "lm_head":
+            continue
+        heads = next((n for end, n in sizes.rows.items() if module.endswith(end)), 0)
+        yield replace(source, heads=heads)
+
+
+def _plain_sources(folder: Path) -> Iterator[GGUFSource]:
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118  (it is no dict)
+                tensor = stored.get_slice(name)
+                dtype = stored.get_tensor(name).dtype
+                yield GGUFSource(name, tuple(tensor.get_shape()), dtype, file)
+
+
+def _packed_sources(folder: Path) -> Iterator[GGUFSource]:
+    layers, rest = read_layers(folder)
+    for name, layer in layers.items():
+        yield GGUFSource(f"{name}.weight", (*layer.codes.shape,), torch.uint8, layer)
+    for name, tensor in rest.items():
+        yield GGUFSource(name, (*tensor.shape,), tensor.dtype, tensor)
+
+
+def _kind(source: GGUFSource, wanted: Kind, packed: bool) -> Kind:
+    """The type of one tensor: vectors are float32; 4 bits are for linear layers alone, embedding
+    and head get 8; rows that blocks do not divide are float16."""
+    if len(source.shape) == 1:
+        return Kind.F32
+    if isinstance(source.place, QuantizedWeight) or (wanted.name in FLOATS and not packed):
+        return wanted
+    if packed:
+        return EXACT.get(source.dtype, Kind.F32)
+    if source.shape[-1] % BLOCK:
+        return Kind.F16
+    return wanted if ".layers." in source.name else Kind.Q8_0
+
+
+def _named(name: str, names: TensorNameMap) -> str:
+    known: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if known is None:
+        why = f"GGUF has no tensor for {name}."
+        raise ConfigError("This model cannot be written as GGUF.", why, field="model")
+    return known

@@ -1,0 +1,122 @@
+"""GGUF exports as llama.cpp reads them, beside what was recorded of the models.
+
+    make bench-exports ARGS="sds-0001 dlqat-0002 --types auto,Q8_0"
+
+Each run's model is exported to each type and read by llama.cpp: on the windows of token ids the run
+was evaluated on, it has to give the perplexity the run has recorded, and it has to split a sample
+into the same tokens. `difference` is relative to the recorded perplexity. A model that is no run is
+measured with transformers in float32 first.
+
+llama.cpp needs `llama-cpp-python` (pip install llama-cpp-python), which is no dependency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from backend.evaluation.perplexity import perplexity
+from backend.export.gguf.writing import write_gguf
+from backend.models.loading import load, load_tokenizer
+from backend.models.sources.materialise import materialise
+from backend.reporter import SilentReporter
+from backend.store import queries
+from backend.text.slices import TextSlice, evaluation_slice
+from benchmarks.peers.llama import quiet
+from jobs.export.config import ExportJob
+from jobs.export.estimate import exported_type
+from jobs.fields.base_model import resolve_model
+from jobs.fields.saved_models import is_run
+from jobs.fields.text import TextConfig, context_length, corpus_names
+from jobs.kind import kind_named
+
+SAMPLE = "It's 12:30 — the naïve café's 1,024 prices\n\n  doubled?! Yes: 汉字, emoji 🙂.\tEnd"
+WINDOWS = 8  # of a model that is no run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=["toy"], help="runs, or models")
+    parser.add_argument("--types", default="auto", help="such as auto,Q8_0,Q4_0")
+    options = parser.parse_args()
+    rows = [row for model in options.models for row in measure(model, options.types.split(","))]
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+    print(json.dumps(rows))
+
+
+def measure(spec: str, types: list[str]) -> list[dict[str, Any]]:
+    """One row a type."""
+    base = resolve_model(spec)
+    folder = Path(base.source) if base.packed else materialise(base.source)
+    tokenizer = load_tokenizer(folder, base.facts)
+    text, value = recorded(spec) if is_run(spec) else measured(spec)
+    rows = []
+    with TemporaryDirectory() as scratch:
+        for wanted in types:
+            type = exported_type(ExportJob(model=spec, type=wanted), base)
+            file = Path(scratch) / f"{type}.gguf"
+            write_gguf(folder, file, type, base.packed, spec, SilentReporter())
+            found, tokens = by_llama(file, text.input_ids.tolist())
+            rows.append(
+                {
+                    "model": spec, "type": type, "MB": file.stat().st_size / 1e6,
+                    "ours": value, "llama.cpp": found, "difference": found / value - 1,
+                    "same tokens": tokens == tokenizer(SAMPLE, add_special_tokens=False).input_ids,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def recorded(run: str) -> tuple[TextSlice, float]:
+    """The text a run was evaluated on, and the perplexity of the stage it kept."""
+    job = queries.job(run)
+    config = kind_named(job.kind).config.model_validate(job.config)
+    assert isinstance(config, TextConfig)
+    base = load(job.config["model"])
+    calibration, evaluation = corpus_names(config, base.facts.default_text)
+    length = context_length(config, base.facts)
+    shared = calibration == evaluation
+    text = evaluation_slice(evaluation, base.tokenizer, config.windows, length, shared=shared)
+    assert text.sha256 == job.environment["text"]["evaluation"]["sha256"], "The text has changed."
+    values = {r.stage: r.value for r in queries.results([run]) if r.metric == "perplexity"}
+    return text, values[str(job.kept_stage)]
+
+
+def measured(spec: str) -> tuple[TextSlice, float]:
+    """A text, and the perplexity of a model on it."""
+    loaded = load(spec, dtype=torch.float32)
+    length = min(512, loaded.facts.context)
+    text = evaluation_slice(loaded.facts.default_text, loaded.tokenizer, WINDOWS, length)
+    return text, perplexity(loaded.model, text, 4).value
+
+
+def by_llama(file: Path, windows: list[list[int]]) -> tuple[float, list[int]]:
+    """llama.cpp's perplexity on the windows, and its tokens of the sample."""
+    import llama_cpp
+
+    size = len(windows[0])
+    with quiet():
+        llama = llama_cpp.Llama(str(file), n_ctx=size, n_batch=size, logits_all=True, verbose=False)
+    losses = []
+    for ids in windows:
+        llama.reset()
+        llama.eval(ids)
+        chances = torch.from_numpy(llama.scores[: size - 1]).double().log_softmax(-1)
+        losses.append(-chances.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).mean().item())
+    tokens = llama.tokenize(SAMPLE.encode(), add_bos=False, special=False)
+    return math.exp(sum(losses) / len(losses)), list(tokens)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The config of an export."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from backend.export.gguf.types import GGUFType
+from jobs.fields.model import ModelConfig
+from jobs.kind import JobConfig
+
+NAME, MODEL = "export", "model"  # the kind, and its only stage
+FOLDER = "GGUF"  # and the kind of its artefact
+
+
+class ExportJob(ModelConfig, JobConfig):
+    """Which model, and how its weights are stored."""
+
+    type: GGUFType = Field(
+        "auto",
+        title="Type",
+        description="Of the linear layers. auto: the smallest that holds the codes of a quantised "
+        "model as they are; 16 bits for any other. Q4_0 and Q4_1 have 4.5 and 5 bits a weight, "
+        "Q8_0 has 8.5.",
+    )

@@ -1,0 +1,19 @@
+"""The export of a saved model as a kind of job."""
+
+from __future__ import annotations
+
+from jobs.export.config import MODEL, NAME, ExportJob
+from jobs.export.estimate import requirements
+from jobs.kind import Kind
+
+KIND = Kind(
+    name=NAME,
+    title="GGUF export",
+    summary="Write a model as a GGUF file, for llama.cpp and the programs built on it.",
+    config=ExportJob,
+    requirements=requirements,
+    run="jobs.export.run:run",
+    order=80,
+    has_models=False,
+    stages={MODEL: "Model"},
+)

@@ -1,0 +1,54 @@
+"""An export as a job: a saved model becomes one GGUF file, with a model card beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from backend.checkpoints import Checkpoints
+from backend.export.card import gguf_card
+from backend.export.gguf.writing import write_gguf
+from backend.export.origin import CARD, copy_terms, origin_of
+from backend.models.sources.materialise import materialise
+from jobs.export.config import FOLDER, MODEL, ExportJob
+from jobs.export.estimate import exported_type, flops_by_phase
+from jobs.fields.base_model import resolve_model
+from jobs.runtime.context import JobContext
+from jobs.runtime.environment import prepare
+
+
+def run(config: ExportJob, context: JobContext) -> None:
+    """The whole job. It takes seconds to minutes, so a killed one starts again."""
+    prepare(config, context)
+    base = resolve_model(config.model)
+    saved = Path(base.source)
+    folder = saved if saved.is_dir() else materialise(base.source, context.log)
+    base = resolve_model(config.model)  # again: setting up a model gives more precise facts
+    type = exported_type(config, base)
+    name = f"{file_name(base.facts.title)}-{type}.gguf"
+    context.log(f"Writing {config.model} as {name}.")
+    with Checkpoints(context.folder).write(FOLDER) as draft:
+        write_gguf(folder, draft / name, type, base.packed, base.facts.title, context)
+        origin = origin_of(base.source)
+        card = gguf_card(name, config.model, type, context.run, origin)
+        (draft / CARD).write_text(card, encoding="utf-8")
+        copy_terms(origin, draft)
+    record(context.folder / FOLDER / name, type, context)
+    context.outcome(flops=sum(flops_by_phase(base).values()))
+
+
+def file_name(title: str) -> str:
+    """A title as the beginning of a file name."""
+    return re.sub(r"[^\w.]+", "-", title).strip("-") or "model"
+
+
+def record(file: Path, type: str, context: JobContext) -> None:
+    """Record the file, its size and its sha256."""
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    size = file.stat().st_size
+    context.result(MODEL, f"bytes/{type}", size)
+    context.environment(weights_sha256=digest)
+    context.artifact(file.parent, FOLDER, digest)
+    context.log(f"Wrote {file.name}, {size / 1e6:.1f} MB. sha256: {digest}")

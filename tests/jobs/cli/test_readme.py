@@ -1,0 +1,53 @@
+"""What README's shell block promises, walked in its order in an empty folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from backend.queue.supervisor import SupervisorLoop
+from backend.store import queries
+from tests.shell import slimscope
+
+README = Path(__file__).parents[3] / "README.md"
+SDS = "--segments 4 --context 32 --windows 2 --adjust-steps 1 --redense-steps 2 --threads 1"
+DLQAT = (
+    "--segments 4 --context 64 --windows 2 --steps 2 --batch 2 --length 32 --sample-tokens 2 "
+    "--no-packed --no-lora --threads 1"
+)
+AMPHISTA = (
+    "--answers 24 --heldout 8 --answer-tokens 16 --minutes 0 --steps 4 --batch 4 --threads 1 "
+    "--draft-vocabulary 256"
+)
+SMALL = {  # what makes the walk short: added at the end of a line, where it counts
+    ("submit", "sds"): SDS,
+    ("submit", "dlqat"): DLQAT,
+    ("submit", "amphista"): AMPHISTA,
+    ("bench", "amphista-0003"): "--preset 'quick look'",
+    ("generate", "--drafter"): "--max-new-tokens 8",
+}
+WAITS = {"--wait", "bench", "generate"}
+
+
+def lines() -> Iterator[list[str]]:
+    """The words of each command, without comments."""
+    block = re.search(r"```bash\n(slimscope submit .*?)```", README.read_text(), re.DOTALL)
+    assert block is not None
+    for line in block[1].splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words[1:]
+
+
+def test_the_lines_of_the_readme_work_in_their_order(supervised: SupervisorLoop) -> None:
+    for words in lines():
+        more = shlex.split(SMALL.get((words[0], words[1] if words[1:] else ""), ""))
+        turn = supervised.turn if WAITS & {*words} else None
+        done = slimscope(*words, *more, meanwhile=turn)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+    runs = {job.run: job.state for job in queries.jobs()}
+    assert [*runs][::-1][:6] == [
+        "sds-0001", "dlqat-0002", "amphista-0003", "speed-0004", "generate-0005", "sds-0006",
+    ]  # fmt: skip
+    assert len(runs) == 12 and runs["sds-0012"] == "queued"
