@@ -34,7 +34,7 @@ from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import pack_model, to_bfloat16
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
-from benchmarks import _memory as memory
+from benchmarks.shared import memory
 
 WAYS = ("peft LoRA", "peft DoRA", "DL-QAT")
 GROUP, VOCABULARY = 64, 4096

@@ -47,7 +47,7 @@ from backend.models.stored_weights import StoredLinears
 from backend.reporter import SilentReporter
 from backend.settings import settings
 from backend.statistics.reference import ReferenceTensor
-from benchmarks.tiny_models import FAMILIES, WINDOW, write_tiny
+from benchmarks.shared.tiny_models import FAMILIES, WINDOW, write_tiny
 from jobs.kind import kinds
 
 TEXT = {"calibration_text": "toystories", "evaluation_text": "toystories"}

@@ -31,7 +31,7 @@ from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.redense import by_gram
 from backend.quantization.grid import minmax_grid
-from benchmarks import _memory as memory
+from benchmarks.shared import memory
 
 WIDTHS = (576, 1024, 2048, 3072, 4096)
 TOKENS, CALIBRATION = 2048, 16_384  # measured with, and of the runs in hours

@@ -43,10 +43,10 @@ from backend.store import frames, queries
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Event, Job, Result
-from benchmarks import _memory as memory
 from benchmarks.screen.load import many_points, many_runs, many_snapshots
 from benchmarks.screen.runs import SDS, carry_out
 from benchmarks.screen.server import ROOT, dashboard, environment, reads
+from benchmarks.shared import memory
 from jobs.runtime import context as job_context
 from ui.pages.runs import page as runs_page
 from ui.runs.rows import all_rows

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from backend.models.memory import readable
 from backend.models.sources.headers import INDEX
 from backend.models.sources.spec import TOY_FOLDER
-from benchmarks import _memory as memory
+from benchmarks.shared import memory
 
 SIZES = {  # as TinyLlama 1.1B and LLaMA 3.2 3B, the latter with fewer words
     "small": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,

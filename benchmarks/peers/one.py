@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks import _memory as memory
+from benchmarks.shared import memory
 
 RUNS: dict[str, dict[str, Any]] = {  # tool -> what of the config is not the default
     "first": {"until": "first", "control": False, "holdout": 0},

@@ -10,7 +10,7 @@ import pytest
 from backend.errors import SlimscopeError
 from backend.settings import settings
 from benchmarks.families import METHODS, WORKS, examine, markdown
-from benchmarks.tiny_models import write_tiny
+from benchmarks.shared.tiny_models import write_tiny
 from jobs.kind import kinds
 
 TRICKY = {  # family -> columns that are refused, and a word of the reason
