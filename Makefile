@@ -30,7 +30,7 @@ bench-%: setup chromium ## Run one benchmark: a table, then one line of JSON
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
 
 screenshots: setup chromium ## Take the pictures of the docs anew, of the runs there are
-	@$(BIN)/python -m docs.screenshots $(ARGS)
+	@$(BIN)/python -m benchmarks.screen.screenshots $(ARGS)
 
 setup: $(INSTALLED) ## Install, and fetch the default model and the sample text
 	@$(BIN)/python -m jobs setup

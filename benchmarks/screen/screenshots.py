@@ -27,7 +27,7 @@ from backend.store.states import State
 from benchmarks.screen.runs import carry_out
 from benchmarks.screen.server import chromium, dashboard, reads
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WIDTH, TALLEST, PHONE, PHONE_HEIGHT = 1280, 1150, 390, 844
 WAIT_MS = 120_000
 AT_REST_MS = 2500  # after the first answer, until its charts begin to load
