@@ -248,8 +248,9 @@ def models(as_json: Json = False) -> None:
         return
     table = Table("model", "ready", "what it is", "licence", box=None)
     for entry in known:
-        ready = "yes" if entry["ready"] else "no"
-        table.add_row(entry["name"], ready, entry["title"], entry["licence"])
+        ready = "yes" if entry["ready"] else "refused" if entry["refused"] else "no"
+        about = entry["refused"] or entry["title"]
+        table.add_row(*map(escape, (entry["name"], ready, about, entry["licence"])))
     out.print(table)
 
 
