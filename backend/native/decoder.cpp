@@ -193,7 +193,6 @@ template <int R, int M> struct Tile {
     for (int k = 0; k < K; k += 2)
       for (int r = 0; r < R; r++) {
         const bf16* here = weights + ((size_t)r * K + k) * LANES;
-        if (M <= 2) __builtin_prefetch(here + 512);
 #if HAVE_DOT
         const __m512bh w = (__m512bh)_mm512_loadu_si512(here);
         for (int i = 0; i < M; i++) {
@@ -228,7 +227,6 @@ template <int R, int M> struct Tile {
       for (int k = g * m.group; k < (g + 1) * m.group; k += STEP)
         for (int r = 0; r < R; r++) {
           const uint8_t* here = weights + r * block_bytes + (size_t)k / STEP * 64;
-          if (M <= 2) __builtin_prefetch(here + 1024);
           for (int i = 0; i < M; i++)
             part[r][i] = add<F>(part[r][i], here, p.input, (size_t)(token + i) * K + k);
         }
@@ -283,8 +281,10 @@ template <int R, int M> struct Tile {
 // Tokens in one tile, and blocks for as many as fit into the registers.
 #if HAVE_DOT
 constexpr int MOST = 8;
-constexpr int blocks_for(Format f, int m) {  // codes need twice as many: for a group, and for all
-  return f == BF16 ? (m == 1 ? 6 : m <= 6 ? 4 : 3) : m == 1 ? 6 : m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;
+constexpr int blocks_for(Format f, int m) {
+  if (m == 1) return 1;  // one stream through memory, which the processor prefetches best
+  if (f == BF16) return m <= 6 ? 4 : 3;
+  return m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;  // sums of a group, and of all
 }
 #else
 constexpr int MOST = 4;

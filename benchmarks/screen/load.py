@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from sqlalchemy import Integer, Select, func, insert, inspect, literal, select
+from sqlalchemy import Integer, Select, func, insert, inspect, literal, select, true
 
 from backend.store.session import now_ms, writing
 from backend.store.tables import (
@@ -54,7 +54,7 @@ def many_snapshots(each: int) -> None:
     first = select(TensorRow).where(TensorRow.job_id == 1).limit(each).subquery()
     copies = [Job.id if c == "job_id" else first.c[c] for c in columns]
     with writing() as session:
-        rows = select(*copies).where(Job.id > 1)
+        rows = select(*copies).join_from(Job, first, true()).where(Job.id > 1)
         session.execute(insert(TensorRow).from_select(columns, rows))
 
 
@@ -65,6 +65,7 @@ def many_points(runs: Select[int], points: int) -> None:
     steps = step.union_all(select(step.c.step + 1).where(step.c.step < points - 1))
     value = 1.0 / (1 + steps.c.step) + 0.01 * (steps.c.step * 7919 % 101)
     rows = select(ids.c[0], literal("loss"), steps.c.step, literal(now_ms()), value)
+    rows = rows.join_from(ids, steps, true())
     columns = ["job_id", "name", "step", "at", "value"]
     with writing() as session:
         session.execute(insert(MetricPoint).from_select(columns, rows))
