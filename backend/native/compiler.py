@@ -43,7 +43,13 @@ def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
             "SLIMSCOPE_NATIVE is false.",
             "Unset it to decode faster.",
         )
-    compiler = _compiler()
+    try:
+        return _library(_compiler(), target)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _failed(f"{error}.") from error
+
+
+def _library(compiler: str, target: tuple[str, ...]) -> ctypes.CDLL:
     folder = settings().cache_dir / "native"
     path = folder / f"decoder-{_key(compiler, target)}.so"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +61,9 @@ def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
     _check_private(path)
     try:
         return ctypes.CDLL(str(path))
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise _failed(f"The library could not be loaded: {error}.") from error
+    except OSError:
+        path.unlink(missing_ok=True)  # it is damaged, and built again next time
+        raise
 
 
 def instructions(target: tuple[str, ...] = NATIVE) -> str:
@@ -112,10 +118,7 @@ def _processor() -> bytes:
 def _build(compiler: str, target: tuple[str, ...], path: Path) -> None:
     part = path.with_suffix(".part")
     line = [compiler, *FLAGS, *target, str(SOURCE), "-o", str(part)]
-    try:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _failed(f"{compiler} could not be run: {error}.") from error
+    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
         errors = [x for x in done.stderr.splitlines() if "error" in x] or ["It gave no reason."]
         raise _failed(f"{compiler} failed: {errors[0]}")
@@ -124,6 +127,5 @@ def _build(compiler: str, target: tuple[str, ...], path: Path) -> None:
 
 
 def _failed(why: str) -> CompilerError:
-    return CompilerError(
-        "The native decoder cannot be built.", why, "Install a current g++ or clang++."
-    )
+    do = "Install a current g++ or clang++, and make the cache folder writable."
+    return CompilerError("The native decoder cannot be built.", why, do)

@@ -198,12 +198,11 @@ class NativeModel:
     def _matrix(self, *linears: nn.Module) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other."""
         packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
-        if packed and (len(packed) < len(linears) or len({x.group for x in packed}) > 1):
-            return self._dense([_weight(x) for x in linears], linears)
-        return self._int4(packed) if packed else self._dense([_weight(x) for x in linears], linears)
+        alike = len(packed) == len(linears) and len({x.group for x in packed}) == 1
+        return self._int4(packed) if alike else self._dense(linears)
 
-    def _dense(self, weights: list[Tensor], linears: Sequence[nn.Module]) -> c.Matrix:
-        weight = torch.cat(weights).detach().bfloat16().contiguous()
+    def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
+        weight = torch.cat([_weight(x) for x in linears]).detach().bfloat16().contiguous()
         outputs, inputs = weight.shape
         padded = -(-outputs // LANES) * LANES
         layout = torch.empty(padded * inputs, dtype=torch.bfloat16)
@@ -256,8 +255,8 @@ class NativeModel:
         with torch.no_grad():
             both = self._rotary(torch.empty(1, 1, dtype=torch.float32), places)
         half = self.structure.head // 2
-        cosines, sines = (x[0, :, :half].float().contiguous() for x in both)
-        self.structure.cosines, self.structure.sines = self._own(cosines), self._own(sines)
+        self._tables = [x[0, :, :half].float().contiguous() for x in both]
+        self.structure.cosines, self.structure.sines = (x.data_ptr() for x in self._tables)
         self._rows = positions
 
     def _floats(self, tensor: Tensor) -> int:

@@ -235,7 +235,7 @@ def test_a_library_that_is_damaged_is_not_used(
     monkeypatch.setenv("CXX", str(fake))
     target = TargetModel(built(FAMILIES["llama"]))
     assert target.native is None
-    assert "could not be loaded" in target.decoder
+    assert "cannot be built" in target.decoder and ".so" in target.decoder
 
 
 def test_code_others_could_have_put_there_is_not_loaded(no_cache: Path) -> None:
@@ -248,6 +248,20 @@ def test_code_others_could_have_put_there_is_not_loaded(no_cache: Path) -> None:
         with pytest.raises(CompilerError, match="Other users can write"):
             compiler.library()
         path.chmod(0o700)
+
+
+def test_a_compiler_or_a_cache_that_cannot_be_used_is_told(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (no_cache / "native").write_text("a file")
+    with pytest.raises(CompilerError, match="native"):
+        compiler.library()
+    no_program = no_cache / "no-program"
+    no_program.write_text("nonsense")
+    no_program.chmod(0o755)
+    monkeypatch.setenv("CXX", str(no_program))
+    with pytest.raises(CompilerError, match="no-program"):
+        compiler.library()
 
 
 def test_wrong_logits_are_found_and_pytorch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,8 +163,7 @@ def _plain_sources(folder: Path) -> Iterator[GGUFSource]:
         with safe_open(file, "pt") as stored:
             for name in stored.keys():  # noqa: SIM118  (it is no dict)
                 tensor = stored.get_slice(name)
-                dtype = stored.get_tensor(name).dtype
-                yield GGUFSource(name, tuple(tensor.get_shape()), dtype, file)
+                yield GGUFSource(name, tuple(tensor.get_shape()), tensor[:0].dtype, file)
 
 
 def _packed_sources(folder: Path) -> Iterator[GGUFSource]:
