@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -48,19 +48,24 @@ WIDTHS = (2, 4, 8, 12)
 GROUP = 64
 
 
-class Engine(Protocol):
-    """Continues the context; afterwards it is as before."""
+class Writer(Protocol):
+    """Continues the context."""
 
     bytes: int  # of the weights it reads for a token
-
-    def logits(self, tokens: Sequence[int]) -> Tensor:
-        """[n, vocabulary] after the context and each of the tokens."""
 
     def write(self, first: int, number: int) -> list[int]:
         """The likeliest continuation after the context and `first`."""
 
     def rewind(self) -> None:
         """Forget all but the context."""
+
+
+@runtime_checkable
+class Engine(Writer, Protocol):
+    """Also passes over several tokens at once."""
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """[n, vocabulary] after the context and each of the tokens."""
 
 
 class Ours:
@@ -94,9 +99,6 @@ class Transformers:
     def __init__(self, model: PreTrainedModel, context: Sequence[int]) -> None:
         self._model, self._ids = model, torch.tensor([list(context)])
         self.bytes = _bytes(model)
-
-    def logits(self, tokens: Sequence[int]) -> Tensor:
-        raise NotImplementedError
 
     def write(self, first: int, number: int) -> list[int]:
         ids = torch.cat([self._ids, torch.tensor([[first]])], 1)
@@ -165,11 +167,11 @@ def _timed(act: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -> dict[str, Engine]:
+def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -> dict[str, Writer]:
     """Name -> engine."""
     model = load(chosen.model, dtype=torch.bfloat16).model
     packed = in_4_bits(load(chosen.model, dtype=torch.float32).model)
-    found: dict[str, Engine] = {
+    found: dict[str, Writer] = {
         "transformers generate, bf16": Transformers(model, context),
         "PyTorch loop, bf16": Ours(model, context, native=False),
         "native, bf16": Ours(model, context, native=True),
@@ -183,12 +185,12 @@ def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -
     return found
 
 
-def measure(found: dict[str, Engine], rounds: int) -> dict[str, Times]:
+def measure(found: dict[str, Writer], rounds: int) -> dict[str, Times]:
     """All engines in turn; the first round warms up."""
     times = {name: Times([], [], {n: [] for n in (1, *WIDTHS)}) for name in found}
     for turn in range(rounds + 1):
         for name, engine in found.items():
-            for kind, of in _round(engine, isinstance(engine, Transformers)):
+            for kind, of in _round(engine):
                 if turn == 0:
                     continue
                 if kind:
@@ -199,14 +201,16 @@ def measure(found: dict[str, Engine], rounds: int) -> dict[str, Times]:
     return times
 
 
-def _round(engine: Engine, whole: bool) -> Iterator[tuple[int, tuple[float, float]]]:
+def _round(engine: Writer) -> Iterator[tuple[int, tuple[float, float]]]:
     """0 and the times of NEW tokens; n and those of a pass over n."""
     more = _timed(lambda: engine.write(7, NEW + 1))
     engine.rewind()
     less = _timed(lambda: engine.write(7, 1))
     engine.rewind()
     yield 0, (more[0] - less[0], more[1] - less[1])
-    for width in () if whole else (1, *WIDTHS):
+    if not isinstance(engine, Engine):
+        return
+    for width in (1, *WIDTHS):
         tokens = list(range(7, 7 + width))
         yield width, _timed(lambda tokens=tokens: engine.logits(tokens))
         engine.rewind()
@@ -226,7 +230,7 @@ def main() -> None:
         errors = {
             name: _error(engine, tokens[: max(WIDTHS)], exact[: max(WIDTHS)])
             for name, engine in found.items()
-            if not isinstance(engine, Transformers)
+            if isinstance(engine, Engine)
         }
         times = measure(found, chosen.rounds)
     base = median(times["PyTorch loop, bf16"].cpu)

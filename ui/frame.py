@@ -135,8 +135,8 @@ def query(
 def pulse(request: Request) -> Response:
     """What open pages poll: the cursor, whether something runs, and the status strip's HTML."""
     content, user = dict(_pulse(settings().url, int(time.monotonic()))), current_user(request)
-    if (checked := last_check()) and checked.problems:
-        warning = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host")
+    if problem := content.pop("problem"):
+        warning = HTML.damaged(problem, repair_advice(), user.role == "host")
         content["html"] = warning + content["html"]
     if user.role != "host":
         content["html"] += HTML.guest(user.name, bool(may_not_add(user)), settings().shared)
@@ -147,9 +147,11 @@ def pulse(request: Request) -> Response:
 
 @lru_cache(maxsize=1)
 def _pulse(_url: str, _second: int) -> dict[str, Any]:
-    """Reads the database at most once a second, however many pages are open."""
-    status = queries.status()
+    """Reads the database, and what its last check found, at most once a second, however many pages
+    are open."""
+    status, checked = queries.status(), last_check()
     return {
+        "problem": checked.problems[0] if checked and checked.problems else "",
         "cursor": "|".join(map(str, queries.cursor())),
         "live": bool(status.live or status.queued),
         "html": HTML.status(status),

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from backend.backup.archive import DATABASE, TOPS, Manifest, Progress, silent
 from backend.backup.reading import open_archive
-from backend.backup.writing import interrupt_live_runs
+from backend.backup.writing import check_room, interrupt_live_runs
 from backend.errors import BackupError
-from backend.queue.disk import readable_bytes
 from backend.settings import settings
 from backend.store.migrate import upgrade
 
 STAGING = ".restoring"
 NOT_RESTORED = "The backup was not restored."
+ELSEWHERE = "Set SLIMSCOPE_DATA_DIR to a folder on another disk."
 
 
 def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
@@ -33,7 +33,7 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
     staging = root / STAGING
     with open_archive(file, NOT_RESTORED) as archive:
         manifest = archive.manifest
-        _check_room(root, manifest.bytes)
+        check_room(root, manifest.bytes, NOT_RESTORED, ELSEWHERE)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
@@ -56,10 +56,3 @@ def _check_folder(root: Path) -> None:
     if any(entry.name != STAGING for entry in root.iterdir()):
         do = "Set SLIMSCOPE_DATA_DIR to a new folder."
         raise BackupError(NOT_RESTORED, f"The data folder {root} is not empty.", do)
-
-
-def _check_room(root: Path, needed: int) -> None:
-    free = shutil.disk_usage(root).free
-    if free < needed:
-        why = f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free."
-        raise BackupError(NOT_RESTORED, why, "Set SLIMSCOPE_DATA_DIR to a folder on another disk.")

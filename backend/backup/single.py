@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, insert, inspect, select, text
+from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from backend.backup.archive import ARTIFACTS, DATABASE, Manifest, Progress, silent
 from backend.backup.reading import ArchiveReader, open_archive
-from backend.backup.writing import SourceFile, check_new, files_of, write_archive
+from backend.backup.writing import SourceFile, check_new, check_room, files_of, write_archive
 from backend.errors import BackupError, ConflictError
 from backend.queue.folders import run_folder
 from backend.queue.lifecycle import note
 from backend.queue.roles import Actor, require_host
 from backend.settings import settings
 from backend.store import queries
+from backend.store.copies import opened
 from backend.store.migrate import newest_revision
 from backend.store.session import now_ms, reading, writing
 from backend.store.states import TERMINAL
@@ -46,7 +45,6 @@ from backend.store.tables import (
     StepTime,
     Table,
     TensorRow,
-    read_json,
 )
 
 NOT_IMPORTED = "The run was not imported."
@@ -78,20 +76,11 @@ def export_run(
     check_new(target)
     with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
         database = Path(folder, DATABASE)
-        with _database(database) as engine:
+        with opened(database) as engine:
             _write_rows(engine, job)
         whole = SourceFile(DATABASE, database, database.stat().st_size)
         files = [whole, *files_of(job.run, weights, checkpoints=False)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
-
-
-@contextmanager
-def _database(path: Path) -> Iterator[Engine]:
-    engine = create_engine(f"sqlite:///{path}", json_deserializer=read_json)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
 
 
 def _write_rows(engine: Engine, job: Job) -> None:
@@ -140,13 +129,11 @@ def import_run(file: Path, actor: Actor, progress: Progress = silent) -> Job:
     require_host(actor, "import runs")
     root = settings().root
     with open_archive(file, NOT_IMPORTED) as archive:
-        if shutil.disk_usage(root).free < 2 * archive.manifest.bytes:
-            why = "There is too little free space on the disk."
-            raise BackupError(NOT_IMPORTED, why, "Free some: slimscope disk")
+        check_room(root, archive.manifest.bytes, NOT_IMPORTED, "Free some: slimscope disk")
         with TemporaryDirectory(dir=root, prefix=".importing-") as folder:
             archive.unpack(Path(folder), progress)
             _migrate(Path(folder), archive)
-            with _database(Path(folder, DATABASE)) as engine:
+            with opened(Path(folder, DATABASE)) as engine:
                 return _add(engine, Path(folder), archive, file.name, actor)
 
 

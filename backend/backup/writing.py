@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
-from sqlalchemy import create_engine, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.backup.archive import (
@@ -38,12 +38,13 @@ from backend.queue.disk import readable_bytes
 from backend.queue.folders import run_folder, work_folder
 from backend.queue.lifecycle import end_attempt
 from backend.settings import settings
-from backend.store.copies import copy_database, database_file
+from backend.store.copies import copy_database, database_file, opened
 from backend.store.migrate import newest_revision
 from backend.store.session import now_ms
-from backend.store.tables import Attempt, Job, read_json, run_name
+from backend.store.tables import Attempt, Job, run_name
 
 NOT_WRITTEN = "Nothing was written."
+LESS = "Choose another disk, or leave weights out (--no-weights)."
 WEIGHTS = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".npy"})
 
 
@@ -77,7 +78,7 @@ def write_backup(
     _check_target(target, weights, checkpoints)
     with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
         database = Path(folder, DATABASE)
-        _check_room(target, database_file().stat().st_size)
+        check_room(target.parent, database_file().stat().st_size, NOT_WRITTEN, LESS)
         copy_database(database)
         runs = interrupt_live_runs(database)
         files = [*_files(database, runs, weights, checkpoints)]
@@ -92,7 +93,7 @@ def write_archive(
     Raises:
         BackupError: the disk is too full.
     """
-    _check_room(target, sum(file.bytes for file in files))
+    check_room(target.parent, sum(file.bytes for file in files), NOT_WRITTEN, LESS)
     partial = target.with_name(f".{target.name}.partial")
     manifest = Manifest(
         version=version("slimscope"),
@@ -127,12 +128,12 @@ def check_new(target: Path) -> None:
         raise BackupError(NOT_WRITTEN, f"There is no folder {target.parent}.", "Create it first.")
 
 
-def _check_room(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
+def check_room(folder: Path, needed: int, refused: str, do: str) -> None:
+    """Raise `BackupError` unless the disk of a folder has room for so many bytes."""
+    free = shutil.disk_usage(folder).free
     if free < needed:
         why = f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free."
-        do = "Choose another disk, or leave weights out (--no-weights)."
-        raise BackupError(NOT_WRITTEN, why, do)
+        raise BackupError(refused, why, do)
 
 
 def interrupt_live_runs(database: Path) -> list[str]:
@@ -142,16 +143,13 @@ def interrupt_live_runs(database: Path) -> list[str]:
     Returns:
         The names of all runs in the copy.
     """
-    engine = create_engine(f"sqlite:///{database}", json_deserializer=read_json)
-    try:
+    with opened(database) as engine:
         with Session(engine) as session, session.begin():
             live = select(Attempt).where(Attempt.ended_at.is_(None))
             for attempt in session.scalars(live).all():
                 end_attempt(session, attempt, None, "" if attempt.started_at else "never started")
         with Session(engine) as session:
             return [run_name(*row) for row in session.execute(select(Job.kind, Job.id))]
-    finally:
-        engine.dispose()
 
 
 def _files(

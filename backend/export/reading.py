@@ -18,7 +18,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from backend.export.formats import read_layout, unreadable
 from backend.export.layouts import layer_from
 from backend.models.block_offload import check_finite
-from backend.models.facts import LinearShape, ModelFacts
+from backend.models.facts import ModelFacts
+from backend.models.families.shapes import LinearShape
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import OPTIONS, weight_files

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.models.families import sizes
-from backend.models.families.shapes import LinearShape, StoredMatrix, TensorHeader
+from backend.models.families.shapes import LinearShape, TensorHeader
 from backend.models.families.sizes import refused, size
 from backend.models.families.stored import IN_BLOCK, block_matrices, compressed, full_name
 from backend.models.families.support import ModelSupport, support_of, unsupported
-
-__all__ = ["LinearShape", "ModelFacts", "StoredMatrix", "TensorHeader", "facts_from"]
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NOT_PARAMETERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)")

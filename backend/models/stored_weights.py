@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from backend.models.facts import LinearShape
+from backend.models.families.shapes import LinearShape
 from backend.models.sources.headers import weight_files
 
 

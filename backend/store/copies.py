@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+from sqlalchemy import Engine, create_engine
 
 from backend.errors import BackupError
 from backend.settings import settings
 from backend.store.session import engine_for
+from backend.store.tables import read_json
 
 SPARE_BYTES = 10**9  # that a daily copy leaves free on the disk
 PARTIAL = ".partial.db"
@@ -48,6 +52,16 @@ def copy_database(target: Path) -> None:
         copy.execute("PRAGMA journal_mode=DELETE")  # no files beside it
     with target.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Engine]:
+    """An engine for another database file than that of the data folder."""
+    engine = create_engine(f"sqlite:///{path}", json_deserializer=read_json)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def daily_copies() -> list[Path]:

@@ -23,7 +23,7 @@ from backend.methods.amphista.drafter.registry import Drafter, build_drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import NODES, TOP, HeadAccuracy
 from backend.methods.amphista.training.trainer import CHECKPOINT, DrafterTrainer
-from backend.methods.amphista.tree import best_tree, grow
+from backend.methods.amphista.tree import best_tree, expected_length, grow
 from jobs.amphista.config import DRAFTER, AmphistaJob
 from jobs.amphista.data import training_sources
 from jobs.amphista.estimate import flops_by_phase, untimed_flops
@@ -127,14 +127,15 @@ def record_economy(
     for nodes in costs.verify:
         context.metric("cost/verify", costs.ratio(nodes), nodes)
         context.metric("cost/break even", costs.break_even(nodes), nodes)
-        context.metric("tree/accepted", accuracy.accepted(nodes), nodes)
-        context.metric("tree/speed-up", accuracy.accepted(nodes) / costs.break_even(nodes), nodes)
+        context.metric("tree/accepted", expected_length(saved.growth, nodes), nodes)
+        context.metric("tree/speed-up", costs.speed_up(saved.growth, nodes), nodes)
     best = costs.best_nodes(saved.growth, least=2)
-    accepted = accuracy.accepted(best)
+    accepted = expected_length(saved.growth, best)
     context.result(
         DRAFTER, "accepted_length", accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
     )
-    context.result(DRAFTER, "predicted_speed_up", accepted / costs.break_even(best), nodes=best)
+    predicted = costs.speed_up(saved.growth, best)
+    context.result(DRAFTER, "predicted_speed_up", predicted, nodes=best)
     context.result(DRAFTER, "draft_cost", costs.draft / costs.verify[1])
     context.log(
         f"On held-out answers {accepted:.2f} tokens a pass with {best} nodes; a tree of that size "

@@ -12,7 +12,8 @@ from backend.methods.dlqat.config import (
     DLQATStage,
 )
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
-from backend.models.facts import LinearShape, ModelFacts
+from backend.models.facts import ModelFacts
+from backend.models.families.shapes import LinearShape
 from backend.models.memory import check_memory, memory_available, memory_parts, readable
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.registry import Declarations

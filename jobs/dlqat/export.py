@@ -16,7 +16,7 @@ from backend.export.writing import export
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.layer_selection import quantised_layers
 from backend.methods.dlqat.pipeline import DLQAT
-from backend.models.facts import LinearShape
+from backend.models.families.shapes import LinearShape
 from backend.models.loading import LoadedModel
 from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import REPLAY

@@ -8,7 +8,7 @@ from typing import Any
 
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
-from backend.methods.amphista.decoding.cost_model import lookup_length
+from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Proposer
 from backend.methods.amphista.generate import Detokenizer, make_proposer, refuse_processors
@@ -61,7 +61,7 @@ def answer(
     if drafter:
         context.log(f"{side.name}: {drafter.arm}, a tree of {proposer.nodes} nodes.")
     if config.lookup:
-        proposer = PromptLookupFirst(proposer, lookup_length(target))
+        proposer = PromptLookupFirst(proposer, measure_costs(target).lookup_length)
     tokenizer = loaded.tokenizer
     ids = (
         prompt_ids(config.prompt, tokenizer) if config.chat else tokenizer(config.prompt).input_ids

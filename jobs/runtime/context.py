@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import ComputeError
+from backend.queue.disk import folder_bytes
 from backend.queue.engines.local import reference
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.settings import settings
@@ -156,11 +157,10 @@ class JobContext:
 
     def artifact(self, path: Path, kind: str, sha256: str = "") -> None:
         """Records a file or folder below the run's folder."""
-        files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
         row = Artifact(
             job_id=self.job_id, kind=kind, sha256=sha256, created_at=now_ms(),
             path=str(path.relative_to(settings().artifacts)),
-            bytes=sum(p.stat().st_size for p in files),
+            bytes=folder_bytes(path),
         )  # fmt: skip
 
         def write(session: Session) -> None:

@@ -20,7 +20,7 @@ from backend.methods.amphista.decoding.benchmark import (
     unpacked,
 )
 from backend.methods.amphista.decoding.cost_model import SIZES as COST_SIZES
-from backend.methods.amphista.decoding.cost_model import lookup_length, measure_costs
+from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.proposers import (
     AssistantModel,
     NoDraft,
@@ -106,10 +106,10 @@ class DecodingBenchmark:
         config, target = self.config, self.target
         proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
         stored = self.context.checkpoints.find(TREES)
-        sizes = json.loads((stored / "sizes.json").read_text()) if stored else {}
-        length = sizes[LOOKUP] = sizes.get(LOOKUP) or lookup_length(target)
+        sizes = json.loads((stored / "sizes.json").read_text()) if stored else self._lookup_size()
+        lookup = PromptLookup(sizes[LOOKUP]) if LOOKUP in sizes else PromptLookup()
         if config.lookup:
-            proposers[LOOKUP] = PromptLookup(length)
+            proposers[LOOKUP] = lookup
         if config.assistant:
             spec, device = absolute(config.assistant), str(target.device)
             assistant = load(spec, device, target.dtype, self.context.log)
@@ -120,18 +120,18 @@ class DecodingBenchmark:
             self.context.log(f"{name}, {drafter.arm}: a tree of {proposer.nodes} nodes.")
             proposers[name] = proposer
             if config.combined and isinstance(proposer, TreeProposer):
-                proposers[name + COMBINED] = PromptLookupFirst(proposer, length)
+                proposers[name + COMBINED] = PromptLookupFirst(proposer, lookup.length)
         if not stored:
-            self._store_sizes(sizes)
+            with self.context.checkpoints.write(TREES) as folder:
+                (folder / "sizes.json").write_text(json.dumps(sizes))
         return proposers
 
-    def _store_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Record the verification costs, and store the sizes that were chosen by them."""
+    def _lookup_size(self) -> dict[str, int]:
+        """Record the verification costs; the number of tokens that prompt lookup drafts."""
         costs = measure_costs(self.target)
         for nodes in COST_SIZES:
             self.context.metric("cost/verify", costs.ratio(nodes), nodes)
-        with self.context.checkpoints.write(TREES) as folder:
-            (folder / "sizes.json").write_text(json.dumps(sizes))
+        return {LOOKUP: costs.lookup_length}
 
     def _prompts(self) -> list[tuple[Prompt, list[int]]]:
         """The prompts, with their token ids."""

@@ -150,7 +150,7 @@ def test_files_that_vanish_or_grow_meanwhile(
 ) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
     gone, log = put(run, "gone.txt"), put(run, "a1/log.txt", "one")
-    monkeypatch.setattr(writing, "_check_room", lambda *_: (gone.unlink(missing_ok=True), more()))
+    monkeypatch.setattr(writing, "check_room", lambda *_: (gone.unlink(missing_ok=True), more()))
 
     def more() -> None:
         with log.open("a") as file:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from backend.errors import ConfigError, ModelError
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
-from backend.methods.amphista.decoding.cost_model import lookup_length, measure_costs
+from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import (
     NoDraft,
@@ -124,7 +124,7 @@ def generate(
     if drafter is None or isinstance(drafter, Amphista):
         drafter = make_proposer(target, drafter, nodes)
     if lookup:
-        drafter = PromptLookupFirst(drafter, lookup_length(target))
+        drafter = PromptLookupFirst(drafter, measure_costs(target).lookup_length)
     rule = acceptance(sampling or usual_sampling(target.model))
     stops = ends_of(target.model) if ends is None else ends
     steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)

@@ -216,7 +216,7 @@ class TorchVerifier:
         Its last length + n columns are the mask over `length` cached tokens.
         """
         if tree not in self._masks:
-            n, capacity = len(tree), self.cache.rows[0].capacity
+            n, capacity = len(tree), self.cache.capacity
             mask = torch.zeros(1, 1, n, capacity + n, dtype=self.target.dtype)
             lowest = torch.finfo(mask.dtype).min
             mask[..., capacity:].masked_fill_(~tree.ancestors(), lowest)

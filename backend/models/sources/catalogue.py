@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import ModelError
-from backend.models.facts import LinearShape, ModelFacts, TensorHeader, facts_from
+from backend.models.facts import ModelFacts, facts_from
+from backend.models.families.shapes import LinearShape, TensorHeader
 from backend.models.sources import hub, hub_lookup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import ModelError
-from backend.models.facts import TensorHeader
+from backend.models.families.shapes import TensorHeader
 from backend.models.sources.folder import check_no_adapter
 from backend.models.sources.headers import OPTIONS
 from backend.models.sources.limited import UnreadableFileError, read

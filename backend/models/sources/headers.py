@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from backend.errors import ModelError
-from backend.models.facts import TensorHeader
+from backend.models.families.shapes import TensorHeader
 
 OPTIONS: dict[str, Any] = {
     "local_files_only": True,

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from backend.errors import ModelError
-from backend.models.facts import TensorHeader
+from backend.models.families.shapes import TensorHeader
 from backend.models.sources.headers import read_json, weight_files
 
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]

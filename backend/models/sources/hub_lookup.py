@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from backend.errors import ModelError
-from backend.models.facts import TensorHeader
+from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub
 
 DEADLINE_S = 20.0

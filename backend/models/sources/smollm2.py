@@ -15,7 +15,8 @@ from zipfile import ZipFile
 from huggingface_hub import is_offline_mode
 
 from backend.errors import ModelError
-from backend.models.facts import ModelFacts, TensorHeader, facts_from
+from backend.models.facts import ModelFacts, facts_from
+from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub
 from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
 from backend.models.sources.gguf import convert, dequantised_note

@@ -13,7 +13,7 @@ from backend.export.layouts import Layout
 from backend.export.reading import DequantisedLinears, load_dequantised
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.facts import TensorHeader
+from backend.models.families.shapes import TensorHeader
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.quantised import packing_of, unpacked

@@ -23,7 +23,7 @@ from backend.methods.amphista.tree import Growth, chain, expected_length
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 CONTEXT = 192  # cached tokens while measuring
 REPEATS = 5
-LOOKUP_LENGTHS = (3, 4, 5, 6, 7, 8, 10)  # draft tokens of prompt lookup
+LOOKUP_LENGTHS = range(3, 11)  # draft tokens of prompt lookup
 LOOKUP_COST = 1.3  # of a pass that verifies them, in passes over one token
 NEAR = 0.97  # share of the highest speed-up that counts as equal to it
 
@@ -67,16 +67,15 @@ class CostModel:
         found = {n: self.speed_up(growth, n) for n in range(least, largest + 1)}
         return next(n for n, value in found.items() if value >= NEAR * max(found.values()))
 
+    @property
+    def lookup_length(self) -> int:
+        """The longest draft of prompt lookup that is cheap to verify.
 
-def lookup_length(target: TargetModel) -> int:
-    """The longest draft of prompt lookup that is cheap to verify on this machine, measured now.
-
-    A match is often right for a token or two and seldom for ten: where passes over more tokens take
-    longer, long drafts lose more than they gain.
-    """
-    costs = measure_costs(target, sizes=(1, *(n + 1 for n in LOOKUP_LENGTHS)), repeats=3)
-    cheap = [n for n in LOOKUP_LENGTHS if costs.ratio(n + 1) <= LOOKUP_COST]
-    return max(cheap, default=LOOKUP_LENGTHS[0])
+        A match is often right for a token or two and seldom for ten: where passes over more tokens
+        take longer, long drafts lose more than they gain.
+        """
+        cheap = [n for n in LOOKUP_LENGTHS if self.ratio(n + 1) <= LOOKUP_COST]
+        return max(cheap, default=LOOKUP_LENGTHS[0])
 
 
 @torch.inference_mode()

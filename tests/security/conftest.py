@@ -1,0 +1,29 @@
+"""A model folder of a stranger, and what is said against it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ModelError
+from backend.models.sources.catalogue import inspect
+from backend.models.sources.spec import TOY_FOLDER
+from backend.settings import Settings
+
+
+@pytest.fixture
+def folder(current: Settings) -> Path:
+    """A copy of the toy that a test may spoil."""
+    target = current.root / "models" / "mine"
+    shutil.copytree(TOY_FOLDER, target)
+    return target
+
+
+def refusal(spec: str | Path) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        inspect(str(spec))
+    error = caught.value
+    assert error.field == "model" and error.what and error.why and error.do
+    return error
