@@ -1,5 +1,6 @@
-"""Text of people and models without the characters that control a terminal, or that show text in
-another order than it has. Such text is cleaned where it comes in, and again where it is printed."""
+"""What is printed: byte counts, and text of people and models without the characters that control a
+terminal, or that show text in another order than it has. Such text is cleaned where it comes in,
+and again where it is printed."""
 
 from __future__ import annotations
 
@@ -21,3 +22,12 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The text without control characters, line feeds and tabs, as a name is."""
     return re.sub(r"[\n\t]+", " ", printable(text)).strip()
+
+
+def readable_bytes(count: float) -> str:
+    """A byte count in decimal units: 538 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

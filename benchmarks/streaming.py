@@ -24,9 +24,9 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from backend.models.memory import readable
 from backend.models.sources.headers import INDEX
 from backend.models.sources.spec import TOY_FOLDER
+from backend.printable import readable_bytes
 from benchmarks.shared import memory
 
 SIZES = {  # as TinyLlama 1.1B and LLaMA 3.2 3B, the latter with fewer words
@@ -145,10 +145,12 @@ def main() -> None:
         found = {way: run(chosen, way) for way in chosen.ways}
     table = Table("weights", "peak", "runtime", "estimate", "CPU s", "loss", "sha256")
     for way, figures in found.items():
-        memories = (readable(float(figures[name])) for name in ("saved", "before", "estimate"))
+        memories = (
+            readable_bytes(float(figures[name])) for name in ("saved", "before", "estimate")
+        )
         seconds, loss = f"{figures['seconds']:.0f}", f"{figures['loss']:.4f}"
         table.add_row(way, *memories, seconds, loss, str(figures["hash"])[:12])
-    sizes = f"bfloat16 {readable(2 * weights)}, float32 {readable(4 * weights)}"
+    sizes = f"bfloat16 {readable_bytes(2 * weights)}, float32 {readable_bytes(4 * weights)}"
     Console().print(f"{weights / 1e9:.2f} billion weights: {sizes}", table)
     print(json.dumps({"weights": weights, **found}))
 

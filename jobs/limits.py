@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
-from backend.models.memory import readable
+from backend.printable import readable_bytes
 from backend.settings import settings
 from jobs.kind import DiskSpace
 
@@ -45,9 +45,10 @@ def require_disk(space: DiskSpace) -> None:
     root = settings().root
     free = shutil.disk_usage(root if root.exists() else ".").free
     if space.bytes > free:
+        needed, there = readable_bytes(space.bytes), readable_bytes(free)
         raise ConfigError(
             "The run does not fit on the disk.",
-            f"{space.contents} take about {readable(space.bytes)}; {readable(free)} are free.",
+            f"{space.contents} take about {needed}; {there} are free.",
             space.do,
             space.field,
         )

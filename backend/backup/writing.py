@@ -34,7 +34,7 @@ from backend.backup.archive import (
     silent,
 )
 from backend.errors import BackupError
-from backend.queue.disk import readable_bytes
+from backend.printable import readable_bytes
 from backend.queue.folders import run_folder, work_folder
 from backend.queue.lifecycle import end_attempt
 from backend.settings import settings

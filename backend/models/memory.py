@@ -12,6 +12,7 @@ import psutil
 
 from backend.errors import ModelError
 from backend.models.facts import ModelFacts
+from backend.printable import readable_bytes
 
 RUNTIME = 600 * 2**20  # interpreter and libraries
 COMFORT = 0.8  # share of memory a run may use before its model is streamed
@@ -160,19 +161,10 @@ def check_memory(needed: int | Mapping[str, int], available: int, what: str) -> 
     total = sum(parts.values()) if isinstance(needed, Mapping) else needed
     if total <= available:
         return
-    why = f"It needs about {readable(total)}; {readable(available)} are available."
+    why = f"It needs about {readable_bytes(total)}; {readable_bytes(available)} are available."
     do, field = "Choose a smaller model, or fewer and shorter segments.", "model"
     if named := {part: parts[part] for part in TO_LOWER if parts.get(part)}:
         largest = max(named, key=named.__getitem__)
         words, do, field = TO_LOWER[largest]
-        why += f" Most of it, {readable(named[largest])}, is for {words}."
+        why += f" Most of it, {readable_bytes(named[largest])}, is for {words}."
     raise ModelError(f"{what} does not fit into memory.", why, do, field=field)
-
-
-def readable(count: float) -> str:
-    """Format a byte count: 538 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

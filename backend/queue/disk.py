@@ -17,7 +17,6 @@ from backend.store import queries
 from backend.store.copies import copies_folder
 
 CHECKPOINTS, LOGS, OTHER = "checkpoints", "logs", "other files"
-UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def folder_bytes(path: Path) -> int:
@@ -65,12 +64,6 @@ def has_checkpoints(run: str) -> bool:
         return any(work_folder(run).iterdir())
     except OSError:
         return False
-
-
-def readable_bytes(size: int) -> str:
-    """Decimal units: "1.2 GB", "340.0 MB", "0.5 kB"."""
-    unit, name = next((u, n) for u, n in UNITS if size >= u or u == 1e3)
-    return f"{size / unit:.1f} {name}"
 
 
 def orphaned_folders() -> list[Path]:

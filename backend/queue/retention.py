@@ -13,7 +13,8 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
-from backend.queue.disk import CHECKPOINTS, disk_use, has_checkpoints, readable_bytes
+from backend.printable import readable_bytes
+from backend.queue.disk import CHECKPOINTS, disk_use, has_checkpoints
 from backend.queue.folders import work_folder
 from backend.queue.lifecycle import ME, note
 from backend.queue.roles import Actor, require_host

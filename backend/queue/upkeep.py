@@ -14,7 +14,8 @@ from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
 from backend.errors import SlimscopeError
-from backend.queue.disk import CHECKPOINTS, disk_use, readable_bytes
+from backend.printable import readable_bytes
+from backend.queue.disk import CHECKPOINTS, disk_use
 from backend.queue.lifecycle import ME, note
 from backend.queue.retention import DAY_MS, free_expired
 from backend.settings import settings

@@ -19,7 +19,8 @@ from backend.backup.replacing import is_database, replace_database
 from backend.backup.restoring import restore_backup
 from backend.backup.single import export_run, import_run
 from backend.backup.writing import write_backup
-from backend.queue.disk import CHECKPOINTS, data_folder_use, disk_use, readable_bytes
+from backend.printable import readable_bytes
+from backend.queue.disk import CHECKPOINTS, data_folder_use, disk_use
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import repair_advice

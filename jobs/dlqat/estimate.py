@@ -14,7 +14,8 @@ from backend.methods.dlqat.config import (
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import ModelFacts
 from backend.models.families.shapes import LinearShape
-from backend.models.memory import check_memory, memory_available, memory_parts, readable
+from backend.models.memory import check_memory, memory_available, memory_parts
+from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
@@ -198,8 +199,8 @@ def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
     if needed["training"] > left:
         raise ConfigError(
             "The training does not fit into memory.",
-            f"It needs about {readable(needed['training'])} besides the model; "
-            f"{readable(left)} are left for it.",
+            f"It needs about {readable_bytes(needed['training'])} besides the model; "
+            f"{readable_bytes(left)} are left for it.",
             "Lower the batch size or the sequence length, or enable gradient checkpointing.",
             field="batch",
         )

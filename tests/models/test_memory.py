@@ -14,11 +14,11 @@ from backend.models.memory import (
     memory_available,
     memory_needed,
     memory_parts,
-    readable,
     streamed_memory,
     wait_on_disk,
 )
 from backend.models.sources.catalogue import inspect
+from backend.printable import readable_bytes
 
 SMOL = inspect("smollm2-135m")
 SIZES = {"segments": 32, "context": 512, "batch": 8, "copies": 1, "streams": 1}
@@ -115,4 +115,4 @@ def test_this_machine_has_some_memory():
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (538_090_408, "538 MB"), (2e12, "2 TB")]
 )
 def test_bytes_are_written_for_people(count, text):
-    assert readable(count) == text
+    assert readable_bytes(count) == text

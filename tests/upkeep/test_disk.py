@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConflictError, ForbiddenError
+from backend.printable import readable_bytes
 from backend.queue import retention, upkeep
-from backend.queue.disk import disk_use, has_checkpoints, orphaned_folders, readable_bytes
+from backend.queue.disk import disk_use, has_checkpoints, orphaned_folders
 from backend.queue.folders import run_folder
 from backend.queue.retention import DAY_MS, FREED, free_expired, free_space
 from backend.queue.roles import Actor
@@ -49,7 +50,7 @@ def test_what_takes_space(queue: Path) -> None:
     assert use == {"logs": 15, "model": 2000, "checkpoints": 300}
     assert disk_use("count-9999") == {}
     sizes = (500, 2e6, 3.4e9, 5e12)
-    assert [readable_bytes(int(n)) for n in sizes] == ["0.5 kB", "2.0 MB", "3.4 GB", "5.0 TB"]
+    assert [readable_bytes(int(n)) for n in sizes] == ["500 B", "2 MB", "3.4 GB", "5 TB"]
 
 
 def test_an_ended_run_is_measured_once(queue: Path) -> None:
@@ -73,7 +74,7 @@ def test_a_host_frees_the_checkpoints_of_an_ended_run(queue: Path) -> None:
     assert free_space(job.run, HOST) == 300
     assert disk_use(job.run).keys() == {"logs", "model", "other files"}
     assert queries.job(job.id).disk_bytes == 2026 and not (run_folder(job.run) / FREED).exists()
-    what = "0.3 kB freed; resuming starts from the beginning"
+    what = "300 B freed; resuming starts from the beginning"
     assert history(job) == [("checkpoints deleted", "mira", what)]
     with pytest.raises(ConflictError, match="no checkpoints"):
         free_space(job.run, HOST)
@@ -119,7 +120,7 @@ def test_old_checkpoints_expire_and_nothing_else(
     assert not any(has_checkpoints(job.run) for job in old) and not leftover.exists()
     assert all(has_checkpoints(job.run) for job in (young, done, waiting))
     assert all((run_folder(job.run) / "model" / "weights").exists() for job in old)
-    what = "0.3 kB freed after 2 days; resuming starts from the beginning"
+    what = "300 B freed after 2 days; resuming starts from the beginning"
     assert history(old[0]) == [("checkpoints deleted", "supervisor", what)]
 
 

@@ -12,8 +12,8 @@ from filelock import FileLock
 
 from backend.checkpoints import MANIFEST, Checkpoints, changed_file
 from backend.errors import ModelError
-from backend.models.memory import readable
 from backend.models.sources.headers import read_json
+from backend.printable import readable_bytes
 from backend.settings import settings
 
 SOURCE = "SOURCE.json"
@@ -86,7 +86,7 @@ def _check_space(root: Path, space: int) -> None:
     if free < space:
         raise ModelError(
             f"There is not enough disk space for the model in {root}.",
-            f"It needs {readable(space)}; {readable(free)} are free.",
+            f"It needs {readable_bytes(space)}; {readable_bytes(free)} are free.",
             "Free disk space, or set SLIMSCOPE_CACHE_DIR to another disk.",
             field="model",
         )

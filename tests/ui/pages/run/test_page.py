@@ -319,7 +319,7 @@ def test_the_disk_space_of_a_run_is_told_and_freed(checkpoint: Path) -> None:
     after = draw("sds-0004")
     assert "Free space" not in after["disk"] and "Logs</dt><dd>50 B" in after["disk"]
     assert "No checkpoint is left: resuming starts from the beginning." in after["head"]
-    assert "checkpoints deleted" in after["history"] and "3.0 MB freed" in after["history"]
+    assert "checkpoints deleted" in after["history"] and "3 MB freed" in after["history"]
     assert "It starts from the beginning." in actions.run_action("resume", "sds-0004", HOST)
 
 
