@@ -45,9 +45,9 @@ from jobs.submit import submit
 RUNS, TENSORS, SESSIONS, CLICKS = 1000, 315, 10, 40
 SETTLE_S = 20
 HOVER_MS = 100  # between coming to a cell and the click; Plotly looks twice in that time
-FOLLOWED = ("jobs", "runs", "", "weights", "run?id=sds-0002")
+FOLLOWED = ("queue", "runs", "", "weights", "run?id=sds-0002")
 ME = Actor("benchmark", "host")
-OVERVIEW = ("", "#overview-tradeoff .scatterlayer .trace")
+OVERVIEW = ("", "#home-tradeoff .scatterlayer .trace")
 WEIGHTS = ("weights?run=sds-0001", "#weights-heatmap .heatmaplayer image")
 TABLE = ("runs", "#runs-board tbody tr[data-testid]")
 BINS = """() => JSON.stringify(

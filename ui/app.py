@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
 from ui import api
+from ui.addresses import moved_routes, not_found
 from ui.api_errors import API_PATH
 from ui.charts.template import templates
 from ui.frame import Page, frame, pulse
@@ -44,7 +45,7 @@ def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
     with gr.Blocks(title="Slimscope", fill_width=True, analytics_enabled=False) as app:
         _fill(first, every)
     for page in others:
-        with app.route(page.name, page.path, show_in_navbar=page.in_navbar):
+        with app.route(page.name, page.path, show_in_navbar=page.listed):
             _fill(page, every)
     keep_sessions_small()
     set_server_options(server_options())
@@ -79,6 +80,7 @@ def launch_options() -> dict[str, Any]:
         "blocked_paths": [str(path) for path in unserved()],
         "app_kwargs": {
             "routes": routes(),
+            "exception_handlers": {404: not_found},
             "middleware": [Middleware(SecurityMiddleware, scripts=(script,))],
             "openapi_url": None,  # of Gradio's own routes
         },
@@ -88,6 +90,7 @@ def launch_options() -> dict[str, Any]:
 def routes() -> list[BaseRoute]:
     """Routes beside the pages."""
     return [
+        *moved_routes(pages()),
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),

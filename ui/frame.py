@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.events import Dependency
@@ -52,26 +52,57 @@ class Page:
     Attributes:
         path: the address, without a slash; "" is the first page.
         order: its place in the navigation.
+        section: the entry of the navigation it belongs to, which leads to its first page; "" for a
+            page outside the navigation.
         key: the letter that leads to it, pressed after "g".
+        listed: False for the page of one run or sweep, which the navigation cannot lead to.
         heading: False when the page writes its own single `<h1>`.
+        moved_from: earlier addresses, which redirect here.
     """
 
     name: str
     path: str
     build: Callable[[], None]
     order: int
+    section: str = "Explore"
     key: str = ""
-    in_navbar: bool = True
+    listed: bool = True
     heading: bool = True
+    moved_from: tuple[str, ...] = ()
+
+
+class NavEntry(NamedTuple):
+    """A link of the navigation; `current` is the value of `aria-current`, "" elsewhere."""
+
+    name: str
+    address: str
+    current: str
+
+
+def navigation(page: Page, pages: Sequence[Page]) -> tuple[list[NavEntry], list[NavEntry]]:
+    """The sections, and the pages of the section the page belongs to (none if it is alone)."""
+    listed = [each for each in pages if each.listed and each.section]
+    first = {each.section: each for each in reversed(listed)}
+    sections = [
+        NavEntry(name, href(first[name].path), _current(name == page.name, name == page.section))
+        for name in dict.fromkeys(each.section for each in listed)
+    ]
+    inside = [each for each in listed if each.section == page.section]
+    own = [NavEntry(each.name, href(each.path), _current(each is page)) for each in inside]
+    return sections, own if len(own) > 1 else []
+
+
+def _current(here: bool, within: bool = False) -> str:
+    return "page" if here else "true" if within else ""
 
 
 @contextmanager
 def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     """Header and status strip above, footer below what is built inside."""
-    places = [(each.name, href(each.path)) for each in pages if each.in_navbar]
+    places = [(each.name, href(each.path)) for each in pages if each.listed]
     keys = shortcuts((each.key, each.name, each.path) for each in pages)
     gr.HTML(
-        HTML.header(places, href(page.path), keys),
+        HTML.header(*navigation(page, pages), places, keys),
         elem_id="frame-header",
         js_on_load="slimscope.header(element); slimscope.keyboard(element)",
     )

@@ -24,7 +24,7 @@ class Shortcut(NamedTuple):
 FIXED = (
     Shortcut("/", "Search runs and pages"),
     Shortcut("?", "List keyboard shortcuts"),
-    Shortcut("n", "New run", "launch"),
+    Shortcut("n", "New run", "new"),
     Shortcut("Esc", "Close the open dialog or list"),
 )
 

@@ -11,13 +11,17 @@ import gradio as gr
 from jobs.kind import StageStyle, kinds
 from ui.static import ASSETS
 
-SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
-MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
+# Both typefaces are part of the gradio package (SIL Open Font License) and served from it. Its
+# semi-bold files lack letters, so bold stands for the weight 600.
+WEIGHTS = (400, 700)
+SANS = (gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif")
+MONO = (gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace")
 
 
 class Palette(NamedTuple):
     """The greys of a mode; data has the colour."""
 
+    ground: str  # under the cards
     paper: str
     panel: str
     line: str
@@ -29,10 +33,26 @@ class Palette(NamedTuple):
 
 
 LIGHT = Palette(
-    "#FFFFFF", "#F7F8FA", "#E3E6EB", "#14181F", "#5B6472", "#8A93A0", "#0068A3", "#0068A3"
+    "#F4F5F7",
+    "#FFFFFF",
+    "#F7F8FA",
+    "#E3E6EB",
+    "#14181F",
+    "#5B6472",
+    "#8A93A0",
+    "#0068A3",
+    "#0068A3",
 )
 DARK = Palette(
-    "#0F1216", "#171B21", "#2A3039", "#E8EBF0", "#9AA4B2", "#66707E", "#6CB8EE", "#0068A3"
+    "#0A0C10",
+    "#12161B",
+    "#1A1F26",
+    "#2C333D",
+    "#E8EBF0",
+    "#9AA4B2",
+    "#66707E",
+    "#6CB8EE",
+    "#0068A3",
 )
 
 
@@ -81,10 +101,12 @@ def theme() -> gr.themes.Base:
         primary_hue=_hue(LIGHT.accent),
         secondary_hue=_hue(LIGHT.accent),
         neutral_hue="gray",
-        text_size=gr.themes.Size("12px", "12px", "14px", "14px", "16px", "20px", "28px"),
+        text_size=gr.themes.Size(
+            "0.75rem", "0.75rem", "0.875rem", "0.875rem", "1rem", "1.25rem", "1.75rem"
+        ),
         spacing_size="sm",
         radius_size=gr.themes.Size(*["8px"] * 7),
-        font=SYSTEM,
+        font=SANS,
         font_mono=MONO,
     )
     return base.set(**_both(_PAIRS), **_PLAIN)
@@ -102,7 +124,7 @@ def _both(pairs: Mapping[str, str]) -> dict[str, str]:
 
 
 _PAIRS = {
-    "body_background_fill": "paper",
+    "body_background_fill": "ground",
     "body_text_color": "text",
     "body_text_color_subdued": "muted",
     "background_fill_primary": "paper",
@@ -153,9 +175,9 @@ _PLAIN = {
     "block_padding": "0px",
     "block_shadow": "none",
     "block_label_shadow": "none",
-    "block_title_text_size": "12px",
+    "block_title_text_size": "0.75rem",
     "block_title_text_weight": "600",
-    "block_info_text_size": "12px",
+    "block_info_text_size": "0.75rem",
     "button_border_width": "1px",
     "button_primary_text_color": "#FFFFFF",
     "button_primary_text_color_dark": "#FFFFFF",

@@ -64,20 +64,20 @@ class Shot:
 
 
 SHOTS = (
-    Shot("overview-light", ""),
-    Shot("overview-dark", "", dark=True),
-    Shot("overview-phone", "", phone=True),
-    Shot("launch-light", "launch?kind=sds"),
-    Shot("jobs-light", "jobs?state=ended&id={weights}"),
+    Shot("home-light", ""),
+    Shot("home-dark", "", dark=True),
+    Shot("home-phone", "", phone=True),
+    Shot("new-run-light", "new?kind=sds"),
+    Shot("queue-light", "queue?state=ended&id={weights}"),
     Shot("run-light", "run?id={weights}", tallest=770),
     Shot("runs-light", "runs?base={base}"),
     Shot("compare-light", "compare?ids={runs}"),
     Shot("sweep-light", "sweep?id={sweep}"),
     Shot("weights-light", "weights?run={weights}"),
     Shot("weights-dark", "weights?run={weights}&view=story&at=redense", dark=True),
-    Shot("quant-light", "quant?run={dlqat}"),
-    Shot("speed-light", "speed?run={speed}", tallest=1010),
-    Shot("generate-light", "generate?run={generate}"),
+    Shot("quantization-light", "quantization?run={dlqat}"),
+    Shot("decoding-light", "decoding?run={speed}", tallest=1010),
+    Shot("playground-light", "playground?run={generate}"),
 )
 
 

@@ -21,17 +21,17 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
     """Fills the form for a run on the toy model that takes some seconds, and queues it."""
-    page.goto(f"{url}/launch")
+    page.goto(f"{url}/new")
     model = page.locator("#sds-field-model input")
     model.fill("toy")
     model.press("Enter")
-    page.locator("#launch-name textarea, #launch-name input").first.fill(name)
+    page.locator("#new-name textarea, #new-name input").first.fill(name)
     page.get_by_role("button", name=re.compile("Advanced")).click()
     page.locator("#sds-field-adjust-steps input").fill(str(steps))
     page.locator("#sds-field-adjust-steps input").press("Tab")
-    expect(page.locator("#launch-preview")).to_contain_text("--model toy")
-    page.locator("#launch-add").click()
-    expect(page.locator("#launch-said")).to_contain_text("was added")
+    expect(page.locator("#new-preview")).to_contain_text("--model toy")
+    page.locator("#new-add").click()
+    expect(page.locator("#new-said")).to_contain_text("was added")
 
 
 def wait_until(run: int, *states: State, stage: str = "") -> State:

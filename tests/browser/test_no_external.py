@@ -155,18 +155,18 @@ def test_the_printed_link_makes_a_host_and_leaves_no_trace(
     page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda r: asked.append(f"{r.method} {r.url} {r.headers.get('referer')}"))
-    page.goto(f"{url}/jobs")
+    page.goto(f"{url}/queue")
     expect(page.locator("#frame-status-line")).to_contain_text("View-only guest")
     expect(
         page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("retry-sds-0001"))
     ).to_be_disabled()
-    page.goto(f"{url}/launch")
-    expect(page.locator("#launch-said")).to_contain_text("Guests have read-only access")
-    expect(page.locator("#launch-add")).to_be_disabled()
+    page.goto(f"{url}/new")
+    expect(page.locator("#new-said")).to_contain_text("Guests have read-only access")
+    expect(page.locator("#new-add")).to_be_disabled()
     page.goto(link.replace(socket.gethostname(), "127.0.0.1"))
     page.wait_for_url(f"{url}/")
     expect(page.locator("#frame-status-line")).not_to_contain_text("guest")
-    page.goto(f"{url}/jobs")
+    page.goto(f"{url}/queue")
     expect(page.locator("[data-do]").first).to_be_enabled()
     assert token not in " ".join(asked)  # it went in a body alone
     assert page.evaluate("document.cookie") == "" and token not in page.content()

@@ -18,7 +18,7 @@ MAP_SHOWS = """
 def test_groups_are_reached_by_keyboard_from_the_whole_model_down(
     visitor: Page, lab: Dashboard
 ) -> None:
-    opened(visitor, f"{lab.url}/quant?run={RUN}")
+    opened(visitor, f"{lab.url}/quantization?run={RUN}")
     layers, groups = (visitor.locator(f"#quant-{name}-chart .plot-canvas") for name in
                       ("layers", "map"))  # fmt: skip
     expect(visitor.locator("#quant-one")).to_contain_text("number 1 of")
@@ -42,7 +42,7 @@ def test_groups_are_reached_by_keyboard_from_the_whole_model_down(
 def test_time_is_gone_through_by_keyboard_and_kept_in_the_address(
     visitor: Page, lab: Dashboard
 ) -> None:
-    opened(visitor, f"{lab.url}/quant?run={RUN}&step=4")
+    opened(visitor, f"{lab.url}/quantization?run={RUN}&step=4")
     note = visitor.locator("#quant-charts .question", has_text="As of step")
     expect(note).to_contain_text("As of step 4.")
     slider = visitor.locator("#quant-step input[type='range']")

@@ -81,7 +81,7 @@ def until(run: str, *states: State) -> State:
 
 def order(page: Page) -> list[str]:
     """The runs of the table of jobs, from top to bottom."""
-    return page.locator("#jobs-board tbody a.mono").all_inner_texts()
+    return page.locator("#queue-board tbody a.mono").all_inner_texts()
 
 
 def test_what_one_person_does_to_the_queue_another_sees(
@@ -89,27 +89,27 @@ def test_what_one_person_does_to_the_queue_another_sees(
 ) -> None:
     first, second, third = (counted(steps=2000) for _ in range(3))
     until(first, State.RUNNING)
-    opened(page, f"{queue.url}/jobs")
+    opened(page, f"{queue.url}/queue")
     with tab(browser, queue) as other:
-        opened(other, f"{queue.url}/jobs")
-        expect(other.locator("#jobs-board tbody tr")).to_have_count(3)
+        opened(other, f"{queue.url}/queue")
+        expect(other.locator("#queue-board tbody tr")).to_have_count(3)
         assert order(other) == [first, second, third]
         page.get_by_test_id(f"next-{third}").click()
         soon = 1000 * patient(5)
-        expect(other.locator("#jobs-board tbody tr").nth(1)).to_contain_text(third, timeout=soon)
+        expect(other.locator("#queue-board tbody tr").nth(1)).to_contain_text(third, timeout=soon)
         assert order(other) == [first, third, second]
         page.get_by_test_id(f"cancel-{second}").click()
         page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
         assert queries.job(second).state == State.QUEUED  # nothing is done without a yes
         page.get_by_test_id(f"cancel-{second}").click()
         page.get_by_role("dialog").get_by_role("button", name="Cancel run").click()
-        expect(other.locator("#jobs-board")).not_to_contain_text(second)
+        expect(other.locator("#queue-board")).not_to_contain_text(second)
         process = psutil.Process((queries.attempts(first)[0].engine_ref or {})["pid"])
         for run in (third, first):
             page.get_by_test_id(f"cancel-{run}").click()
             page.get_by_role("dialog").get_by_role("button", name="Cancel run").click()
             assert until(run, State.CANCELLED) == State.CANCELLED
-        expect(other.locator("#jobs-board")).to_contain_text("No active jobs.")
+        expect(other.locator("#queue-board")).to_contain_text("No active jobs.")
     process.wait(10)
     job = queries.job(first)
     assert (job.finished_at or 0) - (job.desired_at or 0) < 1000 * patient(10)
@@ -124,21 +124,21 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
     until(busy, State.RUNNING)
     while queries.job(busy).eta_s is None:  # its pace is learned from its first steps
         time.sleep(0.1)
-    opened(page, f"{queue.url}/launch?kind=sds&model=toy")
-    expect(page.locator("#launch-preview")).to_contain_text("--model toy")
-    said = page.locator("#launch-said")
+    opened(page, f"{queue.url}/new?kind=sds&model=toy")
+    expect(page.locator("#new-preview")).to_contain_text("--model toy")
+    said = page.locator("#new-said")
     for place in (1, 2):
-        page.locator("#launch-add").click()
+        page.locator("#new-add").click()
         expect(said).to_contain_text(f"is number {place} in the queue and starts")
     first, second = queries.queued()
     before = second.config
     segments = page.locator("#sds-field-segments input")
     segments.fill("5")
     segments.press("Tab")
-    expect(page.locator("#launch-preview")).to_contain_text("--segments 5")
+    expect(page.locator("#new-preview")).to_contain_text("--segments 5")
     assert queries.job(second.run).config == before != {**before, "segments": 5}
     said.get_by_role("link", name="Open the queue").click()
-    rows = page.locator("#jobs-board tbody tr")
+    rows = page.locator("#queue-board tbody tr")
     expect(rows).to_have_count(3)
     for place, job in ((1, first), (2, second)):
         row = rows.filter(has_text=job.run)
@@ -248,7 +248,7 @@ def test_eight_tabs_of_one_browser_cost_little(
     server = psutil.Process(queue.process.pid)
     with ExitStack() as stack:
         pages = [stack.enter_context(warm_tab(warm_context, queue)) for _ in range(8)]
-        for one, path in zip(pages, cycle(("jobs", "", f"run?id={run}&tab=curves")), strict=False):
+        for one, path in zip(pages, cycle(("queue", "", f"run?id={run}&tab=curves")), strict=False):
             opened(one, f"{queue.url}/{path}")
         began, worked, held = time.monotonic(), sum(server.cpu_times()[:2]), server.memory_info()
         pages[0].wait_for_timeout(8000)

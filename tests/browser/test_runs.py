@@ -200,7 +200,7 @@ def test_a_saved_chart_opens_without_the_dashboard(
     visitor: Page, lab: Dashboard, browser: Browser, tmp_path: Path
 ) -> None:
     opened(visitor, f"{lab.url}/?x=zero_share")
-    card = visitor.locator(".card", has=visitor.locator("#overview-tradeoff"))
+    card = visitor.locator(".card", has=visitor.locator("#home-tradeoff"))
     card.locator(".xtick").first.wait_for()
     with visitor.expect_download() as download:
         card.get_by_role("button", name="HTML").click()

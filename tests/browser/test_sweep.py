@@ -30,7 +30,7 @@ def test_a_run_that_was_not_evaluated_offers_it_and_fills_the_form(
     visitor.get_by_role("link", name="Evaluate this run").click()
     model = visitor.locator("#evaluation-field-model input")
     expect(model).to_have_value(re.compile("^sds-0001"))  # its name follows
-    preview = visitor.locator("#launch-preview")
+    preview = visitor.locator("#new-preview")
     expect(preview).to_contain_text("slimscope submit evaluation --model sds-0001")
     expect(preview).to_contain_text("Memory")
 
@@ -38,13 +38,13 @@ def test_a_run_that_was_not_evaluated_offers_it_and_fills_the_form(
 def test_a_sweep_is_counted_before_it_is_queued_and_refused_beside_its_values(
     visitor: Page, lab: Dashboard
 ) -> None:
-    opened(visitor, f"{lab.url}/launch?kind=sds")
+    opened(visitor, f"{lab.url}/new?kind=sds")
     visitor.locator("#form-sds").get_by_role("button", name="Sweep").click()
     visitor.locator("#sds-sweep-field-1 input").click()
     visitor.get_by_role("option", name="Seed", exact=True).click()
     values = visitor.locator("#sds-sweep-values-1").locator("input, textarea")
     values.fill("0..3")
-    add = visitor.locator("#launch-add")
+    add = visitor.locator("#new-add")
     expect(add).to_have_text("Add 4 runs to queue")
     values.fill("3..0")
     expect(visitor.locator("#sds-sweep-message-1")).to_contain_text("does not count up")

@@ -88,7 +88,7 @@ def test_a_link_carries_its_values_and_no_active_character(text: str) -> None:
 
 def test_links_are_relative_and_leave_out_what_is_empty() -> None:
     assert href("") == "./"
-    assert href("jobs", state="failed", q="", page=None) == "jobs?state=failed"
+    assert href("queue", state="failed", q="", page=None) == "queue?state=failed"
 
 
 def test_a_problem_says_what_why_and_what_to_do() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,10 +134,42 @@ def test_every_page_has_a_header_that_knows_where_it_is(config: dict[str, Any]) 
         held = [by_id[i]["props"] for i in config["page"][page.path]["components"]]
         headers = [p for p in held if p.get("elem_id") == "frame-header"]
         assert len(headers) == 1
-        current = f'<a href="{page.path or "./"}" aria-current="page">{page.name}</a>'
-        assert (current in headers[0]["value"]) == page.in_navbar
+        html = headers[0]["value"]
+        marked = re.findall(r'aria-current="(\w+)">(?:<svg.*?</svg>)?([^<]+)<', html)
+        within = [("true", page.section)] if page.section not in ("", page.name) else []
+        inside = frame.navigation(page, pages())[1]
+        alone = page.section == page.name
+        own = [("page", page.name)] if page.listed else []
+        assert sorted(marked) == sorted([*within, *own, *(own if alone and inside else [])])
         headings = [p for p in held if str(p.get("value", "")).startswith("<h1>")]
         assert len(headings) == page.heading
+
+
+def test_the_navigation_has_five_entries_and_the_pages_of_a_section_are_one_click_apart() -> None:
+    by_name = {page.name: page for page in pages()}
+    sections, alone = frame.navigation(by_name["Home"], pages())
+    assert [entry.name for entry in sections] == [
+        "Home",
+        "New run",
+        "Runs",
+        "Explore",
+        "Playground",
+    ]
+    assert [e.name for e in sections if e.current] == ["Home"] and not alone
+    sections, inside = frame.navigation(by_name["Quantization"], pages())
+    assert [(e.name, e.address) for e in sections if e.current] == [("Explore", "weights")]
+    assert [e.name for e in inside] == ["Weights", "Quantization", "Decoding"]
+    assert [e.name for e in inside if e.current == "page"] == ["Quantization"]
+    sections, inside = frame.navigation(by_name["Help"], pages())
+    assert not inside and not any(entry.current for entry in sections)
+
+
+def test_earlier_addresses_lead_to_the_same_view(client: TestClient) -> None:
+    moved = {"launch": "new", "jobs": "queue", "quant": "quantization", "speed": "decoding",
+             "generate": "playground", "overview": "./"}  # fmt: skip
+    for old, new in moved.items():
+        answer = client.get(f"/{old}?run=a-1&x=b%20c", headers=LOCAL, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (308, f"{new}?run=a-1&x=b%20c")
 
 
 def test_nothing_is_drawn_by_gradios_own_plot_and_nothing_is_named_twice(
@@ -157,7 +190,7 @@ def test_no_reader_is_offered_as_an_api(config: dict[str, Any]) -> None:
 
 def test_nothing_is_asked_of_other_hosts() -> None:
     options = app.launch_options()
-    assert not options["theme"]._stylesheets and not options["theme"]._font_css
+    assert not options["theme"]._stylesheets
     for text in (options["css"], options["head"]):
         assert "http://" not in text and "https://" not in text
     assert options["footer_links"] == [] and not options["run_history"]

@@ -14,10 +14,10 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from ui.theme import DARK, LIGHT, SYSTEM, LineStyle, Palette
+from ui.theme import DARK, LIGHT, SANS, LineStyle, Palette
 
 pio.templates.default = "none"
-FAMILY = ", ".join(SYSTEM)
+FAMILY = ", ".join(map(str, SANS))
 MOST_TICKS = 5
 LEGEND_ROW, FEW_LINES = 24, 2  # pixels of a row; so many rows fit a view as it is
 

@@ -109,7 +109,7 @@ def _forbidden(action: str, job: Job, user: Actor) -> str:
 
 def clone_link(job: Job) -> Markup:
     """Opens the form with this run's config."""
-    address = href("launch", kind=job.kind, **{"from": job.run})
+    address = href("new", kind=job.kind, **{"from": job.run})
     return HTML.links([(address, "Clone to a new run")])
 
 
@@ -122,17 +122,17 @@ def next_links(job: Job) -> Markup:
     """Next steps with a run: inspect what it stored, generate with what it saved."""
     ended, base = job.state == State.SUCCEEDED, job.config.get("model", "")
     mark = queries.weights_mark(job.run)
-    try_it = href("generate", sides=job.run)
+    try_it = href("playground", sides=job.run)
     offers = [
         (
             ended and job.kind == drafters.DRAFTER_KIND,
-            href("launch", kind=speed.NAME, model=base, drafters=job.run),
+            href("new", kind=speed.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
         (ended and _decodes(job), try_it, "Generate with it"),
-        (job.kind == speed.NAME, href("speed", run=job.run), "See its charts"),
-        (job.kind == generate.NAME, href("generate", run=job.run), "See its answers"),
-        (job.kind == dlqat.NAME, href("quant", run=job.run), "See its groups"),
+        (job.kind == speed.NAME, href("decoding", run=job.run), "See its charts"),
+        (job.kind == generate.NAME, href("playground", run=job.run), "See its answers"),
+        (job.kind == dlqat.NAME, href("quantization", run=job.run), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]
     return HTML.links([(address, text) for fits, address, text in offers if fits])

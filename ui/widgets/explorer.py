@@ -245,6 +245,6 @@ def empty_state(run: str, no_run: str, lacks: str, later: str, launch: str) -> M
     except NotFoundError:
         waits = False
     if waits:
-        queue = (href("jobs", id=run), "See the queue")
+        queue = (href("queue", id=run), "See the queue")
         return WIDGETS.empty(f"{run} has {lacks} yet. {later}", queue)
     return WIDGETS.empty(f"{run} has {lacks}.", (launch, "New run"))

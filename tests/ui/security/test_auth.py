@@ -45,7 +45,7 @@ def role(client: TestClient) -> str:
     return "guest" if "guest" in client.get("/slimscope/pulse").json()["html"] else "host"
 
 
-def raw_act(client: TestClient, web: App, deed: str, run: str, panel: str = "jobs-board") -> str:
+def raw_act(client: TestClient, web: App, deed: str, run: str, panel: str = "queue-board") -> str:
     """What the server says when the browser claims that this button was pressed."""
     body = {
         "fn_index": event_of(web, panel, "act"), "data": [], "session_hash": "x",
@@ -58,7 +58,7 @@ def raw_act(client: TestClient, web: App, deed: str, run: str, panel: str = "job
 
 def raw_launch(client: TestClient, web: App, **values: Any) -> str:
     """What the server says when the browser claims that "Add to queue" was pressed."""
-    return raw_form(client, web, event_of(web, "launch-add", "click"), **values)
+    return raw_form(client, web, event_of(web, "new-add", "click"), **values)
 
 
 def raw_form(client: TestClient, web: App, number: int, **values: Any) -> str:
@@ -212,7 +212,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
         return catalogue.inspect(spec)
 
     monkeypatch.setattr("jobs.fields.base_model.inspect", inspect)
-    number = event_of(web, "launch-kind", "input")
+    number = event_of(web, "new-kind", "input")
     assert "--model org/name" in raw_form(shared(OTHER), web, number, model="org/name")
     assert looked == []
     raw_form(shared(authorization=f"Bearer {TOKEN}"), web, number, model="toy")
@@ -223,7 +223,7 @@ def test_previews_are_limited_for_each_visitor(
     shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(roles, "PREVIEWS_PER_MINUTE", 2)
-    host, number = shared(authorization=f"Bearer {TOKEN}"), event_of(web, "launch-kind", "input")
+    host, number = shared(authorization=f"Bearer {TOKEN}"), event_of(web, "new-kind", "input")
     answers = [raw_form(host, web, number, model="toy") for _ in range(3)]
     assert ["Too many requests" in answer for answer in answers] == [False, False, True]
     other = shared(OTHER, authorization=f"Bearer {TOKEN}")
@@ -243,7 +243,7 @@ def test_a_guests_buttons_are_off_and_say_why(shared: Visit, web: App) -> None:
     def board(client: TestClient) -> str:
         config = web.get_blocks().config
         board = next(
-            c["id"] for c in config["components"] if c["props"].get("elem_id") == "jobs-board"
+            c["id"] for c in config["components"] if c["props"].get("elem_id") == "queue-board"
         )
         number = next(
             d["id"] for d in config["dependencies"] if board in d["outputs"] and not d["inputs"]
@@ -364,7 +364,7 @@ def test_the_real_queue_refuses_too(
 ) -> None:
     """Over a socket: `/queue/join` runs the function, which is refused where it would change."""
     body = {
-        "fn_index": event_of(web, "jobs-board", "act"), "data": [], "session_hash": "abc",
+        "fn_index": event_of(web, "queue-board", "act"), "data": [], "session_hash": "abc",
         "event_data": {"do": "cancel", "run": "sds-0003"},
     }  # fmt: skip
     for headers, state in (({"x-forwarded-for": OTHER}, "queued"), ({}, "cancelled")):

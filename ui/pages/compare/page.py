@@ -180,4 +180,4 @@ def export(event: gr.EventData, request: gr.Request) -> Any:
     return file_payload(f"{'-'.join(runs.runs)}.{form}", EXPORTS[form](runs).encode())
 
 
-PAGE = Page("Compare", "compare", build, order=40, key="c")
+PAGE = Page("Compare", "compare", build, order=30, section="Runs", key="c")

@@ -44,4 +44,4 @@ def sources() -> list[Source]:
     return [*models, *datasets]
 
 
-PAGE = Page("Help", "help", build, order=90, key="h")
+PAGE = Page("Help", "help", build, order=90, section="", listed=False)

@@ -113,7 +113,7 @@ def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = 
     selection = selection if selection.run or not jobs else replace(selection, run=jobs[0].run)
     view = QuantView.at(selection)
     if view is None:
-        launch = href("launch", kind=dlqat.NAME)
+        launch = href("new", kind=dlqat.NAME)
         reason = empty_state(selection.run, NO_RUN, "recorded no groups", LATER, launch)
         return updates({"head": ""}, show_notice(reason, runs))
     offers = as_kept(_offers(view, runs))

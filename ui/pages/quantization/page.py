@@ -97,4 +97,12 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
     explorer.on_change(handlers.refresh)
 
 
-PAGE = Page("Quant", "quant", build, order=60, key="q")
+PAGE = Page(
+    "Quantization",
+    "quantization",
+    build,
+    order=60,
+    section="Explore",
+    key="q",
+    moved_from=("quant",),
+)

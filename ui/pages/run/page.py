@@ -223,4 +223,4 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
         return [gr.skip(), show_error(error)]
 
 
-PAGE = Page("Run", "run", build, order=100, in_navbar=False, heading=False)
+PAGE = Page("Run", "run", build, order=100, section="Runs", listed=False, heading=False)

@@ -89,7 +89,7 @@ def _invitation(job: Job) -> Markup:
     if kind and not kind.has_models:
         return HTML.not_a_model(next_links(job))
     if any(a.kind == "model" for a in queries.artifacts(job.run)):
-        return HTML.not_evaluated(href("launch", kind=NAME, model=job.run))
+        return HTML.not_evaluated(href("new", kind=NAME, model=job.run))
     return HTML.no_model()
 
 

@@ -123,4 +123,4 @@ def export(form: str, request: gr.Request) -> dict[str, Any]:
     return file_payload(f"slimscope-runs.{form}", EXPORTS[form](table.rows, table.columns).encode())
 
 
-PAGE = Page("Runs", "runs", build, order=30, key="r")
+PAGE = Page("Runs", "runs", build, order=20, section="Runs", key="r")

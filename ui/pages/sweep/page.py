@@ -73,4 +73,4 @@ def _jobs(run: str) -> list[Job]:
         return []
 
 
-PAGE = Page("Sweep", "sweep", build, order=110, in_navbar=False, heading=False)
+PAGE = Page("Sweep", "sweep", build, order=110, section="Runs", listed=False, heading=False)

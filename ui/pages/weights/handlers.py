@@ -156,7 +156,7 @@ def _marks(selection: WeightsSelection) -> list[Any]:
 
 def _nothing(run: str) -> Markup:
     later = "They appear here block by block."
-    return empty_state(run, NO_RUN, "stored no weight statistics", later, href("launch"))
+    return empty_state(run, NO_RUN, "stored no weight statistics", later, href("new"))
 
 
 def _layers(view: TensorView) -> Updates:

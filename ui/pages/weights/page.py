@@ -120,4 +120,4 @@ def _button(label: str, name: str) -> gr.Button:
     return gr.Button(label, elem_id=f"weights-{name}", render=False, scale=0, min_width=64)
 
 
-PAGE = Page("Weights", "weights", build, order=50, key="w")
+PAGE = Page("Weights", "weights", build, order=50, section="Explore", key="w")

@@ -15,7 +15,7 @@ from backend.store.tables import Artifact, Job, StepTime
 from jobs.generate.config import GenerateJob
 from jobs.kind import kinds
 from tests.ui.lab import asked, job, result, store
-from ui.pages.generate import page as generate
+from ui.pages.playground import page as generate
 from ui.pages.run import page as run
 from ui.pages.run import quality
 from ui.pages.run.outcome import outcome, stage_tables, times
@@ -88,11 +88,11 @@ def links(number: int, **values: Any) -> str:
 def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
     config = {"model": "toy"}
     trained = links(2, kind="amphista", config=config)
-    assert 'href="launch?kind=speed&amp;model=toy&amp;drafters=amphista-0002"' in trained
-    assert 'href="generate?sides=amphista-0002"' in trained and "weights" not in trained
+    assert 'href="new?kind=speed&amp;model=toy&amp;drafters=amphista-0002"' in trained
+    assert 'href="playground?sides=amphista-0002"' in trained and "weights" not in trained
     assert links(4, kind="amphista", config=config, state=State.FAILED) == ""
-    assert 'href="speed?run=speed-0003"' in links(3, kind="speed", config=config)
-    assert 'href="generate?run=generate-0005"' in links(5, kind="generate", config={})
+    assert 'href="decoding?run=speed-0003"' in links(3, kind="speed", config=config)
+    assert 'href="playground?run=generate-0005"' in links(5, kind="generate", config={})
 
 
 def test_weights_are_offered_where_some_are_stored(seeded: Settings) -> None:
@@ -131,13 +131,13 @@ def test_drafters_are_told_apart(config: dict[str, Any], told: list[str]) -> Non
 
 def test_the_form_of_generate_follows_the_answers_shown(stored: None) -> None:
     with gr.Blocks():
-        form = ConfigForm(GenerateJob, {"sides": generate.sides}, "generate-")
+        form = ConfigForm(GenerateJob, {"sides": generate.sides}, "playground-")
         arrive = generate._fill_form(form, gr.Button(), gr.HTML())
 
     def held(**query: str) -> dict[str, Any]:
         return {c.elem_id: update for c, update in arrive(asked(**query)).items()}
 
-    assert held(run="generate-0005")["generate-field-prompt"]["value"] == "One <day>"
-    sides = held(sides="amphista-0002")["generate-field-sides"]["value"]
+    assert held(run="generate-0005")["playground-field-prompt"]["value"] == "One <day>"
+    sides = held(sides="amphista-0002")["playground-field-sides"]["value"]
     assert sides in ("amphista-0002", ["amphista-0002"])
-    assert "generate-field-prompt" not in held()
+    assert "playground-field-prompt" not in held()

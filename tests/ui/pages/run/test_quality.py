@@ -85,10 +85,10 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
     store(job(1), model_folder(1, 9), job(2))
     shown = quality.update(queries.job(1))
     words, texts = shown["findings"], shown["samples"]
-    assert 'href="launch?kind=evaluation&amp;model=sds-0001"' in words
+    assert 'href="new?kind=evaluation&amp;model=sds-0001"' in words
     assert isinstance(shown["size_chart"], str) and texts == ""
     assert "saved no model" in quality.update(queries.job(2))["findings"]
-    assert "launch" not in quality.update(queries.job(2))["findings"]
+    assert 'href="new' not in quality.update(queries.job(2))["findings"]
     assert {*quality.update(None).values()} == {""}
     store(evaluation(3, "sds-0001", state="running"))
     assert "as they are measured" in quality.update(queries.job(1))["findings"]
@@ -97,7 +97,7 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
 def test_after_an_evaluation_that_failed_there_can_be_another(lab: Settings) -> None:
     store(job(1), model_folder(1, 9), evaluation(2, "sds-0001", state="failed"))
     words = quality.update(queries.job(1))["findings"]
-    assert "evaluation-0002" in words and "launch?kind=evaluation" in words
+    assert "evaluation-0002" in words and "new?kind=evaluation" in words
 
 
 def test_runs_that_left_a_model_can_be_chosen_before_the_models(lab: Settings) -> None:

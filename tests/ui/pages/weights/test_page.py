@@ -112,7 +112,7 @@ def test_an_odd_address_gives_a_whole_view(seeded: Settings, odd: str) -> None:
 def test_no_run_at_all_is_told(data_dir: Any) -> None:
     upgrade()
     seen = opened()
-    assert page.NO_RUN in seen["notice"]["value"] and 'href="launch"' in seen["notice"]["value"]
+    assert page.NO_RUN in seen["notice"]["value"] and 'href="new"' in seen["notice"]["value"]
     assert seen["charts"]["visible"] is False
 
 

@@ -12,8 +12,8 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from tests.ui.lab import GUEST, asked, pressed
-from ui.pages.jobs import page as jobs
-from ui.pages.overview import page as overview
+from ui.pages.home import page as overview
+from ui.pages.queue import page as jobs
 from ui.pages.runs import page as runs
 from ui.runs.actions import act, actions, run_action
 
@@ -46,7 +46,7 @@ def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:
 def test_empty_lists_say_so_and_lead_on(current: Settings) -> None:
     upgrade()
     assert "No active jobs." in board()
-    assert 'href="launch"' in board(state="failed")
+    assert 'href="new"' in board(state="failed")
 
 
 def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings) -> None:

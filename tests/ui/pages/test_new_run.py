@@ -13,8 +13,8 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.kind import Kind, kinds
-from ui.pages.launch import page as launch
-from ui.pages.launch import preview
+from ui.pages.new_run import page as launch
+from ui.pages.new_run import preview
 from ui.runs import choices
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
@@ -165,15 +165,15 @@ def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
     assert told["sds-field-base"]["value"] == "magnitude"
     assert told["sds-field-model"]["value"] == "toy"
     assert told["sds-field-segments"]["value"] == 32
-    assert told["launch-name"] == queries.job(1).name
-    assert told["launch-kind"] == "sds"
+    assert told["new-name"] == queries.job(1).name
+    assert told["new-kind"] == "sds"
 
 
 def test_a_model_in_the_address_is_put_into_the_form_of_its_kind(sds: Kind) -> None:
     told = arrival(kind="evaluation", model="sds-0001")
     assert told["evaluation-field-model"]["value"] == "sds-0001"
     assert told["evaluation-field-windows"]["value"] == 16
-    assert "value" not in told["sds-field-model"] and told["launch-kind"] == "evaluation"
+    assert "value" not in told["sds-field-model"] and told["new-kind"] == "evaluation"
 
 
 def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:
@@ -184,15 +184,15 @@ def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:
 @pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
 def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -> None:
     told = arrival(**{"from": old})
-    assert "sds-field-base" not in told and "launch-kind" not in told
+    assert "sds-field-base" not in told and "new-kind" not in told
     assert "value" not in told["sds-field-model"]
 
 
 def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
     told = arrival(host="10.0.0.7")
-    assert told["launch-add"]["interactive"] is False
-    assert "Guests have read-only access" in told["launch-said"]["value"]
-    assert "launch-add" not in arrival()
+    assert told["new-add"]["interactive"] is False
+    assert "Guests have read-only access" in told["new-said"]["value"]
+    assert "new-add" not in arrival()
 
 
 def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:

@@ -13,8 +13,8 @@ from backend.errors import SlimscopeError
 from backend.queue import roles
 from jobs.kind import Kind, kinds
 from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
-from ui.pages.launch.preview import HTML, Pairs, enqueue, preview_for
-from ui.pages.launch.sweep_form import SweepForm
+from ui.pages.new_run.preview import HTML, Pairs, enqueue, preview_for
+from ui.pages.new_run.sweep_form import SweepForm
 from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
 from ui.widgets.config_form import ConfigForm, address_values, title
@@ -72,12 +72,12 @@ def build() -> None:
         plain(HTML.nothing())
         return
     first = next(iter(available))
-    with gr.Row(elem_classes="launch"):
+    with gr.Row(elem_classes="new-run"):
         with gr.Column(scale=2, min_width=320):
             titles = [(kind.title, name) for name, kind in available.items()]
-            kind = gr.Radio(titles, value=first, label="Method", elem_id="launch-kind")
+            kind = gr.Radio(titles, value=first, label="Method", elem_id="new-kind")
             forms = {n: _form(each, visible=n == first) for n, each in available.items()}
-        with gr.Column(scale=1, min_width=320, elem_classes="launch-side"):
+        with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
             controls = _controls(kind)
     for form in forms.values():
         _wire_form(form, controls)
@@ -91,11 +91,11 @@ def build() -> None:
 def _controls(kind: gr.Radio) -> Controls:
     name = gr.Textbox(
         label="Name of the run", info="Optional label", max_length=120, max_lines=1,
-        elem_id="launch-name",
+        elem_id="new-name",
     )  # fmt: skip
-    add = gr.Button(ADD, variant="primary", elem_id="launch-add")
-    message = notice("launch-said")
-    return Controls(kind, name, add, message, HtmlPanel(elem_id="launch-preview", min_height=240))
+    add = gr.Button(ADD, variant="primary", elem_id="new-add")
+    message = notice("new-said")
+    return Controls(kind, name, add, message, HtmlPanel(elem_id="new-preview", min_height=240))
 
 
 def _form(kind: Kind, *, visible: bool) -> KindForm:
@@ -259,4 +259,6 @@ def _forbidden(controls: Controls, reason: str) -> dict[Any, Any]:
     return {controls.add: gr.update(interactive=False), controls.message: message}
 
 
-PAGE = Page("Launch", "launch", build, order=10, key="l")
+PAGE = Page(
+    "New run", "new", build, order=10, section="New run", moved_from=("launch",)
+)  # "n" leads here

@@ -15,7 +15,7 @@ from jobs.metrics import (
     ZERO_SHARE,
     metric,
 )
-from ui.pages.overview.pareto_chart import ParetoPoint, pareto_front
+from ui.pages.home.pareto_chart import ParetoPoint, pareto_front
 from ui.runs.deltas import conditions
 from ui.runs.results import base_model, kind_title, setting_summary
 from ui.runs.rows import RunRow

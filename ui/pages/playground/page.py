@@ -18,7 +18,7 @@ from jobs.generate.config import GenerateJob
 from jobs.submit import submit
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
-from ui.pages.generate import details
+from ui.pages.playground import details
 from ui.runs.actions import run_action
 from ui.runs.choices import models, saved, trained_drafters
 from ui.runs.results import find_job
@@ -32,11 +32,11 @@ REFRESH_SECONDS = 0.6  # while texts grow
 
 
 def build() -> None:
-    with gr.Row(elem_classes="generate"):
+    with gr.Row(elem_classes="playground"):
         with gr.Column(scale=1, min_width=320, elem_classes="card"):
             form, blind, submit_button, message = _form()
         with gr.Column(scale=2, min_width=320):
-            board = HtmlPanel(elem_id="generate-board", min_height=240)
+            board = HtmlPanel(elem_id="playground-board", min_height=240)
     timer = gr.Timer(REFRESH_SECONDS, active=False)
 
     page = Outputs(board=board, timer=timer)
@@ -61,21 +61,21 @@ def build() -> None:
 
 def _form() -> tuple[ConfigForm, gr.Checkbox, gr.Button, gr.HTML]:
     """The form, "Blind", the button, and a place for messages."""
-    form = ConfigForm(GenerateJob, {"sides": sides}, "generate-")
+    form = ConfigForm(GenerateJob, {"sides": sides}, "playground-")
     blind = gr.Checkbox(
         label="Blind",
         info="Hides model names and shuffles the columns until you have voted.",
-        elem_id="generate-blind",
+        elem_id="playground-blind",
         elem_classes="form-field",
     )
     gr.Checkbox(  # read by the style sheet alone
         label="Show rejected draft tokens",
         info="The first draft token of each step that the base model rejected.",
-        elem_id="generate-vain",
+        elem_id="playground-vain",
         elem_classes="form-field",
     )
-    button = gr.Button("Generate", variant="primary", elem_id="generate-ask")
-    return form, blind, button, notice("generate-said")
+    button = gr.Button("Generate", variant="primary", elem_id="playground-ask")
+    return form, blind, button, notice("playground-said")
 
 
 def sides() -> Choices:
@@ -151,4 +151,7 @@ def act(request: gr.Request, event: gr.EventData) -> Any:
     return show_html()
 
 
-PAGE = Page("Generate", "generate", build, order=80, key="g")
+PAGE = Page(
+    "Playground", "playground", build, order=80, section="Playground", key="p",
+    moved_from=("generate",),
+)  # fmt: skip

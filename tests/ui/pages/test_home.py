@@ -13,9 +13,9 @@ from backend.settings import Settings
 from backend.store.migrate import upgrade
 from jobs.metrics import metric
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, result, store
-from ui.pages.overview import page as overview
-from ui.pages.overview import pareto
-from ui.pages.overview.pareto_chart import ParetoPoint, pareto_front, tradeoff
+from ui.pages.home import page as overview
+from ui.pages.home import pareto
+from ui.pages.home.pareto_chart import ParetoPoint, pareto_front, tradeoff
 from ui.runs.rows import all_rows
 
 
@@ -48,7 +48,7 @@ def test_an_empty_folder_says_what_to_do_first(current: Settings) -> None:
     upgrade()
     page = overview.draw(asked())
     running, latest, side = page["running"], page["latest"], page["side"]
-    assert "No runs yet." in running and 'href="launch' in running
+    assert "No runs yet." in running and 'href="new' in running
     assert latest == "" and "Toy stories" in side
     assert picture()["column"]["visible"] is False and not picture()["tradeoff_chart"]
 

@@ -11,7 +11,7 @@ from backend.store.migrate import upgrade
 from backend.store.tables import DecoderRow, MetricPoint
 from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports
 from tests.ui.lab import asked, job, result, store
-from ui.pages.speed import charts, data, page
+from ui.pages.decoding import charts, data, page
 
 HOSTILE = "<b>amphista</b>"
 CHARTS = [part for row in page.ROWS for panel in row for part in panel.parts]

@@ -22,7 +22,7 @@ from ui.charts.template import (
     reference_line,
 )
 from ui.format import esc
-from ui.pages.speed.data import DrafterInfo
+from ui.pages.decoding.data import DrafterInfo
 from ui.theme import BLUE, BROWN, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK, PURPLE
 
 PAINT = (*OKABE_ITO, PURPLE, BROWN)

@@ -14,9 +14,9 @@ from backend.store.migrate import upgrade
 from backend.store.states import State
 from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
 from tests.ui.lab import GUEST, asked, job, pressed, store
-from ui.pages.generate import page
-from ui.pages.generate.details import HTML, display_order, vote_of
-from ui.pages.generate.token_strip import tints, token_spans
+from ui.pages.playground import page
+from ui.pages.playground.details import HTML, display_order, vote_of
+from ui.pages.playground.token_strip import tints, token_spans
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CONFIG = {"prompt": f"Tell me. {HOSTILE}", "sides": "toy, amphista-0002"}

@@ -25,7 +25,7 @@ from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
 from ui.widgets.panel import Outputs, Updates
 
-HTML = fragments("pages/jobs/page.html")
+HTML = fragments("pages/queue/page.html")
 TABS = {"active": "Active", "ended": "Ended", "failed": "Failed"}
 ENDED = (State.SUCCEEDED, State.CANCELLED)
 FAILED = (State.FAILED, State.LOST)
@@ -36,14 +36,14 @@ Columns = dict[str, Callable[[Job], object]]
 
 
 def build() -> None:
-    message = notice("jobs-said")
-    page = Outputs(board=HtmlPanel(elem_id="jobs-board", min_height=160))
-    with gr.Row(visible=False, elem_id="jobs-detail") as page["detail"]:
+    message = notice("queue-said")
+    page = Outputs(board=HtmlPanel(elem_id="queue-board", min_height=160))
+    with gr.Row(visible=False, elem_id="queue-detail") as page["detail"]:
         with gr.Column(scale=3, min_width=320, elem_classes="card"):
-            page["title"] = plain(elem_id="jobs-log-title")
+            page["title"] = plain(elem_id="queue-log-title")
             log, page["timer"] = build_log("jobs", message)
         with gr.Column(scale=2, min_width=320, elem_classes="card"):
-            page["history"] = plain(elem_id="jobs-history")
+            page["history"] = plain(elem_id="queue-history")
 
     show, board = (page.named(draw), None, page.components), page["board"]
     live(*show)
@@ -121,4 +121,4 @@ def _state(job: Job) -> Markup:
     return HTML.state(job, job.state in LIVE and job.desired != "run")
 
 
-PAGE = Page("Jobs", "jobs", build, order=20, key="j")
+PAGE = Page("Queue", "queue", build, order=25, section="Runs", key="j", moved_from=("jobs",))

@@ -14,7 +14,7 @@ from ui.templates import fragments
 from ui.widgets.config_form import field_error, title
 from ui.widgets.notice import notice, plain
 
-HTML = fragments("pages/launch/page.html")
+HTML = fragments("pages/new_run/page.html")
 HELP = (
     f"Up to {MOST_FIELDS} fields can have several values each; every combination becomes a run, at "
     f"most {MOST_RUNS}. Separate values with commas; 0..2 is a range. Several seeds give mean and "

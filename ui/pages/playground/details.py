@@ -14,12 +14,12 @@ from backend.queue.roles import Actor
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import Job
 from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
-from ui.pages.generate.token_strip import BASE, Span, tints, token_spans
+from ui.pages.playground.token_strip import BASE, Span, tints, token_spans
 from ui.runs.actions import buttons
 from ui.runs.html import error_of, model_name
 from ui.templates import fragments
 
-HTML = fragments("pages/generate/page.html")
+HTML = fragments("pages/playground/page.html")
 BETTER, TIE = "better-", "tie"  # tags that hold a vote
 LETTERS = "ABCD"
 MAX_EARLIER = 12

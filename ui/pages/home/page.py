@@ -18,9 +18,9 @@ from jobs.kind import kinds
 from jobs.metrics import metric
 from ui.format import href
 from ui.frame import Page, current_user, live, query, url_sync
-from ui.pages.overview import pareto
-from ui.pages.overview.pareto import ComparableRuns
-from ui.pages.overview.pareto_chart import QUALITY, ParetoPoint, tradeoff
+from ui.pages.home import pareto
+from ui.pages.home.pareto import ComparableRuns
+from ui.pages.home.pareto_chart import QUALITY, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
 from ui.runs.actions import act, buttons
@@ -43,7 +43,7 @@ from ui.widgets.notice import notice, plain, show_html
 from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs, Panel, Updates, updates
 
-HTML = fragments("pages/overview/page.html")
+HTML = fragments("pages/home/page.html")
 NEWEST, NEXT, PROBLEMS = 8, 3, 3  # rows of a card
 FIGURES = 4  # columns of the latest results
 FRONT_ROWS = 6
@@ -56,22 +56,22 @@ TO_RUN = "() => { window.location.href = `run?id=${slimscope.picked.customdata}`
 def build() -> None:
     gr.HTML(
         HTML.tour(), js_on_load="slimscope.tour(element)", apply_default_css=False,
-        elem_id="overview-tour", elem_classes="tour-holder",
+        elem_id="home-tour", elem_classes="tour-holder",
     )  # fmt: skip
-    message = notice("overview-said")
-    group = dropdown("Model and text", "overview-of", min_width=240)
-    x = dropdown("Cost", "overview-x", min_width=160)
+    message = notice("home-said")
+    group = dropdown("Model and text", "home-of", min_width=240)
+    x = dropdown("Cost", "home-x", min_width=160)
     mark = page_state()
     best = Outputs(of=group, x=x, mark=mark)
-    with gr.Row(elem_classes="overview"):
+    with gr.Row(elem_classes="home"):
         with gr.Column(scale=5, min_width=320):
-            running = HtmlPanel(skeleton(92), elem_id="overview-running")
-            with gr.Column(elem_id="overview-best") as best["column"]:
+            running = HtmlPanel(skeleton(92), elem_id="home-running")
+            with gr.Column(elem_id="home-best") as best["column"]:
                 best |= TRADEOFF.build("overview", [[group, x]])
-            latest = HtmlPanel(skeleton(320), elem_id="overview-latest")
+            latest = HtmlPanel(skeleton(320), elem_id="home-latest")
         with gr.Column(scale=3, min_width=320):
-            best["front"] = plain(skeleton(280), elem_id="overview-front")
-            side = HtmlPanel(skeleton(140), elem_id="overview-side")
+            best["front"] = plain(skeleton(280), elem_id="home-front")
+            side = HtmlPanel(skeleton(140), elem_id="home-side")
 
     page = Outputs(running=running, latest=latest, side=side)
     show = page.named(draw), None, page.components
@@ -99,7 +99,7 @@ def draw(request: gr.Request) -> Updates:
 
 def launch_address() -> str:
     """Where the first step leads."""
-    return href("launch", kind=next(iter(kinds()), ""))
+    return href("new", kind=next(iter(kinds()), ""))
 
 
 def running_html(status: QueueStatus, actor: Actor) -> Markup:
@@ -199,4 +199,4 @@ def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], name: str) -
     return HTML.front(rows, metric(name).title, len(points))
 
 
-PAGE = Page("Overview", "", build, order=0, key="o")
+PAGE = Page("Home", "", build, order=0, section="Home", key="h", moved_from=("overview",))

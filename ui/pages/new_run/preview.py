@@ -22,7 +22,7 @@ from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
 from ui.widgets.notice import show_error, show_success
 
-HTML = fragments("pages/launch/page.html")
+HTML = fragments("pages/new_run/page.html")
 MAX_LINKS = 3  # to runs of the same config
 Pairs = Sequence[tuple[str, str]]  # swept field and its values, as they were typed
 Preview = tuple[Markup, int, SlimscopeError | None]  # HTML, number of runs, error for its field
@@ -115,7 +115,7 @@ def added(jobs: Sequence[Job]) -> Markup:
         title, page = "The run was added.", (href("run", id=first.run), "Open the run")
     else:
         title, page = f"{number} runs were added.", (href("sweep", id=first.run), "Open the sweep")
-    return HTML.added(title, _place(first), [page, (href("jobs", id=first.run), "Open the queue")])
+    return HTML.added(title, _place(first), [page, (href("queue", id=first.run), "Open the queue")])
 
 
 def _place(job: Job) -> str:

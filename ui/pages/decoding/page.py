@@ -14,9 +14,9 @@ from jobs.speed.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.lines import curves, curves_frame
 from ui.frame import Page, live, query, url_sync
-from ui.pages.speed import charts, data
-from ui.pages.speed.data import Benchmark
-from ui.pages.speed.draft_tree import tree_chart
+from ui.pages.decoding import charts, data
+from ui.pages.decoding.data import Benchmark
+from ui.pages.decoding.draft_tree import tree_chart
 from ui.runs.actions import clone_link
 from ui.runs.html import error_of, model_name, progress
 from ui.templates import fragments
@@ -25,7 +25,7 @@ from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.panel import Outputs, Panel, Updates, updates
 
-HTML = fragments("pages/speed/page.html")
+HTML = fragments("pages/decoding/page.html")
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
 NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
@@ -77,9 +77,9 @@ ROWS = ((SPEED, GAIN), (TASKS, TIME), (LENGTHS, RIGHT), (SIZES, COSTS), (TREE, H
 def build() -> None:
     page = Outputs(_controls())
     page["run"].render()
-    page["head"] = HtmlPanel(elem_id="speed-head", min_height=120)
+    page["head"] = HtmlPanel(elem_id="decoding-head", min_height=120)
     controls = {TASKS: page["by"], RIGHT: page["of"], TREE: page["drafter"]}
-    with gr.Column(elem_id="speed-charts", visible=False) as page["charts"]:
+    with gr.Column(elem_id="decoding-charts", visible=False) as page["charts"]:
         for row in ROWS:
             with gr.Row(equal_height=True):
                 for panel in row:
@@ -95,10 +95,10 @@ def build() -> None:
 def _controls() -> dict[str, Component]:
     """Every control by its name in the address, not yet drawn."""
     return {
-        "run": dropdown("Benchmark", "speed-run", min_width=240, visible=False),
-        "by": segmented(BY, "Figure", "speed-by"),
-        "of": segmented(OF, "Share", "speed-of"),
-        "drafter": dropdown("Drafter", "speed-drafter"),
+        "run": dropdown("Benchmark", "decoding-run", min_width=240, visible=False),
+        "by": segmented(BY, "Figure", "decoding-by"),
+        "of": segmented(OF, "Share", "decoding-of"),
+        "drafter": dropdown("Drafter", "decoding-drafter"),
     }
 
 
@@ -192,4 +192,6 @@ def heads(decoder: DecoderReport) -> Chart:
     return Chart(figure, curves_frame(points, {name: f"{name}, %" for name in names}, "Step"))
 
 
-PAGE = Page("Speed", "speed", build, order=70, key="s")
+PAGE = Page(
+    "Decoding", "decoding", build, order=70, section="Explore", key="d", moved_from=("speed",)
+)

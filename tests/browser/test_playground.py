@@ -18,24 +18,24 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
-    page.goto(f"{dashboard.url}/generate")
-    expect(page.locator("#generate-board")).to_contain_text("No answers yet")
-    page.locator("#generate-field-prompt textarea").fill(EVIL)
-    sides = page.locator("#generate-field-sides input")
+    page.goto(f"{dashboard.url}/playground")
+    expect(page.locator("#playground-board")).to_contain_text("No answers yet")
+    page.locator("#playground-field-prompt textarea").fill(EVIL)
+    sides = page.locator("#playground-field-sides input")
     sides.press("Backspace")  # takes the usual model out
     sides.fill("toy, toy")
     sides.press("Enter")
-    tokens = page.locator("#generate-field-max-new-tokens input")
+    tokens = page.locator("#playground-field-max-new-tokens input")
     tokens.fill("0")
-    page.locator("#generate-ask").click()
-    expect(page.locator("#generate-message-max-new-tokens")).to_contain_text("1 or more")
+    page.locator("#playground-ask").click()
+    expect(page.locator("#playground-message-max-new-tokens")).to_contain_text("1 or more")
     assert queries.jobs() == []
 
     tokens.fill("40")
-    page.locator("#generate-field-lookup input").check()
-    page.locator("#generate-ask").click()
+    page.locator("#playground-field-lookup input").check()
+    page.locator("#playground-ask").click()
     expect(page).to_have_url(re.compile("run=generate-0001"))
-    board = page.locator("#generate-board")
+    board = page.locator("#playground-board")
     expect(board).to_contain_text("succeeded")  # without a reload
     first = read_transcript("generate-0001", 1)
     assert first.text.strip() and first.text == read_transcript("generate-0001", 2).text
@@ -45,7 +45,7 @@ def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
 
     in_vain = page.get_by_test_id("answer-1").locator(".strip s").first
     expect(in_vain).to_be_hidden()
-    page.locator("#generate-vain input").check()
+    page.locator("#playground-vain input").check()
     expect(in_vain).to_be_visible()
 
     page.get_by_role("button", name="Tie").click()
@@ -53,8 +53,8 @@ def test_ask_two_watch_and_vote(page: Page, dashboard: Dashboard) -> None:
     assert queries.job("generate-0001").tags == ["tie"]
 
     page.reload()  # the form holds what the answers shown were asked with
-    expect(page.locator("#generate-field-prompt textarea")).to_have_value(EVIL)
-    expect(page.locator("#generate-field-lookup input")).to_be_checked()
+    expect(page.locator("#playground-field-prompt textarea")).to_have_value(EVIL)
+    expect(page.locator("#playground-field-lookup input")).to_be_checked()
 
 
 ENDLESS = "Write a very long story of a dog who walks through every town of the world."
@@ -71,10 +71,10 @@ def test_two_ask_at_once_both_texts_grow_and_stop_frees_a_slot(
     tabs = (warm_tab(warm_context, dashboard) for _ in range(2))
     with next(tabs) as one, next(tabs) as other:
         for page in (one, other):
-            page.goto(f"{dashboard.url}/generate")
-            page.locator("#generate-field-prompt textarea").fill(ENDLESS)
-            page.locator("#generate-field-max-new-tokens input").fill("1000")
-            page.locator("#generate-ask").click()
+            page.goto(f"{dashboard.url}/playground")
+            page.locator("#playground-field-prompt textarea").fill(ENDLESS)
+            page.locator("#playground-field-max-new-tokens input").fill("1000")
+            page.locator("#playground-ask").click()
         for page in (one, other):
             page.wait_for_function("document.querySelector('.strip')?.textContent.length > 0")
             page.wait_for_function(
@@ -84,7 +84,7 @@ def test_two_ask_at_once_both_texts_grow_and_stop_frees_a_slot(
         stopped, going = (job.run for job in reversed(queries.jobs()))
         one.get_by_test_id(f"cancel-{stopped}").click()
         one.get_by_role("dialog").get_by_role("button", name="Cancel run").click()
-        expect(one.locator("#generate-board")).to_contain_text("cancelled")
+        expect(one.locator("#playground-board")).to_contain_text("cancelled")
         with reading() as session:
             held = [*session.scalars(select(Slot.attempt_id).where(Slot.attempt_id.is_not(None)))]
         assert held == [queries.attempts(going)[0].id]
