@@ -64,7 +64,7 @@ def test_mouse_keyboard_and_address_agree(address: str, tab: Page) -> None:
 
     tab.click("#frame-theme")
     paper = "document.querySelector('#weights-overlay .plot-canvas')._fullLayout.paper_bgcolor"
-    tab.wait_for_function(f"{paper} === '#0F1216'")
+    tab.wait_for_function(f"{paper} === '{DARK.paper}'")
 
     tab.locator("#weights-view input").first.focus()
     tab.keyboard.press("ArrowRight")
