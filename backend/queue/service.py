@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, ConflictError
 from backend.printable import one_line
 from backend.queue import roles
+from backend.queue.labels import RUN_NAME_LETTERS
 from backend.queue.launcher import submission_variables, wake_supervisor
 from backend.queue.lifecycle import move, note
 from backend.queue.roles import Actor as Actor
@@ -89,7 +91,7 @@ def enqueue_all(
     frozen = parent.environment.get("settings") if parent else None
     jobs = [
         Job(
-            kind=kind, name=one_line(name)[:120], owner=actor.name, config=config,
+            kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.name, config=config,
             config_hash=config_hash(kind, config), priority=priority,
             parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
             queued_at=now, environment={
@@ -100,12 +102,19 @@ def enqueue_all(
     ]  # fmt: skip
     with _queue_change() as session:
         roles.require_free(session, actor)
+        if not _has_runs(session):
+            jobs[0].id = 1
         for job in jobs:
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
             note(session, job.id, "queued", actor.name, f"repeats {parent.run}" if parent else "")
     return jobs
+
+
+def _has_runs(session: Session) -> bool:
+    """Whether a number is taken. SQLite counts on from the examples, whose numbers are negative."""
+    return session.scalar(select(Job.id).where(Job.id > 0).limit(1)) is not None
 
 
 def cancel(run: str | int, actor: Actor) -> State:
@@ -210,7 +219,11 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 def _resume(session: Session, job_id: int, actor: Actor) -> Job | None:
     job, reset = session.get_one(Job, job_id), {"desired": "run", "queued_at": now_ms()}
     reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
-    if job.state not in RESUMABLE or not move(session, job, State.QUEUED, **reset):
+    if (
+        job.state not in RESUMABLE
+        or job.removed_at
+        or not move(session, job, State.QUEUED, **reset)
+    ):
         return None
     note(session, job_id, "resumed", actor.name)
     return job

@@ -13,7 +13,7 @@ from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate.transcript import file_of, read_transcript
-from jobs.replay import compare
+from jobs.reproduction import compare
 from jobs.speed.report import decoder_reports
 from jobs.submit import submit
 from tests.jobs.conftest import loop

@@ -15,7 +15,7 @@ from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import Job
 from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
 from ui.pages.playground.token_strip import BASE, Span, tints, token_spans
-from ui.runs.actions import buttons
+from ui.runs.actions.one import buttons
 from ui.runs.html import error_of, model_name
 from ui.templates import fragments
 

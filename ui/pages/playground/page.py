@@ -19,7 +19,7 @@ from jobs.submit import submit
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import details
-from ui.runs.actions import run_action
+from ui.runs.actions.one import run_action
 from ui.runs.choices import models, saved, trained_drafters
 from ui.runs.results import find_job
 from ui.widgets.config_form import ConfigForm, address_values

@@ -25,7 +25,15 @@ from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, belongs_to, disk_card
 from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
-from ui.runs.actions import act, buttons, clone_link, next_links, starts_anew, sweep_link
+from ui.runs.actions.one import (
+    act,
+    buttons,
+    clone_link,
+    keeping_buttons,
+    next_links,
+    starts_anew,
+    sweep_link,
+)
 from ui.runs.html import described, error_of, progress, took, unknown
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
@@ -159,8 +167,9 @@ def head_html(job: Job, actor: Actor) -> Markup:
     """Name, state, progress, what can be done, and why it failed if it did."""
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
+    keeping = keeping_buttons(job, actor)
     return HTML.head(
-        job, now, actions, described(job), took(job, now), progress(job), error_of(job),
+        job, now, actions, keeping, described(job), took(job, now), progress(job), error_of(job),
         starts_anew(job),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from backend.settings import Settings
 from backend.store import frames, tensors
+from ui.theme import DARK
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 TENSOR = "model.layers.2.mlp.gate_proj.weight"
