@@ -113,6 +113,15 @@ def purge(runs: Iterable[str | int], actor: Actor) -> int:
     return sum(_purge(job.id, actor.name) for job in jobs if job.removed_at is not None)
 
 
+def forget(runs: Iterable[str | int], actor: Actor) -> None:
+    """Delete the rows of purged examples, so that they can be added again."""
+    require_host(actor, "restore examples")
+    ids = [queries.job(run).id for run in runs]
+    with writing(durable=True) as session:
+        for job_id in ids:
+            session.execute(delete(Job).where(Job.id == job_id, Job.id < 0, Job.purged))
+
+
 def purge_expired() -> None:
     """Purge what was deleted more than a day ago."""
     for job in queries.removed(before=now_ms() - UNDO_MS):

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, ConflictError
@@ -16,7 +15,7 @@ from backend.printable import one_line
 from backend.queue import roles
 from backend.queue.labels import RUN_NAME_LETTERS
 from backend.queue.launcher import submission_variables, wake_supervisor
-from backend.queue.lifecycle import move, note
+from backend.queue.lifecycle import has_runs, move, note
 from backend.queue.roles import Actor as Actor
 from backend.queue.roles import Cost
 from backend.queue.roles import require_host as require_host
@@ -102,7 +101,7 @@ def enqueue_all(
     ]  # fmt: skip
     with _queue_change() as session:
         roles.require_free(session, actor)
-        if not _has_runs(session):
+        if not has_runs(session):
             jobs[0].id = 1
         for job in jobs:
             session.add(job)
@@ -110,11 +109,6 @@ def enqueue_all(
             job.sweep = jobs[0].id if len(jobs) > 1 else None
             note(session, job.id, "queued", actor.name, f"repeats {parent.run}" if parent else "")
     return jobs
-
-
-def _has_runs(session: Session) -> bool:
-    """Whether a number is taken. SQLite counts on from the examples, whose numbers are negative."""
-    return session.scalar(select(Job.id).where(Job.id > 0).limit(1)) is not None
 
 
 def cancel(run: str | int, actor: Actor) -> State:

@@ -241,17 +241,6 @@ def test_keys_jump_search_and_list_themselves(visitor: Page, lab: Dashboard) -> 
     expect(visitor.locator("h1")).to_have_text("sds-0002")
 
 
-def test_the_first_visit_is_told_three_things_once(browser: Browser, lab: Dashboard) -> None:
-    with tab(browser, lab) as page:
-        opened(page, lab.url)
-        tour = page.get_by_role("region", name="First visit")
-        expect(tour.get_by_role("listitem")).to_have_count(3)
-        page.get_by_test_id("close-tour").click()
-        expect(tour).to_be_hidden()
-        opened(page, lab.url)
-        expect(tour).to_be_hidden()
-
-
 def test_tags_notes_and_views_are_kept(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/runs?q=magnitude")
     visitor.get_by_role("checkbox", name="Select sds-0001").click()

@@ -1,16 +1,6 @@
 /* Keyboard shortcuts and search, on every page. The shortcuts are defined in ui/keyboard.py and come
    as JSON in the header. */
 (() => {
-  const TOURED = "slimscope-toured";
-  if (!localStorage.getItem(TOURED)) document.documentElement.classList.add("first-visit");
-
-  function tour(element) {
-    element.querySelector("button").onclick = () => {
-      localStorage.setItem(TOURED, "1");
-      document.documentElement.classList.remove("first-visit");
-    };
-  }
-
   const typing = (target) =>
     target.isContentEditable || Boolean(target.closest("input, textarea, select, [role='textbox']"));
 
@@ -153,5 +143,5 @@
     listen(keys, focusSearch);
   }
 
-  Object.assign(window.slimscope, { keyboard, tour });
+  Object.assign(window.slimscope, { keyboard });
 })();

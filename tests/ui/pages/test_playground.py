@@ -16,7 +16,8 @@ from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcrip
 from tests.ui.lab import GUEST, asked, job, pressed, store
 from ui.pages.playground import page
 from ui.pages.playground.details import HTML, display_order, vote_of
-from ui.pages.playground.token_strip import tints, token_spans
+from ui.runs.token_strip import tints, token_spans
+from ui.widgets.html import WIDGETS
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CONFIG = {"prompt": f"Tell me. {HOSTILE}", "sides": "toy, amphista-0002"}
@@ -45,11 +46,11 @@ def draw(blind: bool = False, who: Any = None, **query: str) -> str:
 
 
 def strip(transcript: Transcript, differs: int | None = None) -> str:
-    return HTML.strip(token_spans(transcript, differs))
+    return WIDGETS.strip(token_spans(transcript, differs))
 
 
 def legend(sources: set[int]) -> str:
-    return HTML.legend(tints(sources))
+    return WIDGETS.legend(tints(sources))
 
 
 def test_answers_stand_side_by_side(answered: str) -> None:

@@ -14,10 +14,11 @@ from backend.queue.roles import Actor
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import Job
 from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
-from ui.pages.playground.token_strip import BASE, Span, tints, token_spans
 from ui.runs.actions.one import buttons
 from ui.runs.html import error_of, model_name
+from ui.runs.token_strip import BASE, Span, tints, token_spans
 from ui.templates import fragments
+from ui.widgets.html import WIDGETS
 
 HTML = fragments("pages/playground/page.html")
 BETTER, TIE = "better-", "tie"  # tags that hold a vote
@@ -83,7 +84,7 @@ def board(
         error_of(job),
         _answers(job, sides, texts, hidden),
         _votes(job, sides, actor),
-        HTML.legend(tints(sources)) if sources and not hidden else "",
+        WIDGETS.legend(tints(sources)) if sources and not hidden else "",
         buttons(job, actor) if job.state in ACTIVE else "",
         HTML.history([*map(_earlier, earlier[:MAX_EARLIER])], job.run, now),
     )
