@@ -72,6 +72,10 @@ class JobContext:
 
     # the Reporter ----------------------------------------------------------------------------
 
+    def expect(self, seconds: float | None) -> None:
+        """Say how long the whole job was estimated to take."""
+        self._progress.expected_s = seconds
+
     def progress(
         self, done: float, total: float, stage: str, phase_end: float | None = None
     ) -> None:

@@ -203,6 +203,7 @@ def test_a_saved_chart_opens_without_the_dashboard(
     card = visitor.locator(".card", has=visitor.locator("#home-tradeoff"))
     card.locator(".xtick").first.wait_for()
     with visitor.expect_download() as download:
+        card.get_by_text("Save", exact=True).click()
         card.get_by_role("button", name="HTML").click()
     file = tmp_path / "chart.html"
     download.value.save_as(file)

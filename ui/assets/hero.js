@@ -2,7 +2,7 @@
    or chooses a stage. Bars and colours move for 700 ms between two measured stages; nothing in
    between is measured. People who asked for less motion choose the stages themselves. */
 (() => {
-  const STAY = 2600, MOVE = 700, WIDTH = 960, HEIGHT = 300, SVG = "http://www.w3.org/2000/svg";
+  const STAY = 2600, MOVE = 700, WIDTH = 960, HEIGHT = 300;
   const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
   const GREYS = { "#5B6472": "--muted" }; // of the dense stage, lighter in the dark mode
   const seen = (hex) => GREYS[hex] ? getComputedStyle(document.body).getPropertyValue(GREYS[hex]).trim() : hex;
@@ -21,23 +21,13 @@
     const plot = figure.querySelector(".hero-plot"), play = figure.querySelector(".hero-play");
     const title = figure.querySelector(".hero-stage"), said = figure.querySelector(".hero-said");
     const group = figure.querySelector(".hero-stages");
-    const svg = document.createElementNS(SVG, "svg"), bins = stages[0].heights.length;
-    svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-    svg.setAttribute("preserveAspectRatio", "none");
-    svg.setAttribute("aria-hidden", "true");
-    const path = (name) => {
-      const made = document.createElementNS(SVG, "path");
-      made.setAttribute("class", name);
-      svg.append(made);
-      return made;
-    };
-    const outline = path("hero-first"), area = path("hero-now");
-    const meter = document.createElement("div"), ticks = document.createElement("div");
-    meter.className = "hero-zeros";
-    meter.innerHTML = "<span></span><i></i>";
-    ticks.className = "hero-ticks";
-    ticks.innerHTML = axis(data.edge);
-    plot.replaceChildren(meter, svg, ticks);
+    const bins = stages[0].heights.length;
+    plot.innerHTML = `<div class="hero-zeros"><span></span><i></i></div>
+      <svg viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" aria-hidden="true">
+      <path class="hero-first"></path><path class="hero-now"></path></svg>
+      <div class="hero-ticks">${axis(data.edge)}</div>`;
+    const meter = plot.querySelector(".hero-zeros");
+    const [outline, area] = plot.querySelectorAll("path");
 
     const trace = (heights) => heights.map((h, i) => {
       const y = (HEIGHT - h * (HEIGHT - 8)).toFixed(1);

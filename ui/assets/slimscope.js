@@ -117,7 +117,7 @@ window.slimscope = (() => {
     const room = parseFloat(box.style.minHeight);
     const config = {
       displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"],
+      displayModeBar: false, // drag zooms, a double click shows all again
     };
     let picked = null, bound = false;
     const stops = api.scrubber(box, (place, stop) => Plotly.restyle(canvas,

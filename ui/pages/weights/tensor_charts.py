@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from backend.statistics.names import channel_profile
 from ui.charts.chart import Chart
+from ui.charts.headlines import of_zeros
 from ui.charts.histograms import difference, difference_note, mirror, overlay
 from ui.charts.series import (
     Series,
@@ -65,7 +66,8 @@ def _chart(
 ) -> Chart:
     """A chart of histograms."""
     frame = bins_frame(on_shared_bins(series))
-    return Chart(figure, frame, _joined(*notes, _cutoff_note(series), view.caveats()))
+    note = _joined(*notes, _cutoff_note(series), view.caveats())
+    return Chart(figure, frame, note, headline=of_zeros([(s.label, s.zero_share) for s in series]))
 
 
 def _joined(*notes: str) -> str:

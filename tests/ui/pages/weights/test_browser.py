@@ -107,6 +107,7 @@ def test_the_slider_goes_through_the_steps_and_the_address_remembers(
 
 def saved(tab: Page, chart: str, format: str, folder: Path) -> Path:
     with tab.expect_download() as coming:
+        in_card(tab, chart).locator("summary").click()
         in_card(tab, chart).locator(f'[data-save="{format}"]').click()
     target = folder / coming.value.suggested_filename
     coming.value.save_as(target)
