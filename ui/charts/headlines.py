@@ -33,21 +33,27 @@ def of_stages(values: Sequence[tuple[str, float]]) -> str:
     return f"{last_label} {verb} perplexity from {number(first)} to {number(last)}"
 
 
-def of_curves(frame: pd.DataFrame, quantity: str) -> str:
-    """Of lines over steps, a column each behind the steps: how the longest, or the last of them,
-    developed."""
+def of_curves(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
+    """Of lines over steps, a column each behind the steps: how one developed, from the mean of its
+    first tenth to that of its last.
+
+    Args:
+        main: the column to speak of; without it, the last of the longest ones.
+    """
     lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
     lines = {name: values for name, values in lines.items() if len(values) > 1}
     if not lines:
         return ""
     most = max(len(values) for values in lines.values())
-    name, values = [(n, v) for n, v in lines.items() if len(v) == most][-1]
-    first, last = float(values.iloc[0]), float(values.iloc[-1])
+    name = main if main in lines else [n for n, v in lines.items() if len(v) == most][-1]
+    values = lines[name].to_numpy(float)
+    tenth = max(1, len(values) // 10)
+    first, last = values[:tenth].mean(), values[-tenth:].mean()
     whose = f"{name}: {lower(quantity)}" if len(frame.columns) > 2 else quantity
     if abs(last - first) <= STEADY * max(abs(first), abs(last)):
-        return f"{whose} stays near {number(last)}"
+        return f"{whose} stays near {number(last, 3)}"
     verb = "rises" if last > first else "falls"
-    return f"{whose} {verb} from {number(first)} to {number(last)}"
+    return f"{whose} {verb} from {number(first, 3)} to {number(last, 3)}"
 
 
 def of_cells(frame: pd.DataFrame, label: str) -> str:
@@ -58,7 +64,9 @@ def of_cells(frame: pd.DataFrame, label: str) -> str:
         return ""
     row = frame.loc[values.abs().idxmax()]
     module = str(row.iloc[0]).removesuffix(".weight").rpartition(".")[2]
-    return f"{label} is largest in block {row.iloc[1]}, {module}: {number(float(row.iloc[-1]))}"
+    unit = " %" if str(frame.columns[-1]).endswith("%") else ""
+    value = f"{number(float(row.iloc[-1]), 3)}{unit}"
+    return f"{label} is largest in block {row.iloc[1]}, {module}: {value}"
 
 
 def of_zeros(stages: Sequence[tuple[str, float]]) -> str:

@@ -26,16 +26,20 @@ def test_stages(values: list[tuple[str, float]], sentence: str) -> None:
 
 def test_curves() -> None:
     frame = pd.DataFrame({"Step": [1, 2, 3], "A": [3.0, 2.0, 1.0], "B": [1.0, 1.0, None]})
-    assert headlines.of_curves(frame, "Loss") == "A: loss falls from 3.000 to 1.000"
-    assert headlines.of_curves(frame[["Step", "A"]], "Loss") == "Loss falls from 3.000 to 1.000"
-    assert headlines.of_curves(frame[["Step", "B"]], "Rate") == "Rate stays near 1.000"
+    assert headlines.of_curves(frame, "Loss") == "A: loss falls from 3.00 to 1.00"
+    assert headlines.of_curves(frame[["Step", "A"]], "Loss") == "Loss falls from 3.00 to 1.00"
+    assert headlines.of_curves(frame[["Step", "B"]], "Rate") == "Rate stays near 1.00"
+    named = headlines.of_curves(frame, "Loss", main="B")
+    assert named == "B: loss stays near 1.00"
     assert headlines.of_curves(frame.iloc[:1], "Loss") == ""
 
 
 def test_cells_and_zeros() -> None:
     names = ["model.layers.0.mlp.up_proj.weight", "model.layers.7.self_attn.o_proj.weight"]
     frame = pd.DataFrame({"Tensor": names, "Block": ["0", "7"], "Value": [0.5, -2.0]})
-    assert headlines.of_cells(frame, "Std") == "Std is largest in block 7, o_proj: −2.000"
+    assert headlines.of_cells(frame, "Std") == "Std is largest in block 7, o_proj: −2.00"
+    percent = frame.rename(columns={"Value": "Error, %"})
+    assert headlines.of_cells(percent, "Error").endswith("o_proj: −2.00 %")
     assert headlines.of_cells(frame.assign(Value=None), "Std") == ""
     zeros = headlines.of_zeros([("Dense", 0.0), ("Pruned", 0.5)])
     assert zeros == "Pruned: 50.0 % of the weights are exactly zero"

@@ -226,7 +226,10 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     frame = curves_frame(points, labels, titles.x)
     note = f"n = {len(frame)} points per line.{reduced_note(points)}"
     question = f"How does {lower(titles.label)} develop?"
-    return Chart(figure, frame, note, question, headline=of_curves(frame, titles.label))
+    kind = kind_of(job)
+    main = stages.get(kind.default_stage, "") if kind else ""
+    headline = of_curves(frame, titles.label, main)
+    return Chart(figure, frame, note, question, headline=headline)
 
 
 # what is done -------------------------------------------------------------------------------------

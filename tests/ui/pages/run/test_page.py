@@ -136,7 +136,7 @@ def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Setting
     assert shown["curve1"]["visible"] and not shown["curve2"]["visible"]
     store(*(MetricPoint(job_id=2, name="loss/sds", step=n, value=3.0 - n, at=0) for n in (1, 2)))
     shown = run.draw_curves(asked(id="sds-0002"))
-    assert "Loss falls from 2.000 to 1.000" in shown["curve1_title"]
+    assert "Loss falls from 2.00 to 1.00" in shown["curve1_title"]
     assert next(line.name for line in shown["curve2_chart"].data) == "First pruning"
 
 
