@@ -3,7 +3,6 @@ finished runs."""
 
 from __future__ import annotations
 
-from backend.errors import SlimscopeError
 from backend.models.memory import check_memory, memory_available
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.limits import gpu_count, require_device, require_disk
@@ -33,13 +32,3 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
         needs.notes,
         needs.open_ended,
     )
-
-
-def expected_seconds(kind: Kind, config: JobConfig) -> float | None:
-    """How long a run takes, without checking whether it can; None if that is not known."""
-    try:
-        needs = kind.requirements(config)
-        flops = sum(needs.flops.values())
-        return estimate_seconds(kind.name, needs.model, flops, needs.timed_seconds)[0]
-    except SlimscopeError:
-        return None  # the run itself will say what is wrong

@@ -26,7 +26,14 @@ from jobs.submit import validated
 
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
-NOT_A_PLACE = {"settings", service.VARIABLES, "text", "warnings", WEIGHTS}  # of the environment
+NOT_A_PLACE = {
+    "settings",
+    service.VARIABLES,
+    service.ESTIMATED_SECONDS,
+    "text",
+    "warnings",
+    WEIGHTS,
+}  # of the environment
 SHOWN = 4
 
 

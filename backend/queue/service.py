@@ -26,6 +26,7 @@ from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import Job, config_hash
 
 RETRIES = 2
+ESTIMATED_SECONDS = "estimated_seconds"  # of the work, when it was submitted
 VARIABLES = "variables"  # of the submission, in the environment of a job
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
@@ -88,6 +89,8 @@ def enqueue_all(
         raise ConfigError("The priority was not accepted.", why, "", "priority")
     now = now_ms()
     frozen = parent.environment.get("settings") if parent else None
+    seconds = cost.seconds / len(configs) if cost and cost.seconds is not None else None
+    estimated = {} if seconds is None else {ESTIMATED_SECONDS: round(seconds, 1)}
     jobs = [
         Job(
             kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.name, config=config,
@@ -95,6 +98,7 @@ def enqueue_all(
             parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
             queued_at=now, environment={
                 "settings": frozen or settings().for_jobs(), VARIABLES: submission_variables(),
+                **estimated,
             },
         )
         for config in configs

@@ -20,7 +20,6 @@ from backend.settings import settings
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
 from backend.store.tables import Job, check_intact
-from jobs.estimate import expected_seconds
 from jobs.kind import kind_named
 from jobs.runtime.context import JobContext, LeaseLostError, claim
 
@@ -62,9 +61,7 @@ def execute(context: JobContext) -> int:
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
         context.open_folder()
         check_intact(context.config)
-        config = kind.config.model_validate(context.config)
-        context.expect(expected_seconds(kind, config))
-        kind.load_run()(config, context)
+        kind.load_run()(kind.config.model_validate(context.config), context)
         if context.folder_is_gone():  # and with it what the run leaves
             return Exit.FOLDER_GONE
         context.finish("succeeded", stage="done", done=Job.total, eta_s=0)

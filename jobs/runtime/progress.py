@@ -27,12 +27,12 @@ class Progress:
 
         ln left = w ln(by pace) + (1 - w) ln(by estimate),   w = s / (s + `HALF_TRUSTED`)
 
-    Attributes:
+    Args:
         expected_s: seconds the whole job was estimated to take; None if that is not known.
     """
 
-    def __init__(self) -> None:
-        self.expected_s: float | None = None
+    def __init__(self, expected_s: float | None = None) -> None:
+        self.expected_s = expected_s
         self._done = self._total = self._phase_end = 0.0
         self._stage = "starting"
         self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done

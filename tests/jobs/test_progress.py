@@ -54,8 +54,7 @@ def test_what_is_only_looked_up_again_has_no_pace(clock: list[float]) -> None:
 
 
 def test_the_estimate_counts_until_the_pace_is_known(clock: list[float]) -> None:
-    progress = Progress()
-    progress.expected_s = 180.0
+    progress = Progress(180.0)
     assert eta(progress) == pytest.approx(180)
     progress.report(0.0, 1.0, "One", phase_end=1.0)
     clock[0] = 3

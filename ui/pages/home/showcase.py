@@ -78,7 +78,7 @@ def _bars(kind: Kind, values: dict[str, float]) -> list[tuple[str, str, str, flo
 
 
 def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
-    """One tensor as it passes through the stages of a method, for `assets/hero.js`.
+    """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`.
 
     Returns:
         run, tensor, edge (the axis runs from -edge to edge), and for each stage: name, label,

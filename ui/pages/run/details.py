@@ -21,7 +21,7 @@ from ui.widgets.config_form import extra, title
 from ui.widgets.html import time_tag
 
 HTML = fragments("pages/run/page.html")
-NOT_ENVIRONMENT = ("variables", "text", "warnings")  # shown elsewhere
+NOT_ENVIRONMENT = ("variables", "text", "warnings", "estimated_seconds")  # shown elsewhere
 LABELS = {
     "sha256": "sha256", "weights_sha256": "sha256 of the weights", "cpu": "Processor",
     "dtype": "Precision", "windows": "Segments or windows", "context": "Context, tokens",

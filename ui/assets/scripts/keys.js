@@ -46,6 +46,7 @@
       if (places.has(pressed)) window.location.href = places.get(pressed);
       else if (event.key === "/") focusSearch();
       else if (event.key === "?") sheet(keys);
+      else if (pressed === "p") window.slimscope.present();
       else if ([...places.keys()].some((k) => k.startsWith(`${event.key} `))) {
         first = event.key;
         timer = setTimeout(() => { first = ""; }, 1500);
@@ -140,6 +141,7 @@
     const focusSearch = searchBox(element.querySelector(".search"), JSON.parse(data.pages));
     const keys = JSON.parse(data.keys);
     element.querySelector("#frame-keys").onclick = () => sheet(keys);
+    element.querySelector("#frame-share").onclick = () => window.slimscope.share();
     listen(keys, focusSearch);
   }
 

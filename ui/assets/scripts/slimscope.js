@@ -101,12 +101,20 @@ window.slimscope = (() => {
     const css = getComputedStyle(document.body);
     const pairs = { "#FFFFFF": "--paper", "#F7F8FA": "--panel", "#E3E6EB": "--line",
                     "#14181F": "--text", "#5B6472": "--muted" };
+    const larger = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
     let text = JSON.stringify(figure);
     if (dark())
       for (const [light, name] of Object.entries(pairs))
         text = text.replaceAll(light, css.getPropertyValue(name).trim());
     const shaded = JSON.parse(text);
-    return { ...shaded, layout: { ...shaded.layout, template: api.templates[dark() ? "dark" : "light"] } };
+    const template = api.templates[dark() ? "dark" : "light"];
+    return { ...shaded, layout: { ...shaded.layout, template: larger === 1 ? template : enlarged(template, larger) } };
+  }
+
+  /* The template with larger type, for wide screens and projectors. */
+  function enlarged(template, factor) {
+    return JSON.parse(JSON.stringify(template), (key, value) =>
+      key === "size" && typeof value === "number" ? Math.round(value * factor) : value);
   }
 
   function plot(element, props, watch, select) {
