@@ -26,14 +26,9 @@ from jobs.submit import validated
 
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
-NOT_A_PLACE = {
-    "settings",
-    service.VARIABLES,
-    service.ESTIMATED_SECONDS,
-    "text",
-    "warnings",
-    WEIGHTS,
-}  # of the environment
+NOT_A_PLACE = {  # of the environment
+    "settings", service.VARIABLES, service.ESTIMATED_SECONDS, "text", "warnings", WEIGHTS,
+}  # fmt: skip
 SHOWN = 4
 
 
