@@ -182,6 +182,9 @@ class Kind:
             not suffice.
         headline: config values -> the settings that name its run first; the other fields follow,
             but for those in `headline_fields`.
+        main_fields: of the config, which set how strongly it works; shown first.
+        compresses: whether it changes a model or trains a part of one, rather than measure or
+            export what there is.
         has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
     """
 
@@ -200,6 +203,8 @@ class Kind:
     key_figure: Callable[[Values], KeyFigure | None] = lambda _: None
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()
+    main_fields: tuple[str, ...] = ()
+    compresses: bool = False
     has_models: bool = True
 
     def preset(self, name: str) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ KIND = Kind(
     requirements=requirements,
     run="jobs.speed.run:run",
     order=40,
+    main_fields=("drafters", "lookup"),
     has_models=False,
     stages=LABELS,
     key_figure=key_figure,

@@ -90,8 +90,15 @@ window.slimscope = (() => {
       if (words) url.searchParams.set(name, words);
       else url.searchParams.delete(name);
     }
-    history.replaceState(history.state, "", url);
+    if (url.href === window.location.href) return;
+    const person = touched && performance.now() - pushed > 1000; // what follows at once belongs to it
+    if (person) pushed = performance.now();
+    history[person ? "pushState" : "replaceState"](history.state, "", url);
   }
+
+  /* Back undoes the last view: the page is drawn anew for the address it then has. */
+  let pushed = -1000;
+  window.addEventListener("popstate", () => window.location.reload());
 
   /* --- charts ---------------------------------------------------------------------------- */
 

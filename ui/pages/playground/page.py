@@ -52,7 +52,7 @@ def build() -> None:
     submitted = submit_button.click(
         _submit(form, run, message),
         form.inputs,
-        [run, message, form.accordion, *form.messages],
+        [run, message, *form.folds.values(), *form.messages],
         show_progress="hidden",
         api_visibility="private",
     )

@@ -188,7 +188,8 @@ def _steps(view: TensorView, at: str) -> Chart:
     drawn = on_shared_bins(series)
     note = _joined(series_note(drawn), cut_off_peaks(drawn), "Dotted: the first step.")
     figure = stage_steps_figure(series, [shape_in_words(s) for s in series], at)
-    return Chart(figure, bins_frame(drawn), note)
+    zeros = [(s.label, s.zero_share) for s in drawn]
+    return Chart(figure, bins_frame(drawn), note, headline=of_zeros(zeros))
 
 
 VIEWS: dict[str, Callable[[TensorView], Chart]] = {
