@@ -132,6 +132,7 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
         expect(said).to_contain_text(f"is number {place} in the queue and starts")
     first, second = queries.queued()
     before = second.config
+    page.get_by_role("button", name=re.compile("^Text")).click()
     segments = page.locator("#sds-field-segments input")
     segments.fill("5")
     segments.press("Tab")
