@@ -4,6 +4,7 @@ left while they grow, and what it costs that many look on."""
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
