@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of te
 from backend.queue import service
 from backend.settings import Settings, settings
 from tests.browser.chromium import find
+
+gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 # Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
 OFF = (
@@ -46,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return in_browser, LONGEST.index(name) if in_browser and name in LONGEST else last
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; the collector need not look through it again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
