@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of te
 
 from backend.queue import service
 from backend.settings import Settings, settings
+from backend.store import migrate
+from backend.store.session import engine_for
 from tests.browser.chromium import find
 
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
@@ -62,6 +66,38 @@ def no_supervisor() -> Iterator[None]:
     """Changing the queue starts no process; a test that wants a supervisor wakes it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "wake_supervisor", lambda: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_disks() -> Iterator[None]:
+    """A test cannot cut the power, and so not tell whether anything was flushed to the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tables_made_once() -> Iterator[None]:
+    """The migrations of an empty database are run once; then its statements are repeated."""
+    made: dict[str, str] = {}  # revision -> what makes it
+    run = migrate._run_alembic
+
+    def repeat() -> None:
+        place, revision = engine_for(settings().url).url, migrate.newest_revision()
+        if place.get_backend_name() != "sqlite" or migrate.current_revision() is not None:
+            return run()
+        if revision not in made:
+            run()
+        with closing(sqlite3.connect(str(place.database))) as raw:
+            if revision in made:
+                raw.executescript(made[revision])
+            else:
+                made[revision] = "\n".join(raw.iterdump())
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrate, "_run_alembic", repeat)
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import pkgutil
 
 import backend
@@ -17,5 +18,6 @@ for package in (backend, jobs, ui):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if not module.name.endswith(("__main__", ".env")) and ".migrations." not in module.name:
             importlib.import_module(module.name)
+os.fsync = lambda _: None  # as in the tests themselves
 gc.freeze()  # forks that collect garbage neither look through all this nor copy its pages
 gc.enable()
