@@ -44,6 +44,11 @@ expect.set_options(timeout=PATIENCE_MS)
 TOURED = "try { localStorage.setItem('slimscope-toured', '1'); } catch {}"
 SCREEN = {"viewport": {"width": 1400, "height": 900}}
 ROOT = Path(__file__).resolve().parents[2]
+VIOLATIONS = """
+window.violations = [];
+document.addEventListener('securitypolicyviolation',
+  (event) => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
 STARTS_S = 300
 RUNS_S = 600
 WIDTH = 4096
