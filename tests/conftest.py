@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sqlite3
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -131,3 +133,21 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def plain_transformers() -> Iterator[Callable[..., dict[str, float]]]:
+    """Asks a process that knows transformers, and nothing of Slimscope: `plain_transformers.py`."""
+    script, pipe = Path(__file__).with_name("plain_transformers.py"), subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=pipe, stdout=pipe, text=True, cwd="/"
+    ) as process:
+        assert process.stdin and process.stdout
+        answers = (json.loads(line) for line in process.stdout if line.startswith("{"))
+
+        def ask(**request: object) -> dict[str, float]:
+            print(json.dumps(request), file=process.stdin, flush=True)
+            return next(answers)
+
+        yield ask
+        process.stdin.close()
