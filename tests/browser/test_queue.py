@@ -113,7 +113,8 @@ def test_what_one_person_does_to_the_queue_another_sees(
     process.wait(10)
     job = queries.job(first)
     assert (job.finished_at or 0) - (job.desired_at or 0) < 1000 * patient(10)
-    assert [e.type for e in queries.events(first)][-2:] == ["asked to stop", "cancelled"]
+    types = [e.type for e in queries.events(first) if e.type != "measured"]  # of disk space
+    assert types[-2:] == ["asked to stop", "cancelled"]
     assert not frames.curves(first).empty  # what was measured is kept
 
 
