@@ -3,7 +3,7 @@
     make examples
     make examples ARGS="--data FOLDER"     (the newest run of each kind there)
 
-Takes about two hours on two cores, most of it training. The runs are submitted with the commands
+Takes about an hour and a half on two cores, most of it training. The runs are submitted with the commands
 below, which their records keep. What is exported has no weights, and the profiles of three blocks.
 """
 
@@ -30,7 +30,9 @@ PROMPT = "Write a short story about a lighthouse keeper who finds a message in a
 RUNS: dict[str, tuple[str, ...]] = {
     "sds": (MODEL, "--pattern=2:4", "--name=Half of the weights, 2:4"),
     "dlqat": (MODEL, "--bits=3", "--group-size=64", "--name=3 bits in groups of 64"),
-    "amphista": (MODEL, "--minutes=6", "--answers=320", "--heldout=32", "--name=4 heads, 6 minutes"),
+    "amphista": (
+        MODEL, "--minutes=6", "--answers=320", "--heldout=32", "--name=4 heads, 6 minutes",
+    ),
     "speed": (MODEL, "--drafters=amphista-0003", "--name=Drafter against prompt lookup"),
     "generate": (
         f"--prompt={PROMPT}", "--sides=smollm2-135m,amphista-0003,sds-0001,dlqat-0002",

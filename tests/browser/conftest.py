@@ -43,6 +43,11 @@ PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
 SCREEN = {"viewport": {"width": 1400, "height": 900}}
 ROOT = Path(__file__).resolve().parents[2]
+VIOLATIONS = """
+window.violations = [];
+document.addEventListener('securitypolicyviolation',
+  (event) => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
 STARTS_S = 300
 RUNS_S = 600
 WIDTH = 4096
