@@ -3,8 +3,9 @@
     make examples
     make examples ARGS="--data FOLDER"     (the newest run of each kind there)
 
-Takes about an hour and a half on two cores, most of it training. The runs are submitted with the commands
-below, which their records keep. What is exported has no weights, and the profiles of three blocks.
+Takes about an hour and a half on two cores, most of it training. The runs are submitted with the
+commands below, which their records keep. What is exported has no weights, and the profiles of a few
+blocks.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ RUNS: dict[str, tuple[str, ...]] = {
         "--max-new-tokens=120", "--name=One prompt, four models",
     ),
 }  # fmt: skip
-BLOCKS = (0, 15, 29)  # whose profiles are kept
+BLOCKS, MIDDLE = (0, 15, 29), 15  # whose profiles are kept; those of groups of the middle one alone
+GROUPS = ("scale", "error", "magnitude", "clipped", "worst")
 WEIGHTS = ("model", "drafter")  # kinds of artefacts
 EXPORT = """
 import sys
@@ -87,6 +89,7 @@ def trim(copy: sqlite3.Connection) -> dict[str, str]:
     numbers = {kind: number for kind, number in copy.execute(newest) if kind in RUNS}
     runs = {kind: f"{kind}-{number:04d}" for kind, number in numbers.items()}
     copy.execute(f"DELETE FROM tensor_profiles WHERE block NOT IN {BLOCKS}")
+    copy.execute(f"DELETE FROM tensor_profiles WHERE block != {MIDDLE} AND name IN {GROUPS}")
     copy.execute(f"DELETE FROM artifacts WHERE kind IN {WEIGHTS}")
     for number in numbers.values():
         query = "SELECT config FROM jobs WHERE id = ?"
