@@ -178,7 +178,7 @@ def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
         ({"dlqat": 20.0, "gptq": 40.0}, "DL-QAT ends 50.0 % below GPTQ."),
         ({"dlqat": 20.0, "gptq": 40.0, "lora-gptq": 25.0, "lora": 16.0},
          "50.0 % below GPTQ and 20.0 % below LoRA, then GPTQ. The same training without "
-         "quantisation ends at 16.00: quantisation costs 25.0% on top of it."),
+         "quantisation ends at 16.00: quantisation costs 25.0 % on top of it."),
         ({"dense": 21.0, "dlqat": 20.0, "rtn": 40.0}, "below the dense model because it was"),
         ({"dlqat": 41.0, "gptq": 40.0}, "Training did not help on this model."),
         ({"gptq": 40.0}, ""),
