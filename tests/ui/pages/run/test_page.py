@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backend.queue import removal
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.roles import READ_ONLY, Actor
 from backend.settings import Settings
@@ -143,6 +144,15 @@ def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Setting
 def test_a_run_without_curves_says_so(seeded: Settings) -> None:
     shown = run.draw_curves(asked(id="sds-0003"))
     assert run.NO_CURVES in shown["waiting"]["value"] and not shown["curve1"]["visible"]
+
+
+def test_a_deleted_run_says_so_and_offers_to_bring_it_back(seeded: Settings) -> None:
+    removal.remove([1], HOST)
+    head = run.draw(asked(id="sds-0001"))["head"]
+    assert "This run was deleted. It can be restored for a day." in head
+    assert 'data-do="restore"' in head and 'data-do="retry"' not in head
+    removal.purge([1], HOST)
+    assert "Its files and figures are gone." in run.draw(asked(id="sds-0001"))["head"]
 
 
 # log ----------------------------------------------------------------------------------------------
