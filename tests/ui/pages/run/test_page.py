@@ -268,7 +268,7 @@ def test_a_small_file_of_an_artefact_is_given(model: Path) -> None:
     "path",
     ["sds-0001/secret.txt", "../results.db", "sds-0001/model/../secret.txt", "/etc/passwd", "",
      "sds-0001/model", "sds-0001/model/link", "sds-0001/model/a\0b", "sds-0001/model/\ud800",
-     "sds-0001/model/" + "x" * 5000],
+     "sds-0001/model/" + "x" * 5000, "x" * 5000, "../" * 50, "."],
 )  # fmt: skip
 def test_nothing_else_is_given(model: Path, path: str) -> None:
     (model / "link").symlink_to("/etc/passwd")
