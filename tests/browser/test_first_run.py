@@ -97,6 +97,7 @@ def click_a_cell_moves_everything(page: Page) -> None:
     """A click in the heatmap changes the tensor, the chart, the table and the address."""
     drag = page.locator("#weights-heatmap .nsewdrag").first
     drag.wait_for()
+    drag.scroll_into_view_if_needed()
     box = drag.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.83, box["y"] + box["height"] * 0.93)

@@ -34,7 +34,7 @@ from tests.browser.conftest import (
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 REFRESHES = """() => performance.getEntriesByType('resource')
   .filter((entry) => entry.name.includes('/run/predict')).map((entry) => entry.duration)"""
-RANGE = "document.querySelector('#run-curve .js-plotly-plot')?._fullLayout?.xaxis.range"
+RANGE = "document.querySelector('#run-curve1 .js-plotly-plot')?._fullLayout?.xaxis.range"
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_a_curve_stays_zoomed_while_it_grows(page: Page, queue: Dashboard) -> No
     run = counted(steps=600, pause=0.1)
     until(run, State.RUNNING)
     opened(page, f"{queue.url}/run?id={run}&tab=curves")
-    drag = page.locator("#run-curve .nsewdrag").first
+    drag = page.locator("#run-curve1 .nsewdrag").first
     drag.wait_for()
     page.wait_for_function(f"{RANGE}?.[1] > 8")
     box = drag.bounding_box()
@@ -186,7 +186,7 @@ def test_a_curve_stays_zoomed_while_it_grows(page: Page, queue: Dashboard) -> No
     page.mouse.move(box["x"] + box["width"] * 0.6, middle, steps=5)
     page.mouse.up()
     zoomed = page.evaluate(RANGE)
-    points = "document.querySelector('#run-curve .js-plotly-plot').data[0].x.length"
+    points = "document.querySelector('#run-curve1 .js-plotly-plot').data[0].x.length"
     before = page.evaluate(points)
     page.wait_for_function(f"{points} > {before + 5}")  # twice drawn anew, or more
     assert page.evaluate(RANGE) == zoomed
