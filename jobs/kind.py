@@ -22,6 +22,7 @@ from backend.errors import ConfigError
 from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
+from backend.store.states import Lane
 
 
 class JobConfig(BaseModel):
@@ -95,6 +96,7 @@ class Requirements:
         warnings: risks that do not forbid the run.
         notes: facts about the run that are no risk.
         open_ended: whether some phase has no estimate.
+        letters, tokens: length of the prompt and of the answer, where people wait for one.
     """
 
     model: str
@@ -106,6 +108,8 @@ class Requirements:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     open_ended: bool = False
+    letters: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Estimate:
         warnings: risks that do not forbid the run.
         notes: facts about the run that are no risk.
         open_ended: whether a phase is missing in `seconds`, because it has no estimate.
+        letters, tokens: length of the prompt and of the answer, where people wait for one.
     """
 
     seconds: float | None
@@ -129,6 +134,8 @@ class Estimate:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     open_ended: bool = False
+    letters: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,7 @@ class Kind:
         headline: config values -> the settings that name its run first; the other fields follow,
             but for those in `headline_fields`.
         has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
+        lane: who carries its runs out: a process of each run's own, or that of the playground.
     """
 
     name: str
@@ -180,6 +188,7 @@ class Kind:
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()
     has_models: bool = True
+    lane: Lane = Lane.SLOTS
 
     def preset(self, name: str) -> Mapping[str, Any]:
         """The field values of a preset; none for the empty name.

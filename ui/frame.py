@@ -184,6 +184,6 @@ def _pulse(_url: str, _second: int) -> dict[str, Any]:
     return {
         "problem": checked.problems[0] if checked and checked.problems else "",
         "cursor": "|".join(map(str, queries.cursor())),
-        "live": bool(status.live or status.queued),
+        "live": bool(status.live or status.queued or status.answers),
         "html": HTML.status(status),
     }

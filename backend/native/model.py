@@ -10,6 +10,7 @@ the inputs of products to 8 bits (ours, as llama.cpp does).
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -105,6 +106,7 @@ class NativeModel:
         self._library = library(target)
         self.instructions = instructions(target)
         self._kept: list[object] = []  # what the structures point to
+        self._tabulating = threading.Lock()
         inner: Any = model.base_model
         self._rotary: nn.Module = inner.rotary_emb
         config = model.config.get_text_config()
@@ -128,8 +130,9 @@ class NativeModel:
 
     def new_cache(self, capacity: int) -> NativeCache:
         """An empty cache for `capacity` tokens."""
-        if capacity > self._rows:
-            self._tabulate(capacity)
+        with self._tabulating:
+            if capacity > self._rows:
+                self._tabulate(max(capacity, 2 * self._rows))
         return NativeCache(self, capacity)
 
     def forward(
@@ -255,8 +258,9 @@ class NativeModel:
         with torch.no_grad():
             both = self._rotary(torch.empty(1, 1, dtype=torch.float32), places)
         half = self.structure.head // 2
-        self._tables = [x[0, :, :half].float().contiguous() for x in both]
-        self.structure.cosines, self.structure.sines = (x.data_ptr() for x in self._tables)
+        tables = [x[0, :, :half].float().contiguous() for x in both]
+        # the tables before are kept: a pass of another thread may be reading them
+        self.structure.cosines, self.structure.sines = map(self._own, tables)
         self._rows = positions
 
     def _floats(self, tensor: Tensor) -> int:

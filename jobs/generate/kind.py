@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backend.store.states import Lane
 from jobs.generate.config import NAME, GenerateJob
 from jobs.generate.estimate import requirements
 from jobs.generate.transcript import MAX_SIDES
@@ -16,5 +17,6 @@ KIND = Kind(
     run="jobs.generate.run:run",
     order=50,
     has_models=False,
+    lane=Lane.PLAYGROUND,
     stages={f"side-{n}": f"Side {n}" for n in range(1, MAX_SIDES + 1)},
 )
