@@ -12,13 +12,14 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
+from backend.printable import one_line
 from backend.settings import settings
 from backend.store.states import ACTIVE, Lane
 from backend.store.tables import Job
@@ -29,6 +30,7 @@ READ_ONLY = "Guests have read-only access."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
 MINUTE = 60.0
+ALIAS_LETTERS = 40
 PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 log = logging.getLogger("slimscope.refused")
 
@@ -42,7 +44,7 @@ def guest_name(network: str, guest: str) -> str:
 
 def _network_of(guest: str) -> str:
     """What stands for the network address in the name of a guest."""
-    return guest.removeprefix(GUEST).rpartition("-")[0]
+    return _guest_of(guest).removeprefix(GUEST).rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,30 @@ class Actor:
 
     Attributes:
         client: network address of the request; "" on the local command line.
+        alias: the name a guest gave themselves, which proves nothing.
     """
 
     name: str
     role: Literal["host", "guest"] = "guest"
     client: str = ""
+    alias: str = ""
+
+    @property
+    def signature(self) -> str:
+        """What stands on what they do: the name, and the one they gave."""
+        return f"{self.name} {self.alias}".strip()
+
+
+def with_alias(actor: Actor, text: str) -> Actor:
+    """A guest who calls themselves that: one line of up to `ALIAS_LETTERS` printable characters."""
+    if actor.role == "host" or not actor.name.startswith(GUEST):
+        return actor
+    return replace(actor, alias=one_line(text)[:ALIAS_LETTERS].strip())
+
+
+def _guest_of(owner: str) -> str:
+    """The name in a signature, without what the guest calls themselves."""
+    return owner.partition(" ")[0]
 
 
 def reject(user: str, error: E) -> E:
@@ -108,7 +129,7 @@ def gives_names() -> bool:
 
 def may_not_cancel(actor: Actor, owner: str) -> str:
     """Why the actor may not cancel a run of `owner`; "" if allowed."""
-    if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == owner):
+    if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == _guest_of(owner)):
         return ""
     return OWN_RUNS if settings().guest_runs else READ_ONLY
 
@@ -210,7 +231,7 @@ def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> Non
         Job.state.in_([*ACTIVE]), Job.lane == lane, Job.owner.startswith(GUEST)
     )
     owners, action = session.scalars(owners_query).all(), "add another run"
-    if actor.name in owners:
+    if actor.name in map(_guest_of, owners):
         raise _forbidden(
             actor, action, "You already have an active run.", "Wait until it has ended."
         )

@@ -97,7 +97,7 @@ def enqueue_all(
     frozen = parent.environment.get("settings") if parent else None
     jobs = [
         Job(
-            kind=kind, name=one_line(name)[:120], owner=actor.name, config=config,
+            kind=kind, name=one_line(name)[:120], owner=actor.signature, config=config,
             config_hash=config_hash(kind, config), priority=priority,
             parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
             queued_at=now, lane=lane, environment={
@@ -112,7 +112,13 @@ def enqueue_all(
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
-            note(session, job.id, "queued", actor.name, f"repeats {parent.run}" if parent else "")
+            note(
+                session,
+                job.id,
+                "queued",
+                actor.signature,
+                f"repeats {parent.run}" if parent else "",
+            )
     return jobs
 
 

@@ -227,6 +227,7 @@ class Vote(Table):
     job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
     voter: Mapped[str] = mapped_column(primary_key=True)
     choice: Mapped[int]  # the best side, from 1; 0: as good as each other; -1: all bad
+    blind: Mapped[bool]  # whether the voter did not see which model wrote what
     at: Mapped[int]
 
 

@@ -53,7 +53,7 @@ class GenerateJob(JobConfig):
         max_length=4000,
         title="System prompt",
         description="Tells the models how to answer.",
-        json_schema_extra={"lines": 3, "advanced": True},
+        json_schema_extra={"lines": 3},
     )
     blind: bool = Field(
         False,

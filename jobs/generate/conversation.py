@@ -77,5 +77,31 @@ def messages(before: Sequence[Turn], prompt: str, system: str = "") -> list[dict
     return [*said, {"role": "user", "content": prompt}]
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as a list shows it.
+
+    Attributes:
+        newest: its newest run; prompt: its first; prompts: up to the newest.
+    """
+
+    newest: Job
+    prompt: str
+    prompts: int
+
+
+def conversations(jobs: Sequence[Job]) -> list[Conversation]:
+    """The conversations of these runs, given and returned the newest first. One whose beginning is
+    not among them begins with what is."""
+    by_run = {job.run: job for job in jobs}
+    found: dict[str, Conversation] = {}
+    for job in jobs:
+        first, prompts = job, 1
+        while (before := by_run.get(str(first.config.get("follows", "")))) and prompts < MOST_TURNS:
+            first, prompts = before, prompts + 1
+        found.setdefault(first.run, Conversation(job, str(first.config.get("prompt", "")), prompts))
+    return [*found.values()]
+
+
 def _broken(why: str, field: str) -> ConfigError:
     return ConfigError("The conversation cannot go on.", why, "Begin a new chat.", field)

@@ -8,59 +8,29 @@ process is killed, the supervisor finds the attempts of a dead process and queue
 
 from __future__ import annotations
 
-import signal
-import sqlite3
-import time
-from contextlib import suppress
-
-from sqlalchemy.exc import OperationalError
+import importlib
+from collections.abc import Callable
 
 from backend.queue.launcher import PLAYGROUND
-from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Lane
-from jobs.playground.server import PlaygroundServer
+
+SERVER = "jobs.playground.server"  # imports torch, which takes seconds
 
 
 def main() -> None:
-    """Give answers until nobody wants any."""
+    """Give answers until nobody wants any. The lock is taken before torch is imported: whoever
+    wants the process sees that it is on its way."""
     if current_revision() != newest_revision():
         print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
         return
     while (lock := PLAYGROUND.hold()) is not None:
-        idle = serve(PlaygroundServer())
+        serve: Callable[[], bool] = importlib.import_module(SERVER).serve
+        idle = serve()
         lock.release()
         if not idle or not queries.waits_for(Lane.PLAYGROUND, limit=1):
             return  # else one was added as the lock was released
-
-
-def serve(server: PlaygroundServer) -> bool:
-    """Run the loop until it is idle, asked to end, or its data folder is gone.
-
-    Returns:
-        Whether it was idle.
-    """
-    asked = False
-
-    def end(*_: object) -> None:
-        nonlocal asked
-        asked = True
-
-    signal.signal(signal.SIGTERM, end)
-    began = time.monotonic()
-    while not asked and settings().root.is_dir():
-        idle = min(server.idle_s, time.monotonic() - began)
-        if idle > settings().playground_idle:
-            return True
-        try:
-            server.turn()
-        except (OperationalError, sqlite3.Error, OSError) as error:
-            with suppress(OSError):
-                print(f"{time.strftime('%F %T')} {error}", flush=True)
-            time.sleep(1)
-    server.close()
-    return False
 
 
 if __name__ == "__main__":

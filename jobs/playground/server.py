@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import sqlite3
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from backend.queue.lifecycle import end_attempt
+from backend.settings import settings
 from backend.store.session import reading, writing
 from backend.store.states import LIVE, Exit, Lane
 from backend.store.tables import Attempt, Job
@@ -123,3 +127,24 @@ class PlaygroundServer:
             running = select(Job.id).where(Job.state.in_([*LIVE]), Job.lane == Lane.SLOTS)
             with reading() as session:
                 self.share.jobs = session.scalar(running.limit(1)) is not None
+
+
+def serve() -> bool:
+    """Work until nobody asks any more, the process is asked to end, or its data folder is gone.
+
+    Returns:
+        Whether nobody asked.
+    """
+    server, began, asked = PlaygroundServer(), time.monotonic(), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    while not asked.is_set() and settings().root.is_dir():
+        if min(server.idle_s, time.monotonic() - began) > settings().playground_idle:
+            return True
+        try:
+            server.turn()
+        except (OperationalError, sqlite3.Error, OSError) as error:
+            with suppress(OSError):
+                print(f"{time.strftime('%F %T')} {error}", flush=True)
+            time.sleep(1)
+    server.close()
+    return False

@@ -131,6 +131,7 @@ class ConfigForm:
         choices: name -> the choices there are today for a text field; the name is that of the
             field, or the `choices` of its `json_schema_extra`.
         prefix: starts the ids of its elements, where a page has several forms.
+        without: fields that are not in the form, because the page asks for them elsewhere.
     """
 
     def __init__(
@@ -138,20 +139,22 @@ class ConfigForm:
         config: type[BaseModel],
         choices: Mapping[str, Callable[[], Choices]] = NO_CHOICES,
         prefix: str = "",
+        without: Collection[str] = (),
     ) -> None:
         self.config, self.prefix = config, prefix
         named = {n: str(extra(info).get("choices", n)) for n, info in config.model_fields.items()}
         self.choices = {n: choices[name] for n, name in named.items() if name in choices}
         self.fields: dict[str, Field] = {}
         hidden: list[str] = []
-        for heading, names in sections(config).items():
+        for heading, every in sections(config).items():
+            names = [n for n in every if n not in without]
             hidden += [n for n in names if advanced(config.model_fields[n])]
             visible = [n for n in names if n not in hidden]
             self._section(heading, sorted(visible, key=lambda n: n != "model"))  # the model leads
         self.accordion = gr.Accordion("Advanced", open=False, elem_classes="form-advanced")
         with self.accordion:
             self._section("", hidden)
-        self.fields = {n: self.fields[n] for n in config.model_fields}
+        self.fields = {n: self.fields[n] for n in config.model_fields if n in self.fields}
 
     def _section(self, heading: str, names: list[str]) -> None:
         if heading and names:

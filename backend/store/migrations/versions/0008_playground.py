@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("job_id", INTEGER, nullable=False),
         sa.Column("voter", sa.String(), nullable=False),
         sa.Column("choice", INTEGER, nullable=False),
+        sa.Column("blind", sa.Boolean(), nullable=False),
         sa.Column("at", INTEGER, nullable=False),
         sa.ForeignKeyConstraint(
             ["job_id"], ["jobs.id"], name="fk_votes_job_id", ondelete="CASCADE"
@@ -50,7 +51,7 @@ def _move_votes() -> None:
         if not found:
             continue
         database.execute(
-            sa.text("INSERT INTO votes VALUES (:job_id, :voter, :choice, :at)"),
+            sa.text("INSERT INTO votes VALUES (:job_id, :voter, :choice, 0, :at)"),
             {"job_id": number, "voter": VOTER, "choice": int(found[0][1] or 0), "at": created_at},
         )
         left = [tag for tag in tags if not VOTE.fullmatch(str(tag))]
