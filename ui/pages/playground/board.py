@@ -13,7 +13,7 @@ from backend.queue.roles import Actor
 from backend.store.states import ACTIVE, Lane, State
 from backend.store.tables import Job
 from backend.store.votes import BAD, TIE, votes_of
-from jobs.generate.arena import FEW, display_order, leaderboard, names_of
+from jobs.generate.arena import FEW, display_order, is_hidden, leaderboard, names_of
 from jobs.generate.conversation import chain, conversations
 from ui.pages.playground.answers import HTML, LETTERS, Answer, answers_of, heads_of
 from ui.pages.playground.token_strip import tints
@@ -93,19 +93,24 @@ def _said(job: Job, choice: int) -> str:
     return f"{names[choice - 1]} is {'better' if len(names) == 2 else 'best'}"
 
 
-def history(jobs: Sequence[Job], current: Job | None, now: int) -> Markup:
+def history(jobs: Sequence[Job], current: Job | None, voter: str, now: int) -> Markup:
     """HTML: the newest conversations of these runs, the newest first."""
     shown = {each.run for each in chain(current.run)} if current else set()
     entries = [
-        (each.newest, _short(each.prompt), each.prompts, [*map(model_name, _models(each.newest))])
+        (
+            each.newest,
+            _short(each.prompt),
+            each.prompts,
+            [*map(model_name, _models(each.newest, voter))],
+        )
         for each in conversations(jobs)[:MAX_EARLIER]
     ]
     return HTML.history(entries, shown, now)
 
 
-def _models(job: Job) -> list[str]:
-    """The models of an earlier conversation; a blind one keeps them for itself."""
-    return ["blind"] if job.config.get("blind") else names_of(job)
+def _models(job: Job, voter: str) -> list[str]:
+    """The models of an earlier conversation, as far as `voter` may know them."""
+    return ["blind"] if is_hidden(job, voter) else names_of(job)
 
 
 def _short(prompt: str) -> str:

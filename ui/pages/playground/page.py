@@ -248,9 +248,10 @@ def draw(request: gr.Request) -> Updates:
     runs = queries.jobs(kind=generate.NAME, limit=RECENT)
     job = generate_run(query(request, "run"))
     known = [each for each in runs if not each.damaged]
+    actor = current_user(request)
     return {
-        "board": boards.conversation(job, current_user(request)) if job else empty(),
-        "earlier": boards.history(known, job, now_ms()),
+        "board": boards.conversation(job, actor) if job else empty(),
+        "earlier": boards.history(known, job, actor.name, now_ms()),
     }
 
 
