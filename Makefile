@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench screenshots setup chromium clean
+.PHONY: help run test lint bench examples screenshots setup chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ bench: ## List the benchmarks
 
 bench-%: setup chromium ## Run one benchmark: a table, then one line of JSON
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
+
+examples: setup ## Make the example runs anew (about two hours)
+	@$(BIN)/python -m benchmarks.screen.examples $(ARGS)
 
 screenshots: setup chromium ## Take the pictures of the docs anew, of the runs there are
 	@$(BIN)/python -m benchmarks.screen.screenshots $(ARGS)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+from backend.backup.examples import install_examples
 from backend.queue.launcher import HOST_TOKEN, SUPERVISOR
 from backend.settings import settings
 from backend.store import queries
@@ -33,6 +34,8 @@ def main() -> None:
         refuse_taken(here.host, here.port)
         restrict_access()
         upgrade()
+        if here.examples:
+            install_examples()
     os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)

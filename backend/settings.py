@@ -84,6 +84,9 @@ class Settings(BaseSettings):
         default_factory=_in_space(False, True),
         description="Open a browser when the dashboard starts.",
     )
+    examples: bool = Field(
+        True, description="Add the runs that come with the package, to have something to see."
+    )
     model_dirs: tuple[Path, ...] = Field(
         (), description='Further folders models may be read from, as JSON: ["/models"].'
     )

@@ -31,11 +31,11 @@ from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.text.slices import TextSlice, evaluation_slice
 from benchmarks.peers.llama import quiet
-from jobs.export.config import ExportJob
-from jobs.export.estimate import exported_type
 from jobs.fields.base_model import resolve_model
 from jobs.fields.saved_models import is_run
 from jobs.fields.text import TextConfig, context_length, corpus_names
+from jobs.gguf.config import GGUFJob
+from jobs.gguf.estimate import exported_type
 from jobs.kind import kind_named
 
 SAMPLE = "It's 12:30 — the naïve café's 1,024 prices\n\n  doubled?! Yes: 汉字, emoji 🙂.\tEnd"
@@ -64,7 +64,7 @@ def measure(spec: str, types: list[str]) -> list[dict[str, Any]]:
     rows = []
     with TemporaryDirectory() as scratch:
         for wanted in types:
-            type = exported_type(ExportJob(model=spec, type=wanted), base)
+            type = exported_type(GGUFJob(model=spec, type=wanted), base)
             file = Path(scratch) / f"{type}.gguf"
             write_gguf(folder, file, type, base.packed, spec, SilentReporter())
             found, tokens = by_llama(file, text.input_ids.tolist())

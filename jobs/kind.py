@@ -153,6 +153,24 @@ class StageStyle:
     main: bool = False
 
 
+Values = Mapping[tuple[str, str], float]  # (stage, metric) -> the figure a run ended with
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """The one figure that says what a finished run achieved.
+
+    Attributes:
+        value: with its unit, such as "45 %".
+        label: what it is a figure of; continues the value.
+        text: a sentence with the figures it comes from.
+    """
+
+    value: str
+    label: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of job.
@@ -167,8 +185,13 @@ class Kind:
         styles: stage name -> how it is drawn; a stage without a style gets a colour by its name.
         default_stage: the stage a page shows first; the last one where it is missing.
         verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
+        key_figure: the figures a run ended with, to the one it is remembered by; None where they do
+            not suffice.
         headline: config values -> the settings that name its run first; the other fields follow,
             but for those in `headline_fields`.
+        main_fields: of the config, which set how strongly it works; shown first.
+        compresses: whether it changes a model or trains a part of one, rather than measure or
+            export what there is.
         has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
         lane: who carries its runs out: a process of each run's own, or that of the playground.
     """
@@ -185,8 +208,11 @@ class Kind:
     default_stage: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
+    key_figure: Callable[[Values], KeyFigure | None] = lambda _: None
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()
+    main_fields: tuple[str, ...] = ()
+    compresses: bool = False
     has_models: bool = True
     lane: Lane = Lane.SLOTS
 

@@ -287,6 +287,11 @@ _DESCRIBED = (
         timed=True,
     ),
 )
+CURVES = {  # what is recorded while a run works, and is no figure in the end
+    "changed": "Share of codes changed", "m": "Group magnitude m", "rate": "Learning rate",
+    "heldout": "Held-out loss", "cost": "Cost of verifying n tokens", "tree": "Draft tree",
+    "owl": "Outliers and sparsity by block",
+}  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}
 
 
@@ -299,7 +304,9 @@ def metric(name: str) -> Metric:
     if member and family in METRICS:
         described = METRICS[family]
         return replace(described, name=name, label=f"{described.label}, {words}")
-    return Metric(name, name.replace("_", " ").replace("/", ", ").capitalize(), "")
+    return Metric(
+        name, CURVES.get(name) or name.replace("_", " ").replace("/", ", ").capitalize(), ""
+    )
 
 
 def relative_change(value: float, reference: float) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from backend.errors import ConfigError
 from backend.models.sources.catalogue import entries
-from backend.queue import retention, service
+from backend.queue import labels, removal, retention, service
 from backend.queue.folders import read_log
 from backend.queue.roles import Actor
 from backend.settings import settings
@@ -20,7 +20,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.corpora import corpora
-from jobs import record, replay, submit
+from jobs import record, reproduction, submit
 from jobs import sweep as sweeps
 from jobs.kind import kind_named, kinds
 
@@ -208,6 +208,45 @@ def free_space(run: str, actor: Actor) -> Record:
     return {"id": queries.job(run).run, "freed_bytes": freed}
 
 
-def replay_run(run: str, actor: Actor) -> Record:
+def delete_run(run: str, actor: Actor) -> Record:
+    """Delete a run that has ended. It can be restored for a day; then its files and figures are
+    purged."""
+    delete_runs([run], actor)
+    return record.summary(queries.job(run))
+
+
+def delete_runs(runs: Iterable[str], actor: Actor) -> list[Record]:
+    """Delete runs that have ended, all or none; see `delete_run`."""
+    return [record.summary(job) for job in removal.remove(runs, actor)]
+
+
+def restore_run(run: str, actor: Actor) -> Record:
+    """Undo the deletion of a run."""
+    restore_runs([run], actor)
+    return record.summary(queries.job(run))
+
+
+def restore_runs(runs: Iterable[str], actor: Actor) -> list[Record]:
+    """Undo the deletion of runs."""
+    return [record.summary(job) for job in removal.restore(runs, actor)]
+
+
+def purge_runs(runs: Iterable[str], actor: Actor) -> int:
+    """Delete the files and figures of deleted runs now; the bytes that were freed."""
+    return removal.purge(runs, actor)
+
+
+def archive_runs(runs: Iterable[str], actor: Actor, back: bool = False) -> list[Record]:
+    """Take runs out of the usual lists, or put them back."""
+    return [record.summary(job) for job in removal.archive(runs, actor, back=back)]
+
+
+def rename_run(run: str, name: str, actor: Actor) -> Record:
+    """Give a run another name."""
+    labels.rename(run, name, actor)
+    return record.summary(queries.job(run))
+
+
+def reproduce_run(run: str, actor: Actor) -> Record:
     """Queue a new run with the frozen config and settings of an old one, to be compared with it."""
-    return record.summary(replay.replay(run, actor))
+    return record.summary(reproduction.reproduce(run, actor))

@@ -9,7 +9,7 @@ from typing import Any
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
-from jobs.replay import replayed
+from jobs.reproduction import reproduced
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -62,9 +62,9 @@ def record(run: str | int) -> dict[str, Any]:
     """
     job = queries.job(run)
     timings: dict[str, Any] = {t.step: t.seconds for t in queries.step_times([run])}
-    repeats = replayed(job)
+    repeats = reproduced(job)
     return summary(job) | {
-        "replay": repeats.record() if repeats else None,
+        "reproduce": repeats.record() if repeats else None,
         "kept_stage": job.kept_stage,
         "flops": job.flops,
         "timed_seconds": job.timed_seconds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,7 +22,7 @@ def moved_routes(pages: Iterable[Page]) -> list[Route]:
     ]
 
 
-def _redirect(path: str) -> object:
+def _redirect(path: str) -> Callable[[Request], Response]:
     def redirect(request: Request) -> Response:
         query = f"?{request.url.query}" if request.url.query else ""
         return RedirectResponse(f"{path or './'}{query}", 308)

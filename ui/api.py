@@ -115,7 +115,9 @@ CHANGE: dict[str, Callable[[str, Actor], JsonObject]] = {
     "/runs/{run}/next": operations.run_next,
     "/runs/{run}/resume": operations.resume_run,
     "/runs/{run}/free": operations.free_space,
-    "/runs/{run}/replay": operations.replay_run,
+    "/runs/{run}/reproduce": operations.reproduce_run,
+    "/runs/{run}/delete": operations.delete_run,
+    "/runs/{run}/restore": operations.restore_run,
 }
 
 

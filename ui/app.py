@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
-from ui import api
+from ui import api, presentation
 from ui.addresses import moved_routes, not_found
 from ui.api_errors import API_PATH
 from ui.charts.template import templates
@@ -95,6 +95,7 @@ def routes() -> list[BaseRoute]:
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
         Route("/slimscope/answers", answers),
+        *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/leave", auth.leave, methods=["POST"]),
         Route("/slimscope/docs", api.docs),

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup, escape
 
 NONE = "–"
+SPREADS = ((0.6, 0.1), (0.25, 0.15), (0.05, 0.25), (0.0, 0.4))  # of the time left, by work done
 ACTIVE_IN_GRADIO = str.maketrans(
     {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "\\": "&#92;"}
 )
@@ -101,6 +102,21 @@ def eta(seconds: float | None) -> str:
     return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"
 
 
+def eta_range(seconds: float | None, share: float | None) -> str:
+    """A guess that is as narrow as the share of the work done allows: "4 to 7 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    spread = next(width for least, width in SPREADS if (share or 0.0) >= least)
+    low, high = seconds * (1 - spread), seconds * (1 + spread)
+    if high < 60:
+        return "under a minute"
+    if high < 5400:
+        first, last = max(1, round(low / 60)), round(high / 60)
+        return eta(seconds) if first >= last else f"{first} to {last} min"
+    first_h, last_h = f"{low / 3600:.1f}", f"{high / 3600:.1f}"
+    return eta(seconds) if first_h == last_h else f"{first_h} to {last_h} h"
+
+
 def extent(values: Iterable[float], write: Callable[[float], str], joint: str = " to ") -> str:
     """The smallest and the largest value, as in "3 to 5"; once where they read the same."""
     values = [*values]
@@ -141,5 +157,18 @@ def href(path: str, **query: object) -> Markup:
 
 FILTERS = {
     f.__name__: f
-    for f in (number, count, runs, short_count, size, share, duration, eta, moment, iso, ago)
+    for f in (
+        number,
+        count,
+        runs,
+        short_count,
+        size,
+        share,
+        duration,
+        eta,
+        eta_range,
+        moment,
+        iso,
+        ago,
+    )
 }

@@ -88,7 +88,14 @@ def navigation(page: Page, pages: Sequence[Page]) -> tuple[list[NavEntry], list[
         for name in dict.fromkeys(each.section for each in listed)
     ]
     inside = [each for each in listed if each.section == page.section]
-    own = [NavEntry(each.name, href(each.path), _current(each is page)) for each in inside]
+    own = [
+        NavEntry(
+            each.name,
+            href(each.path),
+            _current(each is page, not page.listed and each is first[page.section]),
+        )
+        for each in inside
+    ]
     return sections, own if len(own) > 1 else []
 
 

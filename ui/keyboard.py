@@ -25,6 +25,7 @@ FIXED = (
     Shortcut("/", "Search runs and pages"),
     Shortcut("?", "List keyboard shortcuts"),
     Shortcut("n", "New run", "new"),
+    Shortcut("p", "Present this view on the full screen"),
     Shortcut("Esc", "Close the open dialog or list"),
 )
 

@@ -13,14 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 ASSETS = Path(__file__).parent / "assets"
+SCRIPTS, STYLES = ASSETS / "scripts", ASSETS / "styles"
 SCRIPT_URL = f"slimscope/plotly-{version('plotly')}.min.js"
 FOREVER = "public, max-age=31536000, immutable"
 
 
 def own_scripts() -> str:
-    """All of `assets/*.js` as one script; `slimscope.js` leads, the others extend it."""
-    base = ASSETS / "slimscope.js"
-    others = sorted(path for path in ASSETS.glob("*.js") if path != base)
+    """All scripts as one; `slimscope.js` leads, the others extend it."""
+    base = SCRIPTS / "slimscope.js"
+    others = sorted(path for path in SCRIPTS.glob("*.js") if path != base)
     return "\n".join(path.read_text(encoding="utf-8") for path in (base, *others))
 
 

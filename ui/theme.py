@@ -9,7 +9,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from jobs.kind import StageStyle, kinds
-from ui.static import ASSETS
+from ui.static import STYLES
 
 # Both typefaces are part of the gradio package (SIL Open Font License) and served from it. Its
 # semi-bold files lack letters, so bold stands for the weight 600.
@@ -207,5 +207,5 @@ def css() -> str:
         f"{selector}{{{''.join(f'--{k}:{v};' for k, v in palette._asdict().items())}}}\n"
         for selector, palette in ((":root", LIGHT), (":root .dark, .dark", DARK))
     )
-    sheets = sorted(ASSETS.glob("*.css"))
+    sheets = sorted(STYLES.glob("*.css"))
     return variables + "".join(sheet.read_text(encoding="utf-8") for sheet in sheets)

@@ -25,7 +25,7 @@ from backend.backup.reading import ArchiveReader, open_archive
 from backend.backup.writing import SourceFile, check_new, check_room, files_of, write_archive
 from backend.errors import BackupError, ConflictError
 from backend.queue.folders import run_folder
-from backend.queue.lifecycle import note
+from backend.queue.lifecycle import has_runs, note
 from backend.queue.roles import Actor, require_host
 from backend.settings import settings
 from backend.store import queries
@@ -46,6 +46,7 @@ from backend.store.tables import (
     Table,
     TensorRow,
     Vote,
+    example_number,
 )
 
 NOT_IMPORTED = "The run was not imported."
@@ -120,8 +121,13 @@ def _rows(
 # import -------------------------------------------------------------------------------------------
 
 
-def import_run(file: Path, actor: Actor, progress: Progress = silent) -> Job:
+def import_run(
+    file: Path, actor: Actor, progress: Progress = silent, *, example: bool = False
+) -> Job:
     """Add a run from a file that `export_run` wrote, under a number of its own.
+
+    Args:
+        example: it comes with the package, and is named after its kind.
 
     Raises:
         ForbiddenError: the actor is a guest.
@@ -136,7 +142,7 @@ def import_run(file: Path, actor: Actor, progress: Progress = silent) -> Job:
             archive.unpack(Path(folder), progress)
             _migrate(Path(folder), archive)
             with opened(Path(folder, DATABASE)) as engine:
-                return _add(engine, Path(folder), archive, file.name, actor)
+                return _add(engine, Path(folder), archive, file.name, actor, example)
 
 
 def _migrate(folder: Path, archive: ArchiveReader) -> None:
@@ -149,14 +155,16 @@ def _migrate(folder: Path, archive: ArchiveReader) -> None:
         raise archive.damaged("Its database cannot be migrated.")
 
 
-def _add(engine: Engine, folder: Path, archive: ArchiveReader, name: str, actor: Actor) -> Job:
+def _add(
+    engine: Engine, folder: Path, archive: ArchiveReader, name: str, actor: Actor, example: bool
+) -> Job:
     try:
         with Session(engine) as source:
             found = source.scalars(select(Job)).all()
             if len(found) != 1 or found[0].damaged or found[0].state not in TERMINAL:
                 raise archive.damaged("It does not hold one run that has ended.")
             with writing(durable=True) as session:
-                job = _add_job(session, found[0], actor)
+                job = _add_job(session, found[0], actor, example)
                 _copy_rows(source, session, found[0], job, archive)
                 note(session, job.id, "imported", actor.name, f"{found[0].run} of {name}")
                 _move_files(folder / ARTIFACTS / found[0].run, run_folder(job.run))
@@ -165,10 +173,11 @@ def _add(engine: Engine, folder: Path, archive: ArchiveReader, name: str, actor:
         raise archive.damaged(f"Its database cannot be read: {type(error).__name__}.") from error
 
 
-def _add_job(session: Session, other: Job, actor: Actor) -> Job:
+def _add_job(session: Session, other: Job, actor: Actor, example: bool) -> Job:
+    number = example_number(other.kind) if example else None if has_runs(session) else 1
     values = _values(other) | {
-        "id": None, "owner": actor.name, "parent": None, "sweep": None, "desired": "run",
-        "disk_bytes": None,
+        "id": number, "owner": actor.name, "parent": None, "sweep": None, "desired": "run",
+        "disk_bytes": None, "archived_at": None, "removed_at": None, "purged": False,
     }  # fmt: skip
     job = Job(**values)
     session.add(job)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from sqlalchemy import delete
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, ConflictError
 from backend.printable import one_line, printable
 from backend.queue.lifecycle import note
 from backend.queue.roles import Actor, require_host
@@ -22,6 +22,7 @@ TAG = re.compile(r"[\w.+\-/]{1,40}")
 MOST_TAGS = 20
 NOTE_LETTERS = 2000
 NAME_LETTERS = 60
+RUN_NAME_LETTERS = 120
 
 
 def tags_in(text: str) -> list[str]:
@@ -64,9 +65,11 @@ def _retag(
     named: Sequence[str],
 ) -> None:
     require_host(actor, "tag a run")
-    ids = [queries.job(run).id for run in runs]
+    jobs = [queries.job(run) for run in runs]
+    for job in jobs:
+        require_own(job)
     with writing() as session:
-        for job_id in ids:
+        for job_id in (job.id for job in jobs):
             job = session.get_one(Job, job_id)
             tags = change(job.tags)
             if len(tags) > MOST_TAGS:
@@ -78,13 +81,31 @@ def _retag(
                 note(session, job_id, kind, actor.name, " ".join(named))
 
 
+def rename(run: str | int, name: str, actor: Actor) -> None:
+    """Give a run another name; an empty one removes it."""
+    require_host(actor, "rename a run")
+    job = queries.job(run)
+    require_own(job)
+    with writing() as session:
+        session.get_one(Job, job.id).name = one_line(name)[:RUN_NAME_LETTERS]
+        note(session, job.id, "renamed", actor.name)
+
+
+def require_own(job: Job) -> None:
+    """Raise `ConflictError` for an example."""
+    if job.id < 0:
+        why = "Examples are read-only."
+        raise ConflictError(f"{job.run} was not changed.", why, "Clone it to a run of your own.")
+
+
 def annotate(run: str | int, text: str, actor: Actor) -> None:
     """Set the note of a run; an empty text removes it."""
     require_host(actor, "write a note")
-    job_id = queries.job(run).id
+    job = queries.job(run)
+    require_own(job)
     with writing() as session:
-        session.get_one(Job, job_id).note = printable(text).strip()[:NOTE_LETTERS]
-        note(session, job_id, "note written", actor.name)
+        session.get_one(Job, job.id).note = printable(text).strip()[:NOTE_LETTERS]
+        note(session, job.id, "note written", actor.name)
 
 
 def save_view(name: str, query: str, actor: Actor) -> None:

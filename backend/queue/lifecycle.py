@@ -191,3 +191,9 @@ def _values(job: Job, judged: AttemptOutcome, code: int | None) -> dict[str, obj
         error = {"what": "The run was lost.", "why": judged.text, "do": do}
         values["error"] = error
     return values
+
+
+def has_runs(session: Session) -> bool:
+    """Whether a number is taken. Without one, SQLite would count on from the examples, whose
+    numbers are negative."""
+    return session.scalar(select(Job.id).where(Job.id > 0).limit(1)) is not None

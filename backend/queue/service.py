@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 from backend.errors import ConfigError, ConflictError
 from backend.printable import one_line
 from backend.queue import roles
+from backend.queue.labels import RUN_NAME_LETTERS
 from backend.queue.launcher import PLAYGROUND, SUPERVISOR, submission_variables
-from backend.queue.lifecycle import move, note
+from backend.queue.lifecycle import has_runs, move, note
 from backend.queue.roles import Actor as Actor
 from backend.queue.roles import Cost
 from backend.queue.roles import require_host as require_host
@@ -26,6 +27,7 @@ from backend.store.tables import Job, config_hash
 
 wake_supervisor = SUPERVISOR.wake
 RETRIES = 2
+ESTIMATED_SECONDS = "estimated_seconds"  # of the work, when it was submitted
 VARIABLES = "variables"  # of the submission, in the environment of a job
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
@@ -95,19 +97,24 @@ def enqueue_all(
         raise ConfigError("The priority was not accepted.", why, "", "priority")
     now = now_ms()
     frozen = parent.environment.get("settings") if parent else None
+    seconds = cost.seconds / len(configs) if cost and cost.seconds is not None else None
+    estimated = {} if seconds is None else {ESTIMATED_SECONDS: round(seconds, 1)}
     jobs = [
         Job(
-            kind=kind, name=one_line(name)[:120], owner=actor.signature, config=config,
+            kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature, config=config,
             config_hash=config_hash(kind, config), priority=priority,
             parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
             queued_at=now, lane=lane, environment={
                 "settings": frozen or settings().for_jobs(), VARIABLES: submission_variables(),
+                **estimated,
             },
         )
         for config in configs
     ]  # fmt: skip
     with _queue_change(lane) as session:
         roles.require_free(session, actor, lane)
+        if not has_runs(session):
+            jobs[0].id = 1
         for job in jobs:
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
@@ -224,7 +231,11 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 def _resume(session: Session, job_id: int, actor: Actor) -> Job | None:
     job, reset = session.get_one(Job, job_id), {"desired": "run", "queued_at": now_ms()}
     reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
-    if job.state not in RESUMABLE or not move(session, job, State.QUEUED, **reset):
+    if (
+        job.state not in RESUMABLE
+        or job.removed_at
+        or not move(session, job, State.QUEUED, **reset)
+    ):
         return None
     note(session, job_id, "resumed", actor.name)
     return job

@@ -1,5 +1,6 @@
 """What the supervisor does beside its loop, in a thread: measure the disk space of runs that have
-ended; once a day check the database, copy it, and delete expired checkpoints."""
+ended, purge runs deleted a day ago; once a day check the database, copy it, and delete expired
+checkpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from backend.errors import SlimscopeError
 from backend.printable import readable_bytes
 from backend.queue.disk import CHECKPOINTS, disk_use
 from backend.queue.lifecycle import ME, note
+from backend.queue.removal import purge_expired
 from backend.queue.retention import DAY_MS, free_expired
 from backend.settings import settings
 from backend.store import queries
@@ -50,6 +52,7 @@ def _turns(stop: threading.Event) -> None:
     while not stop.wait(TURN_S):
         try:
             measure_ended()
+            purge_expired()
             if time.monotonic() - daily_at > DAY_S:
                 daily_at = time.monotonic()
                 daily()

@@ -16,6 +16,7 @@ from backend.errors import NotFoundError
 from backend.store.session import now_ms, reading
 from backend.store.states import ACTIVE, LIVE, Lane, State
 from backend.store.tables import (
+    EXAMPLE,
     Artifact,
     Attempt,
     DecoderRow,
@@ -29,6 +30,7 @@ from backend.store.tables import (
     Supervisor,
     TensorRow,
     config_hash,
+    example_number,
     read_json,
     run_name,
 )
@@ -36,6 +38,7 @@ from backend.store.tables import (
 HOUR_MS = 3_600_000
 MAX_VARIABLES = 5_000  # in one statement
 ALIVE_MS = 15_000
+SHOWN = Job.removed_at.is_(None)
 
 
 def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
@@ -76,11 +79,13 @@ def job(run: str | int) -> Job:
 
 def _parsed(run: str | int) -> tuple[str, int]:
     """Kind and number of "sds-0042"; no kind for a number alone."""
-    match = re.fullmatch(r"(?:([a-z][a-z0-9]*)-)?0*(\d{1,15})", str(run).strip())
+    if isinstance(run, int):
+        return "", run
+    if example := re.fullmatch(rf"([a-z][a-z0-9]*)-{EXAMPLE}", run.strip()):
+        return example[1], example_number(example[1])
+    match = re.fullmatch(r"(?:([a-z][a-z0-9]*)-)?0*(\d{1,15})", run.strip())
     if not match:
-        raise NotFoundError(
-            f"{str(run)[:40]!r} is not a run id.", "", "Run ids look like sds-0042."
-        )
+        raise NotFoundError(f"{run[:40]!r} is not a run id.", "", "Run ids look like sds-0042.")
     return match[1] or "", int(match[2])
 
 
@@ -95,7 +100,7 @@ def jobs(
     states: Iterable[State] | None = None, kind: str | None = None, limit: int = 500
 ) -> list[Job]:
     """Runs, newest first."""
-    query = select(Job).order_by(Job.id.desc()).limit(limit)
+    query = select(Job).where(SHOWN).order_by(Job.id.desc()).limit(limit)
     if states is not None:
         query = query.where(Job.state.in_([*states]))
     if kind is not None:
@@ -108,7 +113,7 @@ def sweep(run: str | int) -> list[Job]:
     """All runs of the sweep that `run` is part of, oldest first; empty for a single run."""
     first = select(Job.sweep).where(Job.id == job_id(run)).scalar_subquery()
     with reading() as session:
-        return list(session.scalars(select(Job).where(Job.sweep == first).order_by(Job.id)))
+        return list(session.scalars(select(Job).where(SHOWN, Job.sweep == first).order_by(Job.id)))
 
 
 def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
@@ -116,16 +121,16 @@ def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
     hashes = [config_hash(kind, config) for config in configs]
     newest = (
         select(func.max(Job.id))
-        .where(Job.config_hash.in_(hashes), Job.state.in_([*ACTIVE, State.SUCCEEDED]))
+        .where(SHOWN, Job.config_hash.in_(hashes), Job.state.in_([*ACTIVE, State.SUCCEEDED]))
         .group_by(Job.config_hash)
     )
     with reading() as session:
         return list(session.scalars(select(Job).where(Job.id.in_(newest)).order_by(Job.id)))
 
 
-def replays(run: str | int) -> list[Job]:
+def reproductions(run: str | int) -> list[Job]:
     """The runs that repeat this one, oldest first."""
-    query = select(Job).where(Job.parent == job_id(run)).order_by(Job.id)
+    query = select(Job).where(SHOWN, Job.parent == job_id(run)).order_by(Job.id)
     with reading() as session:
         return list(session.scalars(query))
 
@@ -187,7 +192,7 @@ def status() -> QueueStatus:
         live = list(session.scalars(select(Job).where(Job.state.in_([*LIVE])).order_by(Job.id)))
         finished, attention_count = session.execute(
             select(func.count(), func.coalesce(func.sum(attention), 0)).where(
-                Job.state.not_in([*ACTIVE])
+                SHOWN, Job.state.not_in([*ACTIVE])
             )
         ).one()
         beat = session.scalar(select(func.max(Supervisor.beat_at))) or 0
@@ -320,7 +325,7 @@ def run_names() -> list[Row[Any]]:
         if session.get_bind().dialect.name == "sqlite":  # which fails at the first damaged row
             model = case((func.json_valid(Job.config), model), else_="")
         columns = (Job.id, Job.kind, Job.name, Job.state, Job.tags, model.label("model"))
-        return list(session.execute(select(*columns).order_by(Job.id.desc())))
+        return list(session.execute(select(*columns).where(SHOWN).order_by(Job.id.desc())))
 
 
 def all_run_names() -> set[str]:
@@ -345,9 +350,16 @@ def ended_before(states: Iterable[State], moment: int) -> list[Job]:
         return list(session.scalars(query.order_by(Job.id)))
 
 
+def removed(before: int) -> list[Job]:
+    """Runs deleted before a moment (UTC milliseconds since 1970) and not yet purged."""
+    query = select(Job).where(Job.removed_at < before, Job.purged.is_(False))
+    with reading() as session:
+        return list(session.scalars(query.order_by(Job.removed_at)))
+
+
 def largest(limit: int) -> list[Job]:
     """The runs that take most disk space, of those that have ended."""
-    query = select(Job).where(Job.disk_bytes > 0).order_by(Job.disk_bytes.desc(), Job.id)
+    query = select(Job).where(SHOWN, Job.disk_bytes > 0).order_by(Job.disk_bytes.desc(), Job.id)
     with reading() as session:
         return list(session.scalars(query.limit(limit)))
 
@@ -415,7 +427,7 @@ def runs_with_weights() -> list[Job]:
     """Runs with stored weight statistics, newest first."""
     has_rows = exists(select(TensorRow.job_id).where(TensorRow.job_id == Job.id))
     with reading() as session:
-        return list(session.scalars(select(Job).where(has_rows).order_by(Job.id.desc())))
+        return list(session.scalars(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc())))
 
 
 def weights_mark(run: str | int) -> tuple[str, int, int] | None:
@@ -437,7 +449,7 @@ def runs_with_profile(name: str) -> list[Job]:
         select(ProfileRow.job_id).where(ProfileRow.job_id == Job.id, ProfileRow.name == name)
     )
     with reading() as session:
-        return list(session.scalars(select(Job).where(has_rows).order_by(Job.id.desc())))
+        return list(session.scalars(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc())))
 
 
 def profiles_mark(run: str | int) -> tuple[str, int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
 from sys import intern
 from typing import Any
 
@@ -22,6 +23,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -38,7 +40,8 @@ NAMES = {  # Alembic can only change named constraints
 }
 JOB = "jobs.id"
 REPLACED = "\ufffd"  # what stands in for bytes that are no UTF-8
-RUN_NAME = re.compile(r"[a-z][a-z0-9]*-\d{1,15}")  # of `run_name`
+EXAMPLE = "example"  # in place of a number: a run that came with the package
+RUN_NAME = re.compile(rf"[a-z][a-z0-9]*-(?:\d{{1,15}}|{EXAMPLE})")  # of `run_name`
 
 
 class DamagedJson(dict[str, Any]):
@@ -82,7 +85,12 @@ class Table(DeclarativeBase):
 
 def run_name(kind: str, number: int) -> str:
     """The short id people see, such as sds-0042."""
-    return f"{kind}-{number:04d}"
+    return f"{kind}-{number:04d}" if number > 0 else f"{kind}-{EXAMPLE}"
+
+
+def example_number(kind: str) -> int:
+    """The number of the example of a kind: below zero, so that it takes none of the others."""
+    return -1 - (zlib.crc32(kind.encode()) >> 1)
 
 
 def config_hash(kind: str, config: dict[str, Any]) -> str:
@@ -134,6 +142,9 @@ class Job(Table):
     tags: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     note: Mapped[str] = mapped_column(default="", server_default="")
     lane: Mapped[str] = mapped_column(default=Lane.SLOTS, server_default=Lane.SLOTS)
+    archived_at: Mapped[int | None]
+    removed_at: Mapped[int | None]  # deleted by a host; hidden
+    purged: Mapped[bool] = mapped_column(default=False, server_default=false())  # and its data gone
 
     @property
     def run(self) -> str:

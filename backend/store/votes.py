@@ -35,8 +35,9 @@ def votes_of(run: str | int) -> dict[str, int]:
 
 
 def all_votes() -> list[StoredVote]:
-    """Every vote, the oldest first."""
+    """Every vote for a run that was not deleted, the oldest first."""
     query = select(Vote.choice, Vote.blind, Job.config).join(Job, Job.id == Vote.job_id)
+    query = query.where(Job.removed_at.is_(None))
     with reading() as session:
         rows = session.execute(query.order_by(Vote.at, Vote.job_id, Vote.voter))
         return [StoredVote(choice, blind, config) for choice, blind, config in rows]

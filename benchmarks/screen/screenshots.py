@@ -44,7 +44,6 @@ RUNS = (
 AT_REST = """() => document.querySelector('#frame-status-line')?.textContent.trim()
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
     || one.querySelector('.main-svg .trace, .heatmaplayer image, .plot-empty:not([hidden])'))"""
-BEEN_HERE = "try { localStorage.setItem('slimscope-toured', '1'); } catch {}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,6 @@ def take(browser: Browser, url: str, shot: Shot, runs: Mapping[str, str]) -> str
         viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
     )
     context.set_default_timeout(WAIT_MS)
-    context.add_init_script(BEEN_HERE)
     page = context.new_page()
     with page.expect_response(lambda answer: "/run/predict" in answer.url):
         page.goto(address)

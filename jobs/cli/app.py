@@ -46,6 +46,7 @@ from jobs.cli.console import (
 from jobs.cli.decoding import add_decoding
 from jobs.cli.doctor.report import examine
 from jobs.cli.mcp import build
+from jobs.cli.runs import COMMANDS, add_runs
 from jobs.cli.storage import RESTORE, add_storage
 from jobs.cli.submit import add_kinds, submit_app
 from jobs.cli.tables import (
@@ -56,7 +57,7 @@ from jobs.cli.tables import (
     sweep_table,
 )
 from jobs.fields.model import DEFAULT_MODEL
-from jobs.replay import ReplayComparison, compare, replayed
+from jobs.reproduction import Reproduction, compare, reproduced
 
 app = typer.Typer(
     add_completion=False,
@@ -64,6 +65,7 @@ app = typer.Typer(
 )
 app.add_typer(submit_app, name="submit")
 add_storage(app)
+add_runs(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[str, typer.Argument(help="A run, such as sds-0042.")]
@@ -71,7 +73,9 @@ Whole = Annotated[bool, typer.Option("--sweep", help="All runs of the sweep it b
 
 
 LIST = "list"
-OF_RUNS = {"show", "logs", "sweep", "disk", "free", "cancel", "next", "resume", "replay"}
+OF_RUNS = {
+    "show", "logs", "sweep", "disk", "free", "cancel", "next", "resume", "reproduce", *COMMANDS,
+}  # fmt: skip
 BY_THEMSELVES = {RESTORE, "serve", "setup", "models"}  # make the database, or need none
 NO_RUNS = "Try: slimscope submit sds --model toy --wait"
 
@@ -140,20 +144,20 @@ def show(run: Run, as_json: Json = False) -> None:
     if job.error:
         out.print(job.error_text, markup=False)
     out.print(results_table(run))
-    if comparison := replayed(job):
+    if comparison := reproduced(job):
         _print_comparison(comparison)
     for artifact in queries.artifacts(run):
         out.print(f"{artifact.kind:<10} {artifact.path}  {artifact.bytes / 1e6:.1f} MB")
 
 
-@app.command("replay")
-def replay_run(
+@app.command("reproduce")
+def reproduce_run(
     run: Run,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for it to end, then compare.")] = False,
     as_json: Json = False,
 ) -> None:
     """Reproduce a run: repeat it with its frozen config, settings and texts, and compare."""
-    new = operations.replay_run(run, me())
+    new = operations.reproduce_run(run, me())
     if not wait:
         say(new, as_json, f"{new['id']} is queued; it repeats {queries.job(run).run}.")
         return
@@ -168,7 +172,7 @@ def replay_run(
     raise typer.Exit(EXIT[State(ended.state)])
 
 
-def _print_comparison(comparison: ReplayComparison) -> None:
+def _print_comparison(comparison: Reproduction) -> None:
     out.print(escape(str(comparison)))
     if comparison.outcome != "open" and comparison.differences:
         out.print(differences_table(comparison))

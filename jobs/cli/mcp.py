@@ -23,7 +23,7 @@ from jobs.cli.console import EXPECTED, in_words
 ABOUT = """Slimscope compresses causal language models and measures the effect. A run is added to a
 queue (submit_run), works for minutes to hours, and ends with figures (results); poll show until its
 state is succeeded, failed, cancelled or lost. kinds lists what can be run, and with which
-config; models and texts list what it may name. The kind export writes a model as GGUF."""
+config; models and texts list what it may name. The kind gguf writes a model as GGUF."""
 Tool = Callable[..., Any]
 log = logging.getLogger("slimscope.mcp")
 TOOLS: Mapping[str, Tool] = MappingProxyType(
@@ -39,7 +39,7 @@ TOOLS: Mapping[str, Tool] = MappingProxyType(
         "sweep": operations.show_sweep,
         "submit_run": operations.submit_run,
         "submit_sweep": operations.submit_sweep,
-        "replay_run": operations.replay_run,
+        "reproduce_run": operations.reproduce_run,
         "cancel_run": operations.cancel_run,
         "resume_run": operations.resume_run,
     }

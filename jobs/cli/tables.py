@@ -14,7 +14,7 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.kind import stage_labels
 from jobs.record import sweep_rows
-from jobs.replay import ReplayComparison
+from jobs.reproduction import Reproduction
 
 
 def runs_table(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -42,8 +42,8 @@ def results_table(run: str) -> Table:
     return table
 
 
-def differences_table(comparison: ReplayComparison) -> Table:
-    """What differs between a run and its replay."""
+def differences_table(comparison: Reproduction) -> Table:
+    """What differs between a run and its reproduction."""
     table = Table("what differs", comparison.first, comparison.second, box=None)
     for difference in comparison.differences:
         values = (difference.first, difference.second)

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from backend.methods.dlqat.config import POST_TRAINING, STAGE_LABELS, DLQATStage
 from jobs.dlqat.config import NAME, DLQATJob
 from jobs.dlqat.estimate import requirements
-from jobs.kind import Kind, StageStyle
-from jobs.metrics import relative_change
+from jobs.kind import KeyFigure, Kind, StageStyle, Values
+from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, relative_change
+
+TRAINED = (DLQATStage.DLQAT, DLQATStage.DLQAT_KD)
 
 
 def verdict(perplexity: Mapping[str, float]) -> str:
     """In words, whether the method helped on this model. `perplexity`: stage -> value."""
-    trained = next((s for s in (DLQATStage.DLQAT, DLQATStage.DLQAT_KD) if s in perplexity), None)
+    trained = next((s for s in TRAINED if s in perplexity), None)
     rival = next((s for s in reversed(POST_TRAINING) if s in perplexity), None)
     if trained is None or rival is None:
         return ""
@@ -34,6 +36,22 @@ def verdict(perplexity: Mapping[str, float]) -> str:
     if value >= perplexity[rival]:
         text += " Training did not help on this model."
     return text
+
+
+def key_figure(values: Values) -> KeyFigure | None:
+    """Bits a weight, and what they cost in perplexity."""
+    trained = next((s for s in TRAINED if (s, BITS_PER_WEIGHT) in values), None)
+    dense = values.get((DLQATStage.DENSE, PERPLEXITY))
+    if trained is None or dense is None or (trained, PERPLEXITY) not in values:
+        return None
+    rivals = [s for s in reversed(POST_TRAINING) if (s, PERPLEXITY) in values]
+    rounded = [f"{values[s, PERPLEXITY]:.1f} with {STAGE_LABELS[s]}" for s in rivals[:1]]
+    ended = f"{values[trained, PERPLEXITY]:.1f} with {STAGE_LABELS[trained]}"
+    return KeyFigure(
+        f"{values[trained, BITS_PER_WEIGHT]:.2f} bits",
+        "a weight instead of 16",
+        f"Perplexity {', '.join([f'{dense:.1f} dense', *rounded, ended])}.",
+    )
 
 
 STYLES = {
@@ -57,10 +75,13 @@ KIND = Kind(
     requirements=requirements,
     run="jobs.dlqat.run:run",
     order=20,
+    main_fields=("bits", "group_size"),
+    compresses=True,
     stages=STAGE_LABELS,
     styles=STYLES,
     default_stage=DLQATStage.DLQAT,
     verdict=verdict,
+    key_figure=key_figure,
     presets={
         "quick look": {"segments": 16, "context": 256, "windows": 8, "steps": 10, "lora": False},
         "default": {},

@@ -26,6 +26,7 @@ KIND = Kind(
     requirements=requirements,
     run="jobs.evaluation.run:run",
     order=60,
+    main_fields=("dense", "speed"),
     stages=LABELS,
     verdict=verdict,
     presets={

@@ -15,7 +15,7 @@ from backend.queue.roles import Actor
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 from backend.store.votes import BAD, TIE, all_votes, votes_of
-from jobs.generate.conversation import chain
+from jobs.generate.conversation import turns_to
 
 FEW = 10  # votes, below which a leaderboard says little
 
@@ -32,7 +32,7 @@ def is_hidden(job: Job, voter: str) -> bool:
         return False
     if job.state in TERMINAL and job.state != State.SUCCEEDED:
         return False
-    return not any(voter in votes_of(each.id) for each in chain(job.run))
+    return not any(voter in votes_of(each.id) for each in turns_to(job))
 
 
 def display_order(job: Job) -> list[int]:
@@ -41,7 +41,7 @@ def display_order(job: Job) -> list[int]:
     sides = range(1, len(names_of(job)) + 1)
     if not job.config.get("blind"):
         return [*sides]
-    first = chain(job.run)[0].run
+    first = turns_to(job)[0].run
     return sorted(sides, key=lambda n: zlib.crc32(f"{first} {n}".encode()))
 
 

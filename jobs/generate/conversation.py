@@ -40,6 +40,14 @@ def chain(follows: str, field: str = "follows") -> list[Job]:
     return jobs[::-1]
 
 
+def turns_to(job: Job) -> list[Job]:
+    """The chain up to this run; the run alone where the chain is broken."""
+    try:
+        return chain(job.run)
+    except ConfigError:
+        return [job]
+
+
 def require_chain(follows: str, sides: Sequence[str]) -> list[Job]:
     """The chain, which ends with a finished run of the same sides.
 
@@ -47,6 +55,9 @@ def require_chain(follows: str, sides: Sequence[str]) -> list[Job]:
         ConfigError: it does not.
     """
     jobs = chain(follows)
+    for job in jobs:
+        if job.removed_at is not None:
+            raise _broken(f"{job.run} was deleted.", "follows")
     for job in jobs[-1:]:
         if job.state != State.SUCCEEDED:
             raise _broken(f"{job.run} is {job.state}.", "follows")

@@ -16,6 +16,7 @@ KIND = Kind(
     requirements=requirements,
     run="jobs.generate.run:run",
     order=50,
+    main_fields=("prompt", "sides", "max_new_tokens"),
     has_models=False,
     lane=Lane.PLAYGROUND,
     stages={f"side-{n}": f"Side {n}" for n in range(1, MAX_SIDES + 1)},

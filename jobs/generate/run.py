@@ -21,6 +21,7 @@ from backend.text.prompt_ids import chat_ids, end_ids
 from jobs.generate.config import STOPS, GenerateJob, GenerationSide, read_sides
 from jobs.generate.conversation import chain, messages, turns
 from jobs.generate.transcript import ENDS, TranscriptWriter, read_transcript, transcript_writer
+from jobs.playground.cards import use_card
 from jobs.playground.context import AnswerContext
 from jobs.playground.pool import WarmModel
 from jobs.runtime.environment import place
@@ -86,6 +87,7 @@ class SideAnswer:
                 say, context,
             ) as model,
         ):  # fmt: skip
+            use_card(model.device)
             context.share.apply(config.threads)
             refuse_processors(model.loaded.model)
             if side.drafter and not model.knows(side.drafter, config.nodes):

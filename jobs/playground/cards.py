@@ -16,6 +16,12 @@ def choose_card(wanted: str) -> str:
     return max(cards, key=free_memory)
 
 
+def use_card(device: str) -> None:
+    """Let this thread work on that device; what waits for "the GPU" waits for it."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+
+
 def free_memory(card: str) -> int:
     """Bytes left on a card for another model."""
     free, _ = torch.cuda.mem_get_info(card)

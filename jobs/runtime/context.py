@@ -26,6 +26,7 @@ from backend.errors import ComputeError
 from backend.queue.disk import folder_bytes
 from backend.queue.engines.local import reference
 from backend.queue.folders import log_file, run_folder, work_folder
+from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store.session import change, now_ms, reading, writing
@@ -67,7 +68,7 @@ class JobContext:
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
         self._closed = threading.Event()
-        self._progress = Progress()
+        self._progress = Progress(job.environment.get(ESTIMATED_SECONDS))
         self._thread = threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True)
 
     # the Reporter ----------------------------------------------------------------------------

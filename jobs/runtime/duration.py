@@ -60,6 +60,7 @@ def _finished(kind: str, model: str) -> list[FinishedRun]:
         (job, (job.finished_at - job.started_at) / 1000 - START_S - (job.timed_seconds or 0.0))
         for job in queries.jobs([State.SUCCEEDED], kind)
         if job.config.get("model") == model
+        and job.id > 0  # examples ran on another machine
         and job.attempts_made == 1
         and job.finished_at
         and job.started_at

@@ -14,13 +14,25 @@ from typing import Any, Protocol
 from backend.reporter import REPLAY, Reporter
 
 SETTLED_S = 15.0  # in a phase, before its own pace is used
+HALF_TRUSTED = 0.05  # of the work done: the pace then counts as much as the estimate
 
 
 class Progress:
-    """How far the job is, and the seconds left: the rest of a phase at the pace of the phase, the
-    later ones at that of the job. Work replayed from checkpoints does not count for the pace."""
+    """How far the job is, and the seconds left.
 
-    def __init__(self) -> None:
+    By pace: the rest of a phase at the pace of the phase, the later ones at that of the job. Work
+    replayed from checkpoints does not count for the pace. The first steps of a run say little, so
+    the estimate made beforehand counts until the pace is known better: with a share s of the work
+    done,
+
+        ln left = w ln(by pace) + (1 - w) ln(by estimate),   w = s / (s + `HALF_TRUSTED`)
+
+    Args:
+        expected_s: seconds the whole job was estimated to take; None if that is not known.
+    """
+
+    def __init__(self, expected_s: float | None = None) -> None:
+        self.expected_s = expected_s
         self._done = self._total = self._phase_end = 0.0
         self._stage = "starting"
         self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done
@@ -44,6 +56,17 @@ class Progress:
         }
 
     def _eta(self) -> float | None:
+        by_pace, total = self._left_by_pace(), self._total or 1.0
+        if self.expected_s is None:
+            return by_pace
+        estimated = self.expected_s * (1 - self._done / total)
+        if not by_pace or estimated <= 0:
+            return estimated if by_pace is None else by_pace
+        share = (self._done - self._job_start[1]) / total
+        weight = share / (share + HALF_TRUSTED)
+        return math.exp(weight * math.log(by_pace) + (1 - weight) * math.log(estimated))
+
+    def _left_by_pace(self) -> float | None:
         overall = self._pace(self._job_start)
         if overall is None:
             return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from backend.methods.sds.config import STAGE_LABELS, SDSStage
-from jobs.kind import Kind, StageStyle
-from jobs.metrics import relative_change
+from jobs.kind import KeyFigure, Kind, StageStyle, Values
+from jobs.metrics import PERPLEXITY, relative_change
 from jobs.sds.config import NAME, SDSJob
 from jobs.sds.estimate import requirements
 
@@ -25,6 +25,23 @@ def verdict(perplexity: Mapping[str, float]) -> str:
     return text if sds < control else f"{text} The re-dense detour did not pay on this model."
 
 
+def key_figure(values: Values) -> KeyFigure | None:
+    """The share of the loss of the first pruning that SDS recovers, in perplexity:
+
+    recovered = (first - SDS) / (first - dense)
+    """
+    stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.SDS, SDSStage.CONTROL)
+    dense, first, sds, control = (values.get((stage, PERPLEXITY)) for stage in stages)
+    if dense is None or first is None or sds is None or first <= dense:
+        return None
+    adjusted = f"{control:.1f} only adjusted, " if control is not None else ""
+    return KeyFigure(
+        f"{(first - sds) / (first - dense):.0%}".replace("%", " %").replace("-", "−"),
+        "of the loss from pruning recovered",
+        f"Perplexity {dense:.1f} dense, {first:.1f} pruned, {adjusted}{sds:.1f} after SDS.",
+    )
+
+
 STYLES = {
     "dense": StageStyle("grey", main=True),
     "first": StageStyle("vermillion", main=True),
@@ -41,10 +58,13 @@ KIND = Kind(
     requirements=requirements,
     run="jobs.sds.run:run",
     order=10,
+    main_fields=("pattern", "base"),
+    compresses=True,
     stages=STAGE_LABELS,
     styles=STYLES,
     default_stage=SDSStage.SDS,
     verdict=verdict,
+    key_figure=key_figure,
     presets={
         "quick look": {"segments": 16, "context": 256, "windows": 8, "adjust_steps": 10},
         "default": {},

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from jobs.kind import Kind
+from jobs.kind import KeyFigure, Kind, Values
+from jobs.metrics import TOKENS_PER_SECOND
 from jobs.speed.config import NAME, SpeedJob
 from jobs.speed.estimate import requirements
-from jobs.speed.report import LABELS
+from jobs.speed.report import LABELS, VANILLA
+
+
+def key_figure(values: Values) -> KeyFigure | None:
+    """The tokens a second of the fastest decoder, and of plain decoding."""
+    speeds = {stage: v for (stage, name), v in values.items() if name == TOKENS_PER_SECOND}
+    fastest = speeds.pop("run", None)
+    plain = speeds.get(VANILLA)
+    if fastest is None or plain is None:
+        return None
+    named = next((s for s, speed in speeds.items() if speed == fastest), "")
+    return KeyFigure(
+        f"{fastest / plain:.2f} ×",
+        "the tokens per second of plain decoding",
+        f"{fastest:.0f} tokens per second with {LABELS.get(named, named).lower() or 'it'}, "
+        f"{plain:.0f} without.",
+    )
+
 
 KIND = Kind(
     name=NAME,
@@ -16,8 +34,10 @@ KIND = Kind(
     requirements=requirements,
     run="jobs.speed.run:run",
     order=40,
+    main_fields=("drafters", "lookup"),
     has_models=False,
     stages=LABELS,
+    key_figure=key_figure,
     presets={
         "quick look": {"count": 6, "max_new_tokens": 32, "rounds": 2},
         "default": {},

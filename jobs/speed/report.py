@@ -86,7 +86,7 @@ class DecoderReport:
 
     @property
     def untimed(self) -> dict[str, Any]:
-        """What no clock measured, so that a replay has to repeat it."""
+        """What no clock measured, so that a reproduction has to repeat it."""
         record = self.record()
         return {name: record[name] for name in ("lengths", "hits", "first_difference")}
 

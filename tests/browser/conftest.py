@@ -41,7 +41,6 @@ from tests.fork_server import FORKS, begin_anew
 
 PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
-TOURED = "try { localStorage.setItem('slimscope-toured', '1'); } catch {}"
 SCREEN = {"viewport": {"width": 1400, "height": 900}}
 ROOT = Path(__file__).resolve().parents[2]
 STARTS_S = 300
@@ -75,7 +74,7 @@ def free_port() -> int:
 def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
     """The dashboard on this data folder, until the block ends."""
     port, log = port or free_port(), data.with_name("dashboard.log")
-    own = {"PORT": str(port), "BROWSER": "false", "THREADS": "1"}
+    own = {"PORT": str(port), "BROWSER": "false", "THREADS": "1", "EXAMPLES": "false"}
     here = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
     with_all = {"SLIMSCOPE_IDLE_EXIT": "1", "SLIMSCOPE_PLAYGROUND_IDLE": "8", **environment, **here}
     process = FORKS.Process(target=serve, args=(with_all, log))
@@ -295,7 +294,6 @@ def warm_tab(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
 def visitor(warm_context: BrowserContext, lab: Dashboard) -> Iterator[Page]:
     """A page of one who has been here before."""
     with warm_tab(warm_context, lab) as page:
-        page.add_init_script(TOURED)
         yield page
 
 

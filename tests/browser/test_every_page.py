@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.conftest import TOURED, Dashboard, opened, patient, tab, warm_tab
+from tests.browser.conftest import Dashboard, opened, patient, tab, warm_tab
 from ui.frame import Page as OwnPage
 from ui.pages import pages
 
@@ -131,6 +131,5 @@ def test_the_first_chart_is_there_soon(browser: Browser, lab: Dashboard) -> None
         return time.monotonic() - began
 
     with tab(browser, lab) as page:
-        page.add_init_script(TOURED)
         assert seconds(page) < patient(6)  # this browser has never been here
         assert min(seconds(page), seconds(page)) < patient(3)

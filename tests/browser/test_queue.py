@@ -159,7 +159,7 @@ def test_a_failed_run_says_why_and_is_repeated_beside_the_old_one(
     expect(page.locator("#run-log pre")).to_contain_text(last)
     page.get_by_test_id(f"retry-{run}").click()
     expect(page.locator("#run-said")).to_contain_text("is queued")
-    (repeated,) = queries.replays(run)
+    (repeated,) = queries.reproductions(run)
     until(repeated.run, State.FAILED)
     new, old = queries.job(repeated.run), queries.job(run)
     assert new.config == old.config and new.parent == old.id and old.state == State.FAILED

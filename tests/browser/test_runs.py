@@ -203,6 +203,7 @@ def test_a_saved_chart_opens_without_the_dashboard(
     card = visitor.locator(".card", has=visitor.locator("#home-tradeoff"))
     card.locator(".xtick").first.wait_for()
     with visitor.expect_download() as download:
+        card.get_by_text("Save", exact=True).click()
         card.get_by_role("button", name="HTML").click()
     file = tmp_path / "chart.html"
     download.value.save_as(file)
@@ -239,17 +240,6 @@ def test_keys_jump_search_and_list_themselves(visitor: Page, lab: Dashboard) -> 
     visitor.keyboard.press("Enter")
     visitor.wait_for_url(f"{lab.url}/run?id=sds-0002")
     expect(visitor.locator("h1")).to_have_text("sds-0002")
-
-
-def test_the_first_visit_is_told_three_things_once(browser: Browser, lab: Dashboard) -> None:
-    with tab(browser, lab) as page:
-        opened(page, lab.url)
-        tour = page.get_by_role("region", name="First visit")
-        expect(tour.get_by_role("listitem")).to_have_count(3)
-        page.get_by_test_id("close-tour").click()
-        expect(tour).to_be_hidden()
-        opened(page, lab.url)
-        expect(tour).to_be_hidden()
 
 
 def test_tags_notes_and_views_are_kept(visitor: Page, lab: Dashboard) -> None:

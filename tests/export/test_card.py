@@ -52,7 +52,7 @@ def test_what_is_not_known_is_said_and_not_made_up(tmp_path: Path) -> None:
     origin = origin_of(str(tmp_path))
     (tmp_path / CARD).write_text(front_matter(origin, ["pruning"], "quantized"))
     assert "license" not in metadata_load(tmp_path / CARD)
-    card = gguf_card("it.gguf", "mine", "Q8_0", "export-0001", origin)
+    card = gguf_card("it.gguf", "mine", "Q8_0", "gguf-0001", origin)
     assert "is not known here" in card and "base_model" not in card
     (tmp_path / CARD).write_text("---\n[: damaged\n---\n")
     assert origin_of(str(tmp_path)).licence == ""

@@ -104,7 +104,7 @@ FULL = {  # kind -> its config, and where it finds the disk full
     "statistics": ({"model": "toy"}, CHECKPOINT, full),
     "generate": (test_generate.SMALL, "jobs.generate.transcript.TranscriptWriter.add", full),
     "evaluation": ({"model": "toy"}, "jobs.runtime.context.JobContext._write", full_database),
-    "export": ({"model": "toy"}, CHECKPOINT, full),
+    "gguf": ({"model": "toy"}, CHECKPOINT, full),
     "count": ({}, CHECKPOINT, full),
 }
 

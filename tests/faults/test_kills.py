@@ -12,7 +12,7 @@ from backend.queue.folders import work_folder
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.replay import compare
+from jobs.reproduction import compare
 from jobs.speed.report import decoder_reports
 from jobs.submit import submit
 from tests.jobs.conftest import loop

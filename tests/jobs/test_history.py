@@ -54,7 +54,7 @@ def test_one_event_for_each_change(queue: Path, state: State, change: Change, ev
 
 def test_a_replay_says_what_it_repeats(queue: Path) -> None:
     old = in_state(State.SUCCEEDED)
-    new = operations.replay_run(old, HOST)["id"]
+    new = operations.reproduce_run(old, HOST)["id"]
     assert [(e.type, e.text) for e in queries.events(new)] == [("queued", f"repeats {old}")]
 
 

@@ -51,3 +51,15 @@ def test_what_is_only_looked_up_again_has_no_pace(clock: list[float]) -> None:
     clock[0] = 41
     progress.report(0.6, 1.0, "One", phase_end=1.0)
     assert eta(progress) == pytest.approx(160)
+
+
+def test_the_estimate_counts_until_the_pace_is_known(clock: list[float]) -> None:
+    progress = Progress(180.0)
+    assert eta(progress) == pytest.approx(180)
+    progress.report(0.0, 1.0, "One", phase_end=1.0)
+    clock[0] = 3
+    progress.report(1e-5, 1.0, "One", phase_end=1.0)  # by its pace alone 83 hours
+    assert 180 <= float(eta(progress) or 0) < 190
+    clock[0] = 200
+    progress.report(0.5, 1.0, "One", phase_end=1.0)  # slower than estimated, and known well
+    assert 180 < float(eta(progress) or 0) < 200

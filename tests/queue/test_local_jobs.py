@@ -16,7 +16,7 @@ from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.replay import replay
+from jobs.reproduction import reproduce
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, free_slots, running
 
@@ -66,7 +66,7 @@ def test_guests_may_look_but_not_touch(queue: Path) -> None:
     job = submit("count", {}, HOST)
     for deed in (
         lambda: submit("count", {}, guest),
-        lambda: replay(job.run, guest),
+        lambda: reproduce(job.run, guest),
         lambda: service.cancel(job.run, guest),
         lambda: service.resume(job.run, guest),
     ):
@@ -82,7 +82,7 @@ def test_resume_refuses_what_waits_or_succeeded(wait: Wait) -> None:
     wait(job.id, State.SUCCEEDED)
     with pytest.raises(ConflictError, match="succeeded"):
         service.resume(job.run, HOST)
-    copy = replay(job.run, HOST)
+    copy = reproduce(job.run, HOST)
     assert copy.id != job.id and copy.config == job.config and copy.parent == job.id
 
 

@@ -19,7 +19,7 @@ from backend.store.states import State
 from backend.store.tables import DamagedJson, check_intact
 from jobs import operations
 from jobs.cli.tables import runs_table
-from jobs.replay import replay
+from jobs.reproduction import reproduce
 from jobs.submit import validated
 from ui.search import search_runs
 from ui.widgets.download import small_file
@@ -82,7 +82,7 @@ def test_a_damaged_run_is_not_run_with_defaults(store: None) -> None:
     with writing() as session:
         session.execute(text("UPDATE jobs SET config = '{' WHERE id = 2"))
     with pytest.raises(ConfigError, match="damaged"):
-        replay("statistics-0002", HOST)
+        reproduce("statistics-0002", HOST)
     with pytest.raises(ConfigError, match="cannot be read"):
         check_intact(DamagedJson())
     check_intact({})

@@ -11,7 +11,21 @@ from hypothesis import strategies as st
 
 from backend.errors import SlimscopeError
 from backend.store.states import State
-from ui.format import ago, count, duration, esc, eta, href, moment, number, share, short_count, size
+from ui.format import (
+    NONE,
+    ago,
+    count,
+    duration,
+    esc,
+    eta,
+    eta_range,
+    href,
+    moment,
+    number,
+    share,
+    short_count,
+    size,
+)
 from ui.widgets.html import badge, problem, time_tag
 
 
@@ -95,3 +109,17 @@ def test_a_problem_says_what_why_and_what_to_do() -> None:
     said = problem(SlimscopeError("It <failed>.", "No room.", "Free some."))
     assert 'role="alert"' in said
     assert "It &lt;failed&gt;." in said and "No room. Free some." in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "share", "written"),
+    [
+        (None, 0.5, NONE), (20.0, 0.01, "under a minute"), (600.0, 0.01, "6 to 14 min"),
+        (600.0, 0.3, "8 to 12 min"), (600.0, 0.9, "9 to 11 min"), (70.0, 0.9, "about 1 min"),
+        (7200.0, None, "1.2 to 2.8 h"), (7200.0, 0.9, "1.8 to 2.2 h"),
+    ],
+)  # fmt: skip
+def test_the_time_left_is_as_narrow_as_the_work_done_allows(
+    seconds: float | None, share: float | None, written: str
+) -> None:
+    assert eta_range(seconds, share) == written

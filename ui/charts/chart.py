@@ -16,6 +16,7 @@ class Chart:
     Attributes:
         figure: a figure, a sentence that says why there is none, or None for "nothing to show".
         frame: the figures drawn, a row each; the first column heads the row, as text or `Markup`.
+        headline: what the chart shows on this data, its title; the panel's own where it is empty.
         note: how many values are shown, behind the question.
         question: instead of the panel's own.
         name: of its files, where run and panel do not tell enough.
@@ -26,3 +27,4 @@ class Chart:
     note: str = ""
     question: str = ""
     name: str = ""
+    headline: str = ""

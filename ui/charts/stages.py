@@ -11,6 +11,7 @@ from backend.store.queries import StoredResult
 from jobs.metrics import PERPLEXITY
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
+from ui.charts.headlines import of_stages
 from ui.charts.template import layout, log_axis, reference_line
 from ui.format import count, number
 from ui.theme import LIGHT, stage_style
@@ -31,7 +32,11 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
     rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
     columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
     frame = pd.DataFrame(rows, columns=columns, dtype=object)
-    return Chart(stage_perplexities(results, names), frame, perplexity_note(results))
+    labelled = [(row[0], row[1]) for row in rows if row[1]]
+    return Chart(
+        stage_perplexities(results, names), frame, perplexity_note(results),
+        headline=of_stages(labelled),
+    )  # fmt: skip
 
 
 def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> go.Figure:

@@ -145,6 +145,8 @@ BEFORE = (
            lambda r: tags_html(r.job.tags or ()), measure=lambda r: r.job.tags or ()),
     _text("note", "Note", lambda r: r.job.note or "", lambda r: HTML.clipped(r.job.note or "")),
     _text("owner", "By", lambda r: r.job.owner),
+    _text("archived", "Archived", lambda r: "yes" if r.job.archived_at else "no"),
+    _text("deleted", "Deleted", lambda r: "yes" if r.job.removed_at else "no"),
     _text("sweep", "Sweep", _sweep, lambda r: HTML.sweep_name(_sweep(r))),
 )  # fmt: skip
 PERPLEXITY_COLUMNS = (

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from backend.errors import NotFoundError, SlimscopeError
 from backend.store.states import LIVE
 from backend.store.tables import Job
-from ui.format import NONE, duration, eta, share
+from ui.format import NONE, duration, eta_range, share
 from ui.runs.results import kind_title, setting_summary
 from ui.templates import fragments
 from ui.widgets.html import WIDGETS, problem
@@ -58,7 +58,7 @@ def progress(job: Job) -> Markup:
 
 def time_left(job: Job) -> str:
     """Estimated time left, as in "about 5 min"; empty when unknown."""
-    return eta(job.eta_s) if job.state in LIVE and job.eta_s is not None else ""
+    return eta_range(job.eta_s, job.share) if job.state in LIVE and job.eta_s is not None else ""
 
 
 def elapsed(job: Job, now: int) -> float | None:

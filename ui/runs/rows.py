@@ -104,9 +104,10 @@ def _by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
     return by_job
 
 
-def all_rows() -> list[RunRow]:
-    """Every run, the newest first."""
-    return _cache(settings().url).rows()
+def all_rows(*, deleted: bool = False) -> list[RunRow]:
+    """Every run, the newest first; deleted ones only where they are asked for."""
+    rows = _cache(settings().url).rows()
+    return rows if deleted else [row for row in rows if not row.job.removed_at]
 
 
 class RunCache:
@@ -119,7 +120,7 @@ class RunCache:
         self._rows: dict[int, RunRow] = {}
 
     def rows(self) -> list[RunRow]:
-        """Every run, the newest first."""
+        """Every run that is not purged, the newest first."""
         with self._lock:
             self._update()
             return [self._rows[number] for number in sorted(self._rows, reverse=True)]
@@ -133,6 +134,9 @@ class RunCache:
             jobs = queries.jobs_by_id(numbers)
             read = rows(jobs, queries.results(numbers), queries.model_bytes(numbers))
             self._rows |= {row.job.id: row for row in read}
+            for job in jobs:
+                if job.purged:
+                    del self._rows[job.id]
             self._live |= {job.id for job in jobs if job.state in LIVE}
 
 
@@ -145,5 +149,6 @@ def chosen(rows: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
     """The rows of these runs, in that order; unknown and repeated names are left out."""
     wanted = dict.fromkeys(runs)
     numbers = {run.rpartition("-")[2].lstrip("0") for run in wanted}
-    by_name = {row.job.run: row for row in rows if numbers and str(row.job.id) in numbers}
+    numbers |= {str(row.job.id) for row in rows if row.job.id < 0}  # examples have no number
+    by_name = {row.job.run: row for row in rows if wanted and str(row.job.id) in numbers}
     return [by_name[run] for run in wanted if run in by_name]

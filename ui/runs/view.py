@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
+from backend.store.tables import RUN_NAME
 from ui.runs import columns as run_columns
 from ui.runs import filter as run_filter
 from ui.runs.columns import GROUPS, NEWEST, RUN_COLUMN, Column
@@ -21,7 +22,6 @@ PAGE_ROWS = 50
 MAX_PINS = 5
 MAX_RUNS = 100
 MAX_LENGTH = 300  # characters of a text in the address
-RUN = re.compile(r"[a-z][a-z0-9]*-\d{1,15}")
 SAVED = ("q", "sort", "dir", "cols", "base", "pins")  # the fields a saved view keeps
 Address = dict[str, str]  # fields of the address a button writes
 
@@ -34,7 +34,7 @@ def query_text(request: gr.Request, name: str) -> str:
 def query_list(request: gr.Request, name: str, most: int = MAX_RUNS) -> tuple[str, ...]:
     """A list of runs in the address; whatever does not look like a run is dropped."""
     text = str(dict(request.query_params or {}).get(name, ""))[: 20 * most]
-    return tuple(dict.fromkeys(n for n in text.split(",") if RUN.fullmatch(n)))[:most]
+    return tuple(dict.fromkeys(n for n in text.split(",") if RUN_NAME.fullmatch(n)))[:most]
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,23 @@ class TableResult:
         return {group: columns for group, columns in groups.items() if columns}
 
 
+def _listed(rows: Sequence[RunRow], asked: RunFilter) -> list[RunRow]:
+    """Without archived and deleted runs, unless the filter names them."""
+    named = {term.column.key for term in asked.terms if term.column}
+    return [
+        row
+        for row in rows
+        if (not row.job.archived_at or "archived" in named)
+        and (not row.job.removed_at or "deleted" in named)
+    ]
+
+
 def query_runs(query: TableQuery) -> TableResult:
     """Everything the table shows for this query."""
-    runs = all_rows()
-    columns = run_columns.columns(runs)
+    every = all_rows(deleted=True)
+    columns = run_columns.columns(every)
     parsed = run_filter.parse(query.q, columns)
+    runs = _listed(every, parsed)
     by = run_columns.find_column(query.sort, columns) or columns[NEWEST]
     rows = sorted_rows(parsed.passed(runs), by, query.down)
     base = chosen(runs, [query.base])

@@ -197,9 +197,9 @@ class SecuredSend:
         headers = MutableHeaders(scope=message)
         headers.update(HEADERS)
         space = space_host()
-        framers = f"{HUB} https://{space}" if space else "'none'"
+        framers = f"{HUB} https://{space} 'self'" if space else "'self'"
         if not space:
-            headers["X-Frame-Options"] = "DENY"
+            headers["X-Frame-Options"] = "SAMEORIGIN"  # the presentation frames our pages
         policy = POLICY.format(nonce=self.nonce, hashes=self.hashes, framers=framers)
         headers["Content-Security-Policy"] = policy
         if self.cookie:

@@ -1,8 +1,8 @@
 """A Plotly chart that keeps its zoom, follows dark mode, and reports selections.
 
 `gr.Plot` replaces its node on every change and has no click event; this is `Plotly.react` in a
-fixed `gr.HTML`. The browser (`assets/slimscope.js`) sets the Plotly template of the mode and
-exchanges light greys for dark ones, so figures are independent of the mode.
+fixed `gr.HTML`. The browser (`assets/scripts/slimscope.js`) sets the Plotly template of the mode
+and exchanges light greys for dark ones, so figures are independent of the mode.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ so that a bad value is explained beside its field and nothing typed is lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
@@ -29,7 +30,7 @@ field_error = HTML.field_error  # announced by screen readers when it appears
 Input = Checkbox | Dropdown | Number | Radio | Textbox
 RADIO_LETTERS = 18  # characters of options that fit side by side
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
-FIRST = "Model and method"
+FIRST, METHOD, ADVANCED = "Model and method", "Method", "Advanced"
 SECTIONS = {"TextConfig": "Text", "EvaluationText": "Text", "JobConfig": "Run"}
 
 
@@ -132,6 +133,8 @@ class ConfigForm:
             field, or the `choices` of its `json_schema_extra`.
         prefix: starts the ids of its elements, where a page has several forms.
         without: fields that are not in the form, because the page asks for them elsewhere.
+        main: the only fields, besides the model, that are not folded away; None folds the advanced
+            ones alone.
     """
 
     def __init__(
@@ -140,21 +143,45 @@ class ConfigForm:
         choices: Mapping[str, Callable[[], Choices]] = NO_CHOICES,
         prefix: str = "",
         without: Collection[str] = (),
+        main: Collection[str] | None = None,
     ) -> None:
         self.config, self.prefix = config, prefix
         named = {n: str(extra(info).get("choices", n)) for n, info in config.model_fields.items()}
         self.choices = {n: choices[name] for n, name in named.items() if name in choices}
         self.fields: dict[str, Field] = {}
-        hidden: list[str] = []
-        for heading, every in sections(config).items():
-            names = [n for n in every if n not in without]
-            hidden += [n for n in names if advanced(config.model_fields[n])]
-            visible = [n for n in names if n not in hidden]
+        self.folds: dict[str, gr.Accordion] = {}
+        self.fold_of: dict[str, str] = {}  # field -> title of the fold that hides it
+        names = {n: info for n, info in config.model_fields.items() if n not in without}
+        by_heading = {h: [n for n in every if n in names] for h, every in sections(config).items()}
+        if main is None:
+            self._open_sections(by_heading)
+        else:
+            self._folded_sections(by_heading, {"model", *main})
+        self._fold(ADVANCED, [n for n, info in names.items() if advanced(info)])
+        self.fields = {n: self.fields[n] for n in names}
+
+    def _open_sections(self, by_heading: Mapping[str, Sequence[str]]) -> None:
+        for heading, names in by_heading.items():
+            visible = [n for n in names if not advanced(self.config.model_fields[n])]
             self._section(heading, sorted(visible, key=lambda n: n != "model"))  # the model leads
-        self.accordion = gr.Accordion("Advanced", open=False, elem_classes="form-advanced")
-        with self.accordion:
-            self._section("", hidden)
-        self.fields = {n: self.fields[n] for n in config.model_fields if n in self.fields}
+
+    def _folded_sections(
+        self, by_heading: Mapping[str, Sequence[str]], main: Collection[str]
+    ) -> None:
+        own = [n for names in by_heading.values() for n in names if n in main]
+        self._section("", sorted(own, key=lambda n: n != "model"))
+        for heading, names in by_heading.items():
+            plain_fields = [n for n in names if not advanced(self.config.model_fields[n])]
+            title = METHOD if heading == FIRST else heading
+            self._fold(title, [n for n in plain_fields if n not in main])
+
+    def _fold(self, title: str, names: list[str]) -> None:
+        if not names:
+            return
+        self.folds[title] = gr.Accordion(title, open=False, elem_classes="form-advanced")
+        with self.folds[title]:
+            self._section("", names)
+        self.fold_of |= dict.fromkeys(names, title)
 
     def _section(self, heading: str, names: list[str]) -> None:
         if heading and names:
@@ -210,19 +237,23 @@ class ConfigForm:
         return [n for n, f in self.fields.items() if values.get(n) != f.info.default]
 
     def count(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """Update of the accordion's label: how many of its fields were changed."""
-        n = sum(advanced(self.fields[name].info) for name in self.changed(values))
-        return {self.accordion: gr.update(label=f"Advanced · {n} changed" if n else "Advanced")}
+        """Updates of the folds' labels: how many of their fields were changed."""
+        changed = Counter(self.fold_of.get(name) for name in self.changed(values))
+        more = {title: f" · {n} changed" for title, n in changed.items() if title}
+        return {
+            fold: gr.update(label=f"{title}{more.get(title, '')}")
+            for title, fold in self.folds.items()
+        }
 
     def show_errors(self, error: SlimscopeError | None) -> dict[Any, Any]:
         """Updates that show `error` and its `others`, each beside its field, and clear all other
-        messages. The accordion opens when a field is inside it."""
+        messages. The fold of a field opens."""
         by_field = {each.field: each for each in (error, *error.others)} if error else {}
         updates: dict[Any, Any] = {}
         for field in self.fields.values():
             wrong = by_field.get(field.name)
             html = field_error(wrong) if wrong else ""
             updates[field.message] = gr.update(value=html, visible=bool(wrong))
-            if wrong and advanced(field.info):
-                updates[self.accordion] = gr.update(open=True)
+            if wrong and field.name in self.fold_of:
+                updates[self.folds[self.fold_of[field.name]]] = gr.update(open=True)
         return updates

@@ -1,4 +1,4 @@
-"""One chart of a page: a question, a frame of figures, and a plot of that frame.
+"""One chart of a page: a headline, a question, a frame of figures, and a plot of that frame.
 
 The frame is drawn, shown as the data table, and saved as CSV: one source for all three. A page
 declares its panels, draws their empty cards, and returns their updates by name.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 import pandas as pd
@@ -29,7 +29,7 @@ FORMATS = {
 }  # fmt: skip
 SAVE = WIDGETS.save_chart(FORMATS)
 Updates = dict[str, Any]  # name of an output -> what it is to show
-Parts = tuple[str, str, str]  # names of the outputs of a panel: chart, note, table
+Parts = tuple[str, str, str, str]  # names of the outputs of a panel: chart, note, table, title
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Panel:
     """One chart of a page.
 
     Attributes:
-        name: its outputs are NAME_chart, NAME_note and NAME_table.
+        name: its outputs are NAME_chart, NAME_note, NAME_table and NAME_title.
+        title: of its card while there is no answer; its label for screen readers.
         question: what the chart answers, a caption below it.
         height: pixels, kept before data arrives.
         element: the id of its chart is PAGE-ELEMENT; else PAGE-NAME.
@@ -51,7 +52,8 @@ class Panel:
 
     @property
     def parts(self) -> Parts:
-        return f"{self.name}_chart", f"{self.name}_note", f"{self.name}_table"
+        names = (f"{self.name}_{part}" for part in ("chart", "note", "table", "title"))
+        return cast("Parts", tuple(names))
 
     def build(
         self, page: str, controls: Sequence[Sequence[Component]] = (), scale: int = 1
@@ -64,17 +66,20 @@ class Panel:
         """
         element = f"{page}-{self.element or self.name}"
         with gr.Column(elem_classes="card", min_width=320, scale=scale):
-            gr.HTML(WIDGETS.card_title(self.title), js_on_load=None)
+            title = gr.HTML(WIDGETS.card_title(self.title), js_on_load=None)
             for row in controls:
                 with gr.Row(elem_classes="card-controls"):
                     for control in row:
                         control.render()
             view = PlotlyView(label=self.title, height=self.height, elem_id=element)
             note = gr.HTML(WIDGETS.chart_note(self.question), js_on_load=None)
-            gr.HTML(SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False)
+            gr.HTML(
+                SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False,
+                elem_classes="save-menu",
+            )  # fmt: skip
             with gr.Accordion("Data", open=False, elem_classes="card-data"):
                 table = gr.HTML("", js_on_load="slimscope.table(element)")
-        return dict(zip(self.parts, (view, note, table), strict=True))
+        return dict(zip(self.parts, (view, note, table, title), strict=True))
 
     def show(self, chart: Chart, run: str = "", question: str = "") -> Updates:
         """Updates of its outputs. The run leads the name of the CSV file; `question` replaces its
@@ -84,11 +89,13 @@ class Panel:
         file = chart.name or f"{run}-{self.name}".strip("-")
         table = "" if chart.frame is None else frame_table(chart.frame, file)
         note = WIDGETS.chart_note(question or chart.question or self.question, chart.note)
-        return dict(zip(self.parts, (chart.figure, note, table), strict=True))
+        title = WIDGETS.card_title(chart.headline or self.title)
+        return dict(zip(self.parts, (chart.figure, note, table, title), strict=True))
 
     def clear(self) -> Updates:
         """Updates that empty its outputs; data is on its way."""
-        return dict.fromkeys(self.parts, "")
+        title = WIDGETS.card_title(self.title)
+        return dict(zip(self.parts, ("", "", "", title), strict=True))
 
 
 def frame_table(frame: pd.DataFrame, name: str) -> Markup:

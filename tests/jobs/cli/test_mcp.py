@@ -156,7 +156,7 @@ def test_the_command_serves_over_standard_output(queue: Path) -> None:
             return sorted(tool.name for tool in tools.tools)
 
     names = asyncio.run(run())
-    changes = ["cancel_run", "resume_run", "submit_run", "submit_sweep", "replay_run"]
+    changes = ["cancel_run", "resume_run", "submit_run", "submit_sweep", "reproduce_run"]
     looks = ["kinds", "results", "runs", "show", "models", "texts", "log", "artifacts", "sweep"]
     assert names == sorted([*looks, *changes])
     assert json.dumps(names)

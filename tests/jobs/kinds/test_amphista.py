@@ -32,7 +32,7 @@ from jobs.amphista.estimate import (
     prompt_sets,
 )
 from jobs.metrics import metric
-from jobs.replay import compare
+from jobs.reproduction import compare
 from jobs.submit import checked, submit
 from tests.methods.amphista.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait

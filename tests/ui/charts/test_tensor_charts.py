@@ -36,7 +36,7 @@ from ui.pages.weights.magnitudes import (
 )
 from ui.pages.weights.small_multiples import BINS, small_multiples
 from ui.pages.weights.stage_steps import stage_steps_figure
-from ui.static import ASSETS
+from ui.static import SCRIPTS
 from ui.theme import LIGHT, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
@@ -336,7 +336,7 @@ def test_a_story_holds_every_stop_and_begins_where_it_is_told(series: list[Serie
 
 
 def test_the_browser_knows_the_dark_twin_of_every_grey(series: list[Series]) -> None:
-    script = (ASSETS / "slimscope.js").read_text()
+    script = (SCRIPTS / "slimscope.js").read_text()
     twins = dict(re.findall(r'"(#[0-9A-F]{6})": "--(\w+)"', script))
     assert twins and all(getattr(LIGHT, name) == colour for colour, name in twins.items())
     coloured = {*twins, *(stage_style(stage).colour for stage in stage_styles())}

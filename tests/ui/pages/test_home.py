@@ -1,20 +1,23 @@
-"""The page Overview: what runs, what is best, what needs a look."""
+"""The page Home: what runs, what is best, what needs a look."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.settings import Settings
+from backend.statistics.tensors import BINS, TensorSnapshot
 from backend.store.migrate import upgrade
 from jobs.metrics import metric
+from jobs.runtime.rows import tensor_row
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, result, store
+from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview
-from ui.pages.home import pareto
 from ui.pages.home.pareto_chart import ParetoPoint, pareto_front, tradeoff
 from ui.runs.rows import all_rows
 
@@ -48,8 +51,9 @@ def test_an_empty_folder_says_what_to_do_first(current: Settings) -> None:
     upgrade()
     page = overview.draw(asked())
     running, latest, side = page["running"], page["latest"], page["side"]
-    assert "No runs yet." in running and 'href="new' in running
-    assert latest == "" and "Toy stories" in side
+    assert running == latest == "" and "Toy stories" in side
+    hero = exhibits.draw_exhibits(None, asked())["hero"]
+    assert "Run the toy now" in hero and 'href="new' in hero and "<figure" not in hero
     assert picture()["column"]["visible"] is False and not picture()["tradeoff_chart"]
 
 
@@ -73,10 +77,6 @@ def test_a_guest_sees_why_a_button_is_off(seeded: Settings) -> None:
     assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
 
 
-def test_the_tour_is_three_sentences() -> None:
-    assert overview.HTML.tour().count("<li>") == 3
-
-
 # what is best -------------------------------------------------------------------------------------
 
 
@@ -85,7 +85,7 @@ def test_only_runs_on_the_same_model_and_text_share_a_picture(lab: Settings) -> 
     assert [sorted(r.job.id for r in g.rows) for g in groups] == [[1, 2, 3, 4], [5]]
     assert picture()["tradeoff_chart"].layout.uirevision
     alone = picture(of="sds-0005")
-    assert alone["of"]["value"] == "sds-0005" and alone["tradeoff_table"].count("<tr>") == 2
+    assert alone["of"]["value"] == "sds-0005" and not alone["column"]["visible"]
 
 
 def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
@@ -147,3 +147,55 @@ def test_the_perplexity_axis_shows_every_dot(low: float, high: float) -> None:
     axis = figure.layout.yaxis
     ends = [10**end for end in axis.range] if axis.type == "log" else axis.range
     assert ends is None or (min(ends) <= min(low, high) * 0.9 and max(low, high) <= max(ends))
+
+
+# what there is to see -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pruned(current: Settings) -> Settings:
+    """A finished run with weights of one tensor at every stage, and perplexities."""
+    upgrade()
+    values = {"dense": 10.0, "first": 30.0, "control": 22.0, "redense": 15.0, "sds": 20.0}
+    store(job(1), *(result(1, stage, "perplexity", value) for stage, value in values.items()))
+    for place, stage in enumerate(("dense", "first", "redense", "sds")):
+        counts = np.full(BINS, 10 - place)
+        zeros = 10 * BINS - int(counts.sum())
+        seen = TensorSnapshot(
+            "model.layers.0.mlp.up_proj.weight", 0, "mlp.up_proj", stage, 10 * BINS, zeros, 0, 0,
+            -1.0, 1.0, counts, {},
+        )  # fmt: skip
+        table, values = tensor_row(1, seen)
+        store(table(**values))
+    return current
+
+
+def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
+    (shown,) = showcase.showcase()
+    assert shown.figure.value == "50 %" and "22.0 only adjusted" in shown.figure.text
+    assert [(label, text) for label, _, text, _ in shown.bars] == [
+        ("Dense", "10.00"), ("First pruning", "30.00"), ("Re-dense", "15.00"),
+        ("Second pruning (SDS)", "20.00"),
+    ]  # fmt: skip
+    hero = exhibits.draw_exhibits(None, asked())
+    assert "of the loss from pruning recovered" in hero["hero"] and 'scope="row"' in hero["methods"]
+    assert exhibits.draw_exhibits(hero["seen"], asked()) == {}
+
+
+def test_the_histogram_has_every_stage_on_one_axis(pruned: Settings) -> None:
+    moving = showcase.moving_histogram(showcase.showcase())
+    assert moving is not None and moving["run"] == "sds-0001"
+    assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
+    heights = [stage["heights"] for stage in moving["stages"]]
+    assert {len(each) for each in heights} == {showcase.BARS}
+    assert max(max(each) for each in heights) <= 1.0
+    assert "perplexity 30.00." in moving["stages"][1]["said"]
+
+
+def test_a_guest_may_not_start_the_toy_or_touch_the_examples(
+    pruned: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exhibits.examples, "bundled", lambda: {"sds-example": None})
+    page = exhibits.draw_exhibits(None, asked(GUEST))
+    assert re.search(r'data-testid="run-toy"[^>]* disabled', page["hero"])
+    assert re.search(r'data-do="restore-examples"[^>]* disabled', page["methods"])

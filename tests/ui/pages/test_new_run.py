@@ -166,14 +166,16 @@ def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
     assert told["sds-field-model"]["value"] == "toy"
     assert told["sds-field-segments"]["value"] == 32
     assert told["new-name"] == queries.job(1).name
-    assert told["new-kind"] == "sds"
+    assert told["new-kind"]["value"] == "sds"
 
 
 def test_a_model_in_the_address_is_put_into_the_form_of_its_kind(sds: Kind) -> None:
     told = arrival(kind="evaluation", model="sds-0001")
     assert told["evaluation-field-model"]["value"] == "sds-0001"
     assert told["evaluation-field-windows"]["value"] == 16
-    assert "value" not in told["sds-field-model"] and told["new-kind"] == "evaluation"
+    assert "value" not in told["sds-field-model"] and told["new-kind"]["value"] == "evaluation"
+    offered = [kind for _, kind in told["new-kind"]["choices"]]
+    assert offered == ["sds", "dlqat", "amphista", "evaluation"]  # methods, and what was asked for
 
 
 def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:

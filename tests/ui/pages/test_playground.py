@@ -13,6 +13,7 @@ from backend.methods.amphista.config import LOOKED_UP
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.votes import votes_of
@@ -21,10 +22,10 @@ from jobs.generate.config import GenerateJob
 from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, store
 from ui.pages.playground import board, page
-from ui.pages.playground.answers import HTML
 from ui.pages.playground.stream import answers
-from ui.pages.playground.token_strip import tints, token_spans
+from ui.runs.token_strip import tints, token_spans
 from ui.widgets.config_form import ConfigForm
+from ui.widgets.html import WIDGETS
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CONFIG = {"prompt": f"Tell me. {HOSTILE}", "sides": "toy, amphista-0002"}
@@ -66,11 +67,11 @@ def press(do: str, run: str, who: Any = HOST) -> str:
 
 
 def strip(transcript: Transcript, differs: int | None = None) -> str:
-    return HTML.strip(token_spans(transcript, differs))
+    return WIDGETS.strip(token_spans(transcript, differs))
 
 
 def legend(sources: set[int]) -> str:
-    return HTML.legend(tints(sources), False)
+    return WIDGETS.legend(tints(sources))
 
 
 def test_answers_stand_side_by_side(answered: str) -> None:
@@ -112,6 +113,16 @@ def test_drafters_can_be_chosen(current: Settings) -> None:
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
     assert (told, "amphista-0002") in page.sides()
     assert page.generate_run("amphista-0002") is None  # not one of these
+
+
+def test_a_conversation_whose_beginning_is_gone_shows_the_rest(answered: str) -> None:
+    store(generated(4, config={**CONFIG, "follows": "generate-0099"}))
+    write_answers("generate-0004")
+    assert draw(run="generate-0004").count('<article class="turn"') == 1
+    store(generated(5, config={**CONFIG, "follows": answered}))
+    with writing() as session:
+        session.get_one(Job, 1).removed_at = 1
+    assert draw(run="generate-0005").count('<article class="turn"') == 1
 
 
 # asking -------------------------------------------------------------------------------------------

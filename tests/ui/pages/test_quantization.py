@@ -231,7 +231,7 @@ def test_another_tensor_or_group_redraws_what_it_changes() -> None:
     assert shown["layers_chart"].layout.meta["picked"] == ["1", "up_proj"]
     assert set(page.choose_group(view(group="2,3"))) == {
         "group", "one", "history_chart", "history_note", "history_table",
-        "weights_chart", "weights_note", "weights_table",
+        "weights_chart", "weights_note", "weights_table", "history_title", "weights_title",
     }  # fmt: skip
 
 

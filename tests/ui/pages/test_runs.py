@@ -162,7 +162,7 @@ def test_a_second_cancel_is_no_kill(lab: Settings) -> None:
     [
         ("tag", "", "x"),
         ("tag", "sds-0001", "<b>"),
-        ("delete", "sds-0001", ""),
+        ("frobnicate", "sds-0001", ""),
         ("", "sds-0001", ""),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from ui.static import ASSETS, SCRIPT_URL
+from ui.static import SCRIPT_URL, SCRIPTS
 from ui.widgets.chart import PlotlyView
 from ui.widgets.html import WIDGETS
 from ui.widgets.panel import Panel
@@ -60,7 +60,7 @@ def test_it_can_be_listened_to() -> None:
 
 
 def test_nothing_is_uploaded() -> None:
-    script = (ASSETS / "slimscope.js").read_text()
+    script = (SCRIPTS / "slimscope.js").read_text()
     for setting in ("showSendToCloud: false", 'plotlyServerURL: ""', "displaylogo: false"):
         assert setting in script
 

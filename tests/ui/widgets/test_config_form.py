@@ -152,7 +152,7 @@ def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) ->
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern"}
     assert "5:3" in updates[form.fields["pattern"].message]["value"]
-    assert form.accordion not in updates
+    assert form.folds["Advanced"] not in updates
     assert not any(update.get("visible") for update in form.show_errors(None).values())
 
 
@@ -163,13 +163,13 @@ def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
     updates = form.show_errors(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern", "message-segments", "message-damping"}
-    assert updates[form.accordion]["open"] is True  # damping is inside
+    assert updates[form.folds["Advanced"]]["open"] is True  # damping is inside
 
 
 def test_the_accordion_opens_for_a_message_inside_it(form: ConfigForm) -> None:
     assert advanced(SDSJob.model_fields["l1"])
     updates = form.show_errors(SlimscopeError("No.", field="l1"))
-    assert updates[form.accordion]["open"] is True
+    assert updates[form.folds["Advanced"]]["open"] is True
 
 
 def test_an_emptied_number_is_refused_beside_its_field(form: ConfigForm) -> None:
@@ -180,9 +180,9 @@ def test_an_emptied_number_is_refused_beside_its_field(form: ConfigForm) -> None
 
 def test_the_accordion_counts_what_was_changed_in_it(form: ConfigForm) -> None:
     defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
-    assert form.count(defaults)[form.accordion]["label"] == "Advanced"
+    assert form.count(defaults)[form.folds["Advanced"]]["label"] == "Advanced"
     changed = defaults | {"l1": 1.0, "l2": 1.0, "pattern": "50%"}
-    assert form.count(changed)[form.accordion]["label"] == "Advanced · 2 changed"
+    assert form.count(changed)[form.folds["Advanced"]]["label"] == "Advanced · 2 changed"
 
 
 def test_what_was_typed_is_shown_in_a_message_but_never_run() -> None:

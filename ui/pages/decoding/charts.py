@@ -11,8 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.speed.report import VANILLA, DecoderReport
+from jobs.speed.report import LABELS, VANILLA, DecoderReport
 from ui.charts.chart import Chart
+from ui.charts.headlines import of_break_even, of_parts, of_speed
 from ui.charts.template import (
     axis,
     category_axis,
@@ -83,7 +84,9 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     )  # fmt: skip
     texts = [f"{value:.2f}×" for value in up]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
-    return Chart(go.Figure(bars, looks | {"shapes": [reference_line(x=1)]}), frame, note)
+    figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
+    rows = [(d.label, d.speed_up, d.speed_up_range()[0]) for d in decoders if d.drafts]
+    return Chart(figure, frame, note, headline=of_speed(rows, LABELS[VANILLA]))
 
 
 def gain(
@@ -109,7 +112,9 @@ def gain(
     reach = frame[["Tokens per step", "Break-even"]].max(axis=1)
     texts = [f"{value:.2f}" for value in frame["Tokens per step"]]
     looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts)
-    return Chart(go.Figure([bars, marks], looks), frame, note)
+    rows = [(d.label, d.accepted, d.break_even) for d in drafting(decoders)]
+    figure = go.Figure([bars, marks], looks)
+    return Chart(figure, frame, note, headline=of_break_even(rows))
 
 
 def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
@@ -131,7 +136,9 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
     looks = _bar_layout("time", "Milliseconds per step", decoders, whole, texts, MORE_ROOM)
     row = legend_row(traceorder="normal")
     figure = go.Figure(traces, looks | {"margin": {"t": row.pop("top")}, "barmode": "stack"} | row)
-    return Chart(figure, frame, note)
+    slowest = max(decoders, key=lambda d: sum(d.milliseconds.values()))
+    parts = {label: slowest.milliseconds.get(part, 0.0) for part, (label, _) in PARTS.items()}
+    return Chart(figure, frame, note, headline=of_parts(slowest.label, parts))
 
 
 def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) -> go.Bar:

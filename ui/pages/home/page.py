@@ -1,4 +1,4 @@
-"""Overview: what runs, what is best so far, what needs a look."""
+"""Home: what compression did to a model, what runs, what is best so far, what needs a look."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from backend.store import queries
 from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import State
-from jobs.kind import kinds
 from jobs.metrics import metric
-from ui.format import href
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.home import pareto
+from ui.pages.home.exhibits import draw_exhibits, home_act, launch_address
 from ui.pages.home.pareto import ComparableRuns
 from ui.pages.home.pareto_chart import QUALITY, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
-from ui.runs.actions import act, buttons
+from ui.runs.actions.one import buttons
 from ui.runs.html import (
     described,
     error_of,
@@ -54,35 +53,35 @@ TO_RUN = "() => { window.location.href = `run?id=${slimscope.picked.customdata}`
 
 
 def build() -> None:
-    gr.HTML(
-        HTML.tour(), js_on_load="slimscope.tour(element)", apply_default_css=False,
-        elem_id="home-tour", elem_classes="tour-holder",
-    )  # fmt: skip
     message = notice("home-said")
     group = dropdown("Model and text", "home-of", min_width=240)
     x = dropdown("Cost", "home-x", min_width=160)
     mark = page_state()
     best = Outputs(of=group, x=x, mark=mark)
+    hero = HtmlPanel(skeleton(440), elem_id="home-hero")
+    running = HtmlPanel(elem_id="home-running")
+    methods = HtmlPanel(skeleton(280), elem_id="home-methods")
     with gr.Row(elem_classes="home"):
         with gr.Column(scale=5, min_width=320):
-            running = HtmlPanel(skeleton(92), elem_id="home-running")
+            latest = HtmlPanel(skeleton(280), elem_id="home-latest")
             with gr.Column(elem_id="home-best") as best["column"]:
-                best |= TRADEOFF.build("overview", [[group, x]])
-            latest = HtmlPanel(skeleton(320), elem_id="home-latest")
+                best |= TRADEOFF.build("home", [[group, x]])
         with gr.Column(scale=3, min_width=320):
-            best["front"] = plain(skeleton(280), elem_id="home-front")
-            side = HtmlPanel(skeleton(140), elem_id="home-side")
+            best["front"] = plain(elem_id="home-front")
+            side = HtmlPanel(elem_id="home-side", min_height=92)
 
     page = Outputs(running=running, latest=latest, side=side)
     show = page.named(draw), None, page.components
     live(*show)
+    exhibits = Outputs(seen=page_state(), hero=hero, methods=methods)
+    live(exhibits.named(draw_exhibits), exhibits["seen"], exhibits.components)
     live(best.named(draw_best), [mark, group, x], best.components)
     for control in (group, x):
         event = control.input(best.named(redraw_best), [group, x], best.components, **LATEST)
         url_sync(event, of=group, x=x)
     best["tradeoff_chart"].select(None, None, None, js=TO_RUN)
-    for panel in (running, latest, side):
-        panel.on_action(act, message, show)
+    for panel in (running, latest, side, hero, methods):
+        panel.on_action(home_act, message, show)
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -91,19 +90,17 @@ def build() -> None:
 def draw(request: gr.Request) -> Updates:
     """What runs, what ended, and what waits or needs a look."""
     status, actor = queries.status(), current_user(request)
-    side = side_html(status, actor)
-    if not (status.live or status.queued or status.finished):
-        return {"running": HTML.nothing(launch_address()), "latest": "", "side": side}
-    return {"running": running_html(status, actor), "latest": latest_html(), "side": side}
-
-
-def launch_address() -> str:
-    """Where the first step leads."""
-    return href("new", kind=next(iter(kinds()), ""))
+    return {
+        "running": running_html(status, actor),
+        "latest": latest_html(),
+        "side": side_html(status, actor),
+    }
 
 
 def running_html(status: QueueStatus, actor: Actor) -> Markup:
-    """A card for what runs now."""
+    """A card for what runs now; empty where nothing does."""
+    if not status.live:
+        return Markup()
     now = now_ms()
     runs = [
         (job, buttons(job, actor), described(job), progress(job), time_left(job),
@@ -167,7 +164,8 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
     succeeds."""
     options = pareto.groups(run_rows.all_rows())
     runs = pareto.chosen_group(options, group or "")
-    drawn = {"mark": list(mark or queries.figures_mark()), "column": gr.update(visible=bool(runs))}
+    visible = gr.update(visible=_compares(runs))
+    drawn = {"mark": list(mark or queries.figures_mark()), "column": visible}
     if runs is None:
         return {**drawn, **TRADEOFF.clear(), "front": show_html()}
     name = x if x in runs.axes else runs.axes[0]
@@ -179,6 +177,11 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
         "front": show_html(front_html(runs, points, name)),
     }
     return updates(drawn, controls, TRADEOFF.show(tradeoff(points, metric(name), runs.dense, note)))
+
+
+def _compares(runs: ComparableRuns | None) -> bool:
+    """Whether there are two runs to compare; one alone makes no chart."""
+    return runs is not None and len(runs.rows) > 1
 
 
 def _note(points: Sequence[ParetoPoint], missing: int) -> str:
@@ -199,4 +202,13 @@ def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], name: str) -
     return HTML.front(rows, metric(name).title, len(points))
 
 
-PAGE = Page("Home", "", build, order=0, section="Home", key="h", moved_from=("overview",))
+PAGE = Page(
+    "Home",
+    "",
+    build,
+    order=0,
+    section="Home",
+    key="h",
+    heading=False,
+    moved_from=("overview",),
+)

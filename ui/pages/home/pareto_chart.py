@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from jobs.metrics import METRICS, PERPLEXITY, TOKENS_PER_SECOND, Metric
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span
+from ui.charts.headlines import of_front
 from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import esc, number
 from ui.runs.results import format_value
@@ -82,7 +83,7 @@ def tradeoff(
     figure = go.Figure([_front_line(best, x), *traces], looks)
     if dense:
         _mark_dense(figure, dense, height.get("type") == "log")
-    return Chart(figure, _frame(points, x), note)
+    return Chart(figure, _frame(points, x), note, headline=of_front(len(best), len(points)))
 
 
 def scale_of(x: Metric) -> float:

@@ -1,4 +1,4 @@
-"""Launch: configure a run, see what it will cost, and add it to the queue."""
+"""New run: configure a run, see what it will cost, and add it to the queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backend.errors import SlimscopeError
 from backend.queue import roles
 from jobs.kind import Kind, kinds
 from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
-from ui.pages.new_run.preview import HTML, Pairs, enqueue, preview_for
+from ui.pages.new_run.preview import HTML, Pairs, enqueue, preview_for, price
 from ui.pages.new_run.sweep_form import SweepForm
 from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
@@ -21,7 +21,7 @@ from ui.widgets.config_form import ConfigForm, address_values, title
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
 
-NO_PRESET = "default"
+NO_PRESET, MODEL = "default", "model"
 ADD = "Add to queue"
 
 
@@ -74,8 +74,8 @@ def build() -> None:
     first = next(iter(available))
     with gr.Row(elem_classes="new-run"):
         with gr.Column(scale=2, min_width=320):
-            titles = [(kind.title, name) for name, kind in available.items()]
-            kind = gr.Radio(titles, value=first, label="Method", elem_id="new-kind")
+            kind = gr.Radio(methods(), value=first, label="Method", elem_id="new-kind")
+            plain(HTML.others([k for k in available.values() if not k.compresses]))
             forms = {n: _form(each, visible=n == first) for n, each in available.items()}
         with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
             controls = _controls(kind)
@@ -83,9 +83,12 @@ def build() -> None:
         _wire_form(form, controls)
     arrival = _wire_arrival(forms, controls)
     _wire_chosen(forms, controls, arrival)
-    columns = [form.column for form in forms.values()]
-    chosen = kind.input(_show_kind(forms), kind, columns, **SILENT_EVENT)
-    url_sync(chosen, kind=kind)
+    url_sync(_wire_kind(forms, kind), kind=kind)
+
+
+def methods(chosen: str = "") -> list[tuple[str, str]]:
+    """The kinds that compress a model, and the one that was asked for."""
+    return [(k.title, name) for name, k in kinds().items() if k.compresses or name == chosen]
 
 
 def _controls(kind: gr.Radio) -> Controls:
@@ -103,22 +106,41 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
     with gr.Column(visible=visible, elem_id=f"form-{kind.name}") as column:
         plain(HTML.hint(kind.summary))
         preset = gr.Radio(
-            [NO_PRESET, *(p for p in kind.presets if p != NO_PRESET)],
-            value=NO_PRESET,
-            label="Preset",
-            visible=bool(kind.presets),
-            elem_id=f"preset-{kind.name}",
-        )
-        form = ConfigForm(kind.config, CHOICES, prefix)
+            list(preset_names(kind)), value=NO_PRESET, label="Preset", visible=bool(kind.presets),
+            elem_id=f"preset-{kind.name}", elem_classes="preset-cards",
+        )  # fmt: skip
+        form = ConfigForm(kind.config, CHOICES, prefix, kind.main_fields)
         sweeps = SweepForm(kind.config, prefix)
     return KindForm(kind, column, preset, form, sweeps)
 
 
-def _show_kind(forms: Mapping[str, KindForm]) -> Callable[[str], Any]:
-    def show(kind: str) -> Any:
-        return {form.column: gr.update(visible=name == kind) for name, form in forms.items()}
+def _show_kind(forms: Mapping[str, KindForm]) -> Callable[..., Any]:
+    """Shows the form of a kind, with the model that was chosen in the one before."""
+
+    def show(kind: str, before: str, *models: Any) -> Any:
+        named = [form for form in forms.values() if MODEL in form.form.fields]
+        chosen = {f.kind.name: value for f, value in zip(named, models, strict=True)}
+        updates: dict[Any, Any] = {
+            form.column: gr.update(visible=name == kind) for name, form in forms.items()
+        }
+        if before in chosen and kind in chosen:
+            updates[forms[kind].form.fields[MODEL].input] = chosen[before]
+        return updates | {"before": kind}
 
     return show
+
+
+def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
+    before = gr.Textbox(next(iter(forms)), visible=False)
+    models = [f.form.fields[MODEL].input for f in forms.values() if MODEL in f.form.fields]
+    show = _show_kind(forms)
+
+    def shown(chosen: str, last: str, *given: Any) -> Any:
+        updates = show(chosen, last, *given)
+        return {before: updates.pop("before"), **updates}
+
+    columns = [form.column for form in forms.values()]
+    return kind.input(shown, [kind, before, *models], [before, *columns, *models], **SILENT_EVENT)
 
 
 # presets, preview, queueing -----------------------------------------------------------------------
@@ -154,7 +176,7 @@ def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls, arrival: Dep
     outputs = _previewed(forms.values(), controls)
     kind.input(preview, [kind, *every], outputs, **LATEST)
     arrival.then(preview, [kind, *every], outputs, **SILENT_EVENT)
-    shown = [c for form in forms.values() for c in (*form.messages, form.form.accordion)]
+    shown = [c for form in forms.values() for c in (*form.messages, *form.form.folds.values())]
     controls.add.click(
         add, [kind, controls.name, *every], [*shown, controls.message],
         show_progress="hidden", api_visibility="private",
@@ -173,7 +195,9 @@ def _inputs_of(kind: str, forms: Mapping[str, KindForm], given: Sequence[Any]) -
 
 def _previewed(forms: Iterable[KindForm], controls: Controls) -> list[Any]:
     """What a preview changes."""
-    own = [c for f in forms for c in (*f.messages, f.form.accordion, f.sweep.accordion)]
+    own = [
+        c for f in forms for c in (*f.messages, *f.form.folds.values(), f.sweep.accordion, f.preset)
+    ]
     return [*own, controls.add, controls.preview]
 
 
@@ -187,11 +211,30 @@ def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
             **this.show_errors(error, given),
             **this.form.count(values),
             **this.sweep.count(runs),
+            **_priced(this, values),
             controls.add: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
             controls.preview: html,
         }
 
     return preview
+
+
+def preset_names(kind: Kind) -> tuple[str, ...]:
+    """The presets, the quick ones first; `NO_PRESET` is that of the defaults."""
+    names = tuple(kind.presets)
+    return names if NO_PRESET in names else (NO_PRESET, *names)
+
+
+def _priced(this: KindForm, values: Mapping[str, Any]) -> dict[Any, Any]:
+    """Every preset with what it would cost on the model that is chosen."""
+    if not this.kind.presets:
+        return {}
+    model = {MODEL: values[MODEL]} if MODEL in values else {}
+    cards = [
+        (f"{name}\n{price(this.kind, {**model, **this.kind.presets.get(name, {})})}".strip(), name)
+        for name in preset_names(this.kind)
+    ]
+    return {this.preset: gr.update(choices=cards)}
 
 
 def _enqueue(this: KindForm, controls: Controls) -> Callable[..., dict[Any, Any]]:
@@ -242,7 +285,8 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
             if chosen in forms:
                 updates[this.column] = gr.update(visible=kind == chosen)
         if chosen in forms:
-            updates |= {controls.kind: chosen, controls.name: clone.name if clone else ""}
+            shown = gr.update(choices=methods(chosen), value=chosen)
+            updates |= {controls.kind: shown, controls.name: clone.name if clone else ""}
         return updates
 
     inputs = [c for this in forms.values() for c in this.form.inputs]

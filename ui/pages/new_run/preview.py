@@ -16,7 +16,7 @@ from backend.store.tables import Job
 from jobs import submit, sweep
 from jobs.fields.base_model import resolve_model
 from jobs.kind import Estimate, JobConfig, Kind
-from ui.format import duration, href, runs, short_count, size
+from ui.format import duration, eta, href, runs, short_count, size
 from ui.frame import current_user
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
@@ -87,6 +87,16 @@ def _costs(cost: Estimate, number: int) -> dict[str, str]:
         "Memory": f"about {size(cost.bytes)}",
         "Estimated from": cost.basis,
     }
+
+
+def price(kind: Kind, values: Mapping[str, Any]) -> str:
+    """Time and memory of a preset in short; "" where it cannot run as it is."""
+    try:
+        cost = sweep.plan(kind.name, values, {}).estimate
+    except SlimscopeError:
+        return ""
+    time = eta(cost.seconds) if cost.seconds else "time unknown"
+    return f"{time}, {size(cost.bytes)}"
 
 
 def _same_runs(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, Markup]:

@@ -12,8 +12,8 @@ from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
 from jobs.generate.arena import display_order, is_hidden, names_of
 from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
-from ui.pages.playground.token_strip import BASE, Span, token_spans
 from ui.runs.html import model_name
+from ui.runs.token_strip import BASE, Span, token_spans
 from ui.templates import fragments
 
 HTML = fragments("pages/playground/page.html")

@@ -14,10 +14,10 @@ from backend.store.states import ACTIVE, Lane, State
 from backend.store.tables import Job
 from backend.store.votes import BAD, TIE, votes_of
 from jobs.generate.arena import FEW, display_order, is_hidden, leaderboard, names_of
-from jobs.generate.conversation import chain, conversations
+from jobs.generate.conversation import conversations, turns_to
 from ui.pages.playground.answers import HTML, LETTERS, Answer, answers_of, heads_of
-from ui.pages.playground.token_strip import tints
 from ui.runs.html import error_of, model_name
+from ui.runs.token_strip import tints
 
 VOTE = "vote"  # leads the action of a button that votes; the choice follows
 MAX_EARLIER = 30
@@ -42,11 +42,12 @@ class ShownTurn:
 
 def conversation(job: Job, actor: Actor) -> Markup:
     """HTML: the turns up to this run."""
-    jobs = chain(job.run)
+    jobs = turns_to(job)
     live = job.run if job.state in ACTIVE else ""
     heads, together = heads_of(jobs, actor.name), len(names_of(job)) > 1
     legend = HTML.legend(tints(heads) if heads else [], together)
-    turns = [_turn(each, actor, last=each.run == job.run) for each in jobs]
+    shown = [each for each in jobs if each.removed_at is None]
+    turns = [_turn(each, actor, last=each.run == job.run) for each in shown]
     return HTML.conversation(turns, live, legend)
 
 
@@ -95,7 +96,7 @@ def _said(job: Job, choice: int) -> str:
 
 def history(jobs: Sequence[Job], current: Job | None, voter: str, now: int) -> Markup:
     """HTML: the newest conversations of these runs, the newest first."""
-    shown = {each.run for each in chain(current.run)} if current else set()
+    shown = {each.run for each in turns_to(current)} if current else set()
     entries = [
         (
             each.newest,

@@ -69,7 +69,7 @@ def build() -> None:
     asked = prompt.submit(
         _ask(form, prompt, run, message),
         [prompt, sides, blind, alias, *form.inputs],
-        [prompt, run, message, form.accordion, *form.messages],
+        [prompt, run, message, *form.folds.values(), *form.messages],
         **options,
     )
     acted = board.act(act, alias, [message, run], **options)

@@ -14,8 +14,9 @@ from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.generate.arena import is_hidden, names_of
 from jobs.generate.transcript import read_transcript
-from ui.pages.playground.answers import HTML, facts, spans_of, status
+from ui.pages.playground.answers import facts, spans_of, status
 from ui.security.auth import current_user
+from ui.widgets.html import WIDGETS
 
 
 def answers(request: Request) -> Response:
@@ -44,11 +45,12 @@ def _side(job: Job, side: int, after: int, hidden: bool) -> dict[str, Any]:
     passes = len(transcript.passes)
     if passes < after:  # written anew by another attempt
         after = 0
+    new = spans_of(transcript, hidden, after=after) if passes > after else []
     return {
         "side": side,
         "after": after,
         "passes": passes,
-        "html": HTML.spans_of(spans_of(transcript, hidden, after=after)) if passes > after else "",
+        "html": WIDGETS.tokens_html(new),
         "facts": " · ".join(facts(transcript, hidden)),
         "status": status(job, transcript, hidden),
     }

@@ -17,8 +17,10 @@ from backend.store.queries import StoredResult
 from jobs.evaluation.report import SPEED_UP
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, RELATIVE_ERROR
 from ui.charts.chart import Chart
+from ui.charts.headlines import of_cells, of_curves
 from ui.charts.heatmap import layer_map
 from ui.charts.lines import curves, reduced_note
+from ui.charts.statistics import STATISTICS
 from ui.format import NONE, count, number, size
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
@@ -155,7 +157,9 @@ def curve_chart(view: QuantView) -> Chart:
         f"{selection.run}-{selection.curve}",
         f"n = {count(len(points))} points.{reduced_note(points)}",
     )
-    return Chart(figure, frame, note, question, name)
+    wide = points.pivot_table("value", "step", "name").reset_index()
+    wide = wide.rename(columns=lambda n: labels.get(str(n).rsplit("/", 1)[-1], str(n)))
+    return Chart(figure, frame, note, question, name, of_curves(wide, title))
 
 
 def _points(view: QuantView) -> pd.DataFrame:
@@ -183,7 +187,9 @@ def layers_chart(view: QuantView) -> Chart:
     if table.empty or OUTPUT_ERROR not in table or selection.stage not in {*table["stage"]}:
         return Chart(NO_LAYERS)
     chart = layer_map(table, selection.stage, OUTPUT_ERROR, selection.tensor)
-    return replace(chart, name=f"{selection.run}-{selection.stage}-errors")
+    name, label = f"{selection.run}-{selection.stage}-errors", STATISTICS[OUTPUT_ERROR].label
+    headline = "" if chart.frame is None else of_cells(chart.frame, label)
+    return replace(chart, name=name, headline=headline)
 
 
 def map_chart(view: QuantView) -> Chart:

@@ -14,7 +14,7 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Artifact, Job
 from ui.format import size
-from ui.runs.actions import free_button
+from ui.runs.actions.one import free_button
 from ui.templates import fragments
 from ui.widgets.download import AT_MOST
 

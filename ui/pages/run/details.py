@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from backend.store import queries
 from backend.store.tables import Attempt, Job
-from jobs.replay import compare, replayed
+from jobs.reproduction import compare, reproduced
 from jobs.submit import command_line
 from ui.format import NONE, duration
 from ui.pages.run.outcome import sentence_case
@@ -21,7 +21,7 @@ from ui.widgets.config_form import extra, title
 from ui.widgets.html import time_tag
 
 HTML = fragments("pages/run/page.html")
-NOT_ENVIRONMENT = ("variables", "text", "warnings")  # shown elsewhere
+NOT_ENVIRONMENT = ("variables", "text", "warnings", "estimated_seconds")  # shown elsewhere
 LABELS = {
     "sha256": "sha256", "weights_sha256": "sha256 of the weights", "cpu": "Processor",
     "dtype": "Precision", "windows": "Segments or windows", "context": "Context, tokens",
@@ -83,7 +83,7 @@ def _lasted(attempt: Attempt) -> str:
 
 def reproduction_card(job: Job) -> Markup:
     """The comparison with the run this one repeats, and with those that repeat it."""
-    own = replayed(job)
-    others = [compare(job.id, other.id) for other in queries.replays(job.id)]
+    own = reproduced(job)
+    others = [compare(job.id, other.id) for other in queries.reproductions(job.id)]
     pairs = [(own, own.first)] if own else []
     return HTML.reproductions([*pairs, *((each, each.second) for each in others)])

@@ -18,22 +18,30 @@ from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY
 from ui.charts.chart import Chart
+from ui.charts.headlines import lower, of_curves
 from ui.charts.lines import curve_titles, curves, curves_frame, reduced_note
 from ui.charts.stages import perplexity_chart
-from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, belongs_to, disk_card
 from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
-from ui.runs.actions import act, buttons, clone_link, next_links, starts_anew, sweep_link
+from ui.runs.actions.one import (
+    act,
+    buttons,
+    clone_link,
+    keeping_buttons,
+    next_links,
+    starts_anew,
+    sweep_link,
+)
 from ui.runs.html import described, error_of, progress, took, unknown
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.templates import fragments
 from ui.widgets.download import Download, small_file
-from ui.widgets.dropdown import dropdown
 from ui.widgets.html import WIDGETS, empty
-from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.html_panel import HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Panel, Updates, updates
 
@@ -46,7 +54,7 @@ STAGES = Panel(
     "stages", "Perplexity by stage",
     "How much perplexity does each stage cost, and how much does it recover?", 280,
 )  # fmt: skip
-CURVES = Panel("curve", "Curves", "", 420)
+CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 9))  # the most there are
 NO_CURVES = "This run has recorded no curves."
 # of a run that has ended, and of one that is active
 NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
@@ -69,8 +77,7 @@ def build() -> None:
     with tab["measures"]:
         measures, charts = quality.build()
     with tab["curves"]:
-        family = dropdown("Curves", "run-curve-group", visible=False, render=True)
-        lines = Outputs(family=family, **CURVES.build("run"))
+        lines = _curve_wall()
     with tab["log"]:
         _, page["timer"] = build_log("run", message)
     with tab["artefacts"]:
@@ -84,9 +91,7 @@ def build() -> None:
     show = page.named(draw), None, page.components
     live(*show)
     live(measures.named(draw_measures), None, measures.components)
-    show_curves = lines.named(draw_curves), family, lines.components
-    live(*show_curves)
-    url_sync(family.input(*show_curves, **LATEST), curve=family)
+    live(lines.named(draw_curves), None, lines.components)
     head.on_action(act, message, show)
     disk.on_action(act, message, show)
 
@@ -102,6 +107,16 @@ def _summary() -> tuple[dict[str, Component], gr.Column]:
                 chart = STAGES.build("run")
             history = plain(elem_id="run-went")
     return {"results": results, "settings": settings, "history": history} | chart, stages
+
+
+def _curve_wall() -> Outputs:
+    """A card for each family of curves; those a run does not have stay hidden."""
+    lines = Outputs(waiting=plain(elem_id="run-no-curves"))
+    with gr.Row(elem_classes="curve-wall"):
+        for panel in CURVES:
+            with gr.Column(visible=False, min_width=320) as lines[panel.name]:
+                lines |= panel.build("run")
+    return lines
 
 
 def _artefacts(message: gr.HTML) -> HtmlPanel:
@@ -159,8 +174,9 @@ def head_html(job: Job, actor: Actor) -> Markup:
     """Name, state, progress, what can be done, and why it failed if it did."""
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
+    keeping = keeping_buttons(job, actor)
     return HTML.head(
-        job, now, actions, described(job), took(job, now), progress(job), error_of(job),
+        job, now, actions, keeping, described(job), took(job, now), progress(job), error_of(job),
         starts_anew(job),
     )  # fmt: skip
 
@@ -180,19 +196,22 @@ def history(job: Job) -> Markup:
     return WIDGETS.stack(details.environment_card(job), attempts, events)
 
 
-def draw_curves(chosen: str | None, request: gr.Request) -> Updates:
-    """The families of curves, and the chosen family as a chart."""
+def draw_curves(request: gr.Request) -> Updates:
+    """Every family of curves as a chart, the loss first."""
     job = chosen_job(request)
     points = display_units(frames.shown_curves(job.run)) if job else None
     if job is None or points is None or points.empty:
-        return {"family": gr.update(visible=False), **CURVES.show(Chart(NO_CURVES))}
-    families = list(dict.fromkeys(name.split("/")[0] for name in points["name"]))
-    wanted = chosen or query(request, "curve")
-    family = wanted if wanted in families else families[0]
-    choices = [(curve_titles(name).label, name) for name in families]
-    dropdown = gr.update(choices=choices, value=family, visible=len(families) > 1)
-    chart = curve_chart(job, points[points["name"].str.split("/").str[0] == family], family)
-    return {"family": dropdown, **CURVES.show(chart, f"{job.run}-{family}")}
+        hidden = {panel.name: gr.update(visible=False) for panel in CURVES}
+        return {"waiting": show_html(empty(NO_CURVES)), **hidden}
+    family = points["name"].str.split("/").str[0]
+    names = sorted(family.unique(), key=lambda name: ("loss" not in name, name))
+    shown = [
+        {panel.name: gr.update(visible=True)}
+        | panel.show(curve_chart(job, points[family == name], name), f"{job.run}-{name}")
+        for panel, name in zip(CURVES, names, strict=False)
+    ]
+    others = {panel.name: gr.update(visible=False) for panel in CURVES[len(names) :]}
+    return updates({"waiting": show_html()}, *shown, others)
 
 
 def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
@@ -205,7 +224,12 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     titles = curve_titles(family)
     figure = curves(points, names, labels=labels, x_title=titles.x, y_title=titles.y)
     frame = curves_frame(points, labels, titles.x)
-    return Chart(figure, frame, f"n = {len(frame)} points per line.{reduced_note(points)}")
+    note = f"n = {len(frame)} points per line.{reduced_note(points)}"
+    question = f"How does {lower(titles.label)} develop?"
+    kind = kind_of(job)
+    main = stages.get(kind.default_stage, "") if kind else ""
+    headline = of_curves(frame, titles.label, main)
+    return Chart(figure, frame, note, question, headline=headline)
 
 
 # what is done -------------------------------------------------------------------------------------

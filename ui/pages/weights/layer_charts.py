@@ -9,6 +9,7 @@ import pandas as pd
 
 from backend.statistics.tensors import QUANTILES
 from ui.charts.chart import Chart
+from ui.charts.headlines import lower, of_cells
 from ui.charts.heatmap import MapBaseline, cells, layer_map
 from ui.charts.series import Series
 from ui.charts.statistics import STATISTICS
@@ -34,7 +35,9 @@ def _map(view: TensorView) -> Chart:
     if chart.frame is None or not chart.frame.iloc[:, -1].notna().any():
         return Chart(_not_measured(view, base), question=STATISTICS[statistic].question)
     name = f"{weights.job.run}-{stage}-{statistic}" + (f"-less-{selection.against}" if base else "")
-    return replace(chart, question=_map_question(view, base), name=name)
+    label = STATISTICS[statistic].label
+    headline = of_cells(chart.frame, f"Change of {lower(label)}" if base else label)
+    return replace(chart, question=_map_question(view, base), name=name, headline=headline)
 
 
 def _not_measured(view: TensorView, base: MapBaseline | None) -> str:

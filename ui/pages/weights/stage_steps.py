@@ -1,8 +1,8 @@
 """One tensor's histogram as it passes through the stages, to be moved through with a slider.
 
 The figure holds the stop it starts at; `layout.meta.scrub` holds all of them, and the browser goes
-from one to the next (`assets/slimscope.js`). Nothing between two stops is measured: the 200 ms of
-the transition only help the eye.
+from one to the next (`assets/scripts/scrubber.js`). Nothing between two stops is measured: the
+200 ms of the transition only help the eye.
 """
 
 from __future__ import annotations

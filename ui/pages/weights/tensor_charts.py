@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from backend.statistics.names import channel_profile
 from ui.charts.chart import Chart
+from ui.charts.headlines import of_zeros
 from ui.charts.histograms import difference, difference_note, mirror, overlay
 from ui.charts.series import (
     Series,
@@ -65,7 +66,8 @@ def _chart(
 ) -> Chart:
     """A chart of histograms."""
     frame = bins_frame(on_shared_bins(series))
-    return Chart(figure, frame, _joined(*notes, _cutoff_note(series), view.caveats()))
+    note = _joined(*notes, _cutoff_note(series), view.caveats())
+    return Chart(figure, frame, note, headline=of_zeros([(s.label, s.zero_share) for s in series]))
 
 
 def _joined(*notes: str) -> str:
@@ -186,7 +188,8 @@ def _steps(view: TensorView, at: str) -> Chart:
     drawn = on_shared_bins(series)
     note = _joined(series_note(drawn), cut_off_peaks(drawn), "Dotted: the first step.")
     figure = stage_steps_figure(series, [shape_in_words(s) for s in series], at)
-    return Chart(figure, bins_frame(drawn), note)
+    zeros = [(s.label, s.zero_share) for s in drawn]
+    return Chart(figure, bins_frame(drawn), note, headline=of_zeros(zeros))
 
 
 VIEWS: dict[str, Callable[[TensorView], Chart]] = {

@@ -14,14 +14,15 @@ from backend.queue.roles import READ_ONLY, Actor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.tables import Artifact, Attempt, Job, Result, StepTime
+from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, StepTime
 from tests.queue.conftest import HOST
-from tests.ui.lab import pressed
+from tests.ui.lab import pressed, store
 from ui.pages.run import page as run
 from ui.pages.run.artefacts import disk_card
 from ui.pages.run.details import config_card, environment_card, texts_card
 from ui.pages.run.outcome import outcome, times
-from ui.runs import actions, job_log
+from ui.runs import job_log
+from ui.runs.actions import one as actions
 from ui.runs.results import RunResults, kind_of
 from ui.widgets import download as saver
 from ui.widgets.log_view import LogPart, part, without_overprint
@@ -126,17 +127,22 @@ def test_whatever_is_missing_or_odd_is_left_out() -> None:
 # curves -------------------------------------------------------------------------------------------
 
 
-def test_the_curves_of_a_group_are_drawn_in_stage_order(seeded: Settings) -> None:
-    shown = run.draw_curves(None, asked(id="sds-0002"))
-    assert shown["family"]["value"] == "error"
-    assert [line.name for line in shown["curve_chart"].data] == [
+def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Settings) -> None:
+    shown = run.draw_curves(asked(id="sds-0002"))
+    assert [line.name for line in shown["curve1_chart"].data] == [
         "First pruning", "Re-dense", "Second pruning (SDS)",
     ]  # fmt: skip
-    assert "n = 3 points" in shown["curve_note"] and shown["curve_table"].count("<tr>") == 4
+    assert "n = 3 points" in shown["curve1_note"] and shown["curve1_table"].count("<tr>") == 4
+    assert shown["curve1"]["visible"] and not shown["curve2"]["visible"]
+    store(*(MetricPoint(job_id=2, name="loss/sds", step=n, value=3.0 - n, at=0) for n in (1, 2)))
+    shown = run.draw_curves(asked(id="sds-0002"))
+    assert "Loss falls from 2.00 to 1.00" in shown["curve1_title"]
+    assert next(line.name for line in shown["curve2_chart"].data) == "First pruning"
 
 
 def test_a_run_without_curves_says_so(seeded: Settings) -> None:
-    assert run.draw_curves("error", asked(id="sds-0003"))["curve_chart"] == run.NO_CURVES
+    shown = run.draw_curves(asked(id="sds-0003"))
+    assert run.NO_CURVES in shown["waiting"]["value"] and not shown["curve1"]["visible"]
 
 
 # log ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from backend.settings import Settings
 from backend.store import frames, tensors
+from ui.theme import DARK
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 TENSOR = "model.layers.2.mlp.gate_proj.weight"
@@ -106,6 +107,7 @@ def test_the_slider_goes_through_the_steps_and_the_address_remembers(
 
 def saved(tab: Page, chart: str, format: str, folder: Path) -> Path:
     with tab.expect_download() as coming:
+        in_card(tab, chart).locator("summary").click()
         in_card(tab, chart).locator(f'[data-save="{format}"]').click()
     target = folder / coming.value.suggested_filename
     coming.value.save_as(target)

@@ -90,8 +90,15 @@ window.slimscope = (() => {
       if (words) url.searchParams.set(name, words);
       else url.searchParams.delete(name);
     }
-    history.replaceState(history.state, "", url);
+    if (url.href === window.location.href) return;
+    const person = touched && performance.now() - pushed > 1000; // what follows at once belongs to it
+    if (person) pushed = performance.now();
+    history[person ? "pushState" : "replaceState"](history.state, "", url);
   }
+
+  /* Back undoes the last view: the page is drawn anew for the address it then has. */
+  let pushed = -1000;
+  window.addEventListener("popstate", () => window.location.reload());
 
   /* --- charts ---------------------------------------------------------------------------- */
 
@@ -101,12 +108,20 @@ window.slimscope = (() => {
     const css = getComputedStyle(document.body);
     const pairs = { "#FFFFFF": "--paper", "#F7F8FA": "--panel", "#E3E6EB": "--line",
                     "#14181F": "--text", "#5B6472": "--muted" };
+    const larger = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
     let text = JSON.stringify(figure);
     if (dark())
       for (const [light, name] of Object.entries(pairs))
         text = text.replaceAll(light, css.getPropertyValue(name).trim());
     const shaded = JSON.parse(text);
-    return { ...shaded, layout: { ...shaded.layout, template: api.templates[dark() ? "dark" : "light"] } };
+    const template = api.templates[dark() ? "dark" : "light"];
+    return { ...shaded, layout: { ...shaded.layout, template: larger === 1 ? template : enlarged(template, larger) } };
+  }
+
+  /* The template with larger type, for wide screens and projectors. */
+  function enlarged(template, factor) {
+    return JSON.parse(JSON.stringify(template), (key, value) =>
+      key === "size" && typeof value === "number" ? Math.round(value * factor) : value);
   }
 
   function plot(element, props, watch, select) {
@@ -117,7 +132,7 @@ window.slimscope = (() => {
     const room = parseFloat(box.style.minHeight);
     const config = {
       displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"],
+      displayModeBar: false, // drag zooms, a double click shows all again
     };
     let picked = null, bound = false;
     const stops = api.scrubber(box, (place, stop) => Plotly.restyle(canvas,

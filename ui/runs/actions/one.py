@@ -4,7 +4,7 @@ of the queue's service."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -25,38 +25,18 @@ from jobs.speed import config as speed
 from ui.format import href, runs, size
 from ui.frame import current_user
 from ui.gradio_patches import event_data
+from ui.runs.actions.action import Action
+from ui.runs.actions.keeping import KEEPING, keep, keeping_actions
 from ui.templates import fragments
 from ui.widgets.notice import show_error, show_success
 
 HTML = fragments("runs/runs.html")
 
 
-@dataclass(frozen=True)
-class Action:
-    """A button for one run or for several.
-
-    Attributes:
-        name: what the page is asked to do.
-        question: to be confirmed first.
-        forbidden: why the user may not do it.
-        limit: why it does not fit the selected runs.
-        address: of the link it is; or else what it writes into the address (`view`).
-        prompt, initial: the text it asks for, and what that holds at first.
-    """
-
-    name: str
-    text: str
-    question: str = ""
-    forbidden: str = ""
-    limit: str = ""
-    address: str = ""
-    view: Mapping[str, str] | None = None
-    prompt: str = ""
-    initial: str = ""
-
-
 def actions(job: Job, place: int | None = None) -> list[Action]:
     """What fits the job's state; moving it only where its place in the queue is known."""
+    if job.removed_at:
+        return []
     if job.state == State.QUEUED:
         first = [Action("next", "Run next")] if place and place > 1 else []
         return [*first, Action("cancel", "Cancel run", f"Remove {job.run} from the queue?")]
@@ -77,6 +57,11 @@ def buttons(job: Job, user: Actor, place: int | None = None) -> Markup:
     """The buttons that fit; those the user may not press are disabled, with the reason."""
     fitting = [replace(a, forbidden=_forbidden(a.name, job, user)) for a in actions(job, place)]
     return HTML.action_buttons(fitting, job.run)
+
+
+def keeping_buttons(job: Job, user: Actor) -> Markup:
+    """The buttons that keep the list of runs in order."""
+    return HTML.action_buttons(keeping_actions([job], user), job.run)
 
 
 def free_button(job: Job, use: Mapping[str, int], user: Actor) -> Markup:
@@ -149,19 +134,22 @@ def act(event: gr.EventData, request: gr.Request) -> Any:
     """Handles a button of an `HtmlPanel`: the update of a notice, what was done or why not."""
     data = event_data(event)
     try:
-        message = run_action(str(data.get("do")), str(data.get("run")), current_user(request))
+        name, run, text = (str(data.get(key) or "") for key in ("do", "run", "text"))
+        message = run_action(name, run, current_user(request), text)
     except SlimscopeError as error:
         return show_error(error)
     return show_success(message)
 
 
-def run_action(name: str, run: str, user: Actor) -> str:
+def run_action(name: str, run: str, user: Actor, text: str = "") -> str:
     """Carries out an action and says what was done; raises `SlimscopeError` where it is not allowed
     or not possible."""
+    if name in KEEPING:
+        return keep(name, [queries.job(run)], text, user)
     match name:
         case "retry":
-            message: str = HTML.replay_queued(
-                queries.job(operations.replay_run(run, user)["id"]), run
+            message: str = HTML.reproduction_queued(
+                queries.job(operations.reproduce_run(run, user)["id"]), run
             )
         case "resume":
             resumed = operations.resume_run(run, user)["id"]

@@ -1,7 +1,7 @@
 """The playground: how long the first token takes, and how fast several answers are written at once.
 
-    make bench-playground
-    make bench-playground ARGS="--model toy --repeats 3"
+    make bench-screen.playground
+    make bench-screen.playground ARGS="--model toy --repeats 3"
 
 In a scratch folder, through the queue as a page would ask, on this machine: the time from sending a
 prompt to its first token, with no process and no model there (cold), with both (warm), and warm

@@ -1,16 +1,6 @@
 /* Keyboard shortcuts and search, on every page. The shortcuts are defined in ui/keyboard.py and come
    as JSON in the header. */
 (() => {
-  const TOURED = "slimscope-toured";
-  if (!localStorage.getItem(TOURED)) document.documentElement.classList.add("first-visit");
-
-  function tour(element) {
-    element.querySelector("button").onclick = () => {
-      localStorage.setItem(TOURED, "1");
-      document.documentElement.classList.remove("first-visit");
-    };
-  }
-
   const typing = (target) =>
     target.isContentEditable || Boolean(target.closest("input, textarea, select, [role='textbox']"));
 
@@ -56,6 +46,7 @@
       if (places.has(pressed)) window.location.href = places.get(pressed);
       else if (event.key === "/") focusSearch();
       else if (event.key === "?") sheet(keys);
+      else if (pressed === "p") window.slimscope.present();
       else if ([...places.keys()].some((k) => k.startsWith(`${event.key} `))) {
         first = event.key;
         timer = setTimeout(() => { first = ""; }, 1500);
@@ -150,8 +141,9 @@
     const focusSearch = searchBox(element.querySelector(".search"), JSON.parse(data.pages));
     const keys = JSON.parse(data.keys);
     element.querySelector("#frame-keys").onclick = () => sheet(keys);
+    element.querySelector("#frame-share").onclick = () => window.slimscope.share();
     listen(keys, focusSearch);
   }
 
-  Object.assign(window.slimscope, { keyboard, tour });
+  Object.assign(window.slimscope, { keyboard });
 })();

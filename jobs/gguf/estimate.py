@@ -10,15 +10,15 @@ from backend.export.gguf.tokenizer import vocabulary_of
 from backend.export.gguf.types import choose_type
 from backend.models.memory import RUNTIME
 from backend.models.sources.headers import read_config
-from jobs.export.config import ExportJob
 from jobs.fields.base_model import ResolvedModel, resolve_model
+from jobs.gguf.config import GGUFJob
 from jobs.kind import Requirements
 
 WRITE_FLOPS = 60.0  # of one weight: read, rounded, packed, written
 COPIES = 6  # of the largest matrix: as stored, float32, and what rounding makes of it
 
 
-def requirements(config: ExportJob) -> Requirements:
+def requirements(config: GGUFJob) -> Requirements:
     """See `Kind.requirements`."""
     base = resolve_model(config.model)
     if Path(base.source).is_dir():  # else it has to be set up first
@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
     vocabulary_of(folder, sizes.vocabulary)
 
 
-def exported_type(config: ExportJob, base: ResolvedModel) -> str:
+def exported_type(config: GGUFJob, base: ResolvedModel) -> str:
     """The type of the linear layers.
 
     Raises:

@@ -8,11 +8,11 @@ from backend.export.gguf.types import GGUFType
 from jobs.fields.model import ModelConfig
 from jobs.kind import JobConfig
 
-NAME, MODEL = "export", "model"  # the kind, and its only stage
+NAME, MODEL = "gguf", "model"  # the kind, and its only stage
 FOLDER = "GGUF"  # and the kind of its artefact
 
 
-class ExportJob(ModelConfig, JobConfig):
+class GGUFJob(ModelConfig, JobConfig):
     """Which model, and how its weights are stored."""
 
     type: GGUFType = Field(

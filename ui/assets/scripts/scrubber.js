@@ -2,6 +2,12 @@
    said, y, colour, fill}]}. The chart goes from one stop to the next in 200 ms, or at once for
    people who asked for less motion. */
 (() => {
+  const shown_bars = new Set(); // of the charts of this page
+
+  /* Goes on by one stage, or to the stage of that name; false where there is none. */
+  const nextStop = () => [...shown_bars].some((bar) => bar.next());
+  const goTo = (name) => [...shown_bars].some((bar) => bar.to(name));
+
   function scrubber(box, show) {
     const bar = document.createElement("div");
     let scrub = null, place = 0, shown = null, timer = 0;
@@ -70,8 +76,15 @@
     }
 
     slider.oninput = () => go(Number(slider.value));
+    shown_bars.add({
+      next: () => Boolean(scrub) && box.isConnected && place + 1 < scrub.stops.length && (go(place + 1), true),
+      to: (name) => {
+        const found = scrub && box.isConnected ? scrub.stops.findIndex((stop) => stop.name === name) : -1;
+        return found >= 0 && (go(found), true);
+      },
+    });
     return { prepare };
   }
 
-  Object.assign(window.slimscope, { scrubber });
+  Object.assign(window.slimscope, { scrubber, nextStop, goTo });
 })();

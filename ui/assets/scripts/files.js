@@ -49,8 +49,16 @@
 
   /* Buttons with data-save="png|svg|csv|html" save the chart of their card. */
   function saving(element) {
+    const menu = element.querySelector("details");
+    document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });
+    menu.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !menu.open) return;
+      menu.open = false;
+      menu.firstChild.focus();
+    });
     element.addEventListener("click", async (event) => {
       const button = event.target.closest("[data-save]");
+      if (button) menu.open = false;
       const card = button && button.closest(".card");
       const chart = card && card.querySelector(".plot-canvas");
       if (!chart || !chart.data || chart.style.visibility === "hidden") return;
@@ -62,7 +70,7 @@
         window.slimscope.saveTable(await dataTable(card), name);
       } else if (format === "html") {
         const words = [...card.querySelectorAll(".question")].map((each) => each.textContent).join(" ");
-        save(`${name}.html`, await standAlone(chart, name, words), "text/html");
+        save(`${name}.html`, await standAlone(chart, card.querySelector("h2")?.textContent || name, words), "text/html");
       } else {
         window.Plotly.downloadImage(chart, { format, filename: name, ...size, scale: format === "png" ? 2 : 1 });
       }

@@ -11,14 +11,14 @@ from backend.export.card import gguf_card
 from backend.export.gguf.writing import write_gguf
 from backend.export.origin import CARD, copy_terms, origin_of
 from backend.models.sources.materialise import materialise
-from jobs.export.config import FOLDER, MODEL, ExportJob
-from jobs.export.estimate import exported_type, flops_by_phase
 from jobs.fields.base_model import resolve_model
+from jobs.gguf.config import FOLDER, MODEL, GGUFJob
+from jobs.gguf.estimate import exported_type, flops_by_phase
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 
 
-def run(config: ExportJob, context: JobContext) -> None:
+def run(config: GGUFJob, context: JobContext) -> None:
     """The whole job. It takes seconds to minutes, so a killed one starts again."""
     prepare(config, context)
     base = resolve_model(config.model)

@@ -1,5 +1,4 @@
-"""A replay: a run once more, with its frozen config, settings and texts, and whether the same came
-out.
+"""A run once more, with its frozen config, settings and texts, and whether the same came out.
 
 The config names the texts and the settings say where they lie; the record of a run holds their
 sha256, so a text that has changed since is told as such. Same config, texts, threads and versions
@@ -27,11 +26,13 @@ from jobs.submit import validated
 
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
-NOT_A_PLACE = {"settings", service.VARIABLES, "text", "warnings", WEIGHTS}  # of the environment
+NOT_A_PLACE = {  # of the environment
+    "settings", service.VARIABLES, service.ESTIMATED_SECONDS, "text", "warnings", WEIGHTS,
+}  # fmt: skip
 SHOWN = 4
 
 
-def replay(run: str | int, actor: Actor) -> Job:
+def reproduce(run: str | int, actor: Actor) -> Job:
     """Adds a new run with the frozen config and settings of an old one, which stays as it is.
 
     Whether its model and texts are still there is for the run to find out: under its own settings,
@@ -65,7 +66,7 @@ def _cost(kind: str, config: JobConfig) -> Estimate | None:
 
 
 @dataclass(frozen=True)
-class ReplayDifference:
+class Difference:
     """One thing that is not the same; None where a run does not have it."""
 
     what: str
@@ -74,8 +75,8 @@ class ReplayDifference:
 
 
 @dataclass(frozen=True)
-class ReplayComparison:
-    """How a run and its replay compare.
+class Reproduction:
+    """How a run and its reproduction compare.
 
     Attributes:
         outcome: equal when weights, texts and all figures are; open until both have succeeded.
@@ -87,15 +88,15 @@ class ReplayComparison:
     first: str
     second: str
     outcome: Outcome
-    weights: ReplayDifference | None
-    texts: tuple[ReplayDifference, ...]
-    results: tuple[ReplayDifference, ...]
+    weights: Difference | None
+    texts: tuple[Difference, ...]
+    results: tuple[Difference, ...]
     compared: int
-    config: tuple[ReplayDifference, ...]
-    environment: tuple[ReplayDifference, ...]
+    config: tuple[Difference, ...]
+    environment: tuple[Difference, ...]
 
     @property
-    def differences(self) -> list[ReplayDifference]:
+    def differences(self) -> list[Difference]:
         """All of them: outcome first, then what may have caused it."""
         weights = [self.weights] if self.weights else []
         return [*weights, *self.texts, *self.results, *self.config, *self.environment]
@@ -129,7 +130,7 @@ class ReplayComparison:
         return asdict(self) | {"text": str(self)}
 
 
-def compare(first: str | int, second: str | int) -> ReplayComparison:
+def compare(first: str | int, second: str | int) -> Reproduction:
     """Compares two runs by what is recorded of them.
 
     Raises:
@@ -142,7 +143,7 @@ def compare(first: str | int, second: str | int) -> ReplayComparison:
     results = (*_different(mine, theirs), *_different(my_notes, their_notes))
     same = not (weights or texts or results)
     ended = one.state == other.state == State.SUCCEEDED
-    return ReplayComparison(
+    return Reproduction(
         one.run,
         other.run,
         "open" if not ended else "equal" if same else "different",
@@ -155,16 +156,16 @@ def compare(first: str | int, second: str | int) -> ReplayComparison:
     )
 
 
-def replayed(job: Job) -> ReplayComparison | None:
+def reproduced(job: Job) -> Reproduction | None:
     """The comparison of a run with the one it repeats; None when it repeats none."""
     return compare(job.parent, job.id) if job.parent is not None else None
 
 
-def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[ReplayDifference]:
+def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
     """What has not the same value in both, in their order."""
     for what in {**one, **other}:
         if one.get(what) != other.get(what):
-            yield ReplayDifference(what, one.get(what), other.get(what))
+            yield Difference(what, one.get(what), other.get(what))
 
 
 def _weights(job: Job) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from jobs.export.config import MODEL, NAME, ExportJob
-from jobs.export.estimate import requirements
+from jobs.gguf.config import MODEL, NAME, GGUFJob
+from jobs.gguf.estimate import requirements
 from jobs.kind import Kind
 
 KIND = Kind(
     name=NAME,
     title="GGUF export",
     summary="Write a model as a GGUF file, for llama.cpp and the programs built on it.",
-    config=ExportJob,
+    config=GGUFJob,
     requirements=requirements,
-    run="jobs.export.run:run",
+    run="jobs.gguf.run:run",
     order=80,
+    main_fields=("type",),
     has_models=False,
     stages={MODEL: "Model"},
 )

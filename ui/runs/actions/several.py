@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.errors import ConfigError, NotFoundError
-from backend.queue import labels, roles
+from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.store.states import LIVE, RESUMABLE, State
 from backend.store.tables import Job
 from jobs import operations
 from ui.format import href
 from ui.format import runs as runs_text
-from ui.runs.actions import Action
+from ui.runs.actions.action import Action, run_count
+from ui.runs.actions.keeping import KEEPING, keep, keeping_actions
 from ui.runs.view import MAX_PINS, TableResult
 
 FEWEST, MOST = 2, 6  # runs side by side
@@ -28,9 +29,9 @@ def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
         _compare(table),
         *([baseline] if len(jobs) == 1 else []),
         _pin(table),
-        *_labels(jobs, forbidden),
         *_cancel(jobs, user),
         *_resume(jobs, forbidden),
+        *keeping_actions(jobs, user),
         Action("clear", "Clear", view={"pick": ""}),
     ]
 
@@ -54,20 +55,6 @@ def _pin(table: TableResult) -> Action:
     return Action("pin", "Pin", view={"pins": ",".join(pins), "pick": ""})
 
 
-def _labels(jobs: Sequence[Job], forbidden: str) -> list[Action]:
-    """Tags and, of a single run, its note."""
-    runs, tags = run_count(jobs), sorted({tag for job in jobs for tag in job.tags or ()})
-    fields = [("tag", "Tag", f"Tags to add to {runs}:", "")]
-    if tags:
-        fields.append(("untag", "Untag", f"Tags to remove from {runs}:", " ".join(tags)))
-    if len(jobs) == 1:
-        fields.append(("note", "Note", f"Note on {runs}:", jobs[0].note))
-    return [
-        Action(name, text, prompt=prompt, initial=initial, forbidden=forbidden)
-        for name, text, prompt, initial in fields
-    ]
-
-
 def _cancel(jobs: Sequence[Job], user: Actor) -> list[Action]:
     active = [job for job in jobs if _cancellable(job)]
     reasons = filter(None, (roles.may_not_cancel(user, job.owner) for job in active))
@@ -87,27 +74,15 @@ def _cancellable(job: Job) -> bool:
     return job.state == State.QUEUED or (job.state in LIVE and job.desired == "run")
 
 
-def run_count(jobs: Sequence[Job]) -> str:
-    """The name of a single run, or "3 runs"."""
-    return jobs[0].run if len(jobs) == 1 else runs_text(len(jobs))
-
-
 def run_bulk_action(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
     """Carries out an action on the selected runs and says what was done; raises `SlimscopeError`
     where it is not allowed or not possible."""
     if not jobs:
         raise ConfigError("Nothing was done.", "No run is selected.")
     runs = [job.run for job in jobs]
+    if name in KEEPING:
+        return keep(name, jobs, text, user)
     match name:
-        case "tag":
-            labels.tag(runs, tags := labels.tags_in(text), user)
-            return f"Added to {run_count(jobs)}: {', '.join(tags)}."
-        case "untag":
-            labels.untag(runs, tags := labels.tags_in(text), user)
-            return f"Removed from {run_count(jobs)}: {', '.join(tags)}."
-        case "note":
-            labels.annotate(runs[0], text, user)
-            return f"The note on {runs[0]} was saved."
         case "cancel":
             active = [job for job in jobs if _cancellable(job)]
             operations.cancel_runs([job.run for job in active], user)

@@ -1,4 +1,4 @@
-"""Replays: frozen settings, an equal result, and every way in which it may differ."""
+"""Reproduction: frozen settings, an equal result, and every way in which it may differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs.record import record
-from jobs.replay import compare, replay, replayed
+from jobs.reproduction import compare, reproduce, reproduced
 from jobs.submit import submit
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait
@@ -53,7 +53,7 @@ def test_the_same_comes_out_until_the_text_changes(
 
     monkeypatch.delenv("SLIMSCOPE_TEXT_DIR")  # the settings are frozen with the run
     settings.cache_clear()
-    second = replay(first.run, HOST)
+    second = reproduce(first.run, HOST)
     assert second.environment["settings"]["SLIMSCOPE_TEXT_DIR"] == str(tmp_path)
     assert wait(second.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     same = compare(first.run, second.run)
@@ -61,7 +61,7 @@ def test_the_same_comes_out_until_the_text_changes(
     assert same.differences == []
 
     text.write_text("\n\n".join(stories(6, 400)))
-    third = replay(first.run, HOST)
+    third = reproduce(first.run, HOST)
     assert wait(third.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     other = compare(first.run, third.run)
     assert other.outcome == "different" and other.weights is not None
@@ -115,18 +115,18 @@ def test_a_setting_that_is_newer_than_the_run_is_no_difference(queue: Path) -> N
 def test_nothing_is_said_before_both_have_succeeded(queue: Path, state: State) -> None:
     made(1, {"perplexity": 10.0})
     made(2, {}, state=state, parent=1)
-    found = replayed(queries.job(2))
+    found = reproduced(queries.job(2))
     assert found is not None and found.outcome == "open" and "once both" in str(found)
-    assert record(2)["replay"]["outcome"] == "open" and record(1)["replay"] is None
-    assert [job.id for job in queries.replays(1)] == [2]
+    assert record(2)["reproduce"]["outcome"] == "open" and record(1)["reproduce"] is None
+    assert [job.id for job in queries.reproductions(1)] == [2]
 
 
 def test_who_may_not_and_what_is_not_there(queue: Path) -> None:
     made(1, {})
     with pytest.raises(ForbiddenError):
-        replay(1, Actor("eve"))
+        reproduce(1, Actor("eve"))
     with pytest.raises(NotFoundError):
-        replay(2, HOST)
+        reproduce(2, HOST)
     with pytest.raises(NotFoundError):
         compare(1, 2)
 
@@ -134,12 +134,12 @@ def test_who_may_not_and_what_is_not_there(queue: Path) -> None:
 def test_replay_from_a_shell(queue: Path) -> None:
     words = ("submit", "count", "--steps", "1", "--pause", "0", "--wait")
     assert slimscope(*words).returncode == 0
-    done = slimscope("replay", "count-0001", "--wait", "--json")
+    done = slimscope("reproduce", "count-0001", "--wait", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "equal"
     with writing() as session:
         session.get_one(Result, (1, "run", "total")).value = 7.0
     told = slimscope("show", "2")
     assert "count-0001 and count-0002 differ" in told.stdout and "7.0" in told.stdout
-    done = slimscope("replay", "1", "--wait")
+    done = slimscope("reproduce", "1", "--wait")
     assert done.returncode == 4 and "1 figures differ" in done.stdout

@@ -17,7 +17,7 @@ from tests.queue.conftest import HOST, Wait
 
 
 def test_the_toy_becomes_one_file_that_is_recorded(wait: Wait) -> None:
-    job = submit("export", {"model": "toy", "type": "Q8_0"}, HOST)
+    job = submit("gguf", {"model": "toy", "type": "Q8_0"}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
     file = run_folder(job.run) / "GGUF" / "Toy-stories-built-in-Q8_0.gguf"
     assert str(gguf.GGUFReader(file).get_field("general.architecture").contents()) == "llama"
@@ -33,11 +33,11 @@ def test_what_gguf_cannot_hold_is_refused_before_it_waits(queue: Path) -> None:
         ({"model": "toy", "type": "Q3_K"}, "Type was not accepted"),
     ):
         with pytest.raises(SlimscopeError, match=why):
-            submit("export", config, HOST)
+            submit("gguf", config, HOST)
     assert queries.jobs() == []
 
 
 def test_a_file_is_exported_by_its_path(wait: Wait, queue: Path) -> None:
     file = write_toy(queue / "models" / "toy.gguf")
-    job = submit("export", {"model": str(file), "type": "Q4_0"}, HOST)
+    job = submit("gguf", {"model": str(file), "type": "Q4_0"}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error

@@ -1,0 +1,75 @@
+"""Finished runs that come with the package, so that a first visit has something to see.
+
+They are exported runs without weights, one of a kind, packed with xz. They are named after their
+kind, such as sds-example, are read-only, and can be deleted and restored like any other run.
+"""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from backend.backup.single import import_run
+from backend.errors import NotFoundError
+from backend.queue import removal
+from backend.queue.roles import Actor
+from backend.store import queries
+from backend.store.tables import EXAMPLE, Job
+
+FOLDER = Path(__file__).parent / "example_runs"
+PACKED = ".tar.xz"
+PACKAGE = Actor("slimscope", "host")  # who adds them
+
+
+def bundled() -> dict[str, Path]:
+    """Name of a run, such as sds-example -> the file that holds it."""
+    files = sorted(FOLDER.glob(f"*{PACKED}"))
+    return {f"{file.name.removesuffix(PACKED)}-{EXAMPLE}": file for file in files}
+
+
+def install_examples() -> list[Job]:
+    """Add the examples that are not there; deleted ones stay deleted.
+
+    Raises:
+        BackupError: a file is damaged, or the disk is too full.
+    """
+    return [_install(file) for run, file in bundled().items() if not _known(run)]
+
+
+def remove_examples(actor: Actor) -> list[Job]:
+    """Delete the examples.
+
+    Raises:
+        ForbiddenError: the actor is a guest.
+    """
+    return removal.remove([run for run in bundled() if _known(run)], actor)
+
+
+def restore_examples(actor: Actor) -> list[Job]:
+    """Bring deleted examples back.
+
+    Raises:
+        ForbiddenError: the actor is a guest.
+    """
+    known = [run for run in bundled() if _known(run)]
+    purged = [run for run in known if queries.job(run).purged]
+    removal.forget(purged, actor)
+    return [*removal.restore([r for r in known if r not in purged], actor), *install_examples()]
+
+
+def _known(run: str) -> bool:
+    try:
+        queries.job(run)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _install(file: Path) -> Job:
+    with TemporaryDirectory(prefix="slimscope-example-") as folder:
+        archive = Path(folder, file.name.removesuffix(".xz"))
+        with lzma.open(file) as packed, archive.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+        return import_run(archive, PACKAGE, example=True)

@@ -1,0 +1,159 @@
+"""Deleting runs, and undoing it for a day.
+
+A deleted run is hidden at once; its files, figures and statistics are purged a day later, or when a
+host asks for it. Its row and its history stay, so that its number is never given to another run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from backend.errors import ConflictError
+from backend.printable import readable_bytes
+from backend.queue.disk import folder_bytes
+from backend.queue.folders import run_folder
+from backend.queue.lifecycle import ME, note
+from backend.queue.roles import Actor, require_host
+from backend.store import queries
+from backend.store.session import now_ms, writing
+from backend.store.states import ACTIVE, TERMINAL
+from backend.store.tables import (
+    Artifact,
+    DecoderRow,
+    Job,
+    MetricPoint,
+    ProfileRow,
+    Result,
+    StepTime,
+    Table,
+    TensorRow,
+)
+
+UNDO_MS = 86_400_000
+PURGED: tuple[type[Table], ...] = (
+    Artifact, DecoderRow, MetricPoint, ProfileRow, Result, StepTime, TensorRow,
+)  # fmt: skip
+
+
+def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
+    """Delete runs that have ended, all or none; `restore` undoes it within a day.
+
+    Returns:
+        Those that were not deleted before.
+
+    Raises:
+        ForbiddenError: the actor is a guest.
+        ConflictError: a run has not ended, or a queued or running run uses it.
+    """
+    require_host(actor, "delete a run")
+    ids = [queries.job(run).id for run in runs]
+    with writing(durable=True) as session:
+        jobs = [session.get_one(Job, job_id) for job_id in ids]
+        _check_unused(session, jobs)
+        removed = [job for job in jobs if job.removed_at is None]
+        for job in removed:
+            job.removed_at = now_ms()
+            note(session, job.id, "deleted", actor.name)
+    return removed
+
+
+def _check_unused(session: Session, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.state not in TERMINAL:
+            why = f"It is {job.state}."
+            raise ConflictError(f"{job.run} was not deleted.", why, "Cancel it first.")
+    names = {job.run for job in jobs}
+    for active in session.scalars(select(Job).where(Job.state.in_([*ACTIVE]))):
+        used = names & {word for v in active.config.values() for word in str(v).split(",")}
+        if used:
+            what = f"{min(used)} was not deleted."
+            raise ConflictError(what, f"{active.run} uses it.", f"Wait for {active.run}.")
+
+
+def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
+    """Undo `remove`.
+
+    Returns:
+        The runs that had been deleted.
+
+    Raises:
+        ForbiddenError: the actor is a guest.
+        ConflictError: a run has been purged since.
+    """
+    require_host(actor, "restore a run")
+    ids = [queries.job(run).id for run in runs]
+    with writing(durable=True) as session:
+        jobs = [session.get_one(Job, job_id) for job_id in ids]
+        for job in jobs:
+            if job.purged:
+                why = "Its files and figures are gone."
+                raise ConflictError(f"{job.run} cannot be restored.", why, "Reproduce it.")
+        removed = [job for job in jobs if job.removed_at is not None]
+        for job in removed:
+            job.removed_at = None
+            note(session, job.id, "restored", actor.name)
+    return removed
+
+
+def purge(runs: Iterable[str | int], actor: Actor) -> int:
+    """Delete the files and figures of deleted runs for good.
+
+    Returns:
+        The bytes on disk that were freed.
+
+    Raises:
+        ForbiddenError: the actor is a guest.
+    """
+    require_host(actor, "free space")
+    jobs = [queries.job(run) for run in runs]
+    return sum(_purge(job.id, actor.name) for job in jobs if job.removed_at is not None)
+
+
+def forget(runs: Iterable[str | int], actor: Actor) -> None:
+    """Delete the rows of purged examples, so that they can be added again."""
+    require_host(actor, "restore examples")
+    ids = [queries.job(run).id for run in runs]
+    with writing(durable=True) as session:
+        for job_id in ids:
+            session.execute(delete(Job).where(Job.id == job_id, Job.id < 0, Job.purged))
+
+
+def purge_expired() -> None:
+    """Purge what was deleted more than a day ago."""
+    for job in queries.removed(before=now_ms() - UNDO_MS):
+        _purge(job.id, ME)
+
+
+def _purge(job_id: int, actor: str) -> int:
+    """The folder goes first: a kill in between leaves a run that is still to be purged."""
+    folder = run_folder(queries.job(job_id).run)
+    freed = folder_bytes(folder) if folder.exists() else 0
+    shutil.rmtree(folder, ignore_errors=True)
+    with writing(durable=True) as session:
+        job = session.get_one(Job, job_id)
+        for table in PURGED:
+            session.execute(delete(table).where(table.__table__.c.job_id == job_id))
+        job.disk_bytes, job.purged = 0, True
+        note(session, job_id, "purged", actor, f"{readable_bytes(freed)} freed")
+    return freed
+
+
+def archive(runs: Iterable[str | int], actor: Actor, *, back: bool = False) -> list[Job]:
+    """Take runs out of the usual lists, or put them back; everything about them stays.
+
+    Raises:
+        ForbiddenError: the actor is a guest.
+    """
+    require_host(actor, "archive a run")
+    ids = [queries.job(run).id for run in runs]
+    with writing() as session:
+        jobs = [session.get_one(Job, job_id) for job_id in ids]
+        changed = [job for job in jobs if (job.archived_at is None) != back]
+        for job in changed:
+            job.archived_at = None if back else now_ms()
+            note(session, job.id, "taken out of the archive" if back else "archived", actor.name)
+    return changed

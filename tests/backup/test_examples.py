@@ -1,0 +1,55 @@
+"""The runs that come with the package: they are read-only, and go and come back as one likes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backend.backup import examples
+from backend.errors import ConflictError, ForbiddenError
+from backend.queue import labels, removal
+from backend.queue.roles import Actor
+from backend.queue.service import enqueue
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.session import engine_for
+from jobs.kind import kinds
+from tests.queue.conftest import HOST
+
+SMALLEST = min(examples.bundled(), key=lambda run: examples.bundled()[run].stat().st_size)
+
+
+@pytest.fixture(autouse=True)
+def one_example(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest of them: unpacking all takes a second."""
+    found = {SMALLEST: examples.bundled()[SMALLEST]}
+    monkeypatch.setattr(examples, "bundled", lambda: found)
+    upgrade()
+    yield
+    engine_for.cache_clear()
+
+
+def test_every_bundled_run_is_of_a_kind_there_is() -> None:
+    assert {file.name.split(".")[0] for file in examples.FOLDER.iterdir()} <= kinds().keys()
+
+
+def test_they_are_added_once_and_take_no_number() -> None:
+    assert [job.run for job in examples.install_examples()] == [SMALLEST]
+    assert examples.install_examples() == []
+    job = queries.job(SMALLEST)
+    assert job.state == "succeeded" and job.id < 0 and queries.results([SMALLEST])
+    assert enqueue("sds", {}, HOST).run == "sds-0001"
+    with pytest.raises(ConflictError, match="read-only"):
+        labels.tag([SMALLEST], ["mine"], HOST)
+
+
+def test_what_was_removed_stays_away_until_it_is_restored() -> None:
+    examples.install_examples()
+    with pytest.raises(ForbiddenError):
+        examples.remove_examples(Actor("eve"))
+    assert [job.run for job in examples.remove_examples(HOST)] == [SMALLEST]
+    assert examples.install_examples() == [] and queries.jobs() == []
+    removal.purge([SMALLEST], HOST)
+    assert [job.run for job in examples.restore_examples(HOST)] == [SMALLEST]
+    assert queries.results([SMALLEST]) and not queries.job(SMALLEST).removed_at

@@ -1,0 +1,138 @@
+"""Deleting runs: who may, what stays, what comes back, and when it is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ConflictError, ForbiddenError
+from backend.queue import labels, removal
+from backend.queue.folders import run_folder
+from backend.queue.lifecycle import note
+from backend.queue.roles import Actor
+from backend.queue.service import enqueue, resume_all
+from backend.settings import settings
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.session import engine_for, now_ms, writing
+from backend.store.states import State
+from backend.store.tables import Job, Result, example_number, run_name
+from ui.runs.rows import all_rows
+from ui.runs.view import TableQuery, query_runs
+
+HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
+
+
+def add(number: int, state: State = State.SUCCEEDED, **config: str) -> None:
+    now = now_ms()
+    with writing() as session:
+        session.add(
+            Job(id=number, kind="sds", owner="mira", config=config, config_hash="", state=state,
+                created_at=now, queued_at=now, finished_at=now)
+        )  # fmt: skip
+        session.flush()
+        note(session, number, "added", "mira")
+        session.add(Result(job_id=number, stage="sds", metric="perplexity", value=9.0))
+
+
+@pytest.fixture(autouse=True)
+def two_runs(data_dir: Path) -> None:
+    upgrade()
+    for number in (1, 2):
+        add(number)
+    model = run_folder("sds-0001") / "model"
+    model.mkdir(parents=True)
+    (model / "weights").write_bytes(b"w" * 1000)
+    yield
+    engine_for.cache_clear()
+
+
+def listed(q: str = "") -> list[str]:
+    query = TableQuery(q, "age", True, 1, (), "", (), ())
+    return sorted(row.job.run for row in query_runs(query).rows)
+
+
+def test_a_deleted_run_is_hidden_everywhere_and_comes_back_whole() -> None:
+    assert listed() == ["sds-0001", "sds-0002"]
+    removal.remove(["sds-0001"], HOST)
+    assert [job.run for job in queries.jobs()] == ["sds-0002"]
+    assert [row.job.run for row in all_rows()] == ["sds-0002"]
+    assert [row.id for row in queries.run_names()] == [2]
+    assert queries.status().finished == 1
+    assert listed() == ["sds-0002"] and listed("deleted:yes") == ["sds-0001"]
+    assert (run_folder("sds-0001") / "model" / "weights").exists()
+    assert [job.run for job in removal.restore([1], HOST)] == ["sds-0001"]
+    assert listed() == ["sds-0001", "sds-0002"]
+    assert [e.type for e in queries.events(1)] == ["added", "deleted", "restored"]
+
+
+def test_a_purge_frees_the_disk_and_the_number_is_not_given_again() -> None:
+    removal.remove([1, 2], HOST)
+    assert removal.purge([1], HOST) == 1000
+    assert not run_folder("sds-0001").exists() and not queries.results([1])
+    assert listed("deleted:yes") == ["sds-0002"]
+    with pytest.raises(ConflictError, match="cannot be restored"):
+        removal.restore([1], HOST)
+    assert queries.job(1).purged and queries.events(1)[-1].text == "1 kB freed"
+    assert enqueue("sds", {}, HOST).id == 3
+
+
+def test_only_what_was_deleted_a_day_ago_is_purged_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    removal.remove([1], HOST)
+    removal.purge_expired()
+    assert not queries.job(1).purged
+    tomorrow = now_ms() + removal.UNDO_MS + 1
+    monkeypatch.setattr(removal, "now_ms", lambda: tomorrow)
+    removal.purge_expired()
+    assert queries.job(1).purged and not queries.job(2).purged
+
+
+def test_what_is_needed_or_not_ended_is_not_deleted() -> None:
+    add(3, State.RUNNING, model="sds-0001")
+    with pytest.raises(ConflictError, match="is running"):
+        removal.remove([2, 3], HOST)
+    with pytest.raises(ConflictError, match="sds-0003 uses it"):
+        removal.remove([1], HOST)
+    assert not any(job.removed_at for job in queries.jobs())  # all or none
+    with pytest.raises(ForbiddenError):
+        removal.remove([1], GUEST)
+
+
+def test_a_deleted_run_is_not_resumed() -> None:
+    add(3, State.FAILED)
+    removal.remove([3], HOST)
+    assert resume_all([3], HOST) == []
+
+
+def test_an_archived_run_leaves_the_list_until_it_is_asked_for() -> None:
+    removal.archive([1], HOST)
+    assert listed() == ["sds-0002"] and listed("archived:yes") == ["sds-0001"]
+    assert [row.job.run for row in all_rows()] == ["sds-0002", "sds-0001"]
+    removal.archive([1], HOST, back=True)
+    assert listed() == ["sds-0001", "sds-0002"]
+
+
+def test_a_run_is_renamed() -> None:
+    labels.rename(1, " half\nway ", HOST)
+    assert queries.job(1).name == "half way"
+    with pytest.raises(ForbiddenError):
+        labels.rename(1, "mine", GUEST)
+
+
+def test_an_example_has_a_name_and_takes_no_number() -> None:
+    with writing() as session:
+        for number in (1, 2):
+            session.delete(session.get_one(Job, number))
+    add(number := example_number("sds"))
+    assert run_name("sds", number) == "sds-example" == queries.job("sds-example").run
+    for change in (labels.rename, labels.annotate):
+        with pytest.raises(ConflictError, match="read-only"):
+            change("sds-example", "mine", HOST)
+    assert [job.run for job in (enqueue("sds", {}, HOST), enqueue("sds", {}, HOST))] == [
+        "sds-0001", "sds-0002",
+    ]  # fmt: skip
+    assert listed() == ["sds-0001", "sds-0002", "sds-example"]
+    assert settings().artifacts / "sds-example" == run_folder("sds-example")

@@ -1,0 +1,116 @@
+"""What a chart shows on its data, as one sentence: the title of its card. Computed by rule from the
+figures that are drawn; "" where the rule has nothing to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from ui.format import number, share
+
+STEADY = 0.02  # a relative change below that is none
+NO_GAIN = "No decoder is measurably faster than plain decoding"
+
+
+def of_stages(values: Sequence[tuple[str, float]]) -> str:
+    """Of perplexities by stage, (label, value), the untouched model first: what the worst stage
+    costs and how much of it the last one recovers,
+
+        recovered = (worst - last) / (worst - first)
+    """
+    if len(values) < 2:
+        return ""
+    (_, first), (last_label, last) = values[0], values[-1]
+    worst_label, worst = max(values[1:], key=lambda pair: pair[1])
+    if worst_label != last_label and worst > first and worst > last:
+        back = share((worst - last) / (worst - first), 0)
+        return f"{last_label} recovers {back} of the perplexity lost in {lower(worst_label)}"
+    change = last / first - 1
+    if abs(change) < STEADY:
+        return f"{last_label} keeps the perplexity of {number(first)}"
+    verb = "raises" if change > 0 else "lowers"
+    return f"{last_label} {verb} perplexity from {number(first)} to {number(last)}"
+
+
+def of_curves(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
+    """Of lines over steps, a column each behind the steps: how one developed, from the mean of its
+    first tenth to that of its last.
+
+    Args:
+        main: the column to speak of; without it, the last of the longest ones.
+    """
+    lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
+    lines = {name: values for name, values in lines.items() if len(values) > 1}
+    if not lines:
+        return ""
+    most = max(len(values) for values in lines.values())
+    name = main if main in lines else [n for n, v in lines.items() if len(v) == most][-1]
+    values = lines[name].to_numpy(float)
+    tenth = max(1, len(values) // 10)
+    first, last = values[:tenth].mean(), values[-tenth:].mean()
+    whose = f"{name}: {lower(quantity)}" if len(frame.columns) > 2 else quantity
+    if abs(last - first) <= STEADY * max(abs(first), abs(last)):
+        return f"{whose} stays near {number(last, 3)}"
+    verb = "rises" if last > first else "falls"
+    return f"{whose} {verb} from {number(first, 3)} to {number(last, 3)}"
+
+
+def of_cells(frame: pd.DataFrame, label: str) -> str:
+    """Of a map of layers, whose rows are (tensor, block, …, value): the layer with the largest
+    value."""
+    values = frame.iloc[:, -1].astype(float)
+    if not values.notna().any():
+        return ""
+    row = frame.loc[values.abs().idxmax()]
+    module = str(row.iloc[0]).removesuffix(".weight").rpartition(".")[2]
+    unit = " %" if str(frame.columns[-1]).endswith("%") else ""
+    value = f"{number(float(row.iloc[-1]), 3)}{unit}"
+    return f"{label} is largest in block {row.iloc[1]}, {module}: {value}"
+
+
+def of_zeros(stages: Sequence[tuple[str, float]]) -> str:
+    """Of stages, (label, share of exact zeros): how many weights are zero in the end."""
+    if not stages:
+        return ""
+    label, zeros = stages[-1]
+    return f"{label}: {share(zeros)} of the weights are exactly zero"
+
+
+def of_speed(decoders: Sequence[tuple[str, float, float]], vanilla: str) -> str:
+    """Of decoders, (label, speed-up, lowest speed-up of a repetition): the fastest, if it is faster
+    than plain decoding in every repetition."""
+    others = [each for each in decoders if each[0] != vanilla]
+    if not others:
+        return ""
+    label, up, low = max(others, key=lambda each: each[1])
+    return f"{label} decodes {up:.2f} × as fast as plain decoding" if low > 1 else NO_GAIN
+
+
+def of_break_even(decoders: Sequence[tuple[str, float, float]]) -> str:
+    """Of decoders, (label, tokens per step, break-even): how far the best is from paying."""
+    if not decoders:
+        return ""
+    label, tokens, even = max(decoders, key=lambda each: each[1] / each[2])
+    verdict = "more than" if tokens > even else "less than"
+    return f"{label} yields {tokens:.2f} tokens per step, {verdict} the {even:.2f} it needs to pay"
+
+
+def of_parts(label: str, parts: Mapping[str, float]) -> str:
+    """Of the parts of a decoding step, name -> milliseconds: the one that takes longest."""
+    whole = sum(parts.values())
+    if not whole:
+        return ""
+    name = max(parts, key=lambda part: parts[part])
+    return f"{name} takes {share(parts[name] / whole, 0)} of a step of {label}"
+
+
+def of_front(best: int, total: int) -> str:
+    """Of a trade-off: how many runs nothing beats."""
+    verb = "is" if best == 1 else "are"
+    return f"{best} of {total} runs {verb} on the Pareto front" if total > 1 else ""
+
+
+def lower(label: str) -> str:
+    """With a small first letter; "DL-QAT" and "SDS" stay as they are."""
+    return label if label[:2].isupper() else label[:1].lower() + label[1:]

@@ -1,0 +1,161 @@
+"""What there is to see on a first visit: the figure of each method, and how SDS moves the weights.
+
+Shown are the newest runs that succeeded, and until there are some the examples of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backend.statistics.tensors import TensorSnapshot
+from backend.store import queries, tensors
+from backend.store.states import State
+from backend.store.tables import Job
+from jobs.generate import config as generate
+from jobs.generate.transcript import MAX_SIDES, Transcript, read_transcript
+from jobs.kind import KeyFigure, Kind, kinds
+from jobs.metrics import PERPLEXITY
+from ui.format import number, share
+from ui.runs.results import RunResults
+from ui.runs.weights import weights_of
+from ui.theme import stage_style
+
+BARS = 96  # of the histogram
+WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
+MOST = 1.5  # of the tallest dense bar: the height of the axis
+LEAST_STAGES = 3  # that make it worth moving
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A finished run of a kind that has a figure to tell.
+
+    Attributes:
+        bars: (label, colour, value as text, length from 0 to 1) of the perplexity of each stage a
+            method passes through.
+    """
+
+    job: Job
+    kind: Kind
+    figure: KeyFigure
+    verdict: str
+    bars: list[tuple[str, str, str, float]]
+
+
+def showcase() -> list[Shown]:
+    """One run of each kind, in the order of the kinds."""
+    shown = (_newest(kind) for kind in kinds().values())
+    return [each for each in shown if each]
+
+
+def _newest(kind: Kind) -> Shown | None:
+    """The newest run of a kind whose figures suffice; examples are the oldest."""
+    for job in queries.jobs([State.SUCCEEDED], kind.name, limit=20):
+        rows = queries.results([job.id])
+        figure = kind.key_figure({(r.stage, r.metric): r.value for r in rows})
+        if figure:
+            results = RunResults(kind, rows, job)
+            values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
+            verdict = kind.verdict(values) if results.kept else ""
+            return Shown(job, kind, figure, verdict, _bars(kind, values))
+    return None
+
+
+def _bars(kind: Kind, values: dict[str, float]) -> list[tuple[str, str, str, float]]:
+    main = [s for s in kind.stages if s in values and kind.styles.get(s) and kind.styles[s].main]
+    longest = max((values[stage] for stage in main), default=1.0)
+    return [
+        (kind.stages[s], stage_style(s).colour, number(values[s]), values[s] / longest)
+        for s in main
+    ]
+
+
+# the histogram ------------------------------------------------------------------------------------
+
+
+def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
+    """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`.
+
+    Returns:
+        run, tensor, edge (the axis runs from -edge to edge), and for each stage: name, label,
+        colour, said, zeros (share of all weights) and heights (share of all weights in each of
+        `BARS` bins, relative to the height of the axis).
+    """
+    for each in shown:
+        stages = [s for s in each.kind.stages if (style := each.kind.styles.get(s)) and style.main]
+        weights = weights_of(each.job.run)
+        if weights and len([s for s in stages if s in weights.stages]) >= LEAST_STAGES:
+            return _histogram(each, stages, _typical([*weights.tensors]))
+    return None
+
+
+def _typical(names: Sequence[str]) -> str:
+    """A wide layer in the middle of the model."""
+    middle = names[len(names) // 2 :]
+    return next((name for name in middle if "up_proj" in name), middle[0])
+
+
+def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any]:
+    newest = {s.stage: s for s in tensors.tensor_snapshots(each.job.id, tensor)}
+    drawn = [newest[stage] for stage in stages if stage in newest]
+    heights = [_heights(snapshot) for snapshot in drawn]
+    top = min(max(float(h.max()) for h in heights), MOST * float(heights[0].max())) or 1.0
+    perplexity = {label: text for label, _, text, _ in each.bars}
+    return {
+        "run": each.job.run,
+        "tensor": tensor,
+        "edge": WIDTH * drawn[0].hi,
+        "stages": [
+            {
+                "name": snapshot.stage,
+                "label": each.kind.stages[snapshot.stage],
+                "colour": stage_style(snapshot.stage).colour,
+                "zeros": round(snapshot.zeros / snapshot.n, 4),
+                "said": _said(snapshot, perplexity.get(each.kind.stages[snapshot.stage]))
+                + _cut_off(height, top),
+                "heights": [round(min(1.0, float(h / top)), 4) for h in height],
+            }
+            for snapshot, height in zip(drawn, heights, strict=True)
+        ],
+    }
+
+
+def _cut_off(heights: np.ndarray, top: float) -> str:
+    """In words: what the axis does not show whole."""
+    above = heights[heights > top]
+    return f" Cut off: {len(above)} bars that hold {share(above.sum(), 0)}." if len(above) else ""
+
+
+def _heights(snapshot: TensorSnapshot) -> np.ndarray:
+    """Share of all weights in each of `BARS` bins [BARS] of the middle of the stored histogram;
+    exact zeros are in none."""
+    counts = np.asarray(snapshot.counts, float)
+    middle, reach = len(counts) / 2, WIDTH * len(counts) / 2
+    merged = np.interp(
+        np.linspace(middle - reach, middle + reach, BARS + 1), np.arange(len(counts) + 1),
+        np.concatenate([[0.0], np.cumsum(counts)]),
+    )  # fmt: skip
+    heights: np.ndarray = np.diff(merged) / snapshot.n
+    return heights
+
+
+def _said(snapshot: TensorSnapshot, perplexity: str | None) -> str:
+    zeros = f"{share(snapshot.zeros / snapshot.n, 0)} of the weights are exactly zero"
+    return f"{zeros}, perplexity {perplexity}." if perplexity else f"{zeros}."
+
+
+# the text -----------------------------------------------------------------------------------------
+
+
+def drafted_text() -> tuple[Job, Transcript] | None:
+    """A finished answer with drafted tokens, of the newest run that has one."""
+    for job in queries.jobs([State.SUCCEEDED], generate.NAME, limit=20):
+        for side in range(1, MAX_SIDES + 1):
+            transcript = read_transcript(job.run, side)
+            if any(head for _, head in transcript.tokens):
+                return job, transcript
+    return None
