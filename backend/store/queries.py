@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from backend.store.tables import (
 HOUR_MS = 3_600_000
 MAX_VARIABLES = 5_000  # in one statement
 ALIVE_MS = 15_000
+STARTS_WITHIN_MS = 30_000
 SHOWN = Job.removed_at.is_(None)
 
 
@@ -178,6 +180,13 @@ class QueueStatus:
     @cached_property
     def _positions(self) -> dict[int, int]:
         return {job.id: place for place, job in enumerate(self.queued, 1)}
+
+    @property
+    def stalled(self) -> bool:
+        """Whether runs wait for a supervisor that should have come by now: one starts in seconds
+        after a run is added."""
+        oldest = min((job.queued_at for job in self.queued), default=math.inf)
+        return not self.supervisor_alive and now_ms() - oldest > STARTS_WITHIN_MS
 
     def position(self, job_id: int) -> int | None:
         """1 for the next job to start; None if the job is not queued."""

@@ -151,7 +151,7 @@ BEFORE = (
 )  # fmt: skip
 PERPLEXITY_COLUMNS = (
     replace(_figure(PERPLEXITY, lambda r: r.figures.value(r.figures.first, PERPLEXITY)),
-            key="dense", title="Perplexity, dense", group=GROUPS[1], usual=True,
+            key="dense", title="Perplexity, dense", group=GROUPS[1], usual=False,
             field=f"{PERPLEXITY}_dense"),
     _final(PERPLEXITY, True),
     Column("change", "Change", _change, lambda r: percent(_change(r)) or NONE, _change, True,

@@ -7,8 +7,9 @@ from pathlib import PurePath
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
+from backend.store import queries
 from backend.store.states import LIVE
-from backend.store.tables import Job
+from backend.store.tables import Attempt, Job
 from ui.format import NONE, duration, eta_range, share
 from ui.runs.results import kind_title, setting_summary
 from ui.templates import fragments
@@ -62,10 +63,18 @@ def time_left(job: Job) -> str:
 
 
 def elapsed(job: Job, now: int) -> float | None:
-    """Seconds a run has been running, or ran."""
+    """Seconds a run has been worked on, in all of its attempts."""
+    if (job.attempts_made or 0) > 1:
+        return sum(_lasted(attempt, now) for attempt in queries.attempts(job.id)) / 1000
     if job.started_at is None:
         return None
     return ((job.finished_at or now) - job.started_at) / 1000
+
+
+def _lasted(attempt: Attempt, now: int) -> int:
+    """Milliseconds an attempt took."""
+    began = attempt.started_at or attempt.launched_at
+    return max(0, (attempt.ended_at or now) - began)
 
 
 def took(job: Job, now: int) -> str:

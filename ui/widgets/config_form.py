@@ -7,6 +7,7 @@ so that a bad value is explained beside its field and nothing typed is lost.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def component(
     starts its id on the page."""
     common: dict[str, Any] = {
         "label": title(name, info),
-        "info": info.description,
+        "info": as_text(info.description),
         "value": info.default,
         "elem_id": f"{prefix}field-{name.replace('_', '-')}",
     }
@@ -96,6 +97,11 @@ def component(
         return gr.Dropdown(list(suggested), allow_custom_value=True, **common)
     lines = int(extra(info).get("lines", 1))
     return gr.Textbox(lines=lines, max_lines=lines, **common)
+
+
+def as_text(description: str | None) -> str | None:
+    """A help text as Gradio, which reads Markdown, shows it: "*.down_proj" keeps its star."""
+    return description and re.sub(r"([*_`\\])", r"\\\1", description)
 
 
 def _parts(text: str) -> list[str]:

@@ -80,13 +80,16 @@ def differing(comparison: RunComparison) -> dict[str, list[Any]]:
 
 
 def config_card(comparison: RunComparison) -> Markup:
-    """A row for each setting that differs; values unlike the baseline's are marked."""
+    """A row for each setting that differs; values unlike the baseline's are marked. Settings that
+    only some of the runs have, such as those of one method, are folded away."""
     found, place = differing(comparison), comparison.rows.index(comparison.base)
     same = len({name for row in comparison.rows for name in settings_of(row)}) - len(found)
     rows = {
         name: [(_value(v), v != values[place]) for v in values] for name, values in found.items()
     }
-    return HTML.settings(comparison.columns, comparison.base, rows, same)
+    shared = {name: cells for name, cells in rows.items() if None not in found[name]}
+    single = {name: cells for name, cells in rows.items() if name not in shared}
+    return HTML.settings(comparison.columns, comparison.base, shared, single, same)
 
 
 def _value(value: Any) -> str:

@@ -1,5 +1,5 @@
-"""Compare: two to six runs against a baseline: settings that differ, results, stages, curves,
-weights."""
+"""Compare: two to six runs against a baseline: results, stages, curves, weights, settings that
+differ."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def build() -> None:
     )  # fmt: skip
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
-        page["config"] = plain(elem_id="compare-config")
         page["results"] = plain(elem_id="compare-figures")
         with gr.Row(equal_height=True):
             page |= STAGES.build("compare")
             lines = Outputs(curve=curve, y=scale, smooth=smooth)
             lines |= LINES.build("compare", [[curve, smooth], [scale]])
         weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]]))
+        page["config"] = plain(elem_id="compare-config")
 
     show = page.named(draw), None, page.components
     show_curves = lines.named(draw_curves), [curve, scale, smooth], lines.components

@@ -77,7 +77,7 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
         "ended": status.finished - status.needs_attention,
         "failed": status.needs_attention,
     }
-    stalled = STALLED if status.queued and not status.supervisor_alive else ""
+    stalled = STALLED if status.stalled else ""
     columns = _columns(tab, status, chosen.id if chosen else None, user)
     rows = [[cell(job) for cell in columns.values()] for job in jobs_of(status, tab)]
     numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
