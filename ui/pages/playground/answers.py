@@ -67,7 +67,7 @@ def _answer(
         None if hidden else model_name(names_of(job)[side - 1]),
         status(job, transcript, hidden),
         [*facts(transcript, hidden), *(_difference(first, transcript, differs) if ended else [])],
-        spans_of(transcript, hidden, differs),
+        spans_of(transcript, hidden, differs or None),
         len(transcript.passes),
         transcript.text if transcript.complete else "",
     )
@@ -117,6 +117,8 @@ def _difference(first: Transcript | None, transcript: Transcript, differs: int |
         return []
     if first.text == transcript.text:
         return ["identical to A"]
+    if differs == 0:  # they have nothing in common
+        return []
     place = min(len(first.text), len(transcript.text)) if differs is None else differs
     return [f"first difference from A at character {place + 1}"]
 

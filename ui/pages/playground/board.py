@@ -61,7 +61,7 @@ def _turn(job: Job, actor: Actor, last: bool) -> ShownTurn:
             roles.may_not_cancel(actor, job.owner),
             roles.may_not_add(actor, Lane.PLAYGROUND),
         )
-    return ShownTurn(job, answers, error_of(job), _votes(job, actor), below)
+    return ShownTurn(job, answers, error_of(job), _votes(job, actor, last), below)
 
 
 def choices(job: Job) -> dict[int, str]:
@@ -74,12 +74,14 @@ def choices(job: Job) -> dict[int, str]:
     return dict([first, *both, *others] if two else [first, *others, *both])
 
 
-def _votes(job: Job, actor: Actor) -> Markup:
-    """HTML: buttons to vote for an answer, or the vote."""
+def _votes(job: Job, actor: Actor, last: bool) -> Markup:
+    """HTML: buttons to vote for an answer of the last turn, or the vote."""
     if len(names_of(job)) < 2 or job.state != State.SUCCEEDED:
         return Markup()
     votes = votes_of(job.id)
     if actor.name not in votes:
+        if not last:
+            return Markup()
         return HTML.vote_buttons(job.run, [*choices(job).items()], roles.may_not_vote(actor))
     counted = Counter(votes.values())
     tally = [(_said(job, choice), count) for choice, count in counted.most_common()]
