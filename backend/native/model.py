@@ -87,6 +87,14 @@ class NativeCache:
         """Drop all rows from `length` on."""
         self.structure.length = length
 
+    def beginning(self, length: int, capacity: int) -> NativeCache:
+        """A cache for `capacity` tokens that holds the first `length` rows of this one."""
+        other = self._owner.new_cache(capacity)
+        other._keys[:, :, :length] = self._keys[:, :, :length]
+        other._values[:, :, :length] = self._values[:, :, :length]
+        other.rewind(length)
+        return other
+
 
 class NativeModel:
     """A model whose passes `decoder.cpp` computes.

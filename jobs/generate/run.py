@@ -14,6 +14,7 @@ from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Proposer
 from backend.methods.amphista.generate import Detokenizer, refuse_processors
+from backend.native.model import NativeCache
 from backend.reporter import stop_if_asked
 from backend.store.session import now_ms
 from backend.store.tables import Job
@@ -111,10 +112,13 @@ class SideAnswer:
         config, loaded = self.config, model.loaded
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
         detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
-        token, rule = -1, acceptance(sampling(config))
-        steps = decode(model.target, proposer, self.ids(model), rule, config.max_new_tokens, ends)
+        token, rule, ids = -1, acceptance(sampling(config)), self.ids(model)
+        cache = self._recall(model, ids, proposer)
+        steps = decode(model.target, proposer, ids, rule, config.max_new_tokens, ends, cache)
+        committed = [*ids]
         for step in steps:
             stop_if_asked(self.context)
+            committed += step.tokens
             tokens = []
             for token, head in zip(step.tokens, step.heads, strict=True):
                 tokens.append((detokenizer.add(token), head))
@@ -125,8 +129,19 @@ class SideAnswer:
             if detokenizer.stopped:
                 break
             self.context.share.apply(config.threads)  # a job or another text may have begun
+        if cache is not None:
+            model.remember(committed, cache)
         why = "stop" if detokenizer.stopped else "end" if token in ends else "limit"
         yield {"end": why, "rest": detokenizer.rest()}
+
+    def _recall(self, model: WarmModel, ids: list[int], proposer: Proposer) -> NativeCache | None:
+        """What the model has read of this conversation before; None with a drafter, which needs
+        the states of every token."""
+        capacity = len(ids) + self.config.max_new_tokens + proposer.nodes
+        fits = capacity - proposer.nodes <= model.target.context
+        if self.side.drafter or model.target.native is None or not fits:
+            return None
+        return model.recall(ids, capacity) or model.target.native.new_cache(capacity)
 
 
 def _tree(proposer: Proposer) -> str:

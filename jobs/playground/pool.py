@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import LoadedModel
 from backend.models.memory import memory_available, weight_memory
 from backend.models.precision import resolve_dtype
+from backend.native.model import NativeCache
 from backend.printable import readable_bytes
 from backend.reporter import Reporter, stop_if_asked
 from backend.settings import settings
@@ -33,6 +34,7 @@ SHARE = 0.5  # of the free memory at the start, for models
 LAYOUTS = 2  # the native decoder keeps the weights in a layout of its own, beside PyTorch's
 LOAD_S, BYTES_PER_S = 1.5, 400e6  # of the first model; then what was measured
 WAIT_S = 0.3
+KEPT_TEXTS = 4  # whose caches are kept, of each model
 
 Load = Callable[[str], LoadedModel]  # device -> the model
 Say = Callable[[str, float], None]  # what takes time, and about how many seconds (0: unknown)
@@ -55,6 +57,7 @@ class WarmModel:
         self._opened: tuple[LoadedModel, TargetModel] | None = None
         self._proposers: dict[tuple[Path, int, int], list[Proposer]] = {}
         self._lookup_length = 0
+        self._kept: list[tuple[Sequence[int], NativeCache]] = []  # token ids, and what was read
 
     @property
     def is_open(self) -> bool:
@@ -97,6 +100,25 @@ class WarmModel:
                 chosen = make_proposer(self.target, Amphista.load(drafter), nodes)
         yield chosen
         idle.append(chosen)
+
+    def recall(self, ids: Sequence[int], capacity: int) -> NativeCache | None:
+        """A cache for `capacity` tokens that holds as much of the beginning of `ids` as an earlier
+        text has in common with it; None where the model has no such caches."""
+        if self.target.native is None:
+            return None
+        with self.opening:
+            kept, length = None, 0
+            for known, cache in self._kept:
+                most = min(cache.length, len(known), len(ids) - 1)
+                common = next((n for n in range(most) if known[n] != ids[n]), most)
+                if common > length:
+                    kept, length = cache, common
+            return kept.beginning(length, capacity) if kept else None
+
+    def remember(self, ids: Sequence[int], cache: NativeCache) -> None:
+        """Keep the cache of a text for the one that goes on with it."""
+        with self.opening:
+            self._kept = [*self._kept, (ids, cache)][-KEPT_TEXTS:]
 
     def lookup_length(self) -> int:
         """The longest draft of prompt lookup that pays."""

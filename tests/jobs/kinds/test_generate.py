@@ -9,6 +9,7 @@ import pytest
 from backend.errors import ConfigError, ModelError, SlimscopeError
 from backend.methods.amphista.config import LOOKED_UP
 from backend.models.loading import LoadedModel, load
+from backend.native.model import NativeCache
 from backend.queue.folders import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State
@@ -24,8 +25,10 @@ from jobs.generate.transcript import (
     read_transcript,
     transcript_writer,
 )
+from jobs.playground.pool import ModelPool
 from jobs.submit import checked, submit
 from tests.jobs.kinds.test_speed import trained
+from tests.jobs.playground.answering import AnsweringLoop
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, toy_prompts
 from tests.queue.conftest import HOST, Wait
@@ -117,6 +120,30 @@ def test_a_follow_up_goes_on_with_what_each_side_wrote(wait: Wait) -> None:
     assert [each.run for each in chain(job.run)] == [first.run, job.run]
     _, cost = checked("generate", {**SMALL, **more, "follows": job.run})
     assert cost.tokens == 8 and cost.letters > len(told) and cost.letters < 2 * len(told) + 60
+
+
+def test_what_was_read_before_is_not_read_again_and_changes_nothing(
+    wait: Wait, loop: AnsweringLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    beginning = NativeCache.beginning
+
+    def noted(cache: NativeCache, length: int, capacity: int) -> NativeCache:
+        kept.append(length)
+        return beginning(cache, length, capacity)
+
+    monkeypatch.setattr(NativeCache, "beginning", noted)
+    native = {"precision": "bfloat16", "max_new_tokens": 12}
+    first = finished(wait, **native)
+    assert not kept
+    more = {**native, "prompt": "Then they went home.", "follows": first.run}
+    recalled = finished(wait, **more, lookup=True)
+    before = len(load("toy").tokenizer(PROMPT).input_ids)
+    assert len(kept) == 1 and kept[0] >= before
+    loop.playground.models = ModelPool()
+    anew = finished(wait, **more, lookup=True)
+    assert len(kept) == 1
+    assert read_transcript(anew.run, 1).text == read_transcript(recalled.run, 1).text != ""
 
 
 def test_what_cannot_be_followed_is_refused(wait: Wait) -> None:
