@@ -138,9 +138,9 @@ class ConfigForm:
         choices: name -> the choices there are today for a text field; the name is that of the
             field, or the `choices` of its `json_schema_extra`.
         prefix: starts the ids of its elements, where a page has several forms.
-        without: fields that are not in the form, because the page asks for them elsewhere.
         main: the only fields, besides the model, that are not folded away; None folds the advanced
             ones alone.
+        without: fields that are not in the form, because the page asks for them elsewhere.
     """
 
     def __init__(
@@ -148,8 +148,8 @@ class ConfigForm:
         config: type[BaseModel],
         choices: Mapping[str, Callable[[], Choices]] = NO_CHOICES,
         prefix: str = "",
-        without: Collection[str] = (),
         main: Collection[str] | None = None,
+        without: Collection[str] = (),
     ) -> None:
         self.config, self.prefix = config, prefix
         named = {n: str(extra(info).get("choices", n)) for n, info in config.model_fields.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from starlette.requests import Request
+from starlette.testclient import TestClient
 
 from backend.methods.amphista.config import LOOKED_UP
 from backend.settings import Settings
@@ -21,6 +22,7 @@ from jobs.generate.arena import display_order, is_hidden
 from jobs.generate.config import GenerateJob
 from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, store
+from ui.api import build
 from ui.pages.playground import board, page
 from ui.pages.playground.stream import answers
 from ui.runs.token_strip import tints, token_spans
@@ -264,6 +266,21 @@ def test_the_leaderboard_counts_blind_votes(blind: str, answered: str) -> None:
     press("vote2", blind)
     html = board.ranking()
     assert html.index("amphista-0002") < html.index("toy") and "1 blind vote: too few" in html
+
+
+def test_programs_read_answers_and_vote(blind: str) -> None:
+    api = TestClient(build(), base_url="http://localhost", client=("127.0.0.1", 1))
+    texts = api.get(f"/runs/{blind}/answers").json()
+    assert [each["text"] for each in texts] == ["A cat", f"A {HOSTILE} dog"]
+    assert texts[1]["tokens_per_second"] == 200 and texts[0]["end"] == "limit"
+    assert api.post(f"/runs/{blind}/vote?choice=1").status_code == 200
+    assert votes_of(blind) == {"local": 1}
+    assert api.post(f"/runs/{blind}/vote?choice=0").status_code == 409
+    assert api.post(f"/runs/{blind}/vote?choice=7").status_code == 422
+    board = api.get("/leaderboard").json()
+    assert board["votes"] == 1 and board["ratings"][0]["name"] == "toy"
+    guest = TestClient(build(), base_url="http://localhost", client=("10.0.0.7", 1))
+    assert guest.post(f"/runs/{blind}/vote?choice=1").status_code == 403
 
 
 @pytest.mark.parametrize("deed", ["vote9", "vote-2", "vote1; drop", "vote", "explode", ""])
