@@ -16,6 +16,7 @@ help: ## List what can be made
 run: setup ## Set everything up and open the dashboard on http://HOST:PORT
 	@SLIMSCOPE_HOST=$(HOST) SLIMSCOPE_PORT=$(PORT) $(BIN)/python app.py
 
+test: export PYTHONDONTWRITEBYTECODE = # sixty processes import the same modules
 test: setup chromium ## Set everything up and run every test, on up to four cores
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

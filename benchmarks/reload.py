@@ -20,7 +20,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.text.slices import evaluation_slice
 
-SCRIPT = Path(__file__).parents[1] / "tests" / "plain_reload.py"
+SCRIPT = Path(__file__).parents[1] / "tests" / "plain_transformers.py"
 
 
 def token_ids(run: str) -> list[list[int]]:
@@ -45,16 +45,17 @@ def main() -> None:
     run = parser.parse_args().run or sys.exit("No SDS run has succeeded here yet.")
     results = {(r.stage, r.metric): r for r in queries.results([run])}
     kept = queries.job(run).kept_stage or sys.exit(f"{run} has kept no stage.")
-    plain = subprocess.run(
-        [sys.executable, str(SCRIPT), str(run_folder(run) / "model")],
-        input=json.dumps(token_ids(run)), capture_output=True, text=True, check=True, cwd="/",
+    request = {"folder": str(run_folder(run) / "model"), "ids": token_ids(run)}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)], input=json.dumps(request), capture_output=True, text=True,
+        check=True, cwd="/",
     )  # fmt: skip
-    value, zeros, count = plain.stdout.split()
+    plain = json.loads(done.stdout)
     figures = {
         "recorded_perplexity": results[kept, "perplexity"].value,
-        "plain_perplexity": float(value),
+        "plain_perplexity": plain["perplexity"],
         "recorded_zero_share": results[kept, "zero_share"].value,
-        "plain_zero_share": int(zeros) / int(count),
+        "plain_zero_share": plain["zero_share"],
     }
     table = Table("what", "figure", title=f"{run}, stage {kept}")
     for name, figure in figures.items():

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
+import sqlite3
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,13 +24,17 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of te
 from backend.queue import service
 from backend.queue.launcher import PLAYGROUND
 from backend.settings import Settings, settings
+from backend.store import migrate
+from backend.store.session import engine_for
 from tests.browser.chromium import find
+
+gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 # Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
 OFF = (
     "AvoidUnnecessaryBeforeUnloadCheckSync,DestroyProfileOnBrowserClose,HttpsUpgrades,"
     "HttpsFirstBalancedModeAutoEnable,MediaRouter,PaintHolding,ThirdPartyStoragePartitioning,"
-    "OptimizationHints,WebUIOmniboxPopup,WebUIOmniboxAimPopup"
+    "OptimizationHints,SpareRendererForSitePerProcess,WebUIOmniboxPopup,WebUIOmniboxAimPopup"
 )
 QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
@@ -49,12 +58,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; the collector need not look through it again and again."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_supervisor() -> Iterator[None]:
     """Changing the queue starts no process; a test that wants a supervisor wakes it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "wake_supervisor", lambda: None)
         patch.setattr(PLAYGROUND, "wake", lambda: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_disks() -> Iterator[None]:
+    """A test cannot cut the power, and so not tell whether anything was flushed to the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tables_made_once() -> Iterator[None]:
+    """The migrations of an empty database are run once; then its statements are repeated."""
+    made: dict[str, str] = {}  # revision -> what makes it
+    run = migrate._run_alembic
+
+    def repeat() -> None:
+        place, revision = engine_for(settings().url).url, migrate.newest_revision()
+        if place.get_backend_name() != "sqlite" or migrate.current_revision() is not None:
+            return run()
+        if revision not in made:
+            run()
+        with closing(sqlite3.connect(str(place.database))) as raw:
+            if revision in made:
+                raw.executescript(made[revision])
+            else:
+                made[revision] = "\n".join(raw.iterdump())
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrate, "_run_alembic", repeat)
         yield
 
 
@@ -88,3 +135,21 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def plain_transformers() -> Iterator[Callable[..., dict[str, float]]]:
+    """Asks a process that knows transformers, and nothing of Slimscope: `plain_transformers.py`."""
+    script, pipe = Path(__file__).with_name("plain_transformers.py"), subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=pipe, stdout=pipe, text=True, cwd="/"
+    ) as process:
+        assert process.stdin and process.stdout
+        answers = (json.loads(line) for line in process.stdout if line.startswith("{"))
+
+        def ask(**request: object) -> dict[str, float]:
+            print(json.dumps(request), file=process.stdin, flush=True)
+            return next(answers)
+
+        yield ask
+        process.stdin.close()

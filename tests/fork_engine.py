@@ -35,18 +35,18 @@ class ForkedProcess:
 class ForkEngine(LocalEngine):
     """Forks first attempts; later ones are started as in production.
 
-    Args:
+    Attributes:
         again: fork later attempts, too: where no weights are compared.
     """
 
     def __init__(self, slots: int, *, again: bool = False) -> None:
         super().__init__(slots)
-        self._again = again
+        self.again = again
 
     def launch(self, launch: LaunchRequest) -> Ref:
         with reading() as session:
             attempt = session.get_one(Attempt, launch.attempt_id)
-        if attempt.n > 1 and not self._again:
+        if attempt.n > 1 and not self.again:
             return super().launch(launch)
         Path(launch.log).parent.mkdir(parents=True, exist_ok=True)
         process = FORKS.Process(target=run_attempt, args=(launch,))

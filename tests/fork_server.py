@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from backend.settings import settings
 from backend.store.session import engine_for
@@ -17,6 +18,14 @@ from jobs.kind import kinds
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.fork_preload"])
+
+T = TypeVar("T")
+
+
+def elsewhere(function: Callable[..., T], *given: object) -> T:
+    """What a function of a module returns in another process, whose hash seed is another."""
+    with FORKS.Pool(1) as pool:
+        return pool.apply(function, given)
 
 
 def begin_anew(environment: Mapping[str, str], stdout: Path, stderr: Path) -> None:

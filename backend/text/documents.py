@@ -14,11 +14,11 @@ When calibration and evaluation use different corpora, wikipedia and files are n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from backend.errors import DatasetError
-from backend.models.sources.toy.stories import stories
+from backend.models.sources.toy.stories import tell
 from backend.text import files
 from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_corpus
 
@@ -32,9 +32,7 @@ CALIBRATION_SHARE = 0.85  # of a single document
 
 
 def _toystories(role: Role) -> Iterator[str]:
-    from datasets import Dataset
-
-    return iter(Dataset.from_dict({"text": stories(STORY_SEEDS[role], STORIES)})["text"])
+    return islice(tell(STORY_SEEDS[role]), STORIES)
 
 
 def _wikitext2(role: Role) -> Iterator[str]:

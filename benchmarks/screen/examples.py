@@ -3,8 +3,9 @@
     make examples
     make examples ARGS="--data FOLDER"     (the newest run of each kind there)
 
-Takes about two hours on two cores, most of it training. The runs are submitted with the commands
-below, which their records keep. What is exported has no weights, and the profiles of three blocks.
+Takes about an hour and a half on two cores, most of it training. The runs are submitted with the
+commands below, which their records keep. What is exported has no weights, and the profiles of a few
+blocks.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ PROMPT = "Write a short story about a lighthouse keeper who finds a message in a
 RUNS: dict[str, tuple[str, ...]] = {
     "sds": (MODEL, "--pattern=2:4", "--name=Half of the weights, 2:4"),
     "dlqat": (MODEL, "--bits=3", "--group-size=64", "--name=3 bits in groups of 64"),
-    "amphista": (MODEL, "--minutes=15", "--answers=1000", "--name=4 heads, 15 minutes"),
+    "amphista": (
+        MODEL, "--minutes=6", "--answers=320", "--heldout=32", "--name=4 heads, 6 minutes",
+    ),
     "speed": (MODEL, "--drafters=amphista-0003", "--name=Drafter against prompt lookup"),
     "generate": (
         f"--prompt={PROMPT}", "--sides=smollm2-135m,amphista-0003,sds-0001,dlqat-0002",
         "--max-new-tokens=120", "--name=One prompt, four models",
     ),
 }  # fmt: skip
-BLOCKS = (0, 15, 29)  # whose profiles are kept
+BLOCKS, MIDDLE = (0, 15, 29), 15  # whose profiles are kept; those of groups of the middle one alone
+GROUPS = ("scale", "error", "magnitude", "clipped", "worst")
 WEIGHTS = ("model", "drafter")  # kinds of artefacts
 EXPORT = """
 import sys
@@ -85,6 +89,7 @@ def trim(copy: sqlite3.Connection) -> dict[str, str]:
     numbers = {kind: number for kind, number in copy.execute(newest) if kind in RUNS}
     runs = {kind: f"{kind}-{number:04d}" for kind, number in numbers.items()}
     copy.execute(f"DELETE FROM tensor_profiles WHERE block NOT IN {BLOCKS}")
+    copy.execute(f"DELETE FROM tensor_profiles WHERE block != {MIDDLE} AND name IN {GROUPS}")
     copy.execute(f"DELETE FROM artifacts WHERE kind IN {WEIGHTS}")
     for number in numbers.values():
         query = "SELECT config FROM jobs WHERE id = ?"

@@ -29,7 +29,8 @@ def verdict(perplexity: Mapping[str, float]) -> str:
     if DLQATStage.LORA in perplexity and trained == DLQATStage.DLQAT:
         text += (
             f" The same training without quantisation ends at {perplexity[DLQATStage.LORA]:.2f}: "
-            f"quantisation costs {value / perplexity[DLQATStage.LORA] - 1:.1%} on top of it."
+            f"quantisation costs {100 * (value / perplexity[DLQATStage.LORA] - 1):.1f} % on top "
+            "of it."
         )
     if value < perplexity.get(DLQATStage.DENSE, 0.0):
         text += " It ends below the dense model because it was trained on such text."

@@ -43,6 +43,11 @@ PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
 SCREEN = {"viewport": {"width": 1400, "height": 900}}
 ROOT = Path(__file__).resolve().parents[2]
+VIOLATIONS = """
+window.violations = [];
+document.addEventListener('securitypolicyviolation',
+  (event) => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
 STARTS_S = 300
 RUNS_S = 600
 WIDTH = 4096
@@ -74,9 +79,11 @@ def free_port() -> int:
 def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
     """The dashboard on this data folder, until the block ends."""
     port, log = port or free_port(), data.with_name("dashboard.log")
-    own = {"PORT": str(port), "BROWSER": "false", "THREADS": "1", "EXAMPLES": "false"}
+    own = {"PORT": str(port), "BROWSER": "false", "THREADS": "1"}
     here = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
-    with_all = {"SLIMSCOPE_IDLE_EXIT": "1", "SLIMSCOPE_PLAYGROUND_IDLE": "8", **environment, **here}
+    quick = {"IDLE_EXIT": "1", "EXAMPLES": "false", "PLAYGROUND_IDLE": "8"}
+    usual = {f"SLIMSCOPE_{name}": value for name, value in quick.items()}
+    with_all = {**usual, **environment, **here}
     process = FORKS.Process(target=serve, args=(with_all, log))
     process.start()
     url = f"http://127.0.0.1:{port}"

@@ -7,14 +7,25 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from backend.queue.launcher import wake_supervisor
 from backend.store import queries, tensors
 from backend.store.states import State
-from tests.browser.conftest import PATIENCE_MS, Dashboard, started
+from jobs.submit import submit
+from tests.browser.conftest import (
+    HOST,
+    PATIENCE_MS,
+    PLUGIN,
+    Dashboard,
+    forget_settings,
+    started,
+)
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -96,16 +107,27 @@ def click_a_cell_moves_everything(page: Page) -> None:
     expect(page.locator("#weights-tensor input")).to_have_value(re.compile("Block 2, down_proj"))
 
 
+@pytest.fixture
+def counting(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """There is a kind of run that only counts, and takes no processor while it does."""
+    monkeypatch.setenv("SLIMSCOPE_PLUGINS", PLUGIN)
+    forget_settings()
+    yield
+    forget_settings()
+
+
+@pytest.mark.usefixtures("counting")
 def test_killing_the_dashboard_stops_no_run_and_its_page_goes_on_with_the_next(
     warm_context: BrowserContext, dashboard: Dashboard
 ) -> None:
     page = warm_context.new_page()
     page.set_default_timeout(PATIENCE_MS)
-    launch_on_toy(page, dashboard.url, steps=1900)
-    wait_until(1, State.RUNNING, stage="Weight adjustment")
-    page.goto(f"{dashboard.url}/run?id=sds-0001")
+    submit("count", {"steps": 3000}, HOST)
+    wake_supervisor()
+    wait_until(1, State.RUNNING)
+    page.goto(f"{dashboard.url}/run?id=count-0001")
     status, bar = page.locator("#frame-status-line"), page.locator("#run-head progress")
-    expect(status).to_contain_text("sds-0001")
+    expect(status).to_contain_text("count-0001")
     bar.wait_for()
     dashboard.process.kill()
     dashboard.process.join()
@@ -121,6 +143,6 @@ def test_killing_the_dashboard_stops_no_run_and_its_page_goes_on_with_the_next(
     os.kill(ref["pid"], signal.SIGSTOP)  # else it may end before the next dashboard is there
     with started(dashboard.data, os.environ, port=urlsplit(dashboard.url).port or 0):
         os.kill(ref["pid"], signal.SIGCONT)
-        expect(status).to_contain_text("sds-0001")
+        expect(status).to_contain_text("count-0001")
         expect(bar).not_to_have_attribute("value", shown or "")  # without a reload
     page.close()

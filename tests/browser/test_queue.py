@@ -4,6 +4,7 @@ left while they grow, and what it costs that many look on."""
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -113,7 +114,8 @@ def test_what_one_person_does_to_the_queue_another_sees(
     process.wait(10)
     job = queries.job(first)
     assert (job.finished_at or 0) - (job.desired_at or 0) < 1000 * patient(10)
-    assert [e.type for e in queries.events(first)][-2:] == ["asked to stop", "cancelled"]
+    types = [e.type for e in queries.events(first) if e.type != "measured"]  # of disk space
+    assert types[-2:] == ["asked to stop", "cancelled"]
     assert not frames.curves(first).empty  # what was measured is kept
 
 
@@ -132,6 +134,7 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
         expect(said).to_contain_text(f"is number {place} in the queue and starts")
     first, second = queries.queued()
     before = second.config
+    page.get_by_role("button", name=re.compile("^Text")).click()
     segments = page.locator("#sds-field-segments input")
     segments.fill("5")
     segments.press("Tab")
@@ -251,10 +254,10 @@ def test_eight_tabs_of_one_browser_cost_little(
         for one, path in zip(pages, cycle(("queue", "", f"run?id={run}&tab=curves")), strict=False):
             opened(one, f"{queue.url}/{path}")
         began, worked, held = time.monotonic(), sum(server.cpu_times()[:2]), server.memory_info()
-        pages[0].wait_for_timeout(8000)
+        pages[0].wait_for_timeout(5000)
         worked = sum(server.cpu_times()[:2]) - worked
         assert worked / (time.monotonic() - began) < 0.3  # of a core
         assert server.memory_info().rss - held.rss < 20e6
         waits = sorted(ms for one in pages for ms in one.evaluate(REFRESHES))
-        assert len(waits) > 30  # they did ask
+        assert len(waits) > 20  # they did ask
         assert waits[int(0.95 * len(waits))] < 1000 * patient(1)

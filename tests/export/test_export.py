@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +25,6 @@ from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import PackedLinear
 from backend.quantization.range_search import search_range
 
-PLAIN = Path(__file__).with_name("plain_logits.py")
 PlainLogits = Callable[..., Tensor]
 IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]
 
@@ -55,26 +52,13 @@ def logits(model) -> Tensor:
         return model(input_ids=torch.tensor(IDS)).logits
 
 
-@pytest.fixture(scope="module")
-def plain() -> Iterator[subprocess.Popen[str]]:
-    """A process that knows transformers, and nothing of Slimscope."""
-    command, pipe = [sys.executable, str(PLAIN)], subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd="/") as process:
-        yield process
-        assert process.stdin
-        process.stdin.close()
-
-
 @pytest.fixture
-def plain_logits(plain: subprocess.Popen[str], tmp_path: Path) -> PlainLogits:
-    """Of the model in a folder, as that process computes them."""
+def plain_logits(plain_transformers: Callable[..., object], tmp_path: Path) -> PlainLogits:
+    """Of the model in a folder, as a process computes them that knows nothing of Slimscope."""
 
     def ask(folder: Path, dequantize: bool = False) -> Tensor:
-        assert plain.stdin and plain.stdout
-        out = tmp_path / "logits.safetensors"
-        asked = {"folder": str(folder), "ids": IDS, "out": str(out), "dequantize": dequantize}
-        print(json.dumps(asked), file=plain.stdin, flush=True)
-        assert "saved\n" in iter(plain.stdout.readline, "")
+        out = str(tmp_path / "logits.safetensors")
+        plain_transformers(folder=str(folder), ids=IDS, logits=out, dequantize=dequantize)
         return load_file(out)["logits"]
 
     return ask

@@ -1,6 +1,6 @@
 """A pruner, a quantizer and a drafter that live in one plugin file each, run end to end.
 
-Each runs in a process of its own, as SLIMSCOPE_PLUGINS is read when Slimscope starts.
+They run in a process of their own, as SLIMSCOPE_PLUGINS is read when Slimscope starts.
 """
 
 from __future__ import annotations
@@ -11,27 +11,44 @@ import subprocess
 import sys
 from pathlib import Path
 
-PRUNER = """
-import sys
-from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.pruners import DECLARED_PRUNERS
-config = SDSConfig(base="leftmost", pattern="2:4", redense_steps=2, adjust_steps=2)
-assert "leftmost" in SDSConfig.model_json_schema()["properties"]["base"]["enum"]
-assert "leftmost" in DECLARED_PRUNERS
-assert "torch" not in sys.modules
-
-import torch
+DECLARED = """
+import json, sys
 from pathlib import Path
 from backend.checkpoints import Checkpoints
-from backend.methods.sds.config import SDSStage
+from backend.methods.amphista.config import DrafterConfig, TrainingConfig, arm_of
+from backend.methods.dlqat.config import STAGE_LABELS, DLQATConfig, export_order
+from backend.methods.sds.config import SDSConfig, SDSStage
+from backend.methods.sds.pruners import DECLARED_PRUNERS
+from backend.reporter import SilentReporter
+folder, reporter = Path(sys.argv[1]), SilentReporter()
+
+sds = SDSConfig(base="leftmost", pattern="2:4", redense_steps=2, adjust_steps=2)
+assert "leftmost" in SDSConfig.model_json_schema()["properties"]["base"]["enum"]
+assert "leftmost" in DECLARED_PRUNERS
+
+dlqat = DLQATConfig(
+    quantizers="toy-awq", space="tight", bits=4, group_size=16, steps=1, batch=1, length=16,
+    gptq=False, start="rounded", lora=False,
+)
+assert dlqat.stages == ["dense", "rtn", "toy-awq", "dlqat"]
+assert STAGE_LABELS["toy-awq"] == "Toy AWQ"
+assert [*STAGE_LABELS][1:5] == ["rtn", "mse", "toy-awq", "gptq"]
+assert export_order()[-3:] == ["toy-awq", "mse", "rtn"]
+
+amphista = DrafterConfig(architecture="linear-heads", heads=2, draft_vocabulary=0)
+assert arm_of(amphista.model_dump()) == "linear-heads"
+assert "torch" not in sys.modules
+import torch
+"""
+
+PRUNER = """
 from backend.methods.sds.pipeline import install, run_sds
 from backend.models.blocks import block_linears
 from backend.models.loading import load
-from backend.reporter import SilentReporter
 model = load("toy").model
 ids = torch.randint(100, (8, 32), generator=torch.Generator().manual_seed(0))
-checkpoints = Checkpoints(Path(sys.argv[1]))
-result = run_sds(model, ids, config, checkpoints, SilentReporter())
+checkpoints = Checkpoints(folder / "sds")
+result = run_sds(model, ids, sds, checkpoints, reporter)
 assert result.zero_share[SDSStage.SDS] == 0.5
 install(model, checkpoints, SDSStage.FIRST)
 W = next(iter(block_linears(model, 0).values())).read().view(-1, 4)
@@ -39,28 +56,12 @@ assert (W[:, 2:] == 0).all() and (W[:, :2] != 0).any()
 """
 
 QUANTIZER = """
-import sys
-from backend.methods.dlqat.config import STAGE_LABELS, DLQATConfig, export_order
-config = DLQATConfig(
-    quantizers="toy-awq", space="tight", bits=4, group_size=16, steps=1, batch=1, length=16,
-    gptq=False, start="rounded", lora=False,
-)
-assert config.stages == ["dense", "rtn", "toy-awq", "dlqat"]
-assert STAGE_LABELS["toy-awq"] == "Toy AWQ"
-assert [*STAGE_LABELS][1:5] == ["rtn", "mse", "toy-awq", "gptq"]
-assert export_order()[-3:] == ["toy-awq", "mse", "rtn"]
-assert "torch" not in sys.modules
-
-import torch
-from pathlib import Path
-from backend.checkpoints import Checkpoints
 from backend.methods.dlqat.pipeline import DLQAT
 from backend.models.loading import load
 from backend.quantization.grid import minmax_grid
-from backend.reporter import SilentReporter
-model, reporter = load("toy").model, SilentReporter()
+model = load("toy").model
 ids = torch.randint(100, (8, 16), generator=torch.Generator().manual_seed(0))
-qat = DLQAT(model, ids, ids, ids, config, Checkpoints(Path(sys.argv[1])))
+qat = DLQAT(model, ids, ids, ids, dlqat, Checkpoints(folder / "dlqat"))
 for stage in qat.prepare(reporter):
     qat.make(stage, reporter)
     with qat.installed(stage):
@@ -73,15 +74,6 @@ assert torch.equal(layer.codes.float(), grid.codes(W))
 """
 
 DRAFTER = """
-import json, sys
-from backend.methods.amphista.config import DrafterConfig, TrainingConfig, arm_of
-config = DrafterConfig(architecture="linear-heads", heads=2, draft_vocabulary=0)
-assert arm_of(config.model_dump()) == "linear-heads"
-assert "torch" not in sys.modules
-
-import torch
-from pathlib import Path
-from backend.checkpoints import Checkpoints
 from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.methods.amphista.data.hidden_state_cache import SequenceSources, collect
 from backend.methods.amphista.drafter.registry import build_drafter
@@ -90,13 +82,11 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.trainer import DrafterTrainer
 from backend.methods.amphista.tree import grow
 from backend.models.loading import load
-from backend.reporter import SilentReporter
-folder, reporter = Path(sys.argv[1]), SilentReporter()
 target = TargetModel(load("toy").model)
 prompts = [[n, n + 1, n + 2] for n in range(3, 19)]
 sources = SequenceSources(prompts[4:], prompts[:4], limit=16)
 learnt, heldout = collect(target, sources, Checkpoints(folder / "data"), reporter)
-drafter = build_drafter(config, target, torch.arange(target.vocabulary))
+drafter = build_drafter(amphista, target, torch.arange(target.vocabulary))
 drafter.initialize(target, learnt.spread(64), True)
 training = TrainingConfig(minutes=0, steps=3)
 trainer = DrafterTrainer(
@@ -113,21 +103,11 @@ assert [token.id for token in generate(target, loaded, [5, 6, 7], 12, nodes=4)] 
 """
 
 
-def run(script: str, plugin: str, folder: Path) -> None:
-    env = os.environ | {"SLIMSCOPE_PLUGINS": json.dumps([f"tests.plugins.{plugin}"])}
+def test_a_pruner_a_quantizer_and_a_drafter_are_one_file_each(tmp_path: Path) -> None:
+    plugins = [f"tests.plugins.{name}" for name in ("pruner", "quantizer", "drafter")]
+    script = "".join((DECLARED, PRUNER, QUANTIZER, DRAFTER))
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, env=env
-    )
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True,
+        env=os.environ | {"SLIMSCOPE_PLUGINS": json.dumps(plugins)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_a_pruner_is_one_file(tmp_path: Path) -> None:
-    run(PRUNER, "pruner", tmp_path)
-
-
-def test_a_quantizer_is_one_file(tmp_path: Path) -> None:
-    run(QUANTIZER, "quantizer", tmp_path)
-
-
-def test_a_drafter_is_one_file(tmp_path: Path) -> None:
-    run(DRAFTER, "drafter", tmp_path)

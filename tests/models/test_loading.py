@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,26 +16,7 @@ from backend.models.loading import load, weights_hash
 from backend.models.saving import save
 from backend.models.sources.spec import TOY_FOLDER
 from backend.models.sources.toy.stories import stories
-
-PLAIN = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
-ids = torch.arange(0, 400, 3)[None]
-with torch.no_grad():
-    torch.save(model(input_ids=ids, use_cache=False).logits, sys.argv[2])
-assert not any(name.startswith("backend") for name in sys.modules)
-"""
-HASH = "from backend.models.loading import *; print(weights_hash(load('toy').model))"
-
-
-def python(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", *arguments], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+from tests.fork_server import elsewhere
 
 
 @torch.no_grad()
@@ -54,10 +32,11 @@ def own_folder(current):
     return folder
 
 
-def test_load_gives_the_numbers_of_plain_transformers(tmp_path):
-    python(PLAIN, str(TOY_FOLDER), str(tmp_path / "logits.pt"))
-    mine = logits(load("toy").model, torch.arange(0, 400, 3)[None])
-    torch.testing.assert_close(mine, torch.load(tmp_path / "logits.pt"), rtol=0, atol=1e-5)
+def test_load_gives_the_numbers_of_plain_transformers(tmp_path, plain_transformers):
+    ids, out = torch.arange(0, 400, 3)[None], str(tmp_path / "logits.safetensors")
+    plain_transformers(folder=str(TOY_FOLDER), ids=ids.tolist(), logits=out)
+    mine = logits(load("toy").model, ids)
+    torch.testing.assert_close(mine, load_file(out)["logits"], rtol=0, atol=1e-5)
 
 
 def test_a_loaded_model_is_ready_to_measure():
@@ -72,10 +51,14 @@ def test_a_loaded_model_is_ready_to_measure():
     }
 
 
+def hash_of_toy():
+    return weights_hash(load("toy").model)
+
+
 def test_hash_is_the_same_in_another_process_and_sees_every_weight():
     model = load("toy").model
     before = weights_hash(model)
-    assert python(HASH) == before
+    assert elsewhere(hash_of_toy) == before
     with torch.no_grad():
         model.model.norm.weight[3] += 1e-6
     assert weights_hash(model) != before

@@ -1,4 +1,5 @@
-"""Real processes that do what they should. What happens when they do not is in tests/faults."""
+"""Real processes that do what they should. What happens when they do not is in tests/faults. Two of
+them are started as in production, the others forked from a warm process."""
 
 from __future__ import annotations
 
@@ -18,9 +19,13 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.reproduction import reproduce
 from jobs.submit import submit
+from tests.jobs.conftest import loop
 from tests.queue.conftest import HOST, Wait, free_slots, running
 
+__all__ = ["loop"]
 
+
+@pytest.mark.fresh_process
 def test_runs_to_the_end(wait: Wait) -> None:
     job = submit("count", {"steps": 3}, HOST, name="three")
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
@@ -110,6 +115,7 @@ def test_every_change_of_the_queue_wakes_the_supervisor(
     assert woken == ["queued", "queued", "cancelled", "queued"]  # once the change is committed
 
 
+@pytest.mark.fresh_process
 def test_settings_travel_with_the_job(
     queue: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from backend.text.slices import (
     check_apart,
     evaluation_slice,
 )
+from tests.fork_server import elsewhere
 
 MANY = 3000  # characters: about 1000 tokens
 
@@ -47,19 +46,17 @@ def test_a_seed_gives_the_same_slice_and_another_seed_another(tokenizer) -> None
     assert (first.role, first.seed, first.context, first.tokens) == ("calibration", 0, 64, 256)
 
 
-def test_another_process_cuts_the_same_slices(tokenizer) -> None:
-    code = (
-        "from transformers import AutoTokenizer\n"
-        "from backend.text.slices import calibration_slice, evaluation_slice\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer.name_or_path!r})\n"
-        "print(calibration_slice('toystories', tokenizer, 4, 64, 3).sha256)\n"
-        "print(evaluation_slice('toystories', tokenizer, 4, 64).sha256)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [
+def cut_both(tokenizer_folder: str) -> list[str]:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    return [
         calibration_slice("toystories", tokenizer, 4, 64, 3).sha256,
         evaluation_slice("toystories", tokenizer, 4, 64).sha256,
     ]
+
+
+def test_another_process_cuts_the_same_slices(tokenizer) -> None:
+    folder = tokenizer.name_or_path
+    assert elsewhere(cut_both, folder) == cut_both(folder)
 
 
 def test_the_hash_sees_every_token_and_the_shape(tokenizer, text_dir: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 import backend.models.sources.toy
 from backend.queue import roles
 from backend.settings import Settings, settings
-from backend.statistics.reference import ReferenceTensor
+from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
@@ -32,6 +32,7 @@ PERPLEXITIES = {
     "sds": 5.9,
 }
 TOY = Path(backend.models.sources.toy.__file__).parent / "model.safetensors"
+MEASURED: dict[tuple[str, bytes], list[TensorMeasurement]] = {}  # name, weights -> its stages
 
 
 def keep_2_of_4(weight: Tensor) -> Tensor:
@@ -67,20 +68,26 @@ def tensor_rows(job_id: int, tensors: dict[str, Tensor], stages: int = 6) -> Ite
     for name, weight in sorted(tensors.items()):
         if ".layers." not in name or "norm" in name:
             continue
-        place = name.split(".layers.")[1].removesuffix(".weight")
-        block, module = place.split(".", 1)
-        dense = weight.float()
-        reference, made = ReferenceTensor(dense), stages_of(dense)
-        for stage, now in list(made.items())[:stages]:
-            more = {
-                "relative_error": ((now - dense).norm() / dense.norm()).item(),
-                "mask_overlap": mask_overlap(now, made["first"]),
-            }
-            taken = reference.measure(
-                now, tensor=name, block=int(block), module=module, stage=stage, more=more
-            )
+        key = name, weight.float().numpy().tobytes()
+        if key not in MEASURED:
+            MEASURED[key] = list(measured_stages(name, weight.float()))
+        for taken in MEASURED[key][:stages]:
             yield mapped(tensor_row(job_id, taken.snapshot))
             yield from (mapped(profile_row(job_id, profile)) for profile in taken.profiles)
+
+
+def measured_stages(name: str, dense: Tensor) -> Iterator[TensorMeasurement]:
+    """What is measured of one tensor at each of its stages."""
+    block, module = name.split(".layers.")[1].removesuffix(".weight").split(".", 1)
+    reference, made = ReferenceTensor(dense), stages_of(dense)
+    for stage, now in made.items():
+        more = {
+            "relative_error": ((now - dense).norm() / dense.norm()).item(),
+            "mask_overlap": mask_overlap(now, made["first"]),
+        }
+        yield reference.measure(
+            now, tensor=name, block=int(block), module=module, stage=stage, more=more
+        )
 
 
 def mask_overlap(a: Tensor, b: Tensor) -> float:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
+from backend.text.slices import evaluation_slice
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
@@ -28,7 +29,7 @@ SMALL = {
     "steps": 4, "batch": 2, "length": 32, "save_every": 2, "threads": 1, "precision": "float32",
     "sample_tokens": 4, "pictures": 2, "lora": False, "packed": False,
 }  # fmt: skip
-PLAIN = Path(__file__).parents[2] / "plain_reload.py"
+Reloaded = Callable[..., dict[str, float]]
 
 
 def finished(wait: Wait, **values: object) -> Job:
@@ -41,20 +42,15 @@ def figures(job: Job, metric: str) -> dict[str, float]:
     return {r.stage: r.value for r in queries.results([job.id]) if r.metric == metric}
 
 
-def plain_perplexity(run: str) -> float:
-    """Of an exported model, by a process that knows nothing of Slimscope."""
-    from backend.models.loading import load
-    from backend.text.slices import evaluation_slice
-
-    rows = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64).input_ids
-    done = subprocess.run(
-        [sys.executable, str(PLAIN), str(run_folder(run) / "model")],
-        input=json.dumps(rows.tolist()), capture_output=True, text=True, check=True, cwd="/",
-    )  # fmt: skip
-    return float(done.stdout.split()[0])
+@pytest.fixture
+def reloaded(plain_transformers: Reloaded) -> Reloaded:
+    """Perplexity and share of zeros of a run's model, by a process that knows nothing of us."""
+    tokenizer = load("toy").tokenizer
+    rows = evaluation_slice("toystories", tokenizer, SMALL["windows"], 64).input_ids.tolist()
+    return lambda run: plain_transformers(folder=str(run_folder(run) / "model"), ids=rows)
 
 
-def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
+def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> None:
     job = finished(wait, lora=True, distil=True, packed=True)
     found = record(job.run)
     perplexity = figures(job, "perplexity")
@@ -72,7 +68,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     assert {"loss/dlqat", "rate/dlqat", "changed/dlqat", "m/dlqat/p50", "loss/lora"} <= names
     profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {0, 4}
-    assert plain_perplexity(job.run) == pytest.approx(perplexity["dlqat"], rel=1e-5)
+    assert reloaded(job.run)["perplexity"] == pytest.approx(perplexity["dlqat"], rel=1e-5)
     assert figures(job, "bytes/compressed-tensors")["dlqat"] > 0
     assert figures(job, "tokens_per_second").keys() == {"dense", "dlqat"}
     card = (run_folder(job.run) / "model" / "README.md").read_text()
@@ -182,7 +178,7 @@ def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
         ({"dlqat": 20.0, "gptq": 40.0}, "DL-QAT ends 50.0 % below GPTQ."),
         ({"dlqat": 20.0, "gptq": 40.0, "lora-gptq": 25.0, "lora": 16.0},
          "50.0 % below GPTQ and 20.0 % below LoRA, then GPTQ. The same training without "
-         "quantisation ends at 16.00: quantisation costs 25.0% on top of it."),
+         "quantisation ends at 16.00: quantisation costs 25.0 % on top of it."),
         ({"dense": 21.0, "dlqat": 20.0, "rtn": 40.0}, "below the dense model because it was"),
         ({"dlqat": 41.0, "gptq": 40.0}, "Training did not help on this model."),
         ({"gptq": 40.0}, ""),

@@ -10,6 +10,7 @@ import pytest
 from backend.errors import ConfigError, SlimscopeError
 from backend.models.sources.catalogue import inspect
 from backend.queue import service
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
@@ -46,7 +47,9 @@ def figures(run: int) -> Rows:
     return {(row.stage, row.metric): row for row in queries.results([run])}
 
 
-def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) -> None:
+def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
+    loop: SupervisorLoop, wait: Wait
+) -> None:
     pruned = finished(wait, "sds", **SMALL, control=False, adjust="off")
     job = finished(wait, "evaluation", model=pruned.run, **TINY)
     rows, theirs = figures(job.id), figures(pruned.id)
@@ -72,6 +75,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     with writing() as session:  # as a kill between two figures leaves it
         session.delete(session.get_one(Result, (job.id, MODEL, "kl_to_dense")))
         session.get_one(Job, job.id).state = State.FAILED
+    loop.engine.again = True
     service.resume(job.id, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     again = figures(job.id)

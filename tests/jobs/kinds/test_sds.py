@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.models.loading import load
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import read_headers
@@ -18,6 +17,7 @@ from backend.queue.folders import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
+from backend.text.slices import evaluation_slice
 from jobs.record import record
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
@@ -35,13 +35,13 @@ SMALL = {
 LITTLE = int(1.1 * RUNTIME)  # memory that a run on the toy fits into, but not comfortably
 
 
+Reloaded = Callable[..., dict[str, float]]
+
+
 class DiskUsage(NamedTuple):
     total: int
     used: int
     free: int
-
-
-PLAIN = Path(__file__).parents[2] / "plain_reload.py"
 
 
 def finished(wait: Wait, **values: object) -> Job:
@@ -50,22 +50,16 @@ def finished(wait: Wait, **values: object) -> Job:
     return queries.job(job.id)
 
 
-def plain_perplexity(run: str) -> tuple[float, float]:
-    """Perplexity and zero share of a saved model, by a process that knows nothing of Slimscope."""
-    from backend.models.loading import load
-    from backend.text.slices import evaluation_slice
-
-    rows = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64).input_ids
-    done = subprocess.run(
-        [sys.executable, str(PLAIN), str(run_folder(run) / "model")],
-        input=json.dumps(rows.tolist()), capture_output=True, text=True, check=True, cwd="/",
-    )  # fmt: skip
-    value, zeros, n = done.stdout.split()
-    return float(value), int(zeros) / int(n)
+@pytest.fixture
+def reloaded(plain_transformers: Reloaded) -> Reloaded:
+    """Perplexity and share of zeros of a run's model, by a process that knows nothing of us."""
+    tokenizer = load("toy").tokenizer
+    rows = evaluation_slice("toystories", tokenizer, SMALL["windows"], 64).input_ids.tolist()
+    return lambda run: plain_transformers(folder=str(run_folder(run) / "model"), ids=rows)
 
 
 @pytest.mark.fresh_process  # of which the memory is measured
-def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
+def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> None:
     job = finished(wait, pattern="2:4", base="wanda")
     found = record(job.run)
     assert {"id", "kind", "state", "config", "results", "tensors", "artifacts", "timings"} <= set(
@@ -81,15 +75,15 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait) -> None:
     _, estimate = checked("sds", SMALL)
     assert 1e8 < found["timings"]["peak_bytes"] < 1.2 * estimate.bytes
     kept = found["kept_stage"]
-    value, zero_share = plain_perplexity(job.run)
-    assert value == pytest.approx(ppl[kept], rel=1e-4)
-    assert zero_share == 0.5
+    plain = reloaded(job.run)
+    assert plain["perplexity"] == pytest.approx(ppl[kept], rel=1e-4)
+    assert plain["zero_share"] == 0.5
     saved = read_headers(run_folder(job.run) / "model").values()
     assert {header.dtype for header in saved} == {"F16"}  # as the base is stored
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
 
 
-def test_a_streamed_run_ends_as_one_in_memory(wait: Wait) -> None:
+def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reloaded) -> None:
     small = {"until": "first", "pattern": "50%", "allocation": "owl", "owl_outlier": 3}
     whole = finished(wait, **small)
     streamed = finished(wait, **small, weights="streamed", activations="disk")
@@ -102,7 +96,7 @@ def test_a_streamed_run_ends_as_one_in_memory(wait: Wait) -> None:
         assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
     curves = frames.curves(streamed.id)
     assert set(curves[curves["name"] == "owl/sparsity"]["step"]) == {0, 1, 2}
-    assert plain_perplexity(streamed.run)[1] == pytest.approx(0.5, abs=0.01)
+    assert reloaded(streamed.run)["zero_share"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_data_free_calibration(wait: Wait) -> None:

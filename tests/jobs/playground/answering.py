@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from backend.queue.engines.base import Engine
 from backend.queue.supervisor import SupervisorLoop
+from backend.store import queries
+from backend.store.states import Lane
 from jobs.playground.server import PlaygroundServer
 
 
@@ -15,5 +17,6 @@ class AnsweringLoop(SupervisorLoop):
         self.playground = PlaygroundServer()
 
     def turn(self) -> bool:
-        self.playground.turn()
+        if not self.playground.idle_s or queries.waits_for(Lane.PLAYGROUND, limit=1):
+            self.playground.turn()
         return super().turn()

@@ -21,6 +21,7 @@ from backend.methods.amphista.tree import Tree
 from tests.methods.amphista.toys import base, built, drafter_of, toy_prompts
 
 VOCABULARY = 3
+WALKS = 8_000  # enough that a temperature wrong by a tenth fails with a chance above 0.9999
 TREE = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0)])
 
 
@@ -65,7 +66,7 @@ def verified(logits: dict) -> dict[tuple[int, tuple[int, ...]], tuple[list[int],
     return found
 
 
-def drawn_pairs(logits: dict, sampling: Sampling, count: int = 20_000) -> Counter:
+def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter:
     """Pairs of tokens, by as many walks as they take; the tree's guesses change by chance."""
     rule, dice, trees = acceptance(sampling), Random(9), verified(logits)
     orders, drawn = list(itertools.permutations(range(VOCABULARY))), Counter[tuple[int, ...]]()
@@ -96,7 +97,7 @@ def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling
     assert set(drawn) <= set(possible)
     counts = [drawn[pair] for pair in possible]
     total = sum(expected[pair] for pair in possible)
-    wanted = [20_000 * expected[pair] / total for pair in possible]
+    wanted = [WALKS * expected[pair] / total for pair in possible]
     assert p_value(counts, wanted) > 0.001
 
 
@@ -105,7 +106,7 @@ def test_a_wrong_rule_would_be_noticed() -> None:
     logits = table()
     drawn = drawn_pairs(logits, Sampling(temperature=1.1))
     expected = exact(logits, Sampling(temperature=1.0))
-    counts, wanted = zip(*[(drawn[p], 20_000 * c) for p, c in expected.items()], strict=True)
+    counts, wanted = zip(*[(drawn[p], WALKS * c) for p, c in expected.items()], strict=True)
     assert p_value(counts, wanted) < 0.001
 
 

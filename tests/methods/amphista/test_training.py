@@ -370,10 +370,10 @@ def accepted(
     """Mean accepted length of real greedy decoding after equal steps, each arm with its own tree
     of eight nodes."""
     drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
-    judged = training(drafter, corpora, folder / arm / str(seed), seed=seed, steps=70).run()
+    judged = training(drafter, corpora, folder / arm / str(seed), seed=seed, steps=30).run()
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
     found = []
-    for prompt in toy_prompts(84)[72:]:
+    for prompt in toy_prompts(78)[72:]:
         steps = list(decode(target, proposer, prompt, acceptance(Sampling()), 48, [END]))
         found.append(mean_accepted(steps))
     return mean(found)

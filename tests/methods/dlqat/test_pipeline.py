@@ -31,7 +31,10 @@ QUICK = {
     "bits": 2, "group_size": 32, "rank": 4, "alpha": 8.0, "steps": 3, "batch": 2,
     "length": LENGTH, "precision": "float32", "save_every": 2, "pictures": 2,
 }  # fmt: skip
-WORTH = {**QUICK, "steps": 60, "batch": 4, "rate": 3e-3, "rate_m": 2e-3}
+WORTH = {
+    **QUICK, "steps": 20, "batch": 4, "rate": 3e-3, "rate_m": 2e-3, "save_every": 20,
+}  # fmt: skip
+STOPPED = {"distil": True, "lora_gptq": True, "teacher": "cached"}
 
 
 def config(base: dict = QUICK, **fields: object) -> DLQATConfig:
@@ -59,18 +62,27 @@ def perplexity(model: PreTrainedModel, ids: Tensor) -> float:
     return math.exp(model(input_ids=ids, labels=ids).loss.item())
 
 
+def begun(model: PreTrainedModel, text: Tensor, folder: Path, **fields: object) -> DLQAT:
+    """A run in the folder. text: [64 or more, LENGTH or more] token ids."""
+    rows = text[16:64, :LENGTH]
+    return DLQAT(model, text[:8, :LENGTH], rows, rows, config(**fields), Checkpoints(folder))
+
+
 @pytest.fixture
 def start(toy, calibration: Tensor, tmp_path: Path):
     """Makes a run in the folder named."""
 
     def make(folder: str = "run", model: PreTrainedModel | None = None, **fields) -> DLQAT:
-        rows = calibration[16:64, :LENGTH]
-        return DLQAT(
-            model or toy(), calibration[:8, :LENGTH], rows, rows, config(**fields),
-            Checkpoints(tmp_path / folder),
-        )  # fmt: skip
+        return begun(model or toy(), calibration, tmp_path / folder, **fields)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(_toy, tmp_path_factory) -> tuple[dict[DLQATStage, float], dict[DLQATStage, str]]:
+    """Errors and weights of a run that nothing stopped."""
+    qat = begun(deepcopy(_toy[0]), _toy[1], tmp_path_factory.mktemp("whole"), **STOPPED)
+    return run(qat), hashes(qat)
 
 
 @pytest.fixture(scope="module")
@@ -165,17 +177,15 @@ def test_the_dense_model_comes_back_after_every_stage(start) -> None:
 
 
 @pytest.mark.parametrize("count", [3, 8, 10, 15, 18])
-def test_a_stopped_run_goes_on_to_the_same_bits(start, recorder, tmp_path, count: int) -> None:
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    start, recorder, tmp_path: Path, whole, count: int
+) -> None:
     """Stopped once `count` of its 20 checkpoints are there."""
-    fields = {"distil": True, "lora_gptq": True, "teacher": "cached"}
-    whole = start("whole", **fields)
-    errors = run(whole)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: len([*(tmp_path / "cut").glob("[!.]*")]) >= count)
-        run(start("cut", **fields), stop)
-    qat = start("cut", **fields)
-    assert run(qat) == errors
-    assert hashes(qat) == hashes(whole)
+        run(start("cut", **STOPPED), stop)
+    qat = start("cut", **STOPPED)
+    assert (run(qat), hashes(qat)) == whole
 
 
 def test_a_finished_run_computes_nothing_again(start, recorder) -> None:

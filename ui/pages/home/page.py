@@ -160,15 +160,15 @@ def draw_best(mark: Any, group: str | None, x: str | None, request: gr.Request) 
 
 
 def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
-    """Both choices, the chart, and the front. The chart appears with the first run that
-    succeeds."""
+    """Both choices, the chart, and the front. The chart appears as soon as it compares two runs."""
     options = pareto.groups(run_rows.all_rows())
     runs = pareto.chosen_group(options, group or "")
-    visible = gr.update(visible=_compares(runs))
+    compared = [name for name in runs.axes if len(runs.points(name)) > 1] if runs else []
+    visible = gr.update(visible=bool(compared))
     drawn = {"mark": list(mark or queries.figures_mark()), "column": visible}
     if runs is None:
         return {**drawn, **TRADEOFF.clear(), "front": show_html()}
-    name = x if x in runs.axes else runs.axes[0]
+    name = x if x in runs.axes else [*compared, *runs.axes][0]
     points = runs.points(name)
     note = _note(points, len(runs.rows) - len(points))
     controls = {
@@ -177,11 +177,6 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
         "front": show_html(front_html(runs, points, name)),
     }
     return updates(drawn, controls, TRADEOFF.show(tradeoff(points, metric(name), runs.dense, note)))
-
-
-def _compares(runs: ComparableRuns | None) -> bool:
-    """Whether there are two runs to compare; one alone makes no chart."""
-    return runs is not None and len(runs.rows) > 1
 
 
 def _note(points: Sequence[ParetoPoint], missing: int) -> str:

@@ -159,7 +159,9 @@ def curve_chart(view: QuantView) -> Chart:
     )
     wide = points.pivot_table("value", "step", "name").reset_index()
     wide = wide.rename(columns=lambda n: labels.get(str(n).rsplit("/", 1)[-1], str(n)))
-    return Chart(figure, frame, note, question, name, of_curves(wide, title))
+    return Chart(
+        figure, frame, note, question, name, of_curves(wide, title, labels.get(selection.stage, ""))
+    )
 
 
 def _points(view: QuantView) -> pd.DataFrame:

@@ -6,14 +6,16 @@ language model loses this consistency first, which makes the effect of compressi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from random import Random
 
 GIRL, BOY = ("she", "her", "her", "girl"), ("he", "his", "him", "boy")
 NAMES = {
-    GIRL: "Lily Mia Sara Anna Ruby Emma Zoe Nora Ella Ivy",
-    BOY: "Tom Ben Max Leo Sam Jack Finn Noah Theo Oscar",
+    GIRL: ["Lily", "Mia", "Sara", "Anna", "Ruby", "Emma", "Zoe", "Nora", "Ella", "Ivy"],
+    BOY: ["Tom", "Ben", "Max", "Leo", "Sam", "Jack", "Finn", "Noah", "Theo", "Oscar"],
 }
-WORDS = {
+_WORDS = {
     "animal": "dog cat bird rabbit fox frog duck pony mouse bear goat hen owl lamb turtle hedgehog",
     "pet": "Coco Pip Dot Rex Bo Fluffy Sunny Nut Biscuit Pepper Mango Button",
     "thing": "ball kite book hat boat drum cake box shell lamp key flower bell coin rope "
@@ -34,6 +36,7 @@ WORDS = {
     "count": "two three four five six seven",
     "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
 }
+WORDS = {slot: text.split("|" if "|" in text else None) for slot, text in _WORDS.items()}
 
 BEGIN = (
     "Once upon a time, there was a {mood} {girl} named {name}. ",
@@ -82,7 +85,7 @@ def _slots(rng: Random) -> dict[str, str]:
     kind = rng.choice((GIRL, BOY))
     she, her, him, girl = kind
     slots = {
-        "name": rng.choice(NAMES[kind].split()),
+        "name": rng.choice(NAMES[kind]),
         "she": she,
         "her": her,
         "him": him,
@@ -90,19 +93,22 @@ def _slots(rng: Random) -> dict[str, str]:
     }
     slots |= {"She": she.capitalize(), "Her": her.capitalize()}
     for slot, words in WORDS.items():
-        slots[slot] = rng.choice(words.split("|") if "|" in words else words.split())
+        slots[slot] = rng.choice(words)
     second = {"mood2": "mood", "colour2": "colour"}
-    return slots | {slot: rng.choice(WORDS[source].split()) for slot, source in second.items()}
+    return slots | {slot: rng.choice(WORDS[source]) for slot, source in second.items()}
 
 
-def stories(seed: int, count: int) -> list[str]:
-    """`count` stories of about 350 characters each, reproducible for the same `seed`."""
+def tell(seed: int) -> Iterator[str]:
+    """Stories of about 350 characters each without end, reproducible for the same `seed`."""
     rng = Random(seed)
-    written = []
-    for _ in range(count):
+    while True:
         slots = _slots(rng)
         parts = [BEGIN, OWN, TROUBLE, ASK, SEARCH, FIND, END]
         if rng.random() < 0.3:
             parts.remove(SEARCH)
-        written.append("".join(rng.choice(part).format_map(slots) for part in parts))
-    return written
+        yield "".join(rng.choice(part).format_map(slots) for part in parts)
+
+
+def stories(seed: int, count: int) -> list[str]:
+    """The first `count` stories of `seed`."""
+    return list(islice(tell(seed), count))

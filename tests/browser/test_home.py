@@ -1,0 +1,86 @@
+"""The first visit, a presentation that a phone follows, deletion with undo, and Back."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from backend.store import queries
+from tests.browser.conftest import Dashboard, opened, started, tab
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+RUN = "sds-0001"
+
+
+@pytest.fixture
+def first_visit(data_dir: Path, port: int) -> Iterator[Dashboard]:
+    """A dashboard as it comes: with the examples."""
+    with started(data_dir, os.environ | {"SLIMSCOPE_EXAMPLES": "true"}, port) as shown:
+        yield shown
+
+
+def test_a_first_visit_has_something_to_see(browser: Browser, first_visit: Dashboard) -> None:
+    with tab(browser, first_visit, reduced_motion="no-preference") as page:
+        opened(page, first_visit.url)
+        area = page.locator(".hero-now")
+        before = area.get_attribute("d")
+        expect(page.locator(".hero-stage")).to_have_text("First pruning")  # by itself
+        page.get_by_role("button", name="Re-dense").click()
+        expect(page.locator(".hero-stage")).to_have_text("Re-dense")
+        expect(page.locator(".hero-play")).to_have_text("Play")  # somebody has chosen
+        assert area.get_attribute("d") != before
+        page.get_by_role("button", name="Remove the examples").click()
+        expect(page.locator(".hero-figure")).to_have_count(0)
+        page.get_by_role("button", name="Show the examples").click()
+        expect(page.locator(".hero-figure")).to_have_count(1)
+
+
+def test_a_phone_follows_the_presenter(browser: Browser, lab: Dashboard, visitor: Page) -> None:
+    opened(visitor, f"{lab.url}/weights?run={RUN}&view=story")
+    visitor.keyboard.press("p")
+    visitor.wait_for_url("**/slimscope/present**")
+    shown = visitor.frame_locator("#view")
+    expect(shown.locator(".scrub-said b")).to_have_text("Dense")
+    expect(shown.locator("#frame-status")).to_be_hidden()
+    visitor.get_by_role("button", name="Follow on a phone").click()
+    code = visitor.locator("#code b").inner_text()
+    visitor.keyboard.press("Escape")
+    with tab(browser, lab, viewport={"width": 390, "height": 844}) as phone:
+        phone.goto(f"{lab.url}/slimscope/follow?code={code}")
+        followed = phone.frame_locator("#view")
+        expect(followed.locator(".scrub-said b")).to_have_text("Dense")
+        visitor.get_by_role("button", name="Play").click()
+        expect(shown.locator(".scrub-said b")).to_have_text("First pruning")
+        visitor.get_by_role("button", name="Pause").click()
+        now = shown.locator(".scrub-said b").inner_text()
+        expect(followed.locator(".scrub-said b")).to_have_text(now)
+
+
+def test_a_deleted_run_comes_back(visitor: Page, lab: Dashboard) -> None:
+    opened(visitor, f"{lab.url}/run?id=sds-0003")
+    visitor.get_by_test_id("delete-sds-0003").click()
+    visitor.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(visitor.locator("#run-said")).to_contain_text("will be freed in a day")
+    assert queries.job("sds-0003").removed_at
+    opened(visitor, f"{lab.url}/runs")
+    expect(visitor.get_by_test_id("row-sds-0002")).to_be_visible()
+    expect(visitor.get_by_test_id("row-sds-0003")).to_have_count(0)
+    opened(visitor, f"{lab.url}/run?id=sds-0003")
+    visitor.get_by_test_id("restore-sds-0003").click()
+    expect(visitor.get_by_test_id("delete-sds-0003")).to_be_visible()
+    assert queries.job("sds-0003").removed_at is None
+
+
+def test_back_undoes_the_last_view(visitor: Page, lab: Dashboard) -> None:
+    opened(visitor, f"{lab.url}/runs")
+    visitor.get_by_test_id("sort-took").click()
+    visitor.wait_for_url(re.compile("sort=took"))
+    visitor.go_back()
+    visitor.wait_for_url(f"{lab.url}/runs")
+    head = visitor.locator("th", has=visitor.get_by_test_id("sort-age"))
+    expect(head).to_have_attribute("aria-sort", "descending")
