@@ -149,7 +149,7 @@ def test_the_printed_link_makes_a_host_and_leaves_no_trace(
     asked: list[str] = []
     page.on("request", lambda r: asked.append(f"{r.method} {r.url} {r.headers.get('referer')}"))
     page.goto(f"{url}/queue")
-    expect(page.locator("#frame-status-line")).to_contain_text("View-only guest")
+    expect(page.locator("#frame-status-line")).to_contain_text("Signed in as guest-")
     expect(
         page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("retry-sds-0001"))
     ).to_be_disabled()
