@@ -5,7 +5,8 @@
 
 In a scratch folder, through the queue as a page would ask, on this machine: the time from sending a
 prompt to its first token, with no process and no model there (cold), with both (warm), and warm
-while a job trains; then the tokens per second of 1, 2 and 4 answers of one run.
+going on with a conversation and while a job trains; and the tokens per second of 1, 2 and 4 answers
+of one run. Other work on the machine makes all of it slower.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from statistics import median
 from tempfile import TemporaryDirectory
 
@@ -34,14 +36,17 @@ from jobs.submit import submit
 HOST = Actor("benchmark", "host")
 PROMPT = "Explain in three sentences why the sky is blue."
 TRAINING = {"model": "toy", "steps": 100_000}
-LOOK_S = 0.005
+LOOK_S, TOKENS = 0.005, 48
+NUMBERS = count()
 
 
-def ask(model: str, sides: int = 1, tokens: int = 48, seed: int = 0) -> tuple[float, list[float]]:
-    """Seconds to the first token of the side that is last, and tokens per second of each side."""
-    began = time.perf_counter()
-    config = {"prompt": PROMPT, "sides": ", ".join([model] * sides), "max_new_tokens": tokens}
-    job = submit("generate", config | {"seed": seed}, HOST)
+def ask(model: str, sides: int = 1, follows: str = "") -> tuple[float, list[float], str]:
+    """Seconds to the first token of the side that is last, tokens per second of each side, and the
+    run."""
+    began, number = time.perf_counter(), next(NUMBERS)
+    config = {"sides": ", ".join([model] * sides), "max_new_tokens": TOKENS, "follows": follows}
+    prompt = f"{number}. {PROMPT}"  # of which nothing has been read before
+    job = submit("generate", {**config, "prompt": prompt}, HOST)
     every = range(1, sides + 1)
     while not all(has_begun(job, side) for side in every):
         assert queries.job(job.id).state in ACTIVE, queries.job(job.id).error_text
@@ -49,7 +54,7 @@ def ask(model: str, sides: int = 1, tokens: int = 48, seed: int = 0) -> tuple[fl
     first = time.perf_counter() - began
     while queries.job(job.id).state in ACTIVE:
         time.sleep(0.05)
-    return first, [read_transcript(job.run, side).speed or 0.0 for side in every]
+    return first, [read_transcript(job.run, side).speed or 0.0 for side in every], job.run
 
 
 def has_begun(job: Job, side: int) -> bool:
@@ -87,18 +92,22 @@ def main() -> None:
         add(table, "cold", [ask(given.model)])
         for sides in (1, 2, 4):
             name = f"warm, {sides} at once" if sides > 1 else "warm"
-            add(table, name, [ask(given.model, sides, seed=n) for n in range(given.repeats)])
+            add(table, name, [ask(given.model, sides) for _ in range(given.repeats)])
+        found = [ask(given.model)]
+        for _ in range(given.repeats):
+            found.append(ask(given.model, follows=found[-1][2]))
+        add(table, "warm, goes on with a conversation", found[1:])
         with training():
-            found = [ask(given.model, seed=n) for n in range(given.repeats)]
+            found = [ask(given.model) for _ in range(given.repeats)]
             add(table, "warm, while a job trains", found)
     Console().print(table)
 
 
-def add(table: Table, name: str, found: list[tuple[float, list[float]]]) -> None:
+def add(table: Table, name: str, found: list[tuple[float, list[float], str]]) -> None:
     """A line of medians."""
-    first = median(seconds for seconds, _ in found)
-    each = median(sum(speeds) / len(speeds) for _, speeds in found)
-    every = median(sum(speeds) for _, speeds in found)
+    first = median(seconds for seconds, _, _ in found)
+    each = median(sum(speeds) / len(speeds) for _, speeds, _ in found)
+    every = median(sum(speeds) for _, speeds, _ in found)
     print(name, f"{first:.2f} s, {each:.1f} tokens/s", flush=True)
     table.add_row(name, f"{first:.2f}", f"{each:.1f}", f"{every:.1f}")
 

@@ -24,7 +24,7 @@ from jobs.generate.conversation import chain, messages, turns
 from jobs.generate.transcript import ENDS, TranscriptWriter, read_transcript, transcript_writer
 from jobs.playground.cards import use_card
 from jobs.playground.context import AnswerContext
-from jobs.playground.pool import WarmModel
+from jobs.playground.warm_model import WarmModel
 from jobs.runtime.environment import place
 from jobs.runtime.loading import load_model
 

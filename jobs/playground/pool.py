@@ -1,7 +1,6 @@
 """Models that stay in memory between answers: those used last, within a budget.
 
-Texts written at the same time with the same model share its weights; each has a cache of keys and
-values of its own. A model in use is never dropped: who needs room for another waits.
+A model in use is never dropped: who needs room for another waits.
 """
 
 from __future__ import annotations
@@ -9,122 +8,28 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from backend.methods.amphista.checkpoint import Amphista
-from backend.methods.amphista.decoding.cost_model import measure_costs
-from backend.methods.amphista.decoding.proposers import NoDraft, Proposer
-from backend.methods.amphista.generate import make_proposer
-from backend.methods.amphista.target_model import TargetModel
-from backend.models.loading import LoadedModel
 from backend.models.memory import memory_available, weight_memory
 from backend.models.precision import resolve_dtype
-from backend.native.model import NativeCache
 from backend.printable import readable_bytes
 from backend.reporter import Reporter, stop_if_asked
 from backend.settings import settings
 from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.playground.cards import choose_card, free_memory
+from jobs.playground.warm_model import Load, WarmModel, version_of
 
 SHARE = 0.5  # of the free memory at the start, for models
 LAYOUTS = 2  # the native decoder keeps the weights in a layout of its own, beside PyTorch's
 LOAD_S, BYTES_PER_S = 1.5, 400e6  # of the first model; then what was measured
 WAIT_S = 0.3
-KEPT_TEXTS = 4  # whose caches are kept, of each model
 
-Load = Callable[[str], LoadedModel]  # device -> the model
 Say = Callable[[str, float], None]  # what takes time, and about how many seconds (0: unknown)
 Key = tuple[str, str, str, int]  # spec, device as asked for, precision, version of its files
-
-
-class WarmModel:
-    """A model in memory, and what was measured with it.
-
-    Attributes:
-        bytes: estimated; device: where it is or will be.
-        users: texts that are being written with it.
-        used: when the last one ended, by a monotonic clock.
-    """
-
-    def __init__(self, size: int, device: str) -> None:
-        self.bytes, self.device = size, device
-        self.users, self.used = 1, time.monotonic()
-        self.opening = threading.Lock()
-        self._opened: tuple[LoadedModel, TargetModel] | None = None
-        self._proposers: dict[tuple[Path, int, int], list[Proposer]] = {}
-        self._lookup_length = 0
-        self._kept: list[tuple[Sequence[int], NativeCache]] = []  # token ids, and what was read
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has been loaded."""
-        return self._opened is not None
-
-    @property
-    def loaded(self) -> LoadedModel:
-        assert self._opened is not None
-        return self._opened[0]
-
-    @property
-    def target(self) -> TargetModel:
-        assert self._opened is not None
-        return self._opened[1]
-
-    def open(self, load: Load) -> None:
-        """Load it."""
-        loaded = load(self.device)
-        self._opened = loaded, TargetModel(loaded.model)
-
-    def knows(self, drafter: Path, nodes: int) -> bool:
-        """Whether this drafter was used before."""
-        return (drafter, version_of(drafter), nodes) in self._proposers
-
-    @contextmanager
-    def proposer(self, drafter: Path | None, nodes: int) -> Iterator[Proposer]:
-        """A proposer for one text. What was measured for the first is kept for the next.
-
-        Args:
-            drafter: its folder; nodes: see `make_proposer`.
-        """
-        if drafter is None:
-            yield NoDraft()
-            return
-        idle = self._proposers.setdefault((drafter, version_of(drafter), nodes), [])
-        with self.opening:
-            chosen = idle.pop() if idle else None
-            if chosen is None:
-                chosen = make_proposer(self.target, Amphista.load(drafter), nodes)
-        yield chosen
-        idle.append(chosen)
-
-    def recall(self, ids: Sequence[int], capacity: int) -> NativeCache | None:
-        """A cache for `capacity` tokens that holds as much of the beginning of `ids` as an earlier
-        text has in common with it; None where the model has no such caches."""
-        if self.target.native is None:
-            return None
-        with self.opening:
-            kept, length = None, 0
-            for known, cache in self._kept:
-                most = min(cache.length, len(known), len(ids) - 1)
-                common = next((n for n in range(most) if known[n] != ids[n]), most)
-                if common > length:
-                    kept, length = cache, common
-            return kept.beginning(length, capacity) if kept else None
-
-    def remember(self, ids: Sequence[int], cache: NativeCache) -> None:
-        """Keep the cache of a text for the one that goes on with it."""
-        with self.opening:
-            self._kept = [*self._kept, (ids, cache)][-KEPT_TEXTS:]
-
-    def lookup_length(self) -> int:
-        """The longest draft of prompt lookup that pays."""
-        with self.opening:
-            self._lookup_length = self._lookup_length or measure_costs(self.target).lookup_length
-        return self._lookup_length
 
 
 class ModelPool:
@@ -234,10 +139,3 @@ def size_of(base: ResolvedModel, device: str, precision: str) -> int:
     dtype = "bfloat16" if base.packed else resolve_dtype(precision, torch.device(device))
     copies = LAYOUTS if device == "cpu" and dtype == "bfloat16" else 1
     return copies * weight_memory(base.facts, dtype)
-
-
-def version_of(folder: Path) -> int:
-    """A number that changes with the files of a folder; 0 for what is none."""
-    if not folder.is_dir():
-        return 0
-    return max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0)

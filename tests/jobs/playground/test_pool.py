@@ -15,8 +15,9 @@ from backend.reporter import SilentReporter
 from backend.settings import settings
 from jobs.fields.base_model import resolve_model
 from jobs.playground import pool as pools
-from jobs.playground.pool import ModelPool, size_of, version_of
+from jobs.playground.pool import ModelPool, size_of
 from jobs.playground.share import CpuShare
+from jobs.playground.warm_model import version_of
 
 TOY = size_of(resolve_model("toy"), "cpu", "float32")
 

@@ -24,6 +24,7 @@ from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcrip
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, store
 from ui.api import build
 from ui.pages.playground import board, page
+from ui.pages.playground.actions import generate_run
 from ui.pages.playground.stream import answers
 from ui.runs.token_strip import tints, token_spans
 from ui.widgets.config_form import ConfigForm
@@ -114,7 +115,7 @@ def test_drafters_can_be_chosen(current: Settings) -> None:
     store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
     assert (told, "amphista-0002") in page.sides()
-    assert page.generate_run("amphista-0002") is None  # not one of these
+    assert generate_run("amphista-0002") is None  # not one of these
 
 
 def test_a_conversation_whose_beginning_is_gone_shows_the_rest(answered: str) -> None:

@@ -7,23 +7,21 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import ConfigError, ConflictError, NotFoundError, SlimscopeError
-from backend.queue import roles, service
+from backend.errors import ConfigError, SlimscopeError
+from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.session import now_ms
-from backend.store.states import ACTIVE, Lane, State
-from backend.store.tables import Job
-from jobs.generate import arena
+from backend.store.states import Lane
 from jobs.generate import config as generate
 from jobs.generate.config import GenerateJob
 from jobs.submit import submit
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
+from ui.pages.playground.actions import carry_out, follows, generate_run
 from ui.pages.playground.answers import HTML
 from ui.runs.choices import models, saved, trained_drafters
-from ui.runs.results import find_job
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
@@ -32,7 +30,6 @@ from ui.widgets.panel import Outputs, Updates
 
 ELSEWHERE = ("prompt", "sides", "blind", "follows")  # asked for outside of the settings
 RECENT = 200  # runs, among which the conversations in the list are
-SEEDS = 2**31
 
 
 def build() -> None:
@@ -208,9 +205,9 @@ def _ask(
             sides = ", ".join(map(str, names or []))
             if not sides:
                 raise ConfigError("No model is selected.", "", "Select 1 to 4 models.", "sides")
-            follows = _follows(generate_run(here), sides)
+            before = follows(generate_run(here), sides)
             config = form.values(values) | {
-                "prompt": text.strip(), "sides": sides, "blind": bool(hide), "follows": follows,
+                "prompt": text.strip(), "sides": sides, "blind": bool(hide), "follows": before,
             }  # fmt: skip
             job = submit(generate.NAME, config, actor)
         except SlimscopeError as error:
@@ -219,28 +216,6 @@ def _ask(
         return {**form.show_errors(None), prompt: "", run: job.run, message: show_html()}
 
     return ask
-
-
-def _follows(here: Job | None, sides: str) -> str:
-    """The run a new prompt follows, of the one that is shown: with other models a new conversation
-    begins, and after one that failed the one before it goes on.
-
-    Raises:
-        ConflictError: it is still being answered.
-    """
-    if here is None or arena.names_of(here) != [*map(str.strip, sides.split(","))]:
-        return ""
-    if here.state in ACTIVE:
-        why = f"{here.run} is still being answered."
-        raise ConflictError("The prompt was not sent.", why, "Wait for its end, or stop it.")
-    done = here.state == State.SUCCEEDED
-    return here.run if done else str(here.config.get("follows", ""))
-
-
-def generate_run(run: str) -> Job | None:
-    """The run of that name, if it is of this kind."""
-    job = find_job(run)
-    return job if job and job.kind == generate.NAME and not job.damaged else None
 
 
 def draw(request: gr.Request) -> Updates:
@@ -265,40 +240,11 @@ def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]
     data, here = event_data(event), query(request, "run")
     try:
         actor = _actor(request, alias)
-        return show_html(), _do(str(data.get("do", "")), str(data.get("run", "")), actor) or here
+        return show_html(), carry_out(
+            str(data.get("do", "")), str(data.get("run", "")), actor
+        ) or here
     except SlimscopeError as error:
         return show_error(error), here
-
-
-def _do(action: str, run: str, actor: Actor) -> str:
-    """A vote, a stop, or the same prompt again; the run that was added, "" without one."""
-    job = generate_run(run)
-    if job is None:
-        raise NotFoundError("Nothing was done.", "There are no such answers.")
-    if action == "stop":
-        service.cancel(job.run, actor)
-    elif action == "again":
-        return again(job, actor).run
-    elif (choice := action.removeprefix(boards.VOTE)) in map(str, boards.choices(job)):
-        arena.vote(job, int(choice), actor)
-    else:
-        raise NotFoundError("Nothing was done.", f"There is nothing called {action[:40]!r}.")
-    return ""
-
-
-def again(job: Job, actor: Actor) -> Job:
-    """The same prompt with another seed.
-
-    Raises:
-        ConflictError: without a temperature the text would be the same.
-    """
-    if not job.config.get("temperature") and job.state == State.SUCCEEDED:
-        raise ConflictError(
-            "The answers would be the same.", "At temperature 0 the seed changes nothing.",
-            "Raise the temperature under Settings and send the prompt again.",
-        )  # fmt: skip
-    seed = (int(job.config.get("seed", 0)) + 1) % SEEDS
-    return submit(generate.NAME, {**job.config, "seed": seed}, actor)
 
 
 PAGE = Page(
