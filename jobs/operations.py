@@ -3,6 +3,7 @@ server and the buttons. All answers are plain data; who may do what is decided b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, NotFoundError
 from backend.models.sources.catalogue import entries
 from backend.queue import labels, removal, retention, service
 from backend.queue.folders import read_log
@@ -138,6 +139,22 @@ def _files(path: Path) -> dict[str, int]:
         for file in files[:MOST_FILES]
         if file.is_file()
     }
+
+
+def artifact_file(run: str, path: str) -> Path:
+    """One file of what a run left, by its path below the artefact folder.
+
+    Raises:
+        NotFoundError: it is not there, or belongs to no artefact of the run.
+    """
+    root = settings().artifacts.resolve()
+    file = (root / path).resolve()
+    folders = [(root / a.path).resolve() for a in queries.artifacts(run)]
+    if not any(file.is_relative_to(folder) for folder in folders):
+        raise NotFoundError("This file belongs to no artefact of the run.")
+    if not os.path.isfile(file):  # noqa: PTH113 - any name
+        raise NotFoundError("There is no such file.", "It was moved or deleted.")
+    return file
 
 
 def show_sweep(run: str) -> Record:

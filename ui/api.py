@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Query
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import FileResponse, HTMLResponse
 
-from backend.queue.roles import Actor
+from backend.queue.roles import Actor, require_host
 from backend.queue.service import MAX_PRIORITY
 from jobs import operations
 from jobs.kind import Kind, kinds
@@ -43,6 +43,7 @@ def build() -> FastAPI:
         api.post(path)(_for_user(function))
     for kind in kinds().values():
         _add_submit(api, kind)
+    api.get("/runs/{run}/file", response_class=FileResponse)(download)
     api.post("/sweeps/{kind}", status_code=201)(submit_sweep)
     api.post("/runs/{run}/vote")(vote)
     return api
@@ -102,6 +103,13 @@ def submit_sweep(
 def vote(run: str, request: Request, choice: Choice) -> list[JsonObject]:
     """Vote for an answer of the playground; answers with the texts and their models."""
     return operations.vote(run, choice, current_user(request))
+
+
+def download(run: str, path: str, request: Request) -> FileResponse:
+    """A file of what the run left, by its path in `artifacts`; models too, so only for hosts."""
+    require_host(current_user(request), "download files")
+    file = operations.artifact_file(run, path)
+    return FileResponse(file, media_type="application/octet-stream", filename=file.name)
 
 
 READ: dict[str, Callable[..., Any]] = {

@@ -50,7 +50,7 @@ def test_a_phone_follows_the_presenter(browser: Browser, lab: Dashboard, visitor
     visitor.get_by_role("button", name="Follow on a phone").click()
     code = visitor.locator("#code b").inner_text()
     visitor.keyboard.press("Escape")
-    with tab(browser, lab, viewport={"width": 390, "height": 844}) as phone:
+    with tab(browser, lab) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame_locator("#view")
         expect(followed.locator(".scrub-said b")).to_have_text("Dense")

@@ -22,7 +22,6 @@ from jobs.cli.tables import runs_table
 from jobs.reproduction import reproduce
 from jobs.submit import validated
 from ui.search import search_runs
-from ui.widgets.download import small_file
 
 HOST = Actor("mira", "host")
 
@@ -120,9 +119,3 @@ def test_a_percentage_without_its_sign_is_told_apart_from_a_share() -> None:
     with pytest.raises(ConfigError, match="For a percentage write 50%") as raised:
         validated("sds", {"pattern": "50"})
     assert raised.value.field == "pattern"
-
-
-def test_no_name_of_a_file_is_a_bug(data_dir: Path) -> None:
-    for name in ("x" * 5000, "../" * 50, ".", ""):
-        with pytest.raises(NotFoundError):
-            small_file(name)

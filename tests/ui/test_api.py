@@ -14,10 +14,11 @@ import httpx
 import pytest
 from sqlalchemy import event
 
+from backend.queue.folders import run_folder
 from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.session import engine_for, writing
-from backend.store.tables import Job, Result
+from backend.store.tables import Artifact, Job, Result
 from jobs.kind import kinds
 from jobs.record import record
 from jobs.submit import validated
@@ -183,6 +184,24 @@ def test_a_guest_reads_and_a_host_changes(shared: Visit) -> None:
     assert host.post(f"{API}/runs/sds-0003/cancel").status_code == 200
     assert queries.job("sds-0003").state == "cancelled"
     assert queries.events("sds-0003")[-1].actor == "host"
+
+
+def test_a_host_downloads_what_a_run_left_and_nothing_else(shared: Visit) -> None:
+    guest, host = shared(OTHER), shared(OTHER, **HOST)
+    folder = run_folder("sds-0001") / "model"
+    folder.mkdir(parents=True)
+    (folder / "notes.html").write_text("<script>1</script>")
+    row = {"job_id": 1, "kind": "model", "path": "sds-0001/model", "bytes": 1, "created_at": 1}
+    with writing() as session:
+        session.add(Artifact(**row))
+    where = f"{API}/runs/sds-0001/file?path=sds-0001/model"
+    given = host.get(f"{where}/notes.html")
+    assert given.text == "<script>1</script>"
+    assert given.headers["content-type"] == "application/octet-stream"
+    assert given.headers["content-disposition"].startswith("attachment")
+    assert guest.get(f"{where}/notes.html").status_code == 403
+    assert host.get(f"{where}/../../results.db").status_code == 404
+    assert host.get(f"{API}/runs/sds-0002/file?path=sds-0001/model/notes.html").status_code == 404
 
 
 def test_openapi_describes_every_request_and_every_config(visit: Visit) -> None:

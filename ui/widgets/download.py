@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 import time
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from backend.errors import NotFoundError
-from backend.settings import settings
 from ui.format import size
 
 AT_MOST = 16_000_000  # bytes
@@ -29,13 +28,8 @@ def file_payload(name: str, data: bytes) -> dict[str, Any]:
     return {"name": name, "data": base64.b64encode(data).decode(), "at": time.time_ns()}
 
 
-def small_file(path: str, name: str = "") -> dict[str, Any]:
-    """A file below the artefact folder, called `name` or as it is. Raises `NotFoundError` where it
-    is not there, lies elsewhere, or is too large."""
-    root = settings().artifacts.resolve()
-    file = (root / path).resolve()
-    if not file.is_relative_to(root) or not os.path.isfile(file):  # noqa: PTH113 - any name
-        raise NotFoundError("There is no such file.", "It was moved or deleted.")
+def small_file(file: Path, name: str = "") -> dict[str, Any]:
+    """A file, called `name` or as it is. Raises `NotFoundError` where it is too large."""
     if file.stat().st_size > AT_MOST:
         raise NotFoundError(
             f"{file.name} is {size(file.stat().st_size)}.",

@@ -224,7 +224,7 @@ window.slimscope = (() => {
       bound = true;
       canvas.on("plotly_click", clicked);
       canvas.addEventListener("keydown", key);
-      new ResizeObserver(() => Plotly.Plots.resize(canvas)).observe(box);
+      new ResizeObserver(() => box.offsetWidth && Plotly.Plots.resize(canvas)).observe(box); // not while hidden
       new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });
     }
 

@@ -11,7 +11,6 @@ from markupsafe import Markup
 from backend.queue.disk import disk_use
 from backend.queue.roles import Actor
 from backend.settings import settings
-from backend.store import queries
 from backend.store.tables import Artifact, Job
 from ui.format import size
 from ui.runs.actions.one import free_button
@@ -78,11 +77,3 @@ def _file(run: str, file: Path, artefact: Path, root: Path) -> list[str]:
     return [
         HTML.file_name(name), size(length), HTML.download(run, str(file.relative_to(root)), limit)
     ]  # fmt: skip
-
-
-def belongs_to(run: str, path: str) -> bool:
-    """Whether the path lies in one of the artefacts recorded for the run."""
-    root = settings().artifacts.resolve()
-    file = (root / path).resolve()
-    folders = [(root / a.path).resolve() for a in queries.artifacts(run)]
-    return any(file.is_relative_to(folder) for folder in folders)

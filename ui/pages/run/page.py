@@ -9,7 +9,7 @@ import pandas as pd
 from gradio.components import Component
 from markupsafe import Markup
 
-from backend.errors import NotFoundError, SlimscopeError
+from backend.errors import SlimscopeError
 from backend.printable import one_line
 from backend.queue.roles import Actor
 from backend.store import frames, queries
@@ -17,6 +17,7 @@ from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY
+from jobs.operations import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_curves
 from ui.charts.lines import curve_titles, curves, curves_frame, reduced_note
@@ -24,7 +25,7 @@ from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
-from ui.pages.run.artefacts import artefacts, belongs_to, disk_card
+from ui.pages.run.artefacts import artefacts, disk_card
 from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
 from ui.runs.actions.one import (
     act,
@@ -240,9 +241,7 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
     pressed = event_data(event)
     run, path = str(pressed.get("run")), one_line(str(pressed.get("file")))
     try:
-        if not belongs_to(run, path):
-            raise NotFoundError("This file belongs to no artefact of the run.")
-        return [small_file(path), show_html()]
+        return [small_file(artifact_file(run, path)), show_html()]
     except SlimscopeError as error:
         return [gr.skip(), show_error(error)]
 

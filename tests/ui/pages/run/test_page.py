@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backend.queue import removal
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.roles import READ_ONLY, Actor
 from backend.settings import Settings
@@ -145,6 +146,15 @@ def test_a_run_without_curves_says_so(seeded: Settings) -> None:
     assert run.NO_CURVES in shown["waiting"]["value"] and not shown["curve1"]["visible"]
 
 
+def test_a_deleted_run_says_so_and_offers_to_bring_it_back(seeded: Settings) -> None:
+    removal.remove([1], HOST)
+    head = run.draw(asked(id="sds-0001"))["head"]
+    assert "This run was deleted. It can be restored for a day." in head
+    assert 'data-do="restore"' in head and 'data-do="retry"' not in head
+    removal.purge([1], HOST)
+    assert "Its files and figures are gone." in run.draw(asked(id="sds-0001"))["head"]
+
+
 # log ----------------------------------------------------------------------------------------------
 
 
@@ -258,7 +268,7 @@ def test_a_small_file_of_an_artefact_is_given(model: Path) -> None:
     "path",
     ["sds-0001/secret.txt", "../results.db", "sds-0001/model/../secret.txt", "/etc/passwd", "",
      "sds-0001/model", "sds-0001/model/link", "sds-0001/model/a\0b", "sds-0001/model/\ud800",
-     "sds-0001/model/" + "x" * 5000],
+     "sds-0001/model/" + "x" * 5000, "x" * 5000, "../" * 50, "."],
 )  # fmt: skip
 def test_nothing_else_is_given(model: Path, path: str) -> None:
     (model / "link").symlink_to("/etc/passwd")
