@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, Select, select, update
 from sqlalchemy.orm import Session
 
 from backend.queue.engines.base import Ref
@@ -65,6 +65,12 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
     return attempt
 
 
+def next_answer(guests: bool) -> Select[Job]:
+    """The job of the playground's lane that may start next; `guests`: also one of theirs."""
+    order = launch_order(now_ms(), Lane.PLAYGROUND).where(_due(now_ms())).limit(1)
+    return order if guests else order.where(Job.owner.not_like(f"{GUEST}%"))
+
+
 def start_answer(session: Session, ref: Ref, guests: bool) -> Attempt | None:
     """Claim the next job of the playground's lane for the process that asks, which starts it at
     once: no other process has to.
@@ -76,10 +82,7 @@ def start_answer(session: Session, ref: Ref, guests: bool) -> Attempt | None:
     Returns:
         The new attempt; None if no such job is queued.
     """
-    order = launch_order(now_ms(), Lane.PLAYGROUND).where(_due(now_ms())).limit(1)
-    if not guests:
-        order = order.where(Job.owner.not_like(f"{GUEST}%"))
-    job = session.scalars(order).first()
+    job = session.scalars(next_answer(guests)).first()
     attempt = _new_attempt(session, job, Lane.PLAYGROUND) if job else None
     if attempt is not None:
         attempt.engine_ref, attempt.started_at, attempt.beat_at = ref, now_ms(), now_ms()

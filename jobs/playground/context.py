@@ -8,11 +8,9 @@ from contextlib import suppress
 
 from backend.queue.engines.local import reference
 from backend.queue.folders import log_file
-from backend.queue.lifecycle import start_answer
+from backend.queue.lifecycle import next_answer, start_answer
 from backend.queue.roles import GUEST
-from backend.store import queries
-from backend.store.session import writing
-from backend.store.states import Lane
+from backend.store.session import reading, writing
 from backend.store.tables import Attempt, Job
 from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
@@ -55,8 +53,9 @@ def claim_answer(
     Args:
         guests: whether one for a guest may be taken.
     """
-    if not queries.waits_for(Lane.PLAYGROUND, limit=1):  # most turns end here, without a write lock
-        return None
+    with reading() as session:  # most turns end here, without a write lock
+        if session.scalars(next_answer(guests)).first() is None:
+            return None
     with writing(durable=True) as session:
         attempt = start_answer(session, reference(os.getpid()), guests)
         job = session.get_one(Job, attempt.job_id) if attempt else None

@@ -49,8 +49,8 @@ class RunningAnswer:
 class PlaygroundServer:
     """The work of the playground's process. `turn` is called by its main thread, in a loop."""
 
-    def __init__(self, models: ModelPool | None = None) -> None:
-        self.models, self.share, self.main = models or ModelPool(), CpuShare(), MainThread()
+    def __init__(self) -> None:
+        self.models, self.share, self.main = ModelPool(), CpuShare(), MainThread()
         self._answers: list[RunningAnswer] = []
         self._used_at = self._looked_at = -1e9
 

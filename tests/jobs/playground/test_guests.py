@@ -15,6 +15,11 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job
+from jobs.playground import context
+from jobs.playground.context import claim_answer
+from jobs.playground.main_thread import MainThread
+from jobs.playground.pool import ModelPool
+from jobs.playground.share import CpuShare
 from jobs.submit import submit
 from tests.queue.conftest import HOST
 
@@ -99,6 +104,13 @@ def test_the_host_comes_first_and_guests_leave_room() -> None:
         assert start_answer(session, {"pid": 1}, guests=True) is None
         for attempt in (first, second):  # of no process that could be ended
             attempt.engine_ref = None
+
+
+def test_who_waits_locks_nobody_out_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process looks many times a second."""
+    ask(ADA)
+    monkeypatch.setattr(context, "writing", lambda **_: pytest.fail("It took the lock."))
+    assert claim_answer(ModelPool(), CpuShare(), MainThread(), guests=False) is None
 
 
 def test_the_name_a_guest_gives_stands_behind_theirs() -> None:
