@@ -47,7 +47,7 @@ SETTLE_S = 20
 HOVER_MS = 100  # between coming to a cell and the click; Plotly looks twice in that time
 FOLLOWED = ("queue", "runs", "", "weights", "run?id=sds-0002")
 ME = Actor("benchmark", "host")
-OVERVIEW = ("", "#home-tradeoff .scatterlayer .trace")
+HOME = ("", ".hero-now")
 WEIGHTS = ("weights?run=sds-0001", "#weights-heatmap .heatmaplayer image")
 TABLE = ("runs", "#runs-board tbody tr[data-testid]")
 BINS = """() => JSON.stringify(
@@ -168,7 +168,7 @@ def loaded(browser: Browser, data: Path, rounds: int) -> Figures:
         many_runs(RUNS)
         many_tensors(TENSORS)
     found = pages(browser, data, TABLE, rounds, "runs_1000_first_row")
-    found |= pages(browser, data, OVERVIEW, rounds, "runs_1000_overview")
+    found |= pages(browser, data, HOME, rounds, "runs_1000_overview")
     found |= pages(browser, data, WEIGHTS, rounds, "tensors_315")
     with dashboard(data) as shown, visitor(browser) as page:
         click, answers = clicks(page, shown.url), filtered(page, shown.url)
@@ -233,7 +233,7 @@ def measured(data: Path, minutes: float, rounds: int) -> Figures:
         found.update(more)
 
     with chromium() as browser:
-        keep(pages(browser, data, OVERVIEW, rounds, "overview"))
+        keep(pages(browser, data, HOME, rounds, "overview"))
         keep(pages(browser, data, WEIGHTS, rounds, "weights"))
         with reads(data), dashboard(data) as shown:
             keep(sessions(browser, shown, minutes))

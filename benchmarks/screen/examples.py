@@ -29,8 +29,8 @@ from benchmarks.screen.runs import carry_out
 MODEL = "--model=smollm2-135m"
 PROMPT = "Write a short story about a lighthouse keeper who finds a message in a bottle."
 RUNS: dict[str, tuple[str, ...]] = {
-    "sds": (MODEL, "--pattern=2:4", "--name=Half of the weights, 2:4"),
-    "dlqat": (MODEL, "--bits=3", "--group-size=64", "--name=3 bits in groups of 64"),
+    "sds": (MODEL, "--pattern=2:4", "--name=2:4 sparsity"),
+    "dlqat": (MODEL, "--bits=3", "--group-size=64", "--name=3 bits, groups of 64"),
     "amphista": (
         MODEL, "--minutes=6", "--answers=320", "--heldout=32", "--name=4 heads, 6 minutes",
     ),

@@ -54,7 +54,7 @@ def test_sorting_by_keyboard_keeps_the_focus_and_stands_in_the_address(
         assert listed(visitor) == wanted
         assert head.evaluate("(e) => e === document.activeElement")
     assert query(visitor) == {"q": "kind:sds", "sort": "perplexity", "dir": "asc"}
-    visitor.get_by_role("link", name="Overview").click()
+    visitor.get_by_role("link", name="Home", exact=True).click()
     visitor.wait_for_url(f"{lab.url}/")
     visitor.go_back()
     expect(visitor.locator('th[aria-sort="ascending"]')).to_contain_text("Perplexity")
