@@ -10,7 +10,7 @@ import threading
 import time
 
 from backend.backup.examples import install_examples
-from backend.queue.launcher import HOST_TOKEN, wake_supervisor
+from backend.queue.launcher import HOST_TOKEN, SUPERVISOR
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -61,8 +61,8 @@ def keep_supervised() -> None:
     while True:
         try:
             status = queries.status()
-            if status.live or status.queued:
-                wake_supervisor()
+            if status.live or status.queued or status.answers:
+                SUPERVISOR.wake()
         except Exception as error:  # a busy database, a full disk: look again
             print(f"Could not look after the supervisor: {error}", flush=True)
         time.sleep(LOOK_S)

@@ -66,6 +66,17 @@ class Settings(BaseSettings):
     )
     guest_seconds: float = Field(300.0, gt=0, description="How long a guest's run may take.")
     guest_gb: float = Field(4.0, gt=0, description="How much memory a guest's run may take.")
+    guest_answers: int = Field(
+        4,
+        ge=0,
+        le=100,
+        description="Answers of guests in the playground, queued or at work; 0: none.",
+    )
+    guest_answers_per_minute: int = Field(
+        6, ge=1, description="Answers one guest may ask for in a minute."
+    )
+    guest_tokens: int = Field(256, ge=1, description="Tokens of an answer for a guest.")
+    guest_letters: int = Field(4000, ge=1, description="Characters a guest's prompt may have.")
     changes_per_minute: int = Field(
         60, ge=1, description="Changes one visitor may ask for in a minute."
     )
@@ -96,6 +107,17 @@ class Settings(BaseSettings):
     )
     backups: int = Field(7, ge=0, le=1000, description="Daily copies of the database; 0: none.")
     idle_exit: float = Field(60.0, ge=0, description="Seconds until an idle supervisor ends.")
+    playground_idle: float = Field(
+        600.0, ge=0, description="Seconds until an idle playground ends, and with it its models."
+    )
+    playground_models: int = Field(
+        2, ge=1, le=64, description="Models the playground keeps in memory."
+    )
+    playground_gb: float = Field(
+        0.0,
+        ge=0,
+        description="Memory for models of the playground, in GB; 0: half of what is free.",
+    )
     plugins: tuple[str, ...] = Field(
         (),
         description="Python modules with job kinds, pruners, quantizers or drafters, as JSON.",

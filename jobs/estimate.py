@@ -31,4 +31,6 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
         needs.warnings,
         needs.notes,
         needs.open_ended,
+        needs.letters,
+        needs.tokens,
     )

@@ -23,6 +23,7 @@ from backend.errors import ConfigError
 from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
+from backend.store.states import Lane
 
 
 class JobConfig(BaseModel):
@@ -96,6 +97,7 @@ class Requirements:
         warnings: risks that do not forbid the run.
         notes: facts about the run that are no risk.
         open_ended: whether some phase has no estimate.
+        letters, tokens: length of the prompt and of the answer, where people wait for one.
     """
 
     model: str
@@ -107,6 +109,8 @@ class Requirements:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     open_ended: bool = False
+    letters: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class Estimate:
         warnings: risks that do not forbid the run.
         notes: facts about the run that are no risk.
         open_ended: whether a phase is missing in `seconds`, because it has no estimate.
+        letters, tokens: length of the prompt and of the answer, where people wait for one.
     """
 
     seconds: float | None
@@ -130,6 +135,8 @@ class Estimate:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     open_ended: bool = False
+    letters: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,7 @@ class Kind:
         compresses: whether it changes a model or trains a part of one, rather than measure or
             export what there is.
         has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
+        lane: who carries its runs out: a process of each run's own, or that of the playground.
     """
 
     name: str
@@ -207,6 +215,7 @@ class Kind:
     main_fields: tuple[str, ...] = ()
     compresses: bool = False
     has_models: bool = True
+    lane: Lane = Lane.SLOTS
 
     def preset(self, name: str) -> Mapping[str, Any]:
         """The field values of a preset; none for the empty name.

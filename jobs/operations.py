@@ -23,6 +23,9 @@ from backend.store.tables import Job
 from backend.text.corpora import corpora
 from jobs import record, reproduction, submit
 from jobs import sweep as sweeps
+from jobs.generate import arena
+from jobs.generate.arena import leaderboard, names_of
+from jobs.generate.transcript import read_transcript
 from jobs.kind import kind_named, kinds
 
 MAX_RUNS = 500
@@ -100,6 +103,23 @@ def run_log(run: str, attempt: int = 0, after: int = 0) -> Record:
     attempt = attempt or job.attempts_made
     text, start, end = read_log(job.run, attempt, after, MOST_LOG)
     return {"attempt": attempt, "text": text, "start": start, "end": end, "state": job.state}
+
+
+def run_answers(run: str) -> list[Record]:
+    """The texts of a run of the playground, one for each model: text, tokens, tokens per second,
+    accepted tokens per step, and how it ended ("" while it is written)."""
+    job = queries.job(run)
+    written = [read_transcript(job.run, n) for n, _ in enumerate(names_of(job), 1)]
+    return [
+        {"model": name, "text": text.text, "tokens": len(text.tokens), "end": text.end,
+         "tokens_per_second": text.speed, "tokens_per_step": text.accepted}
+        for name, text in zip(names_of(job), written, strict=True)
+    ]  # fmt: skip
+
+
+def show_leaderboard() -> Record:
+    """The ratings of models by blind votes in the playground, the best first."""
+    return asdict(leaderboard())
 
 
 def run_artifacts(run: str) -> list[Record]:
@@ -188,6 +208,13 @@ def submit_sweep(
     swept = sweeps.read(kind, sweep.items())
     jobs = sweeps.queue(kind, values, swept, actor, name=name, priority=priority)
     return [record.summary(job) for job in jobs]
+
+
+def vote(run: str, choice: int, actor: Actor) -> list[Record]:
+    """Vote for an answer of a run of the playground: the number of the better one, from 1; 0: as
+    good as each other; -1: all bad. Answers with the texts and their models."""
+    arena.vote(queries.job(run), choice, actor)
+    return run_answers(run)
 
 
 def cancel_run(run: str, actor: Actor) -> Record:

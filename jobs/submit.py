@@ -82,12 +82,12 @@ def submit(
         ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
-    roles.require_adding(actor)
+    lane = kind_named(kind).lane
+    roles.require_adding(actor, lane)
     roles.count_change(actor)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
-    return service.enqueue(
-        kind, config.model_dump(mode="json"), actor, name=name, priority=priority, cost=cost
-    )
+    stored = config.model_dump(mode="json")
+    return service.enqueue(kind, stored, actor, name=name, priority=priority, cost=cost, lane=lane)
 
 
 def command_line(

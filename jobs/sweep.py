@@ -169,12 +169,13 @@ def queue(
         ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: one of the runs cannot be carried out; `field` says where it is wrong.
     """
-    roles.require_adding(actor)
+    lane = kind_named(kind).lane
+    roles.require_adding(actor, lane)
     roles.count_change(actor)  # before the config is looked into, which takes time
     made = plan(kind, values, sweep)
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(
-        kind, configs, actor, name=name, priority=priority, cost=made.estimate
+        kind, configs, actor, name=name, priority=priority, cost=made.estimate, lane=lane
     )
 
 

@@ -28,6 +28,7 @@ Preset = Annotated[str, Query(description="Preset of the kind to start from.")]
 Priority = Annotated[
     int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="Higher starts first.")
 ]
+Choice = Annotated[int, Query(description="The better answer, from 1; 0: a tie; -1: all bad.")]
 
 
 def build() -> FastAPI:
@@ -44,6 +45,7 @@ def build() -> FastAPI:
         _add_submit(api, kind)
     api.get("/runs/{run}/file", response_class=FileResponse)(download)
     api.post("/sweeps/{kind}", status_code=201)(submit_sweep)
+    api.post("/runs/{run}/vote")(vote)
     return api
 
 
@@ -98,6 +100,11 @@ def submit_sweep(
     return operations.submit_sweep(kind, config, sweep, user, preset, name, priority)
 
 
+def vote(run: str, request: Request, choice: Choice) -> list[JsonObject]:
+    """Vote for an answer of the playground; answers with the texts and their models."""
+    return operations.vote(run, choice, current_user(request))
+
+
 def download(run: str, path: str, request: Request) -> FileResponse:
     """A file of what the run left, by its path in `artifacts`; models too, so only for hosts."""
     require_host(current_user(request), "download files")
@@ -115,8 +122,10 @@ READ: dict[str, Callable[..., Any]] = {
     "/runs/{run}/curves": operations.run_curves,
     "/runs/{run}/tensors": operations.run_tensors,
     "/runs/{run}/log": operations.run_log,
+    "/runs/{run}/answers": operations.run_answers,
     "/runs/{run}/artifacts": operations.run_artifacts,
     "/runs/{run}/sweep": operations.show_sweep,
+    "/leaderboard": operations.show_leaderboard,
 }
 CHANGE: dict[str, Callable[[str, Actor], JsonObject]] = {
     "/runs/{run}/cancel": operations.cancel_run,

@@ -27,6 +27,7 @@ from ui.gradio_patches import (
     without_startup_check,
 )
 from ui.pages import pages
+from ui.pages.playground.stream import answers
 from ui.search import search
 from ui.security import auth
 from ui.security.connections import server_options
@@ -93,6 +94,7 @@ def routes() -> list[BaseRoute]:
         *moved_routes(pages()),
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
+        Route("/slimscope/answers", answers),
         *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/leave", auth.leave, methods=["POST"]),

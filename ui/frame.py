@@ -22,7 +22,7 @@ from gradio.events import Dependency
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.queue.roles import may_not_add
+from backend.queue.roles import may_not_add, may_not_vote
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import repair_advice
@@ -177,7 +177,8 @@ def pulse(request: Request) -> Response:
         warning = HTML.damaged(problem, repair_advice(), user.role == "host")
         content["html"] = warning + content["html"]
     if user.role != "host":
-        content["html"] += HTML.guest(user.name, bool(may_not_add(user)), settings().shared)
+        looks_only = bool(may_not_add(user) and may_not_vote(user))
+        content["html"] += HTML.guest(user.name, looks_only, settings().shared)
     elif settings().shared:
         content["html"] += HTML.host()
     return JSONResponse(content, headers={"Cache-Control": "no-store"})
@@ -191,6 +192,6 @@ def _pulse(_url: str, _second: int) -> dict[str, Any]:
     return {
         "problem": checked.problems[0] if checked and checked.problems else "",
         "cursor": "|".join(map(str, queries.cursor())),
-        "live": bool(status.live or status.queued),
+        "live": bool(status.live or status.queued or status.answers),
         "html": HTML.status(status),
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from backend.errors import BackupError
-from backend.queue.launcher import try_lock
+from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
 from backend.store.copies import copies_folder, database_file
 from backend.store.integrity import check_integrity
@@ -47,7 +47,7 @@ def replace_database(copy: Path) -> Path:
         BackupError: the database is in use, or the copy is damaged or of a newer version.
     """
     _check_copy(copy)
-    lock = try_lock()
+    lock = SUPERVISOR.try_lock()
     if lock is None:
         why, do = (
             "The supervisor of this data folder is at work.",

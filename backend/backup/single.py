@@ -45,12 +45,14 @@ from backend.store.tables import (
     StepTime,
     Table,
     TensorRow,
+    Vote,
     example_number,
 )
 
 NOT_IMPORTED = "The run was not imported."
 OF_A_RUN: tuple[type[Table], ...] = (
-    Attempt, Event, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow, Artifact,
+    Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
+    Artifact,
 )  # fmt: skip
 NUMBERED = (Attempt, Event, Artifact)  # whose rows have numbers of their own
 PRIVATE = {"settings", "host"}  # of the environment: paths and names of the machine

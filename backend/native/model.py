@@ -10,6 +10,7 @@ the inputs of products to 8 bits (ours, as llama.cpp does).
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -86,6 +87,14 @@ class NativeCache:
         """Drop all rows from `length` on."""
         self.structure.length = length
 
+    def beginning(self, length: int, capacity: int) -> NativeCache:
+        """A cache for `capacity` tokens that holds the first `length` rows of this one."""
+        other = self._owner.new_cache(capacity)
+        other._keys[:, :, :length] = self._keys[:, :, :length]
+        other._values[:, :, :length] = self._values[:, :, :length]
+        other.rewind(length)
+        return other
+
 
 class NativeModel:
     """A model whose passes `decoder.cpp` computes.
@@ -105,6 +114,7 @@ class NativeModel:
         self._library = library(target)
         self.instructions = instructions(target)
         self._kept: list[object] = []  # what the structures point to
+        self._tabulating = threading.Lock()
         inner: Any = model.base_model
         self._rotary: nn.Module = inner.rotary_emb
         config = model.config.get_text_config()
@@ -128,8 +138,9 @@ class NativeModel:
 
     def new_cache(self, capacity: int) -> NativeCache:
         """An empty cache for `capacity` tokens."""
-        if capacity > self._rows:
-            self._tabulate(capacity)
+        with self._tabulating:
+            if capacity > self._rows:
+                self._tabulate(max(capacity, 2 * self._rows))
         return NativeCache(self, capacity)
 
     def forward(
@@ -255,8 +266,9 @@ class NativeModel:
         with torch.no_grad():
             both = self._rotary(torch.empty(1, 1, dtype=torch.float32), places)
         half = self.structure.head // 2
-        self._tables = [x[0, :, :half].float().contiguous() for x in both]
-        self.structure.cosines, self.structure.sines = (x.data_ptr() for x in self._tables)
+        tables = [x[0, :, :half].float().contiguous() for x in both]
+        # the tables before are kept: a pass of another thread may be reading them
+        self.structure.cosines, self.structure.sines = map(self._own, tables)
         self._rows = positions
 
     def _floats(self, tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Start the supervisor of a data folder if none is running."""
+"""The processes of which a data folder has one, and the environment of what they start."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from backend.settings import available_threads, settings
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
+LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
 HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
 CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
     "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
@@ -23,54 +24,75 @@ CARRIED = (  # what a job finds is decided by those of its submission, not of th
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 FINGERPRINT = 16  # hex digits
 CODE = Path(__file__).resolve().parents[2]
-# data folder -> last process, start time
-_started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
 
 
-def lock_path() -> Path:
-    """The lock file that a running supervisor holds."""
-    return settings().root / ".slimscope" / "supervisor.lock"
+class FolderProcess:
+    """A process of which a data folder has one: it is started when it is needed, outlives whoever
+    started it, and ends by itself. It holds a lock while it lives.
 
+    Args:
+        name: of its files in the folder `.slimscope`.
+        module: what it runs.
+    """
 
-def is_alive() -> bool:
-    """Whether a supervisor holds the lock of this data folder."""
-    lock = try_lock()
-    if lock is None:
-        return True
-    lock.release()
-    return False
+    def __init__(self, name: str, module: str) -> None:
+        self.name, self.module = name, module
+        # data folder -> last process, start time
+        self._started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
 
+    def lock_path(self) -> Path:
+        """The lock file that the running process holds."""
+        return settings().root / ".slimscope" / f"{self.name}.lock"
 
-def try_lock() -> BaseFileLock | None:
-    """Acquire the lock without waiting; None if another process holds it. The kernel releases it
-    when the holder dies."""
-    lock_path().parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_path(), timeout=0, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout:
+    def is_alive(self) -> bool:
+        """Whether a process holds the lock of this data folder."""
+        lock = self.try_lock()
+        if lock is None:
+            return True
+        lock.release()
+        return False
+
+    def try_lock(self) -> BaseFileLock | None:
+        """Acquire the lock without waiting; None if another process holds it. The kernel releases
+        it when the holder dies."""
+        self.lock_path().parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.lock_path(), timeout=0, mode=0o600)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        return lock
+
+    def hold(self) -> BaseFileLock | None:
+        """Acquire the lock, with retries: `is_alive` checks hold it briefly."""
+        for _ in range(LOCK_TRIES):
+            if (lock := self.try_lock()) is not None:
+                return lock
+            time.sleep(LOCK_WAIT_S)
         return None
-    return lock
+
+    def wake(self) -> None:
+        """Start the process unless one is running or still starting, which can take many seconds
+        on a busy machine. If two start at once, one exits."""
+        root, now = settings().root, time.monotonic()
+        ours, since = self._started.get(root, (None, 0.0))
+        if self.is_alive() or (ours and ours.poll() is None and now - since < START_S):
+            return
+        with self.lock_path().with_suffix(".log").open("ab") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", self.module],
+                cwd=CODE,
+                env=child_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started[root] = (child, now)
 
 
-def wake_supervisor() -> None:
-    """Start a supervisor unless one is running or still starting, which can take many seconds on a
-    busy machine. If two start at the same time, one exits."""
-    root, now = settings().root, time.monotonic()
-    ours, since = _started.get(root, (None, 0.0))
-    if is_alive() or (ours and ours.poll() is None and now - since < START_S):
-        return
-    with (root / ".slimscope" / "supervisor.log").open("ab") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "backend.queue.supervisor"],
-            cwd=CODE,
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    _started[root] = (child, now)
+SUPERVISOR = FolderProcess("supervisor", "backend.queue.supervisor")
+PLAYGROUND = FolderProcess("playground", "jobs.playground.main")
 
 
 def child_environment() -> dict[str, str]:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, Select, select, update
 from sqlalchemy.orm import Session
 
+from backend.queue.engines.base import Ref
+from backend.queue.roles import GUEST
 from backend.store.queries import launch_order
 from backend.store.session import change, now_ms
-from backend.store.states import ALLOWED, Exit, State
+from backend.store.states import ALLOWED, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
@@ -51,6 +53,46 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
     job = session.scalars(launch_order(now_ms()).where(_due(now_ms())).limit(1)).first()
     if slot is None or job is None:
         return None
+    attempt = _new_attempt(session, job, engine)
+    if attempt is None:
+        return None
+    taking = update(Slot).where(
+        Slot.host == host, Slot.number == slot.number, Slot.attempt_id.is_(None)
+    )
+    if not change(session, taking.values(attempt_id=attempt.id)):  # another supervisor was faster
+        session.rollback()
+        return None
+    return attempt
+
+
+def next_answer(guests: bool) -> Select[Job]:
+    """The job of the playground's lane that may start next; `guests`: also one of theirs."""
+    order = launch_order(now_ms(), Lane.PLAYGROUND).where(_due(now_ms())).limit(1)
+    return order if guests else order.where(Job.owner.not_like(f"{GUEST}%"))
+
+
+def start_answer(session: Session, ref: Ref, guests: bool) -> Attempt | None:
+    """Claim the next job of the playground's lane for the process that asks, which starts it at
+    once: no other process has to.
+
+    Args:
+        ref: of that process.
+        guests: whether a job of a guest may start.
+
+    Returns:
+        The new attempt; None if no such job is queued.
+    """
+    job = session.scalars(next_answer(guests)).first()
+    attempt = _new_attempt(session, job, Lane.PLAYGROUND) if job else None
+    if attempt is not None:
+        attempt.engine_ref, attempt.started_at, attempt.beat_at = ref, now_ms(), now_ms()
+        session.flush()
+        mark_running(session, attempt)
+    return attempt
+
+
+def _new_attempt(session: Session, job: Job, engine: str) -> Attempt | None:
+    """The next attempt of a queued job; None if it is queued no longer."""
     number = job.attempts_made + 1
     if not move(session, job, State.STARTING, attempts_made=number):
         return None
@@ -59,12 +101,7 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
     )
     session.add(attempt)
     session.flush()
-    taking = update(Slot).where(
-        Slot.host == host, Slot.number == slot.number, Slot.attempt_id.is_(None)
-    )
-    if not change(session, taking.values(attempt_id=attempt.id)):  # another supervisor was faster
-        session.rollback()
-        return None
+    session.refresh(job)
     return attempt
 
 

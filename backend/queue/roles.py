@@ -12,15 +12,16 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
+from backend.printable import one_line
 from backend.settings import settings
-from backend.store.states import ACTIVE
+from backend.store.states import ACTIVE, Lane
 from backend.store.tables import Job
 
 GUEST = "guest-"  # name prefix of guests that can be identified
@@ -29,6 +30,7 @@ READ_ONLY = "Guests have read-only access."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
 MINUTE = 60.0
+ALIAS_LETTERS = 40
 PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 log = logging.getLogger("slimscope.refused")
 
@@ -42,7 +44,7 @@ def guest_name(network: str, guest: str) -> str:
 
 def _network_of(guest: str) -> str:
     """What stands for the network address in the name of a guest."""
-    return guest.removeprefix(GUEST).rpartition("-")[0]
+    return _guest_of(guest).removeprefix(GUEST).rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,30 @@ class Actor:
 
     Attributes:
         client: network address of the request; "" on the local command line.
+        alias: the name a guest gave themselves, which proves nothing.
     """
 
     name: str
     role: Literal["host", "guest"] = "guest"
     client: str = ""
+    alias: str = ""
+
+    @property
+    def signature(self) -> str:
+        """What stands on what they do: the name, and the one they gave."""
+        return f"{self.name} {self.alias}".strip()
+
+
+def with_alias(actor: Actor, text: str) -> Actor:
+    """A guest who calls themselves that: one line of up to `ALIAS_LETTERS` printable characters."""
+    if actor.role == "host" or not actor.name.startswith(GUEST):
+        return actor
+    return replace(actor, alias=one_line(text)[:ALIAS_LETTERS].strip())
+
+
+def _guest_of(owner: str) -> str:
+    """The name in a signature, without what the guest calls themselves."""
+    return owner.partition(" ")[0]
 
 
 def reject(user: str, error: E) -> E:
@@ -73,6 +94,10 @@ class Cost(Protocol):
     def bytes(self) -> int: ...
     @property
     def open_ended(self) -> bool: ...
+    @property
+    def letters(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
 
 
 def may_not_change(actor: Actor) -> str:
@@ -80,15 +105,31 @@ def may_not_change(actor: Actor) -> str:
     return "" if actor.role == "host" else READ_ONLY
 
 
-def may_not_add(actor: Actor) -> str:
-    """Why the actor may not add a run; "" if allowed."""
-    known = actor.name.startswith(GUEST) and settings().guest_runs > 0
+def may_not_add(actor: Actor, lane: Lane = Lane.SLOTS) -> str:
+    """Why the actor may not add a run to that lane; "" if allowed."""
+    known = actor.name.startswith(GUEST) and _guests_at_once(lane) > 0
     return "" if actor.role == "host" or known else READ_ONLY
+
+
+def may_not_vote(actor: Actor) -> str:
+    """Why the actor may not vote for an answer; "" if allowed."""
+    return may_not_add(actor, Lane.PLAYGROUND)
+
+
+def _guests_at_once(lane: Lane) -> int:
+    """How many runs guests may have in a lane."""
+    limits = settings()
+    return limits.guest_answers if lane == Lane.PLAYGROUND else limits.guest_runs
+
+
+def gives_names() -> bool:
+    """Whether guests may do anything, so that each needs a name."""
+    return any(map(_guests_at_once, Lane))
 
 
 def may_not_cancel(actor: Actor, owner: str) -> str:
     """Why the actor may not cancel a run of `owner`; "" if allowed."""
-    if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == owner):
+    if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == _guest_of(owner)):
         return ""
     return OWN_RUNS if settings().guest_runs else READ_ONLY
 
@@ -99,9 +140,15 @@ def require_host(actor: Actor, action: str) -> None:
     count_change(actor)
 
 
-def require_adding(actor: Actor) -> None:
-    """Raise `ForbiddenError` unless the actor may add runs."""
-    _require(actor, "add a run", may_not_add(actor))
+def require_adding(actor: Actor, lane: Lane = Lane.SLOTS) -> None:
+    """Raise `ForbiddenError` unless the actor may add runs to that lane."""
+    _require(actor, "add a run", may_not_add(actor, lane))
+
+
+def require_voting(actor: Actor) -> None:
+    """Raise `ForbiddenError` unless the actor may vote, `RateLimitError` at too many requests."""
+    _require(actor, "vote", may_not_vote(actor))
+    count_change(actor)
 
 
 def require_cancelling(actor: Actor, owners: list[str]) -> None:
@@ -158,24 +205,42 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
         raise _forbidden(actor, action, why, "Choose a smaller model or fewer segments.")
 
 
-def require_free(session: Session, actor: Actor) -> None:
+def require_short(actor: Actor, cost: Cost | None) -> None:
+    """Raise `ForbiddenError` if a guest asks for more than a short answer to a short prompt,
+    `RateLimitError` if they ask too often."""
+    if actor.role == "host" or cost is None:
+        return
+    limits, action = settings(), "ask for this answer"
+    if cost.tokens > limits.guest_tokens:
+        why = f"It may have {cost.tokens} tokens; the limit for guests is {limits.guest_tokens}."
+        raise _forbidden(actor, action, why, "Choose fewer tokens.")
+    if cost.letters > limits.guest_letters:
+        why = f"The prompt has {cost.letters} characters; guests may send {limits.guest_letters}."
+        raise _forbidden(actor, action, why, "Shorten the prompt, or begin a new chat.")
+    _count(actor, answers, limits.guest_answers_per_minute)
+
+
+def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> None:
     """Raise `ForbiddenError` if the guest already has an active run, or guests have reached their
     limit, or those at the same address half of it (rounded up): who drops the cookie is another
     guest. Called inside the transaction that adds the run, so that only one of two concurrent
     requests succeeds."""
     if actor.role == "host":
         return
-    owners_query = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
+    owners_query = select(Job.owner).where(
+        Job.state.in_([*ACTIVE]), Job.lane == lane, Job.owner.startswith(GUEST)
+    )
     owners, action = session.scalars(owners_query).all(), "add another run"
-    if actor.name in owners:
+    if actor.name in map(_guest_of, owners):
         raise _forbidden(
             actor, action, "You already have an active run.", "Wait until it has ended."
         )
-    network, most = _network_of(actor.name), (settings().guest_runs + 1) // 2
+    every = _guests_at_once(lane)
+    network, most = _network_of(actor.name), (every + 1) // 2
     if network and len([owner for owner in owners if _network_of(owner) == network]) >= most:
-        why = f"Guests at your network address have {most} of {settings().guest_runs} runs."
+        why = f"Guests at your network address have {most} of {every} runs."
         raise _forbidden(actor, action, why, "Try again when one has ended.")
-    if len(owners) >= settings().guest_runs:
+    if len(owners) >= every:
         why = f"Guests already have {len(owners)} active runs, the maximum."
         raise _forbidden(actor, action, why, "Try again when one has ended.")
 
@@ -220,4 +285,4 @@ class RateLimiter:
             times.append(now)
 
 
-changes, previews = RateLimiter(), RateLimiter()
+changes, previews, answers = RateLimiter(), RateLimiter(), RateLimiter()

@@ -14,7 +14,7 @@ from backend.errors import ConfigError, ConflictError
 from backend.printable import one_line
 from backend.queue import roles
 from backend.queue.labels import RUN_NAME_LETTERS
-from backend.queue.launcher import submission_variables, wake_supervisor
+from backend.queue.launcher import PLAYGROUND, SUPERVISOR, submission_variables
 from backend.queue.lifecycle import has_runs, move, note
 from backend.queue.roles import Actor as Actor
 from backend.queue.roles import Cost
@@ -22,9 +22,10 @@ from backend.queue.roles import require_host as require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
+from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
 from backend.store.tables import Job, config_hash
 
+wake_supervisor = SUPERVISOR.wake
 RETRIES = 2
 ESTIMATED_SECONDS = "estimated_seconds"  # of the work, when it was submitted
 VARIABLES = "variables"  # of the submission, in the environment of a job
@@ -33,10 +34,12 @@ RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", 
 
 
 @contextmanager
-def _queue_change() -> Iterator[Session]:
-    """A durable transaction on the queue, followed by waking the supervisor."""
+def _queue_change(lane: Lane = Lane.SLOTS) -> Iterator[Session]:
+    """A durable transaction on the queue, followed by waking who carries its jobs out."""
     with writing(durable=True) as session:
         yield session
+    if lane == Lane.PLAYGROUND:
+        PLAYGROUND.wake()  # the supervisor would, too, but later
     wake_supervisor()
 
 
@@ -49,6 +52,7 @@ def enqueue(
     priority: int = 0,
     parent: Job | None = None,
     cost: Cost | None = None,
+    lane: Lane = Lane.SLOTS,
 ) -> Job:
     """Enqueue one job; see `enqueue_all`.
 
@@ -56,7 +60,7 @@ def enqueue(
         parent: the run this one repeats; its frozen settings are reused.
     """
     return enqueue_all(
-        kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost
+        kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane
     )[0]
 
 
@@ -69,19 +73,23 @@ def enqueue_all(
     priority: int = 0,
     parent: Job | None = None,
     cost: Cost | None = None,
+    lane: Lane = Lane.SLOTS,
 ) -> list[Job]:
     """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
     the id of its first job.
 
     Args:
         cost: total estimated cost; required for guests.
+        lane: who carries them out.
 
     Raises:
         ForbiddenError: the actor is a guest who may not add these runs.
         ConfigError: the priority is out of bounds.
     """
-    roles.require_adding(actor)
+    roles.require_adding(actor, lane)
     roles.require_small(actor, cost, len(configs))
+    if lane == Lane.PLAYGROUND:
+        roles.require_short(actor, cost)
     if actor.role != "host":
         priority = roles.GUEST_PRIORITY
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
@@ -93,25 +101,31 @@ def enqueue_all(
     estimated = {} if seconds is None else {ESTIMATED_SECONDS: round(seconds, 1)}
     jobs = [
         Job(
-            kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.name, config=config,
+            kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature, config=config,
             config_hash=config_hash(kind, config), priority=priority,
             parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
-            queued_at=now, environment={
+            queued_at=now, lane=lane, environment={
                 "settings": frozen or settings().for_jobs(), VARIABLES: submission_variables(),
                 **estimated,
             },
         )
         for config in configs
     ]  # fmt: skip
-    with _queue_change() as session:
-        roles.require_free(session, actor)
+    with _queue_change(lane) as session:
+        roles.require_free(session, actor, lane)
         if not has_runs(session):
             jobs[0].id = 1
         for job in jobs:
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
-            note(session, job.id, "queued", actor.name, f"repeats {parent.run}" if parent else "")
+            note(
+                session,
+                job.id,
+                "queued",
+                actor.signature,
+                f"repeats {parent.run}" if parent else "",
+            )
     return jobs
 
 

@@ -16,7 +16,6 @@ import sqlite3
 import sys
 import time
 
-from filelock import BaseFileLock
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
@@ -24,21 +23,22 @@ from backend.errors import ConflictError, is_disk_full
 from backend.queue.engines.base import Engine, LaunchRequest
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import log_file, work_folder
-from backend.queue.launcher import CODE, job_environment, try_lock
+from backend.queue.launcher import CODE, PLAYGROUND, SUPERVISOR, job_environment
 from backend.queue.lifecycle import ME, end_attempt, mark_running, move, note, start_attempt
 from backend.queue.roles import GUEST, Actor
 from backend.queue.service import VARIABLES, cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
+from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
-from backend.store.states import ACTIVE, Exit, State
+from backend.store.states import ACTIVE, Exit, Lane, State
 from backend.store.tables import Attempt, Job, Slot, Supervisor, run_name
 
 TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
-LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
+SERVE_S = 1.0  # a playground that dies at its start is not started in every iteration
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit", "host")
 NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
@@ -52,7 +52,7 @@ class SupervisorLoop:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.host = platform.node()
-        self._beat_at = self._shrunk_at = -math.inf
+        self._beat_at = self._shrunk_at = self._served_at = -math.inf
         self._asked: dict[int, float] = {}  # attempt -> time its stop request was first seen
         self._began: dict[int, float] = {}  # attempt -> time its process began
         with writing() as session:
@@ -72,7 +72,16 @@ class SupervisorLoop:
             self._apply(attempt, job)
         while self._launch_next():
             pass
+        self._serve()
         return self.busy()
+
+    def _serve(self) -> None:
+        """See to it that the playground's process lives while answers are queued; it takes them by
+        itself."""
+        now = time.monotonic()
+        if now - self._served_at > SERVE_S and queries.waits_for(Lane.PLAYGROUND, limit=1):
+            self._served_at = now
+            PLAYGROUND.wake()
 
     def busy(self) -> bool:
         """Whether any job is queued or running."""
@@ -139,9 +148,10 @@ class SupervisorLoop:
                 move(session, job, State.CANCELLING)
         now = time.monotonic()
         waited = now - self._asked.setdefault(attempt.id, now) - settings().stop_grace
-        if job.desired == "kill" or waited > KILL_AFTER_S:
+        alone = job.lane == Lane.SLOTS  # else its process has other answers to finish
+        if (alone and job.desired == "kill") or waited > KILL_AFTER_S:
             self.engine.kill(attempt.engine_ref)
-        elif waited > 0:
+        elif alone and waited > 0:
             self.engine.stop(attempt.engine_ref)
 
     def _is_overdue(self, attempt: Attempt, job: Job) -> bool:
@@ -158,9 +168,8 @@ class SupervisorLoop:
 
     def _launch_next(self) -> bool:
         """Start the next queued job if there is one and a slot is free."""
-        with reading() as session:  # most iterations end here, without the write lock
-            if session.scalar(select(Job.id).where(Job.state == State.QUEUED).limit(1)) is None:
-                return False
+        if not queries.waits_for(Lane.SLOTS, limit=1):  # most end here, without the write lock
+            return False
         with writing(durable=True) as session:
             attempt = start_attempt(session, self.host, self.engine.name, self.engine.capacity())
             if attempt is None:
@@ -218,7 +227,7 @@ def shrink_write_ahead_log() -> None:
 
 def main() -> None:
     """Supervise until no job has been queued or running for `idle_exit` seconds."""
-    while (lock := _lock()) is not None:
+    while (lock := SUPERVISOR.hold()) is not None:
         upgrade()
         loop = SupervisorLoop(LocalEngine(settings().slots))
         loop.clear()
@@ -228,15 +237,6 @@ def main() -> None:
         lock.release()
         if not loop.busy():  # else a job was added just before the lock was released
             return
-
-
-def _lock() -> BaseFileLock | None:
-    """Acquire the lock, with retries: `is_alive` checks hold it briefly."""
-    for _ in range(LOCK_TRIES):
-        if (lock := try_lock()) is not None:
-            return lock
-        time.sleep(LOCK_WAIT_S)
-    return None
 
 
 def run_until_idle(loop: SupervisorLoop) -> None:

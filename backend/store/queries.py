@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, exists, fun
 
 from backend.errors import NotFoundError
 from backend.store.session import now_ms, reading
-from backend.store.states import ACTIVE, LIVE, State
+from backend.store.states import ACTIVE, LIVE, Lane, State
 from backend.store.tables import (
     EXAMPLE,
     Artifact,
@@ -137,9 +137,9 @@ def reproductions(run: str | int) -> list[Job]:
         return list(session.scalars(query))
 
 
-def launch_order(now: int) -> Select[Job]:
-    """Queued jobs in launch order: priority (+1 per hour of waiting), then owners with fewer
-    running jobs, then first come, first served."""
+def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
+    """Queued jobs of a lane in launch order: priority (+1 per hour of waiting), then owners with
+    fewer running jobs, then first come, first served."""
     other = Job.__table__.alias("other")
     running = (
         select(func.count())
@@ -151,26 +151,31 @@ def launch_order(now: int) -> Select[Job]:
     waited: ColumnElement[Any] = (now - Job.queued_at) / HOUR_MS
     return (
         select(Job)
-        .where(Job.state == State.QUEUED)
+        .where(Job.state == State.QUEUED, Job.lane == lane)
         .order_by((Job.priority + waited).desc(), running, Job.queued_at, Job.id)
     )
 
 
 def queued() -> list[Job]:
-    """The queue in launch order."""
+    """The queue for a slot in launch order."""
     with reading() as session:
         return list(session.scalars(launch_order(now_ms())))
 
 
 @dataclass(frozen=True)
 class QueueStatus:
-    """Current status of the queue, shared by header, tables and pages."""
+    """Current status of the queue, shared by header, tables and pages.
+
+    Attributes:
+        answers: queued for the playground, which takes them at once.
+    """
 
     live: list[Job]
     queued: list[Job]
     finished: int
     needs_attention: int
     supervisor_alive: bool
+    answers: int = 0
 
     @cached_property
     def _positions(self) -> dict[int, int]:
@@ -200,7 +205,16 @@ def status() -> QueueStatus:
             )
         ).one()
         beat = session.scalar(select(func.max(Supervisor.beat_at))) or 0
-    return QueueStatus(live, waiting, finished, attention_count, abs(now_ms() - beat) < ALIVE_MS)
+    alive = abs(now_ms() - beat) < ALIVE_MS
+    answers = len(waits_for(Lane.PLAYGROUND))
+    return QueueStatus(live, waiting, finished, attention_count, alive, answers)
+
+
+def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
+    """Ids of the jobs queued in a lane."""
+    query = select(Job.id).where(Job.state == State.QUEUED, Job.lane == lane).limit(limit)
+    with reading() as session:
+        return list(session.scalars(query))
 
 
 def cursor(run: str | int | None = None) -> tuple[Any, ...]:

@@ -21,6 +21,13 @@ class State(StrEnum):
     LOST = "lost"
 
 
+class Lane(StrEnum):
+    """Who carries a job out: a process of its own in a free slot, or the playground's warm one."""
+
+    SLOTS = "slots"
+    PLAYGROUND = "playground"
+
+
 LIVE = frozenset({State.STARTING, State.RUNNING, State.CANCELLING})
 ACTIVE = LIVE | {State.QUEUED}
 TERMINAL = frozenset(State) - ACTIVE

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backend.errors import ConfigError
-from backend.store.states import State
+from backend.store.states import Lane, State
 
 NAMES = {  # Alembic can only change named constraints
     "ix": "ix_%(column_0_N_label)s",
@@ -141,6 +141,7 @@ class Job(Table):
     timed_seconds: Mapped[float | None]  # in phases with a time budget
     tags: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     note: Mapped[str] = mapped_column(default="", server_default="")
+    lane: Mapped[str] = mapped_column(default=Lane.SLOTS, server_default=Lane.SLOTS)
     archived_at: Mapped[int | None]
     removed_at: Mapped[int | None]  # deleted by a host; hidden
     purged: Mapped[bool] = mapped_column(default=False, server_default=false())  # and its data gone
@@ -226,6 +227,19 @@ class Event(Table):
     type: Mapped[str]
     actor: Mapped[str]
     text: Mapped[str] = mapped_column(default="")
+
+
+class Vote(Table):
+    """What one person thinks of the answers of a run."""
+
+    __tablename__ = "votes"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    voter: Mapped[str] = mapped_column(primary_key=True)
+    choice: Mapped[int]  # the best side, from 1; 0: as good as each other; -1: all bad
+    blind: Mapped[bool]  # whether the voter did not see which model wrote what
+    at: Mapped[int]
 
 
 class MetricPoint(Table):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,17 +10,36 @@ from transformers import PreTrainedTokenizerBase
 from backend.text.chat_template import render_chat
 from backend.text.prompts import Prompt
 
+PARAGRAPH = "\n\n"
+
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt, rendered with the chat template if the tokenizer has one.
+    """Token ids of a prompt, rendered with the chat template if the tokenizer has one. Main thread
+    only.
 
     Raises:
         ModelError: the template cannot be used.
     """
-    if tokenizer.chat_template:
-        text = render_chat([{"role": "user", "content": prompt}], tokenizer)
+    return chat_ids([{"role": "user", "content": prompt}], tokenizer)
+
+
+def chat_ids(
+    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, template: bool = True
+) -> list[int]:
+    """Token ids of a conversation that the model is to go on with. Without a template its messages
+    are one text, each in a paragraph of its own. Main thread only.
+
+    Args:
+        messages: role and content.
+        template: whether to use the tokenizer's chat template, if it has one.
+
+    Raises:
+        ModelError: the template cannot be used.
+    """
+    if template and tokenizer.chat_template:
+        text = render_chat(messages, tokenizer)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
-    return list(tokenizer(prompt).input_ids)
+    return list(tokenizer(PARAGRAPH.join(each["content"] for each in messages)).input_ids)
 
 
 def readable_ids(

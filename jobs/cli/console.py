@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from backend.errors import SlimscopeError
 from backend.printable import printable
-from backend.queue.launcher import wake_supervisor
+from backend.queue.launcher import SUPERVISOR
 from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
@@ -106,7 +106,7 @@ def follow(run: str, quiet: bool) -> Job:
     """Prints how far a run is until it has ended."""
     printed = ""
     while (job := queries.job(run)).state not in TERMINAL:
-        wake_supervisor()  # ours may have been killed
+        SUPERVISOR.wake()  # ours may have been killed
         share = "   –" if job.share is None else f"{job.share:4.0%}"
         line = f"{job.run}  {job.state:<10} {share}  {job.stage}"
         if line != printed and not quiet:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from backend.queue.launcher import wake_supervisor
+from backend.queue.launcher import SUPERVISOR
 from backend.store import queries
 from backend.store.states import TERMINAL, State
 from jobs import operations
@@ -124,7 +124,7 @@ def _watch(run: str, side: int, name: str, quiet: bool) -> None:
         printed = len(written.text)
         if written.end or over:
             break
-        wake_supervisor()
+        SUPERVISOR.wake()
         time.sleep(WATCH_S)
     if not quiet and written.speed and written.accepted:
         print(f"\n[{written.speed:.1f} tokens/s, {written.accepted:.2f} tokens a pass]\n")

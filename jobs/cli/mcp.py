@@ -35,6 +35,7 @@ TOOLS: Mapping[str, Tool] = MappingProxyType(
         "models": operations.list_models,
         "texts": operations.list_texts,
         "log": operations.run_log,
+        "answers": operations.run_answers,
         "artifacts": operations.run_artifacts,
         "sweep": operations.show_sweep,
         "submit_run": operations.submit_run,

@@ -40,6 +40,27 @@ class GenerateJob(JobConfig):
         description="1–4 models, compressed runs or Amphista drafters.",
         json_schema_extra={"many": True},
     )
+    follows: str = Field(
+        "",
+        max_length=40,
+        title="Follows",
+        description="An answer to go on from, such as generate-0007: each model sees the prompts "
+        "before and its own answers. Empty: a new conversation.",
+        json_schema_extra={"advanced": True},
+    )
+    system: str = Field(
+        "",
+        max_length=4000,
+        title="System prompt",
+        description="Tells the models how to answer.",
+        json_schema_extra={"lines": 3},
+    )
+    blind: bool = Field(
+        False,
+        title="Blind",
+        description="Hides the names of the models and shuffles the columns until you have voted.",
+        json_schema_extra={"advanced": True},
+    )
     max_new_tokens: NewTokens = Field(96, ge=1, le=4096)
     temperature: Temperature = Field(
         0.0,

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from backend.errors import ConfigError, SlimscopeError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
+from backend.store.tables import Job
 from jobs.fields.base_model import require_decoder, require_precision, resolve_model
 from jobs.fields.saved_models import saved_config
 from jobs.generate.config import GenerateJob, GenerationSide, read_sides
+from jobs.generate.conversation import require_chain, turns
 from jobs.kind import Requirements
 from jobs.limits import require_context
 from jobs.runtime.duration import DECODE_COST
@@ -21,7 +23,9 @@ LOSSY = "Typical acceptance is lossy: the output differs from the base model's."
 def requirements(config: GenerateJob) -> Requirements:
     """See `Kind.requirements`."""
     require_sampling(config)
-    models = [side_facts(side, config) for side in read_sides(config.sides)]
+    sides = read_sides(config.sides)
+    before = require_chain(config.follows, [side.name for side in sides])
+    models = [side_facts(side, config) for side in sides]
     shortest = min(models, key=lambda facts: facts.context)
     require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
     largest = max(models, key=weight_memory)
@@ -31,7 +35,15 @@ def requirements(config: GenerateJob) -> Requirements:
         flops=flops_by_phase(config, models),
         memory={"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))},
         warnings=(LOSSY,) if config.typical else (),
+        letters=len(config.system) + len(config.prompt) + _letters(before, len(sides)),
+        tokens=config.max_new_tokens,
     )
+
+
+def _letters(before: Sequence[Job], sides: int) -> int:
+    """Characters of the longest history of a side."""
+    histories = (turns(before, side) for side in range(1, sides + 1))
+    return max(sum(len(turn.prompt) + len(turn.answer) for turn in each) for each in histories)
 
 
 def require_sampling(config: GenerateJob) -> None:

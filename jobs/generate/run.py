@@ -1,101 +1,151 @@
-"""One prompt, up to four models or drafters: a short job whose texts are watched as they come."""
+"""One prompt, up to four models or drafters, whose texts are written at the same time and watched
+as they come. Runs in the playground's process, whose models stay in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
-from backend.methods.amphista.checkpoint import Amphista
+from backend.errors import CancelledError
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
-from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Proposer
-from backend.methods.amphista.generate import Detokenizer, make_proposer, refuse_processors
-from backend.methods.amphista.target_model import TargetModel
-from backend.models.loading import LoadedModel
+from backend.methods.amphista.generate import Detokenizer, refuse_processors
+from backend.native.model import NativeCache
 from backend.reporter import stop_if_asked
-from backend.text.prompt_ids import end_ids, prompt_ids
+from backend.store.session import now_ms
+from backend.store.tables import Job
+from backend.text.prompt_ids import chat_ids, end_ids
 from jobs.generate.config import STOPS, GenerateJob, GenerationSide, read_sides
-from jobs.generate.transcript import ENDS, read_transcript, transcript_writer
-from jobs.runtime.context import JobContext
-from jobs.runtime.environment import prepare
+from jobs.generate.conversation import chain, messages, turns
+from jobs.generate.transcript import ENDS, TranscriptWriter, read_transcript, transcript_writer
+from jobs.playground.cards import use_card
+from jobs.playground.context import AnswerContext
+from jobs.playground.warm_model import WarmModel
+from jobs.runtime.environment import place
 from jobs.runtime.loading import load_model
 
 
-def run(config: GenerateJob, context: JobContext) -> None:
-    """Generate one side after the other; those an earlier attempt has finished are kept."""
-    device, sides = prepare(config, context), read_sides(config.sides)
-    current: tuple[str, LoadedModel, TargetModel] | None = None
+def run(config: GenerateJob, context: AnswerContext) -> None:
+    """Generate all sides at once; those an earlier attempt has finished are kept. One that fails
+    does not end the others; the run fails with its error when they are done."""
+    sides, before = read_sides(config.sides), chain(config.follows)
+    context.progress(0, len(sides), "generating")
+    with ThreadPoolExecutor(len(sides), thread_name_prefix=context.run) as threads:
+        answers = [
+            threads.submit(SideAnswer(config, side, number, before, context).give)
+            for number, side in enumerate(sides, 1)
+            if not read_transcript(context.run, number).complete
+        ]
+    errors = [error for answer in answers if (error := answer.exception())]
+    stop_if_asked(context)
     for number, side in enumerate(sides, 1):
-        context.progress(number - 1, len(sides), f"{side.name} generates")
-        if not read_transcript(context.run, number).end:
-            if current is None or current[0] != side.model:
-                current = None  # one model at a time
-                current = side.model, *_load(side, device, config, context)
-            answer(config, side, number, current[1], current[2], context)
         record(side, number, context)
+    for error in errors:
+        raise error
 
 
-def _load(
-    side: GenerationSide, device: str, config: GenerateJob, context: JobContext
-) -> tuple[LoadedModel, TargetModel]:
-    loaded = load_model(side.model, device, config.precision, context)
-    target = TargetModel(loaded.model)
-    context.log(f"Decoder: {target.decoder}.")
-    return loaded, target
+@dataclass(frozen=True)
+class SideAnswer:
+    """What one side writes.
 
+    Attributes:
+        number: of the side, from 1.
+        before: the runs of the conversation so far.
+    """
 
-def answer(
-    config: GenerateJob,
-    side: GenerationSide,
-    number: int,
-    loaded: LoadedModel,
-    target: TargetModel,
-    context: JobContext,
-) -> None:
-    """Generate one side's text, step by step."""
-    refuse_processors(loaded.model)
-    drafter = Amphista.load(side.drafter) if side.drafter else None
-    proposer = make_proposer(target, drafter, config.nodes)
-    if drafter:
-        context.log(f"{side.name}: {drafter.arm}, a tree of {proposer.nodes} nodes.")
-    if config.lookup:
-        proposer = PromptLookupFirst(proposer, measure_costs(target).lookup_length)
-    tokenizer = loaded.tokenizer
-    ids = (
-        prompt_ids(config.prompt, tokenizer) if config.chat else tokenizer(config.prompt).input_ids
-    )
-    with transcript_writer(context.run, number) as writer:
-        for row in passes(config, target, proposer, list(ids), loaded, context):
-            writer.add(**row)
+    config: GenerateJob
+    side: GenerationSide
+    number: int
+    before: Sequence[Job]
+    context: AnswerContext
 
+    def give(self) -> None:
+        """Write the text, in a thread of its own."""
+        with transcript_writer(self.context.run, self.number) as writer:
+            try:
+                self._write(writer)
+            except CancelledError:
+                raise
+            except Exception:
+                writer.add(end="error", rest="")
+                raise
 
-def passes(
-    config: GenerateJob,
-    target: TargetModel,
-    proposer: Proposer,
-    ids: list[int],
-    loaded: LoadedModel,
-    context: JobContext,
-) -> Iterator[dict[str, object]]:
-    """The lines of one side's file (see `jobs.generate.transcript`)."""
-    ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
-    detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
-    token, rule = -1, acceptance(sampling(config))
-    for step in decode(target, proposer, ids, rule, config.max_new_tokens, ends):
-        stop_if_asked(context)
-        tokens = []
-        for token, head in zip(step.tokens, step.heads, strict=True):
-            tokens.append((detokenizer.add(token), head))
+    def _write(self, writer: TranscriptWriter) -> None:
+        config, context, side = self.config, self.context, self.side
+
+        def say(what: str, about: float) -> None:
+            writer.add(waits=what, about=about, at=now_ms())
+
+        with (
+            context.share.one_more(context.guest),
+            context.models.using(
+                side.model, config.device, config.precision,
+                partial(load_model, side.model, precision=config.precision, context=context),
+                say, context,
+            ) as model,
+        ):  # fmt: skip
+            use_card(model.device)
+            context.share.apply(config.threads)
+            refuse_processors(model.loaded.model)
+            if side.drafter and not model.knows(side.drafter, config.nodes):
+                say("Measuring the drafter", 0.0)
+            with model.proposer(side.drafter, config.nodes) as proposer:
+                context.log(f"{side.name}: {model.target.decoder}, {_tree(proposer)}.")
+                if config.lookup:
+                    proposer = PromptLookupFirst(proposer, model.lookup_length())
+                for row in self.passes(model, proposer):
+                    writer.add(**row)
+            context.environment(**place(model.device, context.share.threads(config.threads)))
+
+    def ids(self, model: WarmModel) -> list[int]:
+        """The conversation so far as token ids."""
+        config, tokenizer = self.config, model.loaded.tokenizer
+        said = messages(turns(self.before, self.number), config.prompt, config.system)
+        return self.context.main.call(partial(chat_ids, said, tokenizer, config.chat))
+
+    def passes(self, model: WarmModel, proposer: Proposer) -> Iterator[dict[str, object]]:
+        """The lines of the side's file (see `jobs.generate.transcript`)."""
+        config, loaded = self.config, model.loaded
+        ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
+        detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
+        token, rule, ids = -1, acceptance(sampling(config)), self.ids(model)
+        cache = self._recall(model, ids, proposer)
+        steps = decode(model.target, proposer, ids, rule, config.max_new_tokens, ends, cache)
+        committed = [*ids]
+        for step in steps:
+            stop_if_asked(self.context)
+            committed += step.tokens
+            tokens = []
+            for token, head in zip(step.tokens, step.heads, strict=True):
+                tokens.append((detokenizer.add(token), head))
+                if detokenizer.stopped:
+                    break
+            rejected = [loaded.tokenizer.decode([token]) for token in step.rejected]
+            yield {"ms": 1000 * sum(step.seconds.values()), "tokens": tokens, "rejected": rejected}
             if detokenizer.stopped:
                 break
-        rejected = [loaded.tokenizer.decode([token]) for token in step.rejected]
-        yield {"ms": 1000 * sum(step.seconds.values()), "tokens": tokens, "rejected": rejected}
-        if detokenizer.stopped:
-            break
-    why = "stop" if detokenizer.stopped else "end" if token in ends else "limit"
-    yield {"end": why, "rest": detokenizer.rest()}
+            self.context.share.apply(config.threads)  # a job or another text may have begun
+        if cache is not None:
+            model.remember(committed, cache)
+        why = "stop" if detokenizer.stopped else "end" if token in ends else "limit"
+        yield {"end": why, "rest": detokenizer.rest()}
+
+    def _recall(self, model: WarmModel, ids: list[int], proposer: Proposer) -> NativeCache | None:
+        """What the model has read of this conversation before; None with a drafter, which needs
+        the states of every token."""
+        capacity = len(ids) + self.config.max_new_tokens + proposer.nodes
+        fits = capacity - proposer.nodes <= model.target.context
+        if self.side.drafter or model.target.native is None or not fits:
+            return None
+        return model.recall(ids, capacity) or model.target.native.new_cache(capacity)
+
+
+def _tree(proposer: Proposer) -> str:
+    return f"a tree of {proposer.nodes} nodes" if proposer.nodes > 1 else "without a drafter"
 
 
 def sampling(config: GenerateJob) -> Sampling:
@@ -103,9 +153,11 @@ def sampling(config: GenerateJob) -> Sampling:
     return Sampling(**config.model_dump(include={field.name for field in fields(Sampling)}))
 
 
-def record(side: GenerationSide, number: int, context: JobContext) -> None:
+def record(side: GenerationSide, number: int, context: AnswerContext) -> None:
     """Record the figures of a side that has ended."""
     written, stage = read_transcript(context.run, number), f"side-{number}"
+    if not written.complete:
+        return
     about: dict[str, Any] = {"side": side.name, "end": written.end, "tokens": len(written.tokens)}
     if written.speed and written.accepted:
         context.result(stage, "tokens_per_second", written.speed, n=1, **about)

@@ -4,11 +4,13 @@ Each side has a file of JSON lines in the run's folder: a line for every pass of
 at the end. The job appends; whoever watches reads whole lines. A side without its last line is
 written anew by the next attempt.
 
+    {"waits": "Loading SmolLM2 135M", "about": 4.1, "at": 1764225000000}
     {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
     {"end": "limit", "rest": ""}
 
-The number beside a token is the head that guessed it, 0 the base, -1: looked up. An end is a key of
-`ENDS`; `rest` was held back until it was certain.
+What a side waits for is said with the seconds it takes (0: unknown) and the time it was said, UTC
+milliseconds. The number beside a token is the head that guessed it, 0 the base, -1: looked up. An
+end is a key of `ENDS`; `rest` was held back until it was certain.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from typing import Any, TextIO
 from backend.queue.folders import run_folder
 
 MAX_SIDES = 4
-ENDS = {"limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached"}
+ENDS = {
+    "limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached",
+    "error": "failed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,21 @@ class Transcript:
 
     Attributes:
         end: why it ended, a key of `ENDS`; empty while it goes on. The first pass is the prompt's.
+        waits: what it waits for before there are tokens; `about`: seconds that takes; `since`: when
+            it began, UTC milliseconds.
     """
 
     passes: list[TranscriptStep] = field(default_factory=list)
     end: str = ""
     rest: str = ""
+    waits: str = ""
+    about: float = 0.0
+    since: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text is there as a whole."""
+        return self.end not in ("", "error")
 
     @property
     def text(self) -> str:
@@ -83,6 +98,9 @@ def read_transcript(run: str, side: int) -> Transcript:
         row: dict[str, Any] = json.loads(line)
         if "end" in row:
             transcript.end, transcript.rest = row["end"], row["rest"]
+        elif "waits" in row:
+            transcript.waits, transcript.about = row["waits"], row["about"]
+            transcript.since = row["at"]
         else:
             tokens = [(text, head) for text, head in row["tokens"]]
             transcript.passes.append(TranscriptStep(tokens, row["rejected"], row["ms"]))

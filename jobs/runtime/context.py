@@ -215,14 +215,23 @@ class JobContext:
         """Makes `should_stop` true, as a signal or a person's request does."""
         self._stop.set()
 
+    def leave(self) -> None:
+        """Ends the process at once: another attempt holds the run."""
+        self.log("Another attempt holds this run; this process ends.")
+        os._exit(Exit.FENCED)
+
     def finish(self, outcome: str, **values: Any) -> None:
         """Writes everything that is left and the outcome, and stops beating."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self.stop_beating()
         self.settle()
         job = update(Job).where(Job.id == self.job_id).values(**{"eta_s": None, **values})
         self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
+
+    def stop_beating(self) -> None:
+        """Ends the heartbeat."""
+        self._closed.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
 
     def settle(self) -> None:
         """Writes the buffered figures for certain, waiting for a busy database. They are on disk
@@ -287,8 +296,8 @@ class JobContext:
                 if desired != "run":
                     self._stop.set()
             except LeaseLostError:
-                self.log("Another attempt holds this run; this process ends.")
-                os._exit(Exit.FENCED)
+                self.leave()
+                return
             except Exception as error:  # whatever it is, a run that does not beat cannot be stopped
                 self.log(f"Figures could not be written and are kept for later: {error}")
 

@@ -6,6 +6,7 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,15 +34,20 @@ def prepare(config: JobConfig, context: JobContext) -> str:
     device = choose_device(config.device)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # what waits for "the GPU" waits for this one
-    context.environment(
-        host=platform.node(),
-        cpu=processor(),
-        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        threads=threads,
-        python=platform.python_version(),
-        versions={name: version(name) for name in PACKAGES},
-    )
+    context.environment(**place(device, threads))
     return device
+
+
+def place(device: str, threads: int) -> dict[str, Any]:
+    """Where a run takes place, and the versions needed to repeat it."""
+    return {
+        "host": platform.node(),
+        "cpu": processor(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "threads": threads,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
 
 
 def choose_device(wanted: str) -> str:

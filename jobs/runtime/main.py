@@ -73,7 +73,7 @@ def execute(context: JobContext) -> int:
     except (LeaseLostError, OperationalError):
         raise
     except Exception as error:
-        print_trace()
+        context.log(traceback.format_exc())
         if is_disk_full(error):  # nor without one: every part that was finished is kept
             return Exit.NO_SPACE
         if context.folder_is_gone():

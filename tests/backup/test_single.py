@@ -207,6 +207,9 @@ def test_a_newer_file_is_refused_and_an_older_one_migrated(
     monkeypatch.undo()
 
     def age(database: sqlite3.Connection) -> None:
+        database.execute("DROP TABLE votes")
+        for column in ("lane", "purged", "archived_at", "removed_at"):
+            database.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
         database.execute("DROP INDEX ix_jobs_disk_bytes")
         database.execute("ALTER TABLE jobs DROP COLUMN disk_bytes")
         database.execute("UPDATE alembic_version SET version_num = '0006'")

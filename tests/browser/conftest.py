@@ -81,7 +81,9 @@ def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterat
     port, log = port or free_port(), data.with_name("dashboard.log")
     own = {"PORT": str(port), "BROWSER": "false", "THREADS": "1"}
     here = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
-    with_all = {"SLIMSCOPE_IDLE_EXIT": "1", "SLIMSCOPE_EXAMPLES": "false", **environment, **here}
+    quick = {"IDLE_EXIT": "1", "EXAMPLES": "false", "PLAYGROUND_IDLE": "8"}
+    usual = {f"SLIMSCOPE_{name}": value for name, value in quick.items()}
+    with_all = {**usual, **environment, **here}
     process = FORKS.Process(target=serve, args=(with_all, log))
     process.start()
     url = f"http://127.0.0.1:{port}"

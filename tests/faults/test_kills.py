@@ -13,11 +13,10 @@ from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.generate.transcript import file_of, read_transcript
 from jobs.reproduction import compare
 from jobs.speed.report import decoder_reports
 from jobs.submit import submit
-from tests.jobs.kinds import test_amphista, test_dlqat, test_generate, test_sds, test_speed
+from tests.jobs.kinds import test_amphista, test_dlqat, test_sds, test_speed
 from tests.queue.conftest import HOST, Wait, process_of
 
 KILLS = {  # kind -> its config, and the checkpoints at which its process is killed
@@ -85,15 +84,3 @@ def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
     assert not first.exists() or first.read_bytes() == before
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     assert decoder_reports(job.id)[0].prompts == 12
-
-
-def test_a_killed_side_is_written_anew_and_a_finished_one_kept(wait: Wait) -> None:
-    job = submit(
-        "generate", {**test_generate.SMALL, "sides": "toy,toy", "max_new_tokens": 180}, HOST
-    )
-    wait(job.id, when=lambda: bool(read_transcript(job.run, 2).passes))
-    first = file_of(job.run, 1).read_bytes()
-    process_of(job.id).kill()
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    assert file_of(job.run, 1).read_bytes() == first
-    assert read_transcript(job.run, 1).text == read_transcript(job.run, 2).text != ""

@@ -65,14 +65,14 @@ def test_of_two_supervisors_one_works_and_it_leaves_when_idle(
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "1")
     jobs = [submit("count", {"steps": 2, "pause": 0}, HOST).id for _ in range(2)]
-    launcher.wake_supervisor()
+    launcher.SUPERVISOR.wake()
     second = subprocess.Popen(
         [sys.executable, "-m", "backend.queue.supervisor"], env=launcher.child_environment()
     )
     eventually(lambda: all(queries.job(job).state == State.SUCCEEDED for job in jobs))
     assert [queries.job(job).attempts_made for job in jobs] == [1, 1]
     assert queries.status().supervisor_alive
-    eventually(lambda: not launcher.is_alive() and second.poll() is not None)
+    eventually(lambda: not launcher.SUPERVISOR.is_alive() and second.poll() is not None)
     assert second.returncode == 0
 
 
@@ -117,11 +117,11 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     queue: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     job = submit("count", {"steps": 8, "pause": 0.3}, HOST)
-    launcher.wake_supervisor()
+    launcher.SUPERVISOR.wake()
     eventually(running(job.id, 1))
     process = process_of(job.id)
-    psutil.Process(launcher._started[queue][0].pid).kill()
-    eventually(lambda: not launcher.is_alive())
+    psutil.Process(launcher.SUPERVISOR._started[queue][0].pid).kill()
+    eventually(lambda: not launcher.SUPERVISOR.is_alive())
     loop = SupervisorLoop(LocalEngine(1))
     loop.turn()
     assert process_of(job.id) == process and process.is_running()  # it outlives the supervisor
@@ -177,11 +177,11 @@ def test_one_supervisor_is_started_however_often_it_is_asked_for(
     monkeypatch.setattr(launcher.subprocess, "Popen", popen)
     (queue / ".slimscope").mkdir(parents=True, exist_ok=True)
     for _ in range(3):
-        launcher.wake_supervisor()
+        launcher.SUPERVISOR.wake()
     assert len(begun) == 1
     begun[0].kill()
     begun[0].communicate()
-    launcher.wake_supervisor()
+    launcher.SUPERVISOR.wake()
     assert len(begun) == 2, "one that died is not waited for"
     begun[1].kill()
     begun[1].communicate()
@@ -195,7 +195,7 @@ def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
     def late() -> None:
         if not jobs:
             jobs.append(submit("count", {"steps": 1}, HOST).id)
-            assert launcher.is_alive()  # so nobody starts another one
+            assert launcher.SUPERVISOR.is_alive()  # so nobody starts another one
 
     monkeypatch.setattr(supervisor, "shrink_write_ahead_log", late)
     monkeypatch.setattr(supervisor, "SHRINK_LOG_S", 10**9)

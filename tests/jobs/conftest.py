@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from backend.queue.engines.local import LocalEngine
-from backend.queue.launcher import try_lock
-from backend.queue.supervisor import SupervisorLoop
+from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
 from tests.fork_engine import ForkEngine
+from tests.jobs.playground.answering import AnsweringLoop
 from tests.queue.conftest import queue as counting_queue
 from tests.queue.conftest import wait
 
@@ -28,16 +28,19 @@ def queue(counting_queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
-    """The supervisor's loop; a test marked `fresh_process` gets jobs started as in production."""
+def loop(queue: Path, request: pytest.FixtureRequest) -> Iterator[AnsweringLoop]:
+    """The supervisor's loop; a test marked `fresh_process` gets jobs started as in production.
+    Answers are given by this process."""
     fresh = request.node.get_closest_marker("fresh_process")
-    return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1))
+    loop = AnsweringLoop(LocalEngine(1) if fresh else ForkEngine(1))
+    yield loop
+    loop.playground.close()
 
 
 @pytest.fixture
-def supervised(loop: SupervisorLoop) -> Iterator[SupervisorLoop]:
+def supervised(loop: AnsweringLoop) -> Iterator[AnsweringLoop]:
     """The loop, for commands that wait: it has the lock, so they wake no supervisor."""
-    lock = try_lock()
+    lock = SUPERVISOR.try_lock()
     assert lock is not None
     yield loop
     lock.release()

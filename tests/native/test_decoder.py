@@ -4,6 +4,7 @@ and PyTorch where it cannot be used."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 
@@ -285,3 +286,21 @@ def test_other_models_are_left_to_pytorch() -> None:
     ):
         assert why in unsupported(built(config))
     assert "float32" in unsupported(built(FAMILIES["llama"]).float())
+
+
+def test_texts_are_decoded_at_the_same_time_by_one_model() -> None:
+    """Each thread has a cache of its own; longer ones make the model extend its tables."""
+    model = NativeModel(load("toy", dtype=torch.bfloat16).model)
+    prompts = [torch.arange(3, 3 + n) for n in (5, 9, 17, 33)]
+
+    def decoded(prompt: Tensor, capacity: int) -> Tensor:
+        cache = model.new_cache(capacity)
+        for _ in range(8):
+            cache.rewind(0)
+            logits = model.forward(prompt, cache, read_out=1)[1]
+        return logits
+
+    alone = [decoded(prompt, 64) for prompt in prompts]
+    with ThreadPoolExecutor(4) as threads:
+        together = [*threads.map(decoded, prompts, (65, 130, 190, 250))]
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))

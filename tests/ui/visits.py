@@ -48,8 +48,8 @@ def visit(web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def shared(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> Visit:
-    """The same dashboard, reachable from other machines."""
-    set_up(monkeypatch, HOST="0.0.0.0", HOST_TOKEN=TOKEN)
+    """The same dashboard, reachable from other machines, whose guests only look."""
+    set_up(monkeypatch, HOST="0.0.0.0", HOST_TOKEN=TOKEN, GUEST_ANSWERS="0")
     return visit
 
 

@@ -14,7 +14,7 @@ import pytest
 from backend.backup.replacing import is_database, replace_database
 from backend.errors import BackupError
 from backend.queue import upkeep
-from backend.queue.launcher import try_lock
+from backend.queue.launcher import SUPERVISOR
 from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.store import copies, queries
@@ -176,7 +176,7 @@ def test_a_copy_takes_the_place_of_a_damaged_database(damaged: Path) -> None:
 
 def test_a_database_in_use_is_not_replaced(damaged: Path) -> None:
     (copy,) = daily_copies()
-    lock = try_lock()
+    lock = SUPERVISOR.try_lock()
     with pytest.raises(BackupError, match="supervisor"):
         replace_database(copy)
     lock.release()

@@ -31,12 +31,13 @@ class Span:
     title: str = ""
 
 
-def token_spans(transcript: Transcript, differs: int | None = None) -> list[Span]:
-    """The spans one after the other; `differs` is the first character that differs from another
-    text."""
+def token_spans(transcript: Transcript, differs: int | None = None, after: int = 0) -> list[Span]:
+    """The spans one after the other, but for those of the first `after` passes; `differs` is the
+    first character that differs from another text."""
     spans: list[Span] = []
-    start = tokens = 0
-    for number, step in enumerate(transcript.passes):
+    start = 0
+    tokens = sum(len(step.tokens) for step in transcript.passes[:after])
+    for number, step in enumerate(transcript.passes[after:], after):
         for text, head in step.tokens:
             marked = differs is not None and start <= differs < start + len(text)
             plain = tokens >= MAX_TINTED or not text

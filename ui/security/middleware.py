@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import ForbiddenError, NotFoundError, RateLimitError, SlimscopeError
-from backend.queue.roles import ASK, reject
+from backend.queue.roles import ASK, gives_names, reject
 from backend.settings import is_loopback, settings, space_host
 from ui.api_errors import API_PATH, error_response
 from ui.security import auth
@@ -160,7 +160,7 @@ def _closed(path: str) -> bool:
 def _with_guest_name(scope: Scope, response: SecuredSend) -> Scope:
     """The request with a new guest's cookie where guests may do something; the response sets it."""
     user = auth.current_user(Request(scope))
-    if user.name != auth.UNNAMED_GUEST or not settings().guest_runs:
+    if user.name != auth.UNNAMED_GUEST or not gives_names():
         return scope
     value = auth.new_guest(user.client)
     headers = MutableHeaders(raw=list(scope["headers"]))

@@ -140,6 +140,7 @@ class ConfigForm:
         prefix: starts the ids of its elements, where a page has several forms.
         main: the only fields, besides the model, that are not folded away; None folds the advanced
             ones alone.
+        without: fields that are not in the form, because the page asks for them elsewhere.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class ConfigForm:
         choices: Mapping[str, Callable[[], Choices]] = NO_CHOICES,
         prefix: str = "",
         main: Collection[str] | None = None,
+        without: Collection[str] = (),
     ) -> None:
         self.config, self.prefix = config, prefix
         named = {n: str(extra(info).get("choices", n)) for n, info in config.model_fields.items()}
@@ -155,13 +157,14 @@ class ConfigForm:
         self.fields: dict[str, Field] = {}
         self.folds: dict[str, gr.Accordion] = {}
         self.fold_of: dict[str, str] = {}  # field -> title of the fold that hides it
-        by_heading = sections(config)
+        names = {n: info for n, info in config.model_fields.items() if n not in without}
+        by_heading = {h: [n for n in every if n in names] for h, every in sections(config).items()}
         if main is None:
             self._open_sections(by_heading)
         else:
             self._folded_sections(by_heading, {"model", *main})
-        self._fold(ADVANCED, [n for n, info in config.model_fields.items() if advanced(info)])
-        self.fields = {n: self.fields[n] for n in config.model_fields}
+        self._fold(ADVANCED, [n for n, info in names.items() if advanced(info)])
+        self.fields = {n: self.fields[n] for n in names}
 
     def _open_sections(self, by_heading: Mapping[str, Sequence[str]]) -> None:
         for heading, names in by_heading.items():

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from backend.queue.disk import orphaned_folders
-from backend.queue.launcher import is_alive, lock_path
+from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import daily_copies, repair_advice
@@ -85,10 +85,10 @@ def orphans() -> HealthCheck:
 
 def supervisor() -> HealthCheck:
     """A supervisor that sleeps although a run waits or works, or that hangs and keeps its lock."""
-    alive, status = is_alive(), queries.status()
+    alive, status = SUPERVISOR.is_alive(), queries.status()
     waiting = len(status.live) + len(status.queued)
     if alive and not status.supervisor_alive:
-        fix = f"End it; the next starts by itself: fuser -k '{lock_path()}'"
+        fix = f"End it; the next starts by itself: fuser -k '{SUPERVISOR.lock_path()}'"
         return HealthCheck("supervisor", False, "it holds its lock, but does not work", fix)
     if waiting and not alive:
         text = f"asleep; waiting for it: {runs(waiting)}"

@@ -11,7 +11,7 @@ import pytest
 
 from backend.models.sources.cache import prepare_once
 from backend.queue.engines import local
-from backend.queue.launcher import try_lock
+from backend.queue.launcher import SUPERVISOR
 from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.store import integrity
@@ -119,7 +119,7 @@ def test_a_model_in_the_cache_that_was_cut(queue: Path, given: Set, tmp_path: Pa
 
 
 def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
-    lock = try_lock()
+    lock = SUPERVISOR.try_lock()
     assert lock is not None and wrong(data.supervisor(), "does not work", "fuser -k")
     lock.release()
     assert data.supervisor().ok

@@ -157,7 +157,18 @@ def test_the_command_serves_over_standard_output(queue: Path) -> None:
 
     names = asyncio.run(run())
     changes = ["cancel_run", "resume_run", "submit_run", "submit_sweep", "reproduce_run"]
-    looks = ["kinds", "results", "runs", "show", "models", "texts", "log", "artifacts", "sweep"]
+    looks = [
+        "kinds",
+        "results",
+        "runs",
+        "show",
+        "models",
+        "texts",
+        "log",
+        "sweep",
+        "answers",
+        "artifacts",
+    ]
     assert names == sorted([*looks, *changes])
     assert json.dumps(names)
 

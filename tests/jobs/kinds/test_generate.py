@@ -8,12 +8,15 @@ import pytest
 
 from backend.errors import ConfigError, ModelError, SlimscopeError
 from backend.methods.amphista.config import LOOKED_UP
-from backend.models.loading import load
+from backend.models.loading import LoadedModel, load
+from backend.native.model import NativeCache
 from backend.queue.folders import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.generate import run as generation
 from jobs.generate.config import read_sides
+from jobs.generate.conversation import Turn, chain, messages
 from jobs.generate.transcript import (
     Transcript,
     TranscriptStep,
@@ -22,8 +25,10 @@ from jobs.generate.transcript import (
     read_transcript,
     transcript_writer,
 )
+from jobs.playground.pool import ModelPool
 from jobs.submit import checked, submit
 from tests.jobs.kinds.test_speed import trained
+from tests.jobs.playground.answering import AnsweringLoop
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, toy_prompts
 from tests.queue.conftest import HOST, Wait
@@ -67,6 +72,104 @@ def test_what_was_looked_up_is_told_apart(wait: Wait) -> None:
         assert found.text == read_transcript(plainly.run, 1).text
         assert LOOKED_UP in {head for _, head in found.tokens}
     assert "a tree of 4 nodes" in read_log(job.run, 1)[0]
+
+
+def test_a_side_that_was_finished_is_kept_and_one_that_was_cut_is_written_anew(wait: Wait) -> None:
+    job = submit("generate", {**SMALL, "sides": "toy,toy,toy"}, HOST)
+    for side, rows in ((1, [{"end": "limit", "rest": "kept"}]), (2, [])):
+        with transcript_writer(job.run, side) as writer:
+            writer.add(ms=1.0, tokens=[["A", 0]], rejected=[])
+            for row in rows:
+                writer.add(**row)
+    first = file_of(job.run, 1).read_bytes()
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    assert file_of(job.run, 1).read_bytes() == first
+    assert read_transcript(job.run, 2).text == read_transcript(job.run, 3).text != "A"
+
+
+def test_one_side_that_fails_does_not_end_the_others(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = generation.load_model
+
+    def failing(spec: str, *more: object, **named: object) -> LoadedModel:
+        if spec != "toy":
+            raise ModelError("It was not loaded.", "It is damaged.")
+        return loading(spec, *more, **named)
+
+    monkeypatch.setattr(generation, "load_model", failing)
+    job = submit("generate", {**SMALL, "sides": "smollm2-135m, toy", "precision": "auto"}, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
+    assert read_transcript(job.run, 1).end == "error" and read_transcript(job.run, 2).complete
+    assert "damaged" in queries.job(job.id).error_text
+    assert [r.stage for r in queries.results([job.id])] == ["side-2", "side-2"]
+
+
+# conversations ------------------------------------------------------------------------------------
+
+
+def test_a_follow_up_goes_on_with_what_each_side_wrote(wait: Wait) -> None:
+    first = finished(wait, sides="toy, toy", temperature=0.8, max_new_tokens=8)
+    more = {"sides": "toy, toy", "prompt": "Then they went home.", "max_new_tokens": 8}
+    job = finished(wait, **more, follows=first.run, system="Be short.")
+    tokenizer, answer = load("toy").tokenizer, read_transcript(first.run, 1).text
+    told = "\n\n".join(("Be short.", PROMPT, answer, "Then they went home."))
+    expected = plain(base(), tokenizer(told).input_ids, 8, [END])
+    written = read_transcript(job.run, 1)
+    assert written.text == tokenizer.decode(expected, skip_special_tokens=True)
+    assert [each.run for each in chain(job.run)] == [first.run, job.run]
+    _, cost = checked("generate", {**SMALL, **more, "follows": job.run})
+    assert cost.tokens == 8 and cost.letters > len(told) and cost.letters < 2 * len(told) + 60
+
+
+def test_what_was_read_before_is_not_read_again_and_changes_nothing(
+    wait: Wait, loop: AnsweringLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    beginning = NativeCache.beginning
+
+    def noted(cache: NativeCache, length: int, capacity: int) -> NativeCache:
+        kept.append(length)
+        return beginning(cache, length, capacity)
+
+    monkeypatch.setattr(NativeCache, "beginning", noted)
+    native = {"precision": "bfloat16", "max_new_tokens": 12}
+    first = finished(wait, **native)
+    assert not kept
+    more = {**native, "prompt": "Then they went home.", "follows": first.run}
+    recalled = finished(wait, **more, lookup=True)
+    before = len(load("toy").tokenizer(PROMPT).input_ids)
+    assert len(kept) == 1 and kept[0] >= before
+    loop.playground.models = ModelPool()
+    anew = finished(wait, **more, lookup=True)
+    assert len(kept) == 1
+    assert read_transcript(anew.run, 1).text == read_transcript(recalled.run, 1).text != ""
+
+
+def test_what_cannot_be_followed_is_refused(wait: Wait) -> None:
+    first = finished(wait, max_new_tokens=2)
+    waiting = submit("generate", SMALL, HOST)
+    other = submit("count", {}, HOST)
+    for follows, sides, why in (
+        ("generate-0099", "toy", "no run"),
+        ("nonsense", "toy", "no run"),
+        (waiting.run, "toy", "queued"),
+        (other.run, "toy", "no answers"),
+        (first.run, "toy, toy", "other models"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            checked("generate", {**SMALL, "follows": follows, "sides": sides})
+
+
+def test_the_conversation_as_a_template_takes_it() -> None:
+    said = messages([Turn("Why?", "So."), Turn("How?", "Thus.")], "When?", "Be short.")
+    assert [each["role"][0] for each in said] == [*"suauau"]
+    assert said[-1]["content"] == "When?" and messages([], "Why?") == [
+        {"role": "user", "content": "Why?"}
+    ]
+
+
+# sampling and refusals ----------------------------------------------------------------------------
 
 
 def test_sampling_and_stop_strings(wait: Wait) -> None:

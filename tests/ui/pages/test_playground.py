@@ -1,48 +1,72 @@
-"""The Generate page: prompts, growing answers, the token strip, votes, and earlier answers."""
+"""The Playground page: conversations, growing answers, the token strip, votes, the leaderboard."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import gradio as gr
 import pytest
+from starlette.requests import Request
+from starlette.testclient import TestClient
 
 from backend.methods.amphista.config import LOOKED_UP
-from backend.queue import labels
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.session import writing
 from backend.store.states import State
+from backend.store.tables import Job
+from backend.store.votes import votes_of
+from jobs.generate.arena import display_order, is_hidden
+from jobs.generate.config import GenerateJob
 from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
-from tests.ui.lab import GUEST, asked, job, pressed, store
-from ui.pages.playground import page
-from ui.pages.playground.details import HTML, display_order, vote_of
+from tests.ui.lab import GUEST, HOST, asked, job, pressed, store
+from ui.api import build
+from ui.pages.playground import board, page
+from ui.pages.playground.actions import generate_run
+from ui.pages.playground.stream import answers
 from ui.runs.token_strip import tints, token_spans
+from ui.widgets.config_form import ConfigForm
 from ui.widgets.html import WIDGETS
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CONFIG = {"prompt": f"Tell me. {HOSTILE}", "sides": "toy, amphista-0002"}
 
 
+def generated(number: int, **values: Any) -> Job:
+    row = {"kind": "generate", "config": CONFIG, "name": "", "lane": "playground"}
+    return job(number, **{**row, **values})
+
+
 @pytest.fixture
-def answered(current: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
+def answered(current: Settings) -> str:
     """A finished run of two sides whose texts part at the second token."""
     upgrade()
-    store(job(1, kind="generate", config=CONFIG, name=""))
-    with transcript_writer("generate-0001", 1) as writer:
-        writer.add(ms=30.0, tokens=[["A", 0]], rejected=[])
-        writer.add(ms=10.0, tokens=[[" cat", 0]], rejected=[])
-        writer.add(end="limit", rest="")
-    with transcript_writer("generate-0001", 2) as writer:
-        writer.add(ms=30.0, tokens=[["A", 0]], rejected=[])
-        writer.add(ms=10.0, tokens=[[f" {HOSTILE}", 1], [" dog", 0]], rejected=[" sat"])
-        writer.add(end="end", rest="")
+    store(generated(1))
+    write_answers("generate-0001")
     return "generate-0001"
 
 
-def draw(blind: bool = False, who: Any = None, **query: str) -> str:
-    updates = page.draw(blind, asked(who, **query) if who else asked(**query))
-    assert not updates["timer"]["active"]
-    return updates["board"]
+def write_answers(run: str) -> None:
+    with transcript_writer(run, 1) as writer:
+        writer.add(ms=30.0, tokens=[["A", 0]], rejected=[])
+        writer.add(ms=10.0, tokens=[[" cat", 0]], rejected=[])
+        writer.add(end="limit", rest="")
+    with transcript_writer(run, 2) as writer:
+        writer.add(ms=30.0, tokens=[["A", 0]], rejected=[])
+        writer.add(ms=10.0, tokens=[[f" {HOSTILE}", 1], [" dog", 0]], rejected=[" sat"])
+        writer.add(end="end", rest="")
+
+
+def draw(who: Any = HOST, **query: str) -> str:
+    return page.draw(asked(who, **query))["board"]
+
+
+def press(do: str, run: str, who: Any = HOST) -> str:
+    """What is said when a button is pressed."""
+    said, _ = page.act("", asked(who), pressed(do, run))
+    return str(said["value"])
 
 
 def strip(transcript: Transcript, differs: int | None = None) -> str:
@@ -60,59 +84,29 @@ def test_answers_stand_side_by_side(answered: str) -> None:
     assert 'class="head-1"' in html and "<s title=" in html and "head 1" in html
     assert "200.0 tokens/s" in html and "2.00 tokens per step" in html
     assert "first difference from A at character 3" in html and ENDS["end"] in html
-    assert "Earlier answers" in html and "Reuse settings" in html
-
-
-def test_a_vote_is_kept_and_shown(answered: str) -> None:
-    html = draw()
-    assert 'data-do="better-1"' in html and 'data-do="tie"' in html
-    page.act(asked(), pressed("better-2", answered))
-    assert queries.job(answered).tags == ["better-2"]
-    html = draw()
-    assert "Vote: amphista-0002 is better" in html
-    assert "data-do" not in html.split("Earlier")[0]
-    again = page.act(asked(), pressed("tie", answered))
-    assert "already a vote" in again["value"] and vote_of(queries.job(answered)) == 2
-
-
-def test_guests_do_not_vote(answered: str) -> None:
-    assert "disabled" in draw(who=GUEST)
-    refused = page.act(asked(GUEST), pressed("tie", answered))
-    assert "may not" in refused["value"] and queries.job(answered).tags == []
-
-
-def test_what_the_browser_sends_is_checked(answered: str) -> None:
-    for deed in ("better-9", "better-1; drop", "better-", "explode"):
-        refused = page.act(asked(), pressed(deed, answered))
-        assert "problem" in refused["value"] or "nothing called" in refused["value"]
-    assert queries.job(answered).tags == []
-
-
-def test_blind_hides_names_until_the_vote(answered: str) -> None:
-    html = draw(True).split("Earlier")[0]
-    assert "amphista-0002" not in html and "tokens/s" not in html and "head-1" not in html
-    assert "A is better" in html and "B is better" in html
-    assert sorted(display_order(queries.job(answered), True)) == [1, 2]
-    labels.tag([answered], ["tie"], page.current_user(asked()))
-    assert "amphista-0002" in draw(True).split("Earlier")[0]
-
-
-def test_who_waits_is_told_the_place(current: Settings) -> None:
-    upgrade()
-    store(
-        job(1, kind="sds", state="queued", started_at=None, finished_at=None),
-        job(2, kind="generate", state="queued", config=CONFIG, started_at=None, finished_at=None),
-    )
-    updates = page.draw(False, asked(run="generate-0002"))
-    html = updates["board"]
-    assert "Position 2 in the queue" in html and updates["timer"]["active"]
-    assert 'data-do="cancel"' in html
+    assert "data-live" not in html and 'data-do="again"' in html
+    earlier = page.draw(asked(run=answered))["earlier"]
+    assert HOSTILE not in earlier and 'aria-current="true"' in earlier
 
 
 def test_nothing_asked_yet(current: Settings) -> None:
     upgrade()
-    assert HTML.nothing() == draw() == draw(run="generate-0099")
-    assert "select models to compare" in draw()
+    assert page.empty() == draw() == draw(run="generate-0099")
+    assert draw().count("data-example=") == 3 and "None yet" in page.draw(asked())["earlier"]
+
+
+def test_who_waits_is_told_for_what(current: Settings) -> None:
+    upgrade()
+    store(generated(2, state="queued", started_at=None, finished_at=None))
+    html = draw(run="generate-0002")
+    assert "Waiting for its turn" in html and 'data-live="generate-0002"' in html  # since 1970
+    assert 'data-do="stop"' in html
+    store(generated(3, state="running", finished_at=None))
+    with transcript_writer("generate-0003", 1) as writer:
+        writer.add(waits="Loading Toy", about=4.2, at=1000)
+    html = draw(run="generate-0003")
+    assert "Loading Toy (about 4 s)" in html and 'data-since="1000"' in html
+    assert "Reading the prompt" in html  # the other side
 
 
 def test_drafters_can_be_chosen(current: Settings) -> None:
@@ -121,7 +115,184 @@ def test_drafters_can_be_chosen(current: Settings) -> None:
     store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
     assert (told, "amphista-0002") in page.sides()
-    assert page._generate_run("amphista-0002") is None  # not one of these
+    assert generate_run("amphista-0002") is None  # not one of these
+
+
+def test_a_conversation_whose_beginning_is_gone_shows_the_rest(answered: str) -> None:
+    store(generated(4, config={**CONFIG, "follows": "generate-0099"}))
+    write_answers("generate-0004")
+    assert draw(run="generate-0004").count('<article class="turn"') == 1
+    store(generated(5, config={**CONFIG, "follows": answered}))
+    with writing() as session:
+        session.get_one(Job, 1).removed_at = 1
+    assert draw(run="generate-0005").count('<article class="turn"') == 1
+
+
+# asking -------------------------------------------------------------------------------------------
+
+
+class Form:
+    """What the page sends when a prompt is sent."""
+
+    def __init__(self) -> None:
+        with gr.Blocks():
+            self.form = ConfigForm(GenerateJob, {}, "playground-", without=page.ELSEWHERE)
+            self.prompt, self.run, self.message = gr.Textbox(), gr.Textbox(), gr.HTML()
+        self.ask = page._ask(self.form, self.prompt, self.run, self.message)
+        self.values = [field.info.default for field in self.form.fields.values()]
+
+    def send(self, text: str, names: list[str], **query: str) -> tuple[str, Any]:
+        """The run, and what is said."""
+        found = self.ask(asked(**query), text, names, False, "", *self.values)
+        return found[self.run], found[self.message]["value"]
+
+
+@pytest.fixture
+def form(current: Settings, monkeypatch: pytest.MonkeyPatch) -> Form:
+    upgrade()
+    return Form()
+
+
+def test_a_prompt_begins_a_conversation_and_the_next_goes_on_with_it(form: Form) -> None:
+    names = ["toy", "toy"]
+    assert form.send("One day", names) == ("generate-0001", "")
+    first = queries.job("generate-0001")
+    assert first.lane == "playground" and first.config["follows"] == ""
+    kept, said = form.send("And then?", names, run="generate-0001")
+    assert kept == "generate-0001" and "still being answered" in said
+    store(generated(5, config={**CONFIG, "sides": "toy, toy"}))
+    write_answers("generate-0005")
+    run, _ = form.send("And then?", names, run="generate-0005")
+    assert queries.job(run).config["follows"] == "generate-0005"
+    html = draw(run=run)
+    assert html.count('<article class="turn"') == 2 and "And then?" in html
+    other, _ = form.send("And then?", ["toy"], run="generate-0005")
+    assert queries.job(other).config["follows"] == ""  # with other models it is another one
+    earlier = page.draw(asked(run=run))["earlier"]
+    assert "2 prompts" in earlier and earlier.count('class="earlier"') == 3
+
+
+def test_what_cannot_be_asked_is_said_and_the_prompt_is_kept(form: Form) -> None:
+    found = form.ask(asked(), " ", ["toy"], False, "", *form.values)
+    assert "Prompt was not accepted" in found[form.message]["value"]
+    assert "value" not in found[form.prompt] and queries.jobs() == []
+    assert "No model is selected" in str(form.send("Why?", [])[1])
+
+
+def test_the_same_prompt_again_has_another_seed(answered: str) -> None:
+    assert "would be the same" in press("again", answered)
+    sampled = {**CONFIG, "sides": "toy", "prompt": "One day", "temperature": 0.7, "seed": 4}
+    store(generated(7, config=sampled))
+    _, run = page.act("", asked(), pressed("again", "generate-0007"))
+    assert queries.job(run).config | {"seed": 4} == queries.job(run).config | sampled
+    assert queries.job(run).config["seed"] == 5
+
+
+def test_an_answer_is_stopped(answered: str) -> None:
+    store(generated(2, state="running", finished_at=None))
+    assert press("stop", "generate-0002") == "" and queries.job(2).desired == "stop"
+
+
+# while they grow ----------------------------------------------------------------------------------
+
+
+def streamed(run: str, at: str = "", client: str = "127.0.0.1") -> dict[str, Any]:
+    scope = {
+        "type": "http", "method": "GET", "path": "/", "client": (client, 1),
+        "headers": [(b"host", b"localhost")], "query_string": f"run={run}&at={at}".encode(),
+    }  # fmt: skip
+    return json.loads(answers(Request(scope)).body)
+
+
+def test_a_page_gets_the_tokens_it_has_not_drawn(answered: str) -> None:
+    found = streamed(answered, "1,2")
+    assert found["over"] and [side["after"] for side in found["sides"]] == [1, 2]
+    one, other = found["sides"]
+    assert one["html"] == '<span title="chosen by the base model, step 1, 10.0 ms"> cat</span>'
+    assert other["html"] == "" and other["passes"] == 2 and "3 tokens" in other["facts"]
+    assert HOSTILE not in json.dumps(streamed(answered))
+
+
+@pytest.mark.parametrize("at", ["", "x,-1", "1", "0,0,0,0,0,0", "99,99"])
+def test_what_a_page_says_it_has_is_not_believed(answered: str, at: str) -> None:
+    found = streamed(answered, at)
+    assert [side["passes"] for side in found["sides"]] == [2, 2]
+    assert found["sides"][1]["html"] and found["sides"][1]["after"] == 0
+
+
+def test_a_run_that_is_not_there_is_over(answered: str) -> None:
+    assert streamed("generate-0099")["over"] and streamed("<x>")["over"]
+
+
+# votes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blind(answered: str) -> str:
+    store(generated(3, config={**CONFIG, "blind": True}))
+    write_answers("generate-0003")
+    return "generate-0003"
+
+
+def test_a_vote_is_kept_and_shown(answered: str) -> None:
+    html = draw(run=answered)
+    assert 'data-do="vote1"' in html and 'data-do="vote0"' in html and 'data-do="vote-1"' in html
+    assert press("vote2", answered) == ""
+    assert votes_of(answered) == {"local": 2}
+    html = draw(run=answered)
+    assert "Your vote: amphista-0002 is better" in html and 'data-do="vote' not in html
+    assert "voted on generate-0001 before" in press("vote0", answered)
+    assert votes_of(answered) == {"local": 2}
+
+
+def test_names_are_hidden_until_the_vote(blind: str) -> None:
+    html = draw(run=blind)
+    assert "amphista-0002" not in html and "tokens/s" not in html and "head-1" not in html
+    assert "A is better" in html and "Both are bad" in html
+    assert "amphista" not in json.dumps(streamed(blind)) and "head-" not in str(streamed(blind))
+    assert sorted(display_order(queries.job(blind))) == [1, 2]
+    store(generated(4, config={**CONFIG, "blind": True, "follows": blind}))
+    after = queries.job("generate-0004")
+    assert is_hidden(after, "local") and display_order(after) == display_order(queries.job(blind))
+    press("vote-1", blind)
+    assert "amphista-0002" in draw(run=blind) and "both are bad" in draw(run=blind)
+    assert not is_hidden(after, "local") and is_hidden(after, "guest-a")
+    assert "amphista-0002" in page.draw(asked())["earlier"]  # of the run that was never blind
+
+
+def test_the_leaderboard_counts_blind_votes(blind: str, answered: str) -> None:
+    assert "No blind votes yet" in board.ranking()
+    press("vote1", answered)  # names were shown
+    assert "1 further vote does not count" in board.ranking()
+    press("vote2", blind)
+    html = board.ranking()
+    assert html.index("amphista-0002") < html.index("toy") and "1 blind vote: too few" in html
+
+
+def test_programs_read_answers_and_vote(blind: str) -> None:
+    api = TestClient(build(), base_url="http://localhost", client=("127.0.0.1", 1))
+    texts = api.get(f"/runs/{blind}/answers").json()
+    assert [each["text"] for each in texts] == ["A cat", f"A {HOSTILE} dog"]
+    assert texts[1]["tokens_per_second"] == 200 and texts[0]["end"] == "limit"
+    assert api.post(f"/runs/{blind}/vote?choice=1").status_code == 200
+    assert votes_of(blind) == {"local": 1}
+    assert api.post(f"/runs/{blind}/vote?choice=0").status_code == 409
+    assert api.post(f"/runs/{blind}/vote?choice=7").status_code == 422
+    board = api.get("/leaderboard").json()
+    assert board["votes"] == 1 and board["ratings"][0]["name"] == "toy"
+    guest = TestClient(build(), base_url="http://localhost", client=("10.0.0.7", 1))
+    assert guest.post(f"/runs/{blind}/vote?choice=1").status_code == 403
+
+
+@pytest.mark.parametrize("deed", ["vote9", "vote-2", "vote1; drop", "vote", "explode", ""])
+def test_what_the_browser_sends_is_checked(answered: str, deed: str) -> None:
+    assert "problem" in press(deed, answered) and votes_of(answered) == {}
+    assert "problem" in press("vote1", "sds-0001")
+
+
+def test_guests_without_a_name_do_nothing(answered: str) -> None:
+    assert "disabled" in draw(GUEST, run=answered)
+    assert "may not vote" in press("vote0", answered, GUEST) and votes_of(answered) == {}
 
 
 # the strip ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Generate: one prompt, answers side by side, shown while they are generated."""
+"""Playground: a chat with one model, or with several side by side, shown while they write."""
 
 from __future__ import annotations
 
@@ -7,75 +7,123 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import NotFoundError, SlimscopeError
-from backend.queue import labels, roles
+from backend.errors import ConfigError, SlimscopeError
+from backend.queue import roles
+from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.session import now_ms
-from backend.store.states import ACTIVE
-from backend.store.tables import Job
+from backend.store.states import Lane
 from jobs.generate import config as generate
 from jobs.generate.config import GenerateJob
 from jobs.submit import submit
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
-from ui.pages.playground import details
-from ui.runs.actions.one import run_action
+from ui.pages.playground import board as boards
+from ui.pages.playground.actions import carry_out, follows, generate_run
+from ui.pages.playground.answers import HTML
 from ui.runs.choices import models, saved, trained_drafters
-from ui.runs.results import find_job
-from ui.widgets.config_form import ConfigForm, address_values
+from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, show_error, show_html, show_success
+from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-REFRESH_SECONDS = 0.6  # while texts grow
+ELSEWHERE = ("prompt", "sides", "blind", "follows")  # asked for outside of the settings
+RECENT = 200  # runs, among which the conversations in the list are
 
 
 def build() -> None:
-    with gr.Row(elem_classes="playground"):
-        with gr.Column(scale=1, min_width=320, elem_classes="card"):
-            form, blind, submit_button, message = _form()
-        with gr.Column(scale=2, min_width=320):
+    with gr.Tabs(elem_id="playground-tabs") as tabs:
+        chat, ranks = gr.Tab("Chat", id="chat"), gr.Tab("Leaderboard", id="leaderboard")
+    with ranks:
+        ranking = plain(elem_id="playground-ranking")
+    with chat, gr.Row(elem_id="playground", equal_height=False):
+        with gr.Column(scale=1, min_width=240, elem_id="playground-side"):
+            earlier = HtmlPanel(elem_id="playground-earlier")
+            form = _settings()
+            alias = _alias()
+        with gr.Column(scale=5, min_width=320, elem_id="playground-main"):
+            sides, blind = _top()
             board = HtmlPanel(elem_id="playground-board", min_height=240)
-    timer = gr.Timer(REFRESH_SECONDS, active=False)
+            prompt, message = _composer()
 
-    page = Outputs(board=board, timer=timer)
-    show = page.named(draw), blind, page.components
+    page = Outputs(board=board, earlier=earlier)
+    show = page.named(draw), None, page.components
     live(*show)
-    timer.tick(*show, **SILENT_EVENT)
+    live(lambda: boards.ranking(), None, ranking)
     board.view(*show, **LATEST)
-    blind.input(*show, **LATEST)
-    board.on_action(act, message, show)
-    on_load(_fill_form(form, submit_button, message), None, [submit_button, message, *form.inputs])
+    earlier.view(*show, **LATEST).then(
+        _settings_of_the_run(form, sides, blind), None, [sides, blind, *form.inputs], **SILENT_EVENT
+    )
+    on_load(_arrive(form, sides, blind, message), None, [message, sides, blind, *form.inputs])
+    on_load(_may_have_alias, None, alias)
+    for name, one in (("", chat), ("leaderboard", ranks)):
+        one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
+    on_load(_tab, None, tabs)
 
     run = gr.Textbox(visible=False)
-    submitted = submit_button.click(
-        _submit(form, run, message),
-        form.inputs,
-        [run, message, *form.folds.values(), *form.messages],
-        show_progress="hidden",
-        api_visibility="private",
+    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    asked = prompt.submit(
+        _ask(form, prompt, run, message),
+        [prompt, sides, blind, alias, *form.inputs],
+        [prompt, run, message, *form.folds.values(), *form.messages],
+        **options,
     )
-    url_sync(submitted, run=run).then(*show, **SILENT_EVENT)
+    acted = board.act(act, alias, [message, run], **options)
+    for event in (asked, acted):
+        url_sync(event, run=run).then(*show, **SILENT_EVENT)
 
 
-def _form() -> tuple[ConfigForm, gr.Checkbox, gr.Button, gr.HTML]:
-    """The form, "Blind", the button, and a place for messages."""
-    form = ConfigForm(GenerateJob, {"sides": sides}, "playground-")
-    blind = gr.Checkbox(
-        label="Blind",
-        info="Hides model names and shuffles the columns until you have voted.",
-        elem_id="playground-blind",
+def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
+    """The models, whether they are hidden, and a link to begin anew."""
+    fields = GenerateJob.model_fields
+    with gr.Row(elem_id="playground-top", equal_height=True):
+        chosen = component("sides", fields["sides"], sides(), "playground-")
+        blind = component("blind", fields["blind"], (), "playground-")
+        plain(HTML.new_chat(), elem_id="playground-anew")
+    assert isinstance(chosen, gr.Dropdown) and isinstance(blind, gr.Checkbox)
+    return chosen, blind
+
+
+def _settings() -> ConfigForm:
+    """The other fields, and whether rejected draft tokens are shown."""
+    with gr.Accordion("Settings", open=False, elem_id="playground-settings"):
+        form = ConfigForm(GenerateJob, {}, "playground-", without=ELSEWHERE)
+        gr.Checkbox(  # read by the style sheet alone
+            label="Show rejected draft tokens",
+            info="The first draft token of each step that the base model rejected.",
+            elem_id="playground-vain",
+            elem_classes="form-field",
+        )
+    return form
+
+
+def _composer() -> tuple[gr.Textbox, gr.HTML]:
+    """Where the next prompt is written, and what went wrong with it."""
+    with gr.Column(elem_id="playground-composer"):
+        message = notice("playground-said")
+        prompt = gr.Textbox(
+            label="Prompt",
+            show_label=False,
+            placeholder="Write a prompt. Enter sends it, Shift+Enter begins a new line.",
+            lines=1,
+            max_lines=8,
+            submit_btn="Send",
+            elem_id="playground-prompt",
+        )
+    return prompt, message
+
+
+def _alias() -> gr.Textbox:
+    """What a guest calls themselves; the browser remembers it."""
+    return gr.Textbox(
+        label="Your name",
+        info="Stands beside what you ask and on your votes. Optional.",
+        max_length=roles.ALIAS_LETTERS,
+        visible=False,
+        elem_id="playground-name",
         elem_classes="form-field",
     )
-    gr.Checkbox(  # read by the style sheet alone
-        label="Show rejected draft tokens",
-        info="The first draft token of each step that the base model rejected.",
-        elem_id="playground-vain",
-        elem_classes="form-field",
-    )
-    button = gr.Button("Generate", variant="primary", elem_id="playground-ask")
-    return form, blind, button, notice("playground-said")
 
 
 def sides() -> Choices:
@@ -85,70 +133,118 @@ def sides() -> Choices:
     return [*models(), *trained_drafters(), *compressed]
 
 
-def _fill_form(form: ConfigForm, button: gr.Button, message: gr.HTML) -> Callable[..., Any]:
-    """On arrival: today's choices; the config of the run in the address, or the fields named in it
-    (`?sides=`); the button disabled for those who may not add runs."""
+def _arrive(
+    form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
+) -> Callable[..., Any]:
+    """On arrival: today's models; the settings of the run in the address, or the fields named in
+    it (`?sides=`); why somebody may not ask."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
-        job = _generate_run(query(request, "from") or query(request, "run"))
+        job = generate_run(query(request, "from") or query(request, "run"))
         config = job.config if job else address_values(request, GenerateJob)
-        updates = form.arrival(config or None)
-        if reason := roles.may_not_add(current_user(request)):
-            updates |= {
-                button: gr.update(interactive=False),
-                message: show_html(details.HTML.may_not(reason)),
-            }
+        updates = form.arrival(config or None) | {chosen: gr.update(choices=sides())}
+        if config:
+            updates |= _chosen(config, chosen, blind, sides())
+        if reason := roles.may_not_add(current_user(request), Lane.PLAYGROUND):
+            updates[message] = show_html(HTML.may_not(reason))
         return updates
 
     return arrive
 
 
-def _submit(form: ConfigForm, run: gr.Textbox, message: gr.HTML) -> Callable[..., Any]:
-    """Queues the run, or shows each error beside its field."""
+def _settings_of_the_run(
+    form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox
+) -> Callable[..., Any]:
+    """The settings of the conversation that was opened."""
 
-    def queue(request: gr.Request, *values: Any) -> dict[Any, Any]:
+    def show(request: gr.Request) -> dict[Any, Any]:
+        job = generate_run(query(request, "run"))
+        return form.show(job.config) | _chosen(job.config, chosen, blind) if job else {}
+
+    return show
+
+
+def _chosen(
+    config: dict[str, Any], chosen: gr.Dropdown, blind: gr.Checkbox, choices: Choices | None = None
+) -> dict[Any, Any]:
+    names = [each.strip() for each in str(config.get("sides", "")).split(",") if each.strip()]
+    shown: dict[str, Any] = {"value": names} if names else {}
+    if choices is not None:
+        shown["choices"] = choices
+    return {
+        chosen: gr.update(**shown),
+        blind: gr.update(value=bool(config.get("blind", False))),
+    }
+
+
+def _may_have_alias(request: gr.Request) -> Any:
+    """Guests who may ask can say who they are."""
+    actor = current_user(request)
+    return gr.update(visible=actor.role != "host" and not roles.may_not_vote(actor))
+
+
+def _actor(request: gr.Request, alias: str) -> Actor:
+    return roles.with_alias(current_user(request), str(alias or ""))
+
+
+def _tab(request: gr.Request) -> Any:
+    """The tab the address names."""
+    return gr.update(selected=query(request, "tab", "chat", ("chat", "leaderboard")))
+
+
+def _ask(
+    form: ConfigForm, prompt: gr.Textbox, run: gr.Textbox, message: gr.HTML
+) -> Callable[..., Any]:
+    """Queues the run and empties the prompt, or says what is wrong and keeps it."""
+
+    def ask(
+        request: gr.Request, text: str, names: list[str], hide: bool, alias: str, *values: Any
+    ) -> Any:
+        here, actor = query(request, "run"), _actor(request, alias)
         try:
-            job = submit(generate.NAME, form.values(values), current_user(request))
+            sides = ", ".join(map(str, names or []))
+            if not sides:
+                raise ConfigError("No model is selected.", "", "Select 1 to 4 models.", "sides")
+            before = follows(generate_run(here), sides)
+            config = form.values(values) | {
+                "prompt": text.strip(), "sides": sides, "blind": bool(hide), "follows": before,
+            }  # fmt: skip
+            job = submit(generate.NAME, config, actor)
         except SlimscopeError as error:
-            return {**form.show_errors(error), message: show_error(error)}
-        return {**form.show_errors(None), run: job.run, message: show_html()}
+            shown = form.show_errors(error)
+            return {**shown, prompt: gr.skip(), run: here, message: show_error(error)}
+        return {**form.show_errors(None), prompt: "", run: job.run, message: show_html()}
 
-    return queue
-
-
-def _generate_run(run: str) -> Job | None:
-    """The run of that name, if it is of this kind."""
-    job = find_job(run)
-    return job if job and job.kind == generate.NAME and not job.damaged else None
+    return ask
 
 
-def draw(blind: bool, request: gr.Request) -> Updates:
-    """The answers, the earlier runs, and whether to refresh soon."""
-    runs = queries.jobs(kind=generate.NAME, limit=details.MAX_EARLIER)
-    earlier = [job for job in runs if not job.damaged]
-    job = _generate_run(query(request, "run")) or next(iter(earlier), None)
-    if job is None:
-        return {"board": details.HTML.nothing(), "timer": gr.update(active=False)}
-    place = queries.status().position(job.id)
-    html = details.board(job, place, bool(blind), current_user(request), earlier, now_ms())
-    return {"board": html, "timer": gr.update(active=job.state in ACTIVE)}
+def draw(request: gr.Request) -> Updates:
+    """The conversation of the run in the address, and the earlier ones."""
+    runs = queries.jobs(kind=generate.NAME, limit=RECENT)
+    job = generate_run(query(request, "run"))
+    known = [each for each in runs if not each.damaged]
+    actor = current_user(request)
+    return {
+        "board": boards.conversation(job, actor) if job else empty(),
+        "earlier": boards.history(known, job, actor.name, now_ms()),
+    }
 
 
-def act(request: gr.Request, event: gr.EventData) -> Any:
-    """A vote, or an action that any run has."""
-    data = event_data(event)
-    action, run = str(data.get("do", "")), str(data.get("run", ""))
+def empty() -> Any:
+    """HTML: what stands where no conversation is open."""
+    return HTML.nothing(boards.EXAMPLES)
+
+
+def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]:
+    """What a button of the conversation does; the run to show then."""
+    data, here = event_data(event), query(request, "run")
     try:
-        if action != details.TIE and not action.startswith(details.BETTER):
-            return show_success(run_action(action, run, current_user(request)))
-        job = _generate_run(run)
-        if job is None or details.vote_of(job) is not None or action not in details.vote_tags(job):
-            why = "There is already a vote, or no such answer."
-            raise NotFoundError("The vote was not saved.", why)
-        labels.tag([job.run], [action], current_user(request))
+        actor = _actor(request, alias)
+        return show_html(), carry_out(
+            str(data.get("do", "")), str(data.get("run", "")), actor
+        ) or here
     except SlimscopeError as error:
-        return show_error(error)
-    return show_html()
+        return show_error(error), here
 
 
 PAGE = Page(

@@ -25,7 +25,7 @@ from backend.errors import ConfigError
 from backend.methods.amphista.config import LOOKED_UP
 from backend.methods.amphista.decoding.acceptance import Acceptance
 from backend.methods.amphista.decoding.proposers import NOTHING, Proposer
-from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.target_model import DecodingCache, TargetModel
 from backend.methods.amphista.tree import Tree
 
 PARTS = ("draft", "verify", "accept", "cache")
@@ -68,18 +68,23 @@ def decode(
     rule: Acceptance,
     limit: int,
     ends: Collection[int] = (),
+    cache: DecodingCache | None = None,
 ) -> Iterator[DecodeStep]:
     """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`.
+
+    Args:
+        cache: of the target, which may hold the beginning of the prompt, but not all of it; only
+            for proposers that need no states of the prompt. None: a new one.
 
     Raises:
         ConfigError: the prompt is empty, or prompt and response exceed the context of the model.
     """
     _refuse_unfit(target, prompt, limit)
     clock, committed = LapTimer(target.device), list(prompt)
-    cache = target.new_cache(len(prompt) + limit + proposer.nodes)
+    cache = cache or target.new_cache(len(prompt) + limit + proposer.nodes)
     verify = target.verifier(cache)
     proposer.start(prompt[0], cache.capacity)
-    hidden, logits = verify.prefill(committed)
+    hidden, logits = verify.prefill(committed[cache.length :])
     root = rule.walk(NOTHING, committed[-1:], logits, committed[:-1])[1]
     following = [*committed[1:], root]
     committed.append(root)

@@ -15,7 +15,7 @@ from backend.store.tables import Artifact, Job, StepTime
 from jobs.generate.config import GenerateJob
 from jobs.kind import kinds
 from tests.ui.lab import asked, job, result, store
-from ui.pages.playground import page as generate
+from ui.pages.playground import page as playground
 from ui.pages.run import page as run
 from ui.pages.run import quality
 from ui.pages.run.outcome import outcome, stage_tables, times
@@ -129,15 +129,13 @@ def test_drafters_are_told_apart(config: dict[str, Any], told: list[str]) -> Non
     assert setting_summary(Job(id=1, kind="amphista", config={"model": "toy", **config})) == told
 
 
-def test_the_form_of_generate_follows_the_answers_shown(stored: None) -> None:
+def test_the_playground_has_the_settings_of_the_answers_shown(stored: None) -> None:
     with gr.Blocks():
-        form = ConfigForm(GenerateJob, {"sides": generate.sides}, "playground-")
-        arrive = generate._fill_form(form, gr.Button(), gr.HTML())
+        form = ConfigForm(GenerateJob, {}, "playground-", without=playground.ELSEWHERE)
+        chosen, blind, message = gr.Dropdown(), gr.Checkbox(), gr.HTML()
+        arrive = playground._arrive(form, chosen, blind, message)
 
-    def held(**query: str) -> dict[str, Any]:
-        return {c.elem_id: update for c, update in arrive(asked(**query)).items()}
-
-    assert held(run="generate-0005")["playground-field-prompt"]["value"] == "One <day>"
-    sides = held(sides="amphista-0002")["playground-field-sides"]["value"]
-    assert sides in ("amphista-0002", ["amphista-0002"])
-    assert "playground-field-prompt" not in held()
+    assert arrive(asked(run="generate-0005"))[chosen]["value"] == ["toy"]
+    assert arrive(asked(sides="amphista-0002"))[chosen]["value"] == ["amphista-0002"]
+    plainly = arrive(asked())
+    assert "value" not in plainly[chosen] and blind not in plainly and message not in plainly

@@ -1,0 +1,37 @@
+"""The playground's process: `python -m jobs.playground.main`, one per data folder.
+
+It is started when somebody asks for an answer, keeps models in memory, and ends when nobody has
+asked for `playground_idle` seconds. An answer is a run like any other: its row is the truth about
+it, and what this process does to it counts only while its attempt is the run's newest. When the
+process is killed, the supervisor finds the attempts of a dead process and queues their runs again.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from backend.queue.launcher import PLAYGROUND
+from backend.store import queries
+from backend.store.migrate import current_revision, newest_revision
+from backend.store.states import Lane
+
+SERVER = "jobs.playground.server"  # imports torch, which takes seconds
+
+
+def main() -> None:
+    """Give answers until nobody wants any. The lock is taken before torch is imported: whoever
+    wants the process sees that it is on its way."""
+    if current_revision() != newest_revision():
+        print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
+        return
+    while (lock := PLAYGROUND.hold()) is not None:
+        serve: Callable[[], bool] = importlib.import_module(SERVER).serve
+        idle = serve()
+        lock.release()
+        if not idle or not queries.waits_for(Lane.PLAYGROUND, limit=1):
+            return  # else one was added as the lock was released
+
+
+if __name__ == "__main__":
+    main()

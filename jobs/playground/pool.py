@@ -1,0 +1,141 @@
+"""Models that stay in memory between answers: those used last, within a budget.
+
+A model in use is never dropped: who needs room for another waits.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from backend.models.memory import memory_available, weight_memory
+from backend.models.precision import resolve_dtype
+from backend.printable import readable_bytes
+from backend.reporter import Reporter, stop_if_asked
+from backend.settings import settings
+from jobs.fields.base_model import ResolvedModel, resolve_model
+from jobs.playground.cards import choose_card, free_memory
+from jobs.playground.warm_model import Load, WarmModel, version_of
+
+SHARE = 0.5  # of the free memory at the start, for models
+LAYOUTS = 2  # the native decoder keeps the weights in a layout of its own, beside PyTorch's
+LOAD_S, BYTES_PER_S = 1.5, 400e6  # of the first model; then what was measured
+WAIT_S = 0.3
+
+Say = Callable[[str, float], None]  # what takes time, and about how many seconds (0: unknown)
+Key = tuple[str, str, str, int]  # spec, device as asked for, precision, version of its files
+
+
+class ModelPool:
+    """The models of a process.
+
+    Args:
+        budget: bytes for models on the CPU; None: as in the settings.
+    """
+
+    def __init__(self, budget: int | None = None) -> None:
+        asked = int(settings().playground_gb * 1e9)
+        self.budget = budget or asked or int(SHARE * memory_available())
+        self._models: dict[Key, WarmModel] = {}  # the one used last comes last
+        self._changed = threading.Condition()
+        self._pace = BYTES_PER_S
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    @contextmanager
+    def using(
+        self, spec: str, device: str, precision: str, load: Load, say: Say, reporter: Reporter
+    ) -> Iterator[WarmModel]:
+        """The model while the body uses it, loaded with `load` unless it is here already.
+
+        Args:
+            device: as in a config.
+
+        Raises:
+            CancelledError: the reporter was asked to stop while there was no room.
+            SlimscopeError: it cannot be loaded.
+        """
+        base = resolve_model(spec)
+        key = spec, device, precision, version_of(Path(base.source))
+        model = self._enter(key, base, say, reporter)
+        try:
+            with model.opening:
+                if not model.is_open:
+                    self._open(model, base, load, say)
+            yield model
+        finally:
+            self._leave(key, model)
+
+    def _open(self, model: WarmModel, base: ResolvedModel, load: Load, say: Say) -> None:
+        say(f"Loading {base.facts.title}", LOAD_S + model.bytes / self._pace)
+        began = time.monotonic()
+        model.open(load)
+        self._pace = model.bytes / max(0.1, time.monotonic() - began - LOAD_S)
+
+    def _enter(self, key: Key, base: ResolvedModel, say: Say, reporter: Reporter) -> WarmModel:
+        with self._changed:
+            while key not in self._models:
+                card = choose_card(key[1]) if not base.packed else "cpu"
+                size = size_of(base, card, key[2])
+                self._drop_idle(settings().playground_models - 1)
+                if short := self._shortage(size, card):
+                    self._drop_idle(0)
+                    short = self._shortage(size, card)
+                if not short:
+                    self._models[key] = WarmModel(size, card)
+                    return self._models[key]
+                say(short, 0.0)
+                self._changed.wait(WAIT_S)
+                stop_if_asked(reporter)
+            model = self._models[key] = self._models.pop(key)
+            model.users += 1
+            return model
+
+    def _leave(self, key: Key, model: WarmModel) -> None:
+        with self._changed:
+            model.users, model.used = model.users - 1, time.monotonic()
+            if not model.is_open and not model.users:
+                self._models.pop(key, None)
+            self._drop_idle(settings().playground_models)
+            self._changed.notify_all()
+
+    def _shortage(self, size: int, device: str) -> str:
+        """Why there is no room for another model, in words; "" if there is."""
+        if device != "cpu":
+            free = free_memory(device)
+            return (
+                "" if size < free else _waiting(size, f"{device} has {readable_bytes(free)} free")
+            )
+        held = sum(model.bytes for model in self._models.values() if model.device == "cpu")
+        if not held or held + size <= self.budget:  # one that is too large on its own is tried
+            return ""
+        return _waiting(size, f"models in use hold {readable_bytes(held)}")
+
+    def _drop_idle(self, most: int) -> None:
+        """Forget those used longest ago until `most` are left, but for those in use."""
+        idle = [key for key, model in self._models.items() if not model.users]
+        dropped = idle[: max(0, len(self._models) - most)]
+        for key in dropped:
+            del self._models[key]
+        if dropped:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _waiting(size: int, why: str) -> str:
+    return f"Waiting for {readable_bytes(size)} of memory: {why}"
+
+
+def size_of(base: ResolvedModel, device: str, precision: str) -> int:
+    """Bytes of a model's weights in memory, from above."""
+    dtype = "bfloat16" if base.packed else resolve_dtype(precision, torch.device(device))
+    copies = LAYOUTS if device == "cpu" and dtype == "bfloat16" else 1
+    return copies * weight_memory(base.facts, dtype)

@@ -1,0 +1,64 @@
+"""The part of the processor that answers may use: less while a job runs, less for guests."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from backend.settings import available_threads, settings
+
+HOST_NICE, GUEST_NICE = 5, 15  # of 19; a job has 0, so that it gets most of a core both want
+
+
+class CpuShare:
+    """Divides the threads among the texts that are written at the same time.
+
+    Attributes:
+        jobs: whether a job runs beside the playground, which then takes half of the threads.
+    """
+
+    def __init__(self) -> None:
+        self.jobs = False
+        self._writing = 0
+        self._lock = threading.Lock()
+
+    @property
+    def writing(self) -> int:
+        """How many texts are being written."""
+        return self._writing
+
+    def threads(self, most: int = 0) -> int:
+        """Threads for one text at this moment; `most`: what its config allows, 0 for any number."""
+        every = settings().threads or available_threads()
+        part = (every // 2 if self.jobs else every) // max(1, self._writing)
+        return max(1, min(part, most or part))
+
+    @contextmanager
+    def one_more(self, guest: bool) -> Iterator[None]:
+        """While the body writes a text, in a thread of its own with the priority it should have."""
+        lower_priority(GUEST_NICE if guest else HOST_NICE)
+        with self._lock:
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._writing -= 1
+
+    def apply(self, most: int = 0) -> None:
+        """Let this thread compute with the number of threads it may use now."""
+        threads = self.threads(most)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)  # in this thread and in new ones
+
+
+def lower_priority(nice: int) -> None:
+    """Lower the priority of this thread and of those it starts. Linux alone has one for each."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

@@ -1,0 +1,138 @@
+"""Which models stay in memory, and who waits for room."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from backend.errors import CancelledError, ModelError
+from backend.models.loading import LoadedModel, load
+from backend.reporter import SilentReporter
+from backend.settings import settings
+from jobs.fields.base_model import resolve_model
+from jobs.playground import pool as pools
+from jobs.playground.pool import ModelPool, size_of
+from jobs.playground.share import CpuShare
+from jobs.playground.warm_model import version_of
+
+TOY = size_of(resolve_model("toy"), "cpu", "float32")
+
+
+class Asking:
+    """Uses models of a pool, and notes what was loaded and said."""
+
+    def __init__(self, budget: int = 10 * TOY) -> None:
+        self.pool = ModelPool(budget)
+        self.loaded: list[str] = []
+        self.said: list[str] = []
+        self.stopped = False
+
+    @contextmanager
+    def using(self, name: str, fails: bool = False):
+        def loading(device: str) -> LoadedModel:
+            if fails:
+                raise ModelError("no", "no")
+            self.loaded.append(name)
+            return load("toy", device)
+
+        reporter = SilentReporter()
+        reporter.should_stop = lambda: self.stopped
+        with self.pool.using(
+            name, "cpu", "float32", loading, lambda what, _: self.said.append(what), reporter
+        ) as model:
+            yield model
+
+    def use(self, *names: str) -> None:
+        for name in names:
+            with self.using(name):
+                pass
+
+
+@pytest.fixture
+def asking(current: object, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asking]:
+    monkeypatch.setattr(pools, "resolve_model", lambda _: resolve_model("toy"))
+    return Asking
+
+
+def test_the_two_used_last_stay(asking: Callable[..., Asking]) -> None:
+    those = asking()
+    those.use("a", "b", "a", "b")
+    assert those.loaded == ["a", "b"] and those.said == ["Loading Toy stories (built in)"] * 2
+    those.use("a", "c")  # b was used longest ago
+    those.use("a", "c")
+    assert those.loaded == ["a", "b", "c"] and len(those.pool) == 2
+    those.use("b")
+    assert those.loaded == ["a", "b", "c", "b"]
+
+
+def test_the_limit_is_a_setting(
+    asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_PLAYGROUND_MODELS", "1")
+    settings.cache_clear()
+    those = asking()
+    those.use("a", "b", "a")
+    assert those.loaded == ["a", "b", "a"] and len(those.pool) == 1
+
+
+def test_models_in_use_are_kept_beyond_the_limit(asking: Callable[..., Asking]) -> None:
+    those = asking()
+    with ExitStack() as stack:
+        models = [stack.enter_context(those.using(name)) for name in "abca"]
+        assert len(those.pool) == 3 and models[0] is models[3] and models[0].users == 2
+    assert len(those.pool) == 2
+
+
+def test_who_finds_no_room_waits_and_may_be_stopped(asking: Callable[..., Asking]) -> None:
+    those, entered = asking(budget=TOY), threading.Event()
+    with those.using("a"):
+        thread = threading.Thread(target=lambda: (those.use("b"), entered.set()))
+        thread.start()
+        assert not entered.wait(0.2) and "Waiting for" in those.said[-1]
+    thread.join(60)
+    assert entered.is_set() and those.loaded == ["a", "b"] and len(those.pool) == 1
+    with those.using("a"):
+        those.stopped = True
+        with pytest.raises(CancelledError):
+            those.use("b")
+
+
+def test_a_model_that_cannot_be_loaded_takes_no_room(asking: Callable[..., Asking]) -> None:
+    those = asking()
+    with pytest.raises(ModelError), those.using("a", fails=True):
+        pass
+    assert len(those.pool) == 0
+    those.use("a")
+    assert those.loaded == ["a"]
+
+
+def test_files_that_changed_are_another_model(tmp_path: Path) -> None:
+    assert version_of(tmp_path) == version_of(tmp_path / "none") == 0
+    (tmp_path / "model").touch()
+    assert version_of(tmp_path) > 0
+
+
+def test_threads_are_divided_and_half_left_to_jobs(
+    current: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_THREADS", "8")
+    settings.cache_clear()
+    share = CpuShare()
+    assert (share.threads(), share.threads(2)) == (8, 2)
+    share.jobs = True
+    assert share.threads() == 4
+
+    def both() -> None:  # the priority of a thread is lowered
+        with share.one_more(False), share.one_more(True):
+            assert share.threads() == 2
+            share.jobs = False
+            assert share.threads() == 4
+
+    thread = threading.Thread(target=both)
+    thread.start()
+    thread.join()
+    assert share.writing == 0 and share.threads() == 8

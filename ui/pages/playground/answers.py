@@ -1,0 +1,134 @@
+"""The answers of one run as the page shows them: columns, what each waits for, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from backend.store.session import now_ms
+from backend.store.states import ACTIVE, State
+from backend.store.tables import Job
+from jobs.generate.arena import display_order, is_hidden, names_of
+from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
+from ui.runs.html import model_name
+from ui.runs.token_strip import BASE, Span, token_spans
+from ui.templates import fragments
+
+HTML = fragments("pages/playground/page.html")
+LETTERS = "ABCD"
+START_S = 6.0  # of the playground's process
+PATIENCE_MS = 20_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One column.
+
+    Attributes:
+        side: of the config, from 1; letter: of its column; "" where it is the only one.
+        model: None where names are hidden.
+        status: what it waits for.
+        passes: of the model, as many as `spans` shows.
+        text: the whole text once it has ended, to copy; else "".
+    """
+
+    side: int
+    letter: str
+    model: Markup | None
+    status: Markup
+    facts: list[str]
+    spans: list[Span]
+    passes: int
+    text: str
+
+
+def answers_of(job: Job, voter: str) -> list[Answer]:
+    """The columns as `voter` may see them; all but the first are compared with the first."""
+    hidden, sides = is_hidden(job, voter), display_order(job)
+    texts = {side: read_transcript(job.run, side) for side in sides}
+    first = texts[sides[0]]
+    return [
+        _answer(job, side, letter if len(sides) > 1 else "", texts[side], hidden,
+                first if side != sides[0] else None)
+        for side, letter in zip(sides, LETTERS, strict=False)
+    ]  # fmt: skip
+
+
+def _answer(
+    job: Job, side: int, letter: str, transcript: Transcript, hidden: bool, first: Transcript | None
+) -> Answer:
+    ended = job.state not in ACTIVE
+    differs = first_difference(first.text, transcript.text) if first and ended else None
+    return Answer(
+        side,
+        letter,
+        None if hidden else model_name(names_of(job)[side - 1]),
+        status(job, transcript, hidden),
+        [*facts(transcript, hidden), *(_difference(first, transcript, differs) if ended else [])],
+        spans_of(transcript, hidden, differs or None),
+        len(transcript.passes),
+        transcript.text if transcript.complete else "",
+    )
+
+
+def spans_of(
+    transcript: Transcript, hidden: bool, differs: int | None = None, after: int = 0
+) -> list[Span]:
+    """The text behind the first `after` passes; without tints where names are hidden."""
+    if hidden:
+        passes = transcript.passes[after:]
+        return [Span("".join(text for step in passes for text, _ in step.tokens) + transcript.rest)]
+    return token_spans(transcript, differs, after)
+
+
+def status(job: Job, transcript: Transcript, hidden: bool) -> Markup:
+    """HTML: what an answer waits for; empty once there is text, or when there will be none."""
+    if job.state not in ACTIVE or transcript.passes or transcript.end:
+        return Markup()
+    if job.desired != "run":
+        return HTML.status("Stopping")
+    if transcript.waits:
+        text = "Loading a model" if hidden and transcript.about else transcript.waits
+        return HTML.status(text, transcript.about, transcript.since)
+    if job.state != State.QUEUED:
+        return HTML.status("Reading the prompt")
+    if now_ms() - job.queued_at < PATIENCE_MS:  # a process that is there takes it at once
+        return HTML.status("Starting", START_S, job.queued_at)
+    return HTML.status("Waiting for its turn")
+
+
+def facts(transcript: Transcript, hidden: bool) -> list[str]:
+    """Length, speed and end of an answer; of one whose author is hidden only the length."""
+    if not transcript.passes:
+        return []
+    known = [f"{len(transcript.tokens)} tokens"]
+    if transcript.speed and not hidden:
+        known.append(f"{transcript.speed:.1f} tokens/s")
+    if transcript.accepted and transcript.accepted > 1 and not hidden:
+        known.append(f"{transcript.accepted:.2f} tokens per step")
+    return [*known, *([ENDS[transcript.end]] if transcript.end else [])]
+
+
+def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:
+    """How a finished text differs from the first column's."""
+    if first is None or not (first.end and transcript.end):
+        return []
+    if first.text == transcript.text:
+        return ["identical to A"]
+    if differs == 0:  # they have nothing in common
+        return []
+    place = min(len(first.text), len(transcript.text)) if differs is None else differs
+    return [f"first difference from A at character {place + 1}"]
+
+
+def heads_of(jobs: Sequence[Job], voter: str) -> set[int]:
+    """The heads that drafted tokens of these runs, where the voter may know."""
+    return {
+        head
+        for job in jobs
+        if not is_hidden(job, voter)
+        for side in range(1, len(names_of(job)) + 1)
+        for _, head in read_transcript(job.run, side).tokens
+    } - {BASE}
