@@ -24,6 +24,7 @@ from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
 from backend.store.states import Lane
+from jobs.metrics import PERPLEXITY
 
 
 class JobConfig(BaseModel):
@@ -188,6 +189,7 @@ class Kind:
         verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
         key_figure: the figures a run ended with, to the one it is remembered by; None where they do
             not suffice.
+        key_metric: what its stages are compared by at a glance.
         headline: config values -> the settings that name its run first; the other fields follow,
             but for those in `headline_fields`.
         main_fields: of the config, which set how strongly it works; shown first.
@@ -210,6 +212,7 @@ class Kind:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
     key_figure: Callable[[Values], KeyFigure | None] = lambda _: None
+    key_metric: str = PERPLEXITY
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()
     main_fields: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.generate.transcript import MAX_SIDES, Transcript, read_transcript
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import PERPLEXITY
+from jobs.metrics import PERPLEXITY, metric
 from ui.format import number, share
 from ui.runs.results import RunResults
 from ui.runs.weights import weights_of
@@ -35,8 +35,9 @@ class Shown:
     """A finished run of a kind that has a figure to tell.
 
     Attributes:
-        bars: (label, colour, value as text, length from 0 to 1) of the perplexity of each stage a
+        bars: (label, colour, value as text, length from 0 to 1) of the key metric of each stage a
             method passes through.
+        caption: what the bars show, and which direction is better.
     """
 
     job: Job
@@ -44,6 +45,7 @@ class Shown:
     figure: KeyFigure
     verdict: str
     bars: list[tuple[str, str, str, float]]
+    caption: str
 
 
 def showcase() -> list[Shown]:
@@ -61,17 +63,24 @@ def _newest(kind: Kind) -> Shown | None:
             results = RunResults(kind, rows, job)
             values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
             verdict = kind.verdict(values) if results.kept else ""
-            return Shown(job, kind, figure, verdict, _bars(kind, values))
+            return Shown(job, kind, figure, verdict, _bars(results, kind), _caption(kind))
     return None
 
 
-def _bars(kind: Kind, values: dict[str, float]) -> list[tuple[str, str, str, float]]:
-    main = [s for s in kind.stages if s in values and kind.styles.get(s) and kind.styles[s].main]
+def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
+    values = {s: v for s in results.stages if (v := results.value(s, kind.key_metric)) is not None}
+    styled = [s for s in values if s in kind.styles]
+    main = [s for s in styled if kind.styles[s].main] or [*values]
     longest = max((values[stage] for stage in main), default=1.0)
     return [
-        (kind.stages[s], stage_style(s).colour, number(values[s]), values[s] / longest)
-        for s in main
+        (results.label(s), stage_style(s, i).colour, number(values[s]), values[s] / longest)
+        for i, s in enumerate(main)
     ]
+
+
+def _caption(kind: Kind) -> str:
+    shown = metric(kind.key_metric)
+    return f"{shown.title}, by stage. {shown.better.capitalize()} is better."
 
 
 # the histogram ------------------------------------------------------------------------------------
