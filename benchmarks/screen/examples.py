@@ -11,7 +11,6 @@ blocks.
 from __future__ import annotations
 
 import argparse
-import json
 import lzma
 import os
 import shutil
@@ -43,6 +42,10 @@ RUNS: dict[str, tuple[str, ...]] = {
 BLOCKS, MIDDLE = (0, 15, 29), 15  # whose profiles are kept; those of groups of the middle one alone
 GROUPS = ("scale", "error", "magnitude", "clipped", "worst")
 WEIGHTS = ("model", "drafter")  # kinds of artefacts
+NAMED = (  # where one run names another
+    ("jobs", "config"), ("results", "stage"), ("decoder_reports", "decoder"),
+    ("decoder_reports", "report"), ("metric_points", "name"),
+)  # fmt: skip
 EXPORT = """
 import sys
 from pathlib import Path
@@ -91,13 +94,10 @@ def trim(copy: sqlite3.Connection) -> dict[str, str]:
     copy.execute(f"DELETE FROM tensor_profiles WHERE block NOT IN {BLOCKS}")
     copy.execute(f"DELETE FROM tensor_profiles WHERE block != {MIDDLE} AND name IN {GROUPS}")
     copy.execute(f"DELETE FROM artifacts WHERE kind IN {WEIGHTS}")
-    for number in numbers.values():
-        query = "SELECT config FROM jobs WHERE id = ?"
-        (config,) = copy.execute(query, (number,)).fetchone()
-        for kind, run in runs.items():
-            config = config.replace(run, f"{kind}-{EXAMPLE}")
-        values = (json.dumps(json.loads(config)), number)
-        copy.execute("UPDATE jobs SET config = ? WHERE id = ?", values)
+    for kind, run in runs.items():
+        for table, column in NAMED:
+            change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            copy.execute(change, (run, f"{kind}-{EXAMPLE}"))
     copy.commit()
     copy.execute("VACUUM")
     return runs

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from backend.queue.launcher import wake_supervisor
+from backend.queue.service import wake_supervisor
 from backend.store import queries, tensors
 from backend.store.states import State
 from jobs.submit import submit

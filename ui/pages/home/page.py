@@ -115,7 +115,11 @@ def latest_html() -> Markup:
     jobs = queries.jobs([State.SUCCEEDED], limit=NEWEST)
     if not jobs:
         return Markup()
-    rows = run_rows.rows(jobs, queries.results([job.id for job in jobs]))
+    rows = [
+        row
+        for row in run_rows.rows(jobs, queries.results([job.id for job in jobs]))
+        if row.figures.final_names
+    ]
     columns = fullest(run_columns.visible_columns((), run_columns.columns(rows)), rows)
     cells = [
         [named_link(r.job), model_and_settings(r.job), *(c.html(r) for c in columns)] for r in rows
