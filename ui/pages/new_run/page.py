@@ -206,12 +206,13 @@ def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
         if kind != this.kind.name:
             return gr.skip()
         values, pairs = this.read(given)
-        html, runs, error = preview_for(current_user(request), this.kind, values, pairs)
+        user = current_user(request)
+        html, runs, error = preview_for(user, this.kind, values, pairs)
         return {
             **this.show_errors(error, given),
             **this.form.count(values),
             **this.sweep.count(runs),
-            **_priced(this, values),
+            **({} if roles.may_not_add(user) else _priced(this, values)),
             controls.add: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
             controls.preview: html,
         }
