@@ -80,7 +80,9 @@ def presenter(request: Request) -> Response:
 
 def follower(request: Request) -> Response:
     """A screen that shows what a presenter shows."""
-    code = request.query_params.get("code", "").upper()[:CODE]
+    code = request.query_params.get("code", "").strip().upper()[:CODE]
+    if not code:
+        return HTMLResponse(render("templates/follow.html"))
     return HTMLResponse(render("templates/present.html", view="", follows=code, hosts=False))
 
 

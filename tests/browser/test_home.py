@@ -44,15 +44,18 @@ def test_a_phone_follows_the_presenter(browser: Browser, lab: Dashboard, visitor
     opened(visitor, f"{lab.url}/weights?run={RUN}&view=story")
     visitor.keyboard.press("p")
     visitor.wait_for_url("**/slimscope/present**")
-    shown = visitor.frame_locator("#view")
+    shown = visitor.frame("view")
+    assert shown is not None
     expect(shown.locator(".scrub-said b")).to_have_text("Dense")
     expect(shown.locator("#frame-status")).to_be_hidden()
     visitor.get_by_role("button", name="Follow on a phone").click()
+    expect(visitor.locator("#code b")).to_have_text(re.compile("^[A-Z]{6}$"))
     code = visitor.locator("#code b").inner_text()
     visitor.keyboard.press("Escape")
     with tab(browser, lab) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
-        followed = phone.frame_locator("#view")
+        followed = phone.frame("view")
+        assert followed is not None
         expect(followed.locator(".scrub-said b")).to_have_text("Dense")
         visitor.get_by_role("button", name="Play").click()
         expect(shown.locator(".scrub-said b")).to_have_text("First pruning")
