@@ -16,6 +16,9 @@ def key_figure(values: Values) -> KeyFigure | None:
     plain = speeds.get(VANILLA)
     if fastest is None or plain is None or gain is None:
         return None
+    if gain <= 1.0:
+        text = f"No decoder was faster than plain decoding: {plain:.0f} tokens per second."
+        return KeyFigure("1.00 ×", "the speed of plain decoding", text)
     named = next((s for s, speed in speeds.items() if speed == fastest), "")
     return KeyFigure(
         f"{gain:.2f} ×",

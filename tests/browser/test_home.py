@@ -49,8 +49,8 @@ def test_a_phone_follows_the_presenter(browser: Browser, lab: Dashboard, visitor
     expect(shown.locator(".scrub-said b")).to_have_text("Dense")
     expect(shown.locator("#frame-status")).to_be_hidden()
     visitor.get_by_role("button", name="Follow on a phone").click()
-    expect(visitor.locator("#code b")).to_have_text(re.compile("^[A-Z]{6}$"))
-    code = visitor.locator("#code b").inner_text()
+    expect(visitor.locator("#code i")).to_have_text(re.compile("^[A-Z]{6}$"))
+    code = visitor.locator("#code i").inner_text()
     visitor.keyboard.press("Escape")
     with tab(browser, lab) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")

@@ -23,7 +23,7 @@ def of_stages(values: Sequence[tuple[str, float]]) -> str:
         return ""
     (_, first), (last_label, last) = values[0], values[-1]
     worst_label, worst = max(values[1:], key=lambda pair: pair[1])
-    if worst_label != last_label and worst > first and worst > last:
+    if worst_label != last_label and worst > last > first:
         back = share((worst - last) / (worst - first), 0)
         return f"{last_label} recovers {back} of the perplexity lost in {lower(worst_label)}"
     change = last / first - 1

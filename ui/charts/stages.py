@@ -14,7 +14,7 @@ from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.headlines import of_stages
 from ui.charts.template import layout, log_axis, reference_line
 from ui.format import count, number
-from ui.theme import LIGHT, stage_style
+from ui.theme import LIGHT, stage_style, stage_styles
 
 VALUE_WIDTH = 56  # pixels at the right, for the value of the rightmost dot
 
@@ -32,7 +32,9 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
     rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
     columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
     frame = pd.DataFrame(rows, columns=columns, dtype=object)
-    labelled = [(row[0], row[1]) for row in rows if row[1]]
+    styles = stage_styles()
+    through = [r for r in ordered if r.stage not in styles or styles[r.stage].main]  # no controls
+    labelled = [(names.get(r.stage, r.stage), r.value) for r in through]
     return Chart(
         stage_perplexities(results, names), frame, perplexity_note(results),
         headline=of_stages(labelled),

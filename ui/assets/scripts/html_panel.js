@@ -80,7 +80,9 @@
       if (data.toggle || data.view) viewed();
       if (!data.do || (data.ask && !await confirmed(data.ask, verb))) return;
       const text = data.prompt ? await entered(data.prompt, verb, data.words || "") : "";
-      if (text !== null) acted({ do: data.do, run: data.run, file: data.file, text });
+      if (text === null) return;
+      acted({ do: data.do, run: data.run, file: data.file, text });
+      for (const wait of [800, 2500]) setTimeout(() => window.slimscope.look?.(), wait); // it may have started something
     });
   }
 

@@ -70,6 +70,7 @@ window.slimscope = (() => {
       timer = setTimeout(ask, wait);
     }
     document.addEventListener("visibilitychange", ask);
+    api.look = ask;
     ask();
   }
 

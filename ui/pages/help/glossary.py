@@ -66,6 +66,8 @@ FILTERS = {
     "perplexity<=20": "compare numbers with < <= > >= = and !=",
     "kind:sds state:failed": "all terms must match; a colon means that the column contains the "
     "text",
+    "deleted:yes": "runs deleted less than a day ago, which can be restored; archived:yes shows "
+    "those in the archive",
     "tag:demo -owner:mira": "a minus sign negates a term",
     'model=toy "half way"': "an equals sign matches the whole value; quotes keep words together",
     "age<2d took>5min size<500MB": "durations and sizes have units",

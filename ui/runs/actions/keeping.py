@@ -13,7 +13,9 @@ from backend.store.tables import Job
 from jobs import operations
 from ui.format import size
 from ui.runs.actions.action import Action, run_count
+from ui.templates import fragments
 
+HTML = fragments("runs/runs.html")
 KEEPING = ("rename", "tag", "untag", "note", "archive", "unarchive", "delete", "restore", "purge")
 
 
@@ -90,7 +92,8 @@ def keep(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
         case "delete":
             operations.delete_runs(runs, user)
             bytes_ = sum(sum(disk_use(run).values()) for run in runs)
-            return f"{count} deleted. {size(bytes_)} will be freed in a day."
+            deleted: str = HTML.deleted(count, size(bytes_))
+            return deleted
         case "restore":
             operations.restore_runs(runs, user)
             return f"{count} restored."

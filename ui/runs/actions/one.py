@@ -105,6 +105,8 @@ def sweep_link(job: Job) -> Markup:
 
 def next_links(job: Job) -> Markup:
     """Next steps with a run: inspect what it stored, generate with what it saved."""
+    if job.removed_at:
+        return Markup()
     ended, base = job.state == State.SUCCEEDED, job.config.get("model", "")
     mark = queries.weights_mark(job.run)
     try_it = href("playground", sides=job.run)
