@@ -99,8 +99,9 @@ def component(
 
 
 def as_text(description: str | None) -> str | None:
-    """A help text for Gradio, which takes stars for emphasis: "*.down_proj" keeps its own."""
-    return description and description.replace("*", "&#42;")
+    """A help text for Gradio, which takes pairs of stars for emphasis and knows no escape for them:
+    "*.down_proj" gets the star that is an operator."""
+    return description and description.replace("*", "\u2217")
 
 
 def _parts(text: str) -> list[str]:
