@@ -82,8 +82,14 @@ def test_ask_two_go_on_and_vote(page: Page, dashboard: Dashboard) -> None:
     expect(page.locator(".turn")).to_have_count(2)
 
 
+@pytest.fixture
+def slow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch decodes, which leaves time to look at an answer and to stop it."""
+    monkeypatch.setenv("SLIMSCOPE_NATIVE", "false")
+
+
 def test_two_ask_at_once_both_texts_grow_and_one_is_stopped(
-    dashboard: Dashboard, warm_context: BrowserContext
+    slow_answers: None, dashboard: Dashboard, warm_context: BrowserContext
 ) -> None:
     tabs = (warm_tab(warm_context, dashboard) for _ in range(2))
     with next(tabs) as one, next(tabs) as other:
