@@ -211,7 +211,7 @@ class Kind:
     default_stage: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
-    key_figure: Callable[[Values], KeyFigure | None] = lambda _: None
+    key_figure: Callable[[Values], KeyFigure | None] | None = None
     key_metric: str = PERPLEXITY
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()

@@ -25,7 +25,7 @@ from backend.backup.reading import ArchiveReader, open_archive
 from backend.backup.writing import SourceFile, check_new, check_room, files_of, write_archive
 from backend.errors import BackupError, ConflictError
 from backend.queue.folders import run_folder
-from backend.queue.lifecycle import has_runs, note
+from backend.queue.lifecycle import first_number, note
 from backend.queue.roles import Actor, require_host
 from backend.settings import settings
 from backend.store import queries
@@ -34,26 +34,16 @@ from backend.store.migrate import newest_revision
 from backend.store.session import now_ms, reading, writing
 from backend.store.states import TERMINAL
 from backend.store.tables import (
+    OF_A_RUN,
     Artifact,
     Attempt,
-    DecoderRow,
     Event,
     Job,
-    MetricPoint,
-    ProfileRow,
-    Result,
-    StepTime,
     Table,
-    TensorRow,
-    Vote,
     example_number,
 )
 
 NOT_IMPORTED = "The run was not imported."
-OF_A_RUN: tuple[type[Table], ...] = (
-    Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
-    Artifact,
-)  # fmt: skip
 NUMBERED = (Attempt, Event, Artifact)  # whose rows have numbers of their own
 PRIVATE = {"settings", "host"}  # of the environment: paths and names of the machine
 BATCH = 5_000  # rows
@@ -174,7 +164,7 @@ def _add(
 
 
 def _add_job(session: Session, other: Job, actor: Actor, example: bool) -> Job:
-    number = example_number(other.kind) if example else None if has_runs(session) else 1
+    number = example_number(other.kind) if example else first_number(session)
     values = _values(other) | {
         "id": number, "owner": actor.name, "parent": None, "sweep": None, "desired": "run",
         "disk_bytes": None, "archived_at": None, "removed_at": None, "purged": False,

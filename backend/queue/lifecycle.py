@@ -196,7 +196,7 @@ def _values(job: Job, judged: AttemptOutcome, code: int | None) -> dict[str, obj
     return values
 
 
-def has_runs(session: Session) -> bool:
-    """Whether a number is taken. Without one, SQLite would count on from the examples, whose
-    numbers are negative."""
-    return session.scalar(select(Job.id).where(Job.id > 0).limit(1)) is not None
+def first_number(session: Session) -> int | None:
+    """The number of the next run where it is the first; None where the database counts on. Without
+    this, SQLite would count on from the examples, whose numbers are negative."""
+    return None if session.scalar(select(Job.id).where(Job.id > 0).limit(1)) else 1

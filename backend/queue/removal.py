@@ -21,22 +21,10 @@ from backend.queue.roles import Actor, require_host
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import ACTIVE, TERMINAL
-from backend.store.tables import (
-    Artifact,
-    DecoderRow,
-    Job,
-    MetricPoint,
-    ProfileRow,
-    Result,
-    StepTime,
-    Table,
-    TensorRow,
-)
+from backend.store.tables import OF_A_RUN, Attempt, Event, Job, Vote
 
 UNDO_MS = 86_400_000
-PURGED: tuple[type[Table], ...] = (
-    Artifact, DecoderRow, MetricPoint, ProfileRow, Result, StepTime, TensorRow,
-)  # fmt: skip
+HISTORY = (Attempt, Event, Vote)  # what stays of a purged run, beside its row
 
 
 def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
@@ -135,7 +123,7 @@ def _purge(job_id: int, actor: str) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     with writing(durable=True) as session:
         job = session.get_one(Job, job_id)
-        for table in PURGED:
+        for table in set(OF_A_RUN) - set(HISTORY):
             session.execute(delete(table).where(table.__table__.c.job_id == job_id))
         job.disk_bytes, job.purged = 0, True
         note(session, job_id, "purged", actor, f"{readable_bytes(freed)} freed")

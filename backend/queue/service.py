@@ -15,7 +15,7 @@ from backend.printable import one_line
 from backend.queue import roles
 from backend.queue.labels import RUN_NAME_LETTERS
 from backend.queue.launcher import PLAYGROUND, SUPERVISOR, submission_variables
-from backend.queue.lifecycle import has_runs, move, note
+from backend.queue.lifecycle import first_number, move, note
 from backend.queue.roles import Actor as Actor
 from backend.queue.roles import Cost
 from backend.queue.roles import require_host as require_host
@@ -95,38 +95,43 @@ def enqueue_all(
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
-    now = now_ms()
-    frozen = parent.environment.get("settings") if parent else None
     seconds = cost.seconds / len(configs) if cost and cost.seconds is not None else None
-    estimated = {} if seconds is None else {ESTIMATED_SECONDS: round(seconds, 1)}
-    jobs = [
-        Job(
-            kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature, config=config,
-            config_hash=config_hash(kind, config), priority=priority,
-            parent=parent.id if parent else None, retries_left=RETRIES, created_at=now,
-            queued_at=now, lane=lane, environment={
-                "settings": frozen or settings().for_jobs(), VARIABLES: submission_variables(),
-                **estimated,
-            },
-        )
-        for config in configs
-    ]  # fmt: skip
+    jobs = [_new_job(kind, config, actor, name, parent, seconds) for config in configs]
     with _queue_change(lane) as session:
         roles.require_free(session, actor, lane)
-        if not has_runs(session):
-            jobs[0].id = 1
-        for job in jobs:
+        number = first_number(session)
+        for place, job in enumerate(jobs):
+            job.priority, job.lane = priority, lane
+            if place == 0 and number is not None:
+                job.id = number
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
-            note(
-                session,
-                job.id,
-                "queued",
-                actor.signature,
-                f"repeats {parent.run}" if parent else "",
-            )
+            repeats = f"repeats {parent.run}" if parent else ""
+            note(session, job.id, "queued", actor.signature, repeats)
     return jobs
+
+
+def _new_job(
+    kind: str,
+    config: dict[str, Any],
+    actor: Actor,
+    name: str,
+    parent: Job | None,
+    seconds: float | None,
+) -> Job:
+    """The row of a job; `seconds`: how long it is estimated to take."""
+    frozen = parent.environment.get("settings") if parent else None
+    environment = {
+        "settings": frozen or settings().for_jobs(),
+        VARIABLES: submission_variables(),
+        **({} if seconds is None else {ESTIMATED_SECONDS: round(seconds, 1)}),
+    }
+    return Job(
+        kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature, config=config,
+        config_hash=config_hash(kind, config), parent=parent.id if parent else None,
+        retries_left=RETRIES, created_at=now_ms(), queued_at=now_ms(), environment=environment,
+    )  # fmt: skip
 
 
 def cancel(run: str | int, actor: Actor) -> State:

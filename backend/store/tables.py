@@ -350,3 +350,9 @@ class SavedView(Table):
     query: Mapped[str]
     owner: Mapped[str]
     saved_at: Mapped[int]
+
+
+OF_A_RUN: tuple[type[Table], ...] = (  # whose rows belong to one run each
+    Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
+    Artifact,
+)  # fmt: skip

@@ -6,7 +6,7 @@ from jobs.kind import KeyFigure, Kind, Values
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.speed.config import NAME, SpeedJob
 from jobs.speed.estimate import requirements
-from jobs.speed.report import LABELS, VANILLA
+from jobs.speed.report import LABELS, MIN_GAIN, VANILLA
 
 
 def key_figure(values: Values) -> KeyFigure | None:
@@ -16,7 +16,7 @@ def key_figure(values: Values) -> KeyFigure | None:
     plain = speeds.get(VANILLA)
     if fastest is None or plain is None or gain is None:
         return None
-    if gain <= 1.0:
+    if gain < 1 + MIN_GAIN:
         text = f"No decoder was faster than plain decoding: {plain:.0f} tokens per second."
         return KeyFigure("1.00 ×", "the speed of plain decoding", text)
     named = next((s for s, speed in speeds.items() if speed == fastest), "")

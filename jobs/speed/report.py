@@ -85,6 +85,11 @@ class DecoderReport:
         return self.ranges.get(name, (value, value))
 
     @property
+    def faster(self) -> bool:
+        """Whether it is faster than vanilla in every round, by more than counts as none."""
+        return self.speed_up_range()[0] > 1 and self.speed_up >= 1 + MIN_GAIN
+
+    @property
     def untimed(self) -> dict[str, Any]:
         """What no clock measured, so that a reproduction has to repeat it."""
         record = self.record()

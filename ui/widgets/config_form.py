@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from backend.errors import SlimscopeError
+from backend.models.layer_names import read_names
 from ui.frame import query
 from ui.templates import fragments
 from ui.widgets.dropdown import Choices
@@ -89,7 +90,7 @@ def component(
     if info.annotation in (int, float):
         return gr.Number(**common, step=1 if info.annotation is int else 0.01)
     if extra(info).get("many"):
-        common["value"] = _parts(info.default)
+        common["value"] = list(read_names(info.default))
         several = [choice for choice in suggested if choice[1]]
         return gr.Dropdown(several, multiselect=True, allow_custom_value=True, **common)
     if suggested:
@@ -102,11 +103,6 @@ def as_text(description: str | None) -> str | None:
     """A help text for Gradio, which takes pairs of stars for emphasis and knows no escape for them:
     "*.down_proj" gets the star that is an operator."""
     return description and description.replace("*", "\u2217")
-
-
-def _parts(text: str) -> list[str]:
-    """The items of a comma-separated list."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, str]:
@@ -127,7 +123,7 @@ class Field:
     def input_value(self, values: Mapping[str, Any]) -> Any:
         """What the input shows for a config's `values`."""
         value = values.get(self.name, self.info.default)
-        return _parts(value) if extra(self.info).get("many") else value
+        return list(read_names(value)) if extra(self.info).get("many") else value
 
 
 class ConfigForm:

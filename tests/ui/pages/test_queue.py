@@ -15,7 +15,7 @@ from tests.ui.lab import GUEST, asked, pressed
 from ui.pages.home import page as overview
 from ui.pages.queue import page as jobs
 from ui.pages.runs import page as runs
-from ui.runs.actions.one import act, actions, run_action
+from ui.runs.actions.single import act, actions, run_action
 
 
 def board(**query: str) -> str:

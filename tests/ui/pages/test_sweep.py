@@ -17,7 +17,7 @@ from jobs import sweep
 from tests.ui.conftest import HOSTILE
 from ui.pages.run import page as run
 from ui.pages.sweep import page
-from ui.runs.actions.one import act
+from ui.runs.actions.single import act
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
 

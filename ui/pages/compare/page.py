@@ -24,7 +24,7 @@ from ui.pages.compare.curves import (
     curves_of,
 )
 from ui.pages.compare.weights import tensor_chart, tensors_of, weights_by_run
-from ui.runs.actions.several import FEWEST, MOST
+from ui.runs.actions.bulk import FEWEST, MOST
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.download import Download, file_payload

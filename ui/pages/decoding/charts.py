@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.speed.report import LABELS, VANILLA, DecoderReport
+from jobs.speed.report import VANILLA, DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
 from ui.charts.template import (
@@ -85,8 +85,8 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     texts = [f"{value:.2f}×" for value in up]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
     figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
-    rows = [(d.label, d.speed_up, d.speed_up_range()[0]) for d in decoders if d.drafts]
-    return Chart(figure, frame, note, headline=of_speed(rows, LABELS[VANILLA]))
+    rows = [(d.label, d.speed_up, d.faster) for d in drafting(decoders)]
+    return Chart(figure, frame, note, headline=of_speed(rows))
 
 
 def gain(

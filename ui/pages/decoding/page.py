@@ -17,7 +17,7 @@ from ui.frame import Page, live, query, url_sync
 from ui.pages.decoding import charts, data
 from ui.pages.decoding.data import Benchmark
 from ui.pages.decoding.draft_tree import tree_chart
-from ui.runs.actions.one import clone_link
+from ui.runs.actions.single import clone_link
 from ui.runs.html import error_of, model_name, progress
 from ui.templates import fragments
 from ui.widgets.chart import nothing

@@ -21,7 +21,7 @@ from ui.format import href, runs
 from ui.frame import current_user
 from ui.gradio_patches import event_data
 from ui.pages.home.showcase import drafted_text, moving_histogram, showcase
-from ui.runs.actions.one import act
+from ui.runs.actions.single import act
 from ui.runs.token_strip import BASE, tints, token_spans
 from ui.templates import fragments
 from ui.widgets.notice import show_error, show_success

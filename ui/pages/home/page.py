@@ -22,7 +22,7 @@ from ui.pages.home.pareto import ComparableRuns
 from ui.pages.home.pareto_chart import QUALITY, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
-from ui.runs.actions.one import buttons
+from ui.runs.actions.single import buttons
 from ui.runs.html import (
     described,
     error_of,

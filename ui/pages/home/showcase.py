@@ -27,6 +27,7 @@ from ui.theme import stage_style
 BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
 MOST = 1.5  # of the tallest dense bar: the height of the axis
+LOOKED_AT = 20  # of the newest runs of a kind
 LEAST_STAGES = 3  # that make it worth moving
 
 
@@ -56,7 +57,9 @@ def showcase() -> list[Shown]:
 
 def _newest(kind: Kind) -> Shown | None:
     """The newest run of a kind whose figures suffice; examples are the oldest."""
-    for job in queries.jobs([State.SUCCEEDED], kind.name, limit=20):
+    if kind.key_figure is None:
+        return None
+    for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
         rows = queries.results([job.id])
         figure = kind.key_figure({(r.stage, r.metric): r.value for r in rows})
         if figure:
@@ -162,7 +165,7 @@ def _said(snapshot: TensorSnapshot, perplexity: str | None) -> str:
 
 def drafted_text() -> tuple[Job, Transcript] | None:
     """A finished answer with drafted tokens, of the newest run that has one."""
-    for job in queries.jobs([State.SUCCEEDED], generate.NAME, limit=20):
+    for job in queries.jobs([State.SUCCEEDED], generate.NAME, limit=LOOKED_AT):
         for side in range(1, MAX_SIDES + 1):
             transcript = read_transcript(job.run, side)
             if any(head for _, head in transcript.tokens):

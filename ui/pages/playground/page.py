@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from backend.errors import ConfigError, SlimscopeError
+from backend.models.layer_names import read_names
 from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.store import queries
@@ -167,7 +168,7 @@ def _settings_of_the_run(
 def _chosen(
     config: dict[str, Any], chosen: gr.Dropdown, blind: gr.Checkbox, choices: Choices | None = None
 ) -> dict[Any, Any]:
-    names = [each.strip() for each in str(config.get("sides", "")).split(",") if each.strip()]
+    names = list(read_names(str(config.get("sides", ""))))
     shown: dict[str, Any] = {"value": names} if names else {}
     if choices is not None:
         shown["choices"] = choices

@@ -18,6 +18,8 @@ from ui.pages.playground.answers import facts, spans_of, status
 from ui.security.auth import current_user
 from ui.widgets.html import WIDGETS
 
+DIGITS = 9  # of a number of passes
+
 
 def answers(request: Request) -> Response:
     """The state of a run, and of each of its sides the text behind the passes that the page has:
@@ -28,7 +30,7 @@ def answers(request: Request) -> Response:
         return JSONResponse({"over": True, "error": error.what}, 404)
     shown = request.query_params.get("at", "").split(",")
     sides = len(names_of(job))
-    drawn = [int(text) if text.isdecimal() else 0 for text in shown[:sides]]
+    drawn = [int(text[:DIGITS]) if text.isdecimal() else 0 for text in shown[:sides]]
     drawn += [0] * (sides - len(drawn))
     hidden = is_hidden(job, current_user(request).name)
     content = {

@@ -15,7 +15,7 @@ from backend.store.states import LIVE, State
 from backend.store.tables import Job
 from ui.format import count
 from ui.frame import SILENT_EVENT, Page, current_user, live, query
-from ui.runs.actions.one import act, buttons
+from ui.runs.actions.single import act, buttons
 from ui.runs.html import error_of, kind_and_settings, named_link, progress, time_left, took
 from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words

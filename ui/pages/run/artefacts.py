@@ -13,7 +13,7 @@ from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store.tables import Artifact, Job
 from ui.format import size
-from ui.runs.actions.one import free_button
+from ui.runs.actions.single import free_button
 from ui.templates import fragments
 from ui.widgets.download import AT_MOST
 

@@ -27,7 +27,7 @@ from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, disk_card
 from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
-from ui.runs.actions.one import (
+from ui.runs.actions.single import (
     act,
     buttons,
     clone_link,

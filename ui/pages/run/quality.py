@@ -20,7 +20,7 @@ from jobs.metrics import PERPLEXITY, SPEED_UP, ZERO_SHARE
 from ui.charts.chart import Chart
 from ui.format import href, share
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
-from ui.runs.actions.one import next_links
+from ui.runs.actions.single import next_links
 from ui.runs.results import RunResults, kind_of
 from ui.templates import fragments
 from ui.widgets.notice import plain

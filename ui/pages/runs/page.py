@@ -12,7 +12,7 @@ from backend.queue.roles import Actor
 from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.gradio_patches import event_data
-from ui.runs.actions.several import bulk_actions, run_bulk_action
+from ui.runs.actions.bulk import bulk_actions, run_bulk_action
 from ui.runs.table import to_csv, to_json
 from ui.runs.view import TableQuery, query_runs, query_text, saved_query
 from ui.templates import fragments

@@ -13,7 +13,7 @@ from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
-from ui.runs.actions.one import act
+from ui.runs.actions.single import act
 from ui.runs.html import unknown
 from ui.runs.results import stages_of
 from ui.widgets.dropdown import dropdown

@@ -19,7 +19,7 @@ from ui.pages.playground import page as playground
 from ui.pages.run import page as run
 from ui.pages.run import quality
 from ui.pages.run.outcome import outcome, stage_tables, times
-from ui.runs.actions.one import next_links
+from ui.runs.actions.single import next_links
 from ui.runs.results import RunResults, display_units, kind_of, setting_summary
 from ui.widgets.config_form import ConfigForm
 

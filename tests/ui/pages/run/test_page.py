@@ -23,7 +23,7 @@ from ui.pages.run.artefacts import disk_card
 from ui.pages.run.details import config_card, environment_card, texts_card
 from ui.pages.run.outcome import outcome, times
 from ui.runs import job_log
-from ui.runs.actions import one as actions
+from ui.runs.actions import single as actions
 from ui.runs.results import RunResults, kind_of
 from ui.widgets import download as saver
 from ui.widgets.log_view import LogPart, part, without_overprint
