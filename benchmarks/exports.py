@@ -29,18 +29,18 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.evaluation.perplexity import perplexity
+from backend.export.gguf.types import GGUFType
 from backend.export.gguf.writing import write_gguf
+from backend.methods.amphista.decoding.llama_cpp import quiet
 from backend.models.loading import load, load_tokenizer
 from backend.models.sources.materialise import materialise
 from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.text.slices import TextSlice, evaluation_slice
-from benchmarks.peers.llama import quiet
 from jobs.fields.base_model import resolve_model
+from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.saved_models import is_run
 from jobs.fields.text import TextConfig, context_length, corpus_names
-from jobs.gguf.config import GGUFJob
-from jobs.gguf.estimate import exported_type
 from jobs.kind import kind_named
 
 SAMPLE = "It's 12:30 — the naïve café's 1,024 prices\n\n  doubled?! Yes: 汉字, emoji 🙂.\tEnd"
@@ -56,7 +56,9 @@ def main() -> None:
     if options.vllm:
         rows = [by_vllm(run, options.vllm) for run in options.models]
     else:
-        rows = [row for model in options.models for row in measure(model, options.types.split(","))]
+        rows = [
+            row for model in options.models for row in measure(model, types_named(options.types))
+        ]
     table = Table(*rows[0], box=None)
     for row in rows:
         table.add_row(*(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()))
@@ -64,7 +66,7 @@ def main() -> None:
     print(json.dumps(rows))
 
 
-def measure(spec: str, types: list[str]) -> list[dict[str, Any]]:
+def measure(spec: str, types: list[GGUFType]) -> list[dict[str, Any]]:
     """One row a type."""
     base = resolve_model(spec)
     folder = Path(base.source) if base.packed else materialise(base.source)
@@ -73,7 +75,7 @@ def measure(spec: str, types: list[str]) -> list[dict[str, Any]]:
     rows = []
     with TemporaryDirectory() as scratch:
         for wanted in types:
-            type = exported_type(GGUFJob(model=spec, type=wanted), base)
+            type = exported_type(wanted, base)
             file = Path(scratch) / f"{type}.gguf"
             write_gguf(folder, file, type, base.packed, spec, SilentReporter())
             found, tokens = by_llama(file, text.input_ids.tolist())
