@@ -60,5 +60,5 @@ class Llama:
             written.append(int(self._llama.scores[self._llama.n_tokens - 1].argmax()))
         return written[1:]
 
-    def rewind(self) -> None:
-        self._llama.n_tokens = self._length
+    def rewind(self, length: int | None = None) -> None:
+        self._llama.n_tokens = self._length if length is None else length
