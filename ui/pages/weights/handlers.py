@@ -15,12 +15,11 @@ from ui.charts.stages import perplexities, perplexity_chart
 from ui.charts.statistics import STATISTICS, available
 from ui.format import href
 from ui.frame import query
-from ui.pages.weights.channels import MEASURES
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.explanations import explained_html
 from ui.pages.weights.layer_charts import layers_chart
-from ui.pages.weights.selection import AGAINST, GROUPS, WeightsSelection
-from ui.pages.weights.tensor_charts import tensor_chart
+from ui.pages.weights.selection import AGAINST, GROUPS, MEASURES, WeightsSelection
+from ui.pages.weights.tensor.charts import tensor_chart
 from ui.runs.weights import DENSE, RunWeights, run_choice, weights_of
 from ui.widgets.download import file_payload
 from ui.widgets.dropdown import Choices, choices
@@ -49,10 +48,21 @@ LAYER_CONTROLS = {  # control -> the views of all layers that have it
     "start": ("shapes",),
 }
 TENSOR_CONTROLS = {  # control -> the views of one tensor that have it
-    "show": ("overlay", "mirror", "magnitude", "cumulative", "difference", "channels"),
+    "show": (
+        "overlay",
+        "mirror",
+        "magnitude",
+        "cumulative",
+        "difference",
+        "channels",
+        "matrix",
+        "joint",
+        "spectrum",
+    ),
     "side": ("channels",),
     "measure": ("channels",),
     "order": ("channels",),
+    "cells": ("matrix",),
     "y": ("overlay", "magnitude", "channels"),
 }
 

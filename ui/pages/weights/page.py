@@ -2,7 +2,7 @@
 
 selection, data            what is looked at; what is read of it
 layer_charts               all layers: map, depth, shapes
-tensor_charts              one tensor: histograms, magnitudes, channels, steps
+tensor                     one tensor: histograms, magnitudes, channels, matrix, spectrum, steps
 explanations, shape_text   its statistics in sentences
 handlers                   what each event changes
 inspect_model              statistics of a model without a run
@@ -28,6 +28,7 @@ from ui.pages.weights.handlers import (
     TENSOR_CONTROLS,
 )
 from ui.pages.weights.selection import (
+    CELLS,
     LAYER_VIEWS,
     ORDERS,
     SCALES,
@@ -113,6 +114,7 @@ def _controls() -> dict[str, Component]:
         "side": segmented(SIDES, "Channels", "weights-side", visible=False, **SMALL),
         "measure": dropdown("Figure", "weights-measure", min_width=140, visible=False),
         "order": segmented(ORDERS, "Order", "weights-order", visible=False, **SMALL),
+        "cells": segmented(CELLS, "Figure of the cells", "weights-cells", visible=False, **SMALL),
     }  # fmt: skip
 
 

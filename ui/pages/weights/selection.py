@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from jobs.metrics import RELATIVE_ERROR
 from ui.charts.histograms import MAX_STAGES
 from ui.charts.statistics import available
-from ui.pages.weights.channels import MEASURES, SIDES
 from ui.pages.weights.small_multiples import PANELS
 from ui.runs.weights import RunWeights
 from ui.theme import stage_styles
@@ -18,15 +17,19 @@ FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first
 LAYER_VIEWS = {"map": "Map", "depth": "Depth", "shapes": "Shapes"}
 TENSOR_VIEWS = {
     "overlay": "Overlay", "mirror": "Mirror", "magnitude": "Magnitude", "cumulative": "CDF",
-    "difference": "Difference", "channels": "Channels", "story": "Steps",
+    "difference": "Difference", "channels": "Channels", "matrix": "Matrix",
+    "joint": "Before/after", "spectrum": "Spectrum", "story": "Steps",
 }  # fmt: skip
 AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 GROUPS = {"module": "All blocks", "block": "All modules"}
+SIDES = {"row": "Output channels", "column": "Input channels"}
+MEASURES = {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}
+CELLS = {"mean": "Mean", "max": "Largest", "zeros": "Zeros", "change": "Change"}
 SCALES = {"linear": "Linear", "log": "Log"}
 ORDERS = {"size": "By size", "index": "By number"}
 FIXED = {  # controls that offer the same of every run
     "layers": LAYER_VIEWS, "group": GROUPS, "view": TENSOR_VIEWS, "y": SCALES, "side": SIDES,
-    "measure": MEASURES, "order": ORDERS,
+    "measure": MEASURES, "order": ORDERS, "cells": CELLS,
 }  # fmt: skip
 
 
@@ -44,7 +47,7 @@ class WeightsSelection(Selection):
         run, vs: the run, and the one it is compared with.
         tensor: full name.
         layers, stage, stat, against, group, start: of the view of all layers.
-        view, show, y, side, measure, order: of the view of one tensor.
+        view, show, y, side, measure, order, cells: of the view of one tensor.
     """
 
     vs: str = ""
@@ -61,6 +64,7 @@ class WeightsSelection(Selection):
     side: str = ""
     measure: str = ""
     order: str = ""
+    cells: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> WeightsSelection:
         """The same, with everything that is not stored replaced by what is."""

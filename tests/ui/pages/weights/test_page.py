@@ -9,6 +9,7 @@ from base64 import b64decode
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
@@ -27,7 +28,7 @@ from ui.pages.weights import handlers as page
 from ui.pages.weights import inspect_model
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS, WeightsSelection, main_stages
-from ui.pages.weights.tensor_charts import NO_BASE, NONE_CHOSEN, ONE_STAGE, QUESTIONS
+from ui.pages.weights.tensor.charts import NO_BASE, NONE_CHOSEN, ONE_STAGE, QUESTIONS, tensor_chart
 from ui.runs.weights import weights_of
 from ui.widgets.panel import Updates
 
@@ -38,6 +39,7 @@ PICKED = {
     "run": "sds-0001", "vs": "sds-0002", "tensor": TENSOR, "layers": "depth", "stage": "first",
     "stat": "std", "against": "dense", "group": "block", "start": "0", "view": "mirror",
     "show": "dense,first", "y": "log", "side": "column", "measure": "max", "order": "index",
+    "cells": "max",
 }  # fmt: skip
 
 
@@ -195,14 +197,57 @@ def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, vie
 
 
 @pytest.mark.parametrize(
-    "view", ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels"]
+    "view",
+    ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels", "spectrum"],
 )
 def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> None:
     seen = page.change_tensor(given(vs="sds-0002", view=view, show=["dense", "first"]))
     names = " ".join(trace.name or "" for trace in seen["tensor_chart"].data)
     assert "sds-0001" in names and "sds-0002" in names
-    dashes = {trace.line.dash for trace in seen["tensor_chart"].data if trace.mode == "lines"}
+    lines = [
+        t for t in seen["tensor_chart"].data if t.mode == "lines" and t.showlegend is not False
+    ]
+    dashes = {trace.line.dash for trace in lines}
     assert len(dashes) == 2 or view == "difference"
+
+
+def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings) -> None:
+    chart = tensor_chart(view(view="matrix", cells="zeros"))
+    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
+    shown = {trace.name: trace for trace in chart.figure.data}
+    assert list(shown) == [STAGE_LABELS[stage] for stage in MAIN]
+    first = np.array(shown[STAGE_LABELS["first"]].z)
+    stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
+    assert first.shape == (64, 64)
+    assert first.mean() == pytest.approx(100 * stored.zeros / stored.n, abs=1)
+    assert len(chart.frame) == 4 * 64 * 64
+    changed = tensor_chart(view(view="matrix", cells="change"))
+    assert isinstance(changed.figure, go.Figure)
+    assert len(changed.figure.data) == len(MAIN) - 1  # dense has not changed
+    limits = changed.figure.layout.coloraxis
+    assert limits.cmin == -limits.cmax
+
+
+def test_before_and_after_counts_every_weight(seeded: Settings) -> None:
+    chart = tensor_chart(view(view="joint"))
+    stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
+    assert chart.frame is not None and isinstance(chart.figure, go.Figure)
+    assert chart.frame["Weights"].sum() == stored["sds"].n
+    assert list(chart.frame.columns)[1] == f"{STAGE_LABELS['sds']} from"
+    assert "moves the weights by" in chart.headline and "exactly zero" in chart.headline
+
+
+def test_a_spectrum_has_the_power_law_that_was_fitted(seeded: Settings) -> None:
+    chart = tensor_chart(view(view="spectrum"))
+    stored = {s.stage: s.stats for s in tensors.tensor_snapshots(1, TENSOR)}
+    assert isinstance(chart.figure, go.Figure) and "stable rank" in chart.headline
+    lines = [trace for trace in chart.figure.data if trace.showlegend is not False]
+    fits = [trace for trace in chart.figure.data if trace.showlegend is False]
+    assert len(lines) == len(fits) == len(MAIN)
+    ranks, values = np.array(fits[0].x), np.array(fits[0].y)
+    slope = np.log(ranks[0] / ranks[1]) / np.log(values[1] / values[0])
+    assert slope == pytest.approx(2 * (stored["dense"]["alpha"] - 1), rel=1e-3)
+    assert ranks[0] == pytest.approx(sum(np.array(lines[0].y) >= values[0]), abs=1)
 
 
 def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(
@@ -232,6 +277,8 @@ def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
         ("overlay", [], NONE_CHOSEN),
         ("mirror", ["sds"], ONE_STAGE),
         ("difference", ["dense"], NO_BASE),
+        ("joint", ["dense"], NO_BASE),
+        ("matrix", [], NONE_CHOSEN),
     ],
 )
 def test_what_is_missing_for_a_view_is_told(
@@ -244,7 +291,10 @@ def test_runs_made_before_profiles_were_stored_say_so(seeded: Settings) -> None:
     with writing() as session:
         for row in session.query(ProfileRow).filter_by(job_id=1):
             session.delete(row)
-    for view, what in (("magnitude", MAGNITUDES), ("channels", "channels")):
+    for view, what in (
+        ("magnitude", MAGNITUDES), ("channels", "channels"), ("matrix", "maps"),
+        ("joint", "joint histogram"), ("spectrum", "spectrum"),
+    ):  # fmt: skip
         seen = page.change_tensor(given(view=view))
         assert seen["tensor_chart"].startswith(f"This run has stored no {what} of this tensor")
 
