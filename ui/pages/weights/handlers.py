@@ -63,6 +63,7 @@ TENSOR_CONTROLS = {  # control -> the views of one tensor that have it
     "measure": ("channels",),
     "order": ("channels",),
     "cells": ("matrix",),
+    "spot": ("matrix",),
     "y": ("overlay", "magnitude", "channels"),
 }
 
@@ -104,6 +105,14 @@ def change_tensor(selection: WeightsSelection) -> Updates:
 def pick_tensor(view: TensorView) -> Updates:
     """A tensor chosen in the chart of all layers; the map has outlined its cell itself."""
     return updates(_tensor(view), {} if view.selection.layers == "map" else _layers(view))
+
+
+def zoom(view: TensorView) -> Updates:
+    """A cell of the matrix was chosen: the single weights around it; nothing in other views."""
+    if view.selection.view != "matrix":
+        return {"spot": ""}
+    spot = gr.update(choices=choices(spots(view)), value=view.selection.spot)
+    return updates(_tensor(view), {"spot": spot})
 
 
 def choose_tensor(view: TensorView, by: int = 0) -> Updates:
@@ -208,6 +217,7 @@ def _offers(view: TensorView, runs: Choices) -> dict[str, dict[str, Any]]:
         "start": choices(view.selection.pages(weights)),
         "show": stages,
         "measure": choices(MEASURES),
+        "spot": choices(spots(view)),
     }
     visible = _visible(view)
     offers: dict[str, dict[str, Any]] = {name: {} for name in WeightsSelection.names()}
@@ -215,6 +225,15 @@ def _offers(view: TensorView, runs: Choices) -> dict[str, dict[str, Any]]:
         offer |= {"choices": offered[name]} if name in offered else {}
         offer |= {"visible": visible[name]} if name in visible else {}
     return offers
+
+
+def spots(view: TensorView) -> dict[str, str]:
+    """The whole matrix, and the place that was chosen last."""
+    whole = {"": "Whole matrix"}
+    if not view.selection.spot:
+        return whole
+    output, input = view.selection.spot.split(",")
+    return whole | {view.selection.spot: f"Around output {output}, input {input}"}
 
 
 def _visible(view: TensorView) -> dict[str, bool]:

@@ -74,6 +74,7 @@ def build() -> None:
     explorer = Explorer(page, WeightsSelection, TensorView.at)
     explorer.on_load(handlers.open_page)
     explorer.on_point("layers_chart", "tensor", handlers.pick_tensor)
+    explorer.on_point("tensor_chart", "spot", handlers.zoom)
     explorer.on_selection(computed.then, handlers.change_run)
     _wire(explorer, back, forward)
     download = Download()
@@ -114,6 +115,7 @@ def _controls() -> dict[str, Component]:
         "side": segmented(SIDES, "Channels", "weights-side", visible=False, **SMALL),
         "measure": dropdown("Figure", "weights-measure", min_width=140, visible=False),
         "order": segmented(ORDERS, "Order", "weights-order", visible=False, **SMALL),
+        "spot": dropdown("Part", "weights-spot", min_width=140, visible=False),
         "cells": segmented(CELLS, "Figure of the cells", "weights-cells", visible=False, **SMALL),
     }  # fmt: skip
 

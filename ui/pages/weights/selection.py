@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 GROUPS = {"module": "All blocks", "block": "All modules"}
 SIDES = {"row": "Output channels", "column": "Input channels"}
 MEASURES = {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}
+SPOT = re.compile(r"\d{1,6},\d{1,6}")
 CELLS = {"mean": "Mean", "max": "Largest", "zeros": "Zeros", "change": "Change"}
 SCALES = {"linear": "Linear", "log": "Log"}
 ORDERS = {"size": "By size", "index": "By number"}
@@ -48,6 +50,7 @@ class WeightsSelection(Selection):
         tensor: full name.
         layers, stage, stat, against, group, start: of the view of all layers.
         view, show, y, side, measure, order, cells: of the view of one tensor.
+        spot: "output,input" around which single weights are shown; empty: the whole matrix.
     """
 
     vs: str = ""
@@ -65,6 +68,7 @@ class WeightsSelection(Selection):
     measure: str = ""
     order: str = ""
     cells: str = ""
+    spot: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> WeightsSelection:
         """The same, with everything that is not stored replaced by what is."""
@@ -80,6 +84,7 @@ class WeightsSelection(Selection):
             stat=self.stat if self.stat in statistics else default,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
             show=show or default_stages(weights.stages, other is not None),
+            spot=self.spot if SPOT.fullmatch(self.spot) else "",
             **{name: known_or_first(getattr(self, name), labels) for name, labels in FIXED.items()},
         )
         pages = settled.pages(weights)

@@ -6,6 +6,7 @@ import io
 import math
 import re
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,8 +15,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from markupsafe import escape
+from safetensors.torch import save_file
 
 from backend.methods.sds.config import STAGE_LABELS
+from backend.models.loading import load
 from backend.settings import Settings
 from backend.statistics.names import MAGNITUDES
 from backend.store import frames, queries, tensors
@@ -24,11 +27,18 @@ from backend.store.session import writing
 from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
 from jobs.weight_statistics.config import NAME
 from tests.ui.lab import GUEST, HOST, asked
+from ui.pages.weights import data, inspect_model
 from ui.pages.weights import handlers as page
-from ui.pages.weights import inspect_model
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS, WeightsSelection, main_stages
-from ui.pages.weights.tensor.charts import NO_BASE, NONE_CHOSEN, ONE_STAGE, QUESTIONS, tensor_chart
+from ui.pages.weights.tensor.charts import (
+    NO_BASE,
+    NONE_CHOSEN,
+    NOT_SAVED,
+    ONE_STAGE,
+    QUESTIONS,
+    tensor_chart,
+)
 from ui.runs.weights import weights_of
 from ui.widgets.panel import Updates
 
@@ -226,6 +236,26 @@ def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings
     assert len(changed.figure.data) == len(MAIN) - 1  # dense has not changed
     limits = changed.figure.layout.coloraxis
     assert limits.cmin == -limits.cmax
+
+
+def test_a_chosen_cell_shows_the_single_weights_around_it(
+    seeded: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = load("toy").model.get_parameter(TENSOR)
+    save_file({TENSOR: weight.detach().bfloat16()}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(data, "saved_folders", lambda job: {"dense": tmp_path})
+    seen = page.zoom(view(view="matrix", spot="60,5"))
+    figure = seen["tensor_chart"]
+    assert np.array(figure.data[0].z).shape == (48, 48)
+    shown = len(figure.data[0].y), int(figure.data[0].y[0])
+    assert shown[0] == 48 and shown[1] in (16, 36)  # in the middle, where there is room
+    assert figure.data[0].z[0][0] == pytest.approx(weight[shown[1], 0].item(), rel=0.01)
+    assert f"outputs {shown[1]} to {shown[1] + 47}, inputs 0 to 47" in seen["tensor_note"]
+    assert ("Around output 60, input 5", "60,5") in seen["spot"]["choices"]
+    assert page.zoom(view(view="joint", spot="60,5")) == {"spot": ""}
+    beyond = page.change_tensor(given(view="matrix", spot="9999,0"))
+    assert beyond["tensor_chart"] == NOT_SAVED
+    assert view(spot="../x").selection.spot == ""
 
 
 def test_before_and_after_counts_every_weight(seeded: Settings) -> None:

@@ -50,6 +50,10 @@ ONE_STAGE = "Choose two stages: the first is drawn above, the last below."
 NO_BASE = "Choose a stage besides Dense to see its difference to Dense."
 NO_EMPTY = "A log axis leaves out bins without weights."
 NOT_STORED = "This run has stored no {} of this tensor; runs started from now on do."
+NOT_SAVED = (
+    "The weights themselves are not on this machine any more: neither the model nor what the run "
+    "saved. Choose the whole matrix."
+)
 CUTOFF = "Dotted: magnitude threshold at the same sparsity."
 FROM_ZEROS = "A line begins at the share of exact zeros."
 
@@ -198,7 +202,24 @@ def _steps(view: TensorView, at: str) -> Chart:
     return Chart(figure, bins_frame(drawn), note, headline=of_zeros(zeros))
 
 
+def _single_weights(view: TensorView) -> Chart:
+    """The saved weights around a place."""
+    output, input = map(int, view.selection.spot.split(","))
+    images = [
+        MatrixImage(
+            view.weights.labels[stage], values, values.shape, (region.rows[0], region.columns[0])
+        )
+        for stage, region, values in view.saved_weights(output, input)
+    ]
+    if not images:
+        return Chart(NOT_SAVED)
+    chart = matrix_chart(images, "weight")
+    return replace(chart, note=_joined(chart.note, view.caveats()))
+
+
 def _matrix(view: TensorView) -> Chart:
+    if view.selection.spot:
+        return _single_weights(view)
     cells, own = view.selection.cells, view.own_stages()
     rows = view.profiles(view.weights, channel_profile("row", "norm"))
     columns = view.profiles(view.weights, channel_profile("column", "norm"))

@@ -39,11 +39,12 @@ def joint_figure(counts: np.ndarray, edges: np.ndarray, before: str, after: str)
     """Colours are counts on a log scale; bins without weights stay empty."""
     centres = ((edges[:-1] + edges[1:]) / 2).round(6).tolist()
     logs = [[round(float(np.log10(n)), 3) if n else None for n in row] for row in counts.T]
+    numbers = [[f"{int(n):,}" for n in row] for row in counts.T]
     ticks = [n for n in DECADES if n <= counts.max()]
-    hover = f"{before} %{{x:.3g}}, {after} %{{y:.3g}}: %{{customdata:,}} weights<extra></extra>"
+    hover = f"{before} %{{x:.3g}}, {after} %{{y:.3g}}: %{{text}} weights<extra></extra>"
     decades = {"tickvals": [np.log10(n) for n in ticks], "ticktext": [f"{n:,}" for n in ticks]}
     heat = go.Heatmap(
-        x=centres, y=centres, z=logs, customdata=counts.T.astype(int).tolist(), zmin=0,
+        x=centres, y=centres, z=logs, text=numbers, zmin=0,
         colorscale="cividis", colorbar=colour_bar("Weights (log scale)") | decades,
         hovertemplate=hover,
     )  # fmt: skip
