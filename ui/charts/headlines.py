@@ -70,6 +70,19 @@ def of_cells(frame: pd.DataFrame, label: str) -> str:
     return f"{label} is largest in block {row.iloc[1]}, {module}: {value}"
 
 
+def of_depth(quantity: str, blocks: Sequence[tuple[str, float]]) -> str:
+    """Of one figure by block, (block, value): where it is largest and smallest."""
+    if len(blocks) < 2:
+        return ""
+    low, high = (pick(blocks, key=lambda pair: pair[1]) for pick in (min, max))
+    if high[1] - low[1] <= STEADY * abs(high[1]):
+        return f"{quantity} is the same in all blocks"
+    return (
+        f"{quantity} is largest in block {high[0]}, {number(high[1], 3)}, and smallest in block "
+        f"{low[0]}, {number(low[1], 3)}"
+    )
+
+
 def of_zeros(stages: Sequence[tuple[str, float]]) -> str:
     """Of stages, (label, share of exact zeros): how many weights are zero in the end."""
     if not stages:

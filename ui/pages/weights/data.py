@@ -170,6 +170,12 @@ class TensorView:
         _, module = self.weights.places[self.selection.tensor]
         return tensors.module_snapshots(self.weights.job.id, module, stages)
 
+    def profile_in_blocks(self, name: str, stage: str = "") -> dict[int, TensorProfile]:
+        """Block -> a profile of the chosen tensor's module, at one stage or wherever it is."""
+        _, module = self.weights.places[self.selection.tensor]
+        stored = tensors.module_profiles(self.weights.job.id, module, name)
+        return {p.block: p for p in stored if stage in ("", p.stage)}
+
     def on_page(self, stages: Sequence[str], names: Sequence[str]) -> list[TensorSnapshot]:
         """The tensors of one page of small multiples."""
         block, module = self.weights.places[self.selection.tensor]

@@ -41,7 +41,8 @@ PERPLEXITY = Panel(
 NO_RUN = "No run has stored weight statistics yet. Inspect a model above, or start a run."
 NO_PERPLEXITY = "Perplexity appears here as the stages are measured."
 LAYER_CONTROLS = {  # control -> the views of all layers that have it
-    "stage": ("map", "depth", "shapes"),
+    "stage": ("map", "depth", "ridges", "shapes", "inputs"),
+    "flow": ("inputs",),
     "stat": ("map",),
     "against": ("map",),
     "group": ("shapes",),

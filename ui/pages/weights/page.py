@@ -29,6 +29,7 @@ from ui.pages.weights.handlers import (
 )
 from ui.pages.weights.selection import (
     CELLS,
+    FLOWS,
     LAYER_VIEWS,
     ORDERS,
     SCALES,
@@ -106,6 +107,7 @@ def _controls() -> dict[str, Component]:
         "stage": dropdown("Stage", "weights-stage", scale=3, min_width=160),
         "stat": dropdown("Colour", "weights-stat", scale=3, min_width=160),
         "against": dropdown("Difference to", "weights-against", scale=2, min_width=120),
+        "flow": segmented(FLOWS, "Figure", "weights-flow", visible=False, **SMALL),
         "group": dropdown("Panels", "weights-group", scale=2, min_width=120, visible=False),
         "start": dropdown("Blocks", "weights-start", scale=2, min_width=120, visible=False),
         "view": segmented(TENSOR_VIEWS, "View of one tensor", "weights-view", min_width=150),

@@ -15,7 +15,9 @@ from ui.theme import stage_styles
 from ui.widgets.explorer import Selection, known_or_first, neighbour
 
 FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first there is
-LAYER_VIEWS = {"map": "Map", "depth": "Depth", "shapes": "Shapes"}
+LAYER_VIEWS = {
+    "map": "Map", "depth": "Depth", "ridges": "Ridges", "shapes": "Shapes", "inputs": "Inputs",
+}  # fmt: skip
 TENSOR_VIEWS = {
     "overlay": "Overlay", "mirror": "Mirror", "magnitude": "Magnitude", "cumulative": "CDF",
     "difference": "Difference", "channels": "Channels", "matrix": "Matrix",
@@ -26,12 +28,13 @@ GROUPS = {"module": "All blocks", "block": "All modules"}
 SIDES = {"row": "Output channels", "column": "Input channels"}
 MEASURES = {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}
 SPOT = re.compile(r"\d{1,6},\d{1,6}")
+FLOWS = {"inputs": "Inputs", "weights": "Weights", "product": "Product"}
 CELLS = {"mean": "Mean", "max": "Largest", "zeros": "Zeros", "change": "Change"}
 SCALES = {"linear": "Linear", "log": "Log"}
 ORDERS = {"size": "By size", "index": "By number"}
 FIXED = {  # controls that offer the same of every run
     "layers": LAYER_VIEWS, "group": GROUPS, "view": TENSOR_VIEWS, "y": SCALES, "side": SIDES,
-    "measure": MEASURES, "order": ORDERS, "cells": CELLS,
+    "measure": MEASURES, "order": ORDERS, "cells": CELLS, "flow": FLOWS,
 }  # fmt: skip
 
 
@@ -48,7 +51,7 @@ class WeightsSelection(Selection):
     Attributes:
         run, vs: the run, and the one it is compared with.
         tensor: full name.
-        layers, stage, stat, against, group, start: of the view of all layers.
+        layers, stage, stat, against, flow, group, start: of the view of all layers.
         view, show, y, side, measure, order, cells: of the view of one tensor.
         spot: "output,input" around which single weights are shown; empty: the whole matrix.
     """
@@ -68,6 +71,7 @@ class WeightsSelection(Selection):
     measure: str = ""
     order: str = ""
     cells: str = ""
+    flow: str = ""
     spot: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> WeightsSelection:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from backend.methods.sds.config import STAGE_LABELS
 from backend.models.loading import load
 from backend.settings import Settings
-from backend.statistics.names import MAGNITUDES
+from backend.statistics.names import INPUT_ENERGY, MAGNITUDES
 from backend.store import frames, queries, tensors
 from backend.store.migrate import upgrade
 from backend.store.session import writing
@@ -30,6 +30,7 @@ from tests.ui.lab import GUEST, HOST, asked
 from ui.pages.weights import data, inspect_model
 from ui.pages.weights import handlers as page
 from ui.pages.weights.data import TensorView
+from ui.pages.weights.layer_charts import NO_INPUTS, layers_chart
 from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS, WeightsSelection, main_stages
 from ui.pages.weights.tensor.charts import (
     NO_BASE,
@@ -49,7 +50,7 @@ PICKED = {
     "run": "sds-0001", "vs": "sds-0002", "tensor": TENSOR, "layers": "depth", "stage": "first",
     "stat": "std", "against": "dense", "group": "block", "start": "0", "view": "mirror",
     "show": "dense,first", "y": "log", "side": "column", "measure": "max", "order": "index",
-    "cells": "max",
+    "cells": "max", "flow": "product",
 }  # fmt: skip
 
 
@@ -219,6 +220,37 @@ def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> No
     ]
     dashes = {trace.line.dash for trace in lines}
     assert len(dashes) == 2 or view == "difference"
+
+
+def test_ridges_stand_on_their_blocks_and_can_be_picked(seeded: Settings) -> None:
+    chart = layers_chart(view(layers="ridges", stage="dense"))
+    assert isinstance(chart.figure, go.Figure)
+    ridges = [trace for trace in chart.figure.data if trace.fill]
+    assert [min(trace.y) for trace in ridges] == pytest.approx([0, -1, -2], abs=0.2)
+    assert [trace.customdata[0] for trace in ridges] == [
+        TENSOR.replace(".2.", f".{n}.") for n in range(3)
+    ]
+    assert ridges[2].line.width > ridges[0].line.width
+    assert chart.headline.startswith("Spread of up_proj")
+
+
+@pytest.mark.parametrize("flow", ["inputs", "weights", "product"])
+def test_inputs_of_layers_are_shown_beside_their_weights(seeded: Settings, flow: str) -> None:
+    chart = layers_chart(view(layers="inputs", flow=flow, stage="dense"))
+    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
+    assert chart.frame.shape == (3, 65)
+    if flow == "inputs":
+        found = chart.frame["Channel 7"].tolist()
+        assert found == pytest.approx([20 * (1 + n) ** 0.5 for n in range(3)], rel=1e-3)
+    if flow != "weights":
+        assert chart.headline.startswith("Channel 7 stands out in block")
+
+
+def test_runs_that_recorded_no_inputs_say_so(seeded: Settings) -> None:
+    with writing() as session:
+        for row in session.query(ProfileRow).filter_by(name=INPUT_ENERGY):
+            session.delete(row)
+    assert layers_chart(view(layers="inputs")).figure == NO_INPUTS
 
 
 def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings) -> None:
