@@ -41,10 +41,10 @@ PERPLEXITY = Panel(
 NO_RUN = "No run has stored weight statistics yet. Inspect a model above, or start a run."
 NO_PERPLEXITY = "Perplexity appears here as the stages are measured."
 LAYER_CONTROLS = {  # control -> the views of all layers that have it
-    "stage": ("map", "depth", "ridges", "shapes", "inputs"),
+    "stage": ("map", "depth", "ridges", "shapes", "inputs", "tree"),
     "flow": ("inputs",),
-    "stat": ("map",),
-    "against": ("map",),
+    "stat": ("map", "tree"),
+    "against": ("map", "tree"),
     "group": ("shapes",),
     "start": ("shapes",),
 }
@@ -104,8 +104,10 @@ def change_tensor(selection: WeightsSelection) -> Updates:
 
 
 def pick_tensor(view: TensorView) -> Updates:
-    """A tensor chosen in the chart of all layers; the map has outlined its cell itself."""
-    return updates(_tensor(view), {} if view.selection.layers == "map" else _layers(view))
+    """A tensor chosen in the chart of all layers; the map has outlined its cell itself, and the tree
+    has opened."""
+    shown = view.selection.layers in ("map", "tree")
+    return updates(_tensor(view), {} if shown else _layers(view))
 
 
 def zoom(view: TensorView) -> Updates:

@@ -12,7 +12,7 @@ from backend.statistics.names import INPUT_ENERGY, channel_profile
 from backend.statistics.tensors import QUANTILES
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_cells, of_depth
-from ui.charts.heatmap import MapBaseline, cells, layer_map
+from ui.charts.heatmap import MapBaseline, cells, layer_map, title_of
 from ui.charts.series import Series
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.activations import BlockChannels, activations_chart
@@ -20,6 +20,7 @@ from ui.pages.weights.data import TensorView
 from ui.pages.weights.depth import depth_note, in_percent, quantile_bands
 from ui.pages.weights.ridges import ridgeline, ridges_frame, ridges_note
 from ui.pages.weights.small_multiples import PANELS, Tensors, shapes_chart
+from ui.pages.weights.tree import architecture_tree
 from ui.runs.weights import DENSE
 from ui.theme import stage_style
 
@@ -48,6 +49,19 @@ def _map(view: TensorView) -> Chart:
     label = STATISTICS[statistic].label
     headline = of_cells(chart.frame, f"Change of {lower(label)}" if base else label)
     return replace(chart, question=_map_question(view, base), name=name, headline=headline)
+
+
+def _tree(view: TensorView) -> Chart:
+    """The map as a tree: the same figures, with areas for the numbers of weights."""
+    chart, base = _map(view), _baseline(view)
+    if chart.frame is None:
+        return chart
+    selection, statistic = view.selection, STATISTICS[view.selection.stat]
+    rows = cells(view.weights.table, selection.stage, selection.stat, base)
+    title = title_of(statistic, base, short=True)
+    figure = architecture_tree(rows, statistic, title, even=base is not None)
+    note = f"{chart.note} Areas are numbers of weights; embeddings and head are not shown."
+    return replace(chart, figure=figure, note=note, name=f"{chart.name}-tree")
 
 
 def _not_measured(view: TensorView, base: MapBaseline | None) -> str:
@@ -183,4 +197,5 @@ def _tensors(view: TensorView, names: list[str], stages: list[str]) -> Tensors:
 
 VIEWS: dict[str, Callable[[TensorView], Chart]] = {
     "map": _map, "depth": _depth, "ridges": _ridges, "shapes": _shapes, "inputs": _inputs,
+    "tree": _tree,
 }  # fmt: skip

@@ -17,6 +17,7 @@ from ui.widgets.explorer import Selection, known_or_first, neighbour
 FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first there is
 LAYER_VIEWS = {
     "map": "Map", "depth": "Depth", "ridges": "Ridges", "shapes": "Shapes", "inputs": "Inputs",
+    "tree": "Tree",
 }  # fmt: skip
 TENSOR_VIEWS = {
     "overlay": "Overlay", "mirror": "Mirror", "magnitude": "Magnitude", "cumulative": "CDF",

@@ -169,7 +169,7 @@ def test_each_view_of_all_layers_has_its_question_data_and_controls(
     assert re.search(r'<p class="question">[^<]+\?', seen["layers_note"])
     assert "n = " in seen["layers_note"] or "of 21 tensors" in seen["layers_note"]
     assert seen["layers_table"].count("<tr>") > 3
-    assert seen["stat"]["visible"] is (layers == "map")
+    assert seen["stat"]["visible"] is (layers in ("map", "tree"))
     assert seen["group"]["visible"] is (layers == "shapes")
 
 
@@ -232,6 +232,19 @@ def test_ridges_stand_on_their_blocks_and_can_be_picked(seeded: Settings) -> Non
     ]
     assert ridges[2].line.width > ridges[0].line.width
     assert chart.headline.startswith("Spread of up_proj")
+
+
+def test_the_tree_adds_up_and_names_its_matrices(seeded: Settings) -> None:
+    chart = layers_chart(view(layers="tree", stage="sds", stat="zero_share"))
+    assert isinstance(chart.figure, go.Figure) and chart.headline
+    tree = chart.figure.data[0]
+    nodes = dict(zip(tree.ids, tree.values, strict=True))
+    parts = ["Block 2/Attention", "Block 2/MLP"]
+    assert nodes["Block 2"] == sum(nodes[part] for part in parts)
+    leaf = [*tree.ids].index("Block 2/MLP/up_proj")
+    assert tree.customdata[leaf] == TENSOR and tree.parents[leaf] == "Block 2/MLP"
+    stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "sds")
+    assert tree.marker.colors[leaf] == pytest.approx(100 * stored.zeros / stored.n)
 
 
 @pytest.mark.parametrize("flow", ["inputs", "weights", "product"])
