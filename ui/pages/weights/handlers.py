@@ -104,8 +104,7 @@ def change_tensor(selection: WeightsSelection) -> Updates:
 
 
 def pick_tensor(view: TensorView) -> Updates:
-    """A tensor chosen in the chart of all layers; the map has outlined its cell itself, and the tree
-    has opened."""
+    """A tensor chosen in the chart of all layers; map and tree have marked it themselves."""
     shown = view.selection.layers in ("map", "tree")
     return updates(_tensor(view), {} if shown else _layers(view))
 
