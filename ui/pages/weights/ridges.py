@@ -16,6 +16,7 @@ from ui.theme import LineStyle
 
 BINS = 64
 OVERLAP = 2.5  # blocks that the highest ridge reaches over
+SHOWN = 5e-4  # share of exact zeros that is told
 KEPT = 0.999  # of the weights that are not zero lie on the axis
 
 
@@ -63,7 +64,7 @@ def ridges_frame(snapshots: Sequence[TensorSnapshot]) -> pd.DataFrame:
 def ridges_note(snapshots: Sequence[TensorSnapshot]) -> str:
     """In words: what is drawn, and what is not."""
     zeros = sum(s.zeros for s in snapshots) / sum(s.n for s in snapshots)
-    left_out = f" {100 * zeros:.1f} % exact zeros are left out." if zeros else ""
+    left_out = f" {100 * zeros:.1f} % exact zeros are left out." if zeros >= SHOWN else ""
     return f"n = {len(snapshots)} blocks, the same axis and scale, {BINS} bins.{left_out}"
 
 
