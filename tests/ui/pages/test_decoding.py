@@ -160,6 +160,15 @@ def test_without_a_benchmark_the_page_says_what_it_is_for(current: Settings) -> 
     assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
 
 
+def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
+    unknown = draw(run="speed-0009")
+    assert "There is no run speed-0009. Choose a benchmark above." in unknown["head"]
+    assert unknown["charts"]["visible"] is False and unknown["run"]["visible"] is True
+    assert [run for _, run in unknown["run"]["choices"]] == [measured]
+    store(job(7, kind="sds"))
+    assert "sds-0007 is no benchmark of decoding speed." in draw(run="sds-0007")["head"]
+
+
 def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
     upgrade()
     store(job(1, kind="speed", state="running", config=CONFIG, done=1.0, total=4.0, stage="Prompt"))

@@ -186,8 +186,17 @@ def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:
 @pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
 def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -> None:
     told = arrival(**{"from": old})
+    unknown = old in ("sds-9999", "../x")  # else the address is malformed
+    assert ("new-said" in told) == unknown
+    assert not unknown or f"There is no run {old}." in told["new-said"]["value"]
     assert "sds-field-base" not in told and "new-kind" not in told
     assert "value" not in told["sds-field-model"]
+
+
+def test_a_method_that_is_not_there_is_told(sds: Kind) -> None:
+    told = arrival(kind="spd")
+    assert "There is no kind of run called" in told["new-said"]["value"]
+    assert "new-kind" not in told and "new-said" not in arrival(kind="dlqat")
 
 
 def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:

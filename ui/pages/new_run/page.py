@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from backend.errors import SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import roles
 from jobs.kind import Kind, kinds
 from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
@@ -19,7 +19,7 @@ from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
 from ui.widgets.config_form import ConfigForm, address_values, title
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain, show_html
+from ui.widgets.notice import notice, plain, show_error, show_html
 
 NO_PRESET, MODEL = "default", "model"
 ADD = "Add to queue"
@@ -276,9 +276,12 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
     `?model=` and the like, single values; the button disabled for guests."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
-        clone = find_job(query(request, "from"))
-        chosen = clone.kind if clone else query(request, "kind")
-        updates = _forbidden(controls, roles.may_not_add(current_user(request)))
+        source, asked = query(request, "from"), query(request, "kind")
+        clone = find_job(source)
+        chosen = clone.kind if clone else asked
+        unknown = _unknown(source if clone is None else "", chosen if chosen not in forms else "")
+        updates: dict[Any, Any] = {controls.message: unknown} if unknown else {}
+        updates |= _forbidden(controls, roles.may_not_add(current_user(request)))
         for kind, this in forms.items():
             values = address_values(request, this.kind.config) if kind == chosen else {}
             config = clone.config if clone and kind == chosen else values
@@ -294,6 +297,16 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
     columns = [this.column for this in forms.values()]
     own = [controls.kind, controls.name, controls.add, controls.message]
     return on_load(arrive, None, [*own, *columns, *inputs])
+
+
+def _unknown(run: str, kind: str) -> Any:
+    """An update that says which run or kind of the address there is not; None where both are."""
+    if run:
+        return show_error(NotFoundError(f"There is no run {run}.", "", "The form is a new one."))
+    if kind:
+        what = f"There is no kind of run called {kind[:40]!r}."
+        return show_error(NotFoundError(what, "", "Choose a method."))
+    return None
 
 
 def _forbidden(controls: Controls, reason: str) -> dict[Any, Any]:

@@ -19,7 +19,7 @@ from ui.theme import stage_style
 HTML = fragments("pages/weights/page.html")
 NORMAL = 3.0  # kurtosis of a normal distribution
 HEAVY = 0.5  # of kurtosis, from where tails differ from those of a normal distribution
-WHOLE = " of the weights to exactly zero"
+LEAST_ZEROS = 0.001  # share of the weights, from where a stage is said to make zeros
 EXPLAINED: dict[str, Statistic] = {**STATISTICS, "cutoff": Statistic("Magnitude threshold", "")}
 
 
@@ -95,13 +95,11 @@ def _zeros(path: StagePath) -> str:
     if len(path.main) == 1 and (only := path.values(ZERO_SHARE)[0][1]):
         return f"{share(only)} of the weights are exactly zero."
     parts: list[str] = []
-    before = 0.0
     for label, value in path.values(ZERO_SHARE):
-        if value > before + 0.001:
-            parts.append(f"{label} sets {share(value)}{'' if parts else WHOLE}")
-        elif value < before - 0.001:
-            parts.append(f"{label} leaves {share(value)}")
-        before = value
+        if parts:
+            parts.append(f"{label} {share(value)}")
+        elif value > LEAST_ZEROS:
+            parts.append(f"{label} makes {share(value)} of the weights exactly zero")
     nothing = "No step makes weights" if len(path.main) > 1 else "No weight is"
     return f"{', '.join(parts)}." if parts else f"{nothing} exactly zero."
 
@@ -168,10 +166,10 @@ def _by_size(path: StagePath) -> str:
         return ""
     label, value = values[0]
     if value > 0.999:
-        return f"{label} pruned exactly the smallest weights of the tensor."
+        return f"The zeros of {label} are exactly the smallest weights of the dense tensor."
     return (
-        f"{share(value)} of the weights {label} pruned are among the smallest of the dense tensor; "
-        "the rest were chosen by their inputs, row or group."
+        f"{share(value)} of the zeros of {label} are among the smallest weights of the dense "
+        "tensor; the rest depend on their inputs, row or group."
     )
 
 
@@ -191,8 +189,10 @@ def _distance(path: StagePath) -> str:
 def _largest(path: StagePath) -> str:
     values = path.values("largest")
     (_, first), (label, last) = values[0], values[-1]
-    if len(values) < 2 or not first or abs(last / first - 1) < 0.005:
-        return "The largest weight is unchanged." if len(values) > 1 else ""
+    if len(values) < 2 or not first:
+        return ""
+    if last == first:
+        return f"{label}: the largest weight is that of the dense tensor."
     return f"{label}: {number(last / first, 3)} times that of the dense tensor."
 
 
