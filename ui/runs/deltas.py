@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-from jobs.metrics import Metric
+from jobs.metrics import PERPLEXITY, Metric
 from jobs.metrics import metric as metric_named
 from ui.format import duration, number, size
+from ui.runs.results import base_model
 from ui.runs.rows import RunRow
 from ui.templates import fragments
 
@@ -62,6 +63,14 @@ def conditions(row: RunRow, name: str) -> dict[str, Any]:
     if metric_named(name).calibrated and isinstance(texts, Mapping):
         details = dict(texts.get("calibration") or {}) | details
     return {key: details.get(key) for key in CONDITIONS}
+
+
+def comparable_by(row: RunRow, name: str = PERPLEXITY) -> tuple[str, ...] | None:
+    """Runs with the same answer have figures of one model that can be compared; None for a run
+    without such a figure."""
+    if row.figures.final(name) is None:
+        return None
+    return (base_model(row.job), *map(str, conditions(row, name).values()))
 
 
 def incomparable_because(one: RunRow, other: RunRow, name: str) -> str:

@@ -76,7 +76,7 @@ def build() -> None:
         parts, stages = _summary()
         page = Outputs(head=head, **parts)
     with tab["measures"]:
-        measures, charts = quality.build()
+        measures = quality.build()
     with tab["curves"]:
         lines = _curve_wall()
     with tab["log"]:
@@ -87,7 +87,7 @@ def build() -> None:
     for name, one in tab.items():
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
-    opened = Outputs(tabs=tabs, stages=stages, charts=charts)
+    opened = Outputs(tabs=tabs, stages=stages)
     on_load(opened.named(on_open), None, opened.components)
     show = page.named(draw), None, page.components
     live(*show)
@@ -130,14 +130,14 @@ def _artefacts(message: gr.HTML) -> HtmlPanel:
 
 
 def on_open(request: gr.Request) -> Updates:
-    """The tab in the address, none without a run; the charts of what is measured of a model are
+    """The tab in the address, none without a run; the chart of perplexities by stage is
     hidden where the run's stages are no models."""
     job = chosen_job(request)
     kind = kind_of(job) if job else None
-    charts = gr.update(visible=kind is None or kind.has_models)
+    stages = gr.update(visible=kind is None or kind.has_models)
     tab = query(request, "tab", "summary", TABS)
     tabs = gr.update(selected=tab, visible=job is not None)
-    return {"tabs": tabs, "stages": charts, "charts": charts}
+    return {"tabs": tabs, "stages": stages}
 
 
 def draw(request: gr.Request) -> Updates:
