@@ -307,9 +307,3 @@ def metric(name: str) -> Metric:
     return Metric(
         name, CURVES.get(name) or name.replace("_", " ").replace("/", ", ").capitalize(), ""
     )
-
-
-def relative_change(value: float, reference: float) -> str:
-    """ "10.5 % below" or "3.0 % above"."""
-    change = 100 * (value / reference - 1)
-    return f"{abs(change):.1f} % {'below' if change < 0 else 'above'}"

@@ -16,8 +16,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.statistics.tensors import TensorSnapshot
+from jobs.wording import extent
 from ui.charts.template import line_look, reference_line, tint
-from ui.format import count, extent, number, share
+from ui.format import count, number, share
 from ui.theme import LineStyle
 
 FULL = 100  # weights a bin should hold on average

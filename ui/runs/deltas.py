@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from jobs.metrics import PERPLEXITY, Metric
 from jobs.metrics import metric as metric_named
+from jobs.wording import signed as written_change
 from ui.format import duration, number, size
 from ui.runs.results import base_model
 from ui.runs.rows import RunRow
@@ -107,7 +108,7 @@ def percent(share: float | None) -> str:
     """A relative change: "+7.7 %"; nothing where there is none."""
     if share is None:
         return ""
-    return f"{'−' if share < 0 else '+'}{abs(100 * share):.1f} %"
+    return f"{written_change(100 * share, 1)} %"
 
 
 def delta_html(name: str, row: RunRow, base: RunRow | None, relative: bool = False) -> Markup:

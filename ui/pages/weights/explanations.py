@@ -19,6 +19,7 @@ from ui.theme import stage_style
 HTML = fragments("pages/weights/page.html")
 NORMAL = 3.0  # kurtosis of a normal distribution
 HEAVY = 0.5  # of kurtosis, from where tails differ from those of a normal distribution
+LEAST_CHANGE = 0.0005  # relative; what would be written as 0.0 %
 LEAST_ZEROS = 0.001  # share of the weights, from where a stage is said to make zeros
 EXPLAINED: dict[str, Statistic] = {**STATISTICS, "cutoff": Statistic("Magnitude threshold", "")}
 
@@ -144,7 +145,9 @@ def _error(path: StagePath) -> str:
     (before, first), (after, last) = values[0], values[-1]
     change = last / first - 1 if first else 0.0
     way = "less" if change < 0 else "more"
-    sentence = f"{after} ends with {share(abs(change))} {way} error than {before}."
+    amount = "as much" if abs(change) < LEAST_CHANGE else f"{share(abs(change))} {way}"
+    joint = "as" if abs(change) < LEAST_CHANGE else "than"
+    sentence = f"{after} ends with {amount} error {joint} {before}."
     control = path.by_stage.get("control")
     if control is not None and RELATIVE_ERROR in control.stats:
         sentence += f" The control ends at {share(control.stats[RELATIVE_ERROR], 2)}."
