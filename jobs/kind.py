@@ -183,6 +183,7 @@ class Kind:
         run: "module:function" of the work, imported only by a job's process.
         order: place among the kinds.
         presets: name -> field values that differ from the defaults.
+        preset_notes: name -> what the preset is for, in a few words, where its name does not say.
         stages: stage name -> label, in order.
         styles: stage name -> how it is drawn; a stage without a style gets a colour by its name.
         default_stage: the stage a page shows first; the last one where it is missing.
@@ -210,6 +211,7 @@ class Kind:
     styles: Mapping[str, StageStyle] = field(default_factory=dict)
     default_stage: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preset_notes: Mapping[str, str] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
     key_figure: Callable[[Values], KeyFigure | None] | None = None
     key_metric: str = PERPLEXITY

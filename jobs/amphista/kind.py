@@ -19,6 +19,13 @@ def headline(values: Mapping[str, Any]) -> list[str]:
     return [arm_of(values), learnt, f"{values.get('answers') or 0:,} {written}"]
 
 
+ARM_NOTES = {
+    "Medusa": "Control: independent heads, as in Medusa.",
+    "Medusa, as many parameters": "Control: independent heads, as large as Amphista.",
+    "Encoder only": "Control: the heads attend to each other; no adaptation layers.",
+    "Staged adaptation only": "Control: adaptation layers; the heads do not attend to each other.",
+    "Without the sampled token": "Control: the adaptation layers do not see the sampled token.",
+}
 KIND = Kind(
     name=NAME,
     title="Amphista drafter",
@@ -40,4 +47,5 @@ KIND = Kind(
         "thorough": {"minutes": 60, "answers": 6000},
         **{arm: fields for arm, fields in ARMS.items() if fields},
     },
+    preset_notes=ARM_NOTES,
 )

@@ -30,7 +30,7 @@ from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
 FAILED = (
-    "quantized", "Use more calibration text, or start from the rounded weights without GPTQ.",
+    "quantised", "Use more calibration text, or start from the rounded weights without GPTQ.",
 )  # fmt: skip
 ENERGY, AUDIT = "energy", "audit"
 Starts = dict[str, tuple[Tensor, QuantGrid]]

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from backend.methods.amphista.config import ARMS
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
@@ -228,3 +229,27 @@ def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
         f"{sets} Resets Training time (minutes); Sequences."
     )
     assert told("default", "default")["preset-amphista"]["info"] == ""
+
+
+def test_what_was_said_goes_with_the_next_change_but_not_why_guests_add_nothing(sds: Kind) -> None:
+    with gr.Blocks() as page:
+        launch.build()
+    clear = next(f for f in page.fns.values() if getattr(f.fn, "__name__", "") == "clear")
+    triggers = {page.blocks[target].elem_id for target, event in clear.targets if event == "input"}
+    assert {
+        "new-kind",
+        "new-name",
+        "preset-sds",
+        "sds-field-pattern",
+        "dlqat-field-bits",
+    } <= triggers
+    assert clear.fn(asked())["visible"] is False
+    assert "Guests have read-only access" in clear.fn(asked("10.0.0.7"))["value"]
+
+
+def test_control_arms_are_explained_on_their_cards() -> None:
+    drafter = kinds()["amphista"]
+    cards = {name: card for card, name in launch.preset_cards(drafter, {"Medusa": "about 1 min"})}
+    assert cards["Medusa"] == "Medusa\nControl: independent heads, as in Medusa.\nabout 1 min"
+    assert cards["thorough"] == "thorough"
+    assert drafter.preset_notes.keys() == {arm for arm, fields in ARMS.items() if fields}

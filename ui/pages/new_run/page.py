@@ -18,6 +18,7 @@ from ui.pages.new_run.sweep_form import SweepForm
 from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
 from ui.widgets.config_form import ConfigForm, address_values, title
+from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
 
@@ -81,6 +82,7 @@ def build() -> None:
             controls = _controls(kind)
     for form in forms.values():
         _wire_form(form, controls)
+    _wire_message(forms, controls)
     arrival = _wire_arrival(forms, controls)
     _wire_chosen(forms, controls, arrival)
     url_sync(_wire_kind(forms, kind), kind=kind)
@@ -106,7 +108,7 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
     with gr.Column(visible=visible, elem_id=f"form-{kind.name}") as column:
         plain(HTML.hint(kind.summary))
         preset = gr.Radio(
-            list(preset_names(kind)), value=NO_PRESET, label="Preset", visible=bool(kind.presets),
+            preset_cards(kind, {}), value=NO_PRESET, label="Preset", visible=bool(kind.presets),
             elem_id=f"preset-{kind.name}", elem_classes="preset-cards",
         )  # fmt: skip
         form = ConfigForm(kind.config, CHOICES, prefix, kind.main_fields)
@@ -144,6 +146,19 @@ def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
 
 
 # presets, preview, queueing -----------------------------------------------------------------------
+
+
+def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
+    """What was said last goes when a person changes something; why nothing can be added stays."""
+
+    def clear(request: gr.Request) -> Any:
+        return _forbidden(controls, roles.may_not_add(current_user(request))).get(
+            controls.message, show_html()
+        )
+
+    every = [c for form in forms.values() for c in (*form.inputs, form.preset)]
+    changed = [c.input for c in (controls.kind, controls.name, *every)]
+    gr.on(changed, clear, None, controls.message, **LATEST)
 
 
 def _wire_form(this: KindForm, controls: Controls) -> None:
@@ -226,16 +241,22 @@ def preset_names(kind: Kind) -> tuple[str, ...]:
     return names if NO_PRESET in names else (NO_PRESET, *names)
 
 
+def preset_cards(kind: Kind, prices: Mapping[str, str]) -> Choices:
+    """The presets as cards: name, what it is for, and its price; a line each."""
+    return [
+        ("\n".join(filter(None, (name, kind.preset_notes.get(name), prices.get(name)))), name)
+        for name in preset_names(kind)
+    ]
+
+
 def _priced(this: KindForm, values: Mapping[str, Any]) -> dict[Any, Any]:
-    """Every preset with what it would cost on the model that is chosen."""
-    if not this.kind.presets:
+    """Every preset with what it is for, and what it would cost on the model that is chosen."""
+    kind = this.kind
+    if not kind.presets:
         return {}
     model = {MODEL: values[MODEL]} if MODEL in values else {}
-    cards = [
-        (f"{name}\n{price(this.kind, {**model, **this.kind.presets.get(name, {})})}".strip(), name)
-        for name in preset_names(this.kind)
-    ]
-    return {this.preset: gr.update(choices=cards)}
+    prices = {n: price(kind, {**model, **kind.presets.get(n, {})}) for n in preset_names(kind)}
+    return {this.preset: gr.update(choices=preset_cards(kind, prices))}
 
 
 def _enqueue(this: KindForm, controls: Controls) -> Callable[..., dict[Any, Any]]:
