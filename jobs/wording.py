@@ -21,12 +21,9 @@ def signed(value: float, places: int) -> str:
 
 def apart(values: Sequence[float], places: int = 1, most: int = 4) -> list[str]:
     """Figures that stand in one sentence, all with the fewest decimals, from `places` to `most`,
-    that tell the different ones apart."""
-    for decimals in range(places, most + 1):
-        texts = [fixed(value, decimals) for value in values]
-        if len({*texts}) == len({*values}):
-            break
-    return texts
+    that tell as many of them apart as can be."""
+    written = [[fixed(value, n) for value in values] for n in range(places, most + 1)]
+    return next(texts for texts in written if len({*texts}) == len({*written[-1]}))
 
 
 def extent(values: Iterable[float], write: Callable[[float], str], joint: str = " to ") -> str:

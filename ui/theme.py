@@ -201,11 +201,13 @@ _PLAIN = {
 }
 
 
+def variables_of(palette: Palette) -> str:
+    """A palette as the variables of a style sheet."""
+    return "".join(f"--{name}:{colour};" for name, colour in palette._asdict().items())
+
+
 def css() -> str:
     """All style sheets, with the palettes as variables."""
-    variables = "".join(
-        f"{selector}{{{''.join(f'--{k}:{v};' for k, v in palette._asdict().items())}}}\n"
-        for selector, palette in ((":root", LIGHT), (":root .dark, .dark", DARK))
-    )
+    variables = f":root{{{variables_of(LIGHT)}}}\n:root .dark, .dark{{{variables_of(DARK)}}}\n"
     sheets = sorted(STYLES.glob("*.css"))
     return variables + "".join(sheet.read_text(encoding="utf-8") for sheet in sheets)

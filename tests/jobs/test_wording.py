@@ -28,7 +28,8 @@ def test_figures_of_a_sentence_get_the_decimals_that_tell_them_apart() -> None:
     assert apart([21.13, 43.72, 29.41]) == ["21.1", "43.7", "29.4"]
     assert apart([1.496, 1.646, 1.592, 1.587]) == ["1.496", "1.646", "1.592", "1.587"]
     assert apart([2.0, 2.0]) == ["2.0", "2.0"]
-    assert apart([1.0, 1.0 + 1e-9]) == ["1.0000", "1.0000"]
+    assert apart([1.0, 1.0 + 1e-9]) == ["1.0", "1.0"]
+    assert apart([1.4963, 1.5143, 1.50931, 1.50932]) == ["1.496", "1.514", "1.509", "1.509"]
     assert extent([1.26, 1.261], "{:.2f}".format) == "1.26"
 
 

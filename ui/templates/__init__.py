@@ -24,6 +24,7 @@ from markupsafe import Markup
 
 from backend.queue.roles import ASK
 from ui import format as formats
+from ui.theme import DARK, LIGHT, variables_of
 
 UI = Path(__file__).parents[1]
 
@@ -74,6 +75,7 @@ def environment() -> Environment:
     )
     made.filters |= formats.FILTERS
     made.globals |= {"href": formats.href, "NONE": formats.NONE, "ASK": ASK}
+    made.globals |= {"LIGHT": variables_of(LIGHT), "DARK": variables_of(DARK)}
     return made
 
 
