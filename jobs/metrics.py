@@ -154,12 +154,12 @@ _DESCRIBED = (
     ),
     Metric(
         TOKENS_PER_SECOND,
-        "Speed",
-        "Generated tokens for each second of wall-clock time, on the machine the run names.",
+        "Decoding speed",
+        "Generated tokens for each second of wall-clock time, on the machine the run names; can be "
+        "compared only there, with the same threads and precision.",
         "higher",
         unit="tokens/s",
         timed=True,
-        headline=True,
         aliases=("speed",),
     ),
     Metric(
