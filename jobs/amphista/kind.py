@@ -8,7 +8,10 @@ from typing import Any
 from backend.methods.amphista.config import ARMS, SHAPE, arm_of
 from jobs.amphista.config import DRAFTER, NAME, AmphistaJob
 from jobs.amphista.estimate import requirements
-from jobs.kind import Kind
+from jobs.kind import Kind, Values
+from jobs.wording import fixed
+
+MIN_GAIN = 0.05  # of speed; a smaller one would not be measurable
 
 
 def headline(values: Mapping[str, Any]) -> list[str]:
@@ -17,6 +20,18 @@ def headline(values: Mapping[str, Any]) -> list[str]:
     learnt = f"{minutes:g} min" if minutes else f"{steps:,} steps"
     written = "texts" if values.get("data") == "text" else "answers"
     return [arm_of(values), learnt, f"{values.get('answers') or 0:,} {written}"]
+
+
+def forecast(values: Values) -> str:
+    """Whether drafting will pay on the machine that trained the drafter."""
+    gain, cost = (values.get((DRAFTER, name)) for name in ("predicted_speed_up", "draft_cost"))
+    if gain is None or cost is None:
+        return ""
+    pays = "does not pay" if gain < 1 + MIN_GAIN else "pays"
+    return (
+        f"Forecast, not measured: drafting {pays} on this machine, {fixed(gain, 2)} × the speed of "
+        f"plain decoding. To draft once takes as long as {fixed(cost, 2)} passes of the base model."
+    )
 
 
 ARM_NOTES = {
@@ -48,4 +63,5 @@ KIND = Kind(
         **{arm: fields for arm, fields in ARMS.items() if fields},
     },
     preset_notes=ARM_NOTES,
+    forecast=forecast,
 )

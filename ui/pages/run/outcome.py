@@ -63,10 +63,13 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 
 def _verdict(job: Job, results: RunResults) -> str:
-    """Whether the method helped on this model."""
+    """Whether the method helped on this model, or what the figures promise."""
     kind = kind_of(job)
-    values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
-    return kind.verdict(values) if kind and results.kept else ""
+    if kind is None:
+        return ""
+    values = {key: row.value for key, row in results.rows.items()}
+    perplexity = {stage: value for (stage, name), value in values.items() if name == PERPLEXITY}
+    return kind.verdict(perplexity) if results.kept else kind.forecast(values)
 
 
 def _decision(results: RunResults) -> str:
