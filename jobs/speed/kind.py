@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.kind import KeyFigure, Kind, Values
+from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.speed.config import NAME, SpeedJob
 from jobs.speed.estimate import requirements
@@ -42,6 +42,7 @@ KIND = Kind(
     main_fields=("drafters", "lookup"),
     has_models=False,
     stages=LABELS,
+    styles={VANILLA: StageStyle("grey")},
     key_figure=key_figure,
     key_metric=SPEED_UP,
     presets={

@@ -56,7 +56,7 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
 
 @pytest.mark.parametrize(("gain", "said"), [(1.6, "pays on"), (1.02, "does not pay on")])
 def test_a_forecast_is_told_as_one(gain: float, said: str) -> None:
-    row = job(2, kind="amphista", config={"model": "toy"})
+    row = job(2, kind="amphista", config={"model": "toy"}, kept_stage=None)
     assert "Forecast" not in outcome(row, RunResults(kind_of(row), DRAFTER, row), 0)
     more = [result(2, "drafter", n, v) for n, v in
             (("predicted_speed_up", gain), ("draft_cost", 2.65))]  # fmt: skip
