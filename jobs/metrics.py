@@ -13,6 +13,7 @@ PERPLEXITY, HELDOUT_LOSS, RELATIVE_ERROR = "perplexity", "heldout_loss", "relati
 ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
 TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
 ACCEPTED_LENGTH = "accepted_length"
+MEMORY, PROCESSOR = "memory_mb", "processor_percent"  # curves over seconds, not steps
 
 Better = Literal["lower", "higher", ""]
 Form = Literal["number", "share", "bytes", "seconds", "count"]
@@ -291,6 +292,7 @@ CURVES = {  # what is recorded while a run works, and is no figure in the end
     "changed": "Share of codes changed", "m": "Group magnitude m", "rate": "Learning rate",
     "heldout": "Held-out loss", "cost": "Cost of verifying n tokens", "tree": "Draft tree",
     "owl": "Outliers and sparsity by block",
+    MEMORY: "Memory of the process in MB", PROCESSOR: "Use of the processor in % of one core",
 }  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}
 

@@ -16,7 +16,7 @@ from backend.store import frames, queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
-from jobs.metrics import PERPLEXITY
+from jobs.metrics import MEMORY, PERPLEXITY, PROCESSOR
 from jobs.operations import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_curves
@@ -55,7 +55,7 @@ STAGES = Panel(
     "stages", "Perplexity by stage",
     "How much perplexity does each stage cost, and how much does it recover?", 280,
 )  # fmt: skip
-CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 9))  # the most there are
+CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 11))  # the most there are
 NO_CURVES = "This run has recorded no curves."
 # of a run that has ended, and of one that is active
 NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
@@ -198,14 +198,15 @@ def history(job: Job) -> Markup:
 
 
 def draw_curves(request: gr.Request) -> Updates:
-    """Every family of curves as a chart, the loss first."""
+    """Every family of curves as a chart, the loss first, what the process took last."""
     job = chosen_job(request)
     points = display_units(frames.shown_curves(job.run)) if job else None
     if job is None or points is None or points.empty:
         hidden = {panel.name: gr.update(visible=False) for panel in CURVES}
         return {"waiting": show_html(empty(NO_CURVES)), **hidden}
     family = points["name"].str.split("/").str[0]
-    names = sorted(family.unique(), key=lambda name: ("loss" not in name, name))
+    last = (MEMORY, PROCESSOR)
+    names = sorted(family.unique(), key=lambda name: (name in last, "loss" not in name, name))
     shown = [
         {panel.name: gr.update(visible=True)}
         | panel.show(curve_chart(job, points[family == name], name), f"{job.run}-{name}")
@@ -229,7 +230,7 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     question = f"How does {lower(titles.label)} develop?"
     kind = kind_of(job)
     main = stages.get(kind.default_stage, "") if kind else ""
-    headline = of_curves(frame, titles.label, main)
+    headline = of_curves(frame, titles.label, main) or titles.label
     return Chart(figure, frame, note, question, headline=headline)
 
 
