@@ -6,12 +6,28 @@ database, no queue and no screen.
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 from backend.errors import CancelledError
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 
 REPLAY = "Reading what is stored"  # shown while replaying the work of an earlier attempt
+
+
+BLOCK = re.compile(r"(?:.*, b|B)lock (\d+) of (\d+)")
+
+
+def at_block(block: int, blocks: int, activity: str = "") -> str:
+    """An activity that goes through the decoder blocks: "Re-dense, block 3 of 30". `block`: from
+    0."""
+    return f"{f'{activity}, b' if activity else 'B'}lock {block + 1} of {blocks}"
+
+
+def block_reached(activity: str) -> tuple[int, int] | None:
+    """The block such an activity has reached, from 1, and how many there are; None for others."""
+    found = BLOCK.fullmatch(activity)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 class Reporter(Protocol):

@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     )
     plugins: tuple[str, ...] = Field(
         (),
-        description="Python modules with job kinds, pruners, quantizers or drafters, as JSON.",
+        description="Python modules with job kinds, pruners, quantisers or drafters, as JSON.",
     )
 
     @field_validator("host_token")

@@ -6,9 +6,10 @@
 A scratch folder with one real run on the toy model. Then, as a load test, that run is copied until
 there are 1,000, and its weight statistics until there are 315 tensors: nothing new is measured.
 
-- Cold: a server that has just started, a browser that has never been here. Warm: the page opened
-  again. Both from the start of the navigation to the first drawn chart. Beside the time stands the
-  processor time of page and server together, which other work on the machine changes little.
+- Cold: a server that has just started, a browser that has never been here. First: such a browser
+  at a server others have visited. Warm: the page opened again. All from the start of the navigation
+  to the first drawn chart. Beside the time stands the processor time of page and server together,
+  which other work on the machine changes little.
 - Click: a heatmap cell on Weights, until the histogram of that tensor is drawn.
 - Sessions: ten open pages follow one run. A refresh is an answer of the server, as the browser
   timed it; the browser draws on the same cores, which is harder than in a lab.
@@ -94,14 +95,17 @@ def drawn(page: Page, url: str, what: tuple[str, str]) -> float:
 
 
 def pages(browser: Browser, data: Path, what: tuple[str, str], rounds: int, name: str) -> Figures:
-    """Cold and warm pages, each cold one from a server just started."""
-    cold, warm = [], []
+    """Cold, first and warm pages, each cold one from a server just started."""
+    cold, first, warm = [], [], []
     for _ in range(rounds):
-        with dashboard(data) as shown, visitor(browser) as page:
-            cold.append(timed(page, shown, what))
-            warm += [timed(page, shown, what) for _ in range(3)]
+        with dashboard(data) as shown:
+            with visitor(browser) as page:
+                cold.append(timed(page, shown, what))
+                warm += [timed(page, shown, what) for _ in range(3)]
+            with visitor(browser) as page:
+                first.append(timed(page, shown, what))
     found: Figures = {}
-    for way, taken in (("cold", cold), ("warm", warm)):
+    for way, taken in (("cold", cold), ("first", first), ("warm", warm)):
         seconds, cpu = zip(*taken, strict=True)
         found |= {f"{name}_{way}_s": median(seconds), f"{name}_{way}_best_s": min(seconds)}
         found[f"{name}_{way}_cpu_s"] = median(cpu)

@@ -183,10 +183,12 @@ class Kind:
         run: "module:function" of the work, imported only by a job's process.
         order: place among the kinds.
         presets: name -> field values that differ from the defaults.
+        preset_notes: name -> what the preset is for, in a few words, where its name does not say.
         stages: stage name -> label, in order.
         styles: stage name -> how it is drawn; a stage without a style gets a colour by its name.
         default_stage: the stage a page shows first; the last one where it is missing.
         verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
+        forecast: the figures a run ended with, to a sentence on what they promise for other runs.
         key_figure: the figures a run ended with, to the one it is remembered by; None where they do
             not suffice.
         key_metric: what its stages are compared by at a glance.
@@ -210,7 +212,9 @@ class Kind:
     styles: Mapping[str, StageStyle] = field(default_factory=dict)
     default_stage: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preset_notes: Mapping[str, str] = field(default_factory=dict)
     verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
+    forecast: Callable[[Values], str] = lambda _: ""
     key_figure: Callable[[Values], KeyFigure | None] | None = None
     key_metric: str = PERPLEXITY
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None

@@ -13,6 +13,7 @@ PERPLEXITY, HELDOUT_LOSS, RELATIVE_ERROR = "perplexity", "heldout_loss", "relati
 ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
 TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
 ACCEPTED_LENGTH = "accepted_length"
+MEMORY, PROCESSOR = "memory_mb", "processor_percent"  # curves over seconds, not steps
 
 Better = Literal["lower", "higher", ""]
 Form = Literal["number", "share", "bytes", "seconds", "count"]
@@ -154,12 +155,12 @@ _DESCRIBED = (
     ),
     Metric(
         TOKENS_PER_SECOND,
-        "Speed",
-        "Generated tokens for each second of wall-clock time, on the machine the run names.",
+        "Decoding speed",
+        "Generated tokens for each second of wall-clock time, on the machine the run names; can be "
+        "compared only there, with the same threads and precision.",
         "higher",
         unit="tokens/s",
         timed=True,
-        headline=True,
         aliases=("speed",),
     ),
     Metric(
@@ -291,6 +292,7 @@ CURVES = {  # what is recorded while a run works, and is no figure in the end
     "changed": "Share of codes changed", "m": "Group magnitude m", "rate": "Learning rate",
     "heldout": "Held-out loss", "cost": "Cost of verifying n tokens", "tree": "Draft tree",
     "owl": "Outliers and sparsity by block",
+    MEMORY: "Memory of the process in MB", PROCESSOR: "Use of the processor in % of one core",
 }  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}
 
@@ -307,9 +309,3 @@ def metric(name: str) -> Metric:
     return Metric(
         name, CURVES.get(name) or name.replace("_", " ").replace("/", ", ").capitalize(), ""
     )
-
-
-def relative_change(value: float, reference: float) -> str:
-    """ "10.5 % below" or "3.0 % above"."""
-    change = 100 * (value / reference - 1)
-    return f"{abs(change):.1f} % {'below' if change < 0 else 'above'}"

@@ -47,6 +47,7 @@ def list_kinds() -> list[Record]:
             "title": kind.title,
             "summary": kind.summary,
             "presets": {name: dict(values) for name, values in kind.presets.items()},
+            "preset_notes": dict(kind.preset_notes),
             "schema": kind.config.model_json_schema(),
         }
         for kind in kinds().values()

@@ -12,13 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, SlimscopeError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.store.tables import Job
 from jobs.estimate import estimate
 from jobs.kind import Estimate, JobConfig, kind_named
 
+MODEL = "model"  # the field most others are checked against
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
@@ -44,12 +45,13 @@ def _config_error(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
     name = str(error["loc"][0]) if error["loc"] else None
     info = config.model_fields.get(name or "")
     title = (info.title if info else None) or name or "The config"
-    reason = f"{_in_words(error)}.".replace("..", ".")
+    about = (info.description if info else None) or ""
+    reason = f"{_in_words(error, about)}.".replace("..", ".")
     return ConfigError(f"{title} was not accepted.", reason, "", name)
 
 
-def _in_words(error: ErrorDetails) -> str:
-    """A validator's complaint as a person would say it."""
+def _in_words(error: ErrorDetails, about: str) -> str:
+    """A validator's complaint as a person would say it; `about`: what the field is said to take."""
     bounds = error.get("ctx", {})
     match error["type"]:
         case "int_type" | "int_parsing" | "int_from_float":
@@ -60,6 +62,24 @@ def _in_words(error: ErrorDetails) -> str:
             return f"It must be {bounds['ge']} or more"
         case "less_than_equal":
             return f"It must be {bounds['le']} or less"
+        case "greater_than":
+            return f"It must be more than {bounds['gt']}"
+        case "less_than":
+            return f"It must be less than {bounds['lt']}"
+        case "finite_number":
+            return "It must be a finite number"
+        case "bool_type" | "bool_parsing":
+            return "It must be true or false"
+        case "string_type":
+            return "It must be a text"
+        case "string_too_short":
+            return "It must not be empty"
+        case "string_too_long":
+            return f"It must have {bounds['max_length']} characters or fewer"
+        case "string_pattern_mismatch":
+            return f"Allowed: {about.split('. ')[0]}"
+        case "missing":
+            return "It is missing"
         case "literal_error":
             return f"It must be {bounds['expected']}"
         case "extra_forbidden":
@@ -68,9 +88,37 @@ def _in_words(error: ErrorDetails) -> str:
 
 
 def checked(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
-    """The config and what it will cost; refuses what cannot work."""
-    config = validated(kind, values)
-    return config, estimate(kind_named(kind), config)
+    """The config and what it will cost; refuses what cannot work.
+
+    Raises:
+        SlimscopeError: with the `others` that are found once the fields at fault have their
+            defaults.
+    """
+    try:
+        config = validated(kind, values)
+        return config, estimate(kind_named(kind), config)
+    except SlimscopeError as error:
+        error.others = _also_wrong(kind, values, error)
+        raise
+
+
+def _also_wrong(
+    kind: str, values: Mapping[str, Any], first: SlimscopeError
+) -> tuple[SlimscopeError, ...]:
+    """The others of an error, and what hides behind all of them. Nothing does behind a model: the
+    other fields would be checked against one that nobody chose."""
+    found = [first, *first.others]
+    while not {None, MODEL} & {error.field for error in found}:
+        faulty = {error.field for error in found}
+        mended = {name: value for name, value in values.items() if name not in faulty}
+        try:
+            estimate(kind_named(kind), validated(kind, mended))
+        except SlimscopeError as error:
+            if error.field not in faulty:
+                found += [error, *error.others]
+                continue
+        break
+    return tuple(error for error in found[1:] if error.field is not None)
 
 
 def submit(

@@ -34,6 +34,8 @@ def not_found(request: Request, error: Exception) -> Response:
     """A page for people, JSON for programs."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     if status == 404 and "text/html" in request.headers.get("accept", ""):
-        return HTMLResponse(render("templates/not_found.html", path=request.url.path[:200]), 404)
+        path = request.url.path
+        root = "../" * (path.count("/") - 1)  # also behind the prefix of a proxy
+        return HTMLResponse(render("templates/not_found.html", path=path[:200], root=root), 404)
     detail = error.detail if isinstance(error, HTTPException) else "Not found"
     return JSONResponse({"detail": detail}, status)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 from markupsafe import Markup, escape
+
+from jobs.wording import fixed
 
 NONE = "–"
 SPREADS = ((0.6, 0.1), (0.25, 0.15), (0.05, 0.25), (0.0, 0.4))  # of the time left, by work done
@@ -39,7 +40,7 @@ def number(value: float | None, digits: int = 4) -> str:
     if not -4 < power < 7:
         return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
     places = max(0, digits - 1 - power)
-    return f"{value:,.{places}f}".replace("-", "−")
+    return fixed(value, places)
 
 
 def count(value: int | None) -> str:
@@ -72,7 +73,7 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
 
 def share(value: float | None, places: int = 1) -> str:
     """0.5 as "50.0 %"."""
-    return NONE if value is None or math.isnan(value) else f"{100 * value:.{places}f} %"
+    return NONE if value is None or math.isnan(value) else f"{fixed(100 * value, places)} %"
 
 
 def duration(seconds: float | None) -> str:
@@ -115,13 +116,6 @@ def eta_range(seconds: float | None, share: float | None) -> str:
         return eta(seconds) if first >= last else f"{first} to {last} min"
     first_h, last_h = f"{low / 3600:.1f}", f"{high / 3600:.1f}"
     return eta(seconds) if first_h == last_h else f"{first_h} to {last_h} h"
-
-
-def extent(values: Iterable[float], write: Callable[[float], str], joint: str = " to ") -> str:
-    """The smallest and the largest value, as in "3 to 5"; once where they read the same."""
-    values = [*values]
-    low, high = write(min(values)), write(max(values))
-    return low if low == high else f"{low}{joint}{high}"
 
 
 def moment(ms: int | None) -> str:

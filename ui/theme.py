@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ MONO = (gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospac
 
 
 class Palette(NamedTuple):
-    """The greys of a mode; data has the colour."""
+    """What differs between the modes: greys, links, and the blue of data. Data has the colour, the
+    same in both modes but for blue, which is hard to see on dark paper."""
 
     ground: str  # under the cards
     paper: str
@@ -30,6 +31,7 @@ class Palette(NamedTuple):
     edge: str  # of controls: stands out from paper by 3 to 1
     accent: str  # links and focus
     button: str  # the primary one, under white words
+    blue: str  # of data
 
 
 LIGHT = Palette(
@@ -42,6 +44,7 @@ LIGHT = Palette(
     "#8A93A0",
     "#0068A3",
     "#0068A3",
+    "#0072B2",
 )
 DARK = Palette(
     "#0A0C10",
@@ -53,14 +56,16 @@ DARK = Palette(
     "#66707E",
     "#6CB8EE",
     "#0068A3",
+    "#3D97D9",
 )
 
 
 # Okabe and Ito's colours, which people tell apart whatever colours they see
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
-BLUE, VERMILLION, PINK = "#0072B2", "#D55E00", "#CC79A7"
+BLUE, VERMILLION, PINK = LIGHT.blue, "#D55E00", "#CC79A7"
 OKABE_ITO = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PINK)
 PURPLE, BROWN = "#9467BD", "#A6761D"
+PAINT = (*OKABE_ITO, PURPLE, BROWN)
 
 
 class LineStyle(NamedTuple):
@@ -86,6 +91,21 @@ def stage_style(stage: str, place: int | None = None) -> LineStyle:
     if style := stage_styles().get(stage):
         return LineStyle(PALETTE[style.colour], style.dash)
     return LineStyle(OKABE_ITO[(sum(stage.encode()) if place is None else place) % len(OKABE_ITO)])
+
+
+def name_colours(names: Iterable[str]) -> dict[str, str]:
+    """Name -> colour, of stages that their kind gives none, such as decoders: by the order of the
+    names, so that no figure changes them and every page shows the same."""
+    every = [*names]
+    free = sorted({name for name in every if name not in stage_styles()})
+    paint = {name: PAINT[place % len(PAINT)] for place, name in enumerate(free)}
+    return {name: paint.get(name) or stage_style(name).colour for name in every}
+
+
+def ink(colour: str) -> str:
+    """A colour in HTML: one that differs between the modes as the variable of the style sheet."""
+    variables = {value: name for name, value in LIGHT._asdict().items()}
+    return f"var(--{variables[colour]})" if colour in variables else colour
 
 
 @lru_cache
@@ -201,11 +221,13 @@ _PLAIN = {
 }
 
 
+def variables_of(palette: Palette) -> str:
+    """A palette as the variables of a style sheet."""
+    return "".join(f"--{name}:{colour};" for name, colour in palette._asdict().items())
+
+
 def css() -> str:
     """All style sheets, with the palettes as variables."""
-    variables = "".join(
-        f"{selector}{{{''.join(f'--{k}:{v};' for k, v in palette._asdict().items())}}}\n"
-        for selector, palette in ((":root", LIGHT), (":root .dark, .dark", DARK))
-    )
+    variables = f":root{{{variables_of(LIGHT)}}}\n:root .dark, .dark{{{variables_of(DARK)}}}\n"
     sheets = sorted(STYLES.glob("*.css"))
     return variables + "".join(sheet.read_text(encoding="utf-8") for sheet in sheets)

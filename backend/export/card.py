@@ -24,7 +24,7 @@ def loading(layout: Layout) -> str:
     if layout.format == "dense":
         return (
             f"{STOCK.format('')}\n\nThe weights are stored in the dtype of the base model, at "
-            "values of the quantization grid: every program can load them, without gains in "
+            "values of the quantisation grid: every program can load them, without gains in "
             "size or speed."
         )
     if layout.format != "compressed-tensors":

@@ -8,7 +8,10 @@ from typing import Any
 from backend.methods.amphista.config import ARMS, SHAPE, arm_of
 from jobs.amphista.config import DRAFTER, NAME, AmphistaJob
 from jobs.amphista.estimate import requirements
-from jobs.kind import Kind
+from jobs.kind import Kind, Values
+from jobs.wording import fixed
+
+MIN_GAIN = 0.05  # of speed; a smaller one would not be measurable
 
 
 def headline(values: Mapping[str, Any]) -> list[str]:
@@ -19,6 +22,25 @@ def headline(values: Mapping[str, Any]) -> list[str]:
     return [arm_of(values), learnt, f"{values.get('answers') or 0:,} {written}"]
 
 
+def forecast(values: Values) -> str:
+    """Whether drafting will pay on the machine that trained the drafter."""
+    gain, cost = (values.get((DRAFTER, name)) for name in ("predicted_speed_up", "draft_cost"))
+    if gain is None or cost is None:
+        return ""
+    pays = "does not pay" if gain < 1 + MIN_GAIN else "pays"
+    return (
+        f"Forecast, not measured: drafting {pays} on this machine, {fixed(gain, 2)} × the speed of "
+        f"plain decoding. To draft once takes as long as {fixed(cost, 2)} passes of the base model."
+    )
+
+
+ARM_NOTES = {
+    "Medusa": "Control: independent heads, as in Medusa.",
+    "Medusa, as many parameters": "Control: independent heads, as large as Amphista.",
+    "Encoder only": "Control: the heads attend to each other; no adaptation layers.",
+    "Staged adaptation only": "Control: adaptation layers; the heads do not attend to each other.",
+    "Without the sampled token": "Control: the adaptation layers do not see the sampled token.",
+}
 KIND = Kind(
     name=NAME,
     title="Amphista drafter",
@@ -40,4 +62,6 @@ KIND = Kind(
         "thorough": {"minutes": 60, "answers": 6000},
         **{arm: fields for arm, fields in ARMS.items() if fields},
     },
+    preset_notes=ARM_NOTES,
+    forecast=forecast,
 )

@@ -126,5 +126,6 @@ def _watch(run: str, side: int, name: str, quiet: bool) -> None:
             break
         SUPERVISOR.wake()
         time.sleep(WATCH_S)
-    if not quiet and written.speed and written.accepted:
-        print(f"\n[{written.speed:.1f} tokens/s, {written.accepted:.2f} tokens a pass]\n")
+    if not quiet and written.accepted:
+        speed = f"{written.speed:.1f} tokens/s, " if written.speed else ""
+        print(f"\n[{speed}{written.accepted:.2f} tokens a pass]\n")

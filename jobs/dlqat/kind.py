@@ -8,7 +8,8 @@ from backend.methods.dlqat.config import POST_TRAINING, STAGE_LABELS, DLQATStage
 from jobs.dlqat.config import NAME, DLQATJob
 from jobs.dlqat.estimate import requirements
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
-from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, relative_change
+from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
+from jobs.wording import apart, fixed, relative_change
 
 TRAINED = (DLQATStage.DLQAT, DLQATStage.DLQAT_KD)
 
@@ -27,10 +28,11 @@ def verdict(perplexity: Mapping[str, float]) -> str:
         text += f" and {relative_change(value, other)} {STAGE_LABELS[DLQATStage.LORA_GPTQ]}"
     text += "."
     if DLQATStage.LORA in perplexity and trained == DLQATStage.DLQAT:
+        plain = perplexity[DLQATStage.LORA]
+        cost = f"{fixed(100 * (value / plain - 1), 1)} %" if value > plain else "nothing"
         text += (
-            f" The same training without quantisation ends at {perplexity[DLQATStage.LORA]:.2f}: "
-            f"quantisation costs {100 * (value / perplexity[DLQATStage.LORA] - 1):.1f} % on top "
-            "of it."
+            f" The same training without quantisation ends at {fixed(plain, 2)}: "
+            f"quantisation costs {cost} on top of it."
         )
     if value < perplexity.get(DLQATStage.DENSE, 0.0):
         text += " It ends below the dense model because it was trained on such text."
@@ -46,12 +48,13 @@ def key_figure(values: Values) -> KeyFigure | None:
     if trained is None or dense is None or (trained, PERPLEXITY) not in values:
         return None
     rivals = [s for s in reversed(POST_TRAINING) if (s, PERPLEXITY) in values]
-    rounded = [f"{values[s, PERPLEXITY]:.1f} with {STAGE_LABELS[s]}" for s in rivals[:1]]
-    ended = f"{values[trained, PERPLEXITY]:.1f} with {STAGE_LABELS[trained]}"
+    stages = [*rivals[:1], trained]
+    figures = apart([dense, *(values[s, PERPLEXITY] for s in stages)])
+    named = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
     return KeyFigure(
-        f"{values[trained, BITS_PER_WEIGHT]:.2f} bits",
+        f"{fixed(values[trained, BITS_PER_WEIGHT], 2)} bits",
         "a weight instead of 16",
-        f"Perplexity {', '.join([f'{dense:.1f} dense', *rounded, ended])}.",
+        f"Perplexity {', '.join(map(' '.join, zip(figures, named, strict=True)))}.",
     )
 
 

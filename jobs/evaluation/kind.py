@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from jobs.evaluation.config import DENSE, LABELS, MODEL, NAME, EvaluationJob
 from jobs.evaluation.estimate import requirements
 from jobs.kind import Kind
-from jobs.metrics import relative_change
+from jobs.wording import relative_change
 
 
 def verdict(perplexity: Mapping[str, float]) -> str:

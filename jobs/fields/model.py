@@ -6,10 +6,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, field_validator
 
+from backend.models.sources import smollm2
+from backend.models.sources.spec import TOY
 from backend.settings import settings
 from jobs.fields.types import ModelSpec
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL = smollm2.NAME
+OURS = (TOY, smollm2.NAME)
 
 
 class ModelConfig(BaseModel):
@@ -25,9 +28,11 @@ class ModelConfig(BaseModel):
 
 
 def absolute(spec: str) -> str:
-    """`spec` without blanks around it; a path made absolute, from the current folder or else from
-    the data folder."""
+    """`spec` without blanks around it; a model of ours in lower case; a path absolute, from the
+    current folder or else from the data folder."""
     spec = spec.strip()
+    if spec.lower() in OURS:
+        return spec.lower()
     if not spec.startswith((".", "~")) and (not spec.endswith(".gguf") or spec.startswith("/")):
         return spec
     path = Path(spec).expanduser()

@@ -95,6 +95,8 @@ class SideAnswer:
                 say("Measuring the drafter", 0.0)
             with model.proposer(side.drafter, config.nodes) as proposer:
                 context.log(f"{side.name}: {model.target.decoder}, {_tree(proposer)}.")
+                if side.drafter and proposer.nodes == 1:
+                    writer.add(unused=True)
                 if config.lookup:
                     proposer = PromptLookupFirst(proposer, model.lookup_length())
                 for row in self.passes(model, proposer):
@@ -159,7 +161,8 @@ def record(side: GenerationSide, number: int, context: AnswerContext) -> None:
     if not written.complete:
         return
     about: dict[str, Any] = {"side": side.name, "end": written.end, "tokens": len(written.tokens)}
-    if written.speed and written.accepted:
+    if written.speed:
         context.result(stage, "tokens_per_second", written.speed, n=1, **about)
+    if written.accepted:
         context.result(stage, "accepted_length", written.accepted, n=len(written.passes) - 1)
     context.log(f"{side.name}: {len(written.tokens)} tokens, {ENDS[written.end]}.")

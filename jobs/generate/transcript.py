@@ -5,12 +5,14 @@ at the end. The job appends; whoever watches reads whole lines. A side without i
 written anew by the next attempt.
 
     {"waits": "Loading SmolLM2 135M", "about": 4.1, "at": 1764225000000}
+    {"unused": true}
     {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
     {"end": "limit", "rest": ""}
 
 What a side waits for is said with the seconds it takes (0: unknown) and the time it was said, UTC
-milliseconds. The number beside a token is the head that guessed it, 0 the base, -1: looked up. An
-end is a key of `ENDS`; `rest` was held back until it was certain.
+milliseconds. A drafter is unused where no draft tree pays on the machine. The number beside a token
+is the head that guessed it, 0 the base, -1: looked up. An end is a key of `ENDS`; `rest` was held
+back until it was certain.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from typing import Any, TextIO
 from backend.queue.folders import run_folder
 
 MAX_SIDES = 4
+LEAST_TIMED = (
+    32  # tokens behind the first pass; the speed of fewer is that of the first milliseconds
+)
 ENDS = {
     "limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached",
     "error": "failed",
@@ -48,6 +53,7 @@ class Transcript:
         end: why it ended, a key of `ENDS`; empty while it goes on. The first pass is the prompt's.
         waits: what it waits for before there are tokens; `about`: seconds that takes; `since`: when
             it began, UTC milliseconds.
+        unused: its drafter drafts nothing, because no tree pays on this machine.
     """
 
     passes: list[TranscriptStep] = field(default_factory=list)
@@ -56,6 +62,7 @@ class Transcript:
     waits: str = ""
     about: float = 0.0
     since: int = 0
+    unused: bool = False
 
     @property
     def complete(self) -> bool:
@@ -73,10 +80,10 @@ class Transcript:
 
     @property
     def speed(self) -> float | None:
-        """Tokens per second behind the prompt's pass; None before there is one."""
+        """Tokens per second behind the prompt's pass; None with fewer than `LEAST_TIMED`."""
         after = self.passes[1:]
-        ms = sum(each.ms for each in after)
-        return 1000 * sum(len(each.tokens) for each in after) / ms if ms else None
+        tokens, ms = sum(len(each.tokens) for each in after), sum(each.ms for each in after)
+        return 1000 * tokens / ms if ms and tokens >= LEAST_TIMED else None
 
     @property
     def accepted(self) -> float | None:
@@ -101,6 +108,8 @@ def read_transcript(run: str, side: int) -> Transcript:
         elif "waits" in row:
             transcript.waits, transcript.about = row["waits"], row["about"]
             transcript.since = row["at"]
+        elif "unused" in row:
+            transcript.unused = row["unused"]
         else:
             tokens = [(text, head) for text, head in row["tokens"]]
             transcript.passes.append(TranscriptStep(tokens, row["rejected"], row["ms"]))

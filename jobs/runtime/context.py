@@ -43,6 +43,7 @@ from backend.store.tables import (
 )
 from jobs.runtime.progress import Progress
 from jobs.runtime.rows import Row, Values, profile_row, tensor_row, upsert
+from jobs.runtime.usage import UsageSampler
 
 BEAT_S = 1.0
 BATCH = 20_000  # rows in one transaction
@@ -69,6 +70,7 @@ class JobContext:
         self._stop = threading.Event()
         self._closed = threading.Event()
         self._progress = Progress(job.environment.get(ESTIMATED_SECONDS))
+        self._usage: UsageSampler | None = None
         self._thread = threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True)
 
     # the Reporter ----------------------------------------------------------------------------
@@ -209,6 +211,9 @@ class JobContext:
 
     def start(self) -> None:
         """Begins to beat."""
+        began = select(func.min(Attempt.started_at)).where(Attempt.job_id == self.job_id)
+        with reading() as session:
+            self._usage = UsageSampler(session.scalar(began) or now_ms(), self.metric)
         self._thread.start()
 
     def ask_stop(self) -> None:
@@ -290,6 +295,8 @@ class JobContext:
     def _beat_forever(self) -> None:
         while not self._closed.wait(BEAT_S):
             try:
+                if self._usage:
+                    self._usage.sample()
                 self.flush()
                 with reading() as session:
                     desired = session.scalar(select(Job.desired).where(Job.id == self.job_id))

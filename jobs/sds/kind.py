@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from backend.methods.sds.config import STAGE_LABELS, SDSStage
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
-from jobs.metrics import PERPLEXITY, relative_change
+from jobs.metrics import PERPLEXITY
 from jobs.sds.config import NAME, SDSJob
 from jobs.sds.estimate import requirements
+from jobs.wording import apart, fixed, relative_change
 
 
 def verdict(perplexity: Mapping[str, float]) -> str:
@@ -34,11 +35,13 @@ def key_figure(values: Values) -> KeyFigure | None:
     dense, first, sds, control = (values.get((stage, PERPLEXITY)) for stage in stages)
     if dense is None or first is None or sds is None or first <= dense:
         return None
-    adjusted = f"{control:.1f} only adjusted, " if control is not None else ""
+    named = {"dense": dense, "pruned": first, "only adjusted": control, "after SDS": sds}
+    known = {name: value for name, value in named.items() if value is not None}
+    told = zip(apart([*known.values()]), known, strict=True)
     return KeyFigure(
-        f"{(first - sds) / (first - dense):.0%}".replace("%", " %").replace("-", "−"),
+        f"{fixed(100 * (first - sds) / (first - dense), 0)} %",
         "of the loss from pruning recovered",
-        f"Perplexity {dense:.1f} dense, {first:.1f} pruned, {adjusted}{sds:.1f} after SDS.",
+        f"Perplexity {', '.join(map(' '.join, told))}.",
     )
 
 

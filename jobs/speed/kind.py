@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from jobs.kind import KeyFigure, Kind, Values
+from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.speed.config import NAME, SpeedJob
 from jobs.speed.estimate import requirements
 from jobs.speed.report import LABELS, MIN_GAIN, VANILLA
+from jobs.wording import apart
 
 
 def key_figure(values: Values) -> KeyFigure | None:
@@ -19,12 +20,13 @@ def key_figure(values: Values) -> KeyFigure | None:
     if gain < 1 + MIN_GAIN:
         text = f"No decoder was faster than plain decoding: {plain:.0f} tokens per second."
         return KeyFigure("1.00 ×", "the speed of plain decoding", text)
+    quick, slow = apart([fastest, plain], places=0)
     named = next((s for s, speed in speeds.items() if speed == fastest), "")
     return KeyFigure(
         f"{gain:.2f} ×",
         "the speed of plain decoding",
-        f"{fastest:.0f} tokens per second with {LABELS.get(named, named).lower() or 'it'}, "
-        f"{plain:.0f} without.",
+        f"{quick} tokens per second with {LABELS.get(named, named).lower() or 'it'}, "
+        f"{slow} without.",
     )
 
 
@@ -40,6 +42,7 @@ KIND = Kind(
     main_fields=("drafters", "lookup"),
     has_models=False,
     stages=LABELS,
+    styles={VANILLA: StageStyle("grey")},
     key_figure=key_figure,
     key_metric=SPEED_UP,
     presets={

@@ -15,6 +15,7 @@ from typing import Any
 
 from backend.store import queries
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
+from jobs.wording import extent
 
 VANILLA, LOOKUP, ASSISTANT, PYTORCH = "vanilla", "lookup", "assistant", "pytorch"
 LABELS: Mapping[str, str] = MappingProxyType(
@@ -172,7 +173,8 @@ def _speed(report: DecoderReport) -> str:
     if low <= 1 + MIN_GAIN and high >= 1 - MIN_GAIN and abs(report.speed_up - 1) < MIN_GAIN:
         return f"is as fast as vanilla here ({report.speed_up:.2f}×)."
     word = "faster" if report.speed_up > 1 else "slower"
-    return f"is {word} than vanilla here: {report.speed_up:.2f}× ({low:.2f} to {high:.2f})."
+    spread = extent((low, high), "{:.2f}".format)
+    return f"is {word} than vanilla here: {report.speed_up:.2f}× ({spread})."
 
 
 def _bottleneck(report: DecoderReport, vanilla: DecoderReport) -> str:

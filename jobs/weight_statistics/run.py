@@ -9,7 +9,7 @@ from backend.export.reading import WeightReader, linears_in
 from backend.models.block_offload import check_finite
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.materialise import materialise
-from backend.reporter import stop_if_asked
+from backend.reporter import at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 from jobs.fields.base_model import resolve_model
 from jobs.runtime.context import JobContext
@@ -27,7 +27,7 @@ def run(config: StatisticsJob, context: JobContext) -> None:
     stored = linears_in(folder, facts, facts.matrices)
     zeros = 0
     for block in range(facts.blocks):
-        context.progress(block, facts.blocks, f"Block {block + 1} of {facts.blocks}")
+        context.progress(block, facts.blocks, at_block(block, facts.blocks))
         zeros += measure_block(stored, block, device, context)
     weights = sum(matrix.weights for matrix in facts.matrices)
     context.result(DENSE, "zero_share", zeros / weights)

@@ -15,7 +15,7 @@ from backend.settings import settings
 from backend.store import queries
 from jobs import limits
 from jobs.fields.drafters import drafter_folder
-from jobs.submit import submit
+from jobs.submit import checked, submit
 from tests.jobs.kinds.test_speed import trained
 from tests.models.sources.test_gguf import write_toy
 from tests.queue.conftest import HOST
@@ -98,3 +98,39 @@ def test_a_gguf_file_is_named_by_its_path(
     for here in (queue, tmp_path):  # from the data folder, wherever the command is given
         monkeypatch.chdir(here)
         assert submit("statistics", {"model": "models/toy.gguf"}, HOST).config["model"] == str(file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model", "", "Model was not accepted. It must not be empty."),
+        ("model", "m" * 301, "It must have 300 characters or fewer."),
+        ("device", "gpu", "Device was not accepted. Allowed: auto, cpu, cuda or cuda:0."),
+        ("rate", 0.0, "Learning rate of A and B was not accepted. It must be more than 0."),
+        ("threads", None, "It must be a whole number."),
+        ("bits", 99, "It must be 8 or less."),
+    ],
+)
+def test_a_bad_value_is_refused_in_plain_words(
+    queue: Path, field: str, value: object, said: str
+) -> None:
+    with pytest.raises(SlimscopeError) as refused:
+        submit("dlqat", {"model": "toy", field: value}, HOST)
+    assert refused.value.field == field and said in str(refused.value)
+
+
+def test_all_fields_at_fault_are_named_at_once(queue: Path) -> None:
+    wrong = {"model": "toy", "bits": 99, "group_size": 7, "rank": -1}
+    with pytest.raises(SlimscopeError) as refused:
+        checked("dlqat", wrong)
+    found = [refused.value, *refused.value.others]
+    assert [error.field for error in found] == ["bits", "rank", "group_size"]
+    with pytest.raises(SlimscopeError) as refused:  # nothing is checked against another model
+        checked("dlqat", {**wrong, "model": "toys"})
+    assert "group_size" not in [error.field for error in refused.value.others]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_models_of_the_package_have_any_case(queue: Path, kind: str) -> None:
+    config, _ = checked(kind, values(kind, " Toy"))
+    assert config.model_dump().get("model", "toy") == "toy"

@@ -156,10 +156,10 @@ def test_the_navigation_has_five_entries_and_the_pages_of_a_section_are_one_clic
         "Playground",
     ]
     assert [e.name for e in sections if e.current] == ["Home"] and not alone
-    sections, inside = frame.navigation(by_name["Quantization"], pages())
+    sections, inside = frame.navigation(by_name["Quantisation"], pages())
     assert [(e.name, e.address) for e in sections if e.current] == [("Explore", "weights")]
-    assert [e.name for e in inside] == ["Weights", "Quantization", "Decoding"]
-    assert [e.name for e in inside if e.current == "page"] == ["Quantization"]
+    assert [e.name for e in inside] == ["Weights", "Quantisation", "Decoding"]
+    assert [e.name for e in inside if e.current == "page"] == ["Quantisation"]
     sections, inside = frame.navigation(by_name["Help"], pages())
     assert not inside and not any(entry.current for entry in sections)
 

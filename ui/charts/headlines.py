@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from jobs.wording import apart
 from ui.format import number, share
 
 STEADY = 0.02  # a relative change below that is none
@@ -140,7 +141,8 @@ def of_break_even(decoders: Sequence[tuple[str, float, float]]) -> str:
         return ""
     label, tokens, even = max(decoders, key=lambda each: each[1] / each[2])
     verdict = "more than" if tokens > even else "less than"
-    return f"{label} yields {tokens:.2f} tokens per step, {verdict} the {even:.2f} it needs to pay"
+    yields, needs = apart([tokens, even], places=2)
+    return f"{label} yields {yields} tokens per step, {verdict} the {needs} it needs to pay"
 
 
 def of_parts(label: str, parts: Mapping[str, float]) -> str:

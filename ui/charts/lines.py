@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.store.frames import REDUCED
-from jobs.metrics import metric
+from jobs.metrics import MEMORY, PROCESSOR, metric
 from ui.charts.template import axis, layout, legend_row, line_look
 from ui.theme import LineStyle, stage_style
 
@@ -43,7 +43,8 @@ def curve_titles(name: str) -> CurveTitles:
     """Titles of a curve by its name, "FAMILY" or "FAMILY/STAGE"."""
     family = name.split("/")[0]
     title = metric(family).title
-    return ERROR if family == "error" else CurveTitles(title, title, "Step")
+    over = "Seconds" if family in (MEMORY, PROCESSOR) else "Step"
+    return ERROR if family == "error" else CurveTitles(title, title, over)
 
 
 def reduced_note(points: pd.DataFrame) -> str:

@@ -16,9 +16,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.statistics.tensors import TensorSnapshot
+from jobs.wording import extent
 from ui.charts.template import line_look, reference_line, tint
-from ui.format import count, extent, number, share
-from ui.theme import LineStyle
+from ui.format import count, number, share
+from ui.theme import LIGHT, LineStyle
 
 FULL = 100  # weights a bin should hold on average
 FEWEST = 64
@@ -27,7 +28,7 @@ TALL = 1.6  # a peak that many times higher than all else is cut off
 ROOM = 1.25
 PRUNED = 0.6  # of the most zeros any stage has
 APART = 0.2  # relative; the labels of nearer thresholds would overlap
-WIDTHS = (3.5, 3.0, 2.25, 1.5)
+WIDTHS = (4.0, 3.25, 2.5, 2.0)
 ROW = 20  # pixels of one legend row
 
 
@@ -208,7 +209,7 @@ def cutoff_lines(
     notes = [
         {
             "x": np.log10(at) if log else at, "y": 1, "yref": "paper", "text": label,
-            "yanchor": "top", "yshift": -ROW * place, **corner,
+            "yanchor": "top", "yshift": -ROW * place, "bgcolor": LIGHT.paper, **corner,
         }
         for place, (at, label) in enumerate(lines)
     ]  # fmt: skip

@@ -46,7 +46,7 @@ class Statistic:
 
 
 STATISTICS: dict[str, Statistic] = {
-    ZERO_SHARE: Statistic("Exact zeros", "Which layers lost how many of their weights?", True),
+    ZERO_SHARE: Statistic("Exact zeros", "What share of each layer's weights is zero?", True),
     "near_zero": Statistic(
         "Near zero",
         "Where do weights lie within 0.05 standard deviations (of the dense tensor) of zero?",
@@ -61,8 +61,8 @@ STATISTICS: dict[str, Statistic] = {
         "Mask overlap", "Where does this stage keep the weights the first pruning kept?", True
     ),
     "by_size": Statistic(
-        "Pruned by magnitude",
-        "Where were the smallest weights pruned, and where others instead?",
+        "Zeros by magnitude",
+        "Where did the smallest weights become zero, and where others instead?",
         True,
     ),
     "moved": Statistic("Relative change", "Which layers' weights changed most, ‖W−D‖/‖D‖?", True),

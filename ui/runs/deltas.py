@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-from jobs.metrics import Metric
+from jobs.metrics import PERPLEXITY, Metric
 from jobs.metrics import metric as metric_named
+from jobs.wording import signed as written_change
 from ui.format import duration, number, size
+from ui.runs.results import base_model
 from ui.runs.rows import RunRow
 from ui.templates import fragments
 
@@ -64,6 +66,14 @@ def conditions(row: RunRow, name: str) -> dict[str, Any]:
     return {key: details.get(key) for key in CONDITIONS}
 
 
+def comparable_by(row: RunRow, name: str = PERPLEXITY) -> tuple[str, ...] | None:
+    """Runs with the same answer have figures of one model that can be compared; None for a run
+    without such a figure."""
+    if row.figures.final(name) is None:
+        return None
+    return (base_model(row.job), *map(str, conditions(row, name).values()))
+
+
 def incomparable_because(one: RunRow, other: RunRow, name: str) -> str:
     """Why the figures of two runs cannot be compared, as in "different text"; empty where they
     can."""
@@ -98,7 +108,7 @@ def percent(share: float | None) -> str:
     """A relative change: "+7.7 %"; nothing where there is none."""
     if share is None:
         return ""
-    return f"{'−' if share < 0 else '+'}{abs(100 * share):.1f} %"
+    return f"{written_change(100 * share, 1)} %"
 
 
 def delta_html(name: str, row: RunRow, base: RunRow | None, relative: bool = False) -> Markup:

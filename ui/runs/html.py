@@ -7,6 +7,7 @@ from pathlib import PurePath
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
+from backend.reporter import block_reached
 from backend.store import queries
 from backend.store.states import LIVE
 from backend.store.tables import Attempt, Job
@@ -50,11 +51,12 @@ def settings_line(job: Job) -> Markup:
 
 
 def progress(job: Job) -> Markup:
-    """Bar, percentage and stage of a live run; empty for others."""
+    """Bar, percentage, stage and decoder blocks of a live run; empty for others."""
     if job.state not in LIVE:
         return Markup()
     percent = "" if job.share is None else share(job.share, 0)
-    return WIDGETS.job_progress(job.run, job.share, " · ".join(filter(None, (percent, job.stage))))
+    words = " · ".join(filter(None, (percent, job.stage)))
+    return WIDGETS.job_progress(job.run, job.share, words, block_reached(job.stage or ""))
 
 
 def time_left(job: Job) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,7 +10,8 @@ import pandas as pd
 from backend.store import frames, queries
 from backend.store.tables import Job
 from ui.charts.heatmap import in_order
-from ui.runs.results import setting_summary, stages_of
+from ui.runs.results import find_job, setting_summary, stages_of
+from ui.widgets.dropdown import Choices
 from ui.widgets.explorer import cached_by
 
 DENSE = "dense"
@@ -65,7 +66,14 @@ def stage_labels(job: Job, stored: list[str]) -> dict[str, str]:
 def run_choice(job: Job) -> tuple[str, str]:
     """A run in a dropdown: what it is called, or what was done to what; and its id."""
     about = job.name or " · ".join([str(job.config.get("model", "")), *setting_summary(job)])
-    return f"{job.run}  {about}".strip(), job.run
+    deleted = " (deleted)" if job.removed_at else ""
+    return f"{job.run}{deleted}  {about}".strip(), job.run
+
+
+def run_choices(jobs: Sequence[Job], chosen: str) -> Choices:
+    """The runs in a dropdown, after the chosen one where it is none of them: a deleted one."""
+    others = () if any(job.run == chosen for job in jobs) else (find_job(chosen),)
+    return [run_choice(job) for job in (*others, *jobs) if job]
 
 
 def tensor_names(table: pd.DataFrame) -> dict[str, str]:

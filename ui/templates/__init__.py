@@ -24,6 +24,7 @@ from markupsafe import Markup
 
 from backend.queue.roles import ASK
 from ui import format as formats
+from ui.theme import DARK, LIGHT, ink, variables_of
 
 UI = Path(__file__).parents[1]
 
@@ -72,8 +73,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
         extensions=[JoinedLines],
     )
-    made.filters |= formats.FILTERS
+    made.filters |= {**formats.FILTERS, "ink": ink}
     made.globals |= {"href": formats.href, "NONE": formats.NONE, "ASK": ASK}
+    made.globals |= {"LIGHT": variables_of(LIGHT), "DARK": variables_of(DARK)}
     return made
 
 

@@ -219,13 +219,13 @@ def show_charts() -> Updates:
     return {"notice": gr.update(visible=False), "charts": gr.update(visible=True)}
 
 
-def show_notice(reason: Markup, runs: Choices) -> Updates:
-    """Why there is nothing to see, in place of the charts; another run can be chosen."""
+def show_notice(reason: Markup, runs: Choices, run: str = "") -> Updates:
+    """Why there is nothing to see of `run`, in place of the charts; another can be chosen."""
     return {
         "seen": None,
         "notice": gr.update(value=reason, visible=True),
         "charts": gr.update(visible=False),
-        "run": gr.update(choices=runs),
+        "run": gr.update(choices=runs, value=run or None),
     }
 
 
@@ -241,10 +241,14 @@ def empty_state(run: str, no_run: str, lacks: str, later: str, launch: str) -> M
     if not run:
         return WIDGETS.empty(no_run, (launch, "New run"))
     try:
-        waits = queries.job(run).state in ACTIVE
+        job = queries.job(run)
     except NotFoundError:
-        waits = False
-    if waits:
+        unknown = f"There is no run {run}. Choose one above."
+        return WIDGETS.empty(unknown, (href("runs"), "All runs"))
+    if job.purged:
+        gone = f"{run} was deleted, and its figures with it. Choose another run above."
+        return WIDGETS.empty(gone, (href("runs"), "All runs"))
+    if job.state in ACTIVE:
         queue = (href("queue", id=run), "See the queue")
         return WIDGETS.empty(f"{run} has {lacks} yet. {later}", queue)
     return WIDGETS.empty(f"{run} has {lacks}.", (launch, "New run"))

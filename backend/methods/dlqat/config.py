@@ -192,8 +192,8 @@ class DLQATConfig(BaseModel):
     quantizers: str = Field(
         "",
         max_length=300,
-        title="Further quantizers",
-        description="Names of quantizers in plugins, separated by commas.",
+        title="Further quantisers",
+        description="Names of quantisers in plugins, separated by commas.",
         json_schema_extra=ADVANCED,
     )
     start: Literal["rounded", "gptq"] = Field(
@@ -395,5 +395,5 @@ class DLQATConfig(BaseModel):
         names = read_names(text)
         if unknown := [name for name in names if name not in DECLARED_QUANTIZERS]:
             known = ", ".join(DECLARED_QUANTIZERS)
-            raise ValueError(f"There is no quantizer {unknown[0]!r}. Choose from: {known}.")
+            raise ValueError(f"There is no quantiser {unknown[0]!r}. Choose from: {known}.")
         return ", ".join(names)

@@ -26,11 +26,11 @@ from backend.models.blocks import LinearWeight
 from backend.models.hidden_states import HiddenStates
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.registry import QUANTIZERS
-from backend.reporter import REPLAY, Reporter, stop_if_asked
+from backend.reporter import REPLAY, Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
 FAILED = (
-    "quantized", "Use more calibration text, or start from the rounded weights without GPTQ.",
+    "quantised", "Use more calibration text, or start from the rounded weights without GPTQ.",
 )  # fmt: skip
 ENERGY, AUDIT = "energy", "audit"
 Starts = dict[str, tuple[Tensor, QuantGrid]]
@@ -104,7 +104,7 @@ class RunPass(BlockWalk):
             yield linear
 
     def _doing(self, block: int) -> str:
-        return f"{self.label}, block {block + 1} of {self.run.blocks}"
+        return at_block(block, self.run.blocks, self.label)
 
 
 class QuantizerPass(RunPass):

@@ -36,7 +36,7 @@ from backend.models.block_forward import BlockStream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.models.precision import all_finite
-from backend.reporter import Reporter, stop_if_asked
+from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
 FAILED = ("pruned", "Use more calibration text, or choose Wanda as the first pruner.")
@@ -145,7 +145,7 @@ class BlockWork:
         """Iterate over the block's module names; report progress and check for cancellation."""
         for module in self.linears if some is None else some:
             yield module
-            self.run.advance(1, f"{doing}, block {self.block + 1} of {self.run.blocks}")
+            self.run.advance(1, at_block(self.block, self.run.blocks, doing))
 
     def forward(self, hidden: HiddenStates) -> HiddenStates:
         """The block's outputs, with its current weights, for the inputs `hidden`."""

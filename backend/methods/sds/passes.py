@@ -44,7 +44,7 @@ from backend.methods.sds.timing import StepTimer
 from backend.models.block_forward import open_stream
 from backend.models.block_offload import resident
 from backend.models.hidden_states import HiddenStates
-from backend.reporter import REPLAY
+from backend.reporter import REPLAY, at_block
 
 
 class BlockPass(BlockWalk):
@@ -111,7 +111,7 @@ class OutlierPass(BlockPass):
             report = BlockReport(outliers=outlier_share(scores, self.config.owl_outlier))
         report.seconds = dict(timed.seconds)
         run.store.save(self.name, block, {}, report)
-        run.advance(len(linears), f"Outliers, block {block + 1} of {run.blocks}")
+        run.advance(len(linears), at_block(block, run.blocks, "Outliers"))
 
     def replay(self, block: int) -> None:
         self.hidden = self.run.forward(self.stream, block, self.hidden)

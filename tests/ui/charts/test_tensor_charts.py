@@ -247,11 +247,11 @@ def test_channels_are_drawn_by_size_or_by_number_and_outliers_ringed() -> None:
     assert list(by_number[0].y) == [3.0, 9.0, 1.0, 50.0] and list(by_number[1].x) == [3]
 
 
-def test_outliers_are_told_with_what_was_pruned_of_them() -> None:
+def test_outliers_are_told_with_how_many_of_their_weights_are_zero() -> None:
     zeros = channels([50.0, 50.0, 50.0, 10.0], stage="first")
     said = outliers_note(np.array([3]), [zeros])
     assert said.startswith("1 outlier (ring): 3.")
-    assert "First pruned 10.0 % of them and 50.0 % of the others." in said
+    assert "First: 10.0 % of their weights are zero, 50.0 % of the others'." in said
     assert "No channel" in outliers_note(np.array([], dtype=int), [zeros])
 
 

@@ -83,9 +83,15 @@ def curves(curve: str | None = None, scale: str = "linear", smooth: str = "none"
 def test_fewer_than_two_runs_lead_to_the_table(lab: Settings, ids: str) -> None:
     page = drawn(ids=ids)
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
-    assert "compare?ids=sds-0002%2Csds-0003%2Csds-0004" in page["head"]  # the newest three
+    assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in page["head"]
     assert compare.draw_curves(None, None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
     assert compare.draw_weights(None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
+
+
+def test_runs_without_a_perplexity_to_compare_are_not_offered(lab: Settings) -> None:
+    newest = [job(n, kind="generate", state="succeeded") for n in range(11, 14)]
+    store(*newest, job(14, state="failed"))
+    assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in drawn(ids="")["head"]
 
 
 def test_the_first_run_is_the_baseline_unless_the_address_names_another(lab: Settings) -> None:

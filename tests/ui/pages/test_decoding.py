@@ -9,9 +9,11 @@ import pytest
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from backend.store.tables import DecoderRow, MetricPoint
-from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports
+from jobs.speed.report import COMBINED, LABELS, VANILLA, DecoderReport, decoder_reports
 from tests.ui.lab import asked, job, result, store
 from ui.pages.decoding import charts, data, page
+from ui.pages.home.showcase import showcase
+from ui.theme import LIGHT, ink
 
 HOSTILE = "<b>amphista</b>"
 CHARTS = [part for row in page.ROWS for panel in row for part in panel.parts]
@@ -102,6 +104,26 @@ def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> Non
     assert len({*shown["bars_chart"].data[0].marker.color}) == 4
 
 
+def test_decoders_have_one_colour_on_every_page(measured: str) -> None:
+    found = decoder_reports(measured)
+    paint = charts.colours(found)
+    store(*(result(1, d.name, "speed_up", d.speed_up) for d in found))
+    speeds = {"run": 75.0, VANILLA: 50.0}
+    store(*(result(1, stage, "tokens_per_second", v) for stage, v in speeds.items()))
+    store(result(1, "run", "speed_up", 1.5))
+    (home,) = [shown for shown in showcase() if shown.kind.name == "speed"]
+    assert [colour for _, colour, *_ in home.bars] == [paint[d.name] for d in home_order(found)]
+    assert paint[VANILLA] == LIGHT.muted and len({*paint.values()}) == len(paint)
+    assert ink(LIGHT.blue) == "var(--blue)" and ink(paint["lookup"]) == paint["lookup"]
+
+
+def home_order(reports: list[DecoderReport]) -> list[DecoderReport]:
+    """As Home lists them: those with a label first, then by name."""
+    by_name = {d.name: d for d in reports}
+    named = [name for name in LABELS if name in by_name]
+    return [by_name[name] for name in [*named, *sorted(by_name.keys() - LABELS.keys())]]
+
+
 def test_tasks_stand_beside_each_other(measured: str) -> None:
     fast, accepted = draw()["tasks_chart"], draw(by="tokens")["tasks_chart"]
     assert list(fast.layout.yaxis.ticktext) == ["question", "story"]
@@ -158,6 +180,15 @@ def test_without_a_benchmark_the_page_says_what_it_is_for(current: Settings) -> 
     upgrade()
     shown = draw(run="speed-0009")
     assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
+
+
+def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
+    unknown = draw(run="speed-0009")
+    assert "There is no run speed-0009. Choose a benchmark above." in unknown["head"]
+    assert unknown["charts"]["visible"] is False and unknown["run"]["visible"] is True
+    assert [run for _, run in unknown["run"]["choices"]] == [measured]
+    store(job(7, kind="sds"))
+    assert "sds-0007 is no benchmark of decoding speed." in draw(run="sds-0007")["head"]
 
 
 def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:

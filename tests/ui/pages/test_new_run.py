@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from backend.methods.amphista.config import ARMS
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
@@ -186,8 +187,17 @@ def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:
 @pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
 def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -> None:
     told = arrival(**{"from": old})
+    unknown = old in ("sds-9999", "../x")  # else the address is malformed
+    assert ("new-said" in told) == unknown
+    assert not unknown or f"There is no run {old}." in told["new-said"]["value"]
     assert "sds-field-base" not in told and "new-kind" not in told
     assert "value" not in told["sds-field-model"]
+
+
+def test_a_method_that_is_not_there_is_told(sds: Kind) -> None:
+    told = arrival(kind="spd")
+    assert "There is no kind of run called" in told["new-said"]["value"]
+    assert "new-kind" not in told and "new-said" not in arrival(kind="dlqat")
 
 
 def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
@@ -219,3 +229,27 @@ def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
         f"{sets} Resets Training time (minutes); Sequences."
     )
     assert told("default", "default")["preset-amphista"]["info"] == ""
+
+
+def test_what_was_said_goes_with_the_next_change_but_not_why_guests_add_nothing(sds: Kind) -> None:
+    with gr.Blocks() as page:
+        launch.build()
+    clear = next(f for f in page.fns.values() if getattr(f.fn, "__name__", "") == "clear")
+    triggers = {page.blocks[target].elem_id for target, event in clear.targets if event == "input"}
+    assert {
+        "new-kind",
+        "new-name",
+        "preset-sds",
+        "sds-field-pattern",
+        "dlqat-field-bits",
+    } <= triggers
+    assert clear.fn(asked())["visible"] is False
+    assert "Guests have read-only access" in clear.fn(asked("10.0.0.7"))["value"]
+
+
+def test_control_arms_are_explained_on_their_cards() -> None:
+    drafter = kinds()["amphista"]
+    cards = {name: card for card, name in launch.preset_cards(drafter, {"Medusa": "about 1 min"})}
+    assert cards["Medusa"] == "Medusa\nControl: independent heads, as in Medusa.\nabout 1 min"
+    assert cards["thorough"] == "thorough"
+    assert drafter.preset_notes.keys() == {arm for arm, fields in ARMS.items() if fields}

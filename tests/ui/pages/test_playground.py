@@ -25,6 +25,7 @@ from tests.ui.lab import GUEST, HOST, asked, job, pressed, store
 from ui.api import build
 from ui.pages.playground import board, page
 from ui.pages.playground.actions import generate_run
+from ui.pages.playground.answers import facts
 from ui.pages.playground.stream import answers
 from ui.runs.token_strip import tints, token_spans
 from ui.widgets.config_form import ConfigForm
@@ -82,11 +83,29 @@ def test_answers_stand_side_by_side(answered: str) -> None:
     assert html.count('data-testid="answer-') == 2
     assert HOSTILE not in html and "&lt;img" in html
     assert 'class="head-1"' in html and "<s title=" in html and "head 1" in html
-    assert "200.0 tokens/s" in html and "2.00 tokens per step" in html
+    assert "tokens/s" not in html and "2.00 tokens per step" in html  # too few for a speed
     assert "first difference from A at character 3" in html and ENDS["end"] in html
-    assert "data-live" not in html and 'data-do="again"' in html
+    assert "data-live" not in html and 'data-do="again"' not in html
+    assert "At temperature 0 the answer would be the same." in html
     earlier = page.draw(asked(run=answered))["earlier"]
     assert HOSTILE not in earlier and 'aria-current="true"' in earlier
+
+
+@pytest.mark.parametrize(
+    ("tokens", "unused", "told"),
+    [
+        ([["A", 0]], True, "33 tokens · 100.0 tokens/s · drafter unused: no draft tree is faster"),
+        ([["A", 0]], False, "33 tokens · 100.0 tokens/s · almost no draft token accepted"),
+        ([["A", 0], ["B", 1]], False, "65 tokens · 200.0 tokens/s · 2.00 tokens per step"),
+    ],
+)
+def test_a_drafter_that_is_good_for_nothing_is_told(
+    tokens: list[tuple[str, int]], unused: bool, told: str
+) -> None:
+    steps = [TranscriptStep(tokens, [] if unused else ["x"], 10.0)] * 32
+    written = Transcript([TranscriptStep([("A", 0)], [], 30.0), *steps], unused=unused)
+    assert " · ".join(facts(written, hidden=False)).startswith(told)
+    assert facts(written, hidden=True) == [told.split(" · ")[0]]
 
 
 def test_nothing_asked_yet(current: Settings) -> None:
@@ -273,7 +292,8 @@ def test_programs_read_answers_and_vote(blind: str) -> None:
     api = TestClient(build(), base_url="http://localhost", client=("127.0.0.1", 1))
     texts = api.get(f"/runs/{blind}/answers").json()
     assert [each["text"] for each in texts] == ["A cat", f"A {HOSTILE} dog"]
-    assert texts[1]["tokens_per_second"] == 200 and texts[0]["end"] == "limit"
+    assert texts[1]["tokens_per_step"] == 2.0 and texts[0]["end"] == "limit"
+    assert texts[1]["tokens_per_second"] is None
     assert api.post(f"/runs/{blind}/vote?choice=1").status_code == 200
     assert votes_of(blind) == {"local": 1}
     assert api.post(f"/runs/{blind}/vote?choice=0").status_code == 409

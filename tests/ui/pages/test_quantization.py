@@ -169,7 +169,7 @@ def test_without_a_run_the_newest_is_shown() -> None:
 @pytest.mark.parametrize(
     ("run", "said"),
     [("dlqat-0003", "has recorded no groups yet"), ("sds-0004", "has recorded no groups."),
-     ("none", "has recorded no groups.")],
+     ("none", "There is no run none.")],
 )  # fmt: skip
 def test_a_run_without_groups_says_why(run: str, said: str) -> None:
     shown = opened(run=run)

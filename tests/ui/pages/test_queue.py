@@ -11,11 +11,12 @@ from backend.queue import roles
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
-from tests.ui.lab import GUEST, asked, pressed
+from tests.ui.lab import GUEST, asked, job, pressed
 from ui.pages.home import page as overview
 from ui.pages.queue import page as jobs
 from ui.pages.runs import page as runs
 from ui.runs.actions.single import act, actions, run_action
+from ui.runs.html import progress
 
 
 def board(**query: str) -> str:
@@ -32,6 +33,14 @@ def test_active_jobs_stand_in_queue_order_with_place_and_progress(seeded: Settin
     assert re.search(r"<td>starts in about [45] min</td>", html)  # when the one before has ended
     assert 'data-testid="cancel-sds-0003"' in html
     assert re.search(r'<td class="num">1</td><td><a[^>]*id=sds-0003', html)
+
+
+def test_the_blocks_of_the_model_fill_in_as_a_pass_goes_through_them() -> None:
+    running = {"state": "running", "done": 0.4, "total": 1.0}
+    html = progress(job(1, **running, stage="Re-dense, block 2 of 3"))
+    cells = re.findall(r"<i(?: class=\"(\w+)\")?></i>", html)
+    assert cells == ["past", "now", ""] and "Re-dense, block 2 of 3" in html
+    assert 'class="blocks"' not in progress(job(1, **running, stage="Held-out loss"))
 
 
 def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:

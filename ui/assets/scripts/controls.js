@@ -1,4 +1,4 @@
-/* Gradio's controls by keyboard, where it leaves gaps. */
+/* Gradio's controls, where they leave gaps: by keyboard, and where their lists open. */
 (() => {
   /* A list handles its keys late: after Tab has left it, it would open again and stay open. And a
      long one would catch the focus and take it along when it closes. */
@@ -25,6 +25,29 @@
   document.addEventListener("keydown", (event) => {
     if (event.key.startsWith("Arrow")) grouped(event.target);
   }, { capture: true });
+
+  /* A list opens where there is more room, so in the lower half of a page upwards, over what stands
+     there. It opens downwards where it fits. Gradio places it anew whenever the page scrolls. */
+  const FITS = 240, GAP = 4; // px
+  function openBelow(block, field) {
+    const list = block.querySelector(".options");
+    if (!list || !parseFloat(list.style.bottom)) return;
+    const { bottom } = field.getBoundingClientRect(), room = window.innerHeight - bottom - 3 * GAP;
+    if (room < Math.min(FITS, list.firstElementChild.scrollHeight)) return;
+    Object.assign(list.style, { top: `${bottom + GAP}px`, bottom: "auto", maxHeight: `${room}px` });
+  }
+
+  const placed = new WeakSet(); // fields whose lists are watched
+  document.addEventListener("focusin", (event) => {
+    const field = event.target.closest(".secondary-wrap")?.closest(".wrap");
+    const block = field?.closest(".block");
+    if (!block) return;
+    openBelow(block, field); // the list may be there already
+    if (placed.has(field)) return;
+    placed.add(field);
+    const options = { childList: true, subtree: true, attributes: true, attributeFilter: ["style"] };
+    new MutationObserver(() => openBelow(block, field)).observe(block, options);
+  });
 
   document.addEventListener("focusin", (event) => {
     const taken = grouped(event.target);

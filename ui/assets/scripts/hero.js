@@ -4,8 +4,8 @@
 (() => {
   const STAY = 2600, MOVE = 700, WIDTH = 960, HEIGHT = 300;
   const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const GREYS = { "#5B6472": "--muted" }; // of the dense stage, lighter in the dark mode
-  const seen = (hex) => GREYS[hex] ? getComputedStyle(document.body).getPropertyValue(GREYS[hex]).trim() : hex;
+  const INKS = { "#5B6472": "--muted", "#0072B2": "--blue" }; // lighter in the dark mode
+  const seen = (hex) => INKS[hex] ? getComputedStyle(document.body).getPropertyValue(INKS[hex]).trim() : hex;
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(seen(hex).slice(i, i + 2), 16));
   const mix = (from, to, part) => from.map((value, i) => value + (to[i] - value) * part);
   const ease = (part) => (part < 0.5 ? 2 * part * part : 1 - (2 - 2 * part) ** 2 / 2);
@@ -90,7 +90,7 @@
       button.type = "button";
       button.className = "small";
       button.textContent = stage.label;
-      button.style.setProperty("--stage", GREYS[stage.colour] ? `var(${GREYS[stage.colour]})` : stage.colour);
+      button.style.setProperty("--stage", INKS[stage.colour] ? `var(${INKS[stage.colour]})` : stage.colour);
       button.onclick = () => { set(false); go(i); };
       return button;
     }));

@@ -103,12 +103,12 @@ window.slimscope = (() => {
 
   /* --- charts ---------------------------------------------------------------------------- */
 
-  /* The figure with the template of the mode; in the dark one also the greys that its traces name,
-     exchanged for their dark counterparts. */
+  /* The figure with the template of the mode; in the dark one also the greys and the blue that its
+     traces name, exchanged for their dark counterparts. */
   function shade(figure) {
     const css = getComputedStyle(document.body);
     const pairs = { "#FFFFFF": "--paper", "#F7F8FA": "--panel", "#E3E6EB": "--line",
-                    "#14181F": "--text", "#5B6472": "--muted" };
+                    "#14181F": "--text", "#5B6472": "--muted", "#0072B2": "--blue" };
     const larger = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
     let text = JSON.stringify(figure);
     if (dark())

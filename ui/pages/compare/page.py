@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from backend.store import queries
 from backend.store.states import State
 from ui.charts.chart import Chart
 from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
@@ -25,6 +24,7 @@ from ui.pages.compare.curves import (
 )
 from ui.pages.compare.weights import tensor_chart, tensors_of, weights_by_run
 from ui.runs.actions.bulk import FEWEST, MOST
+from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.download import Download, file_payload
@@ -43,7 +43,7 @@ WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?",
 NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
 NO_CURVES = "None of these runs has recorded a curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
-RECENT, NEWEST = 50, 3
+NEWEST = 3
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
 SCALES = {"linear": "Linear", "log": "Log"}
 
@@ -114,10 +114,12 @@ def draw(request: gr.Request) -> Updates:
 
 
 def nothing_html() -> Markup:
-    """What leads to a comparison: the table of runs, or the newest that are alike."""
+    """What leads to a comparison: the table of runs, or the newest whose perplexity can be
+    compared."""
     alike: dict[object, list[str]] = {}
-    for job in queries.jobs([State.SUCCEEDED], limit=RECENT):
-        alike.setdefault((job.kind, job.config.get("model")), []).append(job.run)
+    for row in all_rows():
+        if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
+            alike.setdefault(key, []).append(row.job.run)
     newest = next((runs[:NEWEST] for runs in alike.values() if len(runs) >= FEWEST), [])
     return HTML.nothing(FEWEST, MOST, newest[::-1])
 

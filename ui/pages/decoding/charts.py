@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.speed.report import VANILLA, DecoderReport
+from jobs.speed.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
 from ui.charts.template import (
@@ -24,9 +24,8 @@ from ui.charts.template import (
 )
 from ui.format import esc
 from ui.pages.decoding.data import DrafterInfo
-from ui.theme import BLUE, BROWN, GREEN, LIGHT, OKABE_ITO, ORANGE, PINK, PURPLE
+from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colours
 
-PAINT = (*OKABE_ITO, PURPLE, BROWN)
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
 ROOM, MORE_ROOM = 1.4, 1.9  # times the longest bar, for the text beside it
 JITTER = 0.6  # of a task's row, over which its dots are spread
@@ -47,10 +46,8 @@ NODE_TICKS: dict[str, Any] = {  # of a log axis
 
 
 def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
-    """Name -> colour, by the order of names so that no figure changes them; vanilla is grey."""
-    others = sorted(d.name for d in decoders if d.name != VANILLA)
-    pairs = {name: PAINT[n % len(PAINT)] for n, name in enumerate(others)}
-    return {VANILLA: LIGHT.muted, **pairs}
+    """Name -> colour."""
+    return name_colours(d.name for d in decoders)
 
 
 def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
@@ -84,7 +81,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     )  # fmt: skip
     texts = [f"{value:.2f}×" for value in up]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
-    figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
+    figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1, layer="below")]})
     rows = [(d.label, d.speed_up, d.faster) for d in drafting(decoders)]
     return Chart(figure, frame, note, headline=of_speed(rows))
 
@@ -163,7 +160,14 @@ def _bar_layout(
 ) -> dict[str, Any]:
     """A row for each decoder, a text at the end of its bar."""
     notes = [
-        {"x": end, "y": bar_label(d), "text": text, "xshift": 8, "font": {"color": LIGHT.text}}
+        {
+            "x": end,
+            "y": bar_label(d),
+            "text": text,
+            "xshift": 8,
+            "font": {"color": LIGHT.text},
+            "bgcolor": LIGHT.paper,
+        }
         for d, end, text in zip(decoders, ends, texts, strict=True)
     ]
     return layout(

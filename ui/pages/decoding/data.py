@@ -61,10 +61,9 @@ class Benchmark:
 
 
 def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
-    """The run of that name, or the newest."""
-    job = find_job(name)
-    chosen = job if job and job.kind == speed.NAME else next(iter(runs), None)
-    if chosen is None:
+    """The benchmark of that name, or the newest without a name; None where there is none."""
+    chosen = find_job(name) if name else next(iter(runs), None)
+    if chosen is None or chosen.kind != speed.NAME:
         return None
     reports = decoder_reports(chosen.run)
     return Benchmark(chosen, reports, verdicts(reports))

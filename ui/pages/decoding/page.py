@@ -19,6 +19,8 @@ from ui.pages.decoding.data import Benchmark
 from ui.pages.decoding.draft_tree import tree_chart
 from ui.runs.actions.single import clone_link
 from ui.runs.html import error_of, model_name, progress
+from ui.runs.results import find_job
+from ui.runs.weights import run_choices
 from ui.templates import fragments
 from ui.widgets.chart import nothing
 from ui.widgets.dropdown import dropdown, segmented
@@ -107,17 +109,21 @@ def draw(
 ) -> Updates:
     """Controls, verdict and charts of a benchmark; the address fills in what no control holds."""
     runs = [job for job in queries.jobs(kind=speed.NAME) if not job.damaged]
-    shown = data.benchmark(runs, run or query(request, "run"))
+    named = run or query(request, "run")
+    shown = data.benchmark(runs, named)
     if shown is None:
         hidden = gr.update(visible=False)
-        return {"run": hidden, "drafter": hidden, "charts": hidden, "head": HTML.nothing()}
+        other = gr.update(choices=run_choices(runs, ""), value=None, visible=bool(runs))
+        missing = bool(named and runs)
+        why = HTML.no_benchmark(find_job(named), named) if missing else HTML.nothing()
+        return {"run": other, "drafter": hidden, "charts": hidden, "head": why}
     by = by or query(request, "by", SPEED_UP, BY)
     of = of or query(request, "of", ALL, OF)
     wanted = drafter or query(request, "drafter")
     tree = next((d for d in shown.trees if d.name == wanted), next(iter(shown.trees), None))
     controls = {
-        "run": gr.update(choices=[(f"{j.run} {j.name}".strip(), j.run) for j in runs],
-                         value=shown.job.run, visible=True),
+        "run": gr.update(choices=run_choices(runs, shown.job.run), value=shown.job.run,
+                         visible=True),
         "by": by,
         "of": of,
         "drafter": gr.update(choices=[(d.label, d.name) for d in shown.trees],

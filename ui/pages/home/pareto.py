@@ -16,7 +16,7 @@ from jobs.metrics import (
     metric,
 )
 from ui.pages.home.pareto_chart import ParetoPoint, pareto_front
-from ui.runs.deltas import conditions
+from ui.runs.deltas import comparable_by
 from ui.runs.results import base_model, kind_title, setting_summary
 from ui.runs.rows import RunRow
 
@@ -91,9 +91,7 @@ def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
     """Succeeded runs with a perplexity by base model and evaluation text, most runs first."""
     by_conditions: dict[tuple[str, ...], list[RunRow]] = {}
     for row in rows:
-        if row.job.state == State.SUCCEEDED and row.figures.final() is not None:
-            text = conditions(row, PERPLEXITY).values()
-            key = (base_model(row.job), *map(str, text))
+        if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
             by_conditions.setdefault(key, []).append(row)
     largest_first = sorted(by_conditions.values(), key=len, reverse=True)
     return [ComparableRuns(same[0].job.run, _label(same[0]), same) for same in largest_first]

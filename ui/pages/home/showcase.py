@@ -22,7 +22,7 @@ from jobs.metrics import PERPLEXITY, metric
 from ui.format import number, share
 from ui.runs.results import RunResults
 from ui.runs.weights import weights_of
-from ui.theme import stage_style
+from ui.theme import name_colours, stage_style
 
 BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
@@ -75,10 +75,8 @@ def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
     styled = [s for s in values if s in kind.styles]
     main = [s for s in styled if kind.styles[s].main] or [*values]
     longest = max((values[stage] for stage in main), default=1.0)
-    return [
-        (results.label(s), stage_style(s, i).colour, number(values[s]), values[s] / longest)
-        for i, s in enumerate(main)
-    ]
+    paint = name_colours(values)
+    return [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
 
 
 def _caption(kind: Kind) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from backend.errors import SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import roles
 from jobs.kind import Kind, kinds
 from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
@@ -18,8 +18,9 @@ from ui.pages.new_run.sweep_form import SweepForm
 from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
 from ui.widgets.config_form import ConfigForm, address_values, title
+from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain, show_html
+from ui.widgets.notice import notice, plain, show_error, show_html
 
 NO_PRESET, MODEL = "default", "model"
 ADD = "Add to queue"
@@ -81,6 +82,7 @@ def build() -> None:
             controls = _controls(kind)
     for form in forms.values():
         _wire_form(form, controls)
+    _wire_message(forms, controls)
     arrival = _wire_arrival(forms, controls)
     _wire_chosen(forms, controls, arrival)
     url_sync(_wire_kind(forms, kind), kind=kind)
@@ -106,7 +108,7 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
     with gr.Column(visible=visible, elem_id=f"form-{kind.name}") as column:
         plain(HTML.hint(kind.summary))
         preset = gr.Radio(
-            list(preset_names(kind)), value=NO_PRESET, label="Preset", visible=bool(kind.presets),
+            preset_cards(kind, {}), value=NO_PRESET, label="Preset", visible=bool(kind.presets),
             elem_id=f"preset-{kind.name}", elem_classes="preset-cards",
         )  # fmt: skip
         form = ConfigForm(kind.config, CHOICES, prefix, kind.main_fields)
@@ -144,6 +146,19 @@ def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
 
 
 # presets, preview, queueing -----------------------------------------------------------------------
+
+
+def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
+    """What was said last goes when a person changes something; why nothing can be added stays."""
+
+    def clear(request: gr.Request) -> Any:
+        return _forbidden(controls, roles.may_not_add(current_user(request))).get(
+            controls.message, show_html()
+        )
+
+    every = [c for form in forms.values() for c in (*form.inputs, form.preset)]
+    changed = [c.input for c in (controls.kind, controls.name, *every)]
+    gr.on(changed, clear, None, controls.message, **LATEST)
 
 
 def _wire_form(this: KindForm, controls: Controls) -> None:
@@ -226,16 +241,22 @@ def preset_names(kind: Kind) -> tuple[str, ...]:
     return names if NO_PRESET in names else (NO_PRESET, *names)
 
 
+def preset_cards(kind: Kind, prices: Mapping[str, str]) -> Choices:
+    """The presets as cards: name, what it is for, and its price; a line each."""
+    return [
+        ("\n".join(filter(None, (name, kind.preset_notes.get(name), prices.get(name)))), name)
+        for name in preset_names(kind)
+    ]
+
+
 def _priced(this: KindForm, values: Mapping[str, Any]) -> dict[Any, Any]:
-    """Every preset with what it would cost on the model that is chosen."""
-    if not this.kind.presets:
+    """Every preset with what it is for, and what it would cost on the model that is chosen."""
+    kind = this.kind
+    if not kind.presets:
         return {}
     model = {MODEL: values[MODEL]} if MODEL in values else {}
-    cards = [
-        (f"{name}\n{price(this.kind, {**model, **this.kind.presets.get(name, {})})}".strip(), name)
-        for name in preset_names(this.kind)
-    ]
-    return {this.preset: gr.update(choices=cards)}
+    prices = {n: price(kind, {**model, **kind.presets.get(n, {})}) for n in preset_names(kind)}
+    return {this.preset: gr.update(choices=preset_cards(kind, prices))}
 
 
 def _enqueue(this: KindForm, controls: Controls) -> Callable[..., dict[Any, Any]]:
@@ -276,9 +297,12 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
     `?model=` and the like, single values; the button disabled for guests."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
-        clone = find_job(query(request, "from"))
-        chosen = clone.kind if clone else query(request, "kind")
-        updates = _forbidden(controls, roles.may_not_add(current_user(request)))
+        source, asked = query(request, "from"), query(request, "kind")
+        clone = find_job(source)
+        chosen = clone.kind if clone else asked
+        unknown = _unknown(source if clone is None else "", chosen if chosen not in forms else "")
+        updates: dict[Any, Any] = {controls.message: unknown} if unknown else {}
+        updates |= _forbidden(controls, roles.may_not_add(current_user(request)))
         for kind, this in forms.items():
             values = address_values(request, this.kind.config) if kind == chosen else {}
             config = clone.config if clone and kind == chosen else values
@@ -294,6 +318,16 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
     columns = [this.column for this in forms.values()]
     own = [controls.kind, controls.name, controls.add, controls.message]
     return on_load(arrive, None, [*own, *columns, *inputs])
+
+
+def _unknown(run: str, kind: str) -> Any:
+    """An update that says which run or kind of the address there is not; None where both are."""
+    if run:
+        return show_error(NotFoundError(f"There is no run {run}.", "", "The form is a new one."))
+    if kind:
+        what = f"There is no kind of run called {kind[:40]!r}."
+        return show_error(NotFoundError(what, "", "Choose a method."))
+    return None
 
 
 def _forbidden(controls: Controls, reason: str) -> dict[Any, Any]:

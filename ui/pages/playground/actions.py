@@ -58,9 +58,9 @@ def again(job: Job, actor: Actor) -> Job:
     """The same prompt with another seed.
 
     Raises:
-        ConflictError: without a temperature the text would be the same.
+        ConflictError: the texts would be the same.
     """
-    if not job.config.get("temperature") and job.state == State.SUCCEEDED:
+    if board.would_repeat(job):
         raise ConflictError(
             "The answers would be the same.", "At temperature 0 the seed changes nothing.",
             "Raise the temperature under Settings and send the prompt again.",

@@ -20,6 +20,7 @@ HTML = fragments("pages/playground/page.html")
 LETTERS = "ABCD"
 START_S = 6.0  # of the playground's process
 PATIENCE_MS = 20_000
+LEAST_GAIN = 0.05  # tokens per step beyond the one without drafting
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,27 @@ def status(job: Job, transcript: Transcript, hidden: bool) -> Markup:
 
 
 def facts(transcript: Transcript, hidden: bool) -> list[str]:
-    """Length, speed and end of an answer; of one whose author is hidden only the length."""
+    """Length, speed and end of an answer; of one whose author is hidden only length and end."""
     if not transcript.passes:
         return []
-    known = [f"{len(transcript.tokens)} tokens"]
-    if transcript.speed and not hidden:
-        known.append(f"{transcript.speed:.1f} tokens/s")
-    if transcript.accepted and transcript.accepted > 1 and not hidden:
-        known.append(f"{transcript.accepted:.2f} tokens per step")
+    known = [f"{len(transcript.tokens)} tokens", *([] if hidden else _drafting(transcript))]
     return [*known, *([ENDS[transcript.end]] if transcript.end else [])]
+
+
+def _drafting(transcript: Transcript) -> list[str]:
+    """How fast an answer was written, and what its drafter was good for."""
+    known = [f"{transcript.speed:.1f} tokens/s"] if transcript.speed else []
+    accepted, rejected = (
+        transcript.accepted or 1.0,
+        any(each.rejected for each in transcript.passes),
+    )
+    if accepted > 1:
+        known.append(f"{accepted:.2f} tokens per step")
+    if transcript.unused:
+        known.append("drafter unused: no draft tree is faster on this machine")
+    elif transcript.speed and rejected and accepted < 1 + LEAST_GAIN:
+        known.append("almost no draft token accepted")
+    return known
 
 
 def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:

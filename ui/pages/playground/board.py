@@ -60,8 +60,15 @@ def _turn(job: Job, actor: Actor, last: bool) -> ShownTurn:
             job.state in ACTIVE,
             roles.may_not_cancel(actor, job.owner),
             roles.may_not_add(actor, Lane.PLAYGROUND),
+            would_repeat(job),
         )
     return ShownTurn(job, answers, error_of(job), _votes(job, actor, last), below)
+
+
+def would_repeat(job: Job) -> bool:
+    """Whether the same prompt would be answered by the same texts: without a temperature the seed
+    changes nothing."""
+    return job.state == State.SUCCEEDED and not job.config.get("temperature")
 
 
 def choices(job: Job) -> dict[int, str]:

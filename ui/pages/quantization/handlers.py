@@ -14,7 +14,7 @@ from ui.format import href
 from ui.pages.quantization import panels
 from ui.pages.quantization.group_map import FIGURES
 from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView
-from ui.runs.weights import run_choice
+from ui.runs.weights import run_choices
 from ui.widgets.dropdown import Choices, choices
 from ui.widgets.explorer import (
     control_updates,
@@ -109,13 +109,13 @@ def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = 
         seen: what was shown last.
     """
     jobs = queries.runs_with_profile(MAGNITUDE)
-    runs = [run_choice(job) for job in jobs]
     selection = selection if selection.run or not jobs else replace(selection, run=jobs[0].run)
+    runs = run_choices(jobs, selection.run)
     view = QuantView.at(selection)
     if view is None:
         launch = href("new", kind=dlqat.NAME)
         reason = empty_state(selection.run, NO_RUN, "recorded no groups", LATER, launch)
-        return updates({"head": ""}, show_notice(reason, runs))
+        return updates({"head": ""}, show_notice(reason, runs, selection.run))
     offers = as_kept(_offers(view, runs))
     return updates(
         show_charts(),

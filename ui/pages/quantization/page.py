@@ -98,7 +98,7 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
 
 
 PAGE = Page(
-    "Quantization",
+    "Quantisation",
     "quantization",
     build,
     order=60,

@@ -13,7 +13,7 @@ from ui.format import NONE, duration, number, size
 from ui.runs.html import took
 from ui.runs.results import RunResults, format_value, kind_of
 from ui.templates import fragments
-from ui.theme import stage_style
+from ui.theme import name_colours
 
 HTML = fragments("pages/run/page.html")
 Table = tuple[list[str], list[list[str]]]  # headings, rows
@@ -27,12 +27,15 @@ def stage_tables(results: RunResults) -> Markup:
 
 def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
-    rows = [[_stage(results, s), *(_figure(results.get(s, n)) for n in names)] for s in stages]
+    paint = name_colours(results.stages)
+    rows = [
+        [_stage(results, s, paint[s]), *(_figure(results.get(s, n)) for n in names)] for s in stages
+    ]
     return ["Stage", *(metric(n).title for n in names)], rows
 
 
-def _stage(results: RunResults, stage: str) -> Markup:
-    return HTML.stage(results.label(stage), stage_style(stage).colour, stage == results.kept)
+def _stage(results: RunResults, stage: str, colour: str) -> Markup:
+    return HTML.stage(results.label(stage), colour, stage == results.kept)
 
 
 def _figure(row: StoredResult | None) -> str:
@@ -63,10 +66,13 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 
 def _verdict(job: Job, results: RunResults) -> str:
-    """Whether the method helped on this model."""
+    """Whether the method helped on this model, or what the figures promise."""
     kind = kind_of(job)
-    values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
-    return kind.verdict(values) if kind and results.kept else ""
+    if kind is None:
+        return ""
+    values = {key: row.value for key, row in results.rows.items()}
+    perplexity = {stage: value for (stage, name), value in values.items() if name == PERPLEXITY}
+    return kind.verdict(perplexity) if results.kept else kind.forecast(values)
 
 
 def _decision(results: RunResults) -> str:

@@ -16,7 +16,7 @@ from backend.store import frames, queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
-from jobs.metrics import PERPLEXITY
+from jobs.metrics import MEMORY, PERPLEXITY, PROCESSOR
 from jobs.operations import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_curves
@@ -55,7 +55,7 @@ STAGES = Panel(
     "stages", "Perplexity by stage",
     "How much perplexity does each stage cost, and how much does it recover?", 280,
 )  # fmt: skip
-CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 9))  # the most there are
+CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 11))  # the most there are
 NO_CURVES = "This run has recorded no curves."
 # of a run that has ended, and of one that is active
 NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
@@ -76,7 +76,7 @@ def build() -> None:
         parts, stages = _summary()
         page = Outputs(head=head, **parts)
     with tab["measures"]:
-        measures, charts = quality.build()
+        measures = quality.build()
     with tab["curves"]:
         lines = _curve_wall()
     with tab["log"]:
@@ -87,7 +87,7 @@ def build() -> None:
     for name, one in tab.items():
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
-    opened = Outputs(tabs=tabs, stages=stages, charts=charts)
+    opened = Outputs(tabs=tabs, stages=stages)
     on_load(opened.named(on_open), None, opened.components)
     show = page.named(draw), None, page.components
     live(*show)
@@ -130,14 +130,14 @@ def _artefacts(message: gr.HTML) -> HtmlPanel:
 
 
 def on_open(request: gr.Request) -> Updates:
-    """The tab in the address, none without a run; the charts of what is measured of a model are
+    """The tab in the address, none without a run; the chart of perplexities by stage is
     hidden where the run's stages are no models."""
     job = chosen_job(request)
     kind = kind_of(job) if job else None
-    charts = gr.update(visible=kind is None or kind.has_models)
+    stages = gr.update(visible=kind is None or kind.has_models)
     tab = query(request, "tab", "summary", TABS)
     tabs = gr.update(selected=tab, visible=job is not None)
-    return {"tabs": tabs, "stages": charts, "charts": charts}
+    return {"tabs": tabs, "stages": stages}
 
 
 def draw(request: gr.Request) -> Updates:
@@ -198,14 +198,15 @@ def history(job: Job) -> Markup:
 
 
 def draw_curves(request: gr.Request) -> Updates:
-    """Every family of curves as a chart, the loss first."""
+    """Every family of curves as a chart, the loss first, what the process took last."""
     job = chosen_job(request)
     points = display_units(frames.shown_curves(job.run)) if job else None
     if job is None or points is None or points.empty:
         hidden = {panel.name: gr.update(visible=False) for panel in CURVES}
         return {"waiting": show_html(empty(NO_CURVES)), **hidden}
     family = points["name"].str.split("/").str[0]
-    names = sorted(family.unique(), key=lambda name: ("loss" not in name, name))
+    last = (MEMORY, PROCESSOR)
+    names = sorted(family.unique(), key=lambda name: (name in last, "loss" not in name, name))
     shown = [
         {panel.name: gr.update(visible=True)}
         | panel.show(curve_chart(job, points[family == name], name), f"{job.run}-{name}")
@@ -229,7 +230,7 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     question = f"How does {lower(titles.label)} develop?"
     kind = kind_of(job)
     main = stages.get(kind.default_stage, "") if kind else ""
-    headline = of_curves(frame, titles.label, main)
+    headline = of_curves(frame, titles.label, main) or titles.label
     return Chart(figure, frame, note, question, headline=headline)
 
 

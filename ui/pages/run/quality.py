@@ -35,23 +35,27 @@ PRODUCTS = Panel(
 Sample = Mapping[str, Any]
 
 
-def build() -> tuple[Outputs, gr.Row]:
-    """Draws the empty places of what `update` shows; and the row of charts."""
+def build() -> Outputs:
+    """Draws the empty places of what `update` shows."""
     page = Outputs(findings=plain(elem_id="measures-said"))
-    with gr.Row(equal_height=False) as charts:
+    with gr.Row(equal_height=False, visible=False) as page["charts"]:
         page |= SIZES.build("measures") | PRODUCTS.build("measures")
     page["samples"] = plain(elem_id="measures-samples")
-    return page, charts
+    return page
 
 
 def update(job: Job | None) -> Updates:
-    """Findings, both charts and the samples."""
+    """Findings, both charts and the samples. The charts are there as soon as an evaluation is, of a
+    run whose stages are models."""
     if job is None:
-        return {"findings": "", **SIZES.clear(), **PRODUCTS.clear(), "samples": ""}
+        blank = {"findings": "", "samples": "", "charts": gr.update(visible=False)}
+        return updates(blank, SIZES.clear(), PRODUCTS.clear())
     evaluation = _evaluation(job)
     results = queries.results([evaluation.run]) if evaluation else []
     rows = {(r.stage, r.metric): r for r in results}
+    kind = kind_of(job)
     html = {
+        "charts": gr.update(visible=bool(evaluation) and (kind is None or kind.has_models)),
         "findings": findings(job, evaluation, rows),
         "samples": samples(evaluation if evaluation and rows else job),
     }
@@ -89,7 +93,7 @@ def _invitation(job: Job) -> Markup:
     if kind and not kind.has_models:
         return HTML.not_a_model(next_links(job))
     if any(a.kind == "model" for a in queries.artifacts(job.run)):
-        return HTML.not_evaluated(href("new", kind=NAME, model=job.run))
+        return HTML.not_evaluated(href("new", kind=NAME, model=job.run), bool(samples(job)))
     return HTML.no_model()
 
 

@@ -9,10 +9,11 @@ import plotly.graph_objects as go
 
 from jobs.metrics import Metric
 from jobs.sweep import SweepRow
+from jobs.wording import extent
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.template import axis, layout, legend_row, log_axis
-from ui.format import esc, extent, number
+from ui.format import esc, number
 from ui.theme import stage_style
 
 DENSE = "dense"

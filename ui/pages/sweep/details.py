@@ -15,7 +15,8 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import METRICS, Metric
 from jobs.sweep import SweepRow
-from ui.format import NONE, extent, number, runs
+from jobs.wording import extent
+from ui.format import NONE, number, runs
 from ui.pages.sweep.charts import SPREAD
 from ui.runs.html import model_name, progress, run_link, took
 from ui.runs.results import RUN, format_value, kind_title, setting_title

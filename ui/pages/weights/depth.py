@@ -8,8 +8,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from backend.statistics.tensors import QUANTILES
+from jobs.wording import extent
 from ui.charts.template import axis, layout, legend_row, reference_line, tint
-from ui.format import extent, number
+from ui.format import number
 from ui.theme import LIGHT, LineStyle
 
 BANDS = tuple(zip(QUANTILES[:4], QUANTILES[:4:-1], strict=True))  # from the widest in

@@ -21,7 +21,8 @@ HTML = fragments("pages/weights/page.html")
 NORMAL = 3.0  # kurtosis of a normal distribution
 WELL_TRAINED = 2, 6  # exponents of the tail of the spectrum
 HEAVY = 0.5  # of kurtosis, from where tails differ from those of a normal distribution
-WHOLE = " of the weights to exactly zero"
+LEAST_CHANGE = 0.0005  # relative; what would be written as 0.0 %
+LEAST_ZEROS = 0.001  # share of the weights, from where a stage is said to make zeros
 EXPLAINED: dict[str, Statistic] = {**STATISTICS, "cutoff": Statistic("Magnitude threshold", "")}
 
 
@@ -97,13 +98,11 @@ def _zeros(path: StagePath) -> str:
     if len(path.main) == 1 and (only := path.values(ZERO_SHARE)[0][1]):
         return f"{share(only)} of the weights are exactly zero."
     parts: list[str] = []
-    before = 0.0
     for label, value in path.values(ZERO_SHARE):
-        if value > before + 0.001:
-            parts.append(f"{label} sets {share(value)}{'' if parts else WHOLE}")
-        elif value < before - 0.001:
-            parts.append(f"{label} leaves {share(value)}")
-        before = value
+        if parts:
+            parts.append(f"{label} {share(value)}")
+        elif value > LEAST_ZEROS:
+            parts.append(f"{label} makes {share(value)} of the weights exactly zero")
     nothing = "No step makes weights" if len(path.main) > 1 else "No weight is"
     return f"{', '.join(parts)}." if parts else f"{nothing} exactly zero."
 
@@ -148,7 +147,9 @@ def _error(path: StagePath) -> str:
     (before, first), (after, last) = values[0], values[-1]
     change = last / first - 1 if first else 0.0
     way = "less" if change < 0 else "more"
-    sentence = f"{after} ends with {share(abs(change))} {way} error than {before}."
+    amount = "as much" if abs(change) < LEAST_CHANGE else f"{share(abs(change))} {way}"
+    joint = "as" if abs(change) < LEAST_CHANGE else "than"
+    sentence = f"{after} ends with {amount} error {joint} {before}."
     control = path.by_stage.get("control")
     if control is not None and RELATIVE_ERROR in control.stats:
         sentence += f" The control ends at {share(control.stats[RELATIVE_ERROR], 2)}."
@@ -170,10 +171,10 @@ def _by_size(path: StagePath) -> str:
         return ""
     label, value = values[0]
     if value > 0.999:
-        return f"{label} pruned exactly the smallest weights of the tensor."
+        return f"The zeros of {label} are exactly the smallest weights of the dense tensor."
     return (
-        f"{share(value)} of the weights {label} pruned are among the smallest of the dense tensor; "
-        "the rest were chosen by their inputs, row or group."
+        f"{share(value)} of the zeros of {label} are among the smallest weights of the dense "
+        "tensor; the rest depend on their inputs, row or group."
     )
 
 
@@ -208,8 +209,10 @@ def _alpha(path: StagePath) -> str:
 def _largest(path: StagePath) -> str:
     values = path.values("largest")
     (_, first), (label, last) = values[0], values[-1]
-    if len(values) < 2 or not first or abs(last / first - 1) < 0.005:
-        return "The largest weight is unchanged." if len(values) > 1 else ""
+    if len(values) < 2 or not first:
+        return ""
+    if last == first:
+        return f"{label}: the largest weight is that of the dense tensor."
     return f"{label}: {number(last / first, 3)} times that of the dense tensor."
 
 

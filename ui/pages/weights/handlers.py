@@ -20,7 +20,7 @@ from ui.pages.weights.explanations import explained_html
 from ui.pages.weights.layer_charts import layers_chart
 from ui.pages.weights.selection import AGAINST, GROUPS, MEASURES, WeightsSelection
 from ui.pages.weights.tensor.charts import tensor_chart
-from ui.runs.weights import DENSE, RunWeights, run_choice, weights_of
+from ui.runs.weights import DENSE, RunWeights, run_choices, weights_of
 from ui.widgets.download import file_payload
 from ui.widgets.dropdown import Choices, choices
 from ui.widgets.explorer import (
@@ -148,11 +148,11 @@ def full_refresh(
         at: the stage at which the steps begin.
     """
     jobs = queries.runs_with_weights()
-    runs = [run_choice(job) for job in jobs]
     selection = selection if selection.run or not jobs else replace(selection, run=jobs[0].run)
+    runs = run_choices(jobs, selection.run)
     view = TensorView.at(selection)
     if view is None:
-        return show_notice(_nothing(selection.run), runs)
+        return show_notice(_nothing(selection.run), runs, selection.run)
     joined = selection.with_new_stages(view.weights, seen["stages"] if seen else None)
     view = view.select(joined.settled(view.weights, view.other))
     now = as_kept({

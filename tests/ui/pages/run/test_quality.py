@@ -89,10 +89,22 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
     assert isinstance(shown["size_chart"], str) and texts == ""
     assert "saved no model" in quality.update(queries.job(2))["findings"]
     assert 'href="new' not in quality.update(queries.job(2))["findings"]
+    assert "Size, speed and generated text" in words and shown["charts"]["visible"] is False
     cleared = quality.update(None)
+    assert cleared.pop("charts")["visible"] is False
     assert {text for name, text in cleared.items() if not name.endswith("_title")} == {""}
     store(evaluation(3, "sds-0001", state="running"))
-    assert "as they are measured" in quality.update(queries.job(1))["findings"]
+    measuring = quality.update(queries.job(1))
+    assert "as they are measured" in measuring["findings"]
+    assert measuring["charts"]["visible"] is True
+
+
+def test_texts_that_are_there_are_not_called_missing(lab: Settings) -> None:
+    texts = result(1, "sds", "greedy_agreement", 0.5, samples=sample("the cat ran"))
+    store(job(1, kept_stage="sds"), model_folder(1, 9), texts)
+    shown = quality.update(queries.job(1))
+    assert "the cat ran" in shown["samples"]
+    assert "Size and speed of this model have not been measured yet." in shown["findings"]
 
 
 def test_after_an_evaluation_that_failed_there_can_be_another(lab: Settings) -> None:

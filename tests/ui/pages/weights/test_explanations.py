@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.methods.dlqat import config as dlqat
 from backend.methods.sds.config import STAGE_LABELS
 from backend.statistics.reference import ReferenceTensor
 from backend.statistics.tensors import TensorSnapshot
@@ -87,15 +88,17 @@ def test_each_figure_that_was_measured_has_a_row(stages: list[TensorSnapshot]) -
     rows = {row.name: row.sentence for row in explained(stages, STAGE_LABELS)}
     assert list(rows) == list(EXPLAINED) and {*SENTENCES} == {*EXPLAINED}
     assert rows["zero_share"] == (
-        "First pruning sets 50.0 % of the weights to exactly zero, Re-dense leaves 0.0 %, "
-        "Second pruning (SDS) sets 50.0 %."
+        "First pruning makes 50.0 % of the weights exactly zero, Re-dense 0.0 %, "
+        "Second pruning (SDS) 50.0 %."
     )
     assert rows["kurtosis"].startswith("Dense has tails like a normal distribution (kurtosis 3).")
     assert (
         rows["relative_error"]
         == "Second pruning (SDS) ends with 50.0 % less error than First pruning."
     )
-    assert rows["by_size"] == "First pruning pruned exactly the smallest weights of the tensor."
+    assert rows["by_size"] == (
+        "The zeros of First pruning are exactly the smallest weights of the dense tensor."
+    )
     assert rows["cutoff"] == "50.0 % of the dense weights are smaller."
     times = stages[3].stats["max"] / stages[0].stats["max"]
     assert (
@@ -112,6 +115,23 @@ def test_mask_overlap_is_told_as_the_weights_kept_both_times(
     both = 100 * (first & last).sum().item() / first.sum().item()
     said = re.search(r"keeps ([\d.]+) % of the weights that the first", rows["mask_overlap"])
     assert said is not None and float(said[1]) == pytest.approx(both, abs=0.051)
+
+
+def test_a_rounded_tensor_is_not_called_pruned(dense: Tensor) -> None:
+    reference, step = ReferenceTensor(dense), dense.abs().max() / 3
+    rounded = {"dense": dense, "rtn": (dense / step).round() * step}
+    rounded["dlqat"] = rounded["rtn"] * 0.998
+    taken = [
+        reference.measure(w, tensor="a.weight", block=0, module="a", stage=stage).snapshot
+        for stage, w in rounded.items()
+    ]
+    rows = {row.name: row.sentence for row in explained(taken, dlqat.STAGE_LABELS)}
+    assert not re.search("prun|leaves", " ".join(rows.values()))
+    zeros = f"{100 * taken[1].zeros / taken[1].n:.1f} %"
+    assert rows["zero_share"] == (
+        f"RTN, min-max makes {zeros} of the weights exactly zero, DL-QAT {zeros}."
+    )
+    assert rows["largest"] == "DL-QAT: 0.998 times that of the dense tensor."
 
 
 def test_a_model_as_it_is_has_few_words(stages: list[TensorSnapshot]) -> None:

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import pytest
 from markupsafe import escape
 from safetensors.torch import save_file
+from sqlalchemy import delete
 
 from backend.methods.sds.config import STAGE_LABELS
 from backend.models.loading import load
@@ -129,12 +130,36 @@ def test_no_run_at_all_is_told(data_dir: Any) -> None:
     assert seen["charts"]["visible"] is False
 
 
-@pytest.mark.parametrize("run", ["sds-0005", "sds-0999", "nonsense"])
-def test_a_run_without_statistics_is_told(seeded: Settings, run: str) -> None:
+@pytest.mark.parametrize(
+    ("run", "told", "offered"),
+    [
+        ("sds-0005", "sds-0005 has stored no weight statistics.", 3),
+        ("sds-0999", "There is no run sds-0999. Choose one above.", 2),
+        ("nonsense", "There is no run nonsense.", 2),
+    ],
+)
+def test_a_run_without_statistics_is_told(
+    seeded: Settings, run: str, told: str, offered: int
+) -> None:
     seen = opened(run=run)
-    assert f"{run} has stored no weight statistics." in seen["notice"]["value"]
+    assert told in seen["notice"]["value"]
     assert seen["charts"]["visible"] is False
-    assert len(seen["run"]["choices"]) == 2
+    assert len(seen["run"]["choices"]) == offered
+
+
+def test_a_deleted_run_is_called_deleted_and_a_purged_one_is_gone(seeded: Settings) -> None:
+    with writing() as session:
+        session.get_one(Job, 1).removed_at = 1
+    seen = opened(run="sds-0001")
+    first = seen["run"]["choices"][0]
+    assert first[1] == seen["run"]["value"] == "sds-0001" and "(deleted)" in first[0]
+    assert seen["charts"]["visible"] is True
+    with writing() as session:
+        session.get_one(Job, 1).purged = True
+        session.execute(delete(TensorRow).where(TensorRow.job_id == 1))
+    seen = opened(run="sds-0001")
+    assert "sds-0001 was deleted, and its figures with it." in seen["notice"]["value"]
+    assert seen["run"]["value"] == "sds-0001"
 
 
 def test_a_run_that_has_none_yet_says_so(seeded: Settings) -> None:

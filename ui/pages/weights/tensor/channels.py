@@ -97,7 +97,7 @@ def find_outliers(values: np.ndarray) -> np.ndarray:
 
 
 def outliers_note(outliers: np.ndarray, zeros: Sequence[Channels]) -> str:
-    """Which channels stand out, and whether pruning spared them: `zeros` holds the share of zeros
+    """Which channels stand out, and whether they were spared: `zeros` holds the share of zeros
     of every channel at each stage drawn, %."""
     if not len(outliers):
         return f"No channel lies beyond the outer fences ({FENCE:g} interquartile ranges)."
@@ -109,8 +109,8 @@ def outliers_note(outliers: np.ndarray, zeros: Sequence[Channels]) -> str:
         if stage.values.max() > 0 and len(others):
             of_them, of_rest = stage.values[outliers].mean(), others.mean()
             words.append(
-                f"{stage.label} pruned {share(of_them / 100)} of them and "
-                f"{share(of_rest / 100)} of the others."
+                f"{stage.label}: {share(of_them / 100)} of their weights are zero, "
+                f"{share(of_rest / 100)} of the others'."
             )
     return " ".join(words)
 

@@ -35,10 +35,10 @@ from ui.runs.weights import DENSE
 QUESTIONS = {
     "overlay": "What did each step do to the distribution of this tensor's weights?",
     "mirror": "How do the distributions before and after differ?",
-    "magnitude": "How large are the remaining weights, on a scale that shows the small ones?",
+    "magnitude": "How large are the weights besides zero, on a scale that shows the small ones?",
     "cumulative": "What share of the weights is below a given magnitude?",
     "difference": "Where on the axis did weights come from, and where did they go?",
-    "channels": "Are there outlier channels, and were they pruned like the others?",
+    "channels": "Are there outlier channels, and have they as many zeros as the others?",
     "matrix": "Where in the matrix are the large weights, and where did they change?",
     "joint": "What became of the weights, each by what it was in the dense tensor?",
     "spectrum": "How many directions carry the weights, and how heavy is the tail?",

@@ -1,0 +1,61 @@
+"""What a process takes of the machine, and how far through the blocks it is."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.reporter import at_block, block_reached
+from jobs.metrics import MEMORY, PROCESSOR
+from jobs.runtime import usage
+from jobs.runtime.usage import MB, UsageSampler
+from ui.charts.lines import curve_titles
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time, in seconds; a test moves it."""
+    time = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(usage, "time", SimpleNamespace(monotonic=lambda: time.now))
+    monkeypatch.setattr(usage, "now_ms", lambda: int(1000 * time.now))
+    return time
+
+
+def test_points_become_rare_in_a_long_run(clock: SimpleNamespace) -> None:
+    points: list[tuple[str, float, int]] = []
+    sampler = UsageSampler(0, lambda *point: points.append(point))
+    for second in range(1, 3600):
+        clock.now = second
+        sampler.sample()
+    steps = [step for name, _, step in points if name == MEMORY]
+    assert steps[:50] == [*range(1, 51)] and steps == sorted({*steps}) and steps[-1] > 3500
+    assert max(later - step for step, later in pairwise(steps)) <= 37
+    assert 200 < len(steps) < 600 and len(points) == 2 * len(steps)
+
+
+def test_memory_and_processor_are_those_of_this_process(clock: SimpleNamespace) -> None:
+    points: dict[str, float] = {}
+    sampler = UsageSampler(-60_000, lambda name, value, step: points.update({name: value}))
+    clock.now = 2.0
+    sampler.sample()
+    held = psutil.Process().memory_info().rss / MB
+    assert points[MEMORY] == pytest.approx(held, rel=0.5) and points[PROCESSOR] >= 0
+    assert curve_titles(MEMORY).x == curve_titles(PROCESSOR).x == "Seconds"
+    assert curve_titles("loss/sds").x == "Step"
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.sampled_from(["", "Re-dense", "Block, block"]))
+def test_the_block_an_activity_has_reached_is_read_from_its_words(
+    block: int, more: int, activity: str
+) -> None:
+    assert block_reached(at_block(block, block + more, activity)) == (block + 1, block + more)
+
+
+@pytest.mark.parametrize("activity", ["", "Held-out loss", "Prompt 3 of 12: qa", "Blocks"])
+def test_other_activities_have_no_block(activity: str) -> None:
+    assert block_reached(activity) is None
