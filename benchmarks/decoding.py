@@ -9,7 +9,8 @@ the clock, and how much longer a pass over n tokens takes than one over a single
 the limit: the bytes of the weights over the bandwidth a plain sum of memory reaches here.
 
 `error` is the root mean square difference of the logits from those in float32, relative to their
-spread. 4-bit weights are rounded to nearest here, in groups of 64: their speed is that of any.
+spread, `perplexity` that of a held-out text, read in passes over 32 tokens. 4-bit weights are
+rounded to nearest here, in groups of 64: their speed is that of any.
 
 llama.cpp needs `llama-cpp-python`, built for this processor (pip install --no-binary
 llama-cpp-python), and a GGUF file of the model, which it converts into its own formats.
@@ -33,6 +34,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from backend.methods.amphista.target_model import TargetModel
@@ -41,9 +43,11 @@ from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import pack_model
+from backend.text.slices import evaluation_slice
 from benchmarks.peers import llama
 
 CONTEXT, NEW = 192, 24
+WINDOWS, WINDOW, PASS = 16, 224, 32  # tokens of a window, and of a pass over it
 WIDTHS = (2, 4, 8, 12)
 GROUP = 64
 
@@ -56,8 +60,8 @@ class Writer(Protocol):
     def write(self, first: int, number: int) -> list[int]:
         """The likeliest continuation after the context and `first`."""
 
-    def rewind(self) -> None:
-        """Forget all but the context."""
+    def rewind(self, length: int = CONTEXT) -> None:
+        """Forget all but the first tokens."""
 
 
 @runtime_checkable
@@ -89,8 +93,8 @@ class Ours:
             written.append(int(self.logits(written[-1:]).argmax()))
         return written[1:]
 
-    def rewind(self) -> None:
-        self._cache.rewind(CONTEXT)
+    def rewind(self, length: int = CONTEXT) -> None:
+        self._cache.rewind(length)
 
 
 class Transformers:
@@ -108,7 +112,7 @@ class Transformers:
         )  # fmt: skip
         return made[0, ids.shape[1] :].tolist()
 
-    def rewind(self) -> None:
+    def rewind(self, length: int = CONTEXT) -> None:
         pass
 
 
@@ -223,20 +227,28 @@ def main() -> None:
     with torch.inference_mode(), TemporaryDirectory() as scratch:
         reach = bandwidth()
         found = engines(chosen, context, Path(scratch))
-        exact_model = load(chosen.model, dtype=torch.float32).model
+        loaded = load(chosen.model, dtype=torch.float32)
+        exact_model = loaded.model
+        text = evaluation_slice(loaded.facts.default_text, loaded.tokenizer, WINDOWS, WINDOW)
+        windows = text.input_ids.tolist()
         tokens = list(range(7, 23))
         exact = exact_model(input_ids=torch.tensor([[*context, *tokens]])).logits[0, -16:]
-        del exact_model
+        del exact_model, loaded
         errors = {
             name: _error(engine, tokens[: max(WIDTHS)], exact[: max(WIDTHS)])
             for name, engine in found.items()
             if isinstance(engine, Engine)
         }
         times = measure(found, chosen.rounds)
+        perplexities = {
+            name: perplexity(engine, windows)
+            for name, engine in found.items()
+            if isinstance(engine, Engine)
+        }
     base = median(times["PyTorch loop, bf16"].cpu)
     table = Table(title=f"{chosen.model}, {chosen.threads} thread(s), {reach / 1e9:.0f} GB/s")
     for head in ("engine", "ms", "tokens/s", "× PyTorch bf16", "limit ms",
-                 *(f"t({n})/t(1)" for n in WIDTHS), "error"):  # fmt: skip
+                 *(f"t({n})/t(1)" for n in WIDTHS), "error", "perplexity"):  # fmt: skip
         table.add_column(head, justify="left" if head == "engine" else "right")
     lines = []
     for name, each in times.items():
@@ -247,12 +259,12 @@ def main() -> None:
         table.add_row(
             name, f"{1e3 * cpu:.1f}", f"{1 / wall:.0f}", f"{base / cpu:.2f}",
             f"{1e3 * limit:.1f}", *(f"{r:.2f}" for r in ratios),
-            f"{errors[name]:.4f}" if name in errors else "",
+            *(f"{x[name]:.4f}" if name in x else "" for x in (errors, perplexities)),
         )  # fmt: skip
         lines.append({
             "engine": name, "cpu_ms": 1e3 * cpu, "tokens_s": 1 / wall, "limit_ms": 1e3 * limit,
             "speed_up": base / cpu, "ratios": dict(zip(WIDTHS, ratios, strict=True)),
-            "error": errors.get(name),
+            "error": errors.get(name), "perplexity": perplexities.get(name),
         })  # fmt: skip
     Console(width=150).print(table)
     print(json.dumps({"threads": chosen.threads, "bandwidth": reach, "engines": lines}))
@@ -262,6 +274,17 @@ def _error(engine: Engine, tokens: Sequence[int], exact: Tensor) -> float:
     found = engine.logits(tokens).float()
     engine.rewind()
     return ((found - exact).square().mean().sqrt() / exact.std()).item()
+
+
+def perplexity(engine: Engine, windows: Sequence[Sequence[int]]) -> float:
+    """Of each window alone; what the engine has read before is lost."""
+    losses = []
+    for ids in windows:
+        engine.rewind(0)
+        parts = [ids[n : n + PASS] for n in range(0, len(ids) - 1, PASS)]
+        logits = torch.cat([engine.logits(part) for part in parts])[: len(ids) - 1]
+        losses.append(cross_entropy(logits.float(), torch.tensor(ids[1:])))
+    return torch.stack(losses).mean().exp().item()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""GGUF exports as llama.cpp reads them, beside what was recorded of the models.
+"""Exports as llama.cpp and vLLM read them, beside what was recorded of the models.
 
     make bench-exports ARGS="sds-0001 dlqat-0002 --types auto,Q8_0"
+    make bench-exports ARGS="sds-0001 dlqat-0002 --vllm ../vllm/bin/python"
 
 Each run's model is exported to each type and read by llama.cpp: on the windows of token ids the run
 was evaluated on, it has to give the perplexity the run has recorded, and it has to split a sample
 into the same tokens. `difference` is relative to the recorded perplexity. A model that is no run is
 measured with transformers in float32 first.
+
+With `--vllm` the saved folder is read by vLLM instead, on the same windows; the option names the
+Python of an environment that has it.
 
 llama.cpp needs `llama-cpp-python` (pip install llama-cpp-python), which is no dependency.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,18 +29,18 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.evaluation.perplexity import perplexity
+from backend.export.gguf.types import GGUFType
 from backend.export.gguf.writing import write_gguf
+from backend.methods.amphista.decoding.llama_cpp import quiet
 from backend.models.loading import load, load_tokenizer
 from backend.models.sources.materialise import materialise
 from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.text.slices import TextSlice, evaluation_slice
-from benchmarks.peers.llama import quiet
 from jobs.fields.base_model import resolve_model
+from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.saved_models import is_run
 from jobs.fields.text import TextConfig, context_length, corpus_names
-from jobs.gguf.config import GGUFJob
-from jobs.gguf.estimate import exported_type
 from jobs.kind import kind_named
 
 SAMPLE = "It's 12:30 — the naïve café's 1,024 prices\n\n  doubled?! Yes: 汉字, emoji 🙂.\tEnd"
@@ -46,8 +51,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["toy"], help="runs, or models")
     parser.add_argument("--types", default="auto", help="such as auto,Q8_0,Q4_0")
+    parser.add_argument("--vllm", metavar="PYTHON", help="have vLLM of this Python read folders")
     options = parser.parse_args()
-    rows = [row for model in options.models for row in measure(model, options.types.split(","))]
+    if options.vllm:
+        rows = [by_vllm(run, options.vllm) for run in options.models]
+    else:
+        rows = [
+            row for model in options.models for row in measure(model, types_named(options.types))
+        ]
     table = Table(*rows[0], box=None)
     for row in rows:
         table.add_row(*(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()))
@@ -55,7 +66,7 @@ def main() -> None:
     print(json.dumps(rows))
 
 
-def measure(spec: str, types: list[str]) -> list[dict[str, Any]]:
+def measure(spec: str, types: list[GGUFType]) -> list[dict[str, Any]]:
     """One row a type."""
     base = resolve_model(spec)
     folder = Path(base.source) if base.packed else materialise(base.source)
@@ -64,7 +75,7 @@ def measure(spec: str, types: list[str]) -> list[dict[str, Any]]:
     rows = []
     with TemporaryDirectory() as scratch:
         for wanted in types:
-            type = exported_type(GGUFJob(model=spec, type=wanted), base)
+            type = exported_type(wanted, base)
             file = Path(scratch) / f"{type}.gguf"
             write_gguf(folder, file, type, base.packed, spec, SilentReporter())
             found, tokens = by_llama(file, text.input_ids.tolist())
@@ -116,6 +127,23 @@ def by_llama(file: Path, windows: list[list[int]]) -> tuple[float, list[int]]:
         losses.append(-chances.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).mean().item())
     tokens = llama.tokenize(SAMPLE.encode(), add_bos=False, special=False)
     return math.exp(sum(losses) / len(losses)), list(tokens)
+
+
+def by_vllm(run: str, python: str) -> dict[str, Any]:
+    """What vLLM says of the folder a run has saved, beside what the run has recorded."""
+    text, value = recorded(run)
+    with TemporaryDirectory() as scratch:
+        windows, result = (Path(scratch) / name for name in ("windows.json", "result.json"))
+        windows.write_text(json.dumps(text.input_ids.tolist()))
+        script = Path(__file__).parent / "peers" / "vllm_perplexity.py"
+        folder = Path(resolve_model(run).source)
+        subprocess.run([python, script, folder, windows, result], check=True)
+        found = json.loads(result.read_text())
+    difference = found["perplexity"] / value - 1
+    return {
+        "model": run, "ours": value, "vLLM": found["perplexity"], "difference": difference,
+        "answer": found["answer"],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

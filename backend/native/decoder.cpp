@@ -13,11 +13,13 @@
 // product is rounded: to bfloat16 where the weights are bfloat16, and to 8 bits, with a scale for
 // each group of inputs, where they are codes of 8 or 4 bits.
 //
-// Compiled for the processor at hand. With AVX-512-BF16 and VNNI an instruction takes 32 or 64
-// weights; without, GCC's and Clang's vector types become AVX2, NEON or plain instructions, and
-// inputs of codes are not rounded.
+// Compiled for the processor at hand. With AVX-512-BF16 an instruction takes 32 weights, with VNNI
+// 64 codes; without, GCC's and Clang's vector types become AVX-512, AVX2, NEON or plain
+// instructions, and inputs are not rounded.
 //
-// n tokens are the nodes of a tree: token i sees the cache and those j for which visible[i, j].
+// The n tokens of a pass are those of one sequence, or the next ones of several sequences, each with
+// a cache of its own. Those of one sequence may be the nodes of a tree: token i sees the cache and
+// those j for which visible[i, j].
 
 #include <algorithm>
 #include <atomic>
@@ -30,10 +32,15 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
-#define HAVE_DOT 1
+#if defined(__AVX512BF16__)
+#define HAVE_BF16 1
 #else
-#define HAVE_DOT 0
+#define HAVE_BF16 0
+#endif
+#if defined(__AVX512VNNI__)
+#define HAVE_VNNI 1
+#else
+#define HAVE_VNNI 0
 #endif
 
 namespace {
@@ -76,7 +83,11 @@ inline Halves narrow(Floats v) {
 #if defined(__AVX512F__)
 inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
 inline float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
+inline Floats fused(Floats a, float b, Floats c) {  // or compilers fuse some of the tiles only
+  return (Floats)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)c);
+}
 #else
+inline Floats fused(Floats a, float b, Floats c) { return a * b + c; }
 // One half of the lanes joined with the other, until one is left.
 template <class Join> inline float reduce(Floats v, Join join) {
   typedef float Eight __attribute__((vector_size(32)));
@@ -152,10 +163,13 @@ struct Cache {
   bf16 *keys, *values;  // [layers][kv_heads][capacity][head]
 };
 
+// n tokens, as many of each sequence: those of the first come first.
 struct Pass {
   int32_t tokens, read_out, threads;  // n; for how many of the last tokens logits are wanted
-  const int64_t *ids, *positions;     // [n]
-  const uint8_t* visible;             // [n][n], or null: causal
+  int32_t sequences;
+  Cache* const* caches;            // [sequences]
+  const int64_t *ids, *positions;  // [n]
+  const uint8_t* visible;          // [n][n], or null: causal; of one sequence
   float* hidden;                      // [n][width]
   float* logits;                      // [read_out][outputs of the head]
 };
@@ -165,9 +179,16 @@ namespace {
 
 // What enters a product, for n tokens: rounded as the weights need it.
 struct Input {
-  std::vector<bf16> halves;   // [n, inputs], for BF16
-  std::vector<int8_t> codes;  // [n, inputs], and
-  std::vector<float> scales, sums, plain;  // [n, inputs / group]; plain [n, inputs] without VNNI
+  const float* plain;              // [n, inputs], not rounded
+  std::vector<bf16> halves;        // [n, inputs], for BF16
+  std::vector<int8_t> codes;       // [n, inputs], for codes, with
+  std::vector<float> scales, sums; // [n, inputs / group]
+
+#if HAVE_BF16
+  const bf16* for_bf16() const { return halves.data(); }
+#else
+  const float* for_bf16() const { return plain; }
+#endif
 };
 
 struct Product {
@@ -188,12 +209,12 @@ template <int R, int M> struct Tile {
   static void bfloat16(const Product& p, int block, int token) {
     const int K = p.matrix.inputs;
     const bf16* weights = (const bf16*)p.matrix.weights + (size_t)block * K * LANES;
-    const bf16* x = p.input.halves.data() + (size_t)token * K;
+    const auto* x = p.input.for_bf16() + (size_t)token * K;
     Floats total[R][M] = {};
     for (int k = 0; k < K; k += 2)
       for (int r = 0; r < R; r++) {
         const bf16* here = weights + ((size_t)r * K + k) * LANES;
-#if HAVE_DOT
+#if HAVE_BF16
         const __m512bh w = (__m512bh)_mm512_loadu_si512(here);
         for (int i = 0; i < M; i++) {
           const __m512bh two = (__m512bh)_mm512_set1_epi32(load<int>(x + (size_t)i * K + k));
@@ -203,8 +224,8 @@ template <int R, int M> struct Tile {
         const Words both = load<Words>(here);
         const Floats even = (Floats)(both << 16), odd = (Floats)(both & 0xffff0000u);
         for (int i = 0; i < M; i++) {
-          const bf16* two = x + (size_t)i * K + k;
-          total[r][i] += even * widen(two[0]) + odd * widen(two[1]);
+          const float* two = x + (size_t)i * K + k;
+          total[r][i] = fused(odd, two[1], fused(even, two[0], total[r][i]));
         }
 #endif
       }
@@ -245,7 +266,7 @@ template <int R, int M> struct Tile {
       for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
   }
 
-#if HAVE_DOT
+#if HAVE_VNNI
   using Sums = Ints;
   static Floats whole(Ints v) { return __builtin_convertvector(v, Floats); }
   template <Format F>
@@ -266,7 +287,7 @@ template <int R, int M> struct Tile {
   template <Format F>
   static Floats add(Floats to, const uint8_t* w, const Input& input, size_t at) {
     const Words codes = load<Words>(w);
-    const float* x = input.plain.data() + at;
+    const float* x = input.plain + at;
     for (int b = 0; b < 4; b++) {
       const Words each = codes >> (8 * b) & (F == INT4 ? 15 : 255);
       to += __builtin_convertvector((Ints)each, Floats) * x[b];
@@ -279,10 +300,11 @@ template <int R, int M> struct Tile {
 };
 
 // Tokens in one tile, and blocks for as many as fit into the registers.
-#if HAVE_DOT
+#if defined(__AVX512F__)
 constexpr int MOST = 8;
 constexpr int blocks_for(Format f, int m) {
-  if (m == 1) return 1;  // one stream through memory, which the processor prefetches best
+  const bool dot = f == BF16 ? HAVE_BF16 : HAVE_VNNI;
+  if (m == 1) return dot ? 1 : 2;  // one stream through memory, which is prefetched best
   if (f == BF16) return m <= 6 ? 4 : 3;
   return m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;  // sums of a group, and of all
 }
@@ -387,14 +409,13 @@ void round_to(const float* from, int size, bf16* to) {
 // Rounds x [n, inputs] as the weights of the matrix need it.
 void prepare(const Matrix& m, const float* x, int n, Input& to) {
   const size_t size = (size_t)n * m.inputs;
+  to.plain = x;
   if (m.format == BF16) {
-    to.halves.resize(size);
-    round_to(x, size, to.halves.data());
+    if (HAVE_BF16) to.halves.resize(size), round_to(x, size, to.halves.data());
     return;
   }
   const size_t groups = size / m.group;
   to.scales.resize(groups), to.sums.resize(groups), to.codes.resize(size);
-  if (!HAVE_DOT) to.plain.assign(x, x + size);
   for (size_t g = 0; g < groups; g++) {
     const float* from = x + g * m.group;
     Floats most = {}, total = {};
@@ -404,7 +425,7 @@ void prepare(const Matrix& m, const float* x, int n, Input& to) {
       total += v;
     }
     to.scales[g] = 1.0f, to.sums[g] = sum(total);
-    if (!HAVE_DOT) continue;
+    if (!HAVE_VNNI) continue;
     const float scale = std::max(largest(most), 1e-30f) / 127.0f;
     Floats codes = {};
     for (int k = 0; k < m.group; k += LANES) {
@@ -428,10 +449,9 @@ void rotate(float* head, const float* cosines, const float* sines, int half) {
 
 class Worker {
  public:
-  Worker(const Model& model, const Cache& cache, const Pass& pass, Buffers& shared,
-         Barrier& barrier, int rank)
-      : m_(model), c_(cache), p_(pass), s_(shared), barrier_(barrier), rank_(rank),
-        normed_((size_t)pass.tokens * model.width), scores_(cache.length + pass.tokens + LANES) {}
+  Worker(const Model& model, const Pass& pass, Buffers& shared, Barrier& barrier, int rank)
+      : m_(model), p_(pass), each_(pass.tokens / pass.sequences), s_(shared), barrier_(barrier),
+        rank_(rank), normed_((size_t)pass.tokens * model.width) {}
 
   void run() {
     embed();
@@ -488,13 +508,18 @@ class Worker {
         const size_t place = p_.positions[i] * (d / 2);
         if (!value) rotate(head, m_.cosines + place, m_.sines + place, d / 2);
         if (query) continue;
-        const int kv = (h - m_.heads) % m_.kv_heads;
-        round_to(head, d, row(value ? c_.values : c_.keys, l, kv, c_.length + i));
+        const Cache& cache = cache_of(i);
+        const size_t rows = rows_of(cache, l, (h - m_.heads) % m_.kv_heads);
+        const size_t at = rows + (size_t)(cache.length + i % each_) * d;
+        round_to(head, d, (value ? cache.values : cache.keys) + at);
       }
   }
 
-  bf16* row(bf16* cache, int layer, int kv, int token) const {
-    return cache + (((size_t)layer * m_.kv_heads + kv) * c_.capacity + token) * m_.head;
+  const Cache& cache_of(int token) const { return *p_.caches[token / each_]; }
+
+  // Where the rows of a layer and head begin, in the keys and in the values.
+  size_t rows_of(const Cache& cache, int layer, int kv) const {
+    return ((size_t)layer * m_.kv_heads + kv) * cache.capacity * m_.head;
   }
 
   // softmax(q k^T / sqrt(head)) v of some heads and tokens.
@@ -503,28 +528,32 @@ class Worker {
     const Share some = mine(m_.heads * p_.tokens);
     for (int unit = some.first; unit < some.last; unit++) {
       const int h = unit / p_.tokens, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
+      const Cache& cache = cache_of(i);
       const float* query = &s_.heads[(size_t)i * stride + h * d];
       float* to = &s_.attended[((size_t)i * m_.heads + h) * d];
-      const float total = weigh(query, row(c_.keys, l, kv, 0), i);
+      const size_t rows = rows_of(cache, l, kv);
+      const float total = weigh(query, cache.keys + rows, cache.length, i % each_);
+      const bf16* values = cache.values + rows;
       switch (d / LANES) {
-        case 4: mean_of<4>(row(c_.values, l, kv, 0), total, to); break;
-        case 8: mean_of<8>(row(c_.values, l, kv, 0), total, to); break;
+        case 4: mean_of<4>(values, total, to); break;
+        case 8: mean_of<8>(values, total, to); break;
         default:
-          for (int at = 0; at < d; at += LANES)
-            mean_of<1>(row(c_.values, l, kv, 0) + at, total, to + at);
+          for (int at = 0; at < d; at += LANES) mean_of<1>(values + at, total, to + at);
       }
     }
   }
 
-  bool sees(int i, int j) const { return p_.visible ? p_.visible[i * p_.tokens + j] : j <= i; }
+  bool sees(int i, int j) const { return p_.visible ? p_.visible[i * each_ + j] : j <= i; }
 
-  // Fills the scores with e^(score - largest), zero where i does not look; returns their sum.
-  float weigh(const float* query, const bf16* keys, int i) {
-    const int d = m_.head, rows = c_.length + p_.tokens;
+  // Fills the scores of the cached rows and those of the pass with e^(score - largest), zero where
+  // token i of its sequence does not look; returns their sum.
+  float weigh(const float* query, const bf16* keys, int cached, int i) {
+    const int d = m_.head, rows = cached + each_;
     const float scale = 1.0f / std::sqrt((float)d);
     float largest = -INFINITY;
+    rows_ = rows, scores_.resize(rows + LANES);
     for (int t = 0; t < rows; t++) {
-      if (t >= c_.length && !sees(i, t - c_.length)) {
+      if (t >= cached && !sees(i, t - cached)) {
         scores_[t] = -INFINITY;
         continue;
       }
@@ -548,7 +577,7 @@ class Worker {
   // 16 C columns of the mean of the values.
   template <int C> void mean_of(const bf16* values, float total, float* to) {
     Floats mean[C] = {};
-    for (int t = 0; t < c_.length + p_.tokens; t++)
+    for (int t = 0; t < rows_; t++)
       for (int c = 0; c < C; c++)
         mean[c] += scores_[t] * widen(load<Halves>(values + (size_t)t * m_.head + c * LANES));
     for (int c = 0; c < C; c++) store(to + c * LANES, mean[c] / total);
@@ -595,13 +624,15 @@ class Worker {
   }
 
   const Model& m_;
-  const Cache& c_;
   const Pass& p_;
+  const int each_;  // tokens of a sequence
   Buffers& s_;
   Barrier& barrier_;
   const int rank_;
   Input input_;
-  std::vector<float> normed_, scores_;  // [n, width], [cached + n]
+  std::vector<float> normed_;  // [n, width]
+  std::vector<float> scores_;  // [rows_ + 16], of one token
+  int rows_ = 0;
 };
 
 }  // namespace
@@ -609,8 +640,10 @@ class Worker {
 extern "C" {
 
 const char* instructions() {
-#if HAVE_DOT
-  return "AVX-512-BF16";
+#if HAVE_BF16 && HAVE_VNNI
+  return "AVX-512 with BF16 and VNNI";
+#elif HAVE_VNNI
+  return "AVX-512 with VNNI";
 #elif defined(__AVX512F__)
   return "AVX-512";
 #elif defined(__AVX2__)
@@ -620,8 +653,8 @@ const char* instructions() {
 #endif
 }
 
-// Appends the tokens to the cache, and fills `hidden` and `logits`.
-void forward(const Model* model, Cache* cache, const Pass* pass) {
+// Appends the tokens to the caches, and fills `hidden` and `logits`.
+void forward(const Model* model, const Pass* pass) {
   const size_t n = pass->tokens, d = model->head;
   Buffers shared;
   shared.x.resize(n * model->width);
@@ -630,12 +663,13 @@ void forward(const Model* model, Cache* cache, const Pass* pass) {
   shared.attended.resize(n * model->heads * d);
   shared.gated.resize(n * model->inner);
   Barrier barrier(pass->threads);
-  auto work = [&](int rank) { Worker(*model, *cache, *pass, shared, barrier, rank).run(); };
+  auto work = [&](int rank) { Worker(*model, *pass, shared, barrier, rank).run(); };
   std::vector<std::thread> team;
   for (int rank = 1; rank < pass->threads; rank++) team.emplace_back(work, rank);
   work(0);
   for (auto& thread : team) thread.join();
-  cache->length += pass->tokens;
+  for (int i = 0; i < pass->sequences; i++)
+    pass->caches[i]->length += pass->tokens / pass->sequences;
 }
 
 // Of the rows from `start` on, keeps those at start + chosen (ascending).

@@ -161,11 +161,36 @@ class NativeModel:
         Returns:
             Hidden states [n, width] in bfloat16, and logits [read_out, vocabulary] in float32.
         """
-        n, outputs = len(ids), self.structure.read_out.outputs
         if positions is None:
-            positions = torch.arange(cache.length, cache.length + n)
-        if cache.length + n > cache.capacity or int(positions.max()) >= self._rows:
-            raise ValueError(f"{n} more tokens do not fit into a cache of {cache.capacity}")
+            positions = torch.arange(cache.length, cache.length + len(ids))
+        return self._pass(ids, [cache], positions, visible, read_out)
+
+    def forward_batch(self, ids: Tensor, caches: Sequence[NativeCache]) -> tuple[Tensor, Tensor]:
+        """Append the tokens `ids` [b, n] to the caches of b sequences, in one pass.
+
+        Returns:
+            Hidden states [b, n, width] in bfloat16, and logits [b, n, vocabulary] in float32.
+        """
+        b, n = ids.shape
+        positions = torch.tensor([[cache.length] for cache in caches]) + torch.arange(n)
+        found = self._pass(ids.flatten(), caches, positions.flatten(), None, b * n)
+        hidden, logits = (x.unflatten(0, (b, n)) for x in found)
+        return hidden, logits
+
+    def _pass(
+        self,
+        ids: Tensor,
+        caches: Sequence[NativeCache],
+        positions: Tensor,
+        visible: Tensor | None,
+        read_out: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As many of the tokens `ids` [n] for each of the caches; see `forward`."""
+        n, outputs = len(ids), self.structure.read_out.outputs
+        each = n // len(caches)
+        for cache in caches:
+            if cache.length + each > cache.capacity or int(positions.max()) >= self._rows:
+                raise ValueError(f"{each} more tokens do not fit into a cache of {cache.capacity}")
         if int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
             raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
         hidden = torch.empty(n, self.width)
@@ -173,9 +198,13 @@ class NativeModel:
         held = [x.contiguous() for x in (ids.long(), positions.long())]
         seen = None if visible is None else visible.to(torch.uint8).contiguous()
         places = [x.data_ptr() for x in held] + [seen if seen is None else seen.data_ptr()]
-        threads = torch.get_num_threads()
-        work = c.Pass(n, read_out, threads, *places, hidden.data_ptr(), logits.data_ptr())
-        self.call("forward", cache.structure, work)
+        pointers = (ctypes.POINTER(c.Cache) * len(caches))(
+            *(ctypes.pointer(cache.structure) for cache in caches)
+        )
+        self.call("forward", c.Pass(
+            n, read_out, torch.get_num_threads(), len(caches), pointers,
+            *places, hidden.data_ptr(), logits.data_ptr(),
+        ))  # fmt: skip
         return hidden.bfloat16(), logits[:, : self.vocabulary]
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:

@@ -40,6 +40,7 @@ class Cache(Structure):
 
 class Pass(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("tokens", "read_out", "threads")),
+        *((name, c_int32) for name in ("tokens", "read_out", "threads", "sequences")),
+        ("caches", POINTER(POINTER(Cache))),
         *((name, c_void_p) for name in ("ids", "positions", "visible", "hidden", "logits")),
     )

@@ -29,10 +29,10 @@ def channel_figures(weight: Tensor) -> dict[str, np.ndarray]:
     magnitude.sign_()
     for side, along in (("row", 1), ("column", 0)):
         profiles[channel_profile(side, "zeros")] = 1 - magnitude.mean(along)
-    return {name: _rounded(values.cpu().numpy()) for name, values in profiles.items()}
+    return {name: short(values.cpu().numpy()) for name, values in profiles.items()}
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
+def short(values: np.ndarray) -> np.ndarray:
     """Round to float32 values with zeros in the last mantissa bits, which compress well."""
     half, mask = (
         np.uint32(1 << DROPPED_BITS - 1),

@@ -14,6 +14,12 @@ FIRST_DECADE, LAST_DECADE, PER_DECADE = -4, 2, 24
 MAGNITUDES = "magnitudes"  # profile with the histogram over the |w| axis
 SIDES = ("row", "column")  # output channels, input channels
 MEASURES = ("norm", "max", "zeros")
+MAPS = ("mean", "max", "zeros", "change")  # of a matrix, over the cells of a grid
+MAP_CELLS = 64  # along each side, at most
+JOINT = "joint"  # counts over the weights before and after
+JOINT_BINS = 64
+SINGULAR_VALUES = "singular_values"
+INPUT_ENERGY = "input_energy"  # mean square of each input of a layer
 FAN = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
 
@@ -26,3 +32,8 @@ def magnitude_edges(std: float) -> np.ndarray:
 def channel_profile(side: str, measure: str) -> str:
     """The name of a profile over channels, such as "row_norm"."""
     return f"{side}_{measure}"
+
+
+def map_profile(figure: str) -> str:
+    """The name of a profile over the cells of a matrix, such as "map_mean"."""
+    return f"map_{figure}"

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.statistics.channels import channel_figures
+from backend.statistics.channels import channel_figures, short
 from backend.statistics.magnitudes import cutoff, magnitude_counts
-from backend.statistics.names import MAGNITUDES
+from backend.statistics.matrix_maps import joint_histogram, matrix_maps
+from backend.statistics.names import INPUT_ENERGY, JOINT, MAGNITUDES
 from backend.statistics.snapshots import scale_of, snapshot
 from backend.statistics.sorting import ascending
+from backend.statistics.spectrum import spectrum
 from backend.statistics.tensors import TensorProfile, TensorRecorder, TensorSnapshot
 
 
@@ -59,6 +61,7 @@ class ReferenceTensor:
         module: str,
         stage: str,
         more: Mapping[str, float] | None = None,
+        energy: Tensor | None = None,
         step: int = 0,
     ) -> TensorMeasurement:
         """Statistics and profiles of `weight` [out, in] at `stage`.
@@ -66,6 +69,7 @@ class ReferenceTensor:
         Args:
             tensor, block, module: full parameter name, decoder block, name inside it.
             more: further statistics, such as the relative output error.
+            energy: mean square [in] of the layer's inputs, where they are known.
         """
         same = weight is self.dense
         ordered = self.ordered if same else ascending(weight.detach().float().flatten())
@@ -74,12 +78,17 @@ class ReferenceTensor:
             ordered=ordered,
         )  # fmt: skip
         taken.stats.update({} if same else self._against(weight, ordered, taken.zeros))
-        taken.stats.update(more or {})
-        values = channel_figures(weight)
+        figures, values = spectrum(weight)
+        taken.stats.update(figures | dict(more or {}))
+        values |= channel_figures(weight) | matrix_maps(weight, None if same else self.dense)
+        if not same:
+            values[JOINT] = joint_histogram(weight, self.dense, self.scale.edge)
+        if energy is not None and len(energy):
+            values[INPUT_ENERGY] = short(energy.float().cpu().numpy())
         values[MAGNITUDES] = magnitude_counts(ordered, self.scale.std).numpy().astype(np.float32)
         profiles = [
-            TensorProfile(tensor, block, module, stage, name, figures, step)
-            for name, figures in values.items()
+            TensorProfile(tensor, block, module, stage, name, array, step)
+            for name, array in values.items()
         ]
         return TensorMeasurement(taken, profiles)
 

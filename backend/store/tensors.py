@@ -75,6 +75,16 @@ def profiles(run: str | int, tensor: str, name: str | None = None) -> list[Tenso
         return [_profile(row) for row in session.scalars(query.order_by(*order))]
 
 
+def module_profiles(run: str | int, module: str, name: str) -> list[TensorProfile]:
+    """One profile of a module in every block, at all stages, block by block."""
+    query = select(ProfileRow).where(
+        ProfileRow.job_id == job_id(run), ProfileRow.module == module, ProfileRow.name == name
+    )
+    with reading() as session:
+        rows = session.scalars(query.order_by(ProfileRow.block, ProfileRow.step))
+        return [_profile(row) for row in rows]
+
+
 def _profile(row: ProfileRow) -> TensorProfile:
     values = np.frombuffer(zlib.decompress(row.values), dtype="<f4").reshape(row.shape)
     return TensorProfile(row.tensor, row.block, row.module, row.stage, row.name, values, row.step)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from backend.methods.amphista.decoding.llama_cpp import quiet
 
 FORMATS = {"BF16": 32, "Q8_0": 7, "Q4_1": 3, "Q4_0": 2}  # the numbers of its file types
 
@@ -60,18 +60,5 @@ class Llama:
             written.append(int(self._llama.scores[self._llama.n_tokens - 1].argmax()))
         return written[1:]
 
-    def rewind(self) -> None:
-        self._llama.n_tokens = self._length
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what llama.cpp prints to the error stream."""
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    def rewind(self, length: int | None = None) -> None:
+        self._llama.n_tokens = self._length if length is None else length

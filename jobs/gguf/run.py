@@ -12,8 +12,9 @@ from backend.export.gguf.writing import write_gguf
 from backend.export.origin import CARD, copy_terms, origin_of
 from backend.models.sources.materialise import materialise
 from jobs.fields.base_model import resolve_model
+from jobs.fields.gguf import exported_type
 from jobs.gguf.config import FOLDER, MODEL, GGUFJob
-from jobs.gguf.estimate import exported_type, flops_by_phase
+from jobs.gguf.estimate import flops_by_phase
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 
@@ -25,7 +26,7 @@ def run(config: GGUFJob, context: JobContext) -> None:
     saved = Path(base.source)
     folder = saved if saved.is_dir() else materialise(base.source, context.log)
     base = resolve_model(config.model)  # again: setting up a model gives more precise facts
-    type = exported_type(config, base)
+    type = exported_type(config.type, base)
     name = f"{file_name(base.facts.title)}-{type}.gguf"
     context.log(f"Writing {config.model} as {name}.")
     with Checkpoints(context.folder).write(FOLDER) as draft:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from backend.errors import ConfigError
+from backend.export.gguf.writing import write_gguf
 from backend.methods.amphista.checkpoint import Amphista
 from backend.methods.amphista.decoding.benchmark import (
     VANILLA,
     Answers,
     Decoder,
     DecoderSummary,
+    TargetDecoder,
     decoders_of,
     packed,
     summarise,
@@ -21,6 +25,7 @@ from backend.methods.amphista.decoding.benchmark import (
 )
 from backend.methods.amphista.decoding.cost_model import SIZES as COST_SIZES
 from backend.methods.amphista.decoding.cost_model import measure_costs
+from backend.methods.amphista.decoding.llama_cpp import LlamaCppDecoder
 from backend.methods.amphista.decoding.proposers import (
     AssistantModel,
     NoDraft,
@@ -33,16 +38,26 @@ from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import best_tree
 from backend.models.loading import LoadedModel, load
-from backend.reporter import REPLAY, stop_if_asked
+from backend.models.sources.materialise import materialise
+from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
+from jobs.fields.base_model import resolve_model
 from jobs.fields.drafters import drafter_folder, drafters_named
+from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_facts, prompt_set
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
 from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
-from jobs.speed.report import ASSISTANT, COMBINED, LOOKUP, PYTORCH, DecoderReport
+from jobs.speed.report import (
+    ASSISTANT,
+    COMBINED,
+    LLAMA_CPP,
+    LOOKUP,
+    PYTORCH,
+    DecoderReport,
+)
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 
@@ -98,7 +113,21 @@ class DecodingBenchmark:
         decoders = decoders_of(self.target, self._proposers())
         if self.config.pytorch and self.target.native:
             plain = TargetModel(self.loaded.model, native=False)
-            decoders[PYTORCH] = Decoder(plain, NoDraft())
+            decoders[PYTORCH] = TargetDecoder(plain, NoDraft())
+        return decoders | self._llama_cpp()
+
+    def _llama_cpp(self) -> dict[str, Decoder]:
+        """llama.cpp, on files of the model that are written now and gone when it has read them."""
+        decoders = dict[str, Decoder]()
+        longest = max(len(ids) for _, ids in self.prompts) + self.config.max_new_tokens
+        base = resolve_model(self.config.model)
+        folder = Path(base.source) if base.packed else materialise(base.source)
+        for wanted in types_named(self.config.llama_cpp):
+            type = exported_type(wanted, base, "llama_cpp")
+            with TemporaryDirectory(dir=self.context.folder) as scratch:
+                file = Path(scratch) / f"{type}.gguf"
+                write_gguf(folder, file, type, base.packed, base.facts.title, SilentReporter())
+                decoders[LLAMA_CPP + type] = LlamaCppDecoder(file, longest)
         return decoders
 
     def _proposers(self) -> dict[str, Proposer]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
+from jobs.fields.gguf import types_named
 from jobs.fields.model import ModelConfig
 from jobs.fields.prompts import PromptConfig
 from jobs.fields.types import NewTokens, Precision, TreeSize
@@ -48,6 +49,14 @@ class TimingConfig(BaseModel):
         description="Also time vanilla decoding in PyTorch, one token a pass as in transformers. "
         "On a CPU, the other decoders use the native decoder where it supports the model.",
     )
+    llama_cpp: str = Field(
+        "",
+        max_length=100,
+        title="llama.cpp",
+        description="Also time llama.cpp on the model in these types of GGUF file, such as BF16 or "
+        "Q4_0. Needs the package llama-cpp-python. Empty: none.",
+        json_schema_extra={"choices": "gguf_types", "many": True},
+    )
     count: int = Field(
         12,
         ge=1,
@@ -74,6 +83,11 @@ class TimingConfig(BaseModel):
         json_schema_extra={"advanced": True},
     )
     precision: Precision = "auto"
+
+    @field_validator("llama_cpp")
+    @classmethod
+    def _known_types(cls, text: str) -> str:
+        return ", ".join(types_named(text))
 
 
 class SpeedJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
@@ -10,8 +11,14 @@ from backend.models.memory import RUNTIME, weight_memory
 from backend.models.sources.catalogue import inspect, require_tokenizer
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
-from jobs.fields.base_model import require_decoder, require_precision, resolve_model
+from jobs.fields.base_model import (
+    ResolvedModel,
+    require_decoder,
+    require_precision,
+    resolve_model,
+)
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
+from jobs.fields.gguf import check_folder, exported_type, require_llama_cpp, types_named
 from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_set
 from jobs.kind import Requirements
@@ -32,11 +39,13 @@ def requirements(config: SpeedJob) -> Requirements:
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
     require_tree_sizes(config, drafters)
     require_prompts(prompt_set(config, facts), "prompts")
+    require_gguf(config, base)
     assistants = [inspect(absolute(config.assistant))] if config.assistant else []
     for assistant in assistants:
         require_tokenizer(assistant.spec, assistant.vocabulary)
         require_same_vocabulary(facts, assistant)
     compared = drafters or config.lookup or config.assistant or config.pytorch
+    compared = compared or config.llama_cpp
     return Requirements(
         model=config.model,
         title=facts.title,
@@ -45,6 +54,7 @@ def requirements(config: SpeedJob) -> Requirements:
             "runtime": RUNTIME,
             "models": sum(weight_memory(each) for each in (facts, *assistants)),
             "drafters": sum(map(drafter_bytes, drafters)),
+            "llama.cpp": len(types_named(config.llama_cpp)) * weight_memory(facts),
         },
         warnings=() if compared else (VANILLA_ALONE,),
     )
@@ -63,6 +73,17 @@ def require_tree_sizes(config: SpeedJob, drafters: Sequence[Job]) -> None:
             )
 
 
+def require_gguf(config: SpeedJob, base: ResolvedModel) -> None:
+    """Refuse types llama.cpp cannot be timed with: no package, or no such file of the model."""
+    types = types_named(config.llama_cpp)
+    if types:
+        require_llama_cpp("llama_cpp")
+        if Path(base.source).is_dir():  # else it has to be set up first
+            check_folder(Path(base.source))
+    for type in types:
+        exported_type(type, base, "llama_cpp")
+
+
 def require_same_vocabulary(facts: ModelFacts, assistant: ModelFacts) -> None:
     """Refuse an assistant with another tokenizer."""
     if assistant.vocabulary != facts.vocabulary:
@@ -79,6 +100,7 @@ def flops_by_phase(config: SpeedJob, facts: ModelFacts, drafters: int) -> dict[s
     decoders = (
         1
         + config.pytorch
+        + len(types_named(config.llama_cpp))
         + config.lookup
         + bool(config.assistant)
         + drafters * (1 + config.combined)

@@ -26,6 +26,7 @@ LABELS: Mapping[str, str] = MappingProxyType(
         ASSISTANT: "Small assistant",
     }
 )
+LLAMA_CPP = "llama.cpp "  # prefix of its decoders, before the type of their weights
 COMBINED = "+lookup"  # suffix of a drafter that is the fallback of prompt lookup
 MIN_GAIN = 0.03  # a speed-up nearer to 1 than this counts as none
 MAX_NOISE = 0.25  # spread between rounds of the same work, beyond which the machine was busy
@@ -109,7 +110,12 @@ class DecoderReport:
     @property
     def drafts(self) -> bool:
         """Whether it drafts tokens, rather than decoding one a pass."""
-        return self.name not in (VANILLA, PYTORCH)
+        return self.name != VANILLA and not self.peer
+
+    @property
+    def peer(self) -> bool:
+        """Whether it is another implementation of vanilla decoding, which stands beside ours."""
+        return self.name == PYTORCH or self.name.startswith(LLAMA_CPP)
 
     @property
     def run(self) -> str:
@@ -173,8 +179,8 @@ def _speed(report: DecoderReport) -> str:
 
 def _bottleneck(report: DecoderReport, vanilla: DecoderReport) -> str:
     """Accepted length against break-even, and the component that costs most."""
-    if report.name == PYTORCH:
-        return f"A pass takes {report.break_even:.1f} times as long as in the native decoder."
+    if report.peer:
+        return f"A pass takes {report.break_even:.2f} times as long as in vanilla decoding."
     whole = sum(vanilla.milliseconds.values()) or 1.0
     cost = {part: value / whole for part, value in report.milliseconds.items()}
     verify = cost.get("verify", 1.0)

@@ -13,7 +13,16 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from backend.statistics.channels import channel_figures
-from backend.statistics.names import MAGNITUDES, MEASURES, SIDES, channel_profile
+from backend.statistics.names import (
+    JOINT,
+    MAGNITUDES,
+    MAPS,
+    MEASURES,
+    SIDES,
+    SINGULAR_VALUES,
+    channel_profile,
+    map_profile,
+)
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.statistics.snapshots import scale_of, snapshot
 
@@ -118,7 +127,10 @@ def test_channel_figures_compress(dense: Tensor) -> None:
 def test_profiles_name_their_tensor_and_hold_all_weights(dense: Tensor) -> None:
     found = measured(dense, prune_by_size(dense, 0.5))
     by_name = {p.name: p for p in found.profiles}
-    assert len(by_name) == 7
+    channels = {channel_profile(side, measure) for side in SIDES for measure in MEASURES}
+    maps = {map_profile(figure) for figure in MAPS}
+    assert set(by_name) == {MAGNITUDES, JOINT, SINGULAR_VALUES} | channels | maps
+    assert by_name[JOINT].values.sum() == dense.numel()
     assert all((p.tensor, p.block, p.stage) == ("a.weight", 3, "first") for p in found.profiles)
     assert by_name[MAGNITUDES].values.sum() == dense.numel() / 2
     assert by_name["row_norm"].values.shape == (64,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from jobs.wording import apart
@@ -70,12 +71,56 @@ def of_cells(frame: pd.DataFrame, label: str) -> str:
     return f"{label} is largest in block {row.iloc[1]}, {module}: {value}"
 
 
+def of_depth(quantity: str, blocks: Sequence[tuple[str, float]]) -> str:
+    """Of one figure by block, (block, value): where it is largest and smallest."""
+    if len(blocks) < 2:
+        return ""
+    low, high = (pick(blocks, key=lambda pair: pair[1]) for pick in (min, max))
+    if high[1] - low[1] <= STEADY * abs(high[1]):
+        return f"{quantity} is the same in all blocks"
+    return (
+        f"{quantity} is largest in block {high[0]}, {number(high[1], 3)}, and smallest in block "
+        f"{low[0]}, {number(low[1], 3)}"
+    )
+
+
 def of_zeros(stages: Sequence[tuple[str, float]]) -> str:
     """Of stages, (label, share of exact zeros): how many weights are zero in the end."""
     if not stages:
         return ""
     label, zeros = stages[-1]
     return f"{label}: {share(zeros)} of the weights are exactly zero"
+
+
+def of_regions(label: str, figure: str, cells: np.ndarray) -> str:
+    """Of the cells of a matrix: how far its highest lie above the middle, the 99 % and the 50 %
+    quantile of their magnitudes."""
+    high, middle = (float(x) for x in np.percentile(np.abs(cells), [99, 50]))
+    what, unit = lower(figure.removesuffix(", %")), " %" if figure.endswith("%") else ""
+    if high - middle <= STEADY * high:
+        return f"{label}: {what} is {number(middle, 3)}{unit} all over the matrix"
+    if not middle:
+        return f"{label}: {what} reaches {number(high, 3)}{unit}, in a few places"
+    return f"{label}: {what} is {number(high / middle, 2)} × its median in the top 1 % of places"
+
+
+def of_change(label: str, moved: float | None, zeros: float) -> str:
+    """Of weights before and after: how far they moved (a share of the dense norm), and how many
+    became zero."""
+    if moved is None:
+        return ""
+    text = f"{label} moves the weights by {share(moved)} of their norm"
+    return f"{text}; {share(zeros)} are exactly zero" if zeros else text
+
+
+def of_rank(stages: Sequence[tuple[str, float]]) -> str:
+    """Of stable ranks by stage, (label, value): how the last differs from the first."""
+    (_, first), (label, last) = stages[0], stages[-1]
+    if len(stages) == 1 or abs(last / first - 1) <= STEADY:
+        verb = "has a" if len(stages) == 1 else "keeps the"
+        return f"{label} {verb} stable rank of {number(last, 3)}"
+    verb = "raises" if last > first else "lowers"
+    return f"{label} {verb} the stable rank from {number(first, 3)} to {number(last, 3)}"
 
 
 def of_speed(decoders: Sequence[tuple[str, float, bool]]) -> str:

@@ -69,6 +69,13 @@ STATISTICS: dict[str, Statistic] = {
     "distance": Statistic(
         "Distribution shift", "Where did the distribution change, in standard deviations of dense?"
     ),
+    "stable_rank": Statistic(
+        "Stable rank", "How many directions carry a layer's weights, ‖W‖² / σ²?"
+    ),
+    "alpha": Statistic(
+        "Tail exponent α",
+        "Which layers' spectra have heavy tails? Well-trained layers: about 2 to 6.",
+    ),
     "largest": Statistic("Largest magnitude", "Which layers hold the largest weights?"),
 }
 

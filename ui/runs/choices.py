@@ -10,6 +10,7 @@ from backend.models.sources import catalogue
 from backend.store import queries
 from backend.text import corpora
 from jobs.fields.drafters import finished_drafters
+from jobs.fields.gguf import TYPES
 from ui.runs.results import setting_summary
 from ui.widgets.dropdown import Choices
 
@@ -56,6 +57,7 @@ def drafters() -> Choices:
 CHOICES: Mapping[str, Callable[[], Choices]] = MappingProxyType(
     {
         "drafters": drafters,
+        "gguf_types": lambda: [(type, type) for type in TYPES],
         "model": models,
         "saved": saved,
         "calibration_text": partial(texts, "calibration"),

@@ -32,6 +32,7 @@ from ui.widgets.html import WIDGETS
 from ui.widgets.html_panel import LATEST
 from ui.widgets.panel import Outputs, Updates
 
+OPENED: dict[str, Any] = {}  # what has been seen of a page that has just been opened: nothing
 CLICKED_POINT = "(now) => slimscope.picked.customdata ?? now"
 Mark = tuple[Any, ...]
 Item = TypeVar("Item")
@@ -169,13 +170,20 @@ class Explorer(Generic[S, View]):
 
     def on_load(self, handler: Callable[[gr.Request], Updates]) -> None:
         """The page is opened."""
-        self._keep(on_load(self.outputs.named(handler), None, self.outputs.components))
+
+        def opened(request: gr.Request) -> Updates:
+            return {"seen": OPENED} | handler(request)
+
+        self._keep(on_load(self.outputs.named(opened), None, self.outputs.components))
 
     def on_change(self, handler: Callable[[Any, S], Updates]) -> None:
-        """The database has moved on. The handler is given `seen`, too."""
+        """The database has moved on. The handler is given `seen`, too. A page that is still being
+        opened is left alone: its controls do not hold yet what the address asks for."""
 
         def update(seen: Any, *values: Any) -> Updates:
-            return handler(seen, self.selection.from_controls(values))
+            if seen is None:
+                return {}
+            return handler(seen or None, self.selection.from_controls(values))
 
         outputs = self.outputs
         on_change(outputs.named(update), [outputs["seen"], *self.controls], outputs.components)

@@ -227,6 +227,7 @@ def _measure(
     reference, target = ReferenceTensor(dense), DenseReference(dense, inputs)
     names = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
     errors: dict[str, float] = {}
+    energy: Tensor | None = inputs.energy
     for stage in stages:
         W, more = dense, dict[str, float]()
         if stage != DLQATStage.DENSE:
@@ -236,7 +237,9 @@ def _measure(
         if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
             usage = code_usage(run.store.quantised(stage, linear.name))
             more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
-        reference.measure(W, stage=stage, more=more, **names).report(reporter)  # type: ignore[arg-type]
+        taken = reference.measure(W, stage=stage, more=more, energy=energy, **names)  # type: ignore[arg-type]
+        taken.report(reporter)
+        energy = None  # the same at all stages
     return errors
 
 

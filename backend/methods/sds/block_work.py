@@ -259,6 +259,7 @@ class BlockWork:
                 module=module,
                 stage=stage,
                 more=more,
+                energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
             )
         self.report.zeros[stage] = self.report.zeros.get(stage, 0) + measured.snapshot.zeros
         measured.report(self.run.reporter)

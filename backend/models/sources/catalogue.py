@@ -68,6 +68,22 @@ def entries() -> list[CatalogueEntry]:
     return [TOY_ENTRY, _smollm2_entry(), *_disk_entries(), *cached]
 
 
+def local_folder(spec: str) -> Path | None:
+    """The folder of a model that is on this machine, ready to load; None where it is not yet.
+
+    Raises:
+        ModelError: outside the allowed folders, or no model.
+    """
+    if spec == TOY:
+        return TOY_FOLDER
+    if spec == smollm2.NAME:
+        return prepared(spec)
+    if is_hub_id(spec):
+        return hub.cached(spec)
+    path = on_disk(spec)
+    return prepared(gguf_name(path)) if path.suffix == ".gguf" else path
+
+
 def inspect(spec: str) -> ModelFacts:
     """The facts of a model, from its config and file headers only.
 
@@ -77,16 +93,15 @@ def inspect(spec: str) -> ModelFacts:
     """
     if spec == TOY:
         return _folder_facts(spec, TOY_FOLDER, CacheOrigin(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
+    if folder := local_folder(spec):
+        return _folder_facts(spec, folder)
     if spec == smollm2.NAME:
-        folder = prepared(spec)
-        return _folder_facts(spec, folder) if folder else smollm2.expected_facts()
+        return smollm2.expected_facts()
     if is_hub_id(spec):
-        folder = hub.cached(spec)
-        if folder:
-            return _folder_facts(spec, folder)
         return _facts(spec, *hub_lookup.headers_of(spec))
     path = on_disk(spec)
-    return _gguf_facts(spec, path) if path.suffix == ".gguf" else _folder_facts(spec, path)
+    config, headers, note = read_gguf(path)
+    return facts_from(spec, config, headers, path.stem, note)
 
 
 def require_tokenizer(spec: str, vocabulary: int) -> None:
@@ -126,13 +141,6 @@ def _facts(
         return facts_from(spec, config, headers, title, note)
     dense = unpacked(spec, packing, config, headers, shapes)
     return facts_from(spec, config, dense, title, note, str(packing))
-
-
-def _gguf_facts(spec: str, path: Path) -> ModelFacts:
-    if folder := prepared(gguf_name(path)):
-        return _folder_facts(spec, folder)
-    config, headers, note = read_gguf(path)
-    return facts_from(spec, config, headers, path.stem, note)
 
 
 def _title(spec: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.fields import gguf
 from jobs.fields.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
+from jobs.fields.gguf import LLAMA_CPP
 from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.submit import submit
 from tests.methods.amphista.toys import base, drafter_of
@@ -88,7 +91,29 @@ def test_pytorch_is_timed_beside_the_native_decoder(wait: Wait) -> None:
     assert job.environment["decoder"].startswith("native")
     arms = decoder_reports(job.id)
     assert [arm.label for arm in arms] == ["Vanilla", "PyTorch loop"]
-    assert "native decoder" in verdicts(arms)[0]
+    assert "in vanilla decoding" in verdicts(arms)[0]
+
+
+@pytest.mark.skipif(find_spec(LLAMA_CPP) is None, reason="llama-cpp-python is not installed")
+def test_llama_cpp_is_timed_beside_our_decoders(wait: Wait) -> None:
+    job = finished(wait, llama_cpp="Q8_0, F32, Q8_0")
+    assert job.config["llama_cpp"] == "F32, Q8_0"
+    arms = {arm.name: arm for arm in decoder_reports(job.id)}
+    assert set(arms) == {VANILLA, "lookup", "llama.cpp F32", "llama.cpp Q8_0"}
+    exact = arms["llama.cpp F32"]
+    assert exact.same == 1 and exact.accepted == 1 and exact.peer and not exact.drafts
+    ours = max(arms[VANILLA].speed, arms["lookup"].speed)
+    whole = {row.metric: row for row in queries.results([job.id]) if row.stage == "run"}
+    assert whole["tokens_per_second"].value == ours
+
+
+def test_llama_cpp_is_refused_where_it_is_missing(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf, "LLAMA_CPP", "no_such_package")
+    with pytest.raises(ConfigError, match="not installed") as refused:
+        submit("speed", {**SMALL, "llama_cpp": "Q8_0"}, HOST)
+    assert refused.value.field == "llama_cpp" and "pip install" in refused.value.do
 
 
 def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
@@ -108,6 +133,7 @@ def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
         ({"drafters": "toy"}, ConfigError, "drafters"),
         ({"max_new_tokens": 4096}, ConfigError, "max_new_tokens"),
         ({"rounds": 0}, ConfigError, "rounds"),
+        ({"llama_cpp": "F32, Q9"}, ConfigError, "llama_cpp"),
         ({"assistant": "nobody/nothing"}, ModelError, "model"),
         ({"prompts": "file:none.jsonl"}, DatasetError, "prompts"),
     ],

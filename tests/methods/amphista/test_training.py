@@ -21,8 +21,9 @@ from backend.methods.amphista.data.hidden_state_cache import (
 )
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import TreeProposer
+from backend.methods.amphista.decoding.proposers import NoDraft, TreeProposer
 from backend.methods.amphista.drafter.amphista import AmphistaDrafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import measure_heads
 from backend.methods.amphista.training.loss import (
     LENGTH_STEP,
@@ -38,6 +39,7 @@ from backend.methods.amphista.training.trainer import (
     TrainingSchedule,
 )
 from backend.methods.amphista.tree import best_tree, grow
+from backend.models.loading import load
 from backend.reporter import SilentReporter
 from tests.methods.amphista.test_engine import plain
 from tests.methods.amphista.toys import END, base, drafter_of, mean_accepted, toy_prompts
@@ -108,6 +110,17 @@ def test_answers_in_batches_are_those_of_generate() -> None:
     found = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
     for prompt, row in zip(prompts, found, strict=True):
         assert row["ids"].tolist() == [*prompt, *plain(base(), prompt, 30, [END])]
+
+
+def test_answers_of_the_native_decoder_are_those_it_writes_alone() -> None:
+    """To the token, in bfloat16: a batch changes no sum."""
+    target, prompts = TargetModel(load("toy", dtype=torch.bfloat16).model), toy_prompts()[:6]
+    assert target.native
+    found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
+    for prompt, row in zip(prompts, found, strict=True):
+        steps = decode(target, NoDraft(), prompt, acceptance(Sampling()), 30, [END])
+        alone = [token for step in steps for token in step.tokens]
+        assert row["ids"].tolist() == [*prompt, *alone]
 
 
 def test_what_is_kept_while_writing_is_what_reading_finds() -> None:

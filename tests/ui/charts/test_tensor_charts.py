@@ -19,7 +19,9 @@ from backend.statistics.tensors import QUANTILES, TensorSnapshot
 from backend.store import tensors
 from ui.charts.histograms import difference, difference_note, mirror, overlay
 from ui.charts.series import Series, cut_off_peaks, cutoffs, on_shared_bins, series_note
-from ui.pages.weights.channels import (
+from ui.pages.weights.depth import quantile_bands
+from ui.pages.weights.small_multiples import BINS, small_multiples
+from ui.pages.weights.tensor.channels import (
     Channels,
     channel_lines,
     channels_note,
@@ -27,15 +29,13 @@ from ui.pages.weights.channels import (
     find_outliers,
     outliers_note,
 )
-from ui.pages.weights.depth import quantile_bands
-from ui.pages.weights.magnitudes import (
+from ui.pages.weights.tensor.magnitudes import (
     cumulative,
     magnitude_histogram,
     magnitudes_note,
     magnitudes_of,
 )
-from ui.pages.weights.small_multiples import BINS, small_multiples
-from ui.pages.weights.stage_steps import stage_steps_figure
+from ui.pages.weights.tensor.stage_steps import stage_steps_figure
 from ui.static import SCRIPTS
 from ui.theme import LIGHT, stage_style, stage_styles
 

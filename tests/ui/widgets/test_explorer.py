@@ -10,6 +10,7 @@ import pytest
 
 from backend.settings import Settings
 from tests.ui.lab import asked, job, store
+from ui.widgets import explorer as explorer_module
 from ui.widgets.dropdown import choices
 from ui.widgets.explorer import (
     Explorer,
@@ -71,6 +72,25 @@ def test_without_a_view_nothing_is_updated() -> None:
         explorer.on(event, handler)
     assert handlers[0]("sds-0001", None, None, None)[1] == "sds-0001"
     assert handlers[0](None, None, None, None) == [gr.skip()] * 4
+
+
+def test_a_page_that_is_being_opened_is_not_refreshed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its controls are empty still: a refresh would show the newest run instead of the one in the
+    address."""
+    wired: list[Any] = []
+    monkeypatch.setattr(explorer_module, "on_change", lambda update, *_: wired.append(update))
+    monkeypatch.setattr(explorer_module, "on_load", lambda load, *_: wired.append(load))
+    monkeypatch.setattr(Explorer, "_keep", lambda self, event: None)
+    with gr.Blocks():
+        outputs = Outputs({name: gr.Textbox() for name in (*Looks.names(), "seen")})
+        explorer = Explorer(outputs, Looks, lambda selection: selection.run or None)
+        explorer.on_change(lambda seen, selection: {"stage": f"{seen} {selection.run}"})
+        explorer.on_load(lambda request: {"run": "sds-0001"})
+    refresh, load = wired
+    assert refresh(None, None, None, None, None) == [gr.skip()] * 5
+    opened = load(asked())
+    assert opened[0] == "sds-0001" and opened[-1] == {}
+    assert refresh(opened[-1], "sds-0001", None, None, None)[1] == "None sds-0001"
 
 
 def test_a_run_is_read_once_until_its_mark_changes(current: Settings) -> None:

@@ -82,10 +82,10 @@ def build() -> None:
             controls = _controls(kind)
     for form in forms.values():
         _wire_form(form, controls)
-    _wire_message(forms, controls)
     arrival = _wire_arrival(forms, controls)
     _wire_chosen(forms, controls, arrival)
     url_sync(_wire_kind(forms, kind), kind=kind)
+    _wire_message(forms, controls)
 
 
 def methods(chosen: str = "") -> list[tuple[str, str]]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
-from backend.statistics.names import MAGNITUDES
+import numpy as np
+
+from backend.errors import ModelError, SlimscopeError
+from backend.models.sources.catalogue import local_folder
+from backend.statistics.names import MAGNITUDES, channel_profile
+from backend.statistics.regions import Region, read_region
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import tensors
+from backend.store.tables import Job
+from jobs.fields.base_model import resolve_model
+from jobs.fields.saved_models import saved_model
 from ui.charts.series import Series
 from ui.pages.weights.selection import WeightsSelection
-from ui.runs.weights import RunWeights, weights_of
+from ui.runs.weights import DENSE, RunWeights, weights_of
 from ui.theme import LineStyle, stage_style
 
+ZOOM = 48  # rows and columns of single weights
 OTHER_DASH = {"solid": "dash", "dot": "dashdot"}  # of the run that is compared with
 Profiles = dict[str, TensorProfile]  # by stage
 
@@ -104,6 +115,24 @@ class TensorView:
             return {}
         return {p.stage: p for p in tensors.profiles(run.job.id, self.selection.tensor, name)}
 
+    def saved_weights(self, output: int, input: int) -> Iterator[tuple[str, Region, np.ndarray]]:
+        """The weights around a place at the stages whose files are there, dense and what the run
+        saved: stage, where they lie, and [rows, columns] in float32."""
+        outputs, inputs = (
+            len(self.profiles(self.weights, channel_profile(side, "norm"))[DENSE].values)
+            for side in ("row", "column")
+        )
+        if output >= outputs or input >= inputs:
+            return
+        region = Region.around(output, input, (outputs, inputs), ZOOM)
+        for stage, folder in saved_folders(self.weights.job).items():
+            try:
+                values = read_region(folder, self.selection.tensor, region)
+            except ModelError:
+                continue
+            if values is not None and stage in self.weights.labels:
+                yield stage, region, values
+
     def caveats(self) -> str:
         """In words: why the two runs cannot be compared here, or with what care; often nothing."""
         other, tensor = self.other, self.selection.tensor
@@ -141,6 +170,12 @@ class TensorView:
         _, module = self.weights.places[self.selection.tensor]
         return tensors.module_snapshots(self.weights.job.id, module, stages)
 
+    def profile_in_blocks(self, name: str, stage: str = "") -> dict[int, TensorProfile]:
+        """Block -> a profile of the chosen tensor's module, at one stage or wherever it is."""
+        _, module = self.weights.places[self.selection.tensor]
+        stored = tensors.module_profiles(self.weights.job.id, module, name)
+        return {p.block: p for p in stored if stage in ("", p.stage)}
+
     def on_page(self, stages: Sequence[str], names: Sequence[str]) -> list[TensorSnapshot]:
         """The tensors of one page of small multiples."""
         block, module = self.weights.places[self.selection.tensor]
@@ -148,6 +183,18 @@ class TensorView:
             return tensors.block_snapshots(self.weights.job.id, block, stages)
         blocks = [self.weights.places[name][0] for name in names]
         return tensors.module_snapshots(self.weights.job.id, module, stages, blocks)
+
+
+def saved_folders(job: Job) -> dict[str, Path]:
+    """Stage -> the folder of its weights, for the stages whose weights are on this machine."""
+    folders = dict[str, Path]()
+    with suppress(SlimscopeError):
+        source = resolve_model(str(job.config.get("model", "")), reads=False).source
+        if folder := local_folder(source):
+            folders[DENSE] = folder
+    with suppress(SlimscopeError):
+        folders[str(job.kept_stage)] = Path(saved_model(job.run)[0])
+    return folders
 
 
 def other_stroke(stage: str) -> LineStyle:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from backend.statistics.tensors import TensorSnapshot
 from jobs.metrics import RELATIVE_ERROR, ZERO_SHARE
+from ui.charts.headlines import of_rank
 from ui.charts.statistics import STATISTICS, Statistic
 from ui.format import NONE, number, share
 from ui.pages.weights.selection import main_stages
@@ -18,6 +19,7 @@ from ui.theme import stage_style
 
 HTML = fragments("pages/weights/page.html")
 NORMAL = 3.0  # kurtosis of a normal distribution
+WELL_TRAINED = 2, 6  # exponents of the tail of the spectrum
 HEAVY = 0.5  # of kurtosis, from where tails differ from those of a normal distribution
 LEAST_CHANGE = 0.0005  # relative; what would be written as 0.0 %
 LEAST_ZEROS = 0.001  # share of the weights, from where a stage is said to make zeros
@@ -189,6 +191,21 @@ def _distance(path: StagePath) -> str:
     )
 
 
+def _stable_rank(path: StagePath) -> str:
+    sentence = of_rank(path.values("stable_rank"))
+    return f"{sentence}: the sum of the squared singular values over the largest of them."
+
+
+def _alpha(path: StagePath) -> str:
+    label, value = path.values("alpha")[-1]
+    low, high = WELL_TRAINED
+    where = "below" if value < low else "above" if value > high else "within"
+    return (
+        f"{label}: {number(value, 3)}, {where} the {low} to {high} that Martin and Mahoney (2021) "
+        "found in well-trained layers."
+    )
+
+
 def _largest(path: StagePath) -> str:
     values = path.values("largest")
     (_, first), (label, last) = values[0], values[-1]
@@ -214,6 +231,8 @@ SENTENCES: dict[str, Callable[[StagePath], str]] = {
     "by_size": _by_size,
     "moved": _moved,
     "distance": _distance,
+    "stable_rank": _stable_rank,
+    "alpha": _alpha,
     "largest": _largest,
     "cutoff": _cutoff,
 }

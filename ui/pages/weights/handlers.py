@@ -15,12 +15,11 @@ from ui.charts.stages import perplexities, perplexity_chart
 from ui.charts.statistics import STATISTICS, available
 from ui.format import href
 from ui.frame import query
-from ui.pages.weights.channels import MEASURES
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.explanations import explained_html
 from ui.pages.weights.layer_charts import layers_chart
-from ui.pages.weights.selection import AGAINST, GROUPS, WeightsSelection
-from ui.pages.weights.tensor_charts import tensor_chart
+from ui.pages.weights.selection import AGAINST, GROUPS, MEASURES, WeightsSelection
+from ui.pages.weights.tensor.charts import tensor_chart
 from ui.runs.weights import DENSE, RunWeights, run_choices, weights_of
 from ui.widgets.download import file_payload
 from ui.widgets.dropdown import Choices, choices
@@ -42,17 +41,30 @@ PERPLEXITY = Panel(
 NO_RUN = "No run has stored weight statistics yet. Inspect a model above, or start a run."
 NO_PERPLEXITY = "Perplexity appears here as the stages are measured."
 LAYER_CONTROLS = {  # control -> the views of all layers that have it
-    "stage": ("map", "depth", "shapes"),
-    "stat": ("map",),
-    "against": ("map",),
+    "stage": ("map", "depth", "ridges", "shapes", "inputs", "tree"),
+    "flow": ("inputs",),
+    "stat": ("map", "tree"),
+    "against": ("map", "tree"),
     "group": ("shapes",),
     "start": ("shapes",),
 }
 TENSOR_CONTROLS = {  # control -> the views of one tensor that have it
-    "show": ("overlay", "mirror", "magnitude", "cumulative", "difference", "channels"),
+    "show": (
+        "overlay",
+        "mirror",
+        "magnitude",
+        "cumulative",
+        "difference",
+        "channels",
+        "matrix",
+        "joint",
+        "spectrum",
+    ),
     "side": ("channels",),
     "measure": ("channels",),
     "order": ("channels",),
+    "cells": ("matrix",),
+    "spot": ("matrix",),
     "y": ("overlay", "magnitude", "channels"),
 }
 
@@ -92,8 +104,17 @@ def change_tensor(selection: WeightsSelection) -> Updates:
 
 
 def pick_tensor(view: TensorView) -> Updates:
-    """A tensor chosen in the chart of all layers; the map has outlined its cell itself."""
-    return updates(_tensor(view), {} if view.selection.layers == "map" else _layers(view))
+    """A tensor chosen in the chart of all layers; map and tree have marked it themselves."""
+    shown = view.selection.layers in ("map", "tree")
+    return updates(_tensor(view), {} if shown else _layers(view))
+
+
+def zoom(view: TensorView) -> Updates:
+    """A cell of the matrix was chosen: the single weights around it; nothing in other views."""
+    if view.selection.view != "matrix":
+        return {"spot": ""}
+    spot = gr.update(choices=choices(spots(view)), value=view.selection.spot)
+    return updates(_tensor(view), {"spot": spot})
 
 
 def choose_tensor(view: TensorView, by: int = 0) -> Updates:
@@ -198,6 +219,7 @@ def _offers(view: TensorView, runs: Choices) -> dict[str, dict[str, Any]]:
         "start": choices(view.selection.pages(weights)),
         "show": stages,
         "measure": choices(MEASURES),
+        "spot": choices(spots(view)),
     }
     visible = _visible(view)
     offers: dict[str, dict[str, Any]] = {name: {} for name in WeightsSelection.names()}
@@ -205,6 +227,15 @@ def _offers(view: TensorView, runs: Choices) -> dict[str, dict[str, Any]]:
         offer |= {"choices": offered[name]} if name in offered else {}
         offer |= {"visible": visible[name]} if name in visible else {}
     return offers
+
+
+def spots(view: TensorView) -> dict[str, str]:
+    """The whole matrix, and the place that was chosen last."""
+    whole = {"": "Whole matrix"}
+    if not view.selection.spot:
+        return whole
+    output, input = view.selection.spot.split(",")
+    return whole | {view.selection.spot: f"Around output {output}, input {input}"}
 
 
 def _visible(view: TensorView) -> dict[str, bool]:

@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
+from backend.statistics.names import INPUT_ENERGY, channel_profile
 from backend.statistics.tensors import QUANTILES
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower, of_cells
-from ui.charts.heatmap import MapBaseline, cells, layer_map
+from ui.charts.headlines import lower, of_cells, of_depth
+from ui.charts.heatmap import MapBaseline, cells, layer_map, title_of
 from ui.charts.series import Series
 from ui.charts.statistics import STATISTICS
+from ui.pages.weights.activations import BlockChannels, activations_chart
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.depth import depth_note, in_percent, quantile_bands
+from ui.pages.weights.ridges import ridgeline, ridges_frame, ridges_note
 from ui.pages.weights.small_multiples import PANELS, Tensors, shapes_chart
+from ui.pages.weights.tree import architecture_tree
 from ui.runs.weights import DENSE
 from ui.theme import stage_style
 
 DEPTH = "Which blocks hold wide, narrow or shifted weights?"
+RIDGES = "How does the distribution change from block to block?"
+INPUTS = "Which input channels are large in every block, and do their weights make up for it?"
+NO_INPUTS = (
+    "This run has stored no inputs of its layers: they are recorded while a run calibrates, from "
+    "runs started now on."
+)
 SHAPES = "Which layers have a distribution of their own?"
 
 
@@ -38,6 +49,19 @@ def _map(view: TensorView) -> Chart:
     label = STATISTICS[statistic].label
     headline = of_cells(chart.frame, f"Change of {lower(label)}" if base else label)
     return replace(chart, question=_map_question(view, base), name=name, headline=headline)
+
+
+def _tree(view: TensorView) -> Chart:
+    """The map as a tree: the same figures, with areas for the numbers of weights."""
+    chart, base = _map(view), _baseline(view)
+    if chart.frame is None:
+        return chart
+    selection, statistic = view.selection, STATISTICS[view.selection.stat]
+    rows = cells(view.weights.table, selection.stage, selection.stat, base)
+    title = title_of(statistic, base, short=True)
+    figure = architecture_tree(rows, statistic, title, even=base is not None)
+    note = f"{chart.note} Areas are numbers of weights; embeddings and head are not shown."
+    return replace(chart, figure=figure, note=note, name=f"{chart.name}-tree")
 
 
 def _not_measured(view: TensorView, base: MapBaseline | None) -> str:
@@ -98,6 +122,48 @@ def _depth(view: TensorView) -> Chart:
     )
 
 
+def _ridges(view: TensorView) -> Chart:
+    selection, weights = view.selection, view.weights
+    stage, label = selection.stage, weights.labels[selection.stage]
+    module = weights.places[selection.tensor][1].rsplit(".", 1)[-1]
+    snapshots = [*{s.block: s for s in view.module_in_blocks([stage])}.values()]
+    if not snapshots:
+        return Chart(f"{label}: {module} was not recorded.", question=RIDGES)
+    figure = ridgeline(snapshots, stage_style(stage), selection.tensor)
+    spreads = [(str(s.block), s.stats["std"]) for s in snapshots]
+    return Chart(
+        figure,
+        ridges_frame(snapshots),
+        ridges_note(snapshots),
+        question=f"{RIDGES} {label}, {module}.",
+        name=f"{weights.job.run}-{stage}-{module}-ridges",
+        headline=of_depth(f"Spread of {module}", spreads),
+    )
+
+
+def _inputs(view: TensorView) -> Chart:
+    selection, weights = view.selection, view.weights
+    stage, flow = selection.stage, selection.flow
+    energies = view.profile_in_blocks(INPUT_ENERGY)
+    norms = view.profile_in_blocks(channel_profile("column", "norm"), stage)
+    if flow != "weights" and not energies:
+        return Chart(NO_INPUTS, question=INPUTS)
+    if flow != "inputs" and not norms:
+        return Chart(f"{weights.labels[stage]}: not recorded here.", question=INPUTS)
+    rows = []
+    for block in energies if flow == "inputs" else norms:
+        found = norms.get(block) or energies[block]
+        root = np.sqrt(energies[block].values) if block in energies else np.ones(())
+        norm = norms[block].values if block in norms else np.ones(())
+        values = {"inputs": root, "weights": norm, "product": root * norm}[flow]
+        rows.append(BlockChannels(found.tensor, block, values))
+    module = weights.places[selection.tensor][1].rsplit(".", 1)[-1]
+    of_stage = "" if flow == "inputs" else f"{weights.labels[stage]}, "
+    chart = activations_chart(rows, flow)
+    name = f"{weights.job.run}-{module}-{flow}"
+    return replace(chart, question=f"{INPUTS} {of_stage}{module}.", name=name)
+
+
 def _shapes(view: TensorView) -> Chart:
     selection, weights = view.selection, view.weights
     stages = list(dict.fromkeys((DENSE, selection.stage)))
@@ -129,4 +195,7 @@ def _tensors(view: TensorView, names: list[str], stages: list[str]) -> Tensors:
     return tensors
 
 
-VIEWS: dict[str, Callable[[TensorView], Chart]] = {"map": _map, "depth": _depth, "shapes": _shapes}
+VIEWS: dict[str, Callable[[TensorView], Chart]] = {
+    "map": _map, "depth": _depth, "ridges": _ridges, "shapes": _shapes, "inputs": _inputs,
+    "tree": _tree,
+}  # fmt: skip

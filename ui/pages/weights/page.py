@@ -2,7 +2,7 @@
 
 selection, data            what is looked at; what is read of it
 layer_charts               all layers: map, depth, shapes
-tensor_charts              one tensor: histograms, magnitudes, channels, steps
+tensor                     one tensor: histograms, magnitudes, channels, matrix, spectrum, steps
 explanations, shape_text   its statistics in sentences
 handlers                   what each event changes
 inspect_model              statistics of a model without a run
@@ -28,6 +28,8 @@ from ui.pages.weights.handlers import (
     TENSOR_CONTROLS,
 )
 from ui.pages.weights.selection import (
+    CELLS,
+    FLOWS,
     LAYER_VIEWS,
     ORDERS,
     SCALES,
@@ -73,6 +75,7 @@ def build() -> None:
     explorer = Explorer(page, WeightsSelection, TensorView.at)
     explorer.on_load(handlers.open_page)
     explorer.on_point("layers_chart", "tensor", handlers.pick_tensor)
+    explorer.on_point("tensor_chart", "spot", handlers.zoom)
     explorer.on_selection(computed.then, handlers.change_run)
     _wire(explorer, back, forward)
     download = Download()
@@ -104,6 +107,7 @@ def _controls() -> dict[str, Component]:
         "stage": dropdown("Stage", "weights-stage", scale=3, min_width=160),
         "stat": dropdown("Colour", "weights-stat", scale=3, min_width=160),
         "against": dropdown("Difference to", "weights-against", scale=2, min_width=120),
+        "flow": segmented(FLOWS, "Figure", "weights-flow", visible=False, **SMALL),
         "group": dropdown("Panels", "weights-group", scale=2, min_width=120, visible=False),
         "start": dropdown("Blocks", "weights-start", scale=2, min_width=120, visible=False),
         "view": segmented(TENSOR_VIEWS, "View of one tensor", "weights-view", min_width=150),
@@ -113,6 +117,8 @@ def _controls() -> dict[str, Component]:
         "side": segmented(SIDES, "Channels", "weights-side", visible=False, **SMALL),
         "measure": dropdown("Figure", "weights-measure", min_width=140, visible=False),
         "order": segmented(ORDERS, "Order", "weights-order", visible=False, **SMALL),
+        "spot": dropdown("Part", "weights-spot", min_width=140, visible=False),
+        "cells": segmented(CELLS, "Figure of the cells", "weights-cells", visible=False, **SMALL),
     }  # fmt: skip
 
 

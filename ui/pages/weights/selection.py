@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jobs.metrics import RELATIVE_ERROR
 from ui.charts.histograms import MAX_STAGES
 from ui.charts.statistics import available
-from ui.pages.weights.channels import MEASURES, SIDES
 from ui.pages.weights.small_multiples import PANELS
 from ui.runs.weights import RunWeights
 from ui.theme import stage_styles
 from ui.widgets.explorer import Selection, known_or_first, neighbour
 
 FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first there is
-LAYER_VIEWS = {"map": "Map", "depth": "Depth", "shapes": "Shapes"}
+LAYER_VIEWS = {
+    "map": "Map", "depth": "Depth", "ridges": "Ridges", "shapes": "Shapes", "inputs": "Inputs",
+    "tree": "Tree",
+}  # fmt: skip
 TENSOR_VIEWS = {
     "overlay": "Overlay", "mirror": "Mirror", "magnitude": "Magnitude", "cumulative": "CDF",
-    "difference": "Difference", "channels": "Channels", "story": "Steps",
+    "difference": "Difference", "channels": "Channels", "matrix": "Matrix",
+    "joint": "Before/after", "spectrum": "Spectrum", "story": "Steps",
 }  # fmt: skip
 AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 GROUPS = {"module": "All blocks", "block": "All modules"}
+SIDES = {"row": "Output channels", "column": "Input channels"}
+MEASURES = {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}
+SPOT = re.compile(r"\d{1,6},\d{1,6}")
+FLOWS = {"inputs": "Inputs", "weights": "Weights", "product": "Product"}
+CELLS = {"mean": "Mean", "max": "Largest", "zeros": "Zeros", "change": "Change"}
 SCALES = {"linear": "Linear", "log": "Log"}
 ORDERS = {"size": "By size", "index": "By number"}
 FIXED = {  # controls that offer the same of every run
     "layers": LAYER_VIEWS, "group": GROUPS, "view": TENSOR_VIEWS, "y": SCALES, "side": SIDES,
-    "measure": MEASURES, "order": ORDERS,
+    "measure": MEASURES, "order": ORDERS, "cells": CELLS, "flow": FLOWS,
 }  # fmt: skip
 
 
@@ -43,8 +52,9 @@ class WeightsSelection(Selection):
     Attributes:
         run, vs: the run, and the one it is compared with.
         tensor: full name.
-        layers, stage, stat, against, group, start: of the view of all layers.
-        view, show, y, side, measure, order: of the view of one tensor.
+        layers, stage, stat, against, flow, group, start: of the view of all layers.
+        view, show, y, side, measure, order, cells: of the view of one tensor.
+        spot: "output,input" around which single weights are shown; empty: the whole matrix.
     """
 
     vs: str = ""
@@ -61,6 +71,9 @@ class WeightsSelection(Selection):
     side: str = ""
     measure: str = ""
     order: str = ""
+    cells: str = ""
+    flow: str = ""
+    spot: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> WeightsSelection:
         """The same, with everything that is not stored replaced by what is."""
@@ -76,6 +89,7 @@ class WeightsSelection(Selection):
             stat=self.stat if self.stat in statistics else default,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
             show=show or default_stages(weights.stages, other is not None),
+            spot=self.spot if SPOT.fullmatch(self.spot) else "",
             **{name: known_or_first(getattr(self, name), labels) for name, labels in FIXED.items()},
         )
         pages = settled.pages(weights)

@@ -3,7 +3,7 @@
 A batch needs neither padding nor masks: all rows start together and share positions; inside its own
 prompt a row is fed the prompt, after it the generated tokens. Rows of similar length share a batch,
 so little is wasted, and attention runs without a mask, which is several times faster with grouped
-queries.
+queries. The native decoder writes where it supports the model.
 
 Hidden states and most likely tokens are recorded during generation, so the target model is not run
 over its own output again.
@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from backend.errors import ComputeError
+from backend.methods.amphista.batch import new_batch, read_out
 from backend.methods.amphista.target_model import TargetModel
-from backend.models.kv_cache import PreallocatedCache
 from backend.reporter import Reporter, stop_if_asked
 
-LOGITS = 2**24  # entries [n, V] in memory at once
 COMPACT_EVERY = 16  # steps after which finished rows leave the batch
 
 
@@ -37,15 +36,18 @@ class TokenRecords:
         self.denominator = torch.zeros(place)
         self.best = torch.zeros(place, dtype=torch.int32)
 
-    def add(
-        self, active: Sequence[int], start: int, hidden: Tensor, read_out: tuple[Tensor, Tensor]
-    ) -> None:
-        """Fill columns from `start`: hidden states [b, n, d] of the `active` rows, and log
-        denominators and most likely tokens [b, n]."""
-        columns = slice(start, start + hidden.shape[1])
-        rows = torch.tensor(active)
-        self.hidden[rows, columns] = hidden.to(torch.bfloat16).cpu()
-        self.denominator[rows, columns], self.best[rows, columns] = read_out
+    def add(self, rows: Sequence[int], start: int, hidden: Tensor, logits: Tensor) -> int:
+        """Fill columns from `start` with hidden states [b, n, d] and logits [b, n, V] of `rows`.
+
+        Returns:
+            The column after them.
+        """
+        end = start + hidden.shape[1]
+        place = torch.tensor(rows), slice(start, end)
+        self.hidden[place] = hidden.to(torch.bfloat16).cpu()
+        self.denominator[place] = logits.logsumexp(-1).cpu()
+        self.best[place] = logits.argmax(-1).int().cpu()
+        return end
 
     def row(self, number: int, ids: Sequence[int]) -> Reading:
         """The records of one row with the tokens `ids`."""
@@ -81,16 +83,16 @@ def write_answers(
     generator = torch.Generator().manual_seed(seed)
     rows = [list(prompt) for prompt in prompts]
     goals = [min(len(prompt) + limit, target.context) for prompt in prompts]
-    cache = PreallocatedCache(target.layers, max(goals))
-    records = TokenRecords(target, len(rows), max(goals))
     active, position = list(range(len(rows))), min(map(len, rows))
-    given = torch.tensor([row[:position] for row in rows], device=target.device)
+    batch = new_batch(target, len(rows), max(goals))
+    records = TokenRecords(target, len(rows), max(goals))
+    given, column = torch.tensor([row[:position] for row in rows]), 0
     while active:
         stop_if_asked(reporter)
-        hidden = target.hidden(given, cache)
-        denominator, best, logits = read_out(target, hidden)
-        records.add(active, position - hidden.shape[1], hidden, (denominator, best))
-        chosen = _sample(logits, temperature, generator) if temperature else best[:, -1].tolist()
+        for hidden, logits in batch.append(given):
+            column = records.add(active, column, hidden, logits)
+        best = records.best[active, column - 1].tolist()
+        chosen = _sample(logits[:, -1], temperature, generator) if temperature else best
         for row, token in zip(active, chosen, strict=True):
             if len(rows[row]) == position and not _ended(rows[row], prompts[row], goals[row], ends):
                 rows[row].append(token)
@@ -98,11 +100,10 @@ def write_answers(
         if not any(going):
             break
         if position % COMPACT_EVERY == 0 and not all(going):
-            places = torch.tensor([n for n, goes in enumerate(going) if goes])
-            cache.select(places.to(target.device))
-            active = [active[n] for n in places.tolist()]
-        column = [_token_at(rows[row], position) for row in active]
-        given = torch.tensor(column, device=target.device)[:, None]
+            places = [n for n, goes in enumerate(going) if goes]
+            batch.select(places)
+            active = [active[n] for n in places]
+        given = torch.tensor([[_token_at(rows[row], position)] for row in active])
         position += 1
     return [records.row(row, ids) for row, ids in enumerate(rows)]
 
@@ -111,24 +112,10 @@ def write_answers(
 def read(target: TargetModel, ids: Tensor) -> Reading:
     """Run a sequence of token ids [T] and record ids; hidden [T, d] bfloat16; denominator [T]
     float32, the log of the softmax denominator; best [T], the most likely next token."""
-    records = TokenRecords(target, 1, len(ids))
-    hidden = target.hidden(ids[None].to(target.device))
-    records.add([0], 0, hidden, read_out(target, hidden)[:2])
+    records, column = TokenRecords(target, 1, len(ids)), 0
+    for hidden, logits in read_out(target, target.hidden(ids[None].to(target.device))):
+        column = records.add([0], column, hidden, logits)
     return records.row(0, ids.tolist())
-
-
-def read_out(target: TargetModel, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log denominators [b, n] and most likely tokens [b, n] of hidden states [b, n, d], both on the
-    CPU, and the logits [b, V] of the last column."""
-    denominators, best = [], []
-    for columns in hidden.split(max(1, LOGITS // (target.vocabulary * len(hidden))), dim=1):
-        rows = target.logits(
-            columns.flatten(0, 1)
-        )  # one product: the head is not copied for each row
-        logits = rows.float().unflatten(0, columns.shape[:2])
-        denominators.append(logits.logsumexp(-1).cpu())
-        best.append(logits.argmax(-1).int().cpu())
-    return torch.cat(denominators, 1), torch.cat(best, 1), logits[:, -1]
 
 
 def _token_at(row: Sequence[int], position: int) -> int:

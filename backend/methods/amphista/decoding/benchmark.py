@@ -16,12 +16,15 @@ decoding is greedy.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, median
+from typing import Protocol
+
+import torch
 
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
-from backend.methods.amphista.decoding.engine import PARTS, LapTimer, decode
+from backend.methods.amphista.decoding.engine import PARTS, DecodeStep, LapTimer, decode
 from backend.methods.amphista.decoding.proposers import Proposer
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import Path
@@ -30,17 +33,37 @@ from backend.reporter import Reporter, stop_if_asked
 VANILLA = "vanilla"
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """An arm: what verifies, and what drafts."""
+class Decoder(Protocol):
+    """An arm: whatever decodes greedily, step by step.
 
-    target: TargetModel
+    Attributes:
+        proposer: what drafts.
+    """
+
+    device: torch.device
     proposer: Proposer
+
+    def decode(
+        self, prompt: Sequence[int], limit: int, ends: Collection[int]
+    ) -> Iterator[DecodeStep]:
+        """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`."""
+
+
+class TargetDecoder:
+    """A target model verifies what a proposer drafts."""
+
+    def __init__(self, target: TargetModel, proposer: Proposer) -> None:
+        self.device, self.proposer, self._target = target.device, proposer, target
+
+    def decode(
+        self, prompt: Sequence[int], limit: int, ends: Collection[int]
+    ) -> Iterator[DecodeStep]:
+        return decode(self._target, self.proposer, prompt, acceptance(Sampling()), limit, ends)
 
 
 def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:
     """Name -> decoder, all with the same target model."""
-    return {name: Decoder(target, proposer) for name, proposer in proposers.items()}
+    return {name: TargetDecoder(target, proposer) for name, proposer in proposers.items()}
 
 
 @dataclass
@@ -100,8 +123,8 @@ def time_decoders(
 
 def _answer(arm: Decoder, prompt: Sequence[int], limit: int, ends: Collection[int]) -> TimedAnswer:
     """One answer, timed once."""
-    clock, rule = LapTimer(arm.target.device), acceptance(Sampling())
-    steps = list(decode(arm.target, arm.proposer, prompt, rule, limit, ends))
+    clock = LapTimer(arm.device)
+    steps = list(arm.decode(prompt, limit, ends))
     seconds, passes = clock.lap(), [step for step in steps if step.path]
     return TimedAnswer(
         [token for step in steps for token in step.tokens],

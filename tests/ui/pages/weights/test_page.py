@@ -6,29 +6,41 @@ import io
 import math
 import re
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from markupsafe import escape
+from safetensors.torch import save_file
 from sqlalchemy import delete
 
 from backend.methods.sds.config import STAGE_LABELS
+from backend.models.loading import load
 from backend.settings import Settings
-from backend.statistics.names import MAGNITUDES
+from backend.statistics.names import INPUT_ENERGY, MAGNITUDES
 from backend.store import frames, queries, tensors
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
 from jobs.weight_statistics.config import NAME
 from tests.ui.lab import GUEST, HOST, asked
+from ui.pages.weights import data, inspect_model
 from ui.pages.weights import handlers as page
-from ui.pages.weights import inspect_model
 from ui.pages.weights.data import TensorView
+from ui.pages.weights.layer_charts import NO_INPUTS, layers_chart
 from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS, WeightsSelection, main_stages
-from ui.pages.weights.tensor_charts import NO_BASE, NONE_CHOSEN, ONE_STAGE, QUESTIONS
+from ui.pages.weights.tensor.charts import (
+    NO_BASE,
+    NONE_CHOSEN,
+    NOT_SAVED,
+    ONE_STAGE,
+    QUESTIONS,
+    tensor_chart,
+)
 from ui.runs.weights import weights_of
 from ui.widgets.panel import Updates
 
@@ -39,6 +51,7 @@ PICKED = {
     "run": "sds-0001", "vs": "sds-0002", "tensor": TENSOR, "layers": "depth", "stage": "first",
     "stat": "std", "against": "dense", "group": "block", "start": "0", "view": "mirror",
     "show": "dense,first", "y": "log", "side": "column", "measure": "max", "order": "index",
+    "cells": "max", "flow": "product",
 }  # fmt: skip
 
 
@@ -181,7 +194,7 @@ def test_each_view_of_all_layers_has_its_question_data_and_controls(
     assert re.search(r'<p class="question">[^<]+\?', seen["layers_note"])
     assert "n = " in seen["layers_note"] or "of 21 tensors" in seen["layers_note"]
     assert seen["layers_table"].count("<tr>") > 3
-    assert seen["stat"]["visible"] is (layers == "map")
+    assert seen["stat"]["visible"] is (layers in ("map", "tree"))
     assert seen["group"]["visible"] is (layers == "shapes")
 
 
@@ -220,14 +233,121 @@ def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, vie
 
 
 @pytest.mark.parametrize(
-    "view", ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels"]
+    "view",
+    ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels", "spectrum"],
 )
 def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> None:
     seen = page.change_tensor(given(vs="sds-0002", view=view, show=["dense", "first"]))
     names = " ".join(trace.name or "" for trace in seen["tensor_chart"].data)
     assert "sds-0001" in names and "sds-0002" in names
-    dashes = {trace.line.dash for trace in seen["tensor_chart"].data if trace.mode == "lines"}
+    lines = [
+        t for t in seen["tensor_chart"].data if t.mode == "lines" and t.showlegend is not False
+    ]
+    dashes = {trace.line.dash for trace in lines}
     assert len(dashes) == 2 or view == "difference"
+
+
+def test_ridges_stand_on_their_blocks_and_can_be_picked(seeded: Settings) -> None:
+    chart = layers_chart(view(layers="ridges", stage="dense"))
+    assert isinstance(chart.figure, go.Figure)
+    ridges = [trace for trace in chart.figure.data if trace.fill]
+    assert [min(trace.y) for trace in ridges] == pytest.approx([0, -1, -2], abs=0.2)
+    assert [trace.customdata[0] for trace in ridges] == [
+        TENSOR.replace(".2.", f".{n}.") for n in range(3)
+    ]
+    assert ridges[2].line.width > ridges[0].line.width
+    assert chart.headline.startswith("Spread of up_proj")
+
+
+def test_the_tree_adds_up_and_names_its_matrices(seeded: Settings) -> None:
+    chart = layers_chart(view(layers="tree", stage="sds", stat="zero_share"))
+    assert isinstance(chart.figure, go.Figure) and chart.headline
+    tree = chart.figure.data[0]
+    nodes = dict(zip(tree.ids, tree.values, strict=True))
+    parts = ["Block 2/Attention", "Block 2/MLP"]
+    assert nodes["Block 2"] == sum(nodes[part] for part in parts)
+    leaf = [*tree.ids].index("Block 2/MLP/up_proj")
+    assert tree.customdata[leaf] == TENSOR and tree.parents[leaf] == "Block 2/MLP"
+    stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "sds")
+    assert tree.marker.colors[leaf] == pytest.approx(100 * stored.zeros / stored.n)
+
+
+@pytest.mark.parametrize("flow", ["inputs", "weights", "product"])
+def test_inputs_of_layers_are_shown_beside_their_weights(seeded: Settings, flow: str) -> None:
+    chart = layers_chart(view(layers="inputs", flow=flow, stage="dense"))
+    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
+    assert chart.frame.shape == (3, 65)
+    if flow == "inputs":
+        found = chart.frame["Channel 7"].tolist()
+        assert found == pytest.approx([20 * (1 + n) ** 0.5 for n in range(3)], rel=1e-3)
+    if flow != "weights":
+        assert chart.headline.startswith("Channel 7 stands out in block")
+
+
+def test_runs_that_recorded_no_inputs_say_so(seeded: Settings) -> None:
+    with writing() as session:
+        for row in session.query(ProfileRow).filter_by(name=INPUT_ENERGY):
+            session.delete(row)
+    assert layers_chart(view(layers="inputs")).figure == NO_INPUTS
+
+
+def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings) -> None:
+    chart = tensor_chart(view(view="matrix", cells="zeros"))
+    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
+    shown = {trace.name: trace for trace in chart.figure.data}
+    assert list(shown) == [STAGE_LABELS[stage] for stage in MAIN]
+    first = np.array(shown[STAGE_LABELS["first"]].z)
+    stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
+    assert first.shape == (64, 64)
+    assert first.mean() == pytest.approx(100 * stored.zeros / stored.n, abs=1)
+    assert len(chart.frame) == 4 * 64 * 64
+    changed = tensor_chart(view(view="matrix", cells="change"))
+    assert isinstance(changed.figure, go.Figure)
+    assert len(changed.figure.data) == len(MAIN) - 1  # dense has not changed
+    limits = changed.figure.layout.coloraxis
+    assert limits.cmin == -limits.cmax
+
+
+def test_a_chosen_cell_shows_the_single_weights_around_it(
+    seeded: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = load("toy").model.get_parameter(TENSOR)
+    save_file({TENSOR: weight.detach().bfloat16()}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(data, "saved_folders", lambda job: {"dense": tmp_path})
+    seen = page.zoom(view(view="matrix", spot="60,5"))
+    figure = seen["tensor_chart"]
+    assert np.array(figure.data[0].z).shape == (48, 48)
+    shown = len(figure.data[0].y), int(figure.data[0].y[0])
+    assert shown[0] == 48 and shown[1] in (16, 36)  # in the middle, where there is room
+    assert figure.data[0].z[0][0] == pytest.approx(weight[shown[1], 0].item(), rel=0.01)
+    assert f"outputs {shown[1]} to {shown[1] + 47}, inputs 0 to 47" in seen["tensor_note"]
+    assert ("Around output 60, input 5", "60,5") in seen["spot"]["choices"]
+    assert page.zoom(view(view="joint", spot="60,5")) == {"spot": ""}
+    beyond = page.change_tensor(given(view="matrix", spot="9999,0"))
+    assert beyond["tensor_chart"] == NOT_SAVED
+    assert view(spot="../x").selection.spot == ""
+
+
+def test_before_and_after_counts_every_weight(seeded: Settings) -> None:
+    chart = tensor_chart(view(view="joint"))
+    stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
+    assert chart.frame is not None and isinstance(chart.figure, go.Figure)
+    assert chart.frame["Weights"].sum() == stored["sds"].n
+    assert list(chart.frame.columns)[1] == f"{STAGE_LABELS['sds']} from"
+    assert "moves the weights by" in chart.headline and "exactly zero" in chart.headline
+
+
+def test_a_spectrum_has_the_power_law_that_was_fitted(seeded: Settings) -> None:
+    chart = tensor_chart(view(view="spectrum"))
+    stored = {s.stage: s.stats for s in tensors.tensor_snapshots(1, TENSOR)}
+    assert isinstance(chart.figure, go.Figure) and "stable rank" in chart.headline
+    lines = [trace for trace in chart.figure.data if trace.showlegend is not False]
+    fits = [trace for trace in chart.figure.data if trace.showlegend is False]
+    assert len(lines) == len(fits) == len(MAIN)
+    ranks, values = np.array(fits[0].x), np.array(fits[0].y)
+    slope = np.log(ranks[0] / ranks[1]) / np.log(values[1] / values[0])
+    assert slope == pytest.approx(2 * (stored["dense"]["alpha"] - 1), rel=1e-3)
+    assert ranks[0] == pytest.approx(sum(np.array(lines[0].y) >= values[0]), abs=1)
 
 
 def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(
@@ -257,6 +377,8 @@ def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
         ("overlay", [], NONE_CHOSEN),
         ("mirror", ["sds"], ONE_STAGE),
         ("difference", ["dense"], NO_BASE),
+        ("joint", ["dense"], NO_BASE),
+        ("matrix", [], NONE_CHOSEN),
     ],
 )
 def test_what_is_missing_for_a_view_is_told(
@@ -269,7 +391,10 @@ def test_runs_made_before_profiles_were_stored_say_so(seeded: Settings) -> None:
     with writing() as session:
         for row in session.query(ProfileRow).filter_by(job_id=1):
             session.delete(row)
-    for view, what in (("magnitude", MAGNITUDES), ("channels", "channels")):
+    for view, what in (
+        ("magnitude", MAGNITUDES), ("channels", "channels"), ("matrix", "maps"),
+        ("joint", "joint histogram"), ("spectrum", "spectrum"),
+    ):  # fmt: skip
         seen = page.change_tensor(given(view=view))
         assert seen["tensor_chart"].startswith(f"This run has stored no {what} of this tensor")
 

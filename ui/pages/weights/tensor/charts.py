@@ -9,7 +9,7 @@ from itertools import chain
 
 import plotly.graph_objects as go
 
-from backend.statistics.names import channel_profile
+from backend.statistics.names import JOINT, SINGULAR_VALUES, channel_profile, map_profile
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_zeros
 from ui.charts.histograms import difference, difference_note, mirror, overlay
@@ -21,12 +21,15 @@ from ui.charts.series import (
     on_shared_bins,
     series_note,
 )
-from ui.pages.weights.channels import Channels, channels_chart
 from ui.pages.weights.data import TensorView
-from ui.pages.weights.magnitudes import cumulative_chart, magnitude_chart
 from ui.pages.weights.selection import main_stages
 from ui.pages.weights.shape_text import shape_in_words
-from ui.pages.weights.stage_steps import stage_steps_figure
+from ui.pages.weights.tensor.channels import Channels, channels_chart
+from ui.pages.weights.tensor.joint import joint_chart
+from ui.pages.weights.tensor.magnitudes import cumulative_chart, magnitude_chart
+from ui.pages.weights.tensor.matrix import MatrixImage, matrix_chart
+from ui.pages.weights.tensor.spectrum import Spectrum, spectrum_chart
+from ui.pages.weights.tensor.stage_steps import stage_steps_figure
 from ui.runs.weights import DENSE
 
 QUESTIONS = {
@@ -36,6 +39,9 @@ QUESTIONS = {
     "cumulative": "What share of the weights is below a given magnitude?",
     "difference": "Where on the axis did weights come from, and where did they go?",
     "channels": "Are there outlier channels, and have they as many zeros as the others?",
+    "matrix": "Where in the matrix are the large weights, and where did they change?",
+    "joint": "What became of the weights, each by what it was in the dense tensor?",
+    "spectrum": "How many directions carry the weights, and how heavy is the tail?",
     "story": "How does the distribution change from step to step?",
 }
 NONE_CHOSEN = "Choose a stage to see the weights at that stage."
@@ -44,6 +50,10 @@ ONE_STAGE = "Choose two stages: the first is drawn above, the last below."
 NO_BASE = "Choose a stage besides Dense to see its difference to Dense."
 NO_EMPTY = "A log axis leaves out bins without weights."
 NOT_STORED = "This run has stored no {} of this tensor; runs started from now on do."
+NOT_SAVED = (
+    "The weights themselves are not on this machine any more: neither the model nor what the run "
+    "saved. Choose the whole matrix."
+)
 CUTOFF = "Dotted: magnitude threshold at the same sparsity."
 FROM_ZEROS = "A line begins at the share of exact zeros."
 
@@ -192,6 +202,72 @@ def _steps(view: TensorView, at: str) -> Chart:
     return Chart(figure, bins_frame(drawn), note, headline=of_zeros(zeros))
 
 
+def _single_weights(view: TensorView) -> Chart:
+    """The saved weights around a place."""
+    output, input = map(int, view.selection.spot.split(","))
+    images = [
+        MatrixImage(
+            view.weights.labels[stage], values, values.shape, (region.rows[0], region.columns[0])
+        )
+        for stage, region, values in view.saved_weights(output, input)
+    ]
+    if not images:
+        return Chart(NOT_SAVED)
+    chart = matrix_chart(images, "weight")
+    return replace(chart, note=_joined(chart.note, view.caveats()))
+
+
+def _matrix(view: TensorView) -> Chart:
+    if view.selection.spot:
+        return _single_weights(view)
+    cells, own = view.selection.cells, view.own_stages()
+    rows = view.profiles(view.weights, channel_profile("row", "norm"))
+    columns = view.profiles(view.weights, channel_profile("column", "norm"))
+    stored = view.profiles(view.weights, map_profile(cells))
+    scale = 100.0 if cells == "zeros" else 1.0
+    images = [
+        MatrixImage(
+            view.weights.labels[stage], scale * stored[stage].values,
+            (len(rows[stage].values), len(columns[stage].values)),
+        )
+        for stage in own
+        if stage in stored
+    ]  # fmt: skip
+    if not images:
+        if cells == "change" and own == [DENSE]:
+            return Chart(NO_BASE)
+        return _missing(view, "maps" if own else "")
+    return matrix_chart(images, cells)
+
+
+def _joint(view: TensorView) -> Chart:
+    """Of the last of the chosen stages that is not dense."""
+    stored = view.profiles(view.weights, JOINT)
+    own = [stage for stage in view.own_stages() if stage != DENSE]
+    if not own:
+        return Chart(NO_BASE) if view.own_stages() else _missing(view)
+    if own[-1] not in stored:
+        return _missing(view, "joint histogram")
+    after = replace(view.one(own[-1]), label=view.weights.labels[own[-1]])
+    return joint_chart(stored[own[-1]].values, view.weights.labels[DENSE], after)
+
+
+def _spectrum(view: TensorView) -> Chart:
+    drawn = []
+    for run, other_run in ((view.weights, False), (view.other, True)):
+        stored = view.profiles(run, SINGULAR_VALUES)
+        snapshots = view.other_snapshots if other_run else view.snapshots
+        drawn += [
+            Spectrum(view.one(stage, other_run=other_run), stored[stage].values)
+            for stage in view.selection.show
+            if stage in stored and stage in snapshots
+        ]
+    if not drawn:
+        return _missing(view, "spectrum" if view.series() else "")
+    chart = spectrum_chart(drawn)
+    return replace(chart, note=_joined(chart.note, view.caveats()))
+
+
 VIEWS: dict[str, Callable[[TensorView], Chart]] = {
     "overlay": _overlay,
     "mirror": _mirror,
@@ -199,4 +275,7 @@ VIEWS: dict[str, Callable[[TensorView], Chart]] = {
     "cumulative": _cumulative,
     "difference": _difference,
     "channels": _channels,
+    "matrix": _matrix,
+    "joint": _joint,
+    "spectrum": _spectrum,
 }

@@ -20,8 +20,6 @@ MOST_POINTS = 1000  # of a line; beyond, each stretch keeps its lowest and highe
 FENCE = 3.0  # Tukey's outer fence, in interquartile ranges
 NAMED = 8  # outliers in the note
 LISTED = 100  # channels in the table
-SIDES = {"row": "Output channels", "column": "Input channels"}
-MEASURES = {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}
 UNITS = {"norm": "Norm of a channel's weights", "max": "Largest |weight| of a channel",
          "zeros": "Exact zeros of a channel, %"}  # fmt: skip
 

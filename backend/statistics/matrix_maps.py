@@ -1,0 +1,66 @@
+"""Pictures of a weight matrix: means over the cells of a coarse grid, and where weights went.
+
+    mean_c    = mean of |w| in cell c           max_c  = largest |w| in it
+    zeros_c   = share of w = 0 in it            change_c = mean of (|w| - |w_dense|) in it
+    joint_ab  = number of weights in bin a before (dense) and in bin b after (this stage)
+
+A cell holds about out/64 x in/64 neighbours. Both axes of the joint histogram are those of the
+tensor's histogram, in 64 bins; the outermost hold what lies beyond. Figures are rounded to levels
+that an eye tells apart, which keeps the maps of 210 tensors below 20 MB.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
+
+from backend.statistics.names import JOINT_BINS, MAP_CELLS, map_profile
+
+LEVELS = 63  # from 0 to the largest figure of a map
+
+
+def matrix_maps(weight: Tensor, dense: Tensor | None = None) -> dict[str, np.ndarray]:
+    """Profile name -> float32 [rows, columns], at most 64 of each; in the unit of the weights.
+
+    Args:
+        weight: [out, in].
+        dense: the same matrix before; None: there is no change to show.
+    """
+    W = weight.detach().float()
+    size = min(W.shape[0], MAP_CELLS), min(W.shape[1], MAP_CELLS)
+    magnitude = W.abs()[None, None]
+    maps = {
+        "mean": adaptive_avg_pool2d(magnitude, size),
+        "max": adaptive_max_pool2d(magnitude, size),
+        "zeros": adaptive_avg_pool2d((magnitude == 0).float(), size),
+    }
+    if dense is not None:
+        change = magnitude - dense.detach().float().abs()
+        maps["change"] = adaptive_avg_pool2d(change, size)
+    return {map_profile(name): rounded(values[0, 0]) for name, values in maps.items()}
+
+
+def joint_histogram(weight: Tensor, dense: Tensor, edge: float) -> np.ndarray:
+    """Counts [64 dense bins, 64 bins of `weight`], float32; together the number of weights.
+
+    Args:
+        weight, dense: [out, in].
+        edge: of the tensor's histogram.
+    """
+    before, after = (_bins(x, edge) for x in (dense, weight))
+    counts = torch.bincount(before.mul_(JOINT_BINS).add_(after), minlength=JOINT_BINS**2)
+    return counts.view(JOINT_BINS, JOINT_BINS).cpu().numpy().astype(np.float32)
+
+
+def rounded(values: Tensor) -> np.ndarray:
+    """To multiples of 1/63 of the largest magnitude; 0 stays 0."""
+    unit = values.abs().amax().clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
+    return (values / unit).round_().mul_(unit).cpu().numpy()
+
+
+def _bins(values: Tensor, edge: float) -> Tensor:
+    """[n] int64: the bin of each value."""
+    places = values.detach().float().flatten().add(edge).mul_(JOINT_BINS / (2 * edge))
+    return places.floor_().clamp_(0, JOINT_BINS - 1).long()

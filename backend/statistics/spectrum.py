@@ -1,0 +1,91 @@
+"""Singular values of a weight matrix, and the power law of their tail.
+
+    lambda_i    = sigma_i^2, the eigenvalues of W W^T (or W^T W, whichever is smaller)
+    stable rank = sum_i lambda_i / lambda_max                       between 1 and the rank
+    p(lambda) ~ lambda^-alpha  for lambda >= lambda_min:
+    alpha       = 1 + n / sum_i ln(lambda_i / lambda_min)           n eigenvalues in the tail
+    distance    = max |F_empirical - F_fitted| over the tail        Kolmogorov-Smirnov
+
+lambda_min is the one with the smallest distance (Clauset, Shalizi, Newman 2009). Martin and Mahoney
+(2021) find 2 < alpha < 6 in well-trained layers; WeightWatcher, their tool, fits the same.
+
+Eigenvalues are computed in float64: squaring halves the digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.statistics.channels import short
+from backend.statistics.names import SINGULAR_VALUES
+
+LARGEST = 2048  # of the smaller side: the time grows with its cube
+NULL = 1e-10  # of the largest eigenvalue; those below are zeros up to rounding
+FEWEST = 10  # eigenvalues a power law is fitted to
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """A fitted tail: exponent, where it begins, and how far from it the eigenvalues are."""
+
+    alpha: float
+    start: float
+    distance: float
+
+
+def singular_values(weight: Tensor) -> Tensor | None:
+    """[min(out, in)], descending, float64 on the CPU; None where the matrix is too large."""
+    W = weight.detach()
+    W = W.T if W.shape[0] > W.shape[1] else W
+    if len(W) > LARGEST:
+        return None
+    W = W.double()
+    return torch.linalg.eigvalsh(W @ W.T).clamp_(min=0).sqrt_().flip(0).cpu()
+
+
+def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:
+    """Fit the tail of positive eigenvalues [n], in any order; None where there are too few."""
+    x = np.sort(eigenvalues.astype(np.float64))
+    if len(x) < FEWEST or x[0] == x[-1]:
+        return None
+    best = None
+    logs = np.log(x)
+    tails = logs[::-1].cumsum()[::-1]  # sum of ln(x) from i on
+    for i in range(len(x) - 1):
+        n = len(x) - i
+        spread = tails[i] - n * logs[i]
+        if spread <= 0:
+            continue
+        alpha = 1 + n / spread
+        fitted = 1 - np.exp((1 - alpha) * (logs[i:] - logs[i]))
+        distance = float(np.abs(fitted - np.arange(n) / n).max())
+        if best is None or distance < best.distance:
+            best = PowerLaw(float(alpha), float(x[i]), distance)
+    return best
+
+
+def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Named figures and the profile of the singular values; both empty for a large matrix.
+
+    Returns:
+        stable_rank, spectral_norm, and where a tail could be fitted alpha, alpha_distance and
+        alpha_start (a singular value); singular values float32 [min(out, in)].
+    """
+    sigma = singular_values(weight)
+    if sigma is None or not sigma[0] > 0:
+        return {}, {}
+    eigenvalues = sigma.square().numpy()
+    norm = float(sigma[0])
+    figures = {"stable_rank": float(eigenvalues.sum() / eigenvalues[0]), "spectral_norm": norm}
+    fit = power_law(eigenvalues[eigenvalues > NULL * eigenvalues[0]])
+    if fit:
+        figures |= {
+            "alpha": fit.alpha,
+            "alpha_distance": fit.distance,
+            "alpha_start": fit.start**0.5,
+        }
+    return figures, {SINGULAR_VALUES: short(sigma.float().numpy())}

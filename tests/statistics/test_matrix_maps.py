@@ -1,0 +1,64 @@
+"""Pictures of a matrix: cells against numpy, and that every weight is in the joint histogram."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from backend.statistics.matrix_maps import LEVELS, joint_histogram, matrix_maps
+from backend.statistics.names import JOINT_BINS, MAP_CELLS
+
+
+@pytest.fixture
+def dense() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(128, 192)
+
+
+def test_cells_are_means_and_maxima_of_their_weights(dense: torch.Tensor) -> None:
+    weight = torch.where(dense.abs() > 0.7, 1.1 * dense, 0)
+    maps = matrix_maps(weight, dense)
+    cells = np.abs(weight.numpy()).reshape(64, 2, 64, 3)
+    before = np.abs(dense.numpy()).reshape(64, 2, 64, 3)
+    expected = {
+        "map_mean": cells.mean((1, 3)),
+        "map_max": cells.max((1, 3)),
+        "map_zeros": (cells == 0).mean((1, 3)),
+        "map_change": (cells - before).mean((1, 3)),
+    }
+    assert set(maps) == set(expected)
+    for name, values in expected.items():
+        step = np.abs(values).max() / LEVELS
+        assert maps[name].dtype == np.float32
+        assert np.abs(maps[name] - values).max() <= 0.51 * step
+        assert len(np.unique(maps[name])) <= 2 * LEVELS + 1
+
+
+def test_small_and_uneven_matrices_have_a_cell_for_each_weight_or_a_few() -> None:
+    maps = matrix_maps(torch.arange(12.0).view(3, 4))
+    assert set(maps) == {"map_mean", "map_max", "map_zeros"}
+    assert np.abs(maps["map_max"] - np.arange(12).reshape(3, 4)).max() <= 11 / LEVELS / 2 + 1e-6
+    assert matrix_maps(torch.ones(100, 65))["map_mean"].shape == (MAP_CELLS, MAP_CELLS)
+    assert not matrix_maps(torch.zeros(8, 8))["map_mean"].any()
+
+
+def test_the_joint_histogram_counts_every_weight_where_it_was_and_is(dense: torch.Tensor) -> None:
+    weight = torch.where(dense.abs() > 0.7, dense, 0)
+    counts = joint_histogram(weight, dense, 2.0)
+    assert counts.sum() == dense.numel()
+    edges = np.linspace(-2, 2, JOINT_BINS + 1)[1:-1]
+    before, after = (np.digitize(x.flatten().numpy(), edges) for x in (dense, weight))
+    expected = np.zeros((JOINT_BINS, JOINT_BINS))
+    np.add.at(expected, (before, after), 1)
+    assert (counts != expected).sum() <= 2  # a value on an edge
+    zero = JOINT_BINS // 2
+    assert counts[:, zero].sum() >= (weight == 0).sum()
+
+
+def test_maps_compress(dense: torch.Tensor) -> None:
+    """Two bytes a cell at most, though they are stored as float32."""
+    maps = matrix_maps(dense, torch.randn(128, 192))
+    assert sum(len(zlib.compress(m.tobytes())) for m in maps.values()) < 2 * 4 * MAP_CELLS**2

@@ -1,0 +1,79 @@
+"""Singular values against torch's, and power laws whose exponent is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from backend.models.loading import load
+from backend.statistics import spectrum as module
+from backend.statistics.spectrum import power_law, singular_values, spectrum
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (1, 7)])
+def test_singular_values_are_torchs(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    found = singular_values(weight.to(torch.bfloat16))
+    expected = torch.linalg.svdvals(weight.to(torch.bfloat16).double())
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_stable_rank_of_equal_and_of_single_directions() -> None:
+    figures, profiles = spectrum(torch.eye(12))
+    assert figures["stable_rank"] == pytest.approx(12) and figures["spectral_norm"] == 1
+    assert "alpha" not in figures  # all alike: no tail
+    assert profiles["singular_values"].tolist() == pytest.approx([1.0] * 12)
+    single, _ = spectrum(torch.outer(torch.arange(1.0, 30), torch.ones(20)))
+    assert single["stable_rank"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 3.5, 5.0])
+def test_the_exponent_of_a_power_law_is_found(alpha: float) -> None:
+    random = np.random.default_rng(0)
+    tail = (1 - random.random(2000)) ** (-1 / (alpha - 1))  # from 1 on
+    body = random.random(500)
+    fit = power_law(np.concatenate([tail, body]))
+    assert fit is not None
+    assert fit.alpha == pytest.approx(alpha, rel=0.08)
+    assert fit.distance < 0.03 and 0.5 < fit.start < 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "alpha", "stable_rank", "distance"),
+    [
+        ("0.self_attn.q_proj", 2.144018, 3.038750, 0.091205),
+        ("1.mlp.down_proj", 9.307448, 23.815692, 0.123443),
+        ("2.mlp.up_proj", 2.756224, 21.994156, 0.140027),
+    ],
+)
+def test_figures_are_weight_watchers(
+    layer: str, alpha: float, stable_rank: float, distance: float
+) -> None:
+    """Of layers of the built-in model, as WeightWatcher 0.7.7 has them (`analyze`)."""
+    weight = load("toy").model.get_submodule(f"model.layers.{layer}").weight
+    figures = spectrum(weight)[0]
+    assert figures["alpha"] == pytest.approx(alpha, rel=1e-4)
+    assert figures["stable_rank"] == pytest.approx(stable_rank, rel=1e-4)
+    assert figures["alpha_distance"] == pytest.approx(distance, abs=1e-4)
+
+
+def test_no_power_law_where_there_is_nothing_to_fit() -> None:
+    assert power_law(np.ones(50)) is None
+    assert power_law(np.arange(1.0, 9.0)) is None
+    assert spectrum(torch.zeros(16, 16)) == ({}, {})
+
+
+def test_the_exponent_does_not_depend_on_the_unit() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(60, 200)
+    one, other = spectrum(weight)[0], spectrum(1e-3 * weight)[0]
+    assert one["alpha"] == pytest.approx(other["alpha"])
+    assert one["alpha_start"] == pytest.approx(1e3 * other["alpha_start"])
+
+
+def test_a_matrix_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST", 15)
+    assert spectrum(torch.randn(16, 40)) == ({}, {})
+    assert spectrum(torch.randn(15, 40))[1]["singular_values"].shape == (15,)

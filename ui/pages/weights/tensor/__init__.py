@@ -1,0 +1,1 @@
+"""One tensor: its histograms, magnitudes and channels; the matrix itself, and its spectrum."""

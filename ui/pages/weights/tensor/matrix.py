@@ -1,0 +1,149 @@
+"""The matrix itself: an image a stage, each cell a figure of the weights that lie there, or one
+weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ui.charts.chart import Chart
+from ui.charts.headlines import of_regions, of_zeros
+from ui.charts.heatmap import DIVERGING, colour_bar, colour_limits
+from ui.charts.template import layout
+from ui.format import count
+from ui.theme import LIGHT
+
+FIGURES = {  # of a cell -> what the colours mean
+    "mean": "Mean |weight|",
+    "max": "Largest |weight|",
+    "zeros": "Share of exact zeros, %",
+    "change": "Change of mean |weight| from dense",
+    "weight": "Weight",
+}
+SIGNED = ("change", "weight")
+GAP_X, GAP_Y = 0.06, 0.14
+
+
+@dataclass(frozen=True)
+class MatrixImage:
+    """One figure of all cells [rows, columns] of a matrix, or of a part of it, at one stage.
+
+    Attributes:
+        shape: channels [out, in] that the image spans.
+        first: the channels [out, in] it begins with.
+    """
+
+    label: str
+    values: np.ndarray
+    shape: tuple[int, int]
+    first: tuple[int, int] = (0, 0)
+
+    def centres(self, side: int) -> np.ndarray:
+        """The channels in the middle of the cells: of outputs (0) or inputs (1)."""
+        step = self.shape[side] / self.values.shape[side]
+        return self.first[side] + (np.arange(self.values.shape[side]) + 0.5) * step - 0.5
+
+    def begins(self, side: int) -> np.ndarray:
+        """The first channel of each cell."""
+        cells = self.values.shape[side]
+        return self.first[side] + np.arange(cells) * self.shape[side] // cells
+
+
+def matrix_chart(images: Sequence[MatrixImage], figure: str) -> Chart:
+    """`matrix_images` with its figures as a table, a note and a headline.
+
+    Args:
+        figure: a key of `FIGURES`.
+    """
+    first = images[0]
+    if figure == "weight":
+        return _weights_chart(images)
+    cell = [math.ceil(n / cells) for n, cells in zip(first.shape, first.values.shape, strict=True)]
+    each = "a cell each" if cell == [1, 1] else f"about {cell[0]} × {cell[1]} weights a cell"
+    outputs, inputs = first.shape
+    note = (
+        f"n = {count(outputs * inputs)} weights, {outputs:,} outputs × {inputs:,} inputs, {each}."
+    )
+    headline = of_regions(images[-1].label, FIGURES[figure], images[-1].values)
+    return Chart(matrix_images(images, figure), matrix_frame(images), note, headline=headline)
+
+
+def _weights_chart(images: Sequence[MatrixImage]) -> Chart:
+    """Single weights of a part of the matrix."""
+    first = images[0]
+    spans = [
+        f"{name} {begin} to {begin + size - 1}"
+        for name, begin, size in zip(("outputs", "inputs"), first.first, first.shape, strict=True)
+    ]
+    note = f"n = {count(first.values.size)} weights: {', '.join(spans)}, as they are saved."
+    zeros = [(image.label, float((image.values == 0).mean())) for image in images]
+    headline = of_zeros(zeros).replace("the weights", "these weights")
+    return Chart(matrix_images(images, "weight"), matrix_frame(images), note, headline=headline)
+
+
+def matrix_images(images: Sequence[MatrixImage], figure: str) -> go.Figure:
+    """The stages side by side, on the same colours; output channels from top to bottom."""
+    diverging = figure in SIGNED
+    values = np.concatenate([image.values.ravel() for image in images])
+    low, high = colour_limits(values, even=diverging)
+    if figure == "zeros":
+        low, high = 0.0, max(float(values.max()), 1.0)
+    columns = min(len(images), 2)
+    rows = math.ceil(len(images) / columns)
+    drawn = make_subplots(
+        rows, columns, horizontal_spacing=GAP_X, vertical_spacing=GAP_Y,
+        shared_xaxes="all", shared_yaxes="all",
+        specs=[[{} if row * columns + column < len(images) else None for column in range(columns)]
+               for row in range(rows)],
+    )  # fmt: skip
+    for place, image in enumerate(images):
+        row, column = divmod(place, columns)
+        at = {"row": row + 1, "col": column + 1}
+        drawn.add_trace(_heat(image, figure), **at)
+        across, down = (next(axes(**at)) for axes in (drawn.select_xaxes, drawn.select_yaxes))
+        across.showticklabels = place + columns >= len(images)
+        drawn.add_annotation(
+            text=image.label, x=across.domain[0], y=down.domain[1], xref="paper", yref="paper",
+            yanchor="bottom", font={"color": LIGHT.text},
+        )  # fmt: skip
+    drawn.update_xaxes(showgrid=False, nticks=5, constrain="domain")
+    drawn.update_yaxes(showgrid=False, nticks=5, autorange="reversed")
+    colours: dict[str, Any] = {
+        "cmin": low, "cmax": high, "colorscale": DIVERGING if diverging else "cividis",
+        "colorbar": colour_bar(FIGURES[figure]) | {"y": 1.1},
+    }  # fmt: skip
+    looks = layout(view=f"matrix/{figure}", coloraxis=colours)
+    return drawn.update_layout(looks, margin={"l": 36, "t": 72, "b": 24})
+
+
+def matrix_frame(images: Sequence[MatrixImage]) -> pd.DataFrame:
+    """Every cell of every stage, a row each, by its first channels."""
+    frames = []
+    for image in images:
+        rows, columns = image.values.shape
+        outputs, inputs = image.begins(0), image.begins(1)
+        frames.append(
+            pd.DataFrame({
+                "Stage": image.label, "From output": outputs.repeat(columns),
+                "From input": np.tile(inputs, rows), "Value": image.values.ravel(),
+            })
+        )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def _heat(image: MatrixImage, figure: str) -> go.Heatmap:
+    shown = [[float(f"{v:.4g}") for v in row] for row in image.values]  # short, on its way out
+    return go.Heatmap(
+        x=image.centres(1).round(1).tolist(), y=image.centres(0).round(1).tolist(), z=shown,
+        coloraxis="coloraxis", name=image.label,
+        customdata=[[f"{y},{x}" for x in image.begins(1)] for y in image.begins(0)],
+        hovertemplate=f"{image.label}, output %{{y:.0f}}, input %{{x:.0f}}: %{{z:.3g}}"
+        f"{' %' if figure == 'zeros' else ''}<extra></extra>",
+    )  # fmt: skip
