@@ -140,9 +140,11 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
     segments.press("Tab")
     expect(page.locator("#new-preview")).to_contain_text("--segments 5")
     assert queries.job(second.run).config == before != {**before, "segments": 5}
+    expect(said).to_have_count(0)  # it was about the config before
+    page.locator("#new-add").click()
     said.get_by_role("link", name="Open the queue").click()
     rows = page.locator("#queue-board tbody tr")
-    expect(rows).to_have_count(3)
+    expect(rows).to_have_count(4)
     for place, job in ((1, first), (2, second)):
         row = rows.filter(has_text=job.run)
         expect(row.locator("td").first).to_have_text(str(place))

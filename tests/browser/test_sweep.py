@@ -49,3 +49,34 @@ def test_a_sweep_is_counted_before_it_is_queued_and_refused_beside_its_values(
     values.fill("3..0")
     expect(visitor.locator("#sds-sweep-message-1")).to_contain_text("does not count up")
     expect(add).to_have_text("Add to queue")
+
+
+def test_what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/new?kind=dlqat&model=Toy")
+    bits = visitor.locator("#dlqat-field-bits input")
+    bits.fill("99")
+    visitor.locator("#dlqat-field-group-size input").fill("7")
+    messages = [visitor.locator(f"#dlqat-message-{name}") for name in ("bits", "group-size")]
+    expect(messages[0]).to_contain_text("It must be 8 or less.")
+    expect(messages[1]).to_contain_text("does not fit this model")
+    visitor.locator("#new-add").click()
+    expect(visitor.locator("#new-said")).to_contain_text("was not accepted")
+    bits.fill("4")
+    expect(visitor.locator("#new-said")).to_have_count(0)
+    expect(messages[0]).to_have_count(0)
+    expect(messages[1]).to_be_visible()
+
+
+def test_the_list_of_a_dropdown_opens_below_it_where_it_fits(visitor: Page, lab: Dashboard) -> None:
+    opened(visitor, f"{lab.url}/new?kind=sds")
+    field = visitor.locator("#sds-field-base")
+    field.locator("input").click()
+    expect(field.get_by_role("option", name="wanda")).to_be_visible()
+    below = "box => box.querySelector('.options').getBoundingClientRect().top"
+    visitor.wait_for_function(
+        "() => { const box = document.querySelector('#sds-field-base .options');"
+        " return box && box.style.bottom === 'auto'; }"
+    )
+    assert field.evaluate(below) > field.locator("input").bounding_box()["y"]  # type: ignore[index]

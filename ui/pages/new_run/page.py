@@ -24,6 +24,10 @@ from ui.widgets.notice import notice, plain, show_error, show_html
 
 NO_PRESET, MODEL = "default", "model"
 ADD = "Add to queue"
+FORGET = """() => {
+  const said = document.querySelector('#new-said :is(.problem, .done)');
+  return { __type__: 'update', ...(said ? { value: '', visible: false } : {}) };
+}"""
 
 
 @dataclass(frozen=True)
@@ -149,16 +153,11 @@ def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
 
 
 def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
-    """What was said last goes when a person changes something; why nothing can be added stays."""
-
-    def clear(request: gr.Request) -> Any:
-        return _forbidden(controls, roles.may_not_add(current_user(request))).get(
-            controls.message, show_html()
-        )
-
+    """What was said last goes when a person changes something; why nothing can be added stays. The
+    browser does it: an answer of the server could come after that of the button."""
     every = [c for form in forms.values() for c in (*form.inputs, form.preset)]
     changed = [c.input for c in (controls.kind, controls.name, *every)]
-    gr.on(changed, clear, None, controls.message, **LATEST)
+    gr.on(changed, None, None, controls.message, js=FORGET)
 
 
 def _wire_form(this: KindForm, controls: Controls) -> None:
