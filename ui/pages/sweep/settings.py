@@ -39,10 +39,12 @@ def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[Swee
 def importance(rows: Sequence[SweepRow]) -> dict[str, float]:
     """Setting -> share of the differences between the combinations, the largest first, then the
     rest; empty where there are too few combinations, or no differences."""
+    if len(rows) < FEWEST or len(rows[0].values) < 2:
+        return {}
     frame = pd.DataFrame([{k: str(v) for k, v in row.values.items()} for row in rows])
     values = np.array([row.mean for row in rows])
     total = float(((values - values.mean()) ** 2).sum())
-    if len(rows) < FEWEST or frame.shape[1] < 2 or total == 0:
+    if total == 0:
         return {}
     shares = {}
     for field in frame.columns:
