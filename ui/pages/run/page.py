@@ -27,7 +27,7 @@ from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, disk_card
 from ui.pages.run.lineage import lineage_card
-from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
+from ui.pages.run.outcome import outcome, paired_table, sentence_case, stage_tables, times
 from ui.runs.actions.single import (
     act,
     buttons,
@@ -189,7 +189,7 @@ def results_html(job: Job, results: RunResults) -> Markup:
     waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
     figures = outcome(job, results, now_ms())
     return HTML.results(
-        waiting, figures, stages, times(results), lineage_card(job),
+        waiting, figures, stages + paired_table(job, results), times(results), lineage_card(job),
         details.reproduction_card(job),
     )  # fmt: skip
 
