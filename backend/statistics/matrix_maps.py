@@ -50,7 +50,8 @@ def joint_histogram(weight: Tensor, dense: Tensor, edge: float) -> np.ndarray:
         edge: of the tensor's histogram.
     """
     before, after = (_bins(x, edge) for x in (dense, weight))
-    counts = torch.bincount(before.mul_(JOINT_BINS).add_(after), minlength=JOINT_BINS**2)
+    both = before.mul_(JOINT_BINS).add_(after)
+    counts = torch.bincount(both, minlength=JOINT_BINS**2)
     return counts.view(JOINT_BINS, JOINT_BINS).cpu().numpy().astype(np.float32)
 
 
@@ -61,6 +62,6 @@ def rounded(values: Tensor) -> np.ndarray:
 
 
 def _bins(values: Tensor, edge: float) -> Tensor:
-    """[n] int64: the bin of each value."""
+    """[n] int16: the bin of each value."""
     places = values.detach().float().flatten().add(edge).mul_(JOINT_BINS / (2 * edge))
-    return places.floor_().clamp_(0, JOINT_BINS - 1).long()
+    return places.clamp_(0, JOINT_BINS - 1).short()  # rounded down, being positive

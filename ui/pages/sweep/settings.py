@@ -25,6 +25,7 @@ from ui.format import number, share
 from ui.theme import BLUE, LIGHT
 
 REST = "Together, and seeds"
+FADING = [[0.0, BLUE], [1.0, "#B8BEC6"]]  # from the best to the worst
 FEWEST = 3  # combinations, below which nothing can be told apart
 
 
@@ -98,7 +99,9 @@ def parallel_chart(
     axes.append({"label": shown.title, "values": results})
     lines = go.Parcoords(
         dimensions=axes, labelangle=-15, unselected={"line": {"opacity": 0.08}},
-        line={"color": results, "colorscale": "cividis", "reversescale": shown.better == "lower"},
+        line={
+            "color": results, "colorscale": FADING, "reversescale": shown.better == "higher",
+        },
         labelfont={"color": LIGHT.text, "size": 12}, tickfont={"color": LIGHT.muted, "size": 12},
     )  # fmt: skip
     best = (max if shown.better == "higher" else min)(rows, key=lambda row: row.mean)
@@ -106,7 +109,7 @@ def parallel_chart(
         [[*(str(row.values.get(f)) for f in fields), scale * row.mean] for row in rows],
         columns=[*(titles.get(f, f) for f in fields), shown.title],
     )
-    looks = layout(view=f"parallel/{shown.name}") | {"margin": {"t": 64, "l": 48, "r": 48, "b": 16}}
+    looks = layout(view=f"parallel/{shown.name}") | {"margin": {"t": 64, "l": 48, "r": 48, "b": 28}}
     return Chart(
         go.Figure(lines, looks),
         frame,
