@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -15,7 +16,9 @@ from backend.settings import Settings
 from backend.store import tensors
 from backend.store.migrate import upgrade
 from backend.store.tables import MetricPoint
-from tests.ui.conftest import HOSTILE, TOY, tensor_rows
+from jobs.evaluation.quality import window_losses
+from jobs.runtime.rows import profile_row
+from tests.ui.conftest import HOSTILE, TOY, mapped, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, pressed, store
 from ui.pages.compare import page as compare
 from ui.pages.compare.comparison import RunComparison, records
@@ -160,6 +163,19 @@ def test_what_was_measured_on_another_text_is_not_compared(lab: Settings) -> Non
     page = drawn(**WHOLE)
     assert "sds-0004" in page["stages_note"]
     assert {t.name for t in page["stages_chart"].data} == {"sds-0001", "sds-0002", "sds-0003"}
+
+
+def test_runs_on_the_same_windows_are_compared_window_by_window(lab: Settings) -> None:
+    assert "÷ baseline" not in drawn(**WHOLE)["results"]  # no losses were recorded
+    windows = np.linspace(2.0, 4.0, 8)
+    noise = 0.01 * np.array([1, -1] * 4)
+    for number, losses in ((1, windows), (2, windows - 0.1 + noise), (4, windows)):
+        store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
+    page = drawn(**WHOLE)["results"]
+    row = next(r for r in re.findall(r"<tr>.*?</tr>", page, re.S) if "÷ baseline" in r)
+    found = re.findall(r"<td.*?</td>", row, re.S)
+    assert "0.905" in found[1] and "not told apart" not in found[1] and " to " in found[1]
+    assert all(" to " not in found[n] for n in (0, 2, 3))  # itself, no losses, another text
 
 
 def test_the_baseline_is_grey_and_dashed_in_every_picture(lab: Settings) -> None:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
+from backend.evaluation.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
+from backend.store import tensors
 from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
@@ -22,6 +25,10 @@ from ui.templates import fragments
 from ui.theme import LineStyle
 
 HTML = fragments("pages/compare/page.html")
+PAIRED = Metric(
+    "paired_perplexity", "Perplexity ÷ baseline",
+    "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
+)  # fmt: skip
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
 
@@ -122,8 +129,38 @@ def metrics_card(comparison: RunComparison) -> Markup:
         (metric(name), [_figure(metric(name), row, comparison.base) for row in comparison.rows])
         for name in measured(comparison)
     ]
+    if paired := _paired(comparison):
+        rows.insert(1, (PAIRED, paired))  # behind the perplexity, which comes first
     job_rows = _figures_of_jobs(comparison)
     return HTML.results(comparison.columns, comparison.base, kept, [*rows, *job_rows])
+
+
+def _paired(comparison: RunComparison) -> list[ComparedFigure]:
+    """Each run's perplexity over the baseline's on the same windows; nothing where no two can be
+    compared so."""
+    alike = on_one_text(comparison)
+    losses = [_window_losses(row) if row in alike else None for row in comparison.rows]
+    base = losses[comparison.rows.index(comparison.base)]
+    ratios = [
+        paired_ratio(mine, base) if mine is not None and base is not None and mine is not base
+        else None
+        for mine in losses
+    ]  # fmt: skip
+    return [*map(_ratio, ratios)] if any(ratios) else []
+
+
+def _window_losses(row: RunRow) -> np.ndarray | None:
+    """Of the kept stage, [windows]."""
+    stored = tensors.profiles(row.job.id, "", WINDOW_LOSSES)
+    return next((p.values for p in stored if p.stage == row.figures.kept), None)
+
+
+def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
+    if ratio is None:
+        return ComparedFigure(NONE)
+    span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
+    said = span if ratio.told_apart else f"{span}: not told apart"
+    return ComparedFigure(number(ratio.value, 3), delta=HTML.interval(said))
 
 
 def _figure(shown: Metric, row: RunRow, base: RunRow) -> ComparedFigure:
