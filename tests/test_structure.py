@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("backend", "jobs", "ui")
 MOST_FILES = 15
 # Packages that are extras, or take a second to load and few callers need; imported where used.
-LATE = {"alembic", "datasets", "gguf", "lm_eval", "mcp", "torch", "transformers"}
+LATE = {"alembic", "datasets", "gguf", "llama_cpp", "lm_eval", "mcp", "torch", "transformers"}
 # Plotly reads these few tags in the text of a chart; they are no HTML of a page.
 CHART_TAGS = re.compile(r"</?(b|br|i|sub|sup|extra)>|<extra></extra>")
 TAG = re.compile(r"</?[a-z]+[ >]")  # but not b"<script", where the server adds a nonce
@@ -74,9 +74,9 @@ def test_a_folder_holds_at_most_fifteen_files() -> None:
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["mcp"], *extras["tasks"]]
+    declared = [*project["dependencies"], *extras["mcp"], *extras["tasks"], *extras["llama"]]
     names = {re.split(r"[\[<>=]", each)[0].replace("-", "_") for each in declared}
-    names |= {"lm_eval", "pydantic_core", *ROOMS, *sys.stdlib_module_names}
+    names |= {"lm_eval", "llama_cpp", "pydantic_core", *ROOMS, *sys.stdlib_module_names}
     used = {name.split(".")[0] for path in modules(*ROOMS) for name in imported(path)}
     assert used - names == set()
 

@@ -47,6 +47,7 @@ class Perplexity:
         stderr: standard error of `value` over windows; None for a single window.
         tokens: predicted tokens.
         bos: whether every window starts with the beginning-of-text token.
+        windows: nats per predicted token of each window.
     """
 
     value: float
@@ -55,6 +56,7 @@ class Perplexity:
     stderr: float | None
     tokens: int
     bos: bool
+    windows: tuple[float, ...]
 
 
 def _window_nll(logits: Tensor, input_ids: Tensor) -> Tensor:
@@ -146,4 +148,5 @@ def perplexity(
         stderr=None if spread is None else value * spread,
         tokens=tokens,
         bos=text.bos,
+        windows=tuple(nlls.tolist()),
     )

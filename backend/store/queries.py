@@ -337,6 +337,20 @@ def run_names() -> list[Row[Any]]:
         return list(session.execute(select(*columns).where(SHOWN).order_by(Job.id.desc())))
 
 
+def runs_from(run: str, most: int) -> list[Job]:
+    """The newest runs that work on the model or the drafter `run` saved."""
+    named = cast(Job.config, Text).contains(run, autoescape=True)
+    query = select(Job).where(SHOWN, named).order_by(Job.id.desc())
+    with reading() as session:
+        found = (job for job in session.scalars(query) if _works_on(job, run))
+        return [*islice(found, most)]
+
+
+def _works_on(job: Job, run: str) -> bool:
+    model, drafters = job.config.get("model"), str(job.config.get("drafters") or "")
+    return model == run or run in drafters.replace(",", " ").split()
+
+
 def all_run_names() -> set[str]:
     """The name of every run."""
     with reading() as session:

@@ -7,12 +7,15 @@ tasks if any are named. Whatever an earlier attempt has recorded is not measured
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any, Literal
 
+import numpy as np
+
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
+from backend.evaluation.paired import WINDOW_LOSSES
 from backend.evaluation.perplexity import Observe, perplexity
 from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
@@ -23,6 +26,7 @@ from backend.models.loading import LoadedModel
 from backend.models.memory import activation_memory, memory_available, wait_on_disk
 from backend.reporter import REPLAY
 from backend.settings import settings
+from backend.statistics.tensors import TensorProfile
 from backend.store import queries
 from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
@@ -48,6 +52,11 @@ def hidden_state_store(
     needed = activation_memory(facts, len(text.input_ids), text.context, "float32")
     on_disk = wait_on_disk(choice, needed, memory_available())
     return batches_in(context.work if on_disk else None)
+
+
+def window_losses(stage: str, losses: Sequence[float]) -> TensorProfile:
+    """The losses of a stage on each window, stored as a profile of the model as a whole."""
+    return TensorProfile("", -1, "", stage, WINDOW_LOSSES, np.array(losses, np.float32))
 
 
 class Quality:
@@ -135,6 +144,7 @@ class Quality:
         result, n = self._context.result, measured.tokens
         result(stage, "perplexity", measured.value, stderr=measured.stderr, n=n, **about)
         result(stage, "bits_per_byte", measured.bits_per_byte, n=n, **about)
+        self._context.profile(window_losses(stage, measured.windows))
         if comparison:
             divergence = comparison.result()
             same, n = divergence.agreement, divergence.tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.evaluation.paired import WINDOW_LOSSES
 from backend.models.loading import load
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
@@ -17,6 +19,7 @@ from backend.queue.folders import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
+from backend.store.tensors import profiles
 from backend.text.slices import evaluation_slice
 from jobs.record import record
 from jobs.runtime.main import error_record
@@ -78,6 +81,8 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     plain = reloaded(job.run)
     assert plain["perplexity"] == pytest.approx(ppl[kept], rel=1e-4)
     assert plain["zero_share"] == 0.5
+    losses = {p.stage: p.values for p in profiles(job.id, "", WINDOW_LOSSES)}
+    assert {s: math.exp(v.mean()) for s, v in losses.items()} == pytest.approx(ppl, rel=1e-5)
     saved = read_headers(run_folder(job.run) / "model").values()
     assert {header.dtype for header in saved} == {"F16"}  # as the base is stored
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed

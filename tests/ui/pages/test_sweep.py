@@ -14,9 +14,12 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import sweep
+from jobs.metrics import metric
+from jobs.sweep import SweepRow
 from tests.ui.conftest import HOSTILE
 from ui.pages.run import page as run
 from ui.pages.sweep import page
+from ui.pages.sweep.settings import importance, importance_chart, parallel_chart
 from ui.runs.actions.single import act
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
@@ -59,6 +62,39 @@ def test_means_and_spreads_are_drawn_and_tabled(swept: list[Job]) -> None:
     assert "n = 1–2 runs" in shown["chart_note"]
     assert 'data-value="11.0"' in shown["chart_table"]
     assert shown["body"].count("<tr>") == (1 + 2) + (1 + 4)  # means, then runs, each with a head
+
+
+def rows_of(results: dict[tuple[str, int], float]) -> list[SweepRow]:
+    return [
+        SweepRow({"pattern": pattern, "segments": size}, "sds", "perplexity", value, None, 1)
+        for (pattern, size), value in results.items()
+    ]
+
+
+def test_what_each_setting_explains_adds_up() -> None:
+    """Nearly all by the pattern, a little by the size, as much only by both together."""
+    rows = rows_of({("2:4", 8): 18.0, ("2:4", 16): 14.0, ("50%", 8): 36.0, ("50%", 16): 36.0})
+    found = importance(rows)
+    assert list(found) == ["pattern", "segments", "Together, and seeds"]
+    assert found["pattern"] == pytest.approx(400 / 408) and sum(found.values()) == pytest.approx(1)
+    chart = importance_chart(rows, metric("perplexity"), {"pattern": "Pattern"})
+    assert chart is not None and chart.headline == "Pattern explains 98 % of the differences"
+    assert importance(rows[:2]) == {} == importance(rows_of(dict.fromkeys([("a", 1), ("b", 2)], 3)))
+
+
+def test_every_combination_is_a_line_and_the_best_is_named() -> None:
+    rows = rows_of({("2:4", 8): 18.0, ("2:4", 16): 14.0, ("50%", 8): 36.0, ("50%", 16): 36.0})
+    chart = parallel_chart(rows, metric("perplexity"), {"pattern": "Pattern"})
+    assert chart is not None and chart.headline == "Best: 2:4 · 16, perplexity 14.00"
+    pattern, segments, values = chart.figure.data[0].dimensions
+    assert pattern.ticktext == ("2:4", "50%") and pattern.values == (0, 0, 1, 1)
+    assert segments.values == (8, 16, 8, 16) and values.values == (18, 14, 36, 36)
+    assert parallel_chart([], metric("perplexity"), {}) is None
+
+
+def test_settings_are_told_apart_where_there_are_enough(swept: list[Job]) -> None:
+    assert draw(id=swept[0].run)["settings"]["visible"] is False  # a single setting
+    assert page.LINES.parts[0] in draw(id=swept[0].run)
 
 
 def test_another_figure_can_be_chosen_by_hand_and_by_address(swept: list[Job]) -> None:

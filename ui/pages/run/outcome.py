@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from backend.evaluation.paired import WINDOW_LOSSES, paired_ratio
+from backend.store import tensors
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, metric
@@ -23,6 +25,24 @@ def stage_tables(results: RunResults) -> Markup:
     """One row a stage, one column a metric; the kept stage is marked. Stages that have no metric in
     common stand apart: one alone as a list, several as a table of their own."""
     return HTML.stage_tables([_stages(results, stages) for stages in results.alike()])
+
+
+def paired_table(job: Job, results: RunResults) -> Markup:
+    """The kept stage against every other, on the same windows of text; nothing where they were not
+    recorded, or are too few."""
+    kept = results.kept
+    losses = {p.stage: p.values for p in tensors.profiles(job.id, "", WINDOW_LOSSES)}
+    if kept not in losses:
+        return Markup()
+    rows, windows = [], len(losses[kept])
+    for stage in results.stages:
+        ratio = paired_ratio(losses[kept], losses[stage]) if stage in losses else None
+        if stage == kept or ratio is None:
+            continue
+        verdict = "" if ratio.told_apart else "not told apart"
+        span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
+        rows.append([results.label(stage), number(ratio.value, 3), span, verdict])
+    return HTML.paired(results.label(kept), rows, windows) if rows else Markup()
 
 
 def _stages(results: RunResults, stages: Sequence[str]) -> Table:

@@ -26,7 +26,8 @@ from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
 from ui.pages.run.artefacts import artefacts, disk_card
-from ui.pages.run.outcome import outcome, sentence_case, stage_tables, times
+from ui.pages.run.lineage import lineage_card
+from ui.pages.run.outcome import outcome, paired_table, sentence_case, stage_tables, times
 from ui.runs.actions.single import (
     act,
     buttons,
@@ -187,7 +188,10 @@ def results_html(job: Job, results: RunResults) -> Markup:
     stages = stage_tables(results)
     waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
     figures = outcome(job, results, now_ms())
-    return HTML.results(waiting, figures, stages, times(results), details.reproduction_card(job))
+    return HTML.results(
+        waiting, figures, stages + paired_table(job, results), times(results), lineage_card(job),
+        details.reproduction_card(job),
+    )  # fmt: skip
 
 
 def history(job: Job) -> Markup:

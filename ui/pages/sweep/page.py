@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import gradio as gr
 
 from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
-from jobs.metrics import metric
+from jobs.metrics import Metric, metric
+from jobs.sweep import SweepRow
 from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
+from ui.pages.sweep.settings import importance_chart, last_stage, parallel_chart
 from ui.runs.actions.single import act
 from ui.runs.html import unknown
-from ui.runs.results import stages_of
+from ui.runs.results import setting_title, stages_of
 from ui.widgets.dropdown import dropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
@@ -24,6 +28,13 @@ from ui.widgets.panel import Outputs, Panel, Updates, updates
 MEANS = Panel(
     "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?", 420
 )
+LINES = Panel(
+    "lines", "Every combination", "Which combinations of settings lead to which result?", 320
+)
+IMPORTANCE = Panel(
+    "importance", "What matters", "How much of the differences does each setting explain alone?",
+    320,
+)  # fmt: skip
 WAITING = "Results appear here as the runs measure them."
 
 
@@ -32,6 +43,9 @@ def build() -> None:
     message = notice("sweep-said")
     shown = dropdown("Metric", "sweep-metric", visible=False)
     page = Outputs(head=head, metric=shown, **MEANS.build("sweep", [[shown]]))
+    with gr.Row(equal_height=True, visible=False) as page["settings"]:
+        page |= LINES.build("sweep")
+        page |= IMPORTANCE.build("sweep")
     page["body"] = plain(elem_id="sweep-runs")
 
     show = page.named(draw), shown, page.components
@@ -47,7 +61,9 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
     if not jobs:
         what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
         hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
-        return updates(hidden, MEANS.show(Chart(None)), {"body": ""})
+        return updates(
+            hidden, MEANS.show(Chart(None)), _settings([], metric(""), {}, {}), {"body": ""}
+        )
     rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
     names = details.metrics(rows)
     wanted = chosen or query(request, "metric")
@@ -62,7 +78,21 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         ),
         "body": details.body(jobs, rows, shown, labels),
     }
-    return updates(html, MEANS.show(chart, f"{jobs[0].run}-{name}"))
+    titles = {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
+    settings = _settings(rows, shown, labels, titles)
+    return updates(html, MEANS.show(chart, f"{jobs[0].run}-{name}"), settings)
+
+
+def _settings(
+    rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str], titles: Mapping[str, str]
+) -> Updates:
+    """What the settings of the last stage's results have to do with them; hidden where they are too
+    few to tell."""
+    last = last_stage(rows, labels)
+    lines, matters = parallel_chart(last, shown, titles), importance_chart(last, shown, titles)
+    visible = {"settings": gr.update(visible=bool(lines and matters))}
+    nothing = Chart(None)
+    return updates(visible, LINES.show(lines or nothing), IMPORTANCE.show(matters or nothing))
 
 
 def _jobs(run: str) -> list[Job]:

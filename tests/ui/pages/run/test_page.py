@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backend.queue import removal
@@ -16,7 +18,10 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, StepTime
+from jobs.evaluation.quality import window_losses
+from jobs.runtime.rows import profile_row
 from tests.queue.conftest import HOST
+from tests.ui.conftest import mapped
 from tests.ui.lab import pressed, store
 from ui.pages.run import page as run
 from ui.pages.run.artefacts import disk_card
@@ -45,6 +50,28 @@ def figure(stage: str, metric: str, value: float, **details: object) -> Result:
 
 def draw(name: str) -> dict[str, Any]:
     return run.draw(asked(id=name))
+
+
+def test_stages_are_compared_on_the_same_windows(seeded: Settings) -> None:
+    assert "same" not in draw("sds-0001")["results"]  # of a run that recorded no windows
+    windows = np.linspace(2.0, 4.0, 8)
+    better = windows - 0.05 - 0.001 * np.arange(8)
+    noise = windows + 0.01 * np.array([1, -1, 1, -1, 1, -1, 1, -1])
+    with writing() as session:
+        for stage, losses in (
+            ("sds", better),
+            ("first", windows),
+            ("control", better + noise - windows),
+        ):
+            session.add(mapped(profile_row(1, window_losses(stage, losses.tolist()))))
+    table = draw("sds-0001")["results"].split("on the same 8 windows")[1]
+    rows = re.findall(r"<tr>.*?</tr>", table, re.S)
+    assert len(rows) == 3  # with the heading
+    first, control = (
+        next(r for r in rows if label in r) for label in ("First pruning<", "control")
+    )
+    assert "0.948" in first and "not told apart" not in first
+    assert "not told apart" in control
 
 
 # figures ------------------------------------------------------------------------------------------

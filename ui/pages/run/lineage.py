@@ -1,0 +1,76 @@
+"""Where a run's model came from, and what was made of it: model, pruned, quantised, drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from backend.store import queries
+from backend.store.queries import StoredResult
+from backend.store.tables import Job
+from jobs.metrics import PERPLEXITY, metric
+from ui.format import href
+from ui.runs.results import RunResults, find_job, format_value, kind_of, setting_summary
+from ui.templates import fragments
+
+HTML = fragments("pages/run/page.html")
+MOST = 12  # runs that started from this one, the newest
+
+
+@dataclass(frozen=True)
+class LineageNode:
+    """A model of the catalogue, or a run.
+
+    Attributes:
+        change: what the run did to the model before it.
+        figure: its perplexity, in words; empty where it measured none.
+    """
+
+    name: str
+    href: str = ""
+    change: str = ""
+    figure: str = ""
+    state: str = ""
+
+
+def lineage_card(job: Job) -> Markup:
+    """The chain from the first model to this run, and the runs that started from it; nothing for a
+    run that stands alone."""
+    before, after = ancestors(job), queries.runs_from(job.run, MOST)
+    if len(before) < 2 and not after:
+        return Markup()
+    runs = [each for each in (*before, job, *after) if isinstance(each, Job)]
+    stored = _by_run(queries.results([each.run for each in runs]))
+    chain = [_node(each, stored) for each in before]
+    return HTML.lineage(chain, _node(job, stored), [_node(each, stored) for each in after])
+
+
+def ancestors(job: Job) -> list[Job | str]:
+    """The models before this run, the first one first: runs, and the spec it all began with. A run
+    that is gone is a name like any other."""
+    chain: list[Job | str] = []
+    seen, spec = {job.run}, str(job.config.get("model") or "")
+    while (run := find_job(spec)) and run.run not in seen:
+        seen.add(run.run)
+        chain.insert(0, run)
+        spec = str(run.config.get("model") or "")
+    return [spec, *chain] if spec else chain
+
+
+def _node(each: Job | str, stored: Mapping[int, Sequence[StoredResult]]) -> LineageNode:
+    if isinstance(each, str):
+        return LineageNode(each)
+    results = RunResults(kind_of(each), stored.get(each.id, []), each)
+    value = results.final(PERPLEXITY)
+    figure = f"perplexity {format_value(metric(PERPLEXITY), value)}" if value is not None else ""
+    change = ", ".join(setting_summary(each))
+    return LineageNode(each.run, href("run", id=each.run), change, figure, each.state)
+
+
+def _by_run(rows: Sequence[StoredResult]) -> dict[int, list[StoredResult]]:
+    grouped: dict[int, list[StoredResult]] = {}
+    for row in rows:
+        grouped.setdefault(row.job_id, []).append(row)
+    return grouped

@@ -1,0 +1,128 @@
+"""Which settings matter in a sweep: every combination as a line, and the share of the differences
+each setting explains.
+
+    share of a setting = sum over its values of n (mean of the value - mean of all)^2
+                         / sum over the combinations of (result - mean of all)^2
+
+In a full grid these shares add up with the rest, which settings explain only together (and seeds).
+It is the R^2 of a regression on the setting alone, each value a variable of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from jobs.metrics import Metric
+from jobs.sweep import SweepRow
+from ui.charts.chart import Chart
+from ui.charts.template import axis, category_axis, layout
+from ui.format import number, share
+from ui.theme import BLUE, LIGHT
+
+REST = "Together, and seeds"
+FEWEST = 3  # combinations, below which nothing can be told apart
+
+
+def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[SweepRow]:
+    """The rows of the last stage of the method that there are."""
+    order = [*labels]
+    stages = {row.stage for row in rows}
+    last = max(stages, key=lambda stage: order.index(stage) if stage in order else -1, default="")
+    return [row for row in rows if row.stage == last]
+
+
+def importance(rows: Sequence[SweepRow]) -> dict[str, float]:
+    """Setting -> share of the differences between the combinations, the largest first, then the
+    rest; empty where there are too few combinations, or no differences."""
+    if len(rows) < FEWEST or len(rows[0].values) < 2:
+        return {}
+    frame = pd.DataFrame([{k: str(v) for k, v in row.values.items()} for row in rows])
+    values = np.array([row.mean for row in rows])
+    total = float(((values - values.mean()) ** 2).sum())
+    if total == 0:
+        return {}
+    shares = {}
+    for field in frame.columns:
+        means = pd.Series(values).groupby(frame[field]).transform("mean")
+        shares[str(field)] = float(((means - values.mean()) ** 2).sum()) / total
+    ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return ordered | {REST: max(0.0, 1 - sum(ordered.values()))}
+
+
+def importance_chart(
+    rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]
+) -> Chart | None:
+    """Bars of `importance`; None where there is nothing to tell."""
+    shares = importance(rows)
+    if not shares:
+        return None
+    names = [titles.get(field, field) for field in shares]
+    percent = [100 * value for value in shares.values()]
+    colours = [*[BLUE] * (len(names) - 1), LIGHT.muted]
+    bars = go.Bar(
+        x=percent, y=names, orientation="h", marker={"color": colours},
+        text=[f"{value:.0f} %" for value in percent], textposition="outside", cliponaxis=False,
+        hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+    )  # fmt: skip
+    looks = layout(
+        view=f"importance/{shown.name}",
+        xaxis=axis(f"Share of the differences in {shown.title}, %", range=[0, 108]),
+        yaxis=category_axis(),
+    )
+    first = next(iter(shares))
+    explained = f"{titles.get(first, first)} explains {share(shares[first], 0)}"
+    frame = pd.DataFrame({"Setting": names, "Share, %": percent})
+    return Chart(
+        go.Figure(bars, looks),
+        frame,
+        f"n = {len(rows)} combinations. Each setting alone; linear, every value by itself.",
+        headline=f"{explained} of the differences",
+    )
+
+
+def parallel_chart(
+    rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]
+) -> Chart | None:
+    """Parallel coordinates, an axis a setting, the metric last; None for fewer than two."""
+    fields = [*rows[0].values] if rows else []
+    if len(fields) < 2:
+        return None
+    scale = 100.0 if shown.form == "share" else 1.0
+    results = [scale * row.mean for row in rows]
+    axes = [_axis(titles.get(f, f), [row.values.get(f) for row in rows]) for f in fields]
+    axes.append({"label": shown.title, "values": results})
+    lines = go.Parcoords(
+        dimensions=axes, labelangle=-15, unselected={"line": {"opacity": 0.08}},
+        line={"color": results, "colorscale": "cividis", "reversescale": shown.better == "lower"},
+        labelfont={"color": LIGHT.text, "size": 12}, tickfont={"color": LIGHT.muted, "size": 12},
+    )  # fmt: skip
+    best = (max if shown.better == "higher" else min)(rows, key=lambda row: row.mean)
+    frame = pd.DataFrame(
+        [[*(str(row.values.get(f)) for f in fields), scale * row.mean] for row in rows],
+        columns=[*(titles.get(f, f) for f in fields), shown.title],
+    )
+    looks = layout(view=f"parallel/{shown.name}") | {"margin": {"t": 64, "l": 48, "r": 48, "b": 16}}
+    return Chart(
+        go.Figure(lines, looks),
+        frame,
+        f"n = {len(rows)} combinations. Drag along an axis to choose some of them.",
+        headline=f"Best: {best.label}, {shown.title.lower()} {number(scale * best.mean)}",
+    )
+
+
+def _axis(title: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Numbers where there are numbers, else every value a tick."""
+    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        ticks = sorted(set(values))
+        return {"label": title, "values": [*values], "tickvals": ticks}
+    texts = [str(v) for v in values]
+    names = [*dict.fromkeys(texts)]
+    return {
+        "label": title, "values": [names.index(t) for t in texts],
+        "tickvals": [*range(len(names))], "ticktext": names,
+    }  # fmt: skip
