@@ -173,6 +173,11 @@ class KeyFigure:
     text: str
 
 
+def capitalized(stage: str) -> str:
+    """The name of a stage as words: "side-1" is "Side-1"."""
+    return stage.replace("_", " ").capitalize()
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of job.
@@ -185,6 +190,7 @@ class Kind:
         presets: name -> field values that differ from the defaults.
         preset_notes: name -> what the preset is for, in a few words, where its name does not say.
         stages: stage name -> label, in order.
+        stage_label: the label of a stage that is not among them, by its name.
         styles: stage name -> how it is drawn; a stage without a style gets a colour by its name.
         default_stage: the stage a page shows first; the last one where it is missing.
         verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
@@ -209,6 +215,7 @@ class Kind:
     run: str
     order: int = 1000
     stages: Mapping[str, str] = field(default_factory=dict)
+    stage_label: Callable[[str], str] = capitalized
     styles: Mapping[str, StageStyle] = field(default_factory=dict)
     default_stage: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

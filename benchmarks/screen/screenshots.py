@@ -43,7 +43,8 @@ RUNS = (
 )  # fmt: skip
 AT_REST = """() => document.querySelector('#frame-status-line')?.textContent.trim()
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
-    || one.querySelector('.main-svg .trace, .heatmaplayer image, .plot-empty:not([hidden])'))"""
+    || one.querySelector('.main-svg .trace, .heatmaplayer image, .parcoords')
+    || one.querySelector('.plot-empty:not([hidden])'))"""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.speed.config import NAME, SpeedJob
 from jobs.speed.estimate import requirements
-from jobs.speed.report import LABELS, MIN_GAIN, VANILLA
+from jobs.speed.report import LABELS, MIN_GAIN, VANILLA, decoder_label
 from jobs.wording import apart
 
 
@@ -21,12 +21,11 @@ def key_figure(values: Values) -> KeyFigure | None:
         text = f"No decoder was faster than plain decoding: {plain:.0f} tokens per second."
         return KeyFigure("1.00 ×", "the speed of plain decoding", text)
     quick, slow = apart([fastest, plain], places=0)
-    named = next((s for s, speed in speeds.items() if speed == fastest), "")
+    named = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "it"))
     return KeyFigure(
         f"{gain:.2f} ×",
         "the speed of plain decoding",
-        f"{quick} tokens per second with {LABELS.get(named, named).lower() or 'it'}, "
-        f"{slow} without.",
+        f"{quick} tokens per second with {named[0].lower()}{named[1:]}, {slow} without.",
     )
 
 
@@ -42,6 +41,7 @@ KIND = Kind(
     main_fields=("drafters", "lookup"),
     has_models=False,
     stages=LABELS,
+    stage_label=decoder_label,
     styles={VANILLA: StageStyle("grey")},
     key_figure=key_figure,
     key_metric=SPEED_UP,

@@ -33,6 +33,13 @@ MAX_NOISE = 0.25  # spread between rounds of the same work, beyond which the mac
 ACCEPTANCE = "acceptance and cache"
 
 
+def decoder_label(name: str) -> str:
+    """A decoder for people, by its name alone: "Prompt lookup + amphista-0007"."""
+    if name.endswith(COMBINED):
+        return f"{LABELS[LOOKUP]} + {name.removesuffix(COMBINED)}"
+    return LABELS.get(name, name)
+
+
 @dataclass
 class DecoderReport:
     """What was measured of one decoder.
@@ -100,7 +107,7 @@ class DecoderReport:
     @property
     def label(self) -> str:
         """The name for people: "Amphista (amphista-0007)"."""
-        return f"{self.title} ({self.run})" if self.kind else LABELS.get(self.name, self.name)
+        return f"{self.title} ({self.run})" if self.kind else decoder_label(self.name)
 
     @property
     def title(self) -> str:

@@ -13,7 +13,7 @@ from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
-from jobs.kind import JobConfig, Kind, kinds
+from jobs.kind import JobConfig, Kind, capitalized, kinds
 from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner, title
@@ -143,6 +143,7 @@ class RunResults:
         times = {time.step: time.seconds for time in step_times}
         self.seconds = dict(sorted(times.items(), key=lambda item: -item[1]))  # longest step first
         self.labels = dict(kind.stages) if kind else {}
+        self.stage_label = kind.stage_label if kind else capitalized
         self.of_models = kind is None or kind.has_models
         self.rows = {(r.stage, r.metric): r for r in results}
 
@@ -183,7 +184,7 @@ class RunResults:
         return {name for stage, name in self.rows if stage in stages}
 
     def label(self, stage: str) -> str:
-        return self.labels.get(stage, stage.replace("_", " ").capitalize())
+        return self.labels.get(stage) or self.stage_label(stage)
 
     @property
     def first(self) -> str | None:
