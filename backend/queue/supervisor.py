@@ -30,8 +30,9 @@ from backend.queue.service import VARIABLES, cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
 from backend.store import queries
+from backend.store.dialects.choice import dialect_of
 from backend.store.migrate import upgrade
-from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
+from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import ACTIVE, Exit, Lane, State
 from backend.store.tables import Attempt, Job, Slot, Supervisor, run_name
 
@@ -98,7 +99,7 @@ class SupervisorLoop:
                 session.merge(Supervisor(host=self.host, beat_at=now_ms()))
         if now - self._shrunk_at > SHRINK_LOG_S:
             self._shrunk_at = now
-            shrink_write_ahead_log()
+            shrink_log()
 
     def _live(self) -> list[tuple[Attempt, Job]]:
         live = select(Attempt, Job).join(Job, Job.id == Attempt.job_id)
@@ -209,20 +210,10 @@ def _slot_of(attempt: Attempt) -> int:
         return session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one()
 
 
-def shrink_write_ahead_log() -> None:
-    """Checkpoint the write-ahead log, in the supervisor only: SQLite before 3.51.3 may corrupt a
-    database when two connections checkpoint concurrently (sqlite.org, WAL-reset bug). Does not
-    wait: with active readers the log is left for later."""
+def shrink_log() -> None:
+    """Write what the log of the database holds into it, which only the supervisor does."""
     engine = engine_for(settings().url)
-    if engine.dialect.name == "sqlite":
-        with contextlib.suppress(sqlite3.Error), engine.connect() as connection:
-            raw = connection.connection.driver_connection
-            assert raw is not None
-            raw.execute("PRAGMA busy_timeout=0")
-            try:
-                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    dialect_of(engine).shrink_log(engine)
 
 
 def main() -> None:
@@ -233,7 +224,7 @@ def main() -> None:
         loop.clear()
         with upkeep():
             run_until_idle(loop)
-        shrink_write_ahead_log()
+        shrink_log()
         lock.release()
         if not loop.busy():  # else a job was added just before the lock was released
             return

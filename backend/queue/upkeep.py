@@ -20,11 +20,10 @@ from backend.queue.disk import CHECKPOINTS, disk_use
 from backend.queue.lifecycle import ME, note
 from backend.queue.removal import purge_expired
 from backend.queue.retention import DAY_MS, free_expired
-from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import copy_daily
 from backend.store.integrity import check_integrity, last_check
-from backend.store.session import change, engine_for, now_ms, writing
+from backend.store.session import change, now_ms, writing
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 
@@ -82,7 +81,6 @@ def daily() -> None:
     last = last_check()
     if last is None or not 0 <= now_ms() - last.at < DAY_MS:
         last = check_integrity()
-    intact = last is not None and not last.problems
-    if intact and engine_for(settings().url).dialect.name == "sqlite":
+    if last is not None and not last.problems:
         copy_daily()  # else the copies of an intact database would be replaced one by one
     free_expired()

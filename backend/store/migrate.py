@@ -43,7 +43,8 @@ def upgrade() -> None:
 
 
 def alembic_config() -> Any:
-    """The Alembic config of the migrations."""
+    """The Alembic config of the migrations. `attributes["connection"]`, where it is set, is what
+    they run on, in its transaction, in place of the database of the settings."""
     from alembic.config import Config  # slow import, needed once per release
 
     config = Config()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, exists, func, select
 
 from backend.errors import NotFoundError
+from backend.store.dialects.choice import dialect_of
 from backend.store.session import now_ms, reading
 from backend.store.states import ACTIVE, LIVE, Lane, State
 from backend.store.tables import (
@@ -220,12 +221,13 @@ def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
 def cursor(run: str | int | None = None) -> tuple[Any, ...]:
     """A value that changes with the displayed data, so that pages redraw only then."""
     progress = select(func.count(), func.max(Event.id)).select_from(Event)
-    moved = select(func.sum(Job.done), func.group_concat(Job.state))
     if run is not None:
         progress = progress.where(Event.job_id == job_id(run))
         moved = select(Job.done, Job.state).where(Job.id == job_id(run))
     else:
-        moved = moved.where(Job.state.in_([*ACTIVE]))
+        active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
+        states = func.aggregate_strings(active.c.state, ",")
+        moved = select(func.sum(active.c.done), states).select_from(active)
     with reading() as session:
         return (*session.execute(progress).one(), *(session.execute(moved).first() or ()))
 
@@ -331,8 +333,7 @@ def run_names() -> list[Row[Any]]:
     """The searchable fields of runs, newest first: id, kind, name, state, tags, model."""
     model: ColumnElement[Any] = Job.config["model"].as_string()
     with reading() as session:
-        if session.get_bind().dialect.name == "sqlite":  # which fails at the first damaged row
-            model = case((func.json_valid(Job.config), model), else_="")
+        model = dialect_of(session).readable(Job.config, model)  # one must not hide the others
         columns = (Job.id, Job.kind, Job.name, Job.state, Job.tags, model.label("model"))
         return list(session.execute(select(*columns).where(SHOWN).order_by(Job.id.desc())))
 

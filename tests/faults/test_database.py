@@ -19,7 +19,8 @@ from sqlalchemy.exc import OperationalError
 from backend.queue import service, supervisor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.store import frames, queries, session
+from backend.store import frames, queries
+from backend.store.dialects import sqlite
 from backend.store.session import engine_for, reading, writing
 from backend.store.states import State
 from backend.store.tables import MetricPoint
@@ -113,8 +114,7 @@ def revision_of(path: Path) -> bool:
 @pytest.fixture
 def other(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
     """Another process, to lock the database; nobody waits for it inside of SQLite."""
-    for module in (session, supervisor):
-        monkeypatch.setattr(module, "BUSY_MS", 1)
+    monkeypatch.setattr(sqlite, "BUSY_MS", 1)
     engine_for.cache_clear()
     connection = sqlite3.connect(
         queue / "results.db", isolation_level=None, check_same_thread=False

@@ -197,7 +197,7 @@ def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
             jobs.append(submit("count", {"steps": 1}, HOST).id)
             assert launcher.SUPERVISOR.is_alive()  # so nobody starts another one
 
-    monkeypatch.setattr(supervisor, "shrink_write_ahead_log", late)
+    monkeypatch.setattr(supervisor, "shrink_log", late)
     monkeypatch.setattr(supervisor, "SHRINK_LOG_S", 10**9)
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "0.1")
     settings.cache_clear()

@@ -19,7 +19,8 @@ from filelock import FileLock
 from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile
-from backend.store import frames, migrate, queries, session, tensors
+from backend.store import frames, migrate, queries, tensors
+from backend.store.dialects import sqlite
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Job, SavedView, Table
@@ -145,7 +146,7 @@ def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
 def test_a_frozen_writer_holds_the_others_up_for_a_while_only(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "BUSY_MS", 50)
+    monkeypatch.setattr(sqlite, "BUSY_MS", 50)
     with FileLock(f"{engine_for(settings().url).url.database}-turn"), writing() as other:
         other.add(SavedView(name="small", query="q=sds", owner="me", saved_at=0))
     assert [view.name for view in queries.views()] == ["small"]

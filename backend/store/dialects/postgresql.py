@@ -1,0 +1,161 @@
+"""PostgreSQL: the tables on a server, for more than one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    MetaData,
+    Text,
+    case,
+    cast,
+    event,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock
+
+STALLED_MS = 60_000  # after which a server ends the transaction of a client that does nothing
+CONNECT_S = 5
+SILENT_S, ASK_AGAIN_S, ASK_TIMES = 5, 3, 3  # until a peer that is gone is noticed: 14 s
+# Escapes of JSON that are no text for PostgreSQL: NUL, and halves of surrogate pairs.
+NO_TEXT = (
+    r"\\u0000|\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]"  # json.dumps writes lower case
+)
+READ_ONLY = "25006"  # SQLSTATE of a server that is still, or again, a copy of another one
+
+
+class PostgreSQL(Dialect):
+    """A server. What a process has committed survives a crash of the server: the process goes on
+    and would not write it again, so commits are never asynchronous."""
+
+    title = "PostgreSQL"
+    numbers_follow_largest = False
+    backup_advice = "Use pg_dump for it, and copy the folder artifacts/."
+
+    def options(self) -> dict[str, Any]:
+        noticed = {
+            "keepalives_idle": SILENT_S,
+            "keepalives_interval": ASK_AGAIN_S,
+            "keepalives_count": ASK_TIMES,
+            "tcp_user_timeout": 1000 * (SILENT_S + ASK_AGAIN_S * ASK_TIMES),
+        }
+        arguments = {"connect_timeout": CONNECT_S, "application_name": "slimscope", **noticed}
+        return {"connect_args": arguments, "pool_pre_ping": True}
+
+    def prepare(self, engine: Engine) -> None:
+        event.listen(engine, "connect", _tune_postgres)
+        event.listen(engine, "handle_error", _say_away)
+
+    def for_reading(self, engine: Engine) -> Engine:
+        return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    @contextmanager
+    def turn(self, engine: Engine) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def surviving_power_cuts(self, connection: Connection) -> Iterator[None]:
+        yield
+
+    def file(self, url: URL) -> None:
+        return None
+
+    def files(self, url: URL) -> list[Path]:
+        return []
+
+    def insert(self, table: Any) -> postgresql.Insert:
+        return postgresql.insert(table)
+
+    def now_ms(self, session: Session) -> int | None:
+        seconds = func.extract("epoch", func.clock_timestamp())
+        return session.scalar(select(cast(func.floor(seconds * 1000), BigInteger)))
+
+    def lock(self, connection: Connection, lock: NamedLock) -> None:
+        connection.execute(select(func.pg_advisory_xact_lock(lock.number)))
+
+    def try_lock(self, connection: Connection, lock: NamedLock) -> bool:
+        return bool(connection.scalar(select(func.pg_try_advisory_lock(lock.number))))
+
+    def readable(self, document: Any, value: ColumnElement[Any]) -> ColumnElement[Any]:
+        unreadable = cast(document, Text).regexp_match(NO_TEXT)
+        return case((unreadable, ""), else_=value)
+
+    def after_migration(self, connection: Connection) -> None:
+        """Texts are sorted by their code points, as in SQLite, whatever the language of the
+        server."""
+        sorted_otherwise = connection.execute(
+            text(
+                "SELECT table_name, column_name FROM information_schema.columns"
+                " WHERE table_schema = current_schema() AND data_type = 'character varying'"
+                " AND collation_name IS DISTINCT FROM 'C'"
+            )
+        ).all()
+        quote = connection.dialect.identifier_preparer.quote
+        for table, column in sorted_otherwise:
+            change = f'ALTER COLUMN {quote(column)} TYPE VARCHAR COLLATE "C"'
+            connection.exec_driver_sql(f"ALTER TABLE {quote(table)} {change}")
+
+    def bytes(self, engine: Engine) -> int:
+        with engine.connect() as connection:
+            here = func.pg_database_size(func.current_database())
+            return int(connection.execute(select(here)).scalar_one())
+
+    def count_on(self, connection: Connection, tables: MetaData) -> None:
+        for table in tables.sorted_tables:
+            number = table.autoincrement_column
+            if number is None:
+                continue
+            sequence = func.pg_get_serial_sequence(table.name, number.name)
+            if connection.scalar(select(sequence)):
+                largest = select(func.max(number)).scalar_subquery()
+                following = func.greatest(func.coalesce(largest, 0) + 1, 1)
+                connection.execute(select(func.setval(sequence, following, False)))
+
+    def shrink_log(self, engine: Engine) -> None:
+        """The server does."""
+
+
+def _tune_postgres(connection: Any, _record: Any) -> None:
+    """Settings of a session on the server: as long waits for locks as in SQLite; a client that is
+    frozen or gone holds nobody up; texts that this program understands."""
+    settings = {
+        "lock_timeout": BUSY_MS,
+        "idle_in_transaction_session_timeout": STALLED_MS,
+        "tcp_keepalives_idle": SILENT_S,
+        "tcp_keepalives_interval": ASK_AGAIN_S,
+        "tcp_keepalives_count": ASK_TIMES,
+    }
+    statements = [f"SET {name} = {value}" for name, value in settings.items()]
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("; ".join(statements))
+        cursor.execute(
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') = 'off'"
+        )
+    connection.commit()
+
+
+def _say_away(context: ExceptionContext) -> None:
+    """Let an `OperationalError` say that the database is away, however the driver calls it."""
+    state = getattr(context.original_exception, "sqlstate", None)
+    away = context.is_disconnect or state == READ_ONLY
+    if away and not isinstance(context.sqlalchemy_exception, OperationalError):
+        original = context.original_exception
+        context.chained_exception = OperationalError(
+            context.statement, context.parameters, original, connection_invalidated=True
+        )
