@@ -137,7 +137,8 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     if mark := request.node.get_closest_marker("sqlite"):
         pytest.skip(f"SQLite: {mark.args[0]}")
-    template = request.getfixturevalue("migrated_database")
+    empty = request.node.get_closest_marker("no_tables") is not None
+    template = "template1" if empty else request.getfixturevalue("migrated_database")
     with postgres.database(os.environ[postgres.SERVER], template) as url:
         yield url
         engine_for.cache_clear()

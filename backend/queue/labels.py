@@ -15,7 +15,7 @@ from backend.printable import one_line, printable
 from backend.queue.lifecycle import note
 from backend.queue.roles import Actor, require_host
 from backend.store import queries
-from backend.store.session import now_ms, writing
+from backend.store.session import locked, now_ms, writing
 from backend.store.tables import Job, SavedView
 
 TAG = re.compile(r"[\w.+\-/]{1,40}")
@@ -69,8 +69,7 @@ def _retag(
     for job in jobs:
         require_own(job)
     with writing() as session:
-        for job_id in (job.id for job in jobs):
-            job = session.get_one(Job, job_id)
+        for job in locked(session, Job, [job.id for job in jobs]):
             tags = change(job.tags)
             if len(tags) > MOST_TAGS:
                 raise ConfigError(
@@ -78,7 +77,7 @@ def _retag(
                 )
             if tags != job.tags:
                 job.tags = tags
-                note(session, job_id, kind, actor.name, " ".join(named))
+                note(session, job.id, kind, actor.name, " ".join(named))
 
 
 def rename(run: str | int, name: str, actor: Actor) -> None:
@@ -87,7 +86,8 @@ def rename(run: str | int, name: str, actor: Actor) -> None:
     job = queries.job(run)
     require_own(job)
     with writing() as session:
-        session.get_one(Job, job.id).name = one_line(name)[:RUN_NAME_LETTERS]
+        (job,) = locked(session, Job, [job.id])
+        job.name = one_line(name)[:RUN_NAME_LETTERS]
         note(session, job.id, "renamed", actor.name)
 
 
@@ -104,7 +104,8 @@ def annotate(run: str | int, text: str, actor: Actor) -> None:
     job = queries.job(run)
     require_own(job)
     with writing() as session:
-        session.get_one(Job, job.id).note = printable(text).strip()[:NOTE_LETTERS]
+        (job,) = locked(session, Job, [job.id])
+        job.note = printable(text).strip()[:NOTE_LETTERS]
         note(session, job.id, "note written", actor.name)
 
 

@@ -22,6 +22,7 @@ from backend.queue.removal import purge_expired
 from backend.queue.retention import DAY_MS, free_expired
 from backend.store import queries
 from backend.store.copies import copy_daily
+from backend.store.held_lock import HeldLock
 from backend.store.integrity import check_integrity, last_check
 from backend.store.session import change, now_ms, writing
 from backend.store.states import TERMINAL, State
@@ -33,11 +34,12 @@ BATCH = 100  # runs measured in one turn
 
 
 @contextmanager
-def upkeep() -> Iterator[None]:
-    """Keep the data folder in order while the body runs. The first turn comes after `TURN_S`, so
-    that it delays no start; a turn in progress is finished at the end."""
+def upkeep(lead: HeldLock) -> Iterator[None]:
+    """Keep the data folder in order while the body runs, and this is the supervisor that works. The
+    first turn comes after `TURN_S`, so that it delays no start; a turn in progress is finished at
+    the end."""
     stop = threading.Event()
-    thread = threading.Thread(target=_turns, args=(stop,), name="upkeep", daemon=True)
+    thread = threading.Thread(target=_turns, args=(stop, lead), name="upkeep", daemon=True)
     thread.start()
     try:
         yield
@@ -46,9 +48,11 @@ def upkeep() -> Iterator[None]:
         thread.join()
 
 
-def _turns(stop: threading.Event) -> None:
+def _turns(stop: threading.Event, lead: HeldLock) -> None:
     daily_at = -math.inf
     while not stop.wait(TURN_S):
+        if not lead.was_held:
+            continue
         try:
             measure_ended()
             purge_expired()

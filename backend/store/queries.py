@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, exists, fun
 
 from backend.errors import NotFoundError
 from backend.store.dialects.choice import dialect_of
-from backend.store.session import now_ms, reading
+from backend.store.session import database_ms, reading
 from backend.store.states import ACTIVE, LIVE, Lane, State
 from backend.store.tables import (
     EXAMPLE,
@@ -160,7 +160,7 @@ def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
 def queued() -> list[Job]:
     """The queue for a slot in launch order."""
     with reading() as session:
-        return list(session.scalars(launch_order(now_ms())))
+        return list(session.scalars(launch_order(database_ms(session))))
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,7 @@ class QueueStatus:
 
     Attributes:
         answers: queued for the playground, which takes them at once.
+        at: when it was read, by the clock of the database.
     """
 
     live: list[Job]
@@ -177,6 +178,7 @@ class QueueStatus:
     needs_attention: int
     supervisor_alive: bool
     answers: int = 0
+    at: int = 0
 
     @cached_property
     def _positions(self) -> dict[int, int]:
@@ -187,7 +189,7 @@ class QueueStatus:
         """Whether runs wait for a supervisor that should have come by now: one starts in seconds
         after a run is added."""
         oldest = min((job.queued_at for job in self.queued), default=math.inf)
-        return not self.supervisor_alive and now_ms() - oldest > STARTS_WITHIN_MS
+        return not self.supervisor_alive and self.at - oldest > STARTS_WITHIN_MS
 
     def position(self, job_id: int) -> int | None:
         """1 for the next job to start; None if the job is not queued."""
@@ -206,9 +208,10 @@ def status() -> QueueStatus:
             )
         ).one()
         beat = session.scalar(select(func.max(Supervisor.beat_at))) or 0
-    alive = abs(now_ms() - beat) < ALIVE_MS
+        now = database_ms(session)
+    alive = abs(now - beat) < ALIVE_MS
     answers = len(waits_for(Lane.PLAYGROUND))
-    return QueueStatus(live, waiting, finished, attention_count, alive, answers)
+    return QueueStatus(live, waiting, finished, attention_count, alive, answers, now)
 
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:

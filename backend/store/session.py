@@ -18,11 +18,12 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError
 from backend.settings import settings
-from backend.store.dialects.base import Dialect
+from backend.store.dialects.base import Dialect, NamedLock
 from backend.store.dialects.choice import dialect_named, dialect_of
 from backend.store.tables import Attempt, Job, read_json, write_json
 
 Numbered = TypeVar("Numbered", Job, Attempt)
+NOW = "now"  # in what a session remembers
 NOT_ACCEPTED = "The database URL was not accepted."
 EXAMPLES = (
     "Write SLIMSCOPE_DATABASE_URL as in sqlite:////data/results.db or "
@@ -37,9 +38,11 @@ def now_ms() -> int:
 
 def database_ms(session: Session) -> int:
     """UTC milliseconds since 1970, by the one clock that all machines share: that of the database.
-    For times that are compared with those of another process."""
-    found = dialect_of(session).now_ms(session)
-    return now_ms() if found is None else found
+    For times that are compared with those of another process. It is asked once a transaction."""
+    if (known := session.info.get(NOW)) is None:
+        found = dialect_of(session).now_ms(session)
+        known = session.info[NOW] = now_ms() if found is None else found
+    return int(known)
 
 
 @lru_cache
@@ -116,6 +119,11 @@ def locked(session: Session, table: type[Numbered], ids: Iterable[int]) -> list[
     for number in sorted(set(wanted)):
         session.get_one(table, number, populate_existing=True, with_for_update={"key_share": True})
     return [session.get_one(table, number) for number in wanted]
+
+
+def alone(session: Session, lock: NamedLock) -> None:
+    """Wait until no other transaction holds this lock, and hold it to the end of this one."""
+    dialect_of(session).lock(session.connection(), lock)
 
 
 def change(session: Session, statement: Update) -> int:

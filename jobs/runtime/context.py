@@ -29,7 +29,7 @@ from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
-from backend.store.session import change, now_ms, reading, writing
+from backend.store.session import change, database_ms, locked, now_ms, reading, writing
 from backend.store.states import Exit
 from backend.store.tables import (
     Artifact,
@@ -174,7 +174,7 @@ class JobContext:
         """Adds facts that are needed to repeat the run: versions, threads, text hashes."""
 
         def write(session: Session) -> None:
-            job = session.get_one(Job, self.job_id)
+            (job,) = locked(session, Job, [self.job_id])
             job.environment = {**job.environment, **facts}
 
         self._patiently(write)
@@ -266,7 +266,7 @@ class JobContext:
 
     def _write(self, rows: list[Row], durable: bool) -> None:
         with writing(durable=durable) as session:
-            self._fence(session, beat_at=now_ms())
+            self._fence(session)
             job = update(Job).where(Job.id == self.job_id)
             session.execute(job.values(**self._progress.columns()))
             upsert(session.connection(), rows)
@@ -284,7 +284,7 @@ class JobContext:
             Attempt.ended_at.is_(None),
             newest == self.attempt_n,
         )
-        if not change(session, mine.values(**values or {"beat_at": now_ms()})):
+        if not change(session, mine.values(beat_at=database_ms(session), **values)):
             raise LeaseLostError
 
     def _beat_forever(self) -> None:
@@ -323,9 +323,10 @@ def claim(attempt_id: int) -> JobContext:
     mine = update(Attempt).where(
         Attempt.id == attempt_id, Attempt.started_at.is_(None), Attempt.ended_at.is_(None)
     )
-    values = {"started_at": now_ms(), "beat_at": now_ms(), "engine_ref": reference(os.getpid())}
+    ref = reference(os.getpid())
     with writing(durable=True) as session:
-        if not change(session, mine.values(**values)):
+        now = database_ms(session)
+        if not change(session, mine.values(started_at=now, beat_at=now, engine_ref=ref)):
             raise LeaseLostError
         attempt = session.get_one(Attempt, attempt_id)
         job = session.get_one(Job, attempt.job_id)

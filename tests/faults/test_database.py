@@ -21,6 +21,8 @@ from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.dialects import sqlite
+from backend.store.dialects.base import NamedLock
+from backend.store.held_lock import HeldLock
 from backend.store.session import engine_for, reading, writing
 from backend.store.states import State
 from backend.store.tables import MetricPoint
@@ -111,6 +113,11 @@ def revision_of(path: Path) -> bool:
     return bool(tables)
 
 
+def lead() -> HeldLock:
+    """The right of this process to supervise."""
+    return HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
+
+
 @pytest.fixture
 def other(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
     """Another process, to lock the database; nobody waits for it inside of SQLite."""
@@ -181,7 +188,7 @@ def test_a_locked_database_does_not_end_the_supervisor(
             raise
 
     monkeypatch.setattr(loop, "turn", turned)
-    supervisor.run_until_idle(loop)
+    supervisor.run_until_idle(loop, lead())
     assert len(refused) == 1 and "locked" in str(refused[0])
 
 

@@ -28,6 +28,7 @@ class NamedLock(StrEnum):
     MIGRATION = "migration"
     SUPERVISOR = "supervisor"
     GUESTS = "guests"  # how many runs they have
+    ORDER = "order"  # of the queue
 
     @property
     def number(self) -> int:
@@ -41,12 +42,14 @@ class Dialect(ABC):
 
     Attributes:
         title: its name, for people.
+        one_machine: whether only processes of one machine can use it.
         numbers_follow_largest: whether the next row gets the number after the largest there is,
             rather than after the last one that was given.
         backup_advice: how to back it up where we do not.
     """
 
     title: str
+    one_machine: bool
     backup_advice: str = ""
     numbers_follow_largest: bool
 

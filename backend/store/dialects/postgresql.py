@@ -44,6 +44,7 @@ class PostgreSQL(Dialect):
     and would not write it again, so commits are never asynchronous."""
 
     title = "PostgreSQL"
+    one_machine = False
     numbers_follow_largest = False
     backup_advice = "Use pg_dump for it, and copy the folder artifacts/."
 

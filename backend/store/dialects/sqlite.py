@@ -22,6 +22,7 @@ class SQLite(Dialect):
     """One file in WAL mode."""
 
     title = "SQLite"
+    one_machine = True
     numbers_follow_largest = True
 
     def options(self) -> dict[str, Any]:
