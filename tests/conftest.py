@@ -145,6 +145,14 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def on_server(database_url: str) -> str:
+    """The URL of the database, for a test that several machines have to do with."""
+    if not database_url:
+        pytest.skip("on PostgreSQL alone: make test-postgres")
+    return database_url
+
+
+@pytest.fixture
 def data_dir(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty data folder that this process and its children use."""
     monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "data"))
