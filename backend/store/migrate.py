@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, inspect, text
 
 from backend.errors import ConflictError
 from backend.settings import settings
@@ -52,12 +52,23 @@ def alembic_config() -> Any:
     return config
 
 
+def upgrade_on(connection: Connection) -> None:
+    """Make the tables in the transaction of a connection."""
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    _run(config)
+
+
 def _run_alembic() -> None:
+    _run(alembic_config())
+
+
+def _run(config: Any) -> None:
     from alembic import command
     from alembic.util import CommandError
 
     try:
-        command.upgrade(alembic_config(), "head")
+        command.upgrade(config, "head")
     except CommandError as error:
         what = "The database was created by another version of Slimscope."
         raise ConflictError(what, f"{error}.", "Install that version.") from error

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, MetaData
+from sqlalchemy import URL, ColumnElement, Connection, Engine, MetaData, TableClause
 from sqlalchemy.orm import Session
 
 BUSY_MS = 30_000  # the longest wait for a lock
@@ -80,6 +81,20 @@ class Dialect(ABC):
     @abstractmethod
     def files(self, url: URL) -> list[Path]:
         """The files that make up the database, of those that exist."""
+
+    @abstractmethod
+    def users(self, engine: Engine) -> list[str]:
+        """The other processes that use the database, as a person can find them."""
+
+    @abstractmethod
+    def freeze(self, connection: Connection, tables: MetaData) -> None:
+        """Let nobody else write to these tables until the end of the transaction, however long."""
+
+    @abstractmethod
+    def insert_all(
+        self, connection: Connection, table: TableClause, rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Insert many new rows; their values in the order of the columns, JSON as text."""
 
     @abstractmethod
     def insert(self, table: Any) -> Any:

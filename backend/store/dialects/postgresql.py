@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sqlalchemy import (
     Engine,
     ExceptionContext,
     MetaData,
+    TableClause,
     Text,
     case,
     cast,
@@ -24,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock
@@ -35,6 +36,10 @@ SILENT_S, ASK_AGAIN_S, ASK_TIMES = 5, 3, 3  # until a peer that is gone is notic
 # Escapes of JSON that are no text for PostgreSQL: NUL, and halves of surrogate pairs.
 NO_TEXT = (
     r"\\u0000|\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]"  # json.dumps writes lower case
+)
+OTHERS = (
+    "SELECT pid, client_addr FROM pg_stat_activity WHERE datname = current_database()"
+    " AND pid != pg_backend_pid() AND backend_type = 'client backend'"
 )
 READ_ONLY = "25006"  # SQLSTATE of a server that is still, or again, a copy of another one
 
@@ -78,6 +83,33 @@ class PostgreSQL(Dialect):
 
     def files(self, url: URL) -> list[Path]:
         return []
+
+    def users(self, engine: Engine) -> list[str]:
+        with engine.connect() as connection:
+            found = connection.execute(text(OTHERS)).all()
+        return [f"{pid} at {address or 'this machine'}" for pid, address in found]
+
+    def freeze(self, connection: Connection, tables: MetaData) -> None:
+        quote = connection.dialect.identifier_preparer.quote
+        names = ", ".join(quote(name) for name in tables.tables)
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE MODE")
+
+    def insert_all(
+        self, connection: Connection, table: TableClause, rows: Sequence[Sequence[Any]]
+    ) -> None:
+        quote = connection.dialect.identifier_preparer.quote
+        columns = ", ".join(quote(column.name) for column in table.columns)
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        copying = f"COPY {quote(table.name)} ({columns}) FROM STDIN"
+        errors = connection.dialect.loaded_dbapi.Error
+        try:
+            with raw.cursor() as cursor, cursor.copy(copying) as copy:
+                for row in rows:
+                    copy.write_row(row)
+        except errors as error:
+            raise DBAPIError.instance(copying, None, error, errors) from error
 
     def insert(self, table: Any) -> postgresql.Insert:
         return postgresql.insert(table)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
-from sqlalchemy import URL, ColumnElement, Connection, Engine, MetaData, case, event, func
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    MetaData,
+    TableClause,
+    case,
+    event,
+    func,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
@@ -69,6 +81,27 @@ class SQLite(Dialect):
     def files(self, url: URL) -> list[Path]:
         paths = (Path(f"{url.database}{suffix}") for suffix in ("", "-wal", "-shm"))
         return [path for path in paths if url.database and path.is_file()]
+
+    def users(self, engine: Engine) -> list[str]:
+        database, found = str(self.file(engine.url)), []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid != os.getpid() and any(
+                    file.path == database for file in process.open_files()
+                ):
+                    found.append(str(process.pid))
+        return found
+
+    def freeze(self, connection: Connection, tables: MetaData) -> None:
+        """A write transaction is alone already."""
+
+    def insert_all(
+        self, connection: Connection, table: TableClause, rows: Sequence[Sequence[Any]]
+    ) -> None:
+        names = [column.name for column in table.columns]
+        if rows:
+            values = [dict(zip(names, row, strict=True)) for row in rows]
+            connection.execute(sqlite.insert(table), values)
 
     def insert(self, table: Any) -> sqlite.Insert:
         return sqlite.insert(table)

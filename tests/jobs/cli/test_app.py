@@ -86,6 +86,7 @@ def test_what_keeps_us_from_working_is_one_line(
     assert len(refused.stderr.strip().splitlines()) == 1 and "hidden" not in refused.stderr
 
 
+@pytest.mark.sqlite("a file that is not there")
 def test_looking_makes_no_database(data_dir: Path) -> None:
     listed, as_json = slimscope("list"), slimscope("list", "--json")
     assert listed.returncode == as_json.returncode == 0 and json.loads(as_json.stdout) == []
@@ -163,6 +164,7 @@ def test_the_help_shows_brackets_as_they_are(queue: Path) -> None:
     assert "slimscope[tasks]" in "".join(shown.split())
 
 
+@pytest.mark.sqlite("its backups")
 def test_backup_restore_disk_and_free(
     queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_full_disk(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong(data.disk(), "1.0 GB free", "slimscope disk")
 
 
+@pytest.mark.sqlite("its copies")
 def test_a_damaged_database_and_its_copies(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "none yet" in data.copies().text
     copy = copy_daily()
