@@ -48,6 +48,7 @@ from benchmarks.screen.runs import SDS, carry_out
 from benchmarks.screen.server import ROOT, dashboard, environment, reads
 from benchmarks.shared import memory
 from jobs.runtime import context as job_context
+from jobs.runtime.figures import BATCH
 from ui.pages.runs import page as runs_page
 from ui.runs.rows import all_rows
 from ui.runs.view import TableQuery, query_runs
@@ -154,9 +155,9 @@ def _plain(points: int) -> float:
         )
         rows = [(1, "loss", step, now_ms(), 1 / (step + 1)) for step in range(points)]
         start = time.perf_counter()
-        for first in range(0, points, job_context.BATCH):
+        for first in range(0, points, BATCH):
             database.execute("BEGIN IMMEDIATE")
-            some = rows[first : first + job_context.BATCH]
+            some = rows[first : first + BATCH]
             database.executemany("INSERT INTO points VALUES (?, ?, ?, ?, ?)", some)
             database.execute("COMMIT")
         return points / (time.perf_counter() - start)

@@ -50,7 +50,7 @@ class Server:
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder, self._programs = folder, programs
         self.url = f"postgresql+psycopg://{ADMIN}@/{{}}?host={folder}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def make(self) -> None:
         """Make the files of the server."""
@@ -70,7 +70,7 @@ class Server:
         options = ["listen_addresses=", "max_connections=200", *(f"{name}=off" for name in OFF)]
         line += [part for option in options for part in ("-c", option)]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 line, cwd=self.folder, stdout=log, stderr=log, **_as_nobody()
             )
         deadline = time.monotonic() + START_S
@@ -84,10 +84,10 @@ class Server:
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """End it at once, as a crash does (SIGQUIT), or with all that is connected (SIGINT)."""
-        if self._process is not None:
-            self._process.send_signal(how)
-            self._process.wait(START_S)
-            self._process = None
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(START_S)
+            self.process = None
 
     def execute(self, *statements: str) -> None:
         """Execute statements outside of transactions."""
@@ -141,6 +141,7 @@ def main() -> int:
     if programs() is None:
         print("PostgreSQL is not installed, so nothing was tested on it: apt install postgresql")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and stop the server
     with server() as running:
         return subprocess.run(sys.argv[1:], env=os.environ | {SERVER: running.url}).returncode
 

@@ -20,6 +20,7 @@ from backend.store.tables import Attempt, Event, Job, Slot
 ME = "supervisor"
 RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterwards
 NO_SPACE_DELAY_MS = 60_000
+AGAIN_DELAY_MS = 60_000  # after the database was away
 KILLED_HINT = (
     "A process that is killed repeatedly has most likely run out of memory: lower the segments or "
     "the context length in a new run."
@@ -170,6 +171,9 @@ def verdict(
     if code == Exit.NO_SPACE:
         text = "the disk is full; tried again every minute, from the last checkpoint"
         return AttemptOutcome(State.QUEUED, text, delay_ms=NO_SPACE_DELAY_MS)
+    if code == Exit.AWAY:
+        text = "the database was away; tried again every minute, from the last checkpoint"
+        return AttemptOutcome(State.QUEUED, text, delay_ms=AGAIN_DELAY_MS)
     gone = code == Exit.FOLDER_GONE
     died = "its folder was removed" if gone else f"the process died{how}"
     if retries_left > 0:

@@ -9,7 +9,7 @@ from backend.queue import lifecycle
 from backend.queue.supervisor import KILL_AFTER_S
 from backend.settings import Settings
 from backend.text.chat_template import RENDER_S
-from jobs.runtime.context import BEAT_S, PATIENCE_S
+from jobs.runtime.figures import BEAT_S, TURN_S
 from tests.named_tests import existing_tests, named_tests, rows_of
 
 ROWS = rows_of("operations.md", "## Faults")
@@ -33,7 +33,7 @@ GRACE_S = Settings.model_fields["stop_grace"].default
         ("The supervisor is killed", [LOOK_S]),
         ("The disk is full", [lifecycle.NO_SPACE_DELAY_MS / 1000]),
         ("The system clock is set", [lifecycle.NO_SPACE_DELAY_MS / 1000]),
-        ("The database is locked", [PATIENCE_S, BEAT_S]),
+        ("The database is locked", [TURN_S, BEAT_S]),
         ("A chat template", [RENDER_S]),
     ],
 )

@@ -23,7 +23,8 @@ from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Job, Slot
-from jobs.runtime.context import LeaseLostError, claim
+from jobs.runtime.context import claim
+from jobs.runtime.figures import LeaseLostError
 from jobs.submit import submit
 from tests.fork_server import FORKS, begin_anew
 from tests.queue.conftest import HOST, Wait, process_of, running
