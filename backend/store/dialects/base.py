@@ -122,6 +122,10 @@ class Dialect(ABC):
         """Make tables alike that migrations make differently."""
 
     @abstractmethod
+    def version(self, engine: Engine) -> str:
+        """The version of the database."""
+
+    @abstractmethod
     def bytes(self, engine: Engine) -> int:
         """The bytes the database takes."""
 

@@ -143,6 +143,10 @@ class PostgreSQL(Dialect):
             change = f'ALTER COLUMN {quote(column)} TYPE VARCHAR COLLATE "C"'
             connection.exec_driver_sql(f"ALTER TABLE {quote(table)} {change}")
 
+    def version(self, engine: Engine) -> str:
+        with engine.connect() as connection:
+            return str(connection.scalar(text("SHOW server_version")))
+
     def bytes(self, engine: Engine) -> int:
         with engine.connect() as connection:
             here = func.pg_database_size(func.current_database())

@@ -123,6 +123,9 @@ class SQLite(Dialect):
     def after_migration(self, connection: Connection) -> None:
         """Migrations are written for SQLite."""
 
+    def version(self, engine: Engine) -> str:
+        return sqlite3.sqlite_version
+
     def bytes(self, engine: Engine) -> int:
         return sum(file.stat().st_size for file in self.files(engine.url))
 
