@@ -22,7 +22,8 @@ test: setup chromium ## Set everything up and run every test, on up to four core
 
 # What knows the database, without the mathematics of the methods.
 ON_POSTGRES := tests/store tests/queue tests/jobs tests/faults --ignore tests/jobs/kinds \
-  tests/backup/test_moving.py tests/backup/test_single.py tests/backup/test_examples.py
+  tests/backup/test_moving.py tests/backup/test_single.py tests/backup/test_examples.py \
+  tests/ui/pages/test_same_on_a_server.py
 
 test-postgres: export PYTHONDONTWRITEBYTECODE =
 test-postgres: setup ## Run the tests of the queue on a PostgreSQL server made for them

@@ -120,10 +120,12 @@ def one_thread() -> Iterator[None]:
 def migrated_database() -> Iterator[str]:
     """The name of a database with tables, to be copied, on the server of `make test-postgres`."""
     url = os.environ[postgres.SERVER]
-    with postgres.database(url) as made, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLIMSCOPE_DATABASE_URL", made)
+    with postgres.database(url) as made:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLIMSCOPE_DATABASE_URL", made)
+            settings.cache_clear()
+            migrate.upgrade()
         settings.cache_clear()
-        migrate.upgrade()
         engine_for(made).dispose()  # a database in use cannot be copied
         yield str(make_url(made).database)
 

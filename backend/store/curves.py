@@ -60,6 +60,7 @@ def outline(job_id: int, name: str, span: CurveSpan, buckets: int) -> list[dict[
         steps = sorted(found | {span.first, span.last})
         columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
         query = select(*columns).where(MetricPoint.job_id == job_id, MetricPoint.name == name)
+        query = query.order_by(MetricPoint.step)
         return [
             dict(row._mapping)
             for some in batched(steps, MAX_VARIABLES)

@@ -367,7 +367,7 @@ def removed(before: int) -> list[Job]:
     """Runs deleted before a moment (UTC milliseconds since 1970) and not yet purged."""
     query = select(Job).where(Job.removed_at < before, Job.purged.is_(False))
     with reading() as session:
-        return list(session.scalars(query.order_by(Job.removed_at)))
+        return list(session.scalars(query.order_by(Job.removed_at, Job.id)))
 
 
 def largest(limit: int) -> list[Job]:
@@ -430,7 +430,9 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
     query = (
         select(*[getattr(ProfileRow, column) for column in columns])
         .where(ProfileRow.job_id == job_id(run))
-        .order_by(ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step)
+        .order_by(
+            ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step, ProfileRow.stage
+        )
     )
     with reading() as session:
         return [dict(row._mapping) for row in session.execute(query)]

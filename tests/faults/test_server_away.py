@@ -147,7 +147,7 @@ def test_a_run_goes_on_while_the_server_stands_still(
 def test_the_supervisor_waits_for_the_server_and_leads_again(
     loop: SupervisorLoop, own: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "0.5")
+    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "5")
     settings.cache_clear()
     lead, slept = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR), list[float]()
     assert lead.is_held()

@@ -32,6 +32,10 @@ from tests.queue.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.usefixtures("on_server")
 DAY_MS = 86_400_000
+CUT_OFF = (
+    "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+    " WHERE l.locktype = 'advisory' AND d.datname = current_database()"
+)
 HOLDER = """
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
@@ -79,8 +83,12 @@ def test_a_machine_takes_over_when_the_supervisor_of_another_dies(lead: HeldLock
         assert other.stdout is not None and other.stdout.readline() == "True\n"
         assert not lead.is_held()
         other.kill()
+    until(lead.is_held)
+
+
+def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not lead.is_held():
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -94,10 +102,8 @@ def test_a_supervisor_that_is_cut_off_starts_nothing_until_it_leads_again(
     other = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
     assert lead.is_held() and lead.was_held
     with writing() as session:
-        session.execute(
-            text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
-        )
-    assert other.is_held()
+        session.execute(text(CUT_OFF))
+    until(other.is_held)
     engine = ScriptedEngine(slots=1)
     turns: list[bool] = []
 
