@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -24,7 +24,8 @@ from sqlalchemy import create_engine, text
 
 SERVER = "SLIMSCOPE_TEST_POSTGRES"  # URL of a server, without a database
 ADMIN = "postgres"
-OFF = ("fsync", "full_page_writes", "synchronous_commit")
+ALWAYS = ("listen_addresses=", "max_connections=200")
+QUICK = ("fsync=off", "full_page_writes=off", "synchronous_commit=off")  # waits for no disk
 START_S = 60
 
 
@@ -47,8 +48,8 @@ def _as_nobody() -> dict[str, object]:
 class Server:
     """A server in a folder, which can be stopped, frozen and started again."""
 
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self.folder, self._programs = folder, programs
+    def __init__(self, folder: Path, programs: Path, options: Sequence[str]) -> None:
+        self.folder, self._programs, self._options = folder, programs, options
         self.url = f"postgresql+psycopg://{ADMIN}@/{{}}?host={folder}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -67,8 +68,7 @@ class Server:
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         line = [str(self._programs / "postgres"), "-D", "data", "-k", str(self.folder)]
-        options = ["listen_addresses=", "max_connections=200", *(f"{name}=off" for name in OFF)]
-        line += [part for option in options for part in ("-c", option)]
+        line += [part for option in (*ALWAYS, *self._options) for part in ("-c", option)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 line, cwd=self.folder, stdout=log, stderr=log, **_as_nobody()
@@ -99,12 +99,16 @@ class Server:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
-    """A server that runs, and is gone afterwards."""
+def server(options: Sequence[str] = QUICK) -> Iterator[Server]:
+    """A server that runs, and is gone afterwards.
+
+    Args:
+        options: of the server, name=value.
+    """
     found = programs()
     assert found is not None, "There is no PostgreSQL: apt install postgresql"
     folder = Path(tempfile.mkdtemp(prefix="slimscope-postgres-"))
-    made = Server(folder, found)
+    made = Server(folder, found, options)
     try:
         made.make()
         made.start()

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, MetaData, TableClause
+from sqlalchemy import URL, ColumnElement, Connection, Engine, MetaData, Table, TableClause
 from sqlalchemy.orm import Session
 
 BUSY_MS = 30_000  # the longest wait for a lock
@@ -97,8 +97,11 @@ class Dialect(ABC):
         """Insert many new rows; their values in the order of the columns, JSON as text."""
 
     @abstractmethod
-    def insert(self, table: Any) -> Any:
-        """An INSERT that knows `on_conflict_do_update`."""
+    def upsert(
+        self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Insert rows, or replace those with the same key; of several with one key the last. Each
+        has a value for every column."""
 
     @abstractmethod
     def now_ms(self, session: Session) -> int | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     URL,
     BigInteger,
+    Column,
     ColumnElement,
     Connection,
     Engine,
     ExceptionContext,
     MetaData,
+    Table,
     TableClause,
     Text,
     case,
@@ -29,6 +33,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock
+from backend.store.tables import write_json
 
 STALLED_MS = 60_000  # after which a server ends the transaction of a client that does nothing
 CONNECT_S = 5
@@ -111,8 +116,15 @@ class PostgreSQL(Dialect):
         except errors as error:
             raise DBAPIError.instance(copying, None, error, errors) from error
 
-    def insert(self, table: Any) -> postgresql.Insert:
-        return postgresql.insert(table)
+    def upsert(
+        self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """One array a column: many times faster than a statement a row."""
+        keys = [column.name for column in table.primary_key]
+        last = {tuple(row[name] for name in keys): row for row in rows}.values()
+        if last:
+            values = [_array(column, last) for column in table.columns]
+            connection.exec_driver_sql(_upsert(table), tuple(values))
 
     def now_ms(self, session: Session) -> int | None:
         seconds = func.extract("epoch", func.clock_timestamp())
@@ -165,6 +177,28 @@ class PostgreSQL(Dialect):
 
     def shrink_log(self, engine: Engine) -> None:
         """The server does."""
+
+
+def _array(column: Column[Any], rows: Iterable[Mapping[str, Any]]) -> list[Any]:
+    values = [row[column.name] for row in rows]
+    return [write_json(value) for value in values] if isinstance(column.type, JSON) else values
+
+
+@cache
+def _upsert(table: Table) -> str:
+    """The statement that is given an array of each column."""
+    dialect = postgresql.dialect()
+    quote = dialect.identifier_preparer.quote
+    kinds = [column.type.compile(dialect) for column in table.columns]
+    arrays = ", ".join(f"%s::{kind}[]" for kind in kinds)
+    names = ", ".join(quote(column.name) for column in table.columns)
+    keys = ", ".join(quote(column.name) for column in table.primary_key)
+    others = [quote(column.name) for column in table.columns if not column.primary_key]
+    changed = ", ".join(f"{name} = excluded.{name}" for name in others)
+    return (
+        f"INSERT INTO {quote(table.name)} ({names}) SELECT * FROM unnest({arrays})"
+        f" ON CONFLICT ({keys}) DO UPDATE SET {changed}"
+    )
 
 
 def _tune_postgres(connection: Any, _record: Any) -> None:

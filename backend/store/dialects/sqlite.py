@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     MetaData,
+    Table,
     TableClause,
     case,
     event,
@@ -103,8 +105,11 @@ class SQLite(Dialect):
             values = [dict(zip(names, row, strict=True)) for row in rows]
             connection.execute(sqlite.insert(table), values)
 
-    def insert(self, table: Any) -> sqlite.Insert:
-        return sqlite.insert(table)
+    def upsert(
+        self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        if rows:
+            connection.execute(_upsert(table), rows)
 
     def now_ms(self, session: Session) -> None:
         return None
@@ -143,6 +148,13 @@ class SQLite(Dialect):
                 raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+
+
+@cache
+def _upsert(table: Table) -> sqlite.Insert:
+    insert = sqlite.insert(table)
+    changed = {c.name: insert.excluded[c.name] for c in table.columns if not c.primary_key}
+    return insert.on_conflict_do_update(index_elements=table.primary_key, set_=changed)
 
 
 def _raw(connection: Connection) -> Any:
