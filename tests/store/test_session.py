@@ -150,3 +150,13 @@ def test_a_frozen_writer_holds_the_others_up_for_a_while_only(
     with FileLock(f"{engine_for(settings().url).url.database}-turn"), writing() as other:
         other.add(SavedView(name="small", query="q=sds", owner="me", saved_at=0))
     assert [view.name for view in queries.views()] == ["small"]
+
+
+def test_a_character_that_is_no_text_hides_no_run(store: Path) -> None:
+    configs = ({"model": "toy", "prompt": "\0"}, {"model": "toy", "prompt": "\ud800"})
+    for config in (*configs, {"model": "toy", "prompt": "😀 \\u0000 is written so"}):
+        new_job(config=config)
+    assert [row.id for row in queries.run_names()] == [3, 2, 1]
+    new_job(config={"model": "odd", "prompt": "😀"})
+    assert queries.run_names()[0].model == "odd"
+    assert [queries.job(number).config for number in (1, 2)] == [*configs]
