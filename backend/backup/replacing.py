@@ -45,6 +45,7 @@ def replace_database(copy: Path) -> Path:
     Raises:
         BackupError: the database is in use, or the copy is damaged or of a newer version.
     """
+    database = database_file()
     _check_copy(copy)
     lock = SUPERVISOR.try_lock()
     if lock is None:
@@ -59,7 +60,7 @@ def replace_database(copy: Path) -> Path:
         if users := dialect_of(engine).users(engine):
             why = f"Other processes have it open: {', '.join(users)}."
             raise BackupError(NOT_REPLACED, why, "Stop the dashboard, and wait for its runs.")
-        kept = _exchange(copy, database_file())
+        kept = _exchange(copy, database)
     finally:
         lock.release()
     upgrade()

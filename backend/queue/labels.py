@@ -15,8 +15,9 @@ from backend.printable import one_line, printable
 from backend.queue.lifecycle import note
 from backend.queue.roles import Actor, require_host
 from backend.store import queries
+from backend.store.dialects.choice import dialect_of
 from backend.store.session import locked, now_ms, writing
-from backend.store.tables import Job, SavedView
+from backend.store.tables import Job, SavedView, Table
 
 TAG = re.compile(r"[\w.+\-/]{1,40}")
 MOST_TAGS = 20
@@ -123,7 +124,9 @@ def save_view(name: str, query: str, actor: Actor) -> None:
     if not 0 < len(name) <= NAME_LETTERS:
         raise ConfigError("The view was not saved.", f"A name has 1 to {NAME_LETTERS} characters.")
     with writing() as session:
-        session.merge(SavedView(name=name, query=query, owner=actor.name, saved_at=now_ms()))
+        view = {"name": name, "query": query, "owner": actor.name, "saved_at": now_ms()}
+        views = Table.metadata.tables[SavedView.__tablename__]
+        dialect_of(session).upsert(session.connection(), views, [view])
 
 
 def delete_view(name: str, actor: Actor) -> None:

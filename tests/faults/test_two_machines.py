@@ -226,3 +226,8 @@ def test_a_commit_is_on_the_disk_of_the_server_when_it_returns(queue: Path) -> N
     with reading() as session:
         assert session.scalar(text("SHOW transaction_read_only")) == "on"
         assert session.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+
+
+def test_a_view_that_two_people_save_at_once_is_saved(queue: Path) -> None:
+    results = at_once(*[lambda n=n: labels.save_view("mine", f"q={n}", HOST) for n in range(6)])
+    assert results == [None] * 6 and [view.name for view in queries.views()] == ["mine"]

@@ -29,6 +29,7 @@ from tests.queue.conftest import HOST
         (None, -9, "run", 0, State.LOST),
         (None, -9, "kill", 2, State.CANCELLED),
         (None, 77, "run", 0, State.QUEUED),  # a full disk costs no retry either
+        (None, 79, "run", 0, State.QUEUED),  # nor does a database that was away
         (None, 78, "run", 1, State.QUEUED),
         (None, 78, "run", 0, State.LOST),
         ("never started", None, "run", 0, State.QUEUED),
