@@ -273,7 +273,7 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
             StoredResult(job, intern(stage), intern(name), value, stderr, n, details(text))
             for some in batched((job_id(run) for run in runs), MAX_VARIABLES)
             for job, stage, name, value, stderr, n, text in session.execute(
-                query.where(Result.job_id.in_(some))
+                query.where(dialect_of(session).among(Result.job_id, some))
             )
         ]
 
@@ -308,7 +308,7 @@ def jobs_by_id(ids: Iterable[int]) -> list[Job]:
         return [
             job
             for some in batched(ids, MAX_VARIABLES)
-            for job in session.scalars(select(Job).where(Job.id.in_(some)))
+            for job in session.scalars(select(Job).where(dialect_of(session).among(Job.id, some)))
         ]
 
 

@@ -121,6 +121,10 @@ class Dialect(ABC):
         """A value taken from a JSON column; "" where the column cannot be read."""
 
     @abstractmethod
+    def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
+        """Whether a column holds one of these thousands of numbers."""
+
+    @abstractmethod
     def after_migration(self, connection: Connection) -> None:
         """Make tables alike that migrations make differently."""
 

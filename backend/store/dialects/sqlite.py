@@ -125,6 +125,9 @@ class SQLite(Dialect):
         """Without this a query fails at the first damaged row."""
         return case((func.json_valid(document), value), else_="")
 
+    def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
+        return column.in_(numbers)
+
     def after_migration(self, connection: Connection) -> None:
         """Migrations are written for SQLite."""
 
