@@ -50,7 +50,7 @@ class FigureBuffer:
         self._asked = self._taken = self._served = 0
         self._away_since: float | None = None
         self._failure: Exception | None = None
-        self._is_served = False  # by a thread
+        self._is_served = self._is_lost = False  # by a thread; to another attempt
 
     # rows ---------------------------------------------------------------------------------------
 
@@ -125,22 +125,27 @@ class FigureBuffer:
 
     def _note_away(self, why: str) -> None:
         with self._turn:
-            told = self._away_since is not None
-            self._away_since = self._away_since or time.monotonic()
+            is_new = self._away_since is None
+            if is_new:
+                self._away_since = time.monotonic()
             self._turn.notify_all()
-        if not told:
+        if is_new:
             self._log(f"Figures could not be written and are kept for later: {why}")
 
     def _note_back(self) -> None:
         with self._turn:
-            told, self._away_since = self._away_since is None, None
-        if not told:
+            was_away, self._away_since = self._away_since is not None, None
+        if was_away:
             self._log("The database takes figures again.")
 
     # finished work --------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Return when all rows are on a disk."""
+        """Return when all rows are on a disk.
+
+        Raises:
+            LeaseLostError: another attempt holds the job now, and what is here counts no more.
+        """
         if not self._is_settled():
             with self._lock:
                 self._spool.append(self._rows[self._spooled :])
@@ -148,6 +153,8 @@ class FigureBuffer:
 
     def _is_settled(self) -> bool:
         """Whether the database has taken all rows. It is not waited for while it is away."""
+        if self._is_lost:
+            raise LeaseLostError
         if self._away_since is not None:
             return False
         if self._is_served:
@@ -167,6 +174,8 @@ class FigureBuffer:
             answered = self._turn.wait_for(lambda: self._is_answered(mine), TURN_S)
             if self._failure is not None:
                 raise self._failure
+            if self._is_lost:
+                raise LeaseLostError
             done = self._served >= mine
         if not answered:
             self._note_away(f"the database has not answered for {TURN_S:g} s")
@@ -191,6 +200,9 @@ class FigureBuffer:
             while not self._waited(is_closed):
                 self._serve_once()
                 look()
+        except LeaseLostError:
+            self._is_lost = True
+            raise
         finally:
             with self._turn:
                 self._is_served = False

@@ -29,6 +29,8 @@ class FigureSpool:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows behind those that are there. They are on the disk when this returns."""
+        if not rows:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._end is None:
             self._end = sum(map(len, self._lines()))
