@@ -242,3 +242,22 @@ def test_a_value_that_the_new_database_cannot_hold_is_named(
     with engine_for(there).connect() as connection:
         assert connection.scalar(select(func.count()).select_from(text("pg_tables")).where(
             text("schemaname = 'public'"))) == 0  # fmt: skip
+
+
+def test_a_dump_brings_the_tables_of_a_server_back(
+    on_server: str, folder: Path, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, programs = content(), postgres.programs()
+    assert programs is not None
+    move_database(there)
+    dump = str(tmp_path / "dump")
+    with postgres.database(os.environ[postgres.SERVER]) as empty:
+        for line in (
+            ["pg_dump", "--format=custom", f"--file={dump}", there.replace("+psycopg", "")],
+            ["pg_restore", "--no-owner", f"--dbname={empty.replace('+psycopg', '')}", dump],
+        ):
+            done = subprocess.run([programs / line[0], *line[1:]], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        use(empty, monkeypatch)
+        assert content() == before and enqueue("sds", {}, HOST).id == 3
+        engine_for(empty).dispose()
