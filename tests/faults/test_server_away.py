@@ -166,7 +166,7 @@ def test_the_supervisor_waits_for_the_server_and_leads_again(
     assert queries.job(run).state == State.SUCCEEDED and lead.was_held
 
 
-def test_a_page_says_that_the_database_is_away_and_works_again(own: postgres.Server) -> None:
+def test_queries_fail_while_the_server_is_away_and_work_again(own: postgres.Server) -> None:
     assert queries.jobs() == []
     own.stop()
     with pytest.raises(OperationalError), reading() as session:
