@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench examples screenshots setup chromium clean
+.PHONY: help run test test-postgres lint bench examples screenshots setup chromium clean
 
 help: ## List what can be made
-	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 run: setup ## Set everything up and open the dashboard on http://HOST:PORT
 	@SLIMSCOPE_HOST=$(HOST) SLIMSCOPE_PORT=$(PORT) $(BIN)/python app.py
@@ -19,6 +19,16 @@ run: setup ## Set everything up and open the dashboard on http://HOST:PORT
 test: export PYTHONDONTWRITEBYTECODE = # sixty processes import the same modules
 test: setup chromium ## Set everything up and run every test, on up to four cores
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# What knows the database, without the mathematics of the methods.
+ON_POSTGRES := tests/store tests/queue tests/jobs tests/faults --ignore tests/jobs/kinds \
+  tests/backup/test_moving.py tests/backup/test_single.py tests/backup/test_examples.py \
+  tests/ui/pages/test_same_on_a_server.py
+
+test-postgres: export PYTHONDONTWRITEBYTECODE =
+test-postgres: setup ## Run the tests of the queue on a PostgreSQL server made for them
+	@$(BIN)/python -m tests.postgres $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 \
+	  --dist loadfile $(ON_POSTGRES) $(ARGS)
 
 lint: $(INSTALLED) ## Style, types and import directions
 	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy

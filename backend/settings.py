@@ -106,6 +106,9 @@ class Settings(BaseSettings):
         30.0, ge=0, description="Days the checkpoints of ended runs are kept; 0: for ever."
     )
     backups: int = Field(7, ge=0, le=1000, description="Daily copies of the database; 0: none.")
+    offline_s: float = Field(
+        1800.0, ge=0, description="Seconds a run goes on while the database does not answer."
+    )
     idle_exit: float = Field(60.0, ge=0, description="Seconds until an idle supervisor ends.")
     playground_idle: float = Field(
         600.0, ge=0, description="Seconds until an idle playground ends, and with it its models."

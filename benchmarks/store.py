@@ -2,13 +2,14 @@
 
     make bench-store
     make bench-store ARGS="--runs 1000"
+    make bench-store ARGS="--postgres"
 
 One real run on the toy model is copied, with its figures, histograms and curves, until there are
 10,000 runs with 6 million curve points and 200,000 histograms: nothing new is measured. Each part
 runs in a process of its own.
 
 - reporter: four jobs report points as fast as they can while a page reads one of the curves.
-  Beside it the limit: one process that gives SQLite the same points in plain statements.
+  Beside it the limit: one process that gives the database the same points in plain statements.
 - runs: the page *Runs*, made on the server: opened first, again, and after one new figure.
 - curve: a curve of a million points, read as a chart needs it.
 - queue: 1,000 queued runs: the next to start, and the status every page shows.
@@ -25,7 +26,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,20 +36,24 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import insert, select
+from sqlalchemy import column, insert, select, table
 
 from backend.queue import service
 from backend.queue.roles import Actor
 from backend.settings import settings
-from backend.store import frames, queries
+from backend.store import frames, queries, tables
+from backend.store.copies import has_file
+from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Event, Job, Result
 from benchmarks.screen.load import many_points, many_runs, many_snapshots
 from benchmarks.screen.runs import SDS, carry_out
-from benchmarks.screen.server import ROOT, dashboard, environment, reads
+from benchmarks.screen.server import DATABASES, ROOT, dashboard, environment, reads
 from benchmarks.shared import memory
 from jobs.runtime import context as job_context
+from jobs.runtime.figures import BATCH
+from tests import postgres
 from ui.pages.runs import page as runs_page
 from ui.runs.rows import all_rows
 from ui.runs.view import TableQuery, query_runs
@@ -64,6 +70,7 @@ Figures = dict[str, float]
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", default=10_000, type=int)
+    parser.add_argument("--postgres", action="store_true", help="on a server made for it")
     parser.add_argument("--part", choices=[*PARTS, "writer"], help=argparse.SUPPRESS)
     parser.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -98,7 +105,7 @@ def reporter() -> Figures:
         "reporter_points_s": points / seconds,
         "reporter_points_cpu_s": points / sum(one["cpu_s"] for one in found),
         "slowest_commit_s": max(one["slowest_commit_s"] for one in found),
-        "plain_points_s": _plain(WRITTEN),
+        "plain_points_s": _plain(WRITTEN) if has_file() else _plain_copies(WRITTEN),
     }
 
 
@@ -154,12 +161,29 @@ def _plain(points: int) -> float:
         )
         rows = [(1, "loss", step, now_ms(), 1 / (step + 1)) for step in range(points)]
         start = time.perf_counter()
-        for first in range(0, points, job_context.BATCH):
+        for first in range(0, points, BATCH):
             database.execute("BEGIN IMMEDIATE")
-            some = rows[first : first + job_context.BATCH]
+            some = rows[first : first + BATCH]
             database.executemany("INSERT INTO points VALUES (?, ?, ?, ?, ?)", some)
             database.execute("COMMIT")
         return points / (time.perf_counter() - start)
+
+
+def _plain_copies(points: int) -> float:
+    """The same for a server, which takes them by COPY."""
+    plain = table("points", *map(column, ("job", "name", "step", "at", "value")))
+    rows = [(1, "loss", step, now_ms(), 1 / (step + 1)) for step in range(points)]
+    engine = engine_for(settings().url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE points (job BIGINT, name TEXT, step BIGINT, at BIGINT, value FLOAT8,"
+            " PRIMARY KEY (job, name, step))"
+        )
+    start = time.perf_counter()
+    for first in range(0, points, BATCH):
+        with engine.begin() as connection:
+            dialect_of(engine).insert_all(connection, plain, rows[first : first + BATCH])
+    return points / (time.perf_counter() - start)
 
 
 def runs() -> Figures:
@@ -244,6 +268,23 @@ def starts(folders: dict[str, Path], rounds: int = 3) -> Figures:
     return {f"start_{name}_s": median(seconds) for name, seconds in taken.items()}
 
 
+@contextmanager
+def folders(scratch: Path, on_server: bool) -> Iterator[tuple[Path, Path]]:
+    """A data folder to be filled, and an empty one; their tables in files, or on a server that
+    waits for its disk as any does."""
+    both = scratch / "data", scratch / "empty"
+    for folder in both:
+        folder.mkdir()
+    if not on_server:
+        yield both
+        return
+    with postgres.server(options=("shared_buffers=512MB", "max_wal_size=4GB")) as server:
+        for folder in both:
+            server.execute(f"CREATE DATABASE {folder.name}")
+            DATABASES[folder] = server.url.format(folder.name)
+        yield both
+
+
 def build(data: Path, number: int) -> float:
     """One real run, and its copies; returns the megabytes of the database."""
     carry_out(data, [SDS])
@@ -251,9 +292,12 @@ def build(data: Path, number: int) -> float:
         many_runs(number)
         many_snapshots(SNAPSHOTS)
         many_points(select(Job.id).where(Job.id > 1), POINTS)
-        with engine_for(settings().url).connect() as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    return (data / "results.db").stat().st_size / 1e6
+        engine = engine_for(settings().url)
+        dialect = dialect_of(engine)
+        with engine.begin() as connection:
+            dialect.count_on(connection, tables.Table.metadata)
+        dialect.shrink_log(engine)
+        return dialect.bytes(engine) / 1e6
 
 
 def _child(part: str, *more: str, data: Path | None = None) -> subprocess.Popen[str]:
@@ -276,10 +320,10 @@ def main() -> None:
         act = partial(writer, chosen.attempt) if chosen.attempt else PARTS[chosen.part]
         print(json.dumps(act()))
         return
-    with TemporaryDirectory() as scratch:
-        data, empty = Path(scratch) / "data", Path(scratch) / "empty"
-        data.mkdir()
-        empty.mkdir()
+    with (
+        TemporaryDirectory() as scratch,
+        folders(Path(scratch), chosen.postgres) as (data, empty),
+    ):
         found: Figures = {"runs": chosen.runs, "database_mb": build(data, chosen.runs)}
         for part in PARTS:
             found |= _figures(_child(part, data=data))

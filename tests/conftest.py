@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+from sqlalchemy import make_url
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -25,7 +26,9 @@ from backend.queue import service
 from backend.queue.launcher import PLAYGROUND
 from backend.settings import Settings, settings
 from backend.store import migrate
+from backend.store.copies import has_file
 from backend.store.session import engine_for
+from tests import postgres
 from tests.browser.chromium import find
 
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
@@ -89,7 +92,7 @@ def tables_made_once() -> Iterator[None]:
 
     def repeat() -> None:
         place, revision = engine_for(settings().url).url, migrate.newest_revision()
-        if place.get_backend_name() != "sqlite" or migrate.current_revision() is not None:
+        if not has_file() or migrate.current_revision() is not None:
             return run()
         if revision not in made:
             run()
@@ -113,10 +116,49 @@ def one_thread() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope="session")
+def migrated_database() -> Iterator[str]:
+    """The name of a database with tables, to be copied, on the server of `make test-postgres`."""
+    url = os.environ[postgres.SERVER]
+    with postgres.database(url) as made:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLIMSCOPE_DATABASE_URL", made)
+            settings.cache_clear()
+            migrate.upgrade()
+        settings.cache_clear()
+        engine_for(made).dispose()  # a database in use cannot be copied
+        yield str(make_url(made).database)
+
+
 @pytest.fixture
-def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where a test has its tables: in its data folder; with `make test-postgres`, in a database of
+    its own on a server."""
+    if postgres.SERVER not in os.environ:
+        yield ""
+        return
+    if mark := request.node.get_closest_marker("sqlite"):
+        pytest.skip(f"SQLite: {mark.args[0]}")
+    empty = request.node.get_closest_marker("no_tables") is not None
+    template = "template1" if empty else request.getfixturevalue("migrated_database")
+    with postgres.database(os.environ[postgres.SERVER], template) as url:
+        yield url
+        engine_for.cache_clear()
+
+
+@pytest.fixture
+def on_server(database_url: str) -> str:
+    """The URL of the database, for a test that several machines have to do with."""
+    if not database_url:
+        pytest.skip("on PostgreSQL alone: make test-postgres")
+    return database_url
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty data folder that this process and its children use."""
     monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", database_url)
     settings.cache_clear()
     yield tmp_path / "data"
     settings.cache_clear()

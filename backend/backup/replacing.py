@@ -10,15 +10,14 @@ import os
 import shutil
 import sqlite3
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-
-import psutil
 
 from backend.errors import BackupError
 from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
 from backend.store.copies import copies_folder, database_file
+from backend.store.dialects.choice import dialect_of
 from backend.store.integrity import check_integrity
 from backend.store.migrate import newest_revision, upgrade
 from backend.store.permissions import database_files
@@ -46,6 +45,7 @@ def replace_database(copy: Path) -> Path:
     Raises:
         BackupError: the database is in use, or the copy is damaged or of a newer version.
     """
+    database = database_file()
     _check_copy(copy)
     lock = SUPERVISOR.try_lock()
     if lock is None:
@@ -55,11 +55,12 @@ def replace_database(copy: Path) -> Path:
         )
         raise BackupError(NOT_REPLACED, why, do)
     try:
-        engine_for(settings().url).dispose()
-        if users := _users(database_file()):
-            why = f"Other processes have it open: {', '.join(map(str, users))}."
+        engine = engine_for(settings().url)
+        engine.dispose()
+        if users := dialect_of(engine).users(engine):
+            why = f"Other processes have it open: {', '.join(users)}."
             raise BackupError(NOT_REPLACED, why, "Stop the dashboard, and wait for its runs.")
-        kept = _exchange(copy, database_file())
+        kept = _exchange(copy, database)
     finally:
         lock.release()
     upgrade()
@@ -78,18 +79,6 @@ def _check_copy(copy: Path) -> None:
         raise BackupError(NOT_REPLACED, f"{copy} is damaged: {found}.", "Use an older copy.")
     if revision > newest_revision():
         raise BackupError(NOT_REPLACED, f"{copy} was written by a newer version of Slimscope.")
-
-
-def _users(database: Path) -> list[int]:
-    """The other processes of this user that have the database open."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and any(
-                file.path == str(database) for file in process.open_files()
-            ):
-                found.append(process.pid)
-    return found
 
 
 def _exchange(copy: Path, database: Path) -> Path:

@@ -15,6 +15,8 @@ from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import copies_folder
+from backend.store.dialects.choice import dialect_of
+from backend.store.session import engine_for
 
 CHECKPOINTS, LOGS, OTHER = "checkpoints", "logs", "other files"
 
@@ -80,10 +82,10 @@ def orphaned_folders() -> list[Path]:
 def data_folder_use() -> Mapping[str, int]:
     """Bytes on disk of the data folder and the cache, by what takes them."""
     here = settings()
-    database = sum(_bytes(here.root / f"results.db{suffix}") for suffix in ("", "-wal"))
+    engine = engine_for(here.url)
     return {
         "runs": folder_bytes(here.artifacts),
-        "database": database,
+        "database": dialect_of(engine).bytes(engine),
         "copies of the database": folder_bytes(copies_folder()),
         "models of your own": folder_bytes(here.root / "models"),
         "cache": folder_bytes(here.cache_dir),

@@ -15,8 +15,9 @@ from backend.printable import one_line, printable
 from backend.queue.lifecycle import note
 from backend.queue.roles import Actor, require_host
 from backend.store import queries
-from backend.store.session import now_ms, writing
-from backend.store.tables import Job, SavedView
+from backend.store.dialects.choice import dialect_of
+from backend.store.session import locked, now_ms, writing
+from backend.store.tables import Job, SavedView, Table
 
 TAG = re.compile(r"[\w.+\-/]{1,40}")
 MOST_TAGS = 20
@@ -69,8 +70,7 @@ def _retag(
     for job in jobs:
         require_own(job)
     with writing() as session:
-        for job_id in (job.id for job in jobs):
-            job = session.get_one(Job, job_id)
+        for job in locked(session, Job, [job.id for job in jobs]):
             tags = change(job.tags)
             if len(tags) > MOST_TAGS:
                 raise ConfigError(
@@ -78,7 +78,7 @@ def _retag(
                 )
             if tags != job.tags:
                 job.tags = tags
-                note(session, job_id, kind, actor.name, " ".join(named))
+                note(session, job.id, kind, actor.name, " ".join(named))
 
 
 def rename(run: str | int, name: str, actor: Actor) -> None:
@@ -87,7 +87,8 @@ def rename(run: str | int, name: str, actor: Actor) -> None:
     job = queries.job(run)
     require_own(job)
     with writing() as session:
-        session.get_one(Job, job.id).name = one_line(name)[:RUN_NAME_LETTERS]
+        (job,) = locked(session, Job, [job.id])
+        job.name = one_line(name)[:RUN_NAME_LETTERS]
         note(session, job.id, "renamed", actor.name)
 
 
@@ -104,7 +105,8 @@ def annotate(run: str | int, text: str, actor: Actor) -> None:
     job = queries.job(run)
     require_own(job)
     with writing() as session:
-        session.get_one(Job, job.id).note = printable(text).strip()[:NOTE_LETTERS]
+        (job,) = locked(session, Job, [job.id])
+        job.note = printable(text).strip()[:NOTE_LETTERS]
         note(session, job.id, "note written", actor.name)
 
 
@@ -122,7 +124,9 @@ def save_view(name: str, query: str, actor: Actor) -> None:
     if not 0 < len(name) <= NAME_LETTERS:
         raise ConfigError("The view was not saved.", f"A name has 1 to {NAME_LETTERS} characters.")
     with writing() as session:
-        session.merge(SavedView(name=name, query=query, owner=actor.name, saved_at=now_ms()))
+        view = {"name": name, "query": query, "owner": actor.name, "saved_at": now_ms()}
+        views = Table.metadata.tables[SavedView.__tablename__]
+        dialect_of(session).upsert(session.connection(), views, [view])
 
 
 def delete_view(name: str, actor: Actor) -> None:

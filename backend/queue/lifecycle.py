@@ -11,14 +11,16 @@ from sqlalchemy.orm import Session
 
 from backend.queue.engines.base import Ref
 from backend.queue.roles import GUEST
+from backend.store.dialects.choice import dialect_of
 from backend.store.queries import launch_order
-from backend.store.session import change, now_ms
+from backend.store.session import change, database_ms, locked
 from backend.store.states import ALLOWED, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
 RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterwards
 NO_SPACE_DELAY_MS = 60_000
+AGAIN_DELAY_MS = 60_000  # after the database was away
 KILLED_HINT = (
     "A process that is killed repeatedly has most likely run out of memory: lower the segments or "
     "the context length in a new run."
@@ -39,7 +41,8 @@ def move(session: Session, job: Job, to: State, **values: object) -> bool:
 
 def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -> None:
     """Append an event to the history of a job."""
-    session.add(Event(job_id=job_id, at=now_ms(), type=kind, actor=actor, text=text))
+    at = database_ms(session)
+    session.add(Event(job_id=job_id, at=at, type=kind, actor=actor, text=text))
 
 
 def start_attempt(session: Session, host: str, engine: str, capacity: int) -> Attempt | None:
@@ -49,8 +52,9 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
         The new attempt, not yet launched; None if no job is queued or no slot is free.
     """
     free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), Slot.number < capacity)
-    slot = session.scalars(free.order_by(Slot.number).limit(1)).first()
-    job = session.scalars(launch_order(now_ms()).where(_due(now_ms())).limit(1)).first()
+    free = free.order_by(Slot.number).limit(1).with_for_update(skip_locked=True)
+    slot, now = session.scalars(free).first(), database_ms(session)
+    job = session.scalars(_first(launch_order(now), now)).first()
     if slot is None or job is None:
         return None
     attempt = _new_attempt(session, job, engine)
@@ -65,10 +69,21 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
     return attempt
 
 
-def next_answer(guests: bool) -> Select[Job]:
-    """The job of the playground's lane that may start next; `guests`: also one of theirs."""
-    order = launch_order(now_ms(), Lane.PLAYGROUND).where(_due(now_ms())).limit(1)
+def _first(order: Select[Job], now: int) -> Select[Job]:
+    """The first of these jobs that may start, and that nobody else is taking."""
+    return order.where(_due(now)).limit(1).with_for_update(of=Job, skip_locked=True)
+
+
+def _next_answer(now: int, guests: bool) -> Select[Job]:
+    """The jobs of the playground's lane in the order they start; `guests`: also theirs."""
+    order = launch_order(now, Lane.PLAYGROUND).where(_due(now))
     return order if guests else order.where(Job.owner.not_like(f"{GUEST}%"))
+
+
+def answer_waits(session: Session, guests: bool) -> bool:
+    """Whether a job of the playground's lane may start; `guests`: also one of theirs."""
+    order = _next_answer(database_ms(session), guests)
+    return session.scalars(order.limit(1)).first() is not None
 
 
 def start_answer(session: Session, ref: Ref, guests: bool) -> Attempt | None:
@@ -82,10 +97,11 @@ def start_answer(session: Session, ref: Ref, guests: bool) -> Attempt | None:
     Returns:
         The new attempt; None if no such job is queued.
     """
-    job = session.scalars(next_answer(guests)).first()
+    now = database_ms(session)
+    job = session.scalars(_first(_next_answer(now, guests), now)).first()
     attempt = _new_attempt(session, job, Lane.PLAYGROUND) if job else None
     if attempt is not None:
-        attempt.engine_ref, attempt.started_at, attempt.beat_at = ref, now_ms(), now_ms()
+        attempt.engine_ref, attempt.started_at, attempt.beat_at = ref, now, now
         session.flush()
         mark_running(session, attempt)
     return attempt
@@ -97,8 +113,9 @@ def _new_attempt(session: Session, job: Job, engine: str) -> Attempt | None:
     if not move(session, job, State.STARTING, attempts_made=number):
         return None
     attempt = Attempt(
-        job_id=job.id, n=number, token=secrets.token_hex(16), engine=engine, launched_at=now_ms()
-    )
+        job_id=job.id, n=number, token=secrets.token_hex(16), engine=engine,
+        launched_at=database_ms(session),
+    )  # fmt: skip
     session.add(attempt)
     session.flush()
     session.refresh(job)
@@ -154,6 +171,9 @@ def verdict(
     if code == Exit.NO_SPACE:
         text = "the disk is full; tried again every minute, from the last checkpoint"
         return AttemptOutcome(State.QUEUED, text, delay_ms=NO_SPACE_DELAY_MS)
+    if code == Exit.AWAY:
+        text = "the database was away; tried again every minute, from the last checkpoint"
+        return AttemptOutcome(State.QUEUED, text, delay_ms=AGAIN_DELAY_MS)
     gone = code == Exit.FOLDER_GONE
     died = "its folder was removed" if gone else f"the process died{how}"
     if retries_left > 0:
@@ -173,22 +193,23 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
     closing = update(Attempt).where(Attempt.id == attempt.id, Attempt.ended_at.is_(None))
     if fence:
         closing = closing.where(Attempt.started_at.is_(None)).values(outcome=fence)
-    if not change(session, closing.values(ended_at=now_ms(), exit_code=code)):
+    now = database_ms(session)
+    if not change(session, closing.values(ended_at=now, exit_code=code)):
         return
     session.execute(update(Slot).where(Slot.attempt_id == attempt.id).values(attempt_id=None))
     session.refresh(row)
-    job = session.get_one(Job, attempt.job_id)
+    (job,) = locked(session, Job, [attempt.job_id])
     judged = verdict(row.outcome, code, job.desired, job.retries_left)
-    if move(session, job, judged.state, **_values(job, judged, code)):
+    if move(session, job, judged.state, **_values(job, judged, code, now)):
         note(session, job.id, judged.state, ME, judged.text)
 
 
-def _values(job: Job, judged: AttemptOutcome, code: int | None) -> dict[str, object]:
+def _values(job: Job, judged: AttemptOutcome, code: int | None, now: int) -> dict[str, object]:
     """The columns that change with the state."""
     if judged.state == State.QUEUED:
-        left, start = job.retries_left - judged.spend_retry, now_ms() + judged.delay_ms
+        left, start = job.retries_left - judged.spend_retry, now + judged.delay_ms
         return {"retries_left": left, "not_before": start, "eta_s": None}
-    values: dict[str, object] = {"finished_at": now_ms(), "eta_s": None}
+    values: dict[str, object] = {"finished_at": now, "eta_s": None}
     if judged.state == State.LOST:
         do = LOG_HINT if code is not None and code >= 0 else KILLED_HINT
         error = {"what": "The run was lost.", "why": judged.text, "do": do}
@@ -199,4 +220,6 @@ def _values(job: Job, judged: AttemptOutcome, code: int | None) -> dict[str, obj
 def first_number(session: Session) -> int | None:
     """The number of the next run where it is the first; None where the database counts on. Without
     this, SQLite would count on from the examples, whose numbers are negative."""
+    if not dialect_of(session).numbers_follow_largest:
+        return None
     return None if session.scalar(select(Job.id).where(Job.id > 0).limit(1)) else 1

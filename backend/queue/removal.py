@@ -19,7 +19,7 @@ from backend.queue.folders import run_folder
 from backend.queue.lifecycle import ME, note
 from backend.queue.roles import Actor, require_host
 from backend.store import queries
-from backend.store.session import now_ms, writing
+from backend.store.session import locked, now_ms, writing
 from backend.store.states import ACTIVE, TERMINAL
 from backend.store.tables import OF_A_RUN, Attempt, Event, Job, Vote
 
@@ -40,7 +40,7 @@ def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
     require_host(actor, "delete a run")
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
-        jobs = [session.get_one(Job, job_id) for job_id in ids]
+        jobs = locked(session, Job, ids)
         _check_unused(session, jobs)
         removed = [job for job in jobs if job.removed_at is None]
         for job in removed:
@@ -75,7 +75,7 @@ def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
     require_host(actor, "restore a run")
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
-        jobs = [session.get_one(Job, job_id) for job_id in ids]
+        jobs = locked(session, Job, ids)
         for job in jobs:
             if job.purged:
                 why = "Its files and figures are gone."
@@ -122,7 +122,7 @@ def _purge(job_id: int, actor: str) -> int:
     freed = folder_bytes(folder) if folder.exists() else 0
     shutil.rmtree(folder, ignore_errors=True)
     with writing(durable=True) as session:
-        job = session.get_one(Job, job_id)
+        (job,) = locked(session, Job, [job_id])
         for table in set(OF_A_RUN) - set(HISTORY):
             session.execute(delete(table).where(table.__table__.c.job_id == job_id))
         job.disk_bytes, job.purged = 0, True
@@ -139,7 +139,7 @@ def archive(runs: Iterable[str | int], actor: Actor, *, back: bool = False) -> l
     require_host(actor, "archive a run")
     ids = [queries.job(run).id for run in runs]
     with writing() as session:
-        jobs = [session.get_one(Job, job_id) for job_id in ids]
+        jobs = locked(session, Job, ids)
         changed = [job for job in jobs if (job.archived_at is None) != back]
         for job in changed:
             job.archived_at = None if back else now_ms()

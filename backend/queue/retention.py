@@ -20,7 +20,7 @@ from backend.queue.lifecycle import ME, note
 from backend.queue.roles import Actor, require_host
 from backend.settings import settings
 from backend.store import queries
-from backend.store.session import now_ms, writing
+from backend.store.session import locked, now_ms, writing
 from backend.store.states import RESUMABLE, TERMINAL
 from backend.store.tables import Job
 
@@ -62,7 +62,7 @@ def free_expired() -> None:
 
 def _free(job_id: int, actor: str, when: str = "") -> int | None:
     with writing(durable=True) as session:
-        job = session.get_one(Job, job_id)
+        (job,) = locked(session, Job, [job_id])
         if job.state not in TERMINAL or not has_checkpoints(job.run):
             return None
         use = disk_use(job.run)

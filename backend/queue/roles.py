@@ -21,6 +21,8 @@ from sqlalchemy.orm import Session
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
 from backend.printable import one_line
 from backend.settings import settings
+from backend.store.dialects.base import NamedLock
+from backend.store.session import alone
 from backend.store.states import ACTIVE, Lane
 from backend.store.tables import Job
 
@@ -227,6 +229,7 @@ def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> Non
     requests succeeds."""
     if actor.role == "host":
         return
+    alone(session, NamedLock.GUESTS)
     owners_query = select(Job.owner).where(
         Job.state.in_([*ACTIVE]), Job.lane == lane, Job.owner.startswith(GUEST)
     )

@@ -21,7 +21,8 @@ from backend.queue.roles import Cost
 from backend.queue.roles import require_host as require_host
 from backend.settings import settings
 from backend.store import queries
-from backend.store.session import now_ms, writing
+from backend.store.dialects.base import NamedLock
+from backend.store.session import alone, database_ms, locked, writing
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
 from backend.store.tables import Job, config_hash
 
@@ -102,6 +103,7 @@ def enqueue_all(
         number = first_number(session)
         for place, job in enumerate(jobs):
             job.priority, job.lane = priority, lane
+            job.created_at = job.queued_at = database_ms(session)
             if place == 0 and number is not None:
                 job.id = number
             session.add(job)
@@ -130,7 +132,7 @@ def _new_job(
     return Job(
         kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature, config=config,
         config_hash=config_hash(kind, config), parent=parent.id if parent else None,
-        retries_left=RETRIES, created_at=now_ms(), queued_at=now_ms(), environment=environment,
+        retries_left=RETRIES, environment=environment,
     )  # fmt: skip
 
 
@@ -158,7 +160,7 @@ def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
     if not any(job.state in ACTIVE for job in jobs):
         raise _ended(jobs)
     with _queue_change() as session:
-        return [_cancel(session, job.id, actor) for job in jobs]
+        return [_cancel(session, job, actor) for job in locked(session, Job, [j.id for j in jobs])]
 
 
 def _ended(jobs: Sequence[Job]) -> ConflictError:
@@ -170,15 +172,15 @@ def _ended(jobs: Sequence[Job]) -> ConflictError:
     return ConflictError("Nothing was cancelled.", "None of the runs is queued or running.", do)
 
 
-def _cancel(session: Session, job_id: int, actor: Actor) -> State:
-    now, job = now_ms(), session.get_one(Job, job_id)
+def _cancel(session: Session, job: Job, actor: Actor) -> State:
+    now = database_ms(session)
     ended = {"finished_at": now, "desired": "stop", "desired_at": now}
     if job.state == State.QUEUED and move(session, job, State.CANCELLED, **ended):
-        note(session, job_id, "cancelled", actor.name, "while it waited")
+        note(session, job.id, "cancelled", actor.name, "while it waited")
     elif job.state in LIVE:
         job.desired = "stop" if job.desired == "run" else "kill"
         job.desired_at = job.desired_at or now
-        note(session, job_id, f"asked to {job.desired}", actor.name)
+        note(session, job.id, f"asked to {job.desired}", actor.name)
     return State(job.state)
 
 
@@ -191,8 +193,10 @@ def run_next(run: str | int, actor: Actor) -> Job:
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
     with _queue_change() as session:
-        waiting = list(session.scalars(queries.launch_order(now_ms())))
-        job, first = session.get_one(Job, job_id), next(iter(waiting), None)
+        alone(session, NamedLock.ORDER)
+        (job,) = locked(session, Job, [job_id])
+        waiting = list(session.scalars(queries.launch_order(database_ms(session))))
+        first = next(iter(waiting), None)
         if first is None or job not in waiting:
             why = f"It is {job.state}."
             raise ConflictError(f"{job.run} is not queued.", why, "Only queued runs can be moved.")
@@ -230,17 +234,18 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
     require_host(actor, "resume a run")
     ids = [queries.job(run).id for run in runs]
     with _queue_change() as session:
-        return [job for job_id in ids if (job := _resume(session, job_id, actor))]
+        return [job for job in locked(session, Job, ids) if _resume(session, job, actor)]
 
 
-def _resume(session: Session, job_id: int, actor: Actor) -> Job | None:
-    job, reset = session.get_one(Job, job_id), {"desired": "run", "queued_at": now_ms()}
+def _resume(session: Session, job: Job, actor: Actor) -> bool:
+    """Queue a job again, if that is possible."""
+    reset: dict[str, object] = {"desired": "run", "queued_at": database_ms(session)}
     reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
     if (
         job.state not in RESUMABLE
         or job.removed_at
         or not move(session, job, State.QUEUED, **reset)
     ):
-        return None
-    note(session, job_id, "resumed", actor.name)
-    return job
+        return False
+    note(session, job.id, "resumed", actor.name)
+    return True

@@ -1,7 +1,9 @@
 """The supervisor of a data folder: starts queued jobs, monitors them, and stops them on request.
 
-It runs as a separate process (`python -m backend.queue.supervisor`), one per data folder. Killing
-it or the dashboard does not stop jobs: the next supervisor finds their processes. One iteration:
+It runs as a separate process (`python -m backend.queue.supervisor`), one per data folder. Where
+several machines use one database, one of their supervisors works, and the others wait for its end.
+Killing it or the dashboard does not stop jobs: the next supervisor finds their processes. One
+iteration:
 
     heartbeat -> reconcile attempts with their processes -> apply stop requests -> launch
 """
@@ -30,8 +32,11 @@ from backend.queue.service import VARIABLES, cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
 from backend.store import queries
+from backend.store.dialects.base import NamedLock
+from backend.store.dialects.choice import dialect_of
+from backend.store.held_lock import HeldLock
 from backend.store.migrate import upgrade
-from backend.store.session import BUSY_MS, engine_for, now_ms, reading, writing
+from backend.store.session import database_ms, engine_for, reading, writing
 from backend.store.states import ACTIVE, Exit, Lane, State
 from backend.store.tables import Attempt, Job, Slot, Supervisor, run_name
 
@@ -42,6 +47,8 @@ SERVE_S = 1.0  # a playground that dies at its start is not started in every ite
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit", "host")
 NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
+SAID_MS = 30_000  # after its outcome a process has nothing more to do
+LEAVING_MS = 60_000  # a process takes to leave
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
@@ -95,10 +102,10 @@ class SupervisorLoop:
         if now - self._beat_at > BEAT_S:
             self._beat_at = now
             with writing() as session:
-                session.merge(Supervisor(host=self.host, beat_at=now_ms()))
+                session.merge(Supervisor(host=self.host, beat_at=database_ms(session)))
         if now - self._shrunk_at > SHRINK_LOG_S:
             self._shrunk_at = now
-            shrink_write_ahead_log()
+            shrink_log()
 
     def _live(self) -> list[tuple[Attempt, Job]]:
         live = select(Attempt, Job).join(Job, Job.id == Attempt.job_id)
@@ -114,6 +121,8 @@ class SupervisorLoop:
         poll = self.engine.poll(attempt.engine_ref)
         if poll.state == "exited":
             self._end(attempt, poll.code)
+        elif poll.state == "unknown" and _is_silent(attempt):
+            self._end(attempt, None)
         elif poll.state == "running" and job.state == State.STARTING and attempt.started_at:
             with writing(durable=True) as session:
                 mark_running(session, attempt)
@@ -160,7 +169,9 @@ class SupervisorLoop:
         if attempt.started_at is None:
             return False
         now = time.monotonic()
-        began = self._began.setdefault(attempt.id, now - (now_ms() - attempt.started_at) / 1000)
+        if attempt.id not in self._began:
+            self._began[attempt.id] = now - _age_ms(attempt.started_at) / 1000
+        began = self._began[attempt.id]
         limits = [3600 * settings().job_hours] if settings().job_hours else []
         if job.owner.startswith(GUEST):
             limits.append(LENIENCE * settings().guest_seconds)
@@ -204,47 +215,53 @@ class SupervisorLoop:
         )
 
 
+def _age_ms(moment: int) -> int:
+    """Milliseconds since a moment of the database's clock."""
+    with reading() as session:
+        return database_ms(session) - moment
+
+
+def _is_silent(attempt: Attempt) -> bool:
+    """Whether the process of an attempt, of which its engine knows nothing, has ended: it has said
+    how it ended, or nothing for longer than one may work without the database."""
+    limit = SAID_MS if attempt.outcome else LEAVING_MS + int(1000 * settings().offline_s)
+    return _age_ms(attempt.beat_at or attempt.launched_at) > limit
+
+
 def _slot_of(attempt: Attempt) -> int:
     with reading() as session:
         return session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one()
 
 
-def shrink_write_ahead_log() -> None:
-    """Checkpoint the write-ahead log, in the supervisor only: SQLite before 3.51.3 may corrupt a
-    database when two connections checkpoint concurrently (sqlite.org, WAL-reset bug). Does not
-    wait: with active readers the log is left for later."""
+def shrink_log() -> None:
+    """Write what the log of the database holds into it, which only the supervisor does."""
     engine = engine_for(settings().url)
-    if engine.dialect.name == "sqlite":
-        with contextlib.suppress(sqlite3.Error), engine.connect() as connection:
-            raw = connection.connection.driver_connection
-            assert raw is not None
-            raw.execute("PRAGMA busy_timeout=0")
-            try:
-                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    dialect_of(engine).shrink_log(engine)
 
 
 def main() -> None:
     """Supervise until no job has been queued or running for `idle_exit` seconds."""
     while (lock := SUPERVISOR.hold()) is not None:
         upgrade()
+        lead = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
         loop = SupervisorLoop(LocalEngine(settings().slots))
         loop.clear()
-        with upkeep():
-            run_until_idle(loop)
-        shrink_write_ahead_log()
+        with upkeep(lead):
+            run_until_idle(loop, lead)
+        shrink_log()
+        lead.release()
         lock.release()
         if not loop.busy():  # else a job was added just before the lock was released
             return
 
 
-def run_until_idle(loop: SupervisorLoop) -> None:
-    """Run the loop until idle. After a full disk or a locked database it retries; jobs continue."""
+def run_until_idle(loop: SupervisorLoop, lead: HeldLock) -> None:
+    """Run the loop until idle, and while this is the supervisor that works. After a full disk or a
+    locked database it retries; jobs continue."""
     busy_at = time.monotonic()
     while time.monotonic() - busy_at < settings().idle_exit:
         try:
-            if loop.turn():
+            if loop.turn() if lead.is_held() else loop.busy():
                 busy_at = time.monotonic()
         except (OperationalError, sqlite3.Error, OSError) as error:
             busy_at = time.monotonic()

@@ -20,11 +20,11 @@ from backend.queue.disk import CHECKPOINTS, disk_use
 from backend.queue.lifecycle import ME, note
 from backend.queue.removal import purge_expired
 from backend.queue.retention import DAY_MS, free_expired
-from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import copy_daily
+from backend.store.held_lock import HeldLock
 from backend.store.integrity import check_integrity, last_check
-from backend.store.session import change, engine_for, now_ms, writing
+from backend.store.session import change, now_ms, writing
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 
@@ -34,11 +34,12 @@ BATCH = 100  # runs measured in one turn
 
 
 @contextmanager
-def upkeep() -> Iterator[None]:
-    """Keep the data folder in order while the body runs. The first turn comes after `TURN_S`, so
-    that it delays no start; a turn in progress is finished at the end."""
+def upkeep(lead: HeldLock) -> Iterator[None]:
+    """Keep the data folder in order while the body runs, and this is the supervisor that works. The
+    first turn comes after `TURN_S`, so that it delays no start; a turn in progress is finished at
+    the end."""
     stop = threading.Event()
-    thread = threading.Thread(target=_turns, args=(stop,), name="upkeep", daemon=True)
+    thread = threading.Thread(target=_turns, args=(stop, lead), name="upkeep", daemon=True)
     thread.start()
     try:
         yield
@@ -47,9 +48,11 @@ def upkeep() -> Iterator[None]:
         thread.join()
 
 
-def _turns(stop: threading.Event) -> None:
+def _turns(stop: threading.Event, lead: HeldLock) -> None:
     daily_at = -math.inf
     while not stop.wait(TURN_S):
+        if not lead.was_held:
+            continue
         try:
             measure_ended()
             purge_expired()
@@ -82,7 +85,6 @@ def daily() -> None:
     last = last_check()
     if last is None or not 0 <= now_ms() - last.at < DAY_MS:
         last = check_integrity()
-    intact = last is not None and not last.problems
-    if intact and engine_for(settings().url).dialect.name == "sqlite":
+    if last is not None and not last.problems:
         copy_daily()  # else the copies of an intact database would be replaced one by one
     free_expired()

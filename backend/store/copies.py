@@ -18,11 +18,18 @@ from sqlalchemy import Engine, create_engine
 
 from backend.errors import BackupError
 from backend.settings import settings
+from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
 from backend.store.tables import read_json
 
 SPARE_BYTES = 10**9  # that a daily copy leaves free on the disk
 PARTIAL = ".partial.db"
+
+
+def has_file() -> bool:
+    """Whether the database is a file, to be checked and copied by us."""
+    engine = engine_for(settings().url)
+    return dialect_of(engine).file(engine.url) is not None
 
 
 def database_file() -> Path:
@@ -31,11 +38,12 @@ def database_file() -> Path:
     Raises:
         BackupError: the database is not an SQLite file.
     """
-    url = engine_for(settings().url).url
-    if not url.drivername.startswith("sqlite") or not url.database:
-        why = f"SLIMSCOPE_DATABASE_URL names a {url.get_backend_name()} database."
-        raise BackupError("The database is not an SQLite file.", why, "Use the tools made for it.")
-    return Path(url.database)
+    engine = engine_for(settings().url)
+    dialect = dialect_of(engine)
+    if (file := dialect.file(engine.url)) is None:
+        why = f"SLIMSCOPE_DATABASE_URL names a {dialect.title} database."
+        raise BackupError("The database is not an SQLite file.", why, dialect.backup_advice)
+    return file
 
 
 def copy_database(target: Path) -> None:
@@ -93,6 +101,8 @@ def copy_daily() -> Path | None:
 
 def repair_advice() -> str:
     """What to do about a damaged database."""
+    if not has_file():
+        return "See the log of the server."
     copies = daily_copies()
     file = f"backups/{copies[0].name}" if copies else "FILE"
     return f"Stop the dashboard, and run in the data folder: slimscope restore {file}"

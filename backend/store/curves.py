@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import func, literal, select
 from sqlalchemy.orm import aliased
 
+from backend.store.dialects.choice import dialect_of
 from backend.store.queries import MAX_VARIABLES, batched
 from backend.store.session import reading
 from backend.store.tables import MetricPoint
@@ -60,8 +61,9 @@ def outline(job_id: int, name: str, span: CurveSpan, buckets: int) -> list[dict[
         steps = sorted(found | {span.first, span.last})
         columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
         query = select(*columns).where(MetricPoint.job_id == job_id, MetricPoint.name == name)
+        query, among = query.order_by(MetricPoint.step), dialect_of(session).among
         return [
             dict(row._mapping)
             for some in batched(steps, MAX_VARIABLES)
-            for row in session.execute(query.where(MetricPoint.step.in_(some)))
+            for row in session.execute(query.where(among(MetricPoint.step, some)))
         ]

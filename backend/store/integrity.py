@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from backend.settings import settings
+from backend.store.copies import has_file
 from backend.store.session import engine_for, now_ms
 
 MOST_PROBLEMS = 20
@@ -36,7 +37,7 @@ def check_integrity() -> IntegrityResult | None:
     Raises:
         sqlite3.OperationalError: the database cannot be read now, which says nothing about it.
     """
-    if engine_for(settings().url).dialect.name != "sqlite":
+    if not has_file():
         return None
     result = IntegrityResult(now_ms(), _problems())
     draft = _file().with_suffix(".tmp")
@@ -48,6 +49,8 @@ def check_integrity() -> IntegrityResult | None:
 
 def last_check() -> IntegrityResult | None:
     """The kept result; None if there is none."""
+    if not has_file():
+        return None  # it is that of another database
     try:
         stored = json.loads(_file().read_text())
         return IntegrityResult(int(stored["at"]), [str(text) for text in stored["problems"]])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, inspect, text
 
 from backend.errors import ConflictError
 from backend.settings import settings
@@ -43,7 +43,8 @@ def upgrade() -> None:
 
 
 def alembic_config() -> Any:
-    """The Alembic config of the migrations."""
+    """The Alembic config of the migrations. `attributes["connection"]`, where it is set, is what
+    they run on, in its transaction, in place of the database of the settings."""
     from alembic.config import Config  # slow import, needed once per release
 
     config = Config()
@@ -51,12 +52,23 @@ def alembic_config() -> Any:
     return config
 
 
+def upgrade_on(connection: Connection) -> None:
+    """Make the tables in the transaction of a connection."""
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    _run(config)
+
+
 def _run_alembic() -> None:
+    _run(alembic_config())
+
+
+def _run(config: Any) -> None:
     from alembic import command
     from alembic.util import CommandError
 
     try:
-        command.upgrade(alembic_config(), "head")
+        command.upgrade(config, "head")
     except CommandError as error:
         what = "The database was created by another version of Slimscope."
         raise ConflictError(what, f"{error}.", "Install that version.") from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from backend.settings import settings
+from backend.store.copies import has_file
+from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
 
 log = logging.getLogger("slimscope")
@@ -34,16 +35,12 @@ def _restrict(path: Path, mode: int) -> None:
         log.warning("Other users may be able to read %s: %s", path, error.strerror)
 
 
-def database_files(url: str) -> Iterator[Path]:
+def database_files(url: str) -> list[Path]:
     """The files of an SQLite database that exist, and of its write-ahead log."""
     engine = engine_for(url)
-    if engine.dialect.name == "sqlite" and engine.url.database:
-        for suffix in ("", "-wal", "-shm"):
-            if (file := Path(engine.url.database + suffix)).is_file():
-                yield file
+    return dialect_of(engine).files(engine.url)
 
 
 def has_database() -> bool:
     """Whether there is a database. Looking into an SQLite file that is not there creates it."""
-    engine = engine_for(settings().url)
-    return engine.dialect.name != "sqlite" or any(database_files(settings().url))
+    return not has_file() or bool(database_files(settings().url))

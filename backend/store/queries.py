@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, exists, func, select
 
 from backend.errors import NotFoundError
-from backend.store.session import now_ms, reading
+from backend.store.dialects.choice import dialect_of
+from backend.store.session import database_ms, reading
 from backend.store.states import ACTIVE, LIVE, Lane, State
 from backend.store.tables import (
     EXAMPLE,
@@ -159,7 +160,7 @@ def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
 def queued() -> list[Job]:
     """The queue for a slot in launch order."""
     with reading() as session:
-        return list(session.scalars(launch_order(now_ms())))
+        return list(session.scalars(launch_order(database_ms(session))))
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ class QueueStatus:
 
     Attributes:
         answers: queued for the playground, which takes them at once.
+        at: when it was read, by the clock of the database.
     """
 
     live: list[Job]
@@ -176,6 +178,7 @@ class QueueStatus:
     needs_attention: int
     supervisor_alive: bool
     answers: int = 0
+    at: int = 0
 
     @cached_property
     def _positions(self) -> dict[int, int]:
@@ -186,7 +189,7 @@ class QueueStatus:
         """Whether runs wait for a supervisor that should have come by now: one starts in seconds
         after a run is added."""
         oldest = min((job.queued_at for job in self.queued), default=math.inf)
-        return not self.supervisor_alive and now_ms() - oldest > STARTS_WITHIN_MS
+        return not self.supervisor_alive and self.at - oldest > STARTS_WITHIN_MS
 
     def position(self, job_id: int) -> int | None:
         """1 for the next job to start; None if the job is not queued."""
@@ -205,9 +208,10 @@ def status() -> QueueStatus:
             )
         ).one()
         beat = session.scalar(select(func.max(Supervisor.beat_at))) or 0
-    alive = abs(now_ms() - beat) < ALIVE_MS
+        now = database_ms(session)
+    alive = abs(now - beat) < ALIVE_MS
     answers = len(waits_for(Lane.PLAYGROUND))
-    return QueueStatus(live, waiting, finished, attention_count, alive, answers)
+    return QueueStatus(live, waiting, finished, attention_count, alive, answers, now)
 
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
@@ -220,12 +224,13 @@ def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
 def cursor(run: str | int | None = None) -> tuple[Any, ...]:
     """A value that changes with the displayed data, so that pages redraw only then."""
     progress = select(func.count(), func.max(Event.id)).select_from(Event)
-    moved = select(func.sum(Job.done), func.group_concat(Job.state))
     if run is not None:
         progress = progress.where(Event.job_id == job_id(run))
         moved = select(Job.done, Job.state).where(Job.id == job_id(run))
     else:
-        moved = moved.where(Job.state.in_([*ACTIVE]))
+        active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
+        states = func.aggregate_strings(active.c.state, ",")
+        moved = select(func.sum(active.c.done), states).select_from(active)
     with reading() as session:
         return (*session.execute(progress).one(), *(session.execute(moved).first() or ()))
 
@@ -268,7 +273,7 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
             StoredResult(job, intern(stage), intern(name), value, stderr, n, details(text))
             for some in batched((job_id(run) for run in runs), MAX_VARIABLES)
             for job, stage, name, value, stderr, n, text in session.execute(
-                query.where(Result.job_id.in_(some))
+                query.where(dialect_of(session).among(Result.job_id, some))
             )
         ]
 
@@ -303,7 +308,7 @@ def jobs_by_id(ids: Iterable[int]) -> list[Job]:
         return [
             job
             for some in batched(ids, MAX_VARIABLES)
-            for job in session.scalars(select(Job).where(Job.id.in_(some)))
+            for job in session.scalars(select(Job).where(dialect_of(session).among(Job.id, some)))
         ]
 
 
@@ -331,8 +336,7 @@ def run_names() -> list[Row[Any]]:
     """The searchable fields of runs, newest first: id, kind, name, state, tags, model."""
     model: ColumnElement[Any] = Job.config["model"].as_string()
     with reading() as session:
-        if session.get_bind().dialect.name == "sqlite":  # which fails at the first damaged row
-            model = case((func.json_valid(Job.config), model), else_="")
+        model = dialect_of(session).readable(Job.config, model)  # one must not hide the others
         columns = (Job.id, Job.kind, Job.name, Job.state, Job.tags, model.label("model"))
         return list(session.execute(select(*columns).where(SHOWN).order_by(Job.id.desc())))
 
@@ -377,7 +381,7 @@ def removed(before: int) -> list[Job]:
     """Runs deleted before a moment (UTC milliseconds since 1970) and not yet purged."""
     query = select(Job).where(Job.removed_at < before, Job.purged.is_(False))
     with reading() as session:
-        return list(session.scalars(query.order_by(Job.removed_at)))
+        return list(session.scalars(query.order_by(Job.removed_at, Job.id)))
 
 
 def largest(limit: int) -> list[Job]:
@@ -440,7 +444,9 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
     query = (
         select(*[getattr(ProfileRow, column) for column in columns])
         .where(ProfileRow.job_id == job_id(run))
-        .order_by(ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step)
+        .order_by(
+            ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step, ProfileRow.stage
+        )
     )
     with reading() as session:
         return [dict(row._mapping) for row in session.execute(query)]

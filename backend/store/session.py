@@ -1,57 +1,48 @@
 """One connection pool per process, with read and write transactions.
 
-SQLite runs in WAL mode. A write transaction acquires the write lock at its start (BEGIN IMMEDIATE):
-one that reads first and writes later could fail immediately, regardless of the timeout.
+A write transaction of SQLite has the write lock from its start; one of PostgreSQL locks what it
+decides about. How they differ is in `dialects`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from filelock import FileLock, Timeout
-from sqlalchemy import Connection, CursorResult, Engine, Update, create_engine, event
+from sqlalchemy import CursorResult, Engine, Update, create_engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError
 from backend.settings import settings
-from backend.store.tables import read_json
+from backend.store.dialects.base import Dialect, NamedLock
+from backend.store.dialects.choice import dialect_named, dialect_of
+from backend.store.tables import Attempt, Job, read_json, write_json
 
-BUSY_MS = 30_000
-POLL_S = 0.002
+Numbered = TypeVar("Numbered", Job, Attempt)
+NOW = "now"  # in what a session remembers
+NOT_ACCEPTED = "The database URL was not accepted."
+EXAMPLES = (
+    "Write SLIMSCOPE_DATABASE_URL as in sqlite:////data/results.db or "
+    "postgresql+psycopg://user@host/slimscope, or leave it unset."
+)
 
 
 def now_ms() -> int:
-    """UTC milliseconds since 1970."""
+    """UTC milliseconds since 1970, by the clock of this machine."""
     return time.time_ns() // 1_000_000
 
 
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions are started explicitly
-    connection.text_factory = _text_of
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=NORMAL",
-        f"busy_timeout={BUSY_MS}",
-        "foreign_keys=ON",
-        "journal_size_limit=67108864",
-        "wal_autocheckpoint=0",  # only the supervisor checkpoints: bug before 3.51.3
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _text_of(stored: bytes) -> str:
-    """Stored text; bytes that are no UTF-8 are replaced: one damaged value must not hide others."""
-    return stored.decode("utf-8", "replace")
-
-
-def _begin(connection: Connection) -> None:
-    immediate = connection.get_execution_options().get("immediate")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+def database_ms(session: Session) -> int:
+    """UTC milliseconds since 1970, by the one clock that all machines share: that of the database.
+    For times that are compared with those of another process. It is asked once a transaction."""
+    if (known := session.info.get(NOW)) is None:
+        found = dialect_of(session).now_ms(session)
+        known = session.info[NOW] = now_ms() if found is None else found
+    return int(known)
 
 
 @lru_cache
@@ -61,16 +52,22 @@ def engine_for(url: str) -> Engine:
     Raises:
         ConfigError: the URL is none, or of a database for which no driver is installed.
     """
-    options: dict[str, Any] = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}
     try:
-        engine = create_engine(url, json_deserializer=read_json, **options)
+        dialect = _dialect(url)
+        engine = create_engine(
+            url, json_deserializer=read_json, json_serializer=write_json, **dialect.options()
+        )
     except (ArgumentError, ImportError, ValueError) as error:
-        do = "Write SLIMSCOPE_DATABASE_URL as in sqlite:////data/results.db, or leave it unset."
-        raise ConfigError("The database URL was not accepted.", _reason(error), do) from error
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _tune_sqlite)
-        event.listen(engine, "begin", _begin)
+        raise ConfigError(NOT_ACCEPTED, _reason(error), EXAMPLES) from error
+    dialect.prepare(engine)
     return engine
+
+
+def _dialect(url: str) -> Dialect:
+    dialect = dialect_named(url)
+    if dialect is None:
+        raise NoSuchModuleError
+    return dialect
 
 
 def _reason(error: Exception) -> str:
@@ -84,8 +81,10 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """A read-only transaction. Keep it short: readers block truncation of the write-ahead log."""
-    with Session(engine_for(settings().url)) as session:
+    """A read-only transaction, which sees one state of the database. Keep it short: readers block
+    truncation of SQLite's write-ahead log."""
+    engine = engine_for(settings().url)
+    with Session(dialect_of(engine).for_reading(engine)) as session:
         yield session
 
 
@@ -97,42 +96,36 @@ def writing(*, durable: bool = False) -> Iterator[Session]:
         durable: also survive a power failure (state changes), not only a crash (metrics).
     """
     engine = engine_for(settings().url)
-    with _turn(engine), engine.connect().execution_options(immediate=True) as connection:
-        if durable and engine.dialect.name == "sqlite":
-            _set_synchronous(connection, "FULL")
-        try:
-            with Session(connection, expire_on_commit=False) as session, session.begin():
-                yield session
-        finally:
-            if durable and engine.dialect.name == "sqlite":
-                _set_synchronous(connection, "NORMAL")
+    dialect = dialect_of(engine)
+    with (
+        dialect.turn(engine),
+        engine.connect().execution_options(immediate=True) as connection,
+        dialect.surviving_power_cuts(connection) if durable else nullcontext(),
+        Session(connection, expire_on_commit=False) as session,
+        session.begin(),
+    ):
+        yield session
 
 
-@contextmanager
-def _turn(engine: Engine) -> Iterator[None]:
-    """One writer after the other, of all processes. SQLite itself lets those that wait ask again
-    ever more rarely, so that one can wait for seconds while another writes batch after batch. A
-    process that is frozen in its turn holds nobody up for longer than SQLite would."""
-    name = engine.url.database
-    if engine.dialect.name != "sqlite" or not name:
-        yield
-        return
-    lock = FileLock(f"{name}-turn")
-    with suppress(Timeout):
-        lock.acquire(BUSY_MS / 1000, POLL_S)
-    try:
-        yield
-    finally:
-        lock.release()
+def locked(session: Session, table: type[Numbered], ids: Iterable[int]) -> list[Numbered]:
+    """These rows as they are now, in this order; nobody else changes them before the end of the
+    transaction. They are locked in the order of their ids, so that no two transactions wait for
+    each other. Rows that refer to them can be added meanwhile.
+
+    Raises:
+        NoResultFound: one is not there.
+    """
+    wanted = list(ids)
+    for number in sorted(set(wanted)):
+        session.get_one(table, number, populate_existing=True, with_for_update={"key_share": True})
+    return [session.get_one(table, number) for number in wanted]
+
+
+def alone(session: Session, lock: NamedLock) -> None:
+    """Wait until no other transaction holds this lock, and hold it to the end of this one."""
+    dialect_of(session).lock(session.connection(), lock)
 
 
 def change(session: Session, statement: Update) -> int:
     """Execute an UPDATE and return the number of changed rows, for compare-and-set."""
     return cast(CursorResult[Any], session.execute(statement)).rowcount
-
-
-def _set_synchronous(connection: Connection, level: str) -> None:
-    """Set the pragma outside transactions: SQLite ignores it inside one."""
-    raw = connection.connection.driver_connection
-    assert raw is not None
-    raw.execute(f"PRAGMA synchronous={level}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zlib
 from sys import intern
@@ -56,13 +57,31 @@ def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_shared)
 
 
-def read_json(text: str) -> Any:
+def read_json(stored: str | bytes) -> Any:
     """The value of stored JSON; a `DamagedJson` where it is none. We store ASCII: a replacement
     character stands for bytes that were no text."""
     try:
+        text = stored.decode() if isinstance(stored, bytes) else stored  # as the driver has it
         return DamagedJson() if REPLACED in text else _DECODER.decode(text)
     except ValueError:
         return DamagedJson()
+
+
+def write_json(value: Any) -> str:
+    """A value as stored JSON, in ASCII. It has no word for a number that is not finite, which is
+    stored as none."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_intact(stored: Any) -> None:

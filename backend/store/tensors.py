@@ -19,7 +19,8 @@ def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
     """The statistics and histograms of one tensor at all stored stages."""
     query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
     with reading() as session:
-        return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
+        rows = session.scalars(query.order_by(TensorRow.step, TensorRow.stage))
+        return [_snapshot(row) for row in rows]
 
 
 def module_snapshots(
@@ -32,7 +33,7 @@ def module_snapshots(
     if blocks is not None:
         query = query.where(TensorRow.block.in_([*blocks]))
     with reading() as session:
-        rows = session.scalars(query.order_by(TensorRow.block, TensorRow.step))
+        rows = session.scalars(query.order_by(TensorRow.block, TensorRow.step, TensorRow.stage))
         return [_snapshot(row) for row in rows]
 
 
@@ -41,8 +42,9 @@ def block_snapshots(run: str | int, block: int, stages: Sequence[str]) -> list[T
     query = select(TensorRow).where(
         TensorRow.job_id == job_id(run), TensorRow.block == block, TensorRow.stage.in_([*stages])
     )
+    order = (TensorRow.step, TensorRow.tensor, TensorRow.stage)
     with reading() as session:
-        return [_snapshot(row) for row in session.scalars(query.order_by(TensorRow.step))]
+        return [_snapshot(row) for row in session.scalars(query.order_by(*order))]
 
 
 def _snapshot(row: TensorRow) -> TensorSnapshot:

@@ -29,7 +29,7 @@ class StoredVote:
 
 def votes_of(run: str | int) -> dict[str, int]:
     """Voter -> choice, of one run."""
-    query = select(Vote.voter, Vote.choice).where(Vote.job_id == job_id(run))
+    query = select(Vote.voter, Vote.choice).where(Vote.job_id == job_id(run)).order_by(Vote.voter)
     with reading() as session:
         return dict(session.execute(query).tuples().all())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from sqlalchemy import Integer, Select, func, insert, inspect, literal, select, true
+from sqlalchemy import BigInteger, Select, func, insert, inspect, literal, select, true
 
 from backend.store.session import now_ms, writing
 from backend.store.tables import (
@@ -61,7 +61,7 @@ def many_snapshots(each: int) -> None:
 def many_points(runs: Select[int], points: int) -> None:
     """Give the runs whose ids are selected a curve of `points` points: a slow fall with ripples."""
     ids = runs.subquery()
-    step = select(literal(0, Integer).label("step")).cte("steps", recursive=True)
+    step = select(literal(0, BigInteger).label("step")).cte("steps", recursive=True)
     steps = step.union_all(select(step.c.step + 1).where(step.c.step < points - 1))
     value = 1.0 / (1 + steps.c.step) + 0.01 * (steps.c.step * 7919 % 101)
     rows = select(ids.c[0], literal("loss"), steps.c.step, literal(now_ms()), value)

@@ -23,6 +23,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 
 
+DATABASES: dict[Path, str] = {}  # data folder -> URL of its database, where that is no file in it
+
+
 @dataclass(frozen=True)
 class Dashboard:
     """Its address and its process."""
@@ -33,7 +36,8 @@ class Dashboard:
 
 def environment(data: Path) -> dict[str, str]:
     """The variables of a process that works on this data folder, and ends with its work."""
-    own = {"DATA_DIR": str(data), "DATABASE_URL": "", "IDLE_EXIT": "1", "BROWSER": "false"}
+    url = DATABASES.get(data, "")
+    own = {"DATA_DIR": str(data), "DATABASE_URL": url, "IDLE_EXIT": "1", "BROWSER": "false"}
     return os.environ | {f"SLIMSCOPE_{name}": value for name, value in own.items()}
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
 from backend.errors import SlimscopeError
@@ -23,7 +24,7 @@ from backend.queue.launcher import SUPERVISOR
 from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
-from backend.store.copies import repair_advice
+from backend.store.copies import has_file, repair_advice
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 
@@ -77,7 +78,7 @@ def in_words(error: Exception) -> str:
                 error.orig, sqlite3.OperationalError | sqlite3.IntegrityError
             )
             do = f" {repair_advice()}" if damaged else ""
-            return f"The database in {settings().root} cannot be used: {why}.{do}"
+            return f"The database {_place()} cannot be used: {why}.{do}"
         case ValidationError():  # of the settings: configs have errors of ours
             wrong = ((each["loc"], each["msg"]) for each in error.errors())
             return " ".join(
@@ -85,6 +86,13 @@ def in_words(error: Exception) -> str:
                 for place, reason in wrong
             )
     return str(error)
+
+
+def _place() -> str:
+    """Where the database is, without a password."""
+    if has_file():
+        return f"in {settings().root}"
+    return f"at {make_url(settings().url).render_as_string(hide_password=True)}"
 
 
 def runs(number: int) -> str:

@@ -13,8 +13,10 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
+from sqlalchemy import make_url
 
 from backend.backup import archive
+from backend.backup.moving import move_database
 from backend.backup.replacing import is_database, replace_database
 from backend.backup.restoring import restore_backup
 from backend.backup.single import export_run, import_run
@@ -38,6 +40,7 @@ def add_storage(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command("backup")(backup)
     app.command(RESTORE)(restore)
+    app.command("move")(move)
     app.command("export")(export)
     app.command("import")(import_)
     app.command("disk")(disk)
@@ -79,6 +82,16 @@ def restore(file: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
     if status.queued:
         again = ", ".join(job.run for job in status.queued)
         out.print(f"Queued: {again}. They start with the dashboard, or when a run is added.")
+
+
+def move(
+    to: Annotated[str, typer.Option("--to", help="URL of an empty database.")],
+) -> None:
+    """Move all tables into another database, such as PostgreSQL, or back into a file."""
+    rows = move_database(to, lambda table, count: out.print(f"{table:<18} {count:>10,} rows"))
+    shown = make_url(to).render_as_string(hide_password=True)
+    out.print(f"{rows:,} rows were copied and compared. The old database was not changed.")
+    out.print(f"From now on: export SLIMSCOPE_DATABASE_URL='{shown}'", markup=False, soft_wrap=True)
 
 
 def export(

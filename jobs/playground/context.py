@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from backend.queue.engines.local import reference
 from backend.queue.folders import log_file
-from backend.queue.lifecycle import next_answer, start_answer
+from backend.queue.lifecycle import answer_waits, start_answer
 from backend.queue.roles import GUEST
 from backend.store.session import reading, writing
 from backend.store.tables import Attempt, Job
@@ -54,7 +54,7 @@ def claim_answer(
         guests: whether one for a guest may be taken.
     """
     with reading() as session:  # most turns end here, without a write lock
-        if session.scalars(next_answer(guests)).first() is None:
+        if not answer_waits(session, guests):
             return None
     with writing(durable=True) as session:
         attempt = start_answer(session, reference(os.getpid()), guests)

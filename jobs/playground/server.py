@@ -21,8 +21,8 @@ from jobs.playground.context import AnswerContext, claim_answer
 from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
 from jobs.playground.share import CpuShare
-from jobs.runtime.context import LeaseLostError
-from jobs.runtime.main import execute
+from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.main import away_code, execute
 
 MOST, MOST_OF_GUESTS = 6, 2  # answers at the same time
 QUICK_S, QUIET_S, USED_S = (
@@ -101,7 +101,10 @@ class PlaygroundServer:
             answer.code = execute(answer.context)
         except LeaseLostError:
             answer.code = Exit.FENCED
-        except BaseException as error:  # the database is away: tried again, as for a job
+        except OperationalError as error:  # tried again, as for a job
+            answer.context.log(f"{type(error).__name__}: {error}")
+            answer.code = away_code(error)
+        except BaseException as error:
             answer.context.log(f"{type(error).__name__}: {error}")
             answer.code = Exit.ERROR
         finally:

@@ -3,6 +3,10 @@
 A heartbeat thread writes progress and buffered figures once a second, and reads what people want.
 Every write is fenced: it counts only while this attempt, with its token, is the job's newest. When
 it is not, the process ends at once and has changed nothing.
+
+While the database is away, locked by another program or on a server that does not answer, the
+work goes on for `offline_s`: figures are kept in memory, and those of a finished part in a file
+beside its checkpoint, from which they are written later, by this attempt or the next one.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from backend.checkpoints import Checkpoints, HeldFolder
@@ -29,7 +32,7 @@ from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
-from backend.store.session import change, now_ms, reading, writing
+from backend.store.session import change, database_ms, locked, now_ms, reading, writing
 from backend.store.states import Exit
 from backend.store.tables import (
     Artifact,
@@ -41,17 +44,13 @@ from backend.store.tables import (
     StepTime,
     Table,
 )
+from jobs.runtime.figures import FigureBuffer, LeaseLostError
 from jobs.runtime.progress import Progress
 from jobs.runtime.rows import Row, Values, profile_row, tensor_row, upsert
+from jobs.runtime.spool import FigureSpool
 from jobs.runtime.usage import UsageSampler
 
-BEAT_S = 1.0
-BATCH = 20_000  # rows in one transaction
-PATIENCE_S = 120.0  # how long the last write waits for a locked database
-
-
-class LeaseLostError(Exception):
-    """Another attempt holds the job now."""
+SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
 
 
 class JobContext:
@@ -65,8 +64,11 @@ class JobContext:
         self.checkpoints = Checkpoints(self.work, before_commit=self.settle)
         self.resumed_from: str | None = None
         self._held: HeldFolder | None = None
-        self._rows: list[Row] = []
-        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._figures = FigureBuffer(
+            lambda rows, durable: self._write(rows, durable),
+            FigureSpool(self.work / SPOOL),
+            lambda text: self.log(text),
+        )
         self._stop = threading.Event()
         self._closed = threading.Event()
         self._progress = Progress(job.environment.get(ESTIMATED_SECONDS))
@@ -104,6 +106,9 @@ class JobContext:
             print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
     def should_stop(self) -> bool:
+        if not self._stop.is_set() and self._figures.is_away_too_long():
+            self.log("The database is away for too long: the run stops until it is back.")
+            self._stop.set()
         return self._stop.is_set()
 
     # what a job may record besides -----------------------------------------------------------
@@ -155,8 +160,14 @@ class JobContext:
 
     def has_result(self, stage: str, metric: str) -> bool:
         """Whether an earlier attempt has recorded it already."""
-        with reading() as session:
-            return session.get(Result, (self.job_id, stage, metric)) is not None
+        if self._figures.has_result(stage, metric):
+            return True
+
+        def stored() -> bool:
+            with reading() as session:
+                return session.get(Result, (self.job_id, stage, metric)) is not None
+
+        return self._figures.patiently(stored)
 
     def artifact(self, path: Path, kind: str, sha256: str = "") -> None:
         """Records a file or folder below the run's folder."""
@@ -176,14 +187,16 @@ class JobContext:
         """Adds facts that are needed to repeat the run: versions, threads, text hashes."""
 
         def write(session: Session) -> None:
-            job = session.get_one(Job, self.job_id)
+            (job,) = locked(session, Job, [self.job_id])
             job.environment = {**job.environment, **facts}
 
         self._patiently(write)
 
     def note_resumption(self) -> None:
-        """Records which checkpoint this attempt goes on from. Reading it takes time, so it is
-        found before the database is locked."""
+        """Records which checkpoint this attempt goes on from, and takes over the figures that an
+        earlier one has left beside it. Reading takes time, so it is done before the database is
+        locked."""
+        self._figures.take_over(self.job_id)
         self.resumed_from = self.checkpoints.newest()
 
         def write(session: Session) -> None:
@@ -228,20 +241,21 @@ class JobContext:
     def finish(self, outcome: str, **values: Any) -> None:
         """Writes everything that is left and the outcome, and stops beating."""
         self.stop_beating()
-        self.settle()
+        self._figures.patiently(partial(self.flush, durable=True))
         job = update(Job).where(Job.id == self.job_id).values(**{"eta_s": None, **values})
         self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
 
     def stop_beating(self) -> None:
         """Ends the heartbeat."""
         self._closed.set()
+        self._figures.wake()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
     def settle(self) -> None:
-        """Writes the buffered figures for certain, waiting for a busy database. They are on disk
-        before the checkpoint of the work they belong to."""
-        retry(partial(self.flush, durable=True))
+        """Brings the buffered figures to a disk before the checkpoint of the work they belong to:
+        into the database, or, where that does not take them at once, into a file beside it."""
+        self._figures.settle()
 
     def _patiently(
         self, write: Callable[[Session], Any], *, durable: bool = False, **fence: Any
@@ -253,32 +267,21 @@ class JobContext:
                 self._fence(session, **fence)
                 write(session)
 
-        retry(once)
+        self._figures.patiently(once)
 
     def flush(self, durable: bool = False) -> None:
-        """Writes the buffered figures and the progress; keeps them when the database is busy. What
-        is more than `BATCH` rows is written in parts: others wait for each commit."""
-        with self._writing:  # one writer at a time, so that a flush that returns is complete
-            for _ in range(max(1, -(-len(self._rows) // BATCH))):
-                with self._lock:
-                    rows, self._rows = self._rows[:BATCH], self._rows[BATCH:]
-                try:
-                    self._write(rows, durable)
-                except BaseException:
-                    with self._lock:
-                        self._rows = rows + self._rows
-                    raise
+        """Writes the buffered figures and the progress; keeps them when the database is away."""
+        self._figures.flush(durable)
 
     def _write(self, rows: list[Row], durable: bool) -> None:
         with writing(durable=durable) as session:
-            self._fence(session, beat_at=now_ms())
+            self._fence(session)
             job = update(Job).where(Job.id == self.job_id)
             session.execute(job.values(**self._progress.columns()))
             upsert(session.connection(), rows)
 
     def _add(self, table: type[Table], values: Values) -> None:
-        with self._lock:
-            self._rows.append((table, values))
+        self._figures.add((table, values))
 
     def _fence(self, session: Session, **values: Any) -> None:
         """Raises `LeaseLostError` unless this attempt may still write for its job."""
@@ -289,36 +292,23 @@ class JobContext:
             Attempt.ended_at.is_(None),
             newest == self.attempt_n,
         )
-        if not change(session, mine.values(**values or {"beat_at": now_ms()})):
+        if not change(session, mine.values(beat_at=database_ms(session), **values)):
             raise LeaseLostError
 
     def _beat_forever(self) -> None:
-        while not self._closed.wait(BEAT_S):
-            try:
-                if self._usage:
-                    self._usage.sample()
-                self.flush()
-                with reading() as session:
-                    desired = session.scalar(select(Job.desired).where(Job.id == self.job_id))
-                if desired != "run":
-                    self._stop.set()
-            except LeaseLostError:
-                self.leave()
-                return
-            except Exception as error:  # whatever it is, a run that does not beat cannot be stopped
-                self.log(f"Figures could not be written and are kept for later: {error}")
-
-
-def retry(write: Callable[[], None]) -> None:
-    """Calls `write` until the database takes it, for at most `PATIENCE_S`."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
         try:
-            return write()
-        except OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(BEAT_S)
+            self._figures.serve(self._closed.is_set, self._look)
+        except LeaseLostError:
+            self.leave()
+
+    def _look(self) -> None:
+        """Reads what people want, and samples what the run takes of the machine. Whatever fails, a
+        run that does not beat cannot be stopped."""
+        with suppress(Exception), reading() as session:
+            if self._usage:
+                self._usage.sample()
+            if session.scalar(select(Job.desired).where(Job.id == self.job_id)) != "run":
+                self._stop.set()
 
 
 def claim(attempt_id: int) -> JobContext:
@@ -330,9 +320,10 @@ def claim(attempt_id: int) -> JobContext:
     mine = update(Attempt).where(
         Attempt.id == attempt_id, Attempt.started_at.is_(None), Attempt.ended_at.is_(None)
     )
-    values = {"started_at": now_ms(), "beat_at": now_ms(), "engine_ref": reference(os.getpid())}
+    ref = reference(os.getpid())
     with writing(durable=True) as session:
-        if not change(session, mine.values(**values)):
+        now = database_ms(session)
+        if not change(session, mine.values(started_at=now, beat_at=now, engine_ref=ref)):
             raise LeaseLostError
         attempt = session.get_one(Attempt, attempt_id)
         job = session.get_one(Job, attempt.job_id)

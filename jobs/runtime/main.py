@@ -21,7 +21,8 @@ from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
 from backend.store.tables import Job, check_intact
 from jobs.kind import kind_named
-from jobs.runtime.context import JobContext, LeaseLostError, claim
+from jobs.runtime.context import JobContext, claim
+from jobs.runtime.figures import LeaseLostError
 
 
 def main() -> int:
@@ -29,11 +30,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--attempt", type=int, required=True)
     attempt = parser.parse_args().attempt
-    if current_revision() != newest_revision():
-        print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
-        return Exit.ERROR
     limit_memory(settings().job_gb)
     try:
+        if current_revision() != newest_revision():
+            print("The database is of another version of Slimscope; restart the dashboard.")
+            return Exit.ERROR
         context = claim(attempt)
         signal.signal(signal.SIGTERM, lambda *_: context.ask_stop())
         context.start()
@@ -43,7 +44,12 @@ def main() -> int:
         return Exit.FENCED
     except OperationalError as error:  # the database is away: leave no outcome, to be tried again
         print_trace()
-        return Exit.NO_SPACE if is_disk_full(error) else Exit.ERROR
+        return away_code(error)
+
+
+def away_code(error: OperationalError) -> Exit:
+    """The exit code of a process that ends because the database takes no more."""
+    return Exit.NO_SPACE if is_disk_full(error) else Exit.AWAY
 
 
 def execute(context: JobContext) -> int:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, inspect
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.sql.dml import Insert
+from sqlalchemy import Connection
 
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
+from backend.store.dialects.choice import dialect_of
 from backend.store.tables import ProfileRow, Table, TensorRow
 
 Values = dict[str, Any]
@@ -54,13 +51,5 @@ def upsert(connection: Connection, rows: Iterable[Row]) -> None:
     for table, values in rows:
         by_table[table].append(values)
     for table, batch in by_table.items():
-        connection.execute(_upsert(table, connection.dialect.name), batch)
-
-
-@cache
-def _upsert(table: type[Table], dialect: str) -> Insert:
-    mapper = inspect(table)
-    keys = [str(column.key) for column in mapper.primary_key]
-    insert = (sqlite_insert if dialect == "sqlite" else postgres_insert)(table)
-    changed = {c.key: insert.excluded[c.key] for c in mapper.columns if c.key not in keys}
-    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
+        stored = Table.metadata.tables[table.__tablename__]
+        dialect_of(connection).upsert(connection, stored, batch)

@@ -79,6 +79,7 @@ def exported(job: Job, folder: Path, **options: bool) -> Path:
     return target
 
 
+@pytest.mark.sqlite("another folder is another database")
 def test_a_run_is_the_same_elsewhere(ended: Job, tmp_path: Path, move_to: Move) -> None:
     known, curves = record(ended.run), frames.curves(ended.run)
     profile = tensors.profiles(ended.run, "a.weight")[0].values

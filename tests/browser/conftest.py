@@ -27,7 +27,7 @@ from backend.models.loading import load
 from backend.queue import service
 from backend.queue.engines.local import LocalEngine
 from backend.queue.roles import Actor
-from backend.queue.supervisor import SupervisorLoop, shrink_write_ahead_log
+from backend.queue.supervisor import SupervisorLoop, shrink_log
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -246,7 +246,7 @@ def carry_out_the_runs() -> None:
     while loop.turn():
         assert time.monotonic() < deadline, "the runs did not end"
         time.sleep(0.1)
-    shrink_write_ahead_log()
+    shrink_log()
     states = {job.run: job.state for job in queries.jobs()}
     failed = {run for run, state in states.items() if state != "succeeded"}
     assert failed == {"count-0004"}, states

@@ -25,6 +25,7 @@ from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
 from jobs.playground.share import CpuShare
 from jobs.runtime.context import JobContext, claim
+from jobs.runtime.figures import LeaseLostError
 from jobs.submit import submit
 from tests.fork_engine import ForkEngine
 from tests.jobs.conftest import counting_queue, queue, wait
@@ -58,7 +59,8 @@ def claim_here(loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
     yield added
     for context in contexts:
-        context.finish("stopped")
+        with suppress(LeaseLostError):  # another attempt has followed
+            context.finish("stopped")
     with writing() as session:  # this process is not to be ended with the queue
         session.query(Attempt).update({Attempt.engine_ref: None})
 

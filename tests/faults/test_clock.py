@@ -10,6 +10,7 @@ from backend.queue import lifecycle, service, supervisor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
+from backend.store import session as session_module
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Job
@@ -50,7 +51,7 @@ def test_a_clock_that_is_set_ends_no_run_and_lengthens_none(
     with writing() as session:
         session.query(Attempt).update({Attempt.started_at: now_ms()})
     loop.turn()
-    monkeypatch.setattr(supervisor, "now_ms", lambda: now_ms() + set_by)
+    monkeypatch.setattr(session_module, "now_ms", lambda: now_ms() + set_by)
     seconds[0] = 3500.0
     loop.turn()
     assert (queries.job(job.id).state, queries.job(job.id).desired) == (State.RUNNING, "run")
@@ -59,6 +60,7 @@ def test_a_clock_that_is_set_ends_no_run_and_lengthens_none(
     assert queries.job(job.id).desired == "stop"
 
 
+@pytest.mark.sqlite("its clock is that of the machine")
 @pytest.mark.parametrize("set_by", [DAY_MS, -DAY_MS])
 def test_a_supervisor_is_known_to_be_there_when_the_clock_has_been_set(
     queue: Path, monkeypatch: pytest.MonkeyPatch, set_by: int
@@ -67,8 +69,7 @@ def test_a_supervisor_is_known_to_be_there_when_the_clock_has_been_set(
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: seconds[0])
     loop = SupervisorLoop(ScriptedEngine(slots=1))
     loop.turn()
-    for module in (supervisor, queries):
-        monkeypatch.setattr(module, "now_ms", lambda: now_ms() + set_by)
+    monkeypatch.setattr(session_module, "now_ms", lambda: now_ms() + set_by)
     assert not queries.status().supervisor_alive
     seconds[0] = supervisor.BEAT_S + 1
     loop.turn()

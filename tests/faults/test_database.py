@@ -12,18 +12,29 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from backend.queue import service, supervisor
+from backend.queue.lifecycle import end_attempt, verdict
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.store import frames, queries, session
+from backend.statistics.tensors import TensorSnapshot
+from backend.store import frames, queries, tensors
+from backend.store.dialects import sqlite
+from backend.store.dialects.base import NamedLock
+from backend.store.held_lock import HeldLock
 from backend.store.session import engine_for, reading, writing
-from backend.store.states import State
-from backend.store.tables import MetricPoint
+from backend.store.states import Exit, State
+from backend.store.tables import Attempt, Job, MetricPoint
 from jobs.runtime import context as contexts
+from jobs.runtime import figures
+from jobs.runtime.context import SPOOL, JobContext
+from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.main import away_code, execute
+from jobs.runtime.spool import FigureSpool
 from jobs.submit import submit
 from tests.faults.conftest import ClaimHere
 from tests.queue.conftest import HOST, Wait, running
@@ -43,6 +54,7 @@ for batch in range(10**6):
 """
 
 
+@pytest.mark.sqlite("its file")
 def test_kill_9_leaves_whole_batches_only(queue: Path) -> None:
     job = service.enqueue("count", {}, HOST)
     for _ in range(3):
@@ -85,6 +97,7 @@ def whole_rows(path: Path) -> int:
     return count
 
 
+@pytest.mark.sqlite("its log")
 def test_a_log_that_is_cut_anywhere_holds_whole_transactions(queue: Path) -> None:
     job = service.enqueue("count", {}, HOST)
     for batch in range(3):
@@ -110,11 +123,21 @@ def revision_of(path: Path) -> bool:
     return bool(tables)
 
 
+LOCKED = pytest.mark.sqlite("another program locks it")
+SNAPSHOT = TensorSnapshot(
+    "a", 0, "a", "dense", 4, 1, 0, 0, -1.0, 1.0, np.array([1, 2, 3]), {"x": 1.0}, (0.5,)
+)
+
+
+def lead() -> HeldLock:
+    """The right of this process to supervise."""
+    return HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
+
+
 @pytest.fixture
 def other(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
     """Another process, to lock the database; nobody waits for it inside of SQLite."""
-    for module in (session, supervisor):
-        monkeypatch.setattr(module, "BUSY_MS", 1)
+    monkeypatch.setattr(sqlite, "BUSY_MS", 1)
     engine_for.cache_clear()
     connection = sqlite3.connect(
         queue / "results.db", isolation_level=None, check_same_thread=False
@@ -123,12 +146,13 @@ def other(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Conn
     connection.close()
 
 
+@LOCKED
 def test_a_run_goes_on_while_the_database_is_locked_and_its_figures_arrive(
     claim_here: ClaimHere, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     context = claim_here()
-    monkeypatch.setattr(contexts, "BEAT_S", 0.01)
+    monkeypatch.setattr(figures, "BEAT_S", 0.01)
     other.execute("BEGIN IMMEDIATE")
     context.start()
     said = ""
@@ -142,28 +166,85 @@ def test_a_run_goes_on_while_the_database_is_locked_and_its_figures_arrive(
     assert "kept for later" in said and not context.should_stop()
     assert frames.curves(context.job_id).empty  # readers do not wait
     other.rollback()
-    context.settle()
+    context.flush()
     assert frames.curves(context.job_id)["value"].tolist() == [*range(step + 1)]
 
 
-def test_a_checkpoint_waits_for_the_figures_that_belong_to_it(
+def spooled(context: JobContext) -> list[float]:
+    """The figures that are kept beside the checkpoints."""
+    return [values["value"] for _, values in FigureSpool(context.work / SPOOL).read()]
+
+
+@LOCKED
+def test_a_checkpoint_has_its_figures_beside_it_while_the_database_is_locked(
+    claim_here: ClaimHere, other: sqlite3.Connection
+) -> None:
+    context = claim_here()
+    other.execute("BEGIN IMMEDIATE")
+    for step, name in enumerate(("one", "two")):
+        context.metric("loss", 2.0 - step, step)
+        with context.checkpoints.write(name) as folder:
+            (folder / "a.txt").write_text("text")
+        assert context.checkpoints.find(name) and len(spooled(context)) == step + 1
+    context.result("dense", "perplexity", 21.0)  # waits for nothing, either
+    assert context.has_result("dense", "perplexity") and spooled(context) == [2.0, 1.0, 21.0]
+    other.rollback()
+    context.flush()
+    assert frames.curves(context.job_id)["value"].tolist() == [2.0, 1.0]
+    assert spooled(context) == [] and context.has_result("dense", "perplexity")
+
+
+@LOCKED
+def test_the_next_attempt_writes_what_the_last_one_has_left(
+    claim_here: ClaimHere, loop: SupervisorLoop, other: sqlite3.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    context = claim_here()
+    other.execute("BEGIN IMMEDIATE")
+    context.metric("loss", 2.0, 1)
+    context.snapshot(SNAPSHOT)
+    context.settle()
+    context.metric("loss", 1.0, 2)  # of a part that is not finished
+    with (context.work / SPOOL).open("a") as file:
+        file.write('["metric_points", {"job_id": 1, "na')  # killed as it wrote this
+    other.rollback()
+    with writing() as opened:
+        (attempt,) = opened.query(Attempt)
+        end_attempt(opened, attempt, -9)
+        opened.query(Job).update({Job.not_before: 0})
+    monkeypatch.setattr(loop.engine, "launch", lambda _: {"pid": os.getpid(), "identity": ""})
+    loop.turn()
+    again = contexts.claim(queries.attempts(context.job_id)[-1].id)
+    again.metric("loss", 0.5, 2)
+    again.finish("succeeded")
+    assert frames.curves(context.job_id)["value"].tolist() == [2.0, 0.5]
+    (stored,) = tensors.tensor_snapshots(context.job_id, "a")
+    assert stored.counts.tolist() == SNAPSHOT.counts.tolist()
+    assert not (context.work / SPOOL).exists()
+    with pytest.raises(LeaseLostError):  # who is late writes nothing
+        context.flush()
+
+
+@LOCKED
+def test_a_run_stops_when_the_database_is_away_for_too_long(
     claim_here: ClaimHere, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, waited = claim_here(), list[bool]()
-    context.metric("loss", 2.0, 1)
+    context = claim_here("count", steps=1000, pause=0.01)
+    monkeypatch.setenv("SLIMSCOPE_OFFLINE_S", "0.2")
+    settings.cache_clear()
+    monkeypatch.setattr(figures, "BEAT_S", 0.01)
     other.execute("BEGIN IMMEDIATE")
-
-    def sleep(_: float) -> None:
-        waited.append((context.work / "one").exists())
-        other.rollback()
-
-    monkeypatch.setattr(contexts.time, "sleep", sleep)
-    with context.checkpoints.write("one") as folder:
-        (folder / "a.txt").write_text("text")
-    assert waited == [False] and context.checkpoints.find("one")
-    assert frames.curves(context.job_id)["value"].tolist() == [2.0]
+    context.start()
+    with pytest.raises(OperationalError) as away:
+        execute(context)
+    assert away_code(away.value) == Exit.AWAY
+    assert len(spooled(context)) >= 2  # what it had finished by then
+    other.rollback()
+    judged = verdict(None, Exit.AWAY, "run", 0)
+    assert judged.state == State.QUEUED and not judged.spend_retry and judged.delay_ms
 
 
+@LOCKED
 def test_a_locked_database_does_not_end_the_supervisor(
     loop: SupervisorLoop, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +262,7 @@ def test_a_locked_database_does_not_end_the_supervisor(
             raise
 
     monkeypatch.setattr(loop, "turn", turned)
-    supervisor.run_until_idle(loop)
+    supervisor.run_until_idle(loop, lead())
     assert len(refused) == 1 and "locked" in str(refused[0])
 
 

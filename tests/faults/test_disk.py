@@ -14,12 +14,13 @@ from backend.errors import ComputeError, is_disk_full
 from backend.queue import lifecycle, service
 from backend.queue.folders import read_log, run_folder
 from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Job
 from jobs.kind import kinds
-from jobs.runtime import context as contexts
+from jobs.runtime import figures
 from jobs.runtime.main import execute
 from jobs.submit import submit
 from tests.faults.conftest import ClaimHere, remove_files, until_dead
@@ -40,7 +41,7 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
     with pytest.raises(ComputeError, match="is nan"):
         context.result("run", "total", float("nan"))
 
-    monkeypatch.setattr(contexts, "BEAT_S", 0.01)
+    monkeypatch.setattr(figures, "BEAT_S", 0.01)
     with monkeypatch.context() as patch:
         patch.setattr(context, "_write", full)
         patch.setattr("builtins.print", full)
@@ -116,7 +117,8 @@ def test_a_full_disk_ends_no_run_of_any_kind(
     config, where, fails = FULL[kind]
     context = claim_here(kind, **config)
     with monkeypatch.context() as patch:
-        patch.setattr(contexts, "PATIENCE_S", 0)
+        patch.setenv("SLIMSCOPE_OFFLINE_S", "0")
+        settings.cache_clear()
         patch.setattr(where, fails)
         if fails is full_database:
             with pytest.raises(OperationalError) as refused:

@@ -6,19 +6,22 @@ import pytest
 
 from app import LOOK_S
 from backend.queue import lifecycle
-from backend.queue.supervisor import KILL_AFTER_S
+from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS
 from backend.settings import Settings
+from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
 from backend.text.chat_template import RENDER_S
-from jobs.runtime.context import BEAT_S, PATIENCE_S
+from jobs.runtime.figures import BEAT_S, TURN_S
 from tests.named_tests import existing_tests, named_tests, rows_of
 
 ROWS = rows_of("operations.md", "## Faults")
+OF_MACHINES = rows_of("operations.md", "## More than one machine")
 
 
 def test_every_fault_names_a_test_there_is() -> None:
-    assert ROWS
-    assert [row for row in ROWS if not named_tests(row)] == []
-    assert {name for row in ROWS for name in named_tests(row)} - existing_tests() == set()
+    assert ROWS and OF_MACHINES
+    rows = ROWS + OF_MACHINES
+    assert [row for row in rows if not named_tests(row)] == []
+    assert {name for row in rows for name in named_tests(row)} - existing_tests() == set()
 
 
 FIRST_MS, SECOND_MS = (lifecycle.RETRY_DELAYS_MS[left] for left in (1, 0))
@@ -28,15 +31,17 @@ GRACE_S = Settings.model_fields["stop_grace"].default
 @pytest.mark.parametrize(
     ("fault", "times"),
     [
+        ("A machine is gone with its runs", [LEAVING_MS / 1000]),
+        ("The supervisor dies, or is cut off", [SILENT_S + ASK_AGAIN_S * ASK_TIMES]),
         ("A process of a run is killed", [FIRST_MS / 1000, SECOND_MS / 1000]),
         ("does not react to *Cancel*", [GRACE_S, KILL_AFTER_S, GRACE_S + KILL_AFTER_S]),
         ("The supervisor is killed", [LOOK_S]),
         ("The disk is full", [lifecycle.NO_SPACE_DELAY_MS / 1000]),
         ("The system clock is set", [lifecycle.NO_SPACE_DELAY_MS / 1000]),
-        ("The database is locked", [PATIENCE_S, BEAT_S]),
+        ("The database is locked", [TURN_S, BEAT_S, lifecycle.AGAIN_DELAY_MS / 1000]),
         ("A chat template", [RENDER_S]),
     ],
 )
 def test_its_times_are_those_of_the_code(fault: str, times: list[float]) -> None:
-    (row,) = [row for row in ROWS if fault in row.split("|")[1]]
+    (row,) = [row for row in ROWS + OF_MACHINES if fault in row.split("|")[1]]
     assert [time for time in times if f"{time:g} s" not in row] == []

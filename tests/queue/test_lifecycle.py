@@ -29,6 +29,7 @@ from tests.queue.conftest import HOST
         (None, -9, "run", 0, State.LOST),
         (None, -9, "kill", 2, State.CANCELLED),
         (None, 77, "run", 0, State.QUEUED),  # a full disk costs no retry either
+        (None, 79, "run", 0, State.QUEUED),  # nor does a database that was away
         (None, 78, "run", 1, State.QUEUED),
         (None, 78, "run", 0, State.LOST),
         ("never started", None, "run", 0, State.QUEUED),
@@ -50,7 +51,9 @@ def test_the_longest_waiting_rises(queue: object) -> None:
     assert [j.id for j in queries.queued()] == [old.id, new.id]
 
 
-@examples(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     waiting=st.lists(st.tuples(st.integers(-1000, 1000), st.floats(0, 99)), min_size=1, max_size=6),
     which=st.integers(0, 5),

@@ -14,10 +14,11 @@ from backend.queue.roles import Actor
 from backend.queue.service import enqueue, resume_all
 from backend.settings import settings
 from backend.store import queries
+from backend.store.dialects.choice import dialect_of
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.states import State
-from backend.store.tables import Job, Result, example_number, run_name
+from backend.store.tables import Job, Result, Table, example_number, run_name
 from ui.runs.rows import all_rows
 from ui.runs.view import TableQuery, query_runs
 
@@ -36,11 +37,18 @@ def add(number: int, state: State = State.SUCCEEDED, **config: str) -> None:
         session.add(Result(job_id=number, stage="sds", metric="perplexity", value=9.0))
 
 
+def count_on() -> None:
+    """The next run gets the number after the last one there is."""
+    with engine_for(settings().url).begin() as connection:
+        dialect_of(connection).count_on(connection, Table.metadata)
+
+
 @pytest.fixture(autouse=True)
 def two_runs(data_dir: Path) -> None:
     upgrade()
     for number in (1, 2):
         add(number)
+    count_on()
     model = run_folder("sds-0001") / "model"
     model.mkdir(parents=True)
     (model / "weights").write_bytes(b"w" * 1000)
@@ -126,6 +134,7 @@ def test_an_example_has_a_name_and_takes_no_number() -> None:
     with writing() as session:
         for number in (1, 2):
             session.delete(session.get_one(Job, number))
+    count_on()
     add(number := example_number("sds"))
     assert run_name("sds", number) == "sds-example" == queries.job("sds-example").run
     for change in (labels.rename, labels.annotate):

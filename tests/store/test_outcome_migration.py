@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +9,9 @@ from typing import Any
 
 import pytest
 from alembic import command
+from sqlalchemy import JSON, bindparam, text
 
+from backend.settings import settings
 from backend.store import migrate, queries
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for
@@ -21,13 +21,17 @@ from jobs.speed.report import decoder_reports, verdicts
 
 VANILLA_PARTS = {"draft": 0.0, "verify": 20.0, "accept": 0.0, "cache": 0.0}
 PARTS = {"draft": 3.0, "verify": 24.0, "accept": 0.5, "cache": 0.5}
-JOB = (
+JOB = text(
     "INSERT INTO jobs (id, kind, name, owner, config, config_hash, environment, priority, state,"
     " desired, attempts_made, retries_left, not_before, created_at, queued_at, started_at,"
-    " finished_at, done, total, stage) VALUES (?, ?, '', 'mira', ?, '', '{}', 0, 'succeeded',"
-    " 'run', 1, 0, 0, 0, 0, 1000, ?, 1, 1, 'done')"
+    " finished_at, done, total, stage) VALUES (:id, :kind, '', 'mira', '{\"model\": \"toy\"}', '',"
+    " '{}', 0, 'succeeded', 'run', 1, 0, 0, 0, 0, 1000, :ended, 1, 1, 'done')"
 )
-RESULT = "INSERT INTO results VALUES (?, ?, ?, ?, NULL, ?, ?)"
+RESULT = text(
+    "INSERT INTO results VALUES (:job, :stage, :metric, :value, NULL, :n, :details)"
+).bindparams(bindparam("details", type_=JSON))
+COLUMNS = ("job", "stage", "metric", "value", "n", "details")
+pytestmark = pytest.mark.no_tables
 
 
 def decoder(name: str, kind: str, up: float, hits: dict[str, float]) -> list[tuple[Any, ...]]:
@@ -66,13 +70,11 @@ def old(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         patch.setattr(migrate, "newest_revision", lambda: "0004")
         patch.setattr(command, "upgrade", partial(_upgrade_to, command.upgrade, "0004"))
         upgrade()
-    with sqlite3.connect(data_dir / "results.db") as database:
+    with engine_for(settings().url).begin() as database:
         for number, kind, seconds in ((1, "sds", 30), (2, "speed", 30), (3, "amphista", 100)):
-            config = json.dumps({"model": "toy"})
             ended = 1000 + int(1000 * (START_S + seconds))
-            database.execute(JOB, (number, kind, config, ended))
-        for *row, details in ROWS:
-            database.execute(RESULT, (*row, json.dumps(details)))
+            database.execute(JOB, {"id": number, "kind": kind, "ended": ended})
+        database.execute(RESULT, [dict(zip(COLUMNS, row, strict=True)) for row in ROWS])
     return data_dir
 
 
@@ -122,7 +124,8 @@ def test_the_way_back_keeps_the_figures(old: Path) -> None:
     engine_for.cache_clear()
     config = migrate.alembic_config()
     command.downgrade(config, "0004")
-    with sqlite3.connect(old / "results.db") as database:
-        rows = database.execute("SELECT job_id, metric, value FROM results WHERE stage = 'run'")
-        assert {(1, "kept", 1.0), (1, "work", 1e12), (1, "seconds/Prune", 7.0)} <= set(rows)
+    kept = text("SELECT job_id, metric, value FROM results WHERE stage = 'run'")
+    with engine_for(settings().url).connect() as database:
+        rows = {tuple(row) for row in database.execute(kept)}
+    assert {(1, "kept", 1.0), (1, "work", 1e12), (1, "seconds/Prune", 7.0)} <= rows
     engine_for.cache_clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 from pathlib import Path
@@ -16,6 +17,8 @@ import psutil
 
 from backend.queue.engines.base import LaunchRequest, PollResult, Ref
 from backend.settings import settings
+from backend.store.dialects.choice import dialect_of
+from backend.store.session import engine_for
 
 DEVICES = Path("/dev")  # where the driver lists the GPUs as nvidia0, nvidia1, …
 
@@ -52,6 +55,8 @@ class LocalEngine:
         return reference(child.pid)
 
     def poll(self, ref: Ref) -> PollResult:
+        if _is_elsewhere(ref):
+            return PollResult("unknown")
         pid = int(ref["pid"])
         if _leader(ref) is not None:
             return PollResult("running")
@@ -102,8 +107,18 @@ def cores_of(launch: LaunchRequest, slots: int) -> list[int]:
 
 
 def reference(pid: int) -> Ref:
-    """The reference of a local process."""
-    return {"pid": pid, "identity": identity(pid)}
+    """The reference of a local process. Where other machines use the same database, it names this
+    one."""
+    ref: Ref = {"pid": pid, "identity": identity(pid)}
+    alone = dialect_of(engine_for(settings().url)).one_machine
+    return ref if alone else ref | {"host": platform.node()}
+
+
+def _is_elsewhere(ref: Ref) -> bool:
+    """Whether it is a process of another machine. One whose name was changed is the same until it
+    is booted again."""
+    own_boot = str(ref["identity"]).rpartition("/")[0] == boot()
+    return ref.get("host", platform.node()) != platform.node() and not own_boot
 
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -7,19 +7,23 @@ import sqlite3
 import stat
 from pathlib import Path
 
+from backend.printable import readable_bytes
 from backend.queue.disk import orphaned_folders
 from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
 from backend.store import queries
-from backend.store.copies import daily_copies, repair_advice
+from backend.store.copies import daily_copies, has_file, repair_advice
+from backend.store.dialects.choice import dialect_of
 from backend.store.integrity import check_integrity
 from backend.store.migrate import current_revision
 from backend.store.permissions import database_files
+from backend.store.session import database_ms, engine_for, now_ms, reading
 from jobs.cli.console import runs
 from jobs.cli.doctor.check import HealthCheck, check
 
 SAFE_SQLITE = (3, 51, 3)  # earlier ones may corrupt a log that two connections check-point
 NEEDED_DISK = 4e9
+MOST_SECONDS_OFF = 2.0
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 SHOWN = 3  # names in one finding
 
@@ -55,21 +59,36 @@ def disk() -> HealthCheck:
     return check("disk", free > NEEDED_DISK, text, "slimscope disk shows what can be freed.")
 
 
-def sqlite_version() -> HealthCheck:
-    known = sqlite3.sqlite_version_info >= SAFE_SQLITE
-    advice = "" if known else "; only the supervisor check-points, which avoids a known bug"
-    return HealthCheck("SQLite", True, f"{sqlite3.sqlite_version}{advice}")
+def database_version() -> HealthCheck:
+    """Which database it is; of a server, whether its clock agrees with that of this machine, by
+    which figures are dated."""
+    engine = engine_for(settings().url)
+    dialect = dialect_of(engine)
+    text = dialect.version(engine)
+    if dialect.one_machine:
+        known = sqlite3.sqlite_version_info >= SAFE_SQLITE
+        advice = "" if known else "; only the supervisor check-points, which avoids a known bug"
+        return HealthCheck(dialect.title, True, f"{text}{advice}")
+    with reading() as session:
+        off = abs(database_ms(session) - now_ms()) / 1000
+    text = f"{text}; its clock differs by {off:,.1f} s"
+    return check(dialect.title, off < MOST_SECONDS_OFF, text, "timedatectl set-ntp true")
 
 
 def integrity() -> HealthCheck:
     result = check_integrity()
     if result is None:
-        return HealthCheck("database", True, "not SQLite: not checked")
+        engine = engine_for(settings().url)
+        dialect = dialect_of(engine)
+        size = readable_bytes(dialect.bytes(engine))
+        return HealthCheck("database", True, f"{size}, on a server. {dialect.backup_advice}")
     text = "; ".join(result.problems[:SHOWN]) or "intact"
     return check("database", not result.problems, text, repair_advice())
 
 
 def copies() -> HealthCheck:
+    if not has_file():
+        return HealthCheck("daily copies", True, "none of a server")
     found, keep = daily_copies(), settings().backups
     newest = f"{len(found)}, the newest {found[0].name}" if found else "none yet"
     return HealthCheck("daily copies", True, newest if keep else "off (SLIMSCOPE_BACKUPS=0)")
@@ -90,7 +109,7 @@ def supervisor() -> HealthCheck:
     if alive and not status.supervisor_alive:
         fix = f"End it; the next starts by itself: fuser -k '{SUPERVISOR.lock_path()}'"
         return HealthCheck("supervisor", False, "it holds its lock, but does not work", fix)
-    if waiting and not alive:
+    if waiting and not alive and not status.supervisor_alive:
         text = f"asleep; waiting for it: {runs(waiting)}"
         return HealthCheck("supervisor", False, text, "Open the dashboard, which wakes it.")
     return HealthCheck(

@@ -8,7 +8,7 @@ from jobs.cli.doctor.check import HealthCheck
 CHECKS = (
     data.data_folder, data.privacy, data.disk, machine.memory, machine.threads, machine.device,
     machine.native_decoder, machine.clock, machine.models, machine.cached_models, machine.texts,
-    data.sqlite_version, data.integrity, data.copies, data.orphans, data.supervisor,
+    data.database_version, data.integrity, data.copies, data.orphans, data.supervisor,
 )  # fmt: skip
 
 

@@ -39,6 +39,14 @@ def given(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
     return change
 
 
+@pytest.fixture
+def given_away(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is not there."""
+    url = "postgresql+psycopg://me:secret@127.0.0.1:1/slimscope"
+    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", url)
+    settings.cache_clear()
+
+
 def wrong(found: HealthCheck, *parts: str) -> bool:
     """Whether a finding is bad, and says these things in its text and its fix."""
     return not found.ok and all(part in f"{found.text} {found.fix}" for part in parts)
@@ -75,12 +83,30 @@ def test_a_full_disk(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong(data.disk(), "1.0 GB free", "slimscope disk")
 
 
+@pytest.mark.sqlite("its copies")
 def test_a_damaged_database_and_its_copies(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "none yet" in data.copies().text
     copy = copy_daily()
     assert copy is not None and copy.name in data.copies().text
     monkeypatch.setattr(integrity, "_problems", lambda: ["page 3 is never used"])
     assert wrong(data.integrity(), "page 3", f"slimscope restore backups/{copy.name}")
+
+
+def test_a_server_whose_clock_is_another(
+    on_server: str, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data.database_version().ok and data.database_version().name == "PostgreSQL"
+    assert "pg_dump" in data.integrity().text and data.copies().ok
+    monkeypatch.setattr(data, "now_ms", lambda: now_ms() + 5000)
+    assert wrong(data.database_version(), "differs by 5", "timedatectl")
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password(
+    on_server: str, data_dir: Path, given_away: None
+) -> None:
+    told = slimscope("doctor")
+    assert told.returncode == 2 and "secret" not in told.stderr
+    assert "at postgresql+psycopg://me:***@127.0.0.1:1/slimscope cannot be used" in told.stderr
 
 
 def test_more_threads_than_cores(queue: Path, given: Set) -> None:

@@ -14,6 +14,7 @@ depends_on = None
 INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 VOTE = re.compile(r"tie|better-([1-4])")
 VOTER = "local"  # only hosts could vote
+JOBS = sa.table("jobs", sa.column("id", INTEGER), sa.column("tags", sa.JSON()))
 
 
 def upgrade() -> None:
@@ -40,7 +41,8 @@ def _move_votes() -> None:
     """The vote of a run is its first tag that was one."""
     database = op.get_bind()
     voted = sa.text(
-        "SELECT id, tags, created_at FROM jobs WHERE kind = 'generate' AND tags != '[]'"
+        "SELECT id, CAST(tags AS TEXT), created_at FROM jobs"
+        " WHERE kind = 'generate' AND CAST(tags AS TEXT) != '[]'"
     )
     for number, stored, created_at in database.execute(voted).all():
         try:
@@ -51,14 +53,11 @@ def _move_votes() -> None:
         if not found:
             continue
         database.execute(
-            sa.text("INSERT INTO votes VALUES (:job_id, :voter, :choice, 0, :at)"),
+            sa.text("INSERT INTO votes VALUES (:job_id, :voter, :choice, false, :at)"),
             {"job_id": number, "voter": VOTER, "choice": int(found[0][1] or 0), "at": created_at},
         )
         left = [tag for tag in tags if not VOTE.fullmatch(str(tag))]
-        database.execute(
-            sa.text("UPDATE jobs SET tags = :tags WHERE id = :id"),
-            {"tags": json.dumps(left), "id": number},
-        )
+        database.execute(sa.update(JOBS).where(JOBS.c.id == number).values(tags=left))
 
 
 def downgrade() -> None:

@@ -1,0 +1,177 @@
+"""Moving all tables into another database: from a file to a server, and back.
+
+The target is filled in one transaction, which is committed when every table has been compared: a
+move that is killed leaves it empty. Nobody writes to the old database meanwhile, and it is not
+changed. Artefacts stay where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import JSON, Connection, Engine, Text, inspect, select
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+
+from backend.errors import BackupError
+from backend.queue.launcher import PLAYGROUND, SUPERVISOR
+from backend.settings import settings
+from backend.store.dialects.base import NamedLock
+from backend.store.dialects.choice import dialect_of
+from backend.store.migrate import upgrade_on
+from backend.store.session import engine_for
+from backend.store.states import LIVE
+from backend.store.tables import Job, Table, write_json
+
+NOT_MOVED = "Nothing was moved."
+BATCH = 10_000  # rows read and written at a time
+NO_JSON = ("NaN", "Infinity")  # words that Python writes, and no other program reads
+DIGEST_BITS = 256
+
+Told = Callable[[str, int], None]  # name of a table, its rows
+Content = tuple[int, int]  # rows, and the sum of their digests: in whatever order they come
+
+
+def move_database(url: str, told: Told = lambda table, rows: None) -> int:
+    """Copy every table into an empty database, and compare both.
+
+    Args:
+        url: of that database.
+        told: called when a table has been copied and compared.
+
+    Returns:
+        How many rows were copied.
+
+    Raises:
+        BackupError: the target is not empty or cannot hold a value, a run is live, another process
+            uses the database, or both differ afterwards. Nothing was moved.
+        ConfigError: the URL is none.
+        OperationalError: one of the databases cannot be used.
+    """
+    source, target = engine_for(settings().url), engine_for(url)
+    with ExitStack() as held:
+        here = held.enter_context(_frozen(source))
+        there = held.enter_context(_emptied(target))
+        upgrade_on(there)
+        rows = sum(_move(here, there, table, told) for table in Table.metadata.sorted_tables)
+        dialect_of(there).count_on(there, Table.metadata)
+    return rows
+
+
+@contextmanager
+def _frozen(source: Engine) -> Iterator[Connection]:
+    """A connection to a database that nobody else writes to."""
+    with ExitStack() as held:
+        for process in (SUPERVISOR, PLAYGROUND):
+            if (lock := process.try_lock()) is None:
+                why = f"The {process.name} of this data folder is at work."
+                raise BackupError(NOT_MOVED, why, "Stop the dashboard, and wait for its runs.")
+            held.callback(lock.release)
+        source.dispose()
+        if users := dialect_of(source).users(source):
+            why = f"Other processes use the database: {', '.join(users)}."
+            raise BackupError(NOT_MOVED, why, "Stop the dashboards, and wait for their runs.")
+        connection = held.enter_context(source.connect().execution_options(immediate=True))
+        held.enter_context(connection.begin())
+        dialect_of(source).freeze(connection, Table.metadata)
+        live = select(Job.kind, Job.id).where(Job.state.in_([*LIVE])).limit(1)
+        if connection.execute(live).first():
+            raise BackupError(NOT_MOVED, "A run is at work.", "Wait until it has ended, or cancel.")
+        yield connection
+
+
+@contextmanager
+def _emptied(target: Engine) -> Iterator[Connection]:
+    """A connection to an empty database, which stays empty if the body fails."""
+    dialect = dialect_of(target)
+    new = not dialect.files(target.url)
+    try:
+        with (
+            target.connect().execution_options(immediate=True) as connection,
+            dialect.surviving_power_cuts(connection),
+            connection.begin(),
+        ):
+            dialect.lock(connection, NamedLock.MIGRATION)
+            _check_empty(connection)
+            yield connection
+    except BaseException:
+        target.dispose()
+        for file in dialect.files(target.url) if new else []:
+            file.unlink()
+        raise
+
+
+def _check_empty(connection: Connection) -> None:
+    ours = Table.metadata.tables
+    for name in inspect(connection).get_table_names():
+        known = name == "alembic_version"
+        if name in ours:
+            rows = select(sa.func.count()).select_from(ours[name])
+            known = connection.scalar(rows) == 0
+        if not known:
+            why, do = f"The table {name} of the new database holds rows.", "Name an empty one."
+            raise BackupError(NOT_MOVED, why, do)
+
+
+def _move(here: Connection, there: Connection, table: sa.Table, told: Told) -> int:
+    raw = _as_text(table)
+    read = here.execution_options(yield_per=BATCH)
+    count = digest = 0
+    try:
+        for rows in read.execute(_all(table)).partitions():
+            values = [_valid(raw, row) for row in rows]
+            count, digest = count + len(values), digest + _digest(values)
+            dialect_of(there).insert_all(there, raw, values)
+    except OperationalError:
+        raise
+    except DatabaseError as error:
+        why = f"The new database did not take a row of {table.name}: {_reason(error)}."
+        raise BackupError(NOT_MOVED, why, "Restore a daily copy if that row is damaged.") from error
+    if (count, digest % 2**DIGEST_BITS) != _content(there, table):
+        raise BackupError(NOT_MOVED, f"The copy of {table.name} differs.", "Try again.")
+    told(table.name, count)
+    return count
+
+
+def _reason(error: DBAPIError) -> str:
+    return str(error.orig or error).splitlines()[0]
+
+
+def _as_text(table: sa.Table) -> sa.TableClause:
+    """The table with its JSON as the text that is stored."""
+    columns = ((c.name, Text() if isinstance(c.type, JSON) else c.type) for c in table.columns)
+    return sa.table(table.name, *(sa.column(name, kind) for name, kind in columns))
+
+
+def _all(table: sa.Table) -> sa.Select[Any]:
+    """All rows, those that others refer to first."""
+    columns = (sa.cast(c, Text) if isinstance(c.type, JSON) else c for c in table.columns)
+    return select(*columns).order_by(*table.primary_key.columns)
+
+
+def _valid(table: sa.TableClause, row: Sequence[Any]) -> tuple[Any, ...]:
+    """A row whose JSON is JSON."""
+    return tuple(
+        write_json(json.loads(value))
+        if isinstance(column.type, Text) and value and any(word in value for word in NO_JSON)
+        else value
+        for column, value in zip(table.columns, row, strict=True)
+    )
+
+
+def _content(connection: Connection, table: sa.Table) -> Content:
+    count = digest = 0
+    read = connection.execution_options(yield_per=BATCH)
+    for rows in read.execute(_all(table)).partitions():
+        count, digest = count + len(rows), digest + _digest(rows)
+    return count, digest % 2**DIGEST_BITS
+
+
+def _digest(rows: Sequence[Sequence[Any]]) -> int:
+    """The sum of the digests of rows."""
+    digests = (hashlib.sha256(repr(tuple(row)).encode("utf-8", "surrogatepass")) for row in rows)
+    return sum(int.from_bytes(digest.digest()) for digest in digests)

@@ -1,0 +1,145 @@
+"""What differs between databases, and is asked nowhere else.
+
+SQLite: one file, one writer at a time, who holds the write lock from the beginning of a
+transaction. So whatever reads, decides and writes in one transaction is alone.
+
+PostgreSQL: a server, many writers. What a transaction decides about has to be locked by it: rows by
+`SELECT … FOR UPDATE` (`session.locked`, ignored by SQLite), what has no row by a `NamedLock`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, ColumnElement, Connection, Engine, MetaData, Table, TableClause
+from sqlalchemy.orm import Session
+
+BUSY_MS = 30_000  # the longest wait for a lock
+
+
+class NamedLock(StrEnum):
+    """What is locked as a whole, where there is no row to lock."""
+
+    MIGRATION = "migration"
+    SUPERVISOR = "supervisor"
+    GUESTS = "guests"  # how many runs they have
+    ORDER = "order"  # of the queue
+
+    @property
+    def number(self) -> int:
+        """What a server knows it by: a signed 64-bit number."""
+        digest = hashlib.sha256(f"slimscope {self.value}".encode()).digest()
+        return int.from_bytes(digest[:8], signed=True)
+
+
+class Dialect(ABC):
+    """What one kind of database does in its own way.
+
+    Attributes:
+        title: its name, for people.
+        one_machine: whether only processes of one machine can use it.
+        numbers_follow_largest: whether the next row gets the number after the largest there is,
+            rather than after the last one that was given.
+        backup_advice: how to back it up where we do not.
+    """
+
+    title: str
+    one_machine: bool
+    backup_advice: str = ""
+    numbers_follow_largest: bool
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Arguments of `create_engine`."""
+
+    @abstractmethod
+    def prepare(self, engine: Engine) -> None:
+        """Set up a new engine."""
+
+    @abstractmethod
+    def for_reading(self, engine: Engine) -> Engine:
+        """The engine of transactions that see one state of the database, and write nothing."""
+
+    @abstractmethod
+    def turn(self, engine: Engine) -> AbstractContextManager[None]:
+        """A context in which it is this process's turn to write."""
+
+    @abstractmethod
+    def surviving_power_cuts(self, connection: Connection) -> AbstractContextManager[None]:
+        """A context whose commits survive a power cut, too, not only a crash of this process."""
+
+    @abstractmethod
+    def file(self, url: URL) -> Path | None:
+        """The file of the database; None if it is not one that this process can read."""
+
+    @abstractmethod
+    def files(self, url: URL) -> list[Path]:
+        """The files that make up the database, of those that exist."""
+
+    @abstractmethod
+    def users(self, engine: Engine) -> list[str]:
+        """The other processes that use the database, as a person can find them."""
+
+    @abstractmethod
+    def freeze(self, connection: Connection, tables: MetaData) -> None:
+        """Let nobody else write to these tables until the end of the transaction, however long."""
+
+    @abstractmethod
+    def insert_all(
+        self, connection: Connection, table: TableClause, rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Insert many new rows; their values in the order of the columns, JSON as text."""
+
+    @abstractmethod
+    def upsert(
+        self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Insert rows, or replace those with the same key; of several with one key the last. Each
+        has a value for every column."""
+
+    @abstractmethod
+    def now_ms(self, session: Session) -> int | None:
+        """The time of the database, UTC milliseconds since 1970; None if it is that of this
+        machine."""
+
+    @abstractmethod
+    def lock(self, connection: Connection, lock: NamedLock) -> None:
+        """Hold a lock until the end of the transaction, waiting for it."""
+
+    @abstractmethod
+    def try_lock(self, connection: Connection, lock: NamedLock) -> bool:
+        """Whether this connection now holds a lock, until it is closed."""
+
+    @abstractmethod
+    def readable(self, document: Any, value: ColumnElement[Any]) -> ColumnElement[Any]:
+        """A value taken from a JSON column; "" where the column cannot be read."""
+
+    @abstractmethod
+    def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
+        """Whether a column holds one of these thousands of numbers."""
+
+    @abstractmethod
+    def after_migration(self, connection: Connection) -> None:
+        """Make tables alike that migrations make differently."""
+
+    @abstractmethod
+    def version(self, engine: Engine) -> str:
+        """The version of the database."""
+
+    @abstractmethod
+    def bytes(self, engine: Engine) -> int:
+        """The bytes the database takes."""
+
+    @abstractmethod
+    def count_on(self, connection: Connection, tables: MetaData) -> None:
+        """Number the next row of each table after the largest number there is."""
+
+    @abstractmethod
+    def shrink_log(self, engine: Engine) -> None:
+        """Write what the log holds into the database, if that is for us to do."""

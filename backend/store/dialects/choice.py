@@ -1,0 +1,27 @@
+"""The dialect of a database."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, Engine, make_url
+from sqlalchemy.orm import Session
+
+from backend.store.dialects.base import Dialect
+from backend.store.dialects.postgresql import PostgreSQL
+from backend.store.dialects.sqlite import SQLite
+
+DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
+
+
+def dialect_named(url: str) -> Dialect | None:
+    """The dialect of a URL; None for a database that is not supported.
+
+    Raises:
+        ArgumentError: it is no URL.
+    """
+    return DIALECTS.get(make_url(url).get_backend_name())
+
+
+def dialect_of(place: Engine | Connection | Session) -> Dialect:
+    """The dialect of an open database."""
+    bind = place.get_bind() if isinstance(place, Session) else place
+    return DIALECTS[bind.dialect.name]

@@ -1,0 +1,190 @@
+"""SQLite: the tables in one file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    MetaData,
+    Table,
+    TableClause,
+    case,
+    event,
+    func,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.orm import Session
+
+from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock
+
+POLL_S = 0.002
+
+
+class SQLite(Dialect):
+    """One file in WAL mode."""
+
+    title = "SQLite"
+    one_machine = True
+    numbers_follow_largest = True
+
+    def options(self) -> dict[str, Any]:
+        return {"connect_args": {"timeout": BUSY_MS / 1000}}
+
+    def prepare(self, engine: Engine) -> None:
+        event.listen(engine, "connect", _tune_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+
+    def for_reading(self, engine: Engine) -> Engine:
+        return engine
+
+    @contextmanager
+    def turn(self, engine: Engine) -> Iterator[None]:
+        """One writer after the other, of all processes. SQLite itself lets those that wait ask
+        again ever more rarely, so that one can wait for seconds while another writes batch after
+        batch. A process that is frozen in its turn holds nobody up for longer than SQLite would."""
+        if not engine.url.database:
+            yield
+            return
+        lock = FileLock(f"{engine.url.database}-turn")
+        with suppress(Timeout):
+            lock.acquire(BUSY_MS / 1000, POLL_S)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def surviving_power_cuts(self, connection: Connection) -> Iterator[None]:
+        self._synchronous(connection, "FULL")
+        try:
+            yield
+        finally:
+            self._synchronous(connection, "NORMAL")
+
+    def _synchronous(self, connection: Connection, level: str) -> None:
+        """Set the pragma outside transactions: SQLite ignores it inside one."""
+        _raw(connection).execute(f"PRAGMA synchronous={level}")
+
+    def file(self, url: URL) -> Path | None:
+        return Path(url.database) if url.database else None
+
+    def files(self, url: URL) -> list[Path]:
+        paths = (Path(f"{url.database}{suffix}") for suffix in ("", "-wal", "-shm"))
+        return [path for path in paths if url.database and path.is_file()]
+
+    def users(self, engine: Engine) -> list[str]:
+        database, found = str(self.file(engine.url)), []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid != os.getpid() and any(
+                    file.path == database for file in process.open_files()
+                ):
+                    found.append(str(process.pid))
+        return found
+
+    def freeze(self, connection: Connection, tables: MetaData) -> None:
+        """A write transaction is alone already."""
+
+    def insert_all(
+        self, connection: Connection, table: TableClause, rows: Sequence[Sequence[Any]]
+    ) -> None:
+        names = [column.name for column in table.columns]
+        if rows:
+            values = [dict(zip(names, row, strict=True)) for row in rows]
+            connection.execute(sqlite.insert(table), values)
+
+    def upsert(
+        self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        if rows:
+            connection.execute(_upsert(table), rows)
+
+    def now_ms(self, session: Session) -> None:
+        return None
+
+    def lock(self, connection: Connection, lock: NamedLock) -> None:
+        """A write transaction is alone already."""
+
+    def try_lock(self, connection: Connection, lock: NamedLock) -> bool:
+        """A lock in the data folder keeps other processes away."""
+        return True
+
+    def readable(self, document: Any, value: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Without this a query fails at the first damaged row."""
+        return case((func.json_valid(document), value), else_="")
+
+    def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
+        return column.in_(numbers)
+
+    def after_migration(self, connection: Connection) -> None:
+        """Migrations are written for SQLite."""
+
+    def version(self, engine: Engine) -> str:
+        return sqlite3.sqlite_version
+
+    def bytes(self, engine: Engine) -> int:
+        return sum(file.stat().st_size for file in self.files(engine.url))
+
+    def count_on(self, connection: Connection, tables: MetaData) -> None:
+        """It does."""
+
+    def shrink_log(self, engine: Engine) -> None:
+        """Checkpoint the write-ahead log, in the supervisor only: SQLite before 3.51.3 may corrupt
+        a database when two connections checkpoint concurrently (sqlite.org, WAL-reset bug). Does
+        not wait: with active readers the log is left for later."""
+        with suppress(sqlite3.Error), engine.connect() as connection:
+            raw = _raw(connection)
+            raw.execute("PRAGMA busy_timeout=0")
+            try:
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+
+
+@cache
+def _upsert(table: Table) -> sqlite.Insert:
+    insert = sqlite.insert(table)
+    changed = {c.name: insert.excluded[c.name] for c in table.columns if not c.primary_key}
+    return insert.on_conflict_do_update(index_elements=table.primary_key, set_=changed)
+
+
+def _raw(connection: Connection) -> Any:
+    raw = connection.connection.driver_connection
+    assert raw is not None
+    return raw
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are started explicitly
+    connection.text_factory = _text_of
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        f"busy_timeout={BUSY_MS}",
+        "foreign_keys=ON",
+        "journal_size_limit=67108864",
+        "wal_autocheckpoint=0",  # only the supervisor checkpoints: bug before 3.51.3
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _text_of(stored: bytes) -> str:
+    """Stored text; bytes that are no UTF-8 are replaced: one damaged value must not hide others."""
+    return stored.decode("utf-8", "replace")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get("immediate")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

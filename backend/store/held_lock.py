@@ -1,0 +1,69 @@
+"""A lock that one process holds on a database, whatever machine it is on."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.store.dialects.base import NamedLock
+from backend.store.dialects.choice import dialect_of
+
+ASK_S = 1.0  # between two tries to get it
+
+
+class HeldLock:
+    """A lock that is held by a connection of its own: whatever ends the process or cuts it off
+    releases it. SQLite needs none: a lock in the folder of its file keeps others away."""
+
+    def __init__(self, engine: Engine, lock: NamedLock) -> None:
+        self._engine, self._lock = engine, lock
+        self._connection: Connection | None = None
+        self._asked_at = float("-inf")
+
+    @property
+    def was_held(self) -> bool:
+        """Whether this process held the lock when `is_held` last looked."""
+        return self._connection is not None or dialect_of(self._engine).one_machine
+
+    def is_held(self) -> bool:
+        """Whether this process holds the lock now; it tries to get it if it does not.
+
+        Raises:
+            OperationalError: the database is away.
+        """
+        if dialect_of(self._engine).one_machine:
+            return True
+        if self._connection is not None:
+            return self._answers(self._connection)
+        now = time.monotonic()
+        if now - self._asked_at < ASK_S:
+            return False
+        self._asked_at = now
+        return self._acquire()
+
+    def _answers(self, connection: Connection) -> bool:
+        try:
+            connection.execute(select(1))
+        except SQLAlchemyError:
+            self.release()
+            return False
+        return True
+
+    def _acquire(self) -> bool:
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if dialect_of(connection).try_lock(connection, self._lock):
+            self._connection = connection
+            return True
+        connection.close()
+        return False
+
+    def release(self) -> None:
+        """Let another process have it. The connection is not used again: it would keep the lock."""
+        if self._connection is not None:
+            with suppress(SQLAlchemyError):
+                self._connection.invalidate()
+                self._connection.close()
+            self._connection = None

@@ -1,0 +1,239 @@
+"""The figures of a run on their way into the database.
+
+One thread writes them, so that the work never waits for a database that does not answer. Finished
+work waits until its figures are on a disk: in the database, or, where that is away, in a file
+beside its checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import OperationalError
+
+from backend.settings import settings
+from backend.store.tables import Result
+from jobs.runtime.rows import Row
+from jobs.runtime.spool import FigureSpool
+
+T = TypeVar("T")
+BEAT_S = 1.0
+BATCH = 20_000  # rows in one transaction
+TURN_S = 10.0  # after which a database that does not answer is taken to be away
+
+Write = Callable[[list[Row], bool], None]  # rows, whether to survive a power cut
+
+
+class LeaseLostError(Exception):
+    """Another attempt holds the job now."""
+
+
+class FigureBuffer:
+    """Rows that are still to be written, in the order they were reported.
+
+    Args:
+        write: writes some in one transaction.
+        spool: where they are kept while the database is away.
+        log: told when the database goes away, and when it is back.
+    """
+
+    def __init__(self, write: Write, spool: FigureSpool, log: Callable[[str], None]) -> None:
+        self._write, self._spool, self._log = write, spool, log
+        self._rows: list[Row] = []
+        self._spooled = 0  # of the first rows, which are in the file
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._turn = threading.Condition()  # in which all that follows is changed
+        # how often somebody has waited for all rows, and which of them were looked at, and served
+        self._asked = self._taken = self._served = 0
+        self._away_since: float | None = None
+        self._failure: Exception | None = None
+        self._is_served = self._is_lost = False  # by a thread; to another attempt
+
+    # rows ---------------------------------------------------------------------------------------
+
+    def add(self, row: Row) -> None:
+        """Add a row, to be written some time."""
+        with self._lock:
+            self._rows.append(row)
+
+    def take_over(self, job_id: int) -> None:
+        """Begin with what an earlier attempt of the job has left in the file."""
+        left = [(table, values | {"job_id": job_id}) for table, values in self._spool.read()]
+        with self._lock:
+            self._rows, self._spooled = left + self._rows, len(left)
+
+    def has_result(self, stage: str, metric: str) -> bool:
+        """Whether that result is still to be written."""
+        with self._lock:
+            results = [values for table, values in self._rows if table is Result]
+        return any((v["stage"], v["metric"]) == (stage, metric) for v in results)
+
+    def flush(self, durable: bool = False) -> None:
+        """Write all rows; those that are not written are kept. What is more than `BATCH` rows is
+        written in parts: others wait for each commit.
+
+        Raises:
+            OperationalError: the database is away.
+        """
+        with self._writing:  # one writer at a time, so that a flush that returns is complete
+            for _ in range(max(1, -(-len(self._rows) // BATCH))):
+                with self._lock:
+                    rows = self._rows[:BATCH]
+                try:
+                    self._write(rows, durable)
+                except OperationalError as error:
+                    self._note_away(str(error.orig))
+                    raise
+                self._forget(len(rows))
+        self._note_back()
+
+    def _forget(self, count: int) -> None:
+        """Drop the first rows: the database has them."""
+        with self._lock:
+            del self._rows[:count]
+            if self._spooled and self._spooled <= count:
+                self._spool.clear()
+            self._spooled = max(0, self._spooled - count)
+
+    # a database that is away ----------------------------------------------------------------------
+
+    def patiently(self, act: Callable[[], T]) -> T:
+        """Call until the database answers, for as long as a run may go on without it.
+
+        Raises:
+            OperationalError: the database is away for longer.
+        """
+        while True:
+            try:
+                result = act()
+            except OperationalError as error:
+                self._note_away(str(error.orig))
+                if self.is_away_too_long():
+                    raise
+                time.sleep(BEAT_S)
+            else:
+                self._note_back()
+                return result
+
+    def is_away_too_long(self) -> bool:
+        """Whether the database is away for longer than a run may go on without it."""
+        since = self._away_since
+        return since is not None and time.monotonic() - since >= settings().offline_s
+
+    def _note_away(self, why: str) -> None:
+        with self._turn:
+            is_new = self._away_since is None
+            if is_new:
+                self._away_since = time.monotonic()
+            self._turn.notify_all()
+        if is_new:
+            self._log(f"Figures could not be written and are kept for later: {why}")
+
+    def _note_back(self) -> None:
+        with self._turn:
+            was_away, self._away_since = self._away_since is not None, None
+        if was_away:
+            self._log("The database takes figures again.")
+
+    # finished work --------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Return when all rows are on a disk.
+
+        Raises:
+            LeaseLostError: another attempt holds the job now, and what is here counts no more.
+        """
+        if not self._is_settled():
+            with self._lock:
+                self._spool.append(self._rows[self._spooled :])
+                self._spooled = len(self._rows)
+
+    def _is_settled(self) -> bool:
+        """Whether the database has taken all rows. It is not waited for while it is away."""
+        if self._is_lost:
+            raise LeaseLostError
+        if self._away_since is not None:
+            return False
+        if self._is_served:
+            return self._await_turn()
+        try:
+            self.flush(durable=True)
+        except OperationalError:
+            return False
+        return True
+
+    def _await_turn(self) -> bool:
+        """Whether the thread that serves has written all rows."""
+        with self._turn:
+            self._asked, self._failure = self._asked + 1, None
+            mine = self._asked
+            self._turn.notify_all()
+            answered = self._turn.wait_for(lambda: self._is_answered(mine), TURN_S)
+            if self._failure is not None:
+                raise self._failure
+            if self._is_lost:
+                raise LeaseLostError
+            done = self._served >= mine
+        if not answered:
+            self._note_away(f"the database has not answered for {TURN_S:g} s")
+        return done
+
+    def _is_answered(self, asked: int) -> bool:
+        given_up = self._away_since is not None or self._failure is not None
+        return self._served >= asked or given_up or not self._is_served
+
+    def serve(self, is_closed: Callable[[], bool], look: Callable[[], None]) -> None:
+        """Write what is there once a second, and at once where somebody waits for it.
+
+        Args:
+            is_closed: whether to return; `wake` lets it be asked at once.
+            look: called after each time.
+
+        Raises:
+            LeaseLostError: another attempt holds the job now.
+        """
+        self._is_served = True
+        try:
+            while not self._waited(is_closed):
+                self._serve_once()
+                look()
+        except LeaseLostError:
+            self._is_lost = True
+            raise
+        finally:
+            with self._turn:
+                self._is_served = False
+                self._turn.notify_all()
+
+    def wake(self) -> None:
+        """Let the thread that serves look whether it is to return."""
+        with self._turn:
+            self._turn.notify_all()
+
+    def _waited(self, is_closed: Callable[[], bool]) -> bool:
+        """Wait for the next time; return whether there is none."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._asked > self._taken or is_closed(), BEAT_S)
+        return is_closed()
+
+    def _serve_once(self) -> None:
+        with self._turn:
+            waits, self._taken = self._asked > self._taken, self._asked
+            taken = self._taken
+        failure: Exception | None = None
+        try:
+            self.flush(durable=waits)
+        except OperationalError:
+            return
+        except LeaseLostError:
+            raise
+        except Exception as error:  # as if who waits had written themselves
+            failure = error
+            self._log(f"Figures could not be written and are kept for later: {error}")
+        with self._turn:
+            self._served = self._served if failure else taken
+            self._failure = failure
+            self._turn.notify_all()

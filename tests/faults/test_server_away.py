@@ -1,0 +1,175 @@
+"""The server of the database crashes, stands still or is away while runs go on."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from backend.queue import supervisor
+from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
+from backend.store import frames, queries
+from backend.store.dialects.base import NamedLock
+from backend.store.held_lock import HeldLock
+from backend.store.migrate import upgrade
+from backend.store.session import engine_for, reading
+from backend.store.states import State
+from jobs.runtime.context import SPOOL
+from jobs.submit import submit
+from tests import postgres
+from tests.queue.conftest import HOST, process_of, running
+
+AWAY_S = 4.0  # a run makes a dozen checkpoints meanwhile
+
+
+@pytest.fixture
+def own(
+    on_server: str, monkeypatch: pytest.MonkeyPatch, data_dir: Path
+) -> Iterator[postgres.Server]:
+    """A server that a test may stop, with tables."""
+    with postgres.server() as server:
+        server.execute("CREATE DATABASE slimscope")
+        monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", server.url.format("slimscope"))
+        settings.cache_clear()
+        upgrade()
+        yield server
+        engine_for.cache_clear()
+
+
+@pytest.fixture
+def queue(own: postgres.Server, counting_queue: Path) -> Path:
+    """The queue on that server."""
+    return counting_queue
+
+
+def turned(loop: SupervisorLoop) -> None:
+    """One turn, as the supervisor takes it."""
+    try:
+        loop.turn()
+    except OperationalError:
+        time.sleep(0.1)
+
+
+def until(loop: SupervisorLoop, run: int, state: State) -> None:
+    deadline = time.monotonic() + 90
+    while queries.job(run).state != state:
+        assert time.monotonic() < deadline, queries.job(run).state
+        turned(loop)
+        time.sleep(0.05)
+
+
+def started(loop: SupervisorLoop, steps: int) -> int:
+    """A run that has made its first checkpoints."""
+    job = submit("count", {"steps": steps, "pause": 0.2}, HOST)
+    deadline = time.monotonic() + 60
+    while not running(job.id, 1)() or queries.job(job.id).state != State.RUNNING:
+        assert time.monotonic() < deadline
+        loop.turn()
+        time.sleep(0.05)
+    return job.id
+
+
+def counted(run: int) -> list[float]:
+    curves = frames.curves(run)
+    return curves[curves["name"] == "count"]["value"].tolist()
+
+
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGINT])
+def test_a_run_goes_on_while_the_server_is_away_and_no_figure_is_lost(
+    loop: SupervisorLoop, own: postgres.Server, how: signal.Signals
+) -> None:
+    """A crash (SIGQUIT), and an orderly stop (SIGINT)."""
+    run = started(loop, steps=30)
+    work = queries.job(run).run
+    own.stop(how)
+    folder, since = settings().artifacts / work / "work", time.monotonic()
+    before = len([*folder.glob("step-*")])
+    while time.monotonic() - since < AWAY_S:
+        turned(loop)
+    during = len([*folder.glob("step-*")]) - before
+    assert during >= 3, "it stood still"
+    assert (folder / SPOOL).exists()
+    own.start()
+    until(loop, run, State.SUCCEEDED)
+    assert queries.job(run).attempts_made == 1 and counted(run) == [*range(30)]
+
+
+def test_a_run_that_dies_while_the_server_is_away_loses_no_figure(
+    loop: SupervisorLoop, own: postgres.Server
+) -> None:
+    run = started(loop, steps=16)
+    process = process_of(run)
+    folder = settings().artifacts / queries.job(run).run / "work"
+    own.stop()
+    deadline = time.monotonic() + 60
+    while not (folder / SPOOL).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.kill()
+    process.wait(60)
+    own.start()
+    until(loop, run, State.SUCCEEDED)
+    assert queries.job(run).attempts_made == 2 and counted(run) == [*range(16)]
+    attempts = frames.curves(run)
+    made = attempts[attempts["name"] == "attempt"]["value"].tolist()
+    assert made == sorted(made) and made.count(1) >= 2  # each step once, those of the first stay
+
+
+def test_a_run_goes_on_while_the_server_stands_still(
+    loop: SupervisorLoop, own: postgres.Server
+) -> None:
+    run = started(loop, steps=30)
+    folder = settings().artifacts / queries.job(run).run / "work"
+    assert own.process is not None
+    served = [own.process.pid, *(p.pid for p in psutil.Process(own.process.pid).children())]
+    frozen = [psutil.Process(pid) for pid in served]
+    for process in frozen:
+        process.suspend()
+    try:
+        before, since = len([*folder.glob("step-*")]), time.monotonic()
+        while len([*folder.glob("step-*")]) < before + 4:
+            assert time.monotonic() - since < 60, "it stood still"
+            time.sleep(0.1)
+    finally:
+        for process in frozen:
+            process.resume()
+    until(loop, run, State.SUCCEEDED)
+    assert queries.job(run).attempts_made == 1 and counted(run) == [*range(30)]
+
+
+def test_the_supervisor_waits_for_the_server_and_leads_again(
+    loop: SupervisorLoop, own: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "5")
+    settings.cache_clear()
+    lead, slept = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR), list[float]()
+    assert lead.is_held()
+    run = submit("count", {"steps": 2, "pause": 0}, HOST).id
+    own.stop()
+
+    def wait(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            own.start()
+        sleep(seconds)
+
+    sleep = time.sleep
+    monkeypatch.setattr(supervisor.time, "sleep", wait)
+    supervisor.run_until_idle(loop, lead)
+    assert queries.job(run).state == State.SUCCEEDED and lead.was_held
+
+
+def test_queries_fail_while_the_server_is_away_and_work_again(own: postgres.Server) -> None:
+    assert queries.jobs() == []
+    own.stop()
+    with pytest.raises(OperationalError), reading() as session:
+        session.connection()
+    own.start()
+    assert queries.jobs() == []

@@ -1,0 +1,184 @@
+"""Figures are written by one thread; finished work waits until they are on a disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from backend.store.tables import MetricPoint, TensorRow
+from jobs.runtime import figures
+from jobs.runtime.figures import FigureBuffer, LeaseLostError
+from jobs.runtime.rows import Row
+from jobs.runtime.spool import FigureSpool
+
+AWAY = OperationalError("", {}, Exception("away"))
+
+
+def point(step: int) -> Row:
+    return MetricPoint, {"job_id": 1, "name": "loss", "step": step, "at": 0, "value": 0.5}
+
+
+class Database:
+    """What the figures are given to."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.error: Exception | None = None
+        self.answers = threading.Event()
+        self.answers.set()
+        self.called = 0
+
+    def write(self, rows: list[Row], durable: bool) -> None:
+        self.called += 1
+        self.answers.wait(60)
+        if self.error:
+            raise self.error
+        self.rows += rows
+
+
+@pytest.fixture
+def database() -> Database:
+    return Database()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> FigureSpool:
+    return FigureSpool(tmp_path / "work" / "figures")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def buffer(
+    database: Database, spool: FigureSpool, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> FigureBuffer:
+    monkeypatch.setattr(figures, "TURN_S", 60.0)
+    return FigureBuffer(database.write, spool, said.append)
+
+
+@contextmanager
+def served(buffer: FigureBuffer) -> Iterator[threading.Thread]:
+    """A thread that writes what is there."""
+    closed = threading.Event()
+
+    def life() -> None:
+        with suppress(LeaseLostError):
+            buffer.serve(closed.is_set, lambda: None)
+
+    thread = threading.Thread(target=life)
+    thread.start()
+    until(lambda: buffer._is_served)
+    yield thread
+    closed.set()
+    buffer.wake()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(6000):
+        if holds():
+            return
+        waiting.wait(0.01)
+    raise AssertionError("it did not come to be")
+
+
+def test_who_waits_goes_on_when_all_is_written(
+    buffer: FigureBuffer, database: Database, spool: FigureSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "BATCH", 3)
+    with served(buffer):
+        for turn in range(3):
+            for step in range(7):
+                buffer.add(point(7 * turn + step))
+            buffer.settle()
+            assert [values["step"] for _, values in database.rows] == [*range(7 * turn + 7)]
+    assert spool.read() == []
+
+
+def test_a_database_that_stands_still_is_waited_for_once(
+    buffer: FigureBuffer, database: Database, spool: FigureSpool, said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(figures, "TURN_S", 0.05)
+    database.answers.clear()
+    with served(buffer):
+        for step in range(3):
+            buffer.add(point(step))
+            buffer.settle()
+            assert spool.read() == [point(each) for each in range(step + 1)]
+        assert database.called == 1 and len(said) == 1 and "not answered" in said[0]
+        database.answers.set()
+        until(lambda: len(database.rows) == 3)
+        until(lambda: len(said) == 2)
+        assert "takes figures again" in said[1] and spool.read() == []
+        monkeypatch.setattr(figures, "TURN_S", 60.0)
+        buffer.add(point(3))
+        buffer.settle()
+    assert database.rows == [point(step) for step in range(4)]
+
+
+def test_while_it_is_away_figures_are_kept_in_order_and_written_once(
+    buffer: FigureBuffer, database: Database, spool: FigureSpool, said: list[str]
+) -> None:
+    database.error = AWAY
+    for step in range(3):
+        buffer.add(point(step))
+        buffer.settle()
+    assert database.called == 1 and len(spool.read()) == 3 and len(said) == 1
+    with pytest.raises(OperationalError):
+        buffer.flush()
+    database.error = None
+    buffer.flush()
+    assert database.rows == [point(step) for step in range(3)] and spool.read() == []
+
+
+def test_the_next_attempt_takes_over_what_the_last_one_left(
+    buffer: FigureBuffer, database: Database, spool: FigureSpool, tmp_path: Path
+) -> None:
+    tensor = TensorRow, {"job_id": 7, "counts": b"\x00\xff", "stats": {"x": None}}
+    spool.append([point(1), tensor])
+    with (tmp_path / "work" / "figures").open("ab") as file:
+        file.write(b'["metric_po')  # killed as it wrote this
+    buffer.take_over(1)
+    buffer.add(point(2))
+    database.error = AWAY
+    buffer.settle()
+    ours = TensorRow, tensor[1] | {"job_id": 1}
+    assert FigureSpool(tmp_path / "work" / "figures").read() == [point(1), tensor, point(2)]
+    database.error = None
+    buffer.flush()
+    assert database.rows == [point(1), ours, point(2)]
+
+
+def test_another_error_is_that_of_who_waits(buffer: FigureBuffer, database: Database) -> None:
+    database.error = ValueError("no number")
+    with served(buffer):
+        buffer.add(point(1))
+        with pytest.raises(ValueError, match="no number"):
+            buffer.settle()
+        database.error = None
+        buffer.settle()
+    assert database.rows == [point(1)]
+
+
+def test_who_has_lost_the_job_leaves_nothing(
+    buffer: FigureBuffer, database: Database, spool: FigureSpool
+) -> None:
+    database.error = LeaseLostError()
+    with served(buffer) as thread:
+        buffer.add(point(1))
+        for _ in range(2):
+            with pytest.raises(LeaseLostError):
+                buffer.settle()
+        thread.join(60)
+    assert spool.read() == []
