@@ -65,6 +65,7 @@ TENSOR_CONTROLS = {  # control -> the views of one tensor that have it
     "order": ("channels",),
     "cells": ("matrix",),
     "spot": ("matrix",),
+    "look": ("matrix",),
     "y": ("overlay", "magnitude", "channels"),
 }
 

@@ -31,6 +31,7 @@ from ui.pages.weights.selection import (
     CELLS,
     FLOWS,
     LAYER_VIEWS,
+    LOOKS,
     ORDERS,
     SCALES,
     TENSOR_VIEWS,
@@ -118,6 +119,7 @@ def _controls() -> dict[str, Component]:
         "measure": dropdown("Figure", "weights-measure", min_width=140, visible=False),
         "order": segmented(ORDERS, "Order", "weights-order", visible=False, **SMALL),
         "spot": dropdown("Part", "weights-spot", min_width=140, visible=False),
+        "look": segmented(LOOKS, "Drawn as", "weights-look", visible=False, **SMALL),
         "cells": segmented(CELLS, "Figure of the cells", "weights-cells", visible=False, **SMALL),
     }  # fmt: skip
 

@@ -30,12 +30,13 @@ SIDES = {"row": "Output channels", "column": "Input channels"}
 MEASURES = {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}
 SPOT = re.compile(r"\d{1,6},\d{1,6}")
 FLOWS = {"inputs": "Inputs", "weights": "Weights", "product": "Product"}
+LOOKS = {"image": "Image", "surface": "3-D"}
 CELLS = {"mean": "Mean", "max": "Largest", "zeros": "Zeros", "change": "Change"}
 SCALES = {"linear": "Linear", "log": "Log"}
 ORDERS = {"size": "By size", "index": "By number"}
 FIXED = {  # controls that offer the same of every run
     "layers": LAYER_VIEWS, "group": GROUPS, "view": TENSOR_VIEWS, "y": SCALES, "side": SIDES,
-    "measure": MEASURES, "order": ORDERS, "cells": CELLS, "flow": FLOWS,
+    "measure": MEASURES, "order": ORDERS, "cells": CELLS, "flow": FLOWS, "look": LOOKS,
 }  # fmt: skip
 
 
@@ -53,7 +54,7 @@ class WeightsSelection(Selection):
         run, vs: the run, and the one it is compared with.
         tensor: full name.
         layers, stage, stat, against, flow, group, start: of the view of all layers.
-        view, show, y, side, measure, order, cells: of the view of one tensor.
+        view, show, y, side, measure, order, cells, look: of the view of one tensor.
         spot: "output,input" around which single weights are shown; empty: the whole matrix.
     """
 
@@ -72,6 +73,7 @@ class WeightsSelection(Selection):
     measure: str = ""
     order: str = ""
     cells: str = ""
+    look: str = ""
     flow: str = ""
     spot: str = ""
 

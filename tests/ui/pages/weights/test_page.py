@@ -51,7 +51,7 @@ PICKED = {
     "run": "sds-0001", "vs": "sds-0002", "tensor": TENSOR, "layers": "depth", "stage": "first",
     "stat": "std", "against": "dense", "group": "block", "start": "0", "view": "mirror",
     "show": "dense,first", "y": "log", "side": "column", "measure": "max", "order": "index",
-    "cells": "max", "flow": "product",
+    "cells": "max", "flow": "product", "look": "surface",
 }  # fmt: skip
 
 
@@ -301,6 +301,11 @@ def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings
     assert first.shape == (64, 64)
     assert first.mean() == pytest.approx(100 * stored.zeros / stored.n, abs=1)
     assert len(chart.frame) == 4 * 64 * 64
+    turned = tensor_chart(view(view="matrix", cells="zeros", look="surface"))
+    assert isinstance(turned.figure, go.Figure)
+    surface = turned.figure.data[0]
+    assert surface.name == STAGE_LABELS["sds"]
+    assert np.allclose(surface.z, shown[STAGE_LABELS["sds"]].z, atol=1e-2)
     changed = tensor_chart(view(view="matrix", cells="change"))
     assert isinstance(changed.figure, go.Figure)
     assert len(changed.figure.data) == len(MAIN) - 1  # dense has not changed

@@ -30,6 +30,7 @@ from ui.pages.weights.tensor.magnitudes import cumulative_chart, magnitude_chart
 from ui.pages.weights.tensor.matrix import MatrixImage, matrix_chart
 from ui.pages.weights.tensor.spectrum import Spectrum, spectrum_chart
 from ui.pages.weights.tensor.stage_steps import stage_steps_figure
+from ui.pages.weights.tensor.surface import matrix_surface
 from ui.runs.weights import DENSE
 
 QUESTIONS = {
@@ -213,7 +214,14 @@ def _single_weights(view: TensorView) -> Chart:
     ]
     if not images:
         return Chart(NOT_SAVED)
-    chart = matrix_chart(images, "weight")
+    return _drawn(view, images, "weight")
+
+
+def _drawn(view: TensorView, images: Sequence[MatrixImage], figure: str) -> Chart:
+    """As images, or the last of them as a landscape."""
+    chart = matrix_chart(images, figure)
+    if view.selection.look == "surface":
+        chart = replace(chart, figure=matrix_surface(images[-1], figure))
     return replace(chart, note=_joined(chart.note, view.caveats()))
 
 
@@ -237,7 +245,7 @@ def _matrix(view: TensorView) -> Chart:
         if cells == "change" and own == [DENSE]:
             return Chart(NO_BASE)
         return _missing(view, "maps" if own else "")
-    return matrix_chart(images, cells)
+    return _drawn(view, images, cells)
 
 
 def _joint(view: TensorView) -> Chart:
