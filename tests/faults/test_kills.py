@@ -13,6 +13,7 @@ from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.metrics import MEMORY, PROCESSOR
 from jobs.reproduction import compare
 from jobs.speed.report import decoder_reports
 from jobs.submit import submit
@@ -24,7 +25,7 @@ KILLS = {  # kind -> its config, and the checkpoints at which its process is kil
     "dlqat": (test_dlqat.SMALL, ["gptq-0001", "train-dlqat-1", "stage-dlqat"]),
     "amphista": ({**test_amphista.SMALL, "steps": 60}, ["drafter"]),
 }
-TIMED = "cost/|tree/"  # curves that depend on the machine
+TIMED = f"cost/|tree/|{MEMORY}|{PROCESSOR}"  # curves that depend on the machine
 
 
 @pytest.mark.parametrize("kind", KILLS)
