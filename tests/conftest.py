@@ -46,8 +46,8 @@ QUIET = (
 
 
 LONGEST = (
-    "test_queue.py", "test_first_run.py", "test_playground.py", "test_every_page.py", "test_runs.py",
-    "test_sweep.py", "test_browser.py", "test_home.py",
+    "test_queue.py", "test_first_run.py", "test_playground.py", "test_every_page.py",
+    "test_runs.py", "test_sweep.py", "test_browser.py", "test_home.py",
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class DrafterRun:
     def __init__(self, config: AmphistaJob, context: JobContext) -> None:
         self.config, self.context = config, context
         device = prepare(config, context)
-        self.loaded = load_model(config.model, device, config.precision, context)
+        self.loaded = load_model(config.model, device, config.precision, context, decodes=False)
         self.target = TargetModel(self.loaded.model)
         self.base = BaseFingerprint.of(self.target, config.model)
         self.phases = Phases(context, flops_by_phase(config, self.loaded.facts))

@@ -26,7 +26,7 @@ Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Field(
         title="Precision",
-        description="auto: bfloat16 where the processor supports it. Only float32 reproduces the "
+        description="auto: bfloat16 where it is faster. Only float32 reproduces the "
         "base model's text token for token.",
         json_schema_extra={"advanced": True},
     ),

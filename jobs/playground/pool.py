@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from backend.models.memory import memory_available, weight_memory
-from backend.models.precision import resolve_dtype
+from backend.native.model import decoding_dtype
 from backend.printable import readable_bytes
 from backend.reporter import Reporter, stop_if_asked
 from backend.settings import settings
@@ -136,6 +136,7 @@ def _waiting(size: int, why: str) -> str:
 
 def size_of(base: ResolvedModel, device: str, precision: str) -> int:
     """Bytes of a model's weights in memory, from above."""
-    dtype = "bfloat16" if base.packed else resolve_dtype(precision, torch.device(device))
+    where, architecture = torch.device(device), base.facts.architecture
+    dtype = "bfloat16" if base.packed else decoding_dtype(precision, where, architecture)
     copies = LAYOUTS if device == "cpu" and dtype == "bfloat16" else 1
     return copies * weight_memory(base.facts, dtype)

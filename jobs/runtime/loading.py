@@ -11,6 +11,7 @@ import torch
 from backend.export.reading import load_dequantised, load_packed
 from backend.models.loading import LoadedModel, load, load_tokenizer
 from backend.models.precision import resolve_dtype
+from backend.native.model import decoding_dtype
 from backend.text.slices import (
     TextSlice,
     calibration_slice,
@@ -29,14 +30,24 @@ from jobs.fields.text import (
 from jobs.runtime.context import JobContext
 
 
-def load_model(spec: str, device: str, precision: str, context: JobContext) -> LoadedModel:
-    """The model to decode with, frozen, in `precision`."""
+def load_model(
+    spec: str, device: str, precision: str, context: JobContext, *, decodes: bool = True
+) -> LoadedModel:
+    """The model to decode with, frozen, in `precision`.
+
+    Args:
+        decodes: whether decoding is most of the work, rather than passes over whole texts.
+    """
     base = resolve_model(spec)
     if base.packed:
         context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
         context.environment(precision="bfloat16", device="cpu")
         return _load_packed(base, context)
-    precision = resolve_dtype(precision, torch.device(device))
+    where = torch.device(device)
+    if decodes:
+        precision = decoding_dtype(precision, where, base.facts.architecture)
+    else:
+        precision = resolve_dtype(precision, where)
     context.log(f"Loading {spec} on {device} in {precision}.")
     context.environment(precision=precision)
     loaded = load(base.source, device, getattr(torch, precision), context.log)

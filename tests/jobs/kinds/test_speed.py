@@ -7,9 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
+from backend.models import precision
+from backend.native import model as native
+from backend.native.compiler import CompilerError
+from backend.native.model import decoding_dtype
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
@@ -114,6 +119,23 @@ def test_llama_cpp_is_refused_where_it_is_missing(
     with pytest.raises(ConfigError, match="not installed") as refused:
         submit("speed", {**SMALL, "llama_cpp": "Q8_0"}, HOST)
     assert refused.value.field == "llama_cpp" and "pip install" in refused.value.do
+
+
+def test_auto_decodes_natively_on_processors_without_bfloat16_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
+    cpu = torch.device("cpu")
+    assert precision.resolve_dtype("auto", cpu) == "float32"
+    assert decoding_dtype("auto", cpu, "LlamaForCausalLM") == "bfloat16"
+    assert decoding_dtype("auto", cpu, "GPT2LMHeadModel") == "float32"
+    assert decoding_dtype("float32", cpu, "LlamaForCausalLM") == "float32"
+
+    def broken(*_: object) -> None:
+        raise CompilerError("no compiler")
+
+    monkeypatch.setattr(native, "library", broken)
+    assert decoding_dtype("auto", cpu, "LlamaForCausalLM") == "float32"
 
 
 def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
