@@ -30,16 +30,15 @@ def matrix_maps(weight: Tensor, dense: Tensor | None = None) -> dict[str, np.nda
     """
     W = weight.detach().float()
     size = min(W.shape[0], MAP_CELLS), min(W.shape[1], MAP_CELLS)
-    magnitude = W.abs()[None, None]
+    magnitude = W.abs()
     maps = {
-        "mean": adaptive_avg_pool2d(magnitude, size),
-        "max": adaptive_max_pool2d(magnitude, size),
-        "zeros": adaptive_avg_pool2d((magnitude == 0).float(), size),
+        "mean": _means(magnitude, size),
+        "max": _maxima(magnitude, size),
+        "zeros": _means((magnitude == 0).float(), size),
     }
     if dense is not None:
-        change = magnitude - dense.detach().float().abs()
-        maps["change"] = adaptive_avg_pool2d(change, size)
-    return {map_profile(name): rounded(values[0, 0]) for name, values in maps.items()}
+        maps["change"] = _means(magnitude - dense.detach().float().abs(), size)
+    return {map_profile(name): rounded(values) for name, values in maps.items()}
 
 
 def joint_histogram(weight: Tensor, dense: Tensor, edge: float) -> np.ndarray:
@@ -53,6 +52,28 @@ def joint_histogram(weight: Tensor, dense: Tensor, edge: float) -> np.ndarray:
     both = before.mul_(JOINT_BINS).add_(after)
     counts = torch.bincount(both, minlength=JOINT_BINS**2)
     return counts.view(JOINT_BINS, JOINT_BINS).cpu().numpy().astype(np.float32)
+
+
+def _means(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Of the cells of a matrix [out, in]: `size`."""
+    if (cells := _even(values, size)) is not None:
+        return cells.mean((1, 3))
+    return adaptive_avg_pool2d(values[None, None], size)[0, 0]
+
+
+def _maxima(values: Tensor, size: tuple[int, int]) -> Tensor:
+    if (cells := _even(values, size)) is not None:
+        return cells.amax((1, 3))
+    return adaptive_max_pool2d(values[None, None], size)[0, 0]
+
+
+def _even(values: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """[rows, a, columns, b] where all cells have the same size, as in most models: pooling for
+    uneven ones takes several times as long."""
+    (outputs, inputs), (rows, columns) = values.shape, size
+    if outputs % rows or inputs % columns:
+        return None
+    return values.view(rows, outputs // rows, columns, inputs // columns)
 
 
 def rounded(values: Tensor) -> np.ndarray:

@@ -62,6 +62,7 @@ class ReferenceTensor:
         stage: str,
         more: Mapping[str, float] | None = None,
         energy: Tensor | None = None,
+        spectral: bool = True,
         step: int = 0,
     ) -> TensorMeasurement:
         """Statistics and profiles of `weight` [out, in] at `stage`.
@@ -69,6 +70,7 @@ class ReferenceTensor:
         Args:
             tensor, block, module: full parameter name, decoder block, name inside it.
             more: further statistics, such as the relative output error.
+            spectral: whether its singular values are computed, which takes longest.
             energy: mean square [in] of the layer's inputs, where they are known.
         """
         same = weight is self.dense
@@ -78,7 +80,7 @@ class ReferenceTensor:
             ordered=ordered,
         )  # fmt: skip
         taken.stats.update({} if same else self._against(weight, ordered, taken.zeros))
-        figures, values = spectrum(weight)
+        figures, values = spectrum(weight) if spectral else ({}, {})
         taken.stats.update(figures | dict(more or {}))
         values |= channel_figures(weight) | matrix_maps(weight, None if same else self.dense)
         if not same:

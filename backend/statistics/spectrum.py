@@ -9,7 +9,8 @@
 lambda_min is the one with the smallest distance (Clauset, Shalizi, Newman 2009). Martin and Mahoney
 (2021) find 2 < alpha < 6 in well-trained layers; WeightWatcher, their tool, fits the same.
 
-Eigenvalues are computed in float64: squaring halves the digits.
+Eigenvalues are computed in float32: those of the tail, which are fitted, are exact to five digits,
+singular values below a thousandth of the largest are not.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from backend.statistics.channels import short
 from backend.statistics.names import SINGULAR_VALUES
 
 LARGEST = 2048  # of the smaller side: the time grows with its cube
-NULL = 1e-10  # of the largest eigenvalue; those below are zeros up to rounding
+NULL = 1e-6  # of the largest eigenvalue; those below are zeros up to rounding
+SAME = 1e-5  # a relative difference that is rounding
 FEWEST = 10  # eigenvalues a power law is fitted to
 
 
@@ -38,19 +40,18 @@ class PowerLaw:
 
 
 def singular_values(weight: Tensor) -> Tensor | None:
-    """[min(out, in)], descending, float64 on the CPU; None where the matrix is too large."""
-    W = weight.detach()
+    """[min(out, in)], descending, float32 on the CPU; None where the matrix is too large."""
+    W = weight.detach().float()
     W = W.T if W.shape[0] > W.shape[1] else W
     if len(W) > LARGEST:
         return None
-    W = W.double()
     return torch.linalg.eigvalsh(W @ W.T).clamp_(min=0).sqrt_().flip(0).cpu()
 
 
 def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:
     """Fit the tail of positive eigenvalues [n], in any order; None where there are too few."""
     x = np.sort(eigenvalues.astype(np.float64))
-    if len(x) < FEWEST or x[0] == x[-1]:
+    if len(x) < FEWEST or x[-1] - x[0] <= SAME * x[-1]:
         return None
     best = None
     logs = np.log(x)
@@ -78,7 +79,7 @@ def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     sigma = singular_values(weight)
     if sigma is None or not sigma[0] > 0:
         return {}, {}
-    eigenvalues = sigma.square().numpy()
+    eigenvalues = sigma.double().square().numpy()
     norm = float(sigma[0])
     figures = {"stable_rank": float(eigenvalues.sum() / eigenvalues[0]), "spectral_norm": norm}
     fit = power_law(eigenvalues[eigenvalues > NULL * eigenvalues[0]])
@@ -88,4 +89,4 @@ def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
             "alpha_distance": fit.distance,
             "alpha_start": fit.start**0.5,
         }
-    return figures, {SINGULAR_VALUES: short(sigma.float().numpy())}
+    return figures, {SINGULAR_VALUES: short(sigma.numpy())}

@@ -39,6 +39,7 @@ from backend.models.precision import all_finite
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
+ASIDE = (SDSStage.CONTROL, SDSStage.SECOND)  # off the way from the dense model to the saved one
 FAILED = ("pruned", "Use more calibration text, or choose Wanda as the first pruner.")
 
 
@@ -259,6 +260,7 @@ class BlockWork:
                 module=module,
                 stage=stage,
                 more=more,
+                spectral=stage not in ASIDE,
                 energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
             )
         self.report.zeros[stage] = self.report.zeros.get(stage, 0) + measured.snapshot.zeros
