@@ -257,13 +257,15 @@ def main() -> None:
 
 def run_until_idle(loop: SupervisorLoop, lead: HeldLock) -> None:
     """Run the loop until idle, and while this is the supervisor that works. After a full disk or a
-    locked database it retries; jobs continue."""
+    locked database it retries; jobs continue. Where the data folder is gone, so is its work."""
     busy_at = time.monotonic()
     while time.monotonic() - busy_at < settings().idle_exit:
         try:
             if loop.turn() if lead.is_held() else loop.busy():
                 busy_at = time.monotonic()
         except (OperationalError, sqlite3.Error, OSError) as error:
+            if not settings().data_dir.is_dir():
+                return
             busy_at = time.monotonic()
             with contextlib.suppress(OSError):
                 print(f"{time.strftime('%F %T')} {error}", flush=True)

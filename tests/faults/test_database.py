@@ -266,6 +266,19 @@ def test_a_locked_database_does_not_end_the_supervisor(
     assert len(refused) == 1 and "locked" in str(refused[0])
 
 
+def test_a_supervisor_whose_data_folder_is_gone_has_nothing_left_to_do(
+    loop: SupervisorLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> bool:
+        raise OperationalError("no server", None, Exception())
+
+    monkeypatch.setattr(loop, "turn", away)
+    held = lead()
+    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "gone"))
+    settings.cache_clear()
+    supervisor.run_until_idle(loop, held)  # and does not try for ever
+
+
 def test_a_run_outlives_a_migration(wait: Wait) -> None:
     """Of a version to come, which adds what the process of the run does not know."""
     job = submit("count", {"steps": 8, "pause": 0.2}, HOST)
