@@ -273,9 +273,9 @@ def test_a_supervisor_whose_data_folder_is_gone_has_nothing_left_to_do(
         raise OperationalError("no server", None, Exception())
 
     monkeypatch.setattr(loop, "turn", away)
+    gone = settings().model_copy(update={"data_dir": tmp_path / "gone"})
     held = lead()
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "gone"))
-    settings.cache_clear()
+    monkeypatch.setattr(supervisor, "settings", lambda: gone)
     supervisor.run_until_idle(loop, held)  # and does not try for ever
 
 
