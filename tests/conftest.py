@@ -45,10 +45,7 @@ QUIET = (
 )  # fmt: skip
 
 
-LONGEST = (
-    "test_queue.py", "test_first_run.py", "test_playground.py", "test_every_page.py",
-    "test_runs.py", "test_sweep.py", "test_browser.py", "test_home.py",
-)  # fmt: skip
+LONGEST = ("test_queue.py", "test_first_run.py", "test_every_page.py", "test_runs.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

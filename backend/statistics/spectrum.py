@@ -15,6 +15,7 @@ singular values below a thousandth of the largest are not.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +41,15 @@ class PowerLaw:
 
 
 def singular_values(weight: Tensor) -> Tensor | None:
-    """[min(out, in)], descending, float32 on the CPU; None where the matrix is too large."""
+    """[min(out, in)], descending, float32 on the CPU; None where the matrix is too large, zero, or
+    not finite."""
     W = weight.detach().float()
     W = W.T if W.shape[0] > W.shape[1] else W
-    if len(W) > LARGEST:
+    unit = W.abs().amax().item()
+    if len(W) > LARGEST or not 0 < unit < math.inf:
         return None
-    return torch.linalg.eigvalsh(W @ W.T).clamp_(min=0).sqrt_().flip(0).cpu()
+    W = W / unit  # so that no square overflows
+    return torch.linalg.eigvalsh(W @ W.T).clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
 
 
 def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:
@@ -77,7 +81,7 @@ def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         alpha_start (a singular value); singular values float32 [min(out, in)].
     """
     sigma = singular_values(weight)
-    if sigma is None or not sigma[0] > 0:
+    if sigma is None:
         return {}, {}
     eigenvalues = sigma.double().square().numpy()
     norm = float(sigma[0])

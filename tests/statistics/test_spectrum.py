@@ -62,15 +62,18 @@ def test_figures_are_weight_watchers(
 def test_no_power_law_where_there_is_nothing_to_fit() -> None:
     assert power_law(np.ones(50)) is None
     assert power_law(np.arange(1.0, 9.0)) is None
-    assert spectrum(torch.zeros(16, 16)) == ({}, {})
+    for weight in (torch.zeros(16, 16), torch.full((16, 16), torch.inf)):
+        assert spectrum(weight) == ({}, {})
+    large = spectrum(1e30 * torch.eye(12))[0]
+    assert large["spectral_norm"] == pytest.approx(1e30)
 
 
 def test_the_exponent_does_not_depend_on_the_unit() -> None:
     torch.manual_seed(0)
     weight = torch.randn(60, 200)
     one, other = spectrum(weight)[0], spectrum(1e-3 * weight)[0]
-    assert one["alpha"] == pytest.approx(other["alpha"])
-    assert one["alpha_start"] == pytest.approx(1e3 * other["alpha_start"])
+    assert one["alpha"] == pytest.approx(other["alpha"], rel=1e-4)
+    assert one["alpha_start"] == pytest.approx(1e3 * other["alpha_start"], rel=1e-4)
 
 
 def test_a_matrix_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
