@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -32,6 +33,8 @@ from jobs.submit import checked
 MOST_FIELDS = 3
 MOST_RUNS = 64
 LETTERS = 4000  # of the list of values of one field
+REST = "Together, and seeds"  # what no setting explains alone
+FEWEST = 3  # combinations, below which nothing can be told apart
 SEED = "seed"  # runs that differ in nothing else are repetitions of one another
 RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
 
@@ -249,3 +252,31 @@ def table(
 def _place(stage: str, stages: Sequence[str]) -> int:
     """Where a stage stands; the figures of the run as a whole stand last."""
     return stages.index(stage) if stage in stages else len(stages)
+
+
+def importance(rows: Sequence[SweepRow]) -> dict[str, float]:
+    """Setting -> share of the differences between the combinations, the largest first, then the
+    rest; empty where there are too few combinations, or no differences.
+
+        share = sum over its values of n (mean of the value - mean of all)^2
+                / sum over the combinations of (result - mean of all)^2
+
+    It is the R^2 of a regression on the setting alone, each value a variable of its own (eta
+    squared of a one-way analysis of variance). In a full grid the shares add up with the rest,
+    which settings explain only together, or seeds.
+    """
+    if len(rows) < FEWEST or len(rows[0].values) < 2:
+        return {}
+    middle = fmean(row.mean for row in rows)
+    total = sum((row.mean - middle) ** 2 for row in rows)
+    if total == 0:
+        return {}
+    shares = {}
+    for field in rows[0].values:
+        by_value = defaultdict[str, list[float]](list)
+        for row in rows:
+            by_value[str(row.values[field])].append(row.mean)
+        between = (len(found) * (fmean(found) - middle) ** 2 for found in by_value.values())
+        shares[field] = sum(between) / total
+    ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return ordered | {REST: max(0.0, 1 - sum(ordered.values()))}

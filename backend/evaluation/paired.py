@@ -12,6 +12,7 @@ that their standard errors do not. Two models whose interval holds 1 are not tol
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,7 +49,13 @@ def paired_ratio(one: ArrayLike, other: ArrayLike) -> PairedRatio | None:
     ours, theirs = np.asarray(one, np.float64), np.asarray(other, np.float64)
     if len(ours) != len(theirs) or len(ours) < FEWEST:
         return None
-    differences = ours - theirs
+    return _ratio(tuple((ours - theirs).tolist()))
+
+
+@lru_cache(512)
+def _ratio(losses: tuple[float, ...]) -> PairedRatio:
+    """Of the differences d_i; kept, as pages of runs at work ask again and again."""
+    differences = np.array(losses)
     drawn = np.random.default_rng(0).integers(len(differences), size=(DRAWS, len(differences)))
     low, high = np.quantile(differences[drawn].mean(1), (LOW, HIGH))
     value, lowest, highest = (float(np.exp(x)) for x in (differences.mean(), low, high))

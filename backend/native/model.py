@@ -31,7 +31,7 @@ ARCHITECTURES = tuple(f"{family.capitalize()}ForCausalLM" for family in FAMILIES
 LANES = 16  # outputs of a block
 BFLOAT16, INT8, INT4 = 0, 1, 2
 HEAD_GROUP = 32  # inputs with one scale, in a head of 8 bits
-PREFILL = 64  # tokens in one pass over a prompt
+PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
 

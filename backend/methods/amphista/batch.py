@@ -14,10 +14,9 @@ from torch import Tensor
 
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.kv_cache import PreallocatedCache
-from backend.native.model import NativeModel
+from backend.native.model import PREFILL, NativeModel
 
 LOGITS = 2**24  # entries [n, V] in memory at once
-ROWS = 64  # tokens in a pass of the native decoder
 
 
 class Batch(Protocol):
@@ -46,7 +45,7 @@ class NativeBatch:
         self._caches = [model.new_cache(capacity) for _ in range(rows)]
 
     def append(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for columns in ids.split(max(1, ROWS // len(ids)), dim=1):
+        for columns in ids.split(max(1, PREFILL // len(ids)), dim=1):
             yield self._model.forward_batch(columns, self._caches)
 
     def select(self, rows: Sequence[int]) -> None:

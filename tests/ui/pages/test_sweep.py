@@ -15,11 +15,11 @@ from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import sweep
 from jobs.metrics import metric
-from jobs.sweep import SweepRow
+from jobs.sweep import SweepRow, importance
 from tests.ui.conftest import HOSTILE
 from ui.pages.run import page as run
 from ui.pages.sweep import page
-from ui.pages.sweep.settings import importance, importance_chart, parallel_chart
+from ui.pages.sweep.settings import importance_chart, parallel_chart
 from ui.runs.actions.single import act
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}

@@ -1,32 +1,22 @@
 """Which settings matter in a sweep: every combination as a line, and the share of the differences
-each setting explains.
-
-    share of a setting = sum over its values of n (mean of the value - mean of all)^2
-                         / sum over the combinations of (result - mean of all)^2
-
-In a full grid these shares add up with the rest, which settings explain only together (and seeds).
-It is the R^2 of a regression on the setting alone, each value a variable of its own.
-"""
+each setting explains."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.metrics import Metric
-from jobs.sweep import SweepRow
+from jobs.sweep import SweepRow, importance
 from ui.charts.chart import Chart
 from ui.charts.template import axis, category_axis, layout
 from ui.format import number, share
 from ui.theme import BLUE, LIGHT
 
-REST = "Together, and seeds"
 FADING = [[0.0, BLUE], [1.0, "#B8BEC6"]]  # from the best to the worst
-FEWEST = 3  # combinations, below which nothing can be told apart
 
 
 def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[SweepRow]:
@@ -35,24 +25,6 @@ def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[Swee
     stages = {row.stage for row in rows}
     last = max(stages, key=lambda stage: order.index(stage) if stage in order else -1, default="")
     return [row for row in rows if row.stage == last]
-
-
-def importance(rows: Sequence[SweepRow]) -> dict[str, float]:
-    """Setting -> share of the differences between the combinations, the largest first, then the
-    rest; empty where there are too few combinations, or no differences."""
-    if len(rows) < FEWEST or len(rows[0].values) < 2:
-        return {}
-    frame = pd.DataFrame([{k: str(v) for k, v in row.values.items()} for row in rows])
-    values = np.array([row.mean for row in rows])
-    total = float(((values - values.mean()) ** 2).sum())
-    if total == 0:
-        return {}
-    shares = {}
-    for field in frame.columns:
-        means = pd.Series(values).groupby(frame[field]).transform("mean")
-        shares[str(field)] = float(((means - values.mean()) ** 2).sum()) / total
-    ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
-    return ordered | {REST: max(0.0, 1 - sum(ordered.values()))}
 
 
 def importance_chart(
