@@ -151,9 +151,9 @@ struct Layer {
 struct Model {
   int32_t layers, width, heads, kv_heads, head, inner;
   float epsilon;
-  const bf16* embedding;  // [vocabulary][width]
+  const bf16* embedding;  // [vocabulary][width], or null
   const Layer* layer;
-  const float* final_norm;
+  const float* final_norm;  // [width], or null
   Matrix read_out;
   const float *cosines, *sines;  // [positions][head / 2]
 };
@@ -168,10 +168,12 @@ struct Pass {
   int32_t tokens, read_out, threads;  // n; for how many of the last tokens logits are wanted
   int32_t sequences;
   Cache* const* caches;            // [sequences]
-  const int64_t *ids, *positions;  // [n]
+  const int64_t* ids;              // [n], or null:
+  const float* inputs;             // [n][width], what enters the first layer
+  const int64_t* positions;        // [n]
   const uint8_t* visible;          // [n][n], or null: causal; of one sequence
-  float* hidden;                      // [n][width]
-  float* logits;                      // [read_out][outputs of the head]
+  float* hidden;                   // [n][width]
+  float* logits;                   // [read_out][outputs of the head]
 };
 }
 
@@ -479,8 +481,10 @@ class Worker {
   void embed() {
     const Share some = mine(p_.tokens);
     for (int i = some.first; i < some.last; i++)
-      for (int d = 0; d < m_.width; d++)
-        s_.x[(size_t)i * m_.width + d] = widen(m_.embedding[p_.ids[i] * m_.width + d]);
+      for (int d = 0; d < m_.width; d++) {
+        const size_t place = (size_t)i * m_.width + d;
+        s_.x[place] = p_.ids ? widen(m_.embedding[p_.ids[i] * m_.width + d]) : p_.inputs[place];
+      }
     barrier_.wait();
   }
 
@@ -614,11 +618,12 @@ class Worker {
   }
 
   void read_out() {
-    normalise(m_.final_norm);
-    if (rank_ == 0) std::copy(normed_.begin(), normed_.end(), p_.hidden);
+    if (m_.final_norm) normalise(m_.final_norm);
+    const std::vector<float>& states = m_.final_norm ? normed_ : s_.x;
+    if (rank_ == 0) std::copy_n(states.begin(), normed_.size(), p_.hidden);
     if (!p_.read_out) return;
     const Share some = mine(m_.read_out.outputs / LANES);
-    const float* last = &normed_[(size_t)(p_.tokens - p_.read_out) * m_.width];
+    const float* last = &states[(size_t)(p_.tokens - p_.read_out) * m_.width];
     prepare(m_.read_out, last, p_.read_out, input_);
     multiply({m_.read_out, input_, p_.logits, m_.read_out.outputs}, some.first, some.last, p_.read_out);
   }
@@ -670,6 +675,21 @@ void forward(const Model* model, const Pass* pass) {
   for (auto& thread : team) thread.join();
   for (int i = 0; i < pass->sequences; i++)
     pass->caches[i]->length += pass->tokens / pass->sequences;
+}
+
+// y [n, outputs] = W x + bias, x [n, inputs].
+void linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_t threads) {
+  Input input;
+  prepare(*matrix, x, n, input);
+  const Product product{*matrix, input, y, matrix->outputs};
+  auto work = [&](int rank) {
+    const Share some = share(matrix->outputs / LANES, rank, threads);
+    multiply(product, some.first, some.last, n);
+  };
+  std::vector<std::thread> team;
+  for (int rank = 1; rank < threads; rank++) team.emplace_back(work, rank);
+  work(0);
+  for (auto& thread : team) thread.join();
 }
 
 // Of the rows from `start` on, keeps those at start + chosen (ascending).

@@ -42,5 +42,6 @@ class Pass(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "read_out", "threads", "sequences")),
         ("caches", POINTER(POINTER(Cache))),
-        *((name, c_void_p) for name in ("ids", "positions", "visible", "hidden", "logits")),
-    )
+        *((name, c_void_p) for name in ("ids", "inputs", "positions", "visible")),
+        ("hidden", c_void_p), ("logits", c_void_p),
+    )  # fmt: skip

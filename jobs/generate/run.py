@@ -14,7 +14,7 @@ from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Proposer
 from backend.methods.amphista.generate import Detokenizer, refuse_processors
-from backend.native.model import NativeCache
+from backend.native.blocks import NativeCache
 from backend.reporter import stop_if_asked
 from backend.store.session import now_ms
 from backend.store.tables import Job

@@ -17,7 +17,7 @@ from backend.methods.amphista.decoding.proposers import NoDraft, Proposer
 from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import LoadedModel
-from backend.native.model import NativeCache
+from backend.native.blocks import NativeCache
 
 KEPT_TEXTS = 4  # whose caches are kept
 

@@ -26,8 +26,9 @@ from backend.methods.amphista.tree import Tree, chain
 from backend.models.attention import NAME, use_grouped
 from backend.models.families.logits import LogitTransform
 from backend.models.kv_cache import PreallocatedCache, cache_name, sliding_window
+from backend.native.blocks import NativeCache
 from backend.native.compiler import CompilerError
-from backend.native.model import NativeCache, NativeModel, unsupported
+from backend.native.model import NativeModel, unsupported
 from backend.quantization.packed_linear import PackedLinear
 
 KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask

@@ -9,7 +9,7 @@ import pytest
 from backend.errors import ConfigError, ModelError, SlimscopeError
 from backend.methods.amphista.config import LOOKED_UP
 from backend.models.loading import LoadedModel, load
-from backend.native.model import NativeCache
+from backend.native.blocks import NativeCache
 from backend.queue.folders import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State

@@ -77,7 +77,7 @@ def test_what_the_operator_does_not_run_stays_as_it_is(tmp_path: Path) -> None:
     narrow = {**ARCHITECTURES["grouped"].to_dict(), "hidden_size": 40, "head_dim": 10}
     target = TargetModel(built(type(ARCHITECTURES["grouped"])(**narrow)).to(torch.bfloat16))
     drafter = drafter_of(target).to(torch.bfloat16)
-    assert drafter.pack_int4() and not drafter.heads.packed and drafter.reader is None
+    assert drafter.compress(target) and not drafter.heads.packed and drafter.reader is None
 
 
 @pytest.mark.parametrize(

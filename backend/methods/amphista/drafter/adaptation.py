@@ -54,6 +54,10 @@ class ClonedLayer(nn.Module):
         self._shell = (shell,)  # a tuple, so that only the layer itself is registered for training
         self._cache = cache_name(shell)
 
+    def new_cache(self, capacity: int) -> PreallocatedCache:
+        """An empty cache for `capacity` anchors."""
+        return PreallocatedCache(1, capacity)
+
     def forward(self, states: Tensor, cache: PreallocatedCache | None = None) -> Tensor:
         options = {self._cache: cache, "use_cache": cache is not None}
         output = self._shell[0](inputs_embeds=states, **options)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +43,10 @@ from backend.methods.amphista.drafter.initialization import (
     ridge,
 )
 from backend.methods.amphista.drafter.int4 import pack_linears, packed_linear, worth_packing
+from backend.methods.amphista.drafter.native import use_native
 from backend.methods.amphista.drafter.registry import Drafter, drafter
-from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.target_model import DecodingCache, TargetModel
 from backend.models.blocks import decoder_blocks
-from backend.models.kv_cache import PreallocatedCache
 
 
 class Heads(nn.Module):
@@ -103,14 +104,15 @@ class AmphistaDrafter(Drafter):
         for name, size in (("hidden_scale", d), ("stream_scale", d), ("token_scale", 1)):
             self.register_buffer(name, torch.ones(size, dtype=dtype))
         self.requires_grad_().to(target.device)
-        self.reader: nn.Module | None = None  # packed rows of the head, see `pack_int4`
+        self.reader: nn.Module | None = None  # packed rows of the head, see `compress`
 
-    def new_caches(self, capacity: int) -> list[PreallocatedCache]:
+    def new_caches(self, capacity: int) -> list[DecodingCache]:
         """One empty cache for each adaptation layer."""
-        return [PreallocatedCache(1, capacity) for _ in self.layers]
+        layers: Any = self.layers
+        return [layer.new_cache(capacity) for layer in layers]
 
     def stages(
-        self, hidden: Tensor, embedded: Tensor, caches: list[PreallocatedCache] | None = None
+        self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache] | None = None
     ) -> list[Tensor]:
         """The outputs of every adaptation layer, or the hidden states without such layers."""
         state, outputs = hidden / self.hidden_scale, []
@@ -174,11 +176,11 @@ class AmphistaDrafter(Drafter):
         return torch.cat([inputs[:-1], tokens[1:]], -1), targets[1:]
 
     @torch.no_grad()
-    def pack_int4(self) -> bool:
+    def compress(self, target: TargetModel) -> bool:
         """Pack all linears but the fusions, the head blocks and the read-out; see `int4`.
 
-        The drafter cannot be trained afterwards. Done only on a CPU in bfloat16, where the rows of
-        a head are few enough for the operator to be fast.
+        Done only on a CPU in bfloat16, where the rows of a head are few enough for the operator to
+        be fast.
         """
         rows = self.read_out
         if not worth_packing(rows):
@@ -190,6 +192,8 @@ class AmphistaDrafter(Drafter):
             if None in blocks:
                 break
             self.heads.packed.append(nn.ModuleList(filter(None, blocks)))
+        if target.native:
+            use_native(self, target)
         return True
 
     def copied_parameters(self) -> list[nn.Parameter]:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from backend.methods.amphista.config import DECLARED_DRAFTERS, DrafterConfig
-from backend.methods.amphista.target_model import TargetModel
-from backend.models.kv_cache import PreallocatedCache
+from backend.methods.amphista.target_model import DecodingCache, TargetModel
 from backend.registry import Registry
 
 
@@ -56,7 +55,7 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def stages(
-        self, hidden: Tensor, embedded: Tensor, caches: list[PreallocatedCache] | None = None
+        self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache] | None = None
     ) -> list[Tensor]:
         """The states [b, n, d] that the heads read.
 
@@ -70,7 +69,7 @@ class Drafter(nn.Module, ABC):
         """One vector per head for n anchors, ready for read-out: stages [n, d] -> [n, K, d]."""
 
     @abstractmethod
-    def new_caches(self, capacity: int) -> list[PreallocatedCache]:
+    def new_caches(self, capacity: int) -> list[DecodingCache]:
         """The empty caches `stages` needs for `capacity` anchors."""
 
     def logits(self, slots: Tensor) -> Tensor:
@@ -92,8 +91,11 @@ class Drafter(nn.Module, ABC):
         """
         return 0.0
 
-    def pack_int4(self) -> bool:
-        """Replace weights by packed 4-bit ones for decoding on a CPU; whether that was done."""
+    def compress(self, target: TargetModel) -> bool:
+        """Replace weights by 4-bit ones for decoding on a CPU; whether that was done.
+
+        The drafter cannot be trained afterwards.
+        """
         return False
 
     def copied_parameters(self) -> list[nn.Parameter]:

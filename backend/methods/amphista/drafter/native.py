@@ -1,0 +1,45 @@
+"""The parts of a drafter on the kernels of the native decoder (`backend.native`).
+
+A draft is many small products. In PyTorch most of its time goes to dispatch and to the shell of
+transformers around a cloned layer; here a layer is one call.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from backend.methods.amphista.drafter.adaptation import ClonedLayer
+from backend.methods.amphista.target_model import TargetModel
+from backend.native.blocks import NativeBlocks, NativeCache
+from backend.native.linear import NativeLinear
+from backend.native.weights import LANES
+from backend.quantization.packed_linear import PackedLinear
+
+
+class NativeLayer(nn.Module):
+    """A cloned layer: hidden states [1, n, d] -> [1, n, d] in float32, causal."""
+
+    def __init__(self, layer: ClonedLayer, target: TargetModel) -> None:
+        super().__init__()
+        self._blocks = NativeBlocks(target.model, [layer.block])
+
+    def new_cache(self, capacity: int) -> NativeCache:
+        """An empty cache for `capacity` anchors."""
+        return self._blocks.new_cache(capacity)
+
+    def forward(self, states: Tensor, cache: NativeCache | None = None) -> Tensor:
+        whole = states.shape[1]
+        return self._blocks(states[0], cache or self.new_cache(whole))[None]
+
+
+def use_native(module: nn.Module, target: TargetModel) -> None:
+    """Replace every cloned layer and linear inside, in place; the others compute in float32."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, ClonedLayer):
+            module.set_submodule(name, NativeLayer(part, target))
+    for name, part in list(module.named_modules()):
+        if isinstance(part, PackedLinear) or (
+            isinstance(part, nn.Linear) and not part.in_features % LANES
+        ):
+            module.set_submodule(name, NativeLinear(part))
+    module.float()

@@ -1,0 +1,42 @@
+"""Linear layers whose products `decoder.cpp` computes."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+
+from backend.native.compiler import NATIVE, library
+from backend.native.weights import WeightLayout
+from backend.quantization.packed_linear import PackedLinear
+
+ALONE = 2**20  # weights that one thread multiplies before a second has started
+
+
+class NativeLinear(nn.Module):
+    """A linear [..., in] -> [..., out] in float32, of weights in 4 bits or bfloat16.
+
+    Args:
+        linear: an `nn.Linear`, or a `PackedLinear` with its 4-bit weights.
+        target: compiler flags that choose the instructions.
+
+    Raises:
+        CompilerError: the decoder cannot be built here.
+    """
+
+    def __init__(self, linear: nn.Linear | PackedLinear, target: tuple[str, ...] = NATIVE) -> None:
+        super().__init__()
+        self._library = library(target)
+        self._layout = WeightLayout(self._library)
+        self._matrix = self._layout.matrix(linear)
+        self.out_features = linear.out_features
+        self._large = self._matrix.outputs * self._matrix.inputs > ALONE
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self._matrix.inputs).float().contiguous()
+        y = torch.empty(len(rows), self._matrix.outputs)
+        threads = torch.get_num_threads() if self._large else 1
+        places = (ctypes.c_void_p(rows.data_ptr()), ctypes.c_void_p(y.data_ptr()))
+        self._library.linear(ctypes.byref(self._matrix), *places, len(rows), threads)
+        return y[:, : self.out_features].view(*x.shape[:-1], -1)

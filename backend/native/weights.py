@@ -1,0 +1,117 @@
+"""Weights in the layout of `decoder.cpp`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from backend.native import structures as c
+from backend.quantization.packed_linear import PackedLinear
+
+LANES = 16  # outputs of a block
+BFLOAT16, INT8, INT4 = 0, 1, 2
+HEAD_GROUP = 32  # inputs with one scale, in 8 bits
+Kept = TypeVar("Kept")
+
+
+class WeightLayout:
+    """Lays out weights, and keeps what the structures point to.
+
+    Args:
+        library: the compiled decoder.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._kept: list[object] = []
+
+    def matrix(self, *linears: nn.Module) -> c.Matrix:
+        """Linears [out, in] of the same input, one below the other; all in 4 bits or none."""
+        packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
+        alike = len(packed) == len(linears) and len({x.group for x in packed}) == 1
+        return self._int4(packed) if alike else self._dense(linears)
+
+    def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
+        weight = torch.cat([_weight(x) for x in linears]).detach().bfloat16().contiguous()
+        outputs, inputs = weight.shape
+        padded = -(-outputs // LANES) * LANES
+        layout = torch.empty(padded * inputs, dtype=torch.bfloat16)
+        self._library.pack_bf16(_at(weight), _at(layout), outputs, inputs)
+        bias = self._bias(linears, padded)
+        return c.Matrix(BFLOAT16, padded, inputs, inputs, self.own(layout), None, None, bias)
+
+    def _int4(self, linears: list[PackedLinear]) -> c.Matrix:
+        codes = torch.cat([_codes(linear) for linear in linears])
+        outputs, inputs = codes.shape
+        layout = torch.empty(outputs * inputs // 2, dtype=torch.uint8)
+        self._library.pack_int4(_at(codes), _at(layout), outputs, inputs)
+        scale, offset = torch.cat([linear.scale for linear in linears], 1).unbind(-1)
+        scales, offsets = (self.own(_blocks(x)) for x in (scale, offset))
+        return c.Matrix(
+            INT4, outputs, inputs, linears[0].group, self.own(layout), scales,
+            offsets if offset.any() else None, self._bias(linears, outputs),
+        )  # fmt: skip
+
+    def int8(self, linear: nn.Linear) -> c.Matrix:
+        """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
+        weight = linear.weight.detach().float()
+        outputs, inputs = weight.shape
+        padded = -(-outputs // LANES) * LANES
+        weight = torch.cat([weight, weight.new_zeros(padded - outputs, inputs)])
+        groups = weight.view(padded, -1, HEAD_GROUP)
+        scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16()
+        codes = (groups / scale.float().unsqueeze(-1)).round_().add_(128).clamp_(0, 255).byte()
+        layout = torch.empty(padded * inputs, dtype=torch.uint8)
+        self._library.pack_int8(_at(codes), _at(layout), padded, inputs)
+        scales, bias = self.own(_blocks(scale.T)), self._bias([linear], padded)
+        return c.Matrix(INT8, padded, inputs, HEAD_GROUP, self.own(layout), scales, None, bias)
+
+    def _bias(self, linears: Sequence[nn.Module], padded: int) -> int | None:
+        biases = [getattr(linear, "bias", None) for linear in linears]
+        if all(bias is None for bias in biases):
+            return None
+        zeros = partial(torch.zeros, dtype=torch.float32)
+        whole = torch.cat(
+            [
+                zeros(linear.out_features) if bias is None else bias.detach().float()
+                for linear, bias in zip(linears, biases, strict=True)
+            ]
+        )
+        return self.own(torch.cat([whole, zeros(padded - len(whole))]))
+
+    def keep(self, value: Kept) -> Kept:
+        """`value`, which is kept as long as this object."""
+        self._kept.append(value)
+        return value
+
+    def floats(self, tensor: Tensor) -> int:
+        return self.own(tensor.detach().float().contiguous())
+
+    def own(self, tensor: Tensor) -> int:
+        """Its address; it is kept as long as this object."""
+        return self.keep(tensor).data_ptr()
+
+
+def _weight(linear: Any) -> Tensor:
+    weight: Tensor = linear.dense() if isinstance(linear, PackedLinear) else linear.weight
+    return weight
+
+
+def _codes(linear: PackedLinear) -> Tensor:
+    """The codes 0 to 15 [out, in]."""
+    pairs = torch.stack([linear.pairs & 15, linear.pairs >> 4], -1)
+    return pairs.view(linear.out_features, -1).contiguous()
+
+
+def _blocks(table: Tensor) -> Tensor:
+    """[groups, outputs] -> [outputs / 16, groups, 16]."""
+    return table.T.reshape(-1, LANES, table.shape[0]).transpose(1, 2).contiguous()
+
+
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
