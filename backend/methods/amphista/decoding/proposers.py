@@ -179,11 +179,10 @@ class TreeProposer:
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         embedded = self.target.embed(torch.tensor([tokens], device=hidden.device))
-        stages = self.drafter.stages(hidden[None], embedded, self._caches)
-        slots = self.drafter.slots([stage[0, -1:] for stage in stages])[0, : self.tree.depth]
-        best = self.drafter.logits(slots).topk(self.tree.ranks).indices
-        ids = self.drafter.vocabulary[best].tolist()
-        return DraftTokens([ids[head][rank] for head, rank in self.tree.slots], self.tree)
+        found = self.drafter.draft(
+            hidden[None], embedded, self.tree, self._caches, self.target.embed
+        )
+        return DraftTokens(found, self.tree)
 
 
 class PromptLookupFirst:

@@ -1,18 +1,22 @@
 """The contract of a drafter, and the decorator that registers an architecture.
 
-Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K. Training, head
-accuracy and decoding see a drafter only through three steps:
+Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K. Training and head
+accuracy see a drafter through two steps, decoding through one:
 
-    stages = drafter.stages(hidden, embedded, caches)   sequential in the anchors, cached
-    slots  = drafter.slots(stages)                      [n, K, d], one vector per head
-    logits = drafter.logits(slots)                      [n, K, v], over the draft vocabulary
+    slots  = drafter.anchor_slots(hidden, embedded, rows, places)   [n, K, d], one vector per head
+    logits = drafter.logits(slots)                                  [n, K, v], draft vocabulary
+    tokens = drafter.draft(hidden, embedded, tree, caches, embed)   one for every node of a tree
+
+A *parallel* drafter (Medusa, Amphista) predicts from what is known at the anchor alone. A
+*sequential* one (EAGLE) predicts x_{i+1+k} from the draft tokens before it, too; in `anchor_slots`
+these are the tokens of the text, since decoding goes on only behind those that were right.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +24,10 @@ from torch.nn.functional import linear
 
 from backend.methods.amphista.config import DECLARED_DRAFTERS, DrafterConfig
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
+from backend.methods.amphista.tree import Tree
 from backend.registry import Registry
+
+Embed: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Drafter(nn.Module, ABC):
@@ -54,27 +61,47 @@ class Drafter(nn.Module, ABC):
         self.read_bias = None if bias is None else bias.detach()[rows]
 
     @abstractmethod
-    def stages(
-        self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache] | None = None
-    ) -> list[Tensor]:
-        """The states [b, n, d] that the heads read.
+    def anchor_slots(
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
+    ) -> Tensor:
+        """The vectors [n, K, d] of all heads at n anchors, ready for read-out.
 
         Args:
-            hidden, embedded: [b, n, d] states of new anchors, embeddings of the tokens after them.
-            caches: of the anchors before; None: `hidden` begins at the first anchor.
+            hidden, embedded: [b, T, d] states of whole sequences, embeddings of the tokens after
+                them.
+            rows, places: [n] sequence and position of each anchor.
         """
 
     @abstractmethod
-    def slots(self, stages: list[Tensor]) -> Tensor:
-        """One vector per head for n anchors, ready for read-out: stages [n, d] -> [n, K, d]."""
+    def draft(
+        self,
+        hidden: Tensor,
+        embedded: Tensor,
+        tree: Tree,
+        caches: list[DecodingCache],
+        embed: Embed,
+    ) -> list[int]:
+        """A token for every node of the tree but the root, at the last of n new anchors.
+
+        Args:
+            hidden, embedded: [1, n, d], of the anchors since the last call.
+            caches: of the anchors before; the new ones are appended.
+            embed: token ids [...] -> [..., d].
+        """
 
     @abstractmethod
     def new_caches(self, capacity: int) -> list[DecodingCache]:
-        """The empty caches `stages` needs for `capacity` anchors."""
+        """The empty caches `draft` needs for `capacity` anchors."""
 
     def logits(self, slots: Tensor) -> Tensor:
         """[..., d] -> [..., v] over the draft vocabulary."""
         return self.transform(self.head(slots.to(self.read_out.dtype)))
+
+    def candidates(self, slots: Tensor, ranks: int) -> list[list[int]]:
+        """The `ranks` most likely token ids of each slot [n, d], best first."""
+        best = self.logits(slots).topk(ranks).indices
+        ids: list[list[int]] = self.vocabulary[best].tolist()
+        return ids
 
     def head(self, slots: Tensor) -> Tensor:
         """W [..., d] (+ b), before the logits are scaled and capped."""
@@ -107,9 +134,10 @@ class Drafter(nn.Module, ABC):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
-        """Logits [b, n, K, v] of every anchor of whole sequences [b, n, d]."""
-        stages = [stage.flatten(0, 1) for stage in self.stages(hidden, embedded)]
-        return self.logits(self.slots(stages)).unflatten(0, hidden.shape[:2])
+        """Logits [b, T, K, v] of every anchor of whole sequences [b, T, d]."""
+        shape = hidden.shape[:2]
+        rows, places = torch.ones(shape, device=hidden.device).nonzero().unbind(-1)
+        return self.logits(self.anchor_slots(hidden, embedded, rows, places)).unflatten(0, shape)
 
 
 DRAFTERS: Registry[type[Drafter]] = Registry(DECLARED_DRAFTERS)

@@ -158,9 +158,8 @@ class DrafterTrainer:
             torch.bfloat16,
             enabled=self.target.dtype == torch.bfloat16,
         ):
-            stages = drafter.stages(batch.hidden[:, :-1].to(parameters), embedded)
-            chosen = [stage[batch.rows, batch.places] for stage in stages]
-            slots = drafter.slots(chosen)
+            hidden = batch.hidden[:, :-1].to(parameters)
+            slots = drafter.anchor_slots(hidden, embedded, batch.rows, batch.places)
         with torch.no_grad():
             loss, gradient = loss_and_gradient(drafter, slots.detach(), batch, self.config)
         if not math.isfinite(loss):
