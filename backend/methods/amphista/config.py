@@ -234,6 +234,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "Encoder only": {"adaptation_layers": 0},
         "Staged adaptation only": {"encoder": False},
         "Without the sampled token": {"sampled_token": False},
+        "EAGLE": {"architecture": "eagle", "adaptation_layers": 1},
     }
 )
 
@@ -245,8 +246,7 @@ SHAPE: Mapping[str, Any] = MappingProxyType(  # the fields that identify an arm;
 
 def arm_of(values: Mapping[str, Any]) -> str:
     """Name of the ablation arm that these config values describe, whatever the sizes."""
-    if (architecture := values.get("architecture", "amphista")) != "amphista":
-        return str(architecture)
     shape = {name: values.get(name, usual) for name, usual in SHAPE.items()}
     arms = (name for name, fields in ARMS.items() if shape == {**SHAPE, **fields})
-    return next(arms, "Own")
+    own = str(values.get("architecture", "amphista"))
+    return next(arms, "Own" if own == "amphista" else own)

@@ -65,6 +65,7 @@ class Tree:
         self.children: list[list[int]] = [[] for _ in self.parents]
         for node, parent in enumerate(self.parents[1:], 1):
             self.children[parent].append(node)
+        self._ancestors = self._closure()
 
     def __len__(self) -> int:
         """Number of nodes, including the root: tokens verified at once."""
@@ -82,10 +83,17 @@ class Tree:
 
     def ancestors(self) -> Tensor:
         """[n, n] bool: whether the column is the row itself or its ancestor."""
+        return self._ancestors
+
+    def _closure(self) -> Tensor:
         ancestors = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents[1:], 1):
             ancestors[node] |= ancestors[parent]
         return ancestors
+
+    def inner(self, node: int) -> list[int]:
+        """The children of `node` that have children."""
+        return [child for child in self.children[node] if self.children[child]]
 
     def lineage(self, node: int) -> list[int]:
         """The nodes from the root to `node`."""

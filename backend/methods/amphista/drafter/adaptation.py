@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 
 from backend.errors import ModelError
 from backend.methods.amphista.target_model import packed_weights
@@ -58,11 +58,34 @@ class ClonedLayer(nn.Module):
         """An empty cache for `capacity` anchors."""
         return PreallocatedCache(1, capacity)
 
-    def forward(self, states: Tensor, cache: PreallocatedCache | None = None) -> Tensor:
-        options = {self._cache: cache, "use_cache": cache is not None}
+    def forward(
+        self,
+        states: Tensor,
+        cache: Cache | None = None,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Append the states to the cache.
+
+        Args:
+            positions: [b, n]; None: those that follow the cached ones.
+            visible: [b, n, cached + n] bool, what each sees; None: all before it.
+        """
+        options: dict[str, Any] = {self._cache: cache, "use_cache": cache is not None}
+        if visible is not None:
+            options |= {"position_ids": positions, "attention_mask": _mask(visible, states)}
         output = self._shell[0](inputs_embeds=states, **options)
         outputs: Tensor = output.last_hidden_state
         return outputs
+
+
+def _mask(visible: Tensor, states: Tensor) -> Tensor:
+    """[b, 1, n, m] in the dtype of the attention: 0 where visible, else the lowest number."""
+    device = states.device.type
+    cast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if cast else states.dtype
+    mask = torch.zeros(visible.shape, dtype=dtype, device=states.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrainedModel:

@@ -27,9 +27,18 @@ class NativeLayer(nn.Module):
         """An empty cache for `capacity` anchors."""
         return self._blocks.new_cache(capacity)
 
-    def forward(self, states: Tensor, cache: NativeCache | None = None) -> Tensor:
-        whole = states.shape[1]
-        return self._blocks(states[0], cache or self.new_cache(whole))[None]
+    def forward(
+        self,
+        states: Tensor,
+        cache: NativeCache | None = None,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Append the states to the cache; see `ClonedLayer.forward`. Cached rows are visible."""
+        n = states.shape[1]
+        places = None if positions is None else positions[0]
+        own = None if visible is None else visible[0, :, -n:]
+        return self._blocks(states[0], cache or self.new_cache(n), places, own)[None]
 
 
 def use_native(module: nn.Module, target: TargetModel) -> None:
