@@ -78,6 +78,8 @@ def require_consistent(config: AmphistaJob, facts: ModelFacts) -> None:
             "Choose 0 adaptation layers (Medusa).",
             "adaptation_layers",
         )
+    if config.architecture == "eagle":
+        require_sequential(config)
     if not config.teacher_weight and not config.label_weight:
         raise ConfigError(
             "There is no loss to train with.",
@@ -85,6 +87,19 @@ def require_consistent(config: AmphistaJob, facts: ModelFacts) -> None:
             "Set one of them above 0.",
             "teacher_weight",
         )
+
+
+def require_sequential(config: AmphistaJob) -> None:
+    """Refuse settings without which draft tokens could not depend on one another."""
+    needed = {"adaptation_layers": "one adaptation layer", "sampled_token": "the sampled token"}
+    for field, what in needed.items():
+        if not getattr(config, field):
+            raise ConfigError(
+                "A sequential drafter cannot be built like this.",
+                f"Its draft tokens depend on one another through at least {what}.",
+                "Change the setting, or choose the architecture amphista.",
+                field,
+            )
 
 
 def corpus_name(config: AmphistaJob, facts: ModelFacts) -> str:
@@ -143,6 +158,8 @@ def cache_bytes(config: AmphistaJob, facts: ModelFacts) -> int:
 def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
     """Weights of the drafter, about."""
     d, inner = facts.hidden, config.encoder_width or facts.hidden
+    if config.architecture == "eagle":
+        return config.adaptation_layers * block_weights(facts) + 2 * d**2
     if not config.head_layers:  # as many as those of a whole drafter
         return 2 * (block_weights(facts) + 2 * d**2) + (12 + config.heads) * d**2
     layers = config.adaptation_layers * (block_weights(facts) + 2 * d**2)
@@ -202,4 +219,6 @@ def training_flops(config: AmphistaJob, facts: ModelFacts) -> float:
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     guesses = config.heads * vocabulary * facts.hidden * config.anchors
     learnt = config.steps * config.batch * sequence_tokens(config, facts)
-    return 6.0 * learnt * (drafter_weights(config, facts) + guesses)
+    sequential = config.architecture == "eagle"  # its layers run again for every head but the first
+    runs = 1 + sequential * (config.heads - 1) * config.anchors
+    return 6.0 * learnt * (runs * drafter_weights(config, facts) + guesses)

@@ -46,7 +46,8 @@ class DrafterConfig(BaseModel):
     architecture: ArchitectureName = Field(
         "amphista",
         title="Drafter architecture",
-        description="amphista also covers Medusa, by the settings below.",
+        description="amphista: all heads in parallel; Medusa, by the settings below. eagle: token "
+        "after token, each from those before it.",
         json_schema_extra=ADVANCED,
     )
     heads: int = Field(

@@ -8,10 +8,12 @@ from pydantic import ValidationError
 
 from backend.errors import ModelError
 from backend.methods.amphista.config import ARMS, DrafterConfig, arm_of
+from backend.methods.amphista.decoding.proposers import TreeProposer
 from backend.methods.amphista.drafter.adaptation import ClonedLayer, final_norm
 from backend.methods.amphista.drafter.amphista import AmphistaDrafter
 from backend.methods.amphista.drafter.initialization import ridge
 from backend.methods.amphista.target_model import TargetModel, fingerprint
+from backend.methods.amphista.tree import Tree
 from backend.models.blocks import decoder_blocks
 from tests.methods.amphista.toys import ARCHITECTURES, base, built, drafter_of, random_ids
 
@@ -62,8 +64,33 @@ def test_no_anchor_sees_what_comes_after_it(arm: str) -> None:
     ids, changed = random_ids(target, 24), random_ids(target, 24)
     changed[13:] = random_ids(target, 11, seed=8)
     before, after = guesses(drafter, target, ids), guesses(drafter, target, changed)
-    torch.testing.assert_close(before[:12], after[:12])  # anchor 11 knows tokens 0..12
-    assert not torch.allclose(before[13:], after[13:])
+    for head in range(4):
+        known = 12 - head * (arm == "EAGLE")  # anchor 11 knows tokens 0..12; a path, as many more
+        torch.testing.assert_close(before[:known, head], after[:known, head])
+        assert not torch.allclose(before[known + 1 :, head], after[known + 1 :, head])
+
+
+@pytest.mark.parametrize("name", ["grouped", "gpt2", "capped, some windows"])
+@torch.no_grad()
+def test_a_sequential_draft_is_that_of_the_text_along_each_path(name: str) -> None:
+    target, anchor = base(name), 20
+    drafter = drafter_of(target, scale=0.3, architecture="eagle")
+    tree = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0), (1, 0, 0), (1, 0, 1)])
+    ids = random_ids(target, 40)
+    hidden = target.hidden(ids[None])
+    proposer = TreeProposer(drafter, target, tree)
+    proposer.start(int(ids[0]), 60)
+    proposer.propose(hidden[0, :10], ids[1:11].tolist())
+    drafted = [0, *proposer.propose(hidden[0, 10:21], ids[11:22].tolist()).tokens]
+    for leaf in (4, 6, 7, 8):
+        nodes = tree.lineage(leaf)[1:]
+        text = torch.cat([ids[: anchor + 2], torch.tensor([drafted[node] for node in nodes])])
+        states = torch.cat([hidden[:, : anchor + 1], torch.randn(1, len(nodes), target.width)], 1)
+        place = torch.tensor([anchor])
+        slots = drafter.anchor_slots(states, target.embed(text[None, 1:]), place * 0, place)[0]
+        best = drafter.logits(slots).topk(2).indices
+        for head, node in enumerate(nodes):
+            assert drafted[node] == best[head, tree.slots[node - 1][1]]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from transformers import (
 
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.decoding.engine import DecodeStep
-from backend.methods.amphista.drafter.amphista import AmphistaDrafter
+from backend.methods.amphista.drafter.registry import build_drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import load
 from backend.text.prompt_ids import prompt_ids
@@ -85,14 +86,12 @@ def toy_prompts(count: int = 24) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(prompt_ids(prompt.text, tokenizer)) for prompt in prompts)
 
 
-def drafter_of(
-    target: TargetModel, seed: int = 0, scale: float = 0.0, **fields: object
-) -> AmphistaDrafter:
+def drafter_of(target: TargetModel, seed: int = 0, scale: float = 0.0, **fields: object) -> Any:
     """An untrained drafter with its scales set; `scale` adds noise to every weight, so that no
     zero hides a mistake."""
     config = DrafterConfig.model_validate({"draft_vocabulary": 0, **fields})
     torch.manual_seed(seed)
-    drafter = AmphistaDrafter(config, target, torch.arange(target.vocabulary))
+    drafter = build_drafter(config, target, torch.arange(target.vocabulary))
     texts = [random_ids(target, min(64, target.context), seed=n) for n in range(6)]
     drafter.initialize(target, texts, fitted=True)
     with torch.no_grad():

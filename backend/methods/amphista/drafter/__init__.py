@@ -1,8 +1,10 @@
 """Drafter architectures, one file each, behind the contract in `registry`.
 
-    amphista           the module of the paper; adaptation, auto_embedding: its parts
+    amphista           the module of the paper; auto_embedding: its block; and Medusa
+    eagle              the sequential rival
+    adapted            what both share; adaptation: the cloned layers
     initialization     least-squares start of an untrained drafter
-    int4               packed 4-bit weights for decoding on a CPU
+    int4, native       packed 4-bit weights and compiled kernels for decoding on a CPU
     registry           `Drafter` and the `@drafter` decorator
 
 To add an architecture, write a file here, or a module named in SLIMSCOPE_PLUGINS, with a subclass
