@@ -36,7 +36,7 @@ from backend.methods.amphista.decoding.proposers import (
 )
 from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import best_tree
+from backend.methods.amphista.tree import StaticTree, best_tree
 from backend.models.loading import LoadedModel, load
 from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
@@ -222,7 +222,8 @@ class DecodingBenchmark:
     ) -> DecoderReport:
         """The figures of one decoder, over all prompts and by task."""
         drafter = self.drafters.get(name.removesuffix(COMBINED))
-        paths = proposer.tree.paths if isinstance(proposer, TreeProposer) else []
+        policy = proposer.policy if isinstance(proposer, TreeProposer) else None
+        paths = policy.paths if isinstance(policy, StaticTree) else [*summary.hits]
         speed, up = summary.speed, summary.speed_up
         return DecoderReport(
             name,

@@ -36,6 +36,7 @@ LONG, FAR = "longrope", 10**9
 NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12
+MASKS = 16  # of trees, kept; a policy may choose another tree at every step
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the logits
 COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
 
@@ -217,6 +218,8 @@ class TorchVerifier:
         Its last length + n columns are the mask over `length` cached tokens.
         """
         if tree not in self._masks:
+            if len(self._masks) >= MASKS:
+                self._masks.clear()
             n, capacity = len(tree), self.cache.capacity
             mask = torch.zeros(1, 1, n, capacity + n, dtype=self.target.dtype)
             lowest = torch.finfo(mask.dtype).min

@@ -30,7 +30,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from heapq import nlargest
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -101,6 +104,71 @@ class Tree:
         while self.parents[nodes[-1]] >= 0:
             nodes.append(self.parents[nodes[-1]])
         return nodes[::-1]
+
+
+class TreePolicy(Protocol):
+    """Which draft tokens are verified: at most `nodes`, of which one is the root, from `ranks`
+    candidates for the token after each."""
+
+    @property
+    def nodes(self) -> int: ...
+
+    @property
+    def ranks(self) -> int: ...
+
+    def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
+        """The paths of `depth` whose children are wanted.
+
+        Args:
+            chances: of every path up to `depth` that has been drafted.
+        """
+
+    def tree(self, chances: Mapping[Path, float]) -> Tree:
+        """The tree to verify; its paths are among `chances`."""
+
+
+class StaticTree:
+    """The same tree at every step."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree, self.nodes, self.ranks, self.paths = tree, len(tree), tree.ranks, tree.paths
+        inner = [path for path, below in zip(tree.nodes, tree.children, strict=True) if below]
+        self._inner = [[p for p in inner if len(p) == depth] for depth in range(tree.depth + 1)]
+
+    def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
+        return self._inner[depth] if depth < len(self._inner) else []
+
+    def tree(self, chances: Mapping[Path, float]) -> Tree:
+        return self._tree
+
+
+@dataclass(frozen=True)
+class ConfidentTree:
+    """The most likely paths of this step, as far as verifying them pays (after EAGLE-2, Li et al.,
+    arXiv 2406.16858; the threshold is ours).
+
+    The chance of a path is the product of the probabilities the drafter gives its tokens. A node
+    costs a share c of a pass and saves as many passes as it is likely to be accepted, so it pays
+    where its chance exceeds c times the speed-up; see `cost_model`.
+
+    Attributes:
+        least: chance below which a path is not verified.
+    """
+
+    nodes: int
+    least: float
+    ranks: int = 8
+
+    def _likely(self, chances: Mapping[Path, float]) -> list[Path]:
+        """No path is more likely than its parent, so these are closed under prefixes."""
+        found = nlargest(self.nodes, chances, key=lambda path: (chances[path], -len(path)))
+        return [path for path in found if path and chances[path] >= self.least]
+
+    def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
+        return [path for path in self._likely(chances) if len(path) == depth]
+
+    def tree(self, chances: Mapping[Path, float]) -> Tree:
+        return Tree(self._likely(chances))
 
 
 @lru_cache(maxsize=64)

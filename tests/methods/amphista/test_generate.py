@@ -180,7 +180,7 @@ def test_the_proposer_of_a_drafter() -> None:
     )  # the root alone: nothing to guess
     chosen = make_proposer(base(), saved(), nodes=3)
     assert isinstance(chosen, TreeProposer)
-    assert chosen.tree.paths == Tree([(0,), (0, 0)]).paths
+    assert chosen.policy.tree({}).paths == Tree([(0,), (0, 0)]).paths
 
 
 def test_a_model_without_ends_writes_to_the_limit() -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from backend.errors import ConfigError
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import Tree, chain
+from backend.methods.amphista.tree import StaticTree, Tree, TreePolicy, chain
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
 NOTHING = chain(0)
@@ -164,25 +164,27 @@ class AssistantModel:
 
 
 class TreeProposer:
-    """The heads of a drafter, in a static tree.
+    """The heads of a drafter, in a tree: a static one, or what a policy makes of every draft.
 
     Raises:
         ConfigError: the tree is deeper than the number of heads, or wider than the vocabulary.
     """
 
-    def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree) -> None:
-        refuse_unfit_tree(drafter, tree)
-        self.drafter, self.target, self.tree, self.nodes = drafter, target, tree, len(tree)
+    def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree | TreePolicy) -> None:
+        if isinstance(tree, Tree):
+            refuse_unfit_tree(drafter, tree)
+            tree = StaticTree(tree)
+        self.drafter, self.target, self.policy, self.nodes = drafter, target, tree, tree.nodes
 
     def start(self, first: int, capacity: int) -> None:
         self._caches = self.drafter.new_caches(capacity)
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         embedded = self.target.embed(torch.tensor([tokens], device=hidden.device))
-        found = self.drafter.draft(
-            hidden[None], embedded, self.tree, self._caches, self.target.embed
+        tree, tokens = self.drafter.draft(
+            hidden[None], embedded, self.policy, self._caches, self.target.embed
         )
-        return DraftTokens(found, self.tree)
+        return DraftTokens(tokens, tree)
 
 
 class PromptLookupFirst:

@@ -32,7 +32,7 @@ from backend.methods.amphista.drafter.auto_embedding import AutoEmbedding
 from backend.methods.amphista.drafter.int4 import packed_linear
 from backend.methods.amphista.drafter.registry import Embed, drafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
-from backend.methods.amphista.tree import Tree
+from backend.methods.amphista.tree import Path, Tree, TreePolicy
 from backend.models.blocks import decoder_blocks
 
 
@@ -98,15 +98,22 @@ class AmphistaDrafter(AdaptedDrafter):
         self,
         hidden: Tensor,
         embedded: Tensor,
-        tree: Tree,
+        policy: TreePolicy,
         caches: list[DecodingCache],
         embed: Embed,
-    ) -> list[int]:
+    ) -> tuple[Tree, list[int]]:
         """Every head's candidates, in one pass; see `Drafter`."""
         stages = self.stages(hidden, embedded, caches)
-        slots = self.slots([stage[0, -1:] for stage in stages])[0, : tree.depth]
-        ids = self.candidates(slots, tree.ranks)
-        return [ids[head][rank] for head, rank in tree.slots]
+        slots = self.slots([stage[0, -1:] for stage in stages])[0]
+        chances: dict[Path, float] = {(): 1.0}
+        found, level = self.candidates(slots, policy.ranks), list[Path]([()])
+        for depth, candidates in enumerate(found, 1):
+            for path in level:
+                for rank, (_, chance) in enumerate(candidates):
+                    chances[*path, rank] = chances[path] * chance
+            level = policy.inner(chances, depth)
+        tree = policy.tree(chances)
+        return tree, [found[head][rank][0] for head, rank in tree.slots]
 
     def compress_more(self) -> None:
         """Pack the residual blocks of the heads."""

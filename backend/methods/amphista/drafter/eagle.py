@@ -31,7 +31,7 @@ from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.adapted import AdaptedDrafter
 from backend.methods.amphista.drafter.registry import Embed, drafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
-from backend.methods.amphista.tree import Tree
+from backend.methods.amphista.tree import Path, Tree, TreePolicy
 
 
 @dataclass(frozen=True)
@@ -130,41 +130,42 @@ class EagleDrafter(AdaptedDrafter):
         self,
         hidden: Tensor,
         embedded: Tensor,
-        tree: Tree,
+        policy: TreePolicy,
         caches: list[DecodingCache],
         embed: Embed,
-    ) -> list[int]:
+    ) -> tuple[Tree, list[int]]:
         """The tree depth by depth; see `Drafter`.
 
         All inner nodes so far are run again at every depth, so that the caches hold anchors only.
         """
         slots = self.normed(self.stages(hidden, embedded, caches)[-1][0, -1:])
-        length, tokens = caches[0].length, [0] * len(tree)
-        level, inner, inputs = [0], list[int](), list[Tensor]()
-        while True:
-            found = self.candidates(slots, tree.ranks)
-            for node, ids in zip(level, found, strict=True):
-                for child in tree.children[node]:
-                    tokens[child] = ids[tree.slots[child - 1][1]]
-            parents = [n for n, node in enumerate(level) for _ in tree.inner(node)]
-            level = [child for node in level for child in tree.inner(node)]
-            if not level:
-                return tokens[1:]
+        chances: dict[Path, float] = {(): 1.0}
+        tokens: dict[Path, int] = {}
+        inner, inputs, level = list[Path](), list[Tensor](), list[Path]([()])
+        for depth in range(1, self.config.heads + 1):
+            for path, found in zip(level, self.candidates(slots, policy.ranks), strict=True):
+                for rank, (token, chance) in enumerate(found):
+                    tokens[*path, rank], chances[*path, rank] = token, chances[path] * chance
+            before, level = level, policy.inner(chances, depth)
+            if not level or depth == self.config.heads:
+                break
             inner += level
-            chosen = torch.tensor([tokens[node] for node in level], device=hidden.device)
-            inputs.append(torch.stack([slots[parents], embed(chosen).to(slots.dtype)]))
-            slots = self.normed(self._along(tree, inner, torch.cat(inputs, 1), caches, length))
-            slots = slots[-len(level) :]
+            chosen = torch.tensor([tokens[path] for path in level], device=hidden.device)
+            parents = slots[[before.index(path[:-1]) for path in level]]
+            inputs.append(torch.stack([parents, embed(chosen).to(slots.dtype)]))
+            slots = self.normed(self._along(inner, torch.cat(inputs, 1), caches))[-len(level) :]
+        tree = policy.tree(chances)
+        return tree, [tokens[path] for path in tree.paths]
 
-    def _along(
-        self, tree: Tree, nodes: list[int], inputs: Tensor, caches: list[DecodingCache], length: int
-    ) -> Tensor:
-        """a of inner nodes, from inputs [2, n, d]; the caches stay as they are."""
-        depths = torch.tensor([tree.depths[node] for node in nodes], device=inputs.device)
-        own = tree.ancestors()[nodes][:, nodes].to(inputs.device)
-        visible = torch.cat([own.new_ones(len(nodes), length), own], -1)[None]
-        positions = (length - 1 + depths)[None]
-        states = self.following(inputs[:1], inputs[1:], caches, positions, visible)[0]
+    def _along(self, paths: list[Path], inputs: Tensor, caches: list[DecodingCache]) -> Tensor:
+        """a at the ends of paths, from inputs [2, n, d]; the caches stay as they are."""
+        length, device = caches[0].length, inputs.device
+        depths = torch.tensor([[len(path) for path in paths]], device=device)
+        own = torch.tensor(
+            [[path[: len(other)] == other for other in paths] for path in paths], device=device
+        )
+        visible = torch.cat([own.new_ones(len(paths), length), own], -1)[None]
+        states = self.following(inputs[:1], inputs[1:], caches, length - 1 + depths, visible)[0]
         for cache in caches:
             cache.rewind(length)
         return states

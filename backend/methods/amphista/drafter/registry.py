@@ -5,7 +5,7 @@ accuracy see a drafter through two steps, decoding through one:
 
     slots  = drafter.anchor_slots(hidden, embedded, rows, places)   [n, K, d], one vector per head
     logits = drafter.logits(slots)                                  [n, K, v], draft vocabulary
-    tokens = drafter.draft(hidden, embedded, tree, caches, embed)   one for every node of a tree
+    tree, tokens = drafter.draft(hidden, embedded, policy, caches, embed)
 
 A *parallel* drafter (Medusa, Amphista) predicts from what is known at the anchor alone. A
 *sequential* one (EAGLE) predicts x_{i+1+k} from the draft tokens before it, too; in `anchor_slots`
@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 from backend.methods.amphista.config import DECLARED_DRAFTERS, DrafterConfig
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
-from backend.methods.amphista.tree import Tree
+from backend.methods.amphista.tree import Tree, TreePolicy
 from backend.registry import Registry
 
 Embed: TypeAlias = Callable[[Tensor], Tensor]
@@ -77,11 +77,11 @@ class Drafter(nn.Module, ABC):
         self,
         hidden: Tensor,
         embedded: Tensor,
-        tree: Tree,
+        policy: TreePolicy,
         caches: list[DecodingCache],
         embed: Embed,
-    ) -> list[int]:
-        """A token for every node of the tree but the root, at the last of n new anchors.
+    ) -> tuple[Tree, list[int]]:
+        """A tree and a token for each of its nodes but the root, at the last of n new anchors.
 
         Args:
             hidden, embedded: [1, n, d], of the anchors since the last call.
@@ -97,11 +97,13 @@ class Drafter(nn.Module, ABC):
         """[..., d] -> [..., v] over the draft vocabulary."""
         return self.transform(self.head(slots.to(self.read_out.dtype)))
 
-    def candidates(self, slots: Tensor, ranks: int) -> list[list[int]]:
-        """The `ranks` most likely token ids of each slot [n, d], best first."""
-        best = self.logits(slots).topk(ranks).indices
-        ids: list[list[int]] = self.vocabulary[best].tolist()
-        return ids
+    def candidates(self, slots: Tensor, ranks: int) -> list[list[tuple[int, float]]]:
+        """The `ranks` most likely tokens of each slot [n, d], best first: ids and probabilities."""
+        logits = self.logits(slots).float()
+        best = logits.topk(min(ranks, logits.shape[-1]))
+        chances = (best.values - logits.logsumexp(-1, keepdim=True)).exp_().tolist()
+        ids = self.vocabulary[best.indices].tolist()
+        return [list(zip(*pair, strict=True)) for pair in zip(ids, chances, strict=True)]
 
     def head(self, slots: Tensor) -> Tensor:
         """W [..., d] (+ b), before the logits are scaled and capped."""
