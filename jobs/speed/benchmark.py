@@ -36,6 +36,7 @@ from backend.methods.amphista.decoding.proposers import (
 )
 from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import Path as TreePath
 from backend.methods.amphista.tree import StaticTree, best_tree
 from backend.models.loading import LoadedModel, load
 from backend.models.sources.materialise import materialise
@@ -222,8 +223,7 @@ class DecodingBenchmark:
     ) -> DecoderReport:
         """The figures of one decoder, over all prompts and by task."""
         drafter = self.drafters.get(name.removesuffix(COMBINED))
-        policy = proposer.policy if isinstance(proposer, TreeProposer) else None
-        paths = policy.paths if isinstance(policy, StaticTree) else [*summary.hits]
+        paths = _paths(proposer, summary.hits)
         speed, up = summary.speed, summary.speed_up
         return DecoderReport(
             name,
@@ -265,3 +265,11 @@ class DecodingBenchmark:
             low, high = report.ranges.get(metric, (None, None))
             spread = {} if low is None else {"lowest": low, "highest": high}
             self.context.result(report.name, metric, value, n=n, **spread)
+
+
+def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]:
+    """The nodes of the tree of a drafter; of a tree that changes, those that were ever right."""
+    if not isinstance(proposer, TreeProposer):
+        return []
+    policy = proposer.policy
+    return policy.paths if isinstance(policy, StaticTree) else [*hits]
