@@ -3,6 +3,8 @@ differ."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -10,7 +12,7 @@ from markupsafe import Markup
 
 from backend.store.states import State
 from ui.charts.chart import Chart
-from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, Page, PageChart, live, on_change, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import stage_dots
@@ -29,6 +31,7 @@ from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.download import Download, file_payload
 from ui.widgets.dropdown import choices, dropdown
+from ui.widgets.explorer import known_or_first
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
@@ -41,6 +44,7 @@ STAGES = Panel(
 LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
 WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
 NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
+TOO_FEW = "Fewer than two of these runs are there."
 NO_CURVES = "None of these runs has recorded a curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
 NEWEST = 3
@@ -110,7 +114,7 @@ def draw(request: gr.Request) -> Updates:
         "config": comparison.config_card(runs),
         "results": comparison.metrics_card(runs),
     }
-    return updates(html, STAGES.show(_stages(runs)))
+    return updates(html, STAGES.show(stages_chart(runs)))
 
 
 def nothing_html() -> Markup:
@@ -124,7 +128,8 @@ def nothing_html() -> Markup:
     return HTML.nothing(FEWEST, MOST, newest[::-1])
 
 
-def _stages(runs: RunComparison) -> Chart:
+def stages_chart(runs: RunComparison) -> Chart:
+    """Perplexity of every stage of the runs measured on the baseline's text."""
     rows = comparison.on_one_text(runs)
     if not rows:
         return Chart(NO_PERPLEXITY)
@@ -182,4 +187,49 @@ def export(event: gr.EventData, request: gr.Request) -> Any:
     return file_payload(f"{'-'.join(runs.runs)}.{form}", EXPORTS[form](runs).encode())
 
 
-PAGE = Page("Compare", "compare", build, order=30, section="Runs", key="c")
+def drawn(draw: Callable[[RunComparison, gr.Request], Chart]) -> Callable[[gr.Request], Chart]:
+    """Draws a chart of the runs in an address."""
+
+    def at(request: gr.Request) -> Chart:
+        runs = compared(request)
+        return Chart(TOO_FEW) if runs is None else draw(runs, request)
+
+    return at
+
+
+def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
+    """The curve in the address, of every run."""
+    points, offered = curves_of(runs)
+    if not offered:
+        return Chart(NO_CURVES)
+    name = chosen_curve(runs, offered, query(request, "curve"))
+    smoothing, log_y = query(request, "smooth", "none", SMOOTHING), query(request, "y") == "log"
+    chart = curve_chart(runs, points, name, log_y=log_y, smoothing=smoothing)
+    return replace(chart, headline=curve_label(name, runs))
+
+
+def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
+    """The tensor in the address, as each run left it."""
+    by_run = weights_by_run(runs)
+    if not by_run:
+        return Chart(NO_WEIGHTS)
+    tensors = tensors_of(by_run)
+    name = known_or_first(query(request, "tensor"), tensors)
+    return replace(tensor_chart(runs, by_run, name), headline=tensors[name])
+
+
+RESULTS = PageChart(
+    "Results", "What did each run end with?", 0,
+    drawn(lambda runs, _: comparison.results_chart(runs)), "ids",
+)  # fmt: skip
+SETTINGS = PageChart(
+    "Configuration differences", "Which settings differ?", 0,
+    drawn(lambda runs, _: comparison.settings_chart(runs)), "ids",
+)  # fmt: skip
+PAGE = Page(
+    "Compare", "compare", build, order=30, section="Runs", key="c",
+    charts={"compare-figures": RESULTS, "compare-config": SETTINGS}
+    | STAGES.of("compare", drawn(lambda runs, _: stages_chart(runs)), "ids")
+    | LINES.of("compare", drawn(lines_chart), "ids")
+    | WEIGHTS.of("compare", drawn(weights_chart), "ids"),
+)  # fmt: skip

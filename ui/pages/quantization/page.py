@@ -14,10 +14,10 @@ from gradio.components import Component
 
 from ui.frame import Page
 from ui.pages.quantization import handlers
-from ui.pages.quantization.panels import CURVE, HISTORY, HTML, LAYERS, MAP, USAGE, WEIGHTS
+from ui.pages.quantization.panels import CHARTS, CURVE, HISTORY, HTML, LAYERS, MAP, USAGE, WEIGHTS
 from ui.pages.quantization.selection import CURVES, QuantSelection, QuantView
 from ui.widgets.dropdown import dropdown, segmented
-from ui.widgets.explorer import Explorer
+from ui.widgets.explorer import Explorer, chart_at
 from ui.widgets.notice import notice, plain
 from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs
@@ -105,4 +105,11 @@ PAGE = Page(
     section="Explore",
     key="q",
     moved_from=("quant",),
+    charts={
+        element: chart
+        for panel, draw in CHARTS.items()
+        for element, chart in panel.of(
+            "quant", chart_at(QuantSelection, QuantView.at, draw), "run"
+        ).items()
+    },
 )
