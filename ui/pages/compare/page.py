@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from backend.store.states import State
 from ui.charts.chart import Chart
+from ui.charts.headlines import lower
 from ui.frame import SILENT_EVENT, Page, PageChart, live, on_change, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
@@ -24,13 +25,14 @@ from ui.pages.compare.curves import (
     curve_label,
     curves_of,
 )
-from ui.pages.compare.weights import tensor_chart, tensors_of, weights_by_run
+from ui.pages.compare.texts import texts_card, texts_chart
+from ui.pages.compare.weights import VIEWS, tensor_chart, tensors_of, weights_by_run
 from ui.runs.actions.bulk import FEWEST, MOST
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.download import Download, file_payload
-from ui.widgets.dropdown import choices, dropdown
+from ui.widgets.dropdown import choices, dropdown, segmented
 from ui.widgets.explorer import known_or_first
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
@@ -65,6 +67,7 @@ def build() -> None:
         choices(SCALES), value="linear", label="Y axis", elem_id="compare-y", render=False,
         scale=0, min_width=160,
     )  # fmt: skip
+    side = segmented(VIEWS, "View", "compare-view")
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         page["results"] = plain(elem_id="compare-figures")
@@ -72,12 +75,14 @@ def build() -> None:
             page |= STAGES.build("compare")
             lines = Outputs(curve=curve, y=scale, smooth=smooth)
             lines |= LINES.build("compare", [[curve, smooth], [scale]])
-        weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]]))
+        weights = Outputs(tensor=tensor, view=side)
+        weights |= WEIGHTS.build("compare", [[side], [tensor]])
+        page["texts"] = plain(elem_id="compare-texts")
         page["config"] = plain(elem_id="compare-config")
 
     show = page.named(draw), None, page.components
     show_curves = lines.named(draw_curves), [curve, scale, smooth], lines.components
-    show_weights = weights.named(draw_weights), tensor, weights.components
+    show_weights = weights.named(draw_weights), [tensor, side], weights.components
     live(*show)
     on_load(lines.named(open_curves), None, lines.components)
     on_change(*show_curves)
@@ -87,7 +92,8 @@ def build() -> None:
     head.act(export, None, file, **SILENT_EVENT)
     for changed in (curve.input, scale.input, smooth.input):
         url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale, smooth=smooth)
-    url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
+    for changed in (tensor.input, side.input):
+        url_sync(changed(*show_weights, **LATEST), tensor=tensor, view=side)
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -113,6 +119,7 @@ def draw(request: gr.Request) -> Updates:
         "body": gr.update(visible=True),
         "config": comparison.config_card(runs),
         "results": comparison.metrics_card(runs),
+        "texts": texts_card(runs),
     }
     return updates(html, STAGES.show(stages_chart(runs)))
 
@@ -163,7 +170,7 @@ def draw_curves(
     return {"curve": gr.update(choices=labels, value=name), **shown}
 
 
-def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
+def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> Updates:
     """The tensors there are, and the chosen one as each run left it."""
     runs = compared(request)
     by_run = weights_by_run(runs) if runs else {}
@@ -172,8 +179,9 @@ def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
     tensors = tensors_of(by_run)
     wanted = tensor or query(request, "tensor")
     name = wanted if wanted in tensors else next(iter(tensors))
-    shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
-    return {"tensor": gr.update(choices=choices(tensors), value=name), **shown}
+    view = known_or_first(view or query(request, "view"), VIEWS)
+    shown = WEIGHTS.show(tensor_chart(runs, by_run, name, view), name)
+    return {"tensor": gr.update(choices=choices(tensors), value=name), "view": view, **shown}
 
 
 # what is done -------------------------------------------------------------------------------------
@@ -215,12 +223,18 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
         return Chart(NO_WEIGHTS)
     tensors = tensors_of(by_run)
     name = known_or_first(query(request, "tensor"), tensors)
-    return replace(tensor_chart(runs, by_run, name), headline=tensors[name])
+    view = known_or_first(query(request, "view"), VIEWS)
+    chart = tensor_chart(runs, by_run, name, view)
+    return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
 
 
 RESULTS = PageChart(
     "Results", "What did each run end with?", 0,
     drawn(lambda runs, _: comparison.results_chart(runs)), "ids",
+)  # fmt: skip
+TEXTS = PageChart(
+    "Generated text", "Where do the runs write something else after the same prompt?", 0,
+    drawn(lambda runs, _: texts_chart(runs)), "ids",
 )  # fmt: skip
 SETTINGS = PageChart(
     "Configuration differences", "Which settings differ?", 0,
@@ -228,7 +242,7 @@ SETTINGS = PageChart(
 )  # fmt: skip
 PAGE = Page(
     "Compare", "compare", build, order=30, section="Runs", key="c",
-    charts={"compare-figures": RESULTS, "compare-config": SETTINGS}
+    charts={"compare-figures": RESULTS, "compare-texts": TEXTS, "compare-config": SETTINGS}
     | STAGES.of("compare", drawn(lambda runs, _: stages_chart(runs)), "ids")
     | LINES.of("compare", drawn(lines_chart), "ids")
     | WEIGHTS.of("compare", drawn(weights_chart), "ids"),
