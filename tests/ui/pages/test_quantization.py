@@ -236,6 +236,7 @@ def test_another_tensor_or_group_redraws_what_it_changes() -> None:
     assert set(page.choose_group(view(group="2,3"))) == {
         "group", "one", "history_chart", "history_note", "history_table",
         "weights_chart", "weights_note", "weights_table", "history_title", "weights_title",
+        "codes_chart", "codes_note", "codes_table", "codes_title",
     }  # fmt: skip
 
 
