@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import repair_advice
 from backend.store.integrity import last_check
+from ui.charts.chart import Chart
 from ui.format import href
 from ui.gradio_patches import current_blocks
 from ui.keyboard import shortcuts
@@ -46,6 +47,25 @@ _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
 
 
 @dataclass(frozen=True)
+class PageChart:
+    """A chart of a page that can be drawn again, elsewhere and later, from the page's address.
+
+    Attributes:
+        title: where its own headline is empty.
+        question: where it has none of its own.
+        height: pixels.
+        draw: makes it of an address, which a request holds.
+        runs: the name under which the address holds its runs; empty: none.
+    """
+
+    title: str
+    question: str
+    height: int
+    draw: Callable[[gr.Request], Chart]
+    runs: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
     """One page. `build` makes its content inside the frame.
 
@@ -58,6 +78,7 @@ class Page:
         listed: False for the page of one run or sweep, which the navigation cannot lead to.
         heading: False when the page writes its own single `<h1>`.
         moved_from: earlier addresses, which redirect here.
+        charts: id of the element -> the chart, for reports.
     """
 
     name: str
@@ -69,6 +90,7 @@ class Page:
     listed: bool = True
     heading: bool = True
     moved_from: tuple[str, ...] = ()
+    charts: Mapping[str, PageChart] = field(default_factory=dict)
 
 
 class NavEntry(NamedTuple):

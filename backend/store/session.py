@@ -20,9 +20,9 @@ from backend.errors import ConfigError
 from backend.settings import settings
 from backend.store.dialects.base import Dialect, NamedLock
 from backend.store.dialects.choice import dialect_named, dialect_of
-from backend.store.tables import Attempt, Job, read_json, write_json
+from backend.store.tables import Attempt, Job, Report, read_json, write_json
 
-Numbered = TypeVar("Numbered", Job, Attempt)
+Numbered = TypeVar("Numbered", Job, Attempt, Report)
 NOW = "now"  # in what a session remembers
 NOT_ACCEPTED = "The database URL was not accepted."
 EXAMPLES = (

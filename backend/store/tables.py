@@ -371,6 +371,19 @@ class SavedView(Table):
     saved_at: Mapped[int]
 
 
+class Report(Table):
+    """What somebody found, in texts and charts of runs; see `backend.store.reports.ReportBlock`."""
+
+    __tablename__ = "reports"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    owner: Mapped[str]
+    blocks: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    created_at: Mapped[int]
+    saved_at: Mapped[int]
+
+
 OF_A_RUN: tuple[type[Table], ...] = (  # whose rows belong to one run each
     Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
     Artifact,

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import app
 from backend.errors import ConflictError
 from backend.models.loading import load
-from backend.queue import service
+from backend.queue import reports, service
 from backend.queue.engines.local import LocalEngine
 from backend.queue.roles import Actor
 from backend.queue.supervisor import SupervisorLoop, shrink_log
@@ -250,6 +250,16 @@ def carry_out_the_runs() -> None:
     states = {job.run: job.state for job in queries.jobs()}
     failed = {run for run, state in states.items() if state != "succeeded"}
     assert failed == {"count-0004"}, states
+    write_a_report()
+
+
+def write_a_report() -> None:
+    """Number 1: a text, charts of two pages, and a table."""
+    number = reports.create_report("What pruning does", HOST)
+    reports.add_text(number, f"# Finding\n\n{EVIL}", HOST)
+    reports.add_chart(number, "weights-heatmap", "run=sds-0001", HOST)
+    for chart in ("compare-stages", "compare-figures"):
+        reports.add_chart(number, chart, "ids=sds-0001,sds-0002", HOST)
 
 
 def wide_model() -> Path:

@@ -33,6 +33,7 @@ QUERIES = {
     "quantization": "run=dlqat-0005",
     "decoding": "run=speed-0006",
     "compare": "ids=sds-0001,sds-0002,sds-0003",
+    "report": "n=1",
 }
 PHONE = {"width": 390, "height": 844}
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
+from backend.errors import SlimscopeError
+from backend.models.sources.catalogue import local_folder
 from backend.store import frames, queries
 from backend.store.tables import Job
+from jobs.fields.base_model import resolve_model
+from jobs.fields.saved_models import saved_model
 from ui.charts.heatmap import in_order
 from ui.runs.results import find_job, setting_summary, stages_of
 from ui.widgets.dropdown import Choices
@@ -55,6 +61,18 @@ def weights_of(run: str) -> RunWeights:
     stages = [stage for stage in labels if stage in stored]
     places = {row.tensor: (row.block, row.module) for row in table.itertuples()}
     return RunWeights(job, labels, table, stages, tensor_names(table), places)
+
+
+def saved_folders(job: Job) -> dict[str, Path]:
+    """Stage -> the folder of its weights, for the stages whose weights are on this machine."""
+    folders = dict[str, Path]()
+    with suppress(SlimscopeError):
+        source = resolve_model(str(job.config.get("model", "")), reads=False).source
+        if folder := local_folder(source):
+            folders[DENSE] = folder
+    with suppress(SlimscopeError):
+        folders[str(job.kept_stage)] = Path(saved_model(job.run)[0])
+    return folders
 
 
 def stage_labels(job: Job, stored: list[str]) -> dict[str, str]:

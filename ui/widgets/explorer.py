@@ -25,6 +25,7 @@ from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import ACTIVE
+from ui.charts.chart import Chart
 from ui.format import href
 from ui.frame import on_change, on_load, query, url_sync
 from ui.widgets.dropdown import Choices
@@ -32,6 +33,7 @@ from ui.widgets.html import WIDGETS
 from ui.widgets.html_panel import LATEST
 from ui.widgets.panel import Outputs, Updates
 
+NOT_THERE = "The run has no such figures, or was deleted."
 OPENED: dict[str, Any] = {}  # what has been seen of a page that has just been opened: nothing
 CLICKED_POINT = "(now) => slimscope.picked.customdata ?? now"
 Mark = tuple[Any, ...]
@@ -118,6 +120,18 @@ def cached_by(
             None where there is no such run.
     """
     return lambda read: RunReader(read, mark)
+
+
+def chart_at(
+    selection: type[S], view: Callable[[S], View | None], draw: Callable[[View], Chart]
+) -> Callable[[gr.Request], Chart]:
+    """Draws a chart of such a page from an address."""
+
+    def drawn(request: gr.Request) -> Chart:
+        found = view(selection.from_address(request))
+        return Chart(NOT_THERE) if found is None else draw(found)
+
+    return drawn
 
 
 # events -------------------------------------------------------------------------------------------

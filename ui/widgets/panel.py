@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from ui.charts.chart import Chart
 from ui.format import NONE, count, number
+from ui.frame import PageChart
 from ui.widgets.chart import PlotlyView
 from ui.widgets.html import WIDGETS
 
@@ -55,6 +56,17 @@ class Panel:
         names = (f"{self.name}_{part}" for part in ("chart", "note", "table", "title"))
         return cast("Parts", tuple(names))
 
+    def id_on(self, page: str) -> str:
+        """The id of its chart on a page."""
+        return f"{page}-{self.element or self.name}"
+
+    def of(
+        self, page: str, draw: Callable[[gr.Request], Chart], runs: str = ""
+    ) -> dict[str, PageChart]:
+        """Its entry in `Page.charts`."""
+        entry = PageChart(self.title, self.question, self.height, draw, runs)
+        return {self.id_on(page): entry}
+
     def build(
         self, page: str, controls: Sequence[Sequence[Component]] = (), scale: int = 1
     ) -> dict[str, Component]:
@@ -64,14 +76,13 @@ class Panel:
         Returns:
             Its outputs by name.
         """
-        element = f"{page}-{self.element or self.name}"
         with gr.Column(elem_classes="card", min_width=320, scale=scale):
             title = gr.HTML(WIDGETS.card_title(self.title), js_on_load=None)
             for row in controls:
                 with gr.Row(elem_classes="card-controls"):
                     for control in row:
                         control.render()
-            view = PlotlyView(label=self.title, height=self.height, elem_id=element)
+            view = PlotlyView(label=self.title, height=self.height, elem_id=self.id_on(page))
             note = gr.HTML(WIDGETS.chart_note(self.question), js_on_load=None)
             gr.HTML(
                 SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False,

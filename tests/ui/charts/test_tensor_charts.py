@@ -19,8 +19,8 @@ from backend.statistics.tensors import QUANTILES, TensorSnapshot
 from backend.store import tensors
 from ui.charts.histograms import difference, difference_note, mirror, overlay
 from ui.charts.series import Series, cut_off_peaks, cutoffs, on_shared_bins, series_note
+from ui.charts.small_multiples import BINS, small_multiples
 from ui.pages.weights.depth import quantile_bands
-from ui.pages.weights.small_multiples import BINS, small_multiples
 from ui.pages.weights.tensor.channels import (
     Channels,
     channel_lines,
@@ -336,7 +336,7 @@ def test_a_story_holds_every_stop_and_begins_where_it_is_told(series: list[Serie
 
 
 def test_the_browser_knows_the_dark_twin_of_every_grey(series: list[Series]) -> None:
-    script = (SCRIPTS / "slimscope.js").read_text()
+    script = (SCRIPTS / "shade.js").read_text()
     twins = dict(re.findall(r'"(#[0-9A-F]{6})": "--(\w+)"', script))
     assert twins and all(getattr(LIGHT, name) == colour for colour, name in twins.items())
     coloured = {*twins, *(stage_style(stage).colour for stage in stage_styles())}

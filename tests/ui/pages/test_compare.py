@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from backend.settings import Settings
 from backend.store import tensors
 from backend.store.migrate import upgrade
-from backend.store.tables import MetricPoint
+from backend.store.tables import MetricPoint, Result
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
 from tests.ui.conftest import HOSTILE, TOY, mapped, tensor_rows
-from tests.ui.lab import OTHER, asked, job, measured, model_folder, pressed, store
+from tests.ui.lab import OTHER, asked, job, measured, model_folder, pressed, result, store
 from ui.pages.compare import page as compare
 from ui.pages.compare.comparison import RunComparison, records
+from ui.pages.compare.texts import NO_TEXTS, kept_share, word_changes
 from ui.theme import LIGHT
 
 TWO = {"ids": "sds-0001,sds-0002"}
@@ -88,7 +89,7 @@ def test_fewer_than_two_runs_lead_to_the_table(lab: Settings, ids: str) -> None:
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
     assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in page["head"]
     assert compare.draw_curves(None, None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
-    assert compare.draw_weights(None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
+    assert compare.draw_weights(None, None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
 
 
 def test_runs_without_a_perplexity_to_compare_are_not_offered(lab: Settings) -> None:
@@ -182,7 +183,7 @@ def test_the_baseline_is_grey_and_dashed_in_every_picture(lab: Settings) -> None
     request = asked(**TWO, base="sds-0002")
     for figure in (
         compare.draw_curves(None, None, None, request)["lines_chart"],
-        compare.draw_weights(None, request)["weights_chart"],
+        compare.draw_weights(None, None, request)["weights_chart"],
     ):
         (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
         assert (line.color, line.dash) == (LIGHT.muted, "dash")
@@ -232,7 +233,7 @@ def test_runs_without_curves_say_so(lab: Settings) -> None:
 
 
 def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one(lab: Settings) -> None:
-    shown = compare.draw_weights(None, asked(**WHOLE))
+    shown = compare.draw_weights(None, None, asked(**WHOLE))
     choice, figure = shown["tensor"], shown["weights_chart"]
     note, table = shown["weights_note"], shown["weights_table"]
     labels = [trace.name.split(" · ")[:2] for trace in figure.data]
@@ -257,14 +258,65 @@ def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one(lab: Settings)
 
 def test_the_address_says_which_tensor_is_open(lab: Settings) -> None:
     name = "model.layers.2.mlp.down_proj.weight"
-    assert compare.draw_weights(None, asked(**TWO, tensor=name))["tensor"]["value"] == name
-    odd = compare.draw_weights("nonsense", asked(**TWO))
+    assert compare.draw_weights(None, None, asked(**TWO, tensor=name))["tensor"]["value"] == name
+    odd = compare.draw_weights("nonsense", "nonsense", asked(**TWO))
     assert odd["tensor"]["value"].endswith("q_proj.weight")
 
 
 def test_runs_without_weight_statistics_say_so(lab: Settings) -> None:
-    shown = compare.draw_weights(None, asked(ids="sds-0003,sds-0004"))
+    shown = compare.draw_weights(None, None, asked(ids="sds-0003,sds-0004"))
     assert shown["weights_chart"] == compare.NO_WEIGHTS
+
+
+def test_side_by_side_each_run_has_a_panel_on_linked_axes(lab: Settings) -> None:
+    shown = compare.draw_weights(None, "side", asked(**TWO))
+    figure = shown["weights_chart"]
+    assert shown["view"] == "side"
+    assert [trace.name.split(" · ")[0] for trace in figure.data] == [
+        "As the run left it", "Dense", "As the run left it", "Dense"
+    ]  # fmt: skip
+    titles = [each.text for each in figure.layout.annotations]
+    assert titles == ["sds-0001 · Second pruning (SDS)", "sds-0002 · First pruning"]
+    assert {axis.matches for axis in figure.select_xaxes()} - {None} == {"x"}
+    assert compare.draw_weights(None, None, asked(**TWO, view="side"))["view"] == "side"
+
+
+# texts --------------------------------------------------------------------------------------------
+
+
+def samples(number: int, stage: str, texts: dict[str, str]) -> Result:
+    found = [{"prompt": prompt, "text": text, "tokens": []} for prompt, text in texts.items()]
+    return result(number, stage, "greedy_agreement", 0.5, samples=found)
+
+
+def test_texts_after_the_same_prompt_are_compared_word_by_word(lab: Settings) -> None:
+    evaluation = {"kind": "evaluation", "config": {"model": "sds-0002"}, "kept_stage": None}
+    store(
+        job(5, **evaluation),
+        samples(1, "sds", {"A cat": "sat on the red mat.", "Alone": "one"}),
+        samples(5, "model", {"A cat": "sat on a mat. <b>"}),
+    )
+    card = compare.draw(asked(**TWO))["texts"]
+    assert "sds-0002 writes 60 % of the baseline&#39;s words" in card
+    assert "sat on<del> the red</del><ins> a</ins> mat.<ins> &lt;b&gt;</ins>" in card
+    assert "Alone" not in card, "only one run has written after it"
+    other = compare.draw(asked(**TWO, base="sds-0002"))["texts"]
+    assert "<ins> the red</ins>" in other and "sds-0001 writes 60 %" in other
+
+
+def test_runs_that_wrote_nothing_have_no_texts(lab: Settings) -> None:
+    assert compare.draw(asked(**TWO))["texts"] == ""
+    assert compare.texts_chart(compared(**TWO)).figure == NO_TEXTS
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [("", "new", 1.0), ("a b c d", "", 0.0), ("a b c d", "d a b", 0.5), ("x  y", "x y", 1.0)],
+)
+def test_the_share_of_words_kept(before: str, after: str, kept: float) -> None:
+    assert kept_share(before, after) == kept
+    read = "".join(p.text for p in word_changes(before, after) if p.change != "del")
+    assert read == after
 
 
 # files --------------------------------------------------------------------------------------------

@@ -65,11 +65,11 @@ def test_nothing_is_uploaded() -> None:
         assert setting in script
 
 
-def test_a_card_saves_its_chart_in_four_formats() -> None:
+def test_a_card_saves_its_chart_in_four_formats_or_adds_it_to_a_report() -> None:
     with gr.Blocks() as app:
         Panel("one", "Title", "Why?").build("page")
     html = " ".join(str(getattr(block, "value", "")) for block in app.blocks.values())
-    assert re.findall(r'data-save="(\w+)"', html) == ["png", "svg", "csv", "html"]
+    assert re.findall(r'data-save="(\w+)"', html) == ["png", "svg", "csv", "html", "report"]
 
 
 def test_words_around_a_chart_are_escaped() -> None:

@@ -49,6 +49,27 @@
     new MutationObserver(() => openBelow(block, field)).observe(block, options);
   });
 
+  /* A button that presses another one again and again, until it is pressed once more or the page is
+     out of sight. Each step waits for a moment, so that the one before is drawn. */
+  const STEP_MS = 900;
+  let playing = 0;
+  function play(own, next) {
+    const button = document.getElementById(own);
+    const stop = () => {
+      clearInterval(playing);
+      playing = 0;
+      button.textContent = "Play";
+      button.setAttribute("aria-pressed", "false");
+    };
+    if (playing) return stop();
+    button.textContent = "Pause";
+    button.setAttribute("aria-pressed", "true");
+    const step = () => document.hidden ? stop() : document.getElementById(next)?.click();
+    step();
+    playing = setInterval(step, STEP_MS);
+  }
+  Object.assign(window.slimscope, { play });
+
   document.addEventListener("focusin", (event) => {
     const taken = grouped(event.target);
     if (taken && event.target !== taken && !event.target.matches(":hover")) taken.focus();

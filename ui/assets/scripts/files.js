@@ -47,7 +47,14 @@
     return built;
   }
 
-  /* Buttons with data-save="png|svg|csv|html" save the chart of their card. */
+  /* Leads to the reports, with the chart and the address it is drawn from. */
+  function addToReport(chart) {
+    const query = new URLSearchParams(location.search);
+    query.set("add", chart);
+    location.href = `report?${query}`;
+  }
+
+  /* Buttons with data-save="png|svg|csv|html" save the chart of their card; "report" adds it to one. */
   function saving(element) {
     const menu = element.querySelector("details");
     document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });
@@ -63,6 +70,7 @@
       const chart = card && card.querySelector(".plot-canvas");
       if (!chart || !chart.data || chart.style.visibility === "hidden") return;
       const format = button.dataset.save;
+      if (format === "report") return addToReport(chart.closest(".block[id]").id);
       const name = ((chart.layout.meta || {}).name || chart.closest(".plot").dataset.label)
         .replace(/[^\w.-]+/g, "-");
       const size = { width: chart.clientWidth, height: chart.clientHeight };

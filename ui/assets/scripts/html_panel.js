@@ -22,8 +22,9 @@
     dialog.showModal();
   });
 
-  /* The text a person enters; null when they think better of it. */
-  const entered = (question, verb, initial) => new Promise((answer) => {
+  /* The text a person enters; null when they think better of it. In a field of several lines, Enter
+     begins another and Ctrl+Enter ends the text. */
+  const entered = (question, verb, initial, lines) => new Promise((answer) => {
     const dialog = document.createElement("dialog");
     dialog.className = "ask";
     dialog.innerHTML = `<form method="dialog"><label><span></span><textarea rows="1"></textarea></label>
@@ -31,9 +32,9 @@
     const text = dialog.querySelector("textarea"), yes = dialog.querySelector('[value="yes"]');
     dialog.querySelector("span").textContent = question;
     [yes.textContent, text.value] = [verb, initial];
-    text.rows = initial.includes("\n") || initial.length > 60 ? 6 : 1;
+    text.rows = lines || (initial.includes("\n") || initial.length > 60 ? 6 : 1);
     text.onkeydown = (event) => {
-      if (event.key !== "Enter" || event.shiftKey) return;
+      if (event.key !== "Enter" || event.shiftKey || (lines && !event.ctrlKey && !event.metaKey)) return;
       event.preventDefault();
       yes.click();
     };
@@ -79,7 +80,7 @@
       if (data.view) window.slimscope.address(JSON.parse(data.view));
       if (data.toggle || data.view) viewed();
       if (!data.do || (data.ask && !await confirmed(data.ask, verb))) return;
-      const text = data.prompt ? await entered(data.prompt, verb, data.words || "") : "";
+      const text = data.prompt ? await entered(data.prompt, verb, data.words || "", Number(data.lines)) : "";
       if (text === null) return;
       acted({ do: data.do, run: data.run, file: data.file, text });
       for (const wait of [800, 2500]) setTimeout(() => window.slimscope.look?.(), wait); // it may have started something

@@ -103,20 +103,12 @@ window.slimscope = (() => {
 
   /* --- charts ---------------------------------------------------------------------------- */
 
-  /* The figure with the template of the mode; in the dark one also the greys and the blue that its
-     traces name, exchanged for their dark counterparts. */
+  /* The figure in the mode of the page, with larger type on wide screens. */
   function shade(figure) {
-    const css = getComputedStyle(document.body);
-    const pairs = { "#FFFFFF": "--paper", "#F7F8FA": "--panel", "#E3E6EB": "--line",
-                    "#14181F": "--text", "#5B6472": "--muted", "#0072B2": "--blue" };
+    const shaded = window.slimscopeShade(figure, api.templates, dark(), getComputedStyle(document.body));
     const larger = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
-    let text = JSON.stringify(figure);
-    if (dark())
-      for (const [light, name] of Object.entries(pairs))
-        text = text.replaceAll(light, css.getPropertyValue(name).trim());
-    const shaded = JSON.parse(text);
-    const template = api.templates[dark() ? "dark" : "light"];
-    return { ...shaded, layout: { ...shaded.layout, template: larger === 1 ? template : enlarged(template, larger) } };
+    if (larger !== 1) shaded.layout.template = enlarged(shaded.layout.template, larger);
+    return shaded;
   }
 
   /* The template with larger type, for wide screens and projectors. */

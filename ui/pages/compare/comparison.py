@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from backend.evaluation.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
 from backend.store import tensors
 from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
+from ui.charts.chart import Chart
 from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
@@ -203,6 +205,35 @@ def on_one_text(comparison: RunComparison) -> list[RunRow]:
     base = comparison.base
     rows = [row for row in comparison.rows if row.figures.final() is not None]
     return [r for r in rows if base in rows and not incomparable_because(r, base, PERPLEXITY)]
+
+
+# for reports --------------------------------------------------------------------------------------
+
+
+def results_chart(comparison: RunComparison) -> Chart:
+    """The figures of the kept stages as a table, without a drawing."""
+    rows = [
+        {"Figure": metric(name).title} | {
+            row.job.run: format_value(metric(name), f.value) if (f := row.figures.final_row(name))
+            else NONE
+            for row in comparison.rows
+        }
+        for name in measured(comparison)
+    ]  # fmt: skip
+    if paired := _paired(comparison):
+        said = zip(comparison.runs, paired, strict=True)
+        rows.insert(1, {"Figure": PAIRED.title} | {run: figure.value for run, figure in said})
+    kept = {r.job.run: r.figures.label(r.figures.kept or "") or NONE for r in comparison.rows}
+    return Chart(None, pd.DataFrame([{"Figure": "Kept stage"} | kept, *rows]))
+
+
+def settings_chart(comparison: RunComparison) -> Chart:
+    """The settings that are not the same everywhere, as a table."""
+    rows = [
+        {"Setting": name} | dict(zip(comparison.runs, map(_value, values), strict=True))
+        for name, values in differing(comparison).items()
+    ]
+    return Chart(None if rows else "All settings are the same.", pd.DataFrame(rows))
 
 
 # files --------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@ differ."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -10,7 +12,8 @@ from markupsafe import Markup
 
 from backend.store.states import State
 from ui.charts.chart import Chart
-from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
+from ui.charts.headlines import lower
+from ui.frame import SILENT_EVENT, Page, PageChart, live, on_change, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import stage_dots
@@ -22,13 +25,15 @@ from ui.pages.compare.curves import (
     curve_label,
     curves_of,
 )
-from ui.pages.compare.weights import tensor_chart, tensors_of, weights_by_run
+from ui.pages.compare.texts import texts_card, texts_chart
+from ui.pages.compare.weights import VIEWS, tensor_chart, tensors_of, weights_by_run
 from ui.runs.actions.bulk import FEWEST, MOST
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.download import Download, file_payload
-from ui.widgets.dropdown import choices, dropdown
+from ui.widgets.dropdown import choices, dropdown, segmented
+from ui.widgets.explorer import known_or_first
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
@@ -41,6 +46,7 @@ STAGES = Panel(
 LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
 WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
 NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
+TOO_FEW = "Fewer than two of these runs are there."
 NO_CURVES = "None of these runs has recorded a curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
 NEWEST = 3
@@ -61,6 +67,7 @@ def build() -> None:
         choices(SCALES), value="linear", label="Y axis", elem_id="compare-y", render=False,
         scale=0, min_width=160,
     )  # fmt: skip
+    side = segmented(VIEWS, "View", "compare-view")
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         page["results"] = plain(elem_id="compare-figures")
@@ -68,12 +75,14 @@ def build() -> None:
             page |= STAGES.build("compare")
             lines = Outputs(curve=curve, y=scale, smooth=smooth)
             lines |= LINES.build("compare", [[curve, smooth], [scale]])
-        weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]]))
+        weights = Outputs(tensor=tensor, view=side)
+        weights |= WEIGHTS.build("compare", [[side], [tensor]])
+        page["texts"] = plain(elem_id="compare-texts")
         page["config"] = plain(elem_id="compare-config")
 
     show = page.named(draw), None, page.components
     show_curves = lines.named(draw_curves), [curve, scale, smooth], lines.components
-    show_weights = weights.named(draw_weights), tensor, weights.components
+    show_weights = weights.named(draw_weights), [tensor, side], weights.components
     live(*show)
     on_load(lines.named(open_curves), None, lines.components)
     on_change(*show_curves)
@@ -83,7 +92,8 @@ def build() -> None:
     head.act(export, None, file, **SILENT_EVENT)
     for changed in (curve.input, scale.input, smooth.input):
         url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale, smooth=smooth)
-    url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
+    for changed in (tensor.input, side.input):
+        url_sync(changed(*show_weights, **LATEST), tensor=tensor, view=side)
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -109,8 +119,9 @@ def draw(request: gr.Request) -> Updates:
         "body": gr.update(visible=True),
         "config": comparison.config_card(runs),
         "results": comparison.metrics_card(runs),
+        "texts": texts_card(runs),
     }
-    return updates(html, STAGES.show(_stages(runs)))
+    return updates(html, STAGES.show(stages_chart(runs)))
 
 
 def nothing_html() -> Markup:
@@ -124,7 +135,8 @@ def nothing_html() -> Markup:
     return HTML.nothing(FEWEST, MOST, newest[::-1])
 
 
-def _stages(runs: RunComparison) -> Chart:
+def stages_chart(runs: RunComparison) -> Chart:
+    """Perplexity of every stage of the runs measured on the baseline's text."""
     rows = comparison.on_one_text(runs)
     if not rows:
         return Chart(NO_PERPLEXITY)
@@ -158,7 +170,7 @@ def draw_curves(
     return {"curve": gr.update(choices=labels, value=name), **shown}
 
 
-def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
+def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> Updates:
     """The tensors there are, and the chosen one as each run left it."""
     runs = compared(request)
     by_run = weights_by_run(runs) if runs else {}
@@ -167,8 +179,9 @@ def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
     tensors = tensors_of(by_run)
     wanted = tensor or query(request, "tensor")
     name = wanted if wanted in tensors else next(iter(tensors))
-    shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
-    return {"tensor": gr.update(choices=choices(tensors), value=name), **shown}
+    view = known_or_first(view or query(request, "view"), VIEWS)
+    shown = WEIGHTS.show(tensor_chart(runs, by_run, name, view), name)
+    return {"tensor": gr.update(choices=choices(tensors), value=name), "view": view, **shown}
 
 
 # what is done -------------------------------------------------------------------------------------
@@ -182,4 +195,55 @@ def export(event: gr.EventData, request: gr.Request) -> Any:
     return file_payload(f"{'-'.join(runs.runs)}.{form}", EXPORTS[form](runs).encode())
 
 
-PAGE = Page("Compare", "compare", build, order=30, section="Runs", key="c")
+def drawn(draw: Callable[[RunComparison, gr.Request], Chart]) -> Callable[[gr.Request], Chart]:
+    """Draws a chart of the runs in an address."""
+
+    def at(request: gr.Request) -> Chart:
+        runs = compared(request)
+        return Chart(TOO_FEW) if runs is None else draw(runs, request)
+
+    return at
+
+
+def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
+    """The curve in the address, of every run."""
+    points, offered = curves_of(runs)
+    if not offered:
+        return Chart(NO_CURVES)
+    name = chosen_curve(runs, offered, query(request, "curve"))
+    smoothing, log_y = query(request, "smooth", "none", SMOOTHING), query(request, "y") == "log"
+    chart = curve_chart(runs, points, name, log_y=log_y, smoothing=smoothing)
+    return replace(chart, headline=curve_label(name, runs))
+
+
+def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
+    """The tensor in the address, as each run left it."""
+    by_run = weights_by_run(runs)
+    if not by_run:
+        return Chart(NO_WEIGHTS)
+    tensors = tensors_of(by_run)
+    name = known_or_first(query(request, "tensor"), tensors)
+    view = known_or_first(query(request, "view"), VIEWS)
+    chart = tensor_chart(runs, by_run, name, view)
+    return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
+
+
+RESULTS = PageChart(
+    "Results", "What did each run end with?", 0,
+    drawn(lambda runs, _: comparison.results_chart(runs)), "ids",
+)  # fmt: skip
+TEXTS = PageChart(
+    "Generated text", "Where do the runs write something else after the same prompt?", 0,
+    drawn(lambda runs, _: texts_chart(runs)), "ids",
+)  # fmt: skip
+SETTINGS = PageChart(
+    "Configuration differences", "Which settings differ?", 0,
+    drawn(lambda runs, _: comparison.settings_chart(runs)), "ids",
+)  # fmt: skip
+PAGE = Page(
+    "Compare", "compare", build, order=30, section="Runs", key="c",
+    charts={"compare-figures": RESULTS, "compare-texts": TEXTS, "compare-config": SETTINGS}
+    | STAGES.of("compare", drawn(lambda runs, _: stages_chart(runs)), "ids")
+    | LINES.of("compare", drawn(lines_chart), "ids")
+    | WEIGHTS.of("compare", drawn(weights_chart), "ids"),
+)  # fmt: skip

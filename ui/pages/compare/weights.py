@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import plotly.graph_objects as go
 
 from backend.store import tensors
 from ui.charts.chart import Chart
+from ui.charts.headlines import of_zeros
 from ui.charts.histograms import overlay
 from ui.charts.series import Series, bins_frame, cut_off_peaks, on_shared_bins, series_note
+from ui.charts.small_multiples import COLUMNS, small_multiples
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.rows import RunRow
 from ui.runs.weights import DENSE, RunWeights, weights_of
 from ui.theme import stage_style
+
+ROW_PX = 160  # of a second row of panels
+SIDE_BY_SIDE = "side"
+VIEWS = {"overlay": "Overlay", SIDE_BY_SIDE: "Side by side"}
 
 
 def weights_by_run(comparison: RunComparison) -> dict[str, RunWeights]:
@@ -25,14 +35,32 @@ def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
     return {name: label for w in reversed([*by_run.values()]) for name, label in w.tensors.items()}
 
 
-def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str) -> Chart:
-    """Histograms of one tensor over each other."""
+def tensor_chart(
+    comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str, view: str
+) -> Chart:
+    """Histograms of one tensor: over each other, or a panel for each run with the dense tensor
+    behind it, whose axes are linked. `view`: a key of `VIEWS`."""
     series = _series(comparison, by_run, tensor)
     binned = on_shared_bins([*series.values()])
     missing = ", ".join(run for run in comparison.runs if run not in series)
     lacking = f"Not stored by {missing}." if missing else ""
     notes = (series_note(binned), cut_off_peaks(binned), lacking)
-    return Chart(overlay([*series.values()]), bins_frame(binned), " ".join(filter(None, notes)))
+    figure = side_by_side(series) if view == SIDE_BY_SIDE else overlay([*series.values()])
+    title = of_zeros([(s.label, s.zero_share) for s in series.values()])
+    return Chart(figure, bins_frame(binned), " ".join(filter(None, notes)), headline=title)
+
+
+def side_by_side(series: Mapping[str, Series]) -> go.Figure:
+    """A panel for each run: filled, with the dense tensor as a line."""
+    drawn = dict(zip(series, on_shared_bins([*series.values()]), strict=True))
+    dense = [drawn.pop(DENSE)] if DENSE in drawn else []
+    panels = {
+        run: (one.label, [replace(one, label="As the run left it"), *dense])
+        for run, one in drawn.items()
+    }
+    figure = small_multiples(panels)
+    more = ROW_PX * (math.ceil(len(panels) / COLUMNS) - 1)
+    return figure.update_layout(meta={"more": more} if more else None)
 
 
 def _series(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gradio as gr
 from gradio.components import Component
 from markupsafe import Markup
@@ -29,6 +31,7 @@ from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 HTML = fragments("pages/decoding/page.html")
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
+NO_BENCHMARK = "The benchmark has not ended, or was deleted."
 NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
 NO_HEADS = nothing("The run that trained this drafter left no curves.")
@@ -119,8 +122,7 @@ def draw(
         return {"run": other, "drafter": hidden, "charts": hidden, "head": why}
     by = by or query(request, "by", SPEED_UP, BY)
     of = of or query(request, "of", ALL, OF)
-    wanted = drafter or query(request, "drafter")
-    tree = next((d for d in shown.trees if d.name == wanted), next(iter(shown.trees), None))
+    tree = _tree(shown, drafter or query(request, "drafter"))
     controls = {
         "run": gr.update(choices=run_choices(runs, shown.job.run), value=shown.job.run,
                          visible=True),
@@ -130,8 +132,9 @@ def draw(
                              value=tree and tree.name, visible=len(shown.trees) > 1),
         "charts": gr.update(visible=shown.complete),
     }  # fmt: skip
-    panels = _charts(shown, by, of, tree) if shown.complete else {}
-    return updates(controls, {"head": head(shown)}, panels)
+    drawn = _charts(shown, by, of, tree) if shown.complete else {}
+    panels = [panel.show(chart, shown.job.run) for panel, chart in drawn.items()]
+    return updates(controls, {"head": head(shown)}, *panels)
 
 
 def head(shown: Benchmark) -> Markup:
@@ -164,7 +167,26 @@ def command(job: Job) -> str:
     return " ".join(f"slimscope bench {drafters} --model {job.config['model']}".split())
 
 
-def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> Updates:
+def _tree(shown: Benchmark, wanted: str) -> DecoderReport | None:
+    """The drafter whose tree is drawn: the wanted one, or the first."""
+    return next((d for d in shown.trees if d.name == wanted), next(iter(shown.trees), None))
+
+
+def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
+    """Draws one of the panels from an address."""
+
+    def drawn(request: gr.Request) -> Chart:
+        runs = [job for job in queries.jobs(kind=speed.NAME) if not job.damaged]
+        shown = data.benchmark(runs, query(request, "run"))
+        if shown is None or not shown.complete:
+            return Chart(NO_BENCHMARK)
+        by, of = query(request, "by", SPEED_UP, BY), query(request, "of", ALL, OF)
+        return _charts(shown, by, of, _tree(shown, query(request, "drafter")))[panel]
+
+    return drawn
+
+
+def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> dict[Panel, Chart]:
     decoders, job = shown.decoders, shown.job
     drafters, points = shown.drafters(), frames.shown_curves(job.id)
     prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
@@ -173,7 +195,7 @@ def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> U
     several = len(decoders) > 1
     tasks = several and len(decoders[0].tasks) > 1
     tried = any(charts.sizes_of(points, d.name) for d in decoders)
-    by_panel = {
+    return {
         SPEED: charts.speed_up(decoders, timed),
         GAIN: charts.gain(decoders, drafters, means),
         TASKS: charts.by_task(decoders, by == TOKENS, timed) if tasks else Chart(NO_TASKS),
@@ -185,7 +207,6 @@ def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> U
         TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
         HEADS: heads(tree) if tree else Chart(NO_TREE),
     }
-    return updates(*(panel.show(chart, job.run) for panel, chart in by_panel.items()))
 
 
 def heads(decoder: DecoderReport) -> Chart:
@@ -199,5 +220,11 @@ def heads(decoder: DecoderReport) -> Chart:
 
 
 PAGE = Page(
-    "Decoding", "decoding", build, order=70, section="Explore", key="d", moved_from=("speed",)
-)
+    "Decoding", "decoding", build, order=70, section="Explore", key="d", moved_from=("speed",),
+    charts={
+        element: chart
+        for row in ROWS
+        for panel in row
+        for element, chart in panel.of("speed", chart_of(panel), "run").items()
+    },
+)  # fmt: skip

@@ -15,6 +15,7 @@ from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import State
 from jobs.metrics import metric
+from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.home import pareto
 from ui.pages.home.exhibits import draw_exhibits, home_act, launch_address
@@ -36,6 +37,7 @@ from ui.runs.results import format_value
 from ui.runs.rows import RunRow
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
+from ui.widgets.explorer import known_or_first
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
@@ -167,20 +169,38 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
     """Both choices, the chart, and the front. The chart appears as soon as it compares two runs."""
     options = pareto.groups(run_rows.all_rows())
     runs = pareto.chosen_group(options, group or "")
-    compared = [name for name in runs.axes if len(runs.points(name)) > 1] if runs else []
+    compared = _compared(runs) if runs else []
     visible = gr.update(visible=bool(compared))
     drawn = {"mark": list(mark or queries.figures_mark()), "column": visible}
     if runs is None:
         return {**drawn, **TRADEOFF.clear(), "front": show_html()}
     name = x if x in runs.axes else [*compared, *runs.axes][0]
-    points = runs.points(name)
-    note = _note(points, len(runs.rows) - len(points))
     controls = {
         "of": gr.update(choices=[(g.label, g.key) for g in options], value=runs.key),
         "x": gr.update(choices=[(metric(n).title, n) for n in runs.axes], value=name),
-        "front": show_html(front_html(runs, points, name)),
+        "front": show_html(front_html(runs, runs.points(name), name)),
     }
-    return updates(drawn, controls, TRADEOFF.show(tradeoff(points, metric(name), runs.dense, note)))
+    return updates(drawn, controls, TRADEOFF.show(tradeoff_chart(runs, name)))
+
+
+def _compared(runs: ComparableRuns) -> list[str]:
+    """The costs by which two runs or more can be compared."""
+    return [name for name in runs.axes if len(runs.points(name)) > 1]
+
+
+def tradeoff_chart(runs: ComparableRuns, name: str) -> Chart:
+    """Quality against one cost."""
+    points = runs.points(name)
+    note = _note(points, len(runs.rows) - len(points))
+    return tradeoff(points, metric(name), runs.dense, note)
+
+
+def _tradeoff_at(request: gr.Request) -> Chart:
+    """The chart an address asks for."""
+    runs = pareto.chosen_group(pareto.groups(run_rows.all_rows()), query(request, "of"))
+    if runs is None or not (axes := [*_compared(runs), *runs.axes]):
+        return Chart(None)
+    return tradeoff_chart(runs, known_or_first(query(request, "x"), axes))
 
 
 def _note(points: Sequence[ParetoPoint], missing: int) -> str:
@@ -210,4 +230,5 @@ PAGE = Page(
     key="h",
     heading=False,
     moved_from=("overview",),
+    charts=TRADEOFF.of("home", _tradeoff_at),
 )

@@ -62,7 +62,8 @@ def change_curve(view: QuantView) -> Updates:
 
 def choose_tensor(view: QuantView) -> Updates:
     view = view.select(group="")
-    return updates(_tensor(view), _draw(view, panels.LAYERS))
+    head = {"head": panels.head_html(view), "tensor": view.selection.tensor}
+    return updates(head, _tensor(view), _draw(view, panels.LAYERS))
 
 
 def change_map(view: QuantView) -> Updates:
@@ -85,7 +86,7 @@ def next_step(view: QuantView) -> Updates:
 def choose_group(view: QuantView) -> Updates:
     row, group = view.group
     chosen = {"group": f"{row},{group}", "one": panels.group_html(view)}
-    return updates(chosen, _draw(view, panels.HISTORY, panels.WEIGHTS))
+    return updates(chosen, _draw(view, panels.HISTORY, panels.WEIGHTS, panels.CODES))
 
 
 def move_group(view: QuantView, by: int) -> Updates:
@@ -148,7 +149,7 @@ def _offers(view: QuantView, runs: Choices) -> dict[str, dict[str, Any]]:
 
 
 def _tensor(view: QuantView) -> Updates:
-    return updates(_draw(view, panels.MAP, panels.USAGE), choose_group(view))
+    return updates(_draw(view, panels.MAP, panels.USAGE, panels.ENERGY), choose_group(view))
 
 
 def _draw(view: QuantView, *chosen: Panel) -> Updates:

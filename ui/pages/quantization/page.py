@@ -14,15 +14,33 @@ from gradio.components import Component
 
 from ui.frame import Page
 from ui.pages.quantization import handlers
-from ui.pages.quantization.panels import CURVE, HISTORY, HTML, LAYERS, MAP, USAGE, WEIGHTS
+from ui.pages.quantization.panels import (
+    CHARTS,
+    CODES,
+    CURVE,
+    ENERGY,
+    HISTORY,
+    HTML,
+    LAYERS,
+    MAP,
+    USAGE,
+    WEIGHTS,
+)
 from ui.pages.quantization.selection import CURVES, QuantSelection, QuantView
 from ui.widgets.dropdown import dropdown, segmented
-from ui.widgets.explorer import Explorer
+from ui.widgets.explorer import Explorer, chart_at
 from ui.widgets.notice import notice, plain
 from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs
 
-BUTTONS = {"worst": "Worst", "back": "Previous", "on": "Next", "steps": "Next snapshot"}
+BUTTONS = {
+    "worst": "Worst",
+    "back": "Previous",
+    "on": "Next",
+    "steps": "Next snapshot",
+    "play": "Play",
+}
+PLAY = "() => slimscope.play('quant-play-button', 'quant-steps-button')"
 
 
 def build() -> None:
@@ -38,7 +56,10 @@ def build() -> None:
             page |= CURVE.build("quant", [[page["curve"]]])
             page |= LAYERS.build("quant")
         with gr.Row(equal_height=True):
-            controls = [[page["tensor"], page["figure"]], [page["step"], buttons["steps"]]]
+            controls = [
+                [page["tensor"], page["figure"]],
+                [page["step"], buttons["steps"], buttons["play"]],
+            ]
             page |= MAP.build("quant", controls)
             with gr.Column(min_width=320):
                 page["one"] = _group_card([buttons[name] for name in ("worst", "back", "on")])
@@ -46,6 +67,9 @@ def build() -> None:
         with gr.Row(equal_height=True):
             page |= HISTORY.build("quant")
             page |= USAGE.build("quant")
+        with gr.Row(equal_height=True):
+            page |= ENERGY.build("quant")
+            page |= CODES.build("quant")
     page["group"].render()
     page["seen"] = page_state()
     _wire(Explorer(page, QuantSelection, QuantView.at), buttons)
@@ -94,6 +118,8 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
     explorer.on(buttons["back"].click, partial(handlers.move_group, by=-1))
     explorer.on(buttons["on"].click, partial(handlers.move_group, by=1))
     explorer.on(buttons["steps"].click, handlers.next_step)
+    explorer.on_point("energy_chart", "tensor", handlers.choose_tensor)
+    buttons["play"].click(None, None, None, js=PLAY)
     explorer.on_change(handlers.refresh)
 
 
@@ -105,4 +131,11 @@ PAGE = Page(
     section="Explore",
     key="q",
     moved_from=("quant",),
+    charts={
+        element: chart
+        for panel, draw in CHARTS.items()
+        for element, chart in panel.of(
+            "quant", chart_at(QuantSelection, QuantView.at, draw), "run"
+        ).items()
+    },
 )

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
+from backend.errors import ModelError
 from backend.methods.dlqat.config import DLQATStage
 from backend.statistics.names import FAN
 from backend.store import frames, queries
@@ -21,9 +22,11 @@ from ui.charts.headlines import of_cells, of_curves
 from ui.charts.heatmap import layer_map
 from ui.charts.lines import curves, reduced_note
 from ui.charts.statistics import STATISTICS
-from ui.format import NONE, count, number, size
+from ui.format import NONE, count, href, number, share, size
+from ui.pages.quantization.code_image import PRUNED, code_image_chart
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
+from ui.pages.quantization.input_energy import input_energy_chart
 from ui.pages.quantization.selection import ERROR, QuantSelection, QuantView
 from ui.pages.quantization.training_charts import (
     code_usage,
@@ -31,6 +34,7 @@ from ui.pages.quantization.training_charts import (
     group_history,
     magnitude_bands,
 )
+from ui.runs.weights import DENSE, weights_of
 from ui.templates import fragments
 from ui.widgets.panel import Panel
 
@@ -48,6 +52,12 @@ TITLES = {"loss": "Loss, nats per token", "rate": "Learning rate", "changed": "C
 DISTILLATION = "Does it approach the output of the dense model?"
 DIVERGENCE = "KL divergence from dense, nats per token"
 NO_LAYERS = "Output errors appear here when the run has measured all its stages."
+NO_INPUTS = "This run has stored no input statistics; runs started from now on do."
+NO_CODES = (
+    "Codes are read from the saved model: only of the stage that was kept ({}), in a packed "
+    "format, and only while the file is on this machine."
+)
+ZEROS_QUESTION = "Are the zeros of the pruned model still zero? Grey: yes. Cross: not any more."
 NO_WEIGHTS = "Only the worst groups of each tensor are stored weight by weight, when training ends."
 GAIN = 1.8  # of packed decoding over dense, where reading weights takes the time
 OVERHEAD = "in a model this small, reading weights is not the bottleneck"
@@ -72,6 +82,14 @@ HISTORY = _panel(
     "history", "The group over training", "Did training move this group, and has it settled?"
 )
 USAGE = _panel("usage", "Codes of the tensor", "Are all codes used, and evenly?")
+ENERGY = _panel(
+    "energy", "Errors and inputs", "Do groups that meet large inputs have small errors? Rounding "
+    "hurts towards the upper right.",
+)  # fmt: skip
+CODES = _panel(
+    "codes", "Codes around the group", "Which integers are stored? Rows and groups with few colours"
+    " use few of the codes.",
+)  # fmt: skip
 
 
 # the run, and one group ---------------------------------------------------------------------------
@@ -81,7 +99,24 @@ def head_html(view: QuantView) -> Markup:
     """The run, bits, groups, what they cost, and what the file takes."""
     job, results = view.quant.job, queries.results([view.quant.job.id])
     stage = view.selection.stage
-    return HTML.head(job.run, [*_grid_facts(job.config), *_result_facts(results, stage)])
+    facts = [*_grid_facts(job.config), *_result_facts(results, stage), *_zero_facts(view)]
+    shown = ",".join(dict.fromkeys((DENSE, stage)))
+    weights = href("weights", run=job.run, tensor=view.selection.tensor, show=shown)
+    return HTML.head(job.run, facts, weights)
+
+
+def _zero_facts(view: QuantView) -> Iterator[str]:
+    """Of a pruned model: its zeros, and those there are now."""
+    weights = weights_of(view.quant.job.run)
+    if weights is None:
+        return
+    shares = {}
+    for stage in (DENSE, view.selection.stage):
+        rows = weights.of_stage(stage)
+        shares[stage] = float(rows["zeros"].sum() / max(1, rows["n"].sum()))
+    if shares[DENSE] >= PRUNED:
+        now = share(shares[view.selection.stage])
+        yield f"{share(shares[DENSE])} zeros in the model it began with, {now} now"
 
 
 def _grid_facts(config: Mapping[str, Any]) -> Iterator[str]:
@@ -258,7 +293,31 @@ def usage_chart(view: QuantView) -> Chart:
     )
 
 
+def energy_chart(view: QuantView) -> Chart:
+    """Errors against inputs, of the groups of the chosen tensor."""
+    selection, every = view.selection, view.input_groups
+    if not any(one.tensor == selection.tensor for one in every):
+        return Chart(NO_INPUTS)
+    label = view.quant.tensors[selection.tensor]
+    chart = input_energy_chart(every, selection.tensor, label, selection.stage)
+    return replace(chart, name=f"{selection.run}-{selection.tensor}-inputs")
+
+
+def codes_chart(view: QuantView) -> Chart:
+    """The codes around the chosen group."""
+    try:
+        image = view.code_image()
+    except ModelError as error:
+        return Chart(str(error))
+    if image is None:
+        kept = view.quant.labels.get(str(view.quant.job.kept_stage), NONE)
+        return Chart(NO_CODES.format(kept))
+    question = CODES.question if image.zeros is None else ZEROS_QUESTION
+    return replace(code_image_chart(image), question=question, name=f"{_group_name(view)}-codes")
+
+
 CHARTS: dict[Panel, Callable[[QuantView], Chart]] = {
     CURVE: curve_chart, LAYERS: layers_chart, MAP: map_chart,
     WEIGHTS: weights_chart, HISTORY: history_chart, USAGE: usage_chart,
+    ENERGY: energy_chart, CODES: codes_chart,
 }  # fmt: skip

@@ -8,12 +8,17 @@ from functools import cached_property
 
 import numpy as np
 
+from backend.export.codes import read_codes
+from backend.statistics.names import INPUT_ENERGY
+from backend.statistics.regions import Region, read_region
 from backend.store import frames, queries, tensors
 from backend.store.tables import Job
+from ui.pages.quantization.code_image import COLUMNS, ROWS, CodeImage
 from ui.pages.quantization.group_map import FIGURES, Group
 from ui.pages.quantization.group_weights import GroupWeights
+from ui.pages.quantization.input_energy import InputGroups
 from ui.runs.results import kind_of
-from ui.runs.weights import stage_labels, tensor_names
+from ui.runs.weights import DENSE, saved_folders, stage_labels, tensor_names
 from ui.widgets.explorer import Selection, cached_by, known_or_first, neighbour
 
 MAGNITUDE, SCALE, ERROR, CODES, WORST = "magnitude", "scale", "error", "codes", "worst"  # profiles
@@ -29,6 +34,7 @@ class QuantRun:
         stages: those with groups, in order.
         tensors: full name -> "Block 3, q_proj".
         steps: stage and figure -> the steps it was recorded at, ascending.
+        places: full name -> block and module.
     """
 
     job: Job
@@ -36,6 +42,7 @@ class QuantRun:
     stages: list[str]
     tensors: dict[str, str]
     steps: dict[tuple[str, str], list[int]]
+    places: dict[str, tuple[int, str]]
 
     def nearest(self, stage: str, figure: str, step: int) -> int:
         """The step nearest to `step` at which the figure was recorded; of two, the later."""
@@ -57,7 +64,8 @@ def quant_of(run: str) -> QuantRun | None:
         for (stage, name), rows in names[names["stage"].isin(recorded)].groupby(["stage", "name"])
     }
     stages = [s for s in labels if s in recorded]
-    return QuantRun(job, labels, stages, tensor_names(groups), steps)
+    places = {str(row.tensor): (row.block, row.module) for row in groups.itertuples()}
+    return QuantRun(job, labels, stages, tensor_names(groups), steps, places)
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,48 @@ class QuantView:
             if chosen[0] < self.errors.shape[0] and chosen[1] < self.errors.shape[1]:
                 return chosen
         return self.worst_first[0]
+
+    @cached_property
+    def input_groups(self) -> list[InputGroups]:
+        """Of the chosen tensor's module in every block that has both figures, block by block."""
+        job, (_, module) = self.quant.job.id, self.quant.places[self.selection.tensor]
+        energies = {p.block: p.values for p in tensors.module_profiles(job, module, INPUT_ENERGY)}
+        errors = {
+            p.tensor: p
+            for p in tensors.module_profiles(job, module, ERROR)
+            if p.stage == self.selection.stage
+        }
+        return [
+            InputGroups.of(name, error.block, energies[error.block], error.values)
+            for name, error in errors.items()
+            if error.block in energies
+        ]
+
+    def code_image(self) -> CodeImage | None:
+        """The codes around the chosen group, read from the saved model; None where its stage is
+        not the saved one, or the file holds no codes.
+
+        Raises:
+            ModelError: a file is damaged.
+        """
+        job, selection = self.quant.job, self.selection
+        folders = saved_folders(job)
+        if selection.stage != job.kept_stage or selection.stage not in folders:
+            return None
+        tile = read_codes(folders[selection.stage], selection.tensor, self._region())
+        if tile is None:
+            return None
+        source = folders.get(DENSE)
+        before = read_region(source, selection.tensor, tile.region) if source else None
+        return CodeImage(tile, before)
+
+    def _region(self) -> Region:
+        """The inputs of the chosen group, and the outputs around its own."""
+        row, group = self.group
+        size, outputs = self.group_size, self.errors.shape[0]
+        rows = Region.around(row, 0, (outputs, 1), ROWS).rows
+        first = group * size
+        return Region(rows, (first, first + min(size, COLUMNS)))
 
     @property
     def group_size(self) -> int:

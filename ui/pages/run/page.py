@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -57,6 +58,7 @@ STAGES = Panel(
     "How much perplexity does each stage cost, and how much does it recover?", 280,
 )  # fmt: skip
 CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 11))  # the most there are
+NO_RUN = "The run was deleted."
 NO_CURVES = "This run has recorded no curves."
 # of a run that has ended, and of one that is active
 NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
@@ -161,10 +163,14 @@ def draw(request: gr.Request) -> Updates:
         "artefacts": artefacts(job.run, queries.artifacts(job.run))
         or empty(NO_ARTEFACTS[job.state in ACTIVE]),
     }
-    measured = PERPLEXITY in results.metrics
-    nothing = Chart(NO_PERPLEXITY[job.state in ACTIVE])
-    chart = perplexity_chart(rows, results.labels) if measured else nothing
-    return updates(html, STAGES.show(chart, job.run))
+    return updates(html, STAGES.show(stages_chart(job, results), job.run))
+
+
+def stages_chart(job: Job, results: RunResults) -> Chart:
+    """Perplexity by stage."""
+    if PERPLEXITY not in results.metrics:
+        return Chart(NO_PERPLEXITY[job.state in ACTIVE])
+    return perplexity_chart([*results.rows.values()], results.labels)
 
 
 def draw_measures(request: gr.Request) -> Updates:
@@ -204,20 +210,28 @@ def history(job: Job) -> Markup:
 def draw_curves(request: gr.Request) -> Updates:
     """Every family of curves as a chart, the loss first, what the process took last."""
     job = chosen_job(request)
-    points = display_units(frames.shown_curves(job.run)) if job else None
-    if job is None or points is None or points.empty:
+    families = _families(job) if job else {}
+    if job is None or not families:
         hidden = {panel.name: gr.update(visible=False) for panel in CURVES}
         return {"waiting": show_html(empty(NO_CURVES)), **hidden}
+    shown = [
+        {panel.name: gr.update(visible=True)}
+        | panel.show(curve_chart(job, points, name), f"{job.run}-{name}")
+        for panel, (name, points) in zip(CURVES, families.items(), strict=False)
+    ]
+    others = {panel.name: gr.update(visible=False) for panel in CURVES[len(families) :]}
+    return updates({"waiting": show_html()}, *shown, others)
+
+
+def _families(job: Job) -> dict[str, pd.DataFrame]:
+    """Family of curves -> its points; the loss first, what the process took last."""
+    points = display_units(frames.shown_curves(job.run))
+    if points.empty:
+        return {}
     family = points["name"].str.split("/").str[0]
     last = (MEMORY, PROCESSOR)
     names = sorted(family.unique(), key=lambda name: (name in last, "loss" not in name, name))
-    shown = [
-        {panel.name: gr.update(visible=True)}
-        | panel.show(curve_chart(job, points[family == name], name), f"{job.run}-{name}")
-        for panel, name in zip(CURVES, names, strict=False)
-    ]
-    others = {panel.name: gr.update(visible=False) for panel in CURVES[len(names) :]}
-    return updates({"waiting": show_html()}, *shown, others)
+    return {name: points[family == name] for name in names}
 
 
 def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
@@ -251,4 +265,42 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
         return [gr.skip(), show_error(error)]
 
 
-PAGE = Page("Run", "run", build, order=100, section="Runs", listed=False, heading=False)
+# for reports --------------------------------------------------------------------------------------
+
+
+def of_run(draw: Callable[[Job], Chart]) -> Callable[[gr.Request], Chart]:
+    """Draws a chart of the run in an address."""
+
+    def drawn(request: gr.Request) -> Chart:
+        job = chosen_job(request)
+        return Chart(NO_RUN) if job is None else draw(job)
+
+    return drawn
+
+
+def _stages(job: Job) -> Chart:
+    return stages_chart(job, RunResults(kind_of(job), queries.results([job.run]), job))
+
+
+def _curve(place: int) -> Callable[[Job], Chart]:
+    def draw(job: Job) -> Chart:
+        found = [*_families(job).items()][place : place + 1]
+        return curve_chart(job, found[0][1], found[0][0]) if found else Chart(NO_CURVES)
+
+    return draw
+
+
+PAGE = Page(
+    "Run", "run", build, order=100, section="Runs", listed=False, heading=False,
+    charts=STAGES.of("run", of_run(_stages), "id")
+    | {
+        element: chart
+        for place, panel in enumerate(CURVES)
+        for element, chart in panel.of("run", of_run(_curve(place)), "id").items()
+    }
+    | {
+        element: chart
+        for panel, draw in quality.CHARTS.items()
+        for element, chart in panel.of("measures", of_run(draw), "id").items()
+    },
+)  # fmt: skip

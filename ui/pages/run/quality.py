@@ -3,7 +3,7 @@ and what both write. Measured by an evaluation, of which the run is the subject 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -51,8 +51,7 @@ def update(job: Job | None) -> Updates:
         blank = {"findings": "", "samples": "", "charts": gr.update(visible=False)}
         return updates(blank, SIZES.clear(), PRODUCTS.clear())
     evaluation = _evaluation(job)
-    results = queries.results([evaluation.run]) if evaluation else []
-    rows = {(r.stage, r.metric): r for r in results}
+    rows = _rows(evaluation)
     kind = kind_of(job)
     html = {
         "charts": gr.update(visible=bool(evaluation) and (kind is None or kind.has_models)),
@@ -61,6 +60,11 @@ def update(job: Job | None) -> Updates:
     }
     panels = [SIZES.show(_sizes(rows), job.run), PRODUCTS.show(_products(rows), job.run)]
     return updates(html, *panels)
+
+
+def _rows(evaluation: Job | None) -> Rows:
+    results = queries.results([evaluation.run]) if evaluation else []
+    return {(r.stage, r.metric): r for r in results}
 
 
 def _evaluation(job: Job) -> Job | None:
@@ -114,6 +118,12 @@ def _products(rows: Rows) -> Chart:
     out, inputs = details["shape"]
     note = f"Largest layer, {out:,} × {inputs:,}, float32, CSR, one vector; random zeros."
     return sparse_products(details["zeros"], details[SPEED_UP], details["own"], note)
+
+
+CHARTS: dict[Panel, Callable[[Job], Chart]] = {
+    SIZES: lambda job: _sizes(_rows(_evaluation(job))),
+    PRODUCTS: lambda job: _products(_rows(_evaluation(job))),
+}
 
 
 def samples(job: Job) -> Markup:

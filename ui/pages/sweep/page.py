@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import gradio as gr
 
@@ -35,6 +35,7 @@ IMPORTANCE = Panel(
     "importance", "What matters", "How much of the differences does each setting explain alone?",
     320,
 )  # fmt: skip
+GONE = "There is no such sweep any more."
 WAITING = "Results appear here as the runs measure them."
 
 
@@ -64,12 +65,8 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         return updates(
             hidden, MEANS.show(Chart(None)), _settings([], metric(""), {}, {}), {"body": ""}
         )
-    rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
-    names = details.metrics(rows)
-    wanted = chosen or query(request, "metric")
-    name = wanted if wanted in names else next(iter(names), "")
-    rows, shown = [row for row in rows if row.metric == name], metric(name)
-    labels = stages_of(jobs[0])
+    names, rows, shown = _measured(jobs, chosen or query(request, "metric"))
+    labels, name = stages_of(jobs[0]), shown.name
     chart = sweep_means(rows, shown, labels) if rows else Chart(WAITING)
     html = {
         "head": details.head(jobs, current_user(request)),
@@ -78,9 +75,38 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         ),
         "body": details.body(jobs, rows, shown, labels),
     }
-    titles = {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
-    settings = _settings(rows, shown, labels, titles)
+    settings = _settings(rows, shown, labels, _titles(jobs))
     return updates(html, MEANS.show(chart, f"{jobs[0].run}-{name}"), settings)
+
+
+def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[str], list[SweepRow], Metric]:
+    """The metrics there are, and the results of the wanted one, or else of the first."""
+    rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
+    names = [*details.metrics(rows)]
+    name = wanted if wanted in names else next(iter(names), "")
+    return names, [row for row in rows if row.metric == name], metric(name)
+
+
+def _titles(jobs: Sequence[Job]) -> dict[str, str]:
+    """Setting that varies -> its title."""
+    return {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
+
+
+def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
+    """Draws one of the panels from an address."""
+
+    def drawn(request: gr.Request) -> Chart:
+        jobs = _jobs(query(request, "id"))
+        if not jobs:
+            return Chart(GONE)
+        _, rows, shown = _measured(jobs, query(request, "metric"))
+        labels = stages_of(jobs[0])
+        if panel is MEANS:
+            return sweep_means(rows, shown, labels) if rows else Chart(WAITING)
+        draw = parallel_chart if panel is LINES else importance_chart
+        return draw(last_stage(rows, labels), shown, _titles(jobs)) or Chart(None)
+
+    return drawn
 
 
 def _settings(
@@ -103,4 +129,11 @@ def _jobs(run: str) -> list[Job]:
         return []
 
 
-PAGE = Page("Sweep", "sweep", build, order=110, section="Runs", listed=False, heading=False)
+PAGE = Page(
+    "Sweep", "sweep", build, order=110, section="Runs", listed=False, heading=False,
+    charts={
+        element: chart
+        for panel in (MEANS, LINES, IMPORTANCE)
+        for element, chart in panel.of("sweep", chart_of(panel)).items()
+    },
+)  # fmt: skip

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from backend.errors import ModelError, SlimscopeError
-from backend.models.sources.catalogue import local_folder
+from backend.errors import ModelError
 from backend.statistics.names import MAGNITUDES, channel_profile
 from backend.statistics.regions import Region, read_region
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import tensors
-from backend.store.tables import Job
-from jobs.fields.base_model import resolve_model
-from jobs.fields.saved_models import saved_model
 from ui.charts.series import Series
 from ui.pages.weights.selection import WeightsSelection
-from ui.runs.weights import DENSE, RunWeights, weights_of
+from ui.runs.weights import DENSE, RunWeights, saved_folders, weights_of
 from ui.theme import LineStyle, stage_style
 
 ZOOM = 48  # rows and columns of single weights
@@ -183,18 +177,6 @@ class TensorView:
             return tensors.block_snapshots(self.weights.job.id, block, stages)
         blocks = [self.weights.places[name][0] for name in names]
         return tensors.module_snapshots(self.weights.job.id, module, stages, blocks)
-
-
-def saved_folders(job: Job) -> dict[str, Path]:
-    """Stage -> the folder of its weights, for the stages whose weights are on this machine."""
-    folders = dict[str, Path]()
-    with suppress(SlimscopeError):
-        source = resolve_model(str(job.config.get("model", "")), reads=False).source
-        if folder := local_folder(source):
-            folders[DENSE] = folder
-    with suppress(SlimscopeError):
-        folders[str(job.kept_stage)] = Path(saved_model(job.run)[0])
-    return folders
 
 
 def other_stroke(stage: str) -> LineStyle:

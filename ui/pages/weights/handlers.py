@@ -20,7 +20,7 @@ from ui.pages.weights.explanations import explained_html
 from ui.pages.weights.layer_charts import layers_chart
 from ui.pages.weights.selection import AGAINST, GROUPS, MEASURES, WeightsSelection
 from ui.pages.weights.tensor.charts import tensor_chart
-from ui.runs.weights import DENSE, RunWeights, run_choices, weights_of
+from ui.runs.weights import DENSE, run_choices, weights_of
 from ui.widgets.download import file_payload
 from ui.widgets.dropdown import Choices, choices
 from ui.widgets.explorer import (
@@ -167,7 +167,7 @@ def full_refresh(
         control_updates(view.selection, before, now["offers"], seen and seen["offers"]),
         _layers(view),
         {} if same else _tensor(view, at),
-        _perplexity(view.weights),
+        _perplexity(view),
     )
 
 
@@ -192,11 +192,18 @@ def _tensor(view: TensorView, at: str = "") -> Updates:
     return TENSOR.show(tensor_chart(view, at)) | {"statistics": statistics}
 
 
-def _perplexity(weights: RunWeights) -> Updates:
+def _perplexity(view: TensorView) -> Updates:
+    chart, weights = stages_chart(view), view.weights
+    drawn = chart.frame is not None or len(weights.labels) > 1
+    shown = PERPLEXITY.show(chart, weights.job.run)
+    return {"perplexity": gr.update(visible=drawn)} | shown
+
+
+def stages_chart(view: TensorView) -> Chart:
+    """Perplexity by stage of the run."""
+    weights = view.weights
     results = perplexities(queries.results([weights.job.id]), weights.labels)
-    visible = {"perplexity": gr.update(visible=bool(results) or len(weights.labels) > 1)}
-    chart = perplexity_chart(results, weights.labels) if results else Chart(NO_PERPLEXITY)
-    return visible | PERPLEXITY.show(chart, weights.job.run)
+    return perplexity_chart(results, weights.labels) if results else Chart(NO_PERPLEXITY)
 
 
 # controls -----------------------------------------------------------------------------------------

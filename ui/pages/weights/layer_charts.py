@@ -14,12 +14,12 @@ from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_cells, of_depth
 from ui.charts.heatmap import MapBaseline, cells, layer_map, title_of
 from ui.charts.series import Series
+from ui.charts.small_multiples import PANELS, Tensors, shapes_chart
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.activations import BlockChannels, activations_chart
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.depth import depth_note, in_percent, quantile_bands
 from ui.pages.weights.ridges import ridgeline, ridges_frame, ridges_note
-from ui.pages.weights.small_multiples import PANELS, Tensors, shapes_chart
 from ui.pages.weights.tree import architecture_tree
 from ui.runs.weights import DENSE
 from ui.theme import stage_style

@@ -10,12 +10,14 @@ inspect_model              statistics of a model without a run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
+from ui.charts.chart import Chart
 from ui.charts.histograms import MAX_STAGES
 from ui.frame import SILENT_EVENT, Page
 from ui.pages.weights import handlers, inspect_model
@@ -26,7 +28,9 @@ from ui.pages.weights.handlers import (
     PERPLEXITY,
     TENSOR,
     TENSOR_CONTROLS,
+    stages_chart,
 )
+from ui.pages.weights.layer_charts import layers_chart
 from ui.pages.weights.selection import (
     CELLS,
     FLOWS,
@@ -37,9 +41,10 @@ from ui.pages.weights.selection import (
     TENSOR_VIEWS,
     WeightsSelection,
 )
+from ui.pages.weights.tensor.charts import tensor_chart
 from ui.widgets.download import Download
 from ui.widgets.dropdown import dropdown, segmented
-from ui.widgets.explorer import Explorer
+from ui.widgets.explorer import Explorer, chart_at
 from ui.widgets.notice import notice
 from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs
@@ -128,4 +133,13 @@ def _button(label: str, name: str) -> gr.Button:
     return gr.Button(label, elem_id=f"weights-{name}", render=False, scale=0, min_width=64)
 
 
-PAGE = Page("Weights", "weights", build, order=50, section="Explore", key="w")
+def _chart(draw: Callable[[TensorView], Chart]) -> Callable[[gr.Request], Chart]:
+    return chart_at(WeightsSelection, TensorView.at, draw)
+
+
+PAGE = Page(
+    "Weights", "weights", build, order=50, section="Explore", key="w",
+    charts=LAYERS.of("weights", _chart(layers_chart), "run")
+    | TENSOR.of("weights", _chart(tensor_chart), "run")
+    | PERPLEXITY.of("weights", _chart(stages_chart), "run"),
+)  # fmt: skip

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from jobs.metrics import RELATIVE_ERROR
 from ui.charts.histograms import MAX_STAGES
+from ui.charts.small_multiples import PANELS
 from ui.charts.statistics import available
-from ui.pages.weights.small_multiples import PANELS
 from ui.runs.weights import RunWeights
 from ui.theme import stage_styles
 from ui.widgets.explorer import Selection, known_or_first, neighbour

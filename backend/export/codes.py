@@ -1,0 +1,86 @@
+"""The codes of a part of a saved matrix, read without the rest of it. Does not import torch.
+
+`layouts` says how the formats lay codes and zero-points out. Of an output, the codes of
+compressed-tensors are words that lie in a row; those of GPTQ are words of one column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backend.errors import ModelError
+from backend.export.formats import Layout, read_layout, unreadable
+from backend.statistics.regions import Region, stored_words
+
+
+@dataclass(frozen=True)
+class CodeTile:
+    """Codes and zero-points q, z, int64 [rows, columns], of a region; of `bits` each."""
+
+    region: Region
+    codes: np.ndarray
+    zeros: np.ndarray
+    bits: int
+
+    @property
+    def levels(self) -> np.ndarray:
+        """q - z: how many steps of the grid a weight lies from 0, [rows, columns]."""
+        levels: np.ndarray = self.codes - self.zeros
+        return levels
+
+
+def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
+    """The codes of a region; None where the folder holds no packed matrix of that name.
+
+    Args:
+        tensor: with its suffix ".weight".
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    try:
+        layout = read_layout(folder)
+    except ModelError:
+        return None
+    name = tensor.removesuffix(".weight")
+    suffix = "weight_packed" if layout.format == "compressed-tensors" else "qweight"
+    words = stored_words(folder, f"{name}.{suffix}")
+    if words is None or layout.format == "awq":
+        return None
+    by_output = words if layout.format == "compressed-tensors" else words.T
+    codes = _unpacked(by_output[slice(*region.rows)], layout.bits, region.columns)
+    if codes.shape != tuple(last - first for first, last in (region.rows, region.columns)):
+        raise unreadable(folder, f"{name} is smaller than its statistics.")
+    return CodeTile(region, codes, _zeros(folder, name, layout, region), layout.bits)
+
+
+def _zeros(folder: Path, name: str, layout: Layout, region: Region) -> np.ndarray:
+    """The zero-point of every weight of the region, [rows, columns]."""
+    count = region.columns[1] - region.columns[0]
+    if layout.format == "compressed-tensors" and layout.symmetric:
+        return np.full((region.rows[1] - region.rows[0], count), 2 ** (layout.bits - 1))
+    packed = layout.format == "compressed-tensors"
+    words = stored_words(folder, f"{name}.{'weight_zero_point' if packed else 'qzeros'}")
+    if words is None:
+        raise unreadable(folder, f"{name} has no zero-points.")
+    by_group = words.T if packed else words
+    points = _unpacked(by_group, layout.bits, region.rows) + (layout.format == "gptq")
+    inputs = np.arange(*region.columns)
+    groups = inputs // layout.group_size if layout.group_size else np.zeros_like(inputs)
+    zeros: np.ndarray = points[groups].T
+    return zeros
+
+
+def _unpacked(words: np.ndarray, bits: int, span: tuple[int, int]) -> np.ndarray:
+    """uint32 [n, words] -> the codes of the span, int64 [n, last - first]; `packing` packs them."""
+    first, last = span
+    begin, end = first * bits // 32, -(-last * bits // 32)
+    part = np.ascontiguousarray(words[:, begin:end])
+    stream = np.unpackbits(part.view(np.uint8), axis=1, bitorder="little")
+    skipped = first * bits - 32 * begin
+    used = stream[:, skipped : skipped + (last - first) * bits]
+    codes: np.ndarray = used.reshape(len(part), -1, bits) @ (1 << np.arange(bits))
+    return codes

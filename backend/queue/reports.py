@@ -1,0 +1,162 @@
+"""Reports: who may write them, and what they may hold. They do not affect any run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+from sqlalchemy.exc import NoResultFound
+from sqlalchemy.orm import Session
+
+from backend.errors import ConfigError, NotFoundError
+from backend.printable import one_line, printable
+from backend.queue.roles import Actor, require_host
+from backend.store.reports import ReportBlock, runs_of, stored_blocks
+from backend.store.session import locked, now_ms, writing
+from backend.store.tables import Report
+
+MOST_BLOCKS = 40
+MOST_RUNS = 6
+TITLE_LETTERS = 120
+TEXT_LETTERS = 8000
+QUERY_LETTERS = 2000
+CHART = re.compile(r"[a-z][a-z0-9-]{0,60}")
+NOT_SAVED = "The report was not saved."
+
+
+def create_report(title: str, actor: Actor) -> int:
+    """Begin an empty report.
+
+    Returns:
+        Its number.
+
+    Raises:
+        ForbiddenError, RateLimitError: the actor may not write reports, or not so often.
+        ConfigError: the title is empty or too long.
+    """
+    require_host(actor, "write a report")
+    now = now_ms()
+    made = Report(title=_title(title), owner=actor.name, blocks=[], created_at=now, saved_at=now)
+    with writing(durable=True) as session:
+        session.add(made)
+        session.flush()
+        return made.id
+
+
+def rename_report(number: int, title: str, actor: Actor) -> None:
+    """Give a report another title."""
+    require_host(actor, "write a report")
+    with writing() as session:
+        row = _locked(session, number)
+        row.title, row.saved_at = _title(title), now_ms()
+
+
+def delete_report(number: int, actor: Actor) -> None:
+    """Delete a report; the runs it is about stay."""
+    require_host(actor, "delete a report")
+    with writing() as session:
+        session.delete(_locked(session, number))
+
+
+def add_text(number: int, text: str, actor: Actor) -> None:
+    """Add a text at the end.
+
+    Raises:
+        ConfigError: it is empty or too long, or the report has as many blocks as it may.
+        NotFoundError: there is no such report.
+    """
+    _change(number, actor, lambda blocks: [*blocks, ReportBlock(_next(blocks), text=_text(text))])
+
+
+def add_chart(number: int, chart: str, query: str, actor: Actor) -> None:
+    """Add a chart at the end.
+
+    Args:
+        chart, query: see `ReportBlock`; whether there is such a chart is known to the caller.
+
+    Raises:
+        ConfigError: the address is none, or the report would be about too many runs.
+    """
+    query = one_line(query)
+    if not CHART.fullmatch(chart) or len(query) > QUERY_LETTERS:
+        raise ConfigError("The chart was not added.", "Its address is not one of a page.")
+    _change(number, actor, lambda blocks: [*blocks, ReportBlock(_next(blocks), chart, query)])
+
+
+def write_text(number: int, block: int, text: str, actor: Actor) -> None:
+    """Set the text of a block, or the note of a chart; an empty note removes it."""
+
+    def written(blocks: list[ReportBlock]) -> list[ReportBlock]:
+        return [
+            replace(b, text=_text(text, may_be_empty=bool(b.chart))) if b.id == block else b
+            for b in blocks
+        ]
+
+    _change(number, actor, written)
+
+
+def move_block(number: int, block: int, by: int, actor: Actor) -> None:
+    """Move a block `by` places down, as far as there are any."""
+
+    def moved(blocks: list[ReportBlock]) -> list[ReportBlock]:
+        one = next((b for b in blocks if b.id == block), None)
+        if one is None:
+            return blocks
+        others = [b for b in blocks if b is not one]
+        place = max(0, blocks.index(one) + by)
+        return [*others[:place], one, *others[place:]]
+
+    _change(number, actor, moved)
+
+
+def remove_block(number: int, block: int, actor: Actor) -> None:
+    """Take a block out."""
+    _change(number, actor, lambda blocks: [b for b in blocks if b.id != block])
+
+
+def _change(
+    number: int, actor: Actor, change: Callable[[list[ReportBlock]], list[ReportBlock]]
+) -> None:
+    """Change the blocks of a report in one transaction, so that two people lose nothing."""
+    require_host(actor, "write a report")
+    with writing() as session:
+        row = _locked(session, number)
+        blocks = change(stored_blocks(row.blocks))
+        _check(blocks)
+        row.blocks, row.saved_at = [asdict(block) for block in blocks], now_ms()
+
+
+def _locked(session: Session, number: int) -> Report:
+    """The row, which nobody else changes before the end of the transaction."""
+    try:
+        (row,) = locked(session, Report, [number])
+    except NoResultFound:
+        raise NotFoundError(NOT_SAVED, f"There is no report {number} any more.") from None
+    return row
+
+
+def _check(blocks: list[ReportBlock]) -> None:
+    if len(blocks) > MOST_BLOCKS:
+        raise ConfigError(NOT_SAVED, f"It would have more than {MOST_BLOCKS} parts.")
+    if len(runs := runs_of(blocks)) > MOST_RUNS:
+        why = f"It would be about {len(runs)} runs; the maximum is {MOST_RUNS}."
+        raise ConfigError(NOT_SAVED, why, "Begin another report, or remove a chart.")
+
+
+def _next(blocks: list[ReportBlock]) -> int:
+    return max((block.id for block in blocks), default=0) + 1
+
+
+def _title(text: str) -> str:
+    title = one_line(text)
+    if not 0 < len(title) <= TITLE_LETTERS:
+        raise ConfigError(NOT_SAVED, f"A title has 1 to {TITLE_LETTERS} characters.")
+    return title
+
+
+def _text(text: str, *, may_be_empty: bool = False) -> str:
+    cleaned = printable(text).strip()
+    if len(cleaned) > TEXT_LETTERS or not (cleaned or may_be_empty):
+        raise ConfigError(NOT_SAVED, f"A text has 1 to {TEXT_LETTERS:,} characters.")
+    return cleaned

@@ -1,0 +1,81 @@
+"""A part of the codes of a saved matrix is what unpacking all of them gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from backend.export.codes import read_codes
+from backend.export.formats import Format, Layout
+from backend.export.layouts import layer_tensors
+from backend.quantization.grid import QuantizedWeight, quantised_from
+from backend.statistics.regions import Region
+
+ROWS, COLUMNS, GROUP = 64, 96, 32
+NAME = "model.layers.0.mlp.up_proj"
+
+
+def layer(bits: int, symmetric: bool) -> QuantizedWeight:
+    random = torch.Generator().manual_seed(bits)
+    shape, groups = (ROWS, COLUMNS), (ROWS, COLUMNS // GROUP)
+    zero = torch.randint(1, 2**bits, groups, generator=random, dtype=torch.uint8)
+    middle = torch.full(groups, 2 ** (bits - 1), dtype=torch.uint8)
+    return quantised_from(NAME, bits, {
+        "codes": torch.randint(0, 2**bits, shape, generator=random, dtype=torch.uint8),
+        "scale": torch.rand(groups, generator=random) + 0.1,
+        "zero": middle if symmetric else zero,
+    })  # fmt: skip
+
+
+def save(folder: Path, made: QuantizedWeight, layout: Layout) -> None:
+    """The layer as `writing` lays it out, and as much of a config as is read."""
+    tensors = layer_tensors(made, layout, torch.float16)
+    named = {f"{NAME}.{suffix}": tensor.contiguous() for suffix, tensor in tensors.items()}
+    save_file(named, folder / "model.safetensors")
+    weights = {
+        "num_bits": layout.bits, "group_size": layout.group_size, "symmetric": layout.symmetric,
+        "strategy": "group", "type": "int", "dynamic": False,
+    }  # fmt: skip
+    packed = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
+    }  # fmt: skip
+    gptq = {
+        "quant_method": "gptq", "bits": layout.bits, "group_size": layout.group_size,
+        "sym": layout.symmetric, "desc_act": False, "checkpoint_format": layout.format,
+    }  # fmt: skip
+    quantised = packed if layout.format == "compressed-tensors" else gptq
+    config = {"model_type": "llama", "quantization_config": quantised}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("region", [Region((0, 64), (0, 96)), Region((5, 17), (21, 70))])
+@pytest.mark.parametrize(
+    ("format", "bits", "symmetric"),
+    [
+        ("compressed-tensors", 3, True), ("compressed-tensors", 3, False),
+        ("compressed-tensors", 4, True), ("gptq", 4, False), ("gptq_v2", 3, False),
+    ],
+)  # fmt: skip
+def test_a_part_is_that_of_the_whole(
+    tmp_path: Path, format: Format, bits: int, symmetric: bool, region: Region
+) -> None:
+    made = layer(bits, symmetric)
+    save(tmp_path, made, Layout(format, bits, GROUP, symmetric))
+    tile = read_codes(tmp_path, f"{NAME}.weight", region)
+    assert tile is not None and tile.bits == bits
+    rows, columns = slice(*region.rows), slice(*region.columns)
+    assert np.array_equal(tile.codes, made.codes[rows, columns].numpy())
+    levels = made.dense() / made.grid.scale.repeat_interleave(GROUP, 1)
+    assert np.allclose(tile.levels, levels[rows, columns].numpy())
+
+
+def test_what_is_not_packed_has_no_codes(tmp_path: Path) -> None:
+    save_file({f"{NAME}.weight": torch.zeros(4, 4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert read_codes(tmp_path, f"{NAME}.weight", Region((0, 4), (0, 4))) is None

@@ -1,0 +1,131 @@
+"""What the runs write after the same prompts, word by word against the baseline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import pandas as pd
+from markupsafe import Markup
+
+from backend.store.states import State
+from jobs.evaluation.report import evaluations, samples_of
+from ui.charts.chart import Chart
+from ui.format import share
+from ui.pages.compare.comparison import HTML, RunComparison
+from ui.runs.rows import RunRow
+
+WORD = re.compile(r"\s*\S+")  # with the space before it
+SHOWN = 6  # prompts
+NO_TEXTS = "No two of these runs have written after the same prompts. An evaluation does that."
+Texts = dict[str, str]  # prompt -> text
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Words of a text in a row. `change`: "" both have them, "ins" only this one, "del" only the
+    baseline."""
+
+    text: str
+    change: str = ""
+
+
+@dataclass(frozen=True)
+class ComparedTexts:
+    """What each run writes after one prompt; `kept`: of the other runs, the share of the baseline's
+    words that are in the same order in theirs."""
+
+    prompt: str
+    passages: Mapping[str, list[Passage]]
+    kept: Mapping[str, float]
+
+
+def word_changes(before: str, after: str) -> list[Passage]:
+    """The words of `after`, and those of `before` that it does not have, in the order they are
+    read."""
+    old, new = WORD.findall(before), WORD.findall(after)
+    passages = []
+    for tag, i, j, k, m in SequenceMatcher(None, _bare(old), _bare(new), False).get_opcodes():
+        if tag == "equal":
+            passages.append(Passage("".join(new[k:m])))
+            continue
+        passages += [Passage("".join(old[i:j]), "del")] if i < j else []
+        passages += [Passage("".join(new[k:m]), "ins")] if k < m else []
+    return passages
+
+
+def kept_share(before: str, after: str) -> float:
+    """The share of the words of `before` that are in the same order in `after`, 0 to 1."""
+    old, new = _bare(WORD.findall(before)), _bare(WORD.findall(after))
+    blocks = SequenceMatcher(None, old, new, False).get_matching_blocks()
+    return sum(block.size for block in blocks) / len(old) if old else 1.0
+
+
+def _bare(words: Sequence[str]) -> list[str]:
+    return [word.strip() for word in words]
+
+
+def texts_of(row: RunRow) -> Texts:
+    """What the run's kept model writes: recorded by the run itself, or else by the newest
+    evaluation of it that succeeded."""
+    own = samples_of(row.job.run, row.figures.kept or "")
+    if not own:
+        done = (e for e in evaluations(row.job.run) if e.state == State.SUCCEEDED)
+        own = next((s for e in done if (s := samples_of(e.run, str(e.kept_stage or "model")))), [])
+    return {str(sample["prompt"]): str(sample.get("text", "")) for sample in own}
+
+
+def compared_texts(comparison: RunComparison) -> list[ComparedTexts]:
+    """The prompts after which the baseline and another run have written."""
+    written = {row.job.run: texts_of(row) for row in comparison.rows}
+    base = comparison.base.job.run
+    found = []
+    for prompt, before in written[base].items():
+        others = {r: t[prompt] for r, t in written.items() if r != base and prompt in t}
+        if others:
+            passages = {run: word_changes(before, after) for run, after in others.items()}
+            kept = {run: kept_share(before, after) for run, after in others.items()}
+            found.append(ComparedTexts(prompt, {base: [Passage(before)]} | passages, kept))
+    return found
+
+
+def headline(prompts: Sequence[ComparedTexts]) -> str:
+    """Which of the runs repeats most of the baseline's words, in a sentence."""
+    runs = dict.fromkeys(run for each in prompts for run in each.kept)
+    means = {run: _mean([e.kept[run] for e in prompts if run in e.kept]) for run in runs}
+    if not means:
+        return ""
+    best = max(means, key=means.__getitem__)
+    first = f"{best} writes {share(means[best], 0)} of the baseline's words"
+    worst = min(means, key=means.__getitem__)
+    return first if worst == best else f"{first}, {worst} {share(means[worst], 0)}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def texts_card(comparison: RunComparison) -> Markup:
+    """Each prompt with what the runs write after it; empty where there is nothing to compare."""
+    prompts = compared_texts(comparison)
+    if not prompts:
+        return Markup()
+    shown = prompts[:SHOWN]
+    html: Markup = HTML.texts(comparison.columns, comparison.base, headline(prompts), shown)
+    return html
+
+
+def texts_chart(comparison: RunComparison) -> Chart:
+    """The texts as a table, for reports."""
+    prompts = compared_texts(comparison)
+    rows = [
+        {"Prompt": each.prompt}
+        | {
+            run: "".join(p.text for p in passages if p.change != "del")
+            for run, passages in each.passages.items()
+        }
+        for each in prompts[:SHOWN]
+    ]
+    return Chart(None if rows else NO_TEXTS, pd.DataFrame(rows), headline=headline(prompts))

@@ -1,0 +1,124 @@
+"""What a report shows: each block drawn anew from what is stored now."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import gradio as gr
+import plotly.graph_objects as go
+
+from backend.errors import SlimscopeError
+from backend.store.reports import ReportBlock
+from ui.charts.chart import Chart
+from ui.format import href
+from ui.frame import Page, PageChart
+
+ADD = "add"  # the name in the address that holds the chart to be added; the others are its own
+HEADING = "# "
+NO_CHART = "This version has no chart of that name."
+NOT_DRAWN = "The chart could not be drawn; the log says why."
+NOTHING = "There is nothing to show."
+log = logging.getLogger("slimscope.report")
+
+
+@dataclass(frozen=True)
+class ChartSource:
+    """A chart that reports may show, and the page it belongs to."""
+
+    page: Page
+    chart: PageChart
+
+
+@dataclass(frozen=True)
+class DrawnBlock:
+    """A block as it is shown.
+
+    Attributes:
+        words: (whether it is a heading, paragraph) of the text or note.
+        sentence: why there is neither a figure nor a table.
+        figure: JSON of Plotly; None: a table, or nothing.
+        address: of the page the chart is from; empty for a text.
+    """
+
+    block: ReportBlock
+    words: list[tuple[bool, str]]
+    source: ChartSource | None = None
+    chart: Chart | None = None
+    figure: dict[str, Any] | None = None
+    sentence: str = ""
+
+    @property
+    def title(self) -> str:
+        known = self.source.chart.title if self.source else self.block.chart
+        return (self.chart.headline if self.chart else "") or known
+
+    @property
+    def question(self) -> str:
+        known = self.source.chart.question if self.source else ""
+        return (self.chart.question if self.chart else "") or known
+
+    @property
+    def about(self) -> str:
+        """The page, the panel, the runs and the tensor, as far as its title does not say them."""
+        if self.source is None:
+            return ""
+        named = f"{self.source.page.name}: {self.source.chart.title}"
+        tensor = dict(parse_qsl(self.block.query)).get("tensor", "")
+        return " · ".join(filter(None, (named, ", ".join(self.block.runs), tensor)))
+
+    @property
+    def address(self) -> str:
+        return f"{href(self.source.page.path)}?{self.block.query}" if self.source else ""
+
+
+def sources(pages: Iterable[Page]) -> dict[str, ChartSource]:
+    """Name of a chart -> the chart, of all pages."""
+    return {name: ChartSource(page, chart) for page in pages for name, chart in page.charts.items()}
+
+
+def query_of(asked: Mapping[str, str]) -> str:
+    """The address of a chart, of that of a report to which it is to be added."""
+    return urlencode({name: value for name, value in asked.items() if name != ADD})
+
+
+def drawn(block: ReportBlock, known: Mapping[str, ChartSource]) -> DrawnBlock:
+    """The block with its figure, or a sentence in its place: no chart may keep the others away."""
+    words = paragraphs(block.text)
+    if not block.chart:
+        return DrawnBlock(block, words)
+    source = known.get(block.chart)
+    chart = _chart(block, source)
+    figure = chart.figure
+    if isinstance(figure, go.Figure):
+        return DrawnBlock(block, words, source, chart, json.loads(figure.to_json()))
+    said = figure if isinstance(figure, str) else (figure or {}).get("nothing", "")
+    return DrawnBlock(block, words, source, chart, sentence=said or _empty(chart))
+
+
+def _empty(chart: Chart) -> str:
+    return NOTHING if chart.frame is None or chart.frame.empty else ""
+
+
+def _chart(block: ReportBlock, source: ChartSource | None) -> Chart:
+    if source is None:
+        return Chart(NO_CHART)
+    try:
+        return source.chart.draw(gr.Request(query_params=dict(parse_qsl(block.query))))
+    except SlimscopeError as error:
+        return Chart(str(error))
+    except Exception:
+        log.exception("block %d: %s?%s", block.id, block.chart, block.query)
+        return Chart(NOT_DRAWN)
+
+
+def paragraphs(text: str) -> list[tuple[bool, str]]:
+    """The paragraphs of a text, which an empty line parts; one that begins with # is a heading."""
+    parts = [part.strip("\n") for part in text.split("\n\n")]
+    return [
+        (part.startswith(HEADING), part.removeprefix(HEADING)) for part in parts if part.strip()
+    ]

@@ -1,0 +1,267 @@
+"""Reports: charts of up to six runs with texts and notes, kept, shared by link, and exported.
+
+blocks    each block drawn anew from the address it holds
+export    all of them in one file
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import gradio as gr
+
+from backend.errors import ConfigError, NotFoundError, SlimscopeError
+from backend.queue import reports as writing
+from backend.queue.roles import Actor, may_not_change
+from backend.store.reports import report, reports, runs_of, stored_blocks
+from backend.store.session import now_ms
+from backend.store.tables import Report
+from ui import pages
+from ui.format import href
+from ui.frame import SILENT_EVENT, Page, current_user, on_load, query
+from ui.gradio_patches import event_data
+from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, query_of, sources
+from ui.pages.report.export import exported, height_of
+from ui.runs.actions.bulk import MOST
+from ui.runs.rows import all_rows
+from ui.runs.weights import run_choices
+from ui.static import SCRIPT_URL
+from ui.templates import fragments
+from ui.widgets.download import Download, file_payload
+from ui.widgets.dropdown import dropdown
+from ui.widgets.html import WIDGETS
+from ui.widgets.notice import notice, show_error, show_html
+from ui.widgets.panel import Outputs, Updates, frame_table
+
+HTML = fragments("pages/report/page.html")
+UNSAFE = re.compile(r"[^\w.-]+")
+Change = Callable[[int, int, str, Actor], None]  # report, block, text, who
+
+
+class ReportView(gr.HTML):
+    """Shows `{"top": HTML, "blocks": [{"id", "html", "figure"}]}`; a block is drawn again only when
+    it has changed. Raises `act` as an `HtmlPanel` does."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            None,
+            html_template=HTML.frame(),
+            js_on_load=(
+                "slimscope.report(element, props, watch); "
+                "slimscope.htmlPanel(element, () => {}, (data) => trigger('act', data))"
+            ),
+            head=WIDGETS.script(SCRIPT_URL),
+            apply_default_css=False,
+            **options,
+        )
+
+    def postprocess(self, value: Any) -> Any:
+        return value
+
+
+def build() -> None:
+    message = notice("report-said")
+    page = Outputs(view=ReportView(elem_id="report-view", min_height=240))
+    runs = dropdown(
+        "Runs", "report-runs", multiselect=True, max_choices=MOST, min_width=320, scale=3
+    )  # fmt: skip
+    chart = dropdown("Chart", "report-chart", min_width=240, scale=3)
+    with gr.Row(visible=False, elem_id="report-add", elem_classes="card") as page["adding"]:
+        runs.render()
+        chart.render()
+        add = gr.Button("Add chart", scale=0, min_width=120, elem_id="report-add-button")
+    page |= {"runs": runs, "chart": chart}
+    done = Outputs(message=message, file=Download(), leave=_leave())
+    show = page.named(draw), None, page.components
+    on_load(*show)
+    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    acted = page["view"].act(done.named(act), None, done.components, **private)
+    acted.then(*show, **SILENT_EVENT)
+    added = add.click(done.named(add_chart), [runs, chart], done.components, **private)
+    added.then(*show, **SILENT_EVENT)
+
+
+def _leave() -> gr.HTML:
+    """Invisible; the address it is given is opened."""
+    script = "slimscope.leave(props, watch)"
+    return gr.HTML(None, html_template="", js_on_load=script, elem_classes="saver")
+
+
+# what is shown ------------------------------------------------------------------------------------
+
+
+def draw(request: gr.Request) -> Updates:
+    """The list of reports, or the one in the address."""
+    number, user = _number(query(request, "n")), current_user(request)
+    off = may_not_change(user)
+    hidden = {"adding": gr.update(visible=False)}
+    if number is None:
+        return {"view": {"top": listing(request, off), "blocks": []}, **hidden}
+    try:
+        shown = report(number)
+    except NotFoundError:
+        return {"view": {"top": HTML.unknown(number), "blocks": []}, **hidden}
+    return {"view": _view(shown, off), **_picker(off)}
+
+
+def listing(request: gr.Request, off: str) -> str:
+    """All reports, with a button each where a chart is to be added."""
+    rows = [(each, runs_of(stored_blocks(each.blocks))) for each in reports()]
+    source = known_charts().get(query(request, ADD))
+    adding = f"{source.page.name}: {source.chart.title}" if source else ""
+    html: str = HTML.listing(rows, now_ms(), off, adding)
+    return html
+
+
+def known_charts() -> Mapping[str, ChartSource]:
+    """Every chart a report may show. The pages are known only when all of them are loaded."""
+    return sources(pages.pages())
+
+
+def drawn_blocks(shown: Report) -> list[DrawnBlock]:
+    """The parts of a report, each with its chart."""
+    known = known_charts()
+    return [drawn(block, known) for block in stored_blocks(shown.blocks)]
+
+
+def _view(shown: Report, off: str) -> dict[str, Any]:
+    blocks = drawn_blocks(shown)
+    top = HTML.head(shown, runs_of(each.block for each in blocks), now_ms(), off)
+    if not blocks:
+        top += HTML.nothing_yet(off)
+    last = len(blocks) - 1
+    return {
+        "top": top,
+        "blocks": [
+            {
+                "id": each.block.id,
+                "figure": each.figure,
+                "html": HTML.block(
+                    shown.id, each, height_of(each) if each.figure else 0, _table(shown, each),
+                    place == 0, place == last, off,
+                ),
+            }
+            for place, each in enumerate(blocks)
+        ],
+    }  # fmt: skip
+
+
+def _table(shown: Report, block: DrawnBlock) -> str:
+    """The table of a chart that has no figure."""
+    if block.figure or block.sentence or block.chart is None or block.chart.frame is None:
+        return ""
+    return frame_table(block.chart.frame, f"report-{shown.id}-{block.block.id}")
+
+
+def _picker(off: str) -> Updates:
+    """The runs there are, and the charts that are drawn of runs."""
+    if off:
+        return {"adding": gr.update(visible=False)}
+    offered = [
+        (f"{source.page.name}: {source.chart.title}", name)
+        for name, source in known_charts().items()
+        if source.chart.runs
+    ]
+    jobs = [row.job for row in all_rows()]
+    return {
+        "adding": gr.update(visible=True),
+        "runs": gr.update(choices=run_choices(jobs, "")),
+        "chart": gr.update(choices=offered),
+    }
+
+
+# what is done -------------------------------------------------------------------------------------
+
+
+CHANGES: dict[str, Change] = {
+    "text": lambda number, _, text, user: writing.add_text(number, text, user),
+    "rename": lambda number, _, text, user: writing.rename_report(number, text, user),
+    "write": writing.write_text,
+    "up": lambda number, block, _, user: writing.move_block(number, block, -1, user),
+    "down": lambda number, block, _, user: writing.move_block(number, block, 1, user),
+    "remove": lambda number, block, _, user: writing.remove_block(number, block, user),
+}
+
+
+def act(event: gr.EventData, request: gr.Request) -> Updates:
+    """A button: a change of a report, a file, or the way to another report."""
+    data = {key: str(value or "") for key, value in event_data(event).items()}
+    do, text, user = data.get("do", ""), data.get("text", ""), current_user(request)
+    number, block = _number(data.get("run", "")) or 0, _number(data.get("file", "")) or 0
+    try:
+        match do:
+            case "create":
+                chart = _asked_chart(request)  # refused before there is a report
+                return _opened(_with_chart(writing.create_report(text, user), chart, user))
+            case "add":
+                return _opened(_with_chart(number, _asked_chart(request), user))
+            case "delete":
+                writing.delete_report(number, user)
+                return {"message": show_html(), "leave": str(href("report"))}
+            case "export":
+                return {"message": show_html(), "file": export_file(report(number))}
+        if do in CHANGES:
+            CHANGES[do](number, block, text, user)
+    except SlimscopeError as error:
+        return {"message": show_error(error)}
+    return {"message": show_html()}
+
+
+def add_chart(runs: list[str] | None, chart: str | None, request: gr.Request) -> Updates:
+    """The chosen chart of the chosen runs, at the end of the report in the address."""
+    number, user = _number(query(request, "n")) or 0, current_user(request)
+    try:
+        source = known_charts().get(chart or "")
+        if source is None or not runs:
+            raise ConfigError("No chart was added.", "Choose one run or more, and a chart.")
+        writing.add_chart(number, chart or "", _address_of(source, runs), user)
+    except SlimscopeError as error:
+        return {"message": show_error(error)}
+    return {"message": show_html()}
+
+
+def _address_of(source: ChartSource, runs: list[str]) -> str:
+    """The address of the chart for these runs: all of them where the page compares several, else
+    the first, with the second beside it where the page can."""
+    if source.chart.runs == "ids":
+        return urlencode({"ids": ",".join(runs)})
+    other = {"vs": runs[1]} if source.chart.runs == "run" and len(runs) > 1 else {}
+    return urlencode({source.chart.runs: runs[0], **other})
+
+
+def _asked_chart(request: gr.Request) -> tuple[str, str] | None:
+    """Name and address of the chart in the address; None without one."""
+    asked = dict(request.query_params or {})
+    chart = str(asked.get(ADD, ""))
+    if chart and chart not in known_charts():
+        raise ConfigError("The chart was not added.", f"There is no chart {chart[:60]!r}.")
+    return (chart, query_of(asked)) if chart else None
+
+
+def _with_chart(number: int, chart: tuple[str, str] | None, user: Actor) -> int:
+    """The report, after a chart was added to it."""
+    if chart:
+        writing.add_chart(number, *chart, user)
+    return number
+
+
+def _opened(number: int) -> Updates:
+    return {"message": show_html(), "leave": str(href("report", n=number))}
+
+
+def export_file(shown: Report) -> dict[str, Any]:
+    """The report as one file."""
+    name = UNSAFE.sub("-", shown.title).strip("-") or "report"
+    return file_payload(f"{name}.html", exported(shown, drawn_blocks(shown)).encode())
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) < 16 else None
+
+
+PAGE = Page(
+    "Reports", "report", build, order=35, section="Runs", key="t", heading=False,
+)  # fmt: skip
