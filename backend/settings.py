@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, field_validator
@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 T = TypeVar("T")
 LEAST_TOKEN = 16  # characters
+PLACES = tuple(f"SLIMSCOPE_{name}" for name in ("MODEL_DIRS", "CACHE_DIR", "TEXT_DIR", "TASK_DIR"))
 SPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*\.hf\.space")
 
 
@@ -95,6 +96,9 @@ class Settings(BaseSettings):
         None, description="Folder of lm-evaluation-harness tasks (YAML) of one's own."
     )
     slots: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
+    engine: Literal["local"] = Field(
+        "local", description="Where runs start: local (on this machine)."
+    )
     threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
     job_gb: float = Field(0.0, ge=0, description="Memory a job may take, in GB; 0: no limit.")
     job_hours: float = Field(
@@ -125,6 +129,9 @@ class Settings(BaseSettings):
         (),
         description="Python modules with job kinds, pruners, quantisers or drafters, as JSON.",
     )
+
+    job_cpus: float = Field(1.0, gt=0, description="CPU cores a job takes on a cluster.")
+    job_gpus: float = Field(0.0, ge=0, description="GPUs a job takes on a cluster.")
 
     @field_validator("host_token")
     @classmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from backend.settings import available_threads, settings
+from backend.settings import PLACES, available_threads, settings
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
@@ -21,6 +21,12 @@ CARRIED = (  # what a job finds is decided by those of its submission, not of th
     "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
+NODE_TAKES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # no path, no secret
+QUIET = {
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # progress bars would fill the log
+}
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 FINGERPRINT = 16  # hex digits
 CODE = Path(__file__).resolve().parents[2]
@@ -107,9 +113,7 @@ def child_environment() -> dict[str, str]:
         "SLIMSCOPE_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",  # progress bars would fill the log
+        **QUIET,
     }
 
 
@@ -144,6 +148,30 @@ def job_environment(
         else:
             environment[name] = value
     return environment, missing
+
+
+def node_environment(
+    frozen: Mapping[str, str], submitted: Mapping[str, str | None]
+) -> dict[str, str]:
+    """What a job on another machine is told, and no more: its own environment says where the
+    database, models and texts are there, and holds its secrets.
+
+    Args:
+        frozen: settings of the job; submitted: see `submission_variables`.
+    """
+    here = settings()
+    threads = str(here.threads or max(1, int(here.job_cpus)))
+    asked = {name: value for name in NODE_TAKES if (value := submitted.get(name))}
+    meant = {name: value for name, value in frozen.items() if name not in PLACES}
+    return {
+        **asked,
+        **QUIET,
+        "SLIMSCOPE_JOB_GB": str(here.job_gb),
+        "SLIMSCOPE_OFFLINE_S": str(here.offline_s),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        **{"SLIMSCOPE_THREADS": threads, **meant},
+    }
 
 
 def _fingerprint(token: str | None) -> str | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from sqlalchemy.orm import Session
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import ComputeError
 from backend.queue.disk import folder_bytes
-from backend.queue.engines.local import reference
+from backend.queue.engines.local import LOCAL, reference
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
@@ -61,8 +62,9 @@ class JobContext:
         self.run, self.attempt_n, self.kind, self.config = job.run, attempt.n, job.kind, job.config
         self.folder: Path = run_folder(job.run)
         self.work: Path = work_folder(job.run)
-        self.checkpoints = Checkpoints(self.work, before_commit=self.settle)
+        self.checkpoints = Checkpoints(self.work, self.settle, attempt.n)
         self.resumed_from: str | None = None
+        self._kills_itself = attempt.engine not in LOCAL
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable),
@@ -307,7 +309,10 @@ class JobContext:
         with suppress(Exception), reading() as session:
             if self._usage:
                 self._usage.sample()
-            if session.scalar(select(Job.desired).where(Job.id == self.job_id)) != "run":
+            desired = session.scalar(select(Job.desired).where(Job.id == self.job_id))
+            if desired == "kill" and self._kills_itself:
+                os.killpg(0, signal.SIGKILL)  # a cluster may have no way to
+            if desired != "run":
                 self._stop.set()
 
 
@@ -320,12 +325,13 @@ def claim(attempt_id: int) -> JobContext:
     mine = update(Attempt).where(
         Attempt.id == attempt_id, Attempt.started_at.is_(None), Attempt.ended_at.is_(None)
     )
-    ref = reference(os.getpid())
     with writing(durable=True) as session:
         now = database_ms(session)
-        if not change(session, mine.values(started_at=now, beat_at=now, engine_ref=ref)):
+        if not change(session, mine.values(started_at=now, beat_at=now)):
             raise LeaseLostError
         attempt = session.get_one(Attempt, attempt_id)
+        if attempt.engine_ref is None:  # else it is the engine's, which knew it beforehand
+            attempt.engine_ref = reference(os.getpid())
         job = session.get_one(Job, attempt.job_id)
     context = JobContext(attempt, job)
     context.note_resumption()
