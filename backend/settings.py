@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from platformdirs import user_cache_path
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 T = TypeVar("T")
@@ -96,8 +96,14 @@ class Settings(BaseSettings):
         None, description="Folder of lm-evaluation-harness tasks (YAML) of one's own."
     )
     slots: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
-    engine: Literal["local"] = Field(
-        "local", description="Where runs start: local (on this machine)."
+    ray_address: str = Field(
+        "http://127.0.0.1:8265", description="Where the head of a Ray cluster answers."
+    )
+    ray_token: SecretStr = Field(
+        SecretStr(""), description="The token of the Ray cluster; runs do not get it."
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where runs start: local (on this machine), or ray (on a cluster)."
     )
     threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
     job_gb: float = Field(0.0, ge=0, description="Memory a job may take, in GB; 0: no limit.")
@@ -133,11 +139,24 @@ class Settings(BaseSettings):
     job_cpus: float = Field(1.0, gt=0, description="CPU cores a job takes on a cluster.")
     job_gpus: float = Field(0.0, ge=0, description="GPUs a job takes on a cluster.")
 
-    @field_validator("host_token")
+    @field_validator("host_token", "ray_token")
     @classmethod
     def _hard_to_guess(cls, value: SecretStr) -> SecretStr:
         if 0 < len(value.get_secret_value()) < LEAST_TOKEN:
             raise ValueError(f"must have {LEAST_TOKEN} characters or more")
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _has_what_it_needs(cls, value: str, info: ValidationInfo) -> str:
+        """All machines of a cluster use one database, and nobody else uses the cluster."""
+        if value == "local":
+            return value
+        url, token = info.data.get("database_url", ""), info.data.get("ray_token")
+        if not url or url.startswith("sqlite"):
+            raise ValueError("it needs the database of a server (SLIMSCOPE_DATABASE_URL)")
+        if not token or not token.get_secret_value():
+            raise ValueError("it needs the token of the cluster (SLIMSCOPE_RAY_TOKEN)")
         return value
 
     @field_validator("data_dir", "cache_dir", "text_dir", "task_dir", "model_dirs")

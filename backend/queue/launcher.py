@@ -16,7 +16,7 @@ from backend.settings import PLACES, available_threads, settings
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
-HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
+HOST_TOKEN, RAY_TOKEN = "SLIMSCOPE_HOST_TOKEN", "SLIMSCOPE_RAY_TOKEN"
 CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
     "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES",
@@ -137,6 +137,7 @@ def job_environment(
         not stored, and this process has none or another.
     """
     environment = {**child_environment(), **frozen}
+    environment.pop(RAY_TOKEN, None)  # which only the supervisor needs
     missing = []
     for name, value in submitted.items():
         if name in TOKENS:
