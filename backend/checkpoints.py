@@ -143,6 +143,7 @@ class Checkpoints:
         root: the folder; made when first written to.
         before_commit: called when a checkpoint is complete but not yet visible. A job writes its
             buffered figures here, so that no figure of finished work can be missing after a kill.
+        committed: called with the folder of a checkpoint that has just become visible.
         attempt: the number of the attempt that writes, where nobody else may: drafts of all others
             are left over, whatever machine they are from. Else processes of one machine write.
     """
@@ -152,8 +153,10 @@ class Checkpoints:
         root: Path,
         before_commit: Callable[[], None] = lambda: None,
         attempt: int | None = None,
+        committed: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.root, self.before_commit, self._attempt = root, before_commit, attempt
+        self._committed = committed
         self._found: dict[str, list[tuple[str, int, int]]] = {}  # whole ones, as they looked
 
     @contextmanager
@@ -182,6 +185,7 @@ class Checkpoints:
             draft.rename(final)
             _fsync(self.root)
             shutil.rmtree(old, ignore_errors=True)
+            self._committed(final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 

@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(Path(), description="Holds results.db and artifacts/.")
+    artifact_place: str = Field(
+        "",
+        validation_alias="SLIMSCOPE_ARTIFACTS",
+        description="Where runs keep logs, checkpoints and models: a folder, or the URL of a store "
+        "such as s3://bucket/folder; empty: artifacts/ in the data dir.",
+    )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("slimscope"),
         description="Models and texts that were set up once; may be shared and deleted.",
@@ -167,6 +173,11 @@ class Settings(BaseSettings):
             return tuple(path.expanduser().resolve() for path in value)
         return value.expanduser().resolve() if value else None
 
+    @field_validator("artifact_place")
+    @classmethod
+    def _absolute_folder(cls, value: str) -> str:
+        return value if not value or "://" in value else str(Path(value).expanduser().resolve())
+
     @property
     def root(self) -> Path:
         """The data folder, absolute."""
@@ -184,8 +195,15 @@ class Settings(BaseSettings):
 
     @property
     def artifacts(self) -> Path:
-        """Where runs keep logs, checkpoints and models."""
+        """Where runs keep logs, checkpoints and models; with a store, copies of them."""
+        if self.artifact_place and not self.artifact_store:
+            return Path(self.artifact_place)
         return self.root / "artifacts"
+
+    @property
+    def artifact_store(self) -> str:
+        """The URL of the store that all machines reach; empty where a folder is all there is."""
+        return self.artifact_place if "://" in self.artifact_place else ""
 
     def for_jobs(self) -> dict[str, str]:
         """The variables that decide what a job may read and use; frozen with each job."""

@@ -16,7 +16,8 @@ from backend.settings import PLACES, available_threads, settings
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
-HOST_TOKEN, RAY_TOKEN = "SLIMSCOPE_HOST_TOKEN", "SLIMSCOPE_RAY_TOKEN"
+HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
+FOR_SUPERVISOR = ("SLIMSCOPE_ENGINE", "SLIMSCOPE_RAY_ADDRESS", "SLIMSCOPE_RAY_TOKEN")
 CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
     "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES",
@@ -110,6 +111,7 @@ def child_environment() -> dict[str, str]:
         **inherited,
         **settings().for_jobs(),
         "SLIMSCOPE_DATA_DIR": str(settings().root),
+        "SLIMSCOPE_ARTIFACTS": settings().artifact_place,
         "SLIMSCOPE_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -137,7 +139,8 @@ def job_environment(
         not stored, and this process has none or another.
     """
     environment = {**child_environment(), **frozen}
-    environment.pop(RAY_TOKEN, None)  # which only the supervisor needs
+    for name in FOR_SUPERVISOR:  # a run starts none
+        environment.pop(name, None)
     missing = []
     for name, value in submitted.items():
         if name in TOKENS:

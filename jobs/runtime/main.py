@@ -43,7 +43,9 @@ def main() -> int:
         context = claim(given.attempt)
         signal.signal(signal.SIGTERM, lambda *_: context.ask_stop())
         context.start()
-        return execute(context)
+        code = execute(context)
+        context.end_storing()
+        return code
     except LeaseLostError:
         print("Another attempt holds this run; this process ends.", flush=True)
         return Exit.FENCED
@@ -71,10 +73,12 @@ def execute(context: JobContext) -> int:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
         context.open_folder()
+        context.begin_storing()
         check_intact(context.config)
         kind.load_run()(kind.config.model_validate(context.config), context)
         if context.folder_is_gone():  # and with it what the run leaves
             return Exit.FOLDER_GONE
+        context.deliver()
         context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
         return Exit.DONE
     except CancelledError:

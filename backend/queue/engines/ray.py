@@ -222,6 +222,17 @@ def head_of(here: Settings) -> RayHead:
     return RayHead(here.ray_address, here.ray_token.get_secret_value())
 
 
+def described(here: Settings) -> str:
+    """What the cluster is, for people.
+
+    Raises:
+        RayHeadError: it does not answer, or not to us.
+    """
+    head = head_of(here)
+    nodes = [node for node in head.nodes() if node["state"] == "ALIVE"]
+    return f"Ray {head.version()} at {here.ray_address}, {len(nodes)} machines with the head"
+
+
 def made(here: Settings) -> RayEngine:
     """The engine that is set."""
     return RayEngine(head_of(here), here.job_cpus, here.job_gpus, here.stop_grace)
