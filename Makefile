@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres lint bench examples screenshots setup chromium clean
+.PHONY: help run test test-postgres test-ray run-cluster stop-cluster lint bench examples screenshots setup chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -29,6 +29,16 @@ test-postgres: export PYTHONDONTWRITEBYTECODE =
 test-postgres: setup ## Run the tests of the queue on a PostgreSQL server made for them
 	@$(BIN)/python -m tests.postgres $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 \
 	  --dist loadfile $(ON_POSTGRES) $(ARGS)
+
+test-ray: setup ## Run the tests of runs on a Ray cluster made for them (Linux, some 300 MB once)
+	@$(BIN)/python -m tests.cluster.nodes
+	@SLIMSCOPE_TEST_RAY=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s tests/cluster $(ARGS)
+
+run-cluster: setup ## Try several machines on this one: PostgreSQL, a Ray cluster, the dashboard
+	@PORT=$(PORT) $(BIN)/python -m tests.cluster.trial start
+
+stop-cluster: ## End what `make run-cluster` has started
+	@$(BIN)/python -m tests.cluster.trial stop
 
 lint: $(INSTALLED) ## Style, types and import directions
 	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy

@@ -143,10 +143,20 @@ class Checkpoints:
         root: the folder; made when first written to.
         before_commit: called when a checkpoint is complete but not yet visible. A job writes its
             buffered figures here, so that no figure of finished work can be missing after a kill.
+        committed: called with the folder of a checkpoint that has just become visible.
+        attempt: the number of the attempt that writes, where nobody else may: drafts of all others
+            are left over, whatever machine they are from. Else processes of one machine write.
     """
 
-    def __init__(self, root: Path, before_commit: Callable[[], None] = lambda: None) -> None:
-        self.root, self.before_commit = root, before_commit
+    def __init__(
+        self,
+        root: Path,
+        before_commit: Callable[[], None] = lambda: None,
+        attempt: int | None = None,
+        committed: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        self.root, self.before_commit, self._attempt = root, before_commit, attempt
+        self._committed = committed
         self._found: dict[str, list[tuple[str, int, int]]] = {}  # whole ones, as they looked
 
     @contextmanager
@@ -156,7 +166,8 @@ class Checkpoints:
         A checkpoint of that name is replaced. When the body raises, nothing is left behind.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        draft, final = self.root / f".tmp-{os.getpid()}-{name}", self.root / name
+        writer = os.getpid() if self._attempt is None else f"a{self._attempt}"
+        draft, final = self.root / f".tmp-{writer}-{name}", self.root / name
         old = self._aside(name)
         self._sweep(name)
         draft.mkdir()
@@ -174,6 +185,7 @@ class Checkpoints:
             draft.rename(final)
             _fsync(self.root)
             shutil.rmtree(old, ignore_errors=True)
+            self._committed(final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -184,9 +196,13 @@ class Checkpoints:
     def _sweep(self, name: str) -> None:
         """Remove drafts of `name` left by killed processes."""
         for old in self.root.glob(f".tmp-*-{glob.escape(name)}"):
-            pid = int(old.name.split("-")[1])
-            if pid == os.getpid() or not psutil.pid_exists(pid):
+            if self._is_left_over(old.name.split("-")[1]):
                 shutil.rmtree(old, ignore_errors=True)
+
+    def _is_left_over(self, writer: str) -> bool:
+        if self._attempt is not None or not writer.isdecimal():
+            return True
+        return int(writer) == os.getpid() or not psutil.pid_exists(int(writer))
 
     def newest(self) -> str | None:
         """Name of the most recent complete checkpoint of work, if there is one."""

@@ -10,14 +10,15 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from platformdirs import user_cache_path
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 T = TypeVar("T")
 LEAST_TOKEN = 16  # characters
+PLACES = tuple(f"SLIMSCOPE_{name}" for name in ("MODEL_DIRS", "CACHE_DIR", "TEXT_DIR", "TASK_DIR"))
 SPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*\.hf\.space")
 
 
@@ -42,6 +43,12 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(Path(), description="Holds results.db and artifacts/.")
+    artifact_place: str = Field(
+        "",
+        validation_alias="SLIMSCOPE_ARTIFACTS",
+        description="Where runs keep logs, checkpoints and models: a folder, or the URL of a store "
+        "such as s3://bucket/folder; empty: artifacts/ in the data dir.",
+    )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("slimscope"),
         description="Models and texts that were set up once; may be shared and deleted.",
@@ -95,6 +102,15 @@ class Settings(BaseSettings):
         None, description="Folder of lm-evaluation-harness tasks (YAML) of one's own."
     )
     slots: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
+    ray_address: str = Field(
+        "http://127.0.0.1:8265", description="Where the head of a Ray cluster answers."
+    )
+    ray_token: SecretStr = Field(
+        SecretStr(""), description="The token of the Ray cluster; runs do not get it."
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where runs start: local (on this machine), or ray (on a cluster)."
+    )
     threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
     job_gb: float = Field(0.0, ge=0, description="Memory a job may take, in GB; 0: no limit.")
     job_hours: float = Field(
@@ -126,11 +142,27 @@ class Settings(BaseSettings):
         description="Python modules with job kinds, pruners, quantisers or drafters, as JSON.",
     )
 
-    @field_validator("host_token")
+    job_cpus: float = Field(1.0, gt=0, description="CPU cores a job takes on a cluster.")
+    job_gpus: float = Field(0.0, ge=0, description="GPUs a job takes on a cluster.")
+
+    @field_validator("host_token", "ray_token")
     @classmethod
     def _hard_to_guess(cls, value: SecretStr) -> SecretStr:
         if 0 < len(value.get_secret_value()) < LEAST_TOKEN:
             raise ValueError(f"must have {LEAST_TOKEN} characters or more")
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _has_what_it_needs(cls, value: str, info: ValidationInfo) -> str:
+        """All machines of a cluster use one database, and nobody else uses the cluster."""
+        if value == "local":
+            return value
+        url, token = info.data.get("database_url", ""), info.data.get("ray_token")
+        if not url or url.startswith("sqlite"):
+            raise ValueError("it needs the database of a server (SLIMSCOPE_DATABASE_URL)")
+        if not token or not token.get_secret_value():
+            raise ValueError("it needs the token of the cluster (SLIMSCOPE_RAY_TOKEN)")
         return value
 
     @field_validator("data_dir", "cache_dir", "text_dir", "task_dir", "model_dirs")
@@ -140,6 +172,11 @@ class Settings(BaseSettings):
         if isinstance(value, tuple):
             return tuple(path.expanduser().resolve() for path in value)
         return value.expanduser().resolve() if value else None
+
+    @field_validator("artifact_place")
+    @classmethod
+    def _absolute_folder(cls, value: str) -> str:
+        return value if not value or "://" in value else str(Path(value).expanduser().resolve())
 
     @property
     def root(self) -> Path:
@@ -158,8 +195,15 @@ class Settings(BaseSettings):
 
     @property
     def artifacts(self) -> Path:
-        """Where runs keep logs, checkpoints and models."""
+        """Where runs keep logs, checkpoints and models; with a store, copies of them."""
+        if self.artifact_place and not self.artifact_store:
+            return Path(self.artifact_place)
         return self.root / "artifacts"
+
+    @property
+    def artifact_store(self) -> str:
+        """The URL of the store that all machines reach; empty where a folder is all there is."""
+        return self.artifact_place if "://" in self.artifact_place else ""
 
     def for_jobs(self) -> dict[str, str]:
         """The variables that decide what a job may read and use; frozen with each job."""

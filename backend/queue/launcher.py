@@ -12,15 +12,22 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from backend.settings import available_threads, settings
+from backend.settings import PLACES, available_threads, settings
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
 HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
+FOR_SUPERVISOR = ("SLIMSCOPE_ENGINE", "SLIMSCOPE_RAY_ADDRESS", "SLIMSCOPE_RAY_TOKEN")
 CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
     "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
+NODE_TAKES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # no path, no secret
+QUIET = {
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # progress bars would fill the log
+}
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 FINGERPRINT = 16  # hex digits
 CODE = Path(__file__).resolve().parents[2]
@@ -104,12 +111,11 @@ def child_environment() -> dict[str, str]:
         **inherited,
         **settings().for_jobs(),
         "SLIMSCOPE_DATA_DIR": str(settings().root),
+        "SLIMSCOPE_ARTIFACTS": settings().artifact_place,
         "SLIMSCOPE_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",  # progress bars would fill the log
+        **QUIET,
     }
 
 
@@ -133,6 +139,8 @@ def job_environment(
         not stored, and this process has none or another.
     """
     environment = {**child_environment(), **frozen}
+    for name in FOR_SUPERVISOR:  # a run starts none
+        environment.pop(name, None)
     missing = []
     for name, value in submitted.items():
         if name in TOKENS:
@@ -144,6 +152,30 @@ def job_environment(
         else:
             environment[name] = value
     return environment, missing
+
+
+def node_environment(
+    frozen: Mapping[str, str], submitted: Mapping[str, str | None]
+) -> dict[str, str]:
+    """What a job on another machine is told, and no more: its own environment says where the
+    database, models and texts are there, and holds its secrets.
+
+    Args:
+        frozen: settings of the job; submitted: see `submission_variables`.
+    """
+    here = settings()
+    threads = str(here.threads or max(1, int(here.job_cpus)))
+    asked = {name: value for name in NODE_TAKES if (value := submitted.get(name))}
+    meant = {name: value for name, value in frozen.items() if name not in PLACES}
+    return {
+        **asked,
+        **QUIET,
+        "SLIMSCOPE_JOB_GB": str(here.job_gb),
+        "SLIMSCOPE_OFFLINE_S": str(here.offline_s),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        **{"SLIMSCOPE_THREADS": threads, **meant},
+    }
 
 
 def _fingerprint(token: str | None) -> str | None:

@@ -25,6 +25,12 @@ KILLED_HINT = (
     "A process that is killed repeatedly has most likely run out of memory: lower the segments or "
     "the context length in a new run."
 )
+OTHER_VERSION = {
+    "what": "The run was not started.",
+    "why": "Where it was to run, another version of Slimscope is installed than that of the "
+    "database.",
+    "do": "Install the same version on every machine, restart the dashboard, and resume.",
+}
 LOG_HINT = "See the log of the last attempt. Resume continues from the last checkpoint."
 
 
@@ -47,6 +53,9 @@ def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -
 
 def start_attempt(session: Session, host: str, engine: str, capacity: int) -> Attempt | None:
     """Claim the next queued job and a free slot for it.
+
+    Args:
+        host: whose slots they are; those from number `capacity` on are not used.
 
     Returns:
         The new attempt, not yet launched; None if no job is queued or no slot is free.
@@ -174,6 +183,8 @@ def verdict(
     if code == Exit.AWAY:
         text = "the database was away; tried again every minute, from the last checkpoint"
         return AttemptOutcome(State.QUEUED, text, delay_ms=AGAIN_DELAY_MS)
+    if code == Exit.OTHER_VERSION:
+        return AttemptOutcome(State.FAILED, "it met another version of Slimscope")
     gone = code == Exit.FOLDER_GONE
     died = "its folder was removed" if gone else f"the process died{how}"
     if retries_left > 0:
@@ -210,6 +221,8 @@ def _values(job: Job, judged: AttemptOutcome, code: int | None, now: int) -> dic
         left, start = job.retries_left - judged.spend_retry, now + judged.delay_ms
         return {"retries_left": left, "not_before": start, "eta_s": None}
     values: dict[str, object] = {"finished_at": now, "eta_s": None}
+    if code == Exit.OTHER_VERSION:
+        values["error"] = OTHER_VERSION
     if judged.state == State.LOST:
         do = LOG_HINT if code is not None and code >= 0 else KILLED_HINT
         error = {"what": "The run was lost.", "why": judged.text, "do": do}

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
 from backend.printable import readable_bytes
+from backend.queue.artifacts.copies import remove_stored
 from backend.queue.disk import folder_bytes
 from backend.queue.folders import run_folder
 from backend.queue.lifecycle import ME, note
@@ -121,6 +122,7 @@ def _purge(job_id: int, actor: str) -> int:
     folder = run_folder(queries.job(job_id).run)
     freed = folder_bytes(folder) if folder.exists() else 0
     shutil.rmtree(folder, ignore_errors=True)
+    remove_stored(folder)
     with writing(durable=True) as session:
         (job,) = locked(session, Job, [job_id])
         for table in set(OF_A_RUN) - set(HISTORY):

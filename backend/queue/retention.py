@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
 from backend.printable import readable_bytes
+from backend.queue.artifacts.copies import remove_stored
 from backend.queue.disk import CHECKPOINTS, disk_use, has_checkpoints
 from backend.queue.folders import work_folder
 from backend.queue.lifecycle import ME, note
@@ -71,6 +72,7 @@ def _free(job_id: int, actor: str, when: str = "") -> int | None:
         job.disk_bytes = sum(use.values())
         _note(session, job, actor, f"{readable_bytes(freed)} freed{when}")
     shutil.rmtree(aside, ignore_errors=True)
+    remove_stored(work_folder(job.run))
     return freed
 
 

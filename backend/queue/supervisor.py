@@ -15,20 +15,21 @@ import math
 import platform
 import shutil
 import sqlite3
-import sys
 import time
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import OperationalError
 
 from backend.errors import ConflictError, is_disk_full
-from backend.queue.engines.base import Engine, LaunchRequest
-from backend.queue.engines.local import LocalEngine
-from backend.queue.folders import log_file, work_folder
-from backend.queue.launcher import CODE, PLAYGROUND, SUPERVISOR, job_environment
+from backend.queue.engines.base import Engine, PollResult, Room
+from backend.queue.engines.choose import engine_of
+from backend.queue.engines.local import LOCAL, LocalEngine
+from backend.queue.folders import work_folder
+from backend.queue.launcher import PLAYGROUND, SUPERVISOR
 from backend.queue.lifecycle import ME, end_attempt, mark_running, move, note, start_attempt
+from backend.queue.request import launch_request
 from backend.queue.roles import GUEST, Actor
-from backend.queue.service import VARIABLES, cancel
+from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
 from backend.store import queries
@@ -38,7 +39,7 @@ from backend.store.held_lock import HeldLock
 from backend.store.migrate import upgrade
 from backend.store.session import database_ms, engine_for, reading, writing
 from backend.store.states import ACTIVE, Exit, Lane, State
-from backend.store.tables import Attempt, Job, Slot, Supervisor, run_name
+from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_name
 
 TICK_S = 0.25
 BEAT_S = 2.0
@@ -46,25 +47,34 @@ SHRINK_LOG_S = 5.0
 SERVE_S = 1.0  # a playground that dies at its start is not started in every iteration
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit", "host")
-NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
+NEVER = "never started"
 SAID_MS = 30_000  # after its outcome a process has nothing more to do
 LEAVING_MS = 60_000  # a process takes to leave
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
 class SupervisorLoop:
-    """The supervisor's loop over one engine. All state is in the database, except for two times of
-    each attempt, kept by a clock that nobody sets."""
+    """The supervisor's loop over one engine, which starts runs. Attempts of another one, left from
+    before the setting was changed, are watched as far as this machine can.
+
+    All state is in the database, except for two times of each attempt, kept by a clock that nobody
+    sets.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._local = LocalEngine(settings().slots) if engine.remote else engine
+        self._room, self._slots = Room(0, known=False), 0
         self.host = platform.node()
         self._beat_at = self._shrunk_at = self._served_at = -math.inf
         self._asked: dict[int, float] = {}  # attempt -> time its stop request was first seen
         self._began: dict[int, float] = {}  # attempt -> time its process began
+        self._make_room()
         with writing() as session:
-            for number in range(engine.capacity()):
-                session.merge(Slot(host=self.host, number=number))
+            if engine.remote:  # as if it had just answered
+                session.merge(Supervisor(host=CLUSTER, beat_at=database_ms(session)))
+            else:
+                session.execute(delete(Supervisor).where(Supervisor.host == CLUSTER))
 
     def turn(self) -> bool:
         """Run one iteration.
@@ -72,15 +82,25 @@ class SupervisorLoop:
         Returns:
             Whether any job is queued or running.
         """
+        self._make_room()
         self._beat()
-        for attempt, job in self._live():
-            self._reconcile(attempt, job)
+        self._reconcile_all(self._live())
         for attempt, job in self._live():
             self._apply(attempt, job)
         while self._launch_next():
             pass
         self._serve()
         return self.busy()
+
+    def _make_room(self) -> None:
+        """Ask the engine how many jobs it takes, and see to it that there are slots for them. Those
+        of machines that have left stay, unused."""
+        self._room = self.engine.room()
+        if self._room.places > self._slots:
+            with writing() as session:
+                for number in range(self._slots, self._room.places):
+                    session.merge(Slot(host=self.engine.host, number=number))
+            self._slots = self._room.places
 
     def _serve(self) -> None:
         """See to it that the playground's process lives while answers are queued; it takes them by
@@ -102,7 +122,10 @@ class SupervisorLoop:
         if now - self._beat_at > BEAT_S:
             self._beat_at = now
             with writing() as session:
-                session.merge(Supervisor(host=self.host, beat_at=database_ms(session)))
+                moment = database_ms(session)
+                session.merge(Supervisor(host=self.host, beat_at=moment))
+                if self.engine.remote and self._room.known:
+                    session.merge(Supervisor(host=CLUSTER, beat_at=moment))
         if now - self._shrunk_at > SHRINK_LOG_S:
             self._shrunk_at = now
             shrink_log()
@@ -113,25 +136,64 @@ class SupervisorLoop:
             rows = session.execute(live.where(Attempt.ended_at.is_(None)))
             return [(attempt, job) for attempt, job in rows]
 
-    def _reconcile(self, attempt: Attempt, job: Job) -> None:
+    def _engine_of(self, attempt: Attempt) -> Engine | None:
+        """The engine of an attempt; None if it is not there any more."""
+        if attempt.engine == self.engine.name:
+            return self.engine
+        return self._local if attempt.engine in LOCAL else None
+
+    def _reconcile_all(self, live: list[tuple[Attempt, Job]]) -> None:
+        """Update all attempts from the status of their processes: each engine is asked once."""
+        by_engine: dict[int, tuple[Engine, list[tuple[Attempt, Job]]]] = {}
+        for attempt, job in live:
+            engine = self._engine_of(attempt)
+            if attempt.engine_ref is None:  # a supervisor died between claim and start
+                self._end(attempt, None, fence=NEVER)
+            elif engine is None:
+                self._reconcile(attempt, job, PollResult("unknown"))
+            else:
+                by_engine.setdefault(id(engine), (engine, []))[1].append((attempt, job))
+        for engine, asked in by_engine.values():
+            polls = engine.poll([attempt.engine_ref or {} for attempt, _ in asked])
+            for (attempt, job), poll in zip(asked, polls, strict=True):
+                self._reconcile(attempt, job, poll)
+
+    def _reconcile(self, attempt: Attempt, job: Job, poll: PollResult) -> None:
         """Update an attempt from the status of its process."""
-        if attempt.engine_ref is None:  # a supervisor died between claiming the job and starting it
-            self._end(attempt, None, fence="never started")
-            return
-        poll = self.engine.poll(attempt.engine_ref)
         if poll.state == "exited":
-            self._end(attempt, poll.code)
+            self._note_end(attempt, poll)
+            self._end(attempt, poll.code, fence=NEVER if _is_unborn(attempt, poll) else "")
         elif poll.state == "unknown" and _is_silent(attempt):
             self._end(attempt, None)
+        elif attempt.outcome and _is_silent(attempt):
+            self._end_silent(attempt)
         elif poll.state == "running" and job.state == State.STARTING and attempt.started_at:
             with writing(durable=True) as session:
                 mark_running(session, attempt)
+
+    def _note_end(self, attempt: Attempt, poll: PollResult) -> None:
+        """Note what the engine says of a process that could not."""
+        if poll.why and attempt.started_at is None:
+            with writing() as session:
+                note(session, attempt.job_id, "not started", ME, poll.why)
+
+    def _end_silent(self, attempt: Attempt) -> None:
+        """End an attempt that has said how it ended, and whose process is there for no reason. Of
+        one on another machine the engine may believe for ever that it runs."""
+        engine = self._engine_of(attempt)
+        if engine is None or attempt.engine == Lane.PLAYGROUND:  # which goes on by itself
+            return
+        engine.kill(attempt.engine_ref or {})
+        if engine.remote:
+            self._end(attempt, None)
 
     def _end(self, attempt: Attempt, code: int | None, fence: str = "") -> None:
         """End an attempt; delete the checkpoints of a job that succeeded."""
         with writing(durable=True) as session:
             end_attempt(session, attempt, code, fence)
             job = session.get_one(Job, attempt.job_id)
+        if (engine := self._engine_of(attempt)) and attempt.engine_ref is not None:
+            engine.forget(attempt.engine_ref)
         for times in (self._asked, self._began):
             times.pop(attempt.id, None)
         if job.state == State.SUCCEEDED:
@@ -150,7 +212,8 @@ class SupervisorLoop:
         if job.desired == "run" and self._is_overdue(attempt, job):
             with contextlib.suppress(ConflictError):  # it ended meanwhile
                 cancel(job.run, OVERTIME)
-        if job.desired == "run" or attempt.engine_ref is None:
+        engine = self._engine_of(attempt)
+        if job.desired == "run" or attempt.engine_ref is None or engine is None:
             return
         if job.state != State.CANCELLING:
             with writing(durable=True) as session:
@@ -159,9 +222,9 @@ class SupervisorLoop:
         waited = now - self._asked.setdefault(attempt.id, now) - settings().stop_grace
         alone = job.lane == Lane.SLOTS  # else its process has other answers to finish
         if (alone and job.desired == "kill") or waited > KILL_AFTER_S:
-            self.engine.kill(attempt.engine_ref)
+            engine.kill(attempt.engine_ref)
         elif alone and waited > 0:
-            self.engine.stop(attempt.engine_ref)
+            engine.stop(attempt.engine_ref)
 
     def _is_overdue(self, attempt: Attempt, job: Job) -> bool:
         """Whether an attempt exceeds the limit of the host; or a guest's run, several times, that
@@ -179,40 +242,35 @@ class SupervisorLoop:
 
     def _launch_next(self) -> bool:
         """Start the next queued job if there is one and a slot is free."""
-        if not queries.waits_for(Lane.SLOTS, limit=1):  # most end here, without the write lock
-            return False
+        if not self._room.known or not queries.waits_for(Lane.SLOTS, limit=1):
+            return False  # most end here, without the write lock
         with writing(durable=True) as session:
-            attempt = start_attempt(session, self.host, self.engine.name, self.engine.capacity())
+            attempt = start_attempt(session, self.engine.host, self.engine.name, self._room.places)
             if attempt is None:
                 return False
             job = session.get_one(Job, attempt.job_id)
+            launch = launch_request(session, attempt, job, self.engine.remote)
+            if (known := self.engine.reference(launch)) is not None:
+                attempt.engine_ref = known
         try:
-            ref = self.engine.launch(self._launch(attempt, job))
+            ref = self.engine.launch(launch)
         except OSError as error:
             with writing(durable=True) as session:
                 note(session, attempt.job_id, "not started", ME, str(error))
             self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)
             return False
-        with writing(durable=True) as session:
-            session.execute(update(Attempt).where(Attempt.id == attempt.id).values(engine_ref=ref))
+        if known is None:
+            mine = update(Attempt).where(Attempt.id == attempt.id)
+            with writing(durable=True) as session:
+                session.execute(mine.values(engine_ref=ref))
         return True
 
-    def _launch(self, attempt: Attempt, job: Job) -> LaunchRequest:
-        frozen, submitted = (job.environment.get(part, {}) for part in ("settings", VARIABLES))
-        environment, missing = job_environment(frozen, submitted)
-        if missing:
-            with writing() as session:
-                note(session, job.id, f"started without {missing[0]}", ME, NO_TOKEN)
-        return LaunchRequest(
-            attempt_id=attempt.id,
-            argv=(sys.executable, "-m", "jobs.runtime.main", "--attempt", str(attempt.id)),
-            environment=environment,
-            log=str(log_file(job.run, attempt.n)),
-            folder=str(CODE),
-            slot=_slot_of(attempt),
-            device=str(job.config.get("device", "")),
-            threads=int(job.config.get("threads") or 0),
-        )
+
+def _is_unborn(attempt: Attempt, poll: PollResult) -> bool:
+    """Whether the engine has never heard of an attempt: its supervisor died before the launch, or
+    the launch did not get through. On this machine there is no reference before the launch."""
+    silent = attempt.started_at is None and poll.code is None and not poll.why
+    return silent and attempt.engine not in LOCAL
 
 
 def _age_ms(moment: int) -> int:
@@ -228,11 +286,6 @@ def _is_silent(attempt: Attempt) -> bool:
     return _age_ms(attempt.beat_at or attempt.launched_at) > limit
 
 
-def _slot_of(attempt: Attempt) -> int:
-    with reading() as session:
-        return session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one()
-
-
 def shrink_log() -> None:
     """Write what the log of the database holds into it, which only the supervisor does."""
     engine = engine_for(settings().url)
@@ -244,7 +297,7 @@ def main() -> None:
     while (lock := SUPERVISOR.hold()) is not None:
         upgrade()
         lead = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
-        loop = SupervisorLoop(LocalEngine(settings().slots))
+        loop = SupervisorLoop(engine_of(settings()))
         loop.clear()
         with upkeep(lead):
             run_until_idle(loop, lead)

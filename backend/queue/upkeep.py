@@ -16,7 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backend.errors import SlimscopeError
 from backend.printable import readable_bytes
+from backend.queue.artifacts.copies import fetch_ended, fetch_log, remove_stored
+from backend.queue.artifacts.store import store
 from backend.queue.disk import CHECKPOINTS, disk_use
+from backend.queue.folders import work_folder
 from backend.queue.lifecycle import ME, note
 from backend.queue.removal import purge_expired
 from backend.queue.retention import DAY_MS, free_expired
@@ -25,7 +28,7 @@ from backend.store.copies import copy_daily
 from backend.store.held_lock import HeldLock
 from backend.store.integrity import check_integrity, last_check
 from backend.store.session import change, now_ms, writing
-from backend.store.states import TERMINAL, State
+from backend.store.states import LIVE, TERMINAL, State
 from backend.store.tables import Job
 
 TURN_S = 5.0
@@ -54,6 +57,7 @@ def _turns(stop: threading.Event, lead: HeldLock) -> None:
         if not lead.was_held:
             continue
         try:
+            fetch_logs()
             measure_ended()
             purge_expired()
             if time.monotonic() - daily_at > DAY_S:
@@ -63,11 +67,20 @@ def _turns(stop: threading.Event, lead: HeldLock) -> None:
             print(f"{time.strftime('%F %T')} upkeep: {error}", flush=True)
 
 
+def fetch_logs() -> None:
+    """Copy the logs of runs at work from the store of artefacts, if there is one."""
+    if store() is not None:
+        for job in queries.jobs(LIVE):
+            fetch_log(job.run, job.attempts_made)
+
+
 def measure_ended() -> None:
     """Write the disk space of runs that have ended since."""
     for job in queries.unmeasured(BATCH):
+        fetch_ended(job.run)
         use = disk_use(job.run)
         if job.state == State.SUCCEEDED:
+            remove_stored(work_folder(job.run))
             use.pop(CHECKPOINTS, None)  # the supervisor is deleting them
         size = sum(use.values())
         ended = update(Job).where(

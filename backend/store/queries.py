@@ -18,6 +18,7 @@ from backend.store.dialects.choice import dialect_of
 from backend.store.session import database_ms, reading
 from backend.store.states import ACTIVE, LIVE, Lane, State
 from backend.store.tables import (
+    CLUSTER,
     EXAMPLE,
     Artifact,
     Attempt,
@@ -40,6 +41,7 @@ from backend.store.tables import (
 HOUR_MS = 3_600_000
 MAX_VARIABLES = 5_000  # in one statement
 ALIVE_MS = 15_000
+SILENT_MS = 60_000  # after which a cluster that does not answer is told
 STARTS_WITHIN_MS = 30_000
 SHOWN = Job.removed_at.is_(None)
 
@@ -170,6 +172,7 @@ class QueueStatus:
     Attributes:
         answers: queued for the playground, which takes them at once.
         at: when it was read, by the clock of the database.
+        silent_since: when a cluster answered the supervisor for the last time, if it does not now.
     """
 
     live: list[Job]
@@ -179,6 +182,7 @@ class QueueStatus:
     supervisor_alive: bool
     answers: int = 0
     at: int = 0
+    silent_since: int | None = None
 
     @cached_property
     def _positions(self) -> dict[int, int]:
@@ -207,11 +211,13 @@ def status() -> QueueStatus:
                 SHOWN, Job.state.not_in([*ACTIVE])
             )
         ).one()
-        beat = session.scalar(select(func.max(Supervisor.beat_at))) or 0
+        beats = dict(session.execute(select(Supervisor.host, Supervisor.beat_at)).all())
         now = database_ms(session)
-    alive = abs(now - beat) < ALIVE_MS
+    answered = beats.pop(CLUSTER, now)
+    alive = abs(now - max(beats.values(), default=0)) < ALIVE_MS
+    silent = answered if alive and now - answered > SILENT_MS else None
     answers = len(waits_for(Lane.PLAYGROUND))
-    return QueueStatus(live, waiting, finished, attention_count, alive, answers, now)
+    return QueueStatus(live, waiting, finished, attention_count, alive, answers, now, silent)
 
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:

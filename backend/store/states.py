@@ -56,3 +56,4 @@ class Exit(IntEnum):
     NO_SPACE = 77  # the disk is full; tried again until it is not
     FOLDER_GONE = 78  # the folder of the run was removed; everything in it is made anew
     AWAY = 79  # the database was away for too long; tried again until it is not
+    OTHER_VERSION = 80  # where it runs, another version of Slimscope is installed

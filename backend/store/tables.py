@@ -41,6 +41,7 @@ NAMES = {  # Alembic can only change named constraints
 }
 JOB = "jobs.id"
 REPLACED = "\ufffd"  # what stands in for bytes that are no UTF-8
+CLUSTER = "the cluster"  # in place of a host, which has no space in its name
 EXAMPLE = "example"  # in place of a number: a run that came with the package
 RUN_NAME = re.compile(rf"[a-z][a-z0-9]*-(?:\d{{1,15}}|{EXAMPLE})")  # of `run_name`
 
@@ -227,7 +228,8 @@ class Slot(Table):
 
 
 class Supervisor(Table):
-    """The supervisor of a data folder and its last heartbeat."""
+    """The supervisor of a data folder and its last heartbeat; under the name `CLUSTER`, the moment
+    that the cluster last answered it."""
 
     __tablename__ = "supervisors"
 

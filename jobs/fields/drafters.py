@@ -8,6 +8,7 @@ from typing import Any
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.models.layer_names import read_names
+from backend.queue.artifacts.copies import present
 from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.states import State
@@ -36,7 +37,7 @@ def drafter_run(name: str, field: str) -> Job:
 
 def drafter_folder(job: Job) -> Path:
     """Where a run keeps its drafter."""
-    return run_folder(job.run) / DRAFTER_FOLDER
+    return present(run_folder(job.run) / DRAFTER_FOLDER)
 
 
 def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from backend.checkpoints import changed_file
 from backend.errors import ConfigError, NotFoundError
+from backend.queue.artifacts.copies import present
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import RUN_NAME
@@ -36,7 +37,7 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
             f"{run} has saved no model.", f"It is {job.state}.",
             "Choose a run that succeeded, or wait for it.", field,
         )  # fmt: skip
-    return str(settings().artifacts / saved[-1]), str(job.config.get("model", ""))
+    return str(present(settings().artifacts / saved[-1])), str(job.config.get("model", ""))
 
 
 def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:

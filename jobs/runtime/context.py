@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +26,11 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from backend.checkpoints import Checkpoints, HeldFolder
-from backend.errors import ComputeError
+from backend.errors import CancelledError, ComputeError
+from backend.queue.artifacts.copies import fetch_work
+from backend.queue.artifacts.store import store
 from backend.queue.disk import folder_bytes
-from backend.queue.engines.local import reference
+from backend.queue.engines.local import LOCAL, reference
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
@@ -48,9 +51,12 @@ from jobs.runtime.figures import FigureBuffer, LeaseLostError
 from jobs.runtime.progress import Progress
 from jobs.runtime.rows import Row, Values, profile_row, tensor_row, upsert
 from jobs.runtime.spool import FigureSpool
+from jobs.runtime.uploads import Uploads
 from jobs.runtime.usage import UsageSampler
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
+STORE_AGAIN_S = 10.0
+LEAVING_S = 30.0  # a run that has not succeeded has, to store what it has
 
 
 class JobContext:
@@ -61,8 +67,12 @@ class JobContext:
         self.run, self.attempt_n, self.kind, self.config = job.run, attempt.n, job.kind, job.config
         self.folder: Path = run_folder(job.run)
         self.work: Path = work_folder(job.run)
-        self.checkpoints = Checkpoints(self.work, before_commit=self.settle)
+        self._uploads = Uploads(
+            store(), log_file(job.run, attempt.n), self.work / SPOOL, lambda text: self.log(text)
+        )
+        self.checkpoints = Checkpoints(self.work, self.settle, attempt.n, self._uploads.add)
         self.resumed_from: str | None = None
+        self._kills_itself = attempt.engine not in LOCAL
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable),
@@ -196,6 +206,7 @@ class JobContext:
         """Records which checkpoint this attempt goes on from, and takes over the figures that an
         earlier one has left beside it. Reading takes time, so it is done before the database is
         locked."""
+        self._fetch_work()
         self._figures.take_over(self.job_id)
         self.resumed_from = self.checkpoints.newest()
 
@@ -203,6 +214,19 @@ class JobContext:
             session.get_one(Attempt, self.attempt_id).resumed_from = self.resumed_from
 
         self._patiently(write)
+
+    def _fetch_work(self) -> None:
+        """Gets the checkpoints that an attempt on another machine has left, for as long as a run
+        may go on without the database: the store may be away, too."""
+        began = time.monotonic()
+        while True:
+            try:
+                return fetch_work(self.run, SPOOL)
+            except Exception as error:  # each file system has errors of its own
+                if time.monotonic() - began > settings().offline_s:
+                    raise
+                self.log(f"The artefact store does not answer: {error}")
+                time.sleep(STORE_AGAIN_S)
 
     def open_folder(self) -> None:
         """Holds the folder of the run, and says where an attempt after the first one begins."""
@@ -215,6 +239,24 @@ class JobContext:
                 "no checkpoint" if there else f"neither a log of attempt {before} nor a checkpoint"
             )
             self.log(f"There is {what}: starting from the beginning.")
+
+    def begin_storing(self) -> None:
+        """From now on the files of the run go to the store of artefacts, if there is one."""
+        self._uploads.start()
+
+    def deliver(self) -> None:
+        """Returns when what the run has saved is in the store of artefacts.
+
+        Raises:
+            CancelledError: somebody has asked the run to stop meanwhile.
+        """
+        self._uploads.add_saved(self.folder, but=self.work)
+        if not self._uploads.wait(self.should_stop):
+            raise CancelledError
+
+    def end_storing(self) -> None:
+        """Gives the store of artefacts a last chance to take what it has not."""
+        self._uploads.close(LEAVING_S)
 
     def folder_is_gone(self) -> bool:
         """Whether somebody has removed the folder of the run since `open_folder`."""
@@ -307,7 +349,10 @@ class JobContext:
         with suppress(Exception), reading() as session:
             if self._usage:
                 self._usage.sample()
-            if session.scalar(select(Job.desired).where(Job.id == self.job_id)) != "run":
+            desired = session.scalar(select(Job.desired).where(Job.id == self.job_id))
+            if desired == "kill" and self._kills_itself:
+                os.killpg(0, signal.SIGKILL)  # a cluster may have no way to
+            if desired != "run":
                 self._stop.set()
 
 
@@ -320,12 +365,13 @@ def claim(attempt_id: int) -> JobContext:
     mine = update(Attempt).where(
         Attempt.id == attempt_id, Attempt.started_at.is_(None), Attempt.ended_at.is_(None)
     )
-    ref = reference(os.getpid())
     with writing(durable=True) as session:
         now = database_ms(session)
-        if not change(session, mine.values(started_at=now, beat_at=now, engine_ref=ref)):
+        if not change(session, mine.values(started_at=now, beat_at=now)):
             raise LeaseLostError
         attempt = session.get_one(Attempt, attempt_id)
+        if attempt.engine_ref is None:  # else it is the engine's, which knew it beforehand
+            attempt.engine_ref = reference(os.getpid())
         job = session.get_one(Job, attempt.job_id)
     context = JobContext(attempt, job)
     context.note_resumption()

@@ -6,11 +6,13 @@ Exit codes are those of `backend.store.states.Exit`, the same for every engine.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import signal
 import sys
 import traceback
 from contextlib import suppress
+from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
@@ -29,16 +31,21 @@ def main() -> int:
     """Claim the attempt, run its job, and record how it ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--attempt", type=int, required=True)
-    attempt = parser.parse_args().attempt
+    parser.add_argument("--log", type=Path, help="below the artefacts; else where output goes to")
+    given = parser.parse_args()
+    if given.log:
+        write_output_to(settings().artifacts / given.log)
     limit_memory(settings().job_gb)
     try:
         if current_revision() != newest_revision():
             print("The database is of another version of Slimscope; restart the dashboard.")
-            return Exit.ERROR
-        context = claim(attempt)
+            return Exit.OTHER_VERSION
+        context = claim(given.attempt)
         signal.signal(signal.SIGTERM, lambda *_: context.ask_stop())
         context.start()
-        return execute(context)
+        code = execute(context)
+        context.end_storing()
+        return code
     except LeaseLostError:
         print("Another attempt holds this run; this process ends.", flush=True)
         return Exit.FENCED
@@ -66,10 +73,12 @@ def execute(context: JobContext) -> int:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
         context.open_folder()
+        context.begin_storing()
         check_intact(context.config)
         kind.load_run()(kind.config.model_validate(context.config), context)
         if context.folder_is_gone():  # and with it what the run leaves
             return Exit.FOLDER_GONE
+        context.deliver()
         context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
         return Exit.DONE
     except CancelledError:
@@ -86,6 +95,15 @@ def execute(context: JobContext) -> int:
             return Exit.FOLDER_GONE
         context.finish("failed", error=error_record(error))
         return Exit.ERROR
+
+
+def write_output_to(log: Path) -> None:
+    """Write what this process and its children print behind what is in a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
 
 
 def limit_memory(gigabytes: float) -> None:

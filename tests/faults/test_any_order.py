@@ -44,7 +44,7 @@ def check_what_always_holds(engine: ScriptedEngine) -> None:
         held = [s.attempt_id for s in session.query(Slot) if s.attempt_id is not None]
     live = [a for a in attempts if a.ended_at is None]
     assert sorted(held) == sorted(a.id for a in live), "a slot is held exactly by each live attempt"
-    assert len(live) <= engine.slots
+    assert len(live) <= MOST
     assert len({a.job_id for a in live}) == len(live), "a job never runs twice at the same time"
     for job in jobs.values():
         numbers = [a.n for a in attempts if a.job_id == job.id]
@@ -55,7 +55,9 @@ def check_what_always_holds(engine: ScriptedEngine) -> None:
 
 ENDS = [("succeeded", 0), ("failed", 1), ("stopped", 75), (None, 1), (None, 77), (None, 78)]
 LOST = [(None, -9), (None, None)]
+MOST = 2  # jobs at the same time
 ACTIONS = st.one_of(
+    st.tuples(st.just("room"), st.integers(0, MOST), st.booleans()),
     st.tuples(st.just("submit")),
     st.tuples(st.just("turn"), st.integers(0, 1)),  # of one of two supervisors
     st.tuples(st.sampled_from(["cancel", "resume"]), st.integers(0, 5)),
@@ -72,6 +74,8 @@ def act(action: tuple, engine: ScriptedEngine, loops: list[SupervisorLoop]) -> N
         service.enqueue("count", {}, HOST)
     elif deed == "turn":
         turn(loops[rest[0]], engine)
+    elif deed == "room":
+        engine.slots, engine.known = rest
     elif deed in ("cancel", "resume"):
         if jobs := queries.jobs():
             change(deed, jobs[rest[0] % len(jobs)])
@@ -118,12 +122,12 @@ def claim_late(which: int) -> None:
 @examples(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(actions=st.lists(ACTIONS, min_size=8, max_size=30))
-def test_any_order_of_events(queue: object, actions: list[tuple]) -> None:
+@given(actions=st.lists(ACTIONS, min_size=8, max_size=30), remote=st.booleans())
+def test_any_order_of_events(queue: object, actions: list[tuple], remote: bool) -> None:
     with writing() as session:
         for table in (Event, Slot, Attempt, Job):
             session.execute(delete(table))
-    engine = ScriptedEngine()
+    engine = ScriptedEngine(MOST, remote=remote)
     loops = [SupervisorLoop(engine), SupervisorLoop(engine)]
     for action in [("submit",), ("submit",), ("turn", 1), *actions]:
         ended = ended_jobs()

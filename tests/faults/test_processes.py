@@ -97,7 +97,7 @@ def test_a_reused_pid_counts_as_dead() -> None:
     engine = LocalEngine(1)
     me = psutil.Process()
     ref = {"pid": me.pid, "identity": identity(me.pid) + "0"}
-    assert engine.poll(ref).state == "exited"
+    assert engine.poll([ref])[0].state == "exited"
     engine.kill(ref)  # must not harm the stranger: this very process
 
 
@@ -113,9 +113,9 @@ def test_leftover_children_are_ended_with_their_leader(tmp_path: Path) -> None:
         children = psutil.Process(ref["pid"]).children()
     os.kill(ref["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while engine.poll(ref).state == "running" and time.monotonic() < deadline:
+    while engine.poll([ref])[0].state == "running" and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert engine.poll(ref).state == "exited"
+    assert engine.poll([ref])[0].state == "exited"
     assert not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE
 
 

@@ -5,6 +5,7 @@ An engine only launches processes: it does no scheduling and has no state beyond
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,9 +17,11 @@ class LaunchRequest:
     """Everything an engine needs to start one attempt.
 
     Attributes:
+        argv: of the process; the first is the Python of this machine.
         slot: its number, from 0; jobs that run at the same time have different ones.
         device: what the job's config asks for, such as "auto" or "cuda:1".
         threads: the number it asks for; 0 leaves it to the settings.
+        token: of the attempt, which nobody can guess.
     """
 
     attempt_id: int
@@ -29,6 +32,7 @@ class LaunchRequest:
     slot: int = 0
     device: str = ""
     threads: int = 0
+    token: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,28 +41,64 @@ class PollResult:
 
     Attributes:
         code: the exit code if `state` is "exited" and it is known; -9 for SIGKILL.
+        why: what the engine says of an end that the process did not see.
     """
 
     state: Literal["running", "exited", "unknown"]
     code: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many jobs may be there at the same time.
+
+    Attributes:
+        places: as of when the engine last answered.
+        known: whether it answers now; nothing is started while it does not.
+    """
+
+    places: int
+    known: bool = True
 
 
 class Engine(Protocol):
-    """A backend that runs jobs: local processes, a cluster, or a fake in tests."""
+    """A backend that runs jobs: local processes, a cluster, or a fake in tests.
+
+    Attributes:
+        name: stored with each attempt, which belongs to the engine of this name.
+        host: whose slots its jobs take: this machine, or a cluster that many machines use.
+        remote: whether its jobs are out of reach of this machine, and only the engine says of them
+            what it believes.
+    """
 
     name: str
+    host: str
+    remote: bool
 
-    def capacity(self) -> int:
-        """Maximum number of concurrent jobs."""
+    def room(self) -> Room:
+        """Asked in every turn of the supervisor."""
+
+    def reference(self, launch: LaunchRequest) -> Ref | None:
+        """The reference that the process will have, stored before it is launched; None where it is
+        known only afterwards."""
 
     def launch(self, launch: LaunchRequest) -> Ref:
-        """Start the process of an attempt; called at most once per attempt."""
+        """Start the process of an attempt. Where `reference` is known beforehand, a process that
+        was started already is not started twice.
 
-    def poll(self, ref: Ref) -> PollResult:
-        """Whether the process or any of its children is still running."""
+        Raises:
+            OSError: it was not started, and will not be.
+        """
+
+    def poll(self, refs: Sequence[Ref]) -> list[PollResult]:
+        """Of each, whether the process or any of its children is still running."""
 
     def stop(self, ref: Ref) -> None:
         """Ask the main process, without its children, to end; it may save first."""
 
     def kill(self, ref: Ref) -> None:
-        """Kill the process and all its children immediately."""
+        """Kill the process and all its children immediately, or as soon as the engine can."""
+
+    def forget(self, ref: Ref) -> None:
+        """The end of the attempt is stored: the engine need not remember it."""

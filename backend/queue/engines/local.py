@@ -11,15 +11,18 @@ import os
 import platform
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from backend.queue.engines.base import LaunchRequest, PollResult, Ref
+from backend.queue.engines.base import LaunchRequest, PollResult, Ref, Room
 from backend.settings import settings
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
+from backend.store.states import Lane
 
+LOCAL = ("local", Lane.PLAYGROUND)  # engines of attempts that are processes of a machine
 DEVICES = Path("/dev")  # where the driver lists the GPUs as nvidia0, nvidia1, …
 
 
@@ -27,13 +30,18 @@ class LocalEngine:
     """Runs each attempt as a child process in its own session."""
 
     name = "local"
+    remote = False
 
     def __init__(self, slots: int) -> None:
+        self.host = platform.node()
         self._slots = slots
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
-    def capacity(self) -> int:
-        return self._slots
+    def room(self) -> Room:
+        return Room(self._slots)
+
+    def reference(self, launch: LaunchRequest) -> None:
+        """The kernel numbers a process when it starts."""
 
     def launch(self, launch: LaunchRequest) -> Ref:
         log = Path(launch.log)
@@ -54,7 +62,10 @@ class LocalEngine:
                 psutil.Process(child.pid).cpu_affinity(cores)
         return reference(child.pid)
 
-    def poll(self, ref: Ref) -> PollResult:
+    def poll(self, refs: Sequence[Ref]) -> list[PollResult]:
+        return [self._poll(ref) for ref in refs]
+
+    def _poll(self, ref: Ref) -> PollResult:
         if _is_elsewhere(ref):
             return PollResult("unknown")
         pid = int(ref["pid"])
@@ -79,6 +90,9 @@ class LocalEngine:
         if not _reused(ref):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(int(ref["pid"]), signal.SIGKILL)
+
+    def forget(self, ref: Ref) -> None:
+        """A process that was waited for is forgotten already."""
 
 
 def installed_gpus() -> list[int]:

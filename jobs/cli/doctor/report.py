@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from jobs.cli.doctor import data, machine
+from jobs.cli.doctor import cluster, data, machine
 from jobs.cli.doctor.check import HealthCheck
 
 CHECKS = (
     data.data_folder, data.privacy, data.disk, machine.memory, machine.threads, machine.device,
     machine.native_decoder, machine.clock, machine.models, machine.cached_models, machine.texts,
-    data.database_version, data.integrity, data.copies, data.orphans, data.supervisor,
+    data.database_version, data.integrity, data.copies, data.orphans, cluster.artefact_store,
+    cluster.engine, data.supervisor,
 )  # fmt: skip
 
 

@@ -18,10 +18,11 @@ from backend.store import integrity
 from backend.store.copies import copy_daily
 from backend.store.session import now_ms, writing
 from backend.store.tables import Event
-from jobs.cli.doctor import data, machine
+from jobs.cli.doctor import cluster, data, machine
 from jobs.cli.doctor.check import HealthCheck
 from jobs.cli.doctor.report import examine
 from tests.queue.conftest import HOST
+from tests.queue.ray_head import TOKEN, ray_head
 from tests.shell import slimscope
 
 Set = Callable[..., None]
@@ -151,3 +152,29 @@ def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
     assert data.supervisor().ok
     enqueue("count", {"steps": 1}, HOST)
     assert wrong(data.supervisor(), "waiting for it: 1 run", "dashboard")
+
+
+def test_a_cluster_that_answers_and_one_that_does_not(given: Set) -> None:
+    assert cluster.engine().text == "runs start on this machine"
+    url = "postgresql+psycopg://db.lab.org/slimscope"
+    with ray_head() as (_, address):
+        given(ENGINE="ray", DATABASE_URL=url, RAY_TOKEN=TOKEN, RAY_ADDRESS=address)
+        found = cluster.engine()
+        assert found.ok and "Ray 2.60.0" in found.text and "room for 3" in found.text
+        given(JOB_CPUS="8")
+        assert wrong(cluster.engine(), "room for 0", "SLIMSCOPE_JOB_CPUS")
+        given(RAY_TOKEN="of-another-cluster")
+        assert wrong(cluster.engine(), "Unauthorized", "SLIMSCOPE_RAY_TOKEN")
+    assert wrong(cluster.engine(), "does not answer")
+    given(ENGINE="local", DATABASE_URL="")
+
+
+def test_a_store_of_artefacts_gives_back_what_it_takes(given: Set, tmp_path: Path) -> None:
+    assert cluster.artefact_store().ok
+    given(ARTIFACTS=f"file://{tmp_path}/store")
+    assert cluster.artefact_store().ok and [*(tmp_path / "store").iterdir()] == []
+    (tmp_path / "file").touch()
+    given(ARTIFACTS=f"file://{tmp_path}/file/store")
+    assert wrong(cluster.artefact_store(), "SLIMSCOPE_ARTIFACTS")
+    given(ARTIFACTS="nothing://there")
+    assert wrong(cluster.artefact_store(), "nothing")

@@ -1,0 +1,145 @@
+"""What runs keep, in a store that all machines reach: an object store, or anything else that fsspec
+has a URL for. Each machine works on copies of its own, so that a store that is full or slow stops
+nothing.
+
+A folder is complete where its manifest is: that is removed first and written last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from backend.checkpoints import MANIFEST, is_whole
+from backend.settings import settings
+
+
+class ArtifactStore:
+    """Folders and files below a URL, by the paths they have below the folder of the artefacts.
+
+    All methods raise OSError, or what the file system has instead, when the store does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs  # here: one machine needs none
+
+        system, root = url_to_fs(url)
+        self._system: Any = system
+        self._root = root.rstrip("/")
+
+    def _at(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def put_folder(self, folder: Path, key: str) -> bool:
+        """Store a folder with a manifest.
+
+        Returns:
+            Whether the store has it as it is now; False if it was replaced meanwhile.
+        """
+        manifest = (folder / MANIFEST).read_bytes()
+        if self.manifest(key) == manifest:
+            return True
+        self._remove(f"{key}/{MANIFEST}")
+        for name in json.loads(manifest):
+            self.put_file(folder / name, f"{key}/{name}")
+        if (folder / MANIFEST).read_bytes() != manifest:
+            return False
+        self.write(f"{key}/{MANIFEST}", manifest)
+        return True
+
+    def put_file(self, file: Path, key: str) -> None:
+        """Store a file."""
+        self._make_parent(key)
+        self._system.put_file(str(file), self._at(key))
+
+    def write(self, key: str, content: bytes) -> None:
+        """Store what becomes a file."""
+        self._make_parent(key)
+        self._system.pipe_file(self._at(key), content)
+
+    def _make_parent(self, key: str) -> None:
+        self._system.makedirs(self._at(key).rpartition("/")[0], exist_ok=True)
+
+    def manifest(self, key: str) -> bytes | None:
+        """The manifest of a folder that is complete; None without one."""
+        return self.read(f"{key}/{MANIFEST}")
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a file; None if there is none."""
+        try:
+            return bytes(self._system.cat_file(self._at(key)))
+        except FileNotFoundError:
+            return None
+
+    def get_folder(self, key: str, folder: Path) -> bool:
+        """Copy a complete folder to this machine, unless it is there as it is in the store.
+
+        Returns:
+            Whether it is there now.
+        """
+        manifest = self.manifest(key)
+        if manifest is None:
+            return False
+        if (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == manifest:
+            return True
+        draft = folder.with_name(f".get-{uuid4().hex[:8]}-{folder.name}")
+        try:
+            for name in json.loads(manifest):
+                self.get_file(f"{key}/{name}", draft / name)
+            draft.mkdir(parents=True, exist_ok=True)
+            (draft / MANIFEST).write_bytes(manifest)
+            if not is_whole(draft):  # it was replaced meanwhile
+                return False
+            shutil.rmtree(folder, ignore_errors=True)
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return True
+
+    def get_file(self, key: str, file: Path) -> None:
+        """Copy a file to this machine."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._system.get_file(self._at(key), str(file))
+
+    def size(self, key: str) -> int | None:
+        """The bytes of a file; None if there is none."""
+        try:
+            return int(self._system.info(self._at(key))["size"])
+        except FileNotFoundError:
+            return None
+
+    def names(self, key: str) -> list[str]:
+        """What a folder holds: names of files, and of folders with a slash behind them."""
+        self._system.invalidate_cache()
+        try:
+            entries = self._system.ls(self._at(key), detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(
+            each["name"].rstrip("/").rpartition("/")[2] + "/" * (each["type"] == "directory")
+            for each in entries
+        )
+
+    def remove(self, key: str) -> None:
+        """Delete a folder or a file, if it is there."""
+        if self._system.exists(self._at(key)):
+            self._system.rm(self._at(key), recursive=True)
+
+    def _remove(self, key: str) -> None:
+        if self._system.exists(self._at(key)):
+            self._system.rm_file(self._at(key))
+
+
+def store() -> ArtifactStore | None:
+    """The store that is set; None where the folder of the artefacts is all there is."""
+    url = settings().artifact_store
+    return _opened(url) if url else None
+
+
+@lru_cache(maxsize=1)
+def _opened(url: str) -> ArtifactStore:
+    return ArtifactStore(url)

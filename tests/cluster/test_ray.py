@@ -1,0 +1,181 @@
+"""Runs on a real Ray cluster, with a real PostgreSQL: `make test-ray`. Not part of `make test`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.queue import service
+from backend.queue.engines.choose import engine_of
+from backend.queue.folders import read_log, work_folder
+from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
+from backend.store import frames, queries
+from backend.store.states import State
+from jobs.kind import kinds
+from jobs.submit import submit
+from tests.cluster.nodes import ROOT, RayCluster
+from tests.jobs.kinds import test_sds
+from tests.queue.conftest import HOST, queue
+
+__all__ = ["queue"]
+ASKED = "SLIMSCOPE_TEST_RAY"
+pytestmark = [
+    pytest.mark.skipif(ASKED not in os.environ, reason="takes a Ray cluster: make test-ray"),
+    pytest.mark.usefixtures("on_server"),
+]
+Until = Callable[..., float]
+
+
+@pytest.fixture
+def cluster(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+    """A head and two machines. What they know of the database is in their own environment."""
+    here = settings()
+    folder = Path(tempfile.mkdtemp(prefix="sr-"))
+    told = {
+        "SLIMSCOPE_PYTHON": f"env PYTHONPATH={ROOT} {sys.executable}",
+        "SLIMSCOPE_DATABASE_URL": here.database_url,
+        "SLIMSCOPE_DATA_DIR": str(here.root),
+        "SLIMSCOPE_CACHE_DIR": str(here.cache_dir),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    made = RayCluster(folder, told)
+    try:
+        made.start_head()
+        made.start_node(1), made.start_node(2)
+        monkeypatch.setenv("SLIMSCOPE_ENGINE", "ray")
+        monkeypatch.setenv("SLIMSCOPE_RAY_ADDRESS", made.address)
+        monkeypatch.setenv("SLIMSCOPE_RAY_TOKEN", made.token)
+        monkeypatch.setenv("SLIMSCOPE_OFFLINE_S", "120")
+        settings.cache_clear()
+        kinds.cache_clear()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def until(cluster: RayCluster) -> Until:
+    """Turns the loop until something holds; returns the seconds that took."""
+    loop = SupervisorLoop(engine_of(settings()))
+
+    def turned(holds: Callable[[], bool], within_s: float = 150.0) -> float:
+        began = time.monotonic()
+        while not holds():
+            assert time.monotonic() - began < within_s
+            loop.turn()
+            time.sleep(0.25)
+        return time.monotonic() - began
+
+    return turned
+
+
+def is_in(run: int, *states: State) -> Callable[[], bool]:
+    return lambda: queries.job(run).state in states
+
+
+def has_done(run: int, step: int) -> Callable[[], bool]:
+    return lambda: (work_folder(queries.job(run).run) / f"step-{step}").exists()
+
+
+def node_of(cluster: RayCluster, run: int) -> str:
+    """The number of the machine that a run is on."""
+    ref = queries.attempts(run)[-1].engine_ref or {}
+    job = cluster.head.jobs()[ref["job"]]
+    (ip,) = [n["node_ip"] for n in cluster.head.nodes() if n["node_id"] == job["driver_node_id"]]
+    return str(ip).rpartition(".")[2]
+
+
+def assert_counted(run: int, steps: int) -> None:
+    """Every point is there, once."""
+    curves = frames.curves(run)
+    assert sorted(curves[curves["name"] == "count"]["value"]) == [*range(steps)]
+    assert [r.value for r in queries.results([run])] == [steps]
+
+
+def test_sds_has_the_weights_it_has_on_this_machine(until: Until, cluster: RayCluster) -> None:
+    there = submit("sds", test_sds.SMALL, HOST).id
+    begun = until(
+        lambda: queries.attempts(there) != [] and bool(queries.attempts(there)[-1].started_at)
+    )
+    took = until(is_in(there, State.SUCCEEDED, State.FAILED))
+    print(f"claimed after {begun:.1f} s, ended after {took:.1f} s more")
+    assert queries.job(there).state == State.SUCCEEDED, read_log(queries.job(there).run, 1)[0]
+    assert "attempt 1" in read_log(queries.job(there).run, 1)[0]
+    assert cluster.head.jobs() == {}  # nothing is left behind
+    here = submit("sds", test_sds.SMALL, HOST).id
+    local = SupervisorLoop(engine_of(settings().model_copy(update={"engine": "local"})))
+    while not is_in(here, State.SUCCEEDED, State.FAILED)():
+        local.turn()
+        time.sleep(0.25)
+    one, other = (queries.job(run).environment["weights_sha256"] for run in (there, here))
+    assert one == other
+
+
+def test_a_run_goes_on_elsewhere_when_its_machine_is_lost(
+    until: Until, cluster: RayCluster
+) -> None:
+    run = submit("count", {"steps": 60, "pause": 0.3}, HOST).id
+    until(has_done(run, 10))
+    lost = node_of(cluster, run)
+    cluster.lose(lost)
+    ended = until(lambda: queries.attempts(run)[0].ended_at is not None, 60)
+    again = until(
+        lambda: len(queries.attempts(run)) == 2 and bool(queries.attempts(run)[1].started_at), 60
+    )
+    print(f"noticed after {ended:.1f} s, goes on {again:.1f} s later")
+    assert ended + again < 60
+    until(is_in(run, State.SUCCEEDED))
+    assert queries.attempts(run)[1].resumed_from
+    assert "Continuing from checkpoint" in read_log(queries.job(run).run, 2)[0]
+    assert_counted(run, 60)
+
+
+def test_a_run_that_ends_while_the_head_is_lost_has_ended(
+    until: Until, cluster: RayCluster
+) -> None:
+    run = submit("count", {"steps": 40, "pause": 0.3}, HOST).id
+    until(has_done(run, 5))
+    cluster.lose("head")
+    state = queries.job(run).state
+    until(has_done(run, 15))
+    assert queries.job(run).state == state
+    took = until(is_in(run, State.SUCCEEDED, State.QUEUED, State.LOST))
+    print(f"{queries.job(run).state} {took:.1f} s after step 15")
+    assert queries.job(run).state == State.SUCCEEDED and len(queries.attempts(run)) == 1
+    assert_counted(run, 40)
+
+
+def test_a_head_that_comes_back_empty_is_given_its_runs_again(
+    until: Until, cluster: RayCluster
+) -> None:
+    run = submit("count", {"steps": 150, "pause": 0.3}, HOST).id
+    until(has_done(run, 5))
+    cluster.lose("head")
+    until(has_done(run, 12))
+    assert queries.job(run).state == State.RUNNING
+    cluster.start_head()  # which knows no job, and none of the machines there were
+    cluster.start_node(3), cluster.start_node(4)
+    again = until(
+        lambda: len(queries.attempts(run)) == 2 and bool(queries.attempts(run)[1].started_at)
+    )
+    print(f"goes on {again:.1f} s after the new head answers")
+    until(is_in(run, State.SUCCEEDED))
+    assert_counted(run, 150)
+
+
+def test_cancelling_twice_ends_a_deaf_run_at_once(until: Until, cluster: RayCluster) -> None:
+    run = submit("count", {"steps": 500, "pause": 0.3, "deaf": True}, HOST).id
+    until(has_done(run, 2))
+    service.cancel(run, HOST)
+    service.cancel(run, HOST)
+    took = until(is_in(run, State.CANCELLED), 30)
+    print(f"cancelled after {took:.1f} s")

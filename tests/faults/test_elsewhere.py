@@ -1,0 +1,244 @@
+"""Runs on machines of which only an engine knows: what it is told, what it believes, and when it
+does not answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from backend.queue import service, supervisor
+from backend.queue.engines.base import PollResult
+from backend.queue.engines.local import LOCAL
+from backend.queue.launcher import node_environment, submission_variables
+from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
+from backend.store import queries
+from backend.store.session import database_ms, writing
+from backend.store.states import Exit, State
+from backend.store.tables import CLUSTER, Attempt, Job, Supervisor
+from jobs.runtime import context as runtime
+from jobs.runtime import main as process
+from jobs.runtime.context import claim
+from jobs.runtime.figures import LeaseLostError
+from tests.queue.conftest import HOST
+from tests.queue.scripted_engine import ScriptedEngine
+
+
+@pytest.fixture
+def engine(queue: Path) -> ScriptedEngine:
+    return ScriptedEngine(slots=1, name="scripted", host="scripted", remote=True)
+
+
+def newest(job: Job) -> Attempt:
+    return queries.attempts(job.id)[-1]
+
+
+def change(attempt: Attempt, **values: object) -> None:
+    with writing() as session:
+        session.execute(update(Attempt).where(Attempt.id == attempt.id).values(**values))
+
+
+def silent_for(attempt: Attempt, ms: int) -> None:
+    with writing() as session:
+        moment = database_ms(session) - ms
+    change(attempt, beat_at=moment)
+
+
+def test_a_supervisor_that_dies_before_the_launch_has_left_the_reference(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.enqueue("count", {}, HOST)
+    loop = SupervisorLoop(engine)
+
+    def power_cut(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "launch", power_cut)
+        loop.turn()
+    assert newest(job).engine_ref == {"id": newest(job).id}
+    SupervisorLoop(engine).turn()  # asks, and starts the next attempt
+    assert [a.outcome for a in queries.attempts(job.id)] == [supervisor.NEVER, None]
+    assert queries.job(job.id).retries_left == service.RETRIES
+    assert engine.launched == [newest(job).id]
+
+
+def test_a_launch_whose_answer_was_lost_is_found_again(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.enqueue("count", {}, HOST)
+    really = engine.launch
+
+    def cut_off(launch: object) -> None:
+        really(launch)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "launch", cut_off)
+        SupervisorLoop(engine).turn()
+    SupervisorLoop(engine).turn()
+    assert len(queries.attempts(job.id)) == 1 and newest(job).ended_at is None
+
+
+def test_what_an_engine_says_of_a_process_that_never_began_is_noted(
+    engine: ScriptedEngine,
+) -> None:
+    job = service.enqueue("count", {}, HOST)
+    loop = SupervisorLoop(engine)
+    loop.turn()
+    engine.fate[newest(job).id] = PollResult("exited", 127, "python: not found")
+    loop.turn()
+    assert any(e.text == "python: not found" for e in queries.events(job.id))
+    assert queries.job(job.id).retries_left == service.RETRIES - 1
+    assert engine.forgotten == [queries.attempts(job.id)[0].id]
+
+
+def test_slots_follow_the_machines_there_are(engine: ScriptedEngine) -> None:
+    jobs = [service.enqueue("count", {}, HOST) for _ in range(4)]
+    loop = SupervisorLoop(engine)
+    for slots, running in ((1, 1), (3, 3), (0, 3), (2, 3), (4, 4)):
+        engine.slots = slots
+        loop.turn()
+        states = [queries.job(job.id).state for job in jobs]
+        assert states.count(State.STARTING) == running
+
+
+def test_nothing_changes_while_the_cluster_does_not_answer(engine: ScriptedEngine) -> None:
+    first, second = (service.enqueue("count", {}, HOST) for _ in range(2))
+    loop = SupervisorLoop(engine)
+    loop.turn()
+    engine.slots, engine.known = 2, False
+    engine.fate.clear()
+    loop.turn()
+    assert [queries.job(job.id).state for job in (first, second)] == ["starting", "queued"]
+    assert queries.status().silent_since is None  # not yet
+    with writing() as session:
+        since = database_ms(session) - queries.SILENT_MS - 1000
+        session.merge(Supervisor(host=CLUSTER, beat_at=since))
+    loop._beat_at = -1e9
+    loop.turn()
+    assert queries.status().silent_since == since
+    engine.known, engine.fate[newest(first).id] = True, PollResult("running")
+    loop._beat_at = -1e9
+    loop.turn()
+    assert queries.status().silent_since is None
+    assert queries.job(second.id).state == State.STARTING
+
+
+def test_one_machine_has_no_cluster_to_wait_for(engine: ScriptedEngine) -> None:
+    SupervisorLoop(engine)
+    with writing() as session:
+        session.merge(Supervisor(host=CLUSTER, beat_at=1))
+    SupervisorLoop(ScriptedEngine()).turn()
+    assert queries.status().supervisor_alive and queries.status().silent_since is None
+
+
+def test_an_attempt_that_has_said_its_end_is_over_whatever_the_engine_says(
+    engine: ScriptedEngine,
+) -> None:
+    job = service.enqueue("count", {}, HOST)
+    loop = SupervisorLoop(engine)
+    loop.turn()
+    change(newest(job), outcome="succeeded")
+    silent_for(newest(job), supervisor.SAID_MS - 5000)
+    loop.turn()
+    assert queries.job(job.id).state == State.STARTING
+    engine.end = lambda *_: None  # it goes on to say that the process runs
+    silent_for(newest(job), supervisor.SAID_MS + 1000)
+    loop.turn()
+    assert queries.job(job.id).state == State.SUCCEEDED
+
+
+def test_attempts_of_another_engine_are_left_alone_until_they_are_silent_for_long(
+    engine: ScriptedEngine,
+) -> None:
+    job = service.enqueue("count", {}, HOST)
+    SupervisorLoop(engine).turn()
+    other = SupervisorLoop(ScriptedEngine(slots=0, name="another"))
+    other.turn()
+    assert newest(job).ended_at is None
+    silent_for(newest(job), 1000 * int(settings().offline_s) + supervisor.LEAVING_MS + 1000)
+    other.turn()
+    assert newest(job).ended_at is not None and queries.job(job.id).state == State.QUEUED
+
+
+def test_a_process_leaves_the_reference_of_its_engine(engine: ScriptedEngine) -> None:
+    job = service.enqueue("count", {}, HOST)
+    SupervisorLoop(engine).turn()
+    claim(newest(job).id).finish("stopped")
+    assert newest(job).engine_ref == {"id": newest(job).id}
+
+
+def test_a_run_of_a_cluster_kills_itself_and_one_of_this_machine_is_killed(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(runtime.os, "killpg", lambda *given: killed.append(given))
+    for name in ("scripted", LOCAL[0]):
+        job = service.enqueue("count", {}, HOST)
+        SupervisorLoop(engine).turn()
+        change(newest(job), engine=name)
+        context = claim(newest(job).id)
+        service.cancel(job.id, HOST)
+        context._look()
+        assert context.should_stop() and len(killed) == (name == LOCAL[0])
+        service.cancel(job.id, HOST)
+        context._look()
+        context.finish("stopped")
+        change(newest(job), engine=engine.name)
+        engine.end(newest(job).id, "stopped", Exit.STOPPED)
+        SupervisorLoop(engine).turn()
+    assert killed == [(0, signal.SIGKILL)]
+
+
+def test_a_process_elsewhere_writes_its_own_log(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Path("count-0001/a1/log.txt")
+    monkeypatch.setattr(sys, "argv", ["main", "--attempt", "77", "--log", str(there)])
+    kept = [os.dup(stream.fileno()) for stream in (sys.__stdout__, sys.__stderr__)]
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    try:
+        assert process.main() == Exit.FENCED  # there is no such attempt
+    finally:
+        for copy, number in zip(kept, (1, 2), strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+    assert "Another attempt holds this run" in (settings().artifacts / there).read_text()
+
+
+def test_a_run_that_meets_another_version_fails_at_once_and_says_so(
+    engine: ScriptedEngine,
+) -> None:
+    job = service.enqueue("count", {}, HOST)
+    loop = SupervisorLoop(engine)
+    loop.turn()
+    engine.fate[newest(job).id] = PollResult("exited", Exit.OTHER_VERSION)
+    loop.turn()
+    failed = queries.job(job.id)
+    assert failed.state == State.FAILED and "another version" in failed.error_text
+    with pytest.raises(LeaseLostError):
+        claim(newest(job).id)
+
+
+def test_another_machine_is_told_no_path_and_no_secret(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "HF_TOKEN": "hf_mine", "HF_HOME": "/here/hf", "HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p",
+        "SLIMSCOPE_MODEL_DIRS": '["/here/models"]', "SLIMSCOPE_TEXT_DIR": "/here/texts",
+        "SLIMSCOPE_NATIVE": "false", "SLIMSCOPE_HOST_TOKEN": "a-token-no-run-needs",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    told = node_environment(settings().for_jobs(), submission_variables())
+    assert told["SLIMSCOPE_NATIVE"] == "false" and told["HF_HUB_OFFLINE"] == "1"
+    secrets = ("hf_mine", "/here", "http://p", "a-token-no-run-needs", str(settings().root))
+    assert not [text for text in told.values() if any(secret in text for secret in secrets)]
+    assert "SLIMSCOPE_DATABASE_URL" not in told and "PATH" not in told

@@ -1,0 +1,218 @@
+"""What runs keep in a store that all machines reach, and work that does not wait for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from backend.checkpoints import MANIFEST, Checkpoints, is_whole
+from backend.queue import lifecycle, service
+from backend.queue.artifacts import copies
+from backend.queue.artifacts.store import ArtifactStore, store
+from backend.queue.folders import log_file, read_log, run_folder, work_folder
+from backend.queue.launcher import child_environment
+from backend.queue.removal import purge, remove
+from backend.queue.upkeep import fetch_logs, measure_ended
+from backend.settings import settings
+from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Artifact
+from jobs.fields.saved_models import saved_model
+from jobs.runtime import uploads
+from jobs.runtime.context import SPOOL
+from jobs.runtime.uploads import Uploads
+from jobs.submit import submit
+from tests.queue.conftest import HOST, Wait, process_of, running
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[ArtifactStore]:
+    yield ArtifactStore(f"memory://store/{tmp_path.name}")
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture
+def stored(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A queue whose runs are stored; what stands for the store."""
+    monkeypatch.setenv("SLIMSCOPE_ARTIFACTS", f"file://{tmp_path}/store")
+    monkeypatch.setattr(lifecycle, "RETRY_DELAYS_MS", {})
+    settings.cache_clear()
+    return tmp_path / "store"
+
+
+def checkpoint(root: Path, name: str, **texts: str) -> Path:
+    with Checkpoints(root).write(name) as draft:
+        for file, text in texts.items():
+            (draft / file).write_text(text)
+    return root / name
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    waited = threading.Event()
+    for _ in range(600):
+        if holds():
+            return
+        waited.wait(0.05)
+    raise AssertionError
+
+
+def test_a_folder_is_there_when_its_manifest_is(kept: ArtifactStore, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "here", "one", a="1", b="2")
+    assert not kept.get_folder("run/one", tmp_path / "there")
+    assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
+    assert is_whole(tmp_path / "there") and (tmp_path / "there" / "b").read_text() == "2"
+    kept._remove(f"run/one/{MANIFEST}")  # as while it is being replaced
+    assert not kept.get_folder("run/one", tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_manifest_comes_last_and_an_upload_that_stops_leaves_none(
+    kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path, "one", a="1", b="2")
+    assert kept.put_folder(folder, "run/one")
+    folder = checkpoint(tmp_path, "one", a="3", b="4")
+    really = kept.put_file
+
+    def full(file: Path, key: str) -> None:
+        if file.name == "b":
+            raise OSError("no space")
+        really(file, key)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(kept, "put_file", full)
+        kept.put_folder(folder, "run/one")
+    assert kept.manifest("run/one") is None and kept.size("run/one/a") == 1
+    assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
+    assert (tmp_path / "there" / "a").read_text() == "3"
+
+
+def test_a_folder_that_is_replaced_during_its_upload_is_not_taken_for_whole(
+    kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path, "one", a="1")
+    really = kept.put_file
+
+    def meanwhile(file: Path, key: str) -> None:
+        really(file, key)
+        checkpoint(tmp_path, "one", a="2")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "put_file", meanwhile)
+        assert not kept.put_folder(folder, "run/one")
+    assert kept.manifest("run/one") is None
+
+
+def test_a_damaged_folder_is_not_copied(kept: ArtifactStore, tmp_path: Path) -> None:
+    kept.put_folder(checkpoint(tmp_path, "one", a="1"), "run/one")
+    kept.write("run/one/a", b"another")
+    assert not kept.get_folder("run/one", tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_work_goes_on_while_the_store_takes_nothing_and_a_run_waits_for_it_at_its_end(
+    data_dir: Path, kept: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "FIRST_S", 0.01)
+    folder, said = settings().artifacts / "count-0001", list[str]()
+    work = folder / "work"
+    log = folder / "a1" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("begins\n")
+    full = threading.Event()
+    full.set()
+    really = kept.put_file
+
+    def put(file: Path, key: str) -> None:
+        if full.is_set():
+            raise OSError("no space")
+        really(file, key)
+
+    monkeypatch.setattr(kept, "put_file", put)
+    ours = Uploads(kept, log, work / SPOOL, said.append)
+    ours.start()
+    (work / "done").mkdir(parents=True)
+    checkpoints = Checkpoints(work, committed=ours.add)
+    for name in ("one", "two", "one"):
+        with checkpoints.write(name) as draft:
+            (draft / "a").write_text(name)
+    (work / SPOOL).write_text("a figure\n")
+    eventually(lambda: bool(said))
+    checkpoint(folder, "model", weights="w")
+    ours.add_saved(folder, but=work)
+    asked = iter([False, True])
+    assert not ours.wait(lambda: next(asked)) and is_whole(work / "two")
+    full.clear()
+    assert ours.wait(lambda: False)
+    ours.close(10)
+    assert said[-1] == "The artefact store takes files again." and len(said) == 2
+    there = [f"count-0001/{name}" for name in ("model", "work/one", "work/two")]
+    assert all(kept.manifest(key) for key in there)
+    assert kept.size("count-0001/a1/log.txt") == 7 and kept.size(f"count-0001/work/{SPOOL}") == 9
+
+
+def test_a_run_goes_on_with_what_another_machine_has_stored(stored: Path, wait: Wait) -> None:
+    job = submit("count", {"steps": 30}, HOST)
+    wait(job.id, when=running(job.id, 6))
+    there = stored / job.run / "work"
+    eventually(lambda: (there / "step-3" / MANIFEST).exists())
+    process_of(job.id).kill()
+    shutil.rmtree(run_folder(job.run))  # which that machine has to itself
+    wait(job.id, State.SUCCEEDED)
+    first, second = queries.attempts(job.id)
+    assert first.exit_code == -9 and second.resumed_from
+    assert "Continuing from checkpoint" in read_log(job.run, 2)[0]
+    shutil.rmtree(run_folder(job.run))
+    measure_ended()  # by the supervisor, wherever it is
+    assert "attempt 1" in log_file(job.run, 1).read_text()
+    assert not work_folder(job.run).exists() and not there.exists()
+    remove([job.run], HOST)
+    purge([job.run], HOST)
+    assert not (stored / job.run).exists()
+
+
+def test_a_log_is_shown_while_its_run_works_elsewhere(
+    stored: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit("count", {"steps": 1000}, HOST)
+    wait(job.id, when=running(job.id))
+    kept = store()
+    assert kept is not None
+    there = stored / job.run / "a1" / "log.txt"
+    eventually(there.exists)
+    with there.open("a") as file:
+        file.write("and more\n")
+    fetch_logs()
+    assert read_log(job.run, 1)[0].endswith("and more\n")
+
+
+def test_a_model_of_a_run_is_copied_where_it_is_used(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.enqueue("count", {}, HOST)
+    folder = checkpoint(run_folder(job.run), "model", weights="w")
+    key = copies.key_of(folder)
+    with writing() as session:
+        session.add(Artifact(job_id=job.id, kind="model", path=key, bytes=1, created_at=1))
+    kept = store()
+    assert kept is not None and kept.put_folder(folder, key)
+    shutil.rmtree(folder)
+    assert saved_model(job.run)[0] == str(folder) and is_whole(folder)
+
+
+def test_a_folder_of_artefacts_that_all_machines_share(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLIMSCOPE_ARTIFACTS", "shared")
+    settings.cache_clear()
+    assert run_folder("sds-0001") == tmp_path / "shared" / "sds-0001" and store() is None
+    assert child_environment()["SLIMSCOPE_ARTIFACTS"] == str(tmp_path / "shared")
+    assert os.environ["SLIMSCOPE_ARTIFACTS"] == "shared"

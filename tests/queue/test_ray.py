@@ -1,0 +1,218 @@
+"""The engine of a Ray cluster, against answers recorded from a real head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from backend.queue import service
+from backend.queue.engines import ray
+from backend.queue.engines.base import LaunchRequest
+from backend.queue.engines.choose import engine_of
+from backend.queue.engines.ray import RayEngine, RayHead, RayHeadError
+from backend.queue.launcher import job_environment
+from backend.queue.supervisor import NEVER, SupervisorLoop
+from backend.settings import Settings, settings
+from backend.store import queries
+from backend.store.states import State
+from jobs.runtime.context import claim
+from tests.queue.conftest import HOST
+from tests.queue.ray_head import BAD, FIRST, LOST, SECOND, TOKEN, Head, ray_head
+
+POST = "POST /api/jobs/"
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def cluster(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Head, RayEngine]]:
+    monkeypatch.setattr(ray, "ANSWER_S", 0.3)
+    with ray_head() as (head, address):
+        yield head, RayEngine(RayHead(address, TOKEN, clock), 1, 0, 20.0, clock)
+
+
+@pytest.fixture
+def head(cluster: tuple[Head, RayEngine]) -> Head:
+    return cluster[0]
+
+
+@pytest.fixture
+def engine(cluster: tuple[Head, RayEngine]) -> RayEngine:
+    return cluster[1]
+
+
+def request(number: int = 7) -> LaunchRequest:
+    argv = ("/here/python", "-m", "jobs.runtime.main", "--attempt", str(number))
+    return LaunchRequest(number, argv, {"A": "b"}, "", "", token="0123456789abcdef")
+
+
+def later(engine: RayEngine, clock: Clock, ref: dict) -> tuple[str, int | None, str]:
+    """What a new poll says."""
+    clock.seconds += 10
+    engine.room()
+    (poll,) = engine.poll([ref])
+    return poll.state, poll.code, poll.why
+
+
+def test_a_launch_says_what_to_run_and_what_it_takes(head: Head, engine: RayEngine) -> None:
+    ref = engine.launch(request())
+    assert ref == engine.reference(request()) == {"job": "slimscope-7-01234567"}
+    job = head.jobs[ref["job"]]
+    assert job["entrypoint"] == (
+        "exec ${SLIMSCOPE_PYTHON:-python} -m jobs.runtime.main --attempt 7"
+    )
+    assert (job["entrypoint_num_cpus"], job["entrypoint_num_gpus"]) == (1, 0)
+    assert job["runtime_env"]["env_vars"] == {"A": "b", "RAY_JOB_STOP_WAIT_TIME_S": "20"}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "places"), [(1, 0, 3), (2, 0, 1), (1, 1, 1), (1, 0.25, 2), (4, 0, 0)]
+)
+def test_there_is_room_for_as_many_jobs_as_fit_on_one_machine_each(
+    head: Head, engine: RayEngine, cpus: float, gpus: float, places: int
+) -> None:
+    engine._cpus, engine._gpus = cpus, gpus
+    assert engine.room().places == places
+
+
+def test_a_machine_that_is_lost_takes_its_room_and_its_jobs_with_it(
+    head: Head, engine: RayEngine, clock: Clock
+) -> None:
+    ref = engine.launch(request())
+    assert later(engine, clock, ref) == ("running", None, "")
+    head.kill(SECOND)
+    assert later(engine, clock, ref)[0] == "running" and engine.room().places == 2
+    head.kill(FIRST)  # of which the head goes on to say that its job runs
+    assert later(engine, clock, ref)[0] == "exited" and engine.room().places == 0
+
+
+def test_the_end_of_a_job_and_its_reason(head: Head, engine: RayEngine, clock: Clock) -> None:
+    ref = engine.launch(request())
+    for status, code, message, expected in (
+        ("PENDING", None, "waits", ("running", None, "")),
+        ("SUCCEEDED", 0, "Job finished", ("exited", 0, "")),
+        ("FAILED", 3, BAD, ("exited", 3, BAD)),
+        ("FAILED", None, LOST, ("exited", None, LOST)),
+        ("STOPPED", None, "Job was intentionally stopped.", ("exited", None, "")),
+    ):
+        head.end(ref["job"], status, code, message)
+        assert later(engine, clock, ref) == expected
+    engine.forget(ref)
+    assert head.jobs == {} and later(engine, clock, ref) == ("exited", None, "")
+
+
+def test_a_head_that_fails_or_is_slow_says_nothing_of_its_jobs(
+    head: Head, engine: RayEngine, clock: Clock
+) -> None:
+    ref = engine.launch(request())
+    assert engine.room().known
+    head.fails = 500
+    assert later(engine, clock, ref)[0] == "unknown" and not engine.room().known
+    head.fails, head.silence = 0, {"GET /api/v0/nodes", "GET /api/jobs/"}
+    assert later(engine, clock, ref)[0] == "unknown"
+    before = len(head.asked)
+    for _ in range(10):  # and is left alone for a while
+        engine.poll([ref]), engine.room(), engine.stop(ref)
+    assert len(head.asked) == before
+    head.silence.clear()
+    assert later(engine, clock, ref)[0] == "running" and engine.room().known
+    assert engine.room().places == 3
+
+
+def test_a_launch_that_was_accepted_but_not_answered_is_found(
+    head: Head, engine: RayEngine, clock: Clock
+) -> None:
+    head.silence = {POST}
+    ref = engine.launch(request())
+    head.silence.clear()
+    assert later(engine, clock, ref)[0] == "running" and len(head.jobs) == 1
+    assert engine.launch(request()) == ref and len(head.jobs) == 1  # which the head refuses
+
+
+def test_a_launch_that_did_not_get_through_is_not_there(
+    head: Head, engine: RayEngine, clock: Clock
+) -> None:
+    head.fails = 503
+    with pytest.raises(RayHeadError, match="refused"):
+        engine.launch(request())
+    head.fails = 0
+    assert later(engine, clock, engine.reference(request())) == ("exited", None, "")
+
+
+def test_a_wrong_token_is_no_room(head: Head, engine: RayEngine, clock: Clock) -> None:
+    engine._head._client.headers["Authorization"] = "Bearer another"
+    assert not engine.room().known
+    assert [poll.state for poll in engine.poll([{"job": "one"}])] == ["unknown"]
+
+
+def test_all_jobs_are_asked_for_at_once_and_not_too_often(
+    head: Head, engine: RayEngine, clock: Clock
+) -> None:
+    refs = [engine.launch(request(number)) for number in range(5)]
+    head.asked.clear()
+    for _ in range(4):  # turns of a second
+        engine.room(), engine.poll(refs)
+        clock.seconds += 0.2
+    assert head.asked == ["GET /api/v0/nodes", "GET /api/jobs/"]
+    for _ in range(4):
+        engine.stop(refs[0])
+    assert len(head.asked) == 3 and head.jobs[refs[0]["job"]]["status"] == "STOPPED"
+
+
+def test_the_loop_on_a_cluster(queue: Path, head: Head, engine: RayEngine, clock: Clock) -> None:
+    """Launch without an answer, a run that claims its attempt, a head that comes back empty."""
+    job = service.enqueue("count", {}, HOST)
+    loop = SupervisorLoop(engine)
+    head.silence = {POST}
+    loop.turn()
+    (attempt,) = queries.attempts(job.id)
+    assert attempt.engine_ref == {"job": next(iter(head.jobs))} and attempt.ended_at is None
+    head.silence.clear()
+    context = claim(attempt.id)
+    clock.seconds += 10
+    loop.turn()
+    assert queries.job(job.id).state == State.RUNNING
+    head.jobs.clear()
+    head.fails = 500
+    clock.seconds += 10
+    loop.turn()
+    assert queries.job(job.id).state == State.RUNNING  # nothing is known
+    head.fails = 0
+    clock.seconds += 10
+    loop.turn()
+    assert queries.job(job.id).state in (State.QUEUED, State.STARTING)
+    assert queries.job(job.id).retries_left == service.RETRIES - 1
+    assert context.resumed_from is None and NEVER not in [
+        a.outcome for a in queries.attempts(job.id)
+    ]
+
+
+def test_a_cluster_needs_a_server_and_a_token(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMSCOPE_ENGINE", "ray")
+    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", "sqlite:////here/results.db")
+    with pytest.raises(ValidationError, match="database of a server"):
+        Settings()
+    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", "postgresql+psycopg://db.lab.org/slimscope")
+    with pytest.raises(ValidationError, match="token of the cluster"):
+        Settings()
+    monkeypatch.setenv("SLIMSCOPE_RAY_TOKEN", TOKEN)
+    settings.cache_clear()
+    assert isinstance(engine_of(settings()), RayEngine)
+    assert TOKEN not in job_environment({}, {})[0].values()
