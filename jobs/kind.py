@@ -204,6 +204,7 @@ class Kind:
         compresses: whether it changes a model or trains a part of one, rather than measure or
             export what there is.
         has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
+        saves: what its runs save for others to work on, such as "model"; empty: nothing.
         lane: who carries its runs out: a process of each run's own, or that of the playground.
     """
 
@@ -229,6 +230,7 @@ class Kind:
     main_fields: tuple[str, ...] = ()
     compresses: bool = False
     has_models: bool = True
+    saves: str = ""
     lane: Lane = Lane.SLOTS
 
     def preset(self, name: str) -> Mapping[str, Any]:

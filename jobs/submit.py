@@ -17,6 +17,7 @@ from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.store.tables import Job
 from jobs.estimate import estimate
+from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named
 
 MODEL = "model"  # the field most others are checked against
@@ -135,7 +136,10 @@ def submit(
     roles.count_change(actor)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
     stored = config.model_dump(mode="json")
-    return service.enqueue(kind, stored, actor, name=name, priority=priority, cost=cost, lane=lane)
+    return service.enqueue(
+        kind, stored, actor, name=name, priority=priority, cost=cost, lane=lane,
+        needs=needed_runs(stored),
+    )  # fmt: skip
 
 
 def command_line(

@@ -27,6 +27,7 @@ from backend.queue.service import Actor
 from backend.settings import settings
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
+from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
 from jobs.submit import checked
 
@@ -178,8 +179,9 @@ def queue(
     made = plan(kind, values, sweep)
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(
-        kind, configs, actor, name=name, priority=priority, cost=made.estimate, lane=lane
-    )
+        kind, configs, actor, name=name, priority=priority, cost=made.estimate, lane=lane,
+        needs=[run for config in configs for run in needed_runs(config)],
+    )  # fmt: skip
 
 
 # after the work -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from backend.queue.engines.base import Ref
 from backend.queue.roles import GUEST
 from backend.store.dialects.choice import dialect_of
+from backend.store.needs import waiting
 from backend.store.queries import launch_order
 from backend.store.session import change, database_ms, locked
 from backend.store.states import ALLOWED, Exit, Lane, State
@@ -132,10 +133,11 @@ def _new_attempt(session: Session, job: Job, engine: str) -> Attempt | None:
 
 
 def _due(now: int) -> ColumnElement[bool]:
-    """Whether a job may start. No retry waits longer than the longest delay: a later `not_before`
-    was written before the system clock was set back."""
+    """Whether a job may start: what it works on is there, and it need not wait for a retry. None
+    waits longer than the longest delay: a later `not_before` was written before the system clock
+    was set back."""
     longest = max([NO_SPACE_DELAY_MS, *RETRY_DELAYS_MS.values()])
-    return (Job.not_before <= now) | (Job.not_before > now + longest)
+    return ~waiting() & ((Job.not_before <= now) | (Job.not_before > now + longest))
 
 
 def mark_running(session: Session, attempt: Attempt) -> None:

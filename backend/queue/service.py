@@ -24,7 +24,7 @@ from backend.store import queries
 from backend.store.dialects.base import NamedLock
 from backend.store.session import alone, database_ms, locked, writing
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
-from backend.store.tables import Job, config_hash
+from backend.store.tables import Job, Need, config_hash
 
 wake_supervisor = SUPERVISOR.wake
 RETRIES = 2
@@ -54,6 +54,7 @@ def enqueue(
     parent: Job | None = None,
     cost: Cost | None = None,
     lane: Lane = Lane.SLOTS,
+    needs: Iterable[int] = (),
 ) -> Job:
     """Enqueue one job; see `enqueue_all`.
 
@@ -61,8 +62,9 @@ def enqueue(
         parent: the run this one repeats; its frozen settings are reused.
     """
     return enqueue_all(
-        kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane
-    )[0]
+        kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane,
+        needs=needs,
+    )[0]  # fmt: skip
 
 
 def enqueue_all(
@@ -75,6 +77,7 @@ def enqueue_all(
     parent: Job | None = None,
     cost: Cost | None = None,
     lane: Lane = Lane.SLOTS,
+    needs: Iterable[int] = (),
 ) -> list[Job]:
     """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
     the id of its first job.
@@ -82,6 +85,7 @@ def enqueue_all(
     Args:
         cost: total estimated cost; required for guests.
         lane: who carries them out.
+        needs: ids of the runs that must have succeeded before any of them starts.
 
     Raises:
         ForbiddenError: the actor is a guest who may not add these runs.
@@ -109,6 +113,7 @@ def enqueue_all(
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
+            session.add_all(Need(job_id=job.id, needed_id=other) for other in dict.fromkeys(needs))
             repeats = f"repeats {parent.run}" if parent else ""
             note(session, job.id, "queued", actor.signature, repeats)
     return jobs

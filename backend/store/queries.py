@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, exists, fun
 
 from backend.errors import NotFoundError
 from backend.store.dialects.choice import dialect_of
+from backend.store.needs import waiting
 from backend.store.session import database_ms, reading
 from backend.store.states import ACTIVE, LIVE, Lane, State
 from backend.store.tables import (
@@ -221,8 +222,9 @@ def status() -> QueueStatus:
 
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
-    """Ids of the jobs queued in a lane."""
-    query = select(Job.id).where(Job.state == State.QUEUED, Job.lane == lane).limit(limit)
+    """Ids of the jobs queued in a lane that wait for no other run."""
+    open_jobs = (Job.state == State.QUEUED, Job.lane == lane, ~waiting())
+    query = select(Job.id).where(*open_jobs).limit(limit)
     with reading() as session:
         return list(session.scalars(query))
 

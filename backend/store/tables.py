@@ -362,6 +362,17 @@ class Artifact(Table):
     created_at: Mapped[int]
 
 
+class Need(Table):
+    """A run that waits for another one: it works on what that one will save."""
+
+    __tablename__ = "needs"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
+    needed_id: Mapped[int] = mapped_column(
+        ForeignKey(JOB, ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
 class SavedView(Table):
     """A named view of the run list, stored as its URL query."""
 

@@ -53,6 +53,7 @@ KIND = Kind(
     order=30,
     main_fields=("minutes", "heads"),
     compresses=True,
+    saves="drafter",
     stages={DRAFTER: "Drafter", **{f"head-{k}": f"Head {k}" for k in range(1, 11)}},
     headline=headline,
     headline_fields=frozenset({*SHAPE, "minutes", "steps", "answers", "data"}),

@@ -46,6 +46,7 @@ from jobs.cli.console import (
 from jobs.cli.decoding import add_decoding
 from jobs.cli.doctor.report import examine
 from jobs.cli.mcp import build
+from jobs.cli.pipeline import add_pipeline
 from jobs.cli.runs import COMMANDS, add_runs
 from jobs.cli.storage import RESTORE, add_storage
 from jobs.cli.submit import add_kinds, submit_app
@@ -66,6 +67,7 @@ app = typer.Typer(
 app.add_typer(submit_app, name="submit")
 add_storage(app)
 add_runs(app)
+add_pipeline(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[str, typer.Argument(help="A run, such as sds-0042.")]

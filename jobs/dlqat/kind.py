@@ -81,6 +81,7 @@ KIND = Kind(
     order=20,
     main_fields=("bits", "group_size"),
     compresses=True,
+    saves="model",
     stages=STAGE_LABELS,
     styles=STYLES,
     default_stage=DLQATStage.DLQAT,

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from jobs.fields.model import DEFAULT_MODEL, ModelConfig, absolute
 from jobs.fields.quality import QualityConfig
-from jobs.fields.saved_models import is_run, saved_model
+from jobs.fields.saved_models import is_run, model_before
 from jobs.fields.text import EvaluationText
 from jobs.fields.types import ModelSpec
 from jobs.kind import JobConfig
@@ -56,5 +56,5 @@ def measured_models(config: EvaluationJob) -> dict[str, str]:
     """
     spec, dense = config.model, absolute(config.dense)
     if is_run(spec):
-        dense = dense or saved_model(spec)[1]
+        dense = dense or model_before(spec)
     return ({DENSE: dense} if dense else {}) | {MODEL: spec}

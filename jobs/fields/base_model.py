@@ -8,7 +8,7 @@ from pathlib import Path
 from backend.errors import ConfigError, ModelError, for_field
 from backend.models.facts import ModelFacts, default_text
 from backend.models.sources.catalogue import inspect, require_tokenizer
-from jobs.fields.saved_models import is_run, saved_config, saved_model
+from jobs.fields.saved_models import is_run, planned_run, saved_config, saved_model
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
         ModelError: there is no such model, it is not supported, or it cannot read text.
     """
     source = spec
+    planned = planned_run(spec) if is_run(spec) else None
+    if planned:  # what it will save has the shapes of what it began with
+        before = resolve_model(str(planned.config["model"]), field, reads)
+        return replace(before, facts=replace(before.facts, title=spec))
     if is_run(spec):
         source, base = saved_model(spec, field)
         saved_config(Path(source), spec, field)

@@ -13,13 +13,16 @@ from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.saved_models import saved_config
+from jobs.fields.saved_models import planned_run, saved_config
 
 DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
 
 
-def drafter_run(name: str, field: str) -> Job:
+def drafter_run(name: str, field: str, planned: bool = False) -> Job:
     """The finished run `name` that trained a drafter.
+
+    Args:
+        planned: one that is queued or running will do.
 
     Raises:
         ConfigError: there is none, or it has not finished.
@@ -29,6 +32,8 @@ def drafter_run(name: str, field: str) -> Job:
         job = queries.job(name)
     except NotFoundError as error:
         raise ConfigError(error.what, error.why, do, field) from error
+    if planned and planned_run(job.run, DRAFTER_FOLDER):
+        return job
     if job.kind != DRAFTER_KIND or job.state != State.SUCCEEDED:
         why = f"{job.run} is a run of the kind {job.kind}, {job.state}."
         raise ConfigError(f"{job.run} holds no drafter.", why, do, field)
@@ -52,9 +57,13 @@ def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
 def drafter_bytes(job: Job, field: str = "drafters") -> int:
     """Size of the drafter's weights.
 
+    0 as long as they have not been saved.
+
     Raises:
         ConfigError: they are gone.
     """
+    if job.state != State.SUCCEEDED:
+        return 0
     file = drafter_folder(job) / "drafter.safetensors"
     if not file.is_file():
         raise ConfigError(f"What {job.run} saved is gone.", f"{file} is not there.", "", field)
@@ -78,7 +87,7 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
         ConfigError: one is not there, or belongs to another base.
     """
     names = dict.fromkeys(read_names(text))
-    jobs = {job.run: job for job in (drafter_run(name, field) for name in names)}
+    jobs = {job.run: job for job in (drafter_run(name, field, planned=True) for name in names)}
     for job in jobs.values():
         if job.config["model"] != model:
             raise ConfigError(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from backend.checkpoints import changed_file
 from backend.errors import ConfigError, NotFoundError
+from backend.models.layer_names import read_names
 from backend.queue.artifacts.copies import present
 from backend.settings import settings
 from backend.store import queries
-from backend.store.tables import RUN_NAME
+from backend.store.states import ACTIVE
+from backend.store.tables import RUN_NAME, Job
+from jobs.kind import kind_named
 
 
 def is_run(spec: str) -> bool:
@@ -38,6 +42,36 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
             "Choose a run that succeeded, or wait for it.", field,
         )  # fmt: skip
     return str(present(settings().artifacts / saved[-1])), str(job.config.get("model", ""))
+
+
+def planned_run(run: str, what: str = "model") -> Job | None:
+    """The run, if it is queued or running and will save a model, or a drafter.
+
+    Others may be queued that work on it; they wait until it has succeeded.
+    """
+    try:
+        job = queries.job(run)
+    except NotFoundError:
+        return None
+    return job if job.state in ACTIVE and kind_named(job.kind).saves == what else None
+
+
+def model_before(run: str) -> str:
+    """The spec of the model a run began with.
+
+    Raises:
+        ConfigError: the run does not exist, or has saved no model and will save none.
+    """
+    planned = planned_run(run)
+    return str(planned.config["model"]) if planned else saved_model(run)[1]
+
+
+def needed_runs(config: Mapping[str, Any]) -> list[int]:
+    """Ids of the runs named in a config that have still to save what it works on."""
+    texts = (value for value in config.values() if isinstance(value, str))
+    names = dict.fromkeys(name for text in texts for name in read_names(text) if is_run(name))
+    planned = (planned_run(name, what) for name in names for what in ("model", "drafter"))
+    return [job.id for job in planned if job]
 
 
 def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:

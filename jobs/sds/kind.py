@@ -63,6 +63,7 @@ KIND = Kind(
     order=10,
     main_fields=("pattern", "base"),
     compresses=True,
+    saves="model",
     stages=STAGE_LABELS,
     styles=STYLES,
     default_stage=SDSStage.SDS,

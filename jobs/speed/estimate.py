@@ -9,6 +9,7 @@ from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
 from backend.models.sources.catalogue import inspect, require_tokenizer
+from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
 from jobs.fields.base_model import (
@@ -63,6 +64,8 @@ def requirements(config: SpeedJob) -> Requirements:
 def require_tree_sizes(config: SpeedJob, drafters: Sequence[Job]) -> None:
     """Refuse trees larger than a drafter's longest ranking of paths."""
     for job in drafters:
+        if job.state != State.SUCCEEDED:  # it has no tree yet
+            continue
         largest = 1 + len(drafter_config(job)["growth"])
         if config.nodes > largest:
             raise ConfigError(

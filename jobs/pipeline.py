@@ -1,0 +1,214 @@
+"""A pipeline: several runs, each on what the one before has saved.
+
+    name: small and fast
+    model: smollm2-135m
+    steps:
+      - sds: {pattern: "2:4", preset: quick look}
+      - dlqat: {bits: 4}
+      - amphista: {architecture: eagle}
+      - speed: {}
+
+The steps are ordinary runs in the queue. A step waits until the run it works on has succeeded; if
+that fails, the rest waits until it is resumed. The model of a step is what the last step that
+saves a model has saved; the drafters of a speed run are those trained for it before.
+
+All steps are validated before any is queued. A run that is not there yet stands for its base then,
+whose shapes it will have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from backend.errors import ConfigError, SlimscopeError
+from backend.queue import roles, service
+from backend.queue.service import Actor
+from backend.store.tables import Job
+from jobs.fields.model import DEFAULT_MODEL
+from jobs.kind import Estimate, kind_named
+from jobs.submit import checked, submit
+
+MOST_STEPS, LETTERS = 12, 20_000
+MODEL, DRAFTERS, PRESET = "model", "drafters", "preset"
+PRESETS: Mapping[str, str] = MappingProxyType(
+    {
+        "prune, quantise, draft": """\
+name: prune, quantise, draft
+model: {model}
+steps:
+  - sds: {{preset: quick look, pattern: "2:4"}}
+  - dlqat: {{bits: 4}}
+  - amphista: {{minutes: 10}}
+  - speed: {{}}
+""",
+        "quantise, draft": """\
+name: quantise, draft
+model: {model}
+steps:
+  - dlqat: {{bits: 4}}
+  - amphista: {{minutes: 10}}
+  - speed: {{}}
+""",
+        "prune, quantise": """\
+name: prune, quantise
+model: {model}
+steps:
+  - sds: {{preset: quick look, pattern: "50%"}}
+  - dlqat: {{bits: 4}}
+  - evaluation: {{}}
+""",
+    }
+)
+
+
+class PipelineFile(BaseModel):
+    """What a file says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("", max_length=80)
+    model: str = Field(min_length=1, max_length=300)
+    steps: list[dict[str, dict[str, Any] | None]] = Field(min_length=1, max_length=MOST_STEPS)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run to be.
+
+    Attributes:
+        values: of the fields that are given.
+        saves: what it leaves for later steps.
+    """
+
+    kind: str
+    values: dict[str, Any]
+
+    @property
+    def saves(self) -> str:
+        return kind_named(self.kind).saves
+
+    def on(self, model: str, drafters: Sequence[str]) -> dict[str, Any]:
+        """All values, on a model and with the drafters that were trained for it."""
+        values = {MODEL: model, **self.values}
+        if drafters and DRAFTERS in kind_named(self.kind).config.model_fields:
+            values.setdefault(DRAFTERS, ", ".join(drafters))
+        return values
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Steps that are about to be queued."""
+
+    name: str
+    model: str
+    steps: list[Step]
+
+
+def read(text: str) -> Pipeline:
+    """The pipeline a YAML file describes.
+
+    Raises:
+        ConfigError: it is not one; says where.
+    """
+    if len(text) > LETTERS:
+        raise _refused(f"It has more than {LETTERS:,} letters.")
+    try:
+        file = PipelineFile.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise _refused(f"It is no YAML: {error}."[:300]) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise _refused(f"{place}: {first['msg']}.") from error
+    return Pipeline(file.name, file.model, [_step(n, x) for n, x in enumerate(file.steps, 1)])
+
+
+def _step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
+    if len(item) != 1:
+        raise _refused(f"Step {number} has {len(item)} kinds.", "Write one: - sds: {...}")
+    ((name, given),) = item.items()
+    values = dict(given or {})
+    try:
+        kind = kind_named(name)
+        preset = kind.preset(str(values.pop(PRESET, "")))
+    except SlimscopeError as error:
+        raise _at(number, name, error) from error
+    return Step(name, {**preset, **values})
+
+
+def _refused(why: str, do: str = "See the pipelines in the documentation.") -> ConfigError:
+    return ConfigError("The pipeline cannot be read.", why, do, "pipeline")
+
+
+def _at(number: int, kind: str, error: SlimscopeError) -> SlimscopeError:
+    """The error, with the step it is about."""
+    why = f"{error.what} {error.why}".strip()
+    return type(error)(f"Step {number}, {kind}, cannot be run.", why, error.do, "pipeline")
+
+
+def plan(pipeline: Pipeline) -> list[Estimate]:
+    """What every step will cost.
+
+    Raises:
+        SlimscopeError: one of them cannot be carried out.
+    """
+    estimates = []
+    for number, step in enumerate(pipeline.steps, 1):
+        if MODEL not in kind_named(step.kind).config.model_fields:
+            why = ConfigError("It works on no model.", "", "Leave it out.")
+            raise _at(number, step.kind, why)
+        try:
+            estimates.append(checked(step.kind, step.on(pipeline.model, ()))[1])
+        except SlimscopeError as error:
+            raise _at(number, step.kind, error) from error
+    return estimates
+
+
+def queue(pipeline: Pipeline, actor: Actor, *, priority: int = 0) -> list[Job]:
+    """Validate all steps, then add them to the queue; on an error none of them stays there.
+
+    Raises:
+        ForbiddenError, RateLimitError: the actor may not, or not so often.
+        SlimscopeError: one of them cannot be carried out.
+    """
+    roles.require_host(actor, "queue a pipeline")
+    plan(pipeline)
+    made: list[Job] = []
+    model, drafters = pipeline.model, list[str]()
+    try:
+        for step in pipeline.steps:
+            values = step.on(model, drafters)
+            made.append(submit(step.kind, values, actor, name=pipeline.name, priority=priority))
+            if step.saves == "model":
+                model, drafters = made[-1].run, []
+            elif step.saves:
+                drafters = [*drafters, made[-1].run]
+    except SlimscopeError:
+        if made:
+            service.cancel_all([job.run for job in made], actor)
+        raise
+    return made
+
+
+def total(estimates: Sequence[Estimate]) -> float | None:
+    """Seconds of all steps one after the other; None where one is not known."""
+    seconds = [each.seconds for each in estimates if each.seconds is not None]
+    return sum(seconds) if len(seconds) == len(estimates) else None
+
+
+def preset(name: str, model: str = "") -> str:
+    """The text of a preset, for a model or the default one.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise ConfigError(f"There is no pipeline {name[:40]!r}.", "", f"Choose: {known}.", "preset")
+    return PRESETS[name].format(model=model or DEFAULT_MODEL)

@@ -1,0 +1,133 @@
+"""Pipelines: runs that wait for one another."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import update
+
+from backend.errors import ConfigError, ForbiddenError, SlimscopeError
+from backend.queue import service
+from backend.queue.lifecycle import start_attempt
+from backend.queue.roles import Actor
+from backend.store import queries
+from backend.store.needs import awaited, connected
+from backend.store.session import writing
+from backend.store.states import Lane, State
+from backend.store.tables import Job, Slot
+from jobs import pipeline
+from jobs.submit import submit
+
+HOST = Actor("anna", "host")
+TEXT = """
+name: all three
+model: toy
+steps:
+  - sds: {preset: quick look}
+  - dlqat: {steps: 5}
+  - amphista: {minutes: 0, steps: 5, answers: 32, heldout: 8}
+  - speed: {count: 2}
+"""
+
+
+def ended(run: Job, state: State) -> None:
+    with writing() as session:
+        session.execute(update(Job).where(Job.id == run.id).values(state=state))
+
+
+def startable() -> list[int]:
+    return queries.waits_for(Lane.SLOTS)
+
+
+@pytest.fixture
+def queued(queue: object) -> list[Job]:
+    return pipeline.queue(pipeline.read(TEXT), HOST)
+
+
+def test_every_step_works_on_what_the_one_before_saves(queued: list[Job]) -> None:
+    sds, dlqat, drafter, speed = queued
+    assert [job.kind for job in queued] == ["sds", "dlqat", "amphista", "speed"]
+    assert [job.config["model"] for job in queued] == ["toy", sds.run, dlqat.run, dlqat.run]
+    assert speed.config["drafters"] == drafter.run
+    assert {job.name for job in queued} == {"all three"}
+    found = awaited(job.id for job in queued)
+    assert {n: [job.run for job in jobs] for n, jobs in found.items()} == {
+        dlqat.id: [sds.run], drafter.id: [dlqat.run], speed.id: [dlqat.run, drafter.run],
+    }  # fmt: skip
+    assert [job.run for job in connected(drafter.id)] == [job.run for job in queued]
+
+
+def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> None:
+    sds, dlqat, drafter, speed = queued
+    assert startable() == [sds.id]
+    ended(sds, State.FAILED)
+    assert startable() == []  # and no slot is taken in vain
+    with writing() as session:
+        session.merge(Slot(host="here", number=0))
+        session.flush()
+        assert start_attempt(session, "here", "local", 1) is None
+    service.resume(sds.run, HOST)
+    ended(sds, State.SUCCEEDED)
+    assert startable() == [dlqat.id]
+    ended(dlqat, State.SUCCEEDED)
+    assert startable() == [drafter.id]
+    ended(drafter, State.SUCCEEDED)
+    assert startable() == [speed.id] and awaited([speed.id]) == {}
+
+
+def test_any_run_may_wait_for_a_model_or_a_drafter(queue: object) -> None:
+    first = submit("sds", {"model": "toy"}, HOST)
+    later = submit("dlqat", {"model": first.run}, HOST)
+    alone = submit("dlqat", {"model": "toy"}, HOST)
+    assert startable() == [first.id, alone.id] and [*awaited([later.id])] == [later.id]
+    assert [job.run for job in connected(alone.id)] == [alone.run]
+    measured = submit("evaluation", {"model": later.run}, HOST)
+    assert [job.run for job in awaited([measured.id])[measured.id]] == [later.run]
+
+
+def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> None:
+    first = submit("speed", {"model": "toy", "count": 2}, HOST)
+    with pytest.raises(ConfigError, match="has saved no model"):
+        submit("dlqat", {"model": first.run}, HOST)
+    pruned = submit("sds", {"model": "toy"}, HOST)
+    ended(pruned, State.FAILED)
+    with pytest.raises(ConfigError, match="has saved no model"):
+        submit("dlqat", {"model": pruned.run}, HOST)
+    drafter = submit("amphista", {"model": "toy"}, HOST)
+    with pytest.raises(ConfigError, match="has saved no model"):
+        submit("dlqat", {"model": drafter.run}, HOST)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "should be a valid dictionary"),
+        ("model: toy\nsteps: []", "steps"),
+        ("model: toy\nsteps: [sds: {}, dlqat: {bits: 9}]", "Step 2, dlqat, cannot be run"),
+        ("model: toy\nsteps: [sds: {}, other: {}]", "Step 2, other"),
+        ("model: toy\nsteps: [{sds: {}, dlqat: {}}]", "Step 1 has 2 kinds"),
+        ("model: toy\nsteps: [sds: {preset: none}]", "no preset"),
+        ("model: toy\nsteps: [generate: {}]", "Step 1, generate"),
+        ("model: no-such\nsteps: [sds: {}]", "Step 1, sds"),
+        ("model: toy\nsteps: [sds: {}]\nmore: 1", "more"),
+        ("model: !!python/object/apply:os.getcwd []\nsteps: [sds: {}]", "no YAML"),
+        ("a: [", "no YAML"),
+        ("x" * 30_000, "more than"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_queued(
+    queue: object, text: str, said: str
+) -> None:
+    with pytest.raises(SlimscopeError) as refused:
+        pipeline.queue(pipeline.read(text), HOST)
+    assert said in str(refused.value) and queries.jobs() == []
+
+
+def test_guests_queue_none(queue: object) -> None:
+    with pytest.raises(ForbiddenError):
+        pipeline.queue(pipeline.read(TEXT), Actor("guest", "guest"))
+
+
+@pytest.mark.parametrize("name", pipeline.PRESETS)
+def test_presets_are_pipelines(queue: object, name: str) -> None:
+    read = pipeline.read(pipeline.preset(name, "toy"))
+    assert read.name == name and len(pipeline.plan(read)) == len(read.steps)
