@@ -42,6 +42,7 @@ PRESETS: Mapping[str, str] = MappingProxyType(
 name: prune, quantise, draft
 model: {model}
 steps:
+  - speed: {{lookup: false}}
   - sds: {{preset: quick look, pattern: "2:4"}}
   - dlqat: {{bits: 4}}
   - amphista: {{minutes: 10}}
@@ -51,6 +52,7 @@ steps:
 name: quantise, draft
 model: {model}
 steps:
+  - speed: {{lookup: false}}
   - dlqat: {{bits: 4}}
   - amphista: {{minutes: 10}}
   - speed: {{}}
@@ -82,12 +84,13 @@ class Step:
     """One run to be.
 
     Attributes:
-        values: of the fields that are given.
+        preset: whose values it begins with; given: those that were written.
         saves: what it leaves for later steps.
     """
 
     kind: str
-    values: dict[str, Any]
+    preset: str
+    given: dict[str, Any]
 
     @property
     def saves(self) -> str:
@@ -95,7 +98,7 @@ class Step:
 
     def on(self, model: str, drafters: Sequence[str]) -> dict[str, Any]:
         """All values, on a model and with the drafters that were trained for it."""
-        values = {MODEL: model, **self.values}
+        values = {MODEL: model, **kind_named(self.kind).preset(self.preset), **self.given}
         if drafters and DRAFTERS in kind_named(self.kind).config.model_fields:
             values.setdefault(DRAFTERS, ", ".join(drafters))
         return values
@@ -134,12 +137,12 @@ def _step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
         raise _refused(f"Step {number} has {len(item)} kinds.", "Write one: - sds: {...}")
     ((name, given),) = item.items()
     values = dict(given or {})
+    preset = str(values.pop(PRESET, ""))
     try:
-        kind = kind_named(name)
-        preset = kind.preset(str(values.pop(PRESET, "")))
+        kind_named(name).preset(preset)
     except SlimscopeError as error:
         raise _at(number, name, error) from error
-    return Step(name, {**preset, **values})
+    return Step(name, preset, values)
 
 
 def _refused(why: str, do: str = "See the pipelines in the documentation.") -> ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 from markupsafe import Markup
@@ -18,6 +19,7 @@ from ui.widgets.html import WIDGETS, problem
 
 RUNS = fragments("runs/runs.html")
 run_link, named_link, tags_html = WIDGETS.run_link, WIDGETS.named_link, WIDGETS.tags_html
+waits: Callable[[Sequence[Job]], Markup] = RUNS.waits  # the runs it waits for
 
 
 def model_name(spec: object) -> Markup:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from backend.queue.service import Actor
 from backend.store import queries
+from backend.store.needs import awaited
 from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import LIVE, State
@@ -16,7 +17,7 @@ from backend.store.tables import Job
 from ui.format import count
 from ui.frame import SILENT_EVENT, Page, current_user, live, query
 from ui.runs.actions.single import act, buttons
-from ui.runs.html import error_of, kind_and_settings, named_link, progress, time_left, took
+from ui.runs.html import error_of, kind_and_settings, named_link, progress, time_left, took, waits
 from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
@@ -97,11 +98,15 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
     now, place = now_ms(), status.position
     columns: Columns = {"Run": named_link, "What": kind_and_settings, "State": _state}
     if tab == "active":
-        start = start_times(status)
+        start, waiting = start_times(status), awaited(job.id for job in status.queued)
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
             "Progress": progress,
             "Time left": lambda job: (
-                start_words(start.get(job.id)) if place(job.id) else time_left(job)
+                waits(waiting[job.id])
+                if job.id in waiting
+                else start_words(start.get(job.id))
+                if place(job.id)
+                else time_left(job)
             ),
             "Running for": lambda job: took(job, now) if job.started_at else "",
         }  # fmt: skip

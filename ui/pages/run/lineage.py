@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from backend.store import queries
+from backend.store.needs import connected
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY, metric
@@ -42,9 +43,10 @@ def lineage_card(job: Job) -> Markup:
     if len(before) < 2 and not after:
         return Markup()
     runs = [each for each in (*before, job, *after) if isinstance(each, Job)]
-    stored = _by_run(queries.results([each.run for each in runs]))
-    chain = [_node(each, stored) for each in before]
-    return HTML.lineage(chain, _node(job, stored), [_node(each, stored) for each in after])
+    stored = by_run(queries.results([each.run for each in runs]))
+    chain = [node(each, stored) for each in before]
+    whole = href("pipeline", id=job.run) if len(connected(job.id)) > 1 else ""
+    return HTML.lineage(chain, node(job, stored), [node(each, stored) for each in after], whole)
 
 
 def ancestors(job: Job) -> list[Job | str]:
@@ -59,7 +61,7 @@ def ancestors(job: Job) -> list[Job | str]:
     return [spec, *chain] if spec else chain
 
 
-def _node(each: Job | str, stored: Mapping[int, Sequence[StoredResult]]) -> LineageNode:
+def node(each: Job | str, stored: Mapping[int, Sequence[StoredResult]]) -> LineageNode:
     if isinstance(each, str):
         return LineageNode(each)
     results = RunResults(kind_of(each), stored.get(each.id, []), each)
@@ -69,7 +71,7 @@ def _node(each: Job | str, stored: Mapping[int, Sequence[StoredResult]]) -> Line
     return LineageNode(each.run, href("run", id=each.run), change, figure, each.state)
 
 
-def _by_run(rows: Sequence[StoredResult]) -> dict[int, list[StoredResult]]:
+def by_run(rows: Sequence[StoredResult]) -> dict[int, list[StoredResult]]:
     grouped: dict[int, list[StoredResult]] = {}
     for row in rows:
         grouped.setdefault(row.job_id, []).append(row)

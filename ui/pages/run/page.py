@@ -14,6 +14,7 @@ from backend.errors import SlimscopeError
 from backend.printable import one_line
 from backend.queue.roles import Actor
 from backend.store import frames, queries
+from backend.store.needs import awaited
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
@@ -38,7 +39,7 @@ from ui.runs.actions.single import (
     starts_anew,
     sweep_link,
 )
-from ui.runs.html import described, error_of, progress, took, unknown
+from ui.runs.html import described, error_of, progress, took, unknown, waits
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.templates import fragments
@@ -192,7 +193,9 @@ def head_html(job: Job, actor: Actor) -> Markup:
 def results_html(job: Job, results: RunResults) -> Markup:
     """Outcome, stages and times; a sentence while there are none."""
     stages = stage_tables(results)
+    needed = awaited([job.id]).get(job.id, [])
     waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
+    waiting = waits(needed) if needed else waiting
     figures = outcome(job, results, now_ms())
     return HTML.results(
         waiting, figures, stages + paired_table(job, results), times(results), lineage_card(job),

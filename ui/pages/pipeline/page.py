@@ -1,0 +1,129 @@
+"""A pipeline: written as YAML and queued; and what each of its steps gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from backend.errors import SlimscopeError
+from backend.queue import roles
+from backend.store.needs import connected
+from jobs import pipeline
+from jobs.fields.model import DEFAULT_MODEL
+from jobs.kind import kind_named
+from ui.format import eta, href
+from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
+from ui.pages.pipeline.steps import chain, heads, step_rows
+from ui.runs.choices import models
+from ui.runs.results import find_job
+from ui.templates import fragments
+from ui.widgets.dropdown import dropdown
+from ui.widgets.html import problem
+from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.notice import notice, plain, show_error, show_success
+
+HTML = fragments("pages/pipeline/page.html")
+FIRST = next(iter(pipeline.PRESETS))
+ABOUT = "Several runs, each on what the one before has saved. Change any line; "
+ABOUT += "the fields of a step are those of its form."
+NOTE = (
+    "Perplexity, and the share of positions where the first choice is that of the model it began "
+    "with, of the weights each step kept. Size on disk of what it saved; of the first model, in 16 "
+    "bits. Speeds were measured in runs of their own, on this machine as it was then."
+)
+
+
+def build() -> None:
+    head, shown = plain(elem_id="pipeline-head"), HtmlPanel(elem_id="pipeline-steps")
+    with gr.Column(elem_id="pipeline-form", visible=False) as form:
+        text, preview, add, message, preset, model = _form()
+    live(draw, None, [head, shown, form])
+    written = _preset, [preset, model], [text]
+    arrival = on_load(_arrive, None, [model, add])
+    arrival.then(*written, **SILENT_EVENT)
+    model.input(*written, **SILENT_EVENT)
+    url_sync(preset.input(*written, **SILENT_EVENT), preset=preset)
+    text.change(_preview, [text], [preview], **LATEST)
+    add.click(_queue, [text], [message], show_progress="hidden", api_visibility="private")
+
+
+def _form() -> tuple[Any, ...]:
+    """The controls: preset and model, the text, what it would cost, and the button."""
+    with gr.Row(elem_classes="new-run"):
+        with gr.Column(scale=2, min_width=320):
+            with gr.Row():
+                chosen = gr.Radio([*pipeline.PRESETS], value=FIRST, label="Preset")
+                model = dropdown("Model", "pipeline-model", value=DEFAULT_MODEL).render()
+            text = gr.Textbox(
+                label="Pipeline", info=ABOUT, lines=9, max_lines=40, elem_id="pipeline-text",
+                max_length=pipeline.LETTERS,
+            )  # fmt: skip
+        with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
+            add = gr.Button("Add to queue", variant="primary", elem_id="pipeline-add")
+            message = notice("pipeline-said")
+            preview = HtmlPanel(elem_id="pipeline-preview", min_height=160)
+    return text, preview, add, message, chosen, model
+
+
+def _arrive(request: gr.Request) -> tuple[Any, Any]:
+    """Today's models; the button is off for those who may not use it."""
+    off = roles.may_not_change(current_user(request))
+    return gr.update(choices=models()), gr.update(interactive=not off, value=off or "Add to queue")
+
+
+def _preset(name: str, model: str | None) -> str:
+    return pipeline.preset(name if name in pipeline.PRESETS else FIRST, model or "")
+
+
+def _preview(text: str) -> Markup:
+    """The steps and what they will cost, or what is wrong with the text."""
+    try:
+        read = pipeline.read(text)
+        costs = pipeline.plan(read)
+    except SlimscopeError as error:
+        return problem(error)
+    rows = [
+        (
+            number,
+            HTML.method(kind_named(step.kind).title, _settings(step)),
+            eta(cost.seconds) if cost.seconds else "unknown",
+        )
+        for number, (step, cost) in enumerate(zip(read.steps, costs, strict=True), 1)
+    ]
+    seconds = pipeline.total(costs)
+    together = f"Together {eta(seconds)}." if seconds else ""
+    return HTML.preview(rows, together, "slimscope pipeline FILE.yaml")
+
+
+def _settings(step: pipeline.Step) -> str:
+    """The preset and what differs from it: "quick look · pattern 2:4"."""
+    given = (f"{name} {value}" for name, value in step.given.items())
+    return " · ".join(filter(None, (step.preset, *given))) or "defaults"
+
+
+def _queue(text: str, request: gr.Request) -> Any:
+    try:
+        jobs = pipeline.queue(pipeline.read(text), current_user(request))
+    except SlimscopeError as error:
+        return show_error(error)
+    return show_success(HTML.added(jobs, href("pipeline", id=jobs[0].run)))
+
+
+def draw(request: gr.Request) -> tuple[Any, Any, Any]:
+    """The steps of the pipeline in the address; the form where there is none."""
+    run = query(request, "id")
+    job = find_job(run)
+    if job is None:
+        described = f"There is no run {run}." if run else "Prune, quantise and draft in one go."
+        return HTML.head("Pipeline", described), Markup(), gr.update(visible=True)
+    jobs = connected(job.id)
+    head = HTML.head(job.name or f"Pipeline {jobs[0].run}", f"{len(jobs)} steps")
+    body = HTML.body(chain(jobs), heads(), step_rows(jobs), NOTE)
+    return head, body, gr.update(visible=False)
+
+
+PAGE = Page(
+    "Pipeline", "pipeline", build, order=105, section="Runs", listed=False, heading=False,
+)  # fmt: skip

@@ -1,0 +1,78 @@
+"""The steps of a pipeline: the chain of models, and a table of what each step gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from backend.errors import SlimscopeError
+from backend.store import queries
+from backend.store.tables import Job
+from jobs.fields.base_model import resolve_model
+from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, TOKENS_PER_SECOND, metric
+from ui.format import NONE
+from ui.pages.run.lineage import LineageNode, by_run, node
+from ui.runs.html import kind_and_settings, run_link
+from ui.runs.results import RunResults, base_model, format_value, kind_of
+from ui.templates import fragments
+
+HTML = fragments("pages/pipeline/page.html")
+AGREEMENT, SIZE, SPEED = "top1_agreement", "size", "speed"
+METRICS = (PERPLEXITY, AGREEMENT, SIZE, TOKENS_PER_SECOND, ACCEPTED_LENGTH)
+Row = list[object]
+
+
+def heads() -> list[str]:
+    """The columns of `step_rows`."""
+    return ["Step", *(metric(name).title for name in METRICS)]
+
+
+def chain(jobs: Sequence[Job]) -> list[LineageNode]:
+    """The model it begins with, and every step."""
+    stored = by_run(queries.results([job.run for job in jobs]))
+    return [LineageNode(base_model(jobs[0])), *(node(job, stored) for job in jobs)]
+
+
+def step_rows(jobs: Sequence[Job]) -> list[Row]:
+    """The model it begins with, as the first step that measured its perplexity did, then what each
+    step ended with; of a speed run, every decoder."""
+    stored = by_run(queries.results([job.run for job in jobs]))
+    found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
+    sizes = queries.model_bytes(job.id for job in jobs)
+    rows = [_row(base_model(jobs[0]), _base(jobs[0], [*found.values()]))]
+    for job in jobs:
+        results = found[job.id]
+        if job.kind == SPEED:
+            rows += _decoders(job, results)
+        else:
+            values = {name: results.final(name) for name in METRICS} | {SIZE: sizes.get(job.id)}
+            rows.append(_row(HTML.step(run_link(job), kind_and_settings(job)), values))
+    return rows
+
+
+def _base(first: Job, found: Sequence[RunResults]) -> Mapping[str, float | None]:
+    """What is known of the model a pipeline begins with: its perplexity, and its size in 16 bits,
+    in which models are usually kept."""
+    measured = (results.value(results.first, PERPLEXITY) for results in found)
+    try:
+        size: float | None = 2.0 * resolve_model(base_model(first)).facts.parameters
+    except SlimscopeError:
+        size = None
+    return {PERPLEXITY: next(filter(None, measured), None), SIZE: size}
+
+
+def _decoders(job: Job, results: RunResults) -> Iterator[Row]:
+    """A row for each decoder of a speed run, the slowest first; the run alone before there are
+    any."""
+    speeds = {stage: results.value(stage, TOKENS_PER_SECOND) for stage in results.stages}
+    timed = sorted((s for s, speed in speeds.items() if speed), key=lambda s: speeds[s] or 0.0)
+    if not timed:
+        yield _row(HTML.step(run_link(job), kind_and_settings(job)), {})
+    for stage in timed:
+        values = {name: results.value(stage, name) for name in METRICS}
+        label = f"{results.label(stage)} on {job.config['model']}"
+        yield _row(HTML.step(run_link(job), label), values)
+
+
+def _row(label: object, values: Mapping[str, float | None]) -> Row:
+    told = ((metric(name), values.get(name)) for name in METRICS)
+    return [label, *(NONE if v is None else format_value(m, v) for m, v in told)]
