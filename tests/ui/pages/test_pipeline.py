@@ -1,0 +1,92 @@
+"""The page of pipelines: the form with its preview, and the steps of one that is queued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backend.settings import Settings
+from backend.store import queries
+from backend.store.needs import awaited
+from backend.store.session import writing
+from backend.store.states import State
+from backend.store.tables import Job, Result
+from jobs import pipeline
+from tests.ui.conftest import HOSTILE
+from tests.ui.pages.test_sweep import asked
+from ui.pages.pipeline import page
+from ui.pages.pipeline.steps import step_rows
+from ui.runs.html import waits
+from ui.runs.queue_eta import start_times
+
+NAME = HOSTILE[:80]
+TEXT = f"""
+name: {NAME!r}
+model: toy
+steps:
+  - sds: {{preset: quick look}}
+  - amphista: {{minutes: 1, answers: 128, heldout: 16}}
+  - speed: {{count: 2}}
+"""
+
+
+@pytest.fixture
+def queued(seeded: Settings) -> list[Job]:
+    return pipeline.queue(pipeline.read(TEXT), page.current_user(asked()))
+
+
+def test_the_preview_prices_every_step_and_says_what_is_wrong(seeded: Settings) -> None:
+    html = page._preview(pipeline.preset("prune, quantise, draft", "toy"))
+    assert html.count("<tr>") == 6 and "quick look · pattern 2:4" in html and "Together" in html
+    assert "Step 2, dlqat, cannot be run" in page._preview(
+        "model: toy\nsteps: [sds:, dlqat: {a: 1}]"
+    )
+    assert "cannot be read" in page._preview("model: [")
+
+
+def test_it_is_queued_from_the_page_and_refused_to_guests(seeded: Settings) -> None:
+    before = len(queries.jobs())
+    said = page._queue(TEXT, asked())
+    assert "3 runs were added" in said["value"] and len(queries.jobs()) == before + 3
+    refused = page._queue(TEXT, asked(host="10.0.0.9"))
+    assert "3 runs were added" not in refused["value"] and len(queries.jobs()) == before + 3
+
+
+def test_what_each_step_gives(queued: list[Job]) -> None:
+    sds, drafter, speed = queued
+    figures: list[tuple[Job, str, str, float]] = [
+        (sds, "dense", "perplexity", 10.0), (sds, "sds", "perplexity", 12.0),
+        (speed, "vanilla", "tokens_per_second", 40.0),
+        (speed, drafter.run, "tokens_per_second", 60.0),
+        (speed, drafter.run, "accepted_length", 1.75),
+    ]  # fmt: skip
+    with writing() as session:
+        for job, stage, metric, value in figures:
+            row = Result(job_id=job.id, stage=stage, metric=metric, value=value, details={})
+            session.add(row)
+        kept = session.get_one(Job, sds.id)
+        kept.kept_stage, kept.state = "sds", State.SUCCEEDED
+    jobs = [queries.job(job.run) for job in queued]
+    first, pruned, drafted, slow, fast = ([str(cell) for cell in row] for row in step_rows(jobs))
+    assert first[:2] == ["toy", "10.00"] and pruned[1] == "12.00"
+    assert drafted[1:] == ["–"] * 5
+    assert slow[4] == "40.00" and fast[4:] == ["60.00", "1.750"]
+    head, body, form = page.draw(asked(id=drafter.run))
+    assert "3 steps" in head and body.count("<li>") == 4 and not form["visible"]
+    assert NAME not in head + body  # shown as text
+
+
+def test_without_a_pipeline_there_is_the_form(seeded: Settings) -> None:
+    for query in ({}, {"id": "sds-9999"}):
+        _, body, form = page.draw(asked(**query))
+        assert body == "" and form["visible"]
+
+
+def test_a_queued_run_says_what_it_waits_for(queued: list[Job]) -> None:
+    sds, drafter, _ = queued
+    assert drafter.id not in start_times(queries.status())
+    with writing() as session:
+        session.get_one(Job, sds.id).state = State.FAILED
+    words: Any = waits(awaited([drafter.id])[drafter.id])
+    assert f"{sds.run}</a>, which failed" in words
