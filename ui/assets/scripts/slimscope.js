@@ -204,9 +204,9 @@ window.slimscope = (() => {
     let linking = false;
     function hovered(event) {
       if (!meta().linked || linking || canvas.data.length < 2) return;
-      const { pointNumber } = event.points[0];
+      const { x: xval, y: yval } = event.points[0];
       linking = true;
-      Plotly.Fx.hover(canvas, canvas.data.map((_, curveNumber) => ({ curveNumber, pointNumber })),
+      Plotly.Fx.hover(canvas, canvas.data.map((_, curveNumber) => ({ curveNumber, xval, yval })),
         Object.keys(canvas._fullLayout._plots));
       linking = false;
     }
