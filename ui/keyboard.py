@@ -26,6 +26,7 @@ FIXED = (
     Shortcut("?", "List keyboard shortcuts"),
     Shortcut("n", "New run", "new"),
     Shortcut("p", "Present this view on the full screen"),
+    Shortcut("f", "Show the chart under the pointer, or in focus, on the full screen"),
     Shortcut("Esc", "Close the open dialog or list"),
 )
 

@@ -19,6 +19,7 @@ class Chart:
         headline: what the chart shows on this data, its title; the panel's own where it is empty.
         note: how many values are shown, behind the question.
         question: instead of the panel's own.
+        theory: what is known about such charts, a sentence with its source.
         name: of its files, where run and panel do not tell enough.
     """
 
@@ -28,3 +29,4 @@ class Chart:
     question: str = ""
     name: str = ""
     headline: str = ""
+    theory: str = ""

@@ -84,6 +84,33 @@ def of_depth(quantity: str, blocks: Sequence[tuple[str, float]]) -> str:
     )
 
 
+def of_tails(panels: Sequence[tuple[str, float]]) -> str:
+    """Of histograms, (title, kurtosis; 3 for a bell curve): the one with the heaviest tails."""
+    if not panels:
+        return ""
+    title, most = max(panels, key=lambda pair: pair[1])
+    return f"{title} has the heaviest tails: kurtosis {number(most, 3)}, a bell curve has 3"
+
+
+def of_medians(stages: Sequence[tuple[str, float]]) -> str:
+    """Of stages, (label, median of the magnitudes besides zero): how the last differs from the
+    first."""
+    if not stages:
+        return ""
+    (_, first), (label, last) = stages[0], stages[-1]
+    said = f"{label}: half of the weights besides zero are below {number(last, 2)}"
+    return f"{said}, before {number(first, 2)}" if len(stages) > 1 else said
+
+
+def of_outliers(kind: str, label: str, count: int, times: float) -> str:
+    """Of channels: how many stand out, and how far the largest lies above the median."""
+    largest = f"the largest is {number(times, 2)} × the median"
+    if not count:
+        return f"{label}: no {kind} stands out; {largest}"
+    many = f"1 {kind} stands" if count == 1 else f"{count} {kind}s stand"
+    return f"{label}: {many} out; {largest}"
+
+
 def of_zeros(stages: Sequence[tuple[str, float]]) -> str:
     """Of stages, (label, share of exact zeros): how many weights are zero in the end."""
     if not stages:

@@ -23,12 +23,22 @@ def dropdown(label: str, elem_id: str, **options: Any) -> FreeDropdown:
 
 def segmented(
     labels: Mapping[str, str], label: str, elem_id: str, *, titled: bool = False, **options: Any
-) -> gr.Radio:
+) -> FreeRadio:
     """Choices side by side, not yet drawn. An unseen title is still read aloud."""
     css = ["segmented"] if titled else ["segmented", "untitled"]
-    return gr.Radio(
+    return FreeRadio(
         choices(labels), label=label, elem_id=elem_id, elem_classes=css, render=False, **options
     )
+
+
+class FreeRadio(gr.Radio):
+    """A radio whose choices change, and which does not validate, as `FreeDropdown`."""
+
+    is_template = True  # drawn by Gradio's own radio
+
+    def preprocess(self, payload: Any) -> Any:
+        """The value as it was sent."""
+        return payload
 
 
 class FreeDropdown(gr.Dropdown):

@@ -42,6 +42,7 @@ class Panel:
         title: of its card while there is no answer; its label for screen readers.
         question: what the chart answers, a caption below it.
         height: pixels, kept before data arrives.
+        theory: what is known about such charts, with its source, below the question.
         element: the id of its chart is PAGE-ELEMENT; else PAGE-NAME.
     """
 
@@ -50,6 +51,7 @@ class Panel:
     question: str = ""
     height: int = 340
     element: str = ""
+    theory: str = ""
 
     @property
     def parts(self) -> Parts:
@@ -99,7 +101,9 @@ class Panel:
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")
         table = "" if chart.frame is None else frame_table(chart.frame, file)
-        note = WIDGETS.chart_note(question or chart.question or self.question, chart.note)
+        note = WIDGETS.chart_note(
+            question or chart.question or self.question, chart.note, chart.theory or self.theory
+        )
         title = WIDGETS.card_title(chart.headline or self.title)
         return dict(zip(self.parts, (chart.figure, note, table, title), strict=True))
 

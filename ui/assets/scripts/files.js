@@ -47,6 +47,13 @@
     return built;
   }
 
+  /* A card alone on the screen, until Escape or the same again. */
+  function fullScreen(card) {
+    if (!card) return;
+    if (document.fullscreenElement) document.exitFullscreen();
+    else card.requestFullscreen().catch(() => {}); // a frame may not
+  }
+
   /* Leads to the reports, with the chart and the address it is drawn from. */
   function addToReport(chart) {
     const query = new URLSearchParams(location.search);
@@ -63,6 +70,7 @@
       menu.open = false;
       menu.firstChild.focus();
     });
+    element.querySelector("[data-full]").onclick = () => fullScreen(element.closest(".card"));
     element.addEventListener("click", async (event) => {
       const button = event.target.closest("[data-save]");
       if (button) menu.open = false;
@@ -85,5 +93,5 @@
     });
   }
 
-  Object.assign(window.slimscope, { save, saving, download });
+  Object.assign(window.slimscope, { save, saving, download, fullScreen });
 })();

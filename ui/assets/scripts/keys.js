@@ -4,6 +4,11 @@
   const typing = (target) =>
     target.isContentEditable || Boolean(target.closest("input, textarea, select, [role='textbox']"));
 
+  /* The card of the chart under the pointer, else of the one with the focus. */
+  const chartCard = () =>
+    [...document.querySelectorAll(".card:has([data-full])")].filter((card) =>
+      card.matches(":fullscreen, :hover") || card.contains(document.activeElement)).pop();
+
   /* --- shortcuts --------------------------------------------------------------------------- */
 
   function sheet(keys) {
@@ -47,6 +52,7 @@
       else if (event.key === "/") focusSearch();
       else if (event.key === "?") sheet(keys);
       else if (pressed === "p") window.slimscope.present();
+      else if (pressed === "f") window.slimscope.fullScreen(chartCard());
       else if ([...places.keys()].some((k) => k.startsWith(`${event.key} `))) {
         first = event.key;
         timer = setTimeout(() => { first = ""; }, 1500);

@@ -200,6 +200,17 @@ window.slimscope = (() => {
       canvas.focus({ preventScroll: true }); // so that the arrow keys go on from here
     }
 
+    /* The same place of every panel, so that they can be read off together. */
+    let linking = false;
+    function hovered(event) {
+      if (!meta().linked || linking || canvas.data.length < 2) return;
+      const { x: xval, y: yval } = event.points[0];
+      linking = true;
+      Plotly.Fx.hover(canvas, canvas.data.map((_, curveNumber) => ({ curveNumber, xval, yval })),
+        Object.keys(canvas._fullLayout._plots));
+      linking = false;
+    }
+
     function key(event) {
       const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
       const move = moves[event.key];
@@ -216,6 +227,7 @@ window.slimscope = (() => {
     function bind() {
       bound = true;
       canvas.on("plotly_click", clicked);
+      canvas.on("plotly_hover", hovered);
       canvas.addEventListener("keydown", key);
       new ResizeObserver(() => box.offsetWidth && Plotly.Plots.resize(canvas)).observe(box); // not while hidden
       new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });

@@ -52,6 +52,16 @@ class GroupFigure:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(values > 0, np.log2(values), np.nan)
 
+    def headline(self, values: np.ndarray) -> str:
+        """The group whose figure is farthest from 1 if it is a ratio, else the largest."""
+        drawn = np.abs(self.drawn(values)) if self.ratio else self.drawn(values)
+        if not np.isfinite(drawn).any():
+            return ""
+        row, group = np.unravel_index(int(np.nanargmax(drawn)), drawn.shape)
+        which = "is farthest from 1" if self.ratio else "is largest"
+        said = self.say(float(values[row, group]))
+        return f"{self.label} {which} in row {row}, group {group}: {said}"
+
     def say(self, value: float) -> str:
         """A stored value in words."""
         return share(value, 2) if self.percent else number(value, 5 if self.ratio else 4)

@@ -27,9 +27,10 @@ from ui.pages.quantization.code_image import PRUNED, code_image_chart
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
 from ui.pages.quantization.input_energy import input_energy_chart
-from ui.pages.quantization.selection import ERROR, QuantSelection, QuantView
+from ui.pages.quantization.selection import ERROR, MAGNITUDE, QuantSelection, QuantView
 from ui.pages.quantization.training_charts import (
     code_usage,
+    code_usage_headline,
     code_usage_note,
     group_history,
     magnitude_bands,
@@ -68,8 +69,27 @@ LAST = 10**9  # step: behind all others
 # panels -------------------------------------------------------------------------------------------
 
 
+THEORY = {
+    "curve": "Rounding has no gradient; training passes it as if it were the identity (Bengio et "
+    "al. 2013).",
+    "layers": "The output error of a layer is what post-training quantisers minimise (Optimal "
+    "Brain Compression, Frantar and Alistarh 2022).",
+    "map": "DL-QAT learns the magnitude of each group apart from the direction of its weights (Ke "
+    "et al. 2024), as DoRA does for whole columns (Liu et al. 2024).",
+    "weights": "Rounding to nearest moves a weight by at most half a step; GPTQ moves some further "
+    "to make up for the errors of others (Frantar et al. 2022).",
+    "history": "A learned magnitude takes the place of the learned step size of LSQ (Esser et al. "
+    "2020).",
+    "usage": "The entropy of the codes says how few bits each could take (Shannon 1948).",
+    "energy": "GPTQ protects weights that meet large inputs by compensation (Frantar et al. 2022), "
+    "AWQ by scaling them up (Lin et al. 2023).",
+    "codes": "A grid that holds 0 costs pruned weights no error, so pruning and quantisation add "
+    "up (SparseGPT, Frantar and Alistarh 2023).",
+}
+
+
 def _panel(name: str, title: str, question: str = "", height: int = HEIGHT) -> Panel:
-    return Panel(name, title, question, height, element=f"{name}-chart")
+    return Panel(name, title, question, height, f"{name}-chart", THEORY[name])
 
 
 CURVE = _panel("curve", "Training")
@@ -248,6 +268,7 @@ def map_chart(view: QuantView) -> Chart:
         note,
         figure.question,
         f"{selection.run}-{selection.tensor}-{selection.figure}-{step}",
+        figure.headline(values),
     )
 
 
@@ -263,6 +284,7 @@ def history_chart(view: QuantView) -> Chart:
         f"n = {len(steps)} steps.",
         f"{HISTORY.question} Row {row}, group {k}.",
         _group_name(view),
+        f"Row {row}, group {k} is scaled by {FIGURES[MAGNITUDE].say(float(frame.iloc[-1, 1]))}",
     )
 
 
@@ -275,7 +297,8 @@ def weights_chart(view: QuantView) -> Chart:
     frame = pd.DataFrame({"Dense": weights.dense, "On the grid": weights.quantized})
     figure = group_weights(weights, name, view.selection.stage)
     frame = frame.rename_axis("Weight").reset_index()
-    return Chart(figure, frame, group_weights_note(weights), name=name)
+    title = f"{weights.elsewhere} of {len(weights.dense)} weights are not at the nearest point"
+    return Chart(figure, frame, group_weights_note(weights), name=name, headline=title)
 
 
 def usage_chart(view: QuantView) -> Chart:
@@ -289,6 +312,7 @@ def usage_chart(view: QuantView) -> Chart:
         code_usage(usage, view.selection.stage),
         frame.rename_axis("Code").reset_index(),
         code_usage_note(usage),
+        headline=code_usage_headline(usage),
         name=f"{view.selection.run}-{view.selection.tensor}-codes",
     )
 

@@ -89,15 +89,26 @@ def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
     return go.Figure(bars, looks)
 
 
+def code_usage_headline(usage: Mapping[int, np.ndarray]) -> str:
+    """How many bits the codes carry in the end."""
+    bits, carried = _entropy(usage[max(usage)])
+    return f"The codes carry {carried} of {bits} bits each" if carried != NONE else ""
+
+
+def _entropy(counts: np.ndarray) -> tuple[int, str]:
+    """Bits of a code, and those it carries."""
+    used = counts[counts > 0] / counts.sum()
+    entropy = float(-(used * np.log2(used)).sum()) if len(used) else float("nan")
+    return int(np.log2(len(counts))), f"{entropy:.2f}" if len(used) else NONE
+
+
 def code_usage_note(usage: Mapping[int, np.ndarray]) -> str:
     """In words: how many weights, how many codes are used, and the bits a code carries."""
     if not usage:
         return ""
     last = usage[max(usage)]
-    used = last[last > 0] / last.sum()
-    entropy = float(-(used * np.log2(used)).sum()) if len(used) else float("nan")
-    bits = f"{entropy:.2f}" if len(used) else NONE
+    bits, carried = _entropy(last)
     return (
-        f"n = {count(int(last.sum()))} weights; {len(used)} of {len(last)} codes are used and "
-        f"carry {bits} of {int(np.log2(len(last)))} bits each."
+        f"n = {count(int(last.sum()))} weights; {int((last > 0).sum())} of {len(last)} codes are "
+        f"used and carry {carried} of {bits} bits each."
     )

@@ -159,10 +159,12 @@ class TensorView:
 
     # several tensors -------------------------------------------------------------------------
 
-    def module_in_blocks(self, stages: Sequence[str]) -> list[TensorSnapshot]:
-        """The chosen tensor's module in every block."""
+    def module_in_blocks(
+        self, stages: Sequence[str], run: RunWeights | None = None
+    ) -> list[TensorSnapshot]:
+        """The chosen tensor's module in every block, of the run or another."""
         _, module = self.weights.places[self.selection.tensor]
-        return tensors.module_snapshots(self.weights.job.id, module, stages)
+        return tensors.module_snapshots((run or self.weights).job.id, module, stages)
 
     def profile_in_blocks(self, name: str, stage: str = "") -> dict[int, TensorProfile]:
         """Block -> a profile of the chosen tensor's module, at one stage or wherever it is."""

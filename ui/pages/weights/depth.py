@@ -15,8 +15,14 @@ from ui.theme import LIGHT, LineStyle
 
 BANDS = tuple(zip(QUANTILES[:4], QUANTILES[:4:-1], strict=True))  # from the widest in
 OPACITY = (0.12, 0.18, 0.28, 0.45)
-COMPARED = (0.05, 0.95)  # of the dense tensors, drawn as lines
+COMPARED = (0.05, 0.95)  # of what the bands are compared with, drawn as lines
 MOST_TICKS = 12
+
+
+def middle(quantiles: Sequence[float]) -> float:
+    """How wide the middle 90 % is, of quantiles as `QUANTILES` names them."""
+    low, high = (QUANTILES.index(q) for q in COMPARED)
+    return quantiles[high] - quantiles[low]
 
 
 def quantile_bands(
@@ -26,12 +32,15 @@ def quantile_bands(
     *,
     tensors: Sequence[str] = (),
     picked: str = "",
-    dense: Sequence[Sequence[float]] | None = None,
+    compared: Sequence[Sequence[float]] | None = None,
+    other: str = "Dense",
 ) -> go.Figure:
-    """Bands from block to block, median as a line; the dense tensors' middle 90 % dashed.
+    """Bands from block to block, median as a line; the middle 90 % of what they are compared with
+    dashed.
 
     Args:
         quantiles: of each block, as `QUANTILES` names them.
+        compared, other: the quantiles of the dense tensors or of another run, and their name.
         tensors: their names, given by the point that is clicked; the `picked` one is marked.
     """
     figure = go.Figure()
@@ -42,8 +51,8 @@ def quantile_bands(
         mode="lines+markers", marker={"size": 4}, line={"color": stroke.colour},
         hovertemplate="Median: %{y:.3g}<extra></extra>",
     )  # fmt: skip
-    if dense:
-        figure.add_traces([_dashed(blocks, dense, quantile) for quantile in COMPARED])
+    if compared:
+        figure.add_traces([_dashed(blocks, compared, q, other) for q in COMPARED])
     shallow = max(blocks) - min(blocks) < MOST_TICKS
     few: dict[str, Any] = {"dtick": 1} if shallow else {"nticks": MOST_TICKS}
     marked = [b for b, tensor in zip(blocks, tensors, strict=False) if tensor == picked]
@@ -85,15 +94,15 @@ def _band(
 
 
 def _dashed(
-    blocks: Sequence[int], quantiles: Sequence[Sequence[float]], quantile: float
+    blocks: Sequence[int], quantiles: Sequence[Sequence[float]], quantile: float, other: str
 ) -> go.Scatter:
-    """The dense tensors, for comparison."""
-    name = "Dense, middle 90 %"
+    """Other tensors, for comparison."""
+    name = f"{other}, middle 90 %"
     return go.Scatter(
         x=[*blocks], y=_column(quantiles, quantile), mode="lines", name=name, legendgroup=name,
         showlegend=quantile == COMPARED[0],
         line={"color": LIGHT.muted, "width": 1.5, "dash": "dash"},
-        hovertemplate=f"Dense, {in_percent(quantile)}: %{{y:.3g}}<extra></extra>",
+        hovertemplate=f"{other}, {in_percent(quantile)}: %{{y:.3g}}<extra></extra>",
     )  # fmt: skip
 
 

@@ -104,6 +104,16 @@ def change_tensor(selection: WeightsSelection) -> Updates:
     return updates(_tensor(view), _show_controls(view, TENSOR_CONTROLS))
 
 
+def change_topic(selection: WeightsSelection) -> Updates:
+    """Another topic: the first of its views, unless it has the one that is shown."""
+    view = TensorView.at(selection)
+    if view is None:
+        return {}
+    offered = choices(view.selection.views)
+    views = gr.update(choices=offered, value=view.selection.view, visible=len(offered) > 1)
+    return updates({"view": views}, change_tensor(selection))
+
+
 def pick_tensor(view: TensorView) -> Updates:
     """A tensor chosen in the chart of all layers; map and tree have marked it themselves."""
     shown = view.selection.layers in ("map", "tree")
@@ -225,6 +235,7 @@ def _offers(view: TensorView, runs: Choices) -> dict[str, dict[str, Any]]:
         "against": choices({name: AGAINST[name] for name in AGAINST if possible[name]}),
         "group": choices(GROUPS),
         "start": choices(view.selection.pages(weights)),
+        "view": choices(view.selection.views),
         "show": stages,
         "measure": choices(MEASURES),
         "spot": choices(spots(view)),
@@ -251,6 +262,7 @@ def _visible(view: TensorView) -> dict[str, bool]:
     selection = view.selection
     layers = {name: selection.layers in views for name, views in LAYER_CONTROLS.items()}
     layers["start"] &= len(selection.pages(view.weights)) > 1
+    layers["view"] = len(selection.views) > 1
     return layers | {name: selection.view in views for name, views in TENSOR_CONTROLS.items()}
 
 

@@ -9,17 +9,18 @@ import numpy as np
 import pandas as pd
 
 from backend.statistics.names import INPUT_ENERGY, channel_profile
-from backend.statistics.tensors import QUANTILES
+from backend.statistics.tensors import QUANTILES, TensorSnapshot
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower, of_cells, of_depth
+from ui.charts.headlines import lower, of_cells, of_depth, of_tails
 from ui.charts.heatmap import MapBaseline, cells, layer_map, title_of
 from ui.charts.series import Series
 from ui.charts.small_multiples import PANELS, Tensors, shapes_chart
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.activations import BlockChannels, activations_chart
 from ui.pages.weights.data import TensorView
-from ui.pages.weights.depth import depth_note, in_percent, quantile_bands
+from ui.pages.weights.depth import depth_note, in_percent, middle, quantile_bands
 from ui.pages.weights.ridges import ridgeline, ridges_frame, ridges_note
+from ui.pages.weights.theory import OF_LAYERS
 from ui.pages.weights.tree import architecture_tree
 from ui.runs.weights import DENSE
 from ui.theme import stage_style
@@ -36,7 +37,8 @@ SHAPES = "Which layers have a distribution of their own?"
 
 def layers_chart(view: TensorView) -> Chart:
     """The chosen view of all layers."""
-    return VIEWS[view.selection.layers](view)
+    name = view.selection.layers
+    return replace(VIEWS[name](view), theory=OF_LAYERS[name])
 
 
 def _map(view: TensorView) -> Chart:
@@ -98,28 +100,41 @@ def _depth(view: TensorView) -> Chart:
     selection, weights = view.selection, view.weights
     stage, label = selection.stage, weights.labels[selection.stage]
     module = weights.places[selection.tensor][1].rsplit(".", 1)[-1]
-    snapshots = view.module_in_blocks([stage, DENSE])
-    blocks = {s.block: s for s in snapshots if s.stage == stage}
-    dense = {s.block: s for s in snapshots if s.stage == DENSE}
+    blocks = {s.block: s for s in view.module_in_blocks([stage])}
+    other, others = _compared_blocks(view)
     if not blocks:
         return Chart(f"{label}: {module} was not recorded.", question=DEPTH)
     columns = ["Block", *map(in_percent, QUANTILES)]
-    compared = stage != DENSE and {*blocks} <= {*dense}
+    compared = {*blocks} <= {*others}
     figure = quantile_bands(
         [*blocks],
         [s.quantiles for s in blocks.values()],
         stage_style(stage),
         tensors=[s.tensor for s in blocks.values()],
         picked=selection.tensor,
-        dense=[dense[b].quantiles for b in blocks] if compared else None,
+        compared=[others[b].quantiles for b in blocks] if compared else None,
+        other=other,
     )
+    widths = [(str(b), middle(s.quantiles)) for b, s in blocks.items()]
     return Chart(
         figure,
         pd.DataFrame([[b, *s.quantiles] for b, s in blocks.items()], columns=columns),
         depth_note([s.n for s in blocks.values()]),
         question=f"{DEPTH} {label}, {module}.",
         name=f"{weights.job.run}-{stage}-{module}-quantiles",
+        headline=of_depth(f"The middle 90 % of {module}", widths),
     )
+
+
+def _compared_blocks(view: TensorView) -> tuple[str, dict[int, TensorSnapshot]]:
+    """What the bands are compared with: the other run at the same stage, or the dense tensors; its
+    name, and its tensors by block, none where that would be the same."""
+    stage = view.selection.stage
+    if view.other is not None:
+        of_run = view.module_in_blocks([stage], view.other)
+        return view.other.job.run, {s.block: s for s in of_run}
+    dense = view.module_in_blocks([DENSE]) if stage != DENSE else []
+    return view.weights.labels.get(DENSE, DENSE), {s.block: s for s in dense}
 
 
 def _ridges(view: TensorView) -> Chart:
@@ -176,7 +191,12 @@ def _shapes(view: TensorView) -> Chart:
     name = f"{weights.job.run}-{selection.stage}-shapes-{selection.group}-{start}"
     chart = shapes_chart(tensors, selection.tensor)
     note = f"{len(names)} of {len(weights.tensors)} tensors, {chart.note}"
-    return replace(chart, note=note, question=SHAPES, name=name)
+    tails = [
+        (title, series[-1].snapshot.stats["kurtosis"])
+        for title, series in tensors.values()
+        if series
+    ]
+    return replace(chart, note=note, question=SHAPES, name=name, headline=of_tails(tails))
 
 
 def _tensors(view: TensorView, names: list[str], stages: list[str]) -> Tensors:

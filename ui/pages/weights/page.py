@@ -39,6 +39,7 @@ from ui.pages.weights.selection import (
     ORDERS,
     SCALES,
     TENSOR_VIEWS,
+    TOPICS,
     WeightsSelection,
 )
 from ui.pages.weights.tensor.charts import tensor_chart
@@ -68,7 +69,8 @@ def build() -> None:
             page |= LAYERS.build("weights", [[page["layers"]], below])
             below = [page[name] for name in TENSOR_CONTROLS]
             page |= TENSOR.build(
-                "weights", [[page["view"]], [page["tensor"], back, forward], below]
+                "weights",
+                [[page["topic"]], [page["view"]], [page["tensor"], back, forward], below],
             )
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, elem_classes="card", min_width=320):
@@ -97,6 +99,7 @@ def _wire(
         explorer.on(explorer.event(name), handlers.change_layers)
     for name in ("view", *TENSOR_CONTROLS):
         explorer.on_selection(explorer.event(name), handlers.change_tensor)
+    explorer.on_selection(explorer.event("topic"), handlers.change_topic)
     explorer.on(explorer.event("tensor"), handlers.choose_tensor)
     explorer.on(back.click, partial(handlers.choose_tensor, by=-1))
     explorer.on(forward.click, partial(handlers.choose_tensor, by=1))
@@ -116,6 +119,10 @@ def _controls() -> dict[str, Component]:
         "flow": segmented(FLOWS, "Figure", "weights-flow", visible=False, **SMALL),
         "group": dropdown("Panels", "weights-group", scale=2, min_width=120, visible=False),
         "start": dropdown("Blocks", "weights-start", scale=2, min_width=120, visible=False),
+        "topic": segmented(
+            {topic: topic.capitalize() for topic in TOPICS}, "What is looked at", "weights-topic",
+            min_width=150,
+        ),
         "view": segmented(TENSOR_VIEWS, "View of one tensor", "weights-view", min_width=150),
         "show": dropdown(f"Stages, at most {MAX_STAGES}", "weights-show", multiselect=True,
                          max_choices=MAX_STAGES, min_width=400),

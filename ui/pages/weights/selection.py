@@ -21,9 +21,15 @@ LAYER_VIEWS = {
 }  # fmt: skip
 TENSOR_VIEWS = {
     "overlay": "Overlay", "mirror": "Mirror", "magnitude": "Magnitude", "cumulative": "CDF",
-    "difference": "Difference", "channels": "Channels", "matrix": "Matrix",
+    "difference": "Difference", "channels": "Channels", "matrix": "Image",
     "joint": "Before/after", "spectrum": "Spectrum", "story": "Steps",
 }  # fmt: skip
+TOPICS = {  # what the views of one tensor are about -> the views
+    "distribution": ("overlay", "mirror", "magnitude", "cumulative", "difference", "story"),
+    "matrix": ("matrix", "joint"),
+    "channels": ("channels",),
+    "spectrum": ("spectrum",),
+}
 AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 GROUPS = {"module": "All blocks", "block": "All modules"}
 SIDES = {"row": "Output channels", "column": "Input channels"}
@@ -56,6 +62,7 @@ class WeightsSelection(Selection):
         layers, stage, stat, against, flow, group, start: of the view of all layers.
         view, show, y, side, measure, order, cells, look: of the view of one tensor.
         spot: "output,input" around which single weights are shown; empty: the whole matrix.
+        topic: the one the view belongs to.
     """
 
     vs: str = ""
@@ -76,6 +83,7 @@ class WeightsSelection(Selection):
     look: str = ""
     flow: str = ""
     spot: str = ""
+    topic: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> WeightsSelection:
         """The same, with everything that is not stored replaced by what is."""
@@ -94,8 +102,20 @@ class WeightsSelection(Selection):
             spot=self.spot if SPOT.fullmatch(self.spot) else "",
             **{name: known_or_first(getattr(self, name), labels) for name, labels in FIXED.items()},
         )
+        settled = settled.about()
         pages = settled.pages(weights)
         return replace(settled, start=self.start if self.start in pages else settled.page(weights))
+
+    def about(self) -> WeightsSelection:
+        """The same with the topic of its view, or where a topic is chosen, a view of that."""
+        found = next(topic for topic, views in TOPICS.items() if self.view in views)
+        topic = self.topic if self.topic in TOPICS else found
+        return replace(self, topic=topic, view=known_or_first(self.view, TOPICS[topic]))
+
+    @property
+    def views(self) -> dict[str, str]:
+        """The views of its topic: name -> label."""
+        return {view: TENSOR_VIEWS[view] for view in TOPICS[self.topic]}
 
     def compared(self, weights: RunWeights) -> WeightsSelection:
         """The same, with the default stages where nobody has chosen others: two runs are compared

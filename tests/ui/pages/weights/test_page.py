@@ -32,7 +32,13 @@ from ui.pages.weights import data, inspect_model
 from ui.pages.weights import handlers as page
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.layer_charts import NO_INPUTS, layers_chart
-from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS, WeightsSelection, main_stages
+from ui.pages.weights.selection import (
+    LAYER_VIEWS,
+    TENSOR_VIEWS,
+    TOPICS,
+    WeightsSelection,
+    main_stages,
+)
 from ui.pages.weights.tensor.charts import (
     NO_BASE,
     NONE_CHOSEN,
@@ -41,6 +47,7 @@ from ui.pages.weights.tensor.charts import (
     QUESTIONS,
     tensor_chart,
 )
+from ui.pages.weights.theory import OF_LAYERS, OF_TENSOR
 from ui.runs.weights import weights_of
 from ui.widgets.panel import Updates
 
@@ -109,7 +116,7 @@ def test_an_address_gives_the_same_view(seeded: Settings) -> None:
     seen = opened(**PICKED)
     for name, value in PICKED.items():
         assert seen[name]["value"] == (value.split(",") if name == "show" else value), name
-    assert visible(seen) == {"run", "vs", "tensor", "layers", "stage", "view", "show"}
+    assert visible(seen) == {"run", "vs", "tensor", "layers", "stage", "view", "show", "topic"}
     assert "Above: First pruning, sds-0001" in seen["tensor_chart"].data[0].name
     assert seen["layers_chart"].layout.shapes[0].x0 == 2, "the chosen block is marked"
 
@@ -217,13 +224,23 @@ def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> Non
     assert missing["layers_chart"] == "sds-0002: std is not measured, so nothing can be compared."
 
 
+@pytest.mark.parametrize("layers", LAYER_VIEWS)
+def test_each_view_of_all_layers_says_what_it_shows_and_what_is_known(
+    seeded: Settings, layers: str
+) -> None:
+    chart = layers_chart(view(layers=layers, stage="sds"))
+    assert chart.headline and chart.theory == OF_LAYERS[layers]
+
+
 # one tensor ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("view", TENSOR_VIEWS)
 def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, view: str) -> None:
-    seen = page.change_tensor(settled("sds-0001", view=view))
+    seen = page.change_tensor(settled("sds-0001", view=view, topic=""))
     assert isinstance(seen["tensor_chart"], go.Figure), seen["tensor_chart"]
+    assert seen["tensor_title"] != "<h2>One tensor</h2>", "a sentence computed from the data"
+    assert escape(OF_TENSOR[view]) in seen["tensor_note"]
     assert escape(QUESTIONS[view]) in seen["tensor_note"] and "n = " in seen["tensor_note"]
     assert seen["tensor_table"].count("<tr>") > 10
     exact = re.findall(r'data-value="([^"]+)"', seen["tensor_table"])
@@ -245,6 +262,56 @@ def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> No
     ]
     dashes = {trace.line.dash for trace in lines}
     assert len(dashes) == 2 or view == "difference"
+
+
+@pytest.mark.parametrize("shown", ["matrix", "joint"])
+def test_two_runs_stand_beside_each_other(seeded: Settings, shown: str) -> None:
+    chart = tensor_chart(view(vs="sds-0002", view=shown, show=["dense", "first"]))
+    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
+    panels = 4 if shown == "matrix" else 2
+    assert len(chart.figure.data) == panels
+    assert {trace.coloraxis for trace in chart.figure.data} == {"coloraxis"}
+    matching = {each.matches for each in chart.figure.select_xaxes()} - {None}
+    assert len(matching) == 1, "zoomed together"
+    runs = " ".join(a.text for a in chart.figure.layout.annotations)
+    runs += " ".join(axis.title.text or "" for axis in chart.figure.select_xaxes())
+    assert "sds-0001" in runs and "sds-0002" in runs
+
+
+def test_depth_is_compared_with_the_other_run(seeded: Settings) -> None:
+    alone = layers_chart(view(layers="depth", stage="first"))
+    other = layers_chart(view(layers="depth", stage="first", vs="sds-0002"))
+    names = [[t.name for t in c.figure.data if t.line.dash == "dash"] for c in (alone, other)]
+    assert names == [["Dense, middle 90 %"] * 2, ["sds-0002, middle 90 %"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("asked_", "topic", "shown", "views"),
+    [
+        ({}, "distribution", "overlay", 6),
+        ({"view": "joint"}, "matrix", "joint", 2),
+        ({"view": "joint", "topic": "matrix"}, "matrix", "joint", 2),
+        ({"view": "joint", "topic": "spectrum"}, "spectrum", "spectrum", 1),
+        ({"view": "mirror", "topic": "nonsense"}, "distribution", "mirror", 6),
+    ],
+)
+def test_a_view_belongs_to_a_topic(
+    seeded: Settings, asked_: dict[str, str], topic: str, shown: str, views: int
+) -> None:
+    seen = opened(run="sds-0001", **asked_)
+    assert (seen["topic"]["value"], seen["view"]["value"]) == (topic, shown)
+    assert len(seen["view"]["choices"]) == views and seen["view"]["visible"] == (views > 1)
+
+
+def test_another_topic_offers_its_views(seeded: Settings) -> None:
+    seen = page.change_topic(settled("sds-0001", topic="matrix", view="mirror"))
+    assert seen["view"]["value"] == "matrix"
+    assert [name for _, name in seen["view"]["choices"]] == ["matrix", "joint"]
+    assert seen["cells"]["visible"] is True and isinstance(seen["tensor_chart"], go.Figure)
+
+
+def test_every_view_has_one_topic() -> None:
+    assert sorted(name for views in TOPICS.values() for name in views) == sorted(TENSOR_VIEWS)
 
 
 def test_ridges_stand_on_their_blocks_and_can_be_picked(seeded: Settings) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ui.charts.chart import Chart
+from ui.charts.headlines import of_outliers
 from ui.charts.series import line_width
 from ui.charts.template import axis, layout, legend_rows, line_look
 from ui.format import count, share
@@ -20,6 +21,7 @@ MOST_POINTS = 1000  # of a line; beyond, each stretch keeps its lowest and highe
 FENCE = 3.0  # Tukey's outer fence, in interquartile ranges
 NAMED = 8  # outliers in the note
 LISTED = 100  # channels in the table
+KINDS = {"row": "output", "column": "input"}
 UNITS = {"norm": "Norm of a channel's weights", "max": "Largest |weight| of a channel",
          "zeros": "Exact zeros of a channel, %"}  # fmt: skip
 
@@ -50,7 +52,12 @@ def channels_chart(
         drawn, side=side, measure=measure, by_size=by_size, log_y=log_y, outliers=outliers.tolist()
     )
     note = f"{channels_note(drawn, log_y)} {outliers_note(outliers, zeros)}"
-    return Chart(figure, channels_frame(drawn, by_size), note)
+    last = drawn[-1]
+    median = float(np.median(last.values))
+    found, times = find_outliers(last.values), float(last.values.max()) / median if median else 0.0
+    kind = f"{KINDS[side]} channel"
+    title = of_outliers(kind, last.label, len(found), times) if median else ""
+    return Chart(figure, channels_frame(drawn, by_size), note, headline=title)
 
 
 def channel_lines(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -25,12 +25,13 @@ from ui.pages.weights.data import TensorView
 from ui.pages.weights.selection import main_stages
 from ui.pages.weights.shape_text import shape_in_words
 from ui.pages.weights.tensor.channels import Channels, channels_chart
-from ui.pages.weights.tensor.joint import joint_chart
+from ui.pages.weights.tensor.joint import JointCounts, joint_chart
 from ui.pages.weights.tensor.magnitudes import cumulative_chart, magnitude_chart
 from ui.pages.weights.tensor.matrix import MatrixImage, matrix_chart
 from ui.pages.weights.tensor.spectrum import Spectrum, spectrum_chart
 from ui.pages.weights.tensor.stage_steps import stage_steps_figure
 from ui.pages.weights.tensor.surface import matrix_surface
+from ui.pages.weights.theory import OF_TENSOR
 from ui.runs.weights import DENSE
 
 QUESTIONS = {
@@ -63,7 +64,9 @@ def tensor_chart(view: TensorView, at: str = "") -> Chart:
     """The chosen view of the tensor; the steps begin at the stage `at`."""
     name = view.selection.view
     chart = _steps(view, at) if name == "story" else VIEWS[name](view)
-    return replace(chart, question=QUESTIONS[name], name=f"{file_name(view)}-{name}")
+    return replace(
+        chart, question=QUESTIONS[name], theory=OF_TENSOR[name], name=f"{file_name(view)}-{name}"
+    )
 
 
 def file_name(view: TensorView) -> str:
@@ -229,18 +232,8 @@ def _matrix(view: TensorView) -> Chart:
     if view.selection.spot:
         return _single_weights(view)
     cells, own = view.selection.cells, view.own_stages()
-    rows = view.profiles(view.weights, channel_profile("row", "norm"))
-    columns = view.profiles(view.weights, channel_profile("column", "norm"))
-    stored = view.profiles(view.weights, map_profile(cells))
-    scale = 100.0 if cells == "zeros" else 1.0
-    images = [
-        MatrixImage(
-            view.weights.labels[stage], scale * stored[stage].values,
-            (len(rows[stage].values), len(columns[stage].values)),
-        )
-        for stage in own
-        if stage in stored
-    ]  # fmt: skip
+    images = [*_images(view, cells, False), *_images(view, cells, True)]
+    images = [image for image in images if image.shape == images[0].shape]
     if not images:
         if cells == "change" and own == [DENSE]:
             return Chart(NO_BASE)
@@ -248,16 +241,36 @@ def _matrix(view: TensorView) -> Chart:
     return _drawn(view, images, cells)
 
 
+def _images(view: TensorView, cells: str, other_run: bool) -> Iterator[MatrixImage]:
+    """The matrix at the chosen stages of the run, or of the other."""
+    run = view.other if other_run else view.weights
+    rows, columns = (
+        view.profiles(run, channel_profile(side, "norm")) for side in ("row", "column")
+    )
+    stored = view.profiles(run, map_profile(cells))
+    scale = 100.0 if cells == "zeros" else 1.0
+    for stage in view.selection.show:
+        if stage in stored:
+            shape = len(rows[stage].values), len(columns[stage].values)
+            yield MatrixImage(view.label(stage, other_run), scale * stored[stage].values, shape)
+
+
 def _joint(view: TensorView) -> Chart:
-    """Of the last of the chosen stages that is not dense."""
-    stored = view.profiles(view.weights, JOINT)
+    """Of the last of the chosen stages that is not dense; of two runs beside each other."""
     own = [stage for stage in view.own_stages() if stage != DENSE]
     if not own:
         return Chart(NO_BASE) if view.own_stages() else _missing(view)
-    if own[-1] not in stored:
+    drawn = []
+    for run, other_run in ((view.weights, False), (view.other, True)):
+        stored = view.profiles(run, JOINT)
+        if own[-1] in stored:
+            drawn.append(
+                JointCounts(stored[own[-1]].values, view.one(own[-1], other_run=other_run))
+            )
+    if not drawn:
         return _missing(view, "joint histogram")
-    after = replace(view.one(own[-1]), label=view.weights.labels[own[-1]])
-    return joint_chart(stored[own[-1]].values, view.weights.labels[DENSE], after)
+    chart = joint_chart(drawn, view.weights.labels[DENSE])
+    return replace(chart, note=_joined(chart.note, view.caveats()))
 
 
 def _spectrum(view: TensorView) -> Chart:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_change
@@ -17,56 +21,88 @@ from ui.theme import LIGHT
 DECADES = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
 
 
-def joint_chart(counts: np.ndarray, before: str, after: Series) -> Chart:
+@dataclass(frozen=True)
+class JointCounts:
+    """Numbers of weights [dense bins, bins after], over the axis of the histogram of `after`."""
+
+    counts: np.ndarray
+    after: Series
+
+    @property
+    def edges(self) -> np.ndarray:
+        snapshot = self.after.snapshot
+        return np.linspace(snapshot.lo, snapshot.hi, len(self.counts) + 1)
+
+
+def joint_chart(drawn: Sequence[JointCounts], before: str) -> Chart:
     """`joint_figure` with its figures as a table, a note and a headline.
 
     Args:
-        counts: [dense bins, bins after], over the axis of the histogram of `after`.
+        drawn: one of each run.
         before: label of the dense stage.
     """
-    snapshot = after.snapshot
-    edges = np.linspace(snapshot.lo, snapshot.hi, len(counts) + 1)
-    headline = of_change(after.label, snapshot.stats.get("moved"), snapshot.zeros / snapshot.n)
+    first = drawn[0]
+    snapshot, bins = first.after.snapshot, len(first.counts)
+    headline = of_change(
+        first.after.label, snapshot.stats.get("moved"), snapshot.zeros / snapshot.n
+    )
     note = (
-        f"n = {count(int(counts.sum()))} weights in {len(counts)} × {len(counts)} bins; those "
+        f"n = {count(int(first.counts.sum()))} weights in {bins} × {bins} bins; those "
         "beyond the axes count at their ends. On the dashed line a weight is what it was."
     )
-    frame = joint_frame(counts, edges, before, after.label)
-    return Chart(joint_figure(counts, edges, before, after.label), frame, note, headline=headline)
+    return Chart(joint_figure(drawn, before), joint_frame(drawn, before), note, headline=headline)
 
 
-def joint_figure(counts: np.ndarray, edges: np.ndarray, before: str, after: str) -> go.Figure:
-    """Colours are counts on a log scale; bins without weights stay empty."""
-    centres = ((edges[:-1] + edges[1:]) / 2).round(6).tolist()
-    logs = [[round(float(np.log10(n)), 3) if n else None for n in row] for row in counts.T]
-    numbers = [[f"{int(n):,}" for n in row] for row in counts.T]
-    ticks = [n for n in DECADES if n <= counts.max()]
-    hover = f"{before} %{{x:.3g}}, {after} %{{y:.3g}}: %{{text}} weights<extra></extra>"
+def joint_figure(drawn: Sequence[JointCounts], before: str) -> go.Figure:
+    """A panel for each, on the same colours and axes: counts on a log scale; bins without weights
+    stay empty."""
+    most = max(one.counts.max() for one in drawn)
+    ticks = [n for n in DECADES if n <= most]
     decades = {"tickvals": [np.log10(n) for n in ticks], "ticktext": [f"{n:,}" for n in ticks]}
-    heat = go.Heatmap(
-        x=centres, y=centres, z=logs, text=numbers, zmin=0,
-        colorscale="cividis", colorbar=colour_bar("Weights (log scale)") | decades,
-        hovertemplate=hover,
-    )  # fmt: skip
-    low, high = float(edges[0]), float(edges[-1])
-    unchanged = {
-        "type": "line", "x0": low, "y0": low, "x1": high, "y1": high,
-        "line": {"color": LIGHT.muted, "width": 1, "dash": "dash"},
-    }  # fmt: skip
-    looks = layout(
-        view=f"joint/{after}",
-        shapes=[unchanged],
-        xaxis=axis(f"Weight, {before.lower()}", showgrid=False, range=[low, high]),
-        yaxis=axis(f"Weight, {after}", showgrid=False, range=[low, high]),
-        margin={"t": 48},
+    figure = make_subplots(
+        1, len(drawn), shared_xaxes="all", shared_yaxes="all", horizontal_spacing=0.04
     )
-    return go.Figure(heat).update_layout(looks)
+    low, high = float(drawn[0].edges[0]), float(drawn[0].edges[-1])
+    for column, one in enumerate(drawn, 1):
+        figure.add_trace(_heat(one, before), 1, column)
+        figure.add_shape(
+            type="line", x0=low, y0=low, x1=high, y1=high, row=1, col=column,
+            line={"color": LIGHT.muted, "width": 1, "dash": "dash"},
+        )  # fmt: skip
+        title = axis(f"Weight, {before.lower()}", showgrid=False, range=[low, high])
+        figure.update_xaxes(title, row=1, col=column)
+        if len(drawn) > 1:
+            figure.update_xaxes({"title": {"text": one.after.label}}, row=1, col=column)
+    after = drawn[0].after.label if len(drawn) == 1 else "after"
+    figure.update_yaxes(showgrid=False, range=[low, high])
+    figure.update_yaxes(axis(f"Weight, {after}"), col=1)
+    colours = {
+        "cmin": 0, "colorscale": "cividis", "colorbar": colour_bar("Weights (log scale)") | decades,
+    }  # fmt: skip
+    looks = layout(view=f"joint/{after}", coloraxis=colours, meta={"linked": True})
+    return figure.update_layout(looks | {"margin": {"t": 48}})
 
 
-def joint_frame(counts: np.ndarray, edges: np.ndarray, before: str, after: str) -> pd.DataFrame:
+def _heat(one: JointCounts, before: str) -> go.Heatmap:
+    edges, after = one.edges, one.after.label
+    centres = ((edges[:-1] + edges[1:]) / 2).round(6).tolist()
+    return go.Heatmap(
+        x=centres, y=centres, coloraxis="coloraxis",
+        z=[[round(float(np.log10(n)), 3) if n else None for n in row] for row in one.counts.T],
+        text=[[f"{int(n):,}" for n in row] for row in one.counts.T],
+        hovertemplate=f"{before} %{{x:.3g}}, {after} %{{y:.3g}}: %{{text}} weights<extra></extra>",
+    )  # fmt: skip
+
+
+def joint_frame(drawn: Sequence[JointCounts], before: str) -> pd.DataFrame:
     """Every bin that is not empty, a row each."""
-    rows, columns = np.nonzero(counts)
-    return pd.DataFrame({
-        f"{before} from": edges[rows], f"{after} from": edges[columns],
-        "Weights": counts[rows, columns].astype(int),
-    })  # fmt: skip
+    frames = []
+    for one in drawn:
+        rows, columns = np.nonzero(one.counts)
+        frames.append(
+            pd.DataFrame({
+                f"{before} from": one.edges[rows], f"{one.after.label} from": one.edges[columns],
+                "Weights": one.counts[rows, columns].astype(int),
+            })
+        )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)

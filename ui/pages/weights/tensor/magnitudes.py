@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from backend.statistics.names import magnitude_edges
 from ui.charts.chart import Chart
+from ui.charts.headlines import of_medians
 from ui.charts.histograms import height_axis, stage_outline
 from ui.charts.series import FULL, Series, cutoff_lines, line_width
 from ui.charts.template import axis, layout, legend_rows, line_look
@@ -39,6 +40,12 @@ class Magnitudes:
         return np.sqrt(self.edges[:-1] * self.edges[1:])
 
     @property
+    def median(self) -> float:
+        """Of the magnitudes besides zero, as far as the bins tell it."""
+        half = np.searchsorted(self.counts.cumsum(), self.counts.sum() / 2)
+        return float(self.centres[min(half, len(self.counts) - 1)])
+
+    @property
     def smaller(self) -> np.ndarray:
         """Share of all weights below each edge but the first, %: zeros and the bins so far."""
         return 100 * (self.series.snapshot.zeros + self.counts.cumsum()) / self.series.snapshot.n
@@ -62,13 +69,19 @@ def magnitude_chart(series: Sequence[Series], *, log_y: bool) -> Chart:
     """`magnitude_histogram` with its figures as a table and its note."""
     drawn = magnitudes_of(series)
     figure = magnitude_histogram(drawn, log_y=log_y)
-    return Chart(figure, magnitudes_frame(drawn), magnitudes_note(drawn))
+    return Chart(
+        figure, magnitudes_frame(drawn), magnitudes_note(drawn),
+        headline=of_medians([(m.series.label, m.median) for m in drawn]),
+    )  # fmt: skip
 
 
 def cumulative_chart(series: Sequence[Series]) -> Chart:
     """`cumulative` with its figures as a table and its note."""
     drawn = magnitudes_of(series)
-    return Chart(cumulative(drawn), magnitudes_frame(drawn), magnitudes_note(drawn))
+    return Chart(
+        cumulative(drawn), magnitudes_frame(drawn), magnitudes_note(drawn),
+        headline=of_medians([(m.series.label, m.median) for m in drawn]),
+    )  # fmt: skip
 
 
 def magnitude_histogram(drawn: Sequence[Magnitudes], *, log_y: bool = False) -> go.Figure:

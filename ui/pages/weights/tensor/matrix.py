@@ -119,7 +119,7 @@ def matrix_images(images: Sequence[MatrixImage], figure: str) -> go.Figure:
         "cmin": low, "cmax": high, "colorscale": DIVERGING if diverging else "cividis",
         "colorbar": colour_bar(FIGURES[figure]) | {"y": 1.1},
     }  # fmt: skip
-    looks = layout(view=f"matrix/{figure}", coloraxis=colours)
+    looks = layout(view=f"matrix/{figure}", coloraxis=colours, meta={"linked": True})
     return drawn.update_layout(looks, margin={"l": 36, "t": 72, "b": 24})
 
 
