@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     model_dirs: tuple[Path, ...] = Field(
         (), description='Further folders models may be read from, as JSON: ["/models"].'
     )
+    inputs: dict[str, str] = Field(
+        {}, description="Set for a run on a cluster: paths of models, and their fingerprints."
+    )
     text_dir: Path | None = Field(None, description="Folder of .txt and .jsonl corpora.")
     task_dir: Path | None = Field(
         None, description="Folder of lm-evaluation-harness tasks (YAML) of one's own."

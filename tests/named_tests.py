@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 def rows_of(page: str, section: str) -> list[str]:
     """The rows of the table in a section ("## Faults") of a page in docs/."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    lines = text.split(f"{section}\n")[1].split("\n## ")[0].splitlines()
+    lines = re.split("\n##+ ", text.split(f"\n{section}\n")[1])[0].splitlines()
     return [line for line in lines if line.startswith("|")][2:]  # below the heads
 
 

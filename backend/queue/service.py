@@ -3,6 +3,7 @@ pages."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, ConflictError
+from backend.inputs import inputs_of
 from backend.printable import one_line
 from backend.queue import roles
 from backend.queue.labels import RUN_NAME_LETTERS
@@ -29,6 +31,7 @@ from backend.store.tables import Job, Need, config_hash
 wake_supervisor = SUPERVISOR.wake
 RETRIES = 2
 ESTIMATED_SECONDS = "estimated_seconds"  # of the work, when it was submitted
+INPUTS = "SLIMSCOPE_INPUTS"
 VARIABLES = "variables"  # of the submission, in the environment of a job
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
@@ -130,7 +133,7 @@ def _new_job(
     """The row of a job; `seconds`: how long it is estimated to take."""
     frozen = parent.environment.get("settings") if parent else None
     environment = {
-        "settings": frozen or settings().for_jobs(),
+        "settings": frozen or {**settings().for_jobs(), **_inputs(config)},
         VARIABLES: submission_variables(),
         **({} if seconds is None else {ESTIMATED_SECONDS: round(seconds, 1)}),
     }
@@ -139,6 +142,14 @@ def _new_job(
         config_hash=config_hash(kind, config), parent=parent.id if parent else None,
         retries_left=RETRIES, environment=environment,
     )  # fmt: skip
+
+
+def _inputs(config: dict[str, Any]) -> dict[str, str]:
+    """The setting that tells machines of a cluster which models and texts a run means."""
+    if settings().engine == "local":
+        return {}
+    found = inputs_of(config)
+    return {INPUTS: json.dumps(found)} if found else {}
 
 
 def cancel(run: str | int, actor: Actor) -> State:

@@ -17,6 +17,7 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 
 from backend.errors import CancelledError, SlimscopeError, is_disk_full
+from backend.inputs import check_inputs
 from backend.models.memory import is_out_of_memory
 from backend.settings import settings
 from backend.store.migrate import current_revision, newest_revision
@@ -75,6 +76,7 @@ def execute(context: JobContext) -> int:
         context.open_folder()
         context.begin_storing()
         check_intact(context.config)
+        check_inputs(settings().inputs)
         kind.load_run()(kind.config.model_validate(context.config), context)
         if context.folder_is_gone():  # and with it what the run leaves
             return Exit.FOLDER_GONE

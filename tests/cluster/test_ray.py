@@ -162,6 +162,8 @@ def test_a_head_that_comes_back_empty_is_given_its_runs_again(
     cluster.lose("head")
     until(has_done(run, 12))
     assert queries.job(run).state == State.RUNNING
+    for name in [*cluster.sessions]:  # else Ray does not start another head on this machine
+        cluster.lose(name)
     cluster.start_head()  # which knows no job, and none of the machines there were
     cluster.start_node(3), cluster.start_node(4)
     again = until(

@@ -7,10 +7,12 @@ rejected with the same message whether they exist or not. Does not import torch.
 from __future__ import annotations
 
 import hashlib
+import platform
 import re
 from pathlib import Path
 
 from backend.errors import ModelError
+from backend.fingerprint import fingerprint_of
 from backend.settings import settings
 
 TOY = "toy"
@@ -36,6 +38,8 @@ def on_disk(spec: str) -> Path:
             "Choose a model from the list.",
             field="model",
         )
+    if expected := settings().inputs.get(spec):
+        return _same_here(Path(spec).expanduser(), expected)
     path = _allowed(Path(spec).expanduser(), spec)
     exists = path.is_file() if path.suffix == ".gguf" else path.is_dir()
     if not exists:
@@ -44,6 +48,27 @@ def on_disk(spec: str) -> Path:
     for inner in path.iterdir() if path.is_dir() else ():
         _allowed(inner, spec)
     return path
+
+
+def _same_here(path: Path, expected: str) -> Path:
+    """What is here of the model that another machine has at `path`: at the same path, or under the
+    same name in one of the allowed folders.
+
+    Raises:
+        ModelError: nothing with that fingerprint.
+    """
+    roots = settings().readable_roots()
+    for place in (path, *(root / path.name for root in roots)):
+        real = place.resolve()
+        allowed = any(real.is_relative_to(root) for root in roots)
+        if allowed and real.exists() and fingerprint_of(real) == expected:
+            return real
+    raise ModelError(
+        f"{platform.node()} has no model {path.name}.",
+        "None of its folders holds one with the files that the run was submitted with.",
+        "Copy it into a folder of SLIMSCOPE_MODEL_DIRS there, and resume.",
+        field="model",
+    )
 
 
 def gguf_name(path: Path) -> str:

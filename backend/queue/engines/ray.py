@@ -19,7 +19,7 @@ from backend.settings import Settings
 
 ANSWER_S = 3.0  # within which the head has to answer
 PAUSE_S = 5.0  # before it is asked again when it has not, and before a stop is repeated
-ROOM_S, JOBS_S = 2.0, 1.0  # for which an answer is good
+ROOM_S, JOBS_S = 4.0, 1.0  # for which an answer is good
 AT_WORK = ("PENDING", "RUNNING")
 WHY_LETTERS = 500
 PYTHON = "${SLIMSCOPE_PYTHON:-python}"  # decided by the environment of the node

@@ -1,0 +1,108 @@
+"""Models and texts that a cluster's machines know by name and content."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backend.errors import DatasetError, ModelError
+from backend.fingerprint import EDGE, fingerprint_of
+from backend.inputs import check_inputs, inputs_of
+from backend.models.sources.spec import on_disk
+from backend.queue import service
+from backend.queue.launcher import node_environment
+from backend.settings import settings
+from tests.queue.conftest import HOST, queue
+
+__all__ = ["queue"]
+Machine = Callable[[str], Path]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Makes this process one of a machine with folders of its own; returns them."""
+
+    def at(name: str, inputs: dict[str, str] | None = None) -> Path:
+        home = tmp_path / name
+        for folder in ("models", "texts"):
+            (home / folder).mkdir(parents=True, exist_ok=True)
+        monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", json.dumps([str(home / "models")]))
+        monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(home / "texts"))
+        monkeypatch.setenv("SLIMSCOPE_INPUTS", json.dumps(inputs or {}))
+        settings.cache_clear()
+        return home
+
+    return at
+
+
+def put(home: Path, weights: bytes = b"w", text: str = "words") -> str:
+    """A model and a text on a machine; the path of the model."""
+    folder = home / "models" / "mine"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    (home / "texts" / "own.txt").write_text(text)
+    return str(folder)
+
+
+def test_a_fingerprint_changes_with_any_end_of_any_file(tmp_path: Path) -> None:
+    file, middle = tmp_path / "weights", bytes(4 * EDGE)
+    found = set()
+    for content in (middle, b"1" + middle[1:], middle[1:] + b"1", middle[1:], b"", b"1"):
+        file.write_bytes(content)
+        found |= {fingerprint_of(file), fingerprint_of(tmp_path)}
+    file.rename(tmp_path / "other")
+    assert len(found | {fingerprint_of(tmp_path)}) == 7
+
+
+def test_a_model_is_found_by_its_name_on_another_machine(data_dir: Path, machine: Machine) -> None:
+    model = put(machine("app"))
+    inputs = inputs_of({"model": model, "evaluation": "file:own.txt", "sides": [{"model": "toy"}]})
+    assert sorted(inputs) == [model, "file:own.txt"]
+    there = put(machine("gpu-1", inputs))
+    assert on_disk(model) == Path(there)
+    check_inputs(settings().inputs)
+
+
+@pytest.mark.parametrize(
+    ("weights", "text", "error", "said"),
+    [
+        (b"v", "words", ModelError, "has no model mine"),
+        (b"w", "other", DatasetError, "has no text own.txt"),
+    ],
+)
+def test_another_model_or_text_of_that_name_is_refused_and_the_machine_is_named(
+    data_dir: Path, machine: Machine, weights: bytes, text: str, error: type[Exception], said: str
+) -> None:
+    inputs = inputs_of({"model": put(machine("app")), "text": "file:own.txt"})
+    put(machine("gpu-1", inputs), weights, text)
+    with pytest.raises(error, match=f"{os.uname().nodename} {said}"):
+        check_inputs(settings().inputs)
+
+
+def test_a_model_that_is_not_there_or_may_not_be_read_is_refused(
+    data_dir: Path, machine: Machine
+) -> None:
+    inputs = inputs_of({"model": put(machine("app"))})
+    machine("gpu-1", inputs)  # its path is there, but no folder that models may be read from
+    with pytest.raises(ModelError, match="has no model mine"):
+        check_inputs(settings().inputs)
+
+
+def test_a_run_on_a_cluster_is_submitted_with_its_inputs_and_one_of_this_machine_without(
+    queue: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = put(machine("app"))
+    alone = service.enqueue("count", {"model": model}, HOST)
+    assert service.INPUTS not in alone.environment["settings"]
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "settings", lambda: settings().model_copy(update={"engine": "ray"}))
+        job = service.enqueue("count", {"model": model}, HOST)
+    told = node_environment(job.environment["settings"], {})
+    assert json.loads(told[service.INPUTS]) == {model: fingerprint_of(Path(model))}
+    again = service.enqueue("count", {}, HOST, parent=job)  # which repeats it
+    assert again.environment["settings"] == job.environment["settings"]
