@@ -12,7 +12,7 @@ from typing import Literal
 PERPLEXITY, HELDOUT_LOSS, RELATIVE_ERROR = "perplexity", "heldout_loss", "relative_error"
 ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
 TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
-ACCEPTED_LENGTH = "accepted_length"
+ACCEPTED_LENGTH, TOP1_AGREEMENT = "accepted_length", "top1_agreement"
 MEMORY, PROCESSOR = "memory_mb", "processor_percent"  # curves over seconds, not steps
 
 Better = Literal["lower", "higher", ""]
@@ -113,7 +113,7 @@ _DESCRIBED = (
         unit="nats",
     ),
     Metric(
-        "top1_agreement",
+        TOP1_AGREEMENT,
         "Top-1 agreement",
         "Share of positions where the likeliest next token is the dense model's.",
         "higher",

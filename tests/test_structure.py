@@ -86,7 +86,7 @@ def test_what_is_imported_is_declared() -> None:
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *extras["mcp"], *extras["tasks"], *extras["llama"]]
     names = {re.split(r"[\[<>=]", each)[0].replace("-", "_") for each in declared}
-    names |= {"lm_eval", "llama_cpp", "pydantic_core", *ROOMS, *sys.stdlib_module_names}
+    names |= {"lm_eval", "llama_cpp", "pydantic_core", "yaml", *ROOMS, *sys.stdlib_module_names}
     used = {name.split(".")[0] for path in modules(*ROOMS) for name in imported(path)}
     assert used - names == set()
 

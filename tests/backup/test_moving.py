@@ -29,7 +29,9 @@ from backend.store.tables import (
     Event,
     Job,
     MetricPoint,
+    Need,
     ProfileRow,
+    Report,
     Result,
     SavedView,
     Slot,
@@ -97,6 +99,8 @@ def rows() -> Iterator[Table]:
     )  # fmt: skip
     yield Artifact(id=3, job_id=1, kind="model", path="sds-0001/model", bytes=2**40, created_at=1)
     yield SavedView(name="v", query="q", owner="mira", saved_at=1)
+    yield Need(job_id=2, needed_id=1)
+    yield Report(id=5, title=ODD, owner="mira", blocks=[{"text": ODD}], created_at=1, saved_at=2)
 
 
 @pytest.fixture

@@ -208,7 +208,8 @@ def test_a_newer_file_is_refused_and_an_older_one_migrated(
     monkeypatch.undo()
 
     def age(database: sqlite3.Connection) -> None:
-        database.execute("DROP TABLE votes")
+        for table in ("needs", "reports", "votes"):
+            database.execute(f"DROP TABLE {table}")
         for column in ("lane", "purged", "archived_at", "removed_at"):
             database.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
         database.execute("DROP INDEX ix_jobs_disk_bytes")

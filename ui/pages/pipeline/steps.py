@@ -8,7 +8,7 @@ from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.fields.base_model import resolve_model
-from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, TOKENS_PER_SECOND, metric
+from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, TOKENS_PER_SECOND, TOP1_AGREEMENT, metric
 from ui.format import NONE
 from ui.pages.run.lineage import LineageNode, by_run, node
 from ui.runs.html import kind_and_settings, run_link
@@ -16,8 +16,8 @@ from ui.runs.results import RunResults, base_model, format_value, kind_of
 from ui.templates import fragments
 
 HTML = fragments("pages/pipeline/page.html")
-AGREEMENT, SIZE, SPEED = "top1_agreement", "size", "speed"
-METRICS = (PERPLEXITY, AGREEMENT, SIZE, TOKENS_PER_SECOND, ACCEPTED_LENGTH)
+SIZE, SPEED = "size", "speed"
+METRICS = (PERPLEXITY, TOP1_AGREEMENT, SIZE, TOKENS_PER_SECOND, ACCEPTED_LENGTH)
 Row = list[object]
 
 
