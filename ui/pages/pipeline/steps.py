@@ -17,6 +17,7 @@ from ui.templates import fragments
 
 HTML = fragments("pages/pipeline/page.html")
 SIZE, SPEED = "size", "speed"
+OF_A_STEP = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (PERPLEXITY, TOP1_AGREEMENT, SIZE, TOKENS_PER_SECOND, ACCEPTED_LENGTH)
 Row = list[object]
 
@@ -44,7 +45,7 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
         if job.kind == SPEED:
             rows += _decoders(job, results)
         else:
-            values = {name: results.final(name) for name in METRICS} | {SIZE: sizes.get(job.id)}
+            values = {name: results.final(name) for name in OF_A_STEP} | {SIZE: sizes.get(job.id)}
             rows.append(_row(HTML.step(run_link(job), kind_and_settings(job)), values))
     return rows
 
