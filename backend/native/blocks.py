@@ -66,6 +66,7 @@ class NativeBlocks:
         model: supported by the decoder (`model.unsupported`); its rotary positions are used.
         blocks: of it, or of its shapes.
         target: compiler flags that choose the instructions.
+        rounded: whether weights that are not packed are rounded to 8 bits.
 
     Attributes:
         instructions: what the decoder was built for, such as AVX2.
@@ -79,10 +80,11 @@ class NativeBlocks:
         model: PreTrainedModel,
         blocks: Iterable[nn.Module],
         target: tuple[str, ...] = NATIVE,
+        rounded: bool = False,
     ) -> None:
         self._library = library(target)
         self.instructions = instructions(target)
-        self.layout = WeightLayout(self._library)
+        self.layout = WeightLayout(self._library, rounded)
         self._tabulating = threading.Lock()
         inner: Any = model.base_model
         self._rotary: nn.Module = inner.rotary_emb

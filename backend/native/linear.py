@@ -15,20 +15,26 @@ ALONE = 2**20  # weights that one thread multiplies before a second has started
 
 
 class NativeLinear(nn.Module):
-    """A linear [..., in] -> [..., out] in float32, of weights in 4 bits or bfloat16.
+    """A linear [..., in] -> [..., out] in float32, of weights in 4 bits, 8 bits or bfloat16.
 
     Args:
         linear: an `nn.Linear`, or a `PackedLinear` with its 4-bit weights.
+        rounded: whether an `nn.Linear` is rounded to 8 bits.
         target: compiler flags that choose the instructions.
 
     Raises:
         CompilerError: the decoder cannot be built here.
     """
 
-    def __init__(self, linear: nn.Linear | PackedLinear, target: tuple[str, ...] = NATIVE) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear | PackedLinear,
+        target: tuple[str, ...] = NATIVE,
+        rounded: bool = False,
+    ) -> None:
         super().__init__()
         self._library = library(target)
-        self._layout = WeightLayout(self._library)
+        self._layout = WeightLayout(self._library, rounded)
         self._matrix = self._layout.matrix(linear)
         self.out_features = linear.out_features
         self._large = self._matrix.outputs * self._matrix.inputs > ALONE

@@ -24,17 +24,21 @@ class WeightLayout:
 
     Args:
         library: the compiled decoder.
+        rounded: whether linears that are not packed are rounded to 8 bits.
     """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+    def __init__(self, library: ctypes.CDLL, rounded: bool = False) -> None:
+        self._library, self._rounded = library, rounded
         self._kept: list[object] = []
 
     def matrix(self, *linears: nn.Module) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all in 4 bits or none."""
         packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
         alike = len(packed) == len(linears) and len({x.group for x in packed}) == 1
-        return self._int4(packed) if alike else self._dense(linears)
+        if alike:
+            return self._int4(packed)
+        fits = all(_weight(linear).shape[1] % HEAD_GROUP == 0 for linear in linears)
+        return self.int8(*linears) if self._rounded and fits else self._dense(linears)
 
     def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
         weight = torch.cat([_weight(x) for x in linears]).detach().bfloat16().contiguous()
@@ -57,9 +61,9 @@ class WeightLayout:
             offsets if offset.any() else None, self._bias(linears, outputs),
         )  # fmt: skip
 
-    def int8(self, linear: nn.Linear) -> c.Matrix:
+    def int8(self, *linears: nn.Module) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
-        weight = linear.weight.detach().float()
+        weight = torch.cat([_weight(x) for x in linears]).detach().float()
         outputs, inputs = weight.shape
         padded = -(-outputs // LANES) * LANES
         weight = torch.cat([weight, weight.new_zeros(padded - outputs, inputs)])
@@ -68,7 +72,7 @@ class WeightLayout:
         codes = (groups / scale.float().unsqueeze(-1)).round_().add_(128).clamp_(0, 255).byte()
         layout = torch.empty(padded * inputs, dtype=torch.uint8)
         self._library.pack_int8(_at(codes), _at(layout), padded, inputs)
-        scales, bias = self.own(_blocks(scale.T)), self._bias([linear], padded)
+        scales, bias = self.own(_blocks(scale.T)), self._bias(linears, padded)
         return c.Matrix(INT8, padded, inputs, HEAD_GROUP, self.own(layout), scales, None, bias)
 
     def _bias(self, linears: Sequence[nn.Module], padded: int) -> int | None:

@@ -26,31 +26,31 @@ CONFIG = LlamaConfig(
 TREE = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)])
 
 
-def opened(native: bool) -> TargetModel:
+def opened() -> TargetModel:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.mul_(4.0 if parameter.dim() > 1 else 1.0)
-    return TargetModel(model.to(torch.bfloat16), native)
+    return TargetModel(model.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("arm", ["Amphista", "Medusa", "Staged adaptation only", "EAGLE"])
 @torch.inference_mode()
 def test_its_drafts_are_those_of_its_weights(arm: str) -> None:
-    target, plain = opened(native=True), opened(native=False)
-    assert target.native and not plain.native
+    target = opened()
+    assert target.native
     ids = torch.randint(203, (60,), generator=torch.manual_seed(1))
     whole = build_drafter(DrafterConfig(**ARMS[arm]), target, torch.arange(203)).eval()
     whole.initialize(target, [ids], fitted=True)
     for parameter in whole.parameters():
         parameter.add_(0.1 * parameter.std().nan_to_num() * torch.randn_like(parameter))
-    native, packed = deepcopy(whole), deepcopy(whole).to(torch.bfloat16)
-    assert native.compress(target) and packed.compress(plain)
+    native = deepcopy(whole)
+    assert native.compress(target)
     kinds = {type(part) for part in native.modules()}
     assert NativeLinear in kinds and not kinds & {nn.Linear, PackedLinear}
     assert (NativeLayer in kinds) == (arm != "Medusa")
-    hidden, alike, count = target.hidden(ids[None])[0], 0, 0
-    proposers = [TreeProposer(each, target, TREE) for each in (packed, native)]
+    hidden, alike, count = target.hidden(ids[None])[0].float(), 0, 0
+    proposers = [TreeProposer(each, target, TREE) for each in (whole, native)]
     for each in proposers:
         each.start(int(ids[0]), 80)
     for start, end in ((0, 20), (20, 21), (21, 24), *((n, n + 1) for n in range(24, 59))):
@@ -60,17 +60,18 @@ def test_its_drafts_are_those_of_its_weights(arm: str) -> None:
         )
         alike += sum(a == b for a, b in zip(one, other, strict=True))
         count += len(one)
-    assert alike > 0.8 * count  # inputs of products are rounded to 8 bits in one of them
+    assert alike > 0.9 * count  # rounded to 8 bits
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_linear_of_any_number_of_rows_and_outputs(variant: str) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(96, 75)
-    native = NativeLinear(linear, VARIANTS[variant])
-    for shape in ((96,), (1, 96), (3, 7, 96)):
-        x = torch.randn(shape)
-        with torch.no_grad():
-            expected = linear(x)
-            assert native(x).shape == expected.shape
-            assert distance(native(x), expected) < 0.01
+    for rounded in (False, True):
+        native = NativeLinear(linear, VARIANTS[variant], rounded)
+        for shape in ((96,), (1, 96), (3, 7, 96)):
+            x = torch.randn(shape)
+            with torch.no_grad():
+                expected = linear(x)
+                assert native(x).shape == expected.shape
+                assert distance(native(x), expected) < 0.02

@@ -9,7 +9,7 @@ The inputs of a clone are multiplied back, so it sees what it saw in the target 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -25,7 +25,7 @@ from backend.methods.amphista.drafter.initialization import (
     ridge,
 )
 from backend.methods.amphista.drafter.int4 import pack_linears, packed_linear, worth_packing
-from backend.methods.amphista.drafter.native import use_native
+from backend.methods.amphista.drafter.native import plain_linear, use_native
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
 
@@ -132,23 +132,25 @@ class AdaptedDrafter(Drafter):
 
     @torch.no_grad()
     def compress(self, target: TargetModel) -> bool:
-        """Pack all linears but the fusions, and the read-out; see `int4`.
+        """Round all linears and the read-out, to 8 bits where the native decoder runs the target
+        model, else to 4 bits but for the fusions; see `native` and `int4`.
 
-        Done only on a CPU in bfloat16, where the rows of a head are few enough for the operator to
+        Done only on a CPU in bfloat16, where the rows of a head are few enough for the operators to
         be fast.
         """
-        rows = self.read_out
-        if not worth_packing(rows):
+        if not worth_packing(self.read_out):
             return False
-        pack_linears(self, keep="fusions.")
-        self.reader = packed_linear(rows, self.read_bias)
-        self.compress_more()
+        light = plain_linear if target.native else packed_linear
+        self.reader = light(self.read_out, self.read_bias)
+        self.lighten(light)
         if target.native:
             use_native(self, target)
+        else:
+            pack_linears(self, keep="fusions.")
         return True
 
-    def compress_more(self) -> None:
-        """Pack what is not a linear layer."""
+    def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
+        """Make linears, of weights [out, in] and a bias, of what is none."""
 
     def copied_parameters(self) -> list[nn.Parameter]:
         """Parameters that were copied from the target model."""

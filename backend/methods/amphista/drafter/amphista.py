@@ -22,6 +22,8 @@ The adaptation caches hold accepted tokens only; they are never cropped or gathe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -29,7 +31,6 @@ from torch.nn.functional import silu
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.adapted import AdaptedDrafter
 from backend.methods.amphista.drafter.auto_embedding import AutoEmbedding
-from backend.methods.amphista.drafter.int4 import packed_linear
 from backend.methods.amphista.drafter.registry import Embed, drafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
 from backend.methods.amphista.tree import Path, Tree, TreePolicy
@@ -115,10 +116,10 @@ class AmphistaDrafter(AdaptedDrafter):
         tree = policy.tree(chances)
         return tree, [found[head][rank][0] for head, rank in tree.slots]
 
-    def compress_more(self) -> None:
-        """Pack the residual blocks of the heads."""
+    def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
+        """Of the residual blocks of the heads."""
         for weights, biases in zip(self.heads.weight, self.heads.bias, strict=True):
-            blocks = [packed_linear(w.T, b[0]) for w, b in zip(weights, biases, strict=True)]
+            blocks = [light(w.T, b[0]) for w, b in zip(weights, biases, strict=True)]
             if None in blocks:
                 break
             self.heads.packed.append(nn.ModuleList(filter(None, blocks)))

@@ -1,7 +1,9 @@
-"""The parts of a drafter on the kernels of the native decoder (`backend.native`).
+"""The parts of a drafter on the kernels of the native decoder (`backend.native`), in 8 bits.
 
 A draft is many small products. In PyTorch most of its time goes to dispatch and to the shell of
-transformers around a cloned layer; here a layer is one call.
+transformers around a cloned layer; here a layer is one call. What is left is so little that 8 bits
+cost no time worth mentioning, and, unlike 4, no accepted tokens: a sequential drafter for
+SmolLM2-135M accepts 1.59 tokens a pass in 8 bits and in float32, 1.50 in 4.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.native.blocks import NativeBlocks, NativeCache
 from backend.native.linear import NativeLinear
 from backend.native.weights import LANES
-from backend.quantization.packed_linear import PackedLinear
 
 
 class NativeLayer(nn.Module):
@@ -21,7 +22,7 @@ class NativeLayer(nn.Module):
 
     def __init__(self, layer: ClonedLayer, target: TargetModel) -> None:
         super().__init__()
-        self._blocks = NativeBlocks(target.model, [layer.block])
+        self._blocks = NativeBlocks(target.model, [layer.block], rounded=True)
 
     def new_cache(self, capacity: int) -> NativeCache:
         """An empty cache for `capacity` anchors."""
@@ -41,14 +42,21 @@ class NativeLayer(nn.Module):
         return self._blocks(states[0], cache or self.new_cache(n), places, own)[None]
 
 
+def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of weights [out, in]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    layer.weight.data = weight
+    if bias is not None:
+        layer.bias.data = bias
+    return layer
+
+
 def use_native(module: nn.Module, target: TargetModel) -> None:
     """Replace every cloned layer and linear inside, in place; the others compute in float32."""
     for name, part in list(module.named_modules()):
         if isinstance(part, ClonedLayer):
             module.set_submodule(name, NativeLayer(part, target))
     for name, part in list(module.named_modules()):
-        if isinstance(part, PackedLinear) or (
-            isinstance(part, nn.Linear) and not part.in_features % LANES
-        ):
-            module.set_submodule(name, NativeLinear(part))
+        if isinstance(part, nn.Linear) and not part.in_features % LANES:
+            module.set_submodule(name, NativeLinear(part, rounded=True))
     module.float()
