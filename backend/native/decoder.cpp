@@ -106,6 +106,17 @@ inline float largest(Floats v) {
 }
 #endif
 
+// Whether a comparison holds in any lane.
+inline bool any(Ints lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#else
+  int32_t found = 0;
+  for (int i = 0; i < LANES; i++) found |= lanes[i];
+  return found != 0;
+#endif
+}
+
 constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers, in the low bits
 inline Ints nearest(Floats v) { return (Ints)(v + ROUNDING) - (Ints)all(ROUNDING); }
 
@@ -690,6 +701,36 @@ void linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_t t
   for (int rank = 1; rank < threads; rank++) team.emplace_back(work, rank);
   work(0);
   for (auto& thread : team) thread.join();
+}
+
+// Of each row of x [rows, columns] the `ranks` largest values, descending, and where they are; and
+// log sum e^x of the row.
+void largest(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* values,
+             int32_t* places, float* sums) {
+  for (int r = 0; r < rows; r++, x += columns, values += ranks, places += ranks) {
+    std::fill(values, values + ranks, -INFINITY);
+    auto insert = [&](int at) {
+      int rank = ranks - 1;
+      for (; rank > 0 && values[rank - 1] < x[at]; rank--)
+        values[rank] = values[rank - 1], places[rank] = places[rank - 1];
+      values[rank] = x[at], places[rank] = at;
+    };
+    int at = 0;
+    for (; at + LANES <= columns; at += LANES) {
+      const Floats here = load<Floats>(x + at);
+      if (!any(here > all(values[ranks - 1]))) continue;
+      for (int i = at; i < at + LANES; i++)
+        if (x[i] > values[ranks - 1]) insert(i);
+    }
+    for (; at < columns; at++)
+      if (x[at] > values[ranks - 1]) insert(at);
+    Floats total = {};
+    float rest = 0;
+    for (at = 0; at + LANES <= columns; at += LANES)
+      total += exponential(load<Floats>(x + at) - values[0]);
+    for (; at < columns; at++) rest += std::exp(x[at] - values[0]);
+    sums[r] = values[0] + std::log(sum(total) + rest);
+  }
 }
 
 // Of the rows from `start` on, keeps those at start + chosen (ascending).

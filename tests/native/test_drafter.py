@@ -15,6 +15,7 @@ from backend.methods.amphista.drafter.native import NativeLayer
 from backend.methods.amphista.drafter.registry import build_drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import Tree
+from backend.native.largest import likeliest
 from backend.native.linear import NativeLinear
 from backend.quantization.packed_linear import PackedLinear
 from tests.native.test_decoder import VARIANTS, distance
@@ -75,3 +76,15 @@ def test_a_linear_of_any_number_of_rows_and_outputs(variant: str) -> None:
                 expected = linear(x)
                 assert native(x).shape == expected.shape
                 assert distance(native(x), expected) < 0.02
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_likeliest_are_those_of_topk(variant: str) -> None:
+    torch.manual_seed(0)
+    for rows, columns, ranks in ((1, 5, 5), (3, 75, 8), (4, 1024, 1), (2, 4096, 10)):
+        logits = 5 * torch.randn(rows, columns)
+        values, places = likeliest(logits, ranks, VARIANTS[variant])
+        best = logits.log_softmax(-1).topk(ranks)
+        torch.testing.assert_close(values, best.values, rtol=1e-4, atol=1e-4)
+        assert places.tolist() == best.indices.tolist()
+    assert likeliest(torch.zeros(1, 40), 3, VARIANTS[variant])[1].tolist() == [[0, 1, 2]]
