@@ -45,8 +45,8 @@ TreeSize = Annotated[
         ge=0,
         le=256,
         title="Tree size",
-        description="Draft tokens verified at once, the root included. 0: the size that pays best "
-        "on this machine, measured first.",
+        description="Draft tokens verified at once, the root included. 0: at each step as many "
+        "as pay on this machine, measured first.",
         json_schema_extra={"unit": "nodes"},
     ),
 ]

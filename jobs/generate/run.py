@@ -12,7 +12,7 @@ from typing import Any
 from backend.errors import CancelledError
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Proposer
+from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Proposer, tree_words
 from backend.methods.amphista.generate import Detokenizer, refuse_processors
 from backend.native.blocks import NativeCache
 from backend.reporter import stop_if_asked
@@ -147,7 +147,7 @@ class SideAnswer:
 
 
 def _tree(proposer: Proposer) -> str:
-    return f"a tree of {proposer.nodes} nodes" if proposer.nodes > 1 else "without a drafter"
+    return tree_words(proposer) if proposer.nodes > 1 else "without a drafter"
 
 
 def sampling(config: GenerateJob) -> Sampling:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from backend.errors import ConfigError
 from backend.export.gguf.writing import write_gguf
@@ -33,11 +35,12 @@ from backend.methods.amphista.decoding.proposers import (
     PromptLookupFirst,
     Proposer,
     TreeProposer,
+    tree_words,
 )
 from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.tree import ConfidentTree, StaticTree, best_tree
 from backend.methods.amphista.tree import Path as TreePath
-from backend.methods.amphista.tree import StaticTree, best_tree
 from backend.models.loading import LoadedModel, load
 from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
@@ -136,7 +139,9 @@ class DecodingBenchmark:
         config, target = self.config, self.target
         proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
         stored = self.context.checkpoints.find(TREES)
-        sizes = json.loads((stored / "sizes.json").read_text()) if stored else self._lookup_size()
+        sizes: dict[str, Any] = (
+            json.loads((stored / "sizes.json").read_text()) if stored else self._lookup_size()
+        )
         lookup = PromptLookup(sizes[LOOKUP]) if LOOKUP in sizes else PromptLookup()
         if config.lookup:
             proposers[LOOKUP] = lookup
@@ -145,9 +150,11 @@ class DecodingBenchmark:
             assistant = load(spec, device, target.dtype, self.context.log)
             proposers[ASSISTANT] = AssistantModel(assistant.model, target.vocabulary)
         for name, drafter in self.drafters.items():
-            proposer = make_proposer(target, drafter, sizes.get(name, config.nodes), least=2)
-            sizes[name] = proposer.nodes
-            self.context.log(f"{name}, {drafter.arm}: a tree of {proposer.nodes} nodes.")
+            chosen = sizes.get(name, config.nodes)
+            tree = ConfidentTree(**chosen) if isinstance(chosen, dict) else chosen
+            proposer = make_proposer(target, drafter, tree, least=2)
+            sizes[name] = _size(proposer)
+            self.context.log(f"{name}, {drafter.arm}: {tree_words(proposer)}.")
             proposers[name] = proposer
             if config.combined and isinstance(proposer, TreeProposer):
                 proposers[name + COMBINED] = PromptLookupFirst(proposer, lookup.length)
@@ -265,6 +272,12 @@ class DecodingBenchmark:
             low, high = report.ranges.get(metric, (None, None))
             spread = {} if low is None else {"lowest": low, "highest": high}
             self.context.result(report.name, metric, value, n=n, **spread)
+
+
+def _size(proposer: Proposer) -> int | dict[str, Any]:
+    """What a tree is made again from."""
+    policy = proposer.policy if isinstance(proposer, TreeProposer) else None
+    return asdict(policy) if isinstance(policy, ConfidentTree) else proposer.nodes
 
 
 def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]:

@@ -30,8 +30,9 @@ from backend.methods.amphista.decoding.proposers import (
     TreeProposer,
 )
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import best_tree
+from backend.methods.amphista.tree import ConfidentTree, best_tree
 
+TRIAL_NODES = 8  # of the tree whose drafts are timed
 UNSUPPORTED = {  # setting of a generation config -> the value that has no effect
     "num_beams": 1,
     "penalty_alpha": None,
@@ -68,13 +69,17 @@ class GeneratedToken:
 
 
 def make_proposer(
-    target: TargetModel, drafter: Amphista | None, nodes: int = 0, least: int = 1
+    target: TargetModel,
+    drafter: Amphista | None,
+    nodes: int | ConfidentTree = 0,
+    least: int = 1,
 ) -> Proposer:
     """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
 
     Args:
-        nodes: tree size, including the root; 0: the fastest on this machine, measured now.
-        least: minimum tree size when it is measured.
+        nodes: size of a static tree, including the root; 0: trees of as many nodes as pay at each
+            step on this machine, measured now; or trees that were chosen like this before.
+        least: minimum tree size when it is measured; from 2 on, drafts are made in any case.
 
     Raises:
         ConfigError: the drafter belongs to another model.
@@ -83,11 +88,14 @@ def make_proposer(
         return NoDraft()
     bound = drafter.bind(target)
     if not nodes:
-        trial = TreeProposer(bound, target, best_tree(drafter.growth, 8))
-        nodes = measure_costs(target, trial).best_nodes(drafter.growth, least)
+        trial = TreeProposer(bound, target, best_tree(drafter.growth, TRIAL_NODES))
+        costs = measure_costs(target, trial)
+        pays = costs.best_nodes(drafter.growth, least) > 1
+        nodes = costs.confident_tree() if pays else 1
     if nodes == 1:
         return NoDraft()
-    return TreeProposer(bound, target, best_tree(drafter.growth, nodes))
+    tree = best_tree(drafter.growth, nodes) if isinstance(nodes, int) else nodes
+    return TreeProposer(bound, target, tree)
 
 
 def generate(

@@ -18,13 +18,17 @@ import torch
 from backend.methods.amphista.decoding.engine import LapTimer
 from backend.methods.amphista.decoding.proposers import Proposer
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import Growth, chain, expected_length
+from backend.methods.amphista.tree import ConfidentTree, Growth, chain, expected_length
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 CONTEXT = 192  # cached tokens while measuring
 REPEATS = 5
 LOOKUP_LENGTHS = range(3, 11)  # draft tokens of prompt lookup
 LOOKUP_COST = 1.3  # of a pass that verifies them, in passes over one token
+FEW_NODES = 8  # over which the cost of one more is measured
+CHEAPEST = 0.002  # share of a pass: on a GPU, timings of a few more nodes are noise
+LARGEST_COST = 2.0  # of a pass over the largest tree, in passes over one token
+USUAL_SPEED_UP = 1.5
 NEAR = 0.97  # share of the highest speed-up that counts as equal to it
 
 
@@ -66,6 +70,18 @@ class CostModel:
         largest = max(least, min(max(self.verify), 1 + len(growth)))
         found = {n: self.speed_up(growth, n) for n in range(least, largest + 1)}
         return next(n for n, value in found.items() if value >= NEAR * max(found.values()))
+
+    def confident_tree(self) -> ConfidentTree:
+        """Trees whose every node is worth its cost.
+
+        A node of chance p saves p passes and costs c = dt(n)/dn / t(1); decoding with a speed-up S
+        makes the time of a pass worth S tokens, so the node pays where p > S c.
+        """
+        sizes = list(self.verify)
+        few = next((n for n in sizes if n >= FEW_NODES), sizes[-1])
+        cost = max(CHEAPEST, (self.ratio(few) - 1) / max(1, few - 1))
+        most = max((n for n in sizes if self.ratio(n) <= LARGEST_COST), default=few)
+        return ConfidentTree(max(2, most), min(1.0, USUAL_SPEED_UP * cost))
 
     @property
     def lookup_length(self) -> int:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from backend.errors import ConfigError
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import StaticTree, Tree, TreePolicy, chain
+from backend.methods.amphista.tree import ConfidentTree, StaticTree, Tree, TreePolicy, chain
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
 NOTHING = chain(0)
@@ -214,6 +214,16 @@ class PromptLookupFirst:
         states, texts = zip(*self._unread, strict=True)
         self._unread = []
         return self.other.propose(torch.cat(states), list(flattened.from_iterable(texts)))
+
+
+def tree_words(proposer: Proposer) -> str:
+    """What a proposer has verified: "a tree of 8 nodes"."""
+    if proposer.nodes == 1:
+        return "no drafts"
+    policy = proposer.policy if isinstance(proposer, TreeProposer) else None
+    if isinstance(policy, ConfidentTree):
+        return f"trees of up to {policy.nodes} nodes, those of a chance above {policy.least:.0%}"
+    return f"a tree of {proposer.nodes} nodes"
 
 
 def refuse_unfit_tree(drafter: Drafter, tree: Tree) -> None:
