@@ -367,7 +367,9 @@ def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings
     stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
     assert first.shape == (64, 64)
     assert first.mean() == pytest.approx(100 * stored.zeros / stored.n, abs=1)
-    assert len(chart.frame) == 4 * 64 * 64
+    assert chart.frame.shape == (4 * 64, 2 + 64)
+    rows = chart.frame[chart.frame["Stage"] == STAGE_LABELS["first"]]
+    assert np.allclose(rows.iloc[:, 2:].to_numpy(float), first, atol=0.1)
     turned = tensor_chart(view(view="matrix", cells="zeros", look="surface"))
     assert isinstance(turned.figure, go.Figure)
     surface = turned.figure.data[0]

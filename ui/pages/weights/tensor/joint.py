@@ -41,16 +41,19 @@ def joint_chart(drawn: Sequence[JointCounts], before: str) -> Chart:
         drawn: one of each run.
         before: label of the dense stage.
     """
-    first = drawn[0]
-    snapshot, bins = first.after.snapshot, len(first.counts)
-    headline = of_change(
-        first.after.label, snapshot.stats.get("moved"), snapshot.zeros / snapshot.n
-    )
+    first, bins = drawn[0], len(drawn[0].counts)
+    headline = "; ".join(filter(None, map(_change, drawn)))
     note = (
         f"n = {count(int(first.counts.sum()))} weights in {bins} × {bins} bins; those "
         "beyond the axes count at their ends. On the dashed line a weight is what it was."
     )
     return Chart(joint_figure(drawn, before), joint_frame(drawn, before), note, headline=headline)
+
+
+def _change(one: JointCounts) -> str:
+    snapshot = one.after.snapshot
+    moved = snapshot.stats.get("moved")
+    return of_change(one.after.label, moved, snapshot.zeros / snapshot.n)
 
 
 def joint_figure(drawn: Sequence[JointCounts], before: str) -> go.Figure:
@@ -72,15 +75,20 @@ def joint_figure(drawn: Sequence[JointCounts], before: str) -> go.Figure:
         title = axis(f"Weight, {before.lower()}", showgrid=False, range=[low, high])
         figure.update_xaxes(title, row=1, col=column)
         if len(drawn) > 1:
-            figure.update_xaxes({"title": {"text": one.after.label}}, row=1, col=column)
+            left = next(figure.select_xaxes(row=1, col=column)).domain[0]
+            figure.add_annotation(
+                text=one.after.label, x=left, y=1, xref="paper", yref="paper", yanchor="bottom",
+                font={"color": LIGHT.text},
+            )  # fmt: skip
     after = drawn[0].after.label if len(drawn) == 1 else "after"
     figure.update_yaxes(showgrid=False, range=[low, high])
     figure.update_yaxes(axis(f"Weight, {after}"), col=1)
-    colours = {
-        "cmin": 0, "colorscale": "cividis", "colorbar": colour_bar("Weights (log scale)") | decades,
-    }  # fmt: skip
+    bar = colour_bar("Weights (log scale)") | decades
+    if len(drawn) > 1:
+        bar |= {"y": 1.1}  # above the titles of the panels
+    colours = {"cmin": 0, "colorscale": "cividis", "colorbar": bar}
     looks = layout(view=f"joint/{after}", coloraxis=colours, meta={"linked": True})
-    return figure.update_layout(looks | {"margin": {"t": 48}})
+    return figure.update_layout(looks | {"margin": {"t": 48 if len(drawn) == 1 else 72}})
 
 
 def _heat(one: JointCounts, before: str) -> go.Heatmap:

@@ -124,17 +124,15 @@ def matrix_images(images: Sequence[MatrixImage], figure: str) -> go.Figure:
 
 
 def matrix_frame(images: Sequence[MatrixImage]) -> pd.DataFrame:
-    """Every cell of every stage, a row each, by its first channels."""
+    """Every stage as a matrix: a row for each row of its cells, a column for each column of them,
+    by their first channels."""
     frames = []
     for image in images:
-        rows, columns = image.values.shape
-        outputs, inputs = image.begins(0), image.begins(1)
-        frames.append(
-            pd.DataFrame({
-                "Stage": image.label, "From output": outputs.repeat(columns),
-                "From input": np.tile(inputs, rows), "Value": image.values.ravel(),
-            })
-        )  # fmt: skip
+        heads = [f"Input {n}" for n in image.begins(1)]
+        cells = pd.DataFrame(image.values, columns=heads)
+        cells.insert(0, "From output", image.begins(0))
+        cells.insert(0, "Stage", image.label)
+        frames.append(cells)
     return pd.concat(frames, ignore_index=True)
 
 
