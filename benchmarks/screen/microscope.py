@@ -9,7 +9,8 @@ are read where they are.
 
 - Room: bytes of histograms and profiles of a run in the database, for 210 tensors.
 - Run: the seconds its statistics took, and their share of the run.
-- Server: from a click to the answer, without network and browser, for each view of one tensor.
+- Server: processor time of the answer to a click, for each view of one tensor, which other work on
+  the machine changes little.
 - Click: a cell of the map, until the histogram of that tensor is drawn in Chromium.
 - Zoom: a cell of the matrix, until the single weights around it are drawn.
 """
@@ -84,25 +85,25 @@ def share(run: str) -> Figures:
 
 
 def answers(run: str) -> Figures:
-    """The 95 % quantile of the milliseconds an answer takes, of each view."""
+    """The 95 % quantile of the processor milliseconds of an answer, of each view."""
     found: Figures = {}
     for name in TENSOR_VIEWS:
         view = TensorView.at(WeightsSelection(run, view=name))
         assert view is not None
         taken = [*timed(handlers.pick_tensor, view)]
-        found[f"answer_{name}_p95_ms"] = quantile(taken[2:], 0.95)
+        found[f"answer_{name}_p95_cpu_ms"] = quantile(taken[2:], 0.95)
     return found
 
 
 def timed(handler: Callable[[TensorView], object], view: TensorView) -> Iterator[float]:
-    """Milliseconds of a handler, for tensors all over the model."""
+    """Processor milliseconds of a handler, for tensors all over the model."""
     names = [*view.weights.tensors]
     for n in range(CLICKS + 2):
         tensor = names[(n * 37) % len(names)]
         chosen = view.select(replace(view.selection, tensor=tensor))
-        start = time.perf_counter()
+        start = time.process_time()
         handler(chosen)
-        yield 1000 * (time.perf_counter() - start)
+        yield 1000 * (time.process_time() - start)
 
 
 def zooms(page: Page, url: str, run: str) -> list[float]:

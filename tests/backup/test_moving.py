@@ -30,6 +30,7 @@ from backend.store.tables import (
     Job,
     MetricPoint,
     ProfileRow,
+    Report,
     Result,
     SavedView,
     Slot,
@@ -97,6 +98,8 @@ def rows() -> Iterator[Table]:
     )  # fmt: skip
     yield Artifact(id=3, job_id=1, kind="model", path="sds-0001/model", bytes=2**40, created_at=1)
     yield SavedView(name="v", query="q", owner="mira", saved_at=1)
+    block = {"id": 1, "chart": "", "query": "", "text": ODD}
+    yield Report(id=1, title=ODD, owner="mira", blocks=[block], created_at=1, saved_at=1)
 
 
 @pytest.fixture

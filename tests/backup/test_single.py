@@ -208,6 +208,7 @@ def test_a_newer_file_is_refused_and_an_older_one_migrated(
     monkeypatch.undo()
 
     def age(database: sqlite3.Connection) -> None:
+        database.execute("DROP TABLE reports")
         database.execute("DROP TABLE votes")
         for column in ("lane", "purged", "archived_at", "removed_at"):
             database.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
