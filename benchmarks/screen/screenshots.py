@@ -63,6 +63,7 @@ class Shot:
     tallest: int = TALLEST
 
 
+TENSOR = "model.layers.0.mlp.gate_proj.weight"  # of most models; the first where there is none
 SHOTS = (
     Shot("home-light", ""),
     Shot("home-dark", "", dark=True),
@@ -73,8 +74,10 @@ SHOTS = (
     Shot("runs-light", "runs?base={base}"),
     Shot("compare-light", "compare?ids={runs}"),
     Shot("sweep-light", "sweep?id={sweep}"),
-    Shot("weights-light", "weights?run={weights}"),
-    Shot("weights-dark", "weights?run={weights}&view=story&at=redense", dark=True),
+    Shot("weights-light", f"weights?run={{weights}}&tensor={TENSOR}"),
+    Shot(
+        "weights-dark", f"weights?run={{weights}}&view=story&at=redense&tensor={TENSOR}", dark=True
+    ),
     Shot("weights-two-light", "weights?run={weights}&vs={other}&view=joint&layers=inputs"),
     Shot("quantization-light", "quantization?run={dlqat}"),
     Shot("decoding-light", "decoding?run={speed}", tallest=1010),

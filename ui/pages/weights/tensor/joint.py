@@ -15,7 +15,7 @@ from ui.charts.headlines import of_change
 from ui.charts.heatmap import colour_bar
 from ui.charts.series import Series
 from ui.charts.template import axis, layout
-from ui.format import count
+from ui.format import count, share
 from ui.theme import LIGHT
 
 DECADES = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
@@ -42,7 +42,7 @@ def joint_chart(drawn: Sequence[JointCounts], before: str) -> Chart:
         before: label of the dense stage.
     """
     first, bins = drawn[0], len(drawn[0].counts)
-    headline = "; ".join(filter(None, map(_change, drawn)))
+    headline = _change(first) if len(drawn) == 1 else _changes(drawn)
     note = (
         f"n = {count(int(first.counts.sum()))} weights in {bins} × {bins} bins; those "
         "beyond the axes count at their ends. On the dashed line a weight is what it was."
@@ -54,6 +54,16 @@ def _change(one: JointCounts) -> str:
     snapshot = one.after.snapshot
     moved = snapshot.stats.get("moved")
     return of_change(one.after.label, moved, snapshot.zeros / snapshot.n)
+
+
+def _changes(drawn: Sequence[JointCounts]) -> str:
+    """Of several runs, how far each moved the weights; their labels end with the run."""
+    moved = [
+        f"{share(one.after.snapshot.stats['moved'])} in {one.after.label.rsplit(', ', 1)[-1]}"
+        for one in drawn
+        if "moved" in one.after.snapshot.stats
+    ]
+    return f"The weights move by {', '.join(moved)}, of their norm" if moved else ""
 
 
 def joint_figure(drawn: Sequence[JointCounts], before: str) -> go.Figure:
