@@ -21,6 +21,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from rich.table import Table
 from sqlalchemy import func, select
 
 from backend.settings import settings
+from backend.statistics.names import INPUT_ENERGY, JOINT, SIDES, SINGULAR_VALUES
 from backend.store import queries
 from backend.store.copies import copy_database
 from backend.store.session import reading
@@ -48,6 +50,13 @@ TILE = """() => { const c = document.querySelector('#weights-overlay .js-plotly-
   return JSON.stringify([c.x[0], c.y[0], c.x.length]); }"""
 MOVED = f"old => ({TILE})() !== old"
 CORNERS = ((0.15, 0.2), (0.85, 0.8), (0.2, 0.75), (0.8, 0.25))  # of a panel, in turn
+KINDS: dict[str, Callable[[str], bool]] = {  # of profiles
+    "maps": lambda name: name.startswith("map_"),
+    "joint_histograms": lambda name: name == JOINT,
+    "singular_values": lambda name: name == SINGULAR_VALUES,
+    "input_energies": lambda name: name == INPUT_ENERGY,
+    "channels": lambda name: name.startswith(SIDES),
+}
 Figures = dict[str, float]
 
 
@@ -66,12 +75,14 @@ def room(run: str) -> Figures:
             select(*histograms).where(TensorRow.job_id == number)
         ).one()
         stats = session.scalars(select(TensorRow.stats).where(TensorRow.job_id == number)).all()
-        profiles = session.scalar(
-            select(func.sum(func.length(ProfileRow.values))).where(ProfileRow.job_id == number)
-        )
-    size = counts + sum(len(json.dumps(each)) for each in stats)
-    scale = 210 / tensors / 1e6
-    return {"histograms_mb": size * scale, "profiles_mb": float(profiles or 0) * scale}
+        bytes_of = func.sum(func.length(ProfileRow.values))
+        profiles = session.execute(
+            select(ProfileRow.name, bytes_of).where(ProfileRow.job_id == number).group_by("name")
+        ).all()
+    sizes = Counter({"histograms": counts + sum(len(json.dumps(each)) for each in stats)})
+    for name, size in profiles:
+        sizes[next((kind for kind, of in KINDS.items() if of(name)), "others")] += size
+    return {f"{kind}_mb": size * 210 / tensors / 1e6 for kind, size in sizes.items()}
 
 
 def share(run: str) -> Figures:
