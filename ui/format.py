@@ -149,9 +149,15 @@ def href(path: str, **query: object) -> Markup:
     return escape(path or "./") + (escape(f"?{chosen}") if chosen else "")
 
 
+def exactly(value: float) -> str:
+    """A number with all its digits, for programs."""
+    return repr(value)
+
+
 FILTERS = {
     f.__name__: f
     for f in (
+        exactly,
         number,
         count,
         runs,

@@ -42,7 +42,8 @@ def many_tensors(number: int) -> None:
     """Copy the blocks of run 1 below one another until it has `number` tensors, or a few more."""
     with writing() as session:
         tensors = list(session.scalars(select(TensorRow).where(TensorRow.job_id == 1)))
-        profiles = list(session.scalars(select(ProfileRow).where(ProfileRow.job_id == 1)))
+        of_tensors = ProfileRow.job_id == 1, ProfileRow.tensor != ""  # others are of the run
+        profiles = list(session.scalars(select(ProfileRow).where(*of_tensors)))
         times = -(-number // len({row.tensor for row in tensors}))
         blocks = len({row.block for row in tensors})
         session.add_all(_further_down([*tensors, *profiles], blocks, times))

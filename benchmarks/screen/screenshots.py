@@ -63,6 +63,7 @@ class Shot:
     tallest: int = TALLEST
 
 
+TENSOR = "model.layers.0.mlp.gate_proj.weight"  # of most models; the first where there is none
 SHOTS = (
     Shot("home-light", ""),
     Shot("home-dark", "", dark=True),
@@ -73,8 +74,11 @@ SHOTS = (
     Shot("runs-light", "runs?base={base}"),
     Shot("compare-light", "compare?ids={runs}"),
     Shot("sweep-light", "sweep?id={sweep}"),
-    Shot("weights-light", "weights?run={weights}"),
-    Shot("weights-dark", "weights?run={weights}&view=story&at=redense", dark=True),
+    Shot("weights-light", f"weights?run={{weights}}&tensor={TENSOR}"),
+    Shot(
+        "weights-dark", f"weights?run={{weights}}&view=story&at=redense&tensor={TENSOR}", dark=True
+    ),
+    Shot("weights-two-light", "weights?run={weights}&vs={other}&view=joint&layers=inputs"),
     Shot("quantization-light", "quantization?run={dlqat}"),
     Shot("decoding-light", "decoding?run={speed}", tallest=1010),
     Shot("playground-light", "playground?run={generate}"),
@@ -83,7 +87,8 @@ SHOTS = (
 
 def shown_runs() -> dict[str, str]:
     """What the addresses name: a kind is its newest run that succeeded, `weights` the SDS run with
-    most tensors, `runs` three that can be compared, `base` one of them, `sweep` one of a sweep."""
+    most tensors, `other` another, `runs` three that can be compared, `base` one of them, `sweep`
+    one of a sweep."""
     ended = queries.jobs([State.SUCCEEDED])
     named = [("sweep", job.run) for job in ended if job.sweep is not None]
     found = dict([*((job.kind, job.run) for job in reversed(ended)), *named[:1]])
@@ -93,6 +98,8 @@ def shown_runs() -> dict[str, str]:
         model, _ = Counter(job.config["model"] for job in pruned).most_common(1)[0]
         alike = [job.run for job in pruned if job.config["model"] == model][:3]
         found |= {"runs": ",".join(alike), "base": alike[-1]}
+        others = [run for run in alike if run != found["weights"]]
+        found |= {"other": others[0]} if others else {}
     return found
 
 

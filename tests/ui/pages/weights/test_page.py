@@ -363,16 +363,18 @@ def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings
     assert isinstance(chart.figure, go.Figure) and chart.frame is not None
     shown = {trace.name: trace for trace in chart.figure.data}
     assert list(shown) == [STAGE_LABELS[stage] for stage in MAIN]
-    first = np.array(shown[STAGE_LABELS["first"]].z)
+    first = np.array(shown[STAGE_LABELS["first"]].z, float)
     stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
     assert first.shape == (64, 64)
     assert first.mean() == pytest.approx(100 * stored.zeros / stored.n, abs=1)
-    assert len(chart.frame) == 4 * 64 * 64
+    assert chart.frame.shape == (4 * 64, 2 + 64)
+    rows = chart.frame[chart.frame["Stage"] == STAGE_LABELS["first"]]
+    assert np.allclose(rows.iloc[:, 2:].to_numpy(float), first, atol=0.1)
     turned = tensor_chart(view(view="matrix", cells="zeros", look="surface"))
     assert isinstance(turned.figure, go.Figure)
     surface = turned.figure.data[0]
     assert surface.name == STAGE_LABELS["sds"]
-    assert np.allclose(surface.z, shown[STAGE_LABELS["sds"]].z, atol=1e-2)
+    assert np.allclose(surface.z, np.array(shown[STAGE_LABELS["sds"]].z, float), atol=1e-2)
     changed = tensor_chart(view(view="matrix", cells="change"))
     assert isinstance(changed.figure, go.Figure)
     assert len(changed.figure.data) == len(MAIN) - 1  # dense has not changed

@@ -52,11 +52,10 @@ def channels_chart(
         drawn, side=side, measure=measure, by_size=by_size, log_y=log_y, outliers=outliers.tolist()
     )
     note = f"{channels_note(drawn, log_y)} {outliers_note(outliers, zeros)}"
-    last = drawn[-1]
-    median = float(np.median(last.values))
-    found, times = find_outliers(last.values), float(last.values.max()) / median if median else 0.0
+    first, median = drawn[0], float(np.median(drawn[0].values))
     kind = f"{KINDS[side]} channel"
-    title = of_outliers(kind, last.label, len(found), times) if median else ""
+    times = float(first.values.max()) / median if median else 0.0
+    title = of_outliers(kind, first.label, len(outliers), times) if median else ""
     return Chart(figure, channels_frame(drawn, by_size), note, headline=title)
 
 

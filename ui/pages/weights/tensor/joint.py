@@ -15,7 +15,7 @@ from ui.charts.headlines import of_change
 from ui.charts.heatmap import colour_bar
 from ui.charts.series import Series
 from ui.charts.template import axis, layout
-from ui.format import count
+from ui.format import count, share
 from ui.theme import LIGHT
 
 DECADES = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
@@ -41,16 +41,29 @@ def joint_chart(drawn: Sequence[JointCounts], before: str) -> Chart:
         drawn: one of each run.
         before: label of the dense stage.
     """
-    first = drawn[0]
-    snapshot, bins = first.after.snapshot, len(first.counts)
-    headline = of_change(
-        first.after.label, snapshot.stats.get("moved"), snapshot.zeros / snapshot.n
-    )
+    first, bins = drawn[0], len(drawn[0].counts)
+    headline = _change(first) if len(drawn) == 1 else _changes(drawn)
     note = (
         f"n = {count(int(first.counts.sum()))} weights in {bins} × {bins} bins; those "
         "beyond the axes count at their ends. On the dashed line a weight is what it was."
     )
     return Chart(joint_figure(drawn, before), joint_frame(drawn, before), note, headline=headline)
+
+
+def _change(one: JointCounts) -> str:
+    snapshot = one.after.snapshot
+    moved = snapshot.stats.get("moved")
+    return of_change(one.after.label, moved, snapshot.zeros / snapshot.n)
+
+
+def _changes(drawn: Sequence[JointCounts]) -> str:
+    """Of several runs, how far each moved the weights; their labels end with the run."""
+    moved = [
+        f"{share(one.after.snapshot.stats['moved'])} in {one.after.label.rsplit(', ', 1)[-1]}"
+        for one in drawn
+        if "moved" in one.after.snapshot.stats
+    ]
+    return f"The weights move by {', '.join(moved)}, of their norm" if moved else ""
 
 
 def joint_figure(drawn: Sequence[JointCounts], before: str) -> go.Figure:
@@ -72,15 +85,20 @@ def joint_figure(drawn: Sequence[JointCounts], before: str) -> go.Figure:
         title = axis(f"Weight, {before.lower()}", showgrid=False, range=[low, high])
         figure.update_xaxes(title, row=1, col=column)
         if len(drawn) > 1:
-            figure.update_xaxes({"title": {"text": one.after.label}}, row=1, col=column)
+            left = next(figure.select_xaxes(row=1, col=column)).domain[0]
+            figure.add_annotation(
+                text=one.after.label, x=left, y=1, xref="paper", yref="paper", yanchor="bottom",
+                font={"color": LIGHT.text},
+            )  # fmt: skip
     after = drawn[0].after.label if len(drawn) == 1 else "after"
     figure.update_yaxes(showgrid=False, range=[low, high])
     figure.update_yaxes(axis(f"Weight, {after}"), col=1)
-    colours = {
-        "cmin": 0, "colorscale": "cividis", "colorbar": colour_bar("Weights (log scale)") | decades,
-    }  # fmt: skip
+    bar = colour_bar("Weights (log scale)") | decades
+    if len(drawn) > 1:
+        bar |= {"y": 1.1}  # above the titles of the panels
+    colours = {"cmin": 0, "colorscale": "cividis", "colorbar": bar}
     looks = layout(view=f"joint/{after}", coloraxis=colours, meta={"linked": True})
-    return figure.update_layout(looks | {"margin": {"t": 48}})
+    return figure.update_layout(looks | {"margin": {"t": 48 if len(drawn) == 1 else 72}})
 
 
 def _heat(one: JointCounts, before: str) -> go.Heatmap:

@@ -124,26 +124,36 @@ def matrix_images(images: Sequence[MatrixImage], figure: str) -> go.Figure:
 
 
 def matrix_frame(images: Sequence[MatrixImage]) -> pd.DataFrame:
-    """Every cell of every stage, a row each, by its first channels."""
+    """Every stage as a matrix: a row for each row of its cells, a column for each column of them,
+    by their first channels."""
     frames = []
     for image in images:
-        rows, columns = image.values.shape
-        outputs, inputs = image.begins(0), image.begins(1)
-        frames.append(
-            pd.DataFrame({
-                "Stage": image.label, "From output": outputs.repeat(columns),
-                "From input": np.tile(inputs, rows), "Value": image.values.ravel(),
-            })
-        )  # fmt: skip
+        heads = [f"Input {n}" for n in image.begins(1)]
+        cells = pd.DataFrame(image.values, columns=heads)
+        cells.insert(0, "From output", image.begins(0))
+        cells.insert(0, "Stage", image.label)
+        frames.append(cells)
     return pd.concat(frames, ignore_index=True)
 
 
+def _short(values: np.ndarray) -> np.ndarray:
+    """Rounded to four significant digits, which are few characters on their way to the browser.
+    Plotly looks at every item of nested lists, and not of arrays; numbers of such an array stay
+    readable there."""
+    exact = values.astype(float)
+    sizes = np.where(exact, np.abs(exact), 1.0)
+    unit = 10.0 ** (3 - np.floor(np.log10(sizes)))
+    rounded: np.ndarray = (np.round(exact * unit) / unit).astype(object)
+    return rounded
+
+
 def _heat(image: MatrixImage, figure: str) -> go.Heatmap:
-    shown = [[float(f"{v:.4g}") for v in row] for row in image.values]  # short, on its way out
+    places = [[f"{y},{x}" for x in image.begins(1)] for y in image.begins(0)]
     return go.Heatmap(
-        x=image.centres(1).round(1).tolist(), y=image.centres(0).round(1).tolist(), z=shown,
+        x=image.centres(1).round(1).tolist(), y=image.centres(0).round(1).tolist(),
+        z=_short(image.values),
         coloraxis="coloraxis", name=image.label,
-        customdata=[[f"{y},{x}" for x in image.begins(1)] for y in image.begins(0)],
+        customdata=np.array(places, object),
         hovertemplate=f"{image.label}, output %{{y:.0f}}, input %{{x:.0f}}: %{{z:.3g}}"
         f"{' %' if figure == 'zeros' else ''}<extra></extra>",
     )  # fmt: skip
