@@ -21,7 +21,9 @@ def engine() -> HealthCheck:
     try:
         text = import_module(CLUSTERS[here.engine]).described(here)
     except OSError as error:
-        fix = "Start the head, or correct SLIMSCOPE_RAY_ADDRESS and SLIMSCOPE_RAY_TOKEN."
+        fix = (
+            "Start it, or correct SLIMSCOPE_ENGINE, SLIMSCOPE_RAY_ADDRESS and SLIMSCOPE_RAY_TOKEN."
+        )
         return HealthCheck("engine", False, str(error), fix)
     places = engine_of(here).room().places
     fix = "Start its machines, or lower SLIMSCOPE_JOB_CPUS and SLIMSCOPE_JOB_GPUS."

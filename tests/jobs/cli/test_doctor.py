@@ -156,7 +156,7 @@ def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
 
 def test_a_cluster_that_answers_and_one_that_does_not(given: Set) -> None:
     assert cluster.engine().text == "runs start on this machine"
-    url = "postgresql+psycopg://db.lab.org/slimscope"
+    own, url = settings().database_url, "postgresql+psycopg://db.lab.org/slimscope"
     with ray_head() as (_, address):
         given(ENGINE="ray", DATABASE_URL=url, RAY_TOKEN=TOKEN, RAY_ADDRESS=address)
         found = cluster.engine()
@@ -166,7 +166,7 @@ def test_a_cluster_that_answers_and_one_that_does_not(given: Set) -> None:
         given(RAY_TOKEN="of-another-cluster")
         assert wrong(cluster.engine(), "Unauthorized", "SLIMSCOPE_RAY_TOKEN")
     assert wrong(cluster.engine(), "does not answer")
-    given(ENGINE="local", DATABASE_URL="")
+    given(ENGINE="local", DATABASE_URL=own)
 
 
 def test_a_store_of_artefacts_gives_back_what_it_takes(given: Set, tmp_path: Path) -> None:
