@@ -56,7 +56,7 @@ from jobs.runtime.usage import UsageSampler
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
 STORE_AGAIN_S = 10.0
-LEAVING_S = 30.0  # a run that has not succeeded has, to store what it has
+LEAVING_S = 20.0  # for a run to store what is left; less than its silence is taken for its end
 
 
 class JobContext:
@@ -222,7 +222,7 @@ class JobContext:
         while True:
             try:
                 return fetch_work(self.run, SPOOL)
-            except Exception as error:  # each file system has errors of its own
+            except OSError as error:
                 if time.monotonic() - began > settings().offline_s:
                     raise
                 self.log(f"The artefact store does not answer: {error}")

@@ -60,6 +60,7 @@ def cluster(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster
         monkeypatch.setenv("SLIMSCOPE_RAY_ADDRESS", made.address)
         monkeypatch.setenv("SLIMSCOPE_RAY_TOKEN", made.token)
         monkeypatch.setenv("SLIMSCOPE_OFFLINE_S", "120")
+        monkeypatch.setenv("SLIMSCOPE_THREADS", "1")  # weights depend on their number
         settings.cache_clear()
         kinds.cache_clear()
         yield made

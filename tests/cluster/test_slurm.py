@@ -46,7 +46,7 @@ def until(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Until:
     told = ",".join(f"SLIMSCOPE_{name}" for name in TOLD)
     for name, value in {
         "ENGINE": "slurm", "SLOTS": "2", "SLURM_ARGS": f"--export={told}", "OFFLINE_S": "120",
-        "CACHE_DIR": str(settings().cache_dir),
+        "CACHE_DIR": str(settings().cache_dir), "THREADS": "1",
         "PYTHON": f"env PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 {sys.executable}",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"SLIMSCOPE_{name}", value)

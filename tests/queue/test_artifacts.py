@@ -216,3 +216,21 @@ def test_a_folder_of_artefacts_that_all_machines_share(
     assert run_folder("sds-0001") == tmp_path / "shared" / "sds-0001" and store() is None
     assert child_environment()["SLIMSCOPE_ARTIFACTS"] == str(tmp_path / "shared")
     assert os.environ["SLIMSCOPE_ARTIFACTS"] == "shared"
+
+
+def test_whatever_a_store_raises_ends_no_thread_of_the_supervisor(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    class EndpointError(Exception):
+        pass
+
+    def away(*_: object) -> None:
+        raise EndpointError("no route")
+
+    for name in ("names", "size", "remove"):
+        monkeypatch.setattr(ArtifactStore, name, away)
+    for act in (lambda: copies.fetch_ended("sds-0001"), lambda: copies.fetch_log("sds-0001", 1)):
+        with pytest.raises(OSError, match="no route"):
+            act()
+    copies.remove_stored(run_folder("sds-0001"))
+    assert "sds-0001 stays in the store" in capsys.readouterr().out

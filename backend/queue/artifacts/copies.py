@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from backend.checkpoints import MANIFEST
-from backend.queue.artifacts.store import ArtifactStore, store
+from backend.queue.artifacts.store import ArtifactStore, reaching, store
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.settings import settings
 
@@ -16,6 +16,7 @@ def key_of(path: Path) -> str:
     return path.relative_to(settings().artifacts).as_posix()
 
 
+@reaching()
 def present(folder: Path) -> Path:
     """A folder that a run has saved, on this machine: copied here if it is not."""
     kept = store()
@@ -24,6 +25,7 @@ def present(folder: Path) -> Path:
     return folder
 
 
+@reaching()
 def fetch_work(run: str, loose: str) -> None:
     """Copy the checkpoints of a run that an attempt on another machine has left.
 
@@ -41,6 +43,7 @@ def fetch_work(run: str, loose: str) -> None:
             kept.get_folder(key_of(work / name), work / name.rstrip("/"))
 
 
+@reaching()
 def fetch_ended(run: str) -> None:
     """Copy what a run has left, but for its checkpoints: pages show it from here."""
     if (kept := store()) is None:
@@ -61,6 +64,7 @@ def _fetch(kept: ArtifactStore, path: Path, is_folder: bool) -> None:
             _fetch(kept, path / name.rstrip("/"), is_folder=name.endswith("/"))
 
 
+@reaching()
 def fetch_log(run: str, attempt: int) -> None:
     """Copy the log of an attempt at work, if it has grown."""
     if (kept := store()) is None:
@@ -76,6 +80,7 @@ def remove_stored(path: Path) -> None:
     if (kept := store()) is None:
         return
     try:
-        kept.remove(key_of(path))
-    except Exception as error:  # each file system has errors of its own
+        with reaching():
+            kept.remove(key_of(path))
+    except OSError as error:
         print(f"{time.strftime('%F %T')} {key_of(path)} stays in the store: {error}", flush=True)
