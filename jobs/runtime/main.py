@@ -46,7 +46,7 @@ def main() -> int:
             signal.signal(asking, lambda *_: context.ask_stop())
         context.start()
         code = execute(context)
-        context.end_storing()
+        context.end_storing(code == Exit.DONE)
         return code
     except LeaseLostError:
         print("Another attempt holds this run; this process ends.", flush=True)

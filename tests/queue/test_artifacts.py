@@ -18,18 +18,21 @@ from backend.queue.artifacts.store import ArtifactStore, store
 from backend.queue.folders import log_file, read_log, run_folder, work_folder
 from backend.queue.launcher import child_environment
 from backend.queue.removal import purge, remove
+from backend.queue.supervisor import SupervisorLoop
 from backend.queue.upkeep import fetch_logs, measure_ended
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
-from backend.store.states import State
+from backend.store.states import Exit, State
 from backend.store.tables import Artifact
 from jobs.fields.saved_models import saved_model
+from jobs.runtime import main as process
 from jobs.runtime import uploads
-from jobs.runtime.context import SPOOL
+from jobs.runtime.context import SPOOL, claim
 from jobs.runtime.uploads import Uploads
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, process_of, running
+from tests.queue.scripted_engine import ScriptedEngine
 
 
 @pytest.fixture
@@ -176,6 +179,34 @@ def test_a_run_goes_on_with_what_another_machine_has_stored(stored: Path, wait: 
     remove([job.run], HOST)
     purge([job.run], HOST)
     assert not (stored / job.run).exists()
+
+
+def test_a_machine_goes_on_with_its_own_checkpoints_and_another_with_those_stored(
+    stored: Path, tmp_path: Path
+) -> None:
+    kept, work = store(), work_folder("dlqat-0001")
+    assert kept is not None
+    copies.fetch_work("dlqat-0001", 1, SPOOL)
+    kept.put_folder(checkpoint(work, "train-1", step="200"), copies.key_of(work / "train-1"))
+    checkpoint(work, "train-1", step="400")  # which was not stored before it was killed
+    copies.fetch_work("dlqat-0001", 2, SPOOL)
+    assert (work / "train-1" / "step").read_text() == "400"
+    copies.fetch_work("dlqat-0001", 4, SPOOL)  # the third was on another machine
+    assert (work / "train-1" / "step").read_text() == "200"
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_machine_of_a_cluster_keeps_nothing_of_a_run_that_succeeded(
+    stored: Path, engine: str
+) -> None:
+    job = submit("count", {"steps": 2, "pause": 0}, HOST)
+    loop = SupervisorLoop(ScriptedEngine(slots=1, name=engine))
+    loop.turn()
+    context = claim(queries.attempts(job.id)[-1].id)
+    assert process.execute(context) == Exit.DONE
+    context.end_storing(has_succeeded=True)
+    assert run_folder(job.run).exists() == (engine == "local")
+    assert (stored / job.run / "work" / "step-1" / MANIFEST).exists()
 
 
 def test_a_log_is_shown_while_its_run_works_elsewhere(

@@ -10,6 +10,8 @@ from backend.queue.artifacts.store import ArtifactStore, reaching, store
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.settings import settings
 
+WORKED_HERE = ".attempt"  # number of the last attempt on this machine, beside its checkpoints
+
 
 def key_of(path: Path) -> str:
     """What the store calls a path below the folder of the artefacts."""
@@ -26,15 +28,26 @@ def present(folder: Path) -> Path:
 
 
 @reaching()
-def fetch_work(run: str, loose: str) -> None:
-    """Copy the checkpoints of a run that an attempt on another machine has left.
+def fetch_work(run: str, attempt: int, loose: str) -> None:
+    """Copy the checkpoints of a run that an attempt on another machine has left. Those of one on
+    this machine are here, and may be newer than in the store.
 
     Args:
+        attempt: the one that is to go on with them.
         loose: a file beside them that belongs to them.
     """
     if (kept := store()) is None:
         return
     work = work_folder(run)
+    last, work_file = str(attempt - 1), work / WORKED_HERE
+    was_here = work_file.exists() and work_file.read_text() == last
+    work.mkdir(parents=True, exist_ok=True)
+    if not was_here:
+        _fetch_checkpoints(kept, work, loose)
+    work_file.write_text(str(attempt))
+
+
+def _fetch_checkpoints(kept: ArtifactStore, work: Path, loose: str) -> None:
     names = kept.names(key_of(work))
     if loose in names:
         kept.get_file(key_of(work / loose), work / loose)
