@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres test-ray run-cluster stop-cluster lint bench examples screenshots setup chromium clean
+.PHONY: help run test test-postgres test-ray test-slurm run-cluster stop-cluster lint bench examples screenshots setup chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -32,7 +32,12 @@ test-postgres: setup ## Run the tests of the queue on a PostgreSQL server made f
 
 test-ray: setup ## Run the tests of runs on a Ray cluster made for them (Linux, some 300 MB once)
 	@$(BIN)/python -m tests.cluster.nodes
-	@SLIMSCOPE_TEST_RAY=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s tests/cluster $(ARGS)
+	@SLIMSCOPE_TEST_RAY=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s \
+	  tests/cluster/test_ray.py $(ARGS)
+
+test-slurm: setup ## Run the tests of runs on the Slurm cluster that `sbatch` reaches
+	@SLIMSCOPE_TEST_SLURM=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s \
+	  tests/cluster/test_slurm.py $(ARGS)
 
 run-cluster: setup ## Try several machines on this one: PostgreSQL, a Ray cluster, the dashboard
 	@PORT=$(PORT) $(BIN)/python -m tests.cluster.trial start

@@ -111,8 +111,11 @@ class Settings(BaseSettings):
     ray_token: SecretStr = Field(
         SecretStr(""), description="The token of the Ray cluster; runs do not get it."
     )
-    engine: Literal["local", "ray"] = Field(
-        "local", description="Where runs start: local (on this machine), or ray (on a cluster)."
+    slurm_args: str = Field(
+        "", description="Arguments of sbatch that the site asks for: --partition=gpu --time=2-0"
+    )
+    engine: Literal["local", "ray", "slurm"] = Field(
+        "local", description="Where runs start: on this machine (local), or on a cluster."
     )
     threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
     job_gb: float = Field(0.0, ge=0, description="Memory a job may take, in GB; 0: no limit.")
@@ -164,7 +167,7 @@ class Settings(BaseSettings):
         url, token = info.data.get("database_url", ""), info.data.get("ray_token")
         if not url or url.startswith("sqlite"):
             raise ValueError("it needs the database of a server (SLIMSCOPE_DATABASE_URL)")
-        if not token or not token.get_secret_value():
+        if value == "ray" and not (token and token.get_secret_value()):
             raise ValueError("it needs the token of the cluster (SLIMSCOPE_RAY_TOKEN)")
         return value
 

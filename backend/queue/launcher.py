@@ -17,7 +17,12 @@ from backend.settings import PLACES, available_threads, settings
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
 HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
-FOR_SUPERVISOR = ("SLIMSCOPE_ENGINE", "SLIMSCOPE_RAY_ADDRESS", "SLIMSCOPE_RAY_TOKEN")
+FOR_SUPERVISOR = (
+    "SLIMSCOPE_ENGINE",
+    "SLIMSCOPE_RAY_ADDRESS",
+    "SLIMSCOPE_RAY_TOKEN",
+    "SLIMSCOPE_SLURM_ARGS",
+)
 CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
     "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -56,7 +57,7 @@ from jobs.runtime.usage import UsageSampler
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
 STORE_AGAIN_S = 10.0
-LEAVING_S = 30.0  # a run that has not succeeded has, to store what it has
+LEAVING_S = 20.0  # for a run to store what is left; less than its silence is taken for its end
 
 
 class JobContext:
@@ -72,7 +73,7 @@ class JobContext:
         )
         self.checkpoints = Checkpoints(self.work, self.settle, attempt.n, self._uploads.add)
         self.resumed_from: str | None = None
-        self._kills_itself = attempt.engine not in LOCAL
+        self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable),
@@ -221,8 +222,8 @@ class JobContext:
         began = time.monotonic()
         while True:
             try:
-                return fetch_work(self.run, SPOOL)
-            except Exception as error:  # each file system has errors of its own
+                return fetch_work(self.run, self.attempt_n, SPOOL)
+            except OSError as error:
                 if time.monotonic() - began > settings().offline_s:
                     raise
                 self.log(f"The artefact store does not answer: {error}")
@@ -254,9 +255,12 @@ class JobContext:
         if not self._uploads.wait(self.should_stop):
             raise CancelledError
 
-    def end_storing(self) -> None:
-        """Gives the store of artefacts a last chance to take what it has not."""
-        self._uploads.close(LEAVING_S)
+    def end_storing(self, has_succeeded: bool) -> None:
+        """Gives the store of artefacts a last chance to take what it has not. A machine of a
+        cluster then keeps nothing of a run that has succeeded."""
+        is_stored = self._uploads.close(LEAVING_S)
+        if has_succeeded and is_stored and self._is_elsewhere:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def folder_is_gone(self) -> bool:
         """Whether somebody has removed the folder of the run since `open_folder`."""
@@ -350,7 +354,7 @@ class JobContext:
             if self._usage:
                 self._usage.sample()
             desired = session.scalar(select(Job.desired).where(Job.id == self.job_id))
-            if desired == "kill" and self._kills_itself:
+            if desired == "kill" and self._is_elsewhere:
                 os.killpg(0, signal.SIGKILL)  # a cluster may have no way to
             if desired != "run":
                 self._stop.set()

@@ -42,10 +42,11 @@ def main() -> int:
             print("The database is of another version of Slimscope; restart the dashboard.")
             return Exit.OTHER_VERSION
         context = claim(given.attempt)
-        signal.signal(signal.SIGTERM, lambda *_: context.ask_stop())
+        for asking in (signal.SIGTERM, signal.SIGUSR1):  # the latter of Slurm, ahead of the end
+            signal.signal(asking, lambda *_: context.ask_stop())
         context.start()
         code = execute(context)
-        context.end_storing()
+        context.end_storing(code == Exit.DONE)
         return code
     except LeaseLostError:
         print("Another attempt holds this run; this process ends.", flush=True)

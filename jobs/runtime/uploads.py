@@ -70,16 +70,21 @@ class Uploads:
                 return False
         return True
 
-    def close(self, within_s: float) -> None:
-        """Store what is left, and the end of the log, if the store takes it in time."""
+    def close(self, within_s: float) -> bool:
+        """Store what is left, and the end of the log, if the store takes it in time.
+
+        Returns:
+            Whether there is a store, and it has everything.
+        """
         if self._store is None or not self._thread.is_alive():
-            return
+            return False
         deadline = time.monotonic() + within_s
-        self.wait(lambda: time.monotonic() > deadline)
+        is_stored = self.wait(lambda: time.monotonic() > deadline)
         with self._turn:
             self._closed = True
             self._turn.notify_all()
         self._thread.join(max(0.0, deadline - time.monotonic()))
+        return is_stored and not self._thread.is_alive() and not self._failed
 
     def _carry(self) -> None:
         while True:
@@ -124,7 +129,7 @@ class Uploads:
             self._turn.notify_all()
 
     def _store_log(self) -> None:
-        size = self._log_file.stat().st_size if self._log_file.exists() else 0
+        size = self._log_file.stat().st_size if self._log_file.exists() else -1
         if self._store is not None and size > self._logged:
             self._store.put_file(self._log_file, key_of(self._log_file))
             self._logged = size

@@ -6,23 +6,30 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backend.queue import service
 from backend.queue.engines.choose import engine_of
-from backend.queue.folders import read_log, work_folder
+from backend.queue.folders import read_log
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.store import frames, queries
+from backend.store import queries
 from backend.store.states import State
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests.cluster.nodes import ROOT, RayCluster
-from tests.jobs.kinds import test_sds
+from tests.cluster.watching import (
+    SMALL,
+    Until,
+    assert_counted,
+    assert_same_here,
+    has_done,
+    is_in,
+    turning,
+)
 from tests.queue.conftest import HOST, queue
 
 __all__ = ["queue"]
@@ -31,7 +38,6 @@ pytestmark = [
     pytest.mark.skipif(ASKED not in os.environ, reason="takes a Ray cluster: make test-ray"),
     pytest.mark.usefixtures("on_server"),
 ]
-Until = Callable[..., float]
 
 
 @pytest.fixture
@@ -54,6 +60,7 @@ def cluster(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster
         monkeypatch.setenv("SLIMSCOPE_RAY_ADDRESS", made.address)
         monkeypatch.setenv("SLIMSCOPE_RAY_TOKEN", made.token)
         monkeypatch.setenv("SLIMSCOPE_OFFLINE_S", "120")
+        monkeypatch.setenv("SLIMSCOPE_THREADS", "1")  # weights depend on their number
         settings.cache_clear()
         kinds.cache_clear()
         yield made
@@ -64,26 +71,7 @@ def cluster(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster
 
 @pytest.fixture
 def until(cluster: RayCluster) -> Until:
-    """Turns the loop until something holds; returns the seconds that took."""
-    loop = SupervisorLoop(engine_of(settings()))
-
-    def turned(holds: Callable[[], bool], within_s: float = 150.0) -> float:
-        began = time.monotonic()
-        while not holds():
-            assert time.monotonic() - began < within_s
-            loop.turn()
-            time.sleep(0.25)
-        return time.monotonic() - began
-
-    return turned
-
-
-def is_in(run: int, *states: State) -> Callable[[], bool]:
-    return lambda: queries.job(run).state in states
-
-
-def has_done(run: int, step: int) -> Callable[[], bool]:
-    return lambda: (work_folder(queries.job(run).run) / f"step-{step}").exists()
+    return turning(SupervisorLoop(engine_of(settings())))
 
 
 def node_of(cluster: RayCluster, run: int) -> str:
@@ -94,30 +82,18 @@ def node_of(cluster: RayCluster, run: int) -> str:
     return str(ip).rpartition(".")[2]
 
 
-def assert_counted(run: int, steps: int) -> None:
-    """Every point is there, once."""
-    curves = frames.curves(run)
-    assert sorted(curves[curves["name"] == "count"]["value"]) == [*range(steps)]
-    assert [r.value for r in queries.results([run])] == [steps]
-
-
-def test_sds_has_the_weights_it_has_on_this_machine(until: Until, cluster: RayCluster) -> None:
-    there = submit("sds", test_sds.SMALL, HOST).id
-    begun = until(
-        lambda: queries.attempts(there) != [] and bool(queries.attempts(there)[-1].started_at)
-    )
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_run_on_a_node_has_the_weights_it_has_here(
+    until: Until, cluster: RayCluster, kind: str
+) -> None:
+    there = submit(kind, SMALL[kind], HOST).id
+    begun = until(lambda: any(a.started_at for a in queries.attempts(there)))
     took = until(is_in(there, State.SUCCEEDED, State.FAILED))
-    print(f"claimed after {begun:.1f} s, ended after {took:.1f} s more")
+    print(f"{kind}: claimed after {begun:.1f} s, ended after {took:.1f} s more")
     assert queries.job(there).state == State.SUCCEEDED, read_log(queries.job(there).run, 1)[0]
     assert "attempt 1" in read_log(queries.job(there).run, 1)[0]
-    assert cluster.head.jobs() == {}  # nothing is left behind
-    here = submit("sds", test_sds.SMALL, HOST).id
-    local = SupervisorLoop(engine_of(settings().model_copy(update={"engine": "local"})))
-    while not is_in(here, State.SUCCEEDED, State.FAILED)():
-        local.turn()
-        time.sleep(0.25)
-    one, other = (queries.job(run).environment["weights_sha256"] for run in (there, here))
-    assert one == other
+    until(lambda: cluster.head.jobs() == {}, 30)  # nothing is left behind
+    assert_same_here(there)
 
 
 def test_a_run_goes_on_elsewhere_when_its_machine_is_lost(

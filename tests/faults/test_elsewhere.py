@@ -154,6 +154,26 @@ def test_an_attempt_that_has_said_its_end_is_over_whatever_the_engine_says(
     assert queries.job(job.id).state == State.SUCCEEDED
 
 
+def test_a_process_of_this_machine_that_does_not_leave_after_its_end_is_killed(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ScriptedEngine(slots=1)
+    job = service.enqueue("count", {}, HOST)
+    loop = SupervisorLoop(engine)
+    loop.turn()
+    change(newest(job), outcome="succeeded")
+    silent_for(newest(job), supervisor.SAID_MS + 1000)
+
+    def kill(ref: dict) -> None:
+        engine.fate[ref["id"]] = PollResult("exited", -signal.SIGKILL)
+
+    monkeypatch.setattr(engine, "kill", kill)
+    loop.turn()
+    assert newest(job).ended_at is None  # until it is gone, its slot is not free
+    loop.turn()
+    assert queries.job(job.id).state == State.SUCCEEDED
+
+
 def test_attempts_of_another_engine_are_left_alone_until_they_are_silent_for_long(
     engine: ScriptedEngine,
 ) -> None:

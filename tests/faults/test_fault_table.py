@@ -7,6 +7,7 @@ import pytest
 from app import LOOK_S
 from backend.queue import lifecycle
 from backend.queue.engines.ray import ANSWER_S, PAUSE_S, ROOM_S
+from backend.queue.engines.slurm import JOBS_S
 from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
 from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
@@ -19,11 +20,12 @@ from tests.named_tests import existing_tests, named_tests, rows_of
 ROWS = rows_of("operations.md", "## Faults")
 OF_MACHINES = rows_of("operations.md", "## More than one machine")
 OF_CLUSTER = rows_of("operations.md", "### A Ray cluster")
+OF_SLURM = rows_of("operations.md", "### A Slurm cluster")
 
 
 def test_every_fault_names_a_test_there_is() -> None:
-    assert ROWS and OF_MACHINES and OF_CLUSTER
-    rows = ROWS + OF_MACHINES + OF_CLUSTER
+    assert ROWS and OF_MACHINES and OF_CLUSTER and OF_SLURM
+    rows = ROWS + OF_MACHINES + OF_CLUSTER + OF_SLURM
     assert [row for row in rows if not named_tests(row)] == []
     assert {name for row in rows for name in named_tests(row)} - existing_tests() == set()
 
@@ -38,6 +40,7 @@ GRACE_S = Settings.model_fields["stop_grace"].default
         ("A machine is gone with its runs", [LEAVING_MS / 1000]),
         ("The head does not answer", [SILENT_MS / 1000, SAID_MS / 1000, ANSWER_S + PAUSE_S]),
         ("Machines come and go", [ROOM_S]),
+        ("The controller does not answer", [SILENT_MS / 1000, JOBS_S]),
         ("The engine is set to another one", [LEAVING_MS / 1000]),
         ("The artefact store is full", [LONGEST_S]),
         ("The supervisor dies, or is cut off", [SILENT_S + ASK_AGAIN_S * ASK_TIMES]),
@@ -51,5 +54,7 @@ GRACE_S = Settings.model_fields["stop_grace"].default
     ],
 )
 def test_its_times_are_those_of_the_code(fault: str, times: list[float]) -> None:
-    (row,) = [row for row in ROWS + OF_MACHINES + OF_CLUSTER if fault in row.split("|")[1]]
+    (row,) = [
+        row for row in ROWS + OF_MACHINES + OF_CLUSTER + OF_SLURM if fault in row.split("|")[1]
+    ]
     assert [time for time in times if f"{time:g} s" not in row] == []

@@ -18,18 +18,21 @@ from backend.queue.artifacts.store import ArtifactStore, store
 from backend.queue.folders import log_file, read_log, run_folder, work_folder
 from backend.queue.launcher import child_environment
 from backend.queue.removal import purge, remove
+from backend.queue.supervisor import SupervisorLoop
 from backend.queue.upkeep import fetch_logs, measure_ended
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
-from backend.store.states import State
+from backend.store.states import Exit, State
 from backend.store.tables import Artifact
 from jobs.fields.saved_models import saved_model
+from jobs.runtime import main as process
 from jobs.runtime import uploads
-from jobs.runtime.context import SPOOL
+from jobs.runtime.context import SPOOL, claim
 from jobs.runtime.uploads import Uploads
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, process_of, running
+from tests.queue.scripted_engine import ScriptedEngine
 
 
 @pytest.fixture
@@ -159,10 +162,10 @@ def test_work_goes_on_while_the_store_takes_nothing_and_a_run_waits_for_it_at_it
 
 
 def test_a_run_goes_on_with_what_another_machine_has_stored(stored: Path, wait: Wait) -> None:
-    job = submit("count", {"steps": 30}, HOST)
-    wait(job.id, when=running(job.id, 6))
+    job = submit("count", {"steps": 12}, HOST)
+    wait(job.id, when=running(job.id, 3))
     there = stored / job.run / "work"
-    eventually(lambda: (there / "step-3" / MANIFEST).exists())
+    eventually(lambda: (there / "step-1" / MANIFEST).exists())
     process_of(job.id).kill()
     shutil.rmtree(run_folder(job.run))  # which that machine has to itself
     wait(job.id, State.SUCCEEDED)
@@ -176,6 +179,34 @@ def test_a_run_goes_on_with_what_another_machine_has_stored(stored: Path, wait: 
     remove([job.run], HOST)
     purge([job.run], HOST)
     assert not (stored / job.run).exists()
+
+
+def test_a_machine_goes_on_with_its_own_checkpoints_and_another_with_those_stored(
+    stored: Path, tmp_path: Path
+) -> None:
+    kept, work = store(), work_folder("dlqat-0001")
+    assert kept is not None
+    copies.fetch_work("dlqat-0001", 1, SPOOL)
+    kept.put_folder(checkpoint(work, "train-1", step="200"), copies.key_of(work / "train-1"))
+    checkpoint(work, "train-1", step="400")  # which was not stored before it was killed
+    copies.fetch_work("dlqat-0001", 2, SPOOL)
+    assert (work / "train-1" / "step").read_text() == "400"
+    copies.fetch_work("dlqat-0001", 4, SPOOL)  # the third was on another machine
+    assert (work / "train-1" / "step").read_text() == "200"
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_machine_of_a_cluster_keeps_nothing_of_a_run_that_succeeded(
+    stored: Path, engine: str
+) -> None:
+    job = submit("count", {"steps": 2, "pause": 0}, HOST)
+    loop = SupervisorLoop(ScriptedEngine(slots=1, name=engine))
+    loop.turn()
+    context = claim(queries.attempts(job.id)[-1].id)
+    assert process.execute(context) == Exit.DONE
+    context.end_storing(has_succeeded=True)
+    assert run_folder(job.run).exists() == (engine == "local")
+    assert (stored / job.run / "work" / "step-1" / MANIFEST).exists()
 
 
 def test_a_log_is_shown_while_its_run_works_elsewhere(
@@ -216,3 +247,21 @@ def test_a_folder_of_artefacts_that_all_machines_share(
     assert run_folder("sds-0001") == tmp_path / "shared" / "sds-0001" and store() is None
     assert child_environment()["SLIMSCOPE_ARTIFACTS"] == str(tmp_path / "shared")
     assert os.environ["SLIMSCOPE_ARTIFACTS"] == "shared"
+
+
+def test_whatever_a_store_raises_ends_no_thread_of_the_supervisor(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    class EndpointError(Exception):
+        pass
+
+    def away(*_: object) -> None:
+        raise EndpointError("no route")
+
+    for name in ("names", "size", "remove"):
+        monkeypatch.setattr(ArtifactStore, name, away)
+    for act in (lambda: copies.fetch_ended("sds-0001"), lambda: copies.fetch_log("sds-0001", 1)):
+        with pytest.raises(OSError, match="no route"):
+            act()
+    copies.remove_stored(run_folder("sds-0001"))
+    assert "sds-0001 stays in the store" in capsys.readouterr().out

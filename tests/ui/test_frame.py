@@ -15,9 +15,11 @@ from starlette.testclient import TestClient
 from backend.settings import Settings
 from backend.store import integrity
 from backend.store.integrity import check_integrity
-from backend.store.session import writing
-from backend.store.tables import Job
+from backend.store.queries import SILENT_MS
+from backend.store.session import database_ms, writing
+from backend.store.tables import CLUSTER, Job, Supervisor
 from ui import app, frame
+from ui.format import moment
 from ui.pages import pages
 from ui.static import FOREVER, SCRIPT_URL
 
@@ -89,6 +91,16 @@ def test_a_guest_is_told_so(client: TestClient) -> None:
         for name, headers in {"host": LOCAL, "guest": LOCAL | {"forwarded": "for=x"}}.items()
     }
     assert "guest" in html["guest"] and "guest" not in html["host"]
+
+
+def test_a_cluster_that_does_not_answer_is_told_on_every_page(client: TestClient) -> None:
+    assert "cluster" not in client.get("/slimscope/pulse", headers=LOCAL).json()["html"]
+    with writing() as session:
+        since = database_ms(session) - SILENT_MS - 1000
+        session.merge(Supervisor(host=CLUSTER, beat_at=since))
+    frame._pulse.cache_clear()
+    told = client.get("/slimscope/pulse", headers=LOCAL).json()["html"]
+    assert f"The cluster does not answer since {moment(since)}; runs go on." in told
 
 
 def test_a_damaged_database_is_told_on_every_page(

@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 from backend.checkpoints import MANIFEST
-from backend.queue.artifacts.store import ArtifactStore, store
+from backend.queue.artifacts.store import ArtifactStore, reaching, store
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.settings import settings
+
+WORKED_HERE = ".attempt"  # number of the last attempt on this machine, beside its checkpoints
 
 
 def key_of(path: Path) -> str:
@@ -16,6 +18,7 @@ def key_of(path: Path) -> str:
     return path.relative_to(settings().artifacts).as_posix()
 
 
+@reaching()
 def present(folder: Path) -> Path:
     """A folder that a run has saved, on this machine: copied here if it is not."""
     kept = store()
@@ -24,15 +27,27 @@ def present(folder: Path) -> Path:
     return folder
 
 
-def fetch_work(run: str, loose: str) -> None:
-    """Copy the checkpoints of a run that an attempt on another machine has left.
+@reaching()
+def fetch_work(run: str, attempt: int, loose: str) -> None:
+    """Copy the checkpoints of a run that an attempt on another machine has left. Those of one on
+    this machine are here, and may be newer than in the store.
 
     Args:
+        attempt: the one that is to go on with them.
         loose: a file beside them that belongs to them.
     """
     if (kept := store()) is None:
         return
     work = work_folder(run)
+    last, work_file = str(attempt - 1), work / WORKED_HERE
+    was_here = work_file.exists() and work_file.read_text() == last
+    work.mkdir(parents=True, exist_ok=True)
+    if not was_here:
+        _fetch_checkpoints(kept, work, loose)
+    work_file.write_text(str(attempt))
+
+
+def _fetch_checkpoints(kept: ArtifactStore, work: Path, loose: str) -> None:
     names = kept.names(key_of(work))
     if loose in names:
         kept.get_file(key_of(work / loose), work / loose)
@@ -41,6 +56,7 @@ def fetch_work(run: str, loose: str) -> None:
             kept.get_folder(key_of(work / name), work / name.rstrip("/"))
 
 
+@reaching()
 def fetch_ended(run: str) -> None:
     """Copy what a run has left, but for its checkpoints: pages show it from here."""
     if (kept := store()) is None:
@@ -61,6 +77,7 @@ def _fetch(kept: ArtifactStore, path: Path, is_folder: bool) -> None:
             _fetch(kept, path / name.rstrip("/"), is_folder=name.endswith("/"))
 
 
+@reaching()
 def fetch_log(run: str, attempt: int) -> None:
     """Copy the log of an attempt at work, if it has grown."""
     if (kept := store()) is None:
@@ -76,6 +93,7 @@ def remove_stored(path: Path) -> None:
     if (kept := store()) is None:
         return
     try:
-        kept.remove(key_of(path))
-    except Exception as error:  # each file system has errors of its own
+        with reaching():
+            kept.remove(key_of(path))
+    except OSError as error:
         print(f"{time.strftime('%F %T')} {key_of(path)} stays in the store: {error}", flush=True)

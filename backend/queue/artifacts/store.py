@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,22 @@ from backend.checkpoints import MANIFEST, is_whole
 from backend.settings import settings
 
 
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Within, what a file system raises when it cannot be reached is an OSError; some have errors
+    of their own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"The artefact store does not answer: {error}") from error
+
+
 class ArtifactStore:
     """Folders and files below a URL, by the paths they have below the folder of the artefacts.
 
-    All methods raise OSError, or what the file system has instead, when the store does not answer.
+    All methods raise what the file system does when it does not answer; see `reaching`.
     """
 
     def __init__(self, url: str) -> None:

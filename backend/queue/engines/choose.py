@@ -8,7 +8,7 @@ from backend.queue.engines.base import Engine
 from backend.queue.engines.local import LocalEngine
 from backend.settings import Settings
 
-CLUSTERS = {"ray": "backend.queue.engines.ray"}
+CLUSTERS = {"ray": "backend.queue.engines.ray", "slurm": "backend.queue.engines.slurm"}
 
 
 def engine_of(here: Settings) -> Engine:

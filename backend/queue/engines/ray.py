@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -119,6 +120,7 @@ class RayEngine:
         self._jobs_at = float("-inf")
         self._dead: frozenset[str] = frozenset()  # ids of machines
         self._stopped: dict[str, float] = {}  # job -> when it was last asked to stop
+        self._ended: set[str] = set()  # jobs that the head is still to forget
 
     def room(self) -> Room:
         """On the machines that are there. A job stays on one."""
@@ -133,6 +135,8 @@ class RayEngine:
         alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
         self._dead = frozenset(node["node_id"] for node in nodes if node["state"] == "DEAD")
         self._room, self._room_at = Room(sum(map(self._places, alive))), now
+        for name in [*self._ended]:
+            self._delete(name)
         return self._room
 
     def _places(self, resources: Mapping[str, float]) -> int:
@@ -195,7 +199,8 @@ class RayEngine:
         now = self._clock()
         if now - self._stopped.get(ref["job"], float("-inf")) >= PAUSE_S:
             self._stopped[ref["job"]] = now
-            self._try("POST", f"{_path(ref)}/stop")
+            with suppress(RayHeadError):  # it is asked again
+                self._head.ask("POST", f"{_path(ref)}/stop")
 
     def kill(self, ref: Ref) -> None:
         """Ray has no other way than `stop`: a job that is to be killed ends itself."""
@@ -203,14 +208,17 @@ class RayEngine:
 
     def forget(self, ref: Ref) -> None:
         self._stopped.pop(ref["job"], None)
-        self._try("DELETE", _path(ref))
+        self._ended.add(ref["job"])
+        self._delete(ref["job"])
 
-    def _try(self, method: str, path: str) -> None:
-        """Ask for what is asked again, or matters little."""
+    def _delete(self, name: str) -> None:
+        """Have the head forget a job, until it says that there is none: it may just be writing down
+        how the job ended. It keeps one that it takes to run."""
         try:
-            self._head.ask(method, path)
-        except RayHeadError:
-            return
+            self._head.ask("DELETE", _path({"job": name}))
+        except RayHeadError as error:
+            if error.code is not None:
+                self._ended.discard(name)
 
 
 def _path(ref: Ref) -> str:

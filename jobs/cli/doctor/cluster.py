@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from uuid import uuid4
 
 from backend.queue.artifacts.store import store
 from backend.queue.engines.choose import CLUSTERS, engine_of
 from backend.settings import settings
+from backend.store import queries
+from backend.store.states import State
 from jobs.cli.doctor.check import HealthCheck, check
 
+COMPARED, LATEST = ("slimscope", "torch", "transformers"), 50  # packages; runs looked at
 PROBE = "of-the-doctor-{}"
 
 
@@ -21,11 +25,29 @@ def engine() -> HealthCheck:
     try:
         text = import_module(CLUSTERS[here.engine]).described(here)
     except OSError as error:
-        fix = "Start the head, or correct SLIMSCOPE_RAY_ADDRESS and SLIMSCOPE_RAY_TOKEN."
+        fix = (
+            "Start it, or correct SLIMSCOPE_ENGINE, SLIMSCOPE_RAY_ADDRESS and SLIMSCOPE_RAY_TOKEN."
+        )
         return HealthCheck("engine", False, str(error), fix)
     places = engine_of(here).room().places
     fix = "Start its machines, or lower SLIMSCOPE_JOB_CPUS and SLIMSCOPE_JOB_GPUS."
     return check("engine", places > 0, f"{text}; room for {places} at the same time", fix)
+
+
+def nodes() -> HealthCheck:
+    """Whether the machines that ran something lately have the versions of this one."""
+    here = {name: version(name) for name in COMPARED}
+    ran = (job.environment for job in queries.jobs([State.SUCCEEDED])[:LATEST] if job.id > 0)
+    found = {str(env["host"]): env["versions"] for env in reversed([*ran]) if "versions" in env}
+    other = {
+        f"{host} has {name} {versions.get(name)}, this machine {here[name]}"
+        for host, versions in found.items()
+        for name in COMPARED
+        if versions.get(name) != here[name]
+    }
+    same = ", ".join(found) or "none yet"
+    text = "; ".join(sorted(other)) or f"machines that ran something lately: {same}"
+    return check("versions", not other, text, "Install the same versions on every machine.")
 
 
 def artefact_store() -> HealthCheck:

@@ -9,7 +9,7 @@ CHECKS = (
     data.data_folder, data.privacy, data.disk, machine.memory, machine.threads, machine.device,
     machine.native_decoder, machine.clock, machine.models, machine.cached_models, machine.texts,
     data.database_version, data.integrity, data.copies, data.orphans, cluster.artefact_store,
-    cluster.engine, data.supervisor,
+    cluster.engine, cluster.nodes, data.supervisor,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from backend.settings import settings
 from backend.store import integrity
 from backend.store.copies import copy_daily
 from backend.store.session import now_ms, writing
-from backend.store.tables import Event
+from backend.store.states import State
+from backend.store.tables import Event, Job
 from jobs.cli.doctor import cluster, data, machine
 from jobs.cli.doctor.check import HealthCheck
 from jobs.cli.doctor.report import examine
@@ -156,7 +158,7 @@ def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
 
 def test_a_cluster_that_answers_and_one_that_does_not(given: Set) -> None:
     assert cluster.engine().text == "runs start on this machine"
-    url = "postgresql+psycopg://db.lab.org/slimscope"
+    own, url = settings().database_url, "postgresql+psycopg://db.lab.org/slimscope"
     with ray_head() as (_, address):
         given(ENGINE="ray", DATABASE_URL=url, RAY_TOKEN=TOKEN, RAY_ADDRESS=address)
         found = cluster.engine()
@@ -166,7 +168,18 @@ def test_a_cluster_that_answers_and_one_that_does_not(given: Set) -> None:
         given(RAY_TOKEN="of-another-cluster")
         assert wrong(cluster.engine(), "Unauthorized", "SLIMSCOPE_RAY_TOKEN")
     assert wrong(cluster.engine(), "does not answer")
-    given(ENGINE="local", DATABASE_URL="")
+    given(ENGINE="local", DATABASE_URL=own)
+
+
+def test_machines_with_other_versions_are_named(queue: Path) -> None:
+    assert cluster.nodes().ok
+    job, own = enqueue("count", {}, HOST), {name: version(name) for name in cluster.COMPARED}
+    for host, torch, is_other in (("gpu-1", own["torch"], False), ("gpu-2", "1.0", True)):
+        with writing() as session:
+            row = session.get_one(Job, job.id)
+            row.state = State.SUCCEEDED
+            row.environment = {"host": host, "versions": {**own, "torch": torch}}
+        assert wrong(cluster.nodes(), "gpu-2 has torch 1.0") is is_other
 
 
 def test_a_store_of_artefacts_gives_back_what_it_takes(given: Set, tmp_path: Path) -> None:

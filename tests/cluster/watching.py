@@ -1,0 +1,55 @@
+"""Watching runs on a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from backend.queue.engines.local import LocalEngine
+from backend.queue.folders import work_folder
+from backend.queue.supervisor import SupervisorLoop
+from backend.store import frames, queries
+from backend.store.states import State
+from jobs.submit import submit
+from tests.jobs.kinds import test_amphista, test_dlqat, test_sds
+from tests.queue.conftest import HOST
+
+Until = Callable[..., float]
+SMALL = {"sds": test_sds.SMALL, "dlqat": test_dlqat.SMALL, "amphista": test_amphista.SMALL}
+
+
+def turning(loop: SupervisorLoop) -> Until:
+    """What turns a loop until something holds, and returns the seconds that took."""
+
+    def until(holds: Callable[[], bool], within_s: float = 150.0) -> float:
+        began = time.monotonic()
+        while not holds():
+            assert time.monotonic() - began < within_s
+            loop.turn()
+            time.sleep(0.25)
+        return time.monotonic() - began
+
+    return until
+
+
+def is_in(run: int, *states: State) -> Callable[[], bool]:
+    return lambda: queries.job(run).state in states
+
+
+def has_done(run: int, step: int) -> Callable[[], bool]:
+    return lambda: (work_folder(queries.job(run).run) / f"step-{step}").exists()
+
+
+def assert_counted(run: int, steps: int) -> None:
+    """Every point is there, once."""
+    curves = frames.curves(run)
+    assert sorted(curves[curves["name"] == "count"]["value"]) == [*range(steps)]
+    assert [r.value for r in queries.results([run])] == [steps]
+
+
+def assert_same_here(there: int) -> None:
+    """The same run on this machine saves the same weights."""
+    job = queries.job(there)
+    here = submit(job.kind, job.config, HOST).id
+    turning(SupervisorLoop(LocalEngine(1)))(is_in(here, State.SUCCEEDED, State.FAILED))
+    assert job.environment["weights_sha256"] == queries.job(here).environment["weights_sha256"]
