@@ -99,13 +99,9 @@ def rows() -> Iterator[Table]:
     )  # fmt: skip
     yield Artifact(id=3, job_id=1, kind="model", path="sds-0001/model", bytes=2**40, created_at=1)
     yield SavedView(name="v", query="q", owner="mira", saved_at=1)
-<<<<<<< HEAD
     yield Need(job_id=2, needed_id=1)
-    yield Report(id=5, title=ODD, owner="mira", blocks=[{"text": ODD}], created_at=1, saved_at=2)
-=======
     block = {"id": 1, "chart": "", "query": "", "text": ODD}
     yield Report(id=1, title=ODD, owner="mira", blocks=[block], created_at=1, saved_at=1)
->>>>>>> wt-scope
 
 
 @pytest.fixture
