@@ -1,7 +1,9 @@
 """Drafters of every arm, trained on the same answers, decoding the same prompts.
 
 Two questions, two tables. Which arm accepts most after equal steps (several seeds), and what is
-each worth in time on this machine, beside prompt lookup and the plain loop of transformers?
+each worth in time on this machine, beside prompt lookup and the plain loop of transformers? They
+are trained in --precision and decode in what is fastest here, as the jobs do. Every arm decodes in
+the trees that are the default, and the first table in a static one of --nodes.
 
 make bench-amphista
 make bench-amphista ARGS="--model smollm2-135m --answers 512 --steps 0 --minutes 5 --seeds 1"
@@ -25,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.checkpoints import Checkpoints
-from backend.methods.amphista.checkpoint import BaseFingerprint, pack
+from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import ARMS, DrafterConfig, TrainingConfig
 from backend.methods.amphista.data.hidden_state_cache import (
     HiddenStateCache,
@@ -42,6 +44,7 @@ from backend.methods.amphista.decoding.benchmark import (
     summarise,
     time_decoders,
 )
+from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.proposers import (
     NoDraft,
     PromptLookup,
@@ -51,10 +54,12 @@ from backend.methods.amphista.decoding.proposers import (
 )
 from backend.methods.amphista.drafter.initialization import FITTED
 from backend.methods.amphista.drafter.registry import build_drafter
+from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.trainer import DrafterTrainer
-from backend.methods.amphista.tree import best_tree, grow
+from backend.methods.amphista.tree import grow
 from backend.models.loading import LoadedModel, load
+from backend.native.model import decoding_dtype
 from backend.reporter import SilentReporter
 from backend.settings import available_threads
 from backend.text.prompt_ids import end_ids, prompt_ids
@@ -69,6 +74,7 @@ class Entry:
     """One arm and seed: the drafter, how it was made, and what held-out answers promise of it."""
 
     parameters: int
+    saved: Amphista
     proposer: TreeProposer
     top1: list[float]
     promised: float
@@ -88,12 +94,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default=3, type=int)
     parser.add_argument("--nodes", default=8, type=int, help="of every arm's own tree")
     parser.add_argument("--prompts", default=24, type=int)
+    parser.add_argument("--set", default="", help="of prompts, such as file:NAME.jsonl")
     parser.add_argument("--new-tokens", default=64, type=int)
     parser.add_argument("--rounds", default=3, type=int)
     parser.add_argument("--arms", default=[*ARMS], nargs="+", choices=[*ARMS])
     parser.add_argument("--threads", default=0, type=int, help="0: all")
     parser.add_argument("--folder", type=Path, help="where the answers are kept")
     return parser.parse_args()
+
+
+def opened_for_decoding(model: str, target: TargetModel) -> TargetModel:
+    """The target in the precision it decodes fastest in."""
+    fastest = decoding_dtype("auto", target.device, type(target.model).__name__)
+    dtype = getattr(torch, fastest)
+    if dtype == target.dtype:
+        return target
+    return TargetModel(load(model, "cpu", dtype).model.requires_grad_(False))
 
 
 def answers(
@@ -114,6 +130,7 @@ def train(
     seed: int,
     chosen: argparse.Namespace,
     target: TargetModel,
+    decoding: TargetModel,
     corpora: tuple[HiddenStateCache, HiddenStateCache],
 ) -> Entry:
     """A trained drafter with its own best tree."""
@@ -130,10 +147,12 @@ def train(
         began = time.perf_counter()
         judged = work.run()
     growth, facts = grow(judged.answers), BaseFingerprint.of(target, chosen.model)
-    bound = pack(drafter, facts, growth, {}, {}, 0).bind(target)
-    proposer = TreeProposer(bound, target, best_tree(growth, chosen.nodes))
+    saved = pack(drafter, facts, growth, {}, {}, 0)
+    proposer = make_proposer(decoding, saved, chosen.nodes, least=2)
+    assert isinstance(proposer, TreeProposer)
     return Entry(
         drafter.parameter_count(),
+        saved,
         proposer,
         judged.top(1),
         judged.accepted(chosen.nodes),
@@ -150,7 +169,7 @@ def compete(
     rounds: int,
 ) -> dict[str, DecoderSummary]:
     """Every arm's figures over the benchmark's prompts."""
-    suits = STORIES if base.facts.default_text == STORIES else BUILT_IN
+    suits = chosen.set or (STORIES if base.facts.default_text == STORIES else BUILT_IN)
     ends, answered = end_ids(base.tokenizer, base.model.generation_config), list[Answers]()
     for number, prompt in enumerate(benchmark_prompts(suits, chosen.prompts)):
         ids = prompt_ids(prompt.text, base.tokenizer)
@@ -169,7 +188,7 @@ def plain_ratio(chosen: argparse.Namespace, base: LoadedModel, target: TargetMod
     ours: list[float] = []
     for _ in range(chosen.rounds + 1):
         began = time.perf_counter()
-        base.model.generate(
+        target.model.generate(
             ids, attention_mask=mask, do_sample=False, max_new_tokens=chosen.new_tokens,
             min_new_tokens=chosen.new_tokens, pad_token_id=0,
         )  # fmt: skip
@@ -224,24 +243,24 @@ def main() -> None:
         chosen.folder = chosen.folder or Path(scratch)
         base = load(chosen.model, "cpu", getattr(torch, chosen.precision))
         target = TargetModel(base.model.requires_grad_(False))
+        decoding = opened_for_decoding(chosen.model, target)
         corpora = answers(chosen, base, target)
         print(f"{sum(corpora[0].lengths):,} tokens to learn from", file=sys.stderr, flush=True)
         entries: dict[str, list[Entry]] = {arm: [] for arm in chosen.arms}
         found: dict[str, list[DecoderSummary]] = {arm: [] for arm in entries}
         for seed in range(chosen.seeds):
             for arm, made in entries.items():
-                made.append(train(arm, seed, chosen, target, corpora))
+                made.append(train(arm, seed, chosen, target, decoding, corpora))
                 arms = {VANILLA: NoDraft(), arm: made[-1].proposer}
-                found[arm].append(compete(arms, chosen, base, target, rounds=1)[arm])
+                found[arm].append(compete(arms, chosen, base, decoding, rounds=1)[arm])
                 print(arm, seed, found[arm][-1].accepted, file=sys.stderr, flush=True)
         arms = {VANILLA: NoDraft(), "Prompt lookup": PromptLookup()}
-        arms |= {arm: made[0].proposer for arm, made in entries.items()}
-        arms |= {
-            f"Prompt lookup + {arm}": PromptLookupFirst(made[0].proposer)
-            for arm, made in entries.items()
-        }
-        speeds = compete(arms, chosen, base, target, chosen.rounds)
-        ratio = plain_ratio(chosen, base, target)
+        length = measure_costs(decoding).lookup_length
+        for arm, made in entries.items():
+            arms[arm] = make_proposer(decoding, made[0].saved, least=2)
+            arms[f"Prompt lookup + {arm}"] = PromptLookupFirst(arms[arm], length)
+        speeds = compete(arms, chosen, base, decoding, chosen.rounds)
+        ratio = plain_ratio(chosen, base, decoding)
     console = Console(width=150)
     console.print(accepted_table(entries, found, chosen.seeds), speed_table(speeds))
     console.print(f"generate of transformers takes {ratio:.2f} times as long as our vanilla loop.")

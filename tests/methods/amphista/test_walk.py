@@ -23,7 +23,7 @@ from backend.methods.amphista.decoding.proposers import (
 from backend.methods.amphista.decoding.walk import Walk, walk_answers
 from backend.methods.amphista.tree import ConfidentTree, StaticTree, Tree
 from backend.reporter import SilentReporter
-from tests.methods.amphista.toys import base, drafter_of, toy_prompts
+from tests.methods.amphista.toys import base, drafter_of, random_ids, toy_prompts
 
 LIMIT = 40
 TREE = Tree([(0,), (1,), (0, 0), (1, 0), (0, 0, 0)])
@@ -75,6 +75,17 @@ def test_a_walk_is_what_decoding_does(name: str) -> None:
         assert (walk.accepted, walk.nodes) == (tokens, nodes)
     assert walk.accepted_length == pytest.approx(sum(tokens) / len(tokens), rel=0.03)
     assert (walk.accepted_length > 1) == (name != "none")
+
+
+def test_a_sequential_drafter_reaches_the_end_of_the_context() -> None:
+    """Where positions are learned, there is none beyond it."""
+    target = base("gpt2")
+    drafter = drafter_of(target, scale=0.3, architecture="eagle")
+    proposer = TreeProposer(drafter, target, ConfidentTree(6, 0.0))
+    limit = 20
+    prompt = random_ids(target, target.context - limit).tolist()
+    steps = [*decode(target, proposer, prompt, acceptance(Sampling()), limit)]
+    assert sum(len(step.tokens) for step in steps) == limit
 
 
 def test_the_speed_up_counts_nodes_and_drafts() -> None:

@@ -86,6 +86,7 @@ class EagleDrafter(AdaptedDrafter):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(config, target, vocabulary, dtype, [2 * target.width])
+        self.last = target.context - 1
         self.requires_grad_().to(target.device)
 
     def following(
@@ -100,8 +101,10 @@ class EagleDrafter(AdaptedDrafter):
 
         Args:
             normed: [b, n, d] g^{k-1}; embedded: [b, n, d] of the draft tokens after it.
-            positions: [b, n]; visible: [b, n, cached + n] bool.
+            positions: [b, n]; those beyond the context are never kept.
+            visible: [b, n, cached + n] bool.
         """
+        positions = positions.clamp(max=self.last)
         state = self.fused(0, normed / self.hidden_scale, embedded / self.token_scale)
         for layer, cache in zip(self.layers, caches, strict=True):
             state = layer(state * self.stream_scale, cache, positions, visible) / self.stream_scale
