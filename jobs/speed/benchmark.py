@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
+from heapq import nlargest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,6 +65,7 @@ from jobs.speed.report import (
 )
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
+MOST_PATHS = 16  # of a tree that changes, shown
 
 
 class DecodingBenchmark:
@@ -236,6 +238,7 @@ class DecodingBenchmark:
             name,
             kind=drafter.arm if drafter else "",
             nodes=proposer.nodes,
+            tree=tree_words(proposer),
             speed=speed.value,
             speed_up=up.value,
             accepted=summary.accepted,
@@ -281,8 +284,11 @@ def _size(proposer: Proposer) -> int | dict[str, Any]:
 
 
 def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]:
-    """The nodes of the tree of a drafter; of a tree that changes, those that were ever right."""
+    """The nodes of the tree of a drafter; of one that changes, those most often right."""
     if not isinstance(proposer, TreeProposer):
         return []
     policy = proposer.policy
-    return policy.paths if isinstance(policy, StaticTree) else [*hits]
+    if isinstance(policy, StaticTree):
+        return policy.paths
+    often = nlargest(MOST_PATHS, hits, key=lambda path: (hits[path], -len(path)))
+    return sorted(often, key=lambda path: (len(path), path))

@@ -51,6 +51,7 @@ class DecoderReport:
         lengths: accepted length -> steps; milliseconds: part of a step -> mean.
         hits: path of a node of its tree -> share of steps that accepted it.
         tasks: task -> (speed-up, mean accepted length).
+        nodes: of its tree at most, the root included; tree: the tree in words.
     """
 
     name: str
@@ -68,6 +69,7 @@ class DecoderReport:
     hits: dict[tuple[int, ...], float] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
     tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
+    tree: str = ""
 
     def record(self) -> dict[str, Any]:
         """As JSON data: paths of the tree become text."""

@@ -31,7 +31,8 @@ def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
         }
         for path, share in decoder.hits.items()
     )
-    note = f"n = {sum(decoder.lengths.values()):,} steps, {decoder.nodes} nodes with the root."
+    tree = decoder.tree or f"{decoder.nodes} nodes with the root"
+    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
     return Chart(draft_tree(decoder.hits, expected), frame, note)
 
 
