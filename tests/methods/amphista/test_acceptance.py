@@ -17,7 +17,7 @@ from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NOTHING, DraftTokens, NoDraft, TreeProposer
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import Tree
+from backend.methods.amphista.tree import ConfidentTree, Tree
 from tests.methods.amphista.toys import base, built, drafter_of, toy_prompts
 
 VOCABULARY = 3
@@ -166,16 +166,24 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
 def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sampling) -> None:
     """One draw a token, whoever guessed it; every change of logits at every node."""
     target, prompt = base(), toy_prompts()[1]
-    drafter = drafter_of(target, scale=0.2, heads=2)
+    parallel = drafter_of(target, scale=0.2, heads=2)
+    sequential = drafter_of(target, scale=0.2, heads=2, architecture="eagle")
+    proposers = (
+        NoDraft(),
+        TreeProposer(parallel, target, TREE),
+        TreeProposer(parallel, target, ConfidentTree(6, 0.05)),
+        TreeProposer(sequential, target, TREE),
+        TreeProposer(sequential, target, ConfidentTree(6, 0.05)),
+    )
     texts = [
         [
             t
             for step in decode(target, proposer, prompt, acceptance(sampling), 40)
             for t in step.tokens
         ]
-        for proposer in (NoDraft(), TreeProposer(drafter, target, TREE))
+        for proposer in proposers
     ]
-    assert texts[0] == texts[1]
+    assert texts == [texts[0]] * len(proposers)
 
 
 def test_typical_acceptance_takes_the_longest_likely_path() -> None:
