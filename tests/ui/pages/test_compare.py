@@ -276,7 +276,7 @@ def test_side_by_side_each_run_has_a_panel_on_linked_axes(lab: Settings) -> None
         "As the run left it", "Dense", "As the run left it", "Dense"
     ]  # fmt: skip
     titles = [each.text for each in figure.layout.annotations]
-    assert titles == ["sds-0001 · Second pruning (SDS)", "sds-0002 · First pruning"]
+    assert titles == ["sds-0001", "sds-0002"]
     assert {axis.matches for axis in figure.select_xaxes()} - {None} == {"x"}
     assert compare.draw_weights(None, None, asked(**TWO, view="side"))["view"] == "side"
 

@@ -55,8 +55,7 @@ def side_by_side(series: Mapping[str, Series]) -> go.Figure:
     drawn = dict(zip(series, on_shared_bins([*series.values()]), strict=True))
     dense = [drawn.pop(DENSE)] if DENSE in drawn else []
     panels = {
-        run: (one.label, [replace(one, label="As the run left it"), *dense])
-        for run, one in drawn.items()
+        run: (run, [replace(one, label="As the run left it"), *dense]) for run, one in drawn.items()
     }
     figure = small_multiples(panels)
     more = ROW_PX * (math.ceil(len(panels) / COLUMNS) - 1)

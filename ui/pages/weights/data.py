@@ -18,6 +18,7 @@ from ui.pages.weights.selection import WeightsSelection
 from ui.runs.weights import DENSE, RunWeights, saved_folders, weights_of
 from ui.theme import LineStyle, stage_style
 
+CODES = "codes"  # profile of a quantised tensor: how often each is used
 ZOOM = 48  # rows and columns of single weights
 OTHER_DASH = {"solid": "dash", "dot": "dashdot"}  # of the run that is compared with
 Profiles = dict[str, TensorProfile]  # by stage
@@ -108,6 +109,11 @@ class TensorView:
         if run is None or self.selection.tensor not in run.tensors:
             return {}
         return {p.stage: p for p in tensors.profiles(run.job.id, self.selection.tensor, name)}
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the run has recorded the groups of the tensor."""
+        return bool(tensors.profiles(self.weights.job.id, self.selection.tensor, CODES))
 
     def saved_weights(self, output: int, input: int) -> Iterator[tuple[str, Region, np.ndarray]]:
         """The weights around a place at the stages whose files are there, dense and what the run

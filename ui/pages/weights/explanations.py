@@ -49,11 +49,15 @@ class ExplainedStatistic:
 
 
 def explained_html(
-    snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str], name: str
+    snapshots: Sequence[TensorSnapshot], labels: Mapping[str, str], name: str, groups: Markup
 ) -> Markup:
-    """The statistics of one tensor, a row each with a sentence, a column for each stage."""
+    """The statistics of one tensor, a row each with a sentence, a column for each stage.
+
+    Args:
+        groups: address of the groups it was quantised in; empty where there are none.
+    """
     stages = [(labels.get(s.stage, s.stage), stage_style(s.stage)) for s in snapshots]
-    return HTML.explained(stages, explained(snapshots, labels), name)
+    return HTML.explained(stages, explained(snapshots, labels), name, groups)
 
 
 def statistic_of(snapshot: TensorSnapshot, name: str) -> float | None:

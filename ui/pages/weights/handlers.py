@@ -96,12 +96,13 @@ def change_layers(view: TensorView) -> Updates:
 
 
 def change_tensor(selection: WeightsSelection) -> Updates:
+    """Another view of the same tensor: its statistics stay."""
     view = TensorView.at(selection)
     if view is None:
         return {}
     if not selection.show:  # a person may take every stage away
         view = view.select(replace(view.selection, show=()))
-    return updates(_tensor(view), _show_controls(view, TENSOR_CONTROLS))
+    return updates(TENSOR.show(tensor_chart(view)), _show_controls(view, TENSOR_CONTROLS))
 
 
 def change_topic(selection: WeightsSelection) -> Updates:
@@ -125,7 +126,7 @@ def zoom(view: TensorView) -> Updates:
     if view.selection.view != "matrix":
         return {"spot": ""}
     spot = gr.update(choices=choices(spots(view)), value=view.selection.spot)
-    return updates(_tensor(view), {"spot": spot})
+    return updates(TENSOR.show(tensor_chart(view)), {"spot": spot})
 
 
 def choose_tensor(view: TensorView, by: int = 0) -> Updates:
@@ -198,7 +199,9 @@ def _layers(view: TensorView) -> Updates:
 def _tensor(view: TensorView, at: str = "") -> Updates:
     snapshots = [*view.snapshots.values()]
     name = f"{view.weights.job.run}-{view.selection.tensor}"
-    statistics = explained_html(snapshots, view.weights.labels, name)
+    run, tensor = view.weights.job.run, view.selection.tensor
+    groups = href("quantization", run=run, tensor=tensor) if view.quantised else Markup()
+    statistics = explained_html(snapshots, view.weights.labels, name, groups)
     return TENSOR.show(tensor_chart(view, at)) | {"statistics": statistics}
 
 

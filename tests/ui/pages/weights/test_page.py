@@ -382,6 +382,17 @@ def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings
     assert limits.cmin == -limits.cmax
 
 
+def test_a_quantised_tensor_leads_to_its_groups(seeded: Settings) -> None:
+    assert "quantization?" not in page.choose_tensor(view())["statistics"]
+    with writing() as session:
+        row = session.query(ProfileRow).filter_by(job_id=1, tensor=TENSOR).first()
+        key = {"tensor": TENSOR, "stage": "sds", "step": 0, "name": "codes"}
+        more = {"block": row.block, "module": row.module, "shape": row.shape, "values": row.values}
+        session.add(ProfileRow(job_id=1, **key, **more))
+    address = f'href="quantization?run=sds-0001&amp;tensor={TENSOR}"'
+    assert address in page.choose_tensor(view())["statistics"]
+
+
 def test_a_chosen_cell_shows_the_single_weights_around_it(
     seeded: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
