@@ -8,9 +8,10 @@ A folder is complete where its manifest is: that is removed first and written la
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,18 @@ class ArtifactStore:
             (draft / MANIFEST).write_bytes(manifest)
             if not is_whole(draft):  # it was replaced meanwhile
                 return False
+            self._date(draft, f"{key}/{MANIFEST}")
             shutil.rmtree(folder, ignore_errors=True)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return True
+
+    def _date(self, folder: Path, key: str) -> None:
+        """Give a folder the time at which it was stored: the newest is told by that."""
+        with suppress(NotImplementedError):
+            moment = self._system.modified(self._at(key)).timestamp()
+            os.utime(folder, (moment, moment))
 
     def get_file(self, key: str, file: Path) -> None:
         """Copy a file to this machine."""
