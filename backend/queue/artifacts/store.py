@@ -42,7 +42,7 @@ class ArtifactStore:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs  # here: one machine needs none
 
-        system, root = url_to_fs(url)
+        system, root = url_to_fs(url, use_listings_cache=False)  # other machines write, too
         self._system: Any = system
         self._root = root.rstrip("/")
 
@@ -136,7 +136,6 @@ class ArtifactStore:
 
     def names(self, key: str) -> list[str]:
         """What a folder holds: names of files, and of folders with a slash behind them."""
-        self._system.invalidate_cache()
         try:
             entries = self._system.ls(self._at(key), detail=True)
         except FileNotFoundError:
