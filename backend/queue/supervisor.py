@@ -64,6 +64,7 @@ class SupervisorLoop:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._local = LocalEngine(settings().slots) if engine.remote else engine
+        self._engines = [engine, self._local] if engine.remote else [engine]
         self._room, self._slots = Room(0, known=False), 0
         self.host = platform.node()
         self._beat_at = self._shrunk_at = self._served_at = -math.inf
@@ -144,19 +145,18 @@ class SupervisorLoop:
 
     def _reconcile_all(self, live: list[tuple[Attempt, Job]]) -> None:
         """Update all attempts from the status of their processes: each engine is asked once."""
-        by_engine: dict[int, tuple[Engine, list[tuple[Attempt, Job]]]] = {}
-        for attempt, job in live:
-            engine = self._engine_of(attempt)
+        known = [(attempt, job) for attempt, job in live if attempt.engine_ref is not None]
+        for attempt, _ in live:
             if attempt.engine_ref is None:  # a supervisor died between claim and start
                 self._end(attempt, None, fence=NEVER)
-            elif engine is None:
-                self._reconcile(attempt, job, PollResult("unknown"))
-            else:
-                by_engine.setdefault(id(engine), (engine, []))[1].append((attempt, job))
-        for engine, asked in by_engine.values():
+        for engine in self._engines:
+            asked = [pair for pair in known if self._engine_of(pair[0]) is engine]
             polls = engine.poll([attempt.engine_ref or {} for attempt, _ in asked])
             for (attempt, job), poll in zip(asked, polls, strict=True):
                 self._reconcile(attempt, job, poll)
+        for attempt, job in known:
+            if self._engine_of(attempt) is None:
+                self._reconcile(attempt, job, PollResult("unknown"))
 
     def _reconcile(self, attempt: Attempt, job: Job, poll: PollResult) -> None:
         """Update an attempt from the status of its process."""

@@ -76,6 +76,16 @@ def test_a_folder_is_there_when_its_manifest_is(kept: ArtifactStore, tmp_path: P
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_the_newest_checkpoint_is_the_newest_where_it_is_copied_to(
+    kept: ArtifactStore, tmp_path: Path
+) -> None:
+    for name in ("step-9", "step-10"):
+        kept.put_folder(checkpoint(tmp_path, name, a=name), f"run/{name}")
+    for name in ("step-10", "step-9"):
+        kept.get_folder(f"run/{name}", tmp_path / "there" / name)
+    assert Checkpoints(tmp_path / "there").newest() == "step-10"
+
+
 def test_the_manifest_comes_last_and_an_upload_that_stops_leaves_none(
     kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,10 @@ A folder is complete where its manifest is: that is removed first and written la
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class ArtifactStore:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs  # here: one machine needs none
 
-        system, root = url_to_fs(url)
+        system, root = url_to_fs(url, use_listings_cache=False)  # other machines write, too
         self._system: Any = system
         self._root = root.rstrip("/")
 
@@ -108,11 +109,18 @@ class ArtifactStore:
             (draft / MANIFEST).write_bytes(manifest)
             if not is_whole(draft):  # it was replaced meanwhile
                 return False
+            self._date(draft, f"{key}/{MANIFEST}")
             shutil.rmtree(folder, ignore_errors=True)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return True
+
+    def _date(self, folder: Path, key: str) -> None:
+        """Give a folder the time at which it was stored: the newest is told by that."""
+        with suppress(NotImplementedError):
+            moment = self._system.modified(self._at(key)).timestamp()
+            os.utime(folder, (moment, moment))
 
     def get_file(self, key: str, file: Path) -> None:
         """Copy a file to this machine."""
@@ -128,7 +136,6 @@ class ArtifactStore:
 
     def names(self, key: str) -> list[str]:
         """What a folder holds: names of files, and of folders with a slash behind them."""
-        self._system.invalidate_cache()
         try:
             entries = self._system.ls(self._at(key), detail=True)
         except FileNotFoundError:
