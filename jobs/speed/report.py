@@ -179,10 +179,10 @@ def _noise_warnings(vanilla: DecoderReport) -> list[str]:
 
 def _speed(report: DecoderReport) -> str:
     low, high = report.speed_up_range()
-    if low <= 1 + MIN_GAIN and high >= 1 - MIN_GAIN and abs(report.speed_up - 1) < MIN_GAIN:
-        return f"is as fast as vanilla here ({report.speed_up:.2f}×)."
-    word = "faster" if report.speed_up > 1 else "slower"
     spread = extent((low, high), "{:.2f}".format)
+    if low <= 1 <= high or abs(report.speed_up - 1) < MIN_GAIN:
+        return f"does not differ measurably from vanilla here: {report.speed_up:.2f}× ({spread})."
+    word = "faster" if report.speed_up > 1 else "slower"
     return f"is {word} than vanilla here: {report.speed_up:.2f}× ({spread})."
 
 
