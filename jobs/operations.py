@@ -21,6 +21,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.corpora import corpora
+from jobs import pipeline as pipelines
 from jobs import record, reproduction, submit
 from jobs import sweep as sweeps
 from jobs.generate import arena
@@ -208,6 +209,13 @@ def submit_sweep(
     values = {**kind_named(kind).preset(preset), **config}
     swept = sweeps.read(kind, sweep.items())
     jobs = sweeps.queue(kind, values, swept, actor, name=name, priority=priority)
+    return [record.summary(job) for job in jobs]
+
+
+def submit_pipeline(text: str, actor: Actor, priority: int = 0) -> list[Record]:
+    """Add several runs, each on what the one before will save; the text is a pipeline in YAML, such
+    as {"model": "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}."""
+    jobs = pipelines.queue(pipelines.read(text), actor, priority=priority)
     return [record.summary(job) for job in jobs]
 
 

@@ -5,6 +5,7 @@ limits, validation and estimates are those of the queue; a run is added with its
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -45,6 +46,7 @@ def build() -> FastAPI:
         _add_submit(api, kind)
     api.get("/runs/{run}/file", response_class=FileResponse)(download)
     api.post("/sweeps/{kind}", status_code=201)(submit_sweep)
+    api.post("/pipelines", status_code=201)(submit_pipeline)
     api.post("/runs/{run}/vote")(vote)
     return api
 
@@ -98,6 +100,13 @@ def submit_sweep(
     """Add a run for each combination of values: `sweep` is such as {"seed": "0..2"}."""
     user = current_user(request)
     return operations.submit_sweep(kind, config, sweep, user, preset, name, priority)
+
+
+def submit_pipeline(
+    request: Request, pipeline: Annotated[JsonObject, Body()], priority: Priority = 0
+) -> list[JsonObject]:
+    """Add several runs, each on what the one before will save; the body is a pipeline as JSON."""
+    return operations.submit_pipeline(json.dumps(pipeline), current_user(request), priority)
 
 
 def vote(run: str, request: Request, choice: Choice) -> list[JsonObject]:

@@ -40,6 +40,7 @@ TOOLS: Mapping[str, Tool] = MappingProxyType(
         "sweep": operations.show_sweep,
         "submit_run": operations.submit_run,
         "submit_sweep": operations.submit_sweep,
+        "submit_pipeline": operations.submit_pipeline,
         "reproduce_run": operations.reproduce_run,
         "cancel_run": operations.cancel_run,
         "resume_run": operations.resume_run,

@@ -89,6 +89,15 @@ def test_a_sweep_is_added_and_read_and_a_run_repeated(visit: Visit) -> None:
     assert alone.status_code == 422 and "not part of a sweep" in alone.json()["what"]
 
 
+def test_a_pipeline_is_added(visit: Visit) -> None:
+    client = visit()
+    body = {"model": "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}
+    pruned, quantised = client.post(f"{API}/pipelines", json=body).json()
+    assert quantised["config"]["model"] == pruned["id"]
+    wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
+    assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
+
+
 def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
     client = visit()
     assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}

@@ -156,7 +156,8 @@ def test_the_command_serves_over_standard_output(queue: Path) -> None:
             return sorted(tool.name for tool in tools.tools)
 
     names = asyncio.run(run())
-    changes = ["cancel_run", "resume_run", "submit_run", "submit_sweep", "reproduce_run"]
+    changes = ["cancel_run", "resume_run", "submit_run", "submit_sweep", "submit_pipeline"]
+    changes += ["reproduce_run"]
     looks = [
         "kinds",
         "results",
