@@ -31,7 +31,7 @@
       <button value="yes"></button><button value="no" formnovalidate>Cancel</button></form>`;
     const text = dialog.querySelector("textarea"), yes = dialog.querySelector('[value="yes"]');
     dialog.querySelector("span").textContent = question;
-    [yes.textContent, text.value] = [verb, initial];
+    [yes.textContent, text.value] = [lines ? "Save" : verb, initial];
     text.rows = lines || (initial.includes("\n") || initial.length > 60 ? 6 : 1);
     text.onkeydown = (event) => {
       if (event.key !== "Enter" || event.shiftKey || (lines && !event.ctrlKey && !event.metaKey)) return;
@@ -44,7 +44,8 @@
     };
     document.body.append(dialog);
     dialog.showModal();
-    text.select();
+    if (lines) text.setSelectionRange(initial.length, initial.length); // a long text is rarely replaced
+    else text.select();
   });
 
   function toggle(name, value) {
