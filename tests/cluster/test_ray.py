@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from backend.checkpoints import is_whole
 from backend.queue import service
 from backend.queue.engines.choose import engine_of
 from backend.queue.folders import read_log
 from backend.queue.supervisor import SupervisorLoop
+from backend.queue.upkeep import measure_ended
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
@@ -30,6 +32,7 @@ from tests.cluster.watching import (
     is_in,
     turning,
 )
+from tests.jobs.kinds.test_evaluation import TINY
 from tests.queue.conftest import HOST, queue
 
 __all__ = ["queue"]
@@ -41,14 +44,26 @@ pytestmark = [
 
 
 @pytest.fixture
-def cluster(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+def apart(request: pytest.FixtureRequest, queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data folder of the machines: that of the dashboard; or, where a test asks for a store,
+    another one."""
+    if not getattr(request, "param", False):
+        return settings().root
+    monkeypatch.setenv("SLIMSCOPE_ARTIFACTS", f"file://{queue.parent}/store")
+    settings.cache_clear()
+    return queue.parent / "node"
+
+
+@pytest.fixture
+def cluster(queue: Path, apart: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
     """A head and two machines. What they know of the database is in their own environment."""
     here = settings()
     folder = Path(tempfile.mkdtemp(prefix="sr-"))
     told = {
         "SLIMSCOPE_PYTHON": f"env PYTHONPATH={ROOT} {sys.executable}",
         "SLIMSCOPE_DATABASE_URL": here.database_url,
-        "SLIMSCOPE_DATA_DIR": str(here.root),
+        "SLIMSCOPE_DATA_DIR": str(apart),
+        "SLIMSCOPE_ARTIFACTS": here.artifact_place,
         "SLIMSCOPE_CACHE_DIR": str(here.cache_dir),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
@@ -94,6 +109,24 @@ def test_a_run_on_a_node_has_the_weights_it_has_here(
     assert "attempt 1" in read_log(queries.job(there).run, 1)[0]
     until(lambda: cluster.head.jobs() == {}, 30)  # nothing is left behind
     assert_same_here(there)
+
+
+@pytest.mark.parametrize("apart", [True], indirect=True)
+def test_machines_and_dashboard_need_share_nothing_but_a_store(
+    until: Until, cluster: RayCluster, apart: Path
+) -> None:
+    first = submit("sds", SMALL["sds"], HOST)
+    until(is_in(first.id, State.SUCCEEDED, State.FAILED))
+    assert queries.job(first.id).state == State.SUCCEEDED
+    folder = settings().artifacts / first.run
+    until(lambda: not (apart / "artifacts" / first.run).exists(), 30)
+    assert not folder.exists()
+    measure_ended()
+    assert is_whole(folder / "model") and "attempt 1" in read_log(first.run, 1)[0]
+    then = submit("evaluation", {"model": first.run, **TINY}, HOST)  # of a model that is fetched
+    until(is_in(then.id, State.SUCCEEDED, State.FAILED))
+    assert queries.job(then.id).state == State.SUCCEEDED, queries.job(then.id).error
+    assert is_whole(apart / "artifacts" / first.run / "model")
 
 
 def test_a_run_goes_on_elsewhere_when_its_machine_is_lost(
