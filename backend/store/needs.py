@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from sqlalchemy import ColumnElement, exists, select
 
@@ -11,6 +12,7 @@ from backend.store.states import State
 from backend.store.tables import Job, Need
 
 
+@lru_cache(maxsize=1)  # the supervisor asks at every turn
 def waiting() -> ColumnElement[bool]:
     """Whether a run that a job works on has not succeeded yet."""
     needed = Job.__table__.alias("needed")

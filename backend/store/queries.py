@@ -223,10 +223,14 @@ def status() -> QueueStatus:
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
     """Ids of the jobs queued in a lane that wait for no other run."""
-    open_jobs = (Job.state == State.QUEUED, Job.lane == lane, ~waiting())
-    query = select(Job.id).where(*open_jobs).limit(limit)
     with reading() as session:
-        return list(session.scalars(query))
+        return list(session.scalars(_open_jobs(lane, limit)))
+
+
+@lru_cache  # the supervisor asks at every turn
+def _open_jobs(lane: Lane, limit: int | None) -> Select[int]:
+    open_jobs = (Job.state == State.QUEUED, Job.lane == lane, ~waiting())
+    return select(Job.id).where(*open_jobs).limit(limit)
 
 
 def cursor(run: str | int | None = None) -> tuple[Any, ...]:
