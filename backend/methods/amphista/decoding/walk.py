@@ -61,7 +61,7 @@ def walk_answers(proposer: Proposer, answers: Iterable[CachedSequence]) -> Walk:
 
 
 def _walk(proposer: Proposer, answer: CachedSequence, walk: Walk) -> None:
-    ids, read, root = answer.ids.tolist(), 0, answer.start
+    ids, read, root = answer.ids.tolist(), 0, max(answer.start, 1)  # drafts need a state
     proposer.start(ids[0], len(ids) + proposer.nodes)
     while root < len(ids) - 1:  # the root is committed, and not yet read
         draft = proposer.propose(answer.hidden[read:root], ids[read + 1 : root + 1])
