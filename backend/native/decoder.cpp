@@ -550,31 +550,34 @@ class Worker {
       const float total = weigh(query, cache.keys + rows, cache.length, i % each_);
       const bf16* values = cache.values + rows;
       switch (d / LANES) {
-        case 4: mean_of<4>(values, total, to); break;
-        case 8: mean_of<8>(values, total, to); break;
+        case 4: mean_of<4>(values, cache.length, total, to); break;
+        case 8: mean_of<8>(values, cache.length, total, to); break;
         default:
-          for (int at = 0; at < d; at += LANES) mean_of<1>(values + at, total, to + at);
+          for (int at = 0; at < d; at += LANES)
+            mean_of<1>(values + at, cache.length, total, to + at);
       }
     }
   }
 
   bool sees(int i, int j) const { return p_.visible ? p_.visible[i * each_ + j] : j <= i; }
 
-  // Fills the scores of the cached rows and those of the pass with e^(score - largest), zero where
-  // token i of its sequence does not look; returns their sum.
+  // Fills the scores of the cached rows, and of those of the pass that token i of its sequence
+  // sees, with e^(score - largest); returns their sum. Rows it does not see are left out, so that
+  // a node of a tree adds up the same numbers in the same order as its path alone.
   float weigh(const float* query, const bf16* keys, int cached, int i) {
-    const int d = m_.head, rows = cached + each_;
+    const int d = m_.head;
     const float scale = 1.0f / std::sqrt((float)d);
     float largest = -INFINITY;
-    rows_ = rows, scores_.resize(rows + LANES);
+    own_.clear();
+    for (int j = 0; j < each_; j++)
+      if (sees(i, j)) own_.push_back(cached + j);
+    const int rows = cached + (int)own_.size();
+    scores_.resize(rows + LANES);
     for (int t = 0; t < rows; t++) {
-      if (t >= cached && !sees(i, t - cached)) {
-        scores_[t] = -INFINITY;
-        continue;
-      }
+      const bf16* key = keys + (size_t)(t < cached ? t : own_[t - cached]) * d;
       Floats products = {};
       for (int at = 0; at < d; at += LANES)
-        products += load<Floats>(query + at) * widen(load<Halves>(keys + (size_t)t * d + at));
+        products += load<Floats>(query + at) * widen(load<Halves>(key + at));
       scores_[t] = sum(products) * scale;
       largest = std::max(largest, scores_[t]);
     }
@@ -590,11 +593,14 @@ class Worker {
   }
 
   // 16 C columns of the mean of the values.
-  template <int C> void mean_of(const bf16* values, float total, float* to) {
+  template <int C> void mean_of(const bf16* values, int cached, float total, float* to) {
     Floats mean[C] = {};
-    for (int t = 0; t < rows_; t++)
-      for (int c = 0; c < C; c++)
-        mean[c] += scores_[t] * widen(load<Halves>(values + (size_t)t * m_.head + c * LANES));
+    auto add = [&](float weight, const bf16* row) {
+      for (int c = 0; c < C; c++) mean[c] += weight * widen(load<Halves>(row + c * LANES));
+    };
+    for (int t = 0; t < cached; t++) add(scores_[t], values + (size_t)t * m_.head);
+    for (size_t j = 0; j < own_.size(); j++)
+      add(scores_[cached + j], values + (size_t)own_[j] * m_.head);
     for (int c = 0; c < C; c++) store(to + c * LANES, mean[c] / total);
   }
 
@@ -647,8 +653,8 @@ class Worker {
   const int rank_;
   Input input_;
   std::vector<float> normed_;  // [n, width]
-  std::vector<float> scores_;  // [rows_ + 16], of one token
-  int rows_ = 0;
+  std::vector<float> scores_;  // of one token: of the cached rows, and of those of
+  std::vector<int> own_;       // the pass that it sees
 };
 
 }  // namespace
