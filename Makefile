@@ -6,6 +6,8 @@ PORT ?= 7860
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Tests wait for browsers and processes as long as they compute: one more than there are cores.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-postgres test-ray test-slurm run-cluster stop-cluster lint bench examples screenshots setup chromium clean
@@ -18,7 +20,7 @@ run: setup ## Set everything up and open the dashboard on http://HOST:PORT
 
 test: export PYTHONDONTWRITEBYTECODE = # sixty processes import the same modules
 test: setup chromium ## Set everything up and run every test, on up to four cores
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What knows the database, without the mathematics of the methods.
 ON_POSTGRES := tests/store tests/queue tests/jobs tests/faults --ignore tests/jobs/kinds \
@@ -27,7 +29,7 @@ ON_POSTGRES := tests/store tests/queue tests/jobs tests/faults --ignore tests/jo
 
 test-postgres: export PYTHONDONTWRITEBYTECODE =
 test-postgres: setup ## Run the tests of the queue on a PostgreSQL server made for them
-	@$(BIN)/python -m tests.postgres $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 \
+	@$(BIN)/python -m tests.postgres $(BIN)/python -m pytest --numprocesses $(WORKERS) \
 	  --dist loadfile $(ON_POSTGRES) $(ARGS)
 
 test-ray: setup ## Run the tests of runs on a Ray cluster made for them (Linux, some 300 MB once)
