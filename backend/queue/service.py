@@ -66,7 +66,7 @@ def enqueue(
     """
     return enqueue_all(
         kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane,
-        needs=needs,
+        needs=[needs],
     )[0]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def enqueue_all(
     parent: Job | None = None,
     cost: Cost | None = None,
     lane: Lane = Lane.SLOTS,
-    needs: Iterable[int] = (),
+    needs: Sequence[Iterable[int]] = (),
 ) -> list[Job]:
     """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
     the id of its first job.
@@ -88,7 +88,7 @@ def enqueue_all(
     Args:
         cost: total estimated cost; required for guests.
         lane: who carries them out.
-        needs: ids of the runs that must have succeeded before any of them starts.
+        needs: for each, ids of the runs that must have succeeded before it starts.
 
     Raises:
         ForbiddenError: the actor is a guest who may not add these runs.
@@ -116,7 +116,8 @@ def enqueue_all(
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
-            session.add_all(Need(job_id=job.id, needed_id=other) for other in dict.fromkeys(needs))
+            mine = dict.fromkeys(needs[place] if needs else ())
+            session.add_all(Need(job_id=job.id, needed_id=other) for other in mine)
             repeats = f"repeats {parent.run}" if parent else ""
             note(session, job.id, "queued", actor.signature, repeats)
     return jobs

@@ -25,7 +25,9 @@ def add_pipeline(app: typer.Typer) -> None:
 
 def queue(
     file: Annotated[str, typer.Argument(help="A YAML file; - reads standard input.")] = "",
-    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(pipeline.PRESETS)}.")] = "",
+    preset: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(map(repr, pipeline.PRESETS))}.")
+    ] = "",
     model: Annotated[str, typer.Option(help="Of the preset.")] = "",
     show: Annotated[bool, typer.Option("--show", help="Print the YAML and queue nothing.")] = False,
     priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,

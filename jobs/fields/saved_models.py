@@ -66,6 +66,17 @@ def model_before(run: str) -> str:
     return str(planned.config["model"]) if planned else saved_model(run)[1]
 
 
+def first_model(spec: str) -> str:
+    """The model all began with, through runs whose files may be gone by now; as far as the runs are
+    known, which they are not where only the last one was imported."""
+    while is_run(spec):
+        try:
+            spec = str(queries.job(spec).config["model"])
+        except (NotFoundError, KeyError):
+            break
+    return spec
+
+
 def needed_runs(config: Mapping[str, Any]) -> list[int]:
     """Ids of the runs named in a config that have still to save what it works on."""
     texts = (value for value in config.values() if isinstance(value, str))
