@@ -24,6 +24,7 @@ from backend.queue.roles import require_host as require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock
+from backend.store.needs import awaited
 from backend.store.session import alone, database_ms, locked, writing
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
 from backend.store.tables import Job, Need, config_hash
@@ -205,10 +206,13 @@ def run_next(run: str | int, actor: Actor) -> Job:
     """Move a queued job to the front of the queue.
 
     Raises:
-        ConflictError: the job is not queued.
+        ConflictError: the job is not queued, or waits for another one.
     """
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
+    if needed := awaited([job_id]).get(job_id):
+        what, other = f"{queries.job(job_id).run} was not moved.", needed[0].run
+        raise ConflictError(what, f"It waits for {other}.", f"Move {other}, or resume it.")
     with _queue_change() as session:
         alone(session, NamedLock.ORDER)
         (job,) = locked(session, Job, [job_id])

@@ -67,9 +67,14 @@ def model_before(run: str) -> str:
 
 
 def first_model(spec: str) -> str:
-    """The model all began with, through runs whose files may be gone by now; as far as the runs are
-    known, which they are not where only the last one was imported."""
-    while is_run(spec):
+    """The model all began with, through runs whose files may be gone by now.
+
+    A run that was imported alone names runs of where it comes from: here they may be unknown, or it
+    may bear such a name itself.
+    """
+    seen = set[str]()
+    while is_run(spec) and spec not in seen:
+        seen.add(spec)
         try:
             spec = str(queries.job(spec).config["model"])
         except (NotFoundError, KeyError):

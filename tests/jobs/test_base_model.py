@@ -69,6 +69,9 @@ def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
         session.get_one(Job, queries.job(packed).id).config = {"model": plain}
         session.execute(delete(Artifact).where(Artifact.job_id == queries.job(plain).id))
     assert resolve_model(packed).facts.default_text == "toystories"
+    with writing() as session:  # imported under the number of what it began with elsewhere
+        session.get_one(Job, queries.job(packed).id).config = {"model": packed}
+    assert resolve_model(packed).facts.default_text == "wikipedia"
     with pytest.raises(ConfigError, match="sds-0999") as refused:
         resolve_model("sds-0999", "sides")
     assert refused.value.field == "sides"

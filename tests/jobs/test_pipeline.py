@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import update
 
-from backend.errors import ConfigError, ForbiddenError, SlimscopeError
+from backend.errors import ConfigError, ConflictError, ForbiddenError, SlimscopeError
 from backend.queue import removal, service
 from backend.queue.lifecycle import start_attempt
 from backend.queue.roles import Actor
@@ -73,6 +73,12 @@ def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> N
     assert startable() == [drafter.id]
     ended(drafter, State.SUCCEEDED)
     assert startable() == [speed.id] and awaited([speed.id]) == {}
+
+
+def test_a_run_that_waits_is_not_moved_to_the_front(queued: list[Job]) -> None:
+    with pytest.raises(ConflictError, match=f"waits for {queued[0].run}"):
+        service.run_next(queued[1].run, HOST)
+    assert service.run_next(queued[0].run, HOST).run == queued[0].run
 
 
 def test_any_run_may_wait_for_a_model_or_a_drafter(queue: object) -> None:
