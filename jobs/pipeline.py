@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -67,6 +67,21 @@ steps:
 """,
     }
 )
+
+
+class _Texts(yaml.SafeLoader):
+    """Every value is a text, as on the command line: YAML would read a pattern 2:4 as 124, and 1e-3
+    as no number. Nothing is repeated by an alias: a few lines of them can mean a billion values."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        letter: [pair for pair in pairs if pair[0] == "tag:yaml.org,2002:null"]
+        for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="write it out instead of an alias (*)")
+        return super().compose_node(parent, index)
 
 
 class PipelineFile(BaseModel):
@@ -122,9 +137,7 @@ def read(text: str) -> Pipeline:
     if len(text) > LETTERS:
         raise _refused(f"It has more than {LETTERS:,} letters.")
     try:
-        file = PipelineFile.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise _refused(f"It is no YAML: {error}."[:300]) from error
+        file = PipelineFile.model_validate(_loaded(text))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
@@ -132,12 +145,24 @@ def read(text: str) -> Pipeline:
     return Pipeline(file.name, file.model, [_step(n, x) for n, x in enumerate(file.steps, 1)])
 
 
+def _loaded(text: str) -> dict[Any, Any]:
+    try:
+        loaded = yaml.load(text, _Texts)
+    except RecursionError as error:
+        raise _refused("It is nested too deeply.") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: !!int of what is no number
+        raise _refused(f"It is no YAML: {error}."[:300]) from error
+    if not isinstance(loaded, dict):
+        raise _refused("It needs lines that begin with model: and steps:.")
+    return loaded
+
+
 def _step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
     if len(item) != 1:
         raise _refused(f"Step {number} has {len(item)} kinds.", "Write one: - sds: {...}")
     ((name, given),) = item.items()
     values = dict(given or {})
-    preset = str(values.pop(PRESET, ""))
+    preset = str(values.pop(PRESET, None) or "")
     try:
         kind_named(name).preset(preset)
     except SlimscopeError as error:
@@ -212,6 +237,6 @@ def preset(name: str, model: str = "") -> str:
         ConfigError: there is none of that name.
     """
     if name not in PRESETS:
-        known = ", ".join(PRESETS)
+        known = " or ".join(map(repr, PRESETS))  # their names have commas
         raise ConfigError(f"There is no pipeline {name[:40]!r}.", "", f"Choose: {known}.", "preset")
     return PRESETS[name].format(model=model or DEFAULT_MODEL)

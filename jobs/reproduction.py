@@ -19,6 +19,7 @@ from backend.store import queries
 from backend.store.states import Lane, State
 from backend.store.tables import Job, check_intact
 from jobs.estimate import estimate
+from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named, kinds, stage_labels
 from jobs.metrics import metric
 from jobs.speed.report import decoder_reports
@@ -47,14 +48,16 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     roles.count_change(actor)  # before the config is looked into, which takes time
     check_intact(old.config)
     config = validated(old.kind, old.config)
+    stored = config.model_dump(mode="json")
     return service.enqueue(
         old.kind,
-        config.model_dump(mode="json"),
+        stored,
         actor,
         name=old.name,
         parent=old,
         cost=_cost(old.kind, config),
         lane=Lane(old.lane),
+        needs=needed_runs(stored),
     )
 
 

@@ -180,7 +180,7 @@ def queue(
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(
         kind, configs, actor, name=name, priority=priority, cost=made.estimate, lane=lane,
-        needs=[run for config in configs for run in needed_runs(config)],
+        needs=[*map(needed_runs, configs)],
     )  # fmt: skip
 
 

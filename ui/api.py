@@ -106,7 +106,8 @@ def submit_pipeline(
     request: Request, pipeline: Annotated[JsonObject, Body()], priority: Priority = 0
 ) -> list[JsonObject]:
     """Add several runs, each on what the one before will save; the body is a pipeline as JSON."""
-    return operations.submit_pipeline(json.dumps(pipeline), current_user(request), priority)
+    text = json.dumps(pipeline, ensure_ascii=False)  # YAML knows no pairs of surrogates
+    return operations.submit_pipeline(text, current_user(request), priority)
 
 
 def vote(run: str, request: Request, choice: Choice) -> list[JsonObject]:

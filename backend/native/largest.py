@@ -14,7 +14,7 @@ def likeliest(
     logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE
 ) -> tuple[Tensor, Tensor]:
     """The `ranks` largest of each row of `logits` [n, v] float32, the first place of equal ones
-    first.
+    first. Where fewer are finite, the rest are at place 0 with the log-probability -inf, or NaN.
 
     Torch sorts every row for it, which takes longer than a layer of a drafter.
 

@@ -57,7 +57,7 @@ def _check_unused(session: Session, jobs: Sequence[Job]) -> None:
             raise ConflictError(f"{job.run} was not deleted.", why, "Cancel it first.")
     names = {job.run for job in jobs}
     for active in session.scalars(select(Job).where(Job.state.in_([*ACTIVE]))):
-        used = names & {word for v in active.config.values() for word in str(v).split(",")}
+        used = names & {w.strip() for v in active.config.values() for w in str(v).split(",")}
         if used:
             what = f"{min(used)} was not deleted."
             raise ConflictError(what, f"{active.run} uses it.", f"Wait for {active.run}.")

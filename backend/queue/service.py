@@ -24,6 +24,7 @@ from backend.queue.roles import require_host as require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock
+from backend.store.needs import awaited
 from backend.store.session import alone, database_ms, locked, writing
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
 from backend.store.tables import Job, Need, config_hash
@@ -66,7 +67,7 @@ def enqueue(
     """
     return enqueue_all(
         kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane,
-        needs=needs,
+        needs=[needs],
     )[0]  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def enqueue_all(
     parent: Job | None = None,
     cost: Cost | None = None,
     lane: Lane = Lane.SLOTS,
-    needs: Iterable[int] = (),
+    needs: Sequence[Iterable[int]] = (),
 ) -> list[Job]:
     """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
     the id of its first job.
@@ -88,7 +89,7 @@ def enqueue_all(
     Args:
         cost: total estimated cost; required for guests.
         lane: who carries them out.
-        needs: ids of the runs that must have succeeded before any of them starts.
+        needs: for each, ids of the runs that must have succeeded before it starts.
 
     Raises:
         ForbiddenError: the actor is a guest who may not add these runs.
@@ -116,7 +117,8 @@ def enqueue_all(
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
-            session.add_all(Need(job_id=job.id, needed_id=other) for other in dict.fromkeys(needs))
+            mine = dict.fromkeys(needs[place] if needs else ())
+            session.add_all(Need(job_id=job.id, needed_id=other) for other in mine)
             repeats = f"repeats {parent.run}" if parent else ""
             note(session, job.id, "queued", actor.signature, repeats)
     return jobs
@@ -204,10 +206,13 @@ def run_next(run: str | int, actor: Actor) -> Job:
     """Move a queued job to the front of the queue.
 
     Raises:
-        ConflictError: the job is not queued.
+        ConflictError: the job is not queued, or waits for another one.
     """
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
+    if needed := awaited([job_id]).get(job_id):
+        what, other = f"{queries.job(job_id).run} was not moved.", needed[0].run
+        raise ConflictError(what, f"It waits for {other}.", f"Move {other}, or resume it.")
     with _queue_change() as session:
         alone(session, NamedLock.ORDER)
         (job,) = locked(session, Job, [job_id])

@@ -37,7 +37,10 @@ def awaited(runs: Iterable[int]) -> dict[int, list[Job]]:
 
 def connected(run: int) -> list[Job]:
     """The runs of the pipeline that `run` belongs to, oldest first: all that are linked by what one
-    saves and another works on. Itself alone where there is none."""
+    saves and another works on. Itself alone where there is none.
+
+    Others that were deleted are left out.
+    """
     with reading() as session:
         links: dict[int, set[int]] = {}
         for one, other in session.execute(select(Need.job_id, Need.needed_id)):
@@ -47,5 +50,6 @@ def connected(run: int) -> list[Job]:
         while ends:
             reached |= ends
             ends = set[int]().union(*(links.get(end, set()) for end in ends)) - reached
-        shown = select(Job).where(Job.removed_at.is_(None), Job.id.in_(reached))
+        kept = Job.removed_at.is_(None) | (Job.id == run)
+        shown = select(Job).where(kept, Job.id.in_(reached))
         return list(session.scalars(shown.order_by(Job.id)))

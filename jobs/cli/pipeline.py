@@ -25,15 +25,17 @@ def add_pipeline(app: typer.Typer) -> None:
 
 def queue(
     file: Annotated[str, typer.Argument(help="A YAML file; - reads standard input.")] = "",
-    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(pipeline.PRESETS)}.")] = "",
-    model: Annotated[str, typer.Option(help="Of the preset.")] = "",
+    preset: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(map(repr, pipeline.PRESETS))}.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Of the preset; a file names its own.")] = "",
     show: Annotated[bool, typer.Option("--show", help="Print the YAML and queue nothing.")] = False,
     priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the runs to their ends.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Queue a pipeline: each run waits for the one before, and works on what it has saved."""
-    text = pipeline.preset(preset, model) if preset else _text(file)
+    text = _text(file, preset, model)
     if show:
         print(text, end="")
         return
@@ -53,7 +55,17 @@ def _wait(runs: Sequence[str], quiet: bool) -> None:
             raise typer.Exit(code)
 
 
-def _text(file: str) -> str:
+def _text(file: str, preset: str, model: str) -> str:
+    """What was chosen: the text of a preset, or of a file.
+
+    Raises:
+        ConfigError: neither, both, or a model for a file; the file cannot be read.
+    """
+    if file and (preset or model):
+        what, do = "A file names its own steps and model.", "Leave out --preset and --model."
+        raise ConfigError(what, "", do, "file")
+    if preset:
+        return pipeline.preset(preset, model)
     if not file:
         what, do = "No pipeline is named.", "Name a YAML file, or a preset with --preset."
         raise ConfigError(what, "", do, "file")

@@ -8,7 +8,7 @@ from pathlib import Path
 from backend.errors import ConfigError, ModelError, for_field
 from backend.models.facts import ModelFacts, default_text
 from backend.models.sources.catalogue import inspect, require_tokenizer
-from jobs.fields.saved_models import is_run, planned_run, saved_config, saved_model
+from jobs.fields.saved_models import first_model, is_run, planned_run, saved_config, saved_model
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,10 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
         before = resolve_model(str(planned.config["model"]), field, reads)
         return replace(before, facts=replace(before.facts, title=spec))
     if is_run(spec):
-        source, base = saved_model(spec, field)
+        source = saved_model(spec, field)[0]
         saved_config(Path(source), spec, field)
-        while is_run(base):
-            base = saved_model(base, field)[1]
-        facts = replace(inspect(source), title=spec, default_text=default_text(base))
+        text = default_text(first_model(spec))
+        facts = replace(inspect(source), title=spec, default_text=text)
     else:
         facts = inspect(spec)
     if reads:

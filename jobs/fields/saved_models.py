@@ -66,6 +66,22 @@ def model_before(run: str) -> str:
     return str(planned.config["model"]) if planned else saved_model(run)[1]
 
 
+def first_model(spec: str) -> str:
+    """The model all began with, through runs whose files may be gone by now.
+
+    A run that was imported alone names runs of where it comes from: here they may be unknown, or it
+    may bear such a name itself.
+    """
+    seen = set[str]()
+    while is_run(spec) and spec not in seen:
+        seen.add(spec)
+        try:
+            spec = str(queries.job(spec).config["model"])
+        except (NotFoundError, KeyError):
+            break
+    return spec
+
+
 def needed_runs(config: Mapping[str, Any]) -> list[int]:
     """Ids of the runs named in a config that have still to save what it works on."""
     texts = (value for value in config.values() if isinstance(value, str))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sqlalchemy import delete
 
 from backend.errors import ConfigError
 from backend.export.formats import Layout
@@ -64,6 +65,13 @@ def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
         facts, toy = resolve_model(run).facts, inspect("toy")
         assert (facts.linears, facts.title) == (toy.linears, run)
         assert facts.default_text == "toystories"
+    with writing() as session:  # what the last one began with was purged, or is not here at all
+        session.get_one(Job, queries.job(packed).id).config = {"model": plain}
+        session.execute(delete(Artifact).where(Artifact.job_id == queries.job(plain).id))
+    assert resolve_model(packed).facts.default_text == "toystories"
+    with writing() as session:  # imported under the number of what it began with elsewhere
+        session.get_one(Job, queries.job(packed).id).config = {"model": packed}
+    assert resolve_model(packed).facts.default_text == "wikipedia"
     with pytest.raises(ConfigError, match="sds-0999") as refused:
         resolve_model("sds-0999", "sides")
     assert refused.value.field == "sides"

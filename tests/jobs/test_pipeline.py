@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import update
 
-from backend.errors import ConfigError, ForbiddenError, SlimscopeError
-from backend.queue import service
+from backend.errors import ConfigError, ConflictError, ForbiddenError, SlimscopeError
+from backend.queue import removal, service
 from backend.queue.lifecycle import start_attempt
 from backend.queue.roles import Actor
 from backend.store import queries
@@ -14,7 +14,8 @@ from backend.store.needs import awaited, connected
 from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job, Slot
-from jobs import pipeline
+from jobs import pipeline, sweep
+from jobs.reproduction import reproduce
 from jobs.submit import submit
 
 HOST = Actor("anna", "host")
@@ -74,6 +75,12 @@ def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> N
     assert startable() == [speed.id] and awaited([speed.id]) == {}
 
 
+def test_a_run_that_waits_is_not_moved_to_the_front(queued: list[Job]) -> None:
+    with pytest.raises(ConflictError, match=f"waits for {queued[0].run}"):
+        service.run_next(queued[1].run, HOST)
+    assert service.run_next(queued[0].run, HOST).run == queued[0].run
+
+
 def test_any_run_may_wait_for_a_model_or_a_drafter(queue: object) -> None:
     first = submit("sds", {"model": "toy"}, HOST)
     later = submit("dlqat", {"model": first.run}, HOST)
@@ -82,6 +89,20 @@ def test_any_run_may_wait_for_a_model_or_a_drafter(queue: object) -> None:
     assert [job.run for job in connected(alone.id)] == [alone.run]
     measured = submit("evaluation", {"model": later.run}, HOST)
     assert [job.run for job in awaited([measured.id])[measured.id]] == [later.run]
+
+
+def test_of_a_sweep_each_run_waits_for_its_own_model(queue: object) -> None:
+    models = [submit("sds", {"model": "toy", "seed": n}, HOST).run for n in (0, 1)]
+    swept = sweep.queue("dlqat", {}, {"model": models}, HOST)
+    found = awaited(job.id for job in swept)
+    assert [[other.run for other in found[job.id]] for job in swept] == [[run] for run in models]
+
+
+def test_a_reproduction_waits_as_its_original_does(queue: object) -> None:
+    first = submit("sds", {"model": "toy"}, HOST)
+    later = submit("dlqat", {"model": first.run}, HOST)
+    again = reproduce(later.run, HOST)
+    assert [job.run for job in awaited([again.id])[again.id]] == [first.run]
 
 
 def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> None:
@@ -100,7 +121,8 @@ def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "should be a valid dictionary"),
+        ("", "lines that begin with model: and steps:"),
+        ("[model, toy]", "lines that begin with model: and steps:"),
         ("model: toy\nsteps: []", "steps"),
         ("model: toy\nsteps: [sds: {}, dlqat: {bits: 9}]", "Step 2, dlqat, cannot be run"),
         ("model: toy\nsteps: [sds: {}, other: {}]", "Step 2, other"),
@@ -111,6 +133,10 @@ def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> No
         ("model: toy\nsteps: [sds: {}]\nmore: 1", "more"),
         ("model: !!python/object/apply:os.getcwd []\nsteps: [sds: {}]", "no YAML"),
         ("a: [", "no YAML"),
+        ("model: toy\nsteps: [sds: {seed: !!int one}]", "no YAML"),
+        ("model: toy\nsteps: [sds: &a {preset: [*a]}]", "instead of an alias"),
+        ("model: toy\nsteps: " + "[" * 5000, "nested too deeply"),
+        ("model: toy\nsteps: [sds: {seed: " + "9" * 5000 + "}]", "Step 1, sds, cannot be run"),
         ("x" * 30_000, "more than"),
     ],
 )
@@ -120,6 +146,23 @@ def test_what_cannot_work_is_refused_before_anything_is_queued(
     with pytest.raises(SlimscopeError) as refused:
         pipeline.queue(pipeline.read(text), HOST)
     assert said in str(refused.value) and queries.jobs() == []
+
+
+def test_values_mean_what_they_say_without_quotes(queue: object) -> None:
+    text = "model: toy\nname: 2026-01-01\nsteps: [sds: {pattern: 2:4, control: no, damping: 1e-3}]"
+    job = pipeline.queue(pipeline.read(text), HOST)[0]
+    assert job.name == "2026-01-01" and job.config["pattern"] == "2:4"
+    assert job.config["control"] is False and job.config["damping"] == 0.001
+    assert pipeline.read("model: toy\nsteps: [sds:, dlqat: {preset: }]").steps[1].preset == ""
+
+
+def test_the_last_run_of_a_pipeline_is_shown_when_it_was_deleted(queue: object) -> None:
+    first = submit("sds", {"model": "toy"}, HOST)
+    later = submit("dlqat", {"model": first.run}, HOST)
+    for job in (later, first):
+        ended(job, State.CANCELLED)
+        removal.remove([job.run], HOST)
+    assert [job.run for job in connected(first.id)] == [first.run]
 
 
 def test_guests_queue_none(queue: object) -> None:

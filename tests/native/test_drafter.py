@@ -88,3 +88,8 @@ def test_the_likeliest_are_those_of_topk(variant: str) -> None:
         torch.testing.assert_close(values, best.values, rtol=1e-4, atol=1e-4)
         assert places.tolist() == best.indices.tolist()
     assert likeliest(torch.zeros(1, 40), 3, VARIANTS[variant])[1].tolist() == [[0, 1, 2]]
+    few = torch.full((2, 40), -torch.inf)
+    few[0, 7], few[1] = 1.0, torch.nan
+    values, places = likeliest(few, 3, VARIANTS[variant])
+    assert places.tolist() == [[7, 0, 0], [0, 0, 0]]  # places of the row, whatever is in it
+    assert values[0].tolist() == [0.0, -torch.inf, -torch.inf] and values[1].isnan().all()

@@ -104,6 +104,9 @@ def test_what_is_needed_or_not_ended_is_not_deleted() -> None:
         removal.remove([2, 3], HOST)
     with pytest.raises(ConflictError, match="sds-0003 uses it"):
         removal.remove([1], HOST)
+    add(4, State.QUEUED, drafters="amphista-0009, sds-0002")
+    with pytest.raises(ConflictError, match="sds-0004 uses it"):
+        removal.remove([2], HOST)
     assert not any(job.removed_at for job in queries.jobs())  # all or none
     with pytest.raises(ForbiddenError):
         removal.remove([1], GUEST)

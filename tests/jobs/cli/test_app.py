@@ -205,3 +205,11 @@ def test_looking_at_runs_imports_nothing_heavy(queue: Path, words: list[str]) ->
         [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("words", [("--model", "toy"), ("--preset", "prune, quantise")])
+def test_a_file_of_a_pipeline_takes_no_model_and_no_preset(
+    queue: Path, words: tuple[str, ...]
+) -> None:
+    refused = slimscope("pipeline", "file.yaml", *words, "--show")
+    assert refused.returncode == 2 and "names its own steps and model" in refused.stderr

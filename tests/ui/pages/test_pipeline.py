@@ -83,6 +83,11 @@ def test_without_a_pipeline_there_is_the_form(seeded: Settings) -> None:
         assert body == "" and form["visible"]
 
 
+def test_the_preset_is_that_of_the_address(seeded: Settings) -> None:
+    assert page._arrive(asked(preset="prune, quantise"))[0] == "prune, quantise"
+    assert page._arrive(asked(preset="other"))[0] == page.FIRST
+
+
 def test_a_queued_run_says_what_it_waits_for(queued: list[Job]) -> None:
     sds, drafter, _ = queued
     assert drafter.id not in start_times(queries.status())

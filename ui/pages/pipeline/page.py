@@ -41,7 +41,7 @@ def build() -> None:
         text, preview, add, message, preset, model = _form()
     live(draw, None, [head, shown, form])
     written = _preset, [preset, model], [text]
-    arrival = on_load(_arrive, None, [model, add])
+    arrival = on_load(_arrive, None, [preset, model, add])
     arrival.then(*written, **SILENT_EVENT)
     model.input(*written, **SILENT_EVENT)
     url_sync(preset.input(*written, **SILENT_EVENT), preset=preset)
@@ -67,10 +67,11 @@ def _form() -> tuple[Any, ...]:
     return text, preview, add, message, chosen, model
 
 
-def _arrive(request: gr.Request) -> tuple[Any, Any]:
-    """Today's models; the button is off for those who may not use it."""
+def _arrive(request: gr.Request) -> tuple[Any, Any, Any]:
+    """The preset in the address; today's models; the button is off for those who may not use it."""
     off = roles.may_not_change(current_user(request))
-    return gr.update(choices=models()), gr.update(interactive=not off, value=off or "Add to queue")
+    button = gr.update(interactive=not off, value=off or "Add to queue")
+    return query(request, "preset", FIRST, pipeline.PRESETS), gr.update(choices=models()), button
 
 
 def _preset(name: str, model: str | None) -> str:
