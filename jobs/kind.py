@@ -205,6 +205,7 @@ class Kind:
             export what there is.
         has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
         saves: what its runs save for others to work on, such as "model"; empty: nothing.
+        packs: whether the model they save has packed weights.
         lane: who carries its runs out: a process of each run's own, or that of the playground.
     """
 
@@ -231,6 +232,7 @@ class Kind:
     compresses: bool = False
     has_models: bool = True
     saves: str = ""
+    packs: bool = False
     lane: Lane = Lane.SLOTS
 
     def preset(self, name: str) -> Mapping[str, Any]:

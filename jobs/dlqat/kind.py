@@ -82,6 +82,7 @@ KIND = Kind(
     main_fields=("bits", "group_size"),
     compresses=True,
     saves="model",
+    packs=True,
     stages=STAGE_LABELS,
     styles=STYLES,
     default_stage=DLQATStage.DLQAT,

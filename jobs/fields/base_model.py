@@ -9,6 +9,7 @@ from backend.errors import ConfigError, ModelError, for_field
 from backend.models.facts import ModelFacts, default_text
 from backend.models.sources.catalogue import inspect, require_tokenizer
 from jobs.fields.saved_models import first_model, is_run, planned_run, saved_config, saved_model
+from jobs.kind import kind_named
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
     source = spec
     planned = planned_run(spec) if is_run(spec) else None
     if planned:  # what it will save has the shapes of what it began with
+        packed = planned.kind if kind_named(planned.kind).packs else ""
         before = resolve_model(str(planned.config["model"]), field, reads)
-        return replace(before, facts=replace(before.facts, title=spec))
+        return replace(before, facts=replace(before.facts, title=spec, quantised=packed))
     if is_run(spec):
         source = saved_model(spec, field)[0]
         saved_config(Path(source), spec, field)

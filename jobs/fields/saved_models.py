@@ -17,6 +17,8 @@ from backend.store.states import ACTIVE
 from backend.store.tables import RUN_NAME, Job
 from jobs.kind import kind_named
 
+NAMING = ("model", "dense", "drafters")  # the fields that name runs to work on
+
 
 def is_run(spec: str) -> bool:
     """Whether `spec` has the form of a run's name, such as sds-0042."""
@@ -84,7 +86,7 @@ def first_model(spec: str) -> str:
 
 def needed_runs(config: Mapping[str, Any]) -> list[int]:
     """Ids of the runs named in a config that have still to save what it works on."""
-    texts = (value for value in config.values() if isinstance(value, str))
+    texts = (str(config.get(field) or "") for field in NAMING)
     names = dict.fromkeys(name for text in texts for name in read_names(text) if is_run(name))
     planned = (planned_run(name, what) for name in names for what in ("model", "drafter"))
     return [job.id for job in planned if job]

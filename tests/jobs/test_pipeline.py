@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import update
 
@@ -15,6 +17,7 @@ from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job, Slot
 from jobs import pipeline, sweep
+from jobs.fields.saved_models import needed_runs
 from jobs.reproduction import reproduce
 from jobs.submit import submit
 
@@ -174,3 +177,16 @@ def test_guests_queue_none(queue: object) -> None:
 def test_presets_are_pipelines(queue: object, name: str) -> None:
     read = pipeline.read(pipeline.preset(name, "toy"))
     assert read.name == name and len(pipeline.plan(read)) == len(read.steps)
+
+
+def test_a_model_that_will_be_packed_counts_as_packed(queue: Path) -> None:
+    """Else a step would fail hours later."""
+    quantised = submit("dlqat", {"model": "toy"}, HOST)
+    with pytest.raises(ConfigError, match="float32"):
+        submit("speed", {"model": quantised.run, "precision": "float32", "count": 2}, HOST)
+
+
+def test_a_prompt_that_reads_like_a_run_waits_for_none(queue: Path) -> None:
+    pruned = submit("sds", {"model": "toy"}, HOST)
+    assert needed_runs({"prompt": f"{pruned.run}, how are you?", "model": "toy"}) == []
+    assert needed_runs({"model": pruned.run}) == [pruned.id]

@@ -96,9 +96,10 @@ def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
 def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:
     """Title -> what a job has in that column."""
     now, place = now_ms(), status.position
+    waiting = awaited(job.id for job in status.queued) if tab == "active" else {}
     columns: Columns = {"Run": named_link, "What": kind_and_settings, "State": _state}
     if tab == "active":
-        start, waiting = start_times(status), awaited(job.id for job in status.queued)
+        start = start_times(status)
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
             "Progress": progress,
             "Time left": lambda job: (
@@ -115,9 +116,13 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
             columns["Why"] = lambda job: HTML.why((job.error or {}).get("what"))
         columns["Took"] = lambda job: took(job, now)
         columns["Ended"] = lambda job: time_tag(job.finished_at, now)
+
+    def movable(id: int) -> int | None:
+        return None if id in waiting else place(id)
+
     columns["By"] = lambda job: job.owner
     columns["Actions"] = lambda job: HTML.actions(
-        job.run, job.id == open_id, buttons(job, user, place(job.id))
+        job.run, job.id == open_id, buttons(job, user, movable(job.id))
     )
     return columns
 

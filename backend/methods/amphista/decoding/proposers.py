@@ -177,7 +177,8 @@ class TreeProposer:
         self.drafter, self.target, self.policy, self.nodes = drafter, target, tree, tree.nodes
 
     def start(self, first: int, capacity: int) -> None:
-        self._caches = self.drafter.new_caches(capacity + self.nodes)  # and a path
+        drafted = self.nodes * self.drafter.config.heads  # at most, at all depths
+        self._caches = self.drafter.new_caches(capacity + drafted)
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         embedded = self.target.embed(torch.tensor([tokens], device=hidden.device))
