@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.drafter.registry import Drafter, drafter
+from backend.methods.amphista.drafter.registry import ParallelDrafter, drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.kv_cache import PreallocatedCache
 
 
 @drafter("linear-heads")
-class LinearHeads(Drafter):
+class LinearHeads(ParallelDrafter):
     """z_k = M_k h, M_k starting as the identity."""
 
     def __init__(

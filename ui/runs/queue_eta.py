@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import json
 import math
+from collections.abc import Collection
 from functools import lru_cache
 
 from backend.settings import settings
-from backend.store.needs import awaited
 from backend.store.queries import QueueStatus
 from backend.store.tables import Job
 from jobs.submit import checked
@@ -17,16 +17,14 @@ from ui.format import eta
 MAX_ESTIMATED = 20  # of the queue; an estimate reads the model's files
 
 
-def start_times(status: QueueStatus) -> dict[int, float]:
+def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int, float]:
     """Job id -> seconds until it may start, for the head of the queue, up to the first job behind
-    one of unknown duration; none for jobs that wait for another run."""
+    one of unknown duration; none for jobs `waiting` for another run."""
     slots = settings().slots
     left = [math.inf if job.eta_s is None else job.eta_s for job in status.live]
     free = sorted([*left, *[0.0] * (slots - len(left))])[-slots:]
     starts: dict[int, float] = {}
-    head = status.queued[:MAX_ESTIMATED]
-    waiting = awaited(job.id for job in head)
-    for job in (job for job in head if job.id not in waiting):
+    for job in (job for job in status.queued[:MAX_ESTIMATED] if job.id not in waiting):
         at = free[0]
         if math.isinf(at):
             break

@@ -12,6 +12,7 @@ from backend.errors import RateLimitError, SlimscopeError
 from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.store import queries
+from backend.store.needs import awaited
 from backend.store.tables import Job
 from jobs import submit, sweep
 from jobs.fields.base_model import resolve_model
@@ -134,5 +135,6 @@ def _place(job: Job) -> str:
     place = status.position(job.id)
     if not place:
         return f"{job.run} is about to start."
-    start = start_words(start_times(status).get(job.id))
+    waiting = awaited(each.id for each in status.queued)
+    start = start_words(start_times(status, waiting).get(job.id))
     return f"{job.run} is number {place} in the queue{f' and {start}' if start else ''}."

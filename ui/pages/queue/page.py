@@ -99,7 +99,7 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
     waiting = awaited(job.id for job in status.queued) if tab == "active" else {}
     columns: Columns = {"Run": named_link, "What": kind_and_settings, "State": _state}
     if tab == "active":
-        start = start_times(status)
+        start = start_times(status, waiting)
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
             "Progress": progress,
             "Time left": lambda job: (

@@ -8,5 +8,6 @@
     registry           `Drafter` and the `@drafter` decorator
 
 To add an architecture, write a file here, or a module named in SLIMSCOPE_PLUGINS, with a subclass
-of `Drafter` decorated `@drafter("name")`; `DrafterConfig.architecture` then accepts its name.
+of `ParallelDrafter` or `Drafter` decorated `@drafter("name")`; `DrafterConfig.architecture` then
+accepts its name.
 """

@@ -31,9 +31,8 @@ from torch.nn.functional import silu
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.adapted import AdaptedDrafter
 from backend.methods.amphista.drafter.auto_embedding import AutoEmbedding
-from backend.methods.amphista.drafter.registry import Embed, drafter
-from backend.methods.amphista.target_model import DecodingCache, TargetModel
-from backend.methods.amphista.tree import Path, Tree, TreePolicy
+from backend.methods.amphista.drafter.registry import ParallelDrafter, drafter
+from backend.methods.amphista.target_model import TargetModel
 from backend.models.blocks import decoder_blocks
 
 
@@ -60,7 +59,7 @@ class Heads(nn.Module):
 
 
 @drafter("amphista")
-class AmphistaDrafter(AdaptedDrafter):
+class AmphistaDrafter(AdaptedDrafter, ParallelDrafter):
     """The drafter of the paper, and Medusa as the special case without layers and encoder."""
 
     def __init__(
@@ -88,33 +87,6 @@ class AmphistaDrafter(AdaptedDrafter):
         if self.encoder is not None:
             slots = self.encoder(slots)
         return self.normed(slots)
-
-    def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
-    ) -> Tensor:
-        """The slots of chosen anchors; see `Drafter`."""
-        return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
-
-    def draft(
-        self,
-        hidden: Tensor,
-        embedded: Tensor,
-        policy: TreePolicy,
-        caches: list[DecodingCache],
-        embed: Embed,
-    ) -> tuple[Tree, list[int]]:
-        """Every head's candidates, in one pass; see `Drafter`."""
-        stages = self.stages(hidden, embedded, caches)
-        slots = self.slots([stage[0, -1:] for stage in stages])[0]
-        chances: dict[Path, float] = {(): 1.0}
-        found, level = self.candidates(slots, policy.ranks), list[Path]([()])
-        for depth, candidates in enumerate(found, 1):
-            for path in level:
-                for rank, (_, chance) in enumerate(candidates):
-                    chances[*path, rank] = chances[path] * chance
-            level = policy.inner(chances, depth)
-        tree = policy.tree(chances)
-        return tree, [found[head][rank][0] for head, rank in tree.slots]
 
     def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
         """Of the residual blocks of the heads."""

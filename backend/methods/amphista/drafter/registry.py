@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 from backend.methods.amphista.config import DECLARED_DRAFTERS, DrafterConfig
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
-from backend.methods.amphista.tree import Tree, TreePolicy
+from backend.methods.amphista.tree import Path, Tree, TreePolicy
 from backend.registry import Registry
 
 Embed: TypeAlias = Callable[[Tensor], Tensor]
@@ -145,6 +145,52 @@ class Drafter(nn.Module, ABC):
         shape = hidden.shape[:2]
         rows, places = torch.ones(shape, device=hidden.device).nonzero().unbind(-1)
         return self.logits(self.anchor_slots(hidden, embedded, rows, places)).unflatten(0, shape)
+
+
+class ParallelDrafter(Drafter):
+    """A drafter whose heads all draft in one pass, from the stages of an anchor."""
+
+    @abstractmethod
+    def stages(
+        self, hidden: Tensor, embedded: Tensor, caches: Sequence[Any] | None = None
+    ) -> list[Tensor]:
+        """The states [b, n, d] that the heads read.
+
+        Args:
+            hidden, embedded: [b, n, d] states of new anchors, embeddings of the tokens after them.
+            caches: of the anchors before; None: `hidden` begins at the first anchor.
+        """
+
+    @abstractmethod
+    def slots(self, stages: list[Tensor]) -> Tensor:
+        """One vector per head for n anchors, ready for read-out: stages [n, d] -> [n, K, d]."""
+
+    def anchor_slots(
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
+    ) -> Tensor:
+        """The slots of chosen anchors; see `Drafter`."""
+        return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
+
+    def draft(
+        self,
+        hidden: Tensor,
+        embedded: Tensor,
+        policy: TreePolicy,
+        caches: list[DecodingCache],
+        embed: Embed,
+    ) -> tuple[Tree, list[int]]:
+        """Every head's candidates, in one pass; see `Drafter`."""
+        stages = self.stages(hidden, embedded, caches)
+        slots = self.slots([stage[0, -1:] for stage in stages])[0]
+        chances: dict[Path, float] = {(): 1.0}
+        found, level = self.candidates(slots, policy.ranks), list[Path]([()])
+        for depth, candidates in enumerate(found, 1):
+            for path in level:
+                for rank, (_, chance) in enumerate(candidates):
+                    chances[*path, rank] = chances[path] * chance
+            level = policy.inner(chances, depth)
+        tree = policy.tree(chances)
+        return tree, [found[head][rank][0] for head, rank in tree.slots]
 
 
 DRAFTERS: Registry[type[Drafter]] = Registry(DECLARED_DRAFTERS)
