@@ -8,8 +8,8 @@
       - amphista: {architecture: eagle}
       - speed: {}
 
-The steps are ordinary runs in the queue. A step waits until the run it works on has succeeded; if
-that fails, the rest waits until it is resumed. The model of a step is what the last step that
+The steps are ordinary runs in the queue. A step waits until the one before has succeeded; if that
+fails, the rest waits until it is resumed. The model of a step is what the last step that
 saves a model has saved; the drafters of a speed run are those trained for it before.
 
 All steps are validated before any is queued. A run that is not there yet stands for its base then,
@@ -211,8 +211,12 @@ def queue(pipeline: Pipeline, actor: Actor, *, priority: int = 0) -> list[Job]:
     model, drafters = pipeline.model, list[str]()
     try:
         for step in pipeline.steps:
-            values = step.on(model, drafters)
-            made.append(submit(step.kind, values, actor, name=pipeline.name, priority=priority))
+            values, before = step.on(model, drafters), [job.id for job in made[-1:]]
+            made.append(
+                submit(
+                    step.kind, values, actor, name=pipeline.name, priority=priority, after=before
+                )
+            )
             if step.saves == "model":
                 model, drafters = made[-1].run, []
             elif step.saves:

@@ -123,9 +123,18 @@ def _also_wrong(
 
 
 def submit(
-    kind: str, values: Mapping[str, Any], actor: Actor, *, name: str = "", priority: int = 0
+    kind: str,
+    values: Mapping[str, Any],
+    actor: Actor,
+    *,
+    name: str = "",
+    priority: int = 0,
+    after: Sequence[int] = (),
 ) -> Job:
     """Validates, checks, and adds one run to the queue.
+
+    Args:
+        after: ids of runs it waits for, besides those whose models or drafters it works on.
 
     Raises:
         ForbiddenError, RateLimitError: the actor may not, or not so often.
@@ -138,7 +147,7 @@ def submit(
     stored = config.model_dump(mode="json")
     return service.enqueue(
         kind, stored, actor, name=name, priority=priority, cost=cost, lane=lane,
-        needs=needed_runs(stored),
+        needs=[*needed_runs(stored), *after],
     )  # fmt: skip
 
 
