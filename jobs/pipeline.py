@@ -44,7 +44,7 @@ model: {model}
 steps:
   - speed: {{lookup: false}}
   - sds: {{preset: quick look, pattern: "2:4"}}
-  - dlqat: {{bits: 4}}
+  - dlqat: {{bits: 4, keep_zeros: true}}
   - amphista: {{minutes: 10}}
   - speed: {{}}
 """,
@@ -62,7 +62,7 @@ name: prune, quantise
 model: {model}
 steps:
   - sds: {{preset: quick look, pattern: "50%"}}
-  - dlqat: {{bits: 4}}
+  - dlqat: {{bits: 4, keep_zeros: true}}
   - evaluation: {{}}
 """,
     }
