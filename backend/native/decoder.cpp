@@ -711,7 +711,7 @@ void linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_t t
 
 // Of each row of x [rows, columns] the `ranks` largest values, descending, and where they are; and
 // log sum e^x of the row. -infinity and NaN are never among them: what is missing is -infinity, at 0.
-void largest(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* values,
+void top_k(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* values,
              int32_t* places, float* sums) {
   for (int r = 0; r < rows; r++, x += columns, values += ranks, places += ranks) {
     std::fill(values, values + ranks, -INFINITY);

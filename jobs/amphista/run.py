@@ -141,7 +141,7 @@ def record_economy(
     context.result(
         DRAFTER, "accepted_length", accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
     )
-    chosen = TreeProposer(drafter, target, costs.confident_tree())
+    chosen = TreeProposer(drafter, target, costs.dynamic_tree())
     walk = walk_answers(chosen, (heldout[n] for n in range(min(WALKED, len(heldout)))))
     predicted = walk.speed_up(costs)
     context.result(DRAFTER, "predicted_speed_up", predicted, nodes=chosen.nodes)

@@ -41,7 +41,7 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
         ModelError: there is no such model, it is not supported, or it cannot read text.
     """
     source = spec
-    planned = planned_run(spec) if is_run(spec) else None
+    planned = planned_run(spec, "model") if is_run(spec) else None
     if planned:  # what it will save has the shapes of what it began with
         packed = planned.kind if kind_named(planned.kind).packs else ""
         before = resolve_model(str(planned.config["model"]), field, reads)

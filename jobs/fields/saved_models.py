@@ -46,8 +46,8 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
     return str(present(settings().artifacts / saved[-1])), str(job.config.get("model", ""))
 
 
-def planned_run(run: str, what: str = "model") -> Job | None:
-    """The run, if it is queued or running and will save a model, or a drafter.
+def planned_run(run: str, *saves: str) -> Job | None:
+    """The run, if it is queued or running and will save one of these: a "model", a "drafter".
 
     Others may be queued that work on it; they wait until it has succeeded.
     """
@@ -55,7 +55,7 @@ def planned_run(run: str, what: str = "model") -> Job | None:
         job = queries.job(run)
     except NotFoundError:
         return None
-    return job if job.state in ACTIVE and kind_named(job.kind).saves == what else None
+    return job if job.state in ACTIVE and kind_named(job.kind).saves in saves else None
 
 
 def model_before(run: str) -> str:
@@ -64,7 +64,7 @@ def model_before(run: str) -> str:
     Raises:
         ConfigError: the run does not exist, or has saved no model and will save none.
     """
-    planned = planned_run(run)
+    planned = planned_run(run, "model")
     return str(planned.config["model"]) if planned else saved_model(run)[1]
 
 
@@ -88,7 +88,7 @@ def needed_runs(config: Mapping[str, Any]) -> list[int]:
     """Ids of the runs named in a config that have still to save what it works on."""
     texts = (str(config.get(field) or "") for field in NAMING)
     names = dict.fromkeys(name for text in texts for name in read_names(text) if is_run(name))
-    planned = (planned_run(name, what) for name in names for what in ("model", "drafter"))
+    planned = (planned_run(name, "model", "drafter") for name in names)
     return [job.id for job in planned if job]
 
 

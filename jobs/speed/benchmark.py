@@ -40,7 +40,7 @@ from backend.methods.amphista.decoding.proposers import (
 )
 from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import ConfidentTree, StaticTree, best_tree
+from backend.methods.amphista.tree import DynamicTree, StaticTree, best_tree
 from backend.methods.amphista.tree import Path as TreePath
 from backend.models.loading import LoadedModel, load
 from backend.models.sources.materialise import materialise
@@ -153,7 +153,7 @@ class DecodingBenchmark:
             proposers[ASSISTANT] = AssistantModel(assistant.model, target.vocabulary)
         for name, drafter in self.drafters.items():
             chosen = sizes.get(name, config.nodes)
-            tree = ConfidentTree(**chosen) if isinstance(chosen, dict) else chosen
+            tree = DynamicTree(**chosen) if isinstance(chosen, dict) else chosen
             proposer = make_proposer(target, drafter, tree, least=2)
             sizes[name] = _size(proposer)
             self.context.log(f"{name}, {drafter.arm}: {tree_words(proposer)}.")
@@ -280,7 +280,7 @@ class DecodingBenchmark:
 def _size(proposer: Proposer) -> int | dict[str, Any]:
     """What a tree is made again from."""
     policy = proposer.policy if isinstance(proposer, TreeProposer) else None
-    return asdict(policy) if isinstance(policy, ConfidentTree) else proposer.nodes
+    return asdict(policy) if isinstance(policy, DynamicTree) else proposer.nodes
 
 
 def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]:

@@ -15,8 +15,8 @@ from backend.methods.amphista.drafter.native import NativeLayer
 from backend.methods.amphista.drafter.registry import build_drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import Tree
-from backend.native.largest import likeliest
 from backend.native.linear import NativeLinear
+from backend.native.top_k import top_k
 from backend.quantization.packed_linear import PackedLinear
 from tests.native.test_decoder import VARIANTS, distance
 
@@ -83,13 +83,13 @@ def test_the_likeliest_are_those_of_topk(variant: str) -> None:
     torch.manual_seed(0)
     for rows, columns, ranks in ((1, 5, 5), (3, 75, 8), (4, 1024, 1), (2, 4096, 10)):
         logits = 5 * torch.randn(rows, columns)
-        values, places = likeliest(logits, ranks, VARIANTS[variant])
+        values, places = top_k(logits, ranks, VARIANTS[variant])
         best = logits.log_softmax(-1).topk(ranks)
         torch.testing.assert_close(values, best.values, rtol=1e-4, atol=1e-4)
         assert places.tolist() == best.indices.tolist()
-    assert likeliest(torch.zeros(1, 40), 3, VARIANTS[variant])[1].tolist() == [[0, 1, 2]]
+    assert top_k(torch.zeros(1, 40), 3, VARIANTS[variant])[1].tolist() == [[0, 1, 2]]
     few = torch.full((2, 40), -torch.inf)
     few[0, 7], few[1] = 1.0, torch.nan
-    values, places = likeliest(few, 3, VARIANTS[variant])
+    values, places = top_k(few, 3, VARIANTS[variant])
     assert places.tolist() == [[7, 0, 0], [0, 0, 0]]  # places of the row, whatever is in it
     assert values[0].tolist() == [0.0, -torch.inf, -torch.inf] and values[1].isnan().all()

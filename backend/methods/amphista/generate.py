@@ -30,7 +30,7 @@ from backend.methods.amphista.decoding.proposers import (
     TreeProposer,
 )
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import ConfidentTree, best_tree
+from backend.methods.amphista.tree import DynamicTree, best_tree
 
 TRIAL_NODES = 8  # of the tree whose drafts are timed
 UNSUPPORTED = {  # setting of a generation config -> the value that has no effect
@@ -71,7 +71,7 @@ class GeneratedToken:
 def make_proposer(
     target: TargetModel,
     drafter: Amphista | None,
-    nodes: int | ConfidentTree = 0,
+    nodes: int | DynamicTree = 0,
     least: int = 1,
 ) -> Proposer:
     """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
@@ -91,7 +91,7 @@ def make_proposer(
         trial = TreeProposer(bound, target, best_tree(drafter.growth, TRIAL_NODES))
         costs = measure_costs(target, trial)
         pays = costs.best_nodes(drafter.growth, least) > 1
-        nodes = costs.confident_tree() if pays else 1
+        nodes = costs.dynamic_tree() if pays else 1
     if nodes == 1:
         return NoDraft()
     tree = best_tree(drafter.growth, nodes) if isinstance(nodes, int) else nodes

@@ -143,7 +143,7 @@ class StaticTree:
 
 
 @dataclass(frozen=True)
-class ConfidentTree:
+class DynamicTree:
     """The most likely paths of this step, as far as verifying them pays (after EAGLE-2, Li et al.,
     arXiv 2406.16858; the threshold is ours).
 

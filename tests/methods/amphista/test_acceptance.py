@@ -17,7 +17,7 @@ from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NOTHING, DraftTokens, NoDraft, TreeProposer
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import ConfidentTree, Tree
+from backend.methods.amphista.tree import DynamicTree, Tree
 from tests.methods.amphista.toys import base, built, drafter_of, toy_prompts
 
 VOCABULARY = 3
@@ -171,9 +171,9 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
     proposers = (
         NoDraft(),
         TreeProposer(parallel, target, TREE),
-        TreeProposer(parallel, target, ConfidentTree(6, 0.05)),
+        TreeProposer(parallel, target, DynamicTree(6, 0.05)),
         TreeProposer(sequential, target, TREE),
-        TreeProposer(sequential, target, ConfidentTree(6, 0.05)),
+        TreeProposer(sequential, target, DynamicTree(6, 0.05)),
     )
     texts = [
         [

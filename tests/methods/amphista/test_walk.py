@@ -21,7 +21,7 @@ from backend.methods.amphista.decoding.proposers import (
     TreeProposer,
 )
 from backend.methods.amphista.decoding.walk import Walk, walk_answers
-from backend.methods.amphista.tree import ConfidentTree, StaticTree, Tree
+from backend.methods.amphista.tree import DynamicTree, StaticTree, Tree
 from backend.reporter import SilentReporter
 from tests.methods.amphista.toys import base, drafter_of, random_ids, toy_prompts
 
@@ -37,7 +37,7 @@ def drafted(architecture: str) -> TreeProposer:
 
 @lru_cache
 def confident(architecture: str, least: float = 0.05) -> TreeProposer:
-    return TreeProposer(drafted(architecture).drafter, base(), ConfidentTree(6, least))
+    return TreeProposer(drafted(architecture).drafter, base(), DynamicTree(6, least))
 
 
 PROPOSERS: dict[str, Callable[[], Proposer]] = {
@@ -81,7 +81,7 @@ def test_a_sequential_drafter_reaches_the_end_of_the_context() -> None:
     """Where positions are learned, there is none beyond it."""
     target = base("gpt2")
     drafter = drafter_of(target, scale=0.3, architecture="eagle")
-    proposer = TreeProposer(drafter, target, ConfidentTree(6, 0.0))
+    proposer = TreeProposer(drafter, target, DynamicTree(6, 0.0))
     limit = 20
     prompt = random_ids(target, target.context - limit).tolist()
     steps = [*decode(target, proposer, prompt, acceptance(Sampling()), limit)]
@@ -96,7 +96,7 @@ def test_the_speed_up_counts_nodes_and_drafts() -> None:
 
 @pytest.mark.parametrize("architecture", ["amphista", "eagle"])
 @torch.inference_mode()
-def test_a_confident_tree_holds_what_is_likely(architecture: str) -> None:
+def test_a_dynamic_tree_holds_what_is_likely(architecture: str) -> None:
     sizes = []
     for least in (0.0, 0.05, 0.3, 1.1):
         proposer = confident(architecture, least)
@@ -109,10 +109,10 @@ def test_a_confident_tree_holds_what_is_likely(architecture: str) -> None:
 
 def test_the_likeliest_paths_are_closed_under_prefixes() -> None:
     chances = {(): 1.0, (0,): 0.5, (1,): 0.5, (0, 0): 0.5, (1, 0): 0.2, (0, 0, 0): 0.01}
-    policy = ConfidentTree(nodes=4, least=0.1)
+    policy = DynamicTree(nodes=4, least=0.1)
     assert policy.tree(chances).paths == [(0,), (1,), (0, 0)]
     assert policy.inner(chances, 2) == [(0, 0)] and policy.inner(chances, 3) == []
-    assert ConfidentTree(nodes=9, least=0.1).tree(chances).paths[-1] == (1, 0)
+    assert DynamicTree(nodes=9, least=0.1).tree(chances).paths[-1] == (1, 0)
 
 
 def test_a_static_tree_asks_for_its_inner_nodes_alone() -> None:

@@ -26,8 +26,10 @@ from ui.widgets.notice import notice, plain, show_error, show_success
 
 HTML = fragments("pages/pipeline/page.html")
 FIRST = next(iter(pipeline.PRESETS))
-ABOUT = "Several runs, each on what the one before has saved. Change any line; "
-ABOUT += "the fields of a step are those of its form."
+ABOUT = (
+    "Several runs, each on what the one before has saved. Change any line; the fields of a step "
+    "are those of its form."
+)
 NOTE = (
     "Perplexity, and the share of positions where the first choice is that of the model it began "
     "with, of the weights each step kept. Size on disk of what it saved; of the first model, in 16 "

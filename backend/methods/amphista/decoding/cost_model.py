@@ -18,7 +18,7 @@ import torch
 from backend.methods.amphista.decoding.engine import LapTimer
 from backend.methods.amphista.decoding.proposers import Proposer
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import ConfidentTree, Growth, chain, expected_length
+from backend.methods.amphista.tree import DynamicTree, Growth, chain, expected_length
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 CONTEXT = 192  # cached tokens while measuring
@@ -71,7 +71,7 @@ class CostModel:
         found = {n: self.speed_up(growth, n) for n in range(least, largest + 1)}
         return next(n for n, value in found.items() if value >= NEAR * max(found.values()))
 
-    def confident_tree(self) -> ConfidentTree:
+    def dynamic_tree(self) -> DynamicTree:
         """Trees whose every node is worth its cost.
 
         A node of chance p saves p passes and costs c = dt(n)/dn / t(1); decoding with a speed-up S
@@ -81,7 +81,7 @@ class CostModel:
         few = next((n for n in sizes if n >= FEW_NODES), sizes[-1])
         cost = max(CHEAPEST, (self.ratio(few) - 1) / max(1, few - 1))
         most = max((n for n in sizes if self.ratio(n) <= LARGEST_COST), default=few)
-        return ConfidentTree(max(2, most), min(1.0, USUAL_SPEED_UP * cost))
+        return DynamicTree(max(2, most), min(1.0, USUAL_SPEED_UP * cost))
 
     @property
     def lookup_length(self) -> int:

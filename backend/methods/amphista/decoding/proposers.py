@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from backend.errors import ConfigError
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import ConfidentTree, StaticTree, Tree, TreePolicy, chain
+from backend.methods.amphista.tree import DynamicTree, StaticTree, Tree, TreePolicy, chain
 from backend.models.kv_cache import PreallocatedCache, cache_name
 
 NOTHING = chain(0)
@@ -222,7 +222,7 @@ def tree_words(proposer: Proposer) -> str:
     if proposer.nodes == 1:
         return "no drafts"
     policy = proposer.policy if isinstance(proposer, TreeProposer) else None
-    if isinstance(policy, ConfidentTree):
+    if isinstance(policy, DynamicTree):
         return f"trees of up to {policy.nodes} nodes, those of a chance above {policy.least:.0%}"
     return f"a tree of {proposer.nodes} nodes"
 

@@ -7,7 +7,8 @@ for a large model; thousands of tokens are walked in seconds.
 
     tau = tokens / passes,     speed-up = tokens t(1) / sum over passes ( t(n) + draft )
 
-with n the nodes of a pass. In float32 tau is that of decoding; in 16 bits, up to near ties.
+with n the nodes of a pass. In float32 tau is that of decoding; in 16 bits, up to near ties. For
+static trees of every size at once `tree.walk` does the same, from the ranks of the true tokens.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from backend.methods.amphista.drafter.int4 import pack_linears, packed_linear, w
 from backend.methods.amphista.drafter.native import plain_linear, use_native
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
-from backend.native.largest import likeliest
+from backend.native.top_k import top_k
 
 
 class AdaptedDrafter(Drafter):
@@ -146,7 +146,7 @@ class AdaptedDrafter(Drafter):
         self.lighten(light)
         if target.native:
             use_native(self, target)
-            self.likeliest = likeliest  # type: ignore[method-assign]
+            self.top_k = top_k  # type: ignore[method-assign]
         else:
             pack_linears(self, keep="fusions.")
         return True

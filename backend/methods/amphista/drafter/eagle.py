@@ -14,7 +14,7 @@ decoding ("training-time test" in the paper).
 
 From the paper: drafting from own states, trained on them, with the sampled token fused in. Ours:
 the target's last hidden state instead of states of three depths, cloned layers and their
-least-squares start (see `adapted`), the loss (see `training.loss`), a static tree.
+least-squares start (see `adapted`), the loss (see `training.loss`), the trees (see `tree`).
 """
 
 from __future__ import annotations

@@ -100,12 +100,12 @@ class Drafter(nn.Module, ABC):
     def candidates(self, slots: Tensor, ranks: int) -> list[list[tuple[int, float]]]:
         """The `ranks` most likely tokens of each slot [n, d], best first: ids and probabilities."""
         logits = self.logits(slots).float()
-        best = self.likeliest(logits, min(ranks, logits.shape[-1]))
+        best = self.top_k(logits, min(ranks, logits.shape[-1]))
         chances, ids = best[0].exp().tolist(), self.vocabulary[best[1]].tolist()
         return [list(zip(*pair, strict=True)) for pair in zip(ids, chances, strict=True)]
 
     @staticmethod
-    def likeliest(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+    def top_k(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities and places of the `ranks` largest logits of each row [n, v]."""
         best = logits.topk(ranks)
         return best.values - logits.logsumexp(-1, keepdim=True), best.indices

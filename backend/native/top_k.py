@@ -10,9 +10,7 @@ from torch import Tensor
 from backend.native.compiler import NATIVE, library
 
 
-def likeliest(
-    logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE
-) -> tuple[Tensor, Tensor]:
+def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple[Tensor, Tensor]:
     """The `ranks` largest of each row of `logits` [n, v] float32, the first place of equal ones
     first. Where fewer are finite, the rest are at place 0 with the log-probability -inf, or NaN.
 
@@ -29,7 +27,7 @@ def likeliest(
     values = torch.empty(rows, ranks)
     places, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
     given = (held, rows, columns, ranks, values, places, sums)
-    library(target).largest(
+    library(target).top_k(
         *(ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in given)
     )
     return values - sums, places
