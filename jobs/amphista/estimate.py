@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backend.errors import ConfigError
-from backend.methods.amphista.config import CHUNK, LONGEST, WRITERS
+from backend.methods.amphista.config import CHUNK, DECLARED_DRAFTERS, LONGEST, WRITERS
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, block_weights, weight_memory
 from backend.settings import available_threads, settings
@@ -78,8 +78,8 @@ def require_consistent(config: AmphistaJob, facts: ModelFacts) -> None:
             "Choose 0 adaptation layers (Medusa).",
             "adaptation_layers",
         )
-    if config.architecture == "eagle":
-        require_sequential(config)
+    if _repeats(config):
+        require_inputs(config)
     if not config.teacher_weight and not config.label_weight:
         raise ConfigError(
             "There is no loss to train with.",
@@ -89,13 +89,18 @@ def require_consistent(config: AmphistaJob, facts: ModelFacts) -> None:
         )
 
 
-def require_sequential(config: AmphistaJob) -> None:
+def _repeats(config: AmphistaJob) -> bool:
+    """Whether the layers run again behind an anchor; see `drafter.registry.drafter`."""
+    return bool(DECLARED_DRAFTERS[config.architecture].facts.get("repeats"))
+
+
+def require_inputs(config: AmphistaJob) -> None:
     """Refuse settings without which draft tokens could not depend on one another."""
     needed = {"adaptation_layers": "one adaptation layer", "sampled_token": "the sampled token"}
     for field, what in needed.items():
         if not getattr(config, field):
             raise ConfigError(
-                "A sequential drafter cannot be built like this.",
+                f"A drafter of the architecture {config.architecture} cannot be built like this.",
                 f"Its draft tokens depend on one another through at least {what}.",
                 "Change the setting, or choose the architecture amphista.",
                 field,
@@ -158,8 +163,10 @@ def cache_bytes(config: AmphistaJob, facts: ModelFacts) -> int:
 def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
     """Weights of the drafter, about."""
     d, inner = facts.hidden, config.encoder_width or facts.hidden
-    if config.architecture == "eagle":
-        return config.adaptation_layers * block_weights(facts) + 2 * d**2
+    if config.architecture != "amphista":
+        inputs = {"joint": config.heads, "hydra": sum(range(2, config.heads + 2))}
+        layers = config.adaptation_layers * block_weights(facts)
+        return layers + (2 + inputs.get(config.architecture, 0)) * d**2
     if not config.head_layers:  # as many as those of a whole drafter
         return 2 * (block_weights(facts) + 2 * d**2) + (12 + config.heads) * d**2
     layers = config.adaptation_layers * (block_weights(facts) + 2 * d**2)
@@ -219,6 +226,5 @@ def training_flops(config: AmphistaJob, facts: ModelFacts) -> float:
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     guesses = config.heads * vocabulary * facts.hidden * config.anchors
     learnt = config.steps * config.batch * sequence_tokens(config, facts)
-    sequential = config.architecture == "eagle"  # its layers run again for every head but the first
-    runs = 1 + sequential * (config.heads - 1) * config.anchors
+    runs = 1 + _repeats(config) * (config.heads - 1) * config.anchors
     return 6.0 * learnt * (runs * drafter_weights(config, facts) + guesses)

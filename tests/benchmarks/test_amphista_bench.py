@@ -11,8 +11,8 @@ import pytest
 from backend.methods.amphista.config import ARMS
 from benchmarks import amphista
 
-SMALL = ("--answers=20", "--answer-tokens=12", "--steps=2", "--batch=2", "--seeds=2", "--nodes=4",
-         "--prompts=1", "--new-tokens=6", "--rounds=1", "--threads=1")  # fmt: skip
+SMALL = ("--answers=20", "--answer-tokens=12", "--steps=2", "--batch=2", "--seeds=2",
+         "--judged=3", "--prompts=1", "--rounds=1", "--threads=1")  # fmt: skip
 
 
 def test_every_arm_is_trained_and_decodes(
@@ -22,7 +22,10 @@ def test_every_arm_is_trained_and_decodes(
     amphista.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["accepted"].keys() == ARMS.keys()
-    assert all(len(each) == 2 and min(each) >= 1 for each in found["accepted"].values())
+    for seeds in found["accepted"].values():
+        assert len(seeds) == 2
+        assert all(len(each) == 4 and min(each) >= 1 for of in seeds for each in of.values())
+    assert found["predicted"] == pytest.approx(found["decoded"])  # in float32, to the last token
     combined = {f"Prompt lookup + {arm}" for arm in ARMS}
     assert found["speed_up"].keys() == ARMS.keys() | combined | {"vanilla", "Prompt lookup"}
     assert found["generate_ratio"] > 0

@@ -97,7 +97,7 @@ class Amphista:
         self._refuse_other_base(target)
         drafter = build_drafter(self.config, target, self.weights["vocabulary"], target.dtype)
         drafter.load_state_dict(self.weights)
-        drafter.compress(target)
+        drafter.quantize(target)
         return drafter.requires_grad_(False).eval()
 
     def _refuse_other_base(self, target: TargetModel) -> None:

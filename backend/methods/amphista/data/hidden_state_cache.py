@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -66,6 +66,14 @@ class CachedSequence:
     hidden: Tensor
     denominator: Tensor
     best: Tensor
+
+
+class CachedSequences(Protocol):
+    """Sequences by number, in memory or in files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> CachedSequence: ...
 
 
 class HiddenStateCache:

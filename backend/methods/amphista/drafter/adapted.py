@@ -35,7 +35,7 @@ class AdaptedDrafter(Drafter):
     """A drafter of fusions and cloned decoder layers, which reads out with the target's norm.
 
     Args:
-        inputs: of each fusion F; layers after the last one follow one another directly.
+        fusions: their number; layers after the last one follow one another directly.
 
     Attributes:
         hidden_scale, stream_scale: [d] root mean squares of h and of the residual stream;
@@ -52,18 +52,21 @@ class AdaptedDrafter(Drafter):
         target: TargetModel,
         vocabulary: Tensor,
         dtype: torch.dtype,
-        inputs: Sequence[int],
+        fusions: int,
     ) -> None:
         super().__init__(config, target, vocabulary, dtype)
         d, depth = target.width, config.adaptation_layers
         blocks = range(target.layers - depth, target.layers)
         self.layers = nn.ModuleList(ClonedLayer(target.model, block, dtype) for block in blocks)
-        self.fusions = nn.ModuleList(nn.Linear(n, d, bias=False, dtype=dtype) for n in inputs)
+        fused = 2 * d if config.sampled_token else d
+        maps = (nn.Linear(fused, d, bias=False, dtype=dtype) for _ in range(fusions))
+        self.fusions = nn.ModuleList(maps)
+        self._last = target.context - 1
         norm = deepcopy(final_norm(target.model)[1]) if depth else nn.Identity()
         self.norm = norm.to(dtype)
         for name, size in (("hidden_scale", d), ("stream_scale", d), ("token_scale", 1)):
             self.register_buffer(name, torch.ones(size, dtype=dtype))
-        self.reader: nn.Module | None = None  # packed rows of the head, see `compress`
+        self.reader: nn.Module | None = None  # packed rows of the head, see `quantize`
 
     def new_caches(self, capacity: int) -> list[DecodingCache]:
         """One empty cache for each adaptation layer."""
@@ -89,6 +92,29 @@ class AdaptedDrafter(Drafter):
             state = layer(state * self.stream_scale, cache) / self.stream_scale
             outputs.append(state)
         return outputs or [state]
+
+    def following(
+        self,
+        normed: Tensor,
+        embedded: Tensor,
+        caches: Sequence[Any],
+        positions: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        """States of n drafts of each sequence, which stand behind the anchors in the caches and are
+        appended to them: [b, n, d].
+
+        Args:
+            normed: [b, n, d] in the place of the unknown hidden states.
+            embedded: [b, n, d] of the draft tokens after them.
+            positions: [b, n]; those beyond the context are never kept.
+            visible: [b, n, cached + n] bool.
+        """
+        positions = positions.clamp(max=self._last)
+        state = self.fused(0, normed / self.hidden_scale, embedded / self.token_scale)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            state = layer(state * self.stream_scale, cache, positions, visible) / self.stream_scale
+        return state
 
     def normed(self, slots: Tensor) -> Tensor:
         """Slots [..., d] as the head reads them."""
@@ -132,7 +158,7 @@ class AdaptedDrafter(Drafter):
         return torch.cat([inputs[:-1], tokens[1:]], -1), targets[1:]
 
     @torch.no_grad()
-    def compress(self, target: TargetModel) -> bool:
+    def quantize(self, target: TargetModel) -> bool:
         """Round all linears and the read-out, to 8 bits where the native decoder runs the target
         model, else to 4 bits but for the fusions; see `native` and `int4`.
 

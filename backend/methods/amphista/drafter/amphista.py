@@ -31,8 +31,8 @@ from torch.nn.functional import silu
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.adapted import AdaptedDrafter
 from backend.methods.amphista.drafter.auto_embedding import AutoEmbedding
-from backend.methods.amphista.drafter.registry import ParallelDrafter, drafter
-from backend.methods.amphista.target_model import TargetModel
+from backend.methods.amphista.drafter.registry import Embed, ParallelDrafter, drafter
+from backend.methods.amphista.target_model import DecodingCache, TargetModel
 from backend.models.blocks import decoder_blocks
 
 
@@ -50,6 +50,18 @@ class Heads(nn.Module):
         for number in range(len(self.weight)):
             states = states + silu(self._affine(number, states))
         return states.transpose(0, 1)
+
+    def __len__(self) -> int:
+        """Number of heads."""
+        return self.weight.shape[1]
+
+    def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
+        """Run on linears that `light` makes of weights [out, in] and a bias, if it can."""
+        for weights, biases in zip(self.weight, self.bias, strict=True):
+            blocks = [light(w.T, b[0]) for w, b in zip(weights, biases, strict=True)]
+            if None in blocks:
+                break
+            self.packed.append(nn.ModuleList(filter(None, blocks)))
 
     def _affine(self, layer: int, states: Tensor) -> Tensor:
         if not self.packed:
@@ -70,11 +82,24 @@ class AmphistaDrafter(AdaptedDrafter, ParallelDrafter):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         d, depth = target.width, config.adaptation_layers
-        inputs = [2 * d] * depth if config.sampled_token else [d] * min(depth, 1)
-        super().__init__(config, target, vocabulary, dtype, inputs)
+        fusions = depth if config.sampled_token else min(depth, 1)
+        super().__init__(config, target, vocabulary, dtype, fusions)
         self.heads = Heads(head_layers(config, target), config.heads, d, dtype)
         self.encoder = _encoder(config, d, dtype)
         self.requires_grad_().to(target.device)
+
+    def anchor_slots(
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+    ) -> Tensor:
+        """The slots of chosen anchors; see `Drafter`."""
+        return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
+
+    def draft_slots(
+        self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache], embed: Embed
+    ) -> Tensor:
+        """The slots of the last anchor; see `ParallelDrafter`."""
+        stages = self.stages(hidden, embedded, caches)
+        return self.slots([stage[0, -1:] for stage in stages])[0]
 
     def slots(self, stages: list[Tensor]) -> Tensor:
         """One vector per head, after residual blocks, encoder and norm: stages [n, d] ->
@@ -90,11 +115,7 @@ class AmphistaDrafter(AdaptedDrafter, ParallelDrafter):
 
     def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
         """Of the residual blocks of the heads."""
-        for weights, biases in zip(self.heads.weight, self.heads.bias, strict=True):
-            blocks = [light(w.T, b[0]) for w, b in zip(weights, biases, strict=True)]
-            if None in blocks:
-                break
-            self.heads.packed.append(nn.ModuleList(filter(None, blocks)))
+        self.heads.lighten(light)
 
 
 def _encoder(config: DrafterConfig, width: int, dtype: torch.dtype) -> AutoEmbedding | None:

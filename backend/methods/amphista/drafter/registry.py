@@ -3,20 +3,21 @@
 Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K. Training and head
 accuracy see a drafter through two steps, decoding through one:
 
-    slots  = drafter.anchor_slots(hidden, embedded, rows, places)   [n, K, d], one vector per head
+    slots  = drafter.anchor_slots(hidden, embedded, rows, places, embed)   [n, K, d], one per head
     logits = drafter.logits(slots)                                  [n, K, v], draft vocabulary
     tree, tokens = drafter.draft(hidden, embedded, policy, caches, embed)
 
-A *parallel* drafter (Medusa, Amphista) predicts from what is known at the anchor alone. A
-*sequential* one (EAGLE) predicts x_{i+1+k} from the draft tokens before it, too; in `anchor_slots`
-these are the tokens of the text, since decoding goes on only behind those that were right.
+A *parallel* drafter (Medusa, Amphista) predicts from what is known at the anchor alone; see
+`ParallelDrafter`. A *sequential* one (EAGLE, Hydra) predicts x_{i+1+k} from the draft tokens before
+it, too; see `sequential`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,21 @@ from backend.methods.amphista.tree import Path, Tree, TreePolicy
 from backend.registry import Registry
 
 Embed: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TaughtSlots:
+    """Vectors whose read-out learns to predict the tokens after n anchors.
+
+    Attributes:
+        slots: [n, S, d]; the first K are those of the heads.
+        heads: head, from 0, whose target each slot after those learns.
+        guesses: [n, K - 1] ids the later heads were told of the tokens before theirs; None: none.
+    """
+
+    slots: Tensor
+    heads: tuple[int, ...] = ()
+    guesses: Tensor | None = None
 
 
 class Drafter(nn.Module, ABC):
@@ -62,7 +78,7 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
     ) -> Tensor:
         """The vectors [n, K, d] of all heads at n anchors, ready for read-out.
 
@@ -70,7 +86,14 @@ class Drafter(nn.Module, ABC):
             hidden, embedded: [b, T, d] states of whole sequences, embeddings of the tokens after
                 them.
             rows, places: [n] sequence and position of each anchor.
+            embed: token ids [...] -> [..., d].
         """
+
+    def taught_slots(
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+    ) -> TaughtSlots:
+        """What the loss is computed of; see `anchor_slots`."""
+        return TaughtSlots(self.anchor_slots(hidden, embedded, rows, places, embed))
 
     @abstractmethod
     def draft(
@@ -125,7 +148,7 @@ class Drafter(nn.Module, ABC):
         """
         return 0.0
 
-    def compress(self, target: TargetModel) -> bool:
+    def quantize(self, target: TargetModel) -> bool:
         """Replace weights by 4-bit ones for decoding on a CPU; whether that was done.
 
         The drafter cannot be trained afterwards.
@@ -140,36 +163,22 @@ class Drafter(nn.Module, ABC):
         """Number of weights added to the target model."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, embedded: Tensor, embed: Embed) -> Tensor:
         """Logits [b, T, K, v] of every anchor of whole sequences [b, T, d]."""
         shape = hidden.shape[:2]
         rows, places = torch.ones(shape, device=hidden.device).nonzero().unbind(-1)
-        return self.logits(self.anchor_slots(hidden, embedded, rows, places)).unflatten(0, shape)
+        slots = self.anchor_slots(hidden, embedded, rows, places, embed)
+        return self.logits(slots).unflatten(0, shape)
 
 
 class ParallelDrafter(Drafter):
-    """A drafter whose heads all draft in one pass, from the stages of an anchor."""
+    """A drafter whose heads draft from what is known at an anchor, all at once."""
 
     @abstractmethod
-    def stages(
-        self, hidden: Tensor, embedded: Tensor, caches: Sequence[Any] | None = None
-    ) -> list[Tensor]:
-        """The states [b, n, d] that the heads read.
-
-        Args:
-            hidden, embedded: [b, n, d] states of new anchors, embeddings of the tokens after them.
-            caches: of the anchors before; None: `hidden` begins at the first anchor.
-        """
-
-    @abstractmethod
-    def slots(self, stages: list[Tensor]) -> Tensor:
-        """One vector per head for n anchors, ready for read-out: stages [n, d] -> [n, K, d]."""
-
-    def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
+    def draft_slots(
+        self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache], embed: Embed
     ) -> Tensor:
-        """The slots of chosen anchors; see `Drafter`."""
-        return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
+        """The vectors [K, d] of all heads at the last of n new anchors; see `draft`."""
 
     def draft(
         self,
@@ -180,8 +189,7 @@ class ParallelDrafter(Drafter):
         embed: Embed,
     ) -> tuple[Tree, list[int]]:
         """Every head's candidates, in one pass; see `Drafter`."""
-        stages = self.stages(hidden, embedded, caches)
-        slots = self.slots([stage[0, -1:] for stage in stages])[0]
+        slots = self.draft_slots(hidden, embedded, caches, embed)
         chances: dict[Path, float] = {(): 1.0}
         found, level = self.candidates(slots, policy.ranks), list[Path]([()])
         for depth, candidates in enumerate(found, 1):
@@ -197,8 +205,13 @@ DRAFTERS: Registry[type[Drafter]] = Registry(DECLARED_DRAFTERS)
 Architecture = TypeVar("Architecture", bound=type[Drafter])
 
 
-def drafter(name: str) -> Callable[[Architecture], Architecture]:
-    """Register a drafter architecture: a class decorator."""
+def drafter(name: str, *, repeats: bool = False) -> Callable[[Architecture], Architecture]:
+    """Register a drafter architecture: a class decorator.
+
+    Args:
+        repeats: whether its layers run again for the tokens behind an anchor, from embeddings of
+            the draft tokens before; for estimates, and to refuse settings without either.
+    """
 
     def register(cls: Architecture) -> Architecture:
         DRAFTERS.register(name, cls)

@@ -4,6 +4,7 @@ The true token of anchor i and head k is the teacher's most likely token for pos
 Held-out responses are greedy, so it is the token that greedy decoding will accept.
 
     top-m of head k     share of anchors whose true token is among the m best of the head
+    chained of head k   top-1 over the anchors at which heads 1 to k - 1 are right
     accepted length     of a tree, walked over the responses (`tree.walked_lengths`)
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.errors import ComputeError
-from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
+from backend.methods.amphista.data.hidden_state_cache import CachedSequence, CachedSequences
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.loss import ROW_STEP, padded, position_in, rounded_up
@@ -49,6 +50,12 @@ class HeadAccuracy:
         right = (self.ranks >= 0) & (self.ranks < m)
         return right.double().mean(0).tolist()
 
+    def chained(self) -> list[float]:
+        """Top-1 accuracy of each head where all heads before it were right."""
+        right = self.ranks == 0
+        before = torch.cat([torch.ones_like(right[:, :1]), right.cumprod(1)[:, :-1].bool()], 1)
+        return ((right & before).sum(0) / before.sum(0).clamp(min=1)).tolist()
+
     def accepted(self, nodes: int = NODES) -> float:
         """Accepted length of a tree of `nodes` nodes."""
         return walked_lengths(self.answers, [nodes])[0]
@@ -61,7 +68,7 @@ class HeadAccuracy:
 
 @torch.no_grad()
 def measure_heads(
-    drafter: Drafter, target: TargetModel, heldout: HiddenStateCache, reporter: Reporter
+    drafter: Drafter, target: TargetModel, heldout: CachedSequences, reporter: Reporter
 ) -> HeadAccuracy:
     """The ranks at every anchor of `heldout` at which all heads have a target.
 
@@ -98,7 +105,7 @@ def sequence_ranks(drafter: Drafter, target: TargetModel, sample: CachedSequence
     embedded = pad(target.embed(ids[1:]).to(parameters), (0, 0, 0, spare))[None]
     asked = pad(anchors, (0, rounded_up(len(anchors), ROW_STEP) - len(anchors)))
     with torch.autocast(device.type, torch.bfloat16, enabled=target.dtype == torch.bfloat16):
-        slots = drafter.anchor_slots(hidden, embedded, torch.zeros_like(asked), asked)
+        slots = drafter.anchor_slots(hidden, embedded, torch.zeros_like(asked), asked, target.embed)
     logits = drafter.logits(slots)[: len(anchors)]
     best = logits.topk(min(RANKS, len(drafter.vocabulary)), -1).indices
     ahead = anchors[:, None] + torch.arange(1, heads + 1, device=device)

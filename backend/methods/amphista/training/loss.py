@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.methods.amphista.config import CHUNK, TrainingConfig
-from backend.methods.amphista.drafter.registry import Drafter
+from backend.methods.amphista.drafter.registry import Drafter, TaughtSlots
 
+MISLED = 0.3  # weight of the loss of a head behind a wrong guess
 LENGTH_STEP, ROW_STEP = 16, 64  # of sequences and rows: kernels are compiled once per shape
 
 
@@ -58,16 +59,19 @@ class AnchorBatch:
 
 
 def loss_and_gradient(
-    drafter: Drafter, slots: Tensor, batch: AnchorBatch, config: TrainingConfig
+    drafter: Drafter, taught: TaughtSlots, batch: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
-    """The loss of n anchors and its gradient with respect to their slots [n, K, d]."""
-    heads, total = slots.shape[1], 0.0
-    weights = config.discount ** torch.arange(heads, device=slots.device) / len(slots)
+    """The loss of n anchors and its gradient with respect to their slots [n, S, d]."""
+    slots, total = taught.slots.detach(), 0.0
+    heads = torch.tensor([*range(drafter.config.heads), *taught.heads], device=slots.device)
+    weights = config.discount**heads / len(slots) * batch.valid[:, heads]
+    if taught.guesses is not None:
+        weights[:, 1 : drafter.config.heads] *= _trust(taught.guesses, batch)
     gradient = torch.empty_like(slots)
     for start in range(0, len(slots), CHUNK):
         chunk = slice(start, start + CHUNK)
-        target = _targets(drafter, batch, chunk, heads, config)
-        scale = (weights * batch.valid[chunk])[..., None]  # [c, K, 1]
+        target = _targets(drafter, batch, chunk, config)[:, heads]
+        scale = weights[chunk, :, None]  # [c, S, 1]
         logits = drafter.logits(slots[chunk]).float()
         mass, denominator = target.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
         losses = mass * denominator - (target * logits).sum(-1, keepdim=True)
@@ -78,10 +82,17 @@ def loss_and_gradient(
     return total, gradient
 
 
-def _targets(
-    drafter: Drafter, batch: AnchorBatch, chunk: slice, heads: int, config: TrainingConfig
-) -> Tensor:
+def _trust(guesses: Tensor, batch: AnchorBatch) -> Tensor:
+    """[n, K - 1] weight of each head after the first: 1 where the guesses before are right."""
+    ahead = torch.arange(2, guesses.shape[1] + 2, device=guesses.device)
+    places = (batch.places[:, None] + ahead).clamp_(max=batch.ids.shape[1] - 1)
+    right = (guesses == batch.ids[batch.rows[:, None], places]).cumprod(-1)
+    return MISLED + (1 - MISLED) * right
+
+
+def _targets(drafter: Drafter, batch: AnchorBatch, chunk: slice, config: TrainingConfig) -> Tensor:
     """t [c, K, v] float32 of a chunk of anchors."""
+    heads = drafter.config.heads
     ahead = torch.arange(1, heads + 1, device=batch.ids.device)
     rows, length = batch.rows[chunk, None], batch.ids.shape[1]
     places = (batch.places[chunk, None] + ahead).clamp_(max=length - 1)  # [c, K] index of p

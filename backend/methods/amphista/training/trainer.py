@@ -29,7 +29,11 @@ from torch import Tensor
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError
 from backend.methods.amphista.config import TrainingConfig
-from backend.methods.amphista.data.hidden_state_cache import CachedSequence, HiddenStateCache
+from backend.methods.amphista.data.hidden_state_cache import (
+    CachedSequence,
+    CachedSequences,
+    HiddenStateCache,
+)
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import HeadAccuracy, measure_heads
@@ -97,7 +101,7 @@ class DrafterTrainer:
         drafter: Drafter,
         target: TargetModel,
         learnt: HiddenStateCache,
-        heldout: HiddenStateCache,
+        heldout: CachedSequences,
         config: TrainingConfig,
         seed: int,
         checkpoints: Checkpoints,
@@ -159,9 +163,11 @@ class DrafterTrainer:
             enabled=self.target.dtype == torch.bfloat16,
         ):
             hidden = batch.hidden[:, :-1].to(parameters)
-            slots = drafter.anchor_slots(hidden, embedded, batch.rows, batch.places)
+            taught = drafter.taught_slots(
+                hidden, embedded, batch.rows, batch.places, self.target.embed
+            )
         with torch.no_grad():
-            loss, gradient = loss_and_gradient(drafter, slots.detach(), batch, self.config)
+            loss, gradient = loss_and_gradient(drafter, taught, batch, self.config)
         if not math.isfinite(loss):
             raise ComputeError(
                 f"The loss is {loss} at step {self.schedule.step}.",
@@ -170,7 +176,7 @@ class DrafterTrainer:
                 "rate",
             )
         self.optimiser.zero_grad(set_to_none=True)
-        slots.backward(gradient)
+        taught.slots.backward(gradient)
         torch.nn.utils.clip_grad_norm_(drafter.parameters(), CLIP)
         factor = self.schedule.rate(self.config)
         for group in self.optimiser.param_groups:

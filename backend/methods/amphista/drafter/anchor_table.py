@@ -1,0 +1,52 @@
+"""Anchors of several sequences as a table, so that what follows them runs in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AnchorTable:
+    """Anchors of b sequences as a table [b, M]; sequences with fewer have unused places.
+
+    Attributes:
+        rows, columns: [n] where each anchor stands in it.
+        places: [b, M] position in its sequence; 0 where unused.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, places: Tensor, sequences: int) -> AnchorTable:
+        """Of anchors sorted by sequence."""
+        counts = torch.bincount(rows, minlength=sequences)
+        starts = counts.cumsum(0) - counts
+        columns = torch.arange(len(rows), device=rows.device) - starts[rows]
+        table = places.new_zeros(sequences, int(counts.max()))
+        table[rows, columns] = places
+        return cls(rows, columns, table)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[n, ...] -> [b, M, ...]."""
+        table = values.new_zeros(*self.places.shape, *values.shape[1:])
+        return table.index_put((self.rows, self.columns), values)
+
+    def gather(self, table: Tensor) -> Tensor:
+        """[b, M, ...] -> [n, ...]."""
+        return table[self.rows, self.columns]
+
+    def same(self) -> Tensor:
+        """[M, M] bool: what belongs to one anchor."""
+        return torch.eye(self.places.shape[1], dtype=torch.bool, device=self.places.device)
+
+    def visible(self, length: int, own: Tensor) -> Tensor:
+        """[b, M r, length + c] bool: what r drafts of each anchor see: the anchor and those before
+        it among `length`, and what `own` [M r, c] says of the drafts in the cache."""
+        past = torch.arange(length, device=self.places.device) <= self.places[..., None]
+        past = past.repeat_interleave(len(own) // self.places.shape[1], 1)
+        return torch.cat([past, own.expand(len(past), -1, -1)], -1)
