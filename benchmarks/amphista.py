@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
@@ -126,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", default=8, type=int)
     parser.add_argument("--seeds", default=3, type=int)
     parser.add_argument("--sets", nargs="+", help="prompts to judge by, such as file:NAME.jsonl")
-    parser.add_argument("--judged", default=80, type=int, help="prompts of each set")
+    parser.add_argument("--judged", default=[80], nargs="+", type=int, help="prompts of each set")
     parser.add_argument("--longest", default=700, type=int, help="tokens of a prompt")
     parser.add_argument("--prompts", default=24, type=int, help="to decode, of the first set")
     parser.add_argument("--new-tokens", default=0, type=int, help="0: --answer-tokens")
@@ -159,8 +160,8 @@ def collected(chosen: argparse.Namespace, base: LoadedModel, target: TargetModel
     checkpoints = Checkpoints(chosen.folder / "prompts")
     learnt, _ = prompts_for(target, base.tokenizer, wanted, checkpoints, SILENT)
     asked: dict[tuple[int, ...], str] = {}
-    for name in chosen.sets:
-        for prompt in benchmark_prompts(name, chosen.judged):
+    for name, count in zip(chosen.sets, cycle(chosen.judged), strict=False):
+        for prompt in benchmark_prompts(name, count):
             ids = tuple(prompt_ids(prompt.text, base.tokenizer))
             if len(ids) < chosen.longest:
                 asked.setdefault(ids, name)
