@@ -159,17 +159,16 @@ def collected(chosen: argparse.Namespace, base: LoadedModel, target: TargetModel
     )
     checkpoints = Checkpoints(chosen.folder / "prompts")
     learnt, _ = prompts_for(target, base.tokenizer, wanted, checkpoints, SILENT)
-    asked: dict[tuple[int, ...], str] = {}
+    asked: dict[str, list[tuple[int, ...]]] = {}
     for name, count in zip(chosen.sets, cycle(chosen.judged), strict=False):
-        for prompt in benchmark_prompts(name, count):
-            ids = tuple(prompt_ids(prompt.text, base.tokenizer))
-            if len(ids) < chosen.longest:
-                asked.setdefault(ids, name)
-    sources = SequenceSources(learnt, [*map(list, asked)], limit, ends)
+        prompts = (prompt_ids(x.text, base.tokenizer) for x in benchmark_prompts(name, count))
+        asked[name] = [tuple(ids) for ids in prompts if len(ids) < chosen.longest]
+    judged = [list(ids) for prompts in asked.values() for ids in prompts]
+    sources = SequenceSources(learnt, judged, limit, ends)
     made = collect(target, sources, Checkpoints(chosen.folder / "states"), SILENT)
     answers = [(made[1][index], index) for index in range(len(made[1]))]
     places = {tuple(x.ids[: x.start].tolist()): index for x, index in answers}
-    sets = {name: {ids: places[ids] for ids in asked if asked[ids] == name} for name in chosen.sets}
+    sets = {name: {ids: places[ids] for ids in prompts} for name, prompts in asked.items()}
     return Corpora(*made, sets)
 
 
