@@ -13,6 +13,7 @@ PERPLEXITY, HELDOUT_LOSS, RELATIVE_ERROR = "perplexity", "heldout_loss", "relati
 ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
 TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
 ACCEPTED_LENGTH, TOP1_AGREEMENT = "accepted_length", "top1_agreement"
+PREDICTED_LENGTH, DRAFT_MS = "predicted_length", "draft_ms"
 MEMORY, PROCESSOR = "memory_mb", "processor_percent"  # curves over seconds, not steps
 
 Better = Literal["lower", "higher", ""]
@@ -216,6 +217,22 @@ _DESCRIBED = (
         timed=True,
     ),
     Metric(
+        PREDICTED_LENGTH,
+        "Predicted length",
+        "Tokens per pass with the trees that are the default, by an exact walk over held-out "
+        "answers.",
+        "higher",
+        unit="tokens per pass",
+    ),
+    Metric(
+        DRAFT_MS,
+        "Draft",
+        "Milliseconds of one draft in this part of the drafter, median of 15.",
+        "lower",
+        unit="ms",
+        timed=True,
+    ),
+    Metric(
         "draft_cost",
         "Draft cost",
         "Time to draft one tree, over that of one vanilla pass of the base model.",
@@ -255,6 +272,14 @@ _DESCRIBED = (
             "share",
         )
         for m in (1, 3, 5)
+    ),
+    Metric(
+        "chained",
+        "Top-1 if all before are right",
+        "Top-1 of a head over the positions where the heads before it are right: how often "
+        "drafting goes on.",
+        "higher",
+        "share",
     ),
     Metric("steps", "Steps", "Optimiser steps the training took.", "", "count"),
     Metric(

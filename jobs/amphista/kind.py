@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backend.methods.amphista.config import ARMS, SHAPE, arm_of
-from jobs.amphista.config import DRAFTER, NAME, AmphistaJob
+from jobs.amphista.config import DRAFTER, NAME, PART, AmphistaJob
 from jobs.amphista.estimate import requirements
 from jobs.kind import Kind, Values
 from jobs.wording import fixed
@@ -34,6 +34,15 @@ def forecast(values: Values) -> str:
     )
 
 
+PART_LABELS = {
+    "fusions": "Fusion of state and token",
+    "layers": "Cloned layers",
+    "heads": "Residual blocks",
+    "encoder": "Auto-embedding block",
+    "norm": "Final norm",
+    "lm_head": "LM head, draft vocabulary",
+    "rest": "Candidates and tree",
+}
 ARM_NOTES = {
     "Medusa": "Control: independent heads, as in Medusa.",
     "Medusa, as many parameters": "Control: independent heads, as large as Amphista.",
@@ -57,7 +66,11 @@ KIND = Kind(
     main_fields=("minutes", "heads"),
     compresses=True,
     saves="drafter",
-    stages={DRAFTER: "Drafter", **{f"head-{k}": f"Head {k}" for k in range(1, 11)}},
+    stages={
+        DRAFTER: "Drafter",
+        **{f"head-{k}": f"Head {k}" for k in range(1, 11)},
+        **{f"{PART}-{name}": label for name, label in PART_LABELS.items()},
+    },
     headline=headline,
     headline_fields=frozenset({*SHAPE, "minutes", "steps", "answers", "data"}),
     has_models=False,

@@ -17,6 +17,7 @@ from backend.methods.amphista.data.hidden_state_cache import (
     draft_vocabulary,
 )
 from backend.methods.amphista.decoding.cost_model import measure_costs
+from backend.methods.amphista.decoding.draft_time import time_parts
 from backend.methods.amphista.decoding.proposers import TreeProposer, tree_words
 from backend.methods.amphista.decoding.walk import walk_answers
 from backend.methods.amphista.drafter.initialization import FITTED
@@ -25,9 +26,10 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import NODES, TOP, HeadAccuracy
 from backend.methods.amphista.training.trainer import CHECKPOINT, DrafterTrainer
 from backend.methods.amphista.tree import best_tree, expected_length, grow
-from jobs.amphista.config import DRAFTER, AmphistaJob
+from jobs.amphista.config import DRAFTER, PART, AmphistaJob
 from jobs.amphista.data import training_sources
 from jobs.amphista.estimate import flops_by_phase, untimed_flops
+from jobs.metrics import DRAFT_MS, PREDICTED_LENGTH
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model
@@ -105,7 +107,7 @@ class DrafterRun:
     def _save(self, drafter: Drafter, accuracy: HeadAccuracy, longest: int) -> Amphista:
         """Grow the tree, record all figures and save the drafter."""
         context, config = self.context, self.config.model_dump(mode="json")
-        figures = {f"top{m}": accuracy.top(m) for m in TOP}
+        figures = {f"top{m}": accuracy.top(m) for m in TOP} | {"chained": accuracy.chained()}
         saved = pack(drafter, self.base, grow(accuracy.answers), figures, config, longest)
         with Checkpoints(context.folder).write(DRAFTER) as folder:
             saved.save(folder)
@@ -145,11 +147,15 @@ def record_economy(
     walk = walk_answers(chosen, (heldout[n] for n in range(min(WALKED, len(heldout)))))
     predicted = walk.speed_up(costs)
     context.result(DRAFTER, "predicted_speed_up", predicted, nodes=chosen.nodes)
+    context.result(DRAFTER, PREDICTED_LENGTH, walk.accepted_length, nodes=chosen.nodes)
     context.result(DRAFTER, "draft_cost", costs.draft / costs.verify[1])
     context.log(
         f"On held-out answers {walk.accepted_length:.2f} tokens a pass with {tree_words(chosen)}: "
         f"{predicted:.2f} times the speed of plain decoding here."
     )
+    read = heldout[max(range(len(heldout)), key=heldout.lengths.__getitem__)]
+    for part, seconds in time_parts(chosen, read.hidden[:-1], read.ids[1:].tolist()).items():
+        context.result(f"{PART}-{part}", DRAFT_MS, 1000 * seconds)
 
 
 def config_part(config: BaseModel, kind: type[BaseModel]) -> Any:

@@ -66,6 +66,12 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     found = {(r.stage, r.metric): r for r in queries.results([job.id])}
     top = [found[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
     assert 1 > top[0] > 0.1 and top[0] == max(top)
+    assert found["head-1", "chained"].value == top[0]
+    assert found["drafter", "predicted_length"].value >= 1
+    parts = {stage: r.value for (stage, name), r in found.items() if name == "draft_ms"}
+    known = ("fusions", "layers", "heads", "encoder", "norm", "lm_head", "rest")
+    assert parts.keys() == {f"part-{name}" for name in known}
+    assert all(taken > 0 for taken in parts.values())
     assert found["drafter", "steps"].value == 24
     (training,) = queries.step_times([job.id])
     assert training.step == "training" and training.seconds > 0
@@ -74,8 +80,8 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert found["drafter", "accepted_length"].details["nodes"] == NODES
     curves = frames.curves(job.id)
     assert set(curves["name"]) >= {
-        "loss", "top1/head 1", "top5/head 4", "accepted", "cost/verify", "cost/break even",
-        "tree/accepted", "tree/speed-up",
+        "loss", "top1/head 1", "top5/head 4", "chained/head 2", "accepted", "cost/verify",
+        "cost/break even", "tree/accepted", "tree/speed-up",
     }  # fmt: skip
     (artifact,) = queries.artifacts(job.run)
     assert artifact.kind == "drafter" and artifact.sha256 == job.environment["weights_sha256"]

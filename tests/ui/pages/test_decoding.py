@@ -26,7 +26,7 @@ HOSTILE = "<b>amphista</b>"
 CHARTS = [part for row in page.ROWS for panel in row for part in panel.parts]
 CONFIG = {
     "model": "toy", "drafters": "amphista-0002", "rounds": 3, "max_new_tokens": 64,
-    "precision": "auto", "count": 12,
+    "precision": "auto", "count": 12, "nodes": 8,
 }  # fmt: skip
 HITS = {(0,): 0.4, (1,): 0.2, (0, 0): 0.3, (0, 1): 0.0, (1, 0): 0.1}
 HERE = {
@@ -51,8 +51,8 @@ def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> De
     return DecoderRow(job_id=1, decoder=name, report=report.record())
 
 
-def points(name: str, values: dict[int, float]) -> list[MetricPoint]:
-    return [MetricPoint(job_id=1, name=name, step=n, at=0, value=v) for n, v in values.items()]
+def points(name: str, values: dict[int, float], number: int = 1) -> list[MetricPoint]:
+    return [MetricPoint(job_id=number, name=name, step=n, at=0, value=v) for n, v in values.items()]
 
 
 @pytest.fixture
@@ -86,7 +86,9 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     bars = shown["bars_chart"].data[0]
     assert list(bars.x) == [1.0, 1.5, 1.1]  # vanilla, then the fastest
     assert list(bars.y)[1] == "Amphista<br>amphista-0002"
-    gain, even = shown["yield_chart"].data
+    gain, even, predicted = shown["yield_chart"].data
+    assert list(predicted.x) != [None, 1.9, None]  # its run is not there
+    assert shown["inside"] == ""
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
     assert len(shown["time_chart"].data) == 4 and "5.9 ms/token" in str(shown["time_chart"])
     assert len(shown["lengths_chart"].data) == len(shown["right_chart"].data) == 2
@@ -176,6 +178,36 @@ def test_the_curves_of_the_heads_are_those_of_the_run_that_trained(measured: str
     assert [line.name for line in shown["heads_chart"].data] == ["Head 1", "Head 2"]
     assert list(shown["heads_chart"].data[1].y) == [5, 10]
     assert "1,234" in shown["yield_table"] and "10" in shown["heads_table"]
+    right = (
+        MetricPoint(job_id=2, name=f"chained/head {k}", step=2, at=0, value=0.5) for k in (1, 2)
+    )
+    store(*right)
+    lines = draw()["heads_chart"].data
+    assert [line.name for line in lines] == ["Head 1", "Head 2", "Head 2, all before right"]
+    assert [line.showlegend for line in lines] == [True, True, False]
+    assert lines[2].line.color == lines[1].line.color and lines[2].line.dash == "dot"
+
+
+def test_a_drafter_is_drawn_with_its_prediction_and_where_its_time_goes(measured: str) -> None:
+    store(
+        job(2, kind="amphista", config={"architecture": "joint"}),
+        result(2, "drafter", "predicted_length", 1.9),
+        *(result(2, f"part-{name}", "draft_ms", ms)
+          for name, ms in (("lm_head", 0.5), ("layers", 1.5))),
+    )  # fmt: skip
+    shown = draw()
+    assert shown["yield_chart"].data[2].x[1] != 1.9  # of the trees that are the default
+    boxes = shown["inside"]
+    assert boxes.index("Cloned layers") < boxes.index("LM head")  # in the order of a draft
+    assert "1.50 ms · 75 %" in boxes and "2.00 ms" in boxes and "Twice through" in boxes
+    default = {**CONFIG, "nodes": 0}
+    store(job(3, kind="speed", config=default, environment=HERE))
+    lengths = {1: 40, 2: 40, 4: 20}
+    rows = (figures(VANILLA, 1.0, {1: 100}), figures("amphista-0002", 1.5, lengths, "Amphista"))
+    for row in rows:
+        row.job_id = 3
+    store(*rows)
+    assert draw(run="speed-0003")["yield_chart"].data[2].x[1] == 1.9
 
 
 def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) -> None:

@@ -87,14 +87,22 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
 
 
 def gain(
-    decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo], note: str
+    decoders: Sequence[DecoderReport],
+    drafters: Mapping[str, DrafterInfo],
+    default: bool,
+    note: str,
 ) -> Chart:
-    """Tokens per step as a bar, the break-even as a mark: a bar beyond its mark is a gain."""
+    """Tokens per step as a bar, the break-even as a line: a bar beyond it is a gain; a ring is what
+    was predicted.
+
+    Args:
+        default: whether the trees follow the drafter's confidence.
+    """
     known = [drafters.get(d.name, DrafterInfo()) for d in decoders]
     frame = pd.DataFrame(
-        [(d.label, d.accepted, k.expected(d), d.break_even, d.nodes, k.parameters, k.steps)
+        [(d.label, d.accepted, k.expected(d, default), d.break_even, d.nodes, k.parameters, k.steps)
          for d, k in zip(decoders, known, strict=True)],
-        columns=["Decoder", "Tokens per step", "Expected", "Break-even", "Tree nodes",
+        columns=["Decoder", "Tokens per step", "Predicted", "Break-even", "Tree nodes",
                  "Parameters", "Training steps"],
     )  # fmt: skip
     bars = _bars(
@@ -106,11 +114,17 @@ def gain(
         marker={"symbol": "line-ns", "size": 32, "line": {"width": 3, "color": LIGHT.text}},
         hovertemplate="<b>%{y}</b><br>breaks even at %{x:.2f} tokens per step<extra></extra>",
     )  # fmt: skip
-    reach = frame[["Tokens per step", "Break-even"]].max(axis=1)
+    frame["Predicted"] = frame["Predicted"].astype(float)
+    rings = go.Scatter(
+        x=frame["Predicted"], y=bars.y, mode="markers",
+        marker={"symbol": "circle-open", "size": 12, "line": {"width": 2, "color": LIGHT.text}},
+        hovertemplate="<b>%{y}</b><br>%{x:.2f} tokens per step were predicted<extra></extra>",
+    )  # fmt: skip
+    reach = frame[["Tokens per step", "Break-even", "Predicted"]].max(axis=1)
     texts = [f"{value:.2f}" for value in frame["Tokens per step"]]
     looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts)
     rows = [(d.label, d.accepted, d.break_even) for d in drafting(decoders)]
-    figure = go.Figure([bars, marks], looks)
+    figure = go.Figure([bars, marks, rings], looks)
     return Chart(figure, frame, note, headline=of_break_even(rows))
 
 

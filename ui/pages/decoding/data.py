@@ -4,18 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import pandas as pd
 
 from backend.store import frames, queries
 from backend.store.tables import Job
+from jobs.amphista.config import PART
+from jobs.amphista.kind import PART_LABELS
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
-from jobs.metrics import PARAMETERS
+from jobs.metrics import DRAFT_MS, PARAMETERS, PREDICTED_LENGTH
 from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport, decoder_reports, verdicts
 from ui.runs.results import display_units, find_job
 
 Path = tuple[int, ...]
+ALL_RIGHT = ", all before right"
+WAYS: Mapping[str, str] = MappingProxyType(  # of an architecture, how a draft is made
+    {
+        "amphista": "Once through: all heads draft together.",
+        "joint": "Twice through the layers: for the next token, then for all guesses together.",
+        "hydra": "Residual block and LM head once for every depth of the tree.",
+        "eagle": "All of it once for every depth of the tree.",
+    }
+)
+
+
+class Part(NamedTuple):
+    """A part of a drafter: its name, and its milliseconds and share of a draft."""
+
+    label: str
+    milliseconds: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -23,17 +44,29 @@ class DrafterInfo:
     """What is known of a drafter from the run that trained it.
 
     Attributes:
-        hits: path of a draft token -> share of held-out anchors at which it was right.
+        hits: path of a draft token -> what it adds to the accepted length on held-out answers.
+        predicted: accepted length on them with the trees that are the default.
         parameters, steps: of its training; None where the run is gone.
+        milliseconds: part of the drafter, in the order of a draft -> its time when it was trained.
     """
 
     hits: Mapping[Path, float] = field(default_factory=dict)
+    predicted: float | None = None
     parameters: float | None = None
     steps: float | None = None
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
 
-    def expected(self, decoder: DecoderReport) -> float | None:
-        """Tokens per step of the decoder's tree on held-out answers."""
-        known = self.hits and decoder.hits  # those behind prompt lookup are not recorded
+    def expected(self, decoder: DecoderReport, default: bool) -> float | None:
+        """Tokens per step on held-out answers, with the decoder's trees.
+
+        Args:
+            default: whether they are those that follow the drafter's confidence.
+        """
+        if decoder.combined:
+            return None  # what prompt lookup finds in other prompts is not known
+        if default:
+            return self.predicted
+        known = self.hits and decoder.hits
         return 1 + sum(self.hits.get(path, 0.0) for path in decoder.hits) if known else None
 
 
@@ -71,13 +104,45 @@ def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
 
 def drafter_of(run: str) -> DrafterInfo:
     """The facts of the run's drafter."""
-    rows = {row.metric: row.value for row in queries.results([run]) if row.stage == DRAFTER_FOLDER}
-    return DrafterInfo(expected_hits(run), rows.get(PARAMETERS), rows.get("steps"))
+    results = queries.results([run])
+    rows = {row.metric: row.value for row in results if row.stage == DRAFTER_FOLDER}
+    taken = {row.stage: row.value for row in results if row.metric == DRAFT_MS}
+    return DrafterInfo(
+        expected_hits(run),
+        rows.get(PREDICTED_LENGTH),
+        rows.get(PARAMETERS),
+        rows.get("steps"),
+        taken,
+    )
+
+
+def inside(run: str) -> tuple[list[Part], str]:
+    """The parts of the run's drafter in the order of a draft, and how a draft passes through them;
+    no parts where they were not timed."""
+    taken = drafter_of(run).milliseconds
+    whole = sum(taken.values())
+    parts = [
+        Part(label, taken[stage], taken[stage] / whole)
+        for name, label in PART_LABELS.items()
+        if (stage := f"{PART}-{name}") in taken
+    ]
+    job = find_job(run)
+    architecture = str(job.config.get("architecture", "")) if job else ""
+    return parts, WAYS.get(architecture, "")
 
 
 def head_curves(run: str) -> pd.DataFrame:
-    """Top-1 accuracy of each head during training, %: columns name ("Head 1"), step, value."""
+    """Top-1 accuracy of each head during training, %, and that where all heads before it were
+    right: columns name ("Head 2", "Head 2, all before right"), step, value."""
     curves = display_units(frames.shown_curves(run))
-    tops = curves[curves["name"].str.startswith("top1/")]
-    names = tops["name"].str.removeprefix("top1/").str.capitalize()
-    return tops.assign(name=names)
+    titles = {name: _head_title(name) for name in curves["name"].unique()}
+    named = curves.assign(name=curves["name"].map(titles))
+    return named[named["name"].notna()]
+
+
+def _head_title(name: str) -> str | None:
+    """The title of a curve of a head; None for one that is not drawn."""
+    family, _, head = name.partition("/")
+    if family == "top1":
+        return head.capitalize()
+    return head.capitalize() + ALL_RIGHT if family == "chained" and head != "head 1" else None

@@ -14,7 +14,7 @@ from backend.store.tables import Job
 from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport
 from ui.charts.chart import Chart
-from ui.charts.lines import curves, curves_frame
+from ui.charts.lines import Line, curves_frame, line_chart
 from ui.frame import Page, live, query, url_sync
 from ui.pages.decoding import charts, data
 from ui.pages.decoding.data import Benchmark
@@ -24,6 +24,7 @@ from ui.runs.html import error_of, model_name, progress
 from ui.runs.results import find_job
 from ui.runs.weights import run_choices
 from ui.templates import fragments
+from ui.theme import LineStyle, stage_style
 from ui.widgets.chart import nothing
 from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.html_panel import LATEST, HtmlPanel
@@ -47,7 +48,8 @@ SPEED = Panel(
 )
 GAIN = Panel(
     "yield", "Tokens per step and break-even",
-    "Does a step yield more tokens than it costs? A bar beyond its mark is a gain.", 300,
+    "Does a step yield more tokens than it costs? A bar beyond its line is a gain. Ring: what "
+    "the drafter's training predicted.", 300,
 )  # fmt: skip
 TASKS = Panel("tasks", "Speed-up by task", "Which prompts does it suit? Dashed: vanilla decoding.")
 TIME = Panel(
@@ -74,8 +76,10 @@ TREE = Panel(
     400,
 )  # fmt: skip
 HEADS = Panel(
-    "heads", "Head accuracy", "What has each head learned? Top-1 accuracy on held-out answers.", 400
-)
+    "heads", "Head accuracy",
+    "What has each head learned? Top-1 accuracy on held-out answers; dotted: where all heads "
+    "before it are right, so that its guess counts.", 400,
+)  # fmt: skip
 ROWS = ((SPEED, GAIN), (TASKS, TIME), (LENGTHS, RIGHT), (SIZES, COSTS), (TREE, HEADS))
 
 
@@ -90,6 +94,7 @@ def build() -> None:
                 for panel in row:
                     own = [[controls[panel]]] if panel in controls else ()
                     page |= panel.build("speed", own)
+        page["inside"] = HtmlPanel(elem_id="decoding-inside")
     chosen = [page[name] for name in ("run", "by", "of", "drafter")]
     show = page.named(draw)
     live(show, chosen, page.components)
@@ -134,7 +139,13 @@ def draw(
     }  # fmt: skip
     drawn = _charts(shown, by, of, tree) if shown.complete else {}
     panels = [panel.show(chart, shown.job.run) for panel, chart in drawn.items()]
-    return updates(controls, {"head": head(shown)}, *panels)
+    return updates(controls, {"head": head(shown), "inside": inside(shown)}, *panels)
+
+
+def inside(shown: Benchmark) -> Markup:
+    """Each drafter as the parts a draft passes through, as wide as the time they take."""
+    drafters = [(d, *data.inside(d.run)) for d in shown.decoders if d.kind and not d.combined]
+    return HTML.inside([each for each in drafters if each[1]]) if shown.complete else Markup()
 
 
 def head(shown: Benchmark) -> Markup:
@@ -197,7 +208,7 @@ def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> d
     tried = any(charts.sizes_of(points, d.name) for d in decoders)
     return {
         SPEED: charts.speed_up(decoders, timed),
-        GAIN: charts.gain(decoders, drafters, means),
+        GAIN: charts.gain(decoders, drafters, not job.config.get("nodes"), means),
         TASKS: charts.by_task(decoders, by == TOKENS, timed) if tasks else Chart(NO_TASKS),
         TIME: charts.step_time(decoders, means),
         LENGTHS: charts.accepted_length(decoders, counted) if several else Chart(None),
@@ -215,7 +226,16 @@ def heads(decoder: DecoderReport) -> Chart:
     names = sorted(points["name"].unique())
     if not names:
         return Chart(NO_HEADS)
-    figure = curves(points, names, y_title="Top-1 accuracy, %")
+    heads = [name for name in names if not name.endswith(data.ALL_RIGHT)]
+    lines = [
+        Line(name, points[points["name"] == name], LineStyle(stage_style("", place).colour, dash))
+        for place, head in enumerate(heads)
+        for name, dash in ((head, "solid"), (head + data.ALL_RIGHT, "dot"))
+        if name in names
+    ]
+    figure = line_chart(lines, view="|".join(names), x_title="Step", y_title="Top-1 accuracy, %")
+    for trace in figure.data:
+        trace.showlegend = trace.name in heads
     return Chart(figure, curves_frame(points, {name: f"{name}, %" for name in names}, "Step"))
 
 

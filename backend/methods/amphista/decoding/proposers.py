@@ -181,6 +181,7 @@ class TreeProposer:
         self._caches = self.drafter.new_caches(capacity + drafted)
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        hidden = hidden.to(self.target.device)  # a cached answer's are elsewhere
         embedded = self.target.embed(torch.tensor([tokens], device=hidden.device))
         tree, tokens = self.drafter.draft(
             hidden[None], embedded, self.policy, self._caches, self.target.embed

@@ -54,7 +54,7 @@ class HeadAccuracy:
         """Top-1 accuracy of each head where all heads before it were right."""
         right = self.ranks == 0
         before = torch.cat([torch.ones_like(right[:, :1]), right.cumprod(1)[:, :-1].bool()], 1)
-        return ((right & before).sum(0) / before.sum(0).clamp(min=1)).tolist()
+        return ((right & before).sum(0).double() / before.sum(0).clamp(min=1)).tolist()
 
     def accepted(self, nodes: int = NODES) -> float:
         """Accepted length of a tree of `nodes` nodes."""
@@ -62,8 +62,9 @@ class HeadAccuracy:
 
     def figures(self) -> dict[str, float]:
         """Metric name -> value."""
-        tops = {f"top{m}/head {k}": v for m in TOP for k, v in enumerate(self.top(m), 1)}
-        return tops | {"accepted": self.accepted()}
+        tops = {f"top{m}": self.top(m) for m in TOP} | {"chained": self.chained()}
+        found = {f"{n}/head {k}": v for n, row in tops.items() for k, v in enumerate(row, 1)}
+        return found | {"accepted": self.accepted()}
 
 
 @torch.no_grad()

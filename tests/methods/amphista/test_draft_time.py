@@ -1,0 +1,35 @@
+"""Where the time of a draft goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from backend.methods.amphista.config import ARMS
+from backend.methods.amphista.decoding.draft_time import LM_HEAD, REST, time_parts
+from backend.methods.amphista.decoding.proposers import TreeProposer
+from backend.methods.amphista.tree import Tree
+from tests.methods.amphista.toys import base, drafter_of, random_ids
+
+TREE = Tree([(0,), (1,), (0, 0), (0, 0, 0)])
+ALWAYS = {LM_HEAD, REST, "norm"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "parts"),
+    [
+        ("Amphista", {"fusions", "layers", "heads", "encoder"}),
+        ("Medusa", {"heads"}),
+        ("Hydra", {"fusions", "layers", "heads"}),
+        ("EAGLE", {"fusions", "layers"}),
+        ("Amphista-J", {"fusions", "layers", "heads"}),
+    ],
+)
+def test_every_part_that_is_called_is_timed(arm: str, parts: set[str]) -> None:
+    target, ids = base("grouped"), random_ids(base("grouped"), 12)
+    proposer = TreeProposer(drafter_of(target, **ARMS[arm]), target, TREE)
+    hidden, tokens = target.hidden(ids[None])[0, :-1], ids[1:].tolist()
+    found = time_parts(proposer, hidden, tokens, repeats=3)
+    assert found.keys() == ALWAYS | parts
+    assert all(seconds > 0 for seconds in found.values())
+    assert "head" not in vars(proposer.drafter)  # as it was
+    assert not any(m._forward_hooks for m in proposer.drafter.modules())
