@@ -13,11 +13,18 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from backend.errors import ConfigError
+from backend.methods.amphista.config import DECLARED_DRAFTERS
 from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import NOTHING, DraftTokens, NoDraft, TreeProposer
+from backend.methods.amphista.decoding.proposers import (
+    NOTHING,
+    DraftTokens,
+    NoDraft,
+    Proposer,
+    TreeProposer,
+)
 from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import DynamicTree, Tree
+from backend.methods.amphista.tree import DynamicTree, StaticTree, Tree
 from tests.methods.amphista.toys import base, built, drafter_of, toy_prompts
 
 VOCABULARY = 3
@@ -166,15 +173,13 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
 def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sampling) -> None:
     """One draw a token, whoever guessed it; every change of logits at every node."""
     target, prompt = base(), toy_prompts()[1]
-    parallel = drafter_of(target, scale=0.2, heads=2)
-    sequential = drafter_of(target, scale=0.2, heads=2, architecture="eagle")
-    proposers = (
-        NoDraft(),
-        TreeProposer(parallel, target, TREE),
-        TreeProposer(parallel, target, DynamicTree(6, 0.05)),
-        TreeProposer(sequential, target, TREE),
-        TreeProposer(sequential, target, DynamicTree(6, 0.05)),
-    )
+    proposers: list[Proposer] = [NoDraft()]
+    for architecture in DECLARED_DRAFTERS:
+        drafter = drafter_of(
+            target, scale=0.2, heads=2, adaptation_layers=1, architecture=architecture
+        )
+        trees = (StaticTree(TREE), DynamicTree(6, 0.05))
+        proposers += [TreeProposer(drafter, target, tree) for tree in trees]
     texts = [
         [
             t

@@ -80,3 +80,23 @@ def test_a_saved_drafter_is_as_specified(fields: dict[str, object], tmp_path: Pa
     block = {name.split(".block.")[1] for name in saved if name.startswith("layers.1.block.")}
     last = dict(target.model.model.layers[-1].named_parameters())
     assert block == (set(last) if drafter.config.adaptation_layers else set())
+
+
+@pytest.mark.parametrize("architecture", ["eagle", "hydra", "joint"])
+def test_the_tensors_of_the_other_architectures_are_as_specified(architecture: str) -> None:
+    target = base("grouped")
+    d, v = target.width, target.vocabulary
+    drafter = drafter_of(target, heads=HEADS, adaptation_layers=1, architecture=architecture)
+    wanted = {
+        "vocabulary": [v], "hidden_scale": [d], "stream_scale": [d], "token_scale": [1],
+        "fusions.0.weight": [d, 2 * d],
+    }  # fmt: skip
+    for of, name, shape, there, _ in rows("of"):
+        for N in range(HEADS if there == "N < K" else 1):
+            dims = re.sub(r"\) d", ") * d", shape[1:-1].replace("−", "-")).split(",")
+            size = [eval(dim, {"d": d, "K": HEADS, "N": N}) for dim in dims]
+            if of == f"`{architecture}`":
+                wanted[name.strip("`").replace("N", str(N))] = size
+    saved = {name: list(tensor.shape) for name, tensor in drafter.state_dict().items()}
+    own = {n: s for n, s in saved.items() if not re.match(r"layers\.0\.block\.|norm\.", n)}
+    assert own == wanted
