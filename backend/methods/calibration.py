@@ -36,7 +36,7 @@ class StatisticsLevel(IntEnum):
     """Which statistics of a layer's inputs to collect; each level includes the lower ones."""
 
     NOTHING = 0
-    ENERGY = 1  # diag H
+    ENERGY = 1  # diag H, and the mean
     GRAM = 2  # H
     SEGMENTS = 3  # H of each calibration segment
 
@@ -56,6 +56,7 @@ class InputStatistics:
         gram: H [in, in].
         segments: H of each segment, [segments, in, in].
         dtype: of the inputs.
+        mean: of each input, [in].
     """
 
     tokens: int = 0
@@ -63,6 +64,7 @@ class InputStatistics:
     gram: Tensor = field(default_factory=_nothing)
     segments: Tensor = field(default_factory=_nothing)
     dtype: torch.dtype = torch.float32
+    mean: Tensor = field(default_factory=_nothing)
     _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def inverse_root(self, damping: float) -> Tensor:
@@ -132,11 +134,13 @@ class _Sums:
     def __init__(self, level: StatisticsLevel, length: int) -> None:
         self.level, self.length, self.tokens, self.dtype = level, length, 0, torch.float32
         self.total, self.segments = torch.empty(0), list[Tensor]()
+        self.sum = torch.empty(0)
 
     def add(self, x: Tensor) -> None:
         """Add one batch [..., in] of whole segments of `length` tokens."""
         X = x.detach().reshape(-1, x.shape[-1]).float()
         self.tokens, self.dtype = self.tokens + len(X), x.dtype
+        self.sum = X.sum(0) + (self.sum if len(self.sum) else 0)
         with _exact_products(x.dtype):
             if self.level == StatisticsLevel.SEGMENTS:
                 parts = X.view(-1, self.length, X.shape[1])
@@ -149,12 +153,14 @@ class _Sums:
                 self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
 
     def finish(self) -> InputStatistics:
+        mean = self.sum / self.tokens
         if self.level == StatisticsLevel.ENERGY:
-            return InputStatistics(self.tokens, self.total / self.tokens, dtype=self.dtype)
+            energy = self.total / self.tokens
+            return InputStatistics(self.tokens, energy, dtype=self.dtype, mean=mean)
         segments = torch.cat(self.segments) if self.segments else torch.empty(0)
         upper = segments.mean(0) if self.segments else self.total / self.tokens
         gram = upper.triu_() + upper.triu(1).T
-        return InputStatistics(self.tokens, gram.diagonal(), gram, segments, self.dtype)
+        return InputStatistics(self.tokens, gram.diagonal(), gram, segments, self.dtype, mean)
 
 
 class InputCollector:
@@ -231,4 +237,4 @@ class InputCollector:
 def _of_nothing(linear: LinearWeight) -> InputStatistics:
     """The statistics of a layer that has had no inputs."""
     gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
-    return InputStatistics(0, gram.diagonal(), gram)
+    return InputStatistics(0, gram.diagonal(), gram, mean=torch.zeros_like(gram[0]))

@@ -80,7 +80,7 @@ def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     context = context_length(config, facts)
     calibration, evaluation = (n * context for n in (config.segments, config.windows))
     whole = config.until == "sds"
-    adjustments = config.control + (whole and config.adjust != "off")
+    adjustments = config.control + config.soft_control + (whole and config.adjust != "off")
     sgd_steps = config.sgd_epochs * config.segments  # each a product with one segment's Gram
     redense = {"gram": config.redense_steps, "ridge": 1, "sgd": sgd_steps}[config.redense]
     steps = whole * redense + config.adjust_steps * adjustments

@@ -49,6 +49,7 @@ STYLES = {
     "dense": StageStyle("grey", main=True),
     "first": StageStyle("vermillion", main=True),
     "control": StageStyle("vermillion", "dot"),
+    "soft-control": StageStyle("orange", "dot"),
     "redense": StageStyle("purple", main=True),
     "second": StageStyle("blue", "dot"),
     "sds": StageStyle("blue", main=True),

@@ -28,7 +28,7 @@ class Layer:
     @property
     def inputs(self) -> InputStatistics:
         H = self.X @ self.X.T / self.X.shape[1]
-        return InputStatistics(self.X.shape[1], H.diagonal(), H)
+        return InputStatistics(self.X.shape[1], H.diagonal(), H, mean=self.X.mean(1))
 
     def error(self, W: Tensor) -> float:
         """Mean over tokens of the squared change of the outputs, straight from X."""

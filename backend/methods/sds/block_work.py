@@ -39,7 +39,11 @@ from backend.models.precision import all_finite
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
-ASIDE = (SDSStage.CONTROL, SDSStage.SECOND)  # off the way from the dense model to the saved one
+ASIDE = (
+    SDSStage.CONTROL,
+    SDSStage.SOFT_CONTROL,
+    SDSStage.SECOND,
+)  # off the way from the dense model to the saved one
 FAILED = ("pruned", "Use more calibration text, or choose Wanda as the first pruner.")
 
 

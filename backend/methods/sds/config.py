@@ -25,6 +25,7 @@ class SDSStage(StrEnum):
     CONTROL = (
         "control"  # first pruning + adjustment under its fixed mask: the baseline SDS must beat
     )
+    SOFT_CONTROL = "soft-control"  # the same with a soft mask: SDS without its dense detour
     REDENSE = "redense"  # after the re-dense step: W_redense
     SECOND = "second"  # after the second pruning alone: W_sparse-2nd
     SDS = "sds"  # second pruning + weight adjustment: W_SDS
@@ -34,6 +35,7 @@ STAGE_LABELS: dict[str, str] = {
     SDSStage.DENSE: "Dense",
     SDSStage.FIRST: "First pruning",
     SDSStage.CONTROL: "First pruning + adjustment (control)",
+    SDSStage.SOFT_CONTROL: "First pruning + soft adjustment (control)",
     SDSStage.REDENSE: "Re-dense",
     SDSStage.SECOND: "Second pruning, not adjusted",
     SDSStage.SDS: "Second pruning (SDS)",
@@ -46,6 +48,7 @@ STEP_LABELS: dict[str, str] = {  # part of stored metric names
     "pruning": "pruning",
     "redense": "re-dense step",
     "control": "adjustment of the control",
+    "soft-control": "adjustment of the soft control",
     "sds": "weight adjustment",
     "statistics": "statistics",
     "checkpoints": "checkpoints",
@@ -209,6 +212,13 @@ class SDSConfig(BaseModel):
         description="Also adjust the first pruning under its own mask: the baseline for SDS.",
         json_schema_extra=ADVANCED,
     )
+    soft_control: bool = Field(
+        False,
+        title="Soft-mask control",
+        description="Adjust the first pruning with a soft mask, too: all that SDS does but its "
+        "dense detour.",
+        json_schema_extra=ADVANCED,
+    )
     holdout: float = Field(
         0.125,
         ge=0,
@@ -252,7 +262,8 @@ class SDSConfig(BaseModel):
     @property
     def stages(self) -> list[SDSStage]:
         """The stages a run with this config passes through, in order."""
-        first = [SDSStage.DENSE, SDSStage.FIRST, *([SDSStage.CONTROL] if self.control else [])]
+        controls = {SDSStage.CONTROL: self.control, SDSStage.SOFT_CONTROL: self.soft_control}
+        first = [SDSStage.DENSE, SDSStage.FIRST, *(s for s, made in controls.items() if made)]
         if self.until == "first":
             return first
         return [
@@ -261,6 +272,11 @@ class SDSConfig(BaseModel):
             SDSStage.SECOND,
             *([SDSStage.SDS] if self.adjust != "off" else []),
         ]
+
+    @property
+    def identity(self) -> str:
+        """The config as JSON, as it identifies the checkpoints of a run."""
+        return self.model_dump_json(exclude=None if self.soft_control else {"soft_control"})
 
     @field_validator("overrides")
     @classmethod

@@ -93,7 +93,8 @@ def verdict(losses: Losses, kept: SDSStage, config: SDSConfig) -> list[str]:
     texts = []
     if kept in (SDSStage.FIRST, SDSStage.SECOND) and config.stages[-1] != kept:
         texts.append("The weight adjustment raised the held-out loss and was discarded.")
-    for rival in (SDSStage.FIRST, SDSStage.CONTROL) if config.until == "sds" else ():
+    rivals = (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SOFT_CONTROL)
+    for rival in rivals if config.until == "sds" else ():
         if losses.get(rival, float("inf")) < losses[kept]:
             texts.append(
                 f"{STAGE_LABELS[rival]} has a lower held-out loss ({losses[rival]:.4f}) than the "

@@ -6,7 +6,7 @@ First pass, on the hidden states of the sparse model so far:
 
     H  = grams of the dense block      W_sparse  = prune(W_dense, H)
     H' = grams of the sparse block     W_redense = redense(W_sparse, W_dense, H')
-    hidden <- sparse block(hidden)     W_control = adjust(W_sparse, W_dense, H'), mask fixed
+    hidden <- sparse block(hidden)     W_control = adjust(W_sparse, W_dense, H'), mask fixed or soft
 
 Second pass, on the hidden states of the second sparse model so far:
 
@@ -147,7 +147,7 @@ class FirstPass(BlockPass):
         for module in work.modules("Re-dense" if self.whole else "Control"):
             target = DenseReference(dense[module], inputs[module])
             work.record(SDSStage.FIRST, module, work.first[module], target)
-            self._control(work, module, target)
+            self._controls(work, module, target)
             if self.whole:
                 self._redense(work, module, DenseReference(dense[module], redense_inputs[module]))
         self.hidden = hidden
@@ -179,10 +179,12 @@ class FirstPass(BlockPass):
         self.teacher = outputs if dd else self.teacher
         return inputs
 
-    def _control(self, work: BlockWork, module: str, target: DenseReference) -> None:
-        if self.config.control:
-            W = work.adjust(SDSStage.CONTROL, module, work.first[module], target, soft=False)
-            work.record(SDSStage.CONTROL, module, W, target)
+    def _controls(self, work: BlockWork, module: str, target: DenseReference) -> None:
+        for stage in (SDSStage.CONTROL, SDSStage.SOFT_CONTROL):
+            if stage in self.config.stages:
+                soft = stage == SDSStage.SOFT_CONTROL
+                W = work.adjust(stage, module, work.first[module], target, soft)
+                work.record(stage, module, W, target)
 
     def _redense(self, work: BlockWork, module: str, target: DenseReference) -> None:
         with work.timed(SDSStage.REDENSE):

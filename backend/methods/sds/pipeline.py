@@ -162,7 +162,7 @@ def _claim_dtype(
     stored: torch.dtype,
 ) -> torch.dtype:  # fmt: skip
     """Bind the checkpoints to this model, text and config; the dtype of the forward passes."""
-    identity = f"{config.model_dump_json()} {weights_hash(model)}"
+    identity = f"{config.identity} {weights_hash(model)}"
     identity += "" if stored == torch.float32 else f" {stored}"
     digest = hashlib.sha256(identity.encode())
     digest.update(calibration.cpu().contiguous().numpy().data)

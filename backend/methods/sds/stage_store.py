@@ -4,7 +4,7 @@ One checkpoint per pass and block, and one, `run`, that identifies the run. Weig
 that a resumed run continues bit for bit; weights that 16 bits represent exactly are stored in 16.
 
     owl-0003/     nothing but facts.json
-    first-0003/   dense.safetensors first.safetensors control.safetensors redense.safetensors
+    first-0003/   dense.safetensors first.safetensors control.safetensors redense.safetensors ..
     second-0003/  second.safetensors sds.safetensors
     each with facts.json: the `BlockReport` of that pass
 """
@@ -34,6 +34,7 @@ PASS_OF = {
     SDSStage.DENSE: FIRST_PASS,
     SDSStage.FIRST: FIRST_PASS,
     SDSStage.CONTROL: FIRST_PASS,
+    SDSStage.SOFT_CONTROL: FIRST_PASS,
     SDSStage.REDENSE: FIRST_PASS,
     SDSStage.SECOND: SECOND_PASS,
     SDSStage.SDS: SECOND_PASS,

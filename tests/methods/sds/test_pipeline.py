@@ -99,6 +99,7 @@ class WholeModel:
             self.put(block, first)
             seen = self.look(block)
             made[SDSStage.CONTROL].append(self.adjusted(block, first, seen, False))
+            made[SDSStage.SOFT_CONTROL].append(self.adjusted(block, first, seen, True))
             taught = {"sd": SDSStage.FIRST, "dd": SDSStage.DENSE, "kd": SDSStage.REDENSE}
             self.put_before(block, taught[self.chosen.inputs])
             self.put(block, dense if self.chosen.inputs == "dd" else first)
@@ -133,7 +134,8 @@ def test_the_driver_is_the_whole_model_driven_plainly(
 ) -> None:
     """In one batch, as the oracle has it, every weight. In several, sums round otherwise: a near
     tie may fall to the other side, and one weight in a hundred may follow."""
-    chosen, ids = config(holdout=0, batch=batch, **PLAINLY[inputs]), calibration[:24]
+    chosen = config(holdout=0, batch=batch, soft_control=True, **PLAINLY[inputs])
+    ids = calibration[:24]
     expected = WholeModel(toy(), ids, chosen).run()
     model = toy()
     run_sds(model, ids, chosen, Checkpoints(tmp_path), SilentReporter())
@@ -151,7 +153,7 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
     for name in RUNS:
         folder, model = tmp_path_factory.mktemp("run"), deepcopy(dense)
         base, pattern = name.split()
-        chosen = config(base=base, pattern=pattern)
+        chosen = config(base=base, pattern=pattern, soft_control=True)
         result = run_sds(model, ids[:96], chosen, Checkpoints(folder), SilentReporter())
         perplexity = {}
         for stage in SDSStage:
@@ -214,7 +216,7 @@ def test_the_result_says_what_was_kept(name: str, finished) -> None:
 def test_statistics_tell_the_story(toy, calibration: Tensor, tmp_path: Path, recorder) -> None:
     """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense centre makes it rise."""
     told = recorder()
-    run_sds(toy(), calibration, config(), Checkpoints(tmp_path), told)
+    run_sds(toy(), calibration, config(soft_control=True), Checkpoints(tmp_path), told)
     by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in SDSStage}
     assert {len(found) for found in by.values()} == {7 * BLOCKS}
     figure = {

@@ -162,13 +162,13 @@ def test_with_equal_inputs_wanda_is_magnitude_by_row(make_layer) -> None:
 def test_a_dead_input_is_dropped_first_and_breaks_nothing(pattern: str, make_layer) -> None:
     layer = make_layer(8, 64)
     layer.X[5] = 0
-    for name in ("wanda", "sparsegpt", "admm"):
+    for name in ("wanda", "sparsegpt", "admm", "alps", "dsnot"):
         found = prune(name, layer.W, layer.inputs, pattern)
         assert found.isfinite().all()
         assert (found[:, 5] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "admm"])
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "admm", "alps", "dsnot"])
 @pytest.mark.parametrize("pattern", ["2:4", "50%"])
 def test_the_unit_of_the_inputs_changes_nothing_even_beside_dead_ones(
     name: str, pattern: str, make_layer

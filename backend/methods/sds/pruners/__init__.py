@@ -1,7 +1,7 @@
 """One-shot pruners, one file each, behind one contract: `prune(W, inputs, pattern, damping)`.
 
-    magnitude, wanda, sparsegpt, admm    the algorithms
-    registry                             the `@pruner` decorator
+    magnitude, wanda, dsnot, sparsegpt, admm, alps    the algorithms
+    registry                                          the `@pruner` decorator
 
 To add one, write a file here (or a module named in SLIMSCOPE_PLUGINS) with a function decorated
 `@pruner("name", needs=...)`; `SDSConfig.base` then accepts its name. Does not import torch.
