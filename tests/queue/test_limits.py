@@ -16,7 +16,7 @@ from backend.queue.engines.base import LaunchRequest
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
-from jobs.runtime.main import limit_memory
+from jobs.runtime.usage import limit_memory
 from jobs.submit import submit
 from tests.fork_server import FORKS
 from tests.queue.conftest import HOST, Wait

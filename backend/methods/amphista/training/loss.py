@@ -47,6 +47,7 @@ class AnchorBatch:
         hidden [B, T, d]; ids [B, T]; denominator [B, T].
         rows, places: [n] sequence and position of each anchor.
         valid: [n, K] whether the target of the head is inside the sequence.
+        anchors: how many the step has, those of other processes included.
     """
 
     hidden: Tensor
@@ -55,14 +56,16 @@ class AnchorBatch:
     rows: Tensor
     places: Tensor
     valid: Tensor
+    anchors: int
 
 
 def loss_and_gradient(
     drafter: Drafter, slots: Tensor, batch: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
-    """The loss of n anchors and its gradient with respect to their slots [n, K, d]."""
+    """The share of n anchors in the loss of a step, and its gradient with respect to their slots
+    [n, K, d]."""
     heads, total = slots.shape[1], 0.0
-    weights = config.discount ** torch.arange(heads, device=slots.device) / len(slots)
+    weights = config.discount ** torch.arange(heads, device=slots.device) / batch.anchors
     gradient = torch.empty_like(slots)
     for start in range(0, len(slots), CHUNK):
         chunk = slice(start, start + CHUNK)
