@@ -86,13 +86,14 @@ class ForkedFollower:
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, negative for a signal."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while (code := self._poll()) is None:
+        while (code := self.poll()) is None:
             if deadline and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("follower", timeout)
             time.sleep(0.01)
         return code
 
-    def _poll(self) -> int | None:
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
         with self._lock:  # two threads wait
             if self._code is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
                 self._code = os.waitstatus_to_exitcode(ended[1])

@@ -45,7 +45,9 @@ def main() -> int:
     """Follow the first process to the end of its trainings."""
     for asking in ASKING:
         signal.signal(asking, signal.SIG_IGN)
-    task = FollowerTask(**json.loads(sys.stdin.readline()))
+    if not (line := sys.stdin.readline()):
+        return Exit.DONE  # the first has ended before it said what to do
+    task = FollowerTask(**json.loads(line))
     threading.Thread(target=leave_with_the_first, daemon=True).start()
     limit_memory(settings().job_gb / task.world)
     kind = kind_named(task.kind)

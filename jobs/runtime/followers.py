@@ -15,11 +15,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 from backend.errors import CancelledError, SlimscopeError
 from backend.queue.launcher import CODE, FOR_SUPERVISOR
@@ -32,6 +34,7 @@ from jobs.runtime.rank import FollowerTask, Rank
 
 NO_DATABASE = "sqlite://"  # an empty one in memory: followers report nothing
 LEAVE_S = 5.0  # for a process to end by itself
+LOOK_S = 0.05
 NOTICED_S = 3.0  # from the death of one to the last error that others have of it
 
 
@@ -59,7 +62,7 @@ class FollowerProcesses:
     """Those of one attempt."""
 
     def __init__(self, kind: Kind, config: JobConfig, context: JobContext, first: Rank) -> None:
-        self._log, self._ends = context.log, threading.Event()
+        self._log, self._ends, self._dying = context.log, threading.Event(), threading.Lock()
         values = config.model_dump(mode="json")
         values["model"] = resolve_model(values["model"]).source
         self._children = [
@@ -78,24 +81,32 @@ class FollowerProcesses:
         assert child.stdin
         child.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
         child.stdin.flush()
-        threading.Thread(target=self._watch, args=(child, task), daemon=True).start()
+        watch = threading.Thread(target=self._watch, args=(task.number, child), daemon=True)
+        watch.start()
         return child
 
-    def _watch(self, child: subprocess.Popen[bytes], task: FollowerTask) -> None:
+    def _watch(self, number: int, child: subprocess.Popen[bytes]) -> None:
         """End this process if that one dies."""
-        if not (code := child.wait()) or self._ends.is_set():
-            return
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self._log(f"Process {task.number + 1} of {task.world} died ({how}): this attempt ends.")
-        if code == -signal.SIGKILL:
-            os.kill(os.getpid(), signal.SIGKILL)  # so that the reason given is the same
-        os._exit(Exit.ERROR)
+        if (code := child.wait()) and not self._ends.is_set():
+            self._die_of(number, code)
+
+    def _die_of(self, number: int, code: int) -> NoReturn:
+        """End this process at once, as the one of that number has ended."""
+        with self._dying:  # one of two threads that notice
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            self._log(f"Process {number + 1} died ({how}): this attempt ends with it.")
+            if code == -signal.SIGKILL:
+                os.kill(os.getpid(), signal.SIGKILL)  # so that the reason given is the same
+            os._exit(Exit.ERROR)
 
     def await_death(self) -> None:
-        """Return when no process has died within a moment; else this one ends."""
-        for child in self._children:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(NOTICED_S)
+        """Return if no process has died within a moment; else this one ends."""
+        deadline = time.monotonic() + NOTICED_S
+        while time.monotonic() < deadline:
+            for number, child in enumerate(self._children, 1):
+                if code := child.poll():
+                    self._die_of(number, code)
+            time.sleep(LOOK_S)
 
     def end(self) -> None:
         """End all that are left."""

@@ -10,15 +10,16 @@ from backend.queue.folders import read_log, work_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State
+from jobs.runtime import followers
 from jobs.submit import submit
 from tests.jobs.kinds import test_amphista, test_dlqat
 from tests.queue.conftest import HOST, Wait, process_of
 
 DLQAT = {
-    **test_dlqat.SMALL, "steps": 60, "gptq": False, "rtn": False, "start": "rounded",
-    "windows": 2, "sample_tokens": 0,
+    **test_dlqat.SMALL, "steps": 80, "processes": 2, "gptq": False, "rtn": False,
+    "start": "rounded", "windows": 2, "sample_tokens": 0,
 }  # fmt: skip
-DRAFTER = {**test_amphista.SMALL, "steps": 90}
+DRAFTER = {**test_amphista.SMALL, "steps": 60}
 
 
 def losses(run: int, name: str) -> dict[int, float]:
@@ -40,45 +41,56 @@ def the_other_of(run: int) -> psutil.Process:
     return other
 
 
-@pytest.fixture
-def begun(wait: Wait):
-    """Begins to train on two processes; returns the run when the checkpoint is there."""
-
-    def begin(kind: str, config: dict, checkpoint: str) -> int:
-        job = submit(kind, {**config, "processes": 2}, HOST)
-        work = work_folder(job.run)
-        wait(job.id, State.FAILED, when=lambda: any(work.glob(checkpoint)))
-        assert queries.job(job.id).error is None
-        return job.id
-
-    return begin
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still works; nobody may have asked yet how it ended."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("dies", ["first", "other"])
-def test_one_process_dies_and_the_run_goes_on_as_if_it_had_not(
-    loop: SupervisorLoop, wait: Wait, begun, dies: str
+def trained(run: int) -> float:
+    """When its training was saved last; 0 before that."""
+    saved = work_folder(queries.job(run).run).glob("train-*/facts.json")
+    return max((file.stat().st_mtime for file in saved), default=0.0)
+
+
+def test_processes_die_and_the_run_goes_on_as_if_they_had_not(
+    loop: SupervisorLoop, wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Resumed once by fresh processes, as in production."""
-    run = begun("dlqat", DLQAT, "train-dlqat-1")
-    loop.engine.again = dies == "first"
-    other = the_other_of(run)
-    (process_of(run) if dies == "first" else other).kill()
+    """One after the first, and then the first itself."""
+    monkeypatch.setattr(service, "RETRIES", 3)
+    run, before = submit("dlqat", DLQAT, HOST).id, 0.0
+    for attempt, victim in enumerate((the_other_of, process_of), 1):
+        wait(run, when=lambda before=before: trained(run) > before)
+        assert queries.job(run).attempts_made == attempt
+        other, before = the_other_of(run), trained(run)
+        loop.engine.again = True
+        victim(run).kill()
+        wait(run, when=lambda attempt=attempt: queries.job(run).attempts_made > attempt)
+        assert not is_alive(other)
     assert wait(run, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    assert queries.job(run).attempts_made == 2 and not other.is_running()
-    assert any("(signal 9)" in event.text for event in queries.events(run))
-    assert ("Process 2 of 2 died" in read_log(queries.job(run).run, 1)[0]) == (dies == "other")
+    assert [a.exit_code for a in queries.attempts(run)] == [-9, -9, 0]
     assert [*losses(run, "loss/dlqat")] == [*range(1, DLQAT["steps"] + 1)]
+    name = queries.job(run).run
+    told = ["Process 2 died (signal 9)" in read_log(name, n)[0] for n in (1, 2, 3)]
+    assert told == [True, False, False]
+
+
+def test_a_process_that_is_told_nothing_ends_with_the_first() -> None:
+    """Started as in production."""
+    process = followers.started(followers.environment())
+    assert process.communicate(b"", timeout=60)[0] is None and process.returncode == 0
 
 
 def test_all_stop_together_and_a_resumed_run_ends_as_on_one_process(
-    loop: SupervisorLoop, wait: Wait, begun
+    loop: SupervisorLoop, wait: Wait
 ) -> None:
-    run = begun("amphista", DRAFTER, "drafter")
+    job = submit("amphista", {**DRAFTER, "processes": 2}, HOST)
     loop.engine.again = True
-    other, name = the_other_of(run), queries.job(run).run
+    run, name = job.id, job.run
+    wait(run, State.FAILED, when=(work_folder(name) / "drafter").exists)
+    other = the_other_of(run)
     service.cancel(name, HOST)
     assert wait(run, State.CANCELLED, State.FAILED) == State.CANCELLED
-    assert not other.is_running() and "Stopped on request" in read_log(name, 1)[0]
+    assert not is_alive(other) and "Stopped on request" in read_log(name, 1)[0]
     alone = submit("amphista", DRAFTER, HOST).id
     service.resume(name, HOST)
     for each in (alone, run):
