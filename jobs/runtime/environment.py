@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from backend import ranks
 from backend.settings import available_threads, settings
 from jobs.kind import JobConfig
 from jobs.limits import require_device
+from jobs.runtime.duration import processor
 from jobs.runtime.rank import RunContext
 
 PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")
@@ -51,7 +51,7 @@ def place(device: str, threads: int) -> dict[str, Any]:
     """Where a run takes place, and the versions needed to repeat it."""
     return {
         "host": platform.node(),
-        "cpu": processor(),
+        "cpu": f"{processor()}, {available_threads()} of {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": threads,
         "python": platform.python_version(),
@@ -69,13 +69,3 @@ def choose_device(wanted: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     require_device(wanted, torch.cuda.device_count())
     return wanted
-
-
-def processor() -> str:
-    """The processor's name and how many cores this process may use."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        name = names[0].split(":", 1)[1].strip() if names else name
-    return f"{name}, {available_threads()} of {os.cpu_count()} cores"

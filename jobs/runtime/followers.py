@@ -25,12 +25,14 @@ from typing import NoReturn
 
 from backend.errors import CancelledError, SlimscopeError
 from backend.queue.launcher import CODE, FOR_SUPERVISOR
+from backend.settings import settings
 from backend.store.states import Exit
 from jobs.fields.base_model import resolve_model
 from jobs.fields.processes import ProcessesConfig
 from jobs.kind import JobConfig, Kind
 from jobs.runtime.context import JobContext
 from jobs.runtime.rank import FollowerTask, Rank
+from jobs.runtime.usage import limit_memory
 
 NO_DATABASE = "sqlite://"  # an empty one in memory: followers report nothing
 LEAVE_S = 5.0  # for a process to end by itself
@@ -45,6 +47,7 @@ def followers(kind: Kind, config: JobConfig, context: JobContext) -> Iterator[No
         yield
         return
     with TemporaryDirectory(prefix="slimscope-") as folder:
+        limit_memory(settings().job_gb / config.processes)
         context.rank = Rank(0, config.processes, Path(folder) / "meeting")
         team = FollowerProcesses(kind, config, context, context.rank)
         try:
