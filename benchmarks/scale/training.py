@@ -25,7 +25,7 @@ from benchmarks.dlqat import VOCABULARY, build
 
 SKIPPED = 2  # steps: the first compile kernels
 CONFIG = {
-    "steps": 10, "batch": 8, "length": 128, "rank": 16, "precision": "float32", "save_every": 1000,
+    "steps": 8, "batch": 4, "length": 64, "rank": 16, "precision": "float32", "save_every": 1000,
     "start": "rounded", "space": "minmax", "gptq": False, "rtn": False, "lora": False,
     "pictures": 2,
 }  # fmt: skip

@@ -49,7 +49,7 @@ def run(config: AmphistaJob, context: JobContext) -> None:
 def follow(config: AmphistaJob, context: FollowerContext) -> None:
     """Train with the first process of a job, on the sequences it has stored."""
     device = prepare(config, context)
-    loaded = load_model(config.model, device, config.precision, context, decodes=False)
+    loaded = load_model(context.model, device, config.precision, context, decodes=False)
     target, training = TargetModel(loaded.model), config_part(config, TrainingConfig)
     for _ in ranks.tasks():
         learnt, heldout = (stored(context.checkpoints, name) for name in (LEARNT, HELD))

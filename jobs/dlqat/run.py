@@ -65,7 +65,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
 def follow(config: DLQATJob, context: FollowerContext) -> None:
     """Train with the first process of a job, on the rows it gives."""
     device = prepare(config, context)
-    loaded = load_whole(resolve_model(config.model), device, torch.float32, context)
+    loaded = load_whole(resolve_model(context.model), device, torch.float32, context)
     rows = (ranks.take(), ranks.take(), ranks.take())
     method(config, loaded, rows, context.checkpoints).follow()
 

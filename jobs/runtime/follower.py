@@ -31,10 +31,15 @@ REASON_S = 10.0  # for the first process to end because of what ends this one
 
 
 class FollowerContext(SilentReporter):
-    """A follower's view of its run: it reads the checkpoints, and reports nothing."""
+    """A follower's view of its run: it reads the checkpoints, and reports nothing.
+
+    Attributes:
+        model: that of the run, as what loads without a database.
+    """
 
     def __init__(self, task: FollowerTask) -> None:
         self.rank: Rank | None = Rank(task.number, task.world, Path(task.meeting))
+        self.model = task.model
         self.checkpoints = Checkpoints(Path(task.work), attempt=task.attempt)
 
     def environment(self, **facts: Any) -> None:

@@ -67,11 +67,11 @@ class FollowerProcesses:
     def __init__(self, kind: Kind, config: JobConfig, context: JobContext, first: Rank) -> None:
         self._log, self._ends, self._dying = context.log, threading.Event(), threading.Lock()
         values = config.model_dump(mode="json")
-        values["model"] = resolve_model(values["model"]).source
+        model = resolve_model(values["model"]).source
         self._children = [
             self._start(
                 FollowerTask(
-                    kind.name, values, str(context.work), context.attempt_n,
+                    kind.name, values, model, str(context.work), context.attempt_n,
                     str(first.meeting), number, first.world,
                 )
             )

@@ -26,13 +26,14 @@ class FollowerTask:
     """What a process that follows the first one is told, as JSON.
 
     Attributes:
-        config: of the run; models are folders or names that need no database.
+        config: of the run; model: its model, as a folder or a name that needs no database.
         work: folder of its checkpoints; attempt: its number.
         meeting, number, world: see `Rank`.
     """
 
     kind: str
     config: dict[str, Any]
+    model: str
     work: str
     attempt: int
     meeting: str

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
 import psutil
 import pytest
 
@@ -10,7 +15,9 @@ from backend.queue.folders import read_log, work_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State
+from jobs.kind import kind_named
 from jobs.runtime import followers
+from jobs.runtime.rank import FollowerTask, Rank
 from jobs.submit import submit
 from tests.jobs.kinds import test_amphista, test_dlqat
 from tests.queue.conftest import HOST, Wait, process_of
@@ -78,6 +85,26 @@ def test_a_process_that_is_told_nothing_ends_with_the_first() -> None:
     """Started as in production."""
     process = followers.started(followers.environment())
     assert process.communicate(b"", timeout=60)[0] is None and process.returncode == 0
+
+
+def test_others_are_told_the_config_as_it_is_and_where_its_model_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a run has saved is found by the database, which they have not; its name identifies the
+    checkpoints."""
+    monkeypatch.setattr(followers, "resolve_model", lambda spec: SimpleNamespace(source="/there"))
+    echo = lambda _: subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: E731
+    monkeypatch.setattr(followers, "started", echo)
+    kind = kind_named("dlqat")
+    config = kind.config.model_validate({**DLQAT, "model": "sds-0001"})
+    context = SimpleNamespace(log=print, work=tmp_path, attempt_n=3, accompany=lambda pids: None)
+    first = Rank(0, 2, tmp_path / "meeting")
+    team = followers.FollowerProcesses(kind, config, context, first)
+    (child,) = team._children
+    told = FollowerTask(**json.loads(child.stdout.readline()))
+    team.end()
+    assert kind.config.model_validate(told.config) == config and told.model == "/there"
+    assert (told.attempt, told.number, told.world) == (3, 1, 2)
 
 
 def test_all_stop_together_and_a_resumed_run_ends_as_on_one_process(
