@@ -20,7 +20,6 @@ from backend.checkpoints import Checkpoints
 from backend.methods.dlqat.config import DLQATConfig
 from backend.methods.dlqat.pipeline import DLQAT
 from backend.reporter import SilentReporter
-from backend.settings import available_threads
 from benchmarks.dlqat import VOCABULARY, build
 
 SKIPPED = 2  # steps: the first compile kernels
@@ -44,23 +43,31 @@ class StepClock(SilentReporter):
             self.times.append(time.perf_counter())
 
 
-def measure(world: int) -> dict[str, Any]:
-    """Median milliseconds of a step, milliseconds of processor time of a step, and the losses."""
+def measure(world: int, threads: int) -> dict[str, Any]:
+    """Median milliseconds of a step, milliseconds of processor time of a step, and the losses.
+
+    Args:
+        threads: of each process.
+    """
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, "-m", "benchmarks.scale", "--work", folder, "--world", str(world)]
+        line += ["--threads", str(threads)]
+        patient = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # others may need the cores
         started = [
-            subprocess.Popen([*line, "--number", str(number)], stdout=subprocess.PIPE)
+            subprocess.Popen([*line, "--number", str(number)], stdout=subprocess.PIPE, env=patient)
             for number in range(world)
         ]
         told = [json.loads(each.communicate()[0].splitlines()[-1]) for each in started]
     first = told[0]
-    return {"processes": world, "ms": first["ms"], "CPU ms": sum(each["CPU ms"] for each in told),
-            "losses": first["losses"]}  # fmt: skip
+    return {
+        "processes": world, "threads": threads, "ms": first["ms"],
+        "CPU ms": sum(each["CPU ms"] for each in told), "losses": first["losses"],
+    }  # fmt: skip
 
 
-def work(number: int, world: int, folder: Path) -> dict[str, Any]:
+def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
     """What one process does, and how long it takes."""
-    torch.set_num_threads(max(1, available_threads() // world))
+    torch.set_num_threads(threads)
     if world > 1:
         ranks.join(number, world, folder / "meeting")
     random = torch.Generator().manual_seed(0)
