@@ -52,7 +52,8 @@ lint: $(INSTALLED) ## Style, types and import directions
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: ## List the benchmarks
-	@ls benchmarks/*.py | sed -n 's|benchmarks/\([a-z].*\)\.py|  make bench-\1|p'
+	@ls benchmarks/*.py benchmarks/*/__main__.py | sed 's|/__main__||' \
+	  | sed -n 's|benchmarks/\([a-z].*\)\.py|  make bench-\1|p'
 
 bench-%: setup chromium ## Run one benchmark: a table, then one line of JSON
 	@$(BIN)/python -m benchmarks.$* $(ARGS)

@@ -4,6 +4,7 @@ finished runs."""
 from __future__ import annotations
 
 from backend.models.memory import check_memory, memory_available
+from jobs.fields.processes import ProcessesConfig
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.limits import gpu_count, require_device, require_disk
 from jobs.runtime.duration import estimate_seconds
@@ -22,7 +23,10 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     if needs.disk:
         require_disk(needs.disk)
     flops = sum(needs.flops.values())
-    seconds, basis = estimate_seconds(kind.name, needs.model, flops, needs.timed_seconds)
+    processes = config.processes if isinstance(config, ProcessesConfig) else 1
+    seconds, basis = estimate_seconds(
+        kind.name, needs.model, flops, needs.timed_seconds, config.device, processes
+    )
     return Estimate(
         seconds,
         sum(needs.memory.values()),

@@ -186,6 +186,7 @@ class Kind:
         requirements: what a run needs, without torch; raises SlimscopeError with `field` for a
             config that cannot work.
         run: "module:function" of the work, imported only by a job's process.
+        follow: the same of what the other processes do, where a run may train on several.
         order: place among the kinds.
         presets: name -> field values that differ from the defaults.
         preset_notes: name -> what the preset is for, in a few words, where its name does not say.
@@ -215,6 +216,7 @@ class Kind:
     config: type[JobConfig]
     requirements: Callable[[Any], Requirements]
     run: str
+    follow: str = ""
     order: int = 1000
     stages: Mapping[str, str] = field(default_factory=dict)
     stage_label: Callable[[str], str] = capitalized
@@ -248,13 +250,22 @@ class Kind:
 
     def load_run(self) -> Callable[[Any, Any], None]:
         """Import the work: `run(config, context)`."""
-        module, _, function = self.run.partition(":")
-        gc.disable()  # nothing that torch and transformers import is garbage: a second less
-        try:
-            loaded: Callable[[Any, Any], None] = getattr(importlib.import_module(module), function)
-        finally:
-            gc.enable()
-        return loaded
+        return _imported(self.run)
+
+    def load_follow(self) -> Callable[[Any, Any], None]:
+        """Import the work of the other processes: `follow(config, context)`."""
+        return _imported(self.follow)
+
+
+def _imported(name: str) -> Callable[[Any, Any], None]:
+    """The function "module:function"."""
+    module, _, function = name.partition(":")
+    gc.disable()  # nothing that torch and transformers import is garbage: a second less
+    try:
+        loaded: Callable[[Any, Any], None] = getattr(importlib.import_module(module), function)
+    finally:
+        gc.enable()
+    return loaded
 
 
 @lru_cache

@@ -44,5 +44,6 @@ def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -
         slot=session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one(),
         device=str(job.config.get("device", "")),
         threads=int(job.config.get("threads") or 0),
+        processes=int(job.config.get("processes") or 1),
         token=attempt.token,
     )

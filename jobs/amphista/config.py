@@ -10,6 +10,7 @@ from backend.methods.amphista.config import ADVANCED, DrafterConfig, Temperature
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.fields.drafters import DRAFTER_FOLDER, DRAFTER_KIND
 from jobs.fields.model import ModelConfig
+from jobs.fields.processes import ProcessesConfig
 from jobs.fields.prompts import PromptConfig
 from jobs.fields.types import CorpusName, PromptSet
 from jobs.kind import JobConfig
@@ -76,5 +77,7 @@ class DataConfig(PromptConfig):
     )
 
 
-class AmphistaJob(ModelConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
+class AmphistaJob(
+    ModelConfig, DrafterConfig, DataConfig, TrainingConfig, ProcessesConfig, JobConfig
+):
     """Base model, drafter architecture, training data and budget."""

@@ -11,6 +11,7 @@ from backend.text import files
 from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
 from jobs.amphista.config import AmphistaJob
 from jobs.fields.base_model import require_decoder, require_precision, resolve_model
+from jobs.fields.processes import memory_of_others, require_processes
 from jobs.fields.prompts import prompt_set
 from jobs.fields.text import require_text
 from jobs.kind import DiskSpace, Requirements
@@ -37,6 +38,7 @@ def requirements(config: AmphistaJob) -> Requirements:
     require_precision(base, config.precision)
     require_consistent(config, facts)
     require_data(config, facts)
+    require_processes(config.processes, config.device, config.batch)
     return Requirements(
         model=config.model,
         title=facts.title,
@@ -187,7 +189,9 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
         + 4 * 4 * CHUNK * config.heads * vocabulary,
     }
     most = max(work, key=work.__getitem__)
-    return {"runtime": RUNTIME, "weights": weight_memory(facts), most: work[most]}
+    needed = {"runtime": RUNTIME, "weights": weight_memory(facts)}
+    others = memory_of_others(config.processes, needed | work, *needed, "training")
+    return needed | {most: work[most]} | others
 
 
 def cached_values(facts: ModelFacts) -> int:

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from backend import ranks
 from backend.checkpoints import Checkpoints, sha256_of
 from backend.methods.amphista.checkpoint import WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.methods.amphista.config import DrafterConfig, TrainingConfig, arm_of
 from backend.methods.amphista.data.hidden_state_cache import (
+    HELD,
+    LEARNT,
     HiddenStateCache,
     collect,
     draft_vocabulary,
+    stored,
 )
 from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.draft_time import time_parts
@@ -32,6 +36,7 @@ from jobs.amphista.estimate import flops_by_phase, untimed_flops
 from jobs.metrics import DRAFT_MS, PREDICTED_LENGTH
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
+from jobs.runtime.follower import FollowerContext
 from jobs.runtime.loading import load_model
 from jobs.runtime.progress import Phases
 
@@ -41,6 +46,26 @@ WALKED = 24  # held-out answers the forecast is made on
 def run(config: AmphistaJob, context: JobContext) -> None:
     """The whole job. Answers and training are in checkpoints, so a killed job goes on."""
     DrafterRun(config, context).run()
+
+
+def follow(config: AmphistaJob, context: FollowerContext) -> None:
+    """Train with the first process of a job, on the sequences it has stored."""
+    device = prepare(config, context)
+    loaded = load_model(context.model, device, config.precision, context, decodes=False)
+    target, training = TargetModel(loaded.model), config_part(config, TrainingConfig)
+    for _ in ranks.tasks():
+        learnt, heldout = (stored(context.checkpoints, name) for name in (LEARNT, HELD))
+        DrafterTrainer(
+            untrained(config, target, learnt), target, learnt, heldout, training, config.seed,
+            context.checkpoints, context,
+        ).train()  # fmt: skip
+
+
+def untrained(config: AmphistaJob, target: TargetModel, learnt: HiddenStateCache) -> Drafter:
+    """The drafter before `learnt` has told it anything but the vocabulary."""
+    vocabulary = draft_vocabulary(learnt, target.vocabulary, config.draft_vocabulary)
+    torch.manual_seed(config.seed)
+    return build_drafter(config_part(config, DrafterConfig), target, vocabulary)
 
 
 class DrafterRun:
@@ -58,9 +83,7 @@ class DrafterRun:
         """Collect the data, train, measure and save."""
         config, context = self.config, self.context
         learnt, heldout = self._collect()
-        vocabulary = draft_vocabulary(learnt, self.target.vocabulary, config.draft_vocabulary)
-        torch.manual_seed(config.seed)
-        drafter = build_drafter(config_part(config, DrafterConfig), self.target, vocabulary)
+        drafter = untrained(config, self.target, learnt)
         self._initialize(drafter, learnt)
         accuracy, seconds = self._train(drafter, learnt, heldout)
         self.phases.phase("measure").progress(0, 1, "Measuring this machine")
@@ -99,7 +122,9 @@ class DrafterRun:
             drafter, self.target, learnt, heldout, config_part(config, TrainingConfig), config.seed,
             context.checkpoints, self.phases.phase("train"),
         )  # fmt: skip
+        ranks.tell("train")
         accuracy = trainer.run()
+        ranks.tell("")
         context.result(DRAFTER, "steps", trainer.schedule.steps)
         context.step_time("training", trainer.schedule.seconds)
         return accuracy, trainer.schedule.seconds

@@ -267,9 +267,15 @@ def mcp() -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    as_json: Json = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Send a job to the cluster: its versions, and its artefacts."),
+    ] = False,
+) -> None:
     """Check this machine and the data folder, and say what to do."""
-    checks = examine()
+    checks = examine(probe)
     if as_json:
         print(json.dumps([vars(c) for c in checks], indent=1))
     else:

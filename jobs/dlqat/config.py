@@ -9,6 +9,7 @@ from pydantic import Field
 from backend.export.formats import Format
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
 from jobs.fields.model import ModelConfig
+from jobs.fields.processes import ProcessesConfig
 from jobs.fields.quality import QualityConfig
 from jobs.fields.text import TextConfig
 from jobs.fields.types import CorpusName
@@ -20,7 +21,7 @@ QUANTISED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTISED]
 ExportedStage: TypeAlias = Literal["auto", *QUANTISED]  # type: ignore[valid-type]
 
 
-class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
+class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesConfig, JobConfig):
     """Model, texts and settings of the method."""
 
     training_text: CorpusName = Field(

@@ -21,6 +21,7 @@ from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.base_model import resolve_model
+from jobs.fields.processes import memory_of_others, require_processes
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
@@ -43,6 +44,7 @@ def requirements(config: DLQATJob) -> Requirements:
     facts.require_compressible()
     refuse_idle(config)
     layers = quantised_layers(facts.linears, config)
+    require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts) + check_quality(config)
     if config.format == "compressed-tensors" and not config.symmetric:
         warnings += (ASYMMETRIC,)
@@ -165,7 +167,8 @@ def memory_bytes(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") ->
         layer_weights(layers)
     )  # a stage's weights or a start, beside the dense ones
     needed["training"] = training_bytes(config, facts)
-    return needed
+    shared = ("runtime", "weights", "held", "training")
+    return needed | memory_of_others(config.processes, needed, *shared)
 
 
 def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:

@@ -78,6 +78,7 @@ KIND = Kind(
     config=DLQATJob,
     requirements=requirements,
     run="jobs.dlqat.run:run",
+    follow="jobs.dlqat.run:follow",
     order=20,
     main_fields=("bits", "group_size"),
     compresses=True,

@@ -6,7 +6,10 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor
 
+from backend import ranks
+from backend.checkpoints import Checkpoints
 from backend.methods.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage
 from backend.methods.dlqat.layer_selection import quantised_layers, trainable
 from backend.methods.dlqat.pipeline import DLQAT
@@ -22,8 +25,11 @@ from jobs.fields.base_model import resolve_model
 from jobs.fields.text import corpus_names
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
+from jobs.runtime.follower import FollowerContext
 from jobs.runtime.loading import load_texts, load_whole, text_facts
 from jobs.runtime.progress import Phases
+
+Rows = tuple[Tensor, Tensor, Tensor]
 
 
 def run(config: DLQATJob, context: JobContext) -> None:
@@ -36,11 +42,10 @@ def run(config: DLQATJob, context: JobContext) -> None:
     phases = Phases(context, flops_by_phase(config, loaded.facts))
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     training = load_training(config, loaded, calibration, evaluation, context)
-    rows = (training.text.input_ids, training.labels)
-    qat = DLQAT(
-        loaded.model, calibration.input_ids, *rows, config, context.checkpoints, config.seed,
-        loaded.stored if config.format == "dense" else None,
-    )  # fmt: skip
+    rows = (calibration.input_ids, training.text.input_ids, training.labels)
+    qat = method(config, loaded, rows, context.checkpoints)
+    for each in rows:
+        ranks.give(each)
     quality = Quality(
         config, loaded, evaluation, context, batch=config.calibration_batch, labels=STAGE_LABELS
     )
@@ -50,10 +55,29 @@ def run(config: DLQATJob, context: JobContext) -> None:
         role: Role = "kept" if stage == config.kept else ""
         with qat.installed(stage) if quality.missing(stage, role) else nullcontext():
             quality.measure(stage, phases.phase(f"measure {stage}"), role)
+    ranks.tell("")
     record(qat, phases, config, loaded.facts, context)
     save_model(qat, loaded, config, context)
     time_packed(loaded, evaluation.input_ids[0].tolist(), config, phases.phase("speed"), context)
     context.outcome(flops=sum(flops_by_phase(config, loaded.facts).values()))
+
+
+def follow(config: DLQATJob, context: FollowerContext) -> None:
+    """Train with the first process of a job, on the rows it gives."""
+    device = prepare(config, context)
+    loaded = load_whole(resolve_model(context.model), device, torch.float32, context)
+    rows = (ranks.take(), ranks.take(), ranks.take())
+    method(config, loaded, rows, context.checkpoints).follow()
+
+
+def method(config: DLQATJob, loaded: LoadedModel, rows: Rows, checkpoints: Checkpoints) -> DLQAT:
+    """The method on a loaded model.
+
+    Args:
+        rows: token ids of the calibration; of the training, and its labels.
+    """
+    dense = loaded.stored if config.format == "dense" else None
+    return DLQAT(loaded.model, *rows, config, checkpoints, config.seed, dense)
 
 
 def load_training(

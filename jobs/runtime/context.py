@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from backend.store.tables import (
 )
 from jobs.runtime.figures import FigureBuffer, LeaseLostError
 from jobs.runtime.progress import Progress
+from jobs.runtime.rank import Rank
 from jobs.runtime.rows import Row, Values, profile_row, tensor_row, upsert
 from jobs.runtime.spool import FigureSpool
 from jobs.runtime.uploads import Uploads
@@ -61,7 +62,11 @@ LEAVING_S = 20.0  # for a run to store what is left; less than its silence is ta
 
 
 class JobContext:
-    """One attempt's view of its job. Made by `claim`, closed by `finish`."""
+    """One attempt's view of its job. Made by `claim`, closed by `finish`.
+
+    Attributes:
+        rank: of this process, where the run has several.
+    """
 
     def __init__(self, attempt: Attempt, job: Job) -> None:
         self.job_id, self.attempt_id, self.token = job.id, attempt.id, attempt.token
@@ -73,6 +78,7 @@ class JobContext:
         )
         self.checkpoints = Checkpoints(self.work, self.settle, attempt.n, self._uploads.add)
         self.resumed_from: str | None = None
+        self.rank: Rank | None = None
         self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
@@ -274,6 +280,12 @@ class JobContext:
         with reading() as session:
             self._usage = UsageSampler(session.scalar(began) or now_ms(), self.metric)
         self._thread.start()
+
+    def accompany(self, pids: Sequence[int]) -> None:
+        """Counts in what the run takes of the machine what these processes take."""
+        self._progress.include(*pids)
+        if self._usage:
+            self._usage.include(*pids)
 
     def ask_stop(self) -> None:
         """Makes `should_stop` true, as a signal or a person's request does."""

@@ -1,12 +1,19 @@
-"""How long a run takes on this machine, learned from finished runs; and the costs that the
-estimates of several kinds rest on."""
+"""How long a run takes, learned from finished runs on machines of the same class; and the costs
+that the estimates of several kinds rest on."""
 
 from __future__ import annotations
 
 import math
+import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from statistics import median
+from typing import Any
 
+from backend.queue.engines.choose import CLUSTERS
+from backend.queue.engines.local import installed_gpus
 from backend.settings import available_threads, settings
 from backend.store import queries
 from backend.store.states import State
@@ -21,19 +28,32 @@ START_S = 6.0  # to start a process and import torch
 
 
 def estimate_seconds(
-    kind: str, model: str, flops: float, timed_seconds: float = 0.0
+    kind: str,
+    model: str,
+    flops: float,
+    timed_seconds: float = 0.0,
+    device: str = "auto",
+    processes: int = 1,
 ) -> tuple[float, str]:
     """Expected seconds, and the basis of the figure in words.
 
     The pace is the median of the finished runs nearest in FLOPs, because a small run is mostly
     overhead. Only runs on the same model count (a toy spends its time on other things than
-    arithmetic), and only those with a time budget if this run has one.
+    arithmetic), on machines of one class and as many processes, and only those with a time budget
+    if this run has one.
 
     Args:
         flops: floating-point operations of all phases without a time budget.
         timed_seconds: the time budget of the others.
+        device, processes: as in the config.
     """
-    alike = [run for run in _finished(kind, model) if (run.timed > 0) == (timed_seconds > 0)]
+    alike = [
+        run
+        for run in _finished(kind, model)
+        if (run.timed > 0) == (timed_seconds > 0) and run.processes == processes
+    ]
+    there = _machine_class(device) or (alike[0].machine if alike else "")
+    alike = [run for run in alike if run.machine == there]
     nearest = sorted(alike, key=lambda run: abs(math.log(run.flops / max(flops, 1))))[:NEAREST_RUNS]
     if nearest:
         pace = median(run.seconds / run.flops for run in nearest)
@@ -47,11 +67,44 @@ def estimate_seconds(
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: its FLOPs, the `seconds` they took, and the seconds of its time budget."""
+    """A finished run: its FLOPs, the `seconds` they took, and the seconds of its time budget.
+
+    Attributes:
+        machine: the class of the machine: its GPU where it used one, else its processor.
+        processes: how many it trained on.
+    """
 
     flops: float
     seconds: float
     timed: float
+    machine: str
+    processes: int
+
+
+def _machine_class(device: str) -> str:
+    """The class of the machine a run will be on; empty where that is not known beforehand: on a
+    cluster, or where only torch could say which GPU is used. The newest run then tells."""
+    if settings().engine in CLUSTERS or (device != "cpu" and installed_gpus()):
+        return ""
+    return processor()
+
+
+def _class_in(environment: Mapping[str, Any]) -> str:
+    """The class of the machine that a run was on; that of this one for a run that did not say."""
+    device = str(environment.get("device", "cpu"))
+    name = str(environment.get("cpu", "")).rpartition(", ")[0]  # without its cores
+    return (name or processor()) if device == "cpu" else device
+
+
+@lru_cache
+def processor() -> str:
+    """The name of the processor."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip() if names else name
+    return name
 
 
 def _finished(kind: str, model: str) -> list[FinishedRun]:
@@ -66,7 +119,13 @@ def _finished(kind: str, model: str) -> list[FinishedRun]:
         and job.started_at
     ]
     return [
-        FinishedRun(job.flops, max(seconds, 0.1), job.timed_seconds or 0.0)
+        FinishedRun(
+            job.flops,
+            max(seconds, 0.1),
+            job.timed_seconds or 0.0,
+            _class_in(job.environment or {}),
+            int(job.config.get("processes") or 1),
+        )
         for job, seconds in runs[:RECENT_RUNS]
         if job.flops
     ]

@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from backend import ranks
 from backend.settings import available_threads, settings
 from jobs.kind import JobConfig
 from jobs.limits import require_device
-from jobs.runtime.context import JobContext
+from jobs.runtime.duration import processor
+from jobs.runtime.rank import RunContext
 
 PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")
 
 
-def prepare(config: JobConfig, context: JobContext) -> str:
-    """Seeds, sets threads and precision, and records where the run takes place.
+def prepare(config: JobConfig, context: RunContext) -> str:
+    """Seeds, sets threads and precision, records where the run takes place, and meets the other
+    processes, if it has several.
 
     Returns:
         The torch device to use.
@@ -28,12 +30,19 @@ def prepare(config: JobConfig, context: JobContext) -> str:
         ConfigError: the device asked for is not there.
     """
     torch.manual_seed(config.seed)
-    threads = config.threads or settings().threads or available_threads()
+    rank, threads = context.rank, config.threads or settings().threads or available_threads()
+    if rank:
+        threads = max(1, threads // rank.world)
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False  # Grams and solvers need full float32
     device = choose_device(config.device)
+    if rank and device == "cuda":
+        require_device(f"cuda:{rank.world - 1}", torch.cuda.device_count())
+        device = f"cuda:{rank.number}"
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # what waits for "the GPU" waits for this one
+    if rank:
+        ranks.join(rank.number, rank.world, rank.meeting)
     context.environment(**place(device, threads))
     return device
 
@@ -42,7 +51,7 @@ def place(device: str, threads: int) -> dict[str, Any]:
     """Where a run takes place, and the versions needed to repeat it."""
     return {
         "host": platform.node(),
-        "cpu": processor(),
+        "cpu": f"{processor()}, {available_threads()} of {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": threads,
         "python": platform.python_version(),
@@ -60,13 +69,3 @@ def choose_device(wanted: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     require_device(wanted, torch.cuda.device_count())
     return wanted
-
-
-def processor() -> str:
-    """The processor's name and how many cores this process may use."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        name = names[0].split(":", 1)[1].strip() if names else name
-    return f"{name}, {available_threads()} of {os.cpu_count()} cores"

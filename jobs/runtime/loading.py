@@ -28,10 +28,11 @@ from jobs.fields.text import (
     evaluation_name,
 )
 from jobs.runtime.context import JobContext
+from jobs.runtime.rank import RunContext
 
 
 def load_model(
-    spec: str, device: str, precision: str, context: JobContext, *, decodes: bool = True
+    spec: str, device: str, precision: str, context: RunContext, *, decodes: bool = True
 ) -> LoadedModel:
     """The model to decode with, frozen, in `precision`.
 
@@ -59,7 +60,7 @@ def load_whole(
     base: ResolvedModel,
     device: str,
     dtype: torch.dtype,
-    context: JobContext,
+    context: RunContext,
     streamed: bool = False,
 ) -> LoadedModel:
     """The dense model to compress or measure; packed weights are unpacked.
@@ -79,7 +80,7 @@ def load_whole(
     return LoadedModel(model.to(device), tokenizer, base.facts)  # type: ignore[arg-type]
 
 
-def _load_packed(base: ResolvedModel, context: JobContext) -> LoadedModel:
+def _load_packed(base: ResolvedModel, context: RunContext) -> LoadedModel:
     folder = Path(base.source)
     tokenizer = load_tokenizer(folder, base.facts)
     model = load_packed(folder, context.log).requires_grad_(False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -26,6 +25,8 @@ from backend.store.tables import Job, check_intact
 from jobs.kind import kind_named
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.followers import followers
+from jobs.runtime.usage import limit_memory
 
 
 def main() -> int:
@@ -78,7 +79,9 @@ def execute(context: JobContext) -> int:
         context.begin_storing()
         check_intact(context.config)
         check_inputs(settings().inputs)
-        kind.load_run()(kind.config.model_validate(context.config), context)
+        config = kind.config.model_validate(context.config)
+        with followers(kind, config, context):
+            kind.load_run()(config, context)
         if context.folder_is_gone():  # and with it what the run leaves
             return Exit.FOLDER_GONE
         context.deliver()
@@ -107,14 +110,6 @@ def write_output_to(log: Path) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-
-
-def limit_memory(gigabytes: float) -> None:
-    """Let allocations beyond this fail, so that the run ends with a reason instead of the machine
-    running out. Counts what is private to the process, not mapped files; 0: no limit."""
-    if gigabytes:
-        most = int(gigabytes * 1e9)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def print_trace() -> None:

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,11 @@ class Progress:
         self._done = self._total = self._phase_end = 0.0
         self._stage = "starting"
         self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done
+        self._peaks = {"self": 0}  # process -> the most bytes it has held in memory
+
+    def include(self, *pids: int) -> None:
+        """Count the memory of these processes, too."""
+        self._peaks |= dict.fromkeys(map(str, pids), 0)
 
     def report(self, done: float, total: float, stage: str, phase_end: float) -> None:
         now = (time.monotonic(), done)
@@ -52,8 +58,15 @@ class Progress:
             "total": self._total,
             "stage": self._stage,
             "eta_s": self._eta(),
-            "peak_bytes": peak_memory(),
+            "peak_bytes": self._peak(),
         }
+
+    def _peak(self) -> int:
+        """The most bytes all processes have held; of one that has ended, while it was there."""
+        for process in self._peaks:
+            with suppress(OSError, StopIteration):
+                self._peaks[process] = peak_memory(process)
+        return sum(self._peaks.values())
 
     def _eta(self) -> float | None:
         by_pace, total = self._left_by_pace(), self._total or 1.0
@@ -80,12 +93,16 @@ class Progress:
         return (time.monotonic() - seconds) / (self._done - done) if self._done > done else None
 
 
-def peak_memory() -> int:
-    """The most bytes this process has held in memory. On Linux not by `getrusage`, whose peak
-    begins with that of the process that started this one."""
+def peak_memory(process: str) -> int:
+    """The most bytes a process has held in memory. On Linux not by `getrusage`, whose peak begins
+    with that of the process that started this one.
+
+    Args:
+        process: its pid, or "self"; macOS knows only this one.
+    """
     if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = Path("/proc/self/status").read_text().splitlines()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if process == "self" else 0
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 

@@ -1,7 +1,8 @@
-"""What a job's process takes of the machine while it works: memory and processor, as curves."""
+"""What a job's processes take of the machine while they work, as curves, and the most they may."""
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,8 @@ MB = 1e6
 
 
 class UsageSampler:
-    """Samples this process, the less often the longer the run takes: some 400 points in an hour.
+    """Samples this process, and those that train with it, the less often the longer the run takes:
+    some 400 points in an hour.
 
     Args:
         began: when the run began, in all its attempts, UTC milliseconds.
@@ -28,16 +30,34 @@ class UsageSampler:
         self, began: int, record: Callable[[str, float, int], None], least: float = 1.0
     ) -> None:
         self._began, self._record, self._least = began, record, least
-        self._process = psutil.Process()
+        self._processes = list[psutil.Process]()
         self._last = time.monotonic()
-        self._process.cpu_percent()  # the first call begins to count
+        self.include(None)
+
+    def include(self, *pids: int | None) -> None:
+        """Sample these processes, too; None: this one."""
+        with suppress(psutil.Error):
+            for process in map(psutil.Process, pids):
+                process.cpu_percent()  # the first call begins to count
+                self._processes.append(process)
 
     def sample(self) -> None:
-        """Record where the process stands, if it is time to."""
+        """Record where the processes stand together, if it is time to."""
         seconds = (now_ms() - self._began) / 1000
         if time.monotonic() - self._last < max(self._least, EVERY * seconds):
             return
         self._last = time.monotonic()
+        self._processes = [each for each in self._processes if each.is_running()]
         with suppress(psutil.Error):
-            self._record(MEMORY, self._process.memory_info().rss / MB, round(seconds))
-            self._record(PROCESSOR, self._process.cpu_percent(), round(seconds))
+            held = sum(each.memory_info().rss for each in self._processes)
+            used = sum(each.cpu_percent() for each in self._processes)
+            self._record(MEMORY, held / MB, round(seconds))
+            self._record(PROCESSOR, used, round(seconds))
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let allocations beyond this fail, so that the run ends with a reason instead of the machine
+    running out. Counts what is private to the process, not mapped files; 0: no limit."""
+    if gigabytes:
+        most = int(gigabytes * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))

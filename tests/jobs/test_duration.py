@@ -9,6 +9,7 @@ import pytest
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.runtime import duration
 from jobs.runtime.duration import START_S, estimate_seconds
 from jobs.submit import checked
 
@@ -49,6 +50,27 @@ def test_of_equal_runs_the_newest_count(queue: Path) -> None:
     for number, seconds in enumerate((100, 100, 100, 10, 10, 10), 1):
         finished(number, 1e9, START_S + seconds)
     assert estimate_seconds("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 10)
+
+
+def test_only_machines_of_the_same_class_count(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor of this machine; where the GPU is not known, that of the newest run."""
+    here = {"device": "cpu", "cpu": f"{duration.processor()}, 2 of 64 cores"}
+    for number, (seconds, environment) in enumerate(
+        [(500, {"device": "cpu", "cpu": "Slow, fast, 2 of 2 cores"}), (100, here),
+         (7, {"device": "NVIDIA B1", "cpu": here["cpu"]}), (5, {"device": "NVIDIA B2"})], 1,
+    ):  # fmt: skip
+        finished(number, 1e9, START_S + seconds, environment=environment)
+    finished(9, 1e9, START_S + 60, config={"model": "toy", "processes": 2}, environment=here)
+
+    def seconds(**given: object) -> float:
+        return estimate_seconds("amphista", "toy", 1e9, **given)[0] - START_S
+
+    assert seconds() == seconds(device="cpu") == pytest.approx(100)
+    assert seconds(processes=2) == pytest.approx(60)
+    monkeypatch.setattr(duration, "installed_gpus", lambda: [0])
+    assert seconds() == pytest.approx(5) and seconds(device="cpu") == pytest.approx(100)
 
 
 def test_given_time_is_taken_as_given(queue: Path) -> None:

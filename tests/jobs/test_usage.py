@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from backend.reporter import at_block, block_reached
 from jobs.metrics import MEMORY, PROCESSOR
 from jobs.runtime import usage
+from jobs.runtime.progress import Progress
 from jobs.runtime.usage import MB, UsageSampler
 from ui.charts.lines import curve_titles
 
@@ -47,6 +50,27 @@ def test_memory_and_processor_are_those_of_this_process(clock: SimpleNamespace) 
     assert points[MEMORY] == pytest.approx(held, rel=0.5) and points[PROCESSOR] >= 0
     assert curve_titles(MEMORY).x == curve_titles(PROCESSOR).x == "Seconds"
     assert curve_titles("loss/sds").x == "Step"
+
+
+def test_processes_that_train_together_count_together(clock: SimpleNamespace) -> None:
+    """Also when one of them has ended."""
+    points: list[float] = []
+    sampler = UsageSampler(0, lambda name, value, _: points.append(value) if name == MEMORY else 0)
+    progress, code = Progress(), "held = b'x' * 10**8; print(flush=True); input()"
+    line, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe) as other:
+        assert other.stdin and other.stdout and other.stdout.readline()
+        alone = progress.columns()["peak_bytes"]
+        sampler.include(other.pid)
+        progress.include(other.pid)
+        clock.now = 2.0
+        sampler.sample()
+        both = progress.columns()["peak_bytes"]
+        other.kill()
+    clock.now = 4.0
+    sampler.sample()
+    assert both - alone > 10**8 and progress.columns()["peak_bytes"] >= both
+    assert points[0] - points[1] > 95
 
 
 @given(st.integers(0, 500), st.integers(1, 500), st.sampled_from(["", "Re-dense", "Block, block"]))

@@ -16,7 +16,7 @@ from backend.queue.engines.base import LaunchRequest
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
-from jobs.runtime.main import limit_memory
+from jobs.runtime.usage import limit_memory
 from jobs.submit import submit
 from tests.fork_server import FORKS
 from tests.queue.conftest import HOST, Wait
@@ -40,6 +40,22 @@ def test_each_slot_has_a_gpu_of_its_own(
     variables = {"CUDA_VISIBLE_DEVICES": named}
     shown = [
         local.visible_gpu(LaunchRequest(1, (), variables, "", "", slot, device), slots)
+        for slot in range(slots)
+    ]
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in shown] == expected
+
+
+@pytest.mark.parametrize(
+    ("slots", "processes", "expected"), [(2, 1, ["0", "2"]), (2, 2, ["0,1", "2,3"]), (1, 4, [None])]
+)
+def test_a_run_on_several_processes_sees_as_many_gpus(
+    monkeypatch: pytest.MonkeyPatch, slots: int, processes: int, expected: list[str | None]
+) -> None:
+    monkeypatch.setattr(local, "installed_gpus", lambda: [0, 1, 2, 3])
+    shown = [
+        local.visible_gpu(
+            LaunchRequest(1, (), {}, "", "", slot, "auto", processes=processes), slots
+        )
         for slot in range(slots)
     ]
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in shown] == expected

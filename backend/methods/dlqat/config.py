@@ -11,6 +11,8 @@ from pydantic.config import JsonDict
 from backend.models.layer_names import read_names
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 
+PROCESSES = "processes"  # a field of jobs: how many train together changes no checkpoint
+
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 
@@ -370,7 +372,8 @@ class DLQATConfig(BaseModel):
     @property
     def identity(self) -> str:
         """The config as JSON, as it identifies the checkpoints of a run."""
-        return self.model_dump_json(exclude=None if self.quantizers else {"quantizers"})
+        without = {PROCESSES} if self.quantizers else {PROCESSES, "quantizers"}
+        return self.model_dump_json(exclude=without)
 
     @property
     def needs_energies(self) -> bool:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend import ranks
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
 from backend.methods.dlqat.config import TRAINED, DLQATConfig, DLQATStage
@@ -53,7 +54,7 @@ from backend.models.patching import swap_modules
 from backend.models.precision import all_finite, resolve_dtype
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.range_search import search_range
-from backend.reporter import REPLAY, Reporter, stop_if_asked
+from backend.reporter import REPLAY, Reporter, SilentReporter, stop_if_asked
 
 
 class DLQAT:
@@ -157,18 +158,28 @@ class DLQAT:
 
     def _make(self, stage: str, reporter: Reporter) -> None:
         run = self.run
-        if stage in TRAINED:
-            self._train(stage, reporter)
-        elif stage == DLQATStage.LORA:
-            train_lora(run, reporter)
-        else:
+        if stage not in (*TRAINED, DLQATStage.LORA):
             quantize_stage(run, stage, reporter)
+            return
+        if stage == DLQATStage.DLQAT_KD and run.config.teacher == "cached":
+            cache_teacher(run, reporter)
+        ranks.tell(stage)
+        self._train(stage, reporter)
+
+    def follow(self) -> None:
+        """Train with the process that runs `make`, until that has no training left."""
+        for stage in ranks.tasks():
+            self._train(stage, SilentReporter())
 
     def _train(self, stage: str, reporter: Reporter) -> None:
+        if stage == DLQATStage.LORA:
+            train_lora(self.run, reporter)
+        else:
+            self._train_rounded(stage, reporter)
+
+    def _train_rounded(self, stage: str, reporter: Reporter) -> None:
         run, config = self.run, self.run.config
         layers = self._layers(stage, reporter)
-        if stage == DLQATStage.DLQAT_KD and config.teacher == "cached":
-            cache_teacher(run, reporter)
         parameters = {
             f"{name}.{part}": parameter
             for name, layer in layers.items()
@@ -179,9 +190,10 @@ class DLQAT:
         snapshots = TrainingSnapshots(
             stage, layers, run.linears, config.steps, config.pictures, reporter
         )
+        watch = snapshots if ranks.is_first() else _watch_nothing
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             loss = self._loss(stage, layers)
-            StageTrainer(run, stage, parameters, rates, loss, snapshots, reporter).train()
+            StageTrainer(run, stage, parameters, rates, loss, watch, reporter).train()
         run.store.save_stage(stage, {n: layer.convert(run.stored) for n, layer in layers.items()})
 
     def _loss(self, stage: str, layers: dict[str, DLQATLinear]) -> Loss:
@@ -243,6 +255,10 @@ class DLQAT:
     def audit(self, reporter: Reporter) -> dict[str, float]:
         """Report the statistics of all tensors at all stages; stage -> mean relative error."""
         return audit(self.run, self.run.config.stages, reporter)
+
+
+def _watch_nothing(step: int) -> None:
+    """In place of snapshots, in a process that reports nothing."""
 
 
 def _require_rows(input_ids: Tensor, labels: Tensor, config: DLQATConfig) -> None:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from backend import ranks
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.methods.dlqat.config import STAGE_LABELS
@@ -41,7 +42,10 @@ class DLQATStageStore:
         return self._checkpoints.find(name) is not None
 
     def save(self, name: str, tensors: Tensors, **facts: Any) -> None:
-        """Write checkpoint `name`, replacing an existing one."""
+        """Write checkpoint `name`, replacing an existing one. Of several processes the first
+        does."""
+        if not ranks.is_first():
+            return
         with self._checkpoints.write(name) as folder:
             save_file({k: t.contiguous() for k, t in tensors.items()}, folder / TENSORS)
             (folder / FACTS).write_text(json.dumps(facts))

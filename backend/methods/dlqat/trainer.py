@@ -4,8 +4,9 @@
     rate(k) = rate * (1 + cos(pi (k - w) / (steps - w))) / 2      after them
 
 The gradient of a step is the mean over all its predicted tokens, whatever the gradient
-accumulation. Nothing is random: the sequences of a step follow from seed, epoch and step, so a run
-that was killed resumes from its last checkpoint (parameters and both moments) bit for bit.
+accumulation and the number of processes that share its sequences. Nothing is random: the sequences
+of a step follow from seed, epoch and step, so a run that was killed resumes from its last
+checkpoint (parameters and both moments) bit for bit.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from backend import ranks
 from backend.errors import ComputeError
 from backend.methods.dlqat.config import STAGE_LABELS
 from backend.methods.dlqat.losses import Loss
@@ -83,6 +85,7 @@ class StageTrainer:
         if done == 0:
             self.watch(0)
         for step in range(done, config.steps):
+            ranks.stop_if_any_asked(self.reporter)
             loss, rate = self._step(step)
             self.reporter.metric(f"loss/{self.stage}", loss, step + 1)
             self.reporter.metric(f"rate/{self.stage}", rate, step + 1)
@@ -99,12 +102,13 @@ class StageTrainer:
         factor = rate_factor(step, config.steps, config.warmup)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        for part in rows.split(config.batch):
+        for part in ranks.share(rows).split(config.batch):
             stop_if_asked(self.reporter)
             loss = self.loss(part) / max(judged, 1)
-            self._require_finite("loss", loss, step)
             loss.backward()
             total += loss.item()
+        total = ranks.summed(total, self.parameters.values())
+        self._require_finite("loss", torch.tensor(total), step)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
         self._require_finite("gradient", norm, step)
         self.optimiser.step()
@@ -148,12 +152,12 @@ class StageTrainer:
 
     def _resume(self) -> int:
         """Restore the newest checkpoint; return its number of steps."""
-        if not (step := self._newest()):
-            return 0
-        tensors = self.run.store.tensors(self._slot(step))
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(tensors[f"value/{name}"])
-        restore_optimiser(self.optimiser, self.parameters, tensors, STATE_KEY, step)
+        if step := ranks.of_first(self._newest()):
+            tensors = self.run.store.tensors(self._slot(step))
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(tensors[f"value/{name}"])
+            restore_optimiser(self.optimiser, self.parameters, tensors, STATE_KEY, step)
+        ranks.make_equal(self.parameters.values())
         return step
 
 

@@ -21,6 +21,7 @@ class LaunchRequest:
         slot: its number, from 0; jobs that run at the same time have different ones.
         device: what the job's config asks for, such as "auto" or "cuda:1".
         threads: the number it asks for; 0 leaves it to the settings.
+        processes: how many it starts that take a GPU each.
         token: of the attempt, which nobody can guess.
     """
 
@@ -32,6 +33,7 @@ class LaunchRequest:
     slot: int = 0
     device: str = ""
     threads: int = 0
+    processes: int = 1
     token: str = ""
 
 

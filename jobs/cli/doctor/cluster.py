@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from uuid import uuid4
 
 from backend.queue.artifacts.store import store
@@ -12,9 +11,10 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
 from jobs.cli.doctor.check import HealthCheck, check
+from jobs.cli.doctor.node import versions
+from jobs.cli.doctor.probe import PROBE
 
-COMPARED, LATEST = ("slimscope", "torch", "transformers"), 50  # packages; runs looked at
-PROBE = "of-the-doctor-{}"
+LATEST = 50  # runs looked at
 
 
 def engine() -> HealthCheck:
@@ -36,14 +36,14 @@ def engine() -> HealthCheck:
 
 def nodes() -> HealthCheck:
     """Whether the machines that ran something lately have the versions of this one."""
-    here = {name: version(name) for name in COMPARED}
+    here = versions()
     ran = (job.environment for job in queries.jobs([State.SUCCEEDED])[:LATEST] if job.id > 0)
     found = {str(env["host"]): env["versions"] for env in reversed([*ran]) if "versions" in env}
     other = {
-        f"{host} has {name} {versions.get(name)}, this machine {here[name]}"
-        for host, versions in found.items()
-        for name in COMPARED
-        if versions.get(name) != here[name]
+        f"{host} has {name} {there.get(name)}, this machine {has}"
+        for host, there in found.items()
+        for name, has in here.items()
+        if there.get(name) != has
     }
     same = ", ".join(found) or "none yet"
     text = "; ".join(sorted(other)) or f"machines that ran something lately: {same}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.cli.doctor import cluster, data, machine
 from jobs.cli.doctor.check import HealthCheck
+from jobs.cli.doctor.probe import probe
 
 CHECKS = (
     data.data_folder, data.privacy, data.disk, machine.memory, machine.threads, machine.device,
@@ -13,7 +14,11 @@ CHECKS = (
 )  # fmt: skip
 
 
-def examine() -> list[HealthCheck]:
-    """Look at everything a run needs. Starts nothing, and changes nothing but the kept result of
-    the check of the database."""
-    return [check() for check in CHECKS]
+def examine(probes: bool = False) -> list[HealthCheck]:
+    """Look at everything a run needs. Changes nothing but the kept result of the check of the
+    database, and starts nothing.
+
+    Args:
+        probes: start a job on the cluster, too.
+    """
+    return [check() for check in (*CHECKS, *[probe] * probes)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ from backend.store.copies import copy_daily
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Event, Job
-from jobs.cli.doctor import cluster, data, machine
+from jobs.cli.doctor import cluster, data, machine, node
 from jobs.cli.doctor.check import HealthCheck
 from jobs.cli.doctor.report import examine
 from tests.queue.conftest import HOST
@@ -173,7 +172,7 @@ def test_a_cluster_that_answers_and_one_that_does_not(given: Set) -> None:
 
 def test_machines_with_other_versions_are_named(queue: Path) -> None:
     assert cluster.nodes().ok
-    job, own = enqueue("count", {}, HOST), {name: version(name) for name in cluster.COMPARED}
+    job, own = enqueue("count", {}, HOST), node.versions()
     for host, torch, is_other in (("gpu-1", own["torch"], False), ("gpu-2", "1.0", True)):
         with writing() as session:
             row = session.get_one(Job, job.id)

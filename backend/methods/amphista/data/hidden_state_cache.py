@@ -14,6 +14,7 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 HELD, LEARNT = "held", "learnt"
+ROWS = "rows.safetensors"
 WRITE, READ = "Generating responses", "Caching hidden states"
 
 
@@ -122,6 +124,17 @@ class HiddenStateCache:
         return counts
 
 
+def stored(checkpoints: Checkpoints, name: str) -> HiddenStateCache:
+    """The sequences that `collect` has stored, `HELD` or `LEARNT`."""
+    folders = map(checkpoints.find, (batch_name(name, number) for number in count()))
+    return HiddenStateCache([folder / ROWS for folder in takewhile(bool, folders) if folder])
+
+
+def batch_name(name: str, number: int) -> str:
+    """The checkpoint of a batch of sequences."""
+    return f"{name}-{number:05d}"
+
+
 def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Tensor:
     """The most frequent ids, ascending; ties go to the lower id, the earlier merge.
 
@@ -154,7 +167,7 @@ def collect(
     for name, rows in parts.items():
         rows = sorted(rows, key=len)  # sequences of similar length share a batch
         for number in range(0, len(rows), WRITERS):
-            batch, place = rows[number : number + WRITERS], f"{name}-{number // WRITERS:05d}"
+            batch, place = rows[number : number + WRITERS], batch_name(name, number // WRITERS)
             stop_if_asked(reporter)
             folder = checkpoints.find(place)
             if folder is None:
@@ -164,7 +177,7 @@ def collect(
             else:
                 reporter.progress(done + len(batch), total, REPLAY)
             done += len(batch)
-            files[name].append(folder / "rows.safetensors")
+            files[name].append(folder / ROWS)
     return HiddenStateCache(files[LEARNT]), HiddenStateCache(files[HELD])
 
 
@@ -193,4 +206,4 @@ def _make(
     tensors["lengths"] = torch.tensor([len(each["ids"]) for each in made])
     tensors["starts"] = torch.tensor(starts)
     with checkpoints.write(place) as folder:
-        save_file(tensors, folder / "rows.safetensors")
+        save_file(tensors, folder / ROWS)

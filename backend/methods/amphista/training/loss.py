@@ -48,6 +48,7 @@ class AnchorBatch:
         hidden [B, T, d]; ids [B, T]; denominator [B, T].
         rows, places: [n] sequence and position of each anchor.
         valid: [n, K] whether the target of the head is inside the sequence.
+        anchors: how many the step has, those of other processes included.
     """
 
     hidden: Tensor
@@ -56,15 +57,17 @@ class AnchorBatch:
     rows: Tensor
     places: Tensor
     valid: Tensor
+    anchors: int
 
 
 def loss_and_gradient(
     drafter: Drafter, taught: TaughtSlots, batch: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
-    """The loss of n anchors and its gradient with respect to their slots [n, S, d]."""
+    """The share of n anchors in the loss of a step, and its gradient with respect to their slots
+    [n, S, d]."""
     slots, total = taught.slots.detach(), 0.0
     heads = torch.tensor([*range(drafter.config.heads), *taught.heads], device=slots.device)
-    weights = config.discount**heads / len(slots) * batch.valid[:, heads]
+    weights = config.discount**heads / batch.anchors * batch.valid[:, heads]
     if taught.guesses is not None:
         weights[:, 1 : drafter.config.heads] *= _trust(taught.guesses, batch)
     gradient = torch.empty_like(slots)

@@ -8,6 +8,9 @@ Data order, anchors and evaluation depend on seed and step alone, and checkpoint
 weights and optimiser state, so an interrupted run resumes bit for bit. With a time budget the
 number of steps is set once, from the throughput in the first 2 % of the budget, and stored.
 
+Several processes share the sequences of a step, and the anchors in them; the loss and its gradient
+are those of the whole batch.
+
 Shapes recur on purpose: for bfloat16 products the CPU library compiles and caches a kernel for each
 shape.
 """
@@ -25,15 +28,13 @@ from statistics import mean
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
+from backend import ranks
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError
 from backend.methods.amphista.config import TrainingConfig
-from backend.methods.amphista.data.hidden_state_cache import (
-    CachedSequence,
-    CachedSequences,
-    HiddenStateCache,
-)
+from backend.methods.amphista.data.hidden_state_cache import CachedSequences, HiddenStateCache
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import HeadAccuracy, measure_heads
@@ -50,7 +51,7 @@ from backend.methods.optimiser import (
     optimiser_tensors,
     restore_optimiser,
 )
-from backend.reporter import Reporter, stop_if_asked
+from backend.reporter import Reporter
 
 CHECKPOINT = "drafter"
 STATE_KEY = "{name}.{entry}"  # of the optimiser, in a checkpoint
@@ -128,6 +129,13 @@ class DrafterTrainer:
 
     def run(self) -> HeadAccuracy:
         """Train to the end; return the final accuracy on the held-out sequences."""
+        self.train()
+        accuracy = self.evaluate()
+        self.save()  # with the time of the evaluation
+        return accuracy
+
+    def train(self) -> None:
+        """Train to the end: all that a process does which is not the first."""
         self._restore()
         seconds: list[float] = []
         saved = self._saved_at = time.monotonic()
@@ -138,8 +146,9 @@ class DrafterTrainer:
             loss = self.step()
             seconds.append(time.perf_counter() - began)
             self.reporter.metric("loss", loss, self.schedule.step)
-            open_end = not self.schedule.steps
-            self.schedule.set_steps(self.config, seconds)
+            if open_end := not self.schedule.steps:
+                self.schedule.set_steps(self.config, seconds)
+                self.schedule.steps = ranks.of_first(self.schedule.steps)
             if self._evaluates():
                 self.evaluate()
             first = len(seconds) == PACE_STEPS or (open_end and self.schedule.steps)
@@ -147,13 +156,30 @@ class DrafterTrainer:
                 self.save()
                 saved = time.monotonic()
         self.save()
-        accuracy = self.evaluate()
-        self.save()  # with the time of the evaluation
-        return accuracy
 
     def step(self) -> float:
         """Run one step; return its loss."""
         batch = self.anchor_batch(self.schedule.step)
+        self.optimiser.zero_grad(set_to_none=True)
+        mine = self._backward(batch) if len(batch.rows) else 0.0
+        loss = ranks.summed(mine, self.drafter.parameters())
+        if not math.isfinite(loss):
+            raise ComputeError(
+                f"The loss is {loss} at step {self.schedule.step}.",
+                "The training diverged.",
+                "Lower the learning rates.",
+                "rate",
+            )
+        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), CLIP)
+        factor = self.schedule.rate(self.config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["full"] * factor
+        self.optimiser.step()
+        self.schedule.step += 1
+        return loss
+
+    def _backward(self, batch: AnchorBatch) -> float:
+        """Set the gradients of a batch; return its loss."""
         drafter, parameters = self.drafter, torch.float32
         ids = batch.ids
         embedded = self.target.embed(ids[:, 1:]).to(parameters)
@@ -168,33 +194,27 @@ class DrafterTrainer:
             )
         with torch.no_grad():
             loss, gradient = loss_and_gradient(drafter, taught, batch, self.config)
-        if not math.isfinite(loss):
-            raise ComputeError(
-                f"The loss is {loss} at step {self.schedule.step}.",
-                "The training diverged.",
-                "Lower the learning rates.",
-                "rate",
-            )
-        self.optimiser.zero_grad(set_to_none=True)
         taught.slots.backward(gradient)
-        torch.nn.utils.clip_grad_norm_(drafter.parameters(), CLIP)
-        factor = self.schedule.rate(self.config)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["full"] * factor
-        self.optimiser.step()
-        self.schedule.step += 1
         return loss
 
     # the data --------------------------------------------------------------------------------
 
     def anchor_batch(self, step: int) -> AnchorBatch:
-        """The batch of a step; a function of seed and step."""
-        samples = [self.learnt[index] for index in self._batch(step)]
+        """This process's part of the batch of a step; a function of seed and step."""
+        indices = self._batch(step)
+        rows, places = self._anchors(indices, step)
+        anchors, mine = len(rows), rows % ranks.world() == ranks.number()
+        rows, places = rows[mine] // ranks.world(), places[mine]
+        samples = [self.learnt[index] for index in ranks.share(indices) or indices[:1]]
         longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
-        rows, places = self._anchors(samples, step)
         lengths = torch.tensor([len(s.ids) for s in samples])
         targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
         valid = targets < lengths[rows, None]
+        if ranks.world() > 1:  # a share has any number of anchors: fill up, so that shapes recur
+            spare = rounded_up(len(rows), ROW_STEP) - len(rows)
+            rows, places, valid = (
+                pad(each, (0, 0) * (each.dim() - 1) + (0, spare)) for each in (rows, places, valid)
+            )
         device = self.target.device
 
         def batch(name: str) -> Tensor:
@@ -211,14 +231,16 @@ class DrafterTrainer:
             rows.to(device),
             places.to(device),
             valid.to(device),
+            anchors,
         )
 
-    def _anchors(self, samples: Sequence[CachedSequence], step: int) -> tuple[Tensor, Tensor]:
+    def _anchors(self, indices: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
         """Sequence and position of each anchor [n]: a random share of all answer positions, with n
         rounded up to a multiple of `ROW_STEP` where there are enough."""
         rows, places = [], []
-        for row, sample in enumerate(samples):
-            found = torch.arange(max(sample.start - 1, 0), len(sample.ids) - 2)
+        for row, index in enumerate(indices):
+            first, last = self.learnt.starts[index] - 1, self.learnt.lengths[index] - 2
+            found = torch.arange(max(first, 0), last)
             rows.append(torch.full_like(found, row))
             places.append(found)
         total = sum(map(len, places))
@@ -252,7 +274,7 @@ class DrafterTrainer:
     # reports and checkpoints -----------------------------------------------------------------
 
     def _evaluates(self) -> bool:
-        steps = self.schedule.steps
+        steps = self.schedule.steps if ranks.is_first() else 0
         return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
@@ -266,10 +288,13 @@ class DrafterTrainer:
         steps = self.schedule.steps
         words = f"Training, step {self.schedule.step + 1}" + (f" of {steps}" if steps else "")
         self.reporter.progress(self.schedule.step, steps or self.config.steps, words)
-        stop_if_asked(self.reporter)
+        ranks.stop_if_any_asked(self.reporter)
 
     def save(self) -> None:
-        """Write weights, optimiser state and schedule as one checkpoint."""
+        """Write weights, optimiser state and schedule as one checkpoint. Of several processes the
+        first does."""
+        if not ranks.is_first():
+            return
         now = time.monotonic()
         self.schedule.seconds += now - self._saved_at
         self._saved_at = now
@@ -281,14 +306,15 @@ class DrafterTrainer:
             (folder / "schedule.json").write_text(json.dumps(vars(self.schedule)))
 
     def _restore(self) -> None:
+        """Go on from the checkpoint, if there is one; all processes begin with the same weights."""
         folder = self.checkpoints.find(CHECKPOINT)
-        if folder is None:
-            return
-        device = str(self.target.device)
-        self.drafter.load_state_dict(load_file(folder / "drafter.safetensors", device=device))
-        state = load_file(folder / "optimiser.safetensors", device=device)
-        restore_optimiser(self.optimiser, self._parameters(), state, STATE_KEY)
-        self.schedule = TrainingSchedule(**json.loads((folder / "schedule.json").read_text()))
+        if folder is not None:
+            device = str(self.target.device)
+            self.drafter.load_state_dict(load_file(folder / "drafter.safetensors", device=device))
+            state = load_file(folder / "optimiser.safetensors", device=device)
+            restore_optimiser(self.optimiser, self._parameters(), state, STATE_KEY)
+            self.schedule = TrainingSchedule(**json.loads((folder / "schedule.json").read_text()))
+        ranks.make_equal(self.drafter.state_dict().values())
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
         groups = self.optimiser.param_groups

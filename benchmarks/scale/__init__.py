@@ -1,0 +1,1 @@
+"""What more places for runs, and more processes for a run, are worth."""

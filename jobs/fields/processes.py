@@ -1,0 +1,86 @@
+"""How many processes train together: a field shared by the kinds that can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, Field
+
+from backend.errors import ConfigError
+from backend.queue.engines.choose import CLUSTERS
+from backend.queue.engines.local import installed_gpus
+from backend.settings import available_threads, settings
+from jobs.limits import gpu_count
+
+
+class ProcessesConfig(BaseModel):
+    """How many processes of one machine a run trains on."""
+
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        title="Processes",
+        description="Data-parallel training: every process takes its share of the batch, and its "
+        "share of the CPU threads or a GPU of its own. The loss is that of one process.",
+        json_schema_extra={"advanced": True},
+    )
+
+
+def require_processes(count: int, device: str, sequences: int) -> None:
+    """Refuse more processes than a run has cores or GPUs for, and a batch they cannot share.
+
+    Args:
+        count: of the processes; device: as in the config; sequences: of one step.
+
+    Raises:
+        ConfigError: for the field `processes`, or for `device`.
+    """
+    if count == 1:
+        return
+    if ":" in device:
+        raise ConfigError(
+            f"{count} processes do not fit on {device}.",
+            "Each takes a GPU of its own.",
+            "Choose auto, cuda or cpu.",
+            "device",
+        )
+    most, of_what = places(device)
+    if count > most:
+        raise ConfigError(
+            f"There is no room for {count} processes.",
+            f"A run has {most} {of_what}, and each process takes one.",
+            f"Choose {most} or fewer." if most > 1 else "Choose 1.",
+            "processes",
+        )
+    if sequences % count:
+        raise ConfigError(
+            f"{count} processes cannot share a batch equally.",
+            f"A step has {sequences} sequences.",
+            f"Choose a batch size that is a multiple of {count}, or fewer processes.",
+            "processes",
+        )
+
+
+def places(device: str) -> tuple[int, str]:
+    """How many processes a run has room for on its machine, and of what; of a machine of a cluster
+    as far as the settings say."""
+    here = settings()
+    if here.engine in CLUSTERS:
+        if here.job_gpus and device != "cpu":
+            return int(here.job_gpus), "GPUs on the cluster (SLIMSCOPE_JOB_GPUS)"
+        return int(here.job_cpus), "cores on the cluster (SLIMSCOPE_JOB_CPUS)"
+    asks = device == "cuda" or (device == "auto" and bool(installed_gpus()))
+    if asks and (gpus := gpu_count()):
+        return gpus // min(here.slots, gpus), "GPUs"
+    return max(1, available_threads() // here.slots), "cores"
+
+
+def memory_of_others(count: int, needed: Mapping[str, int], *shared: str) -> dict[str, int]:
+    """Purpose -> bytes that the processes after the first take at their peak, if there are any.
+
+    Args:
+        count: with the first; needed: purpose -> bytes of that one; shared: purposes they all have.
+    """
+    each = sum(needed.get(purpose, 0) for purpose in shared)
+    return {"other processes": (count - 1) * each} if count > 1 else {}

@@ -1,0 +1,142 @@
+"""The other processes of a run that trains on several: started by the process of the attempt, in
+its process group, and ended with it.
+
+They are told what to do on their standard input, whose end is for them the end of the first. When
+one of them dies, the first dies, too: the attempt has ended, and is resumed as after any other
+death. No program stands between the first and whoever has started it, so signals and exit codes are
+those of a run of one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NoReturn
+
+from backend.errors import CancelledError, SlimscopeError
+from backend.queue.launcher import CODE, FOR_SUPERVISOR
+from backend.settings import settings
+from backend.store.states import Exit
+from jobs.fields.base_model import resolve_model
+from jobs.fields.processes import ProcessesConfig
+from jobs.kind import JobConfig, Kind
+from jobs.runtime.context import JobContext
+from jobs.runtime.rank import FollowerTask, Rank
+from jobs.runtime.usage import limit_memory
+
+NO_DATABASE = "sqlite://"  # an empty one in memory: followers report nothing
+LEAVE_S = 5.0  # for a process to end by itself
+LOOK_S = 0.05
+NOTICED_S = 3.0  # from the death of one to the last error that others have of it
+
+
+@contextmanager
+def followers(kind: Kind, config: JobConfig, context: JobContext) -> Iterator[None]:
+    """Run the processes after the first while a run is at work; none where it has one."""
+    if not isinstance(config, ProcessesConfig) or config.processes == 1:
+        yield
+        return
+    with TemporaryDirectory(prefix="slimscope-") as folder:
+        limit_memory(settings().job_gb / config.processes)
+        context.rank = Rank(0, config.processes, Path(folder) / "meeting")
+        team = FollowerProcesses(kind, config, context, context.rank)
+        try:
+            yield
+        except (SlimscopeError, CancelledError):
+            raise
+        except Exception:
+            team.await_death()  # which may be the reason, and ends this process
+            raise
+        finally:
+            team.end()
+
+
+class FollowerProcesses:
+    """Those of one attempt."""
+
+    def __init__(self, kind: Kind, config: JobConfig, context: JobContext, first: Rank) -> None:
+        self._log, self._ends, self._dying = context.log, threading.Event(), threading.Lock()
+        values = config.model_dump(mode="json")
+        model = resolve_model(values["model"]).source
+        self._children = [
+            self._start(
+                FollowerTask(
+                    kind.name, values, model, str(context.work), context.attempt_n,
+                    str(first.meeting), number, first.world,
+                )
+            )
+            for number in range(1, first.world)
+        ]  # fmt: skip
+        context.accompany([child.pid for child in self._children])
+
+    def _start(self, task: FollowerTask) -> subprocess.Popen[bytes]:
+        child = started(environment())
+        assert child.stdin
+        child.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
+        child.stdin.flush()
+        watch = threading.Thread(target=self._watch, args=(task.number, child), daemon=True)
+        watch.start()
+        return child
+
+    def _watch(self, number: int, child: subprocess.Popen[bytes]) -> None:
+        """End this process if that one dies."""
+        if (code := child.wait()) and not self._ends.is_set():
+            self._die_of(number, code)
+
+    def _die_of(self, number: int, code: int) -> NoReturn:
+        """End this process at once, as the one of that number has ended."""
+        with self._dying:  # one of two threads that notice
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            self._log(f"Process {number + 1} died ({how}): this attempt ends with it.")
+            if code == -signal.SIGKILL:
+                os.kill(os.getpid(), signal.SIGKILL)  # so that the reason given is the same
+            os._exit(Exit.ERROR)
+
+    def await_death(self) -> None:
+        """Return if no process has died within a moment; else this one ends."""
+        deadline = time.monotonic() + NOTICED_S
+        while time.monotonic() < deadline:
+            for number, child in enumerate(self._children, 1):
+                if code := child.poll():
+                    self._die_of(number, code)
+            time.sleep(LOOK_S)
+
+    def end(self) -> None:
+        """End all that are left."""
+        self._ends.set()
+        for child in self._children:
+            assert child.stdin
+            with suppress(OSError):
+                child.stdin.close()
+        for child in self._children:
+            _wait_or_kill(child)
+
+
+def _wait_or_kill(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(LEAVE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def started(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A process in the group of this one, which waits for its task."""
+    line = [sys.executable, "-m", "jobs.runtime.follower"]
+    return subprocess.Popen(line, cwd=CODE, env=environment, stdin=subprocess.PIPE)
+
+
+def environment() -> dict[str, str]:
+    """That of this process, without what leads to a database or a cluster."""
+    inherited = {name: text for name, text in os.environ.items() if name not in FOR_SUPERVISOR}
+    return inherited | {"SLIMSCOPE_DATABASE_URL": NO_DATABASE}

@@ -1,0 +1,57 @@
+"""Which of the processes of a run a process is, and what loading needs of any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The place of a process among those that train together.
+
+    Attributes:
+        number: from 0, which is the process of the attempt; world: how many there are.
+        meeting: the file by which they meet, on their machine.
+    """
+
+    number: int
+    world: int
+    meeting: Path
+
+
+@dataclass(frozen=True)
+class FollowerTask:
+    """What a process that follows the first one is told, as JSON.
+
+    Attributes:
+        config: of the run; model: its model, as a folder or a name that needs no database.
+        work: folder of its checkpoints; attempt: its number.
+        meeting, number, world: see `Rank`.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    model: str
+    work: str
+    attempt: int
+    meeting: str
+    number: int
+    world: int
+
+
+class RunContext(Protocol):
+    """What loading a model needs of a run, in its first process or in another.
+
+    Attributes:
+        rank: None where the run has one process.
+    """
+
+    rank: Rank | None
+
+    def log(self, text: str) -> None:
+        """Write one line to the log of the run."""
+
+    def environment(self, **facts: Any) -> None:
+        """Add facts that are needed to repeat the run."""

@@ -1,0 +1,115 @@
+"""The probe of the doctor: a job that says where it is, sent to what answers as a Ray head does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.queue.engines import ray
+from backend.queue.engines.ray import RayEngine, RayHead
+from backend.settings import settings
+from jobs.cli.doctor import node, probe
+from tests.queue.ray_head import TOKEN, Head, ray_head
+from tests.queue.scripted_engine import ScriptedEngine
+
+
+class Machine:
+    """What carries out the jobs of a head, with an environment of its own."""
+
+    def __init__(self, head: Head, told: dict[str, str]) -> None:
+        self.head, self.told, self.ran = head, told, list[str]()
+        self._submit = head._submit
+        head._submit = self.carry_out
+
+    def carry_out(self, body: dict) -> tuple[int, object]:
+        answer = self._submit(body)
+        self.ran.append(body["entrypoint"])
+        variables = {**os.environ, **body["runtime_env"]["env_vars"], **self.told}
+        ended = subprocess.run(["sh", "-c", body["entrypoint"]], env=variables, capture_output=True)
+        status = "FAILED" if ended.returncode else "SUCCEEDED"
+        self.head.end(body["submission_id"], status, ended.returncode, ended.stderr.decode())
+        return answer
+
+
+@pytest.fixture
+def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Head, RayEngine]]:
+    monkeypatch.setattr(ray, "ANSWER_S", 60.0)  # of a busy machine
+    monkeypatch.setattr(probe, "LOOK_S", 0.01)
+    monkeypatch.setattr(probe, "SEEN_S", 0.1)
+    with ray_head() as (head, address):
+        yield head, RayEngine(RayHead(address, TOKEN), 1, 0, 20.0)
+
+
+@pytest.fixture(params=["folder", "store"])
+def shared(
+    request: pytest.FixtureRequest, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """Where this machine keeps artefacts, and what tells another one the same."""
+    place = str(data_dir.parent / "shared")
+    place = f"file://{place}" if request.param == "store" else place
+    monkeypatch.setenv("SLIMSCOPE_ARTIFACTS", place)
+    settings.cache_clear()
+    return {"SLIMSCOPE_PYTHON": sys.executable, "SLIMSCOPE_ARTIFACTS": place}
+
+
+def test_a_machine_says_its_versions_and_its_file_is_seen(
+    engine: tuple[Head, RayEngine], shared: dict[str, str], data_dir: Path
+) -> None:
+    head, there = engine
+    machine = Machine(head, {**shared, "SLIMSCOPE_DATA_DIR": str(data_dir.parent / "other")})
+    found = probe.send(there)
+    assert found.ok, found
+    assert f"torch {node.versions()['torch']}" in found.text and "is seen" in found.text
+    assert "jobs.cli.doctor.node of-the-doctor-" in machine.ran[0]
+    assert head.jobs == {} and [*(data_dir.parent / "shared").iterdir()] == []
+
+
+def test_a_machine_whose_artefacts_are_elsewhere_is_told(
+    engine: tuple[Head, RayEngine], tmp_path: Path
+) -> None:
+    head, there = engine
+    elsewhere = {"SLIMSCOPE_ARTIFACTS": str(tmp_path / "elsewhere")}
+    Machine(head, {"SLIMSCOPE_PYTHON": sys.executable, **elsewhere})
+    found = probe.send(there)
+    assert not found.ok and "not seen" in found.text and "SLIMSCOPE_ARTIFACTS" in found.fix
+    assert head.jobs == {}
+
+
+def test_a_machine_without_slimscope_is_told(engine: tuple[Head, RayEngine]) -> None:
+    head, there = engine
+    Machine(head, {"SLIMSCOPE_PYTHON": "false"})
+    found = probe.send(there)
+    assert not found.ok and "exit code 1" in found.text and "SLIMSCOPE_PYTHON" in found.fix
+
+
+def test_a_head_that_refuses_is_told(engine: tuple[Head, RayEngine]) -> None:
+    head, there = engine
+    head.fails = 500
+    assert "not started" in probe.send(there).text
+
+
+def test_another_version_there_and_a_job_that_waits_for_ever(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, key = ScriptedEngine(remote=True), "of-the-doctor-1"
+    monkeypatch.setattr(probe, "PROBE", key)
+    monkeypatch.setattr(probe, "WAIT_S", 0.05)
+    monkeypatch.setattr(engine, "kill", lambda ref: engine.launched.remove(ref["id"]))
+    found = probe.send(engine)
+    assert not found.ok and "has not carried out" in found.text and engine.launched == []
+    old = {"host": "gpu-1", "versions": {**node.versions(), "torch": "1.0"}}
+    settings().artifacts.mkdir(parents=True)
+    (settings().artifacts / key).write_text(json.dumps(old))
+    found = probe.send(engine)
+    assert not found.ok and "gpu-1 has" in found.text and "torch 1.0" in found.text
+    assert not (settings().artifacts / key).exists()
+
+
+def test_on_one_machine_nothing_is_sent(data_dir: Path) -> None:
+    assert probe.probe().ok and probe.probe().text == "runs start on this machine"
