@@ -48,7 +48,7 @@ def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
     name = tensor.removesuffix(".weight")
     suffix = "weight_packed" if layout.format == "compressed-tensors" else "qweight"
     words = stored_words(folder, f"{name}.{suffix}")
-    if words is None or layout.format == "awq":
+    if words is None or layout.format in ("awq", "slimscope"):
         return None
     by_output = words if layout.format == "compressed-tensors" else words.T
     codes = _unpacked(by_output[slice(*region.rows)], layout.bits, region.columns)
@@ -60,7 +60,7 @@ def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
 def _zeros(folder: Path, name: str, layout: Layout, region: Region) -> np.ndarray:
     """The zero-point of every weight of the region, [rows, columns]."""
     count = region.columns[1] - region.columns[0]
-    if layout.format == "compressed-tensors" and layout.symmetric:
+    if layout.format == "compressed-tensors" and layout.grid == "symmetric":
         return np.full((region.rows[1] - region.rows[0], count), 2 ** (layout.bits - 1))
     packed = layout.format == "compressed-tensors"
     words = stored_words(folder, f"{name}.{'weight_zero_point' if packed else 'qzeros'}")

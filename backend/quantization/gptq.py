@@ -35,7 +35,7 @@ def gptq(
 
     def find_grid(V: Tensor, columns: slice) -> QuantGrid:
         energy = inputs.energy[columns]
-        return search_range(V, settings.bits, 0, settings.symmetric, settings.space, energy)
+        return search_range(V, settings.bits, 0, settings.grid, settings.space, energy)
 
     size = settings.group_size or W.shape[1]
     return compensate(W, inputs.inverse_root(damping), size, find_grid, settings.keep_zeros)

@@ -13,14 +13,14 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 from backend.quantization.grid import QuantGrid
 from backend.registry import Registry
 
 Needs = Literal["nothing", "energy", "gram"]
 
-# V [rows, groups, g], bits, symmetric, weight of each squared error [groups, g] -> grid
-SearchRange = Callable[[Tensor, int, bool, Tensor], QuantGrid]
+# V [rows, groups, g], bits, type, weight of each squared error [groups, g] -> grid
+SearchRange = Callable[[Tensor, int, GridType, Tensor], QuantGrid]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class QuantSettings:
 
     bits: int
     group_size: int
-    symmetric: bool
+    grid: GridType
     space: str
     keep_zeros: bool = False
 

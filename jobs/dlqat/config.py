@@ -33,7 +33,8 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
         "compressed-tensors",
         title="Export format",
         description="compressed-tensors: plain transformers loads it. gptq, gptq_v2: for GPTQ "
-        "kernels. dense: for any program, at the dense size.",
+        "kernels. slimscope: our own, for grids with offsets. dense: for any program, at the dense "
+        "size.",
     )
     packed: bool = Field(
         True,

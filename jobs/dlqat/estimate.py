@@ -44,7 +44,7 @@ def requirements(config: DLQATJob) -> Requirements:
     refuse_idle(config)
     layers = quantised_layers(facts.linears, config)
     warnings = check_text(config, facts) + check_quality(config)
-    if config.format == "compressed-tensors" and not config.symmetric:
+    if config.format == "compressed-tensors" and config.grid == "zero-point":
         warnings += (ASYMMETRIC,)
     require_training_text(config, facts)
     require_kept(config)
@@ -231,7 +231,7 @@ def export_requirements(
     """What the export format has to hold."""
     return ExportRequirements(
         bits=config.bits,
-        symmetric=config.symmetric,
+        grid=config.grid,
         stored=config.stored,
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
         experts=any(".experts." in x.name for x in layers),

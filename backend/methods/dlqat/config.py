@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from backend.models.layer_names import read_names
-from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+from backend.quantization import (
+    DECLARED_QUANTIZERS,
+    DECLARED_RANGE_SEARCHES,
+    GridType,
+    grid_type,
+)
 
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
@@ -89,11 +96,11 @@ class DLQATConfig(BaseModel):
         "group per row (per channel).",
         json_schema_extra={"unit": "weights"},
     )
-    symmetric: bool = Field(
-        True,
-        title="Symmetric grid",
-        description="The zero-point is the middle code. Off: one zero-point per group; fewer "
-        "programs can load the result.",
+    grid: GridType = Field(
+        "symmetric",
+        title="Grid",
+        description="symmetric: the zero-point is the middle code. zero-point: a whole one per "
+        "group; fewer programs can load the result. offset: any real one, as in GGUF's Q4_1.",
     )
     rank: int = Field(
         16,
@@ -369,8 +376,14 @@ class DLQATConfig(BaseModel):
 
     @property
     def identity(self) -> str:
-        """The config as JSON, as it identifies the checkpoints of a run."""
-        return self.model_dump_json(exclude=None if self.quantizers else {"quantizers"})
+        """The config as JSON, as it identifies the checkpoints of a run; with the names that
+        settings had when runs with the same config began."""
+        config = self.model_dump(mode="json", exclude=None if self.quantizers else {"quantizers"})
+        if self.grid != "offset":
+            symmetric = self.grid == "symmetric"
+            renamed = {"grid": ("symmetric", symmetric)}
+            config = dict(renamed.get(name, (name, value)) for name, value in config.items())
+        return json.dumps(config, separators=(",", ":"), ensure_ascii=False)
 
     @property
     def needs_energies(self) -> bool:
@@ -388,6 +401,20 @@ class DLQATConfig(BaseModel):
         return self.rank > 0 and stage != DLQATStage.M_ONLY, stage == DLQATStage.M_ONLY or (
             self.magnitude and stage != DLQATStage.LORA_ONLY
         )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_config(cls, config: Any) -> Any:
+        if isinstance(config, Mapping) and "symmetric" in config:
+            rest = {name: value for name, value in config.items() if name != "symmetric"}
+            return rest | {"grid": grid_type(config)}
+        return config
+
+    @model_validator(mode="after")
+    def _zeros_are_on_the_grid(self) -> Self:
+        if self.keep_zeros and self.grid == "offset":
+            raise ValueError("A grid with offsets does not contain 0, so it cannot keep zeros.")
+        return self
 
     @field_validator("quantizers")
     @classmethod

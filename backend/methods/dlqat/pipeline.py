@@ -182,7 +182,9 @@ class DLQAT:
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             loss = self._loss(stage, layers)
             StageTrainer(run, stage, parameters, rates, loss, snapshots, reporter).train()
-        run.store.save_stage(stage, {n: layer.convert(run.stored) for n, layer in layers.items()})
+        run.store.save_stage(
+            stage, {n: layer.convert(run.stored, config.grid) for n, layer in layers.items()}
+        )
 
     def _loss(self, stage: str, layers: dict[str, DLQATLinear]) -> Loss:
         run = self.run
@@ -221,7 +223,7 @@ class DLQAT:
         energy = self._energies[linear.name] if config.needs_energies else None
         W = linear.read()
         return None, search_range(
-            W, config.bits, config.group_size, config.symmetric, config.space, energy
+            W, config.bits, config.group_size, config.grid, config.space, energy
         )
 
     @cached_property

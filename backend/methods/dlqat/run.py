@@ -65,7 +65,7 @@ class DLQATRun:
     def settings(self) -> QuantSettings:
         """The grid the config asks for."""
         c = self.config
-        return QuantSettings(c.bits, c.group_size, c.symmetric, c.space, c.keep_zeros)
+        return QuantSettings(c.bits, c.group_size, c.grid, c.space, c.keep_zeros)
 
     def of_block(self, block: int) -> dict[str, LinearWeight]:
         """Module name -> linear of the layers of `block` that are quantised."""
@@ -89,11 +89,9 @@ class DLQATRun:
         return run_block(self.model, stream, block, stream.hidden, lambda: stop_if_asked(reporter))
 
     def quantise(self, W: Tensor, grid: QuantGrid) -> QuantizedWeight:
-        """Round `W` [out, in] to `grid`, and then its scales to the stored precision."""
+        """Round `W` [out, in] to `grid`, and then that to the stored precision."""
         codes = grid.codes(W).to(torch.uint8)
-        return QuantizedWeight(
-            QuantGrid(grid.bits, grid.scale.to(self.stored).float(), grid.zero), codes
-        )
+        return QuantizedWeight(grid.stored(self.stored, self.config.grid), codes)
 
     def weight(self, stage: str, linear: LinearWeight) -> Tensor:
         """The weight [out, in] of `linear` at `stage`, float32; the stage must be finished."""

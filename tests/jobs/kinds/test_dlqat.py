@@ -21,7 +21,7 @@ from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
 from jobs.record import record
-from jobs.submit import checked, submit
+from jobs.submit import checked, submit, validated
 from tests.queue.conftest import HOST, Wait
 
 SMALL = {
@@ -84,7 +84,7 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
     monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(texts))
     settings.cache_clear()
     job = finished(
-        wait, training_text="file:asked.jsonl", format="gptq_v2", symmetric=False, gptq=False,
+        wait, training_text="file:asked.jsonl", format="gptq_v2", grid="zero-point", gptq=False,
         start="rounded", checkpointing=True, keep="rtn", length=128,
     )  # fmt: skip
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
@@ -102,8 +102,15 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         ({"rank": 0, "magnitude": False}, ConfigError, "rank", "train"),
         ({"length": 4096}, ConfigError, "length", "256"),
         ({"layers": "attention.*"}, ConfigError, "layers", "attention"),
-        ({"format": "gptq", "bits": 5}, ConfigError, "format", "compressed-tensors or dense"),
-        ({"format": "gptq", "symmetric": False}, ConfigError, "format", "gptq_v2"),
+        (
+            {"format": "gptq", "bits": 5},
+            ConfigError,
+            "format",
+            "compressed-tensors, slimscope or dense",
+        ),
+        ({"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
+        ({"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
+        ({"grid": "offset", "format": "slimscope", "keep_zeros": True}, ConfigError, None, "0"),
         ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
         ({"keep": "mse"}, ConfigError, "keep", "rtn, gptq, dlqat"),
         ({"keep": "best"}, ConfigError, "keep", ""),
@@ -136,7 +143,7 @@ def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path
 
 
 def test_what_a_person_should_know_is_said_beforehand(queue: Path) -> None:
-    _, estimate = checked("dlqat", {**SMALL, "symmetric": False})
+    _, estimate = checked("dlqat", {**SMALL, "grid": "zero-point"})
     said = " ".join(estimate.warnings + estimate.notes)
     assert (
         "Trainable parameters: " in said and "% of the model" in said and "dequantize=True" in said
@@ -186,3 +193,13 @@ def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
 )  # fmt: skip
 def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
     assert said in verdict(perplexity) and bool(verdict(perplexity)) == bool(said)
+
+
+@pytest.mark.parametrize(("symmetric", "grid"), [(True, "symmetric"), (False, "zero-point")])
+def test_configs_of_older_runs_are_read_and_still_name_their_checkpoints(
+    symmetric: bool, grid: str
+) -> None:
+    older = validated("dlqat", {**SMALL, "symmetric": symmetric})
+    assert older == validated("dlqat", {**SMALL, "grid": grid})
+    assert json.loads(older.identity)["symmetric"] is symmetric
+    assert json.loads(validated("dlqat", {**SMALL, "grid": "offset"}).identity)["grid"] == "offset"
