@@ -2,7 +2,8 @@
 
     grid            codes, scales and zero-points of a layer
     range_search    search for scales and zero-points (`@range_search`)
-    rounding, gptq  post-training quantizers (`@quantizer`)
+    rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
+    bases           inputs and outputs scaled or rotated before rounding
     packed_linear   a linear layer on packed int4 or int8 weights
     registry        both decorators and their interfaces
 

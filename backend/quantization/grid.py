@@ -23,6 +23,7 @@ from torch import Tensor
 
 from backend.errors import ModelError
 from backend.quantization import GridType
+from backend.quantization.bases import PLAIN, Basis, basis_from
 
 MIN_BITS, MAX_BITS = 2, 8
 SMALLEST = 2.0**-24  # positive number of float16
@@ -131,10 +132,12 @@ class QuantizedWeight:
 
     Attributes:
         codes: uint8 [out, in], in 0 .. Q.
+        basis: of the inputs and outputs that the codes are weights of.
     """
 
     grid: QuantGrid
     codes: Tensor
+    basis: Basis = PLAIN
 
     @property
     def group_size(self) -> int:
@@ -142,13 +145,15 @@ class QuantizedWeight:
 
     def dense(self) -> Tensor:
         """The weights [out, in], float32."""
-        return self.grid.values(self.codes)
+        values = self.grid.values(self.codes)
+        return values if self.basis.plain else self.basis.back(values)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store; see `quantised_from`."""
         zero = self.grid.zero.to(torch.uint8)
         zero = zero if torch.equal(zero.float(), self.grid.zero) else self.grid.zero
-        return {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
+        parts = {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
+        return parts | self.basis.tensors()
 
 
 def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
@@ -166,7 +171,8 @@ def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> Quant
     highest = max(int(codes.max()), 0 if zero.is_floating_point() else int(zero.max()))
     if not MIN_BITS <= bits <= MAX_BITS or highest > top:
         raise _refused(name, f"it has codes above {top}, the maximum for {bits} bits")
-    return QuantizedWeight(QuantGrid(bits, scale.float(), zero.float()), codes)
+    grid = QuantGrid(bits, scale.float(), zero.float())
+    return QuantizedWeight(grid, codes, basis_from(tensors))
 
 
 def _shape(tensor: Tensor) -> str:

@@ -61,7 +61,7 @@ def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     for ratio in RATIOS[1:]:
         shrunk = minmax_grid(V, bits, grid, ratio)
         error = _error(V, shrunk, weight)
-        best = _where(error < least, shrunk, best)
+        best = where(error < least, shrunk, best)
         least = torch.minimum(error, least)
     return best
 
@@ -93,7 +93,8 @@ def group_sums(V: Tensor) -> Tensor:
     return (V.reshape(-1, V.shape[-1]) @ V.new_ones(V.shape[-1])).view(V.shape[:-1])
 
 
-def _where(condition: Tensor, grid: QuantGrid, other: QuantGrid) -> QuantGrid:
+def where(condition: Tensor, grid: QuantGrid, other: QuantGrid) -> QuantGrid:
+    """`grid` for the groups where the condition [rows, groups] holds, else the other."""
     scale = torch.where(condition, grid.scale, other.scale)
     return QuantGrid(grid.bits, scale, torch.where(condition, grid.zero, other.zero))
 
@@ -113,7 +114,7 @@ def _learned(V: Tensor, start: QuantGrid, weight: Tensor, grid: GridType) -> Qua
         zero = zero.round_().clamp_(0, start.top)
     learned = QuantGrid(start.bits, (start.scale * ratio).abs_(), zero)
     better = _error(V, learned, weight) < _error(V, start, weight)
-    return _where(better, learned, start)
+    return where(better, learned, start)
 
 
 def _gradients(

@@ -75,7 +75,13 @@ TRAINED = (  # inside the rounding
 def export_order() -> list[str]:
     """Quantized stages, in the order in which one is chosen for export."""
     trained = [DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY, DLQATStage.M_ONLY]
-    return [*trained, *reversed(POST_TRAINING)]
+    return [*trained, *(stage for stage in reversed(POST_TRAINING) if can_be_packed(stage))]
+
+
+def can_be_packed(stage: str) -> bool:
+    """Whether formats of packed weights can hold a stage."""
+    declared = DECLARED_QUANTIZERS.get(stage)
+    return declared is None or bool(declared.facts.get("saved", True))
 
 
 class DLQATConfig(BaseModel):
@@ -200,7 +206,8 @@ class DLQATConfig(BaseModel):
         "",
         max_length=300,
         title="Further quantisers",
-        description="Names of quantisers in plugins, separated by commas.",
+        description="Baselines, separated by commas: gptq-order, hqq, awq, rotated, rotated-gptq, "
+        "and those of plugins.",
         json_schema_extra=ADVANCED,
     )
     start: Literal["rounded", "gptq"] = Field(
@@ -414,6 +421,9 @@ class DLQATConfig(BaseModel):
     def _zeros_are_on_the_grid(self) -> Self:
         if self.keep_zeros and self.grid == "offset":
             raise ValueError("A grid with offsets does not contain 0, so it cannot keep zeros.")
+        for name in read_names(self.quantizers) if self.keep_zeros else ():
+            if not DECLARED_QUANTIZERS[name].facts.get("keeps_zeros", True):
+                raise ValueError(f"The quantiser {name} mixes weights, so it cannot keep zeros.")
         return self
 
     @field_validator("quantizers")

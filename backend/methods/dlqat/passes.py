@@ -9,7 +9,7 @@ audit       dense model: relative error tr(D H D^T) / tr(W H W^T) of every stage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 
@@ -22,10 +22,11 @@ from backend.methods.dlqat.run import DLQATRun
 from backend.methods.dlqat.snapshots import code_usage
 from backend.methods.dlqat.stage_store import block_name
 from backend.methods.linalg import with_damping
-from backend.models.blocks import LinearWeight
+from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.models.hidden_states import HiddenStates
+from backend.quantization.bases import Basis
 from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.quantization.registry import QUANTIZERS
+from backend.quantization.registry import QUANTIZERS, BlockLayers
 from backend.reporter import REPLAY, Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
@@ -33,7 +34,7 @@ FAILED = (
     "quantised", "Use more calibration text, or start from the rounded weights without GPTQ.",
 )  # fmt: skip
 ENERGY, AUDIT = "energy", "audit"
-Starts = dict[str, tuple[Tensor, QuantGrid]]
+Starts = dict[str, tuple[Tensor, QuantGrid, Basis]]
 
 
 def find_energies(run: DLQATRun, reporter: Reporter) -> dict[str, Tensor]:
@@ -91,15 +92,22 @@ class RunPass(BlockWalk):
         self.reporter.progress(block + 1, self.run.blocks, doing)
 
     def collect_inputs(
-        self, block: int, level: StatisticsLevel
+        self,
+        block: int,
+        level: StatisticsLevel,
+        linears: Mapping[str, LinearWeight] | None = None,
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        return self.run.collect_inputs(self.stream, block, level, self.reporter)
+        return self.run.collect_inputs(self.stream, block, level, self.reporter, linears)
 
-    def layers(self, block: int) -> Iterator[LinearWeight]:
-        """The quantized linears of `block`; report progress and check for cancellation."""
-        linears = self.run.of_block(block)
-        for n, linear in enumerate(linears.values()):
-            self.reporter.progress(block + n / len(linears), self.run.blocks, self._doing(block))
+    def layers(
+        self, block: int, linears: Mapping[str, LinearWeight] | None = None
+    ) -> Iterator[LinearWeight]:
+        """Some of the quantized linears of `block`, or all; report progress and check for
+        cancellation."""
+        whole = [*self.run.of_block(block)]
+        for linear in (linears or self.run.of_block(block)).values():
+            done = whole.index(linear.module) / len(whole)
+            self.reporter.progress(block + done, self.run.blocks, self._doing(block))
             stop_if_asked(self.reporter)
             yield linear
 
@@ -122,28 +130,92 @@ class QuantizerPass(RunPass):
         self.quantizer, self.weight = QUANTIZERS[method], weight
 
     def solve(self, block: int) -> None:
-        run, linears = self.run, self.run.of_block(block)
-        weights = {module: self.weight(linear) for module, linear in linears.items()}
-        with run.with_weights({linears[m].name: W for m, W in weights.items()}):
-            inputs, _ = self.collect_inputs(block, StatisticsLevel[self.quantizer.needs.upper()])
-        starts = Starts()
-        for linear in self.layers(block):
-            quantize = partial(
-                self.quantizer.quantize, weights[linear.module], inputs[linear.module], run.settings
-            )
-            starts[linear.module] = with_damping(
-                quantize, run.config.damping, self.reporter.log, linear.name, FAILED
-            )
+        run, left, starts = self.run, self.run.of_block(block), Starts()
+        weights = {module: self.weight(linear) for module, linear in left.items()}
+        names = {module: linear.name for module, linear in left.items()}
+        level = StatisticsLevel[self.quantizer.needs.upper()]
+        while left:
+            with run.with_weights({names[m]: W for m, W in weights.items()}):
+                inputs, _ = self.collect_inputs(block, level, left)
+            step = _next(left, inputs) if self.quantizer.sequential else left
+            starts |= self._quantize(block, step, weights, inputs)
+            weights |= {module: _rounded_start(*starts[module]) for module in step}
+            left = {module: x for module, x in left.items() if module not in step}
         run.store.save_starts(self.name, block, starts)
         if block < self.last:
             self.replay(block)
 
+    def _quantize(
+        self,
+        block: int,
+        step: Mapping[str, LinearWeight],
+        weights: Mapping[str, Tensor],
+        inputs: Mapping[str, InputStatistics],
+    ) -> Starts:
+        """The starts of some layers of a block, by module."""
+        run, starts, whole = self.run, Starts(), decoder_blocks(self.run.model)[block]
+        of_step = {module: weights[module] for module in step}
+        bases = self.quantizer.bases(BlockLayers(whole, of_step, inputs, run.settings))
+        seen = InputsInBasis()
+        for linear in self.layers(block, step):
+            basis = bases[linear.module]
+            quantize = partial(
+                self.quantizer.quantize,
+                basis.into(weights[linear.module]),
+                seen.of(inputs[linear.module], basis),
+                run.settings,
+            )
+            found = with_damping(
+                quantize, run.config.damping, self.reporter.log, linear.name, FAILED
+            )
+            starts[linear.module] = (*found, basis)
+        return starts
+
     def replay(self, block: int) -> None:
         run, linears = self.run, self.run.of_block(block)
         starts = {module: run.store.start(self.name, block, module) for module in linears}
-        rounded = {linears[m].name: grid.nearest(W) for m, (W, grid) in starts.items()}
+        rounded = {linears[m].name: _rounded_start(*start) for m, start in starts.items()}
         with run.with_weights(rounded):
             super().replay(block)
+
+
+class InputsInBasis:
+    """Input statistics in other bases; layers that share inputs and basis share one object, and
+    with it the factors of H."""
+
+    def __init__(self) -> None:
+        self._found = dict[tuple[int, int, int], InputStatistics]()
+
+    def of(self, inputs: InputStatistics, basis: Basis) -> InputStatistics:
+        """`inputs` in `basis`."""
+        if basis.scale is None and not basis.inputs:
+            return inputs
+        scale = 0 if basis.scale is None else basis.scale.data_ptr()
+        key = (id(inputs), scale, basis.inputs)
+        if key not in self._found:
+            H = basis.gram(inputs.gram)
+            self._found[key] = InputStatistics(inputs.tokens, H.diagonal(), H, dtype=inputs.dtype)
+        return self._found[key]
+
+
+def _rounded_start(W: Tensor, grid: QuantGrid, basis: Basis) -> Tensor:
+    """The weights [out, in] that a start is rounded to."""
+    return basis.back(grid.nearest(W))
+
+
+def _next(
+    left: Mapping[str, LinearWeight], inputs: Mapping[str, InputStatistics]
+) -> dict[str, LinearWeight]:
+    """The layers that are quantized next: those with the inputs of the first, and the same layers
+    of other experts."""
+    first = inputs[next(iter(left))]
+    roles = {_role(module) for module in left if inputs[module] is first}
+    return {module: linear for module, linear in left.items() if _role(module) in roles}
+
+
+def _role(module: str) -> str:
+    """The name of a layer without the number of its expert."""
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))
 
 
 def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
@@ -173,12 +245,17 @@ def _rounded(
     run: DLQATRun, method: str, weight: Callable[[LinearWeight], Tensor], reporter: Reporter
 ) -> dict[str, QuantizedWeight]:
     """Full name -> layer, by a quantizer that needs no inputs."""
-    layers = dict[str, QuantizedWeight]()
-    for done, (name, linear) in enumerate(run.linears.items()):
-        stop_if_asked(reporter)
-        reporter.progress(done, len(run.linears), "Rounding")
-        quantize = partial(QUANTIZERS[method].quantize, weight(linear), InputStatistics())
-        layers[name] = run.quantise(*quantize(run.settings, run.config.damping))
+    layers, quantizer = dict[str, QuantizedWeight](), QUANTIZERS[method]
+    for index, block in enumerate(decoder_blocks(run.model)):
+        linears = run.of_block(index)
+        weights = {module: weight(linear) for module, linear in linears.items()}
+        bases = quantizer.bases(BlockLayers(block, weights, {}, run.settings))
+        for module, linear in linears.items():
+            stop_if_asked(reporter)
+            reporter.progress(len(layers), len(run.linears), "Rounding")
+            W, basis = bases[module].into(weights[module]), bases[module]
+            found = quantizer.quantize(W, InputStatistics(), run.settings, run.config.damping)
+            layers[linear.name] = run.quantise(*found, basis)
     return layers
 
 

@@ -219,7 +219,7 @@ class DLQAT:
         """Initial weights of the training (None: the dense ones), and the grid."""
         config = self.run.config
         if config.start == "gptq":
-            return self.run.store.start("gptq", linear.block, linear.module)
+            return self.run.store.start("gptq", linear.block, linear.module)[:2]
         energy = self._energies[linear.name] if config.needs_energies else None
         W = linear.read()
         return None, search_range(
