@@ -17,6 +17,7 @@ from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
+from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
@@ -189,10 +190,12 @@ def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
         ({"dense": 21.0, "dlqat": 20.0, "rtn": 40.0}, "below the dense model because it was"),
         ({"dlqat": 41.0, "gptq": 40.0}, "Training did not help on this model."),
         ({"gptq": 40.0}, ""),
+        ({"dlqat": 20.0, "gptq": 40.0, "awq": 25.0, "gptq-order": 30.0}, "20.0 % below AWQ."),
     ],
 )  # fmt: skip
 def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
-    assert said in verdict(perplexity) and bool(verdict(perplexity)) == bool(said)
+    found = verdict(StageComparison(perplexity))
+    assert said in found and bool(found) == bool(said)
 
 
 @pytest.mark.parametrize(("symmetric", "grid"), [(True, "symmetric"), (False, "zero-point")])
