@@ -11,8 +11,7 @@ To add a range search or a quantizer, define a decorated function in a file here
 listed in SLIMSCOPE_PLUGINS. Does not import torch.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from backend.registry import Declarations
 
@@ -24,10 +23,3 @@ GRID_NAMES: dict[GridType, str] = {
 }
 DECLARED_RANGE_SEARCHES = Declarations("range_search", __name__)
 DECLARED_QUANTIZERS = Declarations("quantizer", __name__)
-
-
-def grid_type(config: Mapping[str, Any]) -> GridType | None:
-    """The type of grid in a stored config; older ones say `symmetric: true` or `false`."""
-    if "symmetric" in config:
-        return "symmetric" if config["symmetric"] else "zero-point"
-    return config.get("grid")

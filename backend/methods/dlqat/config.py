@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from backend.models.layer_names import read_names
-from backend.quantization import (
-    DECLARED_QUANTIZERS,
-    DECLARED_RANGE_SEARCHES,
-    GridType,
-    grid_type,
-)
+from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
@@ -408,14 +402,6 @@ class DLQATConfig(BaseModel):
         return self.rank > 0 and stage != DLQATStage.M_ONLY, stage == DLQATStage.M_ONLY or (
             self.magnitude and stage != DLQATStage.LORA_ONLY
         )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _older_config(cls, config: Any) -> Any:
-        if isinstance(config, Mapping) and "symmetric" in config:
-            rest = {name: value for name, value in config.items() if name != "symmetric"}
-            return rest | {"grid": grid_type(config)}
-        return config
 
     @model_validator(mode="after")
     def _zeros_are_on_the_grid(self) -> Self:

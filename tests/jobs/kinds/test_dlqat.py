@@ -22,7 +22,7 @@ from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
 from jobs.record import record
-from jobs.submit import checked, submit, validated
+from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait
 
 SMALL = {
@@ -198,11 +198,16 @@ def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
     assert said in found and bool(found) == bool(said)
 
 
-@pytest.mark.parametrize(("symmetric", "grid"), [(True, "symmetric"), (False, "zero-point")])
-def test_configs_of_older_runs_are_read_and_still_name_their_checkpoints(
-    symmetric: bool, grid: str
+@pytest.mark.parametrize(("grid", "symmetric"), [("symmetric", True), ("zero-point", False)])
+def test_checkpoints_of_older_runs_are_found_by_the_name_their_setting_had(
+    grid: str, symmetric: bool
 ) -> None:
-    older = validated("dlqat", {**SMALL, "symmetric": symmetric})
-    assert older == validated("dlqat", {**SMALL, "grid": grid})
-    assert json.loads(older.identity)["symmetric"] is symmetric
-    assert json.loads(validated("dlqat", {**SMALL, "grid": "offset"}).identity)["grid"] == "offset"
+    config = DLQATJob.model_validate({**SMALL, "grid": grid})
+    older = json.loads(config.identity)
+    assert older["symmetric"] is symmetric and "grid" not in older
+    plain = config.model_dump_json(exclude={"quantizers"})
+    assert config.identity == plain.replace(
+        f'"grid":"{grid}"', f'"symmetric":{str(symmetric).lower()}'
+    )
+    offset = DLQATJob.model_validate({**SMALL, "grid": "offset"})
+    assert json.loads(offset.identity)["grid"] == "offset"

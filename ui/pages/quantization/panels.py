@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from backend.errors import ModelError
 from backend.methods.dlqat.config import DLQATStage
-from backend.quantization import GRID_NAMES, grid_type
+from backend.quantization import GRID_NAMES
 from backend.statistics.names import FAN
 from backend.store import frames, queries
 from backend.store.queries import StoredResult
@@ -144,7 +144,7 @@ def _grid_facts(config: Mapping[str, Any]) -> Iterator[str]:
     group = config.get("group_size")
     yield f"{config.get('bits', NONE)} bits"
     yield f"groups of {group}" if group else "one group per row"
-    if grid := grid_type(config):
+    if grid := config.get("grid"):
         yield GRID_NAMES[grid]
 
 
