@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
+from backend.methods.dlqat.audit import audit
 from backend.methods.dlqat.config import TRAINED, DLQATConfig, DLQATStage
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle
 from backend.methods.dlqat.linear import DLQATLinear
@@ -42,7 +43,8 @@ from backend.methods.dlqat.losses import (
     live_teacher_loss,
     text_loss,
 )
-from backend.methods.dlqat.passes import audit, find_energies, quantize_blocks, quantize_stage
+from backend.methods.dlqat.passes import find_energies
+from backend.methods.dlqat.quantizer_pass import quantize_blocks, quantize_stage
 from backend.methods.dlqat.run import DLQATRun
 from backend.methods.dlqat.snapshots import TrainingSnapshots
 from backend.methods.dlqat.stage_store import DLQATStageStore, stage_name
