@@ -55,4 +55,5 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
         """The stage that is exported."""
         if self.keep != "auto":
             return str(self.keep)
-        return next((s for s in export_order() if s in self.stages), DLQATStage.LORA_RTN)
+        order = [*export_order(), *reversed(QUANTISED)]
+        return next((s for s in order if s in self.stages), DLQATStage.LORA_RTN)

@@ -115,6 +115,7 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
         ({"keep": "mse"}, ConfigError, "keep", "rtn, gptq, dlqat"),
         ({"keep": "best"}, ConfigError, "keep", ""),
+        ({"quantizers": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
         ({"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
         ({"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),
         ({"evaluation_text": "self"}, DatasetError, "evaluation_text", ""),
@@ -211,3 +212,13 @@ def test_checkpoints_of_older_runs_are_found_by_the_name_their_setting_had(
     )
     offset = DLQATJob.model_validate({**SMALL, "grid": "offset"})
     assert json.loads(offset.identity)["grid"] == "offset"
+
+
+def test_what_is_exported_is_the_best_of_what_can_be() -> None:
+    alone = {**SMALL, **dict.fromkeys(("text_loss", "rtn", "gptq", "lora"), False)}
+    kept = {
+        names: DLQATJob.model_validate({**alone, "quantizers": names}).kept
+        for names in ("hqq, awq", "awq, rotated-gptq", "gptq-order, rotated-gptq")
+    }
+    assert [*kept.values()] == ["hqq", "rotated-gptq", "gptq-order"]
+    assert DLQATJob.model_validate({**alone, "lora_gptq": True}).kept == "lora-gptq"
