@@ -149,7 +149,7 @@ def in_4_bits(model: PreTrainedModel) -> PreTrainedModel:
     for block in range(len(decoder_blocks(model))):
         for linear in block_linears(model, block).values():
             weight = linear.read().float()
-            grid = minmax_grid(weight.view(len(weight), -1, GROUP), 4, True)
+            grid = minmax_grid(weight.view(len(weight), -1, GROUP), 4, "symmetric")
             layers[linear.name] = QuantizedWeight(grid, grid.codes(weight).byte())
     packed = deepcopy(model)
     if left := pack_model(packed, layers):

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from backend.evaluation.speed import decode_seconds
-from backend.export.formats import Layout, bits_per_weight
+from backend.export.formats import Format, Layout, bits_per_weight
 from backend.export.layouts import layer_tensors
 from backend.methods.dlqat.linear import DLQATLinear
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import pack_model, to_bfloat16
 from backend.quantization.range_search import search_range
@@ -38,6 +39,11 @@ from benchmarks.shared import memory
 
 WAYS = ("peft LoRA", "peft DoRA", "DL-QAT")
 GROUP, VOCABULARY = 64, 4096
+FORMATS: dict[GridType, Format] = {
+    "symmetric": "compressed-tensors",
+    "zero-point": "compressed-tensors",
+    "offset": "slimscope",
+}
 SHAPES = {
     "25m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 7,
             "num_attention_heads": 8, "num_key_value_heads": 8},
@@ -81,7 +87,7 @@ def prepared(model: PreTrainedModel, way: str, rank: int) -> nn.Module:
     found = linears(model)
     if way == "DL-QAT":
         for x in found:
-            grid = search_range(x.read(), 3, GROUP, True, "minmax")
+            grid = search_range(x.read(), 3, GROUP, "symmetric", "minmax")
             layer = DLQATLinear(x.layer, grid, rank=rank, alpha=2.0 * rank)  # type: ignore[arg-type]
             model.set_submodule(x.name, layer)
         return model
@@ -159,7 +165,7 @@ def compare_decoding(tokens: int, rounds: int) -> dict[str, float]:
     dense = build("113m")
     layers = {}
     for x in linears(dense):
-        grid = search_range(x.read(), 4, GROUP, True, "minmax")
+        grid = search_range(x.read(), 4, GROUP, "symmetric", "minmax")
         layers[x.name] = QuantizedWeight(grid, grid.codes(x.read()).to(torch.uint8))
     packed = deepcopy(dense)
     assert not pack_model(packed, layers), "layers run dense"
@@ -176,14 +182,14 @@ def compare_bytes() -> dict[str, float]:
     """Bits and grid -> written bits for each weight over what they should be."""
     W, found = torch.randn(SAMPLE), {}
     for bits in BITS:
-        for symmetric in (True, False):
-            grid = search_range(W, bits, GROUP, symmetric, "minmax")
+        for type in FORMATS:
+            grid = search_range(W, bits, GROUP, type, "minmax")
             layer = QuantizedWeight(grid, grid.codes(W).to(torch.uint8))
-            layout = Layout("compressed-tensors", bits, GROUP, symmetric)
+            layout = Layout(FORMATS[type], bits, GROUP, type)
             tensors = layer_tensors(layer, layout, torch.float16).values()
             written = 8 * sum(t.numel() * t.element_size() for t in tensors) / W.numel()
-            name = f"{bits} bits, {'symmetric' if symmetric else 'not symmetric'}"
-            found[name] = written / bits_per_weight(bits, GROUP, symmetric, "float16")
+            name = f"{bits} bits, {GRID_NAMES[type]}"
+            found[name] = written / bits_per_weight(bits, GROUP, type, "float16")
     return found
 
 

@@ -124,7 +124,7 @@ def trained(W: Tensor, X: Tensor) -> Callable[[], None]:
     """A forward and a backward pass of a layer trained inside its rounding."""
     base = nn.Linear(*W.shape[::-1], bias=False)
     base.weight.data = W
-    grid = minmax_grid(W.view(len(W), -1, GROUP), 4, True)
+    grid = minmax_grid(W.view(len(W), -1, GROUP), 4, "symmetric")
     layer = DLQATLinear(base, grid, rank=RANK, alpha=1.0)
     rows = X.clone().requires_grad_(True)
     return lambda: layer(rows).square().mean().backward()

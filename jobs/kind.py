@@ -24,6 +24,7 @@ from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
 from backend.store.states import Lane
+from jobs.comparison import StageComparison
 from jobs.metrics import PERPLEXITY
 
 
@@ -194,7 +195,8 @@ class Kind:
         stage_label: the label of a stage that is not among them, by its name.
         styles: stage name -> how it is drawn; a stage without a style gets a colour by its name.
         default_stage: the stage a page shows first; the last one where it is missing.
-        verdict: stage -> perplexity, to a sentence on whether the method helped on this model.
+        verdict: the perplexities of the stages, to a sentence on whether the method helped on this
+            model.
         forecast: the figures a run ended with, to a sentence on what they promise for other runs.
         key_figure: the figures a run ended with, to the one it is remembered by; None where they do
             not suffice.
@@ -224,7 +226,7 @@ class Kind:
     default_stage: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preset_notes: Mapping[str, str] = field(default_factory=dict)
-    verdict: Callable[[Mapping[str, float]], str] = lambda _: ""
+    verdict: Callable[[StageComparison], str] = lambda _: ""
     forecast: Callable[[Values], str] = lambda _: ""
     key_figure: Callable[[Values], KeyFigure | None] | None = None
     key_metric: str = PERPLEXITY

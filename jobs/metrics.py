@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-PERPLEXITY, HELDOUT_LOSS, RELATIVE_ERROR = "perplexity", "heldout_loss", "relative_error"
+PERPLEXITY, BITS_PER_BYTE = "perplexity", "bits_per_byte"
+HELDOUT_LOSS, RELATIVE_ERROR = "heldout_loss", "relative_error"
 ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
 TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
 ACCEPTED_LENGTH, TOP1_AGREEMENT = "accepted_length", "top1_agreement"
@@ -91,7 +92,7 @@ _DESCRIBED = (
         aliases=("ppl",),
     ),
     Metric(
-        "bits_per_byte",
+        BITS_PER_BYTE,
         "Bits per byte",
         "The same log-likelihood in bits for each UTF-8 byte of the text; can be compared between "
         "vocabularies.",

@@ -187,6 +187,9 @@ def queue(
 # after the work -----------------------------------------------------------------------------------
 
 
+Losses = Mapping[int, Mapping[str, Sequence[float]]]  # job -> stage -> loss of each window
+
+
 @dataclass(frozen=True)
 class SweepRow:
     """One figure of one combination, over its seeds.
@@ -208,6 +211,19 @@ class SweepRow:
     def label(self) -> str:
         """The combination in words: "2:4 · wanda"."""
         return " · ".join(str(value) for value in self.values.values()) or "all runs"
+
+
+def mean_losses(jobs: Sequence[Job], losses: Losses, stage: str) -> dict[str, list[float]]:
+    """Combination (`repr` of its values) -> loss of each window at a stage, the mean over seeds;
+    none of combinations whose runs have not all stored them, of as many windows."""
+    fields, found = varied(jobs), defaultdict[str, list[Sequence[float]]](list)
+    for job in jobs:
+        found[repr(combination(job, fields))].append(losses.get(job.id, {}).get(stage, ()))
+    return {
+        key: [fmean(window) for window in zip(*of_seeds, strict=True)]
+        for key, of_seeds in found.items()
+        if len({len(each) for each in of_seeds}) == 1 and len(of_seeds[0])
+    }
 
 
 def varied(jobs: Sequence[Job]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from backend.export.formats import Layout
 from backend.export.origin import ModelOrigin, front_matter, licence_note
+from backend.quantization import GRID_NAMES
 
 STOCK = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,12 +28,17 @@ def loading(layout: Layout) -> str:
             "values of the quantisation grid: every program can load them, without gains in "
             "size or speed."
         )
+    if layout.format == "slimscope":
+        return (
+            "Codes with real offsets, in a format of Slimscope's own: open it there, or export it "
+            "as GGUF, whose type Q4_1 holds groups of a multiple of 32 exactly."
+        )
     if layout.format != "compressed-tensors":
         return (
             f"GPTQ layout, `checkpoint_format` {layout.format}. Loading it with "
             "`transformers` requires the packages gptqmodel and optimum."
         )
-    if layout.symmetric:
+    if layout.grid == "symmetric":
         return (
             f"{STOCK.format('')}\n\nRequires the package compressed-tensors. In float32 the "
             "logits are bit-identical to the measured ones. `transformers` unpacks the weights on "
@@ -150,13 +156,13 @@ def model_card(
     """
     tags = ["quantization", f"{layout.bits}-bit", layout.format]
     group = f"groups of {layout.group_size}" if layout.group_size else "one group per row"
-    grid = "symmetric" if layout.symmetric else "asymmetric"
+    grid = GRID_NAMES[layout.grid]
     warning = f"\nNote on the base model: {note}\n" if note else ""
     return f"""{front_matter(origin, tags, "quantized", "transformers")}
 # {title}, {layout.bits} bits by {stage}
 
 Made by Slimscope, run {run}. {layout.bits} bits, {group}, {grid}: {bits_per_weight:.3f} bits
-per weight of the quantised layers, including scales and zero-points. {licence_note(origin)}
+per weight of the quantised layers, with scales, zero-points and offsets. {licence_note(origin)}
 {warning}
 {loading(layout)}
 

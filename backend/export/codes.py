@@ -13,12 +13,18 @@ import numpy as np
 
 from backend.errors import ModelError
 from backend.export.formats import Layout, read_layout, unreadable
-from backend.statistics.regions import Region, stored_words
+from backend.statistics.regions import Region, read_region, stored_words
 
 
 @dataclass(frozen=True)
 class CodeTile:
-    """Codes and zero-points q, z, int64 [rows, columns], of a region; of `bits` each."""
+    """Codes and zero-points q, z [rows, columns] of a region.
+
+    Attributes:
+        codes: int64.
+        zeros: int64; of grids with offsets float32.
+        bits: of a code.
+    """
 
     region: Region
     codes: np.ndarray
@@ -46,11 +52,11 @@ def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
     except ModelError:
         return None
     name = tensor.removesuffix(".weight")
-    suffix = "weight_packed" if layout.format == "compressed-tensors" else "qweight"
-    words = stored_words(folder, f"{name}.{suffix}")
+    by_rows = layout.format in ("compressed-tensors", "slimscope")
+    words = stored_words(folder, f"{name}.{'weight_packed' if by_rows else 'qweight'}")
     if words is None or layout.format == "awq":
         return None
-    by_output = words if layout.format == "compressed-tensors" else words.T
+    by_output = words if by_rows else words.T
     codes = _unpacked(by_output[slice(*region.rows)], layout.bits, region.columns)
     if codes.shape != tuple(last - first for first, last in (region.rows, region.columns)):
         raise unreadable(folder, f"{name} is smaller than its statistics.")
@@ -59,8 +65,10 @@ def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
 
 def _zeros(folder: Path, name: str, layout: Layout, region: Region) -> np.ndarray:
     """The zero-point of every weight of the region, [rows, columns]."""
+    if layout.format == "slimscope":
+        return _real_zeros(folder, name, layout, region)
     count = region.columns[1] - region.columns[0]
-    if layout.format == "compressed-tensors" and layout.symmetric:
+    if layout.format == "compressed-tensors" and layout.grid == "symmetric":
         return np.full((region.rows[1] - region.rows[0], count), 2 ** (layout.bits - 1))
     packed = layout.format == "compressed-tensors"
     words = stored_words(folder, f"{name}.{'weight_zero_point' if packed else 'qzeros'}")
@@ -68,10 +76,26 @@ def _zeros(folder: Path, name: str, layout: Layout, region: Region) -> np.ndarra
         raise unreadable(folder, f"{name} has no zero-points.")
     by_group = words.T if packed else words
     points = _unpacked(by_group, layout.bits, region.rows) + (layout.format == "gptq")
-    inputs = np.arange(*region.columns)
-    groups = inputs // layout.group_size if layout.group_size else np.zeros_like(inputs)
-    zeros: np.ndarray = points[groups].T
+    zeros: np.ndarray = points[_groups(layout, region)].T
     return zeros
+
+
+def _real_zeros(folder: Path, name: str, layout: Layout, region: Region) -> np.ndarray:
+    """z = -b / s, from the scales and offsets of all groups; 0 where the scale is 0."""
+    groups = _groups(layout, region)
+    whole = Region(region.rows, (0, int(groups.max()) + 1))
+    parts = (read_region(folder, f"{name}.weight_{part}", whole) for part in ("scale", "offset"))
+    scale, offset = parts
+    if scale is None or offset is None:
+        raise unreadable(folder, f"{name} has no offsets.")
+    zeros: np.ndarray = np.divide(-offset, scale, out=np.zeros_like(scale), where=scale != 0)
+    return zeros[:, groups]
+
+
+def _groups(layout: Layout, region: Region) -> np.ndarray:
+    """The group of every input of the region."""
+    inputs = np.arange(*region.columns)
+    return inputs // layout.group_size if layout.group_size else np.zeros_like(inputs)
 
 
 def _unpacked(words: np.ndarray, bits: int, span: tuple[int, int]) -> np.ndarray:

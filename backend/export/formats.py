@@ -3,6 +3,8 @@
 compressed-tensors   pack-quantized. Symmetric: plain transformers loads it, bit-identical.
                      Asymmetric: only with CompressedTensorsConfig(dequantize=True).
 gptq, gptq_v2        for programs with GPTQ kernels; gptq stores z - 1, so z = 0 is impossible
+slimscope            ours, for grids with real offsets: Slimscope alone reads it, decodes it, and
+                     exports it as GGUF
 dense                weights at grid values, in the dtype of the base model: for every program, no
                      gain in size
 """
@@ -12,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from backend.errors import ConfigError, ModelError
 from backend.models.sources.headers import read_config
 from backend.models.sources.quantised import packing_of
+from backend.quantization import GridType
 
-Format = Literal["compressed-tensors", "gptq", "gptq_v2", "dense"]
-FORMATS: tuple[Format, ...] = ("compressed-tensors", "gptq", "gptq_v2", "dense")
+Format = Literal["compressed-tensors", "gptq", "gptq_v2", "slimscope", "dense"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 GPTQ_BITS = (2, 3, 4, 8)
 PACKED_BITS = range(2, 9)
 UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
@@ -39,7 +42,7 @@ class Layout:
     format: Format | Literal["awq"]
     bits: int
     group_size: int
-    symmetric: bool
+    grid: GridType
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class ExportRequirements:
     """
 
     bits: int
-    symmetric: bool
+    grid: GridType
     stored: str
     in_out: bool
     whole: bool
@@ -75,7 +78,7 @@ def read_layout(folder: Path) -> Layout:
     if packing is None:
         raise unreadable(folder, "Its config.json has no quantization_config.")
     format: Any = packing.version or packing.method
-    return Layout(format, packing.bits, packing.group_size, packing.symmetric)
+    return Layout(format, packing.bits, packing.group_size, packing.grid)
 
 
 def unreadable(folder: Path, why: str) -> ModelError:
@@ -94,13 +97,15 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
         return "transformers loads all experts of a block as one tensor, which it cannot unpack"
     if format != "dense" and choice.architecture.startswith(UNPACKABLE):
         return "transformers cannot load packed weights of this architecture"
+    if choice.grid == "offset" and format not in ("slimscope", "dense"):
+        return "its zero-points are whole numbers, and those of this grid are real"
     if format == "compressed-tensors" and choice.in_out:
         return "it supports nn.Linear only, and this architecture has transposed layers"
     if format not in ("gptq", "gptq_v2"):
         return ""
     if choice.bits not in GPTQ_BITS:
         return f"it supports {', '.join(map(str, GPTQ_BITS))} bits, not {choice.bits}"
-    if format == "gptq" and not choice.symmetric:
+    if format == "gptq" and choice.grid != "symmetric":
         return "it cannot express a zero-point of 0; gptq_v2 can"
     if choice.stored != "float16":
         return f"it stores scales in float16, not {choice.stored}"
@@ -130,10 +135,11 @@ def check_format(format: Format, choice: ExportRequirements) -> None:
         )
 
 
-def bits_per_weight(bits: int, group_size: int, symmetric: bool, stored: str) -> float:
-    """Stored bits per quantised weight, including scales and zero-points."""
+def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> float:
+    """Stored bits per quantised weight, including scales and zero-points or offsets."""
     scale = {"float16": 16, "bfloat16": 16, "float32": 32}[stored]
-    return bits + (scale + (0 if symmetric else bits)) / group_size
+    zero = {"symmetric": 0, "zero-point": bits, "offset": scale}[grid]
+    return bits + (scale + zero) / group_size
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,4 +1,5 @@
-"""Convert one quantised layer to the tensors of a format, and back. Lossless: nothing is rounded.
+"""Convert one quantised layer to the tensors of a format, and back. Lossless: scales and offsets
+are numbers of the stored dtype already (`QuantGrid.stored`).
 
 compressed-tensors, pack-quantized (signed codes q - 2^(n-1), stored with an offset)
 
@@ -6,6 +7,11 @@ compressed-tensors, pack-quantized (signed codes q - 2^(n-1), stored with an off
     weight_scale        [out, groups]                     s
     weight_zero_point   int32 [ceil(out n / 32), groups]  z along columns; absent if symmetric
     weight_shape        int64 [2]
+
+slimscope
+
+    weight_packed, weight_scale, weight_shape   as compressed-tensors
+    weight_offset       [out, groups]                     b = -s z, in the dtype of the scales
 
 GPTQ
 
@@ -35,7 +41,7 @@ from torch import Tensor
 from backend.errors import ModelError
 from backend.export.formats import Layout
 from backend.export.packing import pack, unpack, words_for
-from backend.quantization.grid import QuantizedWeight, quantised_from
+from backend.quantization.grid import QuantizedWeight, offsets_of, quantised_from, zeros_of
 
 Tensors = dict[str, Tensor]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns in the eight codes of a word, lowest bits first
@@ -43,14 +49,22 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns in the eight codes of a word, lo
 
 def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> Tensors:
     """The tensors of a layer, by name suffix."""
-    scale, zero = layer.grid.scale.to(stored), layer.grid.zero.to(torch.uint8)
+    scale = layer.grid.scale.to(stored)
+    if layout.format == "slimscope":
+        return {
+            "weight_packed": pack(layer.codes, layout.bits),
+            "weight_scale": scale,
+            "weight_offset": offsets_of(layer.grid.scale, layer.grid.zero).to(stored),
+            "weight_shape": torch.tensor(layer.codes.shape),
+        }
+    zero = layer.grid.zero.to(torch.uint8)
     if layout.format == "compressed-tensors":
         tensors = {
             "weight_packed": pack(layer.codes, layout.bits),
             "weight_scale": scale,
             "weight_shape": torch.tensor(layer.codes.shape),
         }
-        if not layout.symmetric:
+        if layout.grid != "symmetric":
             tensors["weight_zero_point"] = pack(zero.T, layout.bits).T
         return tensors
     columns = torch.arange(layer.codes.shape[1], dtype=torch.int32)
@@ -73,7 +87,11 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
     Raises:
         ModelError: bit width, group size or shapes are inconsistent.
     """
-    readers = {"compressed-tensors": _from_packed, "awq": _from_awq}
+    readers = {
+        "compressed-tensors": _from_packed,
+        "slimscope": _from_offsets,
+        "awq": _from_awq,
+    }
     try:
         codes, scale, zero = readers.get(layout.format, _from_gptq)(tensors, layout)
     except KeyError as error:
@@ -119,12 +137,20 @@ def _from_awq(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Te
     return codes.T.contiguous(), tensors["scales"].T, zero.T
 
 
+def _from_offsets(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = tensors["weight_shape"].tolist()
+    packed, scale = tensors["weight_packed"], tensors["weight_scale"].float()
+    _check_shape(packed.shape, (rows, words_for(columns, layout.bits)), "weight_packed")
+    _check_shape(tensors["weight_offset"].shape, (*scale.shape,), "weight_offset")
+    return unpack(packed, layout.bits, columns), scale, zeros_of(scale, tensors["weight_offset"])
+
+
 def _from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = tensors["weight_shape"].tolist()
     packed, scale = tensors["weight_packed"], tensors["weight_scale"]
     _check_shape(packed.shape, (rows, words_for(columns, layout.bits)), "weight_packed")
     zero = torch.full(scale.shape, 2 ** (layout.bits - 1), dtype=torch.uint8)
-    if not layout.symmetric:
+    if layout.grid != "symmetric":
         packed_zero = tensors["weight_zero_point"]
         _check_shape(
             packed_zero.shape, (words_for(rows, layout.bits), scale.shape[1]), "weight_zero_point"

@@ -28,7 +28,7 @@ from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import pack_model
 
 WEIGHT_SUFFIX = {
-    "compressed-tensors": "weight_packed",
+    **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_packed"),
     **dict.fromkeys(("gptq", "gptq_v2", "awq"), "qweight"),
 }
 

@@ -76,7 +76,7 @@ def requirements_of(
     inside = sum(len(block_linears(model, block)) for block in range(len(decoder_blocks(model))))
     return ExportRequirements(
         bits=layout.bits,
-        symmetric=layout.symmetric,
+        grid=layout.grid,
         stored=str(stored).split(".")[1],
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
         experts=any(".experts." in name for name in layers),
@@ -90,13 +90,19 @@ def quantization_config(
     model: PreTrainedModel, layers: Mapping[str, QuantizedWeight], layout: Layout
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json."""
+    if layout.format == "slimscope":
+        return {
+            "quant_method": "slimscope",
+            "bits": layout.bits,
+            "group_size": layout.group_size,
+        }
     if layout.format != "compressed-tensors":
         return {
             "quant_method": "gptq",
             "bits": layout.bits,
             "group_size": layout.group_size or -1,
             "desc_act": False,
-            "sym": layout.symmetric,
+            "sym": layout.grid == "symmetric",
             "checkpoint_format": layout.format,
             "pack_dtype": "int32",
             "lm_head": False,
@@ -105,7 +111,7 @@ def quantization_config(
     weights = {
         "num_bits": layout.bits,
         "type": "int",
-        "symmetric": layout.symmetric,
+        "symmetric": layout.grid == "symmetric",
         "strategy": "group" if layout.group_size else "channel",
         "group_size": layout.group_size or None,
         "dynamic": False,

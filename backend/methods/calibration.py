@@ -66,6 +66,9 @@ class InputStatistics:
     dtype: torch.dtype = torch.float32
     mean: Tensor = field(default_factory=_nothing)
     _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _ordered_roots: dict[float, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def inverse_root(self, damping: float) -> Tensor:
         """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
@@ -76,6 +79,18 @@ class InputStatistics:
         if damping not in self._roots:
             self._roots[damping] = inverse_root(self.gram, damping)
         return self._roots[damping]
+
+    def ordered_root(self, damping: float) -> tuple[Tensor, Tensor]:
+        """The inputs by falling energy [in], and U [in, in] of H in that order.
+
+        Raises:
+            NotPositiveDefiniteError: more damping would help.
+        """
+        if damping not in self._ordered_roots:
+            order = self.energy.argsort(descending=True, stable=True)
+            root = inverse_root(self.gram[order][:, order], damping)
+            self._ordered_roots[damping] = order, root
+        return self._ordered_roots[damping]
 
     @cached_property
     def largest_eigenvalue(self) -> float:

@@ -2,7 +2,8 @@
 
     grid            codes, scales and zero-points of a layer
     range_search    search for scales and zero-points (`@range_search`)
-    rounding, gptq  post-training quantizers (`@quantizer`)
+    rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
+    bases           inputs and outputs scaled or rotated before rounding
     packed_linear   a linear layer on packed int4 or int8 weights
     registry        both decorators and their interfaces
 
@@ -10,7 +11,15 @@ To add a range search or a quantizer, define a decorated function in a file here
 listed in SLIMSCOPE_PLUGINS. Does not import torch.
 """
 
+from typing import Literal
+
 from backend.registry import Declarations
 
+GridType = Literal["symmetric", "zero-point", "offset"]
+GRID_NAMES: dict[GridType, str] = {
+    "symmetric": "symmetric grid",
+    "zero-point": "grid with zero-points",
+    "offset": "grid with real offsets",
+}
 DECLARED_RANGE_SEARCHES = Declarations("range_search", __name__)
 DECLARED_QUANTIZERS = Declarations("quantizer", __name__)

@@ -9,6 +9,11 @@ the rounded ones. Rounding them to the same grid gives GPTQ's codes by construct
 can start from them.
 
 The grid of a group is searched on the compensated weights, when its first column is reached.
+
+`gptq-order` is the same with what the authors' code calls act-order, static groups and
+true-sequential: columns are rounded by falling energy of their inputs, on grids that are searched
+on the dense weights before (so that a group keeps its neighbours, and formats need no order), and
+every layer of a block sees the inputs that the quantized layers before it give.
 """
 
 from __future__ import annotations
@@ -35,10 +40,50 @@ def gptq(
 
     def find_grid(V: Tensor, columns: slice) -> QuantGrid:
         energy = inputs.energy[columns]
-        return search_range(V, settings.bits, 0, settings.symmetric, settings.space, energy)
+        return search_range(V, settings.bits, 0, settings.grid, settings.space, energy)
 
     size = settings.group_size or W.shape[1]
     return compensate(W, inputs.inverse_root(damping), size, find_grid, settings.keep_zeros)
+
+
+@quantizer(
+    "gptq-order",
+    label="GPTQ, act-order",
+    needs="gram",
+    flops=150.0,
+    export_rank=32,
+    sequential=True,
+)
+def gptq_order(
+    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+) -> tuple[Tensor, QuantGrid]:
+    """Compensate `W` [out, in], loud inputs first, on a grid that is found before."""
+    size = (settings.bits, settings.group_size, settings.grid)
+    grid = search_range(W, *size, settings.space, inputs.energy)
+    return compensate_ordered(W, *inputs.ordered_root(damping), grid, settings.keep_zeros), grid
+
+
+def compensate_ordered(
+    W: Tensor, order: Tensor, U: Tensor, grid: QuantGrid, keep_zeros: bool = False
+) -> Tensor:
+    """The compensated weights [out, in] float32, columns rounded in the order given.
+
+    Args:
+        order: [in], all inputs.
+        U: [in, in], of H in that order.
+        grid: of `W` in its own order.
+    """
+    size = W.shape[1] // grid.groups
+    scale, zero = (part[:, order // size] for part in (grid.scale, grid.zero))
+    kept = W[:, order] != 0 if keep_zeros else None
+    V = W[:, order]
+    for first in range(0, V.shape[1], BLOCK):
+        part = slice(first, first + BLOCK)
+        mask = None if kept is None else kept[:, part]
+        each = QuantGrid(grid.bits, scale[:, part], zero[:, part])  # one group a column
+        V[:, part], E = _columns(V[:, part], U[part, part], each, mask)
+        V[:, part.stop :] -= E @ U[part, part.stop :]
+    return torch.empty_like(V).index_copy_(1, order, V)
 
 
 def compensate(
@@ -67,15 +112,20 @@ def compensate(
 
 
 def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compensated columns of W [out, width], and the errors (w - q) / U_jj [out, width]."""
+    """Compensated columns of W [out, width], and the errors (w - q) / U_jj [out, width].
+
+    Args:
+        grid: one group for all columns, or one for each.
+    """
     # Transposed, so that each step accesses contiguous memory.
     V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]
+    scales, zeros = (part.T.expand(len(V), -1) for part in (grid.scale, grid.zero))
     for j in range(len(V)):
+        own = QuantGrid(grid.bits, scales[j].unsqueeze(1), zeros[j].unsqueeze(1))
         if kept is None:
-            rounded = grid.nearest(V[j].unsqueeze(1)).squeeze(1)
-            E[j] = (V[j] - rounded) / U[j, j]
+            E[j] = (V[j] - own.nearest(V[j].unsqueeze(1)).squeeze(1)) / U[j, j]
         else:
             w, V[j] = V[j].clone(), V[j] * kept[:, j]
-            E[j] = (w - grid.nearest(V[j].unsqueeze(1)).squeeze(1)) / U[j, j]
+            E[j] = (w - own.nearest(V[j].unsqueeze(1)).squeeze(1)) / U[j, j]
         V[j + 1 :] -= torch.outer(U[j, j + 1 :], E[j])
     return V.T, E.T

@@ -1,10 +1,16 @@
 """Weights on a group-wise integer grid, for training, export and inference.
 
-    q_ij = clamp( round(w_ij / s_ik) + z_ik, 0, Q ),   k = j // g,   Q = 2^n - 1
+    q_ij = clamp( round(w_ij / s_ik + z_ik), 0, Q ),   k = j // g,   Q = 2^n - 1
     w_ij ~ s_ik (q_ij - z_ik)
 
-A row of K inputs has G = K / g groups, each with a scale s > 0 and a zero-point z, an integer in
-0 .. Q. A symmetric grid has z = 2^(n-1) everywhere. The weight 0 is always on the grid.
+A row of K inputs has G = K / g groups, each with a scale s and a zero-point z:
+
+    symmetric    z = 2^(n-1) everywhere
+    zero-point   z a whole number in 0 .. Q
+    offset       z real: w ~ s q + b with b = -s z, as in GGUF's Q4_1; b is what is stored
+
+On the first two, the weight 0 is a point of the grid. Whole zero-points are added after rounding,
+real ones before: z = i + f, i whole, and q = clamp( round(w / s + f) + i ).
 """
 
 from __future__ import annotations
@@ -16,13 +22,27 @@ import torch
 from torch import Tensor
 
 from backend.errors import ModelError
+from backend.quantization import GridType
+from backend.quantization.bases import PLAIN, Basis, basis_from
 
 MIN_BITS, MAX_BITS = 2, 8
+SMALLEST = 2.0**-24  # positive number of float16
 
 
 def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """round(w / s) + z, in place of `W` [rows, groups, g]; scale and zero [rows, groups]."""
-    return W.div_(scale.unsqueeze(-1)).round_().add_(zero.unsqueeze(-1))
+    """round(w / s + z), in place of `W` [rows, groups, g]; scale and zero [rows, groups]."""
+    whole, part = split_zero(zero)
+    W.div_(scale.unsqueeze(-1))
+    if part is not None:
+        W.add_(part.unsqueeze(-1))
+    return W.round_().add_(whole.unsqueeze(-1))
+
+
+def split_zero(zero: Tensor) -> tuple[Tensor, Tensor | None]:
+    """i and f of zero-points z = i + f, of their shape; f is None where all of them are whole."""
+    whole = zero.round()
+    part = zero - whole
+    return whole, part if part.any() else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,7 @@ class QuantGrid:
 
     Attributes:
         scale: float32 [out, groups].
-        zero: float32 [out, groups], whole numbers.
+        zero: float32 [out, groups]; whole numbers, except on a grid with offsets.
     """
 
     bits: int
@@ -48,10 +68,6 @@ class QuantGrid:
         """Number of groups per row."""
         return self.scale.shape[1]
 
-    @property
-    def symmetric(self) -> bool:
-        return bool((self.zero == 2 ** (self.bits - 1)).all())
-
     def codes(self, W: Tensor) -> Tensor:
         """Codes of `W` [out, in], float32 of the same shape."""
         u = W.to(torch.float32, copy=True).view(len(W), self.groups, -1)
@@ -67,15 +83,41 @@ class QuantGrid:
         """`W` [out, in] rounded to the grid, float32."""
         return self.values(self.codes(W))
 
+    def stored(self, dtype: torch.dtype, grid: GridType) -> QuantGrid:
+        """This grid with all that is stored of it rounded to `dtype`: scales, and offsets."""
+        scale = self.scale.to(dtype).float()
+        if grid != "offset":
+            return QuantGrid(self.bits, scale, self.zero)
+        offset = offsets_of(self.scale, self.zero)
+        scale = torch.where(scale == 0, SMALLEST, scale)  # else b were lost with it
+        return QuantGrid(self.bits, scale, zeros_of(scale, offset.to(dtype)))
 
-def minmax_grid(V: Tensor, bits: int, symmetric: bool, ratio: float = 1.0) -> QuantGrid:
-    """The grid over `ratio` of the range of each group, 0 included; V float32 [rows, groups, g].
 
-    s = (max - min) / Q,  z = round(-min / s);  symmetric: s = max|w| / (2^(n-1) - 1/2)
+def offsets_of(scale: Tensor, zero: Tensor) -> Tensor:
+    """b = -s z, float32."""
+    return -scale * zero
+
+
+def zeros_of(scale: Tensor, offset: Tensor) -> Tensor:
+    """z = -b / s, float32; 0 where the scale is 0, and b with it."""
+    return torch.where(scale == 0, 0.0, -offset.float() / scale)
+
+
+def minmax_grid(V: Tensor, bits: int, grid: GridType, ratio: float = 1.0) -> QuantGrid:
+    """The grid over `ratio` of the range of each group; V float32 [rows, groups, g].
+
+    symmetric     s = max|w| / (2^(n-1) - 1/2)
+    zero-point    s = (max - min) / Q,  z = round(-min / s);  the range includes 0
+    offset        s = (max - min) / Q,  z = -min / s;  the range shrinks around its middle
     """
-    low, high = V.amin(-1).clamp_(max=0) * ratio, V.amax(-1).clamp_(min=0) * ratio
-    top = 2**bits - 1
-    if symmetric:
+    low, high, top = V.amin(-1), V.amax(-1), 2**bits - 1
+    if grid == "offset":
+        cut = (high - low) * ((1 - ratio) / 2)
+        low, scale = low + cut, (high - low - 2 * cut) / top
+        scale = torch.where(scale > 0, scale, 1.0)  # all alike: q = 0, and the offset is w
+        return QuantGrid(bits, scale, -low / scale)
+    low, high = low.clamp_(max=0) * ratio, high.clamp_(min=0) * ratio
+    if grid == "symmetric":
         scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 0.5)
         zero = torch.full_like(scale, 2 ** (bits - 1))
         return QuantGrid(bits, torch.where(scale > 0, scale, 1.0), zero)
@@ -90,10 +132,12 @@ class QuantizedWeight:
 
     Attributes:
         codes: uint8 [out, in], in 0 .. Q.
+        basis: of the inputs and outputs that the codes are weights of.
     """
 
     grid: QuantGrid
     codes: Tensor
+    basis: Basis = PLAIN
 
     @property
     def group_size(self) -> int:
@@ -101,12 +145,15 @@ class QuantizedWeight:
 
     def dense(self) -> Tensor:
         """The weights [out, in], float32."""
-        return self.grid.values(self.codes)
+        values = self.grid.values(self.codes)
+        return values if self.basis.plain else self.basis.back(values)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store; see `quantised_from`."""
         zero = self.grid.zero.to(torch.uint8)
-        return {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
+        zero = zero if torch.equal(zero.float(), self.grid.zero) else self.grid.zero
+        parts = {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
+        return parts | self.basis.tensors()
 
 
 def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
@@ -121,9 +168,11 @@ def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> Quant
     if scale.dim() != 2 or codes.shape[1] % scale.shape[1]:
         raise _refused(name, f"{scale.shape[-1]} groups do not divide {codes.shape[1]} inputs")
     top = 2**bits - 1
-    if not MIN_BITS <= bits <= MAX_BITS or max(int(codes.max()), int(zero.max())) > top:
+    highest = max(int(codes.max()), 0 if zero.is_floating_point() else int(zero.max()))
+    if not MIN_BITS <= bits <= MAX_BITS or highest > top:
         raise _refused(name, f"it has codes above {top}, the maximum for {bits} bits")
-    return QuantizedWeight(QuantGrid(bits, scale.float(), zero.float()), codes)
+    grid = QuantGrid(bits, scale.float(), zero.float())
+    return QuantizedWeight(grid, codes, basis_from(tensors))
 
 
 def _shape(tensor: Tensor) -> str:

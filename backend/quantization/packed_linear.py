@@ -3,9 +3,10 @@
     y = x What^T,   What_ij = (p_ij - 8) s_ik + b_ik,   p = q + d in 0 .. 15,   b = (8 - z - d) s
 
 The operator takes a scale and a float offset per group, so any 2-, 3- or 4-bit grid fits into its
-4-bit container, symmetric or not. With 2 and 3 bits, and whenever z = 8, the shift d makes b zero
-and avoids its rounding error. The operator computes in bfloat16. Its buffer layout depends on the
-processor, so the buffer is built when a model is loaded and never saved.
+4-bit container, its zero-points whole or not. With 2 and 3 bits, and whenever z = 8, the shift d
+makes b zero where z is whole, and avoids its rounding error. The operator computes in bfloat16. Its
+buffer layout depends on the processor, so the buffer is built when a model is loaded and never
+saved.
 
 Up to `FEW` rows the operator is faster than unpacking the weights and multiplying densely; above,
 that is done. For it the codes are stored a second time, two per byte: 8 bits per weight in memory
@@ -65,7 +66,7 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = layer.codes.shape
         self.group = _operator_group(layer.group_size)
         scale, zero = layer.grid.scale, layer.grid.zero
-        shift = (MIDDLE - zero).clamp(0, TOP - layer.grid.top)
+        shift = (MIDDLE - zero).round().clamp(0, TOP - layer.grid.top)
         offset = (MIDDLE - zero - shift) * scale
         each = torch.stack([scale, offset], -1).repeat_interleave(layer.group_size // self.group, 1)
         self.scale = nn.Buffer(each.transpose(0, 1).to(DTYPE).contiguous(), persistent=False)

@@ -8,7 +8,7 @@ fixed: training moves weights on it and scales groups, but does not change it.
     lsq         starting there, Adam on E with the gradients of LSQ+ (Bhalgat et al. 2020):
                 dw/ds = q - z - w / s inside the range and q - z where clipped
                 dw/dz = 0 inside and -s where clipped
-                kept for the groups whose E, with z rounded again, decreased
+                kept for the groups whose E, with z as the grid allows it, decreased
 
 The DL-QAT paper starts from "a predefined quantization space"; the available text does not
 specify how it is determined.
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, minmax_grid, unclipped_codes_
 from backend.quantization.registry import RANGE_SEARCHES, range_search
 
@@ -30,7 +31,7 @@ PANEL = 2**17  # weights searched at once, to fit into a core's cache
 
 
 def search_range(
-    W: Tensor, bits: int, group_size: int, symmetric: bool, space: str, energy: Tensor | None = None
+    W: Tensor, bits: int, group_size: int, grid: GridType, space: str, energy: Tensor | None = None
 ) -> QuantGrid:
     """The grid of `W` [out, in] float32, in groups of `group_size` inputs (0: the whole row).
 
@@ -41,34 +42,34 @@ def search_range(
     size, method = group_size or W.shape[1], RANGE_SEARCHES[space]
     weight = torch.ones_like(W[0]) if energy is None or not method.needs_energy else energy
     weight = weight.view(-1, size)
-    grids = [method.search(V, bits, symmetric, weight) for V in _panels(W, size)]
+    grids = [method.search(V, bits, grid, weight) for V in _panels(W, size)]
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 
 @range_search("minmax", flops=50.0)
-def minmax(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
+def minmax(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The full range of each group."""
-    return minmax_grid(V, bits, symmetric)
+    return minmax_grid(V, bits, grid)
 
 
 @range_search("mse", flops=2500.0)
 @range_search("weighted", flops=2500.0, needs_energy=True)
-def clipped(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
+def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The shrunk range with the smallest error, for each group."""
-    best = minmax_grid(V, bits, symmetric)
+    best = minmax_grid(V, bits, grid)
     least = _error(V, best, weight)
     for ratio in RATIOS[1:]:
-        grid = minmax_grid(V, bits, symmetric, ratio)
-        error = _error(V, grid, weight)
-        best = _where(error < least, grid, best)
+        shrunk = minmax_grid(V, bits, grid, ratio)
+        error = _error(V, shrunk, weight)
+        best = where(error < least, shrunk, best)
         least = torch.minimum(error, least)
     return best
 
 
 @range_search("lsq", flops=15000.0, needs_energy=True)
-def lsq(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
+def lsq(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The clipped range, then learned scales and, unless symmetric, zero-points."""
-    return _learned(V, clipped(V, bits, symmetric, weight), weight, symmetric)
+    return _learned(V, clipped(V, bits, grid, weight), weight, grid)
 
 
 def _panels(W: Tensor, size: int) -> Iterator[Tensor]:
@@ -92,25 +93,28 @@ def group_sums(V: Tensor) -> Tensor:
     return (V.reshape(-1, V.shape[-1]) @ V.new_ones(V.shape[-1])).view(V.shape[:-1])
 
 
-def _where(condition: Tensor, grid: QuantGrid, other: QuantGrid) -> QuantGrid:
+def where(condition: Tensor, grid: QuantGrid, other: QuantGrid) -> QuantGrid:
+    """`grid` for the groups where the condition [rows, groups] holds, else the other."""
     scale = torch.where(condition, grid.scale, other.scale)
     return QuantGrid(grid.bits, scale, torch.where(condition, grid.zero, other.zero))
 
 
-def _learned(V: Tensor, start: QuantGrid, weight: Tensor, symmetric: bool) -> QuantGrid:
+def _learned(V: Tensor, start: QuantGrid, weight: Tensor, grid: GridType) -> QuantGrid:
     """`start` after `LSQ_STEPS` steps of Adam on scales and, unless symmetric, zero-points."""
     ratio, shift = torch.ones_like(start.scale), torch.zeros_like(start.zero)
-    moved = [ratio] if symmetric else [ratio, shift]
+    moved = [ratio] if grid == "symmetric" else [ratio, shift]
     optimiser = torch.optim.Adam(moved, LSQ_RATE)
     for _ in range(LSQ_STEPS):
         scale, zero = start.scale * ratio, start.zero + shift
         ratio.grad, shift.grad = _gradients(V, scale, zero, start.top, weight)
         ratio.grad.mul_(start.scale)
         optimiser.step()
-    zero = (start.zero + shift).round_().clamp_(0, start.top)
+    zero = start.zero + shift
+    if grid != "offset":
+        zero = zero.round_().clamp_(0, start.top)
     learned = QuantGrid(start.bits, (start.scale * ratio).abs_(), zero)
     better = _error(V, learned, weight) < _error(V, start, weight)
-    return _where(better, learned, start)
+    return where(better, learned, start)
 
 
 def _gradients(

@@ -7,20 +7,21 @@ compensates them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
+from backend.quantization.bases import PLAIN, Basis
 from backend.quantization.grid import QuantGrid
 from backend.registry import Registry
 
 Needs = Literal["nothing", "energy", "gram"]
 
-# V [rows, groups, g], bits, symmetric, weight of each squared error [groups, g] -> grid
-SearchRange = Callable[[Tensor, int, bool, Tensor], QuantGrid]
+# V [rows, groups, g], bits, type, weight of each squared error [groups, g] -> grid
+SearchRange = Callable[[Tensor, int, GridType, Tensor], QuantGrid]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class LayerInputs(Protocol):
     def inverse_root(self, damping: float) -> Tensor:
         """U [in, in], upper triangular with U^T U = H^-1, H damped."""
 
+    def ordered_root(self, damping: float) -> tuple[Tensor, Tensor]:
+        """The inputs by falling energy [in], and U [in, in] of H in that order."""
+
 
 @dataclass(frozen=True)
 class QuantSettings:
@@ -62,7 +66,7 @@ class QuantSettings:
 
     bits: int
     group_size: int
-    symmetric: bool
+    grid: GridType
     space: str
     keep_zeros: bool = False
 
@@ -72,11 +76,41 @@ Quantize = Callable[[Tensor, LayerInputs, QuantSettings, float], tuple[Tensor, Q
 
 
 @dataclass(frozen=True)
+class BlockLayers:
+    """The layers of one decoder block that are quantized, by their names in it.
+
+    Attributes:
+        weights: [out, in], float32.
+        inputs: one object for layers with the same inputs; empty where a quantizer needs nothing.
+    """
+
+    block: nn.Module
+    weights: Mapping[str, Tensor]
+    inputs: Mapping[str, LayerInputs]
+    settings: QuantSettings
+
+
+FindBases = Callable[[BlockLayers], Mapping[str, Basis]]
+
+
+def plain_bases(layers: BlockLayers) -> dict[str, Basis]:
+    """Every layer as it is."""
+    return dict.fromkeys(layers.weights, PLAIN)
+
+
+@dataclass(frozen=True)
 class Quantizer:
-    """A post-training quantizer and the input statistics it needs."""
+    """A post-training quantizer, the input statistics it needs, and the bases it rounds in.
+
+    Attributes:
+        sequential: whether layers of a block see the inputs that those before them, quantized,
+            give; else those of the dense ones.
+    """
 
     quantize: Quantize
     needs: Needs
+    bases: FindBases = plain_bases
+    sequential: bool = False
 
 
 RANGE_SEARCHES: Registry[RangeSearch] = Registry(DECLARED_RANGE_SEARCHES)
@@ -101,7 +135,16 @@ def range_search(
 
 
 def quantizer(
-    name: str, *, label: str, needs: Needs, flops: float, export_rank: int
+    name: str,
+    *,
+    label: str,
+    needs: Needs,
+    flops: float,
+    export_rank: int,
+    bases: FindBases = plain_bases,
+    sequential: bool = False,
+    keeps_zeros: bool = True,
+    saved: bool = True,
 ) -> Callable[[Quantize], Quantize]:
     """Register a post-training quantizer, which becomes a stage of a quantization run.
 
@@ -114,10 +157,14 @@ def quantizer(
         flops: operations per weight, without collecting the inputs.
         export_rank: the stage with the highest rank is exported by default; stages are listed in
             this order.
+        bases: what the layers of a block are rounded in; weights and inputs come in it.
+        sequential: see `Quantizer`.
+        keeps_zeros: whether weights that are 0 can stay 0.
+        saved: whether formats of packed weights can hold the result; they know no bases.
     """
 
     def register(quantize: Quantize) -> Quantize:
-        QUANTIZERS.register(name, Quantizer(quantize, needs))
+        QUANTIZERS.register(name, Quantizer(quantize, needs, bases, sequential))
         return quantize
 
     return register

@@ -26,4 +26,4 @@ def mse(
 
 
 def _grid(W: Tensor, settings: QuantSettings, space: str) -> QuantGrid:
-    return search_range(W, settings.bits, settings.group_size, settings.symmetric, space)
+    return search_range(W, settings.bits, settings.group_size, settings.grid, space)

@@ -34,7 +34,8 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesCon
         "compressed-tensors",
         title="Export format",
         description="compressed-tensors: plain transformers loads it. gptq, gptq_v2: for GPTQ "
-        "kernels. dense: for any program, at the dense size.",
+        "kernels. slimscope: our own, for grids with offsets. dense: for any program, at the dense "
+        "size.",
     )
     packed: bool = Field(
         True,
@@ -55,4 +56,5 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesCon
         """The stage that is exported."""
         if self.keep != "auto":
             return str(self.keep)
-        return next((s for s in export_order() if s in self.stages), DLQATStage.LORA_RTN)
+        order = [*export_order(), *reversed(QUANTISED)]
+        return next((s for s in order if s in self.stages), DLQATStage.LORA_RTN)

@@ -10,6 +10,7 @@ from backend.methods.dlqat.config import (
     TEACHER_TOKENS,
     TRAINED,
     DLQATStage,
+    can_be_packed,
 )
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import ModelFacts
@@ -28,6 +29,7 @@ from jobs.kind import Requirements
 from jobs.limits import require_context
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
+SEQUENTIAL_PASSES = 3  # more through a block: behind q, k and v, behind o, behind gate and up
 FLOAT32_COST = 2.0  # of float32 products over bfloat16 ones, where those are used
 FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward and backward
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
@@ -46,7 +48,7 @@ def requirements(config: DLQATJob) -> Requirements:
     layers = quantised_layers(facts.linears, config)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts) + check_quality(config)
-    if config.format == "compressed-tensors" and not config.symmetric:
+    if config.format == "compressed-tensors" and config.grid == "zero-point":
         warnings += (ASYMMETRIC,)
     require_training_text(config, facts)
     require_kept(config)
@@ -125,6 +127,8 @@ def quantizer_flops(name: str, config: DLQATJob, layers: list[LinearShape], toke
     if needs == "nothing":
         return flops
     flops += 2 * 2 * weights * tokens
+    if DECLARED_QUANTIZERS[name].facts.get("sequential"):
+        flops += 2 * weights * tokens * SEQUENTIAL_PASSES
     if needs == "gram":
         solve = 3 * FLOAT32_COST * sum(x.rows * x.columns**2 for x in layers)
         search = declared_flops(DECLARED_RANGE_SEARCHES, config.space) * weights
@@ -226,6 +230,14 @@ def require_kept(config: DLQATJob) -> None:
             f"Choose {', '.join(made) or 'a quantised stage'}.",
             field="keep",
         )
+    if config.format != "dense" and not can_be_packed(config.kept):
+        raise ConfigError(
+            f"{STAGE_LABELS[config.kept]} cannot be exported as {config.format}.",
+            "Its weights are rounded in another basis of their inputs, which the format does not "
+            "know.",
+            "Choose the format dense, or another stage.",
+            field="keep",
+        )
 
 
 def export_requirements(
@@ -234,7 +246,7 @@ def export_requirements(
     """What the export format has to hold."""
     return ExportRequirements(
         bits=config.bits,
-        symmetric=config.symmetric,
+        grid=config.grid,
         stored=config.stored,
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
         experts=any(".experts." in x.name for x in layers),

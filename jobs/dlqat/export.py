@@ -36,9 +36,7 @@ def mean_bits(config: DLQATJob, layers: list[LinearShape]) -> float:
     total = sum(x.weights for x in layers)
     bits = sum(
         x.weights
-        * bits_per_weight(
-            config.bits, config.group_size or x.columns, config.symmetric, config.stored
-        )
+        * bits_per_weight(config.bits, config.group_size or x.columns, config.grid, config.stored)
         for x in layers
     )
     return bits / total
@@ -51,7 +49,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
-    layout = Layout(config.format, config.bits, config.group_size, config.symmetric)
+    layout = Layout(config.format, config.bits, config.group_size, config.grid)
     measured = {
         STAGE_LABELS[r.stage]: r.value
         for r in queries.results([context.run])

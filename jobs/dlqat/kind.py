@@ -5,40 +5,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from backend.methods.dlqat.config import POST_TRAINING, STAGE_LABELS, DLQATStage
+from jobs.comparison import StageComparison
 from jobs.dlqat.config import NAME, DLQATJob
 from jobs.dlqat.estimate import requirements
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
-from jobs.wording import apart, fixed, relative_change
+from jobs.wording import apart, fixed
 
 TRAINED = (DLQATStage.DLQAT, DLQATStage.DLQAT_KD)
 
 
-def verdict(perplexity: Mapping[str, float]) -> str:
-    """In words, whether the method helped on this model. `perplexity`: stage -> value."""
-    trained = next((s for s in TRAINED if s in perplexity), None)
-    rival = next((s for s in reversed(POST_TRAINING) if s in perplexity), None)
+HELPED = {
+    "below": "",
+    "above": " Training did not help on this model.",
+    "": " Whether training helped is not told by this text.",
+}
+
+
+def verdict(stages: StageComparison) -> str:
+    """In words, whether the method helped on this model."""
+    trained = next((s for s in TRAINED if s in stages.perplexity), None)
+    rival = best_untrained(stages.perplexity)
     if trained is None or rival is None:
         return ""
-    value = perplexity[trained]
-    text = f"{STAGE_LABELS[trained]} ends {relative_change(value, perplexity[rival])} "
-    text += STAGE_LABELS[rival]
-    if DLQATStage.LORA_GPTQ in perplexity:
-        other = perplexity[DLQATStage.LORA_GPTQ]
-        text += f" and {relative_change(value, other)} {STAGE_LABELS[DLQATStage.LORA_GPTQ]}"
-    text += "."
-    if DLQATStage.LORA in perplexity and trained == DLQATStage.DLQAT:
-        plain = perplexity[DLQATStage.LORA]
-        cost = f"{fixed(100 * (value / plain - 1), 1)} %" if value > plain else "nothing"
-        text += (
-            f" The same training without quantisation ends at {fixed(plain, 2)}: "
-            f"quantisation costs {cost} on top of it."
-        )
-    if value < perplexity.get(DLQATStage.DENSE, 0.0):
+    fair = [DLQATStage.LORA_GPTQ] if DLQATStage.LORA_GPTQ in stages.perplexity else []
+    named = {stage: STAGE_LABELS[stage] for stage in (rival, *fair)}
+    text = f"{STAGE_LABELS[trained]} {stages.clause(trained, named)}."
+    if DLQATStage.LORA in stages.perplexity and trained == DLQATStage.DLQAT:
+        text += _cost(stages)
+    dense = DLQATStage.DENSE in stages.perplexity
+    if dense and stages.order(trained, DLQATStage.DENSE) == "below":
         text += " It ends below the dense model because it was trained on such text."
-    if value >= perplexity[rival]:
-        text += " Training did not help on this model."
-    return text
+    return text + HELPED[stages.order(trained, rival)]
+
+
+def best_untrained(perplexity: Mapping[str, float]) -> str | None:
+    """The post-training quantizer of the run with the lowest perplexity; None without one."""
+    return min(
+        (s for s in POST_TRAINING if s in perplexity), key=perplexity.__getitem__, default=None
+    )
+
+
+def _cost(stages: StageComparison) -> str:
+    """What quantisation costs on top of the same training."""
+    plain, value = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
+    costs = stages.order(DLQATStage.DLQAT, DLQATStage.LORA) == "above"
+    cost = f"{fixed(100 * (value / plain - 1), 1)} %" if costs else "nothing that shows"
+    return (
+        f" The same training without quantisation ends at {fixed(plain, 2)}: "
+        f"quantisation costs {cost} on top of it."
+    )
 
 
 def key_figure(values: Values) -> KeyFigure | None:
@@ -47,8 +63,8 @@ def key_figure(values: Values) -> KeyFigure | None:
     dense = values.get((DLQATStage.DENSE, PERPLEXITY))
     if trained is None or dense is None or (trained, PERPLEXITY) not in values:
         return None
-    rivals = [s for s in reversed(POST_TRAINING) if (s, PERPLEXITY) in values]
-    stages = [*rivals[:1], trained]
+    rival = best_untrained({s: value for (s, name), value in values.items() if name == PERPLEXITY})
+    stages = [*([rival] if rival else []), trained]
     figures = apart([dense, *(values[s, PERPLEXITY] for s in stages)])
     named = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
     return KeyFigure(

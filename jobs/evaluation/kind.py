@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from jobs.comparison import StageComparison
 from jobs.evaluation.config import DENSE, LABELS, MODEL, NAME, EvaluationJob
 from jobs.evaluation.estimate import requirements
 from jobs.kind import Kind
-from jobs.wording import relative_change
 
 
-def verdict(perplexity: Mapping[str, float]) -> str:
-    """What compression cost, in words. `perplexity`: stage -> value."""
-    dense, model = perplexity.get(DENSE), perplexity.get(MODEL)
-    if not dense or model is None:
+def verdict(stages: StageComparison) -> str:
+    """What compression cost, in words."""
+    if not {DENSE, MODEL} <= stages.perplexity.keys():
         return ""
-    return f"Perplexity is {relative_change(model, dense)} the dense one."
+    return f"Perplexity {stages.clause(MODEL, {DENSE: 'the dense one'}, 'is')}."
 
 
 KIND = Kind(

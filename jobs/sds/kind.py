@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from backend.methods.sds.config import STAGE_LABELS, SDSStage
+from jobs.comparison import StageComparison
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import PERPLEXITY
 from jobs.sds.config import NAME, SDSJob
 from jobs.sds.estimate import requirements
-from jobs.wording import apart, fixed, relative_change
+from jobs.wording import apart, fixed
+
+PAID = {
+    "below": "",
+    "above": " The re-dense detour did not pay on this model.",
+    "": " Whether the re-dense detour pays is not told by this text.",
+}
 
 
-def verdict(perplexity: Mapping[str, float]) -> str:
-    """In words, whether the method helped on this model. `perplexity`: stage -> value."""
-    sds, first, control = (
-        perplexity.get(s) for s in (SDSStage.SDS, SDSStage.FIRST, SDSStage.CONTROL)
-    )
-    if sds is None or first is None:
+def verdict(stages: StageComparison) -> str:
+    """In words, whether the method helped on this model."""
+    if not {SDSStage.SDS, SDSStage.FIRST} <= stages.perplexity.keys():
         return ""
-    text = f"SDS ends {relative_change(sds, first)} the first pruning"
-    if control is None:
-        return f"{text}. No control was run, so whether the re-dense detour paid is not known."
-    text += f" and {relative_change(sds, control)} its control."
-    return text if sds < control else f"{text} The re-dense detour did not pay on this model."
+    rivals = {
+        SDSStage.FIRST: "the first pruning",
+        SDSStage.CONTROL: "its control",
+        SDSStage.SOFT_CONTROL: "its soft control",
+    }
+    measured = {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
+    text = f"SDS {stages.clause(SDSStage.SDS, measured)}."
+    if SDSStage.CONTROL not in measured:
+        return f"{text} No control was run, so whether the re-dense detour paid is not known."
+    hardest = SDSStage.SOFT_CONTROL if SDSStage.SOFT_CONTROL in measured else SDSStage.CONTROL
+    return text + PAID[stages.order(SDSStage.SDS, hardest)]
 
 
 def key_figure(values: Values) -> KeyFigure | None:

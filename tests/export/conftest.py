@@ -9,7 +9,7 @@ import torch
 
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import LoadedModel, load
-from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.grid import QuantGrid, QuantizedWeight, zeros_of
 from backend.quantization.range_search import search_range
 
 
@@ -18,15 +18,17 @@ def make_layer() -> Callable[..., QuantizedWeight]:
     """Codes, scales and zero-points at random; scales are float16 numbers."""
 
     def make(
-        rows: int = 32, columns: int = 64, bits: int = 4, groups: int = 2, symmetric: bool = True,
-        seed: int = 0, least_zero: int = 0,
+        rows: int = 32, columns: int = 64, bits: int = 4, groups: int = 2,
+        grid_type: str = "symmetric", seed: int = 0, least_zero: int = 0,
     ) -> QuantizedWeight:  # fmt: skip
         random = torch.Generator().manual_seed(seed)
         codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
         scale = (torch.rand(rows, groups, generator=random) * 0.1 + 0.01).half().float()
         zero = torch.full_like(scale, 2 ** (bits - 1))
-        if not symmetric:
+        if grid_type != "symmetric":
             zero = torch.randint(least_zero, 2**bits, scale.shape, generator=random).float()
+        if grid_type == "offset":
+            zero = zeros_of(scale, (-scale * (zero + 0.3)).half())
         return QuantizedWeight(QuantGrid(bits, scale, zero), codes)
 
     return make
@@ -46,16 +48,15 @@ def quantised(toy: LoadedModel) -> Callable[..., dict[str, QuantizedWeight]]:
     """Rounds every linear of the toy's blocks; the model holds the result too."""
 
     def make(
-        bits: int = 4, group_size: int = 32, symmetric: bool = True
+        bits: int = 4, group_size: int = 32, grid_type: str = "symmetric"
     ) -> dict[str, QuantizedWeight]:
         layers = {}
         for block in range(len(decoder_blocks(toy.model))):
             for linear in block_linears(toy.model, block).values():
                 W = linear.read()
-                grid = search_range(W, bits, group_size, symmetric, "mse")
+                grid = search_range(W, bits, group_size, grid_type, "mse")
                 codes = grid.codes(W).to(torch.uint8)
-                snapped = QuantGrid(bits, grid.scale.half().float(), grid.zero)
-                layers[linear.name] = QuantizedWeight(snapped, codes)
+                layers[linear.name] = QuantizedWeight(grid.stored(torch.float16, grid_type), codes)
                 linear.write(layers[linear.name].dense())
         return layers
 

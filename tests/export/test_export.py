@@ -21,6 +21,7 @@ from backend.export.origin import ModelOrigin
 from backend.export.reading import load_packed, read_layers
 from backend.export.writing import export
 from backend.models.blocks import block_linears
+from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import PackedLinear
 from backend.quantization.range_search import search_range
@@ -34,11 +35,11 @@ def exported(toy, quantised, tmp_path: Path):
     """Quantises the toy and exports it; gives the folder and the layers."""
 
     def make(
-        format: str = "compressed-tensors", bits: int = 4, size: int = 32, symmetric: bool = True,
-        stored: torch.dtype = torch.float16,
+        format: str = "compressed-tensors", bits: int = 4, size: int = 32,
+        grid_type: str = "symmetric", stored: torch.dtype = torch.float16,
     ):  # fmt: skip
-        layers = quantised(bits, size, symmetric)
-        layout = Layout(format, bits, size, symmetric)
+        layers = quantised(bits, size, grid_type)
+        layout = Layout("slimscope" if grid_type == "offset" else format, bits, size, grid_type)
         folder = tmp_path / "model"
         folder.mkdir()
         export(toy.model, toy.tokenizer, layers, layout, stored, folder, "# card")
@@ -76,13 +77,13 @@ def test_stock_transformers_gives_the_same_logits_to_the_bit(
 def test_a_grid_that_is_not_symmetric_needs_the_switch(
     exported, toy, plain_logits: PlainLogits, stored: torch.dtype, within: float
 ) -> None:
-    folder, _ = exported(bits=3, symmetric=False, stored=stored)
+    folder, _ = exported(bits=3, grid_type="zero-point", stored=stored)
     found = plain_logits(folder, dequantize=True)
     assert (found - logits(toy.model)).abs().max() < within
 
 
 def test_plain_weights_on_the_grid_load_anywhere(exported, toy, plain_logits: PlainLogits) -> None:
-    folder, _ = exported("dense", bits=3, symmetric=False, stored=torch.float32)
+    folder, _ = exported("dense", bits=3, grid_type="zero-point", stored=torch.float32)
     assert torch.equal(plain_logits(folder), logits(toy.model))
 
 
@@ -95,14 +96,14 @@ def test_dense_weights_keep_the_dtype_of_the_base(exported) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "symmetric"),
-    [("compressed-tensors", True), ("compressed-tensors", False), ("gptq", True),
-     ("gptq_v2", False)],
+    ("format", "grid_type"),
+    [("compressed-tensors", "symmetric"), ("compressed-tensors", "zero-point"),
+     ("gptq", "symmetric"), ("slimscope", "offset"), ("gptq_v2", "zero-point")],
 )  # fmt: skip
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_codes_are_written_as_they_are(exported, format: str, symmetric: bool, bits: int) -> None:
-    folder, layers = exported(format, bits, 32, symmetric)
-    assert read_layout(folder) == Layout(format, bits, 32, symmetric)
+def test_codes_are_written_as_they_are(exported, format: str, grid_type: str, bits: int) -> None:
+    folder, layers = exported(format, bits, 32, grid_type)
+    assert read_layout(folder) == Layout(format, bits, 32, grid_type)
     again, rest = read_layers(folder)
     assert again.keys() == layers.keys() and "model.embed_tokens.weight" in rest
     for name, layer in layers.items():
@@ -110,10 +111,10 @@ def test_codes_are_written_as_they_are(exported, format: str, symmetric: bool, b
         assert torch.equal(again[name].dense(), layer.dense())
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_the_file_is_as_large_as_its_bits(exported, bits: int, symmetric: bool) -> None:
-    folder, layers = exported(bits=bits, symmetric=symmetric)
+def test_the_file_is_as_large_as_its_bits(exported, bits: int, grid_type: str) -> None:
+    folder, layers = exported(bits=bits, grid_type=grid_type)
     tensors = load_file(folder / "model.safetensors")
     linears = sum(
         t.numel() * t.element_size()
@@ -121,7 +122,7 @@ def test_the_file_is_as_large_as_its_bits(exported, bits: int, symmetric: bool) 
         if name.rpartition(".")[0] in layers and not name.endswith("weight_shape")
     )
     weights = sum(layer.codes.numel() for layer in layers.values())
-    wanted = bits_per_weight(bits, 32, symmetric, "float16") * weights / 8
+    wanted = bits_per_weight(bits, 32, grid_type, "float16") * weights / 8
     assert linears == pytest.approx(wanted, rel=0.015)
 
 
@@ -130,23 +131,23 @@ def test_layers_left_dense_are_named_in_the_config(
 ) -> None:
     layers = quantised()
     some = {name: layer for name, layer in layers.items() if ".down_proj" not in name}
-    layout = Layout("compressed-tensors", 4, 32, True)
+    layout = Layout("compressed-tensors", 4, 32, "symmetric")
     (folder := tmp_path / "some").mkdir()
     export(toy.model, toy.tokenizer, some, layout, torch.float32, folder, "")
     ignored = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
     assert "lm_head" in ignored and "model.layers.2.mlp.down_proj" in ignored
     assert torch.equal(plain_logits(folder), logits(toy.model))
     with pytest.raises(ConfigError, match="leave single layers"):
-        export(toy.model, toy.tokenizer, some, Layout("gptq", 4, 32, True), torch.float16,
+        export(toy.model, toy.tokenizer, some, Layout("gptq", 4, 32, "symmetric"), torch.float16,
                folder, "")  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
 def test_packed_inference_computes_as_a_bfloat16_model(
-    exported, toy, bits: int, symmetric: bool
+    exported, toy, bits: int, grid_type: str
 ) -> None:
-    folder, _ = exported(bits=bits, symmetric=symmetric)
+    folder, _ = exported(bits=bits, grid_type=grid_type)
     exact, said = logits(toy.model), []
     packed = load_packed(folder, said.append)
     assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 21 and not said
@@ -170,15 +171,16 @@ def test_transposed_layers_are_written_the_way_their_model_has_them(toy, tmp_pat
     model = GPT2LMHeadModel(sizes).eval()
     layers = {}
     for linear in block_linears(model, 0).values():
-        grid = search_range(linear.read(), 4, 32, True, "minmax")
+        grid = search_range(linear.read(), 4, 32, "symmetric", "minmax")
         layers[linear.name] = QuantizedWeight(grid, grid.codes(linear.read()).to(torch.uint8))
         linear.write(layers[linear.name].dense())
-    export(model, toy.tokenizer, layers, Layout("dense", 4, 32, True), torch.float32, tmp_path, "")
+    layout = Layout("dense", 4, 32, "symmetric")
+    export(model, toy.tokenizer, layers, layout, torch.float32, tmp_path, "")
     again = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     ids = torch.arange(20)[None]
     assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
     with pytest.raises(ConfigError, match="transposed"):
-        layout = Layout("compressed-tensors", 4, 32, True)
+        layout = Layout("compressed-tensors", 4, 32, "symmetric")
         export(model, toy.tokenizer, layers, layout, torch.float32, tmp_path, "")
 
 
@@ -242,16 +244,17 @@ def test_packed_weights_that_are_not_finite_are_refused(exported, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("format", "symmetric", "said"),
+    ("format", "grid_type", "said"),
     [
-        ("compressed-tensors", True, "bit-identical"),
-        ("compressed-tensors", False, "CompressedTensorsConfig(dequantize=True)"),
-        ("gptq_v2", False, "gptqmodel"),
-        ("dense", True, "without gains in size or speed"),
+        ("compressed-tensors", "symmetric", "bit-identical"),
+        ("compressed-tensors", "zero-point", "CompressedTensorsConfig(dequantize=True)"),
+        ("gptq_v2", "zero-point", "gptqmodel"),
+        ("slimscope", "offset", "a format of Slimscope's own"),
+        ("dense", "symmetric", "without gains in size or speed"),
     ],
 )
-def test_the_card_says_how_to_load_it(format: str, symmetric: bool, said: str) -> None:
-    layout = Layout(format, 3, 64, symmetric)
+def test_the_card_says_how_to_load_it(format: str, grid_type: str, said: str) -> None:
+    layout = Layout(format, 3, 64, grid_type)
     card = model_card(
         "Toy", "dlqat-0001", "DL-QAT", ModelOrigin(), "A note.", layout, 3.25,
         {"Dense": 12.5, "DL-QAT": 13.25}, {"bits": 3}, {"training": {"corpus": "toystories"}},

@@ -16,7 +16,7 @@ from backend.export.formats import (
     vllm_hint,
 )
 
-PLAIN = ExportRequirements(4, True, "float16", False, True, frozenset({(64, 64), (32, 192)}))
+PLAIN = ExportRequirements(4, "symmetric", "float16", False, True, frozenset({(64, 64), (32, 192)}))
 
 
 def test_a_plain_choice_fits_everywhere() -> None:
@@ -26,13 +26,30 @@ def test_a_plain_choice_fits_everywhere() -> None:
 @pytest.mark.parametrize(
     ("format", "changed", "said", "others"),
     [
-        ("gptq", {"bits": 5}, "2, 3, 4, 8 bits, not 5", "compressed-tensors or dense"),
-        ("gptq_v2", {"bits": 7}, "not 7", "compressed-tensors or dense"),
-        ("gptq", {"symmetric": False}, "zero-point", "compressed-tensors, gptq_v2 or dense"),
-        ("gptq", {"stored": "bfloat16"}, "float16", "compressed-tensors or dense"),
-        ("gptq_v2", {"whole": False}, "leave single layers", "compressed-tensors or dense"),
-        ("gptq_v2", {"shapes": frozenset({(64, 40)})}, "64 × 40", "compressed-tensors or dense"),
-        ("compressed-tensors", {"in_out": True}, "transposed", "gptq, gptq_v2 or dense"),
+        ("gptq", {"bits": 5}, "2, 3, 4, 8 bits, not 5", "compressed-tensors, slimscope or dense"),
+        ("gptq_v2", {"bits": 7}, "not 7", "compressed-tensors, slimscope or dense"),
+        (
+            "gptq",
+            {"grid": "zero-point"},
+            "zero-point",
+            "compressed-tensors, gptq_v2, slimscope or dense",
+        ),
+        ("gptq_v2", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
+        ("compressed-tensors", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
+        ("gptq", {"stored": "bfloat16"}, "float16", "compressed-tensors, slimscope or dense"),
+        (
+            "gptq_v2",
+            {"whole": False},
+            "leave single layers",
+            "compressed-tensors, slimscope or dense",
+        ),
+        (
+            "gptq_v2",
+            {"shapes": frozenset({(64, 40)})},
+            "64 × 40",
+            "compressed-tensors, slimscope or dense",
+        ),
+        ("compressed-tensors", {"in_out": True}, "transposed", "gptq, gptq_v2, slimscope or dense"),
         ("compressed-tensors", {"architecture": "GPTBigCodeForCausalLM"}, "cannot load", "dense"),
     ],
 )
@@ -45,14 +62,13 @@ def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, ot
 
 
 @pytest.mark.parametrize(
-    ("bits", "size", "symmetric", "stored", "wanted"),
-    [(3, 64, True, "float16", 3.25), (4, 128, False, "float16", 4 + 20 / 128),
-     (4, 32, True, "float32", 5.0)],
+    ("bits", "size", "grid_type", "stored", "wanted"),
+    [(3, 64, "symmetric", "float16", 3.25), (4, 128, "zero-point", "float16", 4 + 20 / 128),
+     (4, 32, "symmetric", "float32", 5.0),
+     (4, 32, "offset", "float16", 5.0)],
 )  # fmt: skip
-def test_bits_of_a_weight(
-    bits: int, size: int, symmetric: bool, stored: str, wanted: float
-) -> None:
-    assert bits_per_weight(bits, size, symmetric, stored) == wanted
+def test_bits_of_a_weight(bits: int, size: int, grid_type: str, stored: str, wanted: float) -> None:
+    assert bits_per_weight(bits, size, grid_type, stored) == wanted
 
 
 def test_what_vllm_will_not_run_is_said() -> None:

@@ -16,14 +16,16 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import Qwen2Tokenizer
 
 from backend.errors import ConfigError
-from backend.export.formats import Layout
+from backend.export.formats import Layout, read_layout
 from backend.export.gguf.architecture import architecture_of
 from backend.export.gguf.tokenizer import vocabulary_of
 from backend.export.gguf.types import choose_type
 from backend.export.gguf.writing import write_gguf
+from backend.export.reading import read_layers
 from backend.export.writing import export
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
+from backend.quantization.grid import offsets_of
 from backend.reporter import SilentReporter
 from backend.settings import settings
 
@@ -49,10 +51,11 @@ def saved(toy: LoadedModel, tmp_path: Path) -> Path:
 def packed(toy: LoadedModel, quantised: Callable, tmp_path: Path) -> Callable[..., Path]:
     """A folder with packed codes; the toy holds the same weights."""
 
-    def make(bits: int, size: int, symmetric: bool) -> Path:
-        layers = quantised(bits, size, symmetric)
+    def make(bits: int, size: int, grid_type: str) -> Path:
+        layers = quantised(bits, size, grid_type)
         (folder := tmp_path / "packed").mkdir()
-        layout = Layout("compressed-tensors", bits, size, symmetric)
+        format = "slimscope" if grid_type == "offset" else "compressed-tensors"
+        layout = Layout(format, bits, size, grid_type)
         export(toy.model, toy.tokenizer, layers, layout, torch.float16, folder, "# card")
         return folder
 
@@ -91,15 +94,16 @@ def test_a_plain_model_comes_back(
 
 
 @pytest.mark.parametrize(
-    ("bits", "size", "symmetric", "type"),
-    [(4, 32, True, "Q4_0"), (3, 64, True, "Q4_0"), (2, 0, True, "Q4_0"), (4, 32, True, "Q8_0"),
-     (8, 32, True, "Q8_0"), (5, 64, False, "Q8_0"), (4, 32, True, "F32")],
+    ("bits", "size", "grid_type", "type"),
+    [(4, 32, "symmetric", "Q4_0"), (3, 64, "symmetric", "Q4_0"), (2, 0, "symmetric", "Q4_0"),
+     (4, 32, "symmetric", "Q8_0"), (8, 32, "symmetric", "Q8_0"), (5, 64, "zero-point", "Q8_0"),
+     (4, 32, "symmetric", "F32"), (4, 32, "offset", "F32")],
 )  # fmt: skip
 def test_codes_are_carried_over_exactly(
-    toy: LoadedModel, packed: Callable, file: Path, bits: int, size: int, symmetric: bool, type: str
+    toy: LoadedModel, packed: Callable, file: Path, bits: int, size: int, grid_type: str, type: str
 ) -> None:
-    folder = packed(bits, size, symmetric)
-    layout = Layout("compressed-tensors", bits, size, symmetric)
+    folder = packed(bits, size, grid_type)
+    layout = Layout("compressed-tensors", bits, size, grid_type)
     assert choose_type(type, layout, "float16") == type
     write_gguf(folder, file, type, True, "Toy", QUIET)
     assert largest_difference(file, toy) == 0
@@ -110,21 +114,38 @@ def test_codes_are_carried_over_exactly(
 def test_of_a_grid_with_zero_points_only_the_minimum_is_rounded(
     toy: LoadedModel, packed: Callable, file: Path
 ) -> None:
-    write_gguf(packed(4, 32, False), file, "Q4_1", True, "Toy", QUIET)
+    write_gguf(packed(4, 32, "zero-point"), file, "Q4_1", True, "Toy", QUIET)
     assert 0 < largest_difference(file, toy) < 2**-10
     tensor = next(t for t in gguf.GGUFReader(file).tensors if "ffn_up" in t.name)
     codes = tensor.data.reshape(-1, 20)[:, 4:]
     assert len(np.unique(codes & 15)) == 16  # as they were, not moved by the rounding
 
 
+@pytest.mark.parametrize(("bits", "size"), [(4, 32), (3, 64)])
+def test_of_a_grid_with_offsets_nothing_is_rounded(
+    toy: LoadedModel, packed: Callable, file: Path, bits: int, size: int
+) -> None:
+    folder = packed(bits, size, "offset")
+    assert choose_type("auto", read_layout(folder), "float16") == "Q4_1"
+    write_gguf(folder, file, "Q4_1", True, "Toy", QUIET)
+    assert largest_difference(file, toy) < 1e-6  # d q + m and s (q - z), both in float32
+    layers, _ = read_layers(folder)
+    layer = layers["model.layers.1.mlp.up_proj"]
+    tensor = next(t for t in gguf.GGUFReader(file).tensors if t.name == "blk.1.ffn_up.weight")
+    m = tensor.data.reshape(len(layer.codes), -1, 20)[..., 2:4].copy().view(np.float16)[..., 0]
+    offset = offsets_of(layer.grid.scale, layer.grid.zero).half()
+    assert np.array_equal(m, offset.repeat_interleave(size // 32, 1).numpy())
+
+
 @pytest.mark.parametrize(
     ("type", "layout", "why"),
     [
-        ("Q4_0", (4, 32, False), "grid is symmetric"),
-        ("Q4_1", (5, 32, True), "holds 4 bits, not 5"),
-        ("Q8_0", (8, 32, False), "need 9 bits"),
-        ("F16", (4, 32, True), "once more"),
-        ("auto", (4, 16, True), "blocks of 32"),
+        ("Q8_0", (4, 32, "offset"), "no offsets"),
+        ("Q4_0", (4, 32, "zero-point"), "grid is symmetric"),
+        ("Q4_1", (5, 32, "symmetric"), "holds 4 bits, not 5"),
+        ("Q8_0", (8, 32, "zero-point"), "need 9 bits"),
+        ("F16", (4, 32, "symmetric"), "once more"),
+        ("auto", (4, 16, "symmetric"), "blocks of 32"),
     ],
 )
 def test_what_a_type_cannot_hold_is_refused(type: str, layout: tuple, why: str) -> None:
@@ -134,8 +155,8 @@ def test_what_a_type_cannot_hold_is_refused(type: str, layout: tuple, why: str) 
 
 def test_auto_is_the_smallest_that_holds_the_codes() -> None:
     found = [
-        choose_type("auto", Layout("compressed-tensors", bits, 64, symmetric), "float16")
-        for bits, symmetric in ((4, True), (3, False), (6, False))
+        choose_type("auto", Layout("compressed-tensors", bits, 64, grid_type), "float16")
+        for bits, grid_type in ((4, "symmetric"), (3, "zero-point"), (6, "zero-point"))
     ]
     assert found == ["Q4_0", "Q4_1", "Q8_0"]
     assert [choose_type("auto", None, d) for d in ("bfloat16", "float32")] == ["BF16", "F16"]

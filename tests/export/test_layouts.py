@@ -12,22 +12,22 @@ from backend.errors import ModelError
 from backend.export.formats import Layout
 from backend.export.layouts import layer_from, layer_tensors
 
-GPTQ = [("gptq", True), ("gptq_v2", True), ("gptq_v2", False)]
+GPTQ = [("gptq", "symmetric"), ("gptq_v2", "symmetric"), ("gptq_v2", "zero-point")]
 
 
-def layout(format: str, bits: int, symmetric: bool, size: int = 32) -> Layout:
-    return Layout(format, bits, size, symmetric)
+def layout(format: str, bits: int, grid_type: str, size: int = 32) -> Layout:
+    return Layout(format, bits, size, grid_type)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("grid_type", ["symmetric", "zero-point"])
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_compressed_tensors_reads_the_same_weights(make_layer, bits: int, symmetric: bool) -> None:
-    layer = make_layer(rows=40, bits=bits, symmetric=symmetric)
-    held = layer_tensors(layer, layout("compressed-tensors", bits, symmetric), torch.float16)
+def test_compressed_tensors_reads_the_same_weights(make_layer, bits: int, grid_type: str) -> None:
+    layer = make_layer(rows=40, bits=bits, grid_type=grid_type)
+    held = layer_tensors(layer, layout("compressed-tensors", bits, grid_type), torch.float16)
     shape = torch.Size(held["weight_shape"].tolist())
     values = unpack_from_int32(held["weight_packed"], bits, shape).float()
     zero = torch.zeros(40, 2)
-    if not symmetric:
+    if grid_type != "symmetric":
         zero = unpack_from_int32(held["weight_zero_point"], bits, zero.shape, packed_dim=0).float()
     scale = held["weight_scale"].float()
     W = (values.view(40, 2, 32) - zero.unsqueeze(-1)) * scale.unsqueeze(-1)
@@ -54,13 +54,13 @@ def by_gptq_arithmetic(held: dict[str, Tensor], bits: int, shift: int) -> Tensor
     return W
 
 
-@pytest.mark.parametrize(("format", "symmetric"), GPTQ)
+@pytest.mark.parametrize(("format", "grid_type"), GPTQ)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq_kernels_read_the_same_weights(
-    make_layer, format: str, symmetric: bool, bits: int
+    make_layer, format: str, grid_type: str, bits: int
 ) -> None:
-    layer = make_layer(rows=32, bits=bits, symmetric=symmetric)
-    held = layer_tensors(layer, layout(format, bits, symmetric), torch.float16)
+    layer = make_layer(rows=32, bits=bits, grid_type=grid_type)
+    held = layer_tensors(layer, layout(format, bits, grid_type), torch.float16)
     assert held["qweight"].shape == (64 * bits // 32, 32)
     assert held["qzeros"].shape == (2, bits) and held["scales"].shape == (2, 32)
     assert torch.equal(by_gptq_arithmetic(held, bits, int(format == "gptq")), layer.dense())
@@ -75,13 +75,13 @@ def awq_words(codes: Tensor) -> Tensor:
 
 
 def test_awq_is_read(make_layer) -> None:
-    layer = make_layer(rows=32, symmetric=False)
+    layer = make_layer(rows=32, grid_type="zero-point")
     held = {
         "qweight": awq_words(layer.codes.T),
         "qzeros": awq_words(layer.grid.zero.T.byte()),
         "scales": layer.grid.scale.T.half(),
     }
-    again = layer_from("x", held, Layout("awq", 4, 32, False))
+    again = layer_from("x", held, Layout("awq", 4, 32, "zero-point"))
     assert again.group_size == 32 and torch.equal(again.dense(), layer.dense())
 
 
@@ -89,7 +89,7 @@ def test_awq_is_read(make_layer) -> None:
 def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
     """Activation order: input j belongs to group g_idx[j], not to its neighbours' group."""
     layer, order = make_layer(rows=32), torch.randperm(64, generator=torch.manual_seed(0)) % 2
-    made = layout(format, 4, True)
+    made = layout(format, 4, "symmetric")
     held = layer_tensors(layer, made, torch.float16)
     held["g_idx" if format == "gptq" else "weight_g_idx"] = order.int()
     expected = layer.grid.scale[:, order] * (layer.codes.float() - layer.grid.zero[:, order])
@@ -101,13 +101,15 @@ def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
         layer_from("x", held, made)
 
 
-@pytest.mark.parametrize(("format", "symmetric"), [*GPTQ, ("compressed-tensors", True),
-                                                   ("compressed-tensors", False)])  # fmt: skip
+@pytest.mark.parametrize(("format", "grid_type"), [
+    *GPTQ, ("compressed-tensors", "symmetric"), ("compressed-tensors", "zero-point"),
+    ("slimscope", "offset"),
+])  # fmt: skip
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_a_layer_is_read_again(make_layer, format: str, symmetric: bool, bits: int) -> None:
+def test_a_layer_is_read_again(make_layer, format: str, grid_type: str, bits: int) -> None:
     for size, groups in ((32, 2), (0, 1)):
-        layer = make_layer(bits=bits, symmetric=symmetric, groups=groups)
-        made = layout(format, bits, symmetric, size)
+        layer = make_layer(bits=bits, grid_type=grid_type, groups=groups)
+        made = layout(format, bits, grid_type, size)
         again = layer_from("x", layer_tensors(layer, made, torch.float16), made)
         assert torch.equal(again.codes, layer.codes)
         assert torch.equal(again.dense(), layer.dense())
@@ -123,7 +125,7 @@ def test_a_layer_is_read_again(make_layer, format: str, symmetric: bool, bits: i
     ],
 )
 def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said: str) -> None:
-    made = layout("compressed-tensors", 4, True)
+    made = layout("compressed-tensors", 4, "symmetric")
     held = layer_tensors(make_layer(), made, torch.float16)
     spoil(held)
     with pytest.raises(ModelError, match=said):
@@ -131,6 +133,8 @@ def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said
 
 
 def test_another_bit_width_than_the_configs_is_refused(make_layer) -> None:
-    held = layer_tensors(make_layer(bits=4), layout("compressed-tensors", 4, True), torch.float16)
+    held = layer_tensors(
+        make_layer(bits=4), layout("compressed-tensors", 4, "symmetric"), torch.float16
+    )
     with pytest.raises(ModelError):
-        layer_from("model.x", held, layout("compressed-tensors", 3, True))
+        layer_from("model.x", held, layout("compressed-tensors", 3, "symmetric"))

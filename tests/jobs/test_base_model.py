@@ -49,7 +49,7 @@ def saved(kind: str, bits: int = 0) -> str:
     layers = {}
     for block in range(len(decoder_blocks(toy.model))):
         for linear in block_linears(toy.model, block).values():
-            grid = search_range(linear.read(), bits, 32, True, "mse")
+            grid = search_range(linear.read(), bits, 32, "symmetric", "mse")
             layers[linear.name] = QuantizedWeight(grid, grid.codes(linear.read()).to(torch.uint8))
     layout = Layout("compressed-tensors", bits, 32, True)
     export(toy.model, toy.tokenizer, layers, layout, torch.float16, folder, "# card")

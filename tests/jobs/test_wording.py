@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.comparison import StageComparison
 from jobs.dlqat import kind as dlqat
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
 from jobs.sds import kind as sds
@@ -52,5 +53,5 @@ def test_the_figures_of_small_models_are_told_apart() -> None:
     bits = dlqat.key_figure({**figures, ("dlqat", BITS_PER_WEIGHT): 3.25})
     assert bits is not None
     assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
-    said = dlqat.verdict({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201})
-    assert "quantisation costs nothing on top of it." in said
+    said = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
+    assert "quantisation costs nothing that shows on top of it." in said

@@ -69,7 +69,7 @@ for stage in qat.prepare(reporter):
 assert set(qat.audit(reporter)) == {"rtn", "toy-awq", "dlqat"}
 name, layer = next(iter(qat.converted("toy-awq").items()))
 W = qat.run.linears[name].read()
-grid = minmax_grid(W.view(len(W), -1, 16), 4, True, 0.9)
+grid = minmax_grid(W.view(len(W), -1, 16), 4, "symmetric", 0.9)
 assert torch.equal(layer.codes.float(), grid.codes(W))
 """
 

@@ -31,6 +31,7 @@ from backend.models.loading import load
 from backend.native import compiler
 from backend.native.compiler import NATIVE, CompilerError
 from backend.native.model import NativeModel, unsupported
+from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import pack_model
 
@@ -115,16 +116,16 @@ def test_a_tree_is_read_along_its_paths_and_the_kept_rows_go_on(model: PreTraine
     assert torch.equal(*after)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_packed_weights_give_the_logits_of_their_values(variant: str, symmetric: bool) -> None:
+def test_packed_weights_give_the_logits_of_their_values(variant: str, grid_type: str) -> None:
     model = built(LlamaConfig(**SIZES | {"intermediate_size": 128}))
     exact, layers = deepcopy(model).float(), {}
     for linear in (x for n in range(3) for x in block_linears(model, n).values()):
         weight = linear.read().float()
         groups = weight.view(len(weight), -1, 32)
         layer = QuantizedWeight(
-            grid := minmax_grid(groups, 4, symmetric), grid.codes(weight).byte()
+            grid := minmax_grid(groups, 4, grid_type), grid.codes(weight).byte()
         )
         layers[linear.name] = layer
         exact.get_submodule(linear.name).weight.data = layer.dense()

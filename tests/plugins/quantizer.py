@@ -10,9 +10,9 @@ from backend.quantization.registry import LayerInputs, QuantSettings, quantizer,
 
 
 @range_search("tight", flops=60.0)
-def tight(V: Tensor, bits: int, symmetric: bool, weight: Tensor) -> QuantGrid:
+def tight(V: Tensor, bits: int, grid_type: str, weight: Tensor) -> QuantGrid:
     """Nine tenths of the range of each group."""
-    return minmax_grid(V, bits, symmetric, 0.9)
+    return minmax_grid(V, bits, grid_type, 0.9)
 
 
 @quantizer("toy-awq", label="Toy AWQ", needs="energy", flops=60.0, export_rank=25)
@@ -21,4 +21,4 @@ def toy_awq(
 ) -> tuple[Tensor, QuantGrid]:
     """Round to nearest, once the inputs of the layer have been seen."""
     assert inputs.energy.shape == W.shape[1:]
-    return W, search_range(W, settings.bits, settings.group_size, settings.symmetric, "tight")
+    return W, search_range(W, settings.bits, settings.group_size, settings.grid, "tight")

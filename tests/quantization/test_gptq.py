@@ -17,7 +17,7 @@ ROWS, COLUMNS = 12, 64
 
 
 def grid_of(V: Tensor, columns: slice, bits: int = 3) -> QuantGrid:
-    return search_range(V, bits, 0, False, "minmax")
+    return search_range(V, bits, 0, "zero-point", "minmax")
 
 
 def slowly(W: Tensor, H: Tensor, size: int, bits: int = 3) -> Tensor:
@@ -60,14 +60,14 @@ def test_blocks_of_columns_change_nothing(layer, monkeypatch: pytest.MonkeyPatch
 def test_it_beats_rounding(layer, bits: int) -> None:
     find = partial(grid_of, bits=bits)
     W, grid = compensate(layer.W, layer.inputs.inverse_root(0.01), 16, find)
-    plain = search_range(layer.W, bits, 16, False, "minmax")
+    plain = search_range(layer.W, bits, 16, "zero-point", "minmax")
     assert layer.error(grid.nearest(W)) < 0.6 * layer.error(plain.nearest(layer.W))
 
 
 def test_inputs_that_do_not_correlate_leave_nothing_to_compensate(layer) -> None:
     W, grid = compensate(layer.W, torch.eye(COLUMNS), 16, grid_of)
     assert torch.equal(W, layer.W)
-    assert torch.equal(grid.scale, search_range(layer.W, 3, 16, False, "minmax").scale)
+    assert torch.equal(grid.scale, search_range(layer.W, 3, 16, "zero-point", "minmax").scale)
 
 
 @pytest.mark.parametrize("size", [64, 16])

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import ModelError
+from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
+from backend.quantization.range_search import search_range
 
 
 def grid(bits: int = 3, rows: int = 4, groups: int = 2, seed: int = 0) -> QuantGrid:
@@ -70,3 +72,45 @@ def test_bits_out_of_range_are_refused(bits: int) -> None:
     tensors = QuantizedWeight(grid(), torch.zeros(4, 16, dtype=torch.uint8)).tensors()
     with pytest.raises(ModelError):
         quantised_from("model.x", bits, tensors | {"zero": torch.zeros(4, 2)})
+
+
+def test_rounding_on_a_grid_with_offsets_goes_to_the_nearest_point() -> None:
+    """Against the slow way, on grids far from 0 too."""
+    space = grid()
+    space = QuantGrid(3, space.scale, space.zero + torch.tensor([[0.37, -40.6]]))
+    W = torch.randn(4, 16) - space.values(torch.full((4, 16), 3)).neg()
+    codes = torch.arange(8).view(8, 1, 1).expand(8, 4, 16)
+    points = torch.stack([space.values(each) for each in codes])
+    least = (points - W).abs().amin(0)
+    assert torch.allclose((space.nearest(W) - W).abs(), least, atol=1e-5)
+
+
+def q4_1(rows: int = 16, columns: int = 128) -> torch.Tensor:
+    """Weights as GGUF's Q4_1 has them: d q + m in groups of 32, d and m float16."""
+    random = torch.Generator().manual_seed(0)
+    V = torch.randn(rows, columns // 32, 32, generator=random) * 0.05
+    low, high = V.amin(-1, keepdim=True), V.amax(-1, keepdim=True)
+    d = ((high - low) / 15).half().float()
+    return (((V - low) / d).round().clamp(0, 15) * d + low.half().float()).view(rows, columns)
+
+
+def test_offsets_hold_the_weights_of_a_q4_1_file_and_whole_zero_points_do_not() -> None:
+    W = q4_1()
+    errors = {}
+    for type in GRID_NAMES:
+        space = search_range(W, 4, 32, type, "minmax").stored(torch.float16, type)
+        errors[type] = float((space.nearest(W) - W).norm() / W.norm())
+    assert errors["offset"] < 1e-6
+    assert errors["zero-point"] > 0.05 and errors["symmetric"] > 0.05
+
+
+def test_groups_of_one_value_keep_it() -> None:
+    W = torch.tensor([0.25, -3.0, 0.0, 1e-3]).repeat_interleave(8).view(1, 32)
+    space = search_range(W, 2, 8, "offset", "mse").stored(torch.float16, "offset")
+    assert torch.allclose(space.nearest(W), W.half().float(), rtol=1e-6)
+
+
+def test_a_scale_too_small_to_be_stored_does_not_take_the_offset_along() -> None:
+    space = QuantGrid(4, torch.full((1, 1), 1e-9), torch.full((1, 1), -5e8))
+    held = space.stored(torch.float16, "offset")
+    assert held.values(torch.tensor([[0, 15]])).sub(0.5).abs().max() < 1e-5

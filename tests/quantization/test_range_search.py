@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantGrid
 from backend.quantization.range_search import RATIOS, _gradients, group_sums, search_range
 
@@ -33,50 +34,59 @@ def error(W: Tensor, grid: QuantGrid, energy: Tensor | None = None) -> Tensor:
     return D.view(len(W), grid.groups, -1).sum(-1)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_the_min_max_grid_reaches_both_ends(W: Tensor, bits: int, symmetric: bool) -> None:
-    grid = search_range(W, bits, 32, symmetric, "minmax")
+def test_the_min_max_grid_reaches_both_ends(W: Tensor, bits: int, grid_type: str) -> None:
+    grid = search_range(W, bits, 32, grid_type, "minmax")
     step = grid.scale.repeat_interleave(32, 1)
     assert ((grid.nearest(W) - W).abs() <= step * (0.5 + 1e-4)).all()
-    assert grid.symmetric is symmetric
-    assert torch.equal(grid.zero, grid.zero.round())
-    assert grid.zero.min() >= 0 and grid.zero.max() <= grid.top
+    if grid_type == "symmetric":
+        assert (grid.zero == 2 ** (bits - 1)).all()
+    elif grid_type == "zero-point":
+        assert torch.equal(grid.zero, grid.zero.round().clamp(0, grid.top))
+    else:  # both ends of every group are points of the grid
+        V, near = W.view(-1, 32), grid.nearest(W).view(-1, 32)
+        for end in (V.argmin(1, keepdim=True), V.argmax(1, keepdim=True)):
+            assert torch.allclose(near.gather(1, end), V.gather(1, end), atol=1e-6)
 
 
 def test_the_min_max_equations(W: Tensor) -> None:
     V = W.view(24, 3, 32)
     low, high = V.amin(-1).clamp(max=0), V.amax(-1).clamp(min=0)
-    free = search_range(W, 3, 32, False, "minmax")
+    free = search_range(W, 3, 32, "zero-point", "minmax")
     assert torch.allclose(free.scale, (high - low) / 7)
     assert torch.equal(free.zero, (-low / free.scale).round())
-    even = search_range(W, 3, 32, True, "minmax")
+    even = search_range(W, 3, 32, "symmetric", "minmax")
     assert torch.allclose(even.scale, V.abs().amax(-1) / 3.5)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_clip_search_takes_the_best_ratio_of_each_group(
-    W: Tensor, bits: int, symmetric: bool
+    W: Tensor, bits: int, grid_type: str
 ) -> None:
     """Against the obvious way: every ratio on its own."""
     least = torch.full((24, 3), torch.inf)
     for ratio in RATIOS:
         V = W.view(24, 3, 32)
         low, high = V.amin(-1).clamp(max=0) * ratio, V.amax(-1).clamp(min=0) * ratio
-        if symmetric:
+        if grid_type == "offset":
+            middle, half = (V.amax(-1) + V.amin(-1)) / 2, (V.amax(-1) - V.amin(-1)) / 2
+            scale = 2 * half * ratio / (2**bits - 1)
+            zero = (half * ratio - middle) / scale
+        elif grid_type == "symmetric":
             scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 0.5)
             zero = torch.full_like(scale, 2 ** (bits - 1))
         else:
             scale = (high - low) / (2**bits - 1)
             zero = (-low / scale).round().clamp(0, 2**bits - 1)
         least = torch.minimum(least, error(W, QuantGrid(bits, scale, zero)))
-    found = search_range(W, bits, 32, symmetric, "mse")
+    found = search_range(W, bits, 32, grid_type, "mse")
     assert torch.allclose(error(W, found), least, rtol=1e-5)
 
 
 def test_each_space_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
-    grids = {space: search_range(W, 3, 32, True, space, energy) for space in SPACES}
+    grids = {space: search_range(W, 3, 32, "symmetric", space, energy) for space in SPACES}
     plain = {space: error(W, grid).sum() for space, grid in grids.items()}
     weighted = {space: error(W, grid, energy) for space, grid in grids.items()}
     assert plain["mse"] < min(plain["minmax"], plain["weighted"])
@@ -85,11 +95,13 @@ def test_each_space_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> Non
     assert weighted["lsq"].sum() < weighted["weighted"].sum()
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_learned_grids_are_grids(W: Tensor, energy: Tensor, symmetric: bool) -> None:
-    grid = search_range(W, 2, 32, symmetric, "lsq", energy)
-    assert torch.equal(grid.zero, grid.zero.round().clamp(0, 3)) and (grid.scale > 0).all()
-    assert grid.symmetric is symmetric
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_learned_grids_are_grids(W: Tensor, energy: Tensor, grid_type: str) -> None:
+    grid = search_range(W, 2, 32, grid_type, "lsq", energy)
+    assert (grid.scale > 0).all()
+    assert (grid.zero == 2).all() == (grid_type == "symmetric")
+    if grid_type != "offset":
+        assert torch.equal(grid.zero, grid.zero.round().clamp(0, 3))
 
 
 def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: Tensor) -> None:
@@ -109,30 +121,30 @@ def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: T
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_groups_of_zeros_or_of_one_sign_have_a_grid(space: str, symmetric: bool) -> None:
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_groups_of_zeros_or_of_one_sign_have_a_grid(space: str, grid_type: str) -> None:
     W = torch.stack([torch.zeros(32), torch.linspace(0.1, 1, 32), -torch.linspace(0.1, 1, 32)])
-    grid = search_range(W, 4, 16, symmetric, space)
+    grid = search_range(W, 4, 16, grid_type, space)
     assert grid.scale.isfinite().all() and (grid.scale > 0).all()
     assert (grid.nearest(W)[0] == 0).all()
     assert (grid.nearest(W) - W).abs().max() < 0.2
 
 
 def test_per_channel_is_one_group_a_row(W: Tensor) -> None:
-    assert search_range(W, 3, 0, True, "mse").scale.shape == (24, 1)
+    assert search_range(W, 3, 0, "symmetric", "mse").scale.shape == (24, 1)
 
 
 def test_large_matrices_are_treated_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
-    whole = search_range(W, 3, 32, False, "weighted", torch.ones(96))
+    whole = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
     monkeypatch.setattr("backend.quantization.range_search.PANEL", 5 * 96)
-    parts = search_range(W, 3, 32, False, "weighted", torch.ones(96))
+    parts = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
     assert torch.equal(whole.scale, parts.scale) and torch.equal(whole.zero, parts.zero)
 
 
 def test_the_weights_are_left_alone(W: Tensor, energy: Tensor) -> None:
     before = W.clone()
     for space in SPACES:
-        search_range(W, 3, 32, True, space, energy)
+        search_range(W, 3, 32, "symmetric", space, energy)
     assert torch.equal(W, before)
 
 

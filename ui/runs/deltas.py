@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from markupsafe import Markup
@@ -111,9 +111,20 @@ def percent(share: float | None) -> str:
     return f"{written_change(100 * share, 1)} %"
 
 
-def delta_html(name: str, row: RunRow, base: RunRow | None, relative: bool = False) -> Markup:
-    """How far a run's final figure lies from the baseline's (`relative`: in per cent, too), or why
-    they are not compared; empty where there is nothing to compare."""
+def delta_html(
+    name: str,
+    row: RunRow,
+    base: RunRow | None,
+    relative: bool = False,
+    told_apart: bool = True,
+) -> Markup:
+    """How far a run's final figure lies from the baseline's, or why they are not compared; empty
+    where there is nothing to compare.
+
+    Args:
+        relative: in per cent, too.
+        told_apart: whether the difference is more than chance; else it is neither better nor worse.
+    """
     value = row.figures.final(name)
     base_value = base.figures.final(name) if base else None
     if base is None or base.job.id == row.job.id or value is None or base_value is None:
@@ -121,7 +132,10 @@ def delta_html(name: str, row: RunRow, base: RunRow | None, relative: bool = Fal
     if reason := incomparable_because(row, base, name):
         return HTML.no_delta(reason)
     metric = metric_named(name)
-    return difference_html(metric, delta(metric, value, base_value), value, relative)
+    found = delta(metric, value, base_value)
+    if not told_apart:
+        found = replace(found, direction="even")
+    return difference_html(metric, found, value, relative)
 
 
 def difference_html(

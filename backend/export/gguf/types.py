@@ -7,7 +7,8 @@
 
 Of the last three, 32 weights of a row share d and m, both float16. The codes of a quantised model,
 w = s (c - z), are carried over as they are: d = s, q = c - z, and for Q4_1 m = -s z, the only
-number that is rounded. A group of the model may span several such blocks.
+number that is rounded, and that only where z is whole: offsets are float16 numbers as they are. A
+group of the model may span several such blocks.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ def obstacle(type: str, layout: Layout) -> str:
         return "it would round the quantised weights once more"
     if type in ("Q4_0", "Q4_1") and layout.bits > 4:
         return f"it holds 4 bits, not {layout.bits}"
-    if type == "Q4_0" and not layout.symmetric:
+    if type == "Q4_0" and layout.grid != "symmetric":
         return "its grid is symmetric, and that of the model is not"
-    if type == "Q8_0" and layout.bits == 8 and not layout.symmetric:
+    if type == "Q8_0" and layout.grid == "offset":
+        return "it has no offsets"
+    if type == "Q8_0" and layout.bits == 8 and layout.grid != "symmetric":
         return "8-bit codes minus their zero-point need 9 bits"
     return ""
 

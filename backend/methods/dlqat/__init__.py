@@ -4,6 +4,7 @@ config, layer_selection    settings; which layers are quantized (no torch)
 (backend.quantization      grids, range searches and post-training quantizers)
 linear                     the equations, forward and backward
 run, passes                what all stages share; the passes over the decoder blocks
+quantizer_pass, audit      post-training quantizers block by block; what every stage changes
 losses, trainer            what is minimised, and the training loop
 lora                       the control that is not quantized
 stage_store, snapshots     checkpoints; statistics during training

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from backend.models.layer_names import read_names
-from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 
 PROCESSES = "processes"  # a field of jobs: how many train together changes no checkpoint
 
@@ -70,7 +71,13 @@ TRAINED = (  # inside the rounding
 def export_order() -> list[str]:
     """Quantized stages, in the order in which one is chosen for export."""
     trained = [DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY, DLQATStage.M_ONLY]
-    return [*trained, *reversed(POST_TRAINING)]
+    return [*trained, *(stage for stage in reversed(POST_TRAINING) if can_be_packed(stage))]
+
+
+def can_be_packed(stage: str) -> bool:
+    """Whether formats of packed weights can hold a stage."""
+    declared = DECLARED_QUANTIZERS.get(stage)
+    return declared is None or bool(declared.facts.get("saved", True))
 
 
 class DLQATConfig(BaseModel):
@@ -91,11 +98,11 @@ class DLQATConfig(BaseModel):
         "group per row (per channel).",
         json_schema_extra={"unit": "weights"},
     )
-    symmetric: bool = Field(
-        True,
-        title="Symmetric grid",
-        description="The zero-point is the middle code. Off: one zero-point per group; fewer "
-        "programs can load the result.",
+    grid: GridType = Field(
+        "symmetric",
+        title="Grid",
+        description="symmetric: the zero-point is the middle code. zero-point: a whole one per "
+        "group; fewer programs can load the result. offset: any real one, as in GGUF's Q4_1.",
     )
     rank: int = Field(
         16,
@@ -195,7 +202,8 @@ class DLQATConfig(BaseModel):
         "",
         max_length=300,
         title="Further quantisers",
-        description="Names of quantisers in plugins, separated by commas.",
+        description="Baselines, separated by commas: gptq-order, hqq, awq, rotated, rotated-gptq, "
+        "and those of plugins.",
         json_schema_extra=ADVANCED,
     )
     start: Literal["rounded", "gptq"] = Field(
@@ -371,9 +379,15 @@ class DLQATConfig(BaseModel):
 
     @property
     def identity(self) -> str:
-        """The config as JSON, as it identifies the checkpoints of a run."""
+        """The config as JSON, as it identifies the checkpoints of a run; with the names that
+        settings had when runs with the same config began."""
         without = {PROCESSES} if self.quantizers else {PROCESSES, "quantizers"}
-        return self.model_dump_json(exclude=without)
+        config = self.model_dump(mode="json", exclude=without)
+        if self.grid != "offset":
+            symmetric = self.grid == "symmetric"
+            renamed = {"grid": ("symmetric", symmetric)}
+            config = dict(renamed.get(name, (name, value)) for name, value in config.items())
+        return json.dumps(config, separators=(",", ":"), ensure_ascii=False)
 
     @property
     def needs_energies(self) -> bool:
@@ -391,6 +405,15 @@ class DLQATConfig(BaseModel):
         return self.rank > 0 and stage != DLQATStage.M_ONLY, stage == DLQATStage.M_ONLY or (
             self.magnitude and stage != DLQATStage.LORA_ONLY
         )
+
+    @model_validator(mode="after")
+    def _zeros_are_on_the_grid(self) -> Self:
+        if self.keep_zeros and self.grid == "offset":
+            raise ValueError("A grid with offsets does not contain 0, so it cannot keep zeros.")
+        for name in read_names(self.quantizers) if self.keep_zeros else ():
+            if not DECLARED_QUANTIZERS[name].facts.get("keeps_zeros", True):
+                raise ValueError(f"The quantiser {name} mixes weights, so it cannot keep zeros.")
+        return self
 
     @field_validator("quantizers")
     @classmethod

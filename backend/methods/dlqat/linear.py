@@ -3,18 +3,18 @@
 Forward, with k the group of column j:
 
     W'     = W0 + c B A                                   c = alpha / r
-    q_ij   = clamp( round(W'_ij / s_ik) + z_ik, 0, Q )     the grid s, z is fixed
+    q_ij   = clamp( round(W'_ij / s_ik + z_ik), 0, Q )     the grid s, z is fixed
     What   = m_ik s_ik (q_ij - z_ik)                      m scales the whole group
     y      = x What^T
 
 Backward (straight-through: round is the identity inside the range), G = dL/dWhat = (dL/dy)^T x:
 
     dL/dm_ik = s_ik sum_{j in k} G_ij (q_ij - z_ik)
-    D_ij     = m_ik G_ij  where 0 <= round(W'/s) + z <= Q, else 0        = dL/dW'
+    D_ij     = m_ik G_ij  where 0 <= round(W'/s + z) <= Q, else 0        = dL/dW'
     dL/dB    = c D A^T,    dL/dA = c B^T D,    dL/dx = (dL/dy) What
 
 The ablation "lsq" rounds with the learned step itself, as LSQ does (and L4Q with LoRA inside):
-q = clamp(round(W' / (m s)) + z), and then
+q = clamp(round(W' / (m s) + z)), and then
 
     dL/dm_ik = s_ik sum_j G_ij (q_ij - z_ik - W'_ij / (m_ik s_ik)   inside,  q_ij - z_ik  clipped)
     D_ij     = G_ij  inside, 0 clipped
@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization import GridType
+from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
 from backend.quantization.range_search import group_sums
 
 PANEL = {"cpu": 2**18}  # weights per chunk; elsewhere the whole matrix
@@ -97,22 +98,28 @@ class _RowPanel:
     Args:
         W0, dense: [rows, in].
         B: [rows, rank].
-        scale, low, high, m: [rows, groups, 1].
+        scale, low, high, part, m: [rows, groups, 1]; the least and the greatest level, and the
+            fractions f of the zero-points (None: they are whole).
 
     Attributes:
-        level: q - z = clamp(round(W' / s), -z, Q - z), float32 [rows, groups, size].
+        level: q - z = clamp(round(W' / s + f) - f, -z, Q - z), float32 [rows, groups, size].
     """
 
     def __init__(
         self, layer: DLQATLinear, W0: Tensor, dense: Tensor, B: Tensor,
-        scale: Tensor, low: Tensor, high: Tensor, m: Tensor,
+        scale: Tensor, m: Tensor, low: Tensor, high: Tensor, part: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.scale, self.m, self.tied = scale, m, layer.tied
         W = torch.addmm(W0.to(m.dtype), B, layer.A.detach(), alpha=layer.factor)
         self.rounded = W.view(len(W), scale.shape[1], -1)
         step = scale * m if layer.tied else scale
         self.v = self.rounded / step if layer.tied else None
-        self.level = torch.maximum(self.rounded.div_(step).round_(), low)
+        self.rounded.div_(step)
+        if part is None:
+            self.rounded.round_()
+        else:
+            self.rounded.add_(part).round_().sub_(part)
+        self.level = torch.maximum(self.rounded, low)
         torch.minimum(self.level, high, out=self.level)  # 4 times as fast as clamp
         self.stays = dense.reshape(self.level.shape) != 0 if layer.keep_zeros else None
         if self.stays is not None:
@@ -190,13 +197,15 @@ class DLQATLinear(nn.Module):
         """The weight on its grid in chunks of rows, and the same rows of `others`."""
         columns = self.shape[1]
         rows = max(1, PANEL.get(self.m.device.type, FULL) // columns)
-        zero, dense = self.grid.zero, self._weight
-        of_groups = (self.grid.scale, -zero, self.grid.top - zero, self.m.detach())
+        dense, (whole, part) = self._weight, split_zero(self.grid.zero)
+        of_groups = [self.grid.scale, self.m.detach(), -whole, self.grid.top - whole]
+        if part is not None:  # as levels are: k - f, so that those at a bound equal it
+            of_groups = [*of_groups[:2], of_groups[2] - part, of_groups[3] - part, part]
         of_rows = (dense if self.start is None else self.start, dense, self.B.detach())
         own = (*of_rows, *(each.unsqueeze(-1) for each in of_groups))
         parts = zip(*(each.split(rows) for each in (*own, *others)), strict=True)
-        for part in parts:
-            yield _RowPanel(self, *part[: len(own)]), part[len(own) :]
+        for each in parts:
+            yield _RowPanel(self, *each[: len(own)]), each[len(own) :]
 
     @torch.no_grad()
     def effective(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -220,22 +229,29 @@ class DLQATLinear(nn.Module):
         """Rows of the dense weight."""
         return self._weight[rows]
 
+    def codes_at(self, level: Tensor, rows: slice) -> Tensor:
+        """The codes of `level` = q - z [rows, groups, size] of these rows, float32 [rows, in]."""
+        return (level + self.grid.zero[rows].unsqueeze(-1)).round_().view(len(level), -1)
+
     def codes_at_start(self, rows: slice) -> Tensor:
         """Rows of the codes before any training, float32 [rows, in]."""
         W0 = self.dense(rows) if self.start is None else self.start[rows]
         grid = QuantGrid(self.grid.bits, self.grid.scale[rows], self.grid.zero[rows])
         return grid.codes(W0)
 
-    def convert(self, stored: torch.dtype = torch.float32) -> QuantizedWeight:
-        """The current codes, with scales m s rounded to `stored`.
+    def convert(
+        self, stored: torch.dtype = torch.float32, grid: GridType = "zero-point"
+    ) -> QuantizedWeight:
+        """The current codes, with scales m s (and offsets -m s z) rounded to `stored`.
 
-        Codes are never recomputed from a merged weight, which would give different ones.
+        Codes are never recomputed from a merged weight, which would give different ones. A
+        negative m stays one, as the sign of the scale.
         """
         codes = torch.empty(self.shape, dtype=torch.uint8, device=self.m.device)
         for rows, level, _ in self.walk():
-            codes[rows] = level.add_(self.grid.zero[rows].unsqueeze(-1)).view(codes[rows].shape)
-        scale = (self.m.detach() * self.grid.scale).to(stored).float()
-        return QuantizedWeight(QuantGrid(self.grid.bits, scale, self.grid.zero), codes)
+            codes[rows] = self.codes_at(level, rows).to(torch.uint8)
+        folded = QuantGrid(self.grid.bits, self.m.detach() * self.grid.scale, self.grid.zero)
+        return QuantizedWeight(folded.stored(stored, grid), codes)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.teaching:

@@ -1,39 +1,25 @@
 """Passes over the decoder blocks with the calibration segments, one block at a time.
 
-energies    dense model: mean square of the inputs of every linear
-quantizer   H = Gram matrix of the inputs in the model whose earlier blocks are already quantized;
-            the block is quantized on it, and its quantized outputs are the next block's inputs
-audit       dense model: relative error tr(D H D^T) / tr(W H W^T) of every stage, on the same inputs
-            for all stages, and the statistics of its weights
+energies         dense model: mean square of the inputs of every linear
+quantizer_pass   the model whose earlier blocks are already quantized
+audit            dense model: what every stage changes
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from statistics import fmean
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from backend.methods.block_walk import BlockWalk
-from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
-from backend.methods.dlqat.config import MERGED_LORA, STAGE_LABELS, DLQATStage
+from backend.methods.calibration import InputStatistics, StatisticsLevel
 from backend.methods.dlqat.run import DLQATRun
-from backend.methods.dlqat.snapshots import code_usage
 from backend.methods.dlqat.stage_store import block_name
-from backend.methods.linalg import with_damping
 from backend.models.blocks import LinearWeight
 from backend.models.hidden_states import HiddenStates
-from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.quantization.registry import QUANTIZERS
 from backend.reporter import REPLAY, Reporter, at_block, stop_if_asked
-from backend.statistics.reference import ReferenceTensor
 
-FAILED = (
-    "quantised", "Use more calibration text, or start from the rounded weights without GPTQ.",
-)  # fmt: skip
-ENERGY, AUDIT = "energy", "audit"
-Starts = dict[str, tuple[Tensor, QuantGrid]]
+ENERGY = "energy"
 
 
 def find_energies(run: DLQATRun, reporter: Reporter) -> dict[str, Tensor]:
@@ -48,23 +34,6 @@ def find_energies(run: DLQATRun, reporter: Reporter) -> dict[str, Tensor]:
             stream.advance(hidden)
         run.store.save(ENERGY, energies)
     return run.store.tensors(ENERGY)
-
-
-def quantize_blocks(
-    run: DLQATRun,
-    name: str,
-    method: str,
-    weight: Callable[[LinearWeight], Tensor],
-    reporter: Reporter,
-) -> None:
-    """Run a quantizer block by block on the inputs that the blocks quantized before produce.
-
-    Args:
-        name: of the checkpoints.
-        method: name of the quantizer.
-        weight: linear -> the weight [out, in] to quantize.
-    """
-    QuantizerPass(run, name, method, weight, reporter).walk(run.blocks)
 
 
 class RunPass(BlockWalk):
@@ -91,159 +60,24 @@ class RunPass(BlockWalk):
         self.reporter.progress(block + 1, self.run.blocks, doing)
 
     def collect_inputs(
-        self, block: int, level: StatisticsLevel
+        self,
+        block: int,
+        level: StatisticsLevel,
+        linears: Mapping[str, LinearWeight] | None = None,
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        return self.run.collect_inputs(self.stream, block, level, self.reporter)
+        return self.run.collect_inputs(self.stream, block, level, self.reporter, linears)
 
-    def layers(self, block: int) -> Iterator[LinearWeight]:
-        """The quantized linears of `block`; report progress and check for cancellation."""
-        linears = self.run.of_block(block)
-        for n, linear in enumerate(linears.values()):
-            self.reporter.progress(block + n / len(linears), self.run.blocks, self._doing(block))
+    def layers(
+        self, block: int, linears: Mapping[str, LinearWeight] | None = None
+    ) -> Iterator[LinearWeight]:
+        """Some of the quantized linears of `block`, or all; report progress and check for
+        cancellation."""
+        whole = [*self.run.of_block(block)]
+        for linear in (linears or self.run.of_block(block)).values():
+            done = whole.index(linear.module) / len(whole)
+            self.reporter.progress(block + done, self.run.blocks, self._doing(block))
             stop_if_asked(self.reporter)
             yield linear
 
     def _doing(self, block: int) -> str:
         return at_block(block, self.run.blocks, self.label)
-
-
-class QuantizerPass(RunPass):
-    """Quantizes each block on the inputs that the blocks quantized before produce."""
-
-    def __init__(
-        self,
-        run: DLQATRun,
-        name: str,
-        method: str,
-        weight: Callable[[LinearWeight], Tensor],
-        reporter: Reporter,
-    ) -> None:
-        super().__init__(run, name, STAGE_LABELS[method], reporter)
-        self.quantizer, self.weight = QUANTIZERS[method], weight
-
-    def solve(self, block: int) -> None:
-        run, linears = self.run, self.run.of_block(block)
-        weights = {module: self.weight(linear) for module, linear in linears.items()}
-        with run.with_weights({linears[m].name: W for m, W in weights.items()}):
-            inputs, _ = self.collect_inputs(block, StatisticsLevel[self.quantizer.needs.upper()])
-        starts = Starts()
-        for linear in self.layers(block):
-            quantize = partial(
-                self.quantizer.quantize, weights[linear.module], inputs[linear.module], run.settings
-            )
-            starts[linear.module] = with_damping(
-                quantize, run.config.damping, self.reporter.log, linear.name, FAILED
-            )
-        run.store.save_starts(self.name, block, starts)
-        if block < self.last:
-            self.replay(block)
-
-    def replay(self, block: int) -> None:
-        run, linears = self.run, self.run.of_block(block)
-        starts = {module: run.store.start(self.name, block, module) for module in linears}
-        rounded = {linears[m].name: grid.nearest(W) for m, (W, grid) in starts.items()}
-        with run.with_weights(rounded):
-            super().replay(block)
-
-
-def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
-    """Make `stage` with its post-training quantizer and store it."""
-    method = MERGED_LORA.get(stage, stage)
-    weight = partial(_weight_before, run, stage)
-    if QUANTIZERS[method].needs == "nothing":
-        layers = _rounded(run, method, weight, reporter)
-    else:
-        quantize_blocks(run, stage, method, weight, reporter)
-        starts = {
-            name: run.store.start(stage, x.block, x.module) for name, x in run.linears.items()
-        }
-        layers = {name: run.quantise(*start) for name, start in starts.items()}
-    run.store.save_stage(stage, layers)
-
-
-def _weight_before(run: DLQATRun, stage: str, linear: LinearWeight) -> Tensor:
-    """The weight that `stage` quantizes: the dense one, or the merged LoRA control."""
-    if stage not in MERGED_LORA:
-        return linear.read()
-    W = run.weight(DLQATStage.LORA, linear)
-    return W.mul_(linear.read() != 0) if run.config.keep_zeros else W
-
-
-def _rounded(
-    run: DLQATRun, method: str, weight: Callable[[LinearWeight], Tensor], reporter: Reporter
-) -> dict[str, QuantizedWeight]:
-    """Full name -> layer, by a quantizer that needs no inputs."""
-    layers = dict[str, QuantizedWeight]()
-    for done, (name, linear) in enumerate(run.linears.items()):
-        stop_if_asked(reporter)
-        reporter.progress(done, len(run.linears), "Rounding")
-        quantize = partial(QUANTIZERS[method].quantize, weight(linear), InputStatistics())
-        layers[name] = run.quantise(*quantize(run.settings, run.config.damping))
-    return layers
-
-
-def audit(run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> dict[str, float]:
-    """Report the statistics of every tensor at every stage.
-
-    Returns:
-        Stage -> mean relative output error.
-    """
-    AuditPass(run, stages, reporter).walk(run.blocks)
-    errors = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
-    return {s: fmean([e for by_stage in errors for e in by_stage[s]]) for s in stages[1:]}
-
-
-class AuditPass(RunPass):
-    """Measures all stages of each block on the inputs of the dense model."""
-
-    def __init__(self, run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> None:
-        super().__init__(run, AUDIT, "Statistics", reporter)
-        self.stages = stages
-
-    def solve(self, block: int) -> None:
-        run = self.run
-        inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM)
-        self.stream.advance(hidden)
-        errors: dict[str, list[float]] = {stage: [] for stage in self.stages[1:]}
-        for linear in self.layers(block):
-            by_stage = _measure(run, self.stages, linear, inputs[linear.module], self.reporter)
-            for stage, error in by_stage.items():
-                errors[stage].append(error)
-        for stage, values in errors.items():
-            if values:
-                self.reporter.metric(f"error/{stage}", fmean(values), block)
-        run.store.save(block_name(AUDIT, block), {}, errors=errors)
-
-
-def _measure(
-    run: DLQATRun,
-    stages: Sequence[str],
-    linear: LinearWeight,
-    inputs: InputStatistics,
-    reporter: Reporter,
-) -> dict[str, float]:
-    """Report one tensor at every stage; return stage -> relative output error."""
-    dense = linear.read()
-    reference, target = ReferenceTensor(dense), DenseReference(dense, inputs)
-    names = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
-    errors: dict[str, float] = {}
-    energy: Tensor | None = inputs.energy
-    for stage in stages:
-        W, more = dense, dict[str, float]()
-        if stage != DLQATStage.DENSE:
-            W = run.weight(stage, linear)
-            errors[stage] = target.relative_error(W)
-            more["relative_error"] = errors[stage]
-        if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
-            usage = code_usage(run.store.quantised(stage, linear.name))
-            more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
-        taken = reference.measure(W, stage=stage, more=more, energy=energy, **names)  # type: ignore[arg-type]
-        taken.report(reporter)
-        energy = None  # the same at all stages
-    return errors
-
-
-def _entropy(counts: Tensor) -> float:
-    """Entropy of the codes in bits, from the count of each."""
-    shares = counts[counts > 0].double() / counts.sum()
-    return float(-(shares * shares.log2()).sum())

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from backend import ranks
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
+from backend.methods.dlqat.audit import audit
 from backend.methods.dlqat.config import TRAINED, DLQATConfig, DLQATStage
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle
 from backend.methods.dlqat.linear import DLQATLinear
@@ -43,7 +44,8 @@ from backend.methods.dlqat.losses import (
     live_teacher_loss,
     text_loss,
 )
-from backend.methods.dlqat.passes import audit, find_energies, quantize_blocks, quantize_stage
+from backend.methods.dlqat.passes import find_energies
+from backend.methods.dlqat.quantizer_pass import quantize_blocks, quantize_stage
 from backend.methods.dlqat.run import DLQATRun
 from backend.methods.dlqat.snapshots import TrainingSnapshots
 from backend.methods.dlqat.stage_store import DLQATStageStore, stage_name
@@ -194,7 +196,9 @@ class DLQAT:
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             loss = self._loss(stage, layers)
             StageTrainer(run, stage, parameters, rates, loss, watch, reporter).train()
-        run.store.save_stage(stage, {n: layer.convert(run.stored) for n, layer in layers.items()})
+        run.store.save_stage(
+            stage, {n: layer.convert(run.stored, config.grid) for n, layer in layers.items()}
+        )
 
     def _loss(self, stage: str, layers: dict[str, DLQATLinear]) -> Loss:
         run = self.run
@@ -229,11 +233,11 @@ class DLQAT:
         """Initial weights of the training (None: the dense ones), and the grid."""
         config = self.run.config
         if config.start == "gptq":
-            return self.run.store.start("gptq", linear.block, linear.module)
+            return self.run.store.start("gptq", linear.block, linear.module)[:2]
         energy = self._energies[linear.name] if config.needs_energies else None
         W = linear.read()
         return None, search_range(
-            W, config.bits, config.group_size, config.symmetric, config.space, energy
+            W, config.bits, config.group_size, config.grid, config.space, energy
         )
 
     @cached_property

@@ -17,6 +17,7 @@ from backend.models.block_forward import BlockStream, open_stream, run_block
 from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.models.hidden_states import HiddenStates
 from backend.models.patching import swap_weights
+from backend.quantization.bases import PLAIN, Basis
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.registry import QuantSettings
 from backend.reporter import Reporter, stop_if_asked
@@ -65,7 +66,7 @@ class DLQATRun:
     def settings(self) -> QuantSettings:
         """The grid the config asks for."""
         c = self.config
-        return QuantSettings(c.bits, c.group_size, c.symmetric, c.space, c.keep_zeros)
+        return QuantSettings(c.bits, c.group_size, c.grid, c.space, c.keep_zeros)
 
     def of_block(self, block: int) -> dict[str, LinearWeight]:
         """Module name -> linear of the layers of `block` that are quantised."""
@@ -76,10 +77,19 @@ class DLQATRun:
         return open_stream(self.model, self.calibration, self.config.calibration_batch, self.dtype)
 
     def collect_inputs(
-        self, stream: BlockStream, block: int, level: StatisticsLevel, reporter: Reporter
+        self,
+        stream: BlockStream,
+        block: int,
+        level: StatisticsLevel,
+        reporter: Reporter,
+        linears: Mapping[str, LinearWeight] | None = None,
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """Run `block`; input statistics of its quantised linears by module, and its outputs."""
-        linears = self.of_block(block)
+        """Run `block`; input statistics of its quantised linears by module, and its outputs.
+
+        Args:
+            linears: those to collect of, by module; None: all.
+        """
+        linears = self.of_block(block) if linears is None else linears
         with InputCollector(linears, level, self.calibration.shape[1]) as collector:
             outputs = self.forward(stream, block, reporter)
             return collector.finish(), outputs
@@ -88,12 +98,10 @@ class DLQATRun:
         """The outputs of `block`, with its current weights, for the hidden states of the stream."""
         return run_block(self.model, stream, block, stream.hidden, lambda: stop_if_asked(reporter))
 
-    def quantise(self, W: Tensor, grid: QuantGrid) -> QuantizedWeight:
-        """Round `W` [out, in] to `grid`, and then its scales to the stored precision."""
+    def quantise(self, W: Tensor, grid: QuantGrid, basis: Basis = PLAIN) -> QuantizedWeight:
+        """Round `W` [out, in] to `grid`, and then that to the stored precision."""
         codes = grid.codes(W).to(torch.uint8)
-        return QuantizedWeight(
-            QuantGrid(grid.bits, grid.scale.to(self.stored).float(), grid.zero), codes
-        )
+        return QuantizedWeight(grid.stored(self.stored, self.config.grid), codes, basis)
 
     def weight(self, stage: str, linear: LinearWeight) -> Tensor:
         """The weight [out, in] of `linear` at `stage`, float32; the stage must be finished."""

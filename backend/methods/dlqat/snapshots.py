@@ -104,8 +104,7 @@ def _changed(layer: DLQATLinear) -> int:
     """Number of codes that differ from the initial ones."""
     count = 0
     for rows, level, _ in layer.walk():
-        codes = level.add_(layer.grid.zero[rows].unsqueeze(-1)).view(len(level), -1)
-        count += int((codes != layer.codes_at_start(rows)).sum())
+        count += int((layer.codes_at(level, rows) != layer.codes_at_start(rows)).sum())
     return count
 
 
@@ -116,7 +115,7 @@ def _figures(layer: DLQATLinear) -> tuple[Tensor, Tensor, Tensor]:
     error, inside = torch.empty_like(scale), torch.empty_like(scale)
     for rows, level, within in layer.walk():
         inside[rows] = group_sums(within) / size
-        codes = (level + layer.grid.zero[rows].unsqueeze(-1)).flatten().byte()
+        codes = layer.codes_at(level, rows).flatten().byte()
         counts += torch.bincount(codes, minlength=len(counts)).cpu()
         D = level.mul_(scale[rows].unsqueeze(-1)).sub_(layer.dense(rows).reshape(level.shape))
         error[rows] = (group_sums(D.square_()) / size).sqrt_()

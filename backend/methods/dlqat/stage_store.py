@@ -24,6 +24,7 @@ from backend import ranks
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.methods.dlqat.config import STAGE_LABELS
+from backend.quantization.bases import Basis, basis_from
 from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
 
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
@@ -96,20 +97,23 @@ class DLQATStageStore:
         return quantised_from(name, self._bits, self.some(stage_name(stage), f"{name}."))
 
     def save_starts(
-        self, name: str, block: int, starts: Mapping[str, tuple[Tensor, QuantGrid]]
+        self, name: str, block: int, starts: Mapping[str, tuple[Tensor, QuantGrid, Basis]]
     ) -> None:
-        """Store one block of a quantizer pass: module -> weights to round and grid."""
+        """Store one block of a quantizer pass: module -> weights to round, their grid and basis."""
         tensors = {
             f"{module}.{part}": tensor
-            for module, (W, grid) in starts.items()
-            for part, tensor in (("start", W), ("scale", grid.scale), ("zero", grid.zero))
-        }
+            for module, (W, grid, basis) in starts.items()
+            for part, tensor in {
+                "start": W, "scale": grid.scale, "zero": grid.zero, **basis.tensors()
+            }.items()
+        }  # fmt: skip
         self.save(block_name(name, block), tensors)
 
-    def start(self, name: str, block: int, module: str) -> tuple[Tensor, QuantGrid]:
-        """One layer of a quantizer pass: weights to round [out, in] and grid."""
+    def start(self, name: str, block: int, module: str) -> tuple[Tensor, QuantGrid, Basis]:
+        """One layer of a quantizer pass: weights to round [out, in], their grid and basis."""
         tensors = self.some(block_name(name, block), f"{module}.")
-        return tensors["start"], QuantGrid(self._bits, tensors["scale"], tensors["zero"])
+        grid = QuantGrid(self._bits, tensors["scale"], tensors["zero"])
+        return tensors["start"], grid, basis_from(tensors)
 
 
 def stage_name(stage: str) -> str:

@@ -4,6 +4,7 @@ import torch.
     GPTQ                 qweight [in n / 32, out], qzeros, scales, g_idx
     AWQ (gemm)           qweight [in, out n / 32], qzeros, scales
     compressed-tensors   weight_packed [out, ceil(in n / 32)], weight_scale, weight_shape, ...
+    slimscope            the same, and weight_offset; written by Slimscope
 
 `backend.export.reading` unpacks them; everything else is refused here, with the reason.
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from backend.models.families.shapes import TensorHeader
 from backend.models.families.sizes import refused
 from backend.models.families.stored import IN_OUT
+from backend.quantization import GridType
 
 WORD = 32  # bits
 PARTS = {  # method -> what a packed layer has instead of a weight, the codes first
@@ -26,8 +29,12 @@ PARTS = {  # method -> what a packed layer has instead of a weight, the codes fi
     "compressed-tensors": (
         "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
     ),
+    "slimscope": ("weight_packed", "weight_scale", "weight_offset", "weight_shape"),
 }  # fmt: skip
-SCALES = {"gptq": "scales", "awq": "scales", "compressed-tensors": "weight_scale"}
+SCALES = {
+    **dict.fromkeys(("gptq", "awq"), "scales"),
+    **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_scale"),
+}
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 DO = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
 
@@ -45,7 +52,7 @@ class Packing:
     method: str
     bits: int
     group_size: int
-    symmetric: bool
+    grid: GridType
     version: str = ""
 
     def __str__(self) -> str:
@@ -67,7 +74,8 @@ def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
     if method not in PARTS:
         raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", DO)
     try:
-        found = _compressed(settings) if method == "compressed-tensors" else _gptq(settings, method)
+        readers = {"compressed-tensors": _compressed, "slimscope": _slimscope}
+        found = readers.get(method, partial(_gptq, method=method))(settings)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"Its quantization_config ({method}) cannot be read: {error!r}."
         raise refused(spec, why, DO) from error
@@ -84,7 +92,8 @@ def _gptq(settings: Mapping[str, Any], method: str) -> Packing:
     version = str(settings.get("checkpoint_format", "gptq")) if method == "gptq" else ""
     if version not in ("", "gptq", "gptq_v2"):
         raise ValueError(f"checkpoint_format {version}")
-    return Packing(method, bits, 0 if size == -1 else size, bool(settings.get("sym")), version)
+    grid: GridType = "symmetric" if settings.get("sym") else "zero-point"
+    return Packing(method, bits, 0 if size == -1 else size, grid, version)
 
 
 def _compressed(settings: Mapping[str, Any]) -> Packing:
@@ -94,9 +103,12 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
     if len(groups) > 1 or formats != {"pack-quantized"} or weights.get("type", "int") != "int":
         raise ValueError(f"format {sorted(map(str, formats))}, {len(groups)} groups")
     size = int(weights.get("group_size") or 0)
-    return Packing(
-        "compressed-tensors", int(weights["num_bits"]), max(size, 0), bool(weights["symmetric"])
-    )
+    grid: GridType = "symmetric" if weights["symmetric"] else "zero-point"
+    return Packing("compressed-tensors", int(weights["num_bits"]), max(size, 0), grid)
+
+
+def _slimscope(settings: Mapping[str, Any]) -> Packing:
+    return Packing("slimscope", int(settings["bits"]), int(settings["group_size"]), "offset")
 
 
 def unpacked(

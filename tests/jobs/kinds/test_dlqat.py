@@ -17,6 +17,7 @@ from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
+from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
@@ -84,7 +85,7 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
     monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(texts))
     settings.cache_clear()
     job = finished(
-        wait, training_text="file:asked.jsonl", format="gptq_v2", symmetric=False, gptq=False,
+        wait, training_text="file:asked.jsonl", format="gptq_v2", grid="zero-point", gptq=False,
         start="rounded", checkpointing=True, keep="rtn", length=128,
     )  # fmt: skip
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
@@ -102,11 +103,19 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         ({"rank": 0, "magnitude": False}, ConfigError, "rank", "train"),
         ({"length": 4096}, ConfigError, "length", "256"),
         ({"layers": "attention.*"}, ConfigError, "layers", "attention"),
-        ({"format": "gptq", "bits": 5}, ConfigError, "format", "compressed-tensors or dense"),
-        ({"format": "gptq", "symmetric": False}, ConfigError, "format", "gptq_v2"),
+        (
+            {"format": "gptq", "bits": 5},
+            ConfigError,
+            "format",
+            "compressed-tensors, slimscope or dense",
+        ),
+        ({"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
+        ({"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
+        ({"grid": "offset", "format": "slimscope", "keep_zeros": True}, ConfigError, None, "0"),
         ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
         ({"keep": "mse"}, ConfigError, "keep", "rtn, gptq, dlqat"),
         ({"keep": "best"}, ConfigError, "keep", ""),
+        ({"quantizers": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
         ({"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
         ({"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),
         ({"evaluation_text": "self"}, DatasetError, "evaluation_text", ""),
@@ -136,7 +145,7 @@ def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path
 
 
 def test_what_a_person_should_know_is_said_beforehand(queue: Path) -> None:
-    _, estimate = checked("dlqat", {**SMALL, "symmetric": False})
+    _, estimate = checked("dlqat", {**SMALL, "grid": "zero-point"})
     said = " ".join(estimate.warnings + estimate.notes)
     assert (
         "Trainable parameters: " in said and "% of the model" in said and "dequantize=True" in said
@@ -182,7 +191,34 @@ def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
         ({"dense": 21.0, "dlqat": 20.0, "rtn": 40.0}, "below the dense model because it was"),
         ({"dlqat": 41.0, "gptq": 40.0}, "Training did not help on this model."),
         ({"gptq": 40.0}, ""),
+        ({"dlqat": 20.0, "gptq": 40.0, "awq": 25.0, "gptq-order": 30.0}, "20.0 % below AWQ."),
     ],
 )  # fmt: skip
 def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
-    assert said in verdict(perplexity) and bool(verdict(perplexity)) == bool(said)
+    found = verdict(StageComparison(perplexity))
+    assert said in found and bool(found) == bool(said)
+
+
+@pytest.mark.parametrize(("grid", "symmetric"), [("symmetric", True), ("zero-point", False)])
+def test_checkpoints_of_older_runs_are_found_by_the_name_their_setting_had(
+    grid: str, symmetric: bool
+) -> None:
+    config = DLQATJob.model_validate({**SMALL, "grid": grid})
+    older = json.loads(config.identity)
+    assert older["symmetric"] is symmetric and "grid" not in older
+    plain = config.model_dump_json(exclude={"quantizers"})
+    assert config.identity == plain.replace(
+        f'"grid":"{grid}"', f'"symmetric":{str(symmetric).lower()}'
+    )
+    offset = DLQATJob.model_validate({**SMALL, "grid": "offset"})
+    assert json.loads(offset.identity)["grid"] == "offset"
+
+
+def test_what_is_exported_is_the_best_of_what_can_be() -> None:
+    alone = {**SMALL, **dict.fromkeys(("text_loss", "rtn", "gptq", "lora"), False)}
+    kept = {
+        names: DLQATJob.model_validate({**alone, "quantizers": names}).kept
+        for names in ("hqq, awq", "awq, rotated-gptq", "gptq-order, rotated-gptq")
+    }
+    assert [*kept.values()] == ["hqq", "rotated-gptq", "gptq-order"]
+    assert DLQATJob.model_validate({**alone, "lora_gptq": True}).kept == "lora-gptq"

@@ -15,6 +15,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job, Result
+from jobs.comparison import StageComparison
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import memory_bytes
 from jobs.evaluation.kind import verdict
@@ -70,7 +71,8 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     told = " ".join(verdicts(rows))
     assert "as 2:4 the linear layers take 56 % of dense" in told
     assert "2:4 kernels: none on this device" in told
-    assert verdict({DENSE: 4.0, MODEL: 5.0}) == "Perplexity is 25.0 % above the dense one."
+    said = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
+    assert said == "Perplexity is 25.0 % above the dense one."
 
     with writing() as session:  # as a kill between two figures leaves it
         session.delete(session.get_one(Result, (job.id, MODEL, "kl_to_dense")))

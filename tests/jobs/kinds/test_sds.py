@@ -21,6 +21,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.tensors import profiles
 from backend.text.slices import evaluation_slice
+from jobs.comparison import StageComparison
 from jobs.record import record
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
@@ -225,4 +226,4 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
 )
 def test_the_verdict_says_whether_it_helped(sds: float, control: float | None, said: str) -> None:
     perplexity = {"dense": 20.0, "first": 100.0, "sds": sds}
-    assert said in verdict(perplexity | ({"control": control} if control else {}))
+    assert said in verdict(StageComparison(perplexity | ({"control": control} if control else {})))

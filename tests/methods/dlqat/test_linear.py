@@ -11,7 +11,8 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from backend.methods.dlqat.linear import PANEL, DLQATLinear
-from backend.quantization.grid import QuantGrid
+from backend.quantization import GRID_NAMES, GridType
+from backend.quantization.grid import QuantGrid, offsets_of, quantised_from
 from backend.quantization.range_search import search_range
 
 ROWS, COLUMNS, SIZE, RANK = 12, 32, 8, 3
@@ -20,7 +21,7 @@ ROWS, COLUMNS, SIZE, RANK = 12, 32, 8, 3
 def made(
     *,
     bits: int = 3,
-    symmetric: bool = False,
+    grid_type: GridType = "zero-point",
     moved: bool = True,
     seed: int = 0,
     space: str = "mse",
@@ -30,7 +31,7 @@ def made(
     torch.manual_seed(seed)
     base = nn.Linear(COLUMNS, ROWS, bias=False)
     base.weight.data.mul_(2)
-    grid = search_range(base.weight.detach(), bits, SIZE, symmetric, space)
+    grid = search_range(base.weight.detach(), bits, SIZE, grid_type, space)
     layer = DLQATLinear(base, grid, **{"rank": RANK, "alpha": 6.0, **options})
     if moved:
         nn.init.normal_(layer.B.data, std=0.2)
@@ -52,7 +53,8 @@ def by_autograd(layer: DLQATLinear, x: Tensor) -> Tensor:
     W = (W0 + layer.factor * layer.B @ layer.A).view(ROWS, grid.groups, -1)
     s, z, m = (t.unsqueeze(-1) for t in (grid.scale, grid.zero, layer.m))
     v = W / (s * m if layer.tied else s)
-    q = (v + (v.round() - v).detach() + z).clamp(0, grid.top)
+    u = v + z
+    q = (u + ((v + z - z.round()).round() + z.round() - u).detach()).clamp(0, grid.top)
     What = m * s * (q - z)
     if layer.keep_zeros:
         What = What * (W0 != 0).view(What.shape)
@@ -60,12 +62,15 @@ def by_autograd(layer: DLQATLinear, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("keep_zeros", [False, True])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(
+    ("grid_type", "keep_zeros"),
+    [("symmetric", False), ("symmetric", True), ("zero-point", False), ("zero-point", True),
+     ("offset", False)],
+)  # fmt: skip
 def test_the_closed_forms_are_those_of_autograd(
-    tied: bool, keep_zeros: bool, symmetric: bool
+    tied: bool, keep_zeros: bool, grid_type: str
 ) -> None:
-    layer = doubled(made(symmetric=symmetric, tied=tied, keep_zeros=keep_zeros))
+    layer = doubled(made(grid_type=grid_type, tied=tied, keep_zeros=keep_zeros))
     layer.base.weight.data[:, ::5] = 0
     x = torch.randn(2, 7, COLUMNS, dtype=torch.float64, requires_grad=True)
     dy = torch.randn(2, 7, ROWS, dtype=torch.float64)
@@ -77,9 +82,9 @@ def test_the_closed_forms_are_those_of_autograd(
 
 
 @settings(deadline=None)
-@given(st.integers(2, 8), st.booleans(), st.integers(0, 10**6))
-def test_the_closed_forms_hold_for_every_grid(bits: int, symmetric: bool, seed: int) -> None:
-    layer = doubled(made(bits=bits, symmetric=symmetric, seed=seed))
+@given(st.integers(2, 8), st.sampled_from([*GRID_NAMES]), st.integers(0, 10**6))
+def test_the_closed_forms_hold_for_every_grid(bits: int, grid_type: str, seed: int) -> None:
+    layer = doubled(made(bits=bits, grid_type=grid_type, seed=seed))
     x = torch.randn(5, COLUMNS, dtype=torch.float64)
     wanted = torch.autograd.grad(by_autograd(layer, x).square().sum(), (layer.A, layer.B, layer.m))
     found = torch.autograd.grad(layer(x).square().sum(), (layer.A, layer.B, layer.m))
@@ -87,8 +92,9 @@ def test_the_closed_forms_hold_for_every_grid(bits: int, symmetric: bool, seed: 
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_before_training_it_is_plain_rounding() -> None:
-    layer = made(moved=False)
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_before_training_it_is_plain_rounding(grid_type: str) -> None:
+    layer = made(grid_type=grid_type, moved=False)
     assert torch.equal(layer.effective(), layer.grid.nearest(layer.base.weight.detach()))
     x = torch.randn(4, COLUMNS)
     assert torch.equal(layer(x), linear(x, layer.grid.nearest(layer.base.weight.detach())))
@@ -126,6 +132,28 @@ def test_frozen_it_computes_the_same(tied: bool) -> None:
     assert torch.equal(linear(x, frozen.dense()), layer(x))
 
 
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+@pytest.mark.parametrize("m", [-0.3, 0.0])
+def test_a_magnitude_below_zero_is_kept_as_the_sign_of_the_scale(grid_type: str, m: float) -> None:
+    layer = made(grid_type=grid_type)
+    layer.m.data[0, 1] = m
+    frozen = layer.convert(torch.float16, grid_type)
+    again = quantised_from("x", 3, frozen.tensors()).dense()
+    assert (frozen.grid.scale[0, 1] < 0) == (m < 0)
+    assert torch.equal(again, frozen.dense())
+    assert torch.allclose(again, layer.effective(), atol=2e-3)
+
+
+def test_of_offsets_what_is_stored_is_rounded_too() -> None:
+    layer = made(grid_type="offset")
+    frozen = layer.convert(torch.float16, "offset")
+    offset = offsets_of(frozen.grid.scale, frozen.grid.zero)
+    assert torch.equal(offset.half(), offset.half().float().half())
+    assert torch.allclose(offset, offset.half().float(), rtol=1e-6)
+    assert torch.allclose(frozen.dense(), layer.effective(), atol=2e-3)
+    assert torch.equal(frozen.codes, layer.convert(torch.float32, "offset").codes)
+
+
 def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
     layer = made()
     exact, snapped = layer.convert(), layer.convert(torch.float16)
@@ -137,7 +165,9 @@ def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
 def test_rounding_the_merged_weight_again_is_another_model() -> None:
     """The first trap: the codes of a new min-max grid are not those that were trained."""
     layer = made(space="minmax")
-    again = search_range(layer.effective(), 3, SIZE, False, "minmax").codes(layer.effective())
+    again = search_range(layer.effective(), 3, SIZE, "zero-point", "minmax").codes(
+        layer.effective()
+    )
     assert (again != layer.convert().codes).any()
 
 
@@ -194,7 +224,7 @@ def test_a_transposed_layer_is_seen_the_right_way_round() -> None:
     base = Conv1D(ROWS, COLUMNS)
     base.bias.data.normal_()
     W = base.weight.detach().T.contiguous()
-    layer = DLQATLinear(base, search_range(W, 3, SIZE, True, "mse"), rank=RANK)
+    layer = DLQATLinear(base, search_range(W, 3, SIZE, "symmetric", "mse"), rank=RANK)
     x = torch.randn(4, COLUMNS)
     assert torch.allclose(layer(x), linear(x, layer.grid.nearest(W), base.bias), atol=1e-6)
     assert layer.shape == (ROWS, COLUMNS)

@@ -20,7 +20,7 @@ from backend.methods.dlqat.pipeline import DLQAT
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
-from backend.quantization import gptq
+from backend.quantization import GRID_NAMES, gptq
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 
@@ -130,7 +130,7 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
     run(qat)
     for name, layer in qat.converted(DLQATStage.RTN).items():
         W = qat.run.linears[name].read()
-        grid = search_range(W, 2, 32, True, "minmax")
+        grid = search_range(W, 2, 32, "symmetric", "minmax")
         assert torch.equal(layer.codes.float(), grid.codes(W))
         assert torch.equal(layer.grid.scale, grid.scale.half().float())
 
@@ -259,11 +259,13 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 
 
 @pytest.mark.parametrize("space", ["minmax", "mse", "weighted", "lsq"])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_every_space_can_be_trained_in(start, space: str, symmetric: bool) -> None:
-    qat = start(space=space, symmetric=symmetric, start="rounded", lora=False, gptq=False, steps=1)
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_every_space_can_be_trained_in(start, space: str, grid_type: str) -> None:
+    qat = start(space=space, grid=grid_type, start="rounded", lora=False, gptq=False, steps=1)
     run(qat)
-    assert all(x.grid.symmetric is symmetric for x in qat.converted(DLQATStage.DLQAT).values())
+    zeros = torch.cat([x.grid.zero.flatten() for x in qat.converted(DLQATStage.DLQAT).values()])
+    assert (zeros == 2).all() == (grid_type == "symmetric")
+    assert torch.equal(zeros, zeros.round()) == (grid_type != "offset")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])

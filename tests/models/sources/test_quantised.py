@@ -17,15 +17,16 @@ from backend.models.families.shapes import TensorHeader
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.quantised import packing_of, unpacked
-from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
 from backend.settings import settings
 
 LAYOUTS = [
-    Layout("compressed-tensors", 3, 32, True),
-    Layout("compressed-tensors", 4, 0, True),
-    Layout("gptq", 4, 32, True),
-    Layout("gptq_v2", 4, 32, False),
+    Layout("compressed-tensors", 3, 32, "symmetric"),
+    Layout("compressed-tensors", 4, 0, "symmetric"),
+    Layout("gptq", 4, 32, "symmetric"),
+    Layout("gptq_v2", 4, 32, "zero-point"),
+    Layout("slimscope", 3, 32, "offset"),
 ]
 
 
@@ -41,8 +42,8 @@ def packed_toy(folder: Path, layout: Layout) -> dict[str, QuantizedWeight]:
     for block in range(len(decoder_blocks(toy.model))):
         for linear in block_linears(toy.model, block).values():
             W = linear.read()
-            grid = search_range(W, layout.bits, layout.group_size, layout.symmetric, "minmax")
-            grid = QuantGrid(grid.bits, grid.scale.half().float(), grid.zero)
+            grid = search_range(W, layout.bits, layout.group_size, layout.grid, "minmax")
+            grid = grid.stored(torch.float16, layout.grid)
             layers[linear.name] = QuantizedWeight(grid, grid.codes(W).byte())
     folder.mkdir(parents=True)
     export(toy.model, toy.tokenizer, layers, layout, torch.float16, folder, "")

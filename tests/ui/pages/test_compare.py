@@ -179,6 +179,16 @@ def test_runs_on_the_same_windows_are_compared_window_by_window(lab: Settings) -
     assert all(" to " not in found[n] for n in (0, 2, 3))  # itself, no losses, another text
 
 
+def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse(lab: Settings) -> None:
+    windows, noise = np.linspace(2.0, 4.0, 8), np.array([1, -1] * 4)
+    for number, losses in ((1, windows), (2, windows - 0.01 + 0.2 * noise)):
+        store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
+    page = drawn(**WHOLE)["results"]
+    assert "not told apart" in page
+    assert re.search(r'class="delta even"[^>]*><i[^>]*>▼</i>−1.00', page)
+    assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', page)  # of the zeros
+
+
 def test_the_baseline_is_grey_and_dashed_in_every_picture(lab: Settings) -> None:
     request = asked(**TWO, base="sds-0002")
     for figure in (

@@ -100,7 +100,7 @@ def curves(job_id: int) -> list[MetricPoint]:
 def lab(current: Settings) -> None:
     """dlqat-0001 has ended, dlqat-0002 trains, dlqat-0003 waits, sds-0004 has no groups."""
     upgrade()
-    config = {"model": "toy", "bits": BITS, "group_size": SIZE, "symmetric": True}
+    config = {"model": "toy", "bits": BITS, "group_size": SIZE, "grid": "symmetric"}
     kind = {"kind": "dlqat", "config": config}
     store(
         job(1, **kind, name=HOSTILE), job(2, **kind, state="running"),

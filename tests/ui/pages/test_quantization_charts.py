@@ -93,7 +93,7 @@ def test_an_image_says_what_became_of_the_zeros(
 def view(current: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QuantView:
     """A run whose codes lie in one folder, and its dense model in another, half of it pruned."""
     upgrade()
-    made, error = layer(3, symmetric=False), np.full((ROWS, GROUPS), 0.1, np.float32)
+    made, error = layer(3, grid_type="zero-point"), np.full((ROWS, GROUPS), 0.1, np.float32)
     error[40, 2] = 0.5
     figures = {
         "magnitude": np.ones((ROWS, GROUPS)), "scale": made.grid.scale.numpy(), "error": error,
@@ -126,7 +126,7 @@ def test_the_codes_around_the_worst_group_are_read_from_the_file(view: QuantView
     chart = codes_chart(view)
     assert view.group == (40, 2)
     assert "outputs 16 to 63, inputs 64 to 95" in chart.note
-    codes = layer(3, symmetric=False).codes[16:64, 64:96].numpy()
+    codes = layer(3, grid_type="zero-point").codes[16:64, 64:96].numpy()
     assert np.array_equal(chart.frame.iloc[:, 1:].to_numpy(), codes)
     assert chart.question.startswith("Are the zeros of the pruned model still zero?")
 

@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backend.settings import Settings
@@ -14,12 +15,15 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import sweep
+from jobs.evaluation.quality import window_losses
 from jobs.metrics import metric
+from jobs.runtime.rows import profile_row
 from jobs.sweep import SweepRow, importance
-from tests.ui.conftest import HOSTILE
+from tests.ui.conftest import HOSTILE, mapped
 from ui.pages.run import page as run
 from ui.pages.sweep import page
 from ui.pages.sweep.settings import importance_chart, parallel_chart
+from ui.pages.sweep.ties import ties
 from ui.runs.actions.single import act
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
@@ -64,6 +68,17 @@ def test_means_and_spreads_are_drawn_and_tabled(swept: list[Job]) -> None:
     assert shown["body"].count("<tr>") == (1 + 2) + (1 + 4)  # means, then runs, each with a head
 
 
+def rows_of_sweep(jobs: list[Job]) -> list[SweepRow]:
+    """The perplexities of the last stage."""
+    rows = sweep.table(jobs, queries.results([job.id for job in jobs]))
+    return [row for row in rows if row.metric == "perplexity"]
+
+
+def store_losses(job: Job, losses: np.ndarray) -> None:
+    with writing() as session:
+        session.add(mapped(profile_row(job.id, window_losses("sds", losses.tolist()))))
+
+
 def rows_of(results: dict[tuple[str, int], float]) -> list[SweepRow]:
     return [
         SweepRow({"pattern": pattern, "segments": size}, "sds", "perplexity", value, None, 1)
@@ -80,6 +95,30 @@ def test_what_each_setting_explains_adds_up() -> None:
     chart = importance_chart(rows, metric("perplexity"), {"pattern": "Pattern"})
     assert chart is not None and chart.headline == "Pattern explains 98 % of the differences"
     assert importance(rows[:2]) == {} == importance(rows_of(dict.fromkeys([("a", 1), ("b", 2)], 3)))
+
+
+def test_combinations_that_no_windows_tell_apart_from_the_best_are_named_with_it(
+    swept: list[Job],
+) -> None:
+    text = np.linspace(2.0, 4.0, 8)
+    close, rows = text + 0.01 + 0.1 * np.array([1, -1] * 4), rows_of_sweep(swept)
+    assert ties(swept, rows, metric("perplexity")) == []  # no losses were stored
+    for job, losses in zip(swept, (text, text, close, close), strict=True):
+        store_losses(job, losses)
+    (tied,) = ties(swept, rows, metric("perplexity"))
+    assert tied.values == {"pattern": "70%"}
+    two = rows_of({("2:4", 8): 18.0, ("70%", 8): 19.0})
+    chart = parallel_chart(two, metric("perplexity"), {}, two[1:])
+    assert chart is not None
+    assert chart.headline == "Best: 2:4 · 8, perplexity 18.00; not told apart: 70% · 8"
+    assert ties(swept, rows, metric("top1_agreement")) == []
+
+
+def test_a_combination_that_every_window_finds_worse_is_no_tie(swept: list[Job]) -> None:
+    text = np.linspace(2.0, 4.0, 8)
+    for job, losses in zip(swept, (text, text, text + 0.1, text + 0.1), strict=True):
+        store_losses(job, losses)
+    assert ties(swept, rows_of_sweep(swept), metric("perplexity")) == []
 
 
 def test_every_combination_is_a_line_and_the_best_is_named() -> None:

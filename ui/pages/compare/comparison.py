@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from backend.evaluation.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
-from backend.store import tensors
-from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
+from backend.evaluation.paired import PairedRatio, paired_ratio
+from jobs.metrics import BITS_PER_BYTE, METRICS, PERPLEXITY, Metric, metric
 from ui.charts.chart import Chart
 from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
+from ui.runs.pairs import window_losses
 from ui.runs.results import format_value, kind_title, setting_title
 from ui.runs.rows import RunRow
 from ui.runs.table import csv_text
@@ -31,6 +31,7 @@ PAIRED = Metric(
     "paired_perplexity", "Perplexity ÷ baseline",
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
 )  # fmt: skip
+OF_WINDOWS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
 
@@ -127,34 +128,36 @@ def measured(comparison: RunComparison) -> list[str]:
 def metrics_card(comparison: RunComparison) -> Markup:
     """A row for each metric of the kept stage, with its delta to the baseline."""
     kept = [r.figures.label(r.figures.kept) if r.figures.kept else NONE for r in comparison.rows]
+    ratios = paired_ratios(comparison)
     rows = [
-        (metric(name), [_figure(metric(name), row, comparison.base) for row in comparison.rows])
+        (
+            metric(name),
+            [*map(partial(_figure, metric(name), comparison.base), comparison.rows, ratios)],
+        )
         for name in measured(comparison)
     ]
-    if paired := _paired(comparison):
-        rows.insert(1, (PAIRED, paired))  # behind the perplexity, which comes first
+    if any(ratios):
+        rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # behind the perplexity, which comes first
     job_rows = _figures_of_jobs(comparison)
     return HTML.results(comparison.columns, comparison.base, kept, [*rows, *job_rows])
 
 
-def _paired(comparison: RunComparison) -> list[ComparedFigure]:
-    """Each run's perplexity over the baseline's on the same windows; nothing where no two can be
+def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:
+    """Each run's perplexity over the baseline's on the same windows; None where they cannot be
     compared so."""
     alike = on_one_text(comparison)
     losses = [_window_losses(row) if row in alike else None for row in comparison.rows]
     base = losses[comparison.rows.index(comparison.base)]
-    ratios = [
+    return [
         paired_ratio(mine, base) if mine is not None and base is not None and mine is not base
         else None
         for mine in losses
     ]  # fmt: skip
-    return [*map(_ratio, ratios)] if any(ratios) else []
 
 
 def _window_losses(row: RunRow) -> np.ndarray | None:
     """Of the kept stage, [windows]."""
-    stored = tensors.profiles(row.job.id, "", WINDOW_LOSSES)
-    return next((p.values for p in stored if p.stage == row.figures.kept), None)
+    return window_losses(row.job).get(row.figures.kept or "")
 
 
 def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
@@ -165,15 +168,21 @@ def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
     return ComparedFigure(number(ratio.value, 3), delta=HTML.interval(said))
 
 
-def _figure(shown: Metric, row: RunRow, base: RunRow) -> ComparedFigure:
+def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None) -> ComparedFigure:
     figure = row.figures.final_row(shown.name)
     if figure is None:
         return ComparedFigure(NONE)
     return ComparedFigure(
         format_value(shown, figure.value),
         number(figure.stderr, 2) if figure.stderr else "",
-        delta_html(shown.name, row, base, relative=True),
+        delta_html(shown.name, row, base, relative=True, told_apart=_told_apart(shown, ratio)),
     )
+
+
+def _told_apart(shown: Metric, ratio: PairedRatio | None) -> bool:
+    """Whether a difference may be called better or worse: not one of losses on the same windows
+    whose interval holds nothing."""
+    return shown.name not in OF_WINDOWS or ratio is None or ratio.told_apart
 
 
 def _figures_of_jobs(
@@ -220,8 +229,8 @@ def results_chart(comparison: RunComparison) -> Chart:
         }
         for name in measured(comparison)
     ]  # fmt: skip
-    if paired := _paired(comparison):
-        said = zip(comparison.runs, paired, strict=True)
+    if any(ratios := paired_ratios(comparison)):
+        said = zip(comparison.runs, map(_ratio, ratios), strict=True)
         rows.insert(1, {"Figure": PAIRED.title} | {run: figure.value for run, figure in said})
     kept = {r.job.run: r.figures.label(r.figures.kept or "") or NONE for r in comparison.rows}
     return Chart(None, pd.DataFrame([{"Figure": "Kept stage"} | kept, *rows]))

@@ -20,6 +20,7 @@ from jobs.generate.transcript import MAX_SIDES, Transcript, read_transcript
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import PERPLEXITY, metric
 from ui.format import number, share
+from ui.runs.pairs import stage_comparison
 from ui.runs.results import RunResults
 from ui.runs.weights import weights_of
 from ui.theme import name_colours, stage_style
@@ -65,7 +66,7 @@ def _newest(kind: Kind) -> Shown | None:
         if figure:
             results = RunResults(kind, rows, job)
             values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
-            verdict = kind.verdict(values) if results.kept else ""
+            verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
             return Shown(job, kind, figure, verdict, _bars(results, kind), _caption(kind))
     return None
 

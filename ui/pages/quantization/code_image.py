@@ -75,7 +75,7 @@ def code_image(image: CodeImage) -> go.Figure:
         x=x, y=y, z=levels.tolist(), customdata=tile.codes.tolist(), zmin=-reach, zmax=reach,
         colorscale=DIVERGING, colorbar=colour_bar("Steps from 0 (code − zero-point)"),
         text=_before(image), name="Code",
-        hovertemplate="Output %{y}, input %{x}<br>code %{customdata}, %{z:+d} steps from 0"
+        hovertemplate="Output %{y}, input %{x}<br>code %{customdata}, %{z:+.4~g} steps from 0"
         "%{text}<extra></extra>",
     )  # fmt: skip
     traces: list[go.Heatmap | go.Scatter] = [heat]

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from backend.errors import ModelError
 from backend.methods.dlqat.config import DLQATStage
+from backend.quantization import GRID_NAMES
 from backend.statistics.names import FAN
 from backend.store import frames, queries
 from backend.store.queries import StoredResult
@@ -143,7 +144,8 @@ def _grid_facts(config: Mapping[str, Any]) -> Iterator[str]:
     group = config.get("group_size")
     yield f"{config.get('bits', NONE)} bits"
     yield f"groups of {group}" if group else "one group per row"
-    yield "symmetric grid" if config.get("symmetric") else "grid with zero-points"
+    if grid := config.get("grid"):
+        yield GRID_NAMES[grid]
 
 
 def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:

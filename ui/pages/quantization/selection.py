@@ -230,7 +230,7 @@ class QuantView:
         dense, quantized = both[: len(both) // 2], both[len(both) // 2 :]
         scale = float(self.figure_at(SCALE, last)[self.group])
         codes = len(next(iter(self.codes.values())))
-        return GroupWeights(dense, quantized, scale * (np.arange(codes) - zero))
+        return GroupWeights(dense, quantized, np.sort(scale * (np.arange(codes) - zero)))
 
     def moved(self, by: int) -> QuantView:
         """The group `by` places on in the order of their errors, as far as there are any."""

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from backend.evaluation.paired import WINDOW_LOSSES, paired_ratio
-from backend.store import tensors
+from backend.evaluation.paired import paired_ratio
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, metric
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
+from ui.runs.pairs import stage_comparison, window_losses
 from ui.runs.results import RunResults, format_value, kind_of
 from ui.templates import fragments
 from ui.theme import name_colours
@@ -31,7 +31,7 @@ def paired_table(job: Job, results: RunResults) -> Markup:
     """The kept stage against every other, on the same windows of text; nothing where they were not
     recorded, or are too few."""
     kept = results.kept
-    losses = {p.stage: p.values for p in tensors.profiles(job.id, "", WINDOW_LOSSES)}
+    losses = window_losses(job)
     if kept not in losses:
         return Markup()
     rows, windows = [], len(losses[kept])
@@ -92,7 +92,9 @@ def _verdict(job: Job, results: RunResults) -> str:
         return ""
     values = {key: row.value for key, row in results.rows.items()}
     perplexity = {stage: value for (stage, name), value in values.items() if name == PERPLEXITY}
-    return kind.verdict(perplexity) if results.kept else kind.forecast(values)
+    if not results.kept:
+        return kind.forecast(values)
+    return kind.verdict(stage_comparison(job, perplexity))
 
 
 def _decision(results: RunResults) -> str:

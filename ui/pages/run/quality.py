@@ -21,6 +21,7 @@ from ui.charts.chart import Chart
 from ui.format import href, share
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
 from ui.runs.actions.single import next_links
+from ui.runs.pairs import stage_comparison
 from ui.runs.results import RunResults, kind_of
 from ui.templates import fragments
 from ui.widgets.notice import plain
@@ -82,7 +83,7 @@ def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
         return HTML.findings([], False, _invitation(job), None, "")
     kind = kind_of(evaluation)
     perplexity = {s: row.value for (s, name), row in rows.items() if name == PERPLEXITY}
-    verdicts = [kind.verdict(perplexity)] if kind else []
+    verdicts = [kind.verdict(stage_comparison(evaluation, perplexity))] if kind else []
     sentences = [text for text in (*verdicts, *report.verdicts(rows)) if text]
     where = evaluation.environment
     processor = where.get("cpu" if where.get("device") == "cpu" else "device", "")

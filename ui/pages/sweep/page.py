@@ -17,6 +17,7 @@ from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import sweep_means
 from ui.pages.sweep.settings import importance_chart, last_stage, parallel_chart
+from ui.pages.sweep.ties import ties
 from ui.runs.actions.single import act
 from ui.runs.html import unknown
 from ui.runs.results import setting_title, stages_of
@@ -63,7 +64,7 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
         hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
         return updates(
-            hidden, MEANS.show(Chart(None)), _settings([], metric(""), {}, {}), {"body": ""}
+            hidden, MEANS.show(Chart(None)), _settings([], [], metric(""), {}, {}), {"body": ""}
         )
     names, rows, shown = _measured(jobs, chosen or query(request, "metric"))
     labels, name = stages_of(jobs[0]), shown.name
@@ -75,7 +76,7 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         ),
         "body": details.body(jobs, rows, shown, labels),
     }
-    settings = _settings(rows, shown, labels, _titles(jobs))
+    settings = _settings(jobs, rows, shown, labels, _titles(jobs))
     return updates(html, MEANS.show(chart, f"{jobs[0].run}-{name}"), settings)
 
 
@@ -103,19 +104,26 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
         labels = stages_of(jobs[0])
         if panel is MEANS:
             return sweep_means(rows, shown, labels) if rows else Chart(WAITING)
-        draw = parallel_chart if panel is LINES else importance_chart
-        return draw(last_stage(rows, labels), shown, _titles(jobs)) or Chart(None)
+        last, titles = last_stage(rows, labels), _titles(jobs)
+        if panel is LINES:
+            return parallel_chart(last, shown, titles, ties(jobs, last, shown)) or Chart(None)
+        return importance_chart(last, shown, titles) or Chart(None)
 
     return drawn
 
 
 def _settings(
-    rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str], titles: Mapping[str, str]
+    jobs: Sequence[Job],
+    rows: Sequence[SweepRow],
+    shown: Metric,
+    labels: Mapping[str, str],
+    titles: Mapping[str, str],
 ) -> Updates:
     """What the settings of the last stage's results have to do with them; hidden where they are too
     few to tell."""
     last = last_stage(rows, labels)
-    lines, matters = parallel_chart(last, shown, titles), importance_chart(last, shown, titles)
+    lines = parallel_chart(last, shown, titles, ties(jobs, last, shown))
+    matters = importance_chart(last, shown, titles)
     visible = {"settings": gr.update(visible=bool(lines and matters))}
     nothing = Chart(None)
     return updates(visible, LINES.show(lines or nothing), IMPORTANCE.show(matters or nothing))

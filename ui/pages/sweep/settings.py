@@ -14,6 +14,7 @@ from jobs.sweep import SweepRow, importance
 from ui.charts.chart import Chart
 from ui.charts.template import axis, category_axis, layout
 from ui.format import number, share
+from ui.pages.sweep.ties import best_row
 from ui.theme import BLUE, LIGHT
 
 FADING = [[0.0, BLUE], [1.0, "#B8BEC6"]]  # from the best to the worst
@@ -59,9 +60,16 @@ def importance_chart(
 
 
 def parallel_chart(
-    rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]
+    rows: Sequence[SweepRow],
+    shown: Metric,
+    titles: Mapping[str, str],
+    tied: Sequence[SweepRow] = (),
 ) -> Chart | None:
-    """Parallel coordinates, an axis a setting, the metric last; None for fewer than two."""
+    """Parallel coordinates, an axis a setting, the metric last; None for fewer than two.
+
+    Args:
+        tied: the combinations that are not told apart from the best.
+    """
     fields = [*rows[0].values] if rows else []
     if len(fields) < 2:
         return None
@@ -76,7 +84,8 @@ def parallel_chart(
         },
         labelfont={"color": LIGHT.text, "size": 12}, tickfont={"color": LIGHT.muted, "size": 12},
     )  # fmt: skip
-    best = (max if shown.better == "higher" else min)(rows, key=lambda row: row.mean)
+    best = best_row(rows, shown)
+    others = f"; not told apart: {', '.join(row.label for row in tied)}" if tied else ""
     frame = pd.DataFrame(
         [[*(str(row.values.get(f)) for f in fields), scale * row.mean] for row in rows],
         columns=[*(titles.get(f, f) for f in fields), shown.title],
@@ -86,7 +95,7 @@ def parallel_chart(
         go.Figure(lines, looks),
         frame,
         f"n = {len(rows)} combinations. Drag along an axis to choose some of them.",
-        headline=f"Best: {best.label}, {shown.title.lower()} {number(scale * best.mean)}",
+        headline=f"Best: {best.label}, {shown.title.lower()} {number(scale * best.mean)}{others}",
     )
 
 

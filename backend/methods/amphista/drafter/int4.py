@@ -36,6 +36,6 @@ def packed_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear | None:
     if weight.shape[1] % GROUP:
         return None
     W = weight.float().contiguous()
-    grid = minmax_grid(W.view(len(W), -1, GROUP), BITS, symmetric=False)
+    grid = minmax_grid(W.view(len(W), -1, GROUP), BITS, "zero-point")
     layer = QuantizedWeight(grid, grid.codes(W).byte())
     return None if obstacle(layer) else PackedLinear(layer, bias)

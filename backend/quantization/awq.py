@@ -1,0 +1,97 @@
+"""Activation-aware weight quantization (AWQ, Lin et al. 2024).
+
+Weights behind loud inputs matter most. Multiplied by t > 1 before rounding, and their inputs
+divided by it, they are rounded more finely:
+
+    t_j = e_j^a,   e_j the magnitude of input j,   normalised to sqrt(max t * min t) = 1
+    a in 0, 0.05 .. 0.95 with the smallest  sum of tr(D H D^T),   D = Q(W diag(t)) diag(t)^-1 - W
+
+The sum goes over the layers that share the inputs, so that they share t, which the norm or the
+layer before them can take over. Heads that share a value share t of their columns of o_proj.
+
+Ours: e_j is the root mean square of the input rather than the mean of its magnitude, the error is
+that of each layer rather than of the attention or MLP as a whole, and o_proj is scaled where heads
+share values, which the authors leave out. Their clipping of ranges by the output error is here the
+range search of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.quantization.bases import PLAIN, Basis, require_llama
+from backend.quantization.grid import QuantGrid
+from backend.quantization.range_search import search_range
+from backend.quantization.registry import BlockLayers, LayerInputs, QuantSettings, quantizer
+
+POWERS = tuple(step / 20 for step in range(20))
+
+
+def input_scales(layers: BlockLayers) -> dict[str, Basis]:
+    """Module -> its basis; those of the same inputs have the same.
+
+    Raises:
+        ConfigError: the block is not built like LLaMA's.
+    """
+    require_llama(layers.block, layers.weights, "AWQ")
+    attention: Any = layers.block.get_submodule("self_attn")
+    sharing: dict[int, list[str]] = {}
+    for module in layers.weights:
+        sharing.setdefault(id(layers.inputs[module]), []).append(module)
+    found = dict[str, Basis]()
+    for modules in sharing.values():
+        inputs = layers.inputs[modules[0]]
+        energy = inputs.energy
+        if modules == ["self_attn.o_proj"]:
+            energy = _of_values(energy, int(attention.head_dim), attention.num_key_value_groups)
+        weights = [layers.weights[module] for module in modules]
+        basis = best_scale(weights, energy, inputs.gram, layers.settings)
+        found |= dict.fromkeys(modules, basis)
+    return found
+
+
+def _of_values(energy: Tensor, head: int, groups: int) -> Tensor:
+    """`energy` [in] averaged over the `groups` heads that read the same values."""
+    by_head = energy.view(-1, groups, head)
+    return by_head.mean(1, keepdim=True).expand_as(by_head).reshape(-1)
+
+
+def best_scale(
+    weights: Sequence[Tensor], energy: Tensor, H: Tensor, settings: QuantSettings
+) -> Basis:
+    """The scale with the least output error of `weights` [out, in], of the same inputs."""
+    least, best = torch.inf, PLAIN
+    for power in POWERS:
+        basis = Basis(_scale(energy, power)) if power else PLAIN
+        error = sum(_error(W, basis, H, settings) for W in weights)
+        if error < least:
+            least, best = error, basis
+    return best
+
+
+def _scale(energy: Tensor, power: float) -> Tensor:
+    t = energy.clamp(min=1e-8).pow(power / 2).clamp(min=1e-4)
+    return t / (t.max() * t.min()).sqrt()
+
+
+def _error(W: Tensor, basis: Basis, H: Tensor, settings: QuantSettings) -> float:
+    """tr(D H D^T) of rounding to the nearest point of a min-max grid."""
+    scaled = basis.into(W)
+    grid = search_range(scaled, settings.bits, settings.group_size, settings.grid, "minmax")
+    D = basis.back(grid.nearest(scaled)) - W
+    return torch.linalg.vecdot(D @ H, D).sum().item()
+
+
+@quantizer(
+    "awq", label="AWQ", needs="gram", flops=5000.0, export_rank=24, bases=input_scales, saved=False
+)
+def awq(
+    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+) -> tuple[Tensor, QuantGrid]:
+    """Scale the inputs, then round to the nearest point of the configured grid."""
+    grid = (settings.bits, settings.group_size, settings.grid)
+    return W, search_range(W, *grid, settings.space, inputs.energy)

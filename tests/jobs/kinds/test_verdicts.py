@@ -1,0 +1,88 @@
+"""What is said of stages that the same windows of text tell apart, and of those they do not."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from backend.evaluation.paired import PairedRatio, paired_ratio
+from jobs.comparison import StageComparison
+from jobs.dlqat import kind as dlqat
+from jobs.evaluation import kind as evaluation
+from jobs.sds import kind as sds
+
+WINDOWS = 32
+
+
+def stages(**shift: float) -> StageComparison:
+    """Stages whose losses lie so far from a first one, each window by its own chance."""
+    random = np.random.default_rng(0)
+    text = random.normal(3.0, 0.6, WINDOWS)  # texts differ far more than stages
+    losses = {
+        name: text + random.normal(amount, 0.02, WINDOWS) for name, amount in shift.items()
+    }  # fmt: skip
+
+    def ratio(one: str, other: str) -> PairedRatio | None:
+        return paired_ratio(losses[one], losses[other])
+
+    perplexity = {name: float(np.exp(each.mean())) for name, each in losses.items()}
+    return StageComparison(perplexity, ratio)
+
+
+def test_a_difference_has_an_interval_and_what_holds_nothing_is_not_told_apart() -> None:
+    told = stages(a=0.0, b=0.2, c=0.0)
+    assert told.order("a", "b") == "below" and told.order("b", "a") == "above"
+    assert told.order("a", "c") == "" == told.order("c", "a")
+    clause = told.clause("a", {"b": "B"})
+    assert clause.startswith("ends 18") and "% below B (1" in clause and clause.endswith(" %)")
+    assert told.clause("b", {"a": "A"}, "is").startswith("is 2")
+    both = told.clause("a", {"c": "C", "b": "B"})
+    assert both.startswith("is not told apart") and " and ends 1" in both
+    even = told.clause("a", {"c": "C"})
+    assert even.startswith("is not told apart from C (") and "times its perplexity" in even
+
+
+def test_without_losses_the_values_decide() -> None:
+    known = StageComparison({"a": 9.0, "b": 10.0, "c": 10.0})
+    assert known.order("a", "b") == "below" and known.order("b", "c") == ""
+    assert known.clause("a", {"b": "B", "c": "C"}) == "ends 10.0 % below B and 10.0 % below C"
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"),
+    [
+        ({"first": 1.0, "control": 0.5, "sds": 0.3}, "its control ("),
+        ({"first": 1.0, "control": 0.3, "sds": 0.3}, "is not told apart from its control"),
+        ({"first": 1.0, "control": 0.3, "sds": 0.3}, "is not told by this text."),
+        ({"first": 1.0, "control": 0.3, "sds": 0.5}, "did not pay"),
+    ],
+)
+def test_the_verdict_on_sds(shift: dict[str, float], said: str) -> None:
+    assert said in sds.verdict(stages(**shift))
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"),
+    [
+        ({"gptq": 1.0, "dlqat": 0.3}, "% below GPTQ ("),
+        ({"gptq": 0.3, "dlqat": 0.3}, "is not told apart from GPTQ ("),
+        ({"gptq": 0.3, "dlqat": 0.3}, "Whether training helped is not told by this text."),
+        ({"gptq": 0.3, "dlqat": 0.6}, "Training did not help"),
+        ({"gptq": 1.0, "dlqat": 0.3, "lora": 0.3}, "costs nothing that shows"),
+        ({"gptq": 1.0, "dlqat": 0.3, "dense": 0.5}, "below the dense model because"),
+    ],
+)
+def test_the_verdict_on_dlqat(shift: dict[str, float], said: str) -> None:
+    assert said in dlqat.verdict(stages(**shift))
+
+
+def test_a_run_no_better_than_dense_on_this_text_is_not_said_to_be_below_it() -> None:
+    assert "below the dense" not in dlqat.verdict(stages(gptq=1.0, dlqat=0.3, dense=0.3))
+
+
+def test_the_verdict_on_an_evaluation() -> None:
+    said = partial(evaluation.verdict)
+    assert said(stages(dense=0.0, model=0.2)).startswith("Perplexity is 2")
+    assert said(stages(dense=0.0, model=0.0)).startswith("Perplexity is not told apart from the")

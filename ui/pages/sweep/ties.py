@@ -1,0 +1,49 @@
+"""Which combinations of a sweep are not told apart from its best one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backend.evaluation.paired import paired_ratio
+from backend.store.tables import Job
+from jobs import sweep
+from jobs.metrics import BITS_PER_BYTE, PERPLEXITY, Metric
+from jobs.sweep import SweepRow
+from ui.runs.pairs import window_losses
+
+OF_WINDOWS = (PERPLEXITY, BITS_PER_BYTE)
+
+
+def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
+    """The combination with the best mean."""
+    return (max if shown.better == "higher" else min)(rows, key=lambda row: row.mean)
+
+
+def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[SweepRow]:
+    """The combinations whose perplexity is not told apart from the best one's on the same windows,
+    the mean over seeds; none where that cannot be known.
+
+    Args:
+        rows: of one stage and one metric.
+    """
+    if shown.name not in OF_WINDOWS or len(rows) < 2 or len(_texts(jobs)) > 1:
+        return []
+    best, stage = best_row(rows, shown), rows[0].stage
+    stored = {job.id: {n: x.tolist() for n, x in window_losses(job).items()} for job in jobs}
+    losses = sweep.mean_losses(jobs, stored, stage)
+    reference = losses.get(repr(best.values))
+    if reference is None:
+        return []
+    ratios = {
+        repr(row.values): paired_ratio(losses[repr(row.values)], reference)
+        for row in rows
+        if row is not best and repr(row.values) in losses
+    }
+    tied = {key for key, ratio in ratios.items() if ratio and not ratio.told_apart}
+    return [row for row in rows if repr(row.values) in tied]
+
+
+def _texts(jobs: Sequence[Job]) -> set[str]:
+    """The texts that the runs were measured on, by their hashes."""
+    texts = ((job.environment or {}).get("text") for job in jobs)
+    return {str((each or {}).get("evaluation", {}).get("sha256")) for each in texts}
