@@ -12,14 +12,18 @@ The steps are ordinary runs in the queue. A step waits until the one before has 
 fails, the rest waits until it is resumed. The model of a step is what the last step that
 saves a model has saved; the drafters of a speed run are those trained for it before.
 
+With `alone: true` every later step that saves something runs once more, on the model the pipeline
+begins with, and is timed as the last speed step says: what the chain gives is compared with each
+of its steps. These runs come last.
+
 All steps are validated before any is queued. A run that is not there yet stands for its base then,
 whose shapes it will have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -35,7 +39,7 @@ from jobs.kind import Estimate, kind_named
 from jobs.submit import checked, submit
 
 MOST_STEPS, LETTERS = 12, 20_000
-MODEL, DRAFTERS, PRESET = "model", "drafters", "preset"
+MODEL, DRAFTERS, PRESET, SPEED = "model", "drafters", "preset", "speed"
 PRESETS: Mapping[str, str] = MappingProxyType(
     {
         "prune, quantise, draft": """\
@@ -91,6 +95,7 @@ class PipelineFile(BaseModel):
 
     name: str = Field("", max_length=80)
     model: str = Field(min_length=1, max_length=300)
+    alone: bool = False
     steps: list[dict[str, dict[str, Any] | None]] = Field(min_length=1, max_length=MOST_STEPS)
 
 
@@ -100,12 +105,14 @@ class Step:
 
     Attributes:
         preset: whose values it begins with; given: those that were written.
+        anew: whether it works on the model the pipeline begins with.
         saves: what it leaves for later steps.
     """
 
     kind: str
     preset: str
     given: dict[str, Any]
+    anew: bool = False
 
     @property
     def saves(self) -> str:
@@ -142,7 +149,17 @@ def read(text: str) -> Pipeline:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise _refused(f"{place}: {first['msg']}.") from error
-    return Pipeline(file.name, file.model, [_step(n, x) for n, x in enumerate(file.steps, 1)])
+    steps = [_step(n, x) for n, x in enumerate(file.steps, 1)]
+    return Pipeline(file.name, file.model, [*steps, *(_alone(steps) if file.alone else ())])
+
+
+def _alone(steps: Sequence[Step]) -> Iterator[Step]:
+    """The steps but the first that save something, each on the first model, each timed."""
+    timed = next((step for step in reversed(steps) if step.kind == SPEED), None)
+    for step in [step for step in steps if step.saves][1:]:
+        yield replace(step, anew=True)
+        if timed:
+            yield timed
 
 
 def _loaded(text: str) -> dict[Any, Any]:
@@ -211,6 +228,8 @@ def queue(pipeline: Pipeline, actor: Actor, *, priority: int = 0) -> list[Job]:
     model, drafters = pipeline.model, list[str]()
     try:
         for step in pipeline.steps:
+            if step.anew:
+                model, drafters = pipeline.model, []
             values, before = step.on(model, drafters), [job.id for job in made[-1:]]
             made.append(
                 submit(

@@ -190,3 +190,19 @@ def test_a_prompt_that_reads_like_a_run_waits_for_none(queue: Path) -> None:
     pruned = submit("sds", {"model": "toy"}, HOST)
     assert needed_runs({"prompt": f"{pruned.run}, how are you?", "model": "toy"}) == []
     assert needed_runs({"model": pruned.run}) == [pruned.id]
+
+
+def test_steps_alone_come_last_on_the_first_model(queue: object) -> None:
+    queued = pipeline.queue(pipeline.read(TEXT.replace("steps:", "alone: true\nsteps:", 1)), HOST)
+    sds, *_, speed = queued[:4]
+    kinds = ["dlqat", "speed", "amphista", "speed"]
+    assert [job.kind for job in queued[4:]] == kinds
+    assert [job.config["model"] for job in queued[4:]] == [
+        "toy", queued[4].run, "toy", "toy",
+    ]  # fmt: skip
+    assert queued[7].config["drafters"] == queued[6].run and not queued[5].config["drafters"]
+    assert startable() == [sds.id]
+    for job in queued[:4]:
+        ended(job, State.SUCCEEDED)
+    assert startable() == [queued[4].id]  # when the chain is done
+    assert [job.id for job in connected(speed.id)] == [job.id for job in queued]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backend.errors import ForbiddenError
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.needs import awaited
@@ -17,6 +18,7 @@ from tests.ui.conftest import HOSTILE
 from tests.ui.pages.test_sweep import asked
 from ui.pages.pipeline import page
 from ui.pages.pipeline.steps import step_rows
+from ui.runs.actions.single import run_action
 from ui.runs.html import waits
 from ui.runs.queue_eta import start_times
 
@@ -73,7 +75,12 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     assert drafted[1:] == ["–"] * 5
     assert slow[4] == "40.00" and fast[4:] == ["60.00", "1.750"]
     head, body, form = page.draw(asked(id=drafter.run))
-    assert "3 steps" in head and body.count("<li>") == 4 and not form["visible"]
+    assert (
+        "3 steps" in head
+        and "Cancel pipeline" in head
+        and body.count("<li>") == 4
+        and not form["visible"]
+    )
     assert NAME not in head + body  # shown as text
 
 
@@ -96,3 +103,17 @@ def test_a_queued_run_says_what_it_waits_for(queued: list[Job]) -> None:
         session.get_one(Job, sds.id).state = State.FAILED
     words: Any = waits(awaited([drafter.id])[drafter.id])
     assert f"{sds.run}</a>, which failed" in words
+
+
+def test_steps_alone_stand_apart_and_all_are_cancelled_at_once(seeded: Settings) -> None:
+    host, text = page.current_user(asked()), TEXT.replace("steps:", "alone: true\nsteps:", 1)
+    queued = pipeline.queue(pipeline.read(text), host)
+    assert len(queued) == 5
+    head, body, _ = page.draw(asked(id=queued[4].run))
+    assert "3 steps, and 2 runs of steps alone" in head
+    assert body.count("<li>") == 4 and body.count("Alone: ") == 2
+    assert "Cancelling 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
+    assert {queries.job(job.run).state for job in queued} == {State.CANCELLED}
+    assert "Cancel pipeline" not in page.draw(asked(id=queued[0].run))[0]
+    with pytest.raises(ForbiddenError):
+        run_action("cancel-pipeline", queued[0].run, page.current_user(asked(host="10.0.0.9")))

@@ -13,16 +13,17 @@ from backend.store.needs import connected
 from jobs import pipeline
 from jobs.fields.model import DEFAULT_MODEL
 from jobs.kind import kind_named
-from ui.format import eta, href
+from ui.format import eta, href, runs
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
-from ui.pages.pipeline.steps import chain, heads, step_rows
+from ui.pages.pipeline.steps import chain, heads, parted, step_rows
+from ui.runs.actions.single import act, pipeline_button
 from ui.runs.choices import models
 from ui.runs.results import find_job
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
 from ui.widgets.html import problem
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain, show_error, show_success
+from ui.widgets.notice import notice, show_error, show_success
 
 HTML = fragments("pages/pipeline/page.html")
 FIRST = next(iter(pipeline.PRESETS))
@@ -38,10 +39,12 @@ NOTE = (
 
 
 def build() -> None:
-    head, shown = plain(elem_id="pipeline-head"), HtmlPanel(elem_id="pipeline-steps")
+    head, shown = HtmlPanel(elem_id="pipeline-head"), HtmlPanel(elem_id="pipeline-steps")
+    done = notice("pipeline-done")
     with gr.Column(elem_id="pipeline-form", visible=False) as form:
         text, preview, add, message, preset, model = _form()
     live(draw, None, [head, shown, form])
+    head.on_action(act, done, (draw, None, [head, shown, form]))
     written = _preset, [preset, model], [text]
     arrival = on_load(_arrive, None, [preset, model, add])
     arrival.then(*written, **SILENT_EVENT)
@@ -122,7 +125,10 @@ def draw(request: gr.Request) -> tuple[Any, Any, Any]:
         described = f"There is no run {run}." if run else "Prune, quantise and draft in one go."
         return HTML.head("Pipeline", described), Markup(), gr.update(visible=True)
     jobs = connected(job.id)
-    head = HTML.head(job.name or f"Pipeline {jobs[0].run}", f"{len(jobs)} steps")
+    steps, alone = parted(jobs)
+    told = f"{len(steps)} steps" + (f", and {runs(len(alone))} of steps alone" if alone else "")
+    button = pipeline_button(jobs, current_user(request))
+    head = HTML.head(job.name or f"Pipeline {jobs[0].run}", told, button)
     body = HTML.body(chain(jobs), heads(), step_rows(jobs), NOTE)
     return head, body, gr.update(visible=False)
 

@@ -17,6 +17,7 @@ from ui.templates import fragments
 
 HTML = fragments("pages/pipeline/page.html")
 SIZE, SPEED = "size", "speed"
+ALONE = "Alone: "  # a step on the model the pipeline begins with
 OF_A_STEP = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (PERPLEXITY, TOP1_AGREEMENT, SIZE, TOKENS_PER_SECOND, ACCEPTED_LENGTH)
 Row = list[object]
@@ -27,10 +28,21 @@ def heads() -> list[str]:
     return ["Step", *(metric(name).title for name in METRICS)]
 
 
+def parted(jobs: Sequence[Job]) -> tuple[Sequence[Job], Sequence[Job]]:
+    """The steps of the chain, and those that begin with its first model anew."""
+    saved = False
+    for place, job in enumerate(jobs):
+        if saved and job.config["model"] == jobs[0].config["model"]:
+            return jobs[:place], jobs[place:]
+        kind = kind_of(job)
+        saved = saved or (kind is not None and kind.saves == "model")
+    return jobs, []
+
+
 def chain(jobs: Sequence[Job]) -> list[LineageNode]:
-    """The model it begins with, and every step."""
-    stored = by_run(queries.results([job.run for job in jobs]))
-    return [LineageNode(base_model(jobs[0])), *(node(job, stored) for job in jobs)]
+    """The model it begins with, and every step of the chain."""
+    stored, steps = by_run(queries.results([job.run for job in jobs])), parted(jobs)[0]
+    return [LineageNode(base_model(jobs[0])), *(node(job, stored) for job in steps)]
 
 
 def step_rows(jobs: Sequence[Job]) -> list[Row]:
@@ -40,13 +52,14 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
     rows = [_row(base_model(jobs[0]), _base(jobs[0], [*found.values()]))]
+    alone = {job.id for job in parted(jobs)[1]}
     for job in jobs:
-        results = found[job.id]
+        results, mark = found[job.id], ALONE if job.id in alone else ""
         if job.kind == SPEED:
-            rows += _decoders(job, results)
+            rows += _decoders(job, results, mark)
         else:
             values = {name: results.final(name) for name in OF_A_STEP} | {SIZE: sizes.get(job.id)}
-            rows.append(_row(HTML.step(run_link(job), kind_and_settings(job)), values))
+            rows.append(_row(HTML.step(run_link(job), mark + kind_and_settings(job)), values))
     return rows
 
 
@@ -61,16 +74,16 @@ def _base(first: Job, found: Sequence[RunResults]) -> Mapping[str, float | None]
     return {PERPLEXITY: next(filter(None, measured), None), SIZE: size}
 
 
-def _decoders(job: Job, results: RunResults) -> Iterator[Row]:
+def _decoders(job: Job, results: RunResults, mark: str) -> Iterator[Row]:
     """A row for each decoder of a speed run, the slowest first; the run alone before there are
     any."""
     speeds = {stage: results.value(stage, TOKENS_PER_SECOND) for stage in results.stages}
     timed = sorted((s for s, speed in speeds.items() if speed), key=lambda s: speeds[s] or 0.0)
     if not timed:
-        yield _row(HTML.step(run_link(job), kind_and_settings(job)), {})
+        yield _row(HTML.step(run_link(job), mark + kind_and_settings(job)), {})
     for stage in timed:
         values = {name: results.value(stage, name) for name in METRICS}
-        label = f"{results.label(stage)} on {job.config['model']}"
+        label = f"{mark}{results.label(stage)} on {job.config['model']}"
         yield _row(HTML.step(run_link(job), label), values)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from backend.errors import ConfigError, NotFoundError
 from backend.queue import roles
 from backend.queue.roles import Actor
-from backend.store.states import LIVE, RESUMABLE, State
+from backend.store.states import RESUMABLE
 from backend.store.tables import Job
 from jobs import operations
 from ui.format import href
 from ui.format import runs as runs_text
 from ui.runs.actions.action import Action, run_count
 from ui.runs.actions.keeping import KEEPING, keep, keeping_actions
+from ui.runs.actions.single import stoppable
 from ui.runs.view import MAX_PINS, TableResult
 
 FEWEST, MOST = 2, 6  # runs side by side
@@ -56,7 +57,7 @@ def _pin(table: TableResult) -> Action:
 
 
 def _cancel(jobs: Sequence[Job], user: Actor) -> list[Action]:
-    active = [job for job in jobs if _cancellable(job)]
+    active = [job for job in jobs if stoppable(job)]
     reasons = filter(None, (roles.may_not_cancel(user, job.owner) for job in active))
     question = f"Cancel {run_count(active)}? Finished work is kept."
     action = Action("cancel", "Cancel", question=question, forbidden=next(reasons, ""))
@@ -69,11 +70,6 @@ def _resume(jobs: Sequence[Job], forbidden: str) -> list[Action]:
     return [Action("resume", "Resume", question=question, forbidden=forbidden)] if ended else []
 
 
-def _cancellable(job: Job) -> bool:
-    """A second cancel would kill the job, which needs a confirmation for each run."""
-    return job.state == State.QUEUED or (job.state in LIVE and job.desired == "run")
-
-
 def run_bulk_action(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
     """Carries out an action on the selected runs and says what was done; raises `SlimscopeError`
     where it is not allowed or not possible."""
@@ -84,7 +80,7 @@ def run_bulk_action(name: str, jobs: Sequence[Job], text: str, user: Actor) -> s
         return keep(name, jobs, text, user)
     match name:
         case "cancel":
-            active = [job for job in jobs if _cancellable(job)]
+            active = [job for job in jobs if stoppable(job)]
             operations.cancel_runs([job.run for job in active], user)
             return f"Cancelling {run_count(active)}."
         case "resume":

@@ -3,7 +3,7 @@ of the queue's service."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from backend.queue import roles
 from backend.queue.disk import CHECKPOINTS, has_checkpoints
 from backend.queue.roles import Actor
 from backend.store import queries
+from backend.store.needs import connected
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs import operations
@@ -168,14 +169,33 @@ def run_action(name: str, run: str, user: Actor, text: str = "") -> str:
         case "cancel" | "kill":
             message = _cancel(run, user)
         case "cancel-sweep":  # those being cancelled already are not killed by this
-            active = [j.run for j in queries.sweep(run) if j.state in ACTIVE and j.desired == "run"]
+            active = [job.run for job in queries.sweep(run) if stoppable(job)]
             message = f"Cancelling {runs(len(operations.cancel_runs(active, user)))}."
+        case "cancel-pipeline":
+            waiting = [job.run for job in connected(queries.job(run).id) if stoppable(job)]
+            message = f"Cancelling {runs(len(operations.cancel_runs(waiting, user)))}."
         case "resume-sweep":
             sweep = [job.run for job in queries.sweep(run)]
             message = f"Queued again: {runs(len(operations.resume_runs(sweep, user)))}."
         case _:
             raise NotFoundError(f"There is no action {name[:20]!r}.")
     return message
+
+
+def stoppable(job: Job) -> bool:
+    """Whether a run is active, and not being cancelled already: a second cancel kills it."""
+    return job.state in ACTIVE and job.desired == "run"
+
+
+def pipeline_button(jobs: Sequence[Job], user: Actor) -> Markup:
+    """Cancels every run of a pipeline that has not ended; empty where all have."""
+    active = [job for job in jobs if stoppable(job)]
+    if not active:
+        return Markup()
+    question = f"Cancel {runs(len(active))} of this pipeline? Finished work is kept."
+    reasons = filter(None, (roles.may_not_cancel(user, job.owner) for job in active))
+    action = Action("cancel-pipeline", "Cancel pipeline", question, next(reasons, ""))
+    return HTML.action_buttons([action], jobs[0].run)
 
 
 def _cancel(run: str, user: Actor) -> str:
