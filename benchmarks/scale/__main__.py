@@ -89,7 +89,7 @@ def shown(queued: list[dict[str, Any]], trained: list[dict[str, Any]]) -> None:
             f"{f['CPU ms']:.0f}",
             f"{f['differs']:.1e}",
         )
-    Console().print(runs, steps)
+    Console().print(*(table for table in (runs, steps) if table.row_count))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from backend.queue import service
 from backend.queue.engines.choose import engine_of
 from backend.queue.roles import Actor
 from backend.queue.supervisor import SupervisorLoop
@@ -36,6 +37,7 @@ def measure(engine: str, places: int, jobs: int, probes: int) -> dict[str, Any]:
     Args:
         jobs: how many are queued at once; probes: how many one after the other.
     """
+    service.wake_supervisor = lambda: None  # this process is the one that supervises
     with _places(engine, places):
         engine_there = engine_of(settings())
         loop = SupervisorLoop(engine_there)
