@@ -15,6 +15,7 @@ ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "para
 TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
 ACCEPTED_LENGTH, TOP1_AGREEMENT = "accepted_length", "top1_agreement"
 PREDICTED_LENGTH, DRAFT_MS = "predicted_length", "draft_ms"
+TOP1, CHAINED = "top1", "chained"
 MEMORY, PROCESSOR = "memory_mb", "processor_percent"  # curves over seconds, not steps
 
 Better = Literal["lower", "higher", ""]
@@ -275,7 +276,7 @@ _DESCRIBED = (
         for m in (1, 3, 5)
     ),
     Metric(
-        "chained",
+        CHAINED,
         "Top-1 if all before are right",
         "Top-1 of a head over the positions where the heads before it are right: how often "
         "drafting goes on.",

@@ -33,7 +33,7 @@ from backend.methods.amphista.tree import best_tree, expected_length, grow
 from jobs.amphista.config import DRAFTER, PART, AmphistaJob
 from jobs.amphista.data import training_sources
 from jobs.amphista.estimate import flops_by_phase, untimed_flops
-from jobs.metrics import DRAFT_MS, PREDICTED_LENGTH
+from jobs.metrics import CHAINED, DRAFT_MS, PREDICTED_LENGTH
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext
@@ -132,7 +132,7 @@ class DrafterRun:
     def _save(self, drafter: Drafter, accuracy: HeadAccuracy, longest: int) -> Amphista:
         """Grow the tree, record all figures and save the drafter."""
         context, config = self.context, self.config.model_dump(mode="json")
-        figures = {f"top{m}": accuracy.top(m) for m in TOP} | {"chained": accuracy.chained()}
+        figures = {f"top{m}": accuracy.top(m) for m in TOP} | {CHAINED: accuracy.chained()}
         saved = pack(drafter, self.base, grow(accuracy.answers), figures, config, longest)
         with Checkpoints(context.folder).write(DRAFTER) as folder:
             saved.save(folder)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.drafter.registry import ParallelDrafter, drafter
+from backend.methods.amphista.drafter.registry import Embed, ParallelDrafter, drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.kv_cache import PreallocatedCache
 
@@ -26,13 +26,15 @@ class LinearHeads(ParallelDrafter):
         self.maps = nn.Parameter(torch.eye(target.width, dtype=dtype).repeat(config.heads, 1, 1))
         self.to(target.device)
 
-    def stages(
-        self, hidden: Tensor, embedded: Tensor, caches: list[PreallocatedCache] | None = None
-    ) -> list[Tensor]:
-        return [hidden]
+    def anchor_slots(
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+    ) -> Tensor:
+        return torch.einsum("nd,kde->nke", hidden[rows, places].to(self.maps.dtype), self.maps)
 
-    def slots(self, stages: list[Tensor]) -> Tensor:
-        return torch.einsum("nd,kde->nke", stages[0].to(self.maps.dtype), self.maps)
+    def draft_slots(
+        self, hidden: Tensor, embedded: Tensor, caches: list[PreallocatedCache], embed: Embed
+    ) -> Tensor:
+        return torch.einsum("d,kde->ke", hidden[0, -1].to(self.maps.dtype), self.maps)
 
     def new_caches(self, capacity: int) -> list[PreallocatedCache]:
         return []

@@ -243,7 +243,9 @@ def test_progress_and_errors_are_told_as_they_come(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     told = recorder()
-    result = run_sds(toy(), calibration[:16], config(), Checkpoints(tmp_path), told)
+    result = run_sds(
+        toy(), calibration[:16], config(soft_control=True), Checkpoints(tmp_path), told
+    )
     done = [d for d, _, _ in told.progressed]
     total = 4 * 7 * BLOCKS + len(SDSStage)
     assert done == list(range(1, total + 1))

@@ -25,7 +25,9 @@ INPUTS = ["sd", "dd", "kd"]
 
 
 def config(**fields: object) -> SDSConfig:
-    return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
+    return SDSConfig.model_validate(
+        {"precision": "float32", "adjust_steps": 5, "soft_control": True, **fields}
+    )
 
 
 def hashes(model, workspace: Path) -> dict[SDSStage, str]:

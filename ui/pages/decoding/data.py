@@ -14,7 +14,7 @@ from backend.store.tables import Job
 from jobs.amphista.config import PART
 from jobs.amphista.kind import PART_LABELS
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
-from jobs.metrics import DRAFT_MS, PARAMETERS, PREDICTED_LENGTH
+from jobs.metrics import CHAINED, DRAFT_MS, PARAMETERS, PREDICTED_LENGTH, TOP1
 from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport, decoder_reports, verdicts
 from ui.runs.results import display_units, find_job
@@ -143,6 +143,6 @@ def head_curves(run: str) -> pd.DataFrame:
 def _head_title(name: str) -> str | None:
     """The title of a curve of a head; None for one that is not drawn."""
     family, _, head = name.partition("/")
-    if family == "top1":
+    if family == TOP1:
         return head.capitalize()
-    return head.capitalize() + ALL_RIGHT if family == "chained" and head != "head 1" else None
+    return head.capitalize() + ALL_RIGHT if family == CHAINED and head != "head 1" else None
