@@ -25,14 +25,12 @@ INPUTS = ["sd", "dd", "kd"]
 
 
 def config(**fields: object) -> SDSConfig:
-    return SDSConfig.model_validate(
-        {"precision": "float32", "adjust_steps": 5, "soft_control": True, **fields}
-    )
+    return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
 
 
 def hashes(model, workspace: Path) -> dict[SDSStage, str]:
     found = {}
-    for stage in SDSStage:
+    for stage in config().stages:
         install(model, Checkpoints(workspace), stage)
         found[stage] = weights_hash(model)
     return found
