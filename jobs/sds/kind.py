@@ -57,7 +57,7 @@ STYLES = {
     "dense": StageStyle("grey", main=True),
     "first": StageStyle("vermillion", main=True),
     "control": StageStyle("vermillion", "dot"),
-    "soft-control": StageStyle("orange", "dot"),
+    "soft-control": StageStyle("green", "dot"),
     "redense": StageStyle("purple", main=True),
     "second": StageStyle("blue", "dot"),
     "sds": StageStyle("blue", main=True),

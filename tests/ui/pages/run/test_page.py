@@ -123,7 +123,7 @@ def test_the_config_shows_what_differs_and_the_command(seeded: Settings) -> None
     assert "slimscope submit sds" in html
 
 
-def test_the_held_out_decision_is_told_in_words() -> None:
+def test_the_held_out_decision_is_told_in_words(seeded: Settings) -> None:
     rows = [
         figure("first", "heldout_loss", 2.2),
         figure("sds", "heldout_loss", 2.1),

@@ -510,7 +510,7 @@ def test_the_words_say_what_is_stored(seeded: Settings) -> None:
     stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
     (row,) = re.findall(r'<tr><th scope="row">Kurtosis</th>(.*?)</tr>', words)
     exact = [float(value) for value in re.findall(r'data-value="([^"]+)"', row)]
-    assert exact == [stored[stage].stats["kurtosis"] for stage in STAGE_LABELS]
+    assert exact == [stored[stage].stats["kurtosis"] for stage in STAGE_LABELS if stage in stored]
     (row,) = re.findall(r'<tr><th scope="row">Exact zeros, %</th>(.*?)</tr>', words)
     assert re.findall(r">([^<]+)</td>", row)[:2] == ["0.00", "50.00"]
 
