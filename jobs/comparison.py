@@ -43,7 +43,7 @@ class StageComparison:
     ratio: Callable[[str, str], Ratio | None] = lambda *_: None
 
     def order(self, stage: str, rival: str) -> Literal["below", "above", ""]:
-        """Where the perplexity of `stage` lies; empty where the two are not told apart."""
+        """Where the perplexity of `stage` lies; empty where the two do not differ significantly."""
         ratio = self.ratio(stage, rival)
         if ratio is not None:
             return "" if not ratio.told_apart else "below" if ratio.value < 1 else "above"
@@ -71,7 +71,7 @@ class StageComparison:
             return verb, f"{relative_change(value, other)} {name}"
         if not ratio.told_apart:
             span = f"{fixed(ratio.low, 3)} to {fixed(ratio.high, 3)}"
-            return "is", f"not told apart from {name} ({span} times its perplexity)"
+            return "is", f"not significantly different from {name} ({span} times its perplexity)"
         ends = sorted(abs(100 * (end - 1)) for end in (ratio.low, ratio.high))
         span = " to ".join(fixed(end, 1) for end in ends)
         return verb, f"{relative_change(ratio.value, 1.0)} {name} ({span} %)"

@@ -12,9 +12,9 @@ The steps are ordinary runs in the queue. A step waits until the one before has 
 fails, the rest waits until it is resumed. The model of a step is what the last step that
 saves a model has saved; the drafters of a speed run are those trained for it before.
 
-With `alone: true` every later step that saves something runs once more, on the model the pipeline
-begins with, and is timed as the last speed step says: what the chain gives is compared with each
-of its steps. These runs come last.
+With `alone: true` every step that has worked on a saved model and saves something runs once more,
+on the model the pipeline begins with, and each is timed as the last speed step says: what the chain
+gives is compared with each of its steps. These runs come last and have the tag "alone".
 
 All steps are validated before any is queued. A run that is not there yet stands for its base then,
 whose shapes it will have.
@@ -31,7 +31,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backend.errors import ConfigError, SlimscopeError
-from backend.queue import roles, service
+from backend.queue import labels, roles, service
 from backend.queue.service import Actor
 from backend.store.tables import Job
 from jobs.fields.model import DEFAULT_MODEL
@@ -39,6 +39,7 @@ from jobs.kind import Estimate, kind_named
 from jobs.submit import checked, submit
 
 MOST_STEPS, LETTERS = 12, 20_000
+ALONE = "alone"  # the tag of runs the chain is compared with
 MODEL, DRAFTERS, PRESET, SPEED = "model", "drafters", "preset", "speed"
 PRESETS: Mapping[str, str] = MappingProxyType(
     {
@@ -106,6 +107,7 @@ class Step:
     Attributes:
         preset: whose values it begins with; given: those that were written.
         anew: whether it works on the model the pipeline begins with.
+        alone: whether it is no step of the chain.
         saves: what it leaves for later steps.
     """
 
@@ -113,6 +115,7 @@ class Step:
     preset: str
     given: dict[str, Any]
     anew: bool = False
+    alone: bool = False
 
     @property
     def saves(self) -> str:
@@ -154,12 +157,13 @@ def read(text: str) -> Pipeline:
 
 
 def _alone(steps: Sequence[Step]) -> Iterator[Step]:
-    """The steps but the first that save something, each on the first model, each timed."""
+    """Those that work on a saved model and save something, on the first model, each timed."""
     timed = next((step for step in reversed(steps) if step.kind == SPEED), None)
-    for step in [step for step in steps if step.saves][1:]:
-        yield replace(step, anew=True)
-        if timed:
-            yield timed
+    first = next((n for n, step in enumerate(steps) if step.saves == MODEL), len(steps))
+    for step in steps[first + 1 :]:
+        if step.saves:
+            yield replace(step, anew=True, alone=True)
+            yield from [replace(timed, alone=True)] if timed else ()
 
 
 def _loaded(text: str) -> dict[Any, Any]:
@@ -236,7 +240,9 @@ def queue(pipeline: Pipeline, actor: Actor, *, priority: int = 0) -> list[Job]:
                     step.kind, values, actor, name=pipeline.name, priority=priority, after=before
                 )
             )
-            if step.saves == "model":
+            if step.alone:
+                labels.tag([made[-1].run], [ALONE], actor)
+            if step.saves == MODEL:
                 model, drafters = made[-1].run, []
             elif step.saves:
                 drafters = [*drafters, made[-1].run]

@@ -1,6 +1,6 @@
 """Activation-aware weight quantization (AWQ, Lin et al. 2024).
 
-Weights behind loud inputs matter most. Multiplied by t > 1 before rounding, and their inputs
+Weights of strong inputs matter most. Multiplied by t > 1 before rounding, and their inputs
 divided by it, they are rounded more finely:
 
     t_j = e_j^a,   e_j the magnitude of input j,   normalised to sqrt(max t * min t) = 1

@@ -57,7 +57,7 @@ def gptq(
 def gptq_order(
     W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Compensate `W` [out, in], loud inputs first, on a grid that is found before."""
+    """Compensate `W` [out, in], inputs of high energy first, on a grid that is found before."""
     size = (settings.bits, settings.group_size, settings.grid)
     grid = search_range(W, *size, settings.space, inputs.energy)
     return compensate_ordered(W, *inputs.ordered_root(damping), grid, settings.keep_zeros), grid

@@ -49,10 +49,10 @@ ARM_NOTES = {
     "Encoder only": "Control: the heads attend to each other; no adaptation layers.",
     "Staged adaptation only": "Control: adaptation layers; the heads do not attend to each other.",
     "Without the sampled token": "Control: the adaptation layers do not see the sampled token.",
-    "Hydra": "Rival: heads that read the draft tokens before theirs. Accepts most in our tests.",
-    "Amphista-J": "Ours: heads that see each other's guesses behind the context.",
+    "Hydra": "Baseline: heads that read the draft tokens before theirs. Accepts most in our tests.",
+    "Amphista-J": "New: heads that see each other's guesses behind the context.",
     "Amphista-J, heads apart": "Control: every guess sees the context and itself alone.",
-    "EAGLE": "Rival: token after token from its own states, in the manner of EAGLE-3.",
+    "EAGLE": "Baseline: token after token from its own states, in the manner of EAGLE-3.",
 }
 KIND = Kind(
     name=NAME,

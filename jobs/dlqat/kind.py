@@ -18,7 +18,7 @@ TRAINED = (DLQATStage.DLQAT, DLQATStage.DLQAT_KD)
 HELPED = {
     "below": "",
     "above": " Training did not help on this model.",
-    "": " Whether training helped is not told by this text.",
+    "": " The evaluation text is too short to tell whether training helped.",
 }
 
 
@@ -50,7 +50,7 @@ def _cost(stages: StageComparison) -> str:
     """What quantisation costs on top of the same training."""
     plain, value = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
     costs = stages.order(DLQATStage.DLQAT, DLQATStage.LORA) == "above"
-    cost = f"{fixed(100 * (value / plain - 1), 1)} %" if costs else "nothing that shows"
+    cost = f"{fixed(100 * (value / plain - 1), 1)} %" if costs else "nothing measurable"
     return (
         f" The same training without quantisation ends at {fixed(plain, 2)}: "
         f"quantisation costs {cost} on top of it."

@@ -13,7 +13,7 @@ from jobs.wording import apart, fixed
 PAID = {
     "below": "",
     "above": " The re-dense detour did not pay on this model.",
-    "": " Whether the re-dense detour pays is not told by this text.",
+    "": " The evaluation text is too short to tell whether the re-dense detour pays.",
 }
 
 
@@ -28,10 +28,11 @@ def verdict(stages: StageComparison) -> str:
     }
     measured = {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
     text = f"SDS {stages.clause(SDSStage.SDS, measured)}."
-    if SDSStage.CONTROL not in measured:
+    controls = [stage for stage in measured if stage != SDSStage.FIRST]
+    if not controls:
         return f"{text} No control was run, so whether the re-dense detour paid is not known."
-    hardest = SDSStage.SOFT_CONTROL if SDSStage.SOFT_CONTROL in measured else SDSStage.CONTROL
-    return text + PAID[stages.order(SDSStage.SDS, hardest)]
+    best = min(controls, key=stages.perplexity.__getitem__)
+    return text + PAID[stages.order(SDSStage.SDS, best)]
 
 
 def key_figure(values: Values) -> KeyFigure | None:

@@ -206,3 +206,10 @@ def test_steps_alone_come_last_on_the_first_model(queue: object) -> None:
         ended(job, State.SUCCEEDED)
     assert startable() == [queued[4].id]  # when the chain is done
     assert [job.id for job in connected(speed.id)] == [job.id for job in queued]
+    assert [queries.job(job.run).tags for job in queued] == [[]] * 4 + [["alone"]] * 4
+
+
+def test_what_works_on_the_first_model_anyway_is_not_repeated(queue: object) -> None:
+    text = "model: toy\nalone: true\nsteps: [amphista: {minutes: 1}, sds: , dlqat: ]"
+    kinds = [step.kind for step in pipeline.read(text).steps]
+    assert kinds == ["amphista", "sds", "dlqat", "dlqat"]

@@ -64,6 +64,18 @@ def test_its_drafts_are_those_of_its_weights(arm: str) -> None:
     assert alike > 0.9 * count  # rounded to 8 bits
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@torch.inference_mode()
+def test_few_joint_heads_have_no_residual_blocks(heads: int) -> None:
+    target = opened()
+    config = DrafterConfig(**{**ARMS["Amphista-J"], "heads": heads})
+    drafter = build_drafter(config, target, torch.arange(203)).eval()
+    assert drafter.quantize(target)
+    proposer = TreeProposer(drafter, target, Tree([(0,) * depth for depth in range(1, heads + 1)]))
+    proposer.start(1, 40)
+    assert len(proposer.propose(torch.randn(20, 64), list(range(20))).tokens) == heads
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_linear_of_any_number_of_rows_and_outputs(variant: str) -> None:
     torch.manual_seed(0)

@@ -39,9 +39,10 @@ def test_a_difference_has_an_interval_and_what_holds_nothing_is_not_told_apart()
     assert clause.startswith("ends 18") and "% below B (1" in clause and clause.endswith(" %)")
     assert told.clause("b", {"a": "A"}, "is").startswith("is 2")
     both = told.clause("a", {"c": "C", "b": "B"})
-    assert both.startswith("is not told apart") and " and ends 1" in both
+    assert both.startswith("is not significantly different") and " and ends 1" in both
     even = told.clause("a", {"c": "C"})
-    assert even.startswith("is not told apart from C (") and "times its perplexity" in even
+    assert even.startswith("is not significantly different from C (")
+    assert "times its perplexity" in even
 
 
 def test_without_losses_the_values_decide() -> None:
@@ -54,8 +55,13 @@ def test_without_losses_the_values_decide() -> None:
     ("shift", "said"),
     [
         ({"first": 1.0, "control": 0.5, "sds": 0.3}, "its control ("),
-        ({"first": 1.0, "control": 0.3, "sds": 0.3}, "is not told apart from its control"),
-        ({"first": 1.0, "control": 0.3, "sds": 0.3}, "is not told by this text."),
+        (
+            {"first": 1.0, "control": 0.3, "sds": 0.3},
+            "not significantly different from its control",
+        ),
+        ({"first": 1.0, "control": 0.3, "sds": 0.3}, "too short to tell whether the re-dense"),
+        ({"first": 1.0, "control": 0.3, "soft-control": 0.5, "sds": 0.4}, "did not pay"),
+        ({"first": 1.0, "soft-control": 0.5, "sds": 0.4}, "below its soft control ("),
         ({"first": 1.0, "control": 0.3, "sds": 0.5}, "did not pay"),
     ],
 )
@@ -67,10 +73,10 @@ def test_the_verdict_on_sds(shift: dict[str, float], said: str) -> None:
     ("shift", "said"),
     [
         ({"gptq": 1.0, "dlqat": 0.3}, "% below GPTQ ("),
-        ({"gptq": 0.3, "dlqat": 0.3}, "is not told apart from GPTQ ("),
-        ({"gptq": 0.3, "dlqat": 0.3}, "Whether training helped is not told by this text."),
+        ({"gptq": 0.3, "dlqat": 0.3}, "is not significantly different from GPTQ ("),
+        ({"gptq": 0.3, "dlqat": 0.3}, "too short to tell whether training helped."),
         ({"gptq": 0.3, "dlqat": 0.6}, "Training did not help"),
-        ({"gptq": 1.0, "dlqat": 0.3, "lora": 0.3}, "costs nothing that shows"),
+        ({"gptq": 1.0, "dlqat": 0.3, "lora": 0.3}, "costs nothing measurable"),
         ({"gptq": 1.0, "dlqat": 0.3, "dense": 0.5}, "below the dense model because"),
     ],
 )
@@ -85,4 +91,5 @@ def test_a_run_no_better_than_dense_on_this_text_is_not_said_to_be_below_it() ->
 def test_the_verdict_on_an_evaluation() -> None:
     said = partial(evaluation.verdict)
     assert said(stages(dense=0.0, model=0.2)).startswith("Perplexity is 2")
-    assert said(stages(dense=0.0, model=0.0)).startswith("Perplexity is not told apart from the")
+    alike = said(stages(dense=0.0, model=0.0))
+    assert alike.startswith("Perplexity is not significantly different from the")

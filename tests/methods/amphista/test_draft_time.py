@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from backend.methods.amphista.config import ARMS
 from backend.methods.amphista.decoding.draft_time import LM_HEAD, REST, time_parts
@@ -33,3 +34,10 @@ def test_every_part_that_is_called_is_timed(arm: str, parts: set[str]) -> None:
     assert all(seconds > 0 for seconds in found.values())
     assert "head" not in vars(proposer.drafter)  # as it was
     assert not any(m._forward_hooks for m in proposer.drafter.modules())
+
+
+def test_states_up_to_the_end_of_the_context_leave_room_for_drafts() -> None:
+    target = base("gpt2")
+    proposer = TreeProposer(drafter_of(target, **ARMS["Amphista"]), target, TREE)
+    states = torch.randn(target.context, target.width)
+    assert time_parts(proposer, states, [1] * len(states), repeats=3)

@@ -175,7 +175,7 @@ def test_runs_on_the_same_windows_are_compared_window_by_window(lab: Settings) -
     page = drawn(**WHOLE)["results"]
     row = next(r for r in re.findall(r"<tr>.*?</tr>", page, re.S) if "÷ baseline" in r)
     found = re.findall(r"<td.*?</td>", row, re.S)
-    assert "0.905" in found[1] and "not told apart" not in found[1] and " to " in found[1]
+    assert "0.905" in found[1] and "not significantly" not in found[1] and " to " in found[1]
     assert all(" to " not in found[n] for n in (0, 2, 3))  # itself, no losses, another text
 
 
@@ -184,7 +184,7 @@ def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse(lab: Setting
     for number, losses in ((1, windows), (2, windows - 0.01 + 0.2 * noise)):
         store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
     page = drawn(**WHOLE)["results"]
-    assert "not told apart" in page
+    assert "not significantly different" in page
     assert re.search(r'class="delta even"[^>]*><i[^>]*>▼</i>−1.00', page)
     assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', page)  # of the zeros
 

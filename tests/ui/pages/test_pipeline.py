@@ -77,7 +77,7 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     head, body, form = page.draw(asked(id=drafter.run))
     assert (
         "3 steps" in head
-        and "Cancel pipeline" in head
+        and "Cancel all" in head
         and body.count("<li>") == 4
         and not form["visible"]
     )
@@ -114,6 +114,6 @@ def test_steps_alone_stand_apart_and_all_are_cancelled_at_once(seeded: Settings)
     assert body.count("<li>") == 4 and body.count("Alone: ") == 2
     assert "Cancelling 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
     assert {queries.job(job.run).state for job in queued} == {State.CANCELLED}
-    assert "Cancel pipeline" not in page.draw(asked(id=queued[0].run))[0]
+    assert "Cancel all" not in page.draw(asked(id=queued[0].run))[0]
     with pytest.raises(ForbiddenError):
         run_action("cancel-pipeline", queued[0].run, page.current_user(asked(host="10.0.0.9")))

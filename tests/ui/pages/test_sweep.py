@@ -110,7 +110,7 @@ def test_combinations_that_no_windows_tell_apart_from_the_best_are_named_with_it
     two = rows_of({("2:4", 8): 18.0, ("70%", 8): 19.0})
     chart = parallel_chart(two, metric("perplexity"), {}, two[1:])
     assert chart is not None
-    assert chart.headline == "Best: 2:4 · 8, perplexity 18.00; not told apart: 70% · 8"
+    assert chart.headline == "Best: 2:4 · 8, perplexity 18.00; not significantly different: 70% · 8"
     assert ties(swept, rows, metric("top1_agreement")) == []
 
 

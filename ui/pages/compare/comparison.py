@@ -164,7 +164,7 @@ def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
     if ratio is None:
         return ComparedFigure(NONE)
     span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
-    said = span if ratio.told_apart else f"{span}: not told apart"
+    said = span if ratio.told_apart else f"{span}: not significantly different"
     return ComparedFigure(number(ratio.value, 3), delta=HTML.interval(said))
 
 

@@ -15,7 +15,7 @@ from jobs.fields.model import DEFAULT_MODEL
 from jobs.kind import kind_named
 from ui.format import eta, href, runs
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
-from ui.pages.pipeline.steps import chain, heads, parted, step_rows
+from ui.pages.pipeline.steps import chain, heads, split_alone, step_rows
 from ui.runs.actions.single import act, pipeline_button
 from ui.runs.choices import models
 from ui.runs.results import find_job
@@ -125,7 +125,7 @@ def draw(request: gr.Request) -> tuple[Any, Any, Any]:
         described = f"There is no run {run}." if run else "Prune, quantise and draft in one go."
         return HTML.head("Pipeline", described), Markup(), gr.update(visible=True)
     jobs = connected(job.id)
-    steps, alone = parted(jobs)
+    steps, alone = split_alone(jobs)
     told = f"{len(steps)} steps" + (f", and {runs(len(alone))} of steps alone" if alone else "")
     button = pipeline_button(jobs, current_user(request))
     head = HTML.head(job.name or f"Pipeline {jobs[0].run}", told, button)

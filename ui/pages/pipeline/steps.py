@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.tables import Job
+from jobs import pipeline
 from jobs.fields.base_model import resolve_model
 from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, TOKENS_PER_SECOND, TOP1_AGREEMENT, metric
 from ui.format import NONE
@@ -28,20 +29,15 @@ def heads() -> list[str]:
     return ["Step", *(metric(name).title for name in METRICS)]
 
 
-def parted(jobs: Sequence[Job]) -> tuple[Sequence[Job], Sequence[Job]]:
-    """The steps of the chain, and those that begin with its first model anew."""
-    saved = False
-    for place, job in enumerate(jobs):
-        if saved and job.config["model"] == jobs[0].config["model"]:
-            return jobs[:place], jobs[place:]
-        kind = kind_of(job)
-        saved = saved or (kind is not None and kind.saves == "model")
-    return jobs, []
+def split_alone(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+    """The steps of the chain, and the runs it is compared with."""
+    chained = [job for job in jobs if pipeline.ALONE not in job.tags]
+    return chained, [job for job in jobs if pipeline.ALONE in job.tags]
 
 
 def chain(jobs: Sequence[Job]) -> list[LineageNode]:
     """The model it begins with, and every step of the chain."""
-    stored, steps = by_run(queries.results([job.run for job in jobs])), parted(jobs)[0]
+    stored, steps = by_run(queries.results([job.run for job in jobs])), split_alone(jobs)[0]
     return [LineageNode(base_model(jobs[0])), *(node(job, stored) for job in steps)]
 
 
@@ -52,7 +48,7 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
     rows = [_row(base_model(jobs[0]), _base(jobs[0], [*found.values()]))]
-    alone = {job.id for job in parted(jobs)[1]}
+    alone = {job.id for job in split_alone(jobs)[1]}
     for job in jobs:
         results, mark = found[job.id], ALONE if job.id in alone else ""
         if job.kind == SPEED:

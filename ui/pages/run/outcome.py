@@ -39,7 +39,7 @@ def paired_table(job: Job, results: RunResults) -> Markup:
         ratio = paired_ratio(losses[kept], losses[stage]) if stage in losses else None
         if stage == kept or ratio is None:
             continue
-        verdict = "" if ratio.told_apart else "not told apart"
+        verdict = "" if ratio.told_apart else "not significantly different"
         span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
         rows.append([results.label(stage), number(ratio.value, 3), span, verdict])
     return HTML.paired(results.label(kept), rows, windows) if rows else Markup()

@@ -68,7 +68,7 @@ def parallel_chart(
     """Parallel coordinates, an axis a setting, the metric last; None for fewer than two.
 
     Args:
-        tied: the combinations that are not told apart from the best.
+        tied: the combinations that are not significantly different from the best.
     """
     fields = [*rows[0].values] if rows else []
     if len(fields) < 2:
@@ -85,7 +85,8 @@ def parallel_chart(
         labelfont={"color": LIGHT.text, "size": 12}, tickfont={"color": LIGHT.muted, "size": 12},
     )  # fmt: skip
     best = best_row(rows, shown)
-    others = f"; not told apart: {', '.join(row.label for row in tied)}" if tied else ""
+    labels = ", ".join(row.label for row in tied)
+    others = f"; not significantly different: {labels}" if tied else ""
     frame = pd.DataFrame(
         [[*(str(row.values.get(f)) for f in fields), scale * row.mean] for row in rows],
         columns=[*(titles.get(f, f) for f in fields), shown.title],

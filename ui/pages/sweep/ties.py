@@ -1,4 +1,4 @@
-"""Which combinations of a sweep are not told apart from its best one."""
+"""Which combinations of a sweep are not significantly different from its best one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
 
 
 def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[SweepRow]:
-    """The combinations whose perplexity is not told apart from the best one's on the same windows,
-    the mean over seeds; none where that cannot be known.
+    """The combinations whose perplexity does not differ significantly from that of the best one on
+    the same windows, the mean over seeds; none where that cannot be known.
 
     Args:
         rows: of one stage and one metric.

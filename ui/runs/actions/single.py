@@ -188,13 +188,13 @@ def stoppable(job: Job) -> bool:
 
 
 def pipeline_button(jobs: Sequence[Job], user: Actor) -> Markup:
-    """Cancels every run of a pipeline that has not ended; empty where all have."""
+    """Cancels every run that is linked with a pipeline and has not ended; empty where all have."""
     active = [job for job in jobs if stoppable(job)]
     if not active:
         return Markup()
-    question = f"Cancel {runs(len(active))} of this pipeline? Finished work is kept."
+    question = f"Cancel all {runs(len(active))} on this page? Finished work is kept."
     reasons = filter(None, (roles.may_not_cancel(user, job.owner) for job in active))
-    action = Action("cancel-pipeline", "Cancel pipeline", question, next(reasons, ""))
+    action = Action("cancel-pipeline", "Cancel all", question, next(reasons, ""))
     return HTML.action_buttons([action], jobs[0].run)
 
 

@@ -31,6 +31,8 @@ def time_parts(
     """
     drafter, device = proposer.drafter, proposer.target.device
     found: list[dict[str, float]] = []
+    room = proposer.target.context - 2 * (repeats + 1)  # for the drafts behind the states
+    hidden, tokens = hidden[:room], tokens[:room]
     proposer.start(tokens[0], len(tokens) + 2 * (repeats + 1))
     proposer.propose(hidden[:-2], tokens[:-2])
     with ExitStack() as stack:

@@ -57,6 +57,8 @@ class Heads(nn.Module):
 
     def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
         """Run on linears that `light` makes of weights [out, in] and a bias, if it can."""
+        if not len(self):
+            return
         for weights, biases in zip(self.weight, self.bias, strict=True):
             blocks = [light(w.T, b[0]) for w, b in zip(weights, biases, strict=True)]
             if None in blocks:
