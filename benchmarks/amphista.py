@@ -67,7 +67,7 @@ from backend.methods.amphista.drafter.initialization import FITTED
 from backend.methods.amphista.drafter.registry import Drafter, build_drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import HeadAccuracy, sequence_ranks
-from backend.methods.amphista.training.trainer import DrafterTrainer
+from backend.methods.amphista.training.trainer import PACE_SKIPPED, PACE_STEPS, DrafterTrainer
 from backend.methods.amphista.tree import grow, walked_lengths
 from backend.models.loading import LoadedModel, load
 from backend.native.model import decoding_dtype
@@ -82,8 +82,11 @@ T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, b
 CONTROLS = {"Amphista-J": "Amphista-J, heads apart", "Amphista": "Staged adaptation only"}
 SIZES = (4, 8, 16)  # nodes of the static trees
 WATCHED, SPARE = 8, 16  # held-out answers during training; prompts of the training sets set aside
-PACE_STEPS, PACE_SKIPPED = 12, 4
 RESULT = "result.json"
+DECISIVE = (  # arguments that a kept result depends on
+    "model", "precision", "answers", "answer_tokens", "steps", "minutes", "batch", "sets", "judged",
+    "longest",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,12 +184,27 @@ class Bench:
         self.target = TargetModel(self.base.model.requires_grad_(False))
         stories = self.base.facts.default_text == STORIES
         chosen.sets = chosen.sets or [STORIES if stories else BUILT_IN]
+        self._claim()
         self.decoding = opened_for_decoding(chosen.model, self.target)
         self.corpora = collected(chosen, self.base, self.target)
         self.vocabulary = draft_vocabulary(
             self.corpora.learnt, self.target.vocabulary, DrafterConfig().draft_vocabulary
         )
         self.costs: CostModel | None = None
+
+    def _claim(self) -> None:
+        """Refuse a folder that was made with other arguments."""
+        mine, file = (
+            {n: vars(self.chosen)[n] for n in DECISIVE},
+            self.chosen.folder / "arguments.json",
+        )
+        if file.exists() and (theirs := json.loads(file.read_text())) != mine:
+            differing = ", ".join(
+                f"--{n.replace('_', '-')}" for n in DECISIVE if theirs[n] != mine[n]
+            )
+            sys.exit(f"{file.parent} was made with other {differing}. Choose another folder.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(mine))
 
     # training --------------------------------------------------------------------------------
 

@@ -23,13 +23,13 @@ from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NoDraft, TreeProposer
 from backend.methods.amphista.drafter.amphista import AmphistaDrafter
-from backend.methods.amphista.drafter.registry import TaughtSlots
+from backend.methods.amphista.drafter.registry import TrainingSlots
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import measure_heads
 from backend.methods.amphista.training.loss import (
     LENGTH_STEP,
-    MISLED,
     ROW_STEP,
+    WRONG_GUESS_WEIGHT,
     loss_and_gradient,
     padded,
     position_in,
@@ -204,7 +204,7 @@ def test_the_draft_vocabulary_is_what_occurs_most(
 # the loss -----------------------------------------------------------------------------------------
 
 
-def plain_loss(training: DrafterTrainer, taught: TaughtSlots, batch: object) -> torch.Tensor:
+def plain_loss(training: DrafterTrainer, taught: TrainingSlots, batch: object) -> torch.Tensor:
     """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
     drafter, target, config = training.drafter, training.target, training.config
     logits, total = drafter.logits(taught.slots).float(), torch.zeros(())
@@ -216,7 +216,7 @@ def plain_loss(training: DrafterTrainer, taught: TaughtSlots, batch: object) -> 
             weight = config.discount**k
             if taught.guesses is not None and slot < own:
                 text = batch.ids[row, place + 2 : place + 2 + k].tolist()
-                weight *= 1.0 if taught.guesses[n, :k].tolist() == text else MISLED
+                weight *= 1.0 if taught.guesses[n, :k].tolist() == text else WRONG_GUESS_WEIGHT
             state = batch.hidden[row, place + 1 + k].float()
             teacher = (target.logits(state) - batch.denominator[row, place + 1 + k]).exp()
             wanted = config.teacher_weight * teacher[drafter.vocabulary]
@@ -248,7 +248,7 @@ def test_loss_and_gradient_are_those_of_the_definition(
     guesses = batch.ids[batch.rows[:, None], ahead.clamp(max=batch.ids.shape[1] - 1)]
     guesses[::3, 0] += 1
     guesses[::2, 1] += 1
-    taught = TaughtSlots(slots, (1,), guesses) if guessing else TaughtSlots(slots)
+    taught = TrainingSlots(slots, (1,), guesses) if guessing else TrainingSlots(slots)
     with torch.no_grad():
         loss, gradient = loss_and_gradient(drafter, taught, batch, work.config)
     expected = plain_loss(work, taught, batch)

@@ -169,7 +169,7 @@ class AdaptedDrafter(Drafter):
             return False
         light = plain_linear if target.native else packed_linear
         self.reader = light(self.read_out, self.read_bias)
-        self.lighten(light)
+        self.quantize_blocks(light)
         if target.native:
             use_native(self, target)
             self.top_k = top_k  # type: ignore[method-assign]
@@ -177,7 +177,7 @@ class AdaptedDrafter(Drafter):
             pack_linears(self, keep="fusions.")
         return True
 
-    def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
+    def quantize_blocks(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
         """Make linears, of weights [out, in] and a bias, of what is none."""
 
     def copied_parameters(self) -> list[nn.Parameter]:

@@ -55,7 +55,7 @@ class Heads(nn.Module):
         """Number of heads."""
         return self.weight.shape[1]
 
-    def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
+    def quantize_blocks(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
         """Run on linears that `light` makes of weights [out, in] and a bias, if it can."""
         if not len(self):
             return
@@ -115,9 +115,9 @@ class AmphistaDrafter(AdaptedDrafter, ParallelDrafter):
             slots = self.encoder(slots)
         return self.normed(slots)
 
-    def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
+    def quantize_blocks(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
         """Of the residual blocks of the heads."""
-        self.heads.lighten(light)
+        self.heads.quantize_blocks(light)
 
 
 def _encoder(config: DrafterConfig, width: int, dtype: torch.dtype) -> AutoEmbedding | None:

@@ -31,7 +31,7 @@ class AnchorTable:
         table[rows, columns] = places
         return cls(rows, columns, table)
 
-    def spread(self, values: Tensor) -> Tensor:
+    def scatter(self, values: Tensor) -> Tensor:
         """[n, ...] -> [b, M, ...]."""
         table = values.new_zeros(*self.places.shape, *values.shape[1:])
         return table.index_put((self.rows, self.columns), values)

@@ -54,8 +54,8 @@ class EagleDrafter(SequentialDrafter):
         for depth in range(1, self.config.heads):
             tokens = embedded[rows, (places + depth).clamp(max=length - 1)]
             states = self.following(
-                table.spread(slots[-1]),
-                table.spread(tokens),
+                table.scatter(slots[-1]),
+                table.scatter(tokens),
                 caches,
                 table.places + depth,
                 table.visible(length, table.same().repeat(1, depth)),

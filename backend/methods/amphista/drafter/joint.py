@@ -39,7 +39,7 @@ from backend.methods.amphista.drafter.anchor_table import AnchorTable
 from backend.methods.amphista.drafter.registry import (
     Embed,
     ParallelDrafter,
-    TaughtSlots,
+    TrainingSlots,
     drafter,
 )
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
@@ -71,33 +71,33 @@ class JointDrafter(AdaptedDrafter, ParallelDrafter):
         best = self.top_k(self.logits(slots.flatten(0, 1)), 1)[1]
         return self.vocabulary[best].view(slots.shape[:2])
 
-    def taught_slots(
+    def training_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
-    ) -> TaughtSlots:
+    ) -> TrainingSlots:
         """Those of the heads, then those of the first guesses but head 1's; see `Drafter`."""
         caches = [DynamicCache() for _ in self.layers]
         state = self.stages(hidden, embedded, caches)[-1][rows, places]
         if not self.block:
-            return TaughtSlots(self.normed(state)[:, None])
+            return TrainingSlots(self.normed(state)[:, None])
         first = self.first_slots(state)
         guesses, table = self.guesses(first.detach()), AnchorTable.of(rows, places, len(hidden))
         ahead = torch.arange(1, self.block + 1, device=rows.device)
         states = self.following(
-            table.spread(first).flatten(1, 2),
-            table.spread(embed(guesses).to(first.dtype)).flatten(1, 2),
+            table.scatter(first).flatten(1, 2),
+            table.scatter(embed(guesses).to(first.dtype)).flatten(1, 2),
             caches,
             (table.places[..., None] + ahead).flatten(1),
             table.visible(hidden.shape[1], torch.kron(table.same(), self._seen(rows.device))),
         )
         block = self.normed(table.gather(states.unflatten(1, (-1, self.block))))
         slots = torch.cat([first[:, :1], block, first[:, 1:]], 1)
-        return TaughtSlots(slots, tuple(range(1, self.block)), guesses)
+        return TrainingSlots(slots, tuple(range(1, self.block)), guesses)
 
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
     ) -> Tensor:
         """The slots of chosen anchors; see `Drafter`."""
-        taught = self.taught_slots(hidden, embedded, rows, places, embed)
+        taught = self.training_slots(hidden, embedded, rows, places, embed)
         return taught.slots[:, : self.config.heads]
 
     def draft_slots(
@@ -128,6 +128,6 @@ class JointDrafter(AdaptedDrafter, ParallelDrafter):
             return torch.ones(shape, dtype=torch.bool, device=device)
         return torch.eye(self.block, dtype=torch.bool, device=device)
 
-    def lighten(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
+    def quantize_blocks(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
         """Of the residual blocks of the first guesses."""
-        self.heads.lighten(light)
+        self.heads.quantize_blocks(light)

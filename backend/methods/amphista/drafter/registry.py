@@ -32,7 +32,7 @@ Embed: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class TaughtSlots:
+class TrainingSlots:
     """Vectors whose read-out learns to predict the tokens after n anchors.
 
     Attributes:
@@ -89,11 +89,11 @@ class Drafter(nn.Module, ABC):
             embed: token ids [...] -> [..., d].
         """
 
-    def taught_slots(
+    def training_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
-    ) -> TaughtSlots:
+    ) -> TrainingSlots:
         """What the loss is computed of; see `anchor_slots`."""
-        return TaughtSlots(self.anchor_slots(hidden, embedded, rows, places, embed))
+        return TrainingSlots(self.anchor_slots(hidden, embedded, rows, places, embed))
 
     @abstractmethod
     def draft(

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.methods.amphista.config import CHUNK, TrainingConfig
-from backend.methods.amphista.drafter.registry import Drafter, TaughtSlots
+from backend.methods.amphista.drafter.registry import Drafter, TrainingSlots
 
-MISLED = 0.3  # weight of the loss of a head behind a wrong guess
+WRONG_GUESS_WEIGHT = 0.3  # weight of the loss of a head behind a wrong guess
 LENGTH_STEP, ROW_STEP = 16, 64  # of sequences and rows: kernels are compiled once per shape
 
 
@@ -61,7 +61,7 @@ class AnchorBatch:
 
 
 def loss_and_gradient(
-    drafter: Drafter, taught: TaughtSlots, batch: AnchorBatch, config: TrainingConfig
+    drafter: Drafter, taught: TrainingSlots, batch: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
     """The share of n anchors in the loss of a step, and its gradient with respect to their slots
     [n, S, d]."""
@@ -69,7 +69,7 @@ def loss_and_gradient(
     heads = torch.tensor([*range(drafter.config.heads), *taught.heads], device=slots.device)
     weights = config.discount**heads / batch.anchors * batch.valid[:, heads]
     if taught.guesses is not None:
-        weights[:, 1 : drafter.config.heads] *= _trust(taught.guesses, batch)
+        weights[:, 1 : drafter.config.heads] *= _guess_weights(taught.guesses, batch)
     gradient = torch.empty_like(slots)
     for start in range(0, len(slots), CHUNK):
         chunk = slice(start, start + CHUNK)
@@ -85,12 +85,12 @@ def loss_and_gradient(
     return total, gradient
 
 
-def _trust(guesses: Tensor, batch: AnchorBatch) -> Tensor:
+def _guess_weights(guesses: Tensor, batch: AnchorBatch) -> Tensor:
     """[n, K - 1] weight of each head after the first: 1 where the guesses before are right."""
     ahead = torch.arange(2, guesses.shape[1] + 2, device=guesses.device)
     places = (batch.places[:, None] + ahead).clamp_(max=batch.ids.shape[1] - 1)
     right = (guesses == batch.ids[batch.rows[:, None], places]).cumprod(-1)
-    return MISLED + (1 - MISLED) * right
+    return WRONG_GUESS_WEIGHT + (1 - WRONG_GUESS_WEIGHT) * right
 
 
 def _targets(drafter: Drafter, batch: AnchorBatch, chunk: slice, config: TrainingConfig) -> Tensor:

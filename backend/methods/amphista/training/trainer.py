@@ -189,7 +189,7 @@ class DrafterTrainer:
             enabled=self.target.dtype == torch.bfloat16,
         ):
             hidden = batch.hidden[:, :-1].to(parameters)
-            taught = drafter.taught_slots(
+            taught = drafter.training_slots(
                 hidden, embedded, batch.rows, batch.places, self.target.embed
             )
         with torch.no_grad():
