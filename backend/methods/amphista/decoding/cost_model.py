@@ -29,6 +29,7 @@ FEW_NODES = 8  # over which the cost of one more is measured
 CHEAPEST = 0.002  # share of a pass: on a GPU, timings of a few more nodes are noise
 LARGEST_COST = 2.0  # of a pass over the largest tree, in passes over one token
 USUAL_SPEED_UP = 1.5
+HIGHEST = 0.5  # chance a node is asked for: what is measured on a busy machine may ask for 1
 NEAR = 0.97  # share of the highest speed-up that counts as equal to it
 
 
@@ -81,7 +82,7 @@ class CostModel:
         few = next((n for n in sizes if n >= FEW_NODES), sizes[-1])
         cost = max(CHEAPEST, (self.ratio(few) - 1) / max(1, few - 1))
         most = max((n for n in sizes if self.ratio(n) <= LARGEST_COST), default=few)
-        return DynamicTree(max(2, most), min(1.0, USUAL_SPEED_UP * cost))
+        return DynamicTree(max(2, most), min(HIGHEST, USUAL_SPEED_UP * cost))
 
     @property
     def lookup_length(self) -> int:
