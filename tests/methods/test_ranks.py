@@ -65,7 +65,7 @@ class Trained:
 def meeting(tmp_path: Path):
     """Makes names of files by which processes meet."""
     numbers = count()
-    return lambda: tmp_path / f"meeting-{next(numbers)}"
+    return lambda: tmp_path / f"a meeting {next(numbers)}"
 
 
 # what they exchange -------------------------------------------------------------------------------
