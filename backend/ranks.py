@@ -4,7 +4,7 @@ The first process runs the whole job. The others wait until it tells them what t
 their share of the rows of each step. Gradients are summed, so parameters stay the same everywhere;
 the first alone reports, judges and saves. With one process nothing here does anything.
 
-Processes meet by a file and talk over the loopback interface: no port is open to other machines.
+Processes meet by a file and talk over the loopback interface: gloo opens no port to other machines.
 Who waits for another process waits without a limit: it may be judging a model. Whoever has started
 the processes ends all when one of them dies.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -51,11 +52,13 @@ def join(number: int, world: int, meeting: Path) -> None:
         meeting: a file on this machine that does not exist until the first of them makes it.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = _loopback()
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={_loopback()}")  # which it leaves out by itself
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _Here.number, _Here.meeting = number, meeting
-    dist.init_process_group(
-        backend, init_method=meeting.as_uri(), rank=number, world_size=world, timeout=WAIT
-    )
+    # by its path, not as an address: it may hold any letter
+    store = dist.FileStore(str(meeting), world)  # type: ignore[attr-defined]
+    store.set_timeout(WAIT)
+    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=WAIT)
 
 
 def _loopback() -> str:
@@ -70,7 +73,8 @@ def leave() -> None:
     if not dist.is_initialized():
         return
     here = [_Here.meeting.with_name(f"{_Here.meeting.name}-left-{n}") for n in range(world())]
-    here[_Here.number].touch()
+    with suppress(OSError):  # the folder may have been removed meanwhile
+        here[_Here.number].touch()
     deadline = time.monotonic() + LEAVE_S
     while time.monotonic() < deadline and not all(each.exists() for each in here):
         time.sleep(LOOK_S)

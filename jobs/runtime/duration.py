@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,7 +52,7 @@ def estimate_seconds(
         for run in _finished(kind, model)
         if (run.timed > 0) == (timed_seconds > 0) and run.processes == processes
     ]
-    there = _machine_class(device) or (alike[0].machine if alike else "")
+    there = _machine_class(device) or _newest_class(alike, device)
     alike = [run for run in alike if run.machine == there]
     nearest = sorted(alike, key=lambda run: abs(math.log(run.flops / max(flops, 1))))[:NEAREST_RUNS]
     if nearest:
@@ -70,7 +70,7 @@ class FinishedRun:
     """A finished run: its FLOPs, the `seconds` they took, and the seconds of its time budget.
 
     Attributes:
-        machine: the class of the machine: its GPU where it used one, else its processor.
+        machine: the class of the machine: its GPU where it used one (`on_gpu`), else its processor.
         processes: how many it trained on.
     """
 
@@ -78,15 +78,29 @@ class FinishedRun:
     seconds: float
     timed: float
     machine: str
+    on_gpu: bool
     processes: int
 
 
 def _machine_class(device: str) -> str:
     """The class of the machine a run will be on; empty where that is not known beforehand: on a
     cluster, or where only torch could say which GPU is used. The newest run then tells."""
-    if settings().engine in CLUSTERS or (device != "cpu" and installed_gpus()):
-        return ""
-    return processor()
+    return "" if settings().engine in CLUSTERS or _may_use_gpu(device) else processor()
+
+
+def _may_use_gpu(device: str) -> bool:
+    """Whether the machine of a run has a GPU for it, as far as is known beforehand."""
+    here = settings()
+    there = here.job_gpus if here.engine in CLUSTERS else installed_gpus()
+    return device != "cpu" and bool(there)
+
+
+def _newest_class(runs: Sequence[FinishedRun], device: str) -> str:
+    """The class of the machine of the newest run, on a GPU where one may be used; auto uses none
+    where torch has no CUDA, so that none has. Empty if no run tells."""
+    on_gpu = [run for run in runs if run.on_gpu] if _may_use_gpu(device) else []
+    telling = on_gpu or (runs if device in ("auto", "cpu") else [])
+    return telling[0].machine if telling else ""
 
 
 def _class_in(environment: Mapping[str, Any]) -> str:
@@ -124,6 +138,7 @@ def _finished(kind: str, model: str) -> list[FinishedRun]:
             max(seconds, 0.1),
             job.timed_seconds or 0.0,
             _class_in(job.environment or {}),
+            str((job.environment or {}).get("device", "cpu")) != "cpu",
             int(job.config.get("processes") or 1),
         )
         for job, seconds in runs[:RECENT_RUNS]

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from backend.errors import CancelledError, SlimscopeError
@@ -34,6 +33,7 @@ from jobs.runtime.context import JobContext
 from jobs.runtime.rank import FollowerTask, Rank
 from jobs.runtime.usage import limit_memory
 
+MEETING = ".meeting-"  # and the number of the attempt
 NO_DATABASE = "sqlite://"  # an empty one in memory: followers report nothing
 LEAVE_S = 5.0  # for a process to end by itself
 LOOK_S = 0.05
@@ -46,9 +46,9 @@ def followers(kind: Kind, config: JobConfig, context: JobContext) -> Iterator[No
     if not isinstance(config, ProcessesConfig) or config.processes == 1:
         yield
         return
-    with TemporaryDirectory(prefix="slimscope-") as folder:
-        limit_memory(settings().job_gb / config.processes)
-        context.rank = Rank(0, config.processes, Path(folder) / "meeting")
+    limit_memory(settings().job_gb / config.processes)
+    with meeting_file(context.work, context.attempt_n) as meeting:
+        context.rank = Rank(0, config.processes, meeting)
         team = FollowerProcesses(kind, config, context, context.rank)
         try:
             yield
@@ -59,6 +59,21 @@ def followers(kind: Kind, config: JobConfig, context: JobContext) -> Iterator[No
             raise
         finally:
             team.end()
+
+
+@contextmanager
+def meeting_file(work: Path, attempt: int) -> Iterator[Path]:
+    """The file by which the processes of an attempt meet, among the checkpoints of its run. It goes
+    with what is named after it; so does what attempts before left that were killed."""
+    remove_meetings(work)
+    yield work / f"{MEETING}{attempt}"
+    remove_meetings(work)
+
+
+def remove_meetings(work: Path) -> None:
+    """Remove what processes of a run have met by: nobody else works in the folder."""
+    for file in work.glob(f"{MEETING}*"):
+        file.unlink(missing_ok=True)
 
 
 class FollowerProcesses:

@@ -40,8 +40,8 @@ class Progress:
         self._peaks = {"self": 0}  # process -> the most bytes it has held in memory
 
     def include(self, *pids: int) -> None:
-        """Count the memory of these processes, too."""
-        self._peaks |= dict.fromkeys(map(str, pids), 0)
+        """Count the memory of these processes, too. Another thread may be reading: a new dict."""
+        self._peaks = self._peaks | dict.fromkeys(map(str, pids), 0)
 
     def report(self, done: float, total: float, stage: str, phase_end: float) -> None:
         now = (time.monotonic(), done)
@@ -63,10 +63,11 @@ class Progress:
 
     def _peak(self) -> int:
         """The most bytes all processes have held; of one that has ended, while it was there."""
-        for process in self._peaks:
+        peaks = self._peaks
+        for process in [*peaks]:
             with suppress(OSError, StopIteration):
-                self._peaks[process] = peak_memory(process)
-        return sum(self._peaks.values())
+                peaks[process] = peak_memory(process)
+        return sum(peaks.values())
 
     def _eta(self) -> float | None:
         by_pace, total = self._left_by_pace(), self._total or 1.0

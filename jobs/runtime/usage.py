@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,12 +32,13 @@ class UsageSampler:
     ) -> None:
         self._began, self._record, self._least = began, record, least
         self._processes = list[psutil.Process]()
+        self._lock = threading.Lock()  # one thread includes, another samples
         self._last = time.monotonic()
         self.include(None)
 
     def include(self, *pids: int | None) -> None:
         """Sample these processes, too; None: this one."""
-        with suppress(psutil.Error):
+        with self._lock, suppress(psutil.Error):
             for process in map(psutil.Process, pids):
                 process.cpu_percent()  # the first call begins to count
                 self._processes.append(process)
@@ -47,8 +49,8 @@ class UsageSampler:
         if time.monotonic() - self._last < max(self._least, EVERY * seconds):
             return
         self._last = time.monotonic()
-        self._processes = [each for each in self._processes if each.is_running()]
-        with suppress(psutil.Error):
+        with self._lock, suppress(psutil.Error):
+            self._processes = [each for each in self._processes if each.is_running()]
             held = sum(each.memory_info().rss for each in self._processes)
             used = sum(each.cpu_percent() for each in self._processes)
             self._record(MEMORY, held / MB, round(seconds))

@@ -107,6 +107,17 @@ def test_others_are_told_the_config_as_it_is_and_where_its_model_is(
     assert (told.attempt, told.number, told.world) == (3, 1, 2)
 
 
+def test_nothing_they_met_by_is_left(tmp_path: Path) -> None:
+    """Nor what a killed attempt has left."""
+    (tmp_path / ".meeting-1-left-0").touch()
+    (tmp_path / "train-dlqat").mkdir()
+    with followers.meeting_file(tmp_path, 2) as meeting:
+        assert not [*tmp_path.glob(".meeting-1*")] and not meeting.exists()
+        meeting.touch()
+        meeting.with_name(f"{meeting.name}-left-1").touch()
+    assert [each.name for each in tmp_path.iterdir()] == ["train-dlqat"]
+
+
 def test_all_stop_together_and_a_resumed_run_ends_as_on_one_process(
     loop: SupervisorLoop, wait: Wait
 ) -> None:

@@ -71,6 +71,19 @@ def test_only_machines_of_the_same_class_count(
     assert seconds(processes=2) == pytest.approx(60)
     monkeypatch.setattr(duration, "installed_gpus", lambda: [0])
     assert seconds() == pytest.approx(5) and seconds(device="cpu") == pytest.approx(100)
+    finished(10, 1e9, START_S + 80, environment=here)  # the newest, but it used no GPU
+    assert seconds() == seconds(device="cuda:0") == pytest.approx(5)
+    assert seconds(device="cpu") == pytest.approx(90)
+
+
+def test_without_runs_on_a_gpu_auto_learns_from_others(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch may have no CUDA; where a GPU is asked for, they say nothing."""
+    monkeypatch.setattr(duration, "installed_gpus", lambda: [0])
+    finished(1, 1e9, START_S + 80)
+    assert estimate_seconds("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 80)
+    assert "rough estimate" in estimate_seconds("amphista", "toy", 1e9, device="cuda")[1]
 
 
 def test_given_time_is_taken_as_given(queue: Path) -> None:

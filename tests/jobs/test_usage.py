@@ -73,6 +73,23 @@ def test_processes_that_train_together_count_together(clock: SimpleNamespace) ->
     assert points[0] - points[1] > 95
 
 
+def test_a_process_may_be_included_while_the_peak_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another thread does so; an error would end the heartbeat."""
+    held = Progress()
+    held.include(1)
+
+    def read(process: str) -> int:
+        if process == "self":
+            held.include(2)
+        return 5
+
+    monkeypatch.setattr("jobs.runtime.progress.peak_memory", read)
+    assert held.columns()["peak_bytes"] == 10
+    assert held.columns()["peak_bytes"] == 15
+
+
 @given(st.integers(0, 500), st.integers(1, 500), st.sampled_from(["", "Re-dense", "Block, block"]))
 def test_the_block_an_activity_has_reached_is_read_from_its_words(
     block: int, more: int, activity: str

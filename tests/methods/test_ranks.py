@@ -13,7 +13,7 @@ from torch import Tensor
 from backend import ranks
 from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError
-from backend.methods.amphista.config import TrainingConfig
+from backend.methods.amphista.config import DECLARED_DRAFTERS, TrainingConfig
 from backend.methods.amphista.data.hidden_state_cache import (
     HELD,
     LEARNT,
@@ -65,7 +65,7 @@ class Trained:
 def meeting(tmp_path: Path):
     """Makes names of files by which processes meet."""
     numbers = count()
-    return lambda: tmp_path / f"meeting-{next(numbers)}"
+    return lambda: tmp_path / f"a meeting {next(numbers)}"
 
 
 # what they exchange -------------------------------------------------------------------------------
@@ -196,10 +196,15 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_drafter(
-    folder: Path, texts: Path, fields: dict[str, object], stop_after: int = 10**9
+    folder: Path,
+    texts: Path,
+    fields: dict[str, object],
+    stop_after: int = 10**9,
+    architecture: str = "amphista",
 ) -> Trained:
     """Train a drafter of the toy."""
-    reporter, drafter = LossRecorder(stop_after), drafter_of(base(), seed=ranks.number())
+    reporter = LossRecorder(stop_after)
+    drafter = drafter_of(base(), seed=ranks.number(), architecture=architecture)
     learnt, heldout = (stored(Checkpoints(texts), name) for name in (LEARNT, HELD))
     settings = TrainingConfig.model_validate({**DRAFTING, **fields})
     trainer = DrafterTrainer(
@@ -223,6 +228,18 @@ def test_a_drafter_on_two_processes_has_the_losses_of_one(
     assert len(whole.losses) == 7
     assert_close(whole, first, rel=1e-4)
     assert all(torch.equal(second.learnt[name], each) for name, each in first.learnt.items())
+
+
+@pytest.mark.parametrize("architecture", sorted({*DECLARED_DRAFTERS} - {"amphista"}))
+def test_drafters_of_all_architectures_train_on_two_processes(
+    tmp_path: Path, texts: Path, meeting, architecture: str
+) -> None:
+    """Some need the anchors of a share sorted by sequence, filled up or not."""
+    given = (texts, {"batch": 5, "steps": 2}, 10**9, architecture)
+    whole = together(1, meeting(), train_drafter, tmp_path / "one", *given)[0]
+    first = together(2, meeting(), train_drafter, tmp_path / "two", *given)[0]
+    assert len(whole.losses) == 2
+    assert_close(whole, first, rel=1e-4)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])

@@ -382,12 +382,11 @@ class DLQATConfig(BaseModel):
         """The config as JSON, as it identifies the checkpoints of a run; with the names that
         settings had when runs with the same config began."""
         without = {PROCESSES} if self.quantizers else {PROCESSES, "quantizers"}
-        config = self.model_dump(mode="json", exclude=without)
-        if self.grid != "offset":
-            symmetric = self.grid == "symmetric"
-            renamed = {"grid": ("symmetric", symmetric)}
-            config = dict(renamed.get(name, (name, value)) for name, value in config.items())
-        return json.dumps(config, separators=(",", ":"), ensure_ascii=False)
+        config = self.model_dump_json(exclude=without)  # `json` would spell small numbers otherwise
+        if self.grid == "offset":
+            return config
+        symmetric = json.dumps(self.grid == "symmetric")
+        return config.replace(f'"grid":"{self.grid}"', f'"symmetric":{symmetric}')
 
     @property
     def needs_energies(self) -> bool:

@@ -231,7 +231,8 @@ class DLQATLinear(nn.Module):
 
     def codes_at(self, level: Tensor, rows: slice) -> Tensor:
         """The codes of `level` = q - z [rows, groups, size] of these rows, float32 [rows, in]."""
-        return (level + self.grid.zero[rows].unsqueeze(-1)).round_().view(len(level), -1)
+        codes = (level + self.grid.zero[rows].unsqueeze(-1)).round_()
+        return codes.clamp_(0, self.grid.top).view(len(level), -1)
 
     def codes_at_start(self, rows: slice) -> Tensor:
         """Rows of the codes before any training, float32 [rows, in]."""

@@ -203,7 +203,8 @@ def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
 def test_checkpoints_of_older_runs_are_found_by_the_name_their_setting_had(
     grid: str, symmetric: bool
 ) -> None:
-    config = DLQATJob.model_validate({**SMALL, "grid": grid})
+    config = DLQATJob.model_validate({**SMALL, "grid": grid, "rate": 1e-5})
+    assert '"rate":0.00001,' in config.identity  # as it was spelt when they began
     older = json.loads(config.identity)
     assert older["symmetric"] is symmetric and "grid" not in older
     plain = config.model_dump_json(exclude={"quantizers", "processes"})

@@ -100,6 +100,16 @@ def test_before_training_it_is_plain_rounding(grid_type: str) -> None:
     assert torch.equal(layer(x), linear(x, layer.grid.nearest(layer.base.weight.detach())))
 
 
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_no_level_has_a_code_outside_the_grid(grid_type: str) -> None:
+    """As a byte it would be another one."""
+    layer = made(grid_type=grid_type)
+    rows, level, _ = next(layer.walk())
+    far = torch.full_like(level, 1000.0)
+    assert (layer.codes_at(far, rows) == layer.grid.top).all()
+    assert not layer.codes_at(-far, rows).any()
+
+
 def test_a_clipped_weight_passes_nothing_to_the_update() -> None:
     layer = made(moved=False)
     u = layer.grid.codes(layer.base.weight.detach())

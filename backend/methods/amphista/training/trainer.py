@@ -212,8 +212,8 @@ class DrafterTrainer:
         valid = targets < lengths[rows, None]
         if ranks.world() > 1:  # a share has any number of anchors: fill up, so that shapes recur
             spare = rounded_up(len(rows), ROW_STEP) - len(rows)
-            rows, places, valid = (
-                pad(each, (0, 0) * (each.dim() - 1) + (0, spare)) for each in (rows, places, valid)
+            rows, places, valid = (  # in front, as anchors of row 0: they stay sorted by row
+                pad(each, (0, 0) * (each.dim() - 1) + (spare, 0)) for each in (rows, places, valid)
             )
         device = self.target.device
 
