@@ -99,7 +99,7 @@ def is_first() -> bool:
 # tasks ------------------------------------------------------------------------------------------
 
 
-def tell(task: str) -> None:
+def announce(task: str) -> None:
     """Have the other processes begin a task, which this one then begins, too. Empty: none is left,
     and this process goes on alone."""
     if world() > 1:
@@ -120,15 +120,15 @@ def tasks() -> Iterator[str]:
             leave()
 
 
-def give(rows: Tensor) -> None:
-    """Give all processes int64 rows, which they `take`."""
+def broadcast_rows(rows: Tensor) -> None:
+    """Give all processes int64 rows, which they receive by `receive_rows`."""
     if world() > 1:
         shape = [*rows.shape, *[0] * (MOST_AXES - rows.dim())]
         dist.broadcast(torch.tensor(shape), 0)
         dist.broadcast(rows.cpu().long().contiguous(), 0)
 
 
-def take() -> Tensor:
+def receive_rows() -> Tensor:
     """The rows that the first process gives."""
     shape = torch.zeros(MOST_AXES, dtype=torch.long)
     dist.broadcast(shape, 0)
@@ -140,12 +140,12 @@ def take() -> Tensor:
 # steps ------------------------------------------------------------------------------------------
 
 
-def share(rows: Rows) -> Rows:
+def shard(rows: Rows) -> Rows:
     """This process's part of the rows of a step: every `world`th."""
     return rows[number() :: world()] if world() > 1 else rows
 
 
-def summed(total: float, parameters: Iterable[nn.Parameter]) -> float:
+def all_reduce_gradients(total: float, parameters: Iterable[nn.Parameter]) -> float:
     """Sum the gradients of all processes in place, in float32; one that no process has stays None.
 
     Returns:
@@ -182,7 +182,7 @@ def stop_if_any_asked(reporter: Reporter) -> None:
         raise CancelledError
 
 
-def of_first(value: int) -> int:
+def broadcast_int(value: int) -> int:
     """What the first process has for `value`."""
     if world() == 1:
         return value
@@ -191,7 +191,7 @@ def of_first(value: int) -> int:
     return int(told)
 
 
-def make_equal(tensors: Iterable[Tensor]) -> None:
+def broadcast_parameters(tensors: Iterable[Tensor]) -> None:
     """Set tensors to those of the first process, in place."""
     if world() > 1:
         for tensor in tensors:

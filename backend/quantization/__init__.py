@@ -4,6 +4,7 @@
     range_search    search for scales and zero-points (`@range_search`)
     rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
     bases           inputs and outputs scaled or rotated before rounding
+    llama_blocks    the blocks that can take that over
     packed_linear   a linear layer on packed int4 or int8 weights
     registry        both decorators and their interfaces
 

@@ -87,8 +87,9 @@ def _error(W: Tensor, basis: Basis, H: Tensor, settings: QuantSettings) -> float
 
 
 @quantizer(
-    "awq", label="AWQ", needs="gram", flops=5000.0, export_rank=24, bases=input_scales, saved=False
-)
+    "awq", label="AWQ", needs="gram", flops=5000.0, export_rank=24,
+    bases=input_scales, llama_only=True, saved=False,
+)  # fmt: skip
 def awq(
     W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:

@@ -20,16 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backend.errors import ConfigError
+from backend.quantization.llama_blocks import require_llama_blocks
 
-READERS = {  # of the residual stream -> the norm before them
-    **dict.fromkeys(
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"
-    ),
-    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
-}
-WRITERS = ("self_attn.o_proj", "mlp.down_proj")
-PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}  # of a block
 SEED = 0
 
 
@@ -117,14 +109,5 @@ def require_llama(block: nn.Module, modules: Mapping[str, Any], method: str) -> 
     Raises:
         ConfigError: names what is different.
     """
-    parts = {name for name, _ in block.named_children()}
-    strange = sorted(set(modules) - {*READERS, *WRITERS}) or sorted(parts ^ PARTS)
     norm = type(getattr(block, "input_layernorm", None)).__name__
-    if not strange and norm.startswith(("Llama", "Mistral", "Qwen")):
-        return
-    raise ConfigError(
-        f"{method} cannot be used on this model.",
-        f"Its blocks are not built like those of LLaMA: {strange[0] if strange else norm}.",
-        "Take it off the further quantisers.",
-        field="quantizers",
-    )
+    require_llama_blocks(method, norm, modules, (name for name, _ in block.named_children()))

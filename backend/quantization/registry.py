@@ -142,6 +142,7 @@ def quantizer(
     flops: float,
     export_rank: int,
     bases: FindBases = plain_bases,
+    llama_only: bool = False,
     sequential: bool = False,
     keeps_zeros: bool = True,
     saved: bool = True,
@@ -158,6 +159,7 @@ def quantizer(
         export_rank: the stage with the highest rank is exported by default; stages are listed in
             this order.
         bases: what the layers of a block are rounded in; weights and inputs come in it.
+        llama_only: whether they know the blocks of LLaMA alone; others are then refused beforehand.
         sequential: see `Quantizer`.
         keeps_zeros: whether weights that are 0 can stay 0.
         saved: whether formats of packed weights can hold the result; they know no bases.

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backend.quantization.bases import READERS, Basis, require_llama
+from backend.quantization.bases import Basis, require_llama
 from backend.quantization.gptq import gptq
 from backend.quantization.grid import QuantGrid
+from backend.quantization.llama_blocks import READERS
 from backend.quantization.range_search import search_range
 from backend.quantization.registry import BlockLayers, LayerInputs, QuantSettings, quantizer
 
@@ -52,7 +53,7 @@ def _weights(block: nn.Module, norm: str) -> Tensor:
 
 @quantizer(
     "rotated", label="RTN, rotated", needs="nothing", flops=2600.0, export_rank=22,
-    bases=rotations, keeps_zeros=False, saved=False,
+    bases=rotations, llama_only=True, keeps_zeros=False, saved=False,
 )  # fmt: skip
 def rotated(
     W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
@@ -63,7 +64,7 @@ def rotated(
 
 @quantizer(
     "rotated-gptq", label="GPTQ, rotated", needs="gram", flops=150.0, export_rank=28,
-    bases=rotations, keeps_zeros=False, saved=False,
+    bases=rotations, llama_only=True, keeps_zeros=False, saved=False,
 )  # fmt: skip
 def rotated_gptq(
     W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float

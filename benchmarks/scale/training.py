@@ -80,7 +80,7 @@ def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
     if ranks.is_first():
         (stage,) = qat.stages
         qat.make(stage, reporter)
-        ranks.tell("")
+        ranks.announce("")
     else:
         qat.follow()
     spent = _processor_s() - began

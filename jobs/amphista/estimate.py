@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from backend.errors import ConfigError
 from backend.methods.amphista.config import CHUNK, DECLARED_DRAFTERS, LONGEST, WRITERS
 from backend.models.facts import ModelFacts
@@ -23,6 +25,7 @@ CHARACTERS_PER_TOKEN = 2  # English has four; other scripts and code have fewer
 SELF_PROMPT_TOKENS = 100  # the base generates for each prompt of its own, discarded ones included
 BATCH_SPEED_UP = 3.0  # of forward passes in large batches, over the usual pace; measured
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps for the backward pass
+MASK_BYTES = 4  # of one guess for one token it may see, kept by each layer
 CACHED_VALUE_BYTES = 4  # kept beside a hidden state: id, softmax denominator, first choice
 DISK_MARGIN = 1.2  # for drafter and checkpoints beside the training data
 COMPILED_BYTES = 300 * 2**20  # of kernels compiled for products of every size; measured
@@ -186,12 +189,22 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
         "training": COMPILED_BYTES
         + ADAM_BYTES * drafter_weights(config, facts)
         + 4 * ACTIVATION_COPIES * config.batch * longest * facts.hidden
+        + config.batch * mask_bytes(config, longest)
         + 4 * 4 * CHUNK * config.heads * vocabulary,
     }
     most = max(work, key=work.__getitem__)
     needed = {"runtime": RUNTIME, "weights": weight_memory(facts)}
     others = memory_of_others(config.processes, needed | work, *needed, "training")
     return needed | {most: work[most]} | others
+
+
+def mask_bytes(config: AmphistaJob, length: int) -> int:
+    """Bytes of the masks of one sequence where layers run again behind M anchors, about: each of
+    M (K - 1) guesses sees the tokens and the guesses, [M (K - 1), length + M (K - 1)]."""
+    if not _repeats(config):
+        return 0
+    guesses = ceil(config.anchors * length) * (config.heads - 1)
+    return MASK_BYTES * config.adaptation_layers * guesses * (length + guesses)
 
 
 def cached_values(facts: ModelFacts) -> int:

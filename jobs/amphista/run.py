@@ -122,9 +122,9 @@ class DrafterRun:
             drafter, self.target, learnt, heldout, config_part(config, TrainingConfig), config.seed,
             context.checkpoints, self.phases.phase("train"),
         )  # fmt: skip
-        ranks.tell("train")
+        ranks.announce("train")
         accuracy = trainer.run()
-        ranks.tell("")
+        ranks.announce("")
         context.result(DRAFTER, "steps", trainer.schedule.steps)
         context.step_time("training", trainer.schedule.seconds)
         return accuracy, trainer.schedule.seconds

@@ -18,6 +18,7 @@ from backend.models.families.shapes import LinearShape
 from backend.models.memory import check_memory, memory_available, memory_parts
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+from backend.quantization.llama_blocks import require_llama_blocks
 from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
@@ -52,6 +53,7 @@ def requirements(config: DLQATJob) -> Requirements:
         warnings += (ASYMMETRIC,)
     require_training_text(config, facts)
     require_kept(config)
+    require_blocks(config, layers, facts)
     check_format(config.format, export_requirements(config, layers, facts))
     needed = memory_bytes(config, facts)
     require_training_memory(needed, facts)
@@ -238,6 +240,18 @@ def require_kept(config: DLQATJob) -> None:
             "Choose the format dense, or another stage.",
             field="keep",
         )
+
+
+def require_blocks(config: DLQATJob, layers: list[LinearShape], facts: ModelFacts) -> None:
+    """Refuse quantizers that know the blocks of LLaMA alone on other blocks.
+
+    Raises:
+        ConfigError: for the field `quantizers`.
+    """
+    for stage in config.stages:
+        if stage in DECLARED_QUANTIZERS and DECLARED_QUANTIZERS[stage].facts.get("llama_only"):
+            modules = (x.module for x in layers)
+            require_llama_blocks(STAGE_LABELS[stage], facts.architecture, modules)
 
 
 def export_requirements(

@@ -45,7 +45,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     rows = (calibration.input_ids, training.text.input_ids, training.labels)
     qat = method(config, loaded, rows, context.checkpoints)
     for each in rows:
-        ranks.give(each)
+        ranks.broadcast_rows(each)
     quality = Quality(
         config, loaded, evaluation, context, batch=config.calibration_batch, labels=STAGE_LABELS
     )
@@ -55,7 +55,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
         role: Role = "kept" if stage == config.kept else ""
         with qat.installed(stage) if quality.missing(stage, role) else nullcontext():
             quality.measure(stage, phases.phase(f"measure {stage}"), role)
-    ranks.tell("")
+    ranks.announce("")
     record(qat, phases, config, loaded.facts, context)
     save_model(qat, loaded, config, context)
     time_packed(loaded, evaluation.input_ids[0].tolist(), config, phases.phase("speed"), context)
@@ -66,7 +66,7 @@ def follow(config: DLQATJob, context: FollowerContext) -> None:
     """Train with the first process of a job, on the rows it gives."""
     device = prepare(config, context)
     loaded = load_whole(resolve_model(context.model), device, torch.float32, context)
-    rows = (ranks.take(), ranks.take(), ranks.take())
+    rows = (ranks.receive_rows(), ranks.receive_rows(), ranks.receive_rows())
     method(config, loaded, rows, context.checkpoints).follow()
 
 

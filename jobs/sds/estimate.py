@@ -8,6 +8,7 @@ from backend.errors import ConfigError
 from backend.methods.sds.config import SDSStage
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import refuse_allocation
+from backend.methods.sds.pruners import DECLARED_PRUNERS
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
     COMFORT,
@@ -83,7 +84,7 @@ def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     adjustments = config.control + config.soft_control + (whole and config.adjust != "off")
     sgd_steps = config.sgd_epochs * config.segments  # each a product with one segment's Gram
     redense = {"gram": config.redense_steps, "ridge": 1, "sgd": sgd_steps}[config.redense]
-    steps = whole * redense + config.adjust_steps * adjustments
+    steps = whole * redense + config.adjust_steps * adjustments + pruning_products(config)
     passes = 2 * (1 + whole) + (config.allocation == "owl")
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
     return {
@@ -91,6 +92,13 @@ def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
         "prune": passes * (2.0 * weights + grams) * calibration + steps * solve,
         "evaluate": (len(config.stages) - 1) * one_evaluation,
     }
+
+
+def pruning_products(config: SDSJob) -> float:
+    """Products with an [in, in] matrix per row of weights that the pruners make, as they declare:
+    of the first pruning, and of the second where it is done by the same one."""
+    times = 1 + (config.until == "sds" and config.second == "base")
+    return times * float(DECLARED_PRUNERS[config.base].facts.get("products", 0.0))
 
 
 def memory_bytes(

@@ -76,21 +76,21 @@ def exchange() -> tuple[list[Tensor | None], float, list[str], Tensor]:
     both, one, none = (torch.nn.Parameter(torch.full((2, 2), 7.0)) for _ in range(3))
     both.grad = torch.full((2, 2), 1.0 + ranks.number())
     one.grad = torch.eye(2) if ranks.number() == 1 else None
-    total = ranks.summed(0.5, [both, one, none])
-    assert ranks.share(torch.arange(5)).tolist() == [*range(ranks.number(), 5, 2)]
-    assert ranks.of_first(ranks.number() + 3) == 3
+    total = ranks.all_reduce_gradients(0.5, [both, one, none])
+    assert ranks.shard(torch.arange(5)).tolist() == [*range(ranks.number(), 5, 2)]
+    assert ranks.broadcast_int(ranks.number() + 3) == 3
     with torch.no_grad():
         none += ranks.number()
-    ranks.make_equal([none])
+    ranks.broadcast_parameters([none])
     if ranks.is_first():
         tasks = ["one", "another"]
         for task in tasks:
-            ranks.tell(task)
+            ranks.announce(task)
             rows = torch.arange(6).view(2, 3)
-            ranks.give(rows)
-        ranks.tell("")
+            ranks.broadcast_rows(rows)
+        ranks.announce("")
     else:
-        tasks = [task for task in ranks.tasks() if len(rows := ranks.take())]
+        tasks = [task for task in ranks.tasks() if len(rows := ranks.receive_rows())]
     assert ranks.world() == 1
     return [both.grad, one.grad, none.grad, none.detach()], total, tasks, rows
 
@@ -120,10 +120,10 @@ def test_all_processes_stop_where_one_is_asked_to(meeting, told: int, stop: bool
 
 def test_alone_nothing_is_exchanged() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
-    assert ranks.summed(2.5, [parameter]) == 2.5 and parameter.grad is None
-    assert ranks.share([1, 2, 3]) == [1, 2, 3] and ranks.of_first(4) == 4 and ranks.is_first()
+    assert ranks.all_reduce_gradients(2.5, [parameter]) == 2.5 and parameter.grad is None
+    assert ranks.shard([1, 2, 3]) == [1, 2, 3] and ranks.broadcast_int(4) == 4 and ranks.is_first()
     ranks.stop_if_any_asked(SilentReporter())
-    ranks.tell("nobody")
+    ranks.announce("nobody")
     assert [*ranks.tasks()] == []
 
 
@@ -142,7 +142,7 @@ def train_dlqat(
         if ranks.is_first():
             for stage in qat.prepare(reporter):
                 qat.make(stage, reporter)
-            ranks.tell("")
+            ranks.announce("")
         else:
             qat.follow()
     except CancelledError:

@@ -165,7 +165,7 @@ class DLQAT:
             return
         if stage == DLQATStage.DLQAT_KD and run.config.teacher == "cached":
             cache_teacher(run, reporter)
-        ranks.tell(stage)
+        ranks.announce(stage)
         self._train(stage, reporter)
 
     def follow(self) -> None:

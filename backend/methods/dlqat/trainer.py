@@ -102,12 +102,12 @@ class StageTrainer:
         factor = rate_factor(step, config.steps, config.warmup)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        for part in ranks.share(rows).split(config.batch):
+        for part in ranks.shard(rows).split(config.batch):
             stop_if_asked(self.reporter)
             loss = self.loss(part) / max(judged, 1)
             loss.backward()
             total += loss.item()
-        total = ranks.summed(total, self.parameters.values())
+        total = ranks.all_reduce_gradients(total, self.parameters.values())
         self._require_finite("loss", torch.tensor(total), step)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
         self._require_finite("gradient", norm, step)
@@ -152,12 +152,12 @@ class StageTrainer:
 
     def _resume(self) -> int:
         """Restore the newest checkpoint; return its number of steps."""
-        if step := ranks.of_first(self._newest()):
+        if step := ranks.broadcast_int(self._newest()):
             tensors = self.run.store.tensors(self._slot(step))
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(tensors[f"value/{name}"])
             restore_optimiser(self.optimiser, self.parameters, tensors, STATE_KEY, step)
-        ranks.make_equal(self.parameters.values())
+        ranks.broadcast_parameters(self.parameters.values())
         return step
 
 

@@ -28,6 +28,7 @@ from jobs.amphista.estimate import (
     cached_values,
     drafter_weights,
     flops_by_phase,
+    mask_bytes,
     memory_bytes,
     prompt_sets,
 )
@@ -190,6 +191,14 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
     row = 4 * WRITERS * (cached_values(facts) + facts.hidden)
     assert needed[1] - needed[0] == row * (5 * 1500 - 5 * 300) // 2
     assert needed[2] - needed[0] == row * (facts.context - 5 * 300 // 2 - 64 - 128)
+
+
+def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
+    """Of 8 anchors in 64 tokens with 4 guesses behind each: 32 x (64 + 32)."""
+    shape = {"anchors": 1 / 8, "heads": 5, "adaptation_layers": 2}
+    joint = AmphistaJob.model_validate({**SMALL, **shape, "architecture": "joint"})
+    assert mask_bytes(joint, 64) == 4 * 2 * 32 * 96
+    assert mask_bytes(joint.model_copy(update={"architecture": "hydra"}), 64) == 0
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:

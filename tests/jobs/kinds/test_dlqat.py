@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
-from jobs.dlqat.estimate import flops_by_phase, memory_bytes
+from jobs.dlqat.estimate import flops_by_phase, memory_bytes, require_blocks
 from jobs.dlqat.kind import verdict
 from jobs.record import record
 from jobs.submit import checked, submit
@@ -171,6 +172,25 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
     cached = [training(distil=True, teacher="cached", steps=steps) for steps in (1000, 2000)]
     kept = 1000 * DLQATJob.model_validate(SMALL).batch * DLQATJob.model_validate(SMALL).length
     assert cached[1] - cached[0] == kept * 64 * 8 * 2  # what is predicted is held twice at most
+
+
+@pytest.mark.parametrize(
+    ("quantizers", "architecture", "refused"),
+    [("awq", "LlamaForCausalLM", ""), ("awq", "GPT2LMHeadModel", "AWQ"), ("hqq", "X", ""),
+     ("hqq, rotated", "GraniteForCausalLM", "RTN, rotated")],
+)  # fmt: skip
+def test_quantizers_that_know_llama_alone_are_refused_elsewhere_beforehand(
+    quantizers: str, architecture: str, refused: str
+) -> None:
+    config = DLQATJob.model_validate({**SMALL, "quantizers": quantizers})
+    facts = replace(inspect("toy"), architecture=architecture)
+    if not refused:
+        return require_blocks(config, [*facts.linears], facts)
+    with pytest.raises(ConfigError, match=f"{refused} cannot be used") as error:
+        require_blocks(config, [*facts.linears], facts)
+    assert error.value.field == "quantizers" and architecture in error.value.why
+    assert error.value.do == "Remove it from the further quantisers."
+    return None
 
 
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:

@@ -25,7 +25,7 @@ from jobs.comparison import StageComparison
 from jobs.record import record
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
-from jobs.sds.estimate import disk_space, memory_bytes
+from jobs.sds.estimate import disk_space, flops_by_phase, memory_bytes
 from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait
@@ -165,6 +165,18 @@ def test_a_model_is_streamed_when_it_would_not_fit(
     chosen, needed = memory_bytes(config, inspect("toy"), available)
     assert chosen is streamed
     assert (needed["weights"] < 4 * inspect("toy").parameters) is streamed
+
+
+def test_solvers_cost_the_products_they_make() -> None:
+    """ALPS makes some of them twice, where the second pruning is its own, too."""
+    facts, work = inspect("toy"), {}
+    product = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)
+    for base in ("wanda", "sparsegpt", "admm", "alps"):
+        for second in ("base", "magnitude"):
+            config = SDSJob.model_validate({**SMALL, "base": base, "second": second})
+            work[base, second] = flops_by_phase(config, facts)["prune"] / product
+    more = {key: round(value - work["wanda", "base"]) for key, value in work.items()}
+    assert [*more.values()] == [0, 0, 2, 1, 42, 21, 400, 200]
 
 
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(

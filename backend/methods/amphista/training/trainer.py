@@ -148,7 +148,7 @@ class DrafterTrainer:
             self.reporter.metric("loss", loss, self.schedule.step)
             if open_end := not self.schedule.steps:
                 self.schedule.set_steps(self.config, seconds)
-                self.schedule.steps = ranks.of_first(self.schedule.steps)
+                self.schedule.steps = ranks.broadcast_int(self.schedule.steps)
             if self._evaluates():
                 self.evaluate()
             first = len(seconds) == PACE_STEPS or (open_end and self.schedule.steps)
@@ -162,7 +162,7 @@ class DrafterTrainer:
         batch = self.anchor_batch(self.schedule.step)
         self.optimiser.zero_grad(set_to_none=True)
         mine = self._backward(batch) if len(batch.rows) else 0.0
-        loss = ranks.summed(mine, self.drafter.parameters())
+        loss = ranks.all_reduce_gradients(mine, self.drafter.parameters())
         if not math.isfinite(loss):
             raise ComputeError(
                 f"The loss is {loss} at step {self.schedule.step}.",
@@ -205,7 +205,7 @@ class DrafterTrainer:
         rows, places = self._anchors(indices, step)
         anchors, mine = len(rows), rows % ranks.world() == ranks.number()
         rows, places = rows[mine] // ranks.world(), places[mine]
-        samples = [self.learnt[index] for index in ranks.share(indices) or indices[:1]]
+        samples = [self.learnt[index] for index in ranks.shard(indices) or indices[:1]]
         longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
         lengths = torch.tensor([len(s.ids) for s in samples])
         targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
@@ -314,7 +314,7 @@ class DrafterTrainer:
             state = load_file(folder / "optimiser.safetensors", device=device)
             restore_optimiser(self.optimiser, self._parameters(), state, STATE_KEY)
             self.schedule = TrainingSchedule(**json.loads((folder / "schedule.json").read_text()))
-        ranks.make_equal(self.drafter.state_dict().values())
+        ranks.broadcast_parameters(self.drafter.state_dict().values())
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
         groups = self.optimiser.param_groups
