@@ -23,7 +23,7 @@ from tests.jobs.kinds import test_amphista, test_dlqat
 from tests.queue.conftest import HOST, Wait, process_of
 
 DLQAT = {
-    **test_dlqat.SMALL, "steps": 80, "processes": 2, "gptq": False, "rtn": False,
+    **test_dlqat.SMALL, "steps": 160, "processes": 2, "gptq": False, "rtn": False,
     "start": "rounded", "windows": 2, "sample_tokens": 0,
 }  # fmt: skip
 DRAFTER = {**test_amphista.SMALL, "steps": 60}
