@@ -13,13 +13,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from backend.evaluation.paired import PairedRatio, paired_ratio
-from jobs.metrics import BITS_PER_BYTE, METRICS, PERPLEXITY, Metric, metric
+from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.charts.chart import Chart
 from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
-from ui.runs.pairs import window_losses
+from ui.runs.pairs import OF_WINDOWS, window_losses
 from ui.runs.results import format_value, kind_title, setting_title
 from ui.runs.rows import RunRow
 from ui.runs.table import csv_text
@@ -31,7 +31,6 @@ PAIRED = Metric(
     "paired_perplexity", "Perplexity ÷ baseline",
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
 )  # fmt: skip
-OF_WINDOWS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
 
@@ -181,7 +180,7 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
 
 def _told_apart(shown: Metric, ratio: PairedRatio | None) -> bool:
     """Whether a difference may be called better or worse: not one of losses on the same windows
-    whose interval holds nothing."""
+    whose interval holds 1."""
     return shown.name not in OF_WINDOWS or ratio is None or ratio.told_apart
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -88,6 +89,7 @@ class Benchmark:
         """Decoders whose draft tokens were counted."""
         return [d for d in self.decoders if d.hits] if self.complete else []
 
+    @cached_property
     def drafters(self) -> dict[str, DrafterInfo]:
         """Decoder -> its drafter, of those that have a trained one."""
         return {d.name: drafter_of(d.run) for d in self.decoders if d.kind}
@@ -116,10 +118,13 @@ def drafter_of(run: str) -> DrafterInfo:
     )
 
 
-def inside(run: str) -> tuple[list[Part], str]:
+def inside(run: str, taken: Mapping[str, float]) -> tuple[list[Part], str]:
     """The parts of the run's drafter in the order of a draft, and how a draft passes through them;
-    no parts where they were not timed."""
-    taken = drafter_of(run).milliseconds
+    no parts where they were not timed.
+
+    Args:
+        taken: see `DrafterInfo.milliseconds`.
+    """
     whole = sum(taken.values())
     parts = [
         Part(label, taken[stage], taken[stage] / whole)

@@ -143,9 +143,12 @@ def draw(
 
 
 def inside(shown: Benchmark) -> Markup:
-    """Each drafter as the parts a draft passes through, as wide as the time they take."""
-    drafters = [(d, *data.inside(d.run)) for d in shown.decoders if d.kind and not d.combined]
-    return HTML.inside([each for each in drafters if each[1]]) if shown.complete else Markup()
+    """Each drafter as the parts a draft passes through, with their shares of the time."""
+    if not shown.complete:
+        return Markup()
+    alone = [d for d in shown.decoders if d.kind and not d.combined]
+    drawn = [(d, *data.inside(d.run, shown.drafters[d.name].milliseconds)) for d in alone]
+    return HTML.inside([each for each in drawn if each[1]])
 
 
 def head(shown: Benchmark) -> Markup:
@@ -199,7 +202,7 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
 
 def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> dict[Panel, Chart]:
     decoders, job = shown.decoders, shown.job
-    drafters, points = shown.drafters(), frames.shown_curves(job.id)
+    drafters, points = shown.drafters, frames.shown_curves(job.id)
     prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means, counted = f"Means over {prompts} prompts.", f"n = {steps:,} steps."

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from backend.evaluation.paired import paired_ratio
 from backend.store.tables import Job
 from jobs import sweep
-from jobs.metrics import BITS_PER_BYTE, PERPLEXITY, Metric
+from jobs.metrics import Metric
 from jobs.sweep import SweepRow
-from ui.runs.pairs import window_losses
-
-OF_WINDOWS = (PERPLEXITY, BITS_PER_BYTE)
+from ui.runs.pairs import OF_WINDOWS, window_losses
 
 
 def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
