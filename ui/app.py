@@ -24,6 +24,7 @@ from ui.gradio_patches import (
     keep_sessions_small,
     poll_less_often,
     set_server_options,
+    web_app_once,
     without_startup_check,
 )
 from ui.pages import pages
@@ -43,11 +44,12 @@ def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
     """The app with all pages, or the `selected` ones; the first is at "/"."""
     every = selected or pages()
     first, *others = every
-    with gr.Blocks(title="Slimscope", fill_width=True, analytics_enabled=False) as app:
-        _fill(first, every)
-    for page in others:
-        with app.route(page.name, page.path, show_in_navbar=page.listed):
-            _fill(page, every)
+    with web_app_once():
+        with gr.Blocks(title="Slimscope", fill_width=True, analytics_enabled=False) as app:
+            _fill(first, every)
+        for page in others:
+            with app.route(page.name, page.path, show_in_navbar=page.listed):
+                _fill(page, every)
     keep_sessions_small()
     set_server_options(server_options())
     app.queue(default_concurrency_limit=8, max_size=64)
