@@ -133,8 +133,9 @@ _DESCRIBED = (
     Metric(
         "accuracy",
         "Accuracy",
-        "Share of the questions of the zero-shot task named that are answered right: acc_norm of "
-        "lm-evaluation-harness where the task has it, else acc.",
+        "Share of the questions of the task named that are answered right: acc_norm of "
+        "lm-evaluation-harness where the task has it, else acc. endings: four endings of passages "
+        "of the evaluation text; guessing gives 25 %.",
         "higher",
         "share",
     ),

@@ -24,7 +24,7 @@ from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.base_model import resolve_model
 from jobs.fields.processes import memory_of_others, require_processes
-from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, sample_flops
+from jobs.fields.quality import DECODED_TOKEN_COST, answer_flops, check_quality
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
 from jobs.limits import require_context
@@ -48,7 +48,8 @@ def requirements(config: DLQATJob) -> Requirements:
     refuse_idle(config)
     layers = quantised_layers(facts.linears, config)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
-    warnings = check_text(config, facts) + check_quality(config)
+    warnings = check_text(config, facts)
+    warnings += check_quality(config, config.windows, context_length(config, facts))
     if config.format == "compressed-tensors" and config.grid == "zero-point":
         warnings += (ASYMMETRIC,)
     require_training_text(config, facts)
@@ -64,7 +65,7 @@ def requirements(config: DLQATJob) -> Requirements:
         memory=needed,
         warnings=warnings,
         notes=trained_parameters(config, layers, facts) + hints(config, layers),
-        open_ended=bool(config.task_names),
+        open_ended=bool(config.harness_tasks),
     )
 
 
@@ -72,11 +73,10 @@ def flops_by_phase(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each phase, in order: the basis of estimate and progress."""
     layers = quantised_layers(facts.linears, config)
     weights, head = layer_weights(layers), facts.vocabulary * facts.hidden
-    tokens = config.segments * context_length(config, facts)
-    evaluation = (
-        FLOAT32_COST * 2 * (weights + head) * config.windows * context_length(config, facts)
-    )
-    samples = sample_flops(config, facts)
+    context = context_length(config, facts)
+    tokens = config.segments * context
+    evaluation = FLOAT32_COST * 2 * (weights + head) * config.windows * context
+    samples = answer_flops(config, facts, config.windows, context)
     forward, grams = 2 * weights * tokens, gram_flops(layers, tokens)
     prepare = weights + forward * config.needs_energies
     if config.needs_gptq:

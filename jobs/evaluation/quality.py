@@ -1,8 +1,8 @@
 """Quality of a run's stages, the same for every kind.
 
 Perplexity and bits per byte of every stage. For the dense model and the stage that is kept also:
-the divergence of the kept one's predictions from the dense one's, greedy samples, and zero-shot
-tasks if any are named. Whatever an earlier attempt has recorded is not measured again.
+the divergence of the kept one's predictions from the dense one's, greedy samples, and tasks if any
+are named. Whatever an earlier attempt has recorded is not measured again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
+from backend.evaluation.endings import questions, score_endings
 from backend.evaluation.paired import WINDOW_LOSSES
 from backend.evaluation.perplexity import Observe, perplexity
 from backend.evaluation.samples import agreement, write_samples
@@ -32,7 +33,7 @@ from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
 from jobs.evaluation.report import samples_of
 from jobs.fields.prompts import default_prompts
-from jobs.fields.quality import SAMPLE_PROMPTS, QualityConfig
+from jobs.fields.quality import ENDINGS, SAMPLE_PROMPTS, QualityConfig
 from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts
 from jobs.runtime.progress import Phase
@@ -92,7 +93,7 @@ class Quality:
             context.log("No samples are written: every token would read the model from disk.")
 
     def _load_tasks(self) -> dict[str, Any]:
-        names = self._config.task_names
+        names = self._config.harness_tasks
         return load_tasks(names, settings().task_dir) if names else {}
 
     def of(self, loaded: LoadedModel) -> Quality:
@@ -111,13 +112,15 @@ class Quality:
             reporter.progress(1, 1, REPLAY)
             return
         self._context.log(f"Measuring: {self._labels.get(stage, stage)}.")
-        parts = 3 if role else 1
+        parts = 4 if role else 1
         if self._text_missing(stage, role):
             self._measure_text(stage, role, reporter.part(0, parts))
         if role and self._writes and not self._has(stage, "greedy_agreement"):
             self._write_samples(stage, reporter.part(1, parts))
         if role and self._tasks and self._unanswered(stage):
             self._answer(stage, reporter.part(2, parts))
+        if role and self._endings_missing(stage):
+            self._choose_endings(stage, reporter.part(3, parts))
 
     def _has(self, stage: str, metric: str) -> bool:
         return self._context.has_result(stage, metric)
@@ -178,7 +181,7 @@ class Quality:
 
     def _writing_missing(self, stage: str) -> bool:
         unwritten = self._writes and not self._has(stage, "greedy_agreement")
-        return unwritten or bool(self._unanswered(stage))
+        return unwritten or bool(self._unanswered(stage)) or self._endings_missing(stage)
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
@@ -188,6 +191,17 @@ class Quality:
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
         self._context.result(stage, "greedy_agreement", same, n=len(samples), samples=samples)
+
+    def _endings_missing(self, stage: str) -> bool:
+        return self._config.asks_endings and not self._has(stage, f"accuracy/{ENDINGS}")
+
+    def _choose_endings(self, stage: str, reporter: Phase) -> None:
+        asked = questions(self._text.input_ids, self._config.task_limit)
+        score = score_endings(self._loaded.model, asked, self._batch, reporter, self._new)
+        self._context.result(
+            stage, f"accuracy/{ENDINGS}", score.accuracy, stderr=score.stderr, n=len(score.right),
+            task=ENDINGS, figure="accuracy", **text_facts(self._text),
+        )  # fmt: skip
 
     def _unanswered(self, stage: str) -> dict[str, Any]:
         """The tasks that have no figure at this stage."""

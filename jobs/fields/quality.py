@@ -6,7 +6,9 @@ import re
 
 from pydantic import BaseModel, Field, field_validator
 
+from backend.errors import ConfigError
 from backend.evaluation.harness import require_harness
+from backend.evaluation.question_shape import CHOICES, PART, question_count
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
 
@@ -14,6 +16,7 @@ SAMPLE_PROMPTS = 4
 DECODED_TOKEN_COST = 20.0  # of a token decoded alone, over one of a batch; measured
 TASK_NAME = re.compile(r"[\w.\-]{1,100}")
 MAX_TASKS = 20
+ENDINGS = "endings"  # the task that is made from the evaluation text
 
 
 class QualityConfig(BaseModel):
@@ -37,7 +40,8 @@ class QualityConfig(BaseModel):
         "",
         max_length=400,
         title="Zero-shot tasks",
-        description="Names of lm-evaluation-harness tasks, as in piqa, arc_easy. Needs the extra "
+        description="endings: which of four endings continues a passage of the evaluation text? "
+        "Other names are tasks of lm-evaluation-harness, as in piqa, arc_easy, and need the extra "
         "slimscope[tasks].",
         json_schema_extra={"advanced": True},
     )
@@ -59,23 +63,44 @@ class QualityConfig(BaseModel):
         return ", ".join(dict.fromkeys(names))
 
     @property
-    def task_names(self) -> list[str]:
+    def harness_tasks(self) -> list[str]:
+        return [name for name in self._names_of_tasks if name != ENDINGS]
+
+    @property
+    def asks_endings(self) -> bool:
+        return ENDINGS in self._names_of_tasks
+
+    @property
+    def _names_of_tasks(self) -> list[str]:
         return self.tasks.split(", ") if self.tasks else []
 
 
-def check_quality(config: QualityConfig) -> tuple[str, ...]:
+def check_quality(config: QualityConfig, windows: int, context: int) -> tuple[str, ...]:
     """Refuse what cannot be measured here.
+
+    Args:
+        windows: of the evaluation text, of `context` tokens.
 
     Returns:
         Warnings that do not forbid the run.
     """
-    if not config.task_names:
+    if config.asks_endings and question_count(windows, context) < CHOICES:
+        raise ConfigError(
+            "The evaluation text is too short to choose endings from.",
+            f"Every window of {context} tokens gives {context // PART} questions of {PART} tokens, "
+            f"and {CHOICES} are needed.",
+            "Raise the number of evaluation windows or the context length.",
+            "tasks",
+        )
+    if not config.harness_tasks:
         return ()
     require_harness()
     return ("The estimate leaves out the zero-shot tasks.",)
 
 
-def sample_flops(config: QualityConfig, facts: ModelFacts) -> float:
-    """Floating-point operations of the samples of one model."""
-    tokens = SAMPLE_PROMPTS * config.sample_tokens
-    return 2.0 * facts.weights_per_token * DECODED_TOKEN_COST * tokens
+def answer_flops(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
+    """Floating-point operations of the samples of one model, and of its choices of endings."""
+    tokens = SAMPLE_PROMPTS * config.sample_tokens * DECODED_TOKEN_COST
+    if config.asks_endings:
+        tokens += question_count(windows, context, config.task_limit) * CHOICES * PART
+    return 2.0 * facts.weights_per_token * tokens

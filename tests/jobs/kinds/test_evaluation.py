@@ -52,7 +52,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     loop: SupervisorLoop, wait: Wait
 ) -> None:
     pruned = finished(wait, "sds", **SMALL, control=False, adjust="off")
-    job = finished(wait, "evaluation", model=pruned.run, **TINY)
+    job = finished(wait, "evaluation", model=pruned.run, tasks="endings", **TINY)
     rows, theirs = figures(job.id), figures(pruned.id)
     kept = queries.job(pruned.id).kept_stage
     for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
@@ -64,6 +64,9 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     assert list(sizes) == ["dense", "2:4", "bitmask"] and sizes["2:4"] / sizes["dense"] == 9 / 16
     assert rows[MODEL, "kl_to_dense"].value > 0 and 0 < rows[MODEL, "top1_agreement"].value < 1
     assert (DENSE, "kl_to_dense") not in rows
+    for stage in (DENSE, MODEL):  # a question for each of the windows of 64 tokens
+        endings = rows[stage, "accuracy/endings"]
+        assert endings.n == TINY["windows"] and 0 <= endings.value <= 1
     prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
@@ -162,6 +165,7 @@ def test_where_leaving_out_zeros_pays_is_told() -> None:
         ({"model": "toy", "evaluation_text": "nothing"}, "evaluation_text", "nothing"),
         ({"model": "toy", "tasks": "piqa"}, "tasks", "pip install -e"),
         ({"model": "toy", "tasks": "../etc"}, "tasks", "task names"),
+        ({"model": "toy", "tasks": "endings", "windows": 3, "context": 64}, "tasks", "too short"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_beside_its_field(
