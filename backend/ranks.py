@@ -41,22 +41,22 @@ class _Here:
     """This process among the others."""
 
     number = 0
-    meeting = Path()
+    rendezvous = Path()
 
 
-def join(number: int, world: int, meeting: Path) -> None:
+def join(number: int, world: int, rendezvous: Path) -> None:
     """Meet the other processes; returns when all are there. The device of this one has to be set.
 
     Args:
         number: of this process, from 0; world: how many there are.
-        meeting: a file on this machine that does not exist until the first of them makes it.
+        rendezvous: a file on this machine that does not exist until the first of them makes it.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = _loopback()
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={_loopback()}")  # which it leaves out by itself
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    _Here.number, _Here.meeting = number, meeting
+    _Here.number, _Here.rendezvous = number, rendezvous
     # by its path, not as an address: it may hold any letter
-    store = dist.FileStore(str(meeting), world)  # type: ignore[attr-defined]
+    store = dist.FileStore(str(rendezvous), world)  # type: ignore[attr-defined]
     store.set_timeout(WAIT)
     dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=WAIT)
 
@@ -72,7 +72,9 @@ def leave() -> None:
     after a while: a connection that one closes early is an error for who still reads from it."""
     if not dist.is_initialized():
         return
-    here = [_Here.meeting.with_name(f"{_Here.meeting.name}-left-{n}") for n in range(world())]
+    here = [
+        _Here.rendezvous.with_name(f"{_Here.rendezvous.name}-left-{n}") for n in range(world_size())
+    ]
     with suppress(OSError):  # the folder may have been removed meanwhile
         here[_Here.number].touch()
     deadline = time.monotonic() + LEAVE_S
@@ -81,19 +83,19 @@ def leave() -> None:
     dist.destroy_process_group()
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def number() -> int:
+def rank() -> int:
     """The number of this process, from 0; it keeps it when it has left the others."""
     return _Here.number
 
 
 def is_first() -> bool:
     """Whether this is the process that reports, judges and saves."""
-    return number() == 0
+    return rank() == 0
 
 
 # tasks ------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ def is_first() -> bool:
 def announce(task: str) -> None:
     """Have the other processes begin a task, which this one then begins, too. Empty: none is left,
     and this process goes on alone."""
-    if world() > 1:
+    if world_size() > 1:
         letters = task.encode().ljust(MOST_LETTERS, b"\0")
         dist.broadcast(torch.tensor([*letters], dtype=torch.uint8), 0)
         if not task:
@@ -111,7 +113,7 @@ def announce(task: str) -> None:
 
 def tasks() -> Iterator[str]:
     """The tasks that the first process tells this one, until none is left."""
-    while world() > 1:
+    while world_size() > 1:
         letters = torch.zeros(MOST_LETTERS, dtype=torch.uint8)
         dist.broadcast(letters, 0)
         if task := bytes(letters.tolist()).rstrip(b"\0").decode():
@@ -122,7 +124,7 @@ def tasks() -> Iterator[str]:
 
 def broadcast_rows(rows: Tensor) -> None:
     """Give all processes int64 rows, which they receive by `receive_rows`."""
-    if world() > 1:
+    if world_size() > 1:
         shape = [*rows.shape, *[0] * (MOST_AXES - rows.dim())]
         dist.broadcast(torch.tensor(shape), 0)
         dist.broadcast(rows.cpu().long().contiguous(), 0)
@@ -142,7 +144,7 @@ def receive_rows() -> Tensor:
 
 def shard(rows: Rows) -> Rows:
     """This process's part of the rows of a step: every `world`th."""
-    return rows[number() :: world()] if world() > 1 else rows
+    return rows[rank() :: world_size()] if world_size() > 1 else rows
 
 
 def all_reduce_gradients(total: float, parameters: Iterable[nn.Parameter]) -> float:
@@ -151,7 +153,7 @@ def all_reduce_gradients(total: float, parameters: Iterable[nn.Parameter]) -> fl
     Returns:
         The sum of all `total`.
     """
-    if world() == 1:
+    if world_size() == 1:
         return total
     held = [*parameters]
     counted = torch.tensor([total, *(p.grad is not None for p in held)], dtype=torch.float64)
@@ -173,7 +175,7 @@ def stop_if_any_asked(reporter: Reporter) -> None:
     """Raise `CancelledError` in all processes, which then have left each other, if cancellation was
     requested of one of them: one that left a step alone would have the others wait for it."""
     asked = reporter.should_stop()
-    if world() > 1:
+    if world_size() > 1:
         votes = torch.tensor(int(asked))
         dist.all_reduce(votes)
         asked = bool(votes)
@@ -184,7 +186,7 @@ def stop_if_any_asked(reporter: Reporter) -> None:
 
 def broadcast_int(value: int) -> int:
     """What the first process has for `value`."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     told = torch.tensor(value)
     dist.broadcast(told, 0)
@@ -193,7 +195,7 @@ def broadcast_int(value: int) -> int:
 
 def broadcast_parameters(tensors: Iterable[Tensor]) -> None:
     """Set tensors to those of the first process, in place."""
-    if world() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             whole = tensor.detach().contiguous()
             dist.broadcast(whole, 0)

@@ -69,7 +69,7 @@ def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
     """What one process does, and how long it takes."""
     torch.set_num_threads(threads)
     if world > 1:
-        ranks.join(number, world, folder / "meeting")
+        ranks.join(number, world, folder / "rendezvous")
     random = torch.Generator().manual_seed(0)
     config, reporter = DLQATConfig.model_validate(CONFIG), StepClock()
     shape = (config.steps * config.batch, config.length)

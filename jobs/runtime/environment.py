@@ -42,7 +42,7 @@ def prepare(config: JobConfig, context: RunContext) -> str:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # what waits for "the GPU" waits for this one
     if rank:
-        ranks.join(rank.number, rank.world, rank.meeting)
+        ranks.join(rank.number, rank.world, rank.rendezvous)
     context.environment(**place(device, threads))
     return device
 

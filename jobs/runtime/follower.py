@@ -38,7 +38,7 @@ class FollowerContext(SilentReporter):
     """
 
     def __init__(self, task: FollowerTask) -> None:
-        self.rank: Rank | None = Rank(task.number, task.world, Path(task.meeting))
+        self.rank: Rank | None = Rank(task.number, task.world, Path(task.rendezvous))
         self.model = task.model
         self.checkpoints = Checkpoints(Path(task.work), attempt=task.attempt)
 

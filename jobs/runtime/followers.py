@@ -33,7 +33,7 @@ from jobs.runtime.context import JobContext
 from jobs.runtime.rank import FollowerTask, Rank
 from jobs.runtime.usage import limit_memory
 
-MEETING = ".meeting-"  # and the number of the attempt
+RENDEZVOUS = ".rendezvous-"  # and the number of the attempt
 NO_DATABASE = "sqlite://"  # an empty one in memory: followers report nothing
 LEAVE_S = 5.0  # for a process to end by itself
 LOOK_S = 0.05
@@ -47,8 +47,8 @@ def followers(kind: Kind, config: JobConfig, context: JobContext) -> Iterator[No
         yield
         return
     limit_memory(settings().job_gb / config.processes)
-    with meeting_file(context.work, context.attempt_n) as meeting:
-        context.rank = Rank(0, config.processes, meeting)
+    with rendezvous_file(context.work, context.attempt_n) as rendezvous:
+        context.rank = Rank(0, config.processes, rendezvous)
         team = FollowerProcesses(kind, config, context, context.rank)
         try:
             yield
@@ -62,17 +62,17 @@ def followers(kind: Kind, config: JobConfig, context: JobContext) -> Iterator[No
 
 
 @contextmanager
-def meeting_file(work: Path, attempt: int) -> Iterator[Path]:
+def rendezvous_file(work: Path, attempt: int) -> Iterator[Path]:
     """The file by which the processes of an attempt meet, among the checkpoints of its run. It goes
     with what is named after it; so does what attempts before left that were killed."""
     remove_meetings(work)
-    yield work / f"{MEETING}{attempt}"
+    yield work / f"{RENDEZVOUS}{attempt}"
     remove_meetings(work)
 
 
 def remove_meetings(work: Path) -> None:
     """Remove what processes of a run have met by: nobody else works in the folder."""
-    for file in work.glob(f"{MEETING}*"):
+    for file in work.glob(f"{RENDEZVOUS}*"):
         file.unlink(missing_ok=True)
 
 
@@ -87,7 +87,7 @@ class FollowerProcesses:
             self._start(
                 FollowerTask(
                     kind.name, values, model, str(context.work), context.attempt_n,
-                    str(first.meeting), number, first.world,
+                    str(first.rendezvous), number, first.world,
                 )
             )
             for number in range(1, first.world)

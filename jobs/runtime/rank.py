@@ -13,12 +13,12 @@ class Rank:
 
     Attributes:
         number: from 0, which is the process of the attempt; world: how many there are.
-        meeting: the file by which they meet, on their machine.
+        rendezvous: the file by which they meet, on their machine.
     """
 
     number: int
     world: int
-    meeting: Path
+    rendezvous: Path
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class FollowerTask:
     Attributes:
         config: of the run; model: its model, as a folder or a name that needs no database.
         work: folder of its checkpoints; attempt: its number.
-        meeting, number, world: see `Rank`.
+        rendezvous, number, world: see `Rank`.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class FollowerTask:
     model: str
     work: str
     attempt: int
-    meeting: str
+    rendezvous: str
     number: int
     world: int
 

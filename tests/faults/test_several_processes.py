@@ -99,7 +99,7 @@ def test_others_are_told_the_config_as_it_is_and_where_its_model_is(
     kind = kind_named("dlqat")
     config = kind.config.model_validate({**DLQAT, "model": "sds-0001"})
     context = SimpleNamespace(log=print, work=tmp_path, attempt_n=3, accompany=lambda pids: None)
-    first = Rank(0, 2, tmp_path / "meeting")
+    first = Rank(0, 2, tmp_path / "rendezvous")
     team = followers.FollowerProcesses(kind, config, context, first)
     (child,) = team._children
     told = FollowerTask(**json.loads(child.stdout.readline()))
@@ -110,12 +110,12 @@ def test_others_are_told_the_config_as_it_is_and_where_its_model_is(
 
 def test_nothing_they_met_by_is_left(tmp_path: Path) -> None:
     """Nor what a killed attempt has left."""
-    (tmp_path / ".meeting-1-left-0").touch()
+    (tmp_path / ".rendezvous-1-left-0").touch()
     (tmp_path / "train-dlqat").mkdir()
-    with followers.meeting_file(tmp_path, 2) as meeting:
-        assert not [*tmp_path.glob(".meeting-1*")] and not meeting.exists()
-        meeting.touch()
-        meeting.with_name(f"{meeting.name}-left-1").touch()
+    with followers.rendezvous_file(tmp_path, 2) as rendezvous:
+        assert not [*tmp_path.glob(".rendezvous-1*")] and not rendezvous.exists()
+        rendezvous.touch()
+        rendezvous.with_name(f"{rendezvous.name}-left-1").touch()
     assert [each.name for each in tmp_path.iterdir()] == ["train-dlqat"]
 
 

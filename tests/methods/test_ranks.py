@@ -62,10 +62,10 @@ class Trained:
 
 
 @pytest.fixture
-def meeting(tmp_path: Path):
+def rendezvous(tmp_path: Path):
     """Makes names of files by which processes meet."""
     numbers = count()
-    return lambda: tmp_path / f"a meeting {next(numbers)}"
+    return lambda: tmp_path / f"a rendezvous {next(numbers)}"
 
 
 # what they exchange -------------------------------------------------------------------------------
@@ -74,13 +74,13 @@ def meeting(tmp_path: Path):
 def exchange() -> tuple[list[Tensor | None], float, list[str], Tensor]:
     """Gradients and a total, tasks, and rows."""
     both, one, none = (torch.nn.Parameter(torch.full((2, 2), 7.0)) for _ in range(3))
-    both.grad = torch.full((2, 2), 1.0 + ranks.number())
-    one.grad = torch.eye(2) if ranks.number() == 1 else None
+    both.grad = torch.full((2, 2), 1.0 + ranks.rank())
+    one.grad = torch.eye(2) if ranks.rank() == 1 else None
     total = ranks.all_reduce_gradients(0.5, [both, one, none])
-    assert ranks.shard(torch.arange(5)).tolist() == [*range(ranks.number(), 5, 2)]
-    assert ranks.broadcast_int(ranks.number() + 3) == 3
+    assert ranks.shard(torch.arange(5)).tolist() == [*range(ranks.rank(), 5, 2)]
+    assert ranks.broadcast_int(ranks.rank() + 3) == 3
     with torch.no_grad():
-        none += ranks.number()
+        none += ranks.rank()
     ranks.broadcast_parameters([none])
     if ranks.is_first():
         tasks = ["one", "another"]
@@ -91,22 +91,22 @@ def exchange() -> tuple[list[Tensor | None], float, list[str], Tensor]:
         ranks.announce("")
     else:
         tasks = [task for task in ranks.tasks() if len(rows := ranks.receive_rows())]
-    assert ranks.world() == 1
+    assert ranks.world_size() == 1
     return [both.grad, one.grad, none.grad, none.detach()], total, tasks, rows
 
 
 def ask_one_to_stop(told: int) -> bool:
     """Whether this process stops when the one of that number is asked to."""
-    told_this = LossRecorder(stop_after=0 if ranks.number() == told else 1)
+    told_this = LossRecorder(stop_after=0 if ranks.rank() == told else 1)
     try:
         ranks.stop_if_any_asked(told_this)
     except CancelledError:
-        return ranks.world() == 1
+        return ranks.world_size() == 1
     return False
 
 
-def test_all_processes_have_the_same_after_each_exchange(meeting) -> None:
-    for gradients, total, tasks, rows in together(2, meeting(), exchange):
+def test_all_processes_have_the_same_after_each_exchange(rendezvous) -> None:
+    for gradients, total, tasks, rows in together(2, rendezvous(), exchange):
         assert gradients[0].tolist() == [[3, 3], [3, 3]] and torch.equal(gradients[1], torch.eye(2))
         assert gradients[2] is None and gradients[3].tolist() == [[7, 7], [7, 7]]
         assert (total, tasks) == (1.0, ["one", "another"])
@@ -114,8 +114,8 @@ def test_all_processes_have_the_same_after_each_exchange(meeting) -> None:
 
 
 @pytest.mark.parametrize(("told", "stop"), [(0, True), (1, True), (2, False)])
-def test_all_processes_stop_where_one_is_asked_to(meeting, told: int, stop: bool) -> None:
-    assert together(2, meeting(), ask_one_to_stop, told) == [stop, stop]
+def test_all_processes_stop_where_one_is_asked_to(rendezvous, told: int, stop: bool) -> None:
+    assert together(2, rendezvous(), ask_one_to_stop, told) == [stop, stop]
 
 
 def test_alone_nothing_is_exchanged() -> None:
@@ -158,26 +158,26 @@ def assert_close(one: Trained, other: Trained, rel: float) -> None:
 
 
 def test_dlqat_on_two_processes_has_the_losses_of_one(
-    tmp_path: Path, calibration: Tensor, meeting
+    tmp_path: Path, calibration: Tensor, rendezvous
 ) -> None:
     """With gradient accumulation, which two processes need less of, and LoRA."""
     rows = calibration[32:44, :LENGTH]
     fields = {"accumulate": 3, "batch": 2, "lora": True}
-    whole = together(1, meeting(), train_dlqat, tmp_path / "one", rows, fields)[0]
-    first, second = together(2, meeting(), train_dlqat, tmp_path / "two", rows, fields)
+    whole = together(1, rendezvous(), train_dlqat, tmp_path / "one", rows, fields)[0]
+    first, second = together(2, rendezvous(), train_dlqat, tmp_path / "two", rows, fields)
     assert len(whole.losses) == 2 * STEPS and second.losses == {}
     assert_close(whole, first, rel=1e-5)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_dlqat_goes_on_with_another_number_of_processes(
-    tmp_path: Path, calibration: Tensor, meeting, before: int, after: int
+    tmp_path: Path, calibration: Tensor, rendezvous, before: int, after: int
 ) -> None:
     """Stopped behind step 3; the checkpoint is of step 2."""
     rows, fields = calibration[32:44, :LENGTH], {"steps": STEPS}
-    whole = together(1, meeting(), train_dlqat, tmp_path / "whole", rows, fields)[0]
-    begun = together(before, meeting(), train_dlqat, tmp_path / "cut", rows, fields, 3)[0]
-    ended = together(after, meeting(), train_dlqat, tmp_path / "cut", rows, fields)[0]
+    whole = together(1, rendezvous(), train_dlqat, tmp_path / "whole", rows, fields)[0]
+    begun = together(before, rendezvous(), train_dlqat, tmp_path / "cut", rows, fields, 3)[0]
+    ended = together(after, rendezvous(), train_dlqat, tmp_path / "cut", rows, fields)[0]
     assert [*begun.losses] == [f"loss/dlqat {n}" for n in (1, 2, 3)]
     assert [*ended.losses] == [f"loss/dlqat {n}" for n in (3, 4)]
     assert_close(whole, Trained(begun.losses | ended.losses, ended.learnt), rel=1e-5)
@@ -204,7 +204,7 @@ def train_drafter(
 ) -> Trained:
     """Train a drafter of the toy."""
     reporter = LossRecorder(stop_after)
-    drafter = drafter_of(base(), seed=ranks.number(), architecture=architecture)
+    drafter = drafter_of(base(), seed=ranks.rank(), architecture=architecture)
     learnt, heldout = (stored(Checkpoints(texts), name) for name in (LEARNT, HELD))
     settings = TrainingConfig.model_validate({**DRAFTING, **fields})
     trainer = DrafterTrainer(
@@ -218,13 +218,13 @@ def train_drafter(
 
 
 def test_a_drafter_on_two_processes_has_the_losses_of_one(
-    tmp_path: Path, texts: Path, meeting
+    tmp_path: Path, texts: Path, rendezvous
 ) -> None:
     """Of 26 sequences in batches of 5 the last batch has one: a process has nothing to learn from.
     The second process began with other weights."""
     fields = {"batch": 5, "steps": 7}
-    whole = together(1, meeting(), train_drafter, tmp_path / "one", texts, fields)[0]
-    first, second = together(2, meeting(), train_drafter, tmp_path / "two", texts, fields)
+    whole = together(1, rendezvous(), train_drafter, tmp_path / "one", texts, fields)[0]
+    first, second = together(2, rendezvous(), train_drafter, tmp_path / "two", texts, fields)
     assert len(whole.losses) == 7
     assert_close(whole, first, rel=1e-4)
     assert all(torch.equal(second.learnt[name], each) for name, each in first.learnt.items())
@@ -232,31 +232,31 @@ def test_a_drafter_on_two_processes_has_the_losses_of_one(
 
 @pytest.mark.parametrize("architecture", sorted({*DECLARED_DRAFTERS} - {"amphista"}))
 def test_drafters_of_all_architectures_train_on_two_processes(
-    tmp_path: Path, texts: Path, meeting, architecture: str
+    tmp_path: Path, texts: Path, rendezvous, architecture: str
 ) -> None:
     """Some need the anchors of a share sorted by sequence, filled up or not."""
     given = (texts, {"batch": 5, "steps": 2}, 10**9, architecture)
-    whole = together(1, meeting(), train_drafter, tmp_path / "one", *given)[0]
-    first = together(2, meeting(), train_drafter, tmp_path / "two", *given)[0]
+    whole = together(1, rendezvous(), train_drafter, tmp_path / "one", *given)[0]
+    first = together(2, rendezvous(), train_drafter, tmp_path / "two", *given)[0]
     assert len(whole.losses) == 2
     assert_close(whole, first, rel=1e-4)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_drafter_goes_on_with_another_number_of_processes(
-    tmp_path: Path, texts: Path, meeting, before: int, after: int
+    tmp_path: Path, texts: Path, rendezvous, before: int, after: int
 ) -> None:
-    whole = together(1, meeting(), train_drafter, tmp_path / "whole", texts, {})[0]
-    begun = together(before, meeting(), train_drafter, tmp_path / "cut", texts, {}, 2)[0]
-    ended = together(after, meeting(), train_drafter, tmp_path / "cut", texts, {})[0]
+    whole = together(1, rendezvous(), train_drafter, tmp_path / "whole", texts, {})[0]
+    begun = together(before, rendezvous(), train_drafter, tmp_path / "cut", texts, {}, 2)[0]
+    ended = together(after, rendezvous(), train_drafter, tmp_path / "cut", texts, {})[0]
     assert [*begun.losses] == ["loss 1", "loss 2"] and [*ended.losses] == ["loss 3", "loss 4"]
     assert_close(whole, Trained(begun.losses | ended.losses, ended.learnt), rel=1e-4)
 
 
 def test_a_time_budget_gives_all_processes_the_same_number_of_steps(
-    tmp_path: Path, texts: Path, meeting
+    tmp_path: Path, texts: Path, rendezvous
 ) -> None:
     """Else one would wait for the other: each of them measures another pace."""
     fields = {"minutes": 0.01}
-    first, second = together(2, meeting(), train_drafter, tmp_path / "run", texts, fields)
+    first, second = together(2, rendezvous(), train_drafter, tmp_path / "run", texts, fields)
     assert len(first.losses) == len(second.losses) >= 12

@@ -16,18 +16,19 @@ LIMIT_S = 60.0  # for a training of a few steps
 T = TypeVar("T")
 
 
-def together(count: int, meeting: Path, function: Callable[..., T], *given: object) -> list[T]:
+def together(count: int, rendezvous: Path, function: Callable[..., T], *given: object) -> list[T]:
     """What a function of a module returns in each of `count` processes that train together; alone
     it is called here.
 
     Args:
-        meeting: a file that does not exist.
+        rendezvous: a file that does not exist.
     """
     if count == 1:
         return [function(*given)]
     with ProcessPoolExecutor(count, FORKS) as pool:
         futures = [
-            pool.submit(_joined, number, count, meeting, function, given) for number in range(count)
+            pool.submit(_joined, number, count, rendezvous, function, given)
+            for number in range(count)
         ]
         try:
             return [future.result(LIMIT_S) for future in futures]
@@ -38,10 +39,10 @@ def together(count: int, meeting: Path, function: Callable[..., T], *given: obje
 
 
 def _joined(
-    number: int, count: int, meeting: Path, function: Callable[..., T], given: tuple[object, ...]
+    number: int, count: int, rendezvous: Path, function: Callable[..., T], given: tuple[object, ...]
 ) -> T:
     torch.set_num_threads(1)
-    ranks.join(number, count, meeting)
+    ranks.join(number, count, rendezvous)
     try:
         return function(*given)
     finally:

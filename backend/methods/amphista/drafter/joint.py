@@ -97,8 +97,8 @@ class JointDrafter(AdaptedDrafter, ParallelDrafter):
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
     ) -> Tensor:
         """The slots of chosen anchors; see `Drafter`."""
-        taught = self.training_slots(hidden, embedded, rows, places, embed)
-        return taught.slots[:, : self.config.heads]
+        training = self.training_slots(hidden, embedded, rows, places, embed)
+        return training.slots[:, : self.config.heads]
 
     def draft_slots(
         self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache], embed: Embed

@@ -61,15 +61,15 @@ class AnchorBatch:
 
 
 def loss_and_gradient(
-    drafter: Drafter, taught: TrainingSlots, batch: AnchorBatch, config: TrainingConfig
+    drafter: Drafter, training: TrainingSlots, batch: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
     """The share of n anchors in the loss of a step, and its gradient with respect to their slots
     [n, S, d]."""
-    slots, total = taught.slots.detach(), 0.0
-    heads = torch.tensor([*range(drafter.config.heads), *taught.heads], device=slots.device)
+    slots, total = training.slots.detach(), 0.0
+    heads = torch.tensor([*range(drafter.config.heads), *training.heads], device=slots.device)
     weights = config.discount**heads / batch.anchors * batch.valid[:, heads]
-    if taught.guesses is not None:
-        weights[:, 1 : drafter.config.heads] *= _guess_weights(taught.guesses, batch)
+    if training.guesses is not None:
+        weights[:, 1 : drafter.config.heads] *= _guess_weights(training.guesses, batch)
     gradient = torch.empty_like(slots)
     for start in range(0, len(slots), CHUNK):
         chunk = slice(start, start + CHUNK)

@@ -189,12 +189,12 @@ class DrafterTrainer:
             enabled=self.target.dtype == torch.bfloat16,
         ):
             hidden = batch.hidden[:, :-1].to(parameters)
-            taught = drafter.training_slots(
+            training = drafter.training_slots(
                 hidden, embedded, batch.rows, batch.places, self.target.embed
             )
         with torch.no_grad():
-            loss, gradient = loss_and_gradient(drafter, taught, batch, self.config)
-        taught.slots.backward(gradient)
+            loss, gradient = loss_and_gradient(drafter, training, batch, self.config)
+        training.slots.backward(gradient)
         return loss
 
     # the data --------------------------------------------------------------------------------
@@ -203,14 +203,16 @@ class DrafterTrainer:
         """This process's part of the batch of a step; a function of seed and step."""
         indices = self._batch(step)
         rows, places = self._anchors(indices, step)
-        anchors, mine = len(rows), rows % ranks.world() == ranks.number()
-        rows, places = rows[mine] // ranks.world(), places[mine]
+        anchors, mine = len(rows), rows % ranks.world_size() == ranks.rank()
+        rows, places = rows[mine] // ranks.world_size(), places[mine]
         samples = [self.learnt[index] for index in ranks.shard(indices) or indices[:1]]
         longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
         lengths = torch.tensor([len(s.ids) for s in samples])
         targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
         valid = targets < lengths[rows, None]
-        if ranks.world() > 1:  # a share has any number of anchors: fill up, so that shapes recur
+        if (
+            ranks.world_size() > 1
+        ):  # a share has any number of anchors: fill up, so that shapes recur
             spare = rounded_up(len(rows), ROW_STEP) - len(rows)
             rows, places, valid = (  # in front, as anchors of row 0: they stay sorted by row
                 pad(each, (0, 0) * (each.dim() - 1) + (spare, 0)) for each in (rows, places, valid)
