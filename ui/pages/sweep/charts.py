@@ -17,12 +17,16 @@ from ui.format import esc, number
 from ui.theme import stage_style
 
 DENSE = "dense"
+HEIGHT, AROUND, ROW = 420, 152, 44  # pixels: reserved for the chart; what is not rows; a row
+LEAST = 320  # pixels, so that a phone shows the whole legend
 LOG_FROM = 4.0  # largest over smallest from which a log axis is worth it
 SPREAD = "±: sample standard deviation over seeds; none for a single run."
 
 
-def sweep_means(rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]) -> Chart:
-    """Mean of one metric by combination and stage.
+def sweep_means(
+    rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str], headline: str = ""
+) -> Chart:
+    """Mean of one metric by combination and stage; as high as its combinations need.
 
     Args:
         rows: of this metric alone, as `jobs.sweep.table` gives them.
@@ -46,11 +50,15 @@ def sweep_means(rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, st
         xaxis=_value_axis(shown.title, frame[shown.title]),
         yaxis=rows_axis([*combinations.values()]),
         **legend_row(top=56),
+        more=max(LEAST, AROUND + ROW * len(combinations)) - HEIGHT,
     )
     traces = [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)]
     figure = go.Figure(traces, looks)
     return Chart(
-        figure, frame, f"n = {extent([row.n for row in rows], str, '–')} runs per dot. {SPREAD}"
+        figure,
+        frame,
+        f"n = {extent([row.n for row in rows], str, '–')} runs per dot. {SPREAD}",
+        headline=headline,
     )
 
 

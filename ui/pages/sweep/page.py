@@ -15,9 +15,9 @@ from jobs.sweep import SweepRow
 from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.sweep import details
-from ui.pages.sweep.charts import sweep_means
+from ui.pages.sweep.charts import HEIGHT, sweep_means
 from ui.pages.sweep.settings import importance_chart, last_stage, parallel_chart
-from ui.pages.sweep.ties import ties
+from ui.pages.sweep.ties import headline, ties
 from ui.runs.actions.single import act
 from ui.runs.html import unknown
 from ui.runs.results import setting_title, stages_of
@@ -27,8 +27,9 @@ from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 MEANS = Panel(
-    "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?", 420
-)
+    "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?",
+    HEIGHT,
+)  # fmt: skip
 LINES = Panel(
     "lines", "Every combination", "Which combinations of settings lead to which result?", 320
 )
@@ -68,7 +69,7 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         )
     names, rows, shown = _measured(jobs, chosen or query(request, "metric"))
     labels, name = stages_of(jobs[0]), shown.name
-    chart = sweep_means(rows, shown, labels) if rows else Chart(WAITING)
+    chart = _means(jobs, rows, shown, labels)
     html = {
         "head": details.head(jobs, current_user(request)),
         "metric": gr.update(
@@ -88,6 +89,15 @@ def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[str], list[SweepRo
     return names, [row for row in rows if row.metric == name], metric(name)
 
 
+def _means(
+    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
+) -> Chart:
+    """The means; where a single setting varies, no other chart says which value is best."""
+    last, alone = last_stage(rows, labels), len(sweep.varied(jobs)) == 1
+    told = headline(last, shown, ties(jobs, last, shown)) if alone and len(last) > 1 else ""
+    return sweep_means(rows, shown, labels, told) if rows else Chart(WAITING)
+
+
 def _titles(jobs: Sequence[Job]) -> dict[str, str]:
     """Setting that varies -> its title."""
     return {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
@@ -103,7 +113,7 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
         _, rows, shown = _measured(jobs, query(request, "metric"))
         labels = stages_of(jobs[0])
         if panel is MEANS:
-            return sweep_means(rows, shown, labels) if rows else Chart(WAITING)
+            return _means(jobs, rows, shown, labels)
         last, titles = last_stage(rows, labels), _titles(jobs)
         if panel is LINES:
             return parallel_chart(last, shown, titles, ties(jobs, last, shown)) or Chart(None)

@@ -13,8 +13,8 @@ from jobs.metrics import Metric
 from jobs.sweep import SweepRow, importance
 from ui.charts.chart import Chart
 from ui.charts.template import axis, category_axis, layout
-from ui.format import number, share
-from ui.pages.sweep.ties import best_row
+from ui.format import share
+from ui.pages.sweep.ties import headline
 from ui.theme import BLUE, LIGHT
 
 FADING = [[0.0, BLUE], [1.0, "#B8BEC6"]]  # from the best to the worst
@@ -84,9 +84,6 @@ def parallel_chart(
         },
         labelfont={"color": LIGHT.text, "size": 12}, tickfont={"color": LIGHT.muted, "size": 12},
     )  # fmt: skip
-    best = best_row(rows, shown)
-    labels = ", ".join(row.label for row in tied)
-    others = f"; not significantly different: {labels}" if tied else ""
     frame = pd.DataFrame(
         [[*(str(row.values.get(f)) for f in fields), scale * row.mean] for row in rows],
         columns=[*(titles.get(f, f) for f in fields), shown.title],
@@ -96,7 +93,7 @@ def parallel_chart(
         go.Figure(lines, looks),
         frame,
         f"n = {len(rows)} combinations. Drag along an axis to choose some of them.",
-        headline=f"Best: {best.label}, {shown.title.lower()} {number(scale * best.mean)}{others}",
+        headline=headline(rows, shown, tied),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which combinations of a sweep are not significantly different from its best one."""
+"""The best combination of a sweep, and which others are not significantly different from it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import Metric
 from jobs.sweep import SweepRow
+from ui.format import number
 from ui.runs.pairs import OF_WINDOWS, window_losses
 
 
 def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
     """The combination with the best mean."""
     return (max if shown.better == "higher" else min)(rows, key=lambda row: row.mean)
+
+
+def headline(rows: Sequence[SweepRow], shown: Metric, tied: Sequence[SweepRow] = ()) -> str:
+    """The best combination, its figure, and those that are `tied` with it."""
+    best, scale = best_row(rows, shown), 100.0 if shown.form == "share" else 1.0
+    labels = ", ".join(row.label for row in tied)
+    others = f"; not significantly different: {labels}" if tied else ""
+    return f"Best: {best.label}, {shown.title.lower()} {number(scale * best.mean)}{others}"
 
 
 def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[SweepRow]:
