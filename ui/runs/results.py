@@ -120,7 +120,9 @@ def _chosen(title: str, of: str, value: object) -> str:
     if not isinstance(value, int | float):
         return str(value)
     title = title.lower()
-    return f"{value:g} {of}" if of and title.endswith(of) else f"{title} {value:g}"
+    if not of or not title.endswith(of):
+        return f"{title} {value:g}"
+    return f"{value:g} {of.removesuffix('s') if value == 1 else of}"
 
 
 class RunResults:

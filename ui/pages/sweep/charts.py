@@ -57,7 +57,7 @@ def sweep_means(
     return Chart(
         figure,
         frame,
-        f"n = {extent([row.n for row in rows], str, '–')} runs per dot. {SPREAD}",
+        f"Runs per dot: {extent([row.n for row in rows], str, '–')}. {SPREAD}",
         headline=headline,
     )
 
