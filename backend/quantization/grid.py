@@ -104,19 +104,26 @@ def zeros_of(scale: Tensor, offset: Tensor) -> Tensor:
 
 
 def minmax_grid(V: Tensor, bits: int, grid: GridType, ratio: float = 1.0) -> QuantGrid:
-    """The grid over `ratio` of the range of each group; V float32 [rows, groups, g].
+    """The grid over `ratio` of the range of each group; V float32 [rows, groups, g]."""
+    return grid_over(V.amin(-1), V.amax(-1), bits, grid, ratio)
+
+
+def grid_over(
+    low: Tensor, high: Tensor, bits: int, grid: GridType, ratio: float = 1.0
+) -> QuantGrid:
+    """The grid over `ratio` of the ranges from `low` to `high`, float32 [rows, groups].
 
     symmetric     s = max|w| / (2^(n-1) - 1/2)
     zero-point    s = (max - min) / Q,  z = round(-min / s);  the range includes 0
     offset        s = (max - min) / Q,  z = -min / s;  the range shrinks around its middle
     """
-    low, high, top = V.amin(-1), V.amax(-1), 2**bits - 1
+    top = 2**bits - 1
     if grid == "offset":
         cut = (high - low) * ((1 - ratio) / 2)
         low, scale = low + cut, (high - low - 2 * cut) / top
         scale = torch.where(scale > 0, scale, 1.0)  # all alike: q = 0, and the offset is w
         return QuantGrid(bits, scale, -low / scale)
-    low, high = low.clamp_(max=0) * ratio, high.clamp_(min=0) * ratio
+    low, high = low.clamp(max=0) * ratio, high.clamp(min=0) * ratio
     if grid == "symmetric":
         scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 0.5)
         zero = torch.full_like(scale, 2 ** (bits - 1))

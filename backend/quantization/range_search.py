@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from backend.quantization import GridType
-from backend.quantization.grid import QuantGrid, minmax_grid, unclipped_codes_
+from backend.quantization.grid import QuantGrid, grid_over, minmax_grid, unclipped_codes_
 from backend.quantization.registry import RANGE_SEARCHES, range_search
 
 RATIOS = tuple(round(1 - step / 100, 2) for step in range(60))
@@ -56,10 +56,11 @@ def minmax(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
 @range_search("weighted", flops=2500.0, needs_energy=True)
 def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The shrunk range with the smallest error, for each group."""
-    best = minmax_grid(V, bits, grid)
+    low, high = V.amin(-1), V.amax(-1)
+    best = grid_over(low, high, bits, grid)
     least = _error(V, best, weight)
     for ratio in RATIOS[1:]:
-        shrunk = minmax_grid(V, bits, grid, ratio)
+        shrunk = grid_over(low, high, bits, grid, ratio)
         error = _error(V, shrunk, weight)
         best = where(error < least, shrunk, best)
         least = torch.minimum(error, least)
