@@ -101,8 +101,8 @@ def run_sds(
     fitted, heldout = split(calibration, config.holdout)
     units = sum(each.units for each in _passes(config)) * len(linears)
     units += len(config.stages) * bool(len(heldout))
-    streamed = calibration if config.tune else fitted
-    new = batches_in(_hidden_state_folder(model, streamed, dtype, config, checkpoints))
+    passing = calibration if config.tune else fitted  # tuning needs the others, too
+    new = batches_in(_hidden_state_folder(model, passing, dtype, config, checkpoints))
     run = SDSRun(
         model, fitted, config, dtype, store, reporter, patterns, units, new, stored, heldout
     )

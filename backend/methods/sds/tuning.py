@@ -23,7 +23,7 @@ from torch import Tensor
 from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.block_work import BlockWork, SDSRun
-from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.stage_store import Weights
 from backend.models.block_forward import open_stream
@@ -61,7 +61,7 @@ class Tuner:
                 each = copies[id(inputs[module])]
                 yield module, work.prune_with(damping, pruner, module, weights[module], each)
 
-        return self._choose(work, "damping", self.stage, tried, pruned, held)
+        return self._choose(work, f"damping/{self.stage}", tried, pruned, held)
 
     def with_l1(self, work: BlockWork, inputs: Inputs, held: References) -> SDSConfig:
         """The config with the L1 penalty to re-densify the block with.
@@ -85,7 +85,7 @@ class Tuner:
                 W = solve(work.first[module], target.dense, each, config(l1))
                 yield module, work.prune_with(damping, pruner, module, W, each)
 
-        return config(self._choose(work, "l1", SDSStage.REDENSE, tried, pruned, held))
+        return config(self._choose(work, f"l1/{SDSStage.REDENSE}", tried, pruned, held))
 
     def advance(self, work: BlockWork) -> References:
         """Move the held-out segments past the block, with its current weights.
@@ -113,9 +113,8 @@ class Tuner:
         return {m: DenseReference(work.dense[m], each) for m, each in inputs.items() if each.tokens}
 
     def _choose(
-        self, work: BlockWork, name: str, stage: SDSStage, tried: Sequence[float], pruned: Pruned,
-        held: References,
-    ) -> float:  # fmt: skip
+        self, work: BlockWork, name: str, tried: Sequence[float], pruned: Pruned, held: References
+    ) -> float:
         """The value of lowest error, of equal ones the first; logged, and kept in the report."""
         if not held:
             return tried[0]
@@ -125,10 +124,10 @@ class Tuner:
             with work.timed("tuning"):
                 errors[value] = _mean_error(pruned(value), held)
         best = min(tried, key=errors.__getitem__)
-        work.report.tuned.setdefault(f"{name}/{stage}", {}).update(dict.fromkeys(held, best))
+        work.report.tuned.setdefault(name, {}).update(dict.fromkeys(held, best))
         self.run.reporter.log(
-            f"{STAGE_LABELS[stage]} of block {work.block + 1}: {name} {best:g}, held-out error "
-            f"{errors[best]:.5f} ({errors[tried[0]]:.5f} with {tried[0]:g})."
+            f"{at_block(work.block, self.run.blocks)}: {name} {best:g}, held-out error "
+            f"{errors[best]:.5f}; {errors[tried[0]]:.5f} with {tried[0]:g}."
         )
         return best
 
