@@ -7,8 +7,8 @@
 
 H and H' are the Grams that the pruner and the re-dense step are given; H_held is that of the
 held-out segments in the same place: they pass through the same sparse blocks, in a stream of their
-own. On H itself, less damping and less L1 nearly always look better; on other text they are not,
-where segments are few. The L1 penalty is judged by what it is for: the second pruning.
+own. On H itself, little damping looks best; where segments are few, it is not on other text. The L1
+penalty is judged by what it is for: the second pruning.
 """
 
 from __future__ import annotations
