@@ -141,6 +141,11 @@ TO_LOWER = {  # part -> its name, the remedy, and the config field for it
         "Lower the segments, or choose the gram solver.",
         "redense",
     ),
+    "held-out grams": (
+        "the second moments of one block on the held-out text",
+        "Do not tune on held-out text.",
+        "tune",
+    ),
     "stages": ("the stages of one block", "Choose a smaller model.", "model"),
     "answers": ("the answers generated at once", "Lower the answer length.", "answer_tokens"),
     "training": ("the training", "Lower the batch size or the sequence length.", "batch"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backend.errors import ConfigError
-from backend.methods.sds.config import SDSStage
+from backend.methods.sds.config import SDSStage, refuse_tuning
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import refuse_allocation
 from backend.methods.sds.pruners import DECLARED_PRUNERS
@@ -34,6 +34,7 @@ def requirements(config: SDSJob) -> Requirements:
     facts = resolve_model(config.model).facts
     facts.require_compressible()
     refuse_allocation(config)
+    refuse_tuning(config, config.segments)
     require_experts_fit(config, facts)
     layer_patterns(facts.linears, config)
     warnings = check_text(config, facts)
@@ -74,7 +75,10 @@ def require_experts_fit(config: SDSJob, facts: ModelFacts) -> None:
 
 
 def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
-    """Floating-point operations of each phase: the basis of estimate and progress."""
+    """Floating-point operations of each phase: the basis of estimate and progress.
+
+    Held-out segments are counted as calibration: in tuning, they pass through the blocks, too.
+    """
     weights = facts.linear_weights
     solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
     grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
@@ -85,6 +89,7 @@ def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     sgd_steps = config.sgd_epochs * config.segments  # each a product with one segment's Gram
     redense = {"gram": config.redense_steps, "ridge": 1, "sgd": sgd_steps}[config.redense]
     steps = whole * redense + config.adjust_steps * adjustments + pruning_products(config)
+    steps += tuning_products(config)
     passes = 2 * (1 + whole) + (config.allocation == "owl")
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
     return {
@@ -96,9 +101,25 @@ def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
 
 def pruning_products(config: SDSJob) -> float:
     """Products with an [in, in] matrix per row of weights that the pruners make, as they declare:
-    of the first pruning, and of the second where it is done by the same one."""
-    times = 1 + (config.until == "sds" and config.second == "base")
-    return times * float(DECLARED_PRUNERS[config.base].facts.get("products", 0.0))
+    of the first pruning and of the second."""
+    return sum(_products(pruner) for pruner in _prunings(config))
+
+
+def tuning_products(config: SDSJob) -> float:
+    """The same of tuning: every damping that is tried prunes each weight and takes one product to
+    measure its error; every L1 penalty re-densifies it before."""
+    dampings = sum(len(config.dampings(x)) * (_products(x) + 1) for x in _prunings(config))
+    trial = config.redense_steps + _products(config.second_pruner) + 1
+    return dampings + len(config.l1_penalties) * trial
+
+
+def _prunings(config: SDSJob) -> list[str]:
+    """The pruner of each pruning."""
+    return [config.base, *([config.second_pruner] if config.until == "sds" else [])]
+
+
+def _products(pruner: str) -> float:
+    return float(DECLARED_PRUNERS[pruner].facts.get("products", 0.0))
 
 
 def memory_bytes(
@@ -124,6 +145,8 @@ def memory_bytes(
     auto = auto and not facts.support.stream
     streamed = config.weights == "streamed" or (auto and tight)
     needed = memory_parts(facts, streamed=streamed, **sizes)
+    if config.tune:  # those of the held-out text beside those of the other segments
+        needed["held-out grams"] = needed["grams"]
     if config.redense == "sgd":  # holds the Gram of every segment for the linears of a block
         block = sum(x.columns**2 for x in facts.linears if x.block == facts.linears[0].block)
         needed["segment grams"] = int(4 * config.segments * block * GRAM_SHARE)

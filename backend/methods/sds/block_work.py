@@ -6,11 +6,11 @@ All progress, snapshots, errors and warnings of a run are reported here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import fmean
+from statistics import fmean, median_low
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class SDSRun:
         patterns: full name -> pattern of every linear that is pruned.
         new: creates the container of the hidden states between two blocks (memory or disk).
         total, done: units of work.
+        heldout: token ids [segments, L] of the held-out segments.
         timed: time that belongs to no single block.
     """
 
@@ -71,6 +72,7 @@ class SDSRun:
     total: int
     new: NewBatches = list
     stored: torch.dtype = torch.float32
+    heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     done: int = 0
     timed: StepTimer = field(default_factory=StepTimer)
 
@@ -174,11 +176,22 @@ class BlockWork:
         with self.timed("inputs"):
             return self.run.collect_inputs(self.stream, self.block, modules, hidden, level, outputs)
 
-    def prune_all(self, pruner: str, weights: Weights, hidden: HiddenStates, doing: str) -> Weights:
+    def prune_all(
+        self,
+        pruner: str,
+        weights: Weights,
+        hidden: HiddenStates,
+        doing: str,
+        damping_for: Callable[[dict[str, InputStatistics]], float] | None = None,
+    ) -> Weights:
         """Prune `weights` on the inputs `hidden` and return them; both are written to the model.
 
         With the order "sub-block", linears that share an input are pruned together, and the later
         ones see the outputs of the pruned ones.
+
+        Args:
+            damping_for: chooses the damping of linears that are pruned together, given their
+                inputs; without it, it is that of the config.
         """
         self.write(weights)
         groups, pruned = [list(self.linears)], Weights()
@@ -186,9 +199,11 @@ class BlockWork:
             groups = self.input_groups(hidden)
         for group in groups:
             inputs, _ = self.collect_inputs(hidden, PRUNERS[pruner].needs, group, outputs=False)
+            damping = damping_for(inputs) if damping_for else self.run.config.damping
             for module in self.modules(doing, group):
+                W, seen = weights[module], inputs[module]
                 with self.timed("pruning"):
-                    pruned[module] = self.prune(pruner, module, weights[module], inputs[module])
+                    pruned[module] = self.prune(damping, pruner, module, W, seen)
             self.write({module: pruned[module] for module in group})
         return {module: pruned[module] for module in self.linears}
 
@@ -215,18 +230,30 @@ class BlockWork:
         rest = [module for module in self.linears if module not in seen]
         return [*grouped, rest] if rest else grouped
 
-    def prune(self, pruner: str, module: str, W: Tensor, inputs: InputStatistics) -> Tensor:
+    def prune(
+        self, damping: float, pruner: str, module: str, W: Tensor, inputs: InputStatistics
+    ) -> Tensor:
         """Prune `W`, raising the damping if the Hessian is not positive definite.
 
         Raises:
             ComputeError: no damping helped.
         """
         name = self.linears[module].name
-        solve = partial(PRUNERS[pruner].prune, W, inputs, self.run.patterns[name])
         if not inputs.tokens and PRUNERS[pruner].needs:
             self.warn(f"No calibration token reaches {name}: it is pruned by its weights alone.")
-        damping = self.run.config.damping
-        return self.run.rounded(with_damping(solve, damping, self.warn, name, FAILED))
+        solve = partial(self.prune_with, pruner=pruner, module=module, W=W, inputs=inputs)
+        return with_damping(solve, damping, self.warn, name, FAILED)
+
+    def prune_with(
+        self, damping: float, pruner: str, module: str, W: Tensor, inputs: InputStatistics
+    ) -> Tensor:
+        """Prune `W` with this damping, to values that can be stored.
+
+        Raises:
+            NotPositiveDefiniteError: more damping would help.
+        """
+        pattern = self.run.patterns[self.linears[module].name]
+        return self.run.rounded(PRUNERS[pruner].prune(W, inputs, pattern, damping))
 
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
@@ -276,12 +303,14 @@ class BlockWork:
         self.run.reporter.log(text)
 
     def save(self, pass_name: str) -> None:
-        """Report the block's mean errors, then store what this pass computed.
+        """Report the block's mean errors and what was tuned, then store what this pass computed.
 
         In this order, because a stored block is not reported again.
         """
         for stage, errors in self.report.errors.items():
             self.run.reporter.metric(f"error/{stage}", fmean(errors.values()), self.block)
+        for name, chosen in self.report.tuned.items():  # one value, but for the order "sub-block"
+            self.run.reporter.metric(name, median_low(chosen.values()), self.block)
         self.report.seconds = dict(self.timed.seconds)
         # by name: a block without pruned layers has its stages too
         stages = {x: self.stages[x] for x in self.run.config.stages if PASS_OF[x] == pass_name}

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from backend.errors import ConfigError
 from backend.methods.sds.layer_selection import read_overrides
 from backend.methods.sds.pattern import PatternField
 from backend.methods.sds.pruners import DECLARED_PRUNERS
@@ -15,6 +16,9 @@ from backend.models.layer_names import read_names
 
 PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
+DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3)  # what tuning tries beside the configured value
+L1_PENALTIES = (0.0, 0.01, 0.03, 0.1)
+ADDED_LATER = ("soft_control", "tune")  # no part of the identity of runs without them
 
 
 class SDSStage(StrEnum):
@@ -46,6 +50,7 @@ STEP_LABELS: dict[str, str] = {  # part of stored metric names
     "outliers": "search for outliers",
     "inputs": "forward passes and Grams",
     "pruning": "pruning",
+    "tuning": "tuning on held-out text",
     "redense": "re-dense step",
     "control": "adjustment of the control",
     "soft-control": "adjustment of the soft control",
@@ -233,7 +238,15 @@ class SDSConfig(BaseModel):
         gt=0,
         le=1,
         title="Damping",
-        description="Added to the Hessian diagonal (SparseGPT), relative to the mean input energy.",
+        description="Added to the Hessian diagonal (SparseGPT, ADMM, ALPS), relative to the mean "
+        "input energy.",
+        json_schema_extra=ADVANCED,
+    )
+    tune: bool = Field(
+        False,
+        title="Tune on held-out text",
+        description="Choose damping and L1 penalty for each block by the output error on the "
+        "held-out segments.",
         json_schema_extra=ADVANCED,
     )
     batch: int = Field(
@@ -276,7 +289,26 @@ class SDSConfig(BaseModel):
     @property
     def identity(self) -> str:
         """The config as JSON, as it identifies the checkpoints of a run."""
-        return self.model_dump_json(exclude=None if self.soft_control else {"soft_control"})
+        return self.model_dump_json(exclude={x for x in ADDED_LATER if not getattr(self, x)})
+
+    @property
+    def second_pruner(self) -> str:
+        """The name of the pruner of the second pruning."""
+        return self.base if self.second == "base" else self.second
+
+    def dampings(self, pruner: str) -> list[float]:
+        """The dampings to try for each block, the configured one first; empty: do not search."""
+        searched = self.tune and DECLARED_PRUNERS[pruner].facts.get("damped", False)
+        return list(dict.fromkeys((self.damping, *DAMPINGS))) if searched else []
+
+    @property
+    def l1_penalties(self) -> list[float]:
+        """The L1 penalties to try for each block, the configured one first; empty: do not search.
+
+        Those of the gram solver alone: `l1` means something else to sgd.
+        """
+        searched = self.tune and self.until == "sds" and self.redense == "gram"
+        return list(dict.fromkeys((self.l1, *L1_PENALTIES))) if searched else []
 
     @field_validator("overrides")
     @classmethod
@@ -287,3 +319,35 @@ class SDSConfig(BaseModel):
     @classmethod
     def _exclude_reads(cls, text: str) -> str:
         return ", ".join(read_names(text))
+
+
+def heldout_count(segments: int, share: float) -> int:
+    """How many of the calibration segments are held out: `share`, rounded, and never all."""
+    return min(segments - 1, round(segments * share))
+
+
+def refuse_tuning(config: SDSConfig, segments: int) -> None:
+    """Reject tuning without held-out segments, or with nothing to choose.
+
+    Args:
+        segments: of calibration, held-out ones included.
+
+    Raises:
+        ConfigError: for the field `tune`.
+    """
+    if not config.tune:
+        return
+    if not heldout_count(segments, config.holdout):
+        raise ConfigError(
+            "There is no held-out text to tune on.",
+            f"A share of {config.holdout:g} of {segments} calibration segments is none.",
+            "Raise the held-out share or the number of segments, or do not tune.",
+            field="tune",
+        )
+    if not (config.dampings(config.base) or config.l1_penalties):
+        raise ConfigError(
+            "There is nothing to tune.",
+            f"The pruner {config.base} uses no damping, and the run no L1 penalty that is tuned.",
+            "Choose SparseGPT, ADMM or ALPS, or the gram solver for the re-dense step.",
+            field="tune",
+        )

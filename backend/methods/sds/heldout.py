@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
 from backend.methods.sds.block_work import SDSRun
-from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
+from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage, heldout_count
 from backend.methods.sds.stage_store import install
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
@@ -29,7 +29,7 @@ def split(calibration: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
     At least one segment is kept for calibration; the held-out part may be empty.
     """
-    fitted = max(1, len(calibration) - round(len(calibration) * share))
+    fitted = len(calibration) - heldout_count(len(calibration), share)
     return calibration[:fitted], calibration[fitted:]
 
 
@@ -55,12 +55,12 @@ def mean_loss(
     return total / (len(segments) * (segments.shape[1] - 1))
 
 
-def heldout_losses(run: SDSRun, checkpoints: Checkpoints, heldout: Tensor) -> Losses:
-    """The loss of every stage on the held-out segments [n, L]; empty without segments."""
+def heldout_losses(run: SDSRun, checkpoints: Checkpoints) -> Losses:
+    """The loss of every stage on the held-out segments; empty without segments."""
     losses: Losses = {}
-    for stage in run.config.stages if len(heldout) else ():
+    for stage in run.config.stages if len(run.heldout) else ():
         install(run.model, checkpoints, stage)
-        losses[stage] = mean_loss(run.model, heldout, run.dtype, run.new, run.safe_point)
+        losses[stage] = mean_loss(run.model, run.heldout, run.dtype, run.new, run.safe_point)
         if not math.isfinite(losses[stage]):
             raise ComputeError(
                 f"The loss of stage {STAGE_LABELS[stage]} is not finite.",

@@ -14,6 +14,9 @@ Second pass, on the hidden states of the second sparse model so far:
     H' = grams of the second block     W_sds     = adjust(W_second, W_dense, H')
     hidden <- second block(hidden)     not the adjusted block
 
+Damping and L1 penalty may be chosen on held-out segments, which then pass through the same blocks:
+see tuning.
+
 The re-dense step may use other inputs: those of the dense model ("dd"), or those of the blocks
 already re-densified ("kd"). Their hidden states are then propagated alongside the sparse ones.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -30,8 +34,9 @@ from backend.methods.block_walk import BlockWalk
 from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.block_work import BlockWork, SDSRun
-from backend.methods.sds.config import SDSStage
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.owl import allocated
+from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.stage_store import (
     FIRST_PASS,
@@ -41,7 +46,8 @@ from backend.methods.sds.stage_store import (
     Weights,
 )
 from backend.methods.sds.timing import StepTimer
-from backend.models.block_forward import open_stream
+from backend.methods.sds.tuning import Tuner
+from backend.models.block_forward import BlockStream, open_stream
 from backend.models.block_offload import resident
 from backend.models.hidden_states import HiddenStates
 from backend.reporter import REPLAY, at_block
@@ -85,13 +91,19 @@ class BlockPass(BlockWalk):
         """The stored weights of `block` at `stage`."""
         return self.run.store.weights(stage, block, str(self.run.model.device))
 
-    def forward_stored(self, block: int, stage: SDSStage, hidden: HiddenStates) -> HiddenStates:
-        """The outputs of `block` at `stage` for the inputs `hidden`."""
+    def forward_stored(
+        self, block: int, stage: SDSStage, hidden: HiddenStates, stream: BlockStream | None = None
+    ) -> HiddenStates:
+        """The outputs of `block` at `stage` for the inputs `hidden`.
+
+        Args:
+            stream: of other text than the calibration segments.
+        """
         with resident(self.run.model, block):
             linears = self.run.linears(block)
             for module, W in self.stored(stage, block).items():
                 linears[module].write(W)
-            return self.run.forward(self.stream, block, hidden)
+            return self.run.forward(stream or self.stream, block, hidden)
 
 
 class OutlierPass(BlockPass):
@@ -124,13 +136,40 @@ def outlier_share(scores: Sequence[Tensor], times: float) -> float:
     return sum((score > times * mean).sum().item() for score in scores) / max(count, 1)
 
 
-class FirstPass(BlockPass):
+class PruningPass(BlockPass):
+    """A pass that prunes, and whose hidden states are those of the pruned blocks.
+
+    Attributes:
+        stage: the pruned weights.
+        pruner: its name.
+        tuner: None where nothing is tuned.
+    """
+
+    stage: SDSStage
+    pruner: str
+    tuner: Tuner | None = None
+
+    def prune(self, work: BlockWork, weights: Weights, doing: str) -> Weights:
+        """`weights` pruned, with the damping of the config or a tuned one."""
+        tuner, pruner = self.tuner, self.pruner
+        damping_for = partial(tuner.damping, work, pruner, weights) if tuner else None
+        return work.prune_all(pruner, weights, self.hidden, doing, damping_for)
+
+    def replay(self, block: int) -> None:
+        self.hidden = self.forward_stored(block, self.stage, self.hidden)
+        if tuner := self.tuner:
+            tuner.hidden = self.forward_stored(block, self.stage, tuner.hidden, tuner.stream)
+
+
+class FirstPass(PruningPass):
     """First pruning, its control, and the re-dense step."""
 
-    name = FIRST_PASS
+    name, stage = FIRST_PASS, SDSStage.FIRST
 
     def open(self) -> None:
         super().open()
+        self.pruner = self.config.base
+        self.tuner = Tuner(self.run, self.stage) if self.config.tune else None
         self.whole = self.config.until == "sds"
         self.inputs = self.config.inputs if self.whole else "sd"
         self.teacher = self.hidden  # inputs of the re-dense step, unless "sd"
@@ -140,16 +179,19 @@ class FirstPass(BlockPass):
         work = BlockWork(self.run, self.stream, block, dense)
         for module, W in dense.items():
             work.record(SDSStage.DENSE, module, W)
-        work.first = work.prune_all(self.config.base, dense, self.hidden, "First pruning")
+        work.first = self.prune(work, dense, "First pruning")
         level = self._level(self.whole and self.inputs == "sd")
         inputs, hidden = work.collect_inputs(self.hidden, level)
+        held = self.tuner.advance(work) if self.tuner else {}
         redense_inputs = self._redense_inputs(work, inputs) if self.whole else {}
+        config = self.tuner.with_l1(work, redense_inputs, held) if self.tuner else self.config
         for module in work.modules("Re-dense" if self.whole else "Control"):
             target = DenseReference(dense[module], inputs[module])
             work.record(SDSStage.FIRST, module, work.first[module], target)
             self._controls(work, module, target)
             if self.whole:
-                self._redense(work, module, DenseReference(dense[module], redense_inputs[module]))
+                target = DenseReference(dense[module], redense_inputs[module])
+                self._redense(work, module, target, config)
         self.hidden = hidden
         if self.inputs == "kd":
             work.write(work.stages[SDSStage.REDENSE])
@@ -157,14 +199,17 @@ class FirstPass(BlockPass):
         work.save(self.name)
 
     def replay(self, block: int) -> None:
-        self.hidden = self.forward_stored(block, SDSStage.FIRST, self.hidden)
+        super().replay(block)
         if self.inputs != "sd":
             stage = SDSStage.DENSE if self.inputs == "dd" else SDSStage.REDENSE
             self.teacher = self.forward_stored(block, stage, self.teacher)
 
     def _level(self, redense: bool) -> StatisticsLevel:
         """The statistics to collect for the re-dense step, or for the control alone."""
-        return SOLVERS[self.config.redense].needs if redense else StatisticsLevel.GRAM
+        if not redense:
+            return StatisticsLevel.GRAM
+        trials = PRUNERS[self.config.second_pruner].needs if self.config.l1_penalties else 0
+        return max(SOLVERS[self.config.redense].needs, StatisticsLevel(trials))
 
     def _redense_inputs(
         self, work: BlockWork, sparse: dict[str, InputStatistics]
@@ -186,11 +231,13 @@ class FirstPass(BlockPass):
                 W = work.adjust(stage, module, work.first[module], target, soft)
                 work.record(stage, module, W, target)
 
-    def _redense(self, work: BlockWork, module: str, target: DenseReference) -> None:
+    def _redense(
+        self, work: BlockWork, module: str, target: DenseReference, config: SDSConfig
+    ) -> None:
         with work.timed(SDSStage.REDENSE):
-            solve = SOLVERS[self.config.redense].solve
+            solve = SOLVERS[config.redense].solve
             try:
-                W = solve(work.first[module], target.dense, target.inputs, self.config)
+                W = solve(work.first[module], target.dense, target.inputs, config)
             except NotPositiveDefiniteError as error:
                 raise ComputeError(
                     f"{work.linears[module].name} could not be re-densified.",
@@ -201,10 +248,15 @@ class FirstPass(BlockPass):
         work.record(SDSStage.REDENSE, module, W, target)
 
 
-class SecondPass(BlockPass):
+class SecondPass(PruningPass):
     """Second pruning of the re-dense model, and the weight adjustment."""
 
-    name = SECOND_PASS
+    name, stage = SECOND_PASS, SDSStage.SECOND
+
+    def open(self) -> None:
+        super().open()
+        self.pruner = self.config.second_pruner
+        self.tuner = Tuner(self.run, self.stage) if self.config.dampings(self.pruner) else None
 
     def solve_block(self, block: int) -> None:
         config = self.config
@@ -212,9 +264,10 @@ class SecondPass(BlockPass):
         work = BlockWork(self.run, self.stream, block, dense)
         work.first = self.stored(SDSStage.FIRST, block)
         redense = self.stored(SDSStage.REDENSE, block)
-        pruner = config.base if config.second == "base" else config.second
-        second = work.prune_all(pruner, redense, self.hidden, "Second pruning")
+        second = self.prune(work, redense, "Second pruning")
         inputs, hidden = work.collect_inputs(self.hidden, StatisticsLevel.GRAM)
+        if self.tuner:
+            self.tuner.advance(work)
         for module in work.modules("Weight adjustment"):
             target = DenseReference(dense[module], inputs[module])
             work.record(SDSStage.SECOND, module, second[module], target)
@@ -224,6 +277,3 @@ class SecondPass(BlockPass):
                 work.record(SDSStage.SDS, module, W, target)
         self.hidden = hidden
         work.save(self.name)
-
-    def replay(self, block: int) -> None:
-        self.hidden = self.forward_stored(block, SDSStage.SECOND, self.hidden)

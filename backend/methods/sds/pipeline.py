@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
 from backend.methods.sds.block_work import SDSRun
-from backend.methods.sds.config import SDSConfig, SDSStage
+from backend.methods.sds.config import SDSConfig, SDSStage, refuse_tuning
 from backend.methods.sds.heldout import choose, heldout_losses, split, verdict
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import allocated, block_shares, refuse_allocation
@@ -93,6 +93,7 @@ def run_sds(
     """
     _require_calibration(calibration)
     refuse_allocation(config)
+    refuse_tuning(config, len(calibration))
     patterns = layer_patterns(all_linears(model), config)
     linears = [linear for linear in all_linears(model) if linear.name in patterns]
     store = SDSStageStore(checkpoints)
@@ -100,15 +101,18 @@ def run_sds(
     fitted, heldout = split(calibration, config.holdout)
     units = sum(each.units for each in _passes(config)) * len(linears)
     units += len(config.stages) * bool(len(heldout))
-    new = batches_in(_hidden_state_folder(model, fitted, dtype, config, checkpoints))
-    run = SDSRun(model, fitted, config, dtype, store, reporter, patterns, units, new, stored)
+    passing = calibration if config.tune else fitted  # tuning needs the others, too
+    new = batches_in(_hidden_state_folder(model, passing, dtype, config, checkpoints))
+    run = SDSRun(
+        model, fitted, config, dtype, store, reporter, patterns, units, new, stored, heldout
+    )
     warnings = _log(reporter, _calibration_warnings(linears, fitted.numel()))
     for block_pass in _passes(config):
         block_pass(run).walk(run.blocks)
         if block_pass is OutlierPass:
             _allocate(run, linears)
     with run.timed("heldout"):
-        losses = heldout_losses(run, checkpoints, heldout)
+        losses = heldout_losses(run, checkpoints)
     kept = choose(losses, config)
     warnings += _log(reporter, verdict(losses, kept, config))
     install(model, checkpoints, kept)

@@ -126,6 +126,8 @@ def test_data_free_calibration(wait: Wait) -> None:
         ({"overrides": "mlp.*=5:9"}, ConfigError, "overrides"),
         ({"overrides": "mlp.*"}, ConfigError, "overrides"),
         ({"allocation": "owl"}, ConfigError, "allocation"),
+        ({"tune": True, "holdout": 0}, ConfigError, "tune"),
+        ({"tune": True, "segments": 3}, ConfigError, "tune"),  # an eighth of which is none
         ({"weights": "streamed", "calibration_text": "self"}, ConfigError, "calibration_text"),
         ({"model": "/etc"}, ModelError, "model"),
         ({"model": "nobody/nothing"}, ModelError, "model"),
@@ -177,6 +179,22 @@ def test_solvers_cost_the_products_they_make() -> None:
             work[base, second] = flops_by_phase(config, facts)["prune"] / product
     more = {key: round(value - work["wanda", "base"]) for key, value in work.items()}
     assert [*more.values()] == [0, 0, 2, 1, 42, 21, 400, 200]
+
+
+def test_tuning_costs_a_pruning_and_a_product_for_each_value_tried() -> None:
+    facts = inspect("toy")
+    product, grams = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears), []
+    costs = {}
+    for base, until in (("wanda", "sds"), ("sparsegpt", "sds"), ("admm", "first")):
+        for tune in (False, True):
+            given = {**SMALL, "base": base, "until": until, "tune": tune}
+            config = SDSJob.model_validate(given)
+            costs[base, tune] = flops_by_phase(config, facts)["prune"] / product
+            grams.append(memory_bytes(config, facts, 10**10)[1].get("held-out grams", 0))
+    more = {base: round(costs[base, True] - costs[base, False]) for base, _ in costs}
+    second = 4 * (5 + 1)  # four L1 penalties: 5 steps, the error
+    assert more == {"wanda": second, "sparsegpt": 2 * 5 * 2 + second + 4, "admm": 5 * 22}
+    assert grams == [0, grams[1]] * 3 and grams[1] > 0
 
 
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(

@@ -73,7 +73,10 @@ def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path
     ("family", "fields"),
     [
         ("toy", {}),
-        ("toy", {"precision": "bfloat16", "activations": "disk", "base": "sparsegpt"}),
+        (
+            "toy",
+            {"precision": "bfloat16", "activations": "disk", "base": "sparsegpt", "tune": True},
+        ),
         ("toy", {"inputs": "dd", "activations": "disk"}),
         ("toy", {"inputs": "kd", "pattern": "50%", "allocation": "owl", "order": "sub-block"}),
         ("toy", {"until": "first", "exclude": "1.*"}),
