@@ -1,15 +1,16 @@
 """Multiple choice made from the evaluation text: which of four endings continues a passage?
 
-The windows are cut into parts of `PART` tokens. Each part is a question: a passage, its first
+Each window is cut into parts of `PART` tokens. Each part is a question: a passage, its first
 `PASSAGE` tokens, and four endings of `ENDING` tokens, its own and those of the next three parts of
-the text. The model chooses the ending it finds most likely; all are equally long, so nothing need
-be normalised:
+the window (after the last comes the first). The model chooses the ending it finds most likely; all
+are equally long, so nothing need be normalised:
 
     choice = argmax_k sum_t log p(e_kt | passage, e_k1 ... e_k(t-1))
 
-Accuracy is the share of questions answered with their own ending; guessing gives 25 %. Endings of
-the same article share names and subject, which word frequencies alone do not tell apart. (Ours: it
-needs no data but the text; its figures compare models on one text, with nothing published.)
+Accuracy is the share of questions answered with their own ending, which has to be likelier than
+each other one; guessing gives 25 %. Endings of the same article share names and subject, which word
+frequencies alone do not tell apart. (Ours: it needs no data but the text; its figures compare
+models on one text, with nothing published.)
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.evaluation.question_shape import CHOICES, PART, PASSAGE, question_count
+from backend.evaluation.question_shape import CHOICES, ENDING, PART, PASSAGE, parts_of
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
+from backend.models.memory import LOGITS
 from backend.reporter import Reporter, stop_if_asked
+from backend.text.slices import TextSlice
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,23 @@ class EndingScore:
         return math.sqrt(self.accuracy * (1 - self.accuracy) / (n - 1)) if n > 1 else None
 
 
-def questions(input_ids: Tensor, limit: int = 0) -> Tensor:
-    """Passages with each of their endings, the own one first: [questions, CHOICES, PART].
+def questions(text: TextSlice, limit: int = 0) -> Tensor:
+    """Passages with each of their endings, the own one first: [questions, CHOICES, L].
 
-    The first questions are the first of every window, so that a few of them cover the text.
+    L is `PART`, or one more where the text has a beginning-of-text token, which then begins every
+    row. The first questions are the first of every window, so that a few of them cover the text.
 
     Args:
-        input_ids: windows [n, L] of at least CHOICES parts together.
+        text: of windows that hold at least CHOICES parts.
         limit: number of questions; 0: all.
     """
-    n, each = len(input_ids), input_ids.shape[1] // PART
-    parts = input_ids[:, : each * PART].reshape(n * each, PART)
-    endings = torch.stack([parts.roll(-k, 0)[:, PASSAGE:] for k in range(CHOICES)], 1)
-    passages = parts[:, None, :PASSAGE].expand(-1, CHOICES, -1)
-    order = torch.arange(n * each).view(n, each).T.flatten()
-    return torch.cat([passages, endings], 2)[order[: question_count(n, each * PART, limit)]]
+    ids, each = text.input_ids, parts_of(text.context)
+    parts = ids[:, text.bos :][:, : each * PART].reshape(len(ids), each, PART)
+    endings = torch.stack([parts.roll(-k, 1)[..., PASSAGE:] for k in range(CHOICES)], 2)
+    passages = parts[:, :, None, :PASSAGE].expand(-1, -1, CHOICES, -1)
+    begin = ids[:, None, None, : int(text.bos)].expand(-1, each, CHOICES, -1)
+    rows = torch.cat([begin, passages, endings], 3).transpose(0, 1).flatten(0, 1)
+    return rows[:limit] if limit else rows
 
 
 @torch.no_grad()
@@ -76,28 +81,36 @@ def score_endings(
 ) -> EndingScore:
     """The answers of `model`, which should be in eval mode, to `questions`.
 
+    A streamed model reads its blocks once for every CHOICES-th part of the questions, so that no
+    more hidden states wait than those of the text itself.
+
     Args:
-        batch: questions in one forward pass.
+        batch: questions in one forward pass, or fewer where their logits would exceed `LOGITS`
+            entries.
         new: creates the container for the hidden states of a streamed model.
 
     Raises:
         CancelledError: cancellation was requested.
     """
+    vocabulary = model.config.get_text_config().vocab_size
+    batch = max(1, min(batch, LOGITS // (asked[0].numel() * vocabulary)))
+    right: list[bool] = []
+    for some in asked.split(-(-len(asked) // CHOICES)):
 
-    def tick(share: float) -> None:
-        stop_if_asked(reporter)
-        reporter.progress(len(asked) * share, len(asked), "Choosing endings")
+        def tick(share: float, done: int = len(right), more: int = len(some)) -> None:
+            stop_if_asked(reporter)
+            reporter.progress(done + more * share, len(asked), "Choosing endings")
 
-    rows = asked.flatten(0, 1)
-    passes = each_logits(model, rows, batch * CHOICES, new, tick)
-    likelihoods = torch.cat(list(_likelihoods(passes, rows, batch * CHOICES)))
-    best = likelihoods.view(-1, CHOICES).argmax(1)
-    return EndingScore(tuple((best == 0).tolist()))
+        rows = some.flatten(0, 1)
+        passes = each_logits(model, rows, batch * CHOICES, new, tick)
+        found = torch.cat([*_likelihoods(passes, rows, batch * CHOICES)]).view(-1, CHOICES)
+        right += (found[:, :1] > found[:, 1:]).all(1).tolist()
+    return EndingScore(tuple(right))
 
 
 def _likelihoods(passes: Iterator[Tensor], rows: Tensor, batch: int) -> Iterator[Tensor]:
     """Of each batch, log p of the endings: [b] float64 on the CPU."""
     for part, logits in zip(rows.split(batch), passes, strict=True):
-        chances = logits[:, PASSAGE - 1 : -1].float().log_softmax(-1)
-        ending = part[:, PASSAGE:].to(logits.device)
+        chances = logits[:, -ENDING - 1 : -1].float().log_softmax(-1)
+        ending = part[:, -ENDING:].to(logits.device)
         yield chances.gather(-1, ending.unsqueeze(-1)).squeeze(-1).double().sum(1).cpu()

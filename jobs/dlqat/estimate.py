@@ -24,7 +24,7 @@ from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.base_model import resolve_model
 from jobs.fields.processes import memory_of_others, require_processes
-from jobs.fields.quality import DECODED_TOKEN_COST, answer_flops, check_quality
+from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops, sample_flops
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
 from jobs.limits import require_context
@@ -49,7 +49,7 @@ def requirements(config: DLQATJob) -> Requirements:
     layers = quantised_layers(facts.linears, config)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)
-    warnings += check_quality(config, config.windows, context_length(config, facts))
+    warnings += check_quality(config, context_length(config, facts))
     if config.format == "compressed-tensors" and config.grid == "zero-point":
         warnings += (ASYMMETRIC,)
     require_training_text(config, facts)
@@ -76,7 +76,8 @@ def flops_by_phase(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
     context = context_length(config, facts)
     tokens = config.segments * context
     evaluation = FLOAT32_COST * 2 * (weights + head) * config.windows * context
-    samples = answer_flops(config, facts, config.windows, context)
+    samples = sample_flops(config, facts)
+    samples += FLOAT32_COST * ending_flops(config, facts, config.windows, context)
     forward, grams = 2 * weights * tokens, gram_flops(layers, tokens)
     prepare = weights + forward * config.needs_energies
     if config.needs_gptq:

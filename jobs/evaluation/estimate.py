@@ -14,7 +14,7 @@ from backend.models.memory import (
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.base_model import resolve_model
-from jobs.fields.quality import DECODED_TOKEN_COST, answer_flops, check_quality
+from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops, sample_flops
 from jobs.fields.text import check_evaluation_text, context_length
 from jobs.kind import Requirements
 
@@ -30,7 +30,7 @@ def requirements(config: EvaluationJob) -> Requirements:
     model = facts[MODEL]
     require_same_shape(model, facts.get(DENSE, model))
     check_evaluation_text(config, next(iter(facts.values())))
-    warnings = check_quality(config, config.windows, context_length(config, model))
+    warnings = check_quality(config, context_length(config, model))
     streamed, needed = memory_bytes(config, model, len(facts), memory_available())
     if streamed:
         warnings += ("The model does not fit into memory: no text is generated with it.",)
@@ -84,7 +84,8 @@ def flops_by_phase(config: EvaluationJob, facts: ModelFacts, stages: list[str]) 
     weights = facts.weights_per_token
     context = context_length(config, facts)
     once = 2.0 * weights * config.windows * context
-    once += answer_flops(config, facts, config.windows, context)
+    once += sample_flops(config, facts)
+    once += ending_flops(config, facts, config.windows, context)
     phases = dict.fromkeys(stages, once)
     if config.speed:
         phases["decode"] = (

@@ -7,9 +7,10 @@ are named. Whatever an earlier attempt has recorded is not measured again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -104,7 +105,7 @@ class Quality:
 
     def missing(self, stage: str, role: Role = "") -> bool:
         """Whether there is something left to measure, for which the stage has to be installed."""
-        return self._text_missing(stage, role) or bool(role and self._writing_missing(stage))
+        return any(True for _ in self._missing(stage, role))
 
     def measure(self, stage: str, reporter: Phase, role: Role = "") -> None:
         """Records all there is to measure of the model as it is now: at `stage`."""
@@ -112,15 +113,20 @@ class Quality:
             reporter.progress(1, 1, REPLAY)
             return
         self._context.log(f"Measuring: {self._labels.get(stage, stage)}.")
-        parts = 4 if role else 1
+        missing = [*self._missing(stage, role)]
+        for number, measurement in enumerate(missing):
+            measurement(reporter.part(number, len(missing)))
+
+    def _missing(self, stage: str, role: Role) -> Iterator[Callable[[Phase], None]]:
+        """What is still to be measured."""
         if self._text_missing(stage, role):
-            self._measure_text(stage, role, reporter.part(0, parts))
-        if role and self._writes and not self._has(stage, "greedy_agreement"):
-            self._write_samples(stage, reporter.part(1, parts))
-        if role and self._tasks and self._unanswered(stage):
-            self._answer(stage, reporter.part(2, parts))
+            yield partial(self._measure_text, stage, role)
+        if role and self._samples_missing(stage):
+            yield partial(self._write_samples, stage)
+        if role and self._unanswered(stage):
+            yield partial(self._answer, stage)
         if role and self._endings_missing(stage):
-            self._choose_endings(stage, reporter.part(3, parts))
+            yield partial(self._choose_endings, stage)
 
     def _has(self, stage: str, metric: str) -> bool:
         return self._context.has_result(stage, metric)
@@ -179,9 +185,8 @@ class Quality:
 
     # what it writes and answers --------------------------------------------------------------
 
-    def _writing_missing(self, stage: str) -> bool:
-        unwritten = self._writes and not self._has(stage, "greedy_agreement")
-        return unwritten or bool(self._unanswered(stage)) or self._endings_missing(stage)
+    def _samples_missing(self, stage: str) -> bool:
+        return self._writes and not self._has(stage, "greedy_agreement")
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
@@ -196,7 +201,7 @@ class Quality:
         return self._config.asks_endings and not self._has(stage, f"accuracy/{ENDINGS}")
 
     def _choose_endings(self, stage: str, reporter: Phase) -> None:
-        asked = questions(self._text.input_ids, self._config.task_limit)
+        asked = questions(self._text, self._config.task_limit)
         score = score_endings(self._loaded.model, asked, self._batch, reporter, self._new)
         self._context.result(
             stage, f"accuracy/{ENDINGS}", score.accuracy, stderr=score.stderr, n=len(score.right),

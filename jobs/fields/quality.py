@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from backend.errors import ConfigError
 from backend.evaluation.harness import require_harness
-from backend.evaluation.question_shape import CHOICES, PART, question_count
+from backend.evaluation.question_shape import CHOICES, LEAST_CONTEXT, PART, question_count
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
 
@@ -39,7 +39,7 @@ class QualityConfig(BaseModel):
     tasks: str = Field(
         "",
         max_length=400,
-        title="Zero-shot tasks",
+        title="Tasks",
         description="endings: which of four endings continues a passage of the evaluation text? "
         "Other names are tasks of lm-evaluation-harness, as in piqa, arc_easy, and need the extra "
         "slimscope[tasks].",
@@ -57,7 +57,7 @@ class QualityConfig(BaseModel):
     @field_validator("tasks")
     @classmethod
     def _names(cls, text: str) -> str:
-        names = read_names(text)
+        names = [ENDINGS if name.lower() == ENDINGS else name for name in read_names(text)]
         if len(names) > MAX_TASKS or not all(TASK_NAME.fullmatch(name) for name in names):
             raise ValueError(f"At most {MAX_TASKS} task names, separated by commas")
         return ", ".join(dict.fromkeys(names))
@@ -75,21 +75,17 @@ class QualityConfig(BaseModel):
         return self.tasks.split(", ") if self.tasks else []
 
 
-def check_quality(config: QualityConfig, windows: int, context: int) -> tuple[str, ...]:
-    """Refuse what cannot be measured here.
-
-    Args:
-        windows: of the evaluation text, of `context` tokens.
+def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
+    """Refuse what cannot be measured here, on windows of `context` tokens.
 
     Returns:
         Warnings that do not forbid the run.
     """
-    if config.asks_endings and question_count(windows, context) < CHOICES:
+    if config.asks_endings and context < LEAST_CONTEXT:
         raise ConfigError(
-            "The evaluation text is too short to choose endings from.",
-            f"Every window of {context} tokens gives {context // PART} questions of {PART} tokens, "
-            f"and {CHOICES} are needed.",
-            "Raise the number of evaluation windows or the context length.",
+            f"A context of {context} tokens is too short to choose endings from.",
+            f"A window has to hold {CHOICES} passages with their endings, {PART} tokens each.",
+            f"Raise the context length to {LEAST_CONTEXT} or more, or leave out endings.",
             "tasks",
         )
     if not config.harness_tasks:
@@ -98,9 +94,13 @@ def check_quality(config: QualityConfig, windows: int, context: int) -> tuple[st
     return ("The estimate leaves out the zero-shot tasks.",)
 
 
-def answer_flops(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
-    """Floating-point operations of the samples of one model, and of its choices of endings."""
-    tokens = SAMPLE_PROMPTS * config.sample_tokens * DECODED_TOKEN_COST
-    if config.asks_endings:
-        tokens += question_count(windows, context, config.task_limit) * CHOICES * PART
-    return 2.0 * facts.weights_per_token * tokens
+def sample_flops(config: QualityConfig, facts: ModelFacts) -> float:
+    """Floating-point operations of the samples of one model."""
+    tokens = SAMPLE_PROMPTS * config.sample_tokens
+    return 2.0 * facts.weights_per_token * DECODED_TOKEN_COST * tokens
+
+
+def ending_flops(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
+    """The same of its choices of endings."""
+    asked = question_count(windows, context, config.task_limit) if config.asks_endings else 0
+    return 2.0 * facts.weights_per_token * asked * CHOICES * PART

@@ -7,12 +7,24 @@ import torch
 
 from backend.errors import CancelledError
 from backend.evaluation.endings import EndingScore, questions, score_endings
-from backend.evaluation.question_shape import CHOICES, PART, PASSAGE, question_count
+from backend.evaluation.question_shape import (
+    CHOICES,
+    LEAST_CONTEXT,
+    PART,
+    PASSAGE,
+    question_count,
+)
 from backend.models.loading import load
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
+from backend.text.slices import TextSlice
 
-CONTEXT = 2 * PART + 8
+CONTEXT = LEAST_CONTEXT + 7  # of tokens beyond the last part
+WINDOWS = 3
+
+
+def text_of(input_ids: torch.Tensor, bos: bool = False) -> TextSlice:
+    return TextSlice(input_ids, "toystories", "evaluation", 0, CONTEXT, bos, "", 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -23,27 +35,33 @@ def toy():
 @pytest.fixture(scope="module")
 def asked(toy) -> torch.Tensor:
     ids = toy.tokenizer(" ".join(stories(3, 40))).input_ids
-    windows = torch.tensor(ids[: 8 * CONTEXT]).view(8, CONTEXT)
-    return questions(windows)
+    return questions(text_of(torch.tensor(ids[: WINDOWS * CONTEXT]).view(WINDOWS, CONTEXT)))
 
 
-def test_a_question_is_a_passage_with_its_own_ending_and_the_next_three() -> None:
-    windows = torch.arange(3 * CONTEXT).view(3, CONTEXT)
-    asked = questions(windows)
-    assert asked.shape == (6, CHOICES, PART) and question_count(3, CONTEXT) == 6
-    first, second, _, middle, *_ = asked  # the first of every window come first
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_question_is_a_passage_with_its_own_ending_and_the_next_three(bos: bool) -> None:
+    windows = torch.arange(WINDOWS * CONTEXT).view(WINDOWS, CONTEXT)
+    asked = questions(text_of(windows, bos))
+    assert asked.shape == (WINDOWS * CHOICES, CHOICES, bos + PART)
+    assert question_count(WINDOWS, CONTEXT) == len(asked)
+    if bos:
+        assert torch.equal(asked[:, :, 0], windows[:, :1].repeat(CHOICES, CHOICES))
+        asked = asked[:, :, 1:] - 1
+    first, second, *_, last = asked  # the first of every window come first
     assert first[0].tolist() == list(range(PART))
     assert second[0].tolist() == list(range(CONTEXT, CONTEXT + PART))
-    assert middle[0].tolist() == list(range(PART, 2 * PART))
     assert all(first[k, :PASSAGE].tolist() == list(range(PASSAGE)) for k in range(CHOICES))
-    starts = [row[PASSAGE].item() - PASSAGE for row in first]
-    assert starts == [0, PART, CONTEXT, CONTEXT + PART]
-    assert torch.equal(questions(windows, 4), asked[:4]) and question_count(3, CONTEXT, 4) == 4
+    starts = [[row[PASSAGE].item() - PASSAGE for row in each] for each in (first, last)]
+    assert starts[0] == [0, PART, 2 * PART, 3 * PART]
+    begin = (WINDOWS - 1) * CONTEXT  # the last question's window, after whose end it begins anew
+    assert starts[1] == [begin + k * PART for k in (3, 0, 1, 2)]
+    few = questions(text_of(windows, bos), 4)
+    assert len(few) == 4 == question_count(WINDOWS, CONTEXT, 4)
 
 
 @torch.no_grad()
 def test_the_answer_is_the_ending_that_is_likeliest_token_by_token(toy, asked) -> None:
-    score = score_endings(toy.model, asked, 3, SilentReporter())
+    score = score_endings(toy.model, asked, 2, SilentReporter())
     for question, right in zip(asked, score.right, strict=True):
         likelihoods = []
         for row in question:
@@ -51,6 +69,15 @@ def test_the_answer_is_the_ending_that_is_likeliest_token_by_token(toy, asked) -
             likelihoods.append(sum(chances[t - 1, row[t]].item() for t in range(PASSAGE, PART)))
         assert right == (likelihoods.index(max(likelihoods)) == 0)
     assert 1 / CHOICES < score.accuracy == sum(score.right) / len(asked)  # it has learnt stories
+
+
+@pytest.mark.parametrize("logit", [0.0, float("nan")])
+def test_a_model_that_tells_no_ending_from_another_answers_nothing(
+    toy, asked, monkeypatch: pytest.MonkeyPatch, logit: float
+) -> None:
+    head = toy.model.get_output_embeddings()
+    monkeypatch.setattr(head, "forward", lambda x: x.new_full((*x.shape[:-1], 512), logit))
+    assert score_endings(toy.model, asked, 2, SilentReporter()).accuracy == 0
 
 
 def test_the_error_is_that_of_a_share() -> None:

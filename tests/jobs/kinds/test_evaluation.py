@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigError, SlimscopeError
+from backend.evaluation.endings import questions, score_endings
+from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue import service
 from backend.queue.supervisor import SupervisorLoop
+from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job, Result
+from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import memory_bytes
@@ -52,7 +56,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     loop: SupervisorLoop, wait: Wait
 ) -> None:
     pruned = finished(wait, "sds", **SMALL, control=False, adjust="off")
-    job = finished(wait, "evaluation", model=pruned.run, tasks="endings", **TINY)
+    job = finished(wait, "evaluation", model=pruned.run, **TINY)
     rows, theirs = figures(job.id), figures(pruned.id)
     kept = queries.job(pruned.id).kept_stage
     for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
@@ -64,9 +68,6 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     assert list(sizes) == ["dense", "2:4", "bitmask"] and sizes["2:4"] / sizes["dense"] == 9 / 16
     assert rows[MODEL, "kl_to_dense"].value > 0 and 0 < rows[MODEL, "top1_agreement"].value < 1
     assert (DENSE, "kl_to_dense") not in rows
-    for stage in (DENSE, MODEL):  # a question for each of the windows of 64 tokens
-        endings = rows[stage, "accuracy/endings"]
-        assert endings.n == TINY["windows"] and 0 <= endings.value <= 1
     prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
@@ -91,6 +92,19 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
         again[MODEL, TOKENS_PER_SECOND].value == rows[MODEL, TOKENS_PER_SECOND].value
     )  # not measured again
     assert (MODEL, SPEED_UP) in again
+
+
+def test_endings_are_chosen_once_with_both_models(wait: Wait) -> None:
+    few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 0, "divergence": False}
+    job = finished(
+        wait, "evaluation", model="toy", dense="toy", speed=False, tasks="Endings", **few
+    )
+    rows, loaded = figures(job.id), load("toy")
+    text = evaluation_slice("toystories", loaded.tokenizer, 2, 256)
+    expected = score_endings(loaded.model.eval(), questions(text), 4, SilentReporter())
+    for stage in (DENSE, MODEL):
+        assert rows[stage, "accuracy/endings"].value == expected.accuracy
+        assert rows[stage, "accuracy/endings"].n == len(expected.right) == 8
 
 
 def test_a_model_is_equal_to_itself(wait: Wait) -> None:
@@ -165,7 +179,7 @@ def test_where_leaving_out_zeros_pays_is_told() -> None:
         ({"model": "toy", "evaluation_text": "nothing"}, "evaluation_text", "nothing"),
         ({"model": "toy", "tasks": "piqa"}, "tasks", "pip install -e"),
         ({"model": "toy", "tasks": "../etc"}, "tasks", "task names"),
-        ({"model": "toy", "tasks": "endings", "windows": 3, "context": 64}, "tasks", "too short"),
+        ({"model": "toy", "tasks": "endings", "context": 64}, "tasks", "too short"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_beside_its_field(
