@@ -65,12 +65,12 @@ def followers(kind: Kind, config: JobConfig, context: JobContext) -> Iterator[No
 def rendezvous_file(work: Path, attempt: int) -> Iterator[Path]:
     """The file by which the processes of an attempt meet, among the checkpoints of its run. It goes
     with what is named after it; so does what attempts before left that were killed."""
-    remove_meetings(work)
+    remove_rendezvous_files(work)
     yield work / f"{RENDEZVOUS}{attempt}"
-    remove_meetings(work)
+    remove_rendezvous_files(work)
 
 
-def remove_meetings(work: Path) -> None:
+def remove_rendezvous_files(work: Path) -> None:
     """Remove what processes of a run have met by: nobody else works in the folder."""
     for file in work.glob(f"{RENDEZVOUS}*"):
         file.unlink(missing_ok=True)

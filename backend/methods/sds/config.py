@@ -230,7 +230,7 @@ class SDSConfig(BaseModel):
         le=0.5,
         title="Held-out share",
         description="Share of calibration segments held out to decide whether to keep the "
-        "adjustment. 0: always keep it.",
+        "adjustment, and to tune on. 0: always keep it.",
         json_schema_extra=ADVANCED,
     )
     damping: float = Field(
@@ -238,7 +238,7 @@ class SDSConfig(BaseModel):
         gt=0,
         le=1,
         title="Damping",
-        description="Added to the Hessian diagonal (SparseGPT, ADMM, ALPS), relative to the mean "
+        description="Added to the Hessian diagonal by pruners that use it, relative to the mean "
         "input energy.",
         json_schema_extra=ADVANCED,
     )
@@ -344,10 +344,11 @@ def refuse_tuning(config: SDSConfig, segments: int) -> None:
             "Raise the held-out share or the number of segments, or do not tune.",
             field="tune",
         )
+    damped = [name for name, each in DECLARED_PRUNERS.items() if each.facts.get("damped")]
     if not (config.dampings(config.base) or config.l1_penalties):
         raise ConfigError(
             "There is nothing to tune.",
             f"The pruner {config.base} uses no damping, and the run no L1 penalty that is tuned.",
-            "Choose SparseGPT, ADMM or ALPS, or the gram solver for the re-dense step.",
+            f"Choose {', '.join(damped)}, or the gram solver for the re-dense step.",
             field="tune",
         )

@@ -6,9 +6,9 @@
     e(V) = tr(D H_held D^T) / tr(W_dense H_held W_dense^T),   D = V - W_dense
 
 H and H' are the Grams that the pruner and the re-dense step are given; H_held is that of the
-held-out segments in the same place: they pass through the same sparse blocks, in a stream of their
-own. On H itself, little damping looks best; where segments are few, it is not on other text. The L1
-penalty is judged by what it is for: the second pruning.
+held-out segments, which pass through the same sparse blocks in a stream of their own. On H itself,
+little damping looks best; where segments are few, it is not on other text. The L1 penalty is judged
+by what it is for: the second pruning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.block_work import BlockWork, SDSRun
-from backend.methods.sds.config import SDSConfig, SDSStage
+from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
 from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.stage_store import Weights
 from backend.models.block_forward import open_stream
@@ -31,6 +31,7 @@ from backend.reporter import at_block
 
 Inputs = Mapping[str, InputStatistics]  # by module name
 References = Mapping[str, DenseReference]
+LOGGED = {"damping": "damping", "l1": "L1 penalty"}
 Pruned = Callable[[float], Iterator[tuple[str, Tensor]]]  # a value to try -> module, its weights
 
 
@@ -50,18 +51,17 @@ class Tuner:
     def damping(self, work: BlockWork, pruner: str, weights: Weights, inputs: Inputs) -> float:
         """The damping to prune those linears with whose `inputs` are given."""
         tried = self.config.dampings(pruner)
-        if not tried:
+        if not tried or not inputs:
             return self.config.damping
         held = self._collect(work, inputs, outputs=False)
 
         def pruned(damping: float) -> Iterator[tuple[str, Tensor]]:
-            # copies, so that the factors of only one damping are kept at a time
-            copies = {id(each): replace(each) for each in inputs.values()}
+            copies = _without_factors(inputs)
             for module in held:
-                each = copies[id(inputs[module])]
+                each = copies[module]
                 yield module, work.prune_with(damping, pruner, module, weights[module], each)
 
-        return self._choose(work, f"damping/{self.stage}", tried, pruned, held)
+        return self._choose(work, f"damping/{self.stage}", tried, pruned, held, inputs)
 
     def with_l1(self, work: BlockWork, inputs: Inputs, held: References) -> SDSConfig:
         """The config with the L1 penalty to re-densify the block with.
@@ -79,13 +79,13 @@ class Tuner:
             return self.config.model_copy(update={"l1": l1})
 
         def pruned(l1: float) -> Iterator[tuple[str, Tensor]]:
-            solve = SOLVERS[self.config.redense].solve
+            solve, copies = SOLVERS[self.config.redense].solve, _without_factors(inputs)
             for module, target in held.items():
-                each, damping = inputs[module], dampings.get(module, self.config.damping)
+                each, damping = copies[module], dampings.get(module, self.config.damping)
                 W = solve(work.first[module], target.dense, each, config(l1))
                 yield module, work.prune_with(damping, pruner, module, W, each)
 
-        return config(self._choose(work, f"l1/{SDSStage.REDENSE}", tried, pruned, held))
+        return config(self._choose(work, f"l1/{SDSStage.REDENSE}", tried, pruned, held, inputs))
 
     def advance(self, work: BlockWork) -> References:
         """Move the held-out segments past the block, with its current weights.
@@ -113,29 +113,46 @@ class Tuner:
         return {m: DenseReference(work.dense[m], each) for m, each in inputs.items() if each.tokens}
 
     def _choose(
-        self, work: BlockWork, name: str, tried: Sequence[float], pruned: Pruned, held: References
+        self,
+        work: BlockWork,
+        name: str,
+        tried: Sequence[float],
+        pruned: Pruned,
+        held: References,
+        modules: Collection[str],
     ) -> float:
-        """The value of lowest error, of equal ones the first; logged, and kept in the report."""
+        """The value of lowest error, of equal ones the first; logged, and kept in the report of all
+        `modules` it is used for, those that no held-out token is sent to included."""
         if not held:
             return tried[0]
         errors = {}
         for value in tried:
             self.run.advance(0, at_block(work.block, self.run.blocks, "Tuning"))
             with work.timed("tuning"):
-                errors[value] = _mean_error(pruned(value), held)
-        best = min(tried, key=errors.__getitem__)
-        work.report.tuned.setdefault(name, {}).update(dict.fromkeys(held, best))
+                errors[value] = self._mean_error(pruned(value), held)
+        best, first = min(tried, key=errors.__getitem__), tried[0]
+        work.report.tuned.setdefault(name, {}).update(dict.fromkeys(modules, best))
+        quantity, _, stage = name.partition("/")
+        other = "" if best == first else f", {errors[first]:.5f} with {first:g}"
         self.run.reporter.log(
-            f"{at_block(work.block, self.run.blocks)}: {name} {best:g}, held-out error "
-            f"{errors[best]:.5f}; {errors[tried[0]]:.5f} with {tried[0]:g}."
+            f"{at_block(work.block, self.run.blocks)}: {LOGGED[quantity]} {best:g} "
+            f"({STAGE_LABELS[stage]}; {', '.join(held)}). Held-out error {errors[best]:.5f}{other}."
         )
         return best
 
+    def _mean_error(self, pruned: Iterator[tuple[str, Tensor]], held: References) -> float:
+        """Mean relative error of pruned weights; infinite where a solver fails."""
+        errors = []
+        try:
+            for module, W in pruned:
+                self.run.safe_point()
+                errors.append(held[module].relative_error(W))
+        except NotPositiveDefiniteError:
+            return math.inf
+        return error if math.isfinite(error := fmean(errors)) else math.inf
 
-def _mean_error(pruned: Iterator[tuple[str, Tensor]], held: References) -> float:
-    """Mean relative error of pruned weights; infinite where a solver fails."""
-    try:
-        error = fmean(held[module].relative_error(W) for module, W in pruned)
-    except NotPositiveDefiniteError:
-        return math.inf
-    return error if math.isfinite(error) else math.inf
+
+def _without_factors(inputs: Inputs) -> Inputs:
+    """Copies that share their Grams, and forget with this search what solvers derive from them."""
+    copies = {id(each): replace(each) for each in inputs.values()}
+    return {module: copies[id(each)] for module, each in inputs.items()}

@@ -16,6 +16,7 @@ from backend.methods.calibration import InputStatistics
 from backend.methods.sds.config import (
     DAMPINGS,
     L1_PENALTIES,
+    STAGE_LABELS,
     SDSConfig,
     SDSStage,
     heldout_count,
@@ -25,6 +26,7 @@ from backend.methods.sds.pipeline import install, run_sds
 from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.stage_store import SDSStageStore, Weights
+from backend.methods.sds.tuning import LOGGED
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
@@ -137,7 +139,9 @@ def test_it_chooses_as_a_loop_over_whole_errors_does(
         for name, errors in searches.items():
             assert len({*errors.values()}) == len(errors)  # each value makes a difference
             assert said[name, block] == min(errors, key=errors.__getitem__), name
-            line = f"Block {block + 1} of {BLOCKS}: {name} {said[name, block]:g}, held-out error"
+            quantity, stage = name.split("/")
+            chose = f"{LOGGED[quantity]} {said[name, block]:g} ({STAGE_LABELS[stage]};"
+            line = f"Block {block + 1} of {BLOCKS}: {chose}"
             assert len([text for text in told.lines if text.startswith(line)]) == 1
     assert any(said["damping/first", block] != chosen.damping for block in range(BLOCKS))
     done = [d for d, _, _ in told.progressed]

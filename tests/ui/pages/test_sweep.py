@@ -64,6 +64,7 @@ def test_means_and_spreads_are_drawn_and_tabled(swept: list[Job]) -> None:
     assert shown["chart_chart"].layout.yaxis.type == "category"  # 70% is no number
     assert "11.00" in shown["body"] and "± 1.4" in shown["body"]
     assert "Runs per dot: 1–2" in shown["chart_note"]
+    assert "Best: 2:4, perplexity 11" in shown["chart_title"]  # the seed is no setting
     assert 'data-value="11.0"' in shown["chart_table"]
     assert shown["body"].count("<tr>") == (1 + 2) + (1 + 4)  # means, then runs, each with a head
 

@@ -93,8 +93,9 @@ def _means(
     jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
 ) -> Chart:
     """The means; where a single setting varies, no other chart says which value is best."""
-    last, alone = last_stage(rows, labels), len(sweep.varied(jobs)) == 1
-    told = headline(last, shown, ties(jobs, last, shown)) if alone and len(last) > 1 else ""
+    last = last_stage(rows, labels)
+    alone = len(last) > 1 and len(last[0].values) == 1
+    told = headline(last, shown, ties(jobs, last, shown)) if alone else ""
     return sweep_means(rows, shown, labels, told) if rows else Chart(WAITING)
 
 

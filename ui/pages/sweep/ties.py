@@ -9,6 +9,7 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import Metric
 from jobs.sweep import SweepRow
+from ui.charts.headlines import lower
 from ui.format import number
 from ui.runs.pairs import OF_WINDOWS, window_losses
 
@@ -23,7 +24,7 @@ def headline(rows: Sequence[SweepRow], shown: Metric, tied: Sequence[SweepRow] =
     best, scale = best_row(rows, shown), 100.0 if shown.form == "share" else 1.0
     labels = ", ".join(row.label for row in tied)
     others = f"; not significantly different: {labels}" if tied else ""
-    return f"Best: {best.label}, {shown.title.lower()} {number(scale * best.mean)}{others}"
+    return f"Best: {best.label}, {lower(shown.title)} {number(scale * best.mean)}{others}"
 
 
 def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[SweepRow]:

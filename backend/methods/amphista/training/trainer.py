@@ -210,9 +210,8 @@ class DrafterTrainer:
         lengths = torch.tensor([len(s.ids) for s in samples])
         targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
         valid = targets < lengths[rows, None]
-        if (
-            ranks.world_size() > 1
-        ):  # a share has any number of anchors: fill up, so that shapes recur
+        if ranks.world_size() > 1:
+            # a share has any number of anchors: fill up, so that shapes recur
             spare = rounded_up(len(rows), ROW_STEP) - len(rows)
             rows, places, valid = (  # in front, as anchors of row 0: they stay sorted by row
                 pad(each, (0, 0) * (each.dim() - 1) + (spare, 0)) for each in (rows, places, valid)
