@@ -36,6 +36,12 @@ def format_value(metric: Metric, value: float | None) -> str:
     return WRITE[metric.form](value)
 
 
+def format_stderr(metric: Metric, stderr: float | None) -> str:
+    """The standard error in the unit of the value; empty where there is none."""
+    scale = 100.0 if metric.form == "share" else 1.0
+    return number(scale * stderr, 2) if stderr else ""
+
+
 def display_units(points: pd.DataFrame) -> pd.DataFrame:
     """The points of curves (`frames.curves`) as their metrics are written: shares in per cent."""
     shares = [metric(name.split("/")[0]).form == "share" for name in points["name"]]

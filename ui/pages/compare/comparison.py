@@ -20,7 +20,7 @@ from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.pairs import OF_WINDOWS, window_losses
-from ui.runs.results import format_value, kind_title, setting_title
+from ui.runs.results import format_stderr, format_value, kind_title, setting_title
 from ui.runs.rows import RunRow
 from ui.runs.table import csv_text
 from ui.templates import fragments
@@ -173,7 +173,7 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
         return ComparedFigure(NONE)
     return ComparedFigure(
         format_value(shown, figure.value),
-        number(figure.stderr, 2) if figure.stderr else "",
+        format_stderr(shown, figure.stderr),
         delta_html(shown.name, row, base, relative=True, told_apart=_told_apart(shown, ratio)),
     )
 

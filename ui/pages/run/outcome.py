@@ -13,7 +13,7 @@ from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, metric
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
 from ui.runs.pairs import stage_comparison, window_losses
-from ui.runs.results import RunResults, format_value, kind_of
+from ui.runs.results import RunResults, format_stderr, format_value, kind_of
 from ui.templates import fragments
 from ui.theme import name_colours
 
@@ -61,8 +61,8 @@ def _stage(results: RunResults, stage: str, colour: str) -> Markup:
 def _figure(row: StoredResult | None) -> str:
     if row is None:
         return NONE
-    stderr = number(row.stderr, 2) if row.stderr else ""
-    return HTML.figure(format_value(metric(row.metric), row.value), stderr)
+    shown = metric(row.metric)
+    return HTML.figure(format_value(shown, row.value), format_stderr(shown, row.stderr))
 
 
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
