@@ -94,7 +94,9 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     assert (MODEL, SPEED_UP) in again
 
 
-def test_endings_are_chosen_once_with_both_models(wait: Wait) -> None:
+def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(
+    loop: SupervisorLoop, wait: Wait
+) -> None:
     few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 0, "divergence": False}
     job = finished(
         wait, "evaluation", model="toy", dense="toy", speed=False, tasks="Endings", **few
@@ -105,6 +107,16 @@ def test_endings_are_chosen_once_with_both_models(wait: Wait) -> None:
     for stage in (DENSE, MODEL):
         assert rows[stage, "accuracy/endings"].value == expected.accuracy
         assert rows[stage, "accuracy/endings"].n == len(expected.right) == 8
+
+    with writing() as session:  # as a kill before the last figure leaves it
+        session.delete(session.get_one(Result, (job.id, MODEL, "accuracy/endings")))
+        session.get_one(Job, job.id).state = State.FAILED
+    loop.engine.again = True
+    service.resume(job.id, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    again = figures(job.id)
+    assert again.keys() == rows.keys()
+    assert again[MODEL, "accuracy/endings"].value == expected.accuracy
 
 
 def test_a_model_is_equal_to_itself(wait: Wait) -> None:
@@ -219,3 +231,9 @@ def test_every_figure_is_plain_data(queue: Path) -> None:
     assert json.loads(config.model_dump_json())["model"] == "toy"
     with pytest.raises(ConfigError):
         checked("evaluation", {"model": "toy", "batch": 0})
+
+
+def test_endings_stand_beside_tasks_of_the_harness() -> None:
+    config = EvaluationJob(tasks="piqa, Endings, arc_easy")
+    assert config.harness_tasks == ["piqa", "arc_easy"] and config.asks_endings
+    assert not EvaluationJob(tasks="piqa").asks_endings
