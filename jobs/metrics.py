@@ -49,6 +49,11 @@ class Metric:
     aliases: tuple[str, ...] = ()
 
     @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be shown in the unit of the title."""
+        return 100.0 if self.form == "share" else 1.0
+
+    @property
     def title(self) -> str:
         """The label with its unit, as in the head of a column."""
         unit = "%" if self.form == "share" else self.unit

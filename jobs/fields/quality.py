@@ -101,6 +101,6 @@ def sample_flops(config: QualityConfig, facts: ModelFacts) -> float:
 
 
 def ending_flops(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
-    """The same of its choices of endings."""
+    """Floating-point operations of one model's choices of endings."""
     asked = question_count(windows, context, config.task_limit) if config.asks_endings else 0
     return 2.0 * facts.weights_per_token * asked * CHOICES * PART

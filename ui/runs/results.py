@@ -38,16 +38,13 @@ def format_value(metric: Metric, value: float | None) -> str:
 
 def format_stderr(metric: Metric, stderr: float | None) -> str:
     """The standard error in the unit of the value; empty where there is none."""
-    scale = 100.0 if metric.form == "share" else 1.0
-    return number(scale * stderr, 2) if stderr else ""
+    return number(metric.scale * stderr, 2) if stderr else ""
 
 
 def display_units(points: pd.DataFrame) -> pd.DataFrame:
     """The points of curves (`frames.curves`) as their metrics are written: shares in per cent."""
-    shares = [metric(name.split("/")[0]).form == "share" for name in points["name"]]
-    return points.assign(
-        value=points["value"].where(~np.array(shares, bool), 100 * points["value"])
-    )
+    scales = np.array([metric(name.split("/")[0]).scale for name in points["name"]], float)
+    return points.assign(value=scales * points["value"])
 
 
 def find_job(run: str) -> Job | None:

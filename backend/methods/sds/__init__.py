@@ -3,7 +3,7 @@
 config, pattern, layer_selection    settings; pruned layers and their patterns (no torch)
 owl                                 sparsity per block by its outliers (no torch)
 (methods.calibration                H = X X^T / N of each layer's inputs, shared with quantization)
-masks, pruners                      which weights stay: magnitude, Wanda, SparseGPT, ADMM
+masks, pruners                      which weights stay: magnitude, Wanda, SparseGPT and others
 proximal_gradient                   accelerated proximal gradient, used by the next two
 redense, weight_adjustment          steps 2 and 3b
 block_work, tuning, passes          one decoder block; damping and L1 chosen on held-out text;

@@ -52,6 +52,17 @@ def figures(run: int) -> Rows:
     return {(row.stage, row.metric): row for row in queries.results([run])}
 
 
+def resumed_without(loop: SupervisorLoop, wait: Wait, run: int, metric: str) -> Rows:
+    """The figures of a run that was killed before it recorded one of them, and resumed."""
+    with writing() as session:
+        session.delete(session.get_one(Result, (run, MODEL, metric)))
+        session.get_one(Job, run).state = State.FAILED
+    loop.engine.again = True
+    service.resume(run, HOST)
+    assert wait(run, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    return figures(run)
+
+
 def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     loop: SupervisorLoop, wait: Wait
 ) -> None:
@@ -78,13 +89,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     said = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
     assert said == "Perplexity is 25.0 % above the dense one."
 
-    with writing() as session:  # as a kill between two figures leaves it
-        session.delete(session.get_one(Result, (job.id, MODEL, "kl_to_dense")))
-        session.get_one(Job, job.id).state = State.FAILED
-    loop.engine.again = True
-    service.resume(job.id, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    again = figures(job.id)
+    again = resumed_without(loop, wait, job.id, "kl_to_dense")
     assert again.keys() == rows.keys()
     kl = (MODEL, "kl_to_dense")
     assert again[kl].value == rows[kl].value and again[kl].value > 0
@@ -108,13 +113,7 @@ def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(
         assert rows[stage, "accuracy/endings"].value == expected.accuracy
         assert rows[stage, "accuracy/endings"].n == len(expected.right) == 8
 
-    with writing() as session:  # as a kill before the last figure leaves it
-        session.delete(session.get_one(Result, (job.id, MODEL, "accuracy/endings")))
-        session.get_one(Job, job.id).state = State.FAILED
-    loop.engine.again = True
-    service.resume(job.id, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    again = figures(job.id)
+    again = resumed_without(loop, wait, job.id, "accuracy/endings")
     assert again.keys() == rows.keys()
     assert again[MODEL, "accuracy/endings"].value == expected.accuracy
 

@@ -32,7 +32,7 @@ def sweep_means(
         rows: of this metric alone, as `jobs.sweep.table` gives them.
         labels: stage -> label.
     """
-    scale = 100.0 if shown.form == "share" else 1.0
+    scale = shown.scale
     columns = ["Combination", "Stage", shown.title, "±", "n"]
     figures = [
         (row.label, labels.get(row.stage, row.stage), scale * row.mean,

@@ -91,7 +91,7 @@ def _means(by_stage: Mapping[str, SweepRow], stages: Sequence[str], shown: Metri
 def _mean(row: SweepRow | None, shown: Metric) -> str | Markup:
     if row is None:
         return NONE
-    scale = 100 if shown.form == "share" else 1
+    scale = shown.scale
     spread = "" if row.spread is None else number(scale * row.spread, 2)
     return HTML.mean(format_value(shown, row.mean), spread)
 

@@ -73,7 +73,7 @@ def parallel_chart(
     fields = [*rows[0].values] if rows else []
     if len(fields) < 2:
         return None
-    scale = 100.0 if shown.form == "share" else 1.0
+    scale = shown.scale
     results = [scale * row.mean for row in rows]
     axes = [_axis(titles.get(f, f), [row.values.get(f) for row in rows]) for f in fields]
     axes.append({"label": shown.title, "values": results})

@@ -21,10 +21,10 @@ def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
 
 def headline(rows: Sequence[SweepRow], shown: Metric, tied: Sequence[SweepRow] = ()) -> str:
     """The best combination, its figure, and those that are `tied` with it."""
-    best, scale = best_row(rows, shown), 100.0 if shown.form == "share" else 1.0
+    best = best_row(rows, shown)
     labels = ", ".join(row.label for row in tied)
     others = f"; not significantly different: {labels}" if tied else ""
-    return f"Best: {best.label}, {lower(shown.title)} {number(scale * best.mean)}{others}"
+    return f"Best: {best.label}, {lower(shown.title)} {number(shown.scale * best.mean)}{others}"
 
 
 def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[SweepRow]:
