@@ -107,10 +107,8 @@ def pruning_products(config: SDSJob) -> float:
 
 def tuning_products(config: SDSJob) -> float:
     """The same of tuning: every damping that is tried prunes each weight and takes one product to
-    measure its error; every L1 penalty re-densifies it before."""
-    dampings = sum(len(config.dampings(x)) * (_products(x) + 1) for x in _prunings(config))
-    trial = config.redense_steps + _products(config.second_pruner) + 1
-    return dampings + len(config.l1_penalties) * trial
+    measure its error."""
+    return sum(len(config.dampings(x)) * (_products(x) + 1) for x in _prunings(config))
 
 
 def _prunings(config: SDSJob) -> list[str]:

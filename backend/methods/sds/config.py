@@ -17,7 +17,6 @@ from backend.models.layer_names import read_names
 PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3)  # what tuning tries beside the configured value
-L1_PENALTIES = (0.0, 0.01, 0.03, 0.1)
 ADDED_LATER = ("soft_control", "tune")  # no part of the identity of runs without them
 
 
@@ -244,9 +243,9 @@ class SDSConfig(BaseModel):
     )
     tune: bool = Field(
         False,
-        title="Tune on held-out text",
-        description="Choose damping and L1 penalty for each block by the output error on the "
-        "held-out segments.",
+        title="Tune damping on held-out text",
+        description="Choose it for each block by the output error on the held-out segments. For "
+        "pruners that use it.",
         json_schema_extra=ADVANCED,
     )
     batch: int = Field(
@@ -301,15 +300,6 @@ class SDSConfig(BaseModel):
         searched = self.tune and DECLARED_PRUNERS[pruner].facts.get("damped", False)
         return list(dict.fromkeys((self.damping, *DAMPINGS))) if searched else []
 
-    @property
-    def l1_penalties(self) -> list[float]:
-        """The L1 penalties to try for each block, the configured one first; empty: do not search.
-
-        Those of the gram solver alone: `l1` means something else to sgd.
-        """
-        searched = self.tune and self.until == "sds" and self.redense == "gram"
-        return list(dict.fromkeys((self.l1, *L1_PENALTIES))) if searched else []
-
     @field_validator("overrides")
     @classmethod
     def _overrides_read(cls, text: str) -> str:
@@ -345,10 +335,10 @@ def refuse_tuning(config: SDSConfig, segments: int) -> None:
             field="tune",
         )
     damped = [name for name, each in DECLARED_PRUNERS.items() if each.facts.get("damped")]
-    if not (config.dampings(config.base) or config.l1_penalties):
+    if not config.dampings(config.base):
         raise ConfigError(
             "There is nothing to tune.",
-            f"The pruner {config.base} uses no damping, and the run no L1 penalty that is tuned.",
-            f"Choose {', '.join(damped)}, or the gram solver for the re-dense step.",
+            f"The pruner {config.base} uses no damping.",
+            f"Choose {', '.join(damped)}, or do not tune.",
             field="tune",
         )

@@ -14,8 +14,7 @@ Second pass, on the hidden states of the second sparse model so far:
     H' = grams of the second block     W_sds     = adjust(W_second, W_dense, H')
     hidden <- second block(hidden)     not the adjusted block
 
-Damping and L1 penalty may be chosen on held-out segments, which then pass through the same blocks:
-see tuning.
+Damping may be chosen on held-out segments, which then pass through the same blocks: see tuning.
 
 The re-dense step may use other inputs: those of the dense model ("dd"), or those of the blocks
 already re-densified ("kd"). Their hidden states are then propagated alongside the sparse ones.
@@ -34,9 +33,8 @@ from backend.methods.block_walk import BlockWalk
 from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.block_work import BlockWork, SDSRun
-from backend.methods.sds.config import SDSConfig, SDSStage
+from backend.methods.sds.config import SDSStage
 from backend.methods.sds.owl import allocated
-from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.stage_store import (
     FIRST_PASS,
@@ -182,16 +180,16 @@ class FirstPass(PruningPass):
         work.first = self.prune(work, dense, "First pruning")
         level = self._level(self.whole and self.inputs == "sd")
         inputs, hidden = work.collect_inputs(self.hidden, level)
-        held = self.tuner.advance(work) if self.tuner else {}
+        if self.tuner:
+            self.tuner.advance(work)
         redense_inputs = self._redense_inputs(work, inputs) if self.whole else {}
-        config = self.tuner.with_l1(work, redense_inputs, held) if self.tuner else self.config
         for module in work.modules("Re-dense" if self.whole else "Control"):
             target = DenseReference(dense[module], inputs[module])
             work.record(SDSStage.FIRST, module, work.first[module], target)
             self._controls(work, module, target)
             if self.whole:
                 target = DenseReference(dense[module], redense_inputs[module])
-                self._redense(work, module, target, config)
+                self._redense(work, module, target)
         self.hidden = hidden
         if self.inputs == "kd":
             work.write(work.stages[SDSStage.REDENSE])
@@ -206,10 +204,7 @@ class FirstPass(PruningPass):
 
     def _level(self, redense: bool) -> StatisticsLevel:
         """The statistics to collect for the re-dense step, or for the control alone."""
-        if not redense:
-            return StatisticsLevel.GRAM
-        trials = PRUNERS[self.config.second_pruner].needs if self.config.l1_penalties else 0
-        return max(SOLVERS[self.config.redense].needs, StatisticsLevel(trials))
+        return SOLVERS[self.config.redense].needs if redense else StatisticsLevel.GRAM
 
     def _redense_inputs(
         self, work: BlockWork, sparse: dict[str, InputStatistics]
@@ -231,13 +226,11 @@ class FirstPass(PruningPass):
                 W = work.adjust(stage, module, work.first[module], target, soft)
                 work.record(stage, module, W, target)
 
-    def _redense(
-        self, work: BlockWork, module: str, target: DenseReference, config: SDSConfig
-    ) -> None:
+    def _redense(self, work: BlockWork, module: str, target: DenseReference) -> None:
         with work.timed(SDSStage.REDENSE):
-            solve = SOLVERS[config.redense].solve
+            solve = SOLVERS[self.config.redense].solve
             try:
-                W = solve(work.first[module], target.dense, target.inputs, config)
+                W = solve(work.first[module], target.dense, target.inputs, self.config)
             except NotPositiveDefiniteError as error:
                 raise ComputeError(
                     f"{work.linears[module].name} could not be re-densified.",

@@ -1,21 +1,20 @@
-"""Damping and L1 penalty of each block, chosen by the error on held-out segments (ours).
+"""Damping of each block, chosen by the error on held-out segments (ours).
 
     damping = argmin_a  mean over linears of e(prune_a(W, H))
-    l1      = argmin_a  mean over linears of e(prune(redense_a(W_sparse, W_dense, H'), H'))
 
     e(V) = tr(D H_held D^T) / tr(W_dense H_held W_dense^T),   D = V - W_dense
 
-H and H' are the Grams that the pruner and the re-dense step are given; H_held is that of the
-held-out segments, which pass through the same sparse blocks in a stream of their own. On H itself,
-little damping looks best; where segments are few, it is not on other text. The L1 penalty is judged
-by what it is for: the second pruning.
+H is the Gram that the pruner is given; H_held is that of the held-out segments, which pass through
+the same sparse blocks in a stream of their own. On H itself, little damping looks best; where
+segments are few, it is not on other text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 
 from torch import Tensor
@@ -23,20 +22,18 @@ from torch import Tensor
 from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.block_work import BlockWork, SDSRun
-from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
-from backend.methods.sds.redense import SOLVERS
+from backend.methods.sds.config import STAGE_LABELS, SDSStage
 from backend.methods.sds.stage_store import Weights
 from backend.models.block_forward import open_stream
 from backend.reporter import at_block
 
 Inputs = Mapping[str, InputStatistics]  # by module name
 References = Mapping[str, DenseReference]
-LOGGED = {"damping": "damping", "l1": "L1 penalty"}
-Pruned = Callable[[float], Iterator[tuple[str, Tensor]]]  # a value to try -> module, its weights
+Prune = Callable[[str, Tensor, InputStatistics], Tensor]  # module, its weights and inputs
 
 
 class Tuner:
-    """The held-out segments on their way through the blocks, and what is chosen by them.
+    """The held-out segments on their way through the blocks, and the damping they choose.
 
     Attributes:
         stage: the pruning whose damping is chosen.
@@ -49,107 +46,66 @@ class Tuner:
         self.hidden, self.stream.hidden = self.stream.hidden, []
 
     def damping(self, work: BlockWork, pruner: str, weights: Weights, inputs: Inputs) -> float:
-        """The damping to prune those linears with whose `inputs` are given."""
+        """The damping to prune those linears with whose `inputs` are given: that of lowest error,
+        of equal ones the first.
+
+        It is kept in the report of all linears it is used for, also of those that no held-out token
+        is sent to.
+        """
         tried = self.config.dampings(pruner)
-        if not tried or not inputs:
-            return self.config.damping
-        held = self._collect(work, inputs, outputs=False)
-
-        def pruned(damping: float) -> Iterator[tuple[str, Tensor]]:
-            copies = _without_factors(inputs)
-            for module in held:
-                each = copies[module]
-                yield module, work.prune_with(damping, pruner, module, weights[module], each)
-
-        return self._choose(work, f"damping/{self.stage}", tried, pruned, held, inputs)
-
-    def with_l1(self, work: BlockWork, inputs: Inputs, held: References) -> SDSConfig:
-        """The config with the L1 penalty to re-densify the block with.
-
-        Args:
-            inputs: of the re-dense step.
-            held: as `advance` returned it.
-        """
-        tried, pruner = self.config.l1_penalties, self.config.second_pruner
-        if not tried:
-            return self.config
-        dampings = work.report.tuned.get(f"damping/{self.stage}", {})
-
-        def config(l1: float) -> SDSConfig:
-            return self.config.model_copy(update={"l1": l1})
-
-        def pruned(l1: float) -> Iterator[tuple[str, Tensor]]:
-            solve, copies = SOLVERS[self.config.redense].solve, _without_factors(inputs)
-            for module, target in held.items():
-                each, damping = copies[module], dampings.get(module, self.config.damping)
-                W = solve(work.first[module], target.dense, each, config(l1))
-                yield module, work.prune_with(damping, pruner, module, W, each)
-
-        return config(self._choose(work, f"l1/{SDSStage.REDENSE}", tried, pruned, held, inputs))
-
-    def advance(self, work: BlockWork) -> References:
-        """Move the held-out segments past the block, with its current weights.
-
-        Returns:
-            For `with_l1`: the dense linears on the inputs they had.
-        """
-        if self.stage == SDSStage.FIRST and self.config.l1_penalties:
-            return self._collect(work, work.linears, outputs=True)
-        with work.timed("tuning"):
-            self.hidden = self.run.forward(self.stream, work.block, self.hidden)
-        return {}
-
-    def _collect(self, work: BlockWork, modules: Collection[str], outputs: bool) -> References:
-        """The dense linears on the held-out inputs, but for experts that no token is sent to.
-
-        Args:
-            outputs: move the held-out segments past the block, too.
-        """
-        with work.timed("tuning"):
-            inputs, hidden = self.run.collect_inputs(
-                self.stream, work.block, modules, self.hidden, StatisticsLevel.GRAM, outputs
-            )
-        self.hidden = hidden if outputs else self.hidden
-        return {m: DenseReference(work.dense[m], each) for m, each in inputs.items() if each.tokens}
-
-    def _choose(
-        self,
-        work: BlockWork,
-        name: str,
-        tried: Sequence[float],
-        pruned: Pruned,
-        held: References,
-        modules: Collection[str],
-    ) -> float:
-        """The value of lowest error, of equal ones the first; logged, and kept in the report of all
-        `modules` it is used for, those that no held-out token is sent to included."""
+        held = self._references(work, inputs) if tried else {}
         if not held:
-            return tried[0]
+            return self.config.damping
         errors = {}
-        for value in tried:
+        for damping in tried:
             self.run.advance(0, at_block(work.block, self.run.blocks, "Tuning"))
+            prune = partial(work.prune_with, damping, pruner)
             with work.timed("tuning"):
-                errors[value] = self._mean_error(pruned(value), held)
-        best, first = min(tried, key=errors.__getitem__), tried[0]
-        work.report.tuned.setdefault(name, {}).update(dict.fromkeys(modules, best))
-        quantity, _, stage = name.partition("/")
-        other = "" if best == first else f", {errors[first]:.5f} with {first:g}"
-        self.run.reporter.log(
-            f"{at_block(work.block, self.run.blocks)}: {LOGGED[quantity]} {best:g} "
-            f"({STAGE_LABELS[stage]}; {', '.join(held)}). Held-out error {errors[best]:.5f}{other}."
-        )
+                errors[damping] = self._mean_error(prune, weights, _without_factors(inputs), held)
+        best = min(tried, key=errors.__getitem__)
+        chosen = work.report.tuned.setdefault(f"damping/{self.stage}", {})
+        chosen.update(dict.fromkeys(inputs, best))
+        self._log(work, best, errors, held)
         return best
 
-    def _mean_error(self, pruned: Iterator[tuple[str, Tensor]], held: References) -> float:
-        """Mean relative error of pruned weights; infinite where a solver fails."""
+    def advance(self, work: BlockWork) -> None:
+        """Move the held-out segments past the block, with its current weights."""
+        with work.timed("tuning"):
+            self.hidden = self.run.forward(self.stream, work.block, self.hidden)
+
+    def _references(self, work: BlockWork, modules: Collection[str]) -> References:
+        """The dense linears on the held-out inputs, but for experts that no token is sent to."""
+        if not modules:
+            return {}
+        with work.timed("tuning"):
+            inputs, _ = self.run.collect_inputs(
+                self.stream, work.block, modules, self.hidden, StatisticsLevel.GRAM, outputs=False
+            )
+        return {m: DenseReference(work.dense[m], each) for m, each in inputs.items() if each.tokens}
+
+    def _mean_error(
+        self, prune: Prune, weights: Weights, inputs: Inputs, held: References
+    ) -> float:
+        """Mean relative error of the pruned weights; infinite where a solver fails."""
         errors = []
         try:
-            for module, W in pruned:
+            for module, target in held.items():
                 self.run.safe_point()
-                errors.append(held[module].relative_error(W))
+                errors.append(target.relative_error(prune(module, weights[module], inputs[module])))
         except NotPositiveDefiniteError:
             return math.inf
         return error if math.isfinite(error := fmean(errors)) else math.inf
+
+    def _log(
+        self, work: BlockWork, best: float, errors: Mapping[float, float], modules: Collection[str]
+    ) -> None:
+        own = self.config.damping
+        other = "" if best == own else f", {errors[own]:.5f} with {own:g}"
+        self.run.reporter.log(
+            f"{at_block(work.block, self.run.blocks)}: damping {best:g} "
+            f"({STAGE_LABELS[self.stage]}; {', '.join(modules)}). "
+            f"Held-out error {errors[best]:.5f}{other}."
+        )
 
 
 def _without_factors(inputs: Inputs) -> Inputs:

@@ -15,7 +15,6 @@ from backend.errors import CancelledError, ConfigError
 from backend.methods.calibration import InputStatistics
 from backend.methods.sds.config import (
     DAMPINGS,
-    L1_PENALTIES,
     STAGE_LABELS,
     SDSConfig,
     SDSStage,
@@ -24,9 +23,7 @@ from backend.methods.sds.config import (
 )
 from backend.methods.sds.pipeline import install, run_sds
 from backend.methods.sds.pruners.registry import PRUNERS
-from backend.methods.sds.redense import SOLVERS
 from backend.methods.sds.stage_store import SDSStageStore, Weights
-from backend.methods.sds.tuning import LOGGED
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
@@ -106,16 +103,6 @@ class PlainSearch:
             for damping in DAMPINGS
         }
 
-    def l1(self, damping: float) -> dict[float, float]:
-        X, held = self.look(SDSStage.FIRST, SDSStage.FIRST)
-        first, errors = self.store.weights(SDSStage.FIRST, self.block), {}
-        for l1 in L1_PENALTIES:
-            config = self.chosen.model_copy(update={"l1": l1})
-            solve = SOLVERS["gram"].solve
-            dense = {m: solve(W, self.dense[m], statistics(X[m]), config) for m, W in first.items()}
-            errors[l1] = error(self.prune(dense, X, damping), self.dense, held)
-        return errors
-
     def prune(self, weights: Weights, X: dict[str, Tensor], damping: float) -> Weights:
         one, pattern = PRUNERS[self.chosen.base].prune, self.chosen.pattern
         return {m: one(W, statistics(X[m]), pattern, damping) for m, W in weights.items()}
@@ -130,17 +117,15 @@ def test_it_chooses_as_a_loop_over_whole_errors_does(
     said = {(name, block): value for name, value, block in told.metrics}
     for block in range(BLOCKS):
         plain = PlainSearch(toy(), ids, chosen, tmp_path, block)
-        first = said["damping/first", block]
         searches = {
             "damping/first": plain.damping(SDSStage.FIRST, SDSStage.DENSE),
-            "l1/redense": plain.l1(first),
             "damping/second": plain.damping(SDSStage.SECOND, SDSStage.REDENSE),
         }
         for name, errors in searches.items():
             assert len({*errors.values()}) == len(errors)  # each value makes a difference
             assert said[name, block] == min(errors, key=errors.__getitem__), name
-            quantity, stage = name.split("/")
-            chose = f"{LOGGED[quantity]} {said[name, block]:g} ({STAGE_LABELS[stage]};"
+            _, stage = name.split("/")
+            chose = f"damping {said[name, block]:g} ({STAGE_LABELS[stage]};"
             line = f"Block {block + 1} of {BLOCKS}: {chose}"
             assert len([text for text in told.lines if text.startswith(line)]) == 1
     assert any(said["damping/first", block] != chosen.damping for block in range(BLOCKS))
@@ -157,7 +142,7 @@ def hashes(model: PreTrainedModel, folder: Path, chosen: SDSConfig) -> list[str]
 
 
 @pytest.mark.parametrize(
-    "fields", [{"order": "sub-block", "inputs": "kd"}, {"base": "wanda", "inputs": "dd"}]
+    "fields", [{"order": "sub-block", "inputs": "kd"}, {"base": "alps", "inputs": "dd"}]
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     fields: dict, toy, ids: Tensor, tmp_path: Path, recorder
@@ -176,10 +161,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert again.kept == result.kept
     assert hashes(model, tmp_path / "cut", chosen) == expected
     assert metrics + last.metrics == whole.metrics  # every block is told once
-    names = {name for name, _, _ in whole.metrics if name.startswith(("damping", "l1"))}
-    assert names == {"l1/redense"} | (
-        set() if chosen.base == "wanda" else {"damping/first", "damping/second"}
-    )
+    names = {name for name, _, _ in whole.metrics if name.startswith("damping")}
+    assert names == {"damping/first", "damping/second"}
     assert result.seconds["tuning"] > 0
 
 
@@ -207,7 +190,7 @@ def test_off_it_leaves_runs_as_they_were(toy, ids: Tensor, tmp_path: Path, recor
         text = torch.cat([ids[:-2], others])
         result = run_sds(model, text, off, Checkpoints(tmp_path / str(number)), told)
         weights.append(hashes(model, tmp_path / str(number), off))
-        assert not any(name.startswith(("damping", "l1")) for name, _, _ in told.metrics)
+        assert not any(name.startswith("damping") for name, _, _ in told.metrics)
         assert "tuning" not in result.seconds
     assert weights[0] == weights[1]
 
@@ -215,8 +198,7 @@ def test_off_it_leaves_runs_as_they_were(toy, ids: Tensor, tmp_path: Path, recor
 @pytest.mark.parametrize(
     ("fields", "why"),
     [({"holdout": 0}, "share of 0 of 6"), ({"holdout": 0.05}, "share of 0.05 of 6"),
-     ({"base": "wanda", "until": "first"}, "wanda uses no damping"),
-     ({"base": "wanda", "redense": "ridge"}, "no L1 penalty")],
+     ({"base": "wanda"}, "wanda uses no damping")],
 )  # fmt: skip
 def test_what_cannot_be_tuned_is_refused(
     fields: dict, why: str, toy, ids: Tensor, tmp_path: Path
