@@ -12,20 +12,21 @@ the hidden states; the identity then does so, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from backend.errors import ModelError
 from backend.models.block_offload import is_streamed, resident
-from backend.models.blocks import decoder_blocks
+from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
 
@@ -149,6 +150,26 @@ def run_block(
             with ending_after(until), suppress(StopForwardError):
                 outputs.append(_states(block(states, *args, **kwargs)))
     return outputs
+
+
+@contextmanager
+def block_of_weights(
+    model: PreTrainedModel, stream: BlockStream, index: int
+) -> Iterator[Callable[[Mapping[str, Tensor], Tensor, Call], Tensor]]:
+    """Decoder block `index` as a function of the weights of its linears, to differentiate by them.
+
+    The function takes module name -> weights [out, in], the inputs [b, L, d] of a batch and the
+    block's other arguments for it, and returns the outputs [b, L, d].
+    """
+    block, linears = decoder_blocks(model)[index], block_linears(model, index)
+
+    def forward(weights: Mapping[str, Tensor], states: Tensor, call: Call) -> Tensor:
+        args, kwargs = call
+        own = {f"{m}.weight": linears[m].as_stored(W).to(stream.dtype) for m, W in weights.items()}
+        return _states(functional_call(block, own, (states, *args), kwargs))
+
+    with resident(model, index), eval_mode(block), in_dtype(block, stream.dtype):
+        yield forward
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from backend.models.memory import (
     COMFORT,
     WEIGHT_BYTES,
     activation_memory,
+    block_weights,
     memory_available,
     memory_needed,
     memory_parts,
@@ -91,10 +92,13 @@ def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     steps = whole * redense + config.adjust_steps * adjustments + pruning_products(config)
     steps += tuning_products(config)
     passes = 2 * (1 + whole) + (config.allocation == "owl")
+    made = {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(config.stages)
+    # the dense and the compressed block once; forwards and backwards to train
+    reconstructed = len(made) * (2 + 3 * config.reconstruct) * 2.0 * weights * calibration
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
     return {
         "dense": one_evaluation,
-        "prune": passes * (2.0 * weights + grams) * calibration + steps * solve,
+        "prune": passes * (2.0 * weights + grams) * calibration + steps * solve + reconstructed,
         "evaluate": (len(config.stages) - 1) * one_evaluation,
     }
 
@@ -134,7 +138,7 @@ def memory_bytes(
         "segments": config.segments,
         "context": context_length(config, facts),
         "batch": config.batch,
-        "streams": _streams(config),
+        "streams": config.streams,
         "stages": BLOCK_COPIES,
         "on_disk": wait_on_disk(config.activations, states, available),
     }
@@ -146,21 +150,26 @@ def memory_bytes(
     needed = memory_parts(facts, streamed=streamed, **sizes)
     if grams:  # those of the held-out text beside those of the other segments
         needed["held-out grams"] = grams
+    if config.reconstruct:
+        needed["reconstruction"] = reconstruction_memory(facts, sizes["context"])
     if config.redense == "sgd":  # holds the Gram of every segment for the linears of a block
         block = sum(x.columns**2 for x in facts.linears if x.block == facts.linears[0].block)
         needed["segment grams"] = int(4 * config.segments * block * GRAM_SHARE)
     return streamed, needed
 
 
-def _streams(config: SDSJob) -> int:
-    """How many streams of hidden states there are."""
-    return 1 if config.inputs == "sd" else 2
+def reconstruction_memory(facts: ModelFacts, context: int) -> int:
+    """Bytes of training one block: gradients, two moments and two copies of its weights, and what
+    the backward pass of a segment needs, inputs and outputs of each linear and as much again."""
+    first = [x for x in facts.linears if x.block == facts.linears[0].block]
+    activations = 2 * context * sum(x.rows + x.columns for x in first)
+    return 4 * (5 * block_weights(facts) + activations)
 
 
 def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32") -> int:
     """Bytes of the hidden states of the calibration text."""
     context = context_length(config, facts)
-    return _streams(config) * activation_memory(facts, config.segments, context, dtype)
+    return config.streams * activation_memory(facts, config.segments, context, dtype)
 
 
 def require_stored_text(config: SDSJob) -> None:

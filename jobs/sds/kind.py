@@ -27,7 +27,7 @@ def verdict(stages: StageComparison) -> str:
         SDSStage.SOFT_CONTROL: "its soft control",
     }
     measured = {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
-    text = f"SDS {stages.clause(SDSStage.SDS, measured)}."
+    text = f"SDS {stages.clause(SDSStage.SDS, measured)}.{_reconstructed(stages)}"
     controls = [stage for stage in measured if stage != SDSStage.FIRST]
     if not controls:
         return f"{text} No control was run, so whether the re-dense detour paid is not known."
@@ -35,20 +35,34 @@ def verdict(stages: StageComparison) -> str:
     return text + PAID[stages.order(SDSStage.SDS, best)]
 
 
+def _reconstructed(stages: StageComparison) -> str:
+    """In words, what block reconstruction gave; empty without it."""
+    if SDSStage.SDS_BLOCKS not in stages.perplexity:
+        return ""
+    rivals = {SDSStage.SDS: "SDS", SDSStage.FIRST_BLOCKS: "the first pruning reconstructed alike"}
+    measured = {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
+    clause = stages.clause(SDSStage.SDS_BLOCKS, measured)
+    return f" With its blocks reconstructed, it {clause}."
+
+
 def key_figure(values: Values) -> KeyFigure | None:
     """The share of the loss of the first pruning that SDS recovers, in perplexity:
 
-    recovered = (first - SDS) / (first - dense)
+    recovered = (first - end) / (first - dense)      end: SDS, with reconstructed blocks if any
     """
-    stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.SDS, SDSStage.CONTROL)
-    dense, first, sds, control = (values.get((stage, PERPLEXITY)) for stage in stages)
-    if dense is None or first is None or sds is None or first <= dense:
+    stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
+    dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
+    end = sds if blocks is None else blocks
+    if dense is None or first is None or end is None or first <= dense:
         return None
-    named = {"dense": dense, "pruned": first, "only adjusted": control, "after SDS": sds}
+    named = {
+        "dense": dense, "pruned": first, "only adjusted": control, "after SDS": sds,
+        "blocks reconstructed": blocks,
+    }  # fmt: skip
     known = {name: value for name, value in named.items() if value is not None}
     told = zip(apart([*known.values()]), known, strict=True)
     return KeyFigure(
-        f"{fixed(100 * (first - sds) / (first - dense), 0)} %",
+        f"{fixed(100 * (first - end) / (first - dense), 0)} %",
         "of the loss from pruning recovered",
         f"Perplexity {', '.join(map(' '.join, told))}.",
     )
@@ -62,6 +76,8 @@ STYLES = {
     "redense": StageStyle("purple", main=True),
     "second": StageStyle("blue", "dot"),
     "sds": StageStyle("blue", main=True),
+    "first-blocks": StageStyle("vermillion", "dash"),
+    "sds-blocks": StageStyle("blue", "dash"),
 }
 KIND = Kind(
     name=NAME,

@@ -17,7 +17,12 @@ from backend.models.layer_names import read_names
 PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3)  # what tuning tries beside the configured value
-ADDED_LATER = ("soft_control", "tune")  # no part of the identity of runs without them
+ADDED_LATER = {  # no part of the identity of runs without them; and what decides that
+    "soft_control": "soft_control",
+    "tune": "tune",
+    "reconstruct": "reconstruct",
+    "reconstruct_rate": "reconstruct",
+}
 
 
 class SDSStage(StrEnum):
@@ -32,6 +37,8 @@ class SDSStage(StrEnum):
     REDENSE = "redense"  # after the re-dense step: W_redense
     SECOND = "second"  # after the second pruning alone: W_sparse-2nd
     SDS = "sds"  # second pruning + weight adjustment: W_SDS
+    FIRST_BLOCKS = "first-blocks"  # the first pruning, adjusted if there is a control, by blocks
+    SDS_BLOCKS = "sds-blocks"  # the second pruning, adjusted or not, reconstructed by blocks
 
 
 STAGE_LABELS: dict[str, str] = {
@@ -42,6 +49,8 @@ STAGE_LABELS: dict[str, str] = {
     SDSStage.REDENSE: "Re-dense",
     SDSStage.SECOND: "Second pruning, not adjusted",
     SDSStage.SDS: "Second pruning (SDS)",
+    SDSStage.FIRST_BLOCKS: "First pruning, blocks reconstructed",
+    SDSStage.SDS_BLOCKS: "SDS, blocks reconstructed",
 }
 
 
@@ -54,6 +63,7 @@ STEP_LABELS: dict[str, str] = {  # part of stored metric names
     "control": "adjustment of the control",
     "soft-control": "adjustment of the soft control",
     "sds": "weight adjustment",
+    "blocks": "block reconstruction",
     "statistics": "statistics",
     "checkpoints": "checkpoints",
     "heldout": "held-out losses",
@@ -248,6 +258,23 @@ class SDSConfig(BaseModel):
         "pruners that use it.",
         json_schema_extra=ADVANCED,
     )
+    reconstruct: int = Field(
+        0,
+        ge=0,
+        le=50,
+        title="Block reconstruction",
+        description="Epochs over the calibration segments in which the kept weights of each block "
+        "are trained together, so that its outputs meet those of the dense model. 0: off.",
+        json_schema_extra={"unit": "epochs", **ADVANCED},
+    )
+    reconstruct_rate: float = Field(
+        2e-3,
+        gt=0,
+        le=0.1,
+        title="Reconstruction learning rate",
+        description="Adam with a cosine schedule, one segment per step.",
+        json_schema_extra=ADVANCED,
+    )
     batch: int = Field(
         8,
         ge=1,
@@ -274,21 +301,29 @@ class SDSConfig(BaseModel):
     @property
     def stages(self) -> list[SDSStage]:
         """The stages a run with this config passes through, in order."""
-        controls = {SDSStage.CONTROL: self.control, SDSStage.SOFT_CONTROL: self.soft_control}
-        first = [SDSStage.DENSE, SDSStage.FIRST, *(s for s, made in controls.items() if made)]
-        if self.until == "first":
-            return first
-        return [
-            *first,
-            SDSStage.REDENSE,
-            SDSStage.SECOND,
-            *([SDSStage.SDS] if self.adjust != "off" else []),
-        ]
+        whole = self.until == "sds"
+        optional = {
+            SDSStage.CONTROL: self.control,
+            SDSStage.SOFT_CONTROL: self.soft_control,
+            SDSStage.REDENSE: whole,
+            SDSStage.SECOND: whole,
+            SDSStage.SDS: whole and self.adjust != "off",
+            SDSStage.FIRST_BLOCKS: self.reconstruct and (self.control or not whole),
+            SDSStage.SDS_BLOCKS: self.reconstruct and whole,
+        }
+        return [stage for stage in SDSStage if optional.get(stage, True)]
+
+    @property
+    def streams(self) -> int:
+        """How many streams of hidden states a pass holds at most: sparse ones, and those of the
+        dense model or of re-dense blocks."""
+        return 1 if self.inputs == "sd" and not self.reconstruct else 2
 
     @property
     def identity(self) -> str:
         """The config as JSON, as it identifies the checkpoints of a run."""
-        return self.model_dump_json(exclude={x for x in ADDED_LATER if not getattr(self, x)})
+        unused = {name for name, used in ADDED_LATER.items() if not getattr(self, used)}
+        return self.model_dump_json(exclude=unused)
 
     @property
     def second_pruner(self) -> str:

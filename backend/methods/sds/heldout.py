@@ -22,6 +22,16 @@ from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
 
 Losses = dict[SDSStage, float]  # nats per token
+CANDIDATES = {  # the end of a run: the stages one of which is kept, in order
+    "first": (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.FIRST_BLOCKS),
+    "sds": (SDSStage.SECOND, SDSStage.SDS, SDSStage.SDS_BLOCKS),
+}
+STEPS = {  # what leads to a candidate
+    SDSStage.CONTROL: "weight adjustment",
+    SDSStage.SDS: "weight adjustment",
+    SDSStage.FIRST_BLOCKS: "block reconstruction",
+    SDSStage.SDS_BLOCKS: "block reconstruction",
+}
 
 
 def split(calibration: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -74,15 +84,10 @@ def heldout_losses(run: SDSRun, checkpoints: Checkpoints) -> Losses:
 
 
 def choose(losses: Losses, config: SDSConfig) -> SDSStage:
-    """The last pruning or its adjusted form, whichever has the lower held-out loss."""
-    pruned, adjusted = (
-        (SDSStage.FIRST, SDSStage.CONTROL)
-        if config.until == "first"
-        else (SDSStage.SECOND, SDSStage.SDS)
-    )
-    if adjusted not in config.stages or (losses and losses[pruned] < losses[adjusted]):
-        return pruned
-    return adjusted
+    """The last pruning, its adjusted form or its reconstructed one, whichever has the lowest
+    held-out loss; of equal ones, and without losses, the last."""
+    made = [stage for stage in reversed(CANDIDATES[config.until]) if stage in config.stages]
+    return min(made, key=losses.__getitem__) if losses else made[0]
 
 
 def verdict(losses: Losses, kept: SDSStage, config: SDSConfig) -> list[str]:
@@ -90,10 +95,17 @@ def verdict(losses: Losses, kept: SDSStage, config: SDSConfig) -> list[str]:
     if not losses:
         why = "no segments were held out" if config.holdout else "the held-out share is 0"
         return [f"{STAGE_LABELS[kept]} was not compared with the other stages: {why}."]
-    texts = []
-    if kept in (SDSStage.FIRST, SDSStage.SECOND) and config.stages[-1] != kept:
-        texts.append("The weight adjustment raised the held-out loss and was discarded.")
-    rivals = (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SOFT_CONTROL)
+    made = [stage for stage in CANDIDATES[config.until] if stage in config.stages]
+    texts = [
+        f"The {STEPS[stage]} raised the held-out loss and was discarded."
+        for stage in made[made.index(kept) + 1 :]
+    ]
+    rivals = (
+        SDSStage.FIRST,
+        SDSStage.CONTROL,
+        SDSStage.SOFT_CONTROL,
+        SDSStage.FIRST_BLOCKS,
+    )
     for rival in rivals if config.until == "sds" else ():
         if losses.get(rival, float("inf")) < losses[kept]:
             texts.append(

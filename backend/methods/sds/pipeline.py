@@ -4,10 +4,11 @@
     2   move all weights back towards the dense outputs         re-dense: easier to prune
     3a  prune the re-dense model                                second
     3b  adjust the remaining weights to the *original* outputs  sds
+    4   optional: reconstruct block by block                    sds-blocks
 
-3b is kept only if it lowers the loss on held-out calibration segments. The result reports cost and
-error of every stage, including the control (first pruning, adjusted under its mask): without it the
-benefit of the dense detour would go untested.
+3b and 4 are kept only if they lower the loss on held-out calibration segments. The result reports
+cost and error of every stage, including the control (first pruning, adjusted under its mask):
+without it the benefit of the dense detour would go untested.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from backend.methods.sds.config import SDSConfig, SDSStage, refuse_tuning
 from backend.methods.sds.heldout import choose, heldout_losses, split, verdict
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import allocated, block_shares, refuse_allocation
-from backend.methods.sds.passes import BlockPass, FirstPass, OutlierPass, SecondPass
+from backend.methods.sds.passes.block_pass import BlockPass
+from backend.methods.sds.passes.outliers import OutlierPass
+from backend.methods.sds.passes.pruning import FirstPass, SecondPass
+from backend.methods.sds.passes.reconstruction import FirstReconstruction, SDSReconstruction
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.stage_store import BlockReport, SDSStageStore, install
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
@@ -99,9 +103,10 @@ def run_sds(
     store = SDSStageStore(checkpoints)
     dtype = _claim_dtype(store, model, calibration, config, stored)
     fitted, heldout = split(calibration, config.holdout)
-    units = sum(each.units for each in _passes(config)) * len(linears)
+    units = sum(each.units(config) for each in _passes(config)) * len(linears)
     units += len(config.stages) * bool(len(heldout))
-    passing = calibration if config.tune else fitted  # tuning needs the others, too
+    whole = config.tune or config.reconstruct  # both need the held-out segments, too
+    passing = calibration if whole else fitted
     new = batches_in(_hidden_state_folder(model, passing, dtype, config, checkpoints))
     run = SDSRun(
         model, fitted, config, dtype, store, reporter, patterns, units, new, stored, heldout
@@ -124,8 +129,14 @@ def run_sds(
 
 def _passes(config: SDSConfig) -> list[type[BlockPass]]:
     """The passes of a run, in order."""
-    outliers: list[type[BlockPass]] = [OutlierPass] if config.allocation == "owl" else []
-    return [*outliers, FirstPass, *([SecondPass] if config.until == "sds" else [])]
+    passes: dict[type[BlockPass], bool] = {
+        OutlierPass: config.allocation == "owl",
+        FirstPass: True,
+        SecondPass: config.until == "sds",
+        FirstReconstruction: SDSStage.FIRST_BLOCKS in config.stages,
+        SDSReconstruction: SDSStage.SDS_BLOCKS in config.stages,
+    }
+    return [each for each, runs in passes.items() if runs]
 
 
 def _allocate(run: SDSRun, linears: Sequence[LinearWeight]) -> None:
@@ -147,7 +158,7 @@ def _hidden_state_folder(
     checkpoints: Checkpoints,
 ) -> Path | None:  # fmt: skip
     """Folder of the hidden states between two blocks; None: keep them in memory."""
-    streams = 1 if config.inputs == "sd" else 2
+    streams = config.streams
     width = model.config.get_text_config().hidden_size
     needed = 2 * streams * rows.numel() * width * dtype.itemsize
     on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))

@@ -6,6 +6,7 @@ that a resumed run continues bit for bit; weights that 16 bits represent exactly
     owl-0003/     nothing but facts.json
     first-0003/   dense.safetensors first.safetensors control.safetensors redense.safetensors ..
     second-0003/  second.safetensors sds.safetensors
+    first-blocks-0003/  sds-blocks-0003/  a stage each
     each with facts.json: the `BlockReport` of that pass
 """
 
@@ -38,6 +39,8 @@ PASS_OF = {
     SDSStage.REDENSE: FIRST_PASS,
     SDSStage.SECOND: SECOND_PASS,
     SDSStage.SDS: SECOND_PASS,
+    SDSStage.FIRST_BLOCKS: SDSStage.FIRST_BLOCKS,
+    SDSStage.SDS_BLOCKS: SDSStage.SDS_BLOCKS,
 }
 
 

@@ -16,6 +16,7 @@ from backend.models.memory import is_out_of_memory
 OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the config field
     "inputs": ("Lower the calibration batch size or the context length.", "batch"),
     "tuning": ("Do not tune on held-out text.", "tune"),
+    "blocks": ("Lower the context length, or leave out the block reconstruction.", "reconstruct"),
     "heldout": ("Lower the context length.", "context"),
     SDSStage.REDENSE: ("Choose the gram solver, or stream the weights.", "redense"),
 }

@@ -192,9 +192,20 @@ def test_tuning_costs_a_pruning_and_a_product_for_each_value_tried() -> None:
             costs[base, tune] = flops_by_phase(config, facts)["prune"] / product
             grams.append(memory_bytes(config, facts, 10**10)[1].get("held-out grams", 0))
     more = {base: round(costs[base, True] - costs[base, False]) for base, _ in costs}
-    second = 4 * (5 + 1)  # four L1 penalties: 5 steps, the error
-    assert more == {"wanda": second, "sparsegpt": 2 * 5 * 2 + second + 4, "admm": 5 * 22}
+    assert more == {"wanda": 0, "sparsegpt": 2 * 5 * 2, "admm": 5 * 22}
     assert grams == [0, grams[1]] * 3 and grams[1] > 0
+
+
+def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_block() -> None:
+    facts, work, memory = inspect("toy"), [], []
+    for epochs in (0, 1, 3):
+        config = SDSJob.model_validate({**SMALL, "reconstruct": epochs})
+        work.append(flops_by_phase(config, facts)["prune"])
+        memory.append(memory_bytes(config, facts, 10**10)[1].get("reconstruction", 0))
+    one_pass = 2.0 * facts.linear_weights * config.segments * config.context
+    passes = [round((each - work[0]) / one_pass, 6) for each in work]
+    assert passes == [0, 2 * (2 + 3), 2 * (2 + 9)]  # of the control and of SDS
+    assert memory[0] == 0 < memory[1] == memory[2]
 
 
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(

@@ -15,7 +15,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ConfigError
 from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.owl import block_shares, refuse_allocation
-from backend.methods.sds.passes import outlier_share
+from backend.methods.sds.passes.outliers import outlier_share
 from backend.methods.sds.pipeline import install, run_sds
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash

@@ -1,6 +1,4 @@
-"""The passes of SDS over the decoder blocks, one block at a time.
-
-Outlier pass, only for OWL, on the hidden states of the dense model: see owl.
+"""The two passes that prune.
 
 First pass, on the hidden states of the sparse model so far:
 
@@ -22,116 +20,17 @@ already re-densified ("kd"). Their hidden states are then propagated alongside t
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
 from functools import partial
 
-from torch import Tensor
-
 from backend.errors import ComputeError
-from backend.methods.block_walk import BlockWalk
 from backend.methods.calibration import DenseReference, InputStatistics, StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
-from backend.methods.sds.block_work import BlockWork, SDSRun
+from backend.methods.sds.block_work import BlockWork
 from backend.methods.sds.config import SDSStage
-from backend.methods.sds.owl import allocated
+from backend.methods.sds.passes.block_pass import BlockPass
 from backend.methods.sds.redense import SOLVERS
-from backend.methods.sds.stage_store import (
-    FIRST_PASS,
-    OUTLIER_PASS,
-    SECOND_PASS,
-    BlockReport,
-    Weights,
-)
-from backend.methods.sds.timing import StepTimer
+from backend.methods.sds.stage_store import FIRST_PASS, SECOND_PASS, Weights
 from backend.methods.sds.tuning import Tuner
-from backend.models.block_forward import BlockStream, open_stream
-from backend.models.block_offload import resident
-from backend.models.hidden_states import HiddenStates
-from backend.reporter import REPLAY, at_block
-
-
-class BlockPass(BlockWalk):
-    """One pass over all blocks. `hidden` holds the inputs [b, L, d] of the current block.
-
-    Attributes:
-        name: of its checkpoints.
-        units: of work, per linear.
-    """
-
-    name: str
-    units = 2
-
-    def __init__(self, run: SDSRun) -> None:
-        self.run, self.config = run, run.config
-
-    def is_stored(self, block: int) -> bool:
-        return self.run.store.holds(self.name, block)
-
-    def open(self) -> None:
-        run = self.run
-        self.stream = open_stream(run.model, run.calibration, self.config.batch, run.dtype, run.new)
-        self.hidden, self.stream.hidden = self.stream.hidden, []
-
-    def solve(self, block: int) -> None:
-        with resident(self.run.model, block):
-            self.solve_block(block)
-
-    @abstractmethod
-    def solve_block(self, block: int) -> None:
-        """Compute and store the stages of `block`, and move the hidden states past it."""
-
-    def report(self, block: int, solved: bool) -> None:
-        if not solved:
-            self.run.advance(self.units * len(self.run.linears(block)), REPLAY)
-
-    def stored(self, stage: SDSStage, block: int) -> Weights:
-        """The stored weights of `block` at `stage`."""
-        return self.run.store.weights(stage, block, str(self.run.model.device))
-
-    def forward_stored(
-        self, block: int, stage: SDSStage, hidden: HiddenStates, stream: BlockStream | None = None
-    ) -> HiddenStates:
-        """The outputs of `block` at `stage` for the inputs `hidden`.
-
-        Args:
-            stream: of other text than the calibration segments.
-        """
-        with resident(self.run.model, block):
-            linears = self.run.linears(block)
-            for module, W in self.stored(stage, block).items():
-                linears[module].write(W)
-            return self.run.forward(stream or self.stream, block, hidden)
-
-
-class OutlierPass(BlockPass):
-    """Count the outliers of every block of the dense model."""
-
-    name, units = OUTLIER_PASS, 1
-
-    def solve_block(self, block: int) -> None:
-        run, linears = self.run, self.run.linears(block)
-        timed = StepTimer(f" of block {block + 1} of {run.blocks}")
-        with timed("outliers"):
-            modules = [x.module for x in allocated(linears.values(), self.config)]
-            inputs, self.hidden = run.collect_inputs(
-                self.stream, block, modules, self.hidden, StatisticsLevel.ENERGY
-            )
-            scores = [linears[m].read().abs_().mul_(inputs[m].energy.sqrt()) for m in modules]
-            report = BlockReport(outliers=outlier_share(scores, self.config.owl_outlier))
-        report.seconds = dict(timed.seconds)
-        run.store.save(self.name, block, {}, report)
-        run.advance(len(linears), at_block(block, run.blocks, "Outliers"))
-
-    def replay(self, block: int) -> None:
-        self.hidden = self.run.forward(self.stream, block, self.hidden)
-
-
-def outlier_share(scores: Sequence[Tensor], times: float) -> float:
-    """Share of all entries above `times` their mean; 0 without entries."""
-    count = sum(score.numel() for score in scores)
-    mean = sum(score.sum().item() for score in scores) / max(count, 1)
-    return sum((score > times * mean).sum().item() for score in scores) / max(count, 1)
 
 
 class PruningPass(BlockPass):

@@ -11,7 +11,7 @@ from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners import alps as room
 from backend.methods.sds.pruners.alps import alps
 from backend.methods.sds.pruners.registry import PRUNERS
-from tests.methods.sds.test_admm import PATTERNS, exact
+from tests.methods.sds.pruners.test_admm import PATTERNS, exact
 
 
 @pytest.mark.parametrize("text", PATTERNS)

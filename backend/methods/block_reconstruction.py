@@ -1,0 +1,141 @@
+"""Block-wise reconstruction: all linears of a decoder block are trained together until the outputs
+of the compressed block meet those of the dense one.
+
+    min over the kept weights W of   mean over tokens t of  |B(x_t; W) - y_t|^2 / |y_t|^2
+
+    y = B(x_dense; W_dense)          what the dense model makes of the same text
+
+x are the hidden states of the compressed model so far, x_dense those of the dense model: the block
+learns to make good what the blocks before it have lost. Each token counts relative to its length,
+because every layer after it reads normalised hidden states; the long states of the first token
+would otherwise decide alone (ours). Masked weights are not trained and stay zero.
+
+As BRECQ does for quantisation (Li et al., ICLR 2021, arXiv 2102.05426) and EBFT for pruning (Guo et
+al., arXiv 2402.12419). Adam with a cosine schedule, one segment per step; kept are the weights
+after the epoch with the lowest error on held-out segments (ours).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.methods.optimiser import cosine_decay
+from backend.models.block_forward import BlockStream, Call, block_of_weights
+from backend.models.hidden_states import HiddenStates
+
+Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in], float32
+Example = tuple[Tensor, Tensor, Call]  # inputs x and targets y [1, L, d], other arguments
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Segments in front of a block, one per batch: those to train on, then the held-out ones.
+
+    Attributes:
+        inputs, targets: x and y, [1, L, d] per segment.
+        fitted: how many to train on.
+    """
+
+    stream: BlockStream
+    block: int
+    inputs: HiddenStates
+    targets: HiddenStates
+    fitted: int
+
+    def __iter__(self) -> Iterator[Example]:
+        return zip(self.inputs, self.targets, self.stream.calls[self.block], strict=True)
+
+    @property
+    def heldout(self) -> int:
+        return len(self.inputs) - self.fitted
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A trained block.
+
+    Attributes:
+        weights: of the best epoch.
+        errors: mean error on the held-out segments before training and after each epoch; without
+            such segments NaN.
+        epoch: the best one, 0 for no training; without held-out segments the last.
+    """
+
+    weights: dict[str, Tensor]
+    errors: list[float]
+    epoch: int
+
+
+def reconstruct(
+    model: PreTrainedModel,
+    examples: Examples,
+    start: Weights,
+    epochs: int,
+    rate: float,
+    safe_point: Callable[[], None],
+    tick: Callable[[], None],
+) -> Reconstruction:
+    """Train the weights that are not zero in `start`.
+
+    Args:
+        model: its block is in memory, on the device to work on.
+        rate: learning rate at the start of the schedule.
+        safe_point: called before each segment; may raise to stop.
+        tick: called after each epoch.
+    """
+    weights = {module: W.clone().requires_grad_() for module, W in start.items()}
+    masks = {module: (W != 0).to(W.dtype) for module, W in start.items()}
+    optimiser = torch.optim.Adam(weights.values(), rate, fused=True)
+    steps = epochs * examples.fitted
+    best, epoch = _copies(weights), 0
+
+    def error(example: Example) -> Tensor:
+        safe_point()
+        x, y, call = example
+        return relative_error(forward(weights, x, call), y)
+
+    with block_of_weights(model, examples.stream, examples.block) as forward:
+        errors = [_heldout_error(error, examples)]
+        for done in range(epochs):
+            for number, example in enumerate(islice(examples, examples.fitted)):
+                with torch.enable_grad():
+                    gradients = torch.autograd.grad(
+                        error(example), [*weights.values()], allow_unused=True
+                    )
+                for (module, W), gradient in zip(weights.items(), gradients, strict=True):
+                    W.grad = None if gradient is None else gradient * masks[module]
+                angle = math.pi * (done * examples.fitted + number) / steps
+                optimiser.param_groups[0]["lr"] = rate * cosine_decay(angle)
+                optimiser.step()
+            errors.append(_heldout_error(error, examples))
+            if not examples.heldout or errors[-1] < min(errors[:-1]):
+                best, epoch = _copies(weights), done + 1
+            tick()
+    return Reconstruction(best, errors, epoch)
+
+
+def relative_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over tokens of |outputs - targets|^2 / |targets|^2, both [b, L, d]."""
+    targets = targets.float()
+    wrong = (outputs.float() - targets).square().sum(-1)
+    return (wrong / targets.square().sum(-1)).mean()
+
+
+@torch.no_grad()
+def _heldout_error(error: Callable[[Example], Tensor], examples: Examples) -> float:
+    """Mean error on the held-out segments; NaN without them."""
+    if not examples.heldout:
+        return math.nan
+    held = islice(examples, examples.fitted, None)
+    return sum(error(each).item() for each in held) / examples.heldout
+
+
+def _copies(weights: Weights) -> dict[str, Tensor]:
+    return {module: W.detach().clone() for module, W in weights.items()}

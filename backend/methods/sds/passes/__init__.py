@@ -1,0 +1,1 @@
+"""The passes of SDS over the decoder blocks."""

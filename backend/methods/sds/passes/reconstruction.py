@@ -1,0 +1,105 @@
+"""Passes that reconstruct pruned blocks, on the hidden states of the reconstructed blocks so far:
+
+    y <- dense block(hidden of the dense model)
+    W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)
+
+They come last, as the errors they make good are those of all steps before. See
+`methods.block_reconstruction`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from backend.methods.block_reconstruction import Examples, Reconstruction, reconstruct
+from backend.methods.sds.block_work import BlockWork, SDSRun
+from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
+from backend.methods.sds.passes.block_pass import BlockPass
+from backend.models.block_forward import open_stream
+from backend.reporter import at_block
+
+
+class ReconstructionPass(BlockPass):
+    """Reconstructs every block of a stage. Its checkpoints have the name of what it makes.
+
+    Attributes:
+        starts: the stages to start from; the last one that the run makes is taken.
+        made: the reconstructed weights.
+        hidden, teacher: the inputs [1, L, d] of the current block in the compressed and in the
+            dense model, one per segment; the held-out ones last.
+    """
+
+    starts: tuple[SDSStage, ...]
+    made: SDSStage
+
+    def __init__(self, run: SDSRun) -> None:
+        super().__init__(run)
+        self.start = next(stage for stage in self.starts if stage in self.config.stages)
+
+    @classmethod
+    def units(cls, config: SDSConfig) -> int:
+        return 2 * config.reconstruct
+
+    def open(self) -> None:
+        run = self.run
+        text = torch.cat([run.calibration, run.heldout]) if len(run.heldout) else run.calibration
+        self.stream = open_stream(run.model, text, 1, run.dtype, run.new)
+        self.hidden, self.stream.hidden = self.stream.hidden, []
+        self.teacher = self.hidden
+
+    def solve_block(self, block: int) -> None:
+        work = BlockWork(self.run, self.stream, block, self.stored(SDSStage.DENSE, block))
+        work.first = self.stored(SDSStage.FIRST, block)
+        work.write(work.dense)
+        self.teacher = work.forward(self.teacher)
+        with work.timed("blocks"):
+            found = self._reconstruct(block)
+        for module, W in found.weights.items():
+            work.record(self.made, module, self.run.rounded(W))
+        self._report(block, found)
+        work.write(work.stages[self.made])
+        self.hidden = work.forward(self.hidden)
+        work.save(self.made)
+
+    def replay(self, block: int) -> None:
+        self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)
+        self.hidden = self.forward_stored(block, self.made, self.hidden)
+
+    def _reconstruct(self, block: int) -> Reconstruction:
+        run, config = self.run, self.config
+        start = self.stored(self.start, block)
+        units = self.units(config) // config.reconstruct * len(start)
+        return reconstruct(
+            run.model,
+            Examples(self.stream, block, self.hidden, self.teacher, len(run.calibration)),
+            start,
+            config.reconstruct,
+            config.reconstruct_rate,
+            run.safe_point,
+            lambda: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
+        )
+
+    def _report(self, block: int, found: Reconstruction) -> None:
+        """Log what held-out text says of the block; without such text, nothing."""
+        if not len(self.run.heldout):
+            return
+        before, after = found.errors[0], found.errors[found.epoch]
+        self.run.reporter.metric(f"blocks/{self.made}", after / before, block)
+        self.run.reporter.log(
+            f"{at_block(block, self.run.blocks)}: {STAGE_LABELS[self.made]}. Held-out error "
+            f"{before:.5f}, then {after:.5f} after epoch {found.epoch}."
+        )
+
+
+class FirstReconstruction(ReconstructionPass):
+    """Reconstructs the first pruning, from its fixed-mask control if the run makes that."""
+
+    name = made = SDSStage.FIRST_BLOCKS
+    starts = (SDSStage.CONTROL, SDSStage.FIRST)
+
+
+class SDSReconstruction(ReconstructionPass):
+    """Reconstructs the second pruning, from its adjusted form if the run makes that."""
+
+    name = made = SDSStage.SDS_BLOCKS
+    starts = (SDSStage.SDS, SDSStage.SECOND)

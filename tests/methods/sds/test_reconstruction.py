@@ -1,0 +1,181 @@
+"""Block reconstruction lowers the error of blocks, keeps zeros, resumes exactly, and can be off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.checkpoints import Checkpoints
+from backend.errors import CancelledError
+from backend.methods.block_reconstruction import Examples, reconstruct, relative_error
+from backend.methods.sds.config import SDSConfig, SDSStage
+from backend.methods.sds.heldout import choose, verdict
+from backend.methods.sds.pipeline import install, run_sds
+from backend.methods.sds.stage_store import SDSStageStore
+from backend.models.block_forward import Call, open_stream, run_block
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import weights_hash
+from backend.reporter import SilentReporter
+
+BLOCKS, EPOCHS = 3, 2
+
+
+def config(**fields: object) -> SDSConfig:
+    few = {"holdout": 0.25, "redense_steps": 5, "adjust_steps": 2, "reconstruct": EPOCHS}
+    return SDSConfig.model_validate({"precision": "float32", **few, **fields})
+
+
+@pytest.fixture
+def ids(calibration: Tensor) -> Tensor:
+    return calibration[:8]  # of which 2 are held out
+
+
+def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The hidden states [N, L, d] behind the last block, before the final norm."""
+    stream = open_stream(model, ids, len(ids))
+    hidden = stream.hidden
+    for block in range(BLOCKS):
+        hidden = run_block(model, stream, block, hidden)
+    return next(iter(hidden))
+
+
+def hashes(model: PreTrainedModel, folder: Path, chosen: SDSConfig) -> list[str]:
+    found = []
+    for stage in chosen.stages:
+        install(model, Checkpoints(folder), stage)
+        found.append(weights_hash(model))
+    return found
+
+
+def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+    dense, model, told = outputs(toy(), ids), toy(), recorder()
+    result = run_sds(model, ids, config(), Checkpoints(tmp_path), told)
+    wrong, store = {}, SDSStageStore(Checkpoints(tmp_path))
+    for stage in config().stages:
+        install(model, Checkpoints(tmp_path), stage)
+        texts = zip(ids.split([6, 2]), dense.split([6, 2]), strict=True)  # fitted and held out
+        wrong[stage] = [relative_error(outputs(model, x), y).item() for x, y in texts]
+    for start, made in (
+        (SDSStage.CONTROL, SDSStage.FIRST_BLOCKS), (SDSStage.SDS, SDSStage.SDS_BLOCKS)
+    ):  # fmt: skip
+        assert wrong[made][0] < 0.9 * wrong[start][0]
+        assert wrong[made][1] < wrong[start][1]
+        assert result.heldout[made] < result.heldout[start]
+        for block in range(BLOCKS):
+            before, after = store.weights(start, block), store.weights(made, block)
+            assert all(torch.equal(W == 0, before[m] == 0) for m, W in after.items())
+        curve = [value for name, value, _ in told.metrics if name == f"blocks/{made}"]
+        assert len(curve) == BLOCKS and all(0 < value <= 1 for value in curve)
+    assert result.kept == SDSStage.SDS_BLOCKS
+    assert result.seconds["blocks"] > 0
+    done = [d for d, _, _ in told.progressed]
+    assert done == sorted(done) and done[-1] == told.progressed[-1][1]
+
+
+@pytest.mark.parametrize("activations", ["memory", "disk"])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    activations: str, toy, ids: Tensor, tmp_path: Path, recorder
+) -> None:
+    chosen, model, whole = config(activations=activations), toy(), recorder()
+    run_sds(model, ids, chosen, Checkpoints(tmp_path / "whole"), whole)
+    expected, metrics = hashes(model, tmp_path / "whole", chosen), list[tuple[str, float, int]]()
+    for count in (7, 11):  # blocks that are stored: in either pass of reconstruction
+        folder = tmp_path / "cut"
+        stop = recorder(stop=lambda _, n=count, f=folder: len([*f.glob("*-0*")]) >= n)
+        with pytest.raises(CancelledError):
+            run_sds(toy(), ids, chosen, Checkpoints(folder), stop)
+        metrics += stop.metrics
+    model, last = toy(), recorder()
+    run_sds(model, ids, chosen, Checkpoints(tmp_path / "cut"), last)
+    assert hashes(model, tmp_path / "cut", chosen) == expected
+    assert metrics + last.metrics == whole.metrics
+
+
+@pytest.mark.parametrize(
+    ("fields", "made"),
+    [({"until": "first"}, {SDSStage.FIRST_BLOCKS}),
+     ({"until": "first", "control": False}, {SDSStage.FIRST_BLOCKS}),
+     ({"control": False}, {SDSStage.SDS_BLOCKS}),
+     ({"adjust": "off", "holdout": 0}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS})],
+)  # fmt: skip
+def test_it_starts_from_the_last_stage_there_is(
+    fields: dict, made: set, toy, ids: Tensor, tmp_path: Path
+) -> None:
+    chosen = config(**fields)
+    result = run_sds(toy(), ids, chosen, Checkpoints(tmp_path), SilentReporter())
+    assert made == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(chosen.stages)
+    assert result.kept == chosen.stages[-1]
+    assert bool(result.heldout) == bool(chosen.holdout)
+
+
+def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
+    """Two steps of Adam on the first block with its own parameters, as a textbook has them."""
+    weights = [linear.layer.weight for linear in block_linears(model, 0).values()]
+    masks = [(W != 0).float() for W in weights]
+    moments = [(torch.zeros_like(W), torch.zeros_like(W)) for W in weights]
+    for step in range(2):
+        args, kwargs = call
+        output = decoder_blocks(model)[0](x, *args, **kwargs)
+        loss = ((output - y).square().sum(-1) / y.square().sum(-1)).mean()
+        rate = 1e-3 * (0.5 if step else 1)  # cosine: 1, then the middle
+        gradients = torch.autograd.grad(loss, weights)
+        for W, mask, gradient, (m, v) in zip(weights, masks, gradients, moments, strict=True):
+            gradient = gradient * mask
+            m.mul_(0.9).add_(0.1 * gradient)
+            v.mul_(0.999).add_(0.001 * gradient.square())
+            scale = (v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+            W.data.sub_(rate * m / (1 - 0.9 ** (step + 1)) / scale)
+
+
+def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
+    model, ids = toy(), ids[:1]
+    stream = open_stream(model, ids, 1)
+    x = next(iter(stream.hidden))
+    y = next(iter(run_block(model, stream, 0, [x])))
+    start = {}
+    for module, linear in block_linears(model, 0).items():
+        W = linear.read()
+        start[module] = W * (W.abs() > W.abs().median())
+        linear.write(start[module])
+    examples = Examples(stream, 0, [x], [y], 1)
+    found = reconstruct(model, examples, start, 2, 1e-3, lambda: None, lambda: None)
+    two_steps(model, stream.calls[0][0], x, y)
+    for module, linear in block_linears(model, 0).items():
+        torch.testing.assert_close(found.weights[module], linear.read(), rtol=1e-4, atol=1e-6)
+    assert found.epoch == 2
+
+
+def test_training_that_does_harm_is_dropped(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+    """A rate at which it diverges: every block keeps the weights it had."""
+    chosen, told = config(reconstruct_rate=0.1, until="first"), recorder()
+    run_sds(toy(), ids, chosen, Checkpoints(tmp_path), told)
+    assert [v for name, v, _ in told.metrics if name.startswith("blocks/")] == [1.0] * BLOCKS
+    assert sum("after epoch 0." in line for line in told.lines) == BLOCKS
+    store = SDSStageStore(Checkpoints(tmp_path))
+    for block in range(BLOCKS):
+        kept, start = (store.weights(x, block) for x in (SDSStage.FIRST_BLOCKS, SDSStage.CONTROL))
+        assert all(torch.equal(W, start[module]) for module, W in kept.items())
+
+
+def test_off_it_leaves_runs_as_they_were() -> None:
+    off = SDSConfig()
+    assert not {"reconstruct", "reconstruct_rate"} & json.loads(off.identity).keys()
+    on = json.loads(config().identity)
+    assert on["reconstruct"] == EPOCHS and on["reconstruct_rate"] == 2e-3
+    assert not {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(off.stages)
+
+
+def test_the_choice_and_what_is_said_of_it() -> None:
+    first, control, blocks = SDSStage.FIRST, SDSStage.CONTROL, SDSStage.FIRST_BLOCKS
+    chosen = config(until="first")
+    assert choose({first: 3.0, control: 2.0, blocks: 2.0}, chosen) == blocks
+    losses = {first: 3.0, control: 2.0, blocks: 2.5}
+    assert choose(losses, chosen) == control
+    assert "block reconstruction raised" in verdict(losses, control, chosen)[0]
+    whole = dict.fromkeys(config().stages, 2.0) | {blocks: 1.0}
+    assert "First pruning, blocks" in verdict(whole, choose(whole, config()), config())[0]
