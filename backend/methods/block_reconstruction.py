@@ -1,18 +1,19 @@
 """Block-wise reconstruction: all linears of a decoder block are trained together until the outputs
 of the compressed block meet those of the dense one.
 
-    min over the kept weights W of   mean over tokens t of  |B(x_t; W) - y_t|^2 / |y_t|^2
+    min over p of   mean over tokens t of  |B(x_t; W(p)) - y_t|^2 / |y_t|^2
 
-    y = B(x_dense; W_dense)          what the dense model makes of the same text
+    y    = B(x_dense; W_dense)       what the dense model makes of the same text
+    W(p) = p * mask                  of a pruned block; of a quantised one, rounded to a grid
 
 x are the hidden states of the compressed model so far, x_dense those of the dense model: the block
 learns to make good what the blocks before it have lost. Each token counts relative to its length,
 because every layer after it reads normalised hidden states; the long states of the first token
-would otherwise decide alone (ours). Masked weights are not trained and stay zero.
+would otherwise decide alone (ours).
 
 As BRECQ does for quantisation (Li et al., ICLR 2021, arXiv 2102.05426) and EBFT for pruning (Guo et
-al., arXiv 2402.12419). Adam with a cosine schedule, one segment per step; kept are the weights
-after the epoch with the lowest error on held-out segments (ours).
+al., arXiv 2402.12419). Adam with a cosine schedule, one segment per step; kept are the
+parameters after the epoch with the lowest error on held-out segments (ours).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from backend.methods.optimiser import cosine_decay
 from backend.models.block_forward import BlockStream, Call, block_of_weights
 from backend.models.hidden_states import HiddenStates
 
+Parameters = Mapping[str, Tensor]  # name -> what is trained, float32
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in], float32
 Example = tuple[Tensor, Tensor, Call]  # inputs x and targets y [1, L, d], other arguments
 
@@ -62,13 +64,13 @@ class Reconstruction:
     """A trained block.
 
     Attributes:
-        weights: of the best epoch.
+        parameters: of the best epoch.
         errors: mean error on the held-out segments before training and after each epoch; without
             such segments NaN.
         epoch: the best one, 0 for no training; without held-out segments the last.
     """
 
-    weights: dict[str, Tensor]
+    parameters: dict[str, Tensor]
     errors: list[float]
     epoch: int
 
@@ -76,48 +78,48 @@ class Reconstruction:
 def reconstruct(
     model: PreTrainedModel,
     examples: Examples,
-    start: Weights,
+    start: Parameters,
+    weights: Callable[[Parameters], Weights],
+    rates: Mapping[str, float],
     epochs: int,
-    rate: float,
     safe_point: Callable[[], None],
-    tick: Callable[[], None],
+    tick: Callable[[int], None],
 ) -> Reconstruction:
-    """Train the weights that are not zero in `start`.
+    """Train parameters of a block.
 
     Args:
         model: its block is in memory, on the device to work on.
-        rate: learning rate at the start of the schedule.
+        weights: W(p), differentiable.
+        rates: parameter -> learning rate at the start of the schedule.
         safe_point: called before each segment; may raise to stop.
-        tick: called after each epoch.
+        tick: called after each epoch with its number.
     """
-    weights = {module: W.clone().requires_grad_() for module, W in start.items()}
-    masks = {module: (W != 0).to(W.dtype) for module, W in start.items()}
-    optimiser = torch.optim.Adam(weights.values(), rate, fused=True)
+    trained = {name: p.clone().requires_grad_() for name, p in start.items()}
+    groups = [{"params": [p], "lr": rates[name]} for name, p in trained.items()]
+    optimiser = torch.optim.Adam(groups, fused=True)
     steps = epochs * examples.fitted
-    best, epoch = _copies(weights), 0
+    best, epoch = _copies(trained), 0
 
     def error(example: Example) -> Tensor:
         safe_point()
         x, y, call = example
-        return relative_error(forward(weights, x, call), y)
+        return relative_error(forward(weights(trained), x, call), y)
 
     with block_of_weights(model, examples.stream, examples.block) as forward:
         errors = [_heldout_error(error, examples)]
         for done in range(epochs):
             for number, example in enumerate(islice(examples, examples.fitted)):
                 with torch.enable_grad():
-                    gradients = torch.autograd.grad(
-                        error(example), [*weights.values()], allow_unused=True
-                    )
-                for (module, W), gradient in zip(weights.items(), gradients, strict=True):
-                    W.grad = None if gradient is None else gradient * masks[module]
-                angle = math.pi * (done * examples.fitted + number) / steps
-                optimiser.param_groups[0]["lr"] = rate * cosine_decay(angle)
+                    error(example).backward(inputs=[*trained.values()])
+                factor = cosine_decay(math.pi * (done * examples.fitted + number) / steps)
+                for group, name in zip(optimiser.param_groups, trained, strict=True):
+                    group["lr"] = rates[name] * factor
                 optimiser.step()
+                optimiser.zero_grad()
             errors.append(_heldout_error(error, examples))
             if not examples.heldout or errors[-1] < min(errors[:-1]):
-                best, epoch = _copies(weights), done + 1
-            tick()
+                best, epoch = _copies(trained), done + 1
+            tick(done + 1)
     return Reconstruction(best, errors, epoch)
 
 
@@ -137,5 +139,5 @@ def _heldout_error(error: Callable[[Example], Tensor], examples: Examples) -> fl
     return sum(error(each).item() for each in held) / examples.heldout
 
 
-def _copies(weights: Weights) -> dict[str, Tensor]:
-    return {module: W.detach().clone() for module, W in weights.items()}
+def _copies(parameters: Parameters) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in parameters.items()}

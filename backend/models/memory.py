@@ -65,6 +65,15 @@ def logit_memory(facts: ModelFacts, batch: int, context: int) -> int:
     return 2 * 4 * min(batch * row, max(row, LOGITS))
 
 
+def block_training_memory(facts: ModelFacts, context: int, copies: int = 5) -> int:
+    """Bytes of training one block on segments of `context` tokens: float32 copies of its weights,
+    among them a gradient, two moments and the best ones so far, and what the backward pass needs:
+    inputs and outputs of each linear, and as much again."""
+    first = [x for x in facts.linears if x.block == facts.linears[0].block]
+    activations = 2 * context * sum(x.rows + x.columns for x in first)
+    return 4 * (copies * block_weights(facts) + activations)
+
+
 def memory_parts(
     facts: ModelFacts,
     *,

@@ -15,7 +15,12 @@ from backend.methods.dlqat.config import (
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import ModelFacts
 from backend.models.families.shapes import LinearShape
-from backend.models.memory import check_memory, memory_available, memory_parts
+from backend.models.memory import (
+    block_training_memory,
+    check_memory,
+    memory_available,
+    memory_parts,
+)
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.llama_blocks import require_llama_blocks
@@ -36,6 +41,7 @@ FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward a
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
 TEACHER_BYTES = 16  # of one kept prediction: probability and token, stacked twice at the peak
 LOGIT_BYTES = 14  # of one logit in training: 16 bits, float32, its gradient, a copy
+ROUNDED_COPIES = 12  # of a block's weights where they are rounded while they are trained
 ASYMMETRIC = (
     "An asymmetric grid loads in transformers only with CompressedTensorsConfig(dequantize=True)."
 )
@@ -105,6 +111,10 @@ def stage_flops(
     weights = layer_weights(layers)
     if stage == DLQATStage.GPTQ:  # computed in the phase "prepare"
         return declared_flops(DECLARED_QUANTIZERS, "gptq") * weights
+    if stage == DLQATStage.BLOCKS:
+        steps = config.block_epochs * config.segments
+        passes = 2 + 3 * config.block_epochs  # of the dense and the rounded block; training
+        return passes * 2 * weights * tokens + steps * FAKE_QUANT_FLOPS * weights
     if stage in TRAINED or stage == DLQATStage.LORA:
         return training_flops(stage, config, weights, head)
     return quantizer_flops(MERGED_LORA.get(stage, stage), config, layers, tokens)
@@ -174,6 +184,9 @@ def memory_bytes(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") ->
         layer_weights(layers)
     )  # a stage's weights or a start, beside the dense ones
     needed["training"] = training_bytes(config, facts)
+    if config.block_epochs:
+        trained = block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
+        needed["training"] = max(needed["training"], trained)
     shared = ("runtime", "weights", "held", "training")
     return needed | memory_of_others(config.processes, needed, *shared)
 

@@ -28,7 +28,7 @@ def verdict(stages: StageComparison) -> str:
     rival = best_untrained(stages.perplexity)
     if trained is None or rival is None:
         return ""
-    fair = [DLQATStage.LORA_GPTQ] if DLQATStage.LORA_GPTQ in stages.perplexity else []
+    fair = [s for s in (DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ) if s in stages.perplexity]
     named = {stage: STAGE_LABELS[stage] for stage in (rival, *fair)}
     text = f"{STAGE_LABELS[trained]} {stages.clause(trained, named)}."
     if DLQATStage.LORA in stages.perplexity and trained == DLQATStage.DLQAT:
@@ -79,6 +79,7 @@ STYLES = {
     "rtn": StageStyle("vermillion", main=True),
     "mse": StageStyle("vermillion", "dot"),
     "gptq": StageStyle("purple", main=True),
+    "block-wise": StageStyle("green", "dot", main=True),
     "m-only": StageStyle("pink"),
     "lora-only": StageStyle("pink", "dot"),
     "dlqat": StageStyle("blue", main=True),

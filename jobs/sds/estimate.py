@@ -14,7 +14,7 @@ from backend.models.memory import (
     COMFORT,
     WEIGHT_BYTES,
     activation_memory,
-    block_weights,
+    block_training_memory,
     memory_available,
     memory_needed,
     memory_parts,
@@ -151,19 +151,11 @@ def memory_bytes(
     if grams:  # those of the held-out text beside those of the other segments
         needed["held-out grams"] = grams
     if config.reconstruct:
-        needed["reconstruction"] = reconstruction_memory(facts, sizes["context"])
+        needed["reconstruction"] = block_training_memory(facts, sizes["context"])
     if config.redense == "sgd":  # holds the Gram of every segment for the linears of a block
         block = sum(x.columns**2 for x in facts.linears if x.block == facts.linears[0].block)
         needed["segment grams"] = int(4 * config.segments * block * GRAM_SHARE)
     return streamed, needed
-
-
-def reconstruction_memory(facts: ModelFacts, context: int) -> int:
-    """Bytes of training one block: gradients, two moments and two copies of its weights, and what
-    the backward pass of a segment needs, inputs and outputs of each linear and as much again."""
-    first = [x for x in facts.linears if x.block == facts.linears[0].block]
-    activations = 2 * context * sum(x.rows + x.columns for x in first)
-    return 4 * (5 * block_weights(facts) + activations)
 
 
 def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32") -> int:

@@ -18,7 +18,7 @@ from ui.theme import LineStyle, stage_style
 MARKED = 60  # up to so many points each is marked
 MAX_POINTS = 2000  # of a line
 FEW_STEPS = 12  # up to so many, each has a tick
-BY_BLOCK = ("owl", "damping", "blocks")  # families of curves whose steps are blocks
+BY_BLOCK = ("owl", "damping", "reconstruction")  # families of curves whose steps are blocks
 
 
 class Line(NamedTuple):

@@ -26,6 +26,7 @@ class DLQATStage(StrEnum):
     RTN = "rtn"
     MSE = "mse"
     GPTQ = "gptq"
+    BLOCKS = "block-wise"
     M_ONLY = "m-only"
     LORA_ONLY = "lora-only"
     DLQAT = "dlqat"
@@ -46,6 +47,7 @@ POST_TRAINING = _post_training()
 STAGE_LABELS: dict[str, str] = {  # in order
     DLQATStage.DENSE: "Dense",
     **POST_TRAINING,
+    DLQATStage.BLOCKS: "Block-wise training",
     DLQATStage.M_ONLY: "Magnitudes only",
     DLQATStage.LORA_ONLY: "LoRA in the rounding only",
     DLQATStage.DLQAT: "DL-QAT",
@@ -71,7 +73,11 @@ TRAINED = (  # inside the rounding
 def export_order() -> list[str]:
     """Quantized stages, in the order in which one is chosen for export."""
     trained = [DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY, DLQATStage.M_ONLY]
-    return [*trained, *(stage for stage in reversed(POST_TRAINING) if can_be_packed(stage))]
+    return [
+        *trained,
+        DLQATStage.BLOCKS,
+        *(stage for stage in reversed(POST_TRAINING) if can_be_packed(stage)),
+    ]
 
 
 def can_be_packed(stage: str) -> bool:
@@ -198,6 +204,23 @@ class DLQATConfig(BaseModel):
         json_schema_extra=ADVANCED,
     )
 
+    block_epochs: int = Field(
+        0,
+        ge=0,
+        le=50,
+        title="Block-wise training",
+        description="Rival: epochs over the calibration segments in which all weights of a block "
+        "are trained to its dense outputs, as in EfficientQAT's first stage. 0: not made.",
+        json_schema_extra={"unit": "epochs", **ADVANCED},
+    )
+    block_rate: float = Field(
+        1e-4,
+        gt=0,
+        le=0.1,
+        title="Learning rate of block-wise training",
+        description="Of the weights. Scales have that of m.",
+        json_schema_extra=ADVANCED,
+    )
     quantizers: str = Field(
         "",
         max_length=300,
@@ -366,6 +389,7 @@ class DLQATConfig(BaseModel):
             DLQATStage.RTN: self.rtn,
             DLQATStage.MSE: self.mse,
             DLQATStage.GPTQ: self.gptq,
+            DLQATStage.BLOCKS: self.block_epochs > 0,
             DLQATStage.M_ONLY: self.m_only,
             DLQATStage.LORA_ONLY: self.lora_only,
             DLQATStage.DLQAT: self.text_loss,
@@ -382,6 +406,7 @@ class DLQATConfig(BaseModel):
         """The config as JSON, as it identifies the checkpoints of a run; with the names that
         settings had when runs with the same config began."""
         without = {PROCESSES} if self.quantizers else {PROCESSES, "quantizers"}
+        without |= set() if self.block_epochs else {"block_epochs", "block_rate"}
         config = self.model_dump_json(exclude=without)  # `json` would spell small numbers otherwise
         if self.grid == "offset":
             return config
@@ -392,12 +417,17 @@ class DLQATConfig(BaseModel):
     def needs_energies(self) -> bool:
         """Whether a range search before training weights inputs by their energy."""
         weighted = DECLARED_RANGE_SEARCHES[self.space].facts.get("needs_energy", False)
-        return self.start == "rounded" and weighted and any(s in TRAINED for s in self.stages)
+        return self.start == "rounded" and weighted and self._starts
 
     @property
     def needs_gptq(self) -> bool:
         """Whether GPTQ runs: as a stage, or as initialization."""
-        return self.gptq or (self.start == "gptq" and any(s in TRAINED for s in self.stages))
+        return self.gptq or (self.start == "gptq" and self._starts)
+
+    @property
+    def _starts(self) -> bool:
+        """Whether a stage begins with `start`."""
+        return any(stage in (*TRAINED, DLQATStage.BLOCKS) for stage in self.stages)
 
     def trains(self, stage: str) -> tuple[bool, bool]:
         """Whether `stage` trains A and B, and whether it trains m."""

@@ -2,6 +2,7 @@
 
     grid     scales and zero-points of every group, found once and then fixed
     start    the dense weights, or those GPTQ has compensated
+    blocks   a rival: weights and grids trained block by block (see `block_training`)
     train    A, B inside the rounding, m after it (see `linear`)
     convert  codes, with m folded into the scales: nothing of A, B, m remains
     audit    all stages measured on the same inputs
@@ -33,6 +34,7 @@ from backend import ranks
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
 from backend.methods.dlqat.audit import audit
+from backend.methods.dlqat.block_training import train_blocks
 from backend.methods.dlqat.config import TRAINED, DLQATConfig, DLQATStage
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle
 from backend.methods.dlqat.linear import DLQATLinear
@@ -160,6 +162,9 @@ class DLQAT:
 
     def _make(self, stage: str, reporter: Reporter) -> None:
         run = self.run
+        if stage == DLQATStage.BLOCKS:
+            train_blocks(run, self._start, reporter)
+            return
         if stage not in (*TRAINED, DLQATStage.LORA):
             quantize_stage(run, stage, reporter)
             return
@@ -219,7 +224,7 @@ class DLQAT:
             layers[name] = DLQATLinear(
                 linear.layer,  # type: ignore[arg-type]
                 grid,
-                start,
+                start if config.start == "gptq" else None,  # else its own weights
                 rank=config.rank,
                 alpha=config.alpha,
                 trains=config.trains(stage),
@@ -229,16 +234,14 @@ class DLQAT:
             )
         return layers
 
-    def _start(self, linear: LinearWeight) -> tuple[Tensor | None, QuantGrid]:
-        """Initial weights of the training (None: the dense ones), and the grid."""
+    def _start(self, linear: LinearWeight) -> tuple[Tensor, QuantGrid]:
+        """Initial weights of the training, and the grid."""
         config = self.run.config
         if config.start == "gptq":
             return self.run.store.start("gptq", linear.block, linear.module)[:2]
         energy = self._energies[linear.name] if config.needs_energies else None
         W = linear.read()
-        return None, search_range(
-            W, config.bits, config.group_size, config.grid, config.space, energy
-        )
+        return W, search_range(W, config.bits, config.group_size, config.grid, config.space, energy)
 
     @cached_property
     def _energies(self) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def whole(_toy, tmp_path_factory) -> tuple[dict[DLQATStage, float], dict[DLQATSt
 def everything(_toy, tmp_path_factory) -> dict[str, object]:
     """Every stage, trained long enough to be worth something: perplexities on unseen text."""
     rows, folder = _toy[1][16:96, :LENGTH], tmp_path_factory.mktemp("all")
-    fields = config(WORTH, **dict.fromkeys(ALL, True))
+    fields = config(WORTH, block_epochs=2, **dict.fromkeys(ALL, True))
     qat = DLQAT(deepcopy(_toy[0]), _toy[1][:16, :LENGTH], rows, rows, fields, Checkpoints(folder))
     errors = run(qat)
     unseen = _toy[1][96:]
@@ -109,6 +109,7 @@ def test_each_stage_is_worth_what_it_should_be(everything) -> None:
     assert ppl[DLQATStage.LORA] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.LORA_RTN]
     assert ppl[DLQATStage.DLQAT] < 1.05 * min(ppl[DLQATStage.M_ONLY], ppl[DLQATStage.LORA_ONLY])
     assert ppl[DLQATStage.DLQAT_KD] < ppl[DLQATStage.GPTQ]
+    assert ppl[DLQATStage.BLOCKS] < ppl[DLQATStage.GPTQ]
     assert ppl[DLQATStage.MSE] < ppl[DLQATStage.RTN]
     recovered = (ppl[DLQATStage.RTN] - ppl[DLQATStage.DLQAT]) / (
         ppl[DLQATStage.RTN] - ppl[DLQATStage.DENSE]

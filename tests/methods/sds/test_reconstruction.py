@@ -69,7 +69,7 @@ def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, 
         for block in range(BLOCKS):
             before, after = store.weights(start, block), store.weights(made, block)
             assert all(torch.equal(W == 0, before[m] == 0) for m, W in after.items())
-        curve = [value for name, value, _ in told.metrics if name == f"blocks/{made}"]
+        curve = [value for name, value, _ in told.metrics if name == f"reconstruction/{made}"]
         assert len(curve) == BLOCKS and all(0 < value <= 1 for value in curve)
     assert result.kept == SDSStage.SDS_BLOCKS
     assert result.seconds["blocks"] > 0
@@ -143,10 +143,14 @@ def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
         start[module] = W * (W.abs() > W.abs().median())
         linear.write(start[module])
     examples = Examples(stream, 0, [x], [y], 1)
-    found = reconstruct(model, examples, start, 2, 1e-3, lambda: None, lambda: None)
+    masks = {module: W != 0 for module, W in start.items()}
+    found = reconstruct(
+        model, examples, start, lambda p: {m: W * masks[m] for m, W in p.items()},
+        dict.fromkeys(start, 1e-3), 2, lambda: None, lambda _: None,
+    )  # fmt: skip
     two_steps(model, stream.calls[0][0], x, y)
     for module, linear in block_linears(model, 0).items():
-        torch.testing.assert_close(found.weights[module], linear.read(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.parameters[module], linear.read(), rtol=1e-4, atol=1e-6)
     assert found.epoch == 2
 
 
@@ -154,7 +158,9 @@ def test_training_that_does_harm_is_dropped(toy, ids: Tensor, tmp_path: Path, re
     """A rate at which it diverges: every block keeps the weights it had."""
     chosen, told = config(reconstruct_rate=0.1, until="first"), recorder()
     run_sds(toy(), ids, chosen, Checkpoints(tmp_path), told)
-    assert [v for name, v, _ in told.metrics if name.startswith("blocks/")] == [1.0] * BLOCKS
+    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
+        1.0
+    ] * BLOCKS
     assert sum("after epoch 0." in line for line in told.lines) == BLOCKS
     store = SDSStageStore(Checkpoints(tmp_path))
     for block in range(BLOCKS):

@@ -54,7 +54,7 @@ class ReconstructionPass(BlockPass):
         self.teacher = work.forward(self.teacher)
         with work.timed("blocks"):
             found = self._reconstruct(block)
-        for module, W in found.weights.items():
+        for module, W in found.parameters.items():
             work.record(self.made, module, self.run.rounded(W))
         self._report(block, found)
         work.write(work.stages[self.made])
@@ -68,15 +68,17 @@ class ReconstructionPass(BlockPass):
     def _reconstruct(self, block: int) -> Reconstruction:
         run, config = self.run, self.config
         start = self.stored(self.start, block)
+        masks = {module: (W != 0).to(W.dtype) for module, W in start.items()}
         units = self.units(config) // config.reconstruct * len(start)
         return reconstruct(
             run.model,
             Examples(self.stream, block, self.hidden, self.teacher, len(run.calibration)),
             start,
+            lambda weights: {module: W * masks[module] for module, W in weights.items()},
+            dict.fromkeys(start, config.reconstruct_rate),
             config.reconstruct,
-            config.reconstruct_rate,
             run.safe_point,
-            lambda: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
+            lambda _: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
         )
 
     def _report(self, block: int, found: Reconstruction) -> None:
@@ -84,7 +86,7 @@ class ReconstructionPass(BlockPass):
         if not len(self.run.heldout):
             return
         before, after = found.errors[0], found.errors[found.epoch]
-        self.run.reporter.metric(f"blocks/{self.made}", after / before, block)
+        self.run.reporter.metric(f"reconstruction/{self.made}", after / before, block)
         self.run.reporter.log(
             f"{at_block(block, self.run.blocks)}: {STAGE_LABELS[self.made]}. Held-out error "
             f"{before:.5f}, then {after:.5f} after epoch {found.epoch}."
