@@ -94,6 +94,8 @@ def reconstruct(
         safe_point: called before each segment; may raise to stop.
         tick: called after each epoch with its number.
     """
+    if not start:
+        return Reconstruction({}, [math.nan], 0)  # a block of which nothing is compressed
     trained = {name: p.clone().requires_grad_() for name, p in start.items()}
     groups = [{"params": [p], "lr": rates[name]} for name, p in trained.items()]
     optimiser = torch.optim.Adam(groups, fused=True)

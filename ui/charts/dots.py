@@ -14,6 +14,7 @@ from ui.theme import LineStyle
 
 WRAP = 20  # letters of a line of a row's label, so that a phone leaves room for the plot
 SIZE = 11  # pixels
+ROW = 44  # pixels
 
 
 def dots(
@@ -39,6 +40,16 @@ def rows_axis(rows: Sequence[str]) -> dict[str, Any]:
     return category_axis(
         categoryorder="array", categoryarray=[*rows], showgrid=True, nticks=len(rows) + 1
     )
+
+
+def rows_height(rows: int, around: int, least: int) -> int:
+    """Pixels of a figure.
+
+    Args:
+        around: pixels of all but the rows.
+        least: pixels of a figure with few rows.
+    """
+    return max(least, around + ROW * rows)
 
 
 def log_span(values: Sequence[float], right: float = 0.1) -> list[float]:

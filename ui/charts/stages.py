@@ -10,12 +10,13 @@ import plotly.graph_objects as go
 from backend.store.queries import StoredResult
 from jobs.metrics import PERPLEXITY
 from ui.charts.chart import Chart
-from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
+from ui.charts.dots import dots, in_lines, log_span, rows_axis, rows_height, symbol
 from ui.charts.headlines import of_stages
 from ui.charts.template import layout, log_axis, reference_line
 from ui.format import count, number
 from ui.theme import LIGHT, stage_style, stage_styles
 
+HEIGHT, AROUND, LEAST = 280, 64, 160  # pixels: reserved for the chart; its axis; with few rows
 VALUE_WIDTH = 56  # pixels at the right, for the value of the rightmost dot
 
 
@@ -56,6 +57,7 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
         margin={"r": VALUE_WIDTH},
         xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
         yaxis=rows_axis(labels),
+        more=rows_height(len(rows), AROUND, LEAST) - HEIGHT,
         shapes=[reference_line(x=r.value) for r in rows if r.stage == "dense"],
     )
     return go.Figure([_dots(rows, labels), _printed(rows, labels)], looks)

@@ -12,6 +12,7 @@ is what DL-QAT's ablation "magnitudes only" does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -28,7 +29,6 @@ from backend.quantization.grid import QuantGrid
 from backend.reporter import Reporter, at_block, stop_if_asked
 
 HELD_OUT = 0.125  # share of the calibration segments
-RATE_ZERO = 1e-2  # of z, in codes
 Starts = Callable[[LinearWeight], tuple[Tensor, QuantGrid]]
 Parameters = Mapping[str, Tensor]  # "MODULE/W", "MODULE/m", and "MODULE/z" where it is trained
 
@@ -77,7 +77,7 @@ class BlockTraining(RunPass):
             self._stop,
             lambda epoch: self._tick(block, epoch),
         )
-        if fitted < count:
+        if not math.isnan(found.errors[0]):
             self.reporter.log(
                 f"{at_block(block, run.blocks)}: {self.label}. Held-out error "
                 f"{found.errors[0]:.5f}, then {found.errors[found.epoch]:.5f} after epoch "
@@ -121,8 +121,8 @@ class TrainedGrids:
         for module, (W, grid) in starts.items():
             self._add(f"{module}/W", W, config.block_rate)
             self._add(f"{module}/m", torch.ones_like(grid.scale), config.rate_m)
-            if config.grid == "offset":
-                self._add(f"{module}/z", grid.zero, RATE_ZERO)
+            if config.grid == "offset":  # so that z moves values as far as m does
+                self._add(f"{module}/z", grid.zero, config.rate_m * grid.top / 2)
             if config.keep_zeros:
                 self.masks[module] = (W != 0).to(W.dtype)
 

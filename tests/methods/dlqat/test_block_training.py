@@ -104,6 +104,11 @@ def test_zeros_of_a_pruned_model_stay(toy, calibration: Tensor, tmp_path: Path) 
         assert (layer.dense()[zeros[name]] == 0).all()
 
 
+def test_blocks_left_dense_are_passed_through(toy, calibration: Tensor, tmp_path: Path) -> None:
+    qat = run(begun(toy(), calibration, tmp_path, layers="0.*, 2.mlp.*"))
+    assert {name.split(".")[2] for name in qat.converted(BLOCKS)} == {"0", "2"}
+
+
 @pytest.mark.parametrize("grid", ["symmetric", "offset"])
 def test_what_is_trained_is_what_is_stored(
     grid: str, toy, calibration: Tensor, tmp_path: Path

@@ -101,6 +101,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     [({"until": "first"}, {SDSStage.FIRST_BLOCKS}),
      ({"until": "first", "control": False}, {SDSStage.FIRST_BLOCKS}),
      ({"control": False}, {SDSStage.SDS_BLOCKS}),
+     ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}),
      ({"adjust": "off", "holdout": 0}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS})],
 )  # fmt: skip
 def test_it_starts_from_the_last_stage_there_is(

@@ -11,13 +11,13 @@ from jobs.metrics import Metric
 from jobs.sweep import SweepRow
 from jobs.wording import extent
 from ui.charts.chart import Chart
-from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
+from ui.charts.dots import dots, in_lines, log_span, rows_axis, rows_height, symbol
 from ui.charts.template import axis, layout, legend_row, log_axis
 from ui.format import esc, number
 from ui.theme import stage_style
 
 DENSE = "dense"
-HEIGHT, AROUND, ROW = 420, 152, 44  # pixels: reserved for the chart; what is not rows; a row
+HEIGHT, AROUND = 420, 152  # pixels: reserved for the chart; what is not rows
 LEAST = 320  # pixels, so that a phone shows the whole legend
 LOG_FROM = 4.0  # largest over smallest from which a log axis is worth it
 SPREAD = "±: sample standard deviation over seeds; none for a single run."
@@ -50,7 +50,7 @@ def sweep_means(
         xaxis=_value_axis(shown.title, frame[shown.title]),
         yaxis=rows_axis([*combinations.values()]),
         **legend_row(top=56),
-        more=max(LEAST, AROUND + ROW * len(combinations)) - HEIGHT,
+        more=rows_height(len(combinations), AROUND, LEAST) - HEIGHT,
     )
     traces = [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)]
     figure = go.Figure(traces, looks)

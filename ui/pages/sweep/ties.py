@@ -10,8 +10,8 @@ from jobs import sweep
 from jobs.metrics import Metric
 from jobs.sweep import SweepRow
 from ui.charts.headlines import lower
-from ui.format import number
 from ui.runs.pairs import OF_WINDOWS, window_losses
+from ui.runs.results import format_value
 
 
 def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
@@ -24,7 +24,7 @@ def headline(rows: Sequence[SweepRow], shown: Metric, tied: Sequence[SweepRow] =
     best = best_row(rows, shown)
     labels = ", ".join(row.label for row in tied)
     others = f"; not significantly different: {labels}" if tied else ""
-    return f"Best: {best.label}, {lower(shown.title)} {number(shown.scale * best.mean)}{others}"
+    return f"Best: {best.label}, {lower(shown.title)} {format_value(shown, best.mean)}{others}"
 
 
 def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[SweepRow]:

@@ -36,7 +36,7 @@ LAYERS = Panel("layers", "All layers", height=440, element="heatmap")
 TENSOR = Panel("tensor", "One tensor", height=440, element="overlay")
 PERPLEXITY = Panel(
     "perplexity", "Perplexity by stage",
-    "How does perplexity change from stage to stage? Lower is better.", 260,
+    "How does perplexity change from stage to stage? Lower is better.", 280,
 )  # fmt: skip
 NO_RUN = "No run has stored weight statistics yet. Inspect a model above, or start a run."
 NO_PERPLEXITY = "Perplexity appears here as the stages are measured."

@@ -9,6 +9,8 @@ They come last, as the errors they make good are those of all steps before. See
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from backend.methods.block_reconstruction import Examples, Reconstruction, reconstruct
@@ -82,8 +84,9 @@ class ReconstructionPass(BlockPass):
         )
 
     def _report(self, block: int, found: Reconstruction) -> None:
-        """Log what held-out text says of the block; without such text, nothing."""
-        if not len(self.run.heldout):
+        """Log what held-out text says of the block; nothing without such text, or if no layer of
+        the block was pruned."""
+        if math.isnan(found.errors[0]):
             return
         before, after = found.errors[0], found.errors[found.epoch]
         self.run.reporter.metric(f"reconstruction/{self.made}", after / before, block)
