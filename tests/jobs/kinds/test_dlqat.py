@@ -212,7 +212,7 @@ def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
         ({"dlqat": 41.0, "gptq": 40.0}, "Training did not help on this model."),
         ({"gptq": 40.0}, ""),
         ({"dlqat": 20.0, "gptq": 40.0, "awq": 25.0, "gptq-order": 30.0}, "20.0 % below AWQ."),
-        ({"dlqat": 20.0, "gptq": 40.0, "block-wise": 25.0}, "and 20.0 % below Block-wise training."),
+        ({"dlqat": 20.0, "gptq": 40.0, "block-wise": 25.0}, "20.0 % below Block-wise"),
     ],
 )  # fmt: skip
 def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
