@@ -77,7 +77,7 @@ STYLES = {
     "second": StageStyle("blue", "dot"),
     "sds": StageStyle("blue", main=True),
     "first-blocks": StageStyle("vermillion", "dash"),
-    "sds-blocks": StageStyle("blue", "dash"),
+    "sds-blocks": StageStyle("blue", "dash", main=True),
 }
 KIND = Kind(
     name=NAME,

@@ -227,14 +227,16 @@ def draw_curves(request: gr.Request) -> Updates:
 
 
 def _families(job: Job) -> dict[str, pd.DataFrame]:
-    """Family of curves -> its points; the loss first, what the process took last."""
+    """Family of curves -> its points; the loss first, what the process took last. A family of
+    single points is no curve: its figures stand among the results."""
     points = display_units(frames.shown_curves(job.run))
     if points.empty:
         return {}
     family = points["name"].str.split("/").str[0]
     last = (MEMORY, PROCESSOR)
     names = sorted(family.unique(), key=lambda name: (name in last, "loss" not in name, name))
-    return {name: points[family == name] for name in names}
+    found = {name: points[family == name] for name in names}
+    return {name: each for name, each in found.items() if each["name"].duplicated().any()}
 
 
 def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:

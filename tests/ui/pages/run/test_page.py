@@ -162,10 +162,12 @@ def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Setting
     ]  # fmt: skip
     assert "n = 3 points" in shown["curve1_note"] and shown["curve1_table"].count("<tr>") == 4
     assert shown["curve1"]["visible"] and not shown["curve2"]["visible"]
-    store(*(MetricPoint(job_id=2, name="loss/sds", step=n, value=3.0 - n, at=0) for n in (1, 2)))
+    points = [("loss/sds", 1, 2.0), ("loss/sds", 2, 1.0), ("heldout/sds", 0, 3.0)]
+    store(*(MetricPoint(job_id=2, name=n, step=s, value=value, at=0) for n, s, value in points))
     shown = run.draw_curves(asked(id="sds-0002"))
     assert "Loss falls from 2.00 to 1.00" in shown["curve1_title"]
     assert next(line.name for line in shown["curve2_chart"].data) == "First pruning"
+    assert not shown["curve3"]["visible"]  # a single point is no curve
 
 
 def test_a_run_without_curves_says_so(seeded: Settings) -> None:
