@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.store import queries
+from backend.store.needs import awaited
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.reproduction import reproduced
@@ -65,6 +66,7 @@ def record(run: str | int) -> dict[str, Any]:
     repeats = reproduced(job)
     return summary(job) | {
         "reproduce": repeats.record() if repeats else None,
+        "waits_for": [other.run for other in awaited([job.id]).get(job.id, [])],
         "kept_stage": job.kept_stage,
         "flops": job.flops,
         "timed_seconds": job.timed_seconds,

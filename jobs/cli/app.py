@@ -26,6 +26,7 @@ from backend.queue.launcher import CODE
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.needs import awaited
 from backend.store.permissions import has_database, restrict_access
 from backend.store.states import TERMINAL, State
 from backend.text.setup import main as set_up_text
@@ -143,6 +144,8 @@ def show(run: Run, as_json: Json = False) -> None:
         return
     job = queries.job(run)
     out.print(f"{job.run}  {job.state}  {job.stage}")
+    if others := awaited([job.id]).get(job.id):
+        out.print(f"It waits for {', '.join(f'{x.run}, which is {x.state}' for x in others)}.")
     if job.error:
         out.print(job.error_text, markup=False)
     out.print(results_table(run))

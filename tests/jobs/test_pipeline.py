@@ -17,7 +17,9 @@ from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job, Slot
 from jobs import pipeline, sweep
+from jobs.cli.app import show
 from jobs.fields.saved_models import needed_runs
+from jobs.record import record
 from jobs.reproduction import reproduce
 from jobs.submit import submit
 
@@ -94,6 +96,18 @@ def test_any_run_may_wait_for_a_model_or_a_drafter(queue: object) -> None:
     assert [job.run for job in awaited([measured.id])[measured.id]] == [later.run]
 
 
+def test_what_a_run_waits_for_is_shown(
+    queued: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sds, _, drafter, speed = queued
+    assert record(sds.run)["waits_for"] == []
+    assert record(speed.run)["waits_for"] == [queued[1].run, drafter.run]
+    show(drafter.run)
+    assert f"It waits for {queued[1].run}, which is queued." in capsys.readouterr().out
+    show(sds.run)
+    assert "waits" not in capsys.readouterr().out
+
+
 def test_of_a_sweep_each_run_waits_for_its_own_model(queue: object) -> None:
     models = [submit("sds", {"model": "toy", "seed": n}, HOST).run for n in (0, 1)]
     swept = sweep.queue("dlqat", {}, {"model": models}, HOST)
@@ -138,6 +152,8 @@ def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> No
         ("a: [", "no YAML"),
         ("model: toy\nsteps: [sds: {seed: !!int one}]", "no YAML"),
         ("model: toy\nsteps: [sds: &a {preset: [*a]}]", "instead of an alias"),
+        ("model: toy\nsteps: [sds: {seed: 1, seed: 2}]", "seed stands here more than once"),
+        ("model: toy\nmodel: toy\nsteps: [sds: {}]", "model stands here more than once"),
         ("model: toy\nsteps: " + "[" * 5000, "nested too deeply"),
         ("model: toy\nsteps: [sds: {seed: " + "9" * 5000 + "}]", "Step 1, sds, cannot be run"),
         ("x" * 30_000, "more than"),
