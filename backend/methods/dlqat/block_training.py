@@ -29,6 +29,7 @@ from backend.quantization.grid import QuantGrid
 from backend.reporter import Reporter, at_block, stop_if_asked
 
 HELD_OUT = 0.125  # share of the calibration segments
+RATE_M = 1e-4  # learning rate of m; ten times as much costs more than training gains
 Starts = Callable[[LinearWeight], tuple[Tensor, QuantGrid]]
 Parameters = Mapping[str, Tensor]  # "MODULE/W", "MODULE/m", and "MODULE/z" where it is trained
 
@@ -120,9 +121,9 @@ class TrainedGrids:
         self.parameters, self.rates = dict[str, Tensor](), dict[str, float]()
         for module, (W, grid) in starts.items():
             self._add(f"{module}/W", W, config.block_rate)
-            self._add(f"{module}/m", torch.ones_like(grid.scale), config.rate_m)
+            self._add(f"{module}/m", torch.ones_like(grid.scale), RATE_M)
             if config.grid == "offset":  # so that z moves values as far as m does
-                self._add(f"{module}/z", grid.zero, config.rate_m * grid.top / 2)
+                self._add(f"{module}/z", grid.zero, RATE_M * grid.top / 2)
             if config.keep_zeros:
                 self.masks[module] = (W != 0).to(W.dtype)
 

@@ -214,11 +214,11 @@ class DLQATConfig(BaseModel):
         json_schema_extra={"unit": "epochs", **ADVANCED},
     )
     block_rate: float = Field(
-        1e-4,
+        5e-4,
         gt=0,
         le=0.1,
         title="Learning rate of block-wise training",
-        description="Of the weights. Scales have that of m.",
+        description="Of the weights; scales are trained more slowly.",
         json_schema_extra=ADVANCED,
     )
     quantizers: str = Field(
