@@ -1,102 +1,45 @@
-"""The Weights page: what each event shows."""
+"""The Weights page: what each event shows, and the views of all layers."""
 
 from __future__ import annotations
 
 import io
-import math
 import re
 from base64 import b64decode
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from markupsafe import escape
-from safetensors.torch import save_file
 from sqlalchemy import delete
 
-from backend.methods.sds.config import STAGE_LABELS
-from backend.models.loading import load
 from backend.settings import Settings
-from backend.statistics.names import INPUT_ENERGY, MAGNITUDES
-from backend.store import frames, queries, tensors
+from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import writing
-from backend.store.tables import Artifact, Job, ProfileRow, Result, TensorRow
+from backend.store.tables import Artifact, Job, Result, TensorRow
 from jobs.weight_statistics.config import NAME
 from tests.ui.lab import GUEST, HOST, asked
-from ui.pages.weights import data, inspect_model
+from tests.ui.pages.weights.views import (
+    CONTROLS,
+    PICKED,
+    TENSOR,
+    opened,
+    outlined,
+    settled,
+    view,
+    visible,
+)
 from ui.pages.weights import handlers as page
-from ui.pages.weights.data import TensorView
-from ui.pages.weights.layer_charts import NO_INPUTS, layers_chart
+from ui.pages.weights import inspect_model
+from ui.pages.weights.layer_charts import layers_chart
 from ui.pages.weights.selection import (
     LAYER_VIEWS,
-    TENSOR_VIEWS,
-    TOPICS,
     WeightsSelection,
     main_stages,
 )
-from ui.pages.weights.tensor.charts import (
-    NO_BASE,
-    NONE_CHOSEN,
-    NOT_SAVED,
-    ONE_STAGE,
-    QUESTIONS,
-    tensor_chart,
-)
-from ui.pages.weights.theory import OF_LAYERS, OF_TENSOR
+from ui.pages.weights.theory import OF_LAYERS
 from ui.runs.weights import weights_of
-from ui.widgets.panel import Updates
-
-CONTROLS = WeightsSelection.names()
-MAIN = ["dense", "first", "redense", "sds"]
-TENSOR = "model.layers.2.mlp.up_proj.weight"
-PICKED = {
-    "run": "sds-0001", "vs": "sds-0002", "tensor": TENSOR, "layers": "depth", "stage": "first",
-    "stat": "std", "against": "dense", "group": "block", "start": "0", "view": "mirror",
-    "show": "dense,first", "y": "log", "side": "column", "measure": "max", "order": "index",
-    "cells": "max", "flow": "product", "look": "surface",
-}  # fmt: skip
-
-
-def opened(**query: str) -> Updates:
-    return page.open_page(
-        gr.Request(query_params=query, headers={}, client={"host": "127.0.0.1", "port": 1})
-    )
-
-
-def given(**values: Any) -> WeightsSelection:
-    """What the browser sends: a tensor at the main stages, and other controls, those not named
-    empty."""
-    held = {"run": "sds-0001", "tensor": TENSOR, "show": MAIN} | values
-    return WeightsSelection.from_controls([held.get(name) for name in CONTROLS])
-
-
-def view(**values: Any) -> TensorView:
-    """What is looked at then."""
-    settled_view = TensorView.at(given(**values))
-    assert settled_view is not None
-    return settled_view
-
-
-def settled(run: str, **values: Any) -> WeightsSelection:
-    """What the browser sends after a page was opened and some controls were changed."""
-    seen = opened(run=run)
-    return WeightsSelection.from_controls(
-        [values.get(name, seen[name]["value"]) for name in CONTROLS]
-    )
-
-
-def outlined(figure: go.Figure) -> list[str]:
-    return list(figure.layout.meta["picked"])
-
-
-def visible(seen: Updates) -> set[str]:
-    return {name for name in CONTROLS if seen[name].get("visible", True)}
-
 
 # the address --------------------------------------------------------------------------------------
 
@@ -230,289 +173,6 @@ def test_each_view_of_all_layers_says_what_it_shows_and_what_is_known(
 ) -> None:
     chart = layers_chart(view(layers=layers, stage="sds"))
     assert chart.headline and chart.theory == OF_LAYERS[layers]
-
-
-# one tensor ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("view", TENSOR_VIEWS)
-def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, view: str) -> None:
-    seen = page.change_tensor(settled("sds-0001", view=view, topic=""))
-    assert isinstance(seen["tensor_chart"], go.Figure), seen["tensor_chart"]
-    assert seen["tensor_title"] != "<h2>One tensor</h2>", "a sentence computed from the data"
-    assert escape(OF_TENSOR[view]) in seen["tensor_note"]
-    assert escape(QUESTIONS[view]) in seen["tensor_note"] and "n = " in seen["tensor_note"]
-    assert seen["tensor_table"].count("<tr>") > 10
-    exact = re.findall(r'data-value="([^"]+)"', seen["tensor_table"])
-    assert exact and all(math.isfinite(float(value)) for value in exact)
-    name = seen["tensor_chart"].layout.meta["name"]
-    assert name == f"sds-0001-model.layers.0.self_attn.q_proj.weight-{view}"
-
-
-@pytest.mark.parametrize(
-    "view",
-    ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels", "spectrum"],
-)
-def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> None:
-    seen = page.change_tensor(given(vs="sds-0002", view=view, show=["dense", "first"]))
-    names = " ".join(trace.name or "" for trace in seen["tensor_chart"].data)
-    assert "sds-0001" in names and "sds-0002" in names
-    lines = [
-        t for t in seen["tensor_chart"].data if t.mode == "lines" and t.showlegend is not False
-    ]
-    dashes = {trace.line.dash for trace in lines}
-    assert len(dashes) == 2 or view == "difference"
-
-
-@pytest.mark.parametrize("shown", ["matrix", "joint"])
-def test_two_runs_stand_beside_each_other(seeded: Settings, shown: str) -> None:
-    chart = tensor_chart(view(vs="sds-0002", view=shown, show=["dense", "first"]))
-    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
-    panels = 4 if shown == "matrix" else 2
-    assert len(chart.figure.data) == panels
-    assert {trace.coloraxis for trace in chart.figure.data} == {"coloraxis"}
-    matching = {each.matches for each in chart.figure.select_xaxes()} - {None}
-    assert len(matching) == 1, "zoomed together"
-    runs = " ".join(a.text for a in chart.figure.layout.annotations)
-    runs += " ".join(axis.title.text or "" for axis in chart.figure.select_xaxes())
-    assert "sds-0001" in runs and "sds-0002" in runs
-
-
-def test_depth_is_compared_with_the_other_run(seeded: Settings) -> None:
-    alone = layers_chart(view(layers="depth", stage="first"))
-    other = layers_chart(view(layers="depth", stage="first", vs="sds-0002"))
-    names = [[t.name for t in c.figure.data if t.line.dash == "dash"] for c in (alone, other)]
-    assert names == [["Dense, middle 90 %"] * 2, ["sds-0002, middle 90 %"] * 2]
-
-
-@pytest.mark.parametrize(
-    ("asked_", "topic", "shown", "views"),
-    [
-        ({}, "distribution", "overlay", 6),
-        ({"view": "joint"}, "matrix", "joint", 2),
-        ({"view": "joint", "topic": "matrix"}, "matrix", "joint", 2),
-        ({"view": "joint", "topic": "spectrum"}, "spectrum", "spectrum", 1),
-        ({"view": "mirror", "topic": "nonsense"}, "distribution", "mirror", 6),
-    ],
-)
-def test_a_view_belongs_to_a_topic(
-    seeded: Settings, asked_: dict[str, str], topic: str, shown: str, views: int
-) -> None:
-    seen = opened(run="sds-0001", **asked_)
-    assert (seen["topic"]["value"], seen["view"]["value"]) == (topic, shown)
-    assert len(seen["view"]["choices"]) == views and seen["view"]["visible"] == (views > 1)
-
-
-def test_another_topic_offers_its_views(seeded: Settings) -> None:
-    seen = page.change_topic(settled("sds-0001", topic="matrix", view="mirror"))
-    assert seen["view"]["value"] == "matrix"
-    assert [name for _, name in seen["view"]["choices"]] == ["matrix", "joint"]
-    assert seen["cells"]["visible"] is True and isinstance(seen["tensor_chart"], go.Figure)
-
-
-def test_every_view_has_one_topic() -> None:
-    assert sorted(name for views in TOPICS.values() for name in views) == sorted(TENSOR_VIEWS)
-
-
-def test_ridges_stand_on_their_blocks_and_can_be_picked(seeded: Settings) -> None:
-    chart = layers_chart(view(layers="ridges", stage="dense"))
-    assert isinstance(chart.figure, go.Figure)
-    ridges = [trace for trace in chart.figure.data if trace.fill]
-    assert [min(trace.y) for trace in ridges] == pytest.approx([0, -1, -2], abs=0.2)
-    assert [trace.customdata[0] for trace in ridges] == [
-        TENSOR.replace(".2.", f".{n}.") for n in range(3)
-    ]
-    assert ridges[2].line.width > ridges[0].line.width
-    assert chart.headline.startswith("Spread of up_proj")
-
-
-def test_the_tree_adds_up_and_names_its_matrices(seeded: Settings) -> None:
-    chart = layers_chart(view(layers="tree", stage="sds", stat="zero_share"))
-    assert isinstance(chart.figure, go.Figure) and chart.headline
-    tree = chart.figure.data[0]
-    nodes = dict(zip(tree.ids, tree.values, strict=True))
-    parts = ["Block 2/Attention", "Block 2/MLP"]
-    assert nodes["Block 2"] == sum(nodes[part] for part in parts)
-    leaf = [*tree.ids].index("Block 2/MLP/up_proj")
-    assert tree.customdata[leaf] == TENSOR and tree.parents[leaf] == "Block 2/MLP"
-    stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "sds")
-    assert tree.marker.colors[leaf] == pytest.approx(100 * stored.zeros / stored.n)
-
-
-@pytest.mark.parametrize("flow", ["inputs", "weights", "product"])
-def test_inputs_of_layers_are_shown_beside_their_weights(seeded: Settings, flow: str) -> None:
-    chart = layers_chart(view(layers="inputs", flow=flow, stage="dense"))
-    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
-    assert chart.frame.shape == (3, 65)
-    if flow == "inputs":
-        found = chart.frame["Channel 7"].tolist()
-        assert found == pytest.approx([20 * (1 + n) ** 0.5 for n in range(3)], rel=1e-3)
-    if flow != "weights":
-        assert chart.headline.startswith("Channel 7 stands out in block")
-
-
-def test_runs_that_recorded_no_inputs_say_so(seeded: Settings) -> None:
-    with writing() as session:
-        for row in session.query(ProfileRow).filter_by(name=INPUT_ENERGY):
-            session.delete(row)
-    assert layers_chart(view(layers="inputs")).figure == NO_INPUTS
-
-
-def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings) -> None:
-    chart = tensor_chart(view(view="matrix", cells="zeros"))
-    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
-    shown = {trace.name: trace for trace in chart.figure.data}
-    assert list(shown) == [STAGE_LABELS[stage] for stage in MAIN]
-    first = np.array(shown[STAGE_LABELS["first"]].z, float)
-    stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
-    assert first.shape == (64, 64)
-    assert first.mean() == pytest.approx(100 * stored.zeros / stored.n, abs=1)
-    assert chart.frame.shape == (4 * 64, 2 + 64)
-    rows = chart.frame[chart.frame["Stage"] == STAGE_LABELS["first"]]
-    assert np.allclose(rows.iloc[:, 2:].to_numpy(float), first, atol=0.1)
-    turned = tensor_chart(view(view="matrix", cells="zeros", look="surface"))
-    assert isinstance(turned.figure, go.Figure)
-    surface = turned.figure.data[0]
-    assert surface.name == STAGE_LABELS["sds"]
-    assert np.allclose(surface.z, np.array(shown[STAGE_LABELS["sds"]].z, float), atol=1e-2)
-    changed = tensor_chart(view(view="matrix", cells="change"))
-    assert isinstance(changed.figure, go.Figure)
-    assert len(changed.figure.data) == len(MAIN) - 1  # dense has not changed
-    limits = changed.figure.layout.coloraxis
-    assert limits.cmin == -limits.cmax
-
-
-def test_a_quantised_tensor_leads_to_its_groups(seeded: Settings) -> None:
-    assert "quantization?" not in page.choose_tensor(view())["statistics"]
-    with writing() as session:
-        row = session.query(ProfileRow).filter_by(job_id=1, tensor=TENSOR).first()
-        key = {"tensor": TENSOR, "stage": "sds", "step": 0, "name": "codes"}
-        more = {"block": row.block, "module": row.module, "shape": row.shape, "values": row.values}
-        session.add(ProfileRow(job_id=1, **key, **more))
-    address = f'href="quantization?run=sds-0001&amp;tensor={TENSOR}"'
-    assert address in page.choose_tensor(view())["statistics"]
-
-
-def test_a_chosen_cell_shows_the_single_weights_around_it(
-    seeded: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weight = load("toy").model.get_parameter(TENSOR)
-    save_file({TENSOR: weight.detach().bfloat16()}, tmp_path / "model.safetensors")
-    monkeypatch.setattr(data, "saved_folders", lambda job: {"dense": tmp_path})
-    seen = page.zoom(view(view="matrix", spot="60,5"))
-    figure = seen["tensor_chart"]
-    assert np.array(figure.data[0].z).shape == (48, 48)
-    shown = len(figure.data[0].y), int(figure.data[0].y[0])
-    assert shown[0] == 48 and shown[1] in (16, 36)  # in the middle, where there is room
-    assert figure.data[0].z[0][0] == pytest.approx(weight[shown[1], 0].item(), rel=0.01)
-    assert f"outputs {shown[1]} to {shown[1] + 47}, inputs 0 to 47" in seen["tensor_note"]
-    assert ("Around output 60, input 5", "60,5") in seen["spot"]["choices"]
-    assert page.zoom(view(view="joint", spot="60,5")) == {"spot": ""}
-    beyond = page.change_tensor(given(view="matrix", spot="9999,0"))
-    assert beyond["tensor_chart"] == NOT_SAVED
-    assert view(spot="../x").selection.spot == ""
-
-
-def test_before_and_after_counts_every_weight(seeded: Settings) -> None:
-    chart = tensor_chart(view(view="joint"))
-    stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
-    assert chart.frame is not None and isinstance(chart.figure, go.Figure)
-    assert chart.frame["Weights"].sum() == stored["sds"].n
-    assert list(chart.frame.columns)[1] == f"{STAGE_LABELS['sds']} from"
-    assert "moves the weights by" in chart.headline and "exactly zero" in chart.headline
-
-
-def test_a_spectrum_has_the_power_law_that_was_fitted(seeded: Settings) -> None:
-    chart = tensor_chart(view(view="spectrum"))
-    stored = {s.stage: s.stats for s in tensors.tensor_snapshots(1, TENSOR)}
-    assert isinstance(chart.figure, go.Figure) and "stable rank" in chart.headline
-    lines = [trace for trace in chart.figure.data if trace.showlegend is not False]
-    fits = [trace for trace in chart.figure.data if trace.showlegend is False]
-    assert len(lines) == len(fits) == len(MAIN)
-    ranks, values = np.array(fits[0].x), np.array(fits[0].y)
-    slope = np.log(ranks[0] / ranks[1]) / np.log(values[1] / values[0])
-    assert slope == pytest.approx(2 * (stored["dense"]["alpha"] - 1), rel=1e-3)
-    assert ranks[0] == pytest.approx(sum(np.array(lines[0].y) >= values[0]), abs=1)
-
-
-def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(
-    seeded: Settings,
-) -> None:
-    seen = page.change_run(settled("sds-0001", vs="sds-0002"))
-    assert seen["show"]["value"] == ["dense", "sds"]
-    back = page.change_run(settled("sds-0001", show=["dense", "sds"]))
-    assert back["show"]["value"] == ["dense", "first", "redense", "sds"]
-    mine = page.change_run(settled("sds-0001", vs="sds-0002", show=["first"]))
-    assert "value" not in mine["show"]
-
-
-def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
-    seen = page.change_tensor(given(vs="sds-0002", show=["first", "sds"]))
-    assert "sds-0002 has not stored: Second pruning (SDS)." in seen["tensor_note"]
-    with writing() as session:
-        session.get_one(Job, 2).config = {"model": "another"}
-    weights_of.clear()
-    seen = page.change_tensor(given(vs="sds-0002", show=["first"]))
-    assert "sds-0002 has another model, another." in seen["tensor_note"]
-
-
-@pytest.mark.parametrize(
-    ("view", "show", "sentence"),
-    [
-        ("overlay", [], NONE_CHOSEN),
-        ("mirror", ["sds"], ONE_STAGE),
-        ("difference", ["dense"], NO_BASE),
-        ("joint", ["dense"], NO_BASE),
-        ("matrix", [], NONE_CHOSEN),
-    ],
-)
-def test_what_is_missing_for_a_view_is_told(
-    seeded: Settings, view: str, show: list[str], sentence: str
-) -> None:
-    assert page.change_tensor(given(view=view, show=show))["tensor_chart"] == sentence
-
-
-def test_runs_made_before_profiles_were_stored_say_so(seeded: Settings) -> None:
-    with writing() as session:
-        for row in session.query(ProfileRow).filter_by(job_id=1):
-            session.delete(row)
-    for view, what in (
-        ("magnitude", MAGNITUDES), ("channels", "channels"), ("matrix", "maps"),
-        ("joint", "joint histogram"), ("spectrum", "spectrum"),
-    ):  # fmt: skip
-        seen = page.change_tensor(given(view=view))
-        assert seen["tensor_chart"].startswith(f"This run has stored no {what} of this tensor")
-
-
-def test_a_picked_cell_changes_the_tensor_but_not_the_map(seeded: Settings) -> None:
-    seen = page.pick_tensor(view())
-    assert seen["tensor_chart"].layout.uirevision == TENSOR
-    assert "layers_chart" not in seen and TENSOR in seen["statistics"]
-    assert "layers_chart" in page.pick_tensor(view(layers="depth")), "its mark moves"
-
-
-def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Settings) -> None:
-    weights = weights_of("sds-0001")
-    assert weights is not None
-    names = list(weights.tensors)
-    at, walked = names[0], []
-    for _ in names:
-        walked.append(at)
-        at = page.choose_tensor(view(tensor=at), by=1)["tensor"]
-    assert walked == names and at == names[-1]
-    assert page.choose_tensor(view(tensor=at), by=-1)["tensor"] == names[-2]
-    assert page.choose_tensor(view(tensor=names[0]), by=-1)["tensor"] == names[0]
-    assert [n.split(".")[-2] for n in names[:4]] == ["q_proj", "k_proj", "v_proj", "o_proj"]
-
-
-def test_the_words_say_what_is_stored(seeded: Settings) -> None:
-    words = page.pick_tensor(view())["statistics"]
-    stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
-    (row,) = re.findall(r'<tr><th scope="row">Kurtosis</th>(.*?)</tr>', words)
-    exact = [float(value) for value in re.findall(r'data-value="([^"]+)"', row)]
-    assert exact == [stored[stage].stats["kurtosis"] for stage in STAGE_LABELS if stage in stored]
-    (row,) = re.findall(r'<tr><th scope="row">Exact zeros, %</th>(.*?)</tr>', words)
-    assert re.findall(r">([^<]+)</td>", row)[:2] == ["0.00", "50.00"]
 
 
 # while a run goes on ------------------------------------------------------------------------------
