@@ -19,8 +19,8 @@ from backend.methods.sds.pipeline import install, run_sds
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import Call, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
+from tests.methods.sds.stages import stage_hashes
 
 BLOCKS, EPOCHS = 3, 2
 
@@ -42,14 +42,6 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
     for block in range(BLOCKS):
         hidden = run_block(model, stream, block, hidden)
     return next(iter(hidden))
-
-
-def hashes(model: PreTrainedModel, folder: Path, chosen: SDSConfig) -> list[str]:
-    found = []
-    for stage in chosen.stages:
-        install(model, Checkpoints(folder), stage)
-        found.append(weights_hash(model))
-    return found
 
 
 def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
@@ -83,7 +75,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     chosen, model, whole = config(activations=activations), toy(), recorder()
     run_sds(model, ids, chosen, Checkpoints(tmp_path / "whole"), whole)
-    expected, metrics = hashes(model, tmp_path / "whole", chosen), list[tuple[str, float, int]]()
+    expected, metrics = (
+        stage_hashes(model, tmp_path / "whole", chosen),
+        list[tuple[str, float, int]](),
+    )
     for count in (7, 11):  # blocks that are stored: in either pass of reconstruction
         folder = tmp_path / "cut"
         stop = recorder(stop=lambda _, n=count, f=folder: len([*f.glob("*-0*")]) >= n)
@@ -92,7 +87,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         metrics += stop.metrics
     model, last = toy(), recorder()
     run_sds(model, ids, chosen, Checkpoints(tmp_path / "cut"), last)
-    assert hashes(model, tmp_path / "cut", chosen) == expected
+    assert stage_hashes(model, tmp_path / "cut", chosen) == expected
     assert metrics + last.metrics == whole.metrics
 
 

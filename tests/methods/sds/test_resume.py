@@ -14,26 +14,19 @@ from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
 from backend.methods.calibration import StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.config import SDSConfig, SDSStage
-from backend.methods.sds.pipeline import install, run_sds
+from backend.methods.sds.pipeline import run_sds
 from backend.methods.sds.pruners.magnitude import magnitude
 from backend.methods.sds.pruners.registry import PRUNERS, Pruner
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
+from tests.methods.sds.stages import stage_hashes
 
 INPUTS = ["sd", "dd", "kd"]
 
 
 def config(**fields: object) -> SDSConfig:
     return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
-
-
-def hashes(model, workspace: Path) -> dict[SDSStage, str]:
-    found = {}
-    for stage in config().stages:
-        install(model, Checkpoints(workspace), stage)
-        found[stage] = weights_hash(model)
-    return found
 
 
 @pytest.fixture
@@ -50,7 +43,7 @@ def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[SDSStage, str]
         result = run_sds(
             model, _toy[1][:16], config(**fields), Checkpoints(folder), SilentReporter()
         )
-        runs[inputs] = hashes(model, folder), result.kept
+        runs[inputs] = stage_hashes(model, folder, config()), result.kept
     return runs
 
 
@@ -75,7 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     result = run_sds(model, ids, config(**fields), Checkpoints(tmp_path), told)
     expected, kept = uninterrupted[inputs]
     assert (weights_hash(model), result.kept) == (expected[kept], kept)
-    assert hashes(model, tmp_path) == expected
+    assert stage_hashes(model, tmp_path, config()) == expected
     solved = {(s.block, s.stage) for s in told.snapshots}
     assert len(solved) == 4 * max(0, 3 - blocks) + 2 * min(3, 6 - blocks)
     assert told.progressed[-1][0] == told.progressed[-1][1]
@@ -92,7 +85,7 @@ def test_a_damaged_block_is_done_again(
     file.write_bytes(content)
     model, told = toy(), recorder()
     run_sds(model, ids, config(), Checkpoints(tmp_path), told)
-    assert hashes(model, tmp_path) == uninterrupted["sd"][0]
+    assert stage_hashes(model, tmp_path, config()) == uninterrupted["sd"][0]
     assert {s.block for s in told.snapshots} == {int(damaged[-1])}
 
 
@@ -144,7 +137,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
     monkeypatch.setattr(computes, lambda device: False)
     model = toy()
     run_sds(model, ids, chosen, Checkpoints(tmp_path), SilentReporter())
-    assert hashes(model, tmp_path) == uninterrupted["bfloat16"][0]
+    assert stage_hashes(model, tmp_path, config()) == uninterrupted["bfloat16"][0]
 
 
 def test_a_pattern_that_does_not_fit_is_refused_with_those_that_do(

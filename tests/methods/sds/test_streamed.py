@@ -14,13 +14,14 @@ from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ModelError
 from backend.methods.calibration import StatisticsLevel
 from backend.methods.sds.config import SDSConfig, SDSStage
-from backend.methods.sds.pipeline import install, run_sds
+from backend.methods.sds.pipeline import run_sds
 from backend.methods.sds.pruners.registry import PRUNERS, Pruner
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models import loading
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load, weights_hash
 from backend.reporter import SilentReporter
+from tests.methods.sds.stages import stage_hashes
 
 CONFIGS = {
     "gpt2": GPT2Config(
@@ -61,10 +62,7 @@ def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path
     """Every stage's hash, what is kept, and all figures but the times."""
     result = run_sds(model, ids, chosen, Checkpoints(folder), SilentReporter())
     kept = weights_hash(model)
-    hashes = {}
-    for stage in chosen.stages:
-        install(model, Checkpoints(folder), stage)
-        hashes[stage] = weights_hash(model)
+    hashes = stage_hashes(model, folder, chosen)
     assert hashes[result.kept] == kept and len(set(hashes.values())) == len(hashes)
     return hashes, result.kept, result.heldout, result.errors, result.zero_share
 
@@ -72,7 +70,7 @@ def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
-        ("toy", {}),
+        ("toy", {"reconstruct": 2}),
         (
             "toy",
             {"precision": "bfloat16", "activations": "disk", "base": "sparsegpt", "tune": True},
@@ -80,7 +78,7 @@ def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path
         ("toy", {"inputs": "dd", "activations": "disk"}),
         ("toy", {"inputs": "kd", "pattern": "50%", "allocation": "owl", "order": "sub-block"}),
         ("toy", {"until": "first", "exclude": "1.*"}),
-        ("gpt2", {"base": "sparsegpt"}),
+        ("gpt2", {"base": "sparsegpt", "reconstruct": 1}),
         ("opt", {"pattern": "60%", "activations": "disk"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),

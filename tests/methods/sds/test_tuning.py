@@ -14,6 +14,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ConfigError
 from backend.methods.calibration import InputStatistics
 from backend.methods.sds.config import (
+    ADDED_LATER,
     DAMPINGS,
     STAGE_LABELS,
     SDSConfig,
@@ -21,12 +22,12 @@ from backend.methods.sds.config import (
     heldout_count,
     refuse_tuning,
 )
-from backend.methods.sds.pipeline import install, run_sds
+from backend.methods.sds.pipeline import run_sds
 from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.stage_store import SDSStageStore, Weights
 from backend.models.blocks import block_linears
-from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
+from tests.methods.sds.stages import stage_hashes
 
 BLOCKS, SEGMENTS = 3, 6  # of which 2 are held out
 
@@ -133,14 +134,6 @@ def test_it_chooses_as_a_loop_over_whole_errors_does(
     assert done == sorted(done) and done[-1] == told.progressed[-1][1]
 
 
-def hashes(model: PreTrainedModel, folder: Path, chosen: SDSConfig) -> list[str]:
-    found = []
-    for stage in chosen.stages:
-        install(model, Checkpoints(folder), stage)
-        found.append(weights_hash(model))
-    return found
-
-
 @pytest.mark.parametrize(
     "fields", [{"order": "sub-block", "inputs": "kd"}, {"base": "alps", "inputs": "dd"}]
 )
@@ -149,7 +142,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     chosen, model, whole = config(**fields), toy(), recorder()
     result = run_sds(model, ids, chosen, Checkpoints(tmp_path / "whole"), whole)
-    expected, metrics = hashes(model, tmp_path / "whole", chosen), list[tuple[str, float, int]]()
+    expected, metrics = (
+        stage_hashes(model, tmp_path / "whole", chosen),
+        list[tuple[str, float, int]](),
+    )
     for count in (1, 4):  # blocks that are stored: in the first pass, and in the second
         folder = tmp_path / "cut"
         stop = recorder(stop=lambda _, n=count, f=folder: len([*f.glob("*-0*")]) >= n)
@@ -159,7 +155,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     model, last = toy(), recorder()
     again = run_sds(model, ids, chosen, Checkpoints(tmp_path / "cut"), last)
     assert again.kept == result.kept
-    assert hashes(model, tmp_path / "cut", chosen) == expected
+    assert stage_hashes(model, tmp_path / "cut", chosen) == expected
     assert metrics + last.metrics == whole.metrics  # every block is told once
     names = {name for name, _, _ in whole.metrics if name.startswith("damping")}
     assert names == {"damping/first", "damping/second"}
@@ -180,16 +176,17 @@ def test_what_cannot_be_factorised_is_passed_over(toy, ids: Tensor, tmp_path: Pa
 def test_off_it_leaves_runs_as_they_were(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
     """The identity is that of runs from before the field; what is held out decides nothing."""
     off = config(tune=False, base="wanda")
-    for soft, fields in ((False, ["tune", "soft_control"]), (True, ["tune"])):
+    for soft in (False, True):
         identity = json.loads(off.model_copy(update={"soft_control": soft}).identity)
-        assert [*identity] == [x for x in SDSConfig.model_fields if x not in fields]
+        without = ADDED_LATER.keys() - ({"soft_control"} if soft else set())
+        assert [*identity] == [x for x in SDSConfig.model_fields if x not in without]
     assert json.loads(config().identity)["tune"] is True
     weights = []
     for number, others in enumerate((ids[-2:], ids[-2:].flip(1))):
         model, told = toy(), recorder()
         text = torch.cat([ids[:-2], others])
         result = run_sds(model, text, off, Checkpoints(tmp_path / str(number)), told)
-        weights.append(hashes(model, tmp_path / str(number), off))
+        weights.append(stage_hashes(model, tmp_path / str(number), off))
         assert not any(name.startswith("damping") for name, _, _ in told.metrics)
         assert "tuning" not in result.seconds
     assert weights[0] == weights[1]
