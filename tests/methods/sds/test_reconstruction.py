@@ -169,6 +169,21 @@ def test_training_that_does_harm_is_dropped(toy, ids: Tensor, tmp_path: Path, re
         assert all(torch.equal(W, start[module]) for module, W in kept.items())
 
 
+def test_a_model_that_has_the_mask_already_is_left_as_it_is(
+    toy, ids: Tensor, tmp_path: Path, recorder
+) -> None:
+    chosen = config(until="first", control=False, base="magnitude")
+    pruned, told = toy(), recorder()
+    run_sds(pruned, ids, chosen, Checkpoints(tmp_path / "once"), SilentReporter())
+    install(pruned, Checkpoints(tmp_path / "once"), SDSStage.FIRST)
+    once = weights_hash(pruned)
+    run_sds(pruned, ids, chosen, Checkpoints(tmp_path / "twice"), told)
+    assert weights_hash(pruned) == once
+    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
+        1.0
+    ] * BLOCKS
+
+
 def test_off_it_leaves_runs_as_they_were() -> None:
     off = SDSConfig()
     assert not {"reconstruct", "reconstruct_rate"} & json.loads(off.identity).keys()
