@@ -112,7 +112,9 @@ def reconstruct(
         for done in range(epochs):
             for number, example in enumerate(islice(examples, examples.fitted)):
                 with torch.enable_grad():
-                    error(example).backward(inputs=[*trained.values()])
+                    loss = error(example)
+                    if loss.requires_grad:  # no token may reach the experts that are trained
+                        loss.backward(inputs=[*trained.values()])
                 factor = cosine_decay(math.pi * (done * examples.fitted + number) / steps)
                 for group, name in zip(optimiser.param_groups, trained, strict=True):
                     group["lr"] = rates[name] * factor
