@@ -90,7 +90,8 @@ class _Texts(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []  # else a tag: !!map [1]
+        names = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
         if twice := [name for name, times in names.items() if times > 1]:
             problem = f"{twice[0]} stands here more than once"  # the last would win
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

@@ -112,7 +112,9 @@ def reconstruct(
         for done in range(epochs):
             for number, example in enumerate(islice(examples, examples.fitted)):
                 with torch.enable_grad():
-                    error(example).backward(inputs=[*trained.values()])
+                    loss = error(example)
+                    if loss.requires_grad:  # no token may reach the experts that are trained
+                        loss.backward(inputs=[*trained.values()])
                 factor = cosine_decay(math.pi * (done * examples.fitted + number) / steps)
                 for group, name in zip(optimiser.param_groups, trained, strict=True):
                     group["lr"] = rates[name] * factor
@@ -126,10 +128,14 @@ def reconstruct(
 
 
 def relative_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean over tokens of |outputs - targets|^2 / |targets|^2, both [b, L, d]."""
+    """Mean over tokens of |outputs - targets|^2 / |targets|^2, both [b, L, d].
+
+    A first token whose embedding is 0 (that of padding) has targets of 0: lengths have a floor.
+    """
     targets = targets.float()
-    wrong = (outputs.float() - targets).square().sum(-1)
-    return (wrong / targets.square().sum(-1)).mean()
+    wrong, energy = (outputs.float() - targets).square().sum(-1), targets.square().sum(-1)
+    floor = torch.finfo(energy.dtype).eps * energy.mean()
+    return (wrong / energy.clamp(min=floor)).mean()
 
 
 @torch.no_grad()

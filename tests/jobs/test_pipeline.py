@@ -154,6 +154,7 @@ def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> No
         ("model: toy\nsteps: [sds: &a {preset: [*a]}]", "instead of an alias"),
         ("model: toy\nsteps: [sds: {seed: 1, seed: 2}]", "seed stands here more than once"),
         ("model: toy\nmodel: toy\nsteps: [sds: {}]", "model stands here more than once"),
+        ("model: toy\nsteps: [sds: !!map [seed]]", "no YAML"),
         ("model: toy\nsteps: " + "[" * 5000, "nested too deeply"),
         ("model: toy\nsteps: [sds: {seed: " + "9" * 5000 + "}]", "Step 1, sds, cannot be run"),
         ("x" * 30_000, "more than"),

@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from backend.errors import ComputeError
 from backend.methods.block_reconstruction import Examples, reconstruct
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.passes import RunPass
 from backend.methods.dlqat.run import DLQATRun
 from backend.models.block_forward import open_stream, run_block
 from backend.models.blocks import LinearWeight
+from backend.models.precision import all_finite
 from backend.quantization.bases import PLAIN
 from backend.quantization.grid import QuantGrid
 from backend.reporter import Reporter, at_block, stop_if_asked
@@ -84,6 +86,7 @@ class BlockTraining(RunPass):
                 f"{found.errors[0]:.5f}, then {found.errors[found.epoch]:.5f} after epoch "
                 f"{found.epoch}."
             )
+        _require_finite(found.parameters, at_block(block, run.blocks))
         starts = {m: (*trained.result(found.parameters, m), PLAIN) for m in linears}
         run.store.save_starts(self.name, block, starts)
         if block < self.last:
@@ -110,6 +113,17 @@ class BlockTraining(RunPass):
 
     def _stop(self) -> None:
         stop_if_asked(self.reporter)
+
+
+def _require_finite(parameters: Parameters, block: str) -> None:
+    """Refuse what diverged without held-out segments, which would have chosen another epoch."""
+    if not all(map(all_finite, parameters.values())):
+        raise ComputeError(
+            f"{block}: the weights are not finite after block-wise training.",
+            "It diverged.",
+            "Lower its learning rate, or choose float32 as the forward precision.",
+            field="block_rate",
+        )
 
 
 class TrainedGrids:

@@ -44,6 +44,7 @@ ASIDE = (
     SDSStage.SOFT_CONTROL,
     SDSStage.SECOND,
 )  # off the way from the dense model to the saved one
+RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
 FAILED = ("pruned", "Use more calibration text, or choose Wanda as the first pruner.")
 
 
@@ -319,9 +320,9 @@ class BlockWork:
 
 
 def _diverged(name: str, stage: SDSStage) -> ComputeError:
-    return ComputeError(
-        f"{name} is not finite at stage {stage}.",
-        "The solver diverged.",
-        "Choose the gram solver, or lower the SGD learning rate.",
-        field="redense",
-    )
+    why, field = "The solver diverged.", "redense"
+    do = "Choose the gram solver, or lower the SGD learning rate."
+    if stage in RECONSTRUCTED:
+        why, field = "The block reconstruction diverged.", "reconstruct_rate"
+        do = "Lower its learning rate, or choose float32 as the forward precision."
+    return ComputeError(f"{name} is not finite at stage {stage}.", why, do, field=field)

@@ -53,7 +53,7 @@ class BlockReport:
         zeros: stage -> exact zeros in the block's linears, out of `weights`.
         seconds: step -> time spent.
         outliers: share of weights whose score is far above the block's mean.
-        tuned: "damping/STAGE" or "l1/STAGE" -> module -> the value that was chosen.
+        tuned: "damping/STAGE" -> module -> the value that was chosen.
     """
 
     errors: dict[str, dict[str, float]] = field(default_factory=dict)

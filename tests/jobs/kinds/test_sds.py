@@ -197,15 +197,18 @@ def test_tuning_costs_a_pruning_and_a_product_for_each_value_tried() -> None:
 
 
 def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_block() -> None:
-    facts, work, memory = inspect("toy"), [], []
+    facts, work, memory, states = inspect("toy"), [], [], []
     for epochs in (0, 1, 3):
         config = SDSJob.model_validate({**SMALL, "reconstruct": epochs})
         work.append(flops_by_phase(config, facts)["prune"])
-        memory.append(memory_bytes(config, facts, 10**10)[1].get("reconstruction", 0))
+        needed = memory_bytes(config, facts, 10**10)[1]
+        memory.append(needed.get("reconstruction", 0))
+        states.append(needed["activations"])
     one_pass = 2.0 * facts.linear_weights * config.segments * config.context
     passes = [round((each - work[0]) / one_pass, 6) for each in work]
     assert passes == [0, 2 * (2 + 3), 2 * (2 + 9)]  # of the control and of SDS
     assert memory[0] == 0 < memory[1] == memory[2]
+    assert states == [states[0], 2 * states[0], 2 * states[0]]  # those of the dense model, too
 
 
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(

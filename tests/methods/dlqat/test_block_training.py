@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import CancelledError
-from backend.methods.block_reconstruction import relative_error
+from backend.errors import CancelledError, ComputeError
+from backend.methods.block_reconstruction import Reconstruction, reconstruct, relative_error
+from backend.methods.dlqat import block_training
 from backend.methods.dlqat.block_training import TrainedGrids
 from backend.methods.dlqat.config import DLQATConfig, DLQATStage, export_order
 from backend.methods.dlqat.pipeline import DLQAT
@@ -107,6 +110,25 @@ def test_zeros_of_a_pruned_model_stay(toy, calibration: Tensor, tmp_path: Path) 
 def test_blocks_left_dense_are_passed_through(toy, calibration: Tensor, tmp_path: Path) -> None:
     qat = run(begun(toy(), calibration, tmp_path, layers="0.*, 2.mlp.*"))
     assert {name.split(".")[2] for name in qat.converted(BLOCKS)} == {"0", "2"}
+
+
+def test_without_held_out_text_what_diverged_is_refused(
+    toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*given: Any) -> Reconstruction:
+        found = reconstruct(*given)
+        assert math.isnan(found.errors[0])  # three segments: none is held out
+        return Reconstruction(
+            {n: p * math.nan for n, p in found.parameters.items()}, found.errors, 0
+        )
+
+    monkeypatch.setattr(block_training, "reconstruct", diverge)
+    rows = calibration[:3, :32]
+    qat = DLQAT(toy(), rows, rows, rows, config(start="rounded"), Checkpoints(tmp_path))
+    with pytest.raises(ComputeError, match="block-wise training") as refused:
+        run(qat)
+    assert refused.value.field == "block_rate"
+    assert not [*tmp_path.glob("block-wise-*")]
 
 
 @pytest.mark.parametrize("grid", ["symmetric", "offset"])

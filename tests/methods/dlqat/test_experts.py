@@ -48,3 +48,16 @@ def test_a_stopped_run_of_a_mixture_goes_on_to_the_same_bits(recorder, tmp_path:
     for name, layer in before.items():
         assert torch.equal(layer.codes, after[name].codes)
         assert torch.equal(layer.grid.scale, after[name].grid.scale)
+
+
+def test_blocks_whose_trained_experts_a_segment_does_not_reach_are_trained(tmp_path: Path) -> None:
+    """Of three tokens a segment, none goes to most of the eight experts."""
+    config = DLQATConfig(
+        layers="*.experts.7.*", block_epochs=1, group_size=8, start="rounded", space="minmax",
+        gptq=False, lora=False, rtn=False, text_loss=False, precision="float32",
+    )  # fmt: skip
+    rows = torch.randint(64, (6, 3), generator=torch.Generator().manual_seed(0))
+    qat = DLQAT(mixture(), rows, rows, rows, config, Checkpoints(tmp_path))
+    qat.make(DLQATStage.BLOCKS, SilentReporter())
+    for layer in qat.converted(DLQATStage.BLOCKS).values():
+        assert layer.grid.scale.isfinite().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,16 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError
-from backend.methods.block_reconstruction import Examples, reconstruct, relative_error
+from backend.methods.block_reconstruction import (
+    Examples,
+    Reconstruction,
+    reconstruct,
+    relative_error,
+)
+from backend.methods.sds.block_work import _diverged
 from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.heldout import choose, verdict
+from backend.methods.sds.passes import reconstruction
 from backend.methods.sds.pipeline import install, run_sds
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import Call, open_stream, run_block
@@ -109,6 +117,48 @@ def test_it_starts_from_the_last_stage_there_is(
     assert bool(result.heldout) == bool(chosen.holdout)
 
 
+def test_targets_are_the_hidden_states_of_the_dense_model(
+    toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what the dense block makes of the compressed model's, which are its inputs."""
+    seen = list[Examples]()
+
+    def keep(model: PreTrainedModel, examples: Examples, *rest: Any) -> Reconstruction:
+        seen.append(examples)
+        return reconstruct(model, examples, *rest)
+
+    monkeypatch.setattr(reconstruction, "reconstruct", keep)
+    run_sds(toy(), ids, config(until="first"), Checkpoints(tmp_path), SilentReporter())
+    model, stores = toy(), SDSStageStore(Checkpoints(tmp_path))
+    stream = open_stream(model, ids, 1)
+    dense = made = stream.hidden
+    for block, examples in enumerate(seen):
+        dense = run_block(model, stream, block, dense)
+        assert all(map(torch.equal, examples.targets, dense))
+        assert all(map(torch.equal, examples.inputs, made))
+        linears = block_linears(model, block)
+        for module, W in stores.weights(SDSStage.FIRST_BLOCKS, block).items():
+            linears[module].write(W)
+        made = run_block(model, stream, block, made)
+    assert len(seen) == BLOCKS
+
+
+def test_a_token_whose_states_are_zero_counts_for_nothing() -> None:
+    targets, wrong = torch.ones(1, 4, 8), torch.zeros(1, 4, 8, requires_grad=True)
+    targets[0, 0] = 0
+    error = relative_error(targets + wrong * targets, targets)
+    error.backward()
+    assert error.item() == 0 and wrong.grad is not None and wrong.grad.isfinite().all()
+    assert relative_error(2 * targets, targets).item() == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"), [("redense", "redense"), ("sds-blocks", "reconstruct_rate")]
+)
+def test_what_is_not_finite_names_what_to_change(stage: str, field: str) -> None:
+    assert _diverged("mlp.down_proj", SDSStage(stage)).field == field
+
+
 def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
     """Two steps of Adam on the first block with its own parameters, as a textbook has them."""
     weights = [linear.layer.weight for linear in block_linears(model, 0).values()]
@@ -162,6 +212,21 @@ def test_training_that_does_harm_is_dropped(toy, ids: Tensor, tmp_path: Path, re
     for block in range(BLOCKS):
         kept, start = (store.weights(x, block) for x in (SDSStage.FIRST_BLOCKS, SDSStage.CONTROL))
         assert all(torch.equal(W, start[module]) for module, W in kept.items())
+
+
+def test_a_model_that_has_the_mask_already_is_left_as_it_is(
+    toy, ids: Tensor, tmp_path: Path, recorder
+) -> None:
+    chosen = config(until="first", control=False, base="magnitude")
+    pruned, told = toy(), recorder()
+    run_sds(pruned, ids, chosen, Checkpoints(tmp_path / "once"), SilentReporter())
+    install(pruned, Checkpoints(tmp_path / "once"), SDSStage.FIRST)
+    once = weights_hash(pruned)
+    run_sds(pruned, ids, chosen, Checkpoints(tmp_path / "twice"), told)
+    assert weights_hash(pruned) == once
+    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
+        1.0
+    ] * BLOCKS
 
 
 def test_off_it_leaves_runs_as_they_were() -> None:

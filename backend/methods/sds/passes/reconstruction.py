@@ -89,7 +89,8 @@ class ReconstructionPass(BlockPass):
         if math.isnan(found.errors[0]):
             return
         before, after = found.errors[0], found.errors[found.epoch]
-        self.run.reporter.metric(f"reconstruction/{self.made}", after / before, block)
+        left = after / before if before else 1.0  # no error: a model with this very mask
+        self.run.reporter.metric(f"reconstruction/{self.made}", left, block)
         self.run.reporter.log(
             f"{at_block(block, self.run.blocks)}: {STAGE_LABELS[self.made]}. Held-out error "
             f"{before:.5f}, then {after:.5f} after epoch {found.epoch}."
