@@ -27,6 +27,7 @@ from backend.methods.sds.pipeline import install, run_sds
 from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import Call, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
 from tests.methods.sds.stages import stage_hashes
 
