@@ -160,6 +160,11 @@ TO_LOWER = {  # part -> its name, the remedy, and the config field for it
         "Lower the context length, or leave out the block reconstruction.",
         "reconstruct",
     ),
+    "block training": (
+        "the training of one block",
+        "Lower the context length, or leave out block-wise training.",
+        "block_epochs",
+    ),
     "stages": ("the stages of one block", "Choose a smaller model.", "model"),
     "answers": ("the answers generated at once", "Lower the answer length.", "answer_tokens"),
     "training": ("the training", "Lower the batch size or the sequence length.", "batch"),

@@ -178,15 +178,16 @@ def memory_bytes(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") ->
         segments=config.segments,
         context=context_length(config, facts),
         batch=config.calibration_batch,
+        streams=2 if config.block_epochs else 1,
         stages=4,
     )
     needed["held"] = 4 * int(
         layer_weights(layers)
     )  # a stage's weights or a start, beside the dense ones
     needed["training"] = training_bytes(config, facts)
-    if config.block_epochs:
+    if config.block_epochs:  # not at the same time as other training
         trained = block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
-        needed["training"] = max(needed["training"], trained)
+        needed["block training"] = max(0, trained - needed["training"])
     shared = ("runtime", "weights", "held", "training")
     return needed | memory_of_others(config.processes, needed, *shared)
 

@@ -143,15 +143,16 @@ def memory_bytes(
         "on_disk": wait_on_disk(config.activations, states, available),
     }
     grams = memory_parts(facts, streamed=False, **sizes)["grams"] if config.tune else 0
-    tight = memory_needed(facts, **sizes) + grams > COMFORT * available
+    trained = block_training_memory(facts, sizes["context"]) if config.reconstruct else 0
+    tight = memory_needed(facts, **sizes) + grams + trained > COMFORT * available
     auto = config.weights == "auto" and config.calibration_text != "self"
     auto = auto and not facts.support.stream
     streamed = config.weights == "streamed" or (auto and tight)
     needed = memory_parts(facts, streamed=streamed, **sizes)
     if grams:  # those of the held-out text beside those of the other segments
         needed["held-out grams"] = grams
-    if config.reconstruct:
-        needed["reconstruction"] = block_training_memory(facts, sizes["context"])
+    if trained:
+        needed["reconstruction"] = trained
     if config.redense == "sgd":  # holds the Gram of every segment for the linears of a block
         block = sum(x.columns**2 for x in facts.linears if x.block == facts.linears[0].block)
         needed["segment grams"] = int(4 * config.segments * block * GRAM_SHARE)

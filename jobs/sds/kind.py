@@ -18,9 +18,12 @@ PAID = {
 
 
 def verdict(stages: StageComparison) -> str:
-    """In words, whether the method helped on this model."""
+    """In words, whether the method helped on this model.
+
+    Where both are reconstructed block by block, their ends tell whether the re-dense detour paid.
+    """
     if not {SDSStage.SDS, SDSStage.FIRST} <= stages.perplexity.keys():
-        return ""
+        return _first_reconstructed(stages)
     rivals = {
         SDSStage.FIRST: "the first pruning",
         SDSStage.CONTROL: "its control",
@@ -31,8 +34,19 @@ def verdict(stages: StageComparison) -> str:
     controls = [stage for stage in measured if stage != SDSStage.FIRST]
     if not controls:
         return f"{text} No control was run, so whether the re-dense detour paid is not known."
+    if {SDSStage.SDS_BLOCKS, SDSStage.FIRST_BLOCKS} <= stages.perplexity.keys():
+        return text + PAID[stages.order(SDSStage.SDS_BLOCKS, SDSStage.FIRST_BLOCKS)]
     best = min(controls, key=stages.perplexity.__getitem__)
     return text + PAID[stages.order(SDSStage.SDS, best)]
+
+
+def _first_reconstructed(stages: StageComparison) -> str:
+    """In words, what block reconstruction gave a run that stopped after the first pruning."""
+    if not {SDSStage.FIRST_BLOCKS, SDSStage.FIRST} <= stages.perplexity.keys():
+        return ""
+    rivals = {SDSStage.FIRST: "the first pruning", SDSStage.CONTROL: "its adjusted form"}
+    measured = {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
+    return f"Block reconstruction {stages.clause(SDSStage.FIRST_BLOCKS, measured)}."
 
 
 def _reconstructed(stages: StageComparison) -> str:
@@ -48,13 +62,13 @@ def _reconstructed(stages: StageComparison) -> str:
 def key_figure(values: Values) -> KeyFigure | None:
     """The share of the loss of the first pruning that SDS recovers, in perplexity:
 
-    recovered = (first - end) / (first - dense)      end: SDS, with reconstructed blocks if any
+    recovered = (first - end) / (first - dense)      end: SDS, or its reconstruction if lower
     """
     stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
     dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
-    end = sds if blocks is None else blocks
-    if dense is None or first is None or end is None or first <= dense:
+    if dense is None or first is None or sds is None or first <= dense:
         return None
+    end = sds if blocks is None else min(sds, blocks)
     named = {
         "dense": dense, "pruned": first, "only adjusted": control, "after SDS": sds,
         "blocks reconstructed": blocks,

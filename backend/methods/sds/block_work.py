@@ -43,6 +43,7 @@ ASIDE = (
     SDSStage.CONTROL,
     SDSStage.SOFT_CONTROL,
     SDSStage.SECOND,
+    SDSStage.FIRST_BLOCKS,
 )  # off the way from the dense model to the saved one
 RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
 FAILED = ("pruned", "Use more calibration text, or choose Wanda as the first pruner.")

@@ -97,7 +97,8 @@ def verdict(losses: Losses, kept: SDSStage, config: SDSConfig) -> list[str]:
         return [f"{STAGE_LABELS[kept]} was not compared with the other stages: {why}."]
     made = [stage for stage in CANDIDATES[config.until] if stage in config.stages]
     texts = [
-        f"The {STEPS[stage]} raised the held-out loss and was discarded."
+        f"The {STEPS[stage]} ended with a higher held-out loss than {STAGE_LABELS[kept]} and was "
+        "discarded."
         for stage in made[made.index(kept) + 1 :]
     ]
     rivals = (

@@ -69,10 +69,21 @@ def test_without_losses_the_values_decide() -> None:
             {"first": 1.0, "control": 0.7, "sds": 0.5, "first-blocks": 0.3, "sds-blocks": 0.2},
             "below the first pruning reconstructed alike (",
         ),
+        (
+            {"first": 1.0, "control": 0.5, "sds": 0.3, "first-blocks": 0.1, "sds-blocks": 0.2},
+            "did not pay",
+        ),
+        ({"first": 1.0, "control": 0.5, "first-blocks": 0.2}, "Block reconstruction ends 5"),
     ],
 )
 def test_the_verdict_on_sds(shift: dict[str, float], said: str) -> None:
     assert said in sds.verdict(stages(**shift))
+
+
+def test_the_detour_is_judged_by_the_ends() -> None:
+    ends = {"first": 1.0, "control": 0.3, "sds": 0.5, "first-blocks": 0.4, "sds-blocks": 0.2}
+    said = sds.verdict(stages(**ends))
+    assert "reconstructed alike (1" in said and "did not pay" not in said
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,8 @@ def test_what_is_trained_is_what_is_stored(
     zero = torch.full((4, 2), 3.3 if grid == "offset" else 4.0)
     trained = TrainedGrids(qat.run, {"x": (W, QuantGrid(3, torch.full((4, 2), 0.3), zero))})
     assert [*trained.parameters] == ["x/W", "x/m"] + ["x/z"] * (grid == "offset")
+    if grid == "offset":  # a step moves the outermost value as far by z as by m
+        assert trained.rates["x/z"] == pytest.approx(trained.rates["x/m"] * 7 / 2)
     moved = {name: (p + 0.01).requires_grad_() for name, p in trained.parameters.items()}
     What = trained.weights(moved)["x"]
     W, found = trained.result({name: p.detach() for name, p in moved.items()}, "x")

@@ -371,7 +371,7 @@ def test_the_lower_held_out_loss_wins_and_losing_to_the_control_is_said() -> Non
     losses = {SDSStage.FIRST: 3.0, SDSStage.CONTROL: 1.0, SDSStage.SECOND: 2.0, SDSStage.SDS: 2.5}
     assert choose(losses, config()) == SDSStage.SECOND
     said = " ".join(verdict(losses, SDSStage.SECOND, config()))
-    assert "raised the held-out loss" in said and "(control)" in said
+    assert "higher held-out loss" in said and "(control)" in said
     better = losses | {SDSStage.SDS: 0.5}
     assert choose(better, config()) == SDSStage.SDS
     assert verdict(better, SDSStage.SDS, config()) == []

@@ -244,6 +244,6 @@ def test_the_choice_and_what_is_said_of_it() -> None:
     assert choose({first: 3.0, control: 2.0, blocks: 2.0}, chosen) == blocks
     losses = {first: 3.0, control: 2.0, blocks: 2.5}
     assert choose(losses, chosen) == control
-    assert "block reconstruction raised" in verdict(losses, control, chosen)[0]
+    assert "block reconstruction ended with a higher" in verdict(losses, control, chosen)[0]
     whole = dict.fromkeys(config().stages, 2.0) | {blocks: 1.0}
     assert "First pruning, blocks" in verdict(whole, choose(whole, config()), config())[0]

@@ -211,14 +211,15 @@ def history(job: Job) -> Markup:
 
 
 def draw_curves(request: gr.Request) -> Updates:
-    """Every family of curves as a chart, the loss first, what the process took last."""
+    """Every family of curves as a chart, the loss first, what the process took last. A family of
+    single points is no curve, and hidden: its figures stand among the results."""
     job = chosen_job(request)
     families = _families(job) if job else {}
     if job is None or not families:
         hidden = {panel.name: gr.update(visible=False) for panel in CURVES}
         return {"waiting": show_html(empty(NO_CURVES)), **hidden}
     shown = [
-        {panel.name: gr.update(visible=True)}
+        {panel.name: gr.update(visible=bool(points["name"].duplicated().any()))}
         | panel.show(curve_chart(job, points, name), f"{job.run}-{name}")
         for panel, (name, points) in zip(CURVES, families.items(), strict=False)
     ]
@@ -227,16 +228,15 @@ def draw_curves(request: gr.Request) -> Updates:
 
 
 def _families(job: Job) -> dict[str, pd.DataFrame]:
-    """Family of curves -> its points; the loss first, what the process took last. A family of
-    single points is no curve: its figures stand among the results."""
+    """Family of curves -> its points; the loss first, what the process took last. Reports name a
+    family by its place."""
     points = display_units(frames.shown_curves(job.run))
     if points.empty:
         return {}
     family = points["name"].str.split("/").str[0]
     last = (MEMORY, PROCESSOR)
     names = sorted(family.unique(), key=lambda name: (name in last, "loss" not in name, name))
-    found = {name: points[family == name] for name in names}
-    return {name: each for name, each in found.items() if each["name"].duplicated().any()}
+    return {name: points[family == name] for name in names}
 
 
 def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:

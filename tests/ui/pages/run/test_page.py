@@ -167,7 +167,7 @@ def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Setting
     shown = run.draw_curves(asked(id="sds-0002"))
     assert "Loss falls from 2.00 to 1.00" in shown["curve1_title"]
     assert next(line.name for line in shown["curve2_chart"].data) == "First pruning"
-    assert not shown["curve3"]["visible"]  # a single point is no curve
+    assert shown["curve2"]["visible"] and not shown["curve3"]["visible"]  # one point: no curve
 
 
 def test_a_run_without_curves_says_so(seeded: Settings) -> None:
