@@ -112,6 +112,6 @@ KIND = Kind(
     presets={
         "quick look": {"segments": 16, "context": 256, "windows": 8, "adjust_steps": 10},
         "default": {},
-        "thorough": {"segments": 128, "windows": 64, "adjust_steps": 60},
+        "thorough": {"segments": 128, "windows": 64, "adjust_steps": 60, "reconstruct": 3},
     },
 )

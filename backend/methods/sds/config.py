@@ -265,7 +265,7 @@ class SDSConfig(BaseModel):
         title="Block reconstruction",
         description="Epochs over the calibration segments in which the kept weights of each block "
         "are trained together, so that its outputs meet those of the dense model. 0: off.",
-        json_schema_extra={"unit": "epochs", **ADVANCED},
+        json_schema_extra={"unit": "epochs"},
     )
     reconstruct_rate: float = Field(
         2e-3,
