@@ -45,6 +45,17 @@ QUIET = (
 )  # fmt: skip
 
 
+# Of the shell's own settings: the place of what was set up, and those of the tests.
+KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_", "SLIMSCOPE_RAY_VENV")
+
+
+def pytest_configure() -> None:
+    """Whatever else the shell sets for Slimscope is not for the tests."""
+    for name in [*os.environ]:
+        if name.upper().startswith("SLIMSCOPE_") and not name.startswith(KEPT):
+            del os.environ[name]
+
+
 LONGEST = ("test_queue.py", "test_first_run.py", "test_every_page.py", "test_runs.py")
 
 
