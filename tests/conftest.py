@@ -9,11 +9,11 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 from sqlalchemy import make_url
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -41,8 +41,20 @@ OFF = (
 )
 QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-    f"--disable-features={OFF}",
+    "--process-per-site", f"--disable-features={OFF}",
 )  # fmt: skip
+SCREEN = {"viewport": {"width": 1400, "height": 900}}
+
+
+# Of the shell's own settings: the place of what was set up, and those of the tests.
+KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_", "SLIMSCOPE_RAY_VENV")
+
+
+def pytest_configure() -> None:
+    """Whatever else the shell sets for Slimscope is not for the tests."""
+    for name in [*os.environ]:
+        if name.upper().startswith("SLIMSCOPE_") and not name.startswith(KEPT):
+            del os.environ[name]
 
 
 LONGEST = ("test_queue.py", "test_first_run.py", "test_every_page.py", "test_runs.py")
@@ -177,6 +189,32 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
         yield browser
         browser.close()
+
+
+@contextmanager
+def warm(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser that need not load and compile the scripts of a dashboard for every test. An empty
+    page of the host stays open: so does the process that draws it, and draws the others."""
+    context = browser.new_context(**SCREEN)
+    kept = context.new_page()
+    kept.route("**", lambda route: route.fulfill(body=""))
+    kept.goto("http://127.0.0.1/")
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def warm_context(browser: Browser) -> Iterator[BrowserContext]:
+    """The browser of one who has been here before."""
+    with warm(browser) as context:
+        yield context
+
+
+@pytest.fixture(scope="session")
+def other_context(browser: Browser) -> Iterator[BrowserContext]:
+    """That of somebody else."""
+    with warm(browser) as context:
+        yield context
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""The local engine with forked job processes.
+"""The local engine with forked job processes, and forks in place of the supervisor and the
+playground.
 
 An attempt that goes on with a killed one is a fresh process as in production: that its weights are
 the same must not rest on what forks share.
@@ -6,6 +7,7 @@ the same must not rest on what forks share.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import BinaryIO
 
+from backend.queue import launcher, supervisor
 from backend.queue.engines.base import LaunchRequest, Ref
 from backend.queue.engines.local import LocalEngine, reference
 from backend.settings import settings
@@ -74,6 +77,28 @@ def run_attempt(launch: LaunchRequest) -> None:
     sys.argv = list(launch.argv[2:])
     followers.started = fork_follower
     sys.exit(main())
+
+
+def fork_all() -> None:
+    """From now on this process forks what it starts, and those processes do."""
+    launcher.started = fork_module
+    supervisor.engine_of = lambda here: ForkEngine(here.slots, again=True)
+
+
+def fork_module(module: str, log: Path) -> ForkedProcess:
+    """In place of `python -m module`."""
+    process = FORKS.Process(target=run_module, args=(module, launcher.child_environment(), log))
+    process.start()
+    return ForkedProcess(process)
+
+
+def run_module(module: str, environment: dict[str, str], log: Path) -> None:
+    """The life of a forked supervisor or playground."""
+    os.setsid()
+    os.chdir(launcher.CODE)
+    begin_anew(environment, log, log)
+    fork_all()
+    importlib.import_module(module).main()
 
 
 class ForkedFollower:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,3 +37,5 @@ def begin_anew(environment: Mapping[str, str], stdout: Path, stderr: Path) -> No
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     for cached in (settings, engine_for, kinds):
         cached.cache_clear()
+    # A fork knows the server, and is meant to use it, but `ensure_running` starts one of its own.
+    forkserver._forkserver.ensure_running = lambda: None

@@ -90,17 +90,23 @@ class FolderProcess:
         ours, since = self._started.get(root, (None, 0.0))
         if self.is_alive() or (ours and ours.poll() is None and now - since < START_S):
             return
-        with self.lock_path().with_suffix(".log").open("ab") as output:
-            child = subprocess.Popen(
-                [sys.executable, "-m", self.module],
-                cwd=CODE,
-                env=child_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        child = started(self.module, self.lock_path().with_suffix(".log"))
         self._started[root] = (child, now)
+
+
+def started(module: str, log: Path) -> subprocess.Popen[bytes]:
+    """A new process that runs a module, in a session of its own; what it prints is added to a
+    log."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module],
+            cwd=CODE,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 SUPERVISOR = FolderProcess("supervisor", "backend.queue.supervisor")

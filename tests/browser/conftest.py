@@ -1,5 +1,6 @@
 """The dashboard in a process of its own, and a real Chromium to look at it. The process is forked
-from one that has imported everything; `test_no_external` starts one as people do."""
+from one that has imported everything, and so are those it starts; `test_no_external` starts one as
+people do."""
 
 from __future__ import annotations
 
@@ -36,12 +37,12 @@ from backend.store.states import ACTIVE
 from jobs import sweep
 from jobs.kind import kinds
 from jobs.submit import submit
-from tests.fork_engine import ForkEngine
+from tests.conftest import SCREEN
+from tests.fork_engine import ForkEngine, fork_all
 from tests.fork_server import FORKS, begin_anew
 
 PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
-SCREEN = {"viewport": {"width": 1400, "height": 900}}
 ROOT = Path(__file__).resolve().parents[2]
 VIOLATIONS = """
 window.violations = [];
@@ -76,15 +77,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
-    """The dashboard on this data folder, until the block ends."""
+def started(
+    data: Path, environment: Mapping[str, str], port: int = 0, *, fresh: bool = False
+) -> Iterator[Dashboard]:
+    """The dashboard on this data folder, until the block ends.
+
+    Args:
+        fresh: what it starts are no forks, as in production.
+    """
     port, log = port or free_port(), data.with_name("dashboard.log")
     own = {"PORT": str(port), "BROWSER": "false", "THREADS": "1"}
     here = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
     quick = {"IDLE_EXIT": "1", "EXAMPLES": "false", "PLAYGROUND_IDLE": "8"}
     usual = {f"SLIMSCOPE_{name}": value for name, value in quick.items()}
     with_all = {**usual, **environment, **here}
-    process = FORKS.Process(target=serve, args=(with_all, log))
+    process = FORKS.Process(target=serve, args=(with_all, log, fresh))
     process.start()
     url = f"http://127.0.0.1:{port}"
     try:
@@ -95,10 +102,12 @@ def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterat
         process.join()
 
 
-def serve(environment: Mapping[str, str], log: Path) -> None:
+def serve(environment: Mapping[str, str], log: Path, fresh: bool) -> None:
     """The life of the forked process."""
     os.chdir(ROOT)
     begin_anew(environment, log, log)
+    if not fresh:
+        fork_all()
     app.main()
 
 
@@ -289,22 +298,19 @@ def lab(shared_lab: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dash
     forget_settings()
 
 
-@pytest.fixture(scope="session")
-def warm_context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser that need not load and compile the scripts of the dashboard for every test."""
-    context = browser.new_context(**SCREEN)
-    yield context
-    context.close()
-
-
 @contextmanager
 def warm_tab(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
     """A watched page that finds nothing but cached files, and leaves nothing else behind."""
     with watched(context, shown) as page:
         yield page
-        everything = {"origin": shown.url, "storageTypes": "cookies,local_storage,indexeddb"}
         if not page.is_closed():
-            context.new_cdp_session(page).send("Storage.clearDataForOrigin", everything)
+            forget(page, shown.url)
+
+
+def forget(page: Page, origin: str) -> None:
+    """What its browser holds of an address, but for cached files."""
+    everything = {"origin": origin, "storageTypes": "cookies,local_storage,indexeddb"}
+    page.context.new_cdp_session(page).send("Storage.clearDataForOrigin", everything)
 
 
 @pytest.fixture

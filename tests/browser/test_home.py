@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from backend.store import queries
-from tests.browser.conftest import Dashboard, opened, started, tab
+from tests.browser.conftest import Dashboard, opened, started, tab, warm_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 RUN = "sds-0001"
@@ -40,7 +40,9 @@ def test_a_first_visit_has_something_to_see(browser: Browser, first_visit: Dashb
         expect(page.locator(".hero-figure")).to_have_count(1)
 
 
-def test_a_phone_follows_the_presenter(browser: Browser, lab: Dashboard, visitor: Page) -> None:
+def test_a_phone_follows_the_presenter(
+    other_context: BrowserContext, lab: Dashboard, visitor: Page
+) -> None:
     opened(visitor, f"{lab.url}/weights?run={RUN}&view=story")
     visitor.keyboard.press("p")
     visitor.wait_for_url("**/slimscope/present**")
@@ -52,7 +54,7 @@ def test_a_phone_follows_the_presenter(browser: Browser, lab: Dashboard, visitor
     expect(visitor.locator("#code i")).to_have_text(re.compile("^[A-Z]{6}$"))
     code = visitor.locator("#code i").inner_text()
     visitor.keyboard.press("Escape")
-    with tab(browser, lab) as phone:
+    with warm_tab(other_context, lab) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
         assert followed is not None

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,8 +20,9 @@ from backend.queue.service import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.states import State
 from jobs.submit import submit
-from tests.browser.conftest import ROOT, VIOLATIONS, Dashboard, free_port, wait_for
+from tests.browser.conftest import ROOT, STARTS_S, VIOLATIONS, Dashboard, free_port, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -167,3 +169,13 @@ def test_the_printed_link_makes_a_host_and_leaves_no_trace(
     assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and token not in cookie["value"]
     assert sum(token in line for line in printed) == 1  # once, at the start
     context.close()
+    assert begun("sds-0001") in (State.RUNNING, State.SUCCEEDED)  # no process of it was forked
+
+
+def begun(run: str) -> State:
+    """The state of a run, as soon as a process has taken it."""
+    deadline = time.monotonic() + STARTS_S
+    while (state := State(queries.job(run).state)) in (State.QUEUED, State.STARTING):
+        assert time.monotonic() < deadline, f"{run} is still {state}"
+        time.sleep(0.1)
+    return state

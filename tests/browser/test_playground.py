@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
 from backend.store.votes import votes_of
 from jobs.generate.transcript import read_transcript
-from tests.browser.conftest import EVIL, Dashboard, started, tab, warm_tab
+from tests.browser.conftest import EVIL, Dashboard, started, warm_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 TOKEN = "a token of the host"
@@ -118,12 +118,15 @@ def test_two_ask_at_once_both_texts_grow_and_one_is_stopped(
 
 
 def test_a_guest_asks_and_votes_from_another_browser(
-    browser: Browser, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    warm_context: BrowserContext,
+    other_context: BrowserContext,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_HOST_TOKEN", TOKEN)
     settings.cache_clear()
-    with started(data_dir, os.environ) as shared:
-        with tab(browser, shared) as guest:
+    with started(data_dir, os.environ, fresh=True) as shared:
+        with warm_tab(warm_context, shared) as guest:
             guest.goto(f"{shared.url}/playground")
             choose(guest, "toy, toy")
             guest.locator("#playground-field-blind input").check()
@@ -134,7 +137,7 @@ def test_a_guest_asks_and_votes_from_another_browser(
             assert ask_owner.startswith("guest-") and " Ada " in ask_owner
             guest.get_by_role("button", name="B is better").click()
             expect(guest.get_by_test_id("vote")).to_contain_text("Your vote: toy is better")
-        with tab(browser, shared) as other:
+        with warm_tab(other_context, shared) as other:
             other.goto(f"{shared.url}/playground?run=generate-0001")
             other.get_by_role("button", name="Tie").click()
             expect(other.get_by_test_id("vote")).to_contain_text("All votes")

@@ -12,7 +12,7 @@ from itertools import cycle
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.errors import ConflictError
 from backend.queue import service
@@ -27,7 +27,6 @@ from tests.browser.conftest import (
     opened,
     patient,
     started,
-    tab,
     warm_tab,
 )
 
@@ -86,12 +85,12 @@ def order(page: Page) -> list[str]:
 
 
 def test_what_one_person_does_to_the_queue_another_sees(
-    page: Page, queue: Dashboard, browser: Browser
+    page: Page, queue: Dashboard, other_context: BrowserContext
 ) -> None:
     first, second, third = (counted(steps=2000) for _ in range(3))
     until(first, State.RUNNING)
     opened(page, f"{queue.url}/queue")
-    with tab(browser, queue) as other:
+    with warm_tab(other_context, queue) as other:
         opened(other, f"{queue.url}/queue")
         expect(other.locator("#queue-board tbody tr")).to_have_count(3)
         assert order(other) == [first, second, third]
@@ -220,7 +219,7 @@ def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
 
 
 def test_two_browsers_and_a_reload_show_the_same_run(
-    page: Page, queue: Dashboard, browser: Browser
+    page: Page, queue: Dashboard, warm_context: BrowserContext, other_context: BrowserContext
 ) -> None:
     run = counted(steps=400)
     until(run, State.RUNNING)
@@ -231,7 +230,7 @@ def test_two_browsers_and_a_reload_show_the_same_run(
     while queries.job(run).done <= done and time.monotonic() < deadline:
         time.sleep(0.1)
     assert queries.job(run).done > done
-    with tab(browser, queue) as one, tab(browser, queue) as other:
+    with warm_tab(warm_context, queue) as one, warm_tab(other_context, queue) as other:
         for visitor in (one, other):
             opened(visitor, f"{queue.url}/run?id={run}&tab=curves")
         one.reload()
@@ -244,14 +243,14 @@ def test_two_browsers_and_a_reload_show_the_same_run(
         assert abs(float(bars[0] or 0) - float(bars[1] or 1)) < 0.1
 
 
-def test_eight_tabs_of_one_browser_are_all_refreshed(
+def test_seven_tabs_of_one_browser_are_all_refreshed(
     queue: Dashboard, warm_context: BrowserContext
 ) -> None:
     """More than the six connections it opens to a server: none may be held by a page."""
     run = counted(steps=3000)
     until(run, State.RUNNING)
     with ExitStack() as stack:
-        pages = [stack.enter_context(warm_tab(warm_context, queue)) for _ in range(8)]
+        pages = [stack.enter_context(warm_tab(warm_context, queue)) for _ in range(7)]
         for one, path in zip(pages, cycle(("queue", "", f"run?id={run}&tab=curves")), strict=False):
             opened(one, f"{queue.url}/{path}")
         for one in pages:

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Response, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Response, expect
 
 from backend.store import queries, tensors
-from tests.browser.conftest import EVIL, WIDTH, Dashboard, opened, tab
+from tests.browser.conftest import EVIL, WIDTH, Dashboard, opened, warm_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 THREE = "ids=sds-0001,sds-0002,sds-0003"
@@ -161,7 +161,7 @@ LOG_AXIS = (
 
 
 def test_a_link_to_weights_shows_another_browser_the_same_bins_on_the_same_axis(
-    visitor: Page, lab: Dashboard, browser: Browser
+    visitor: Page, lab: Dashboard, other_context: BrowserContext
 ) -> None:
     tensor = "model.layers.2.mlp.down_proj.weight"
     opened(visitor, f"{lab.url}/weights?run=sds-0001&tensor={tensor}")
@@ -169,7 +169,7 @@ def test_a_link_to_weights_shows_another_browser_the_same_bins_on_the_same_axis(
     visitor.locator("#weights-y").get_by_label("Log").check()
     visitor.wait_for_url("**y=log**")
     visitor.wait_for_function(LOG_AXIS)
-    with tab(browser, lab) as other:
+    with warm_tab(other_context, lab) as other:
         opened(other, visitor.url)
         other.wait_for_function(LOG_AXIS)
         expect(other.locator("#weights-tensor input")).to_have_value("Block 2, down_proj")

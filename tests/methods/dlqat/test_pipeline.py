@@ -262,7 +262,9 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 @pytest.mark.parametrize("space", ["minmax", "mse", "weighted", "lsq"])
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 def test_every_space_can_be_trained_in(start, space: str, grid_type: str) -> None:
-    qat = start(space=space, grid=grid_type, start="rounded", lora=False, gptq=False, steps=1)
+    """In one block, as the others go the same way."""
+    only = {"start": "rounded", "lora": False, "gptq": False, "exclude": "0.*, 1.*"}
+    qat = start(space=space, grid=grid_type, steps=1, **only)
     run(qat)
     zeros = torch.cat([x.grid.zero.flatten() for x in qat.converted(DLQATStage.DLQAT).values()])
     assert (zeros == 2).all() == (grid_type == "symmetric")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from backend.settings import Settings
 from backend.store import frames, tensors
+from tests.browser.conftest import forget
 from ui.theme import DARK
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -25,14 +26,15 @@ def address(seeded: Settings, served: gr.Blocks) -> str:
 
 
 @pytest.fixture
-def tab(browser: Browser) -> Iterator[Page]:
+def tab(warm_context: BrowserContext, address: str) -> Iterator[Page]:
     """A page that fails the test when a script of it fails."""
-    context = browser.new_context(viewport={"width": 1600, "height": 1000})
-    made, errors = context.new_page(), []
+    made, errors = warm_context.new_page(), []
     made.on("pageerror", lambda error: errors.append(str(error)))
+    made.set_viewport_size({"width": 1600, "height": 1000})
     made.set_default_timeout(60_000)
     yield made
-    context.close()
+    forget(made, address)
+    made.close()
     assert errors == []
 
 
