@@ -229,11 +229,11 @@ class DLQATConfig(BaseModel):
         "and those of plugins.",
         json_schema_extra=ADVANCED,
     )
-    start: Literal["rounded", "gptq"] = Field(
+    start: Literal["rounded", "gptq", "block-wise"] = Field(
         "gptq",
         title="Initialization",
-        description="Training starts from the dense weights (rounded) or from those GPTQ has "
-        "compensated.",
+        description="Training starts from the dense weights (rounded), from those GPTQ has "
+        "compensated, or from the result of block-wise training, which itself starts from GPTQ.",
         json_schema_extra=ADVANCED,
     )
     space: SpaceName = Field(
@@ -422,7 +422,7 @@ class DLQATConfig(BaseModel):
     @property
     def needs_gptq(self) -> bool:
         """Whether GPTQ runs: as a stage, or as initialization."""
-        return self.gptq or (self.start == "gptq" and self._starts)
+        return self.gptq or (self.start != "rounded" and self._starts)
 
     @property
     def _starts(self) -> bool:
@@ -434,6 +434,14 @@ class DLQATConfig(BaseModel):
         return self.rank > 0 and stage != DLQATStage.M_ONLY, stage == DLQATStage.M_ONLY or (
             self.magnitude and stage != DLQATStage.LORA_ONLY
         )
+
+    @model_validator(mode="after")
+    def _what_it_starts_from_is_made(self) -> Self:
+        if self.start == "block-wise" and not self.block_epochs:
+            raise ValueError(
+                "Training starts from block-wise training, which has no epochs: give it some."
+            )
+        return self
 
     @model_validator(mode="after")
     def _zeros_are_on_the_grid(self) -> Self:

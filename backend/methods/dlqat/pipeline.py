@@ -1,7 +1,7 @@
 """DL-QAT (Ke et al., EMNLP 2024 industry track) and its baselines, from one dense model.
 
     grid     scales and zero-points of every group, found once and then fixed
-    start    the dense weights, or those GPTQ has compensated
+    start    the dense weights, those GPTQ has compensated, or those of block-wise training
     blocks   a rival: weights and grids trained block by block (see `block_training`)
     train    A, B inside the rounding, m after it (see `linear`)
     convert  codes, with m folded into the scales: nothing of A, B, m remains
@@ -220,11 +220,11 @@ class DLQAT:
         for done, (name, linear) in enumerate(run.linears.items()):
             stop_if_asked(reporter)
             reporter.progress(0, 1, f"Range search, layer {done + 1} of {len(run.linears)}")
-            start, grid = self._start(linear)
+            start, grid = self._start_of_training(linear)
             layers[name] = DLQATLinear(
                 linear.layer,  # type: ignore[arg-type]
                 grid,
-                start if config.start == "gptq" else None,  # else its own weights
+                None if config.start == "rounded" else start,  # None: its own weights
                 rank=config.rank,
                 alpha=config.alpha,
                 trains=config.trains(stage),
@@ -234,10 +234,16 @@ class DLQAT:
             )
         return layers
 
+    def _start_of_training(self, linear: LinearWeight) -> tuple[Tensor, QuantGrid]:
+        """Initial weights of a trained stage, and the grid."""
+        if self.run.config.start == "block-wise":
+            return self.run.store.start(DLQATStage.BLOCKS, linear.block, linear.module)[:2]
+        return self._start(linear)
+
     def _start(self, linear: LinearWeight) -> tuple[Tensor, QuantGrid]:
-        """Initial weights of the training, and the grid."""
+        """The same of block-wise training."""
         config = self.run.config
-        if config.start == "gptq":
+        if config.start != "rounded":
             return self.run.store.start("gptq", linear.block, linear.module)[:2]
         energy = self._energies[linear.name] if config.needs_energies else None
         W = linear.read()

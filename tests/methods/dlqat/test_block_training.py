@@ -93,6 +93,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
+def test_dlqat_can_start_from_it(toy, calibration: Tensor, tmp_path: Path) -> None:
+    """Its codes before any training are those of the block-wise stage."""
+    with pytest.raises(ValueError, match="has no epochs"):
+        config(start="block-wise", block_epochs=0)
+    fields = {"start": "block-wise", "text_loss": True, "steps": 1, "batch": 2, "length": 32}
+    qat = run(begun(toy(), calibration, tmp_path, grid="offset", **fields))
+    assert qat.stages == [BLOCKS, DLQATStage.DLQAT]
+    made = qat.converted(BLOCKS)
+    for name, layer in qat._layers(DLQATStage.DLQAT, SilentReporter()).items():
+        found = layer.convert(qat.run.stored, "offset")
+        assert (found.codes == made[name].codes).float().mean() > 0.999  # stored scales are rounded
+        torch.testing.assert_close(found.dense(), made[name].dense(), rtol=0.01, atol=0.01)
+
+
 def test_zeros_of_a_pruned_model_stay(toy, calibration: Tensor, tmp_path: Path) -> None:
     model = toy()
     zeros = dict[str, Tensor]()
