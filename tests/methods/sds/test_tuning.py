@@ -135,7 +135,7 @@ def test_it_chooses_as_a_loop_over_whole_errors_does(
 
 
 @pytest.mark.parametrize(
-    "fields", [{"order": "sub-block", "inputs": "kd"}, {"base": "alps", "inputs": "dd"}]
+    "fields", [{"order": "sub-block", "inputs": "kd"}, {"base": "admm", "inputs": "dd"}]
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     fields: dict, toy, ids: Tensor, tmp_path: Path, recorder
