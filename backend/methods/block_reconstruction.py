@@ -74,6 +74,16 @@ class Reconstruction:
     errors: list[float]
     epoch: int
 
+    @property
+    def judged(self) -> bool:
+        """Whether there is an error to judge by: not without held-out segments, nor of a block of
+        which nothing is compressed."""
+        return not math.isnan(self.errors[0])
+
+    def __str__(self) -> str:
+        before, after = self.errors[0], self.errors[self.epoch]
+        return f"Held-out error {before:.5f}, then {after:.5f} after epoch {self.epoch}."
+
 
 def reconstruct(
     model: PreTrainedModel,

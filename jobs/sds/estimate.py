@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backend.errors import ConfigError
-from backend.methods.sds.config import SDSStage, refuse_tuning
+from backend.methods.sds.config import RECONSTRUCTED, SDSStage, refuse_tuning
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import refuse_allocation
 from backend.methods.sds.pruners import DECLARED_PRUNERS
@@ -92,7 +92,7 @@ def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
     steps = whole * redense + config.adjust_steps * adjustments + pruning_products(config)
     steps += tuning_products(config)
     passes = 2 * (1 + whole) + (config.allocation == "owl")
-    made = {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(config.stages)
+    made = [stage for stage in RECONSTRUCTED if stage in config.stages]
     # the dense and the compressed block once; forwards and backwards to train
     reconstructed = len(made) * (2 + 3 * config.reconstruct) * 2.0 * weights * calibration
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation

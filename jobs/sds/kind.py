@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from backend.methods.sds.config import STAGE_LABELS, SDSStage
 from jobs.comparison import StageComparison
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
@@ -29,7 +31,7 @@ def verdict(stages: StageComparison) -> str:
         SDSStage.CONTROL: "its control",
         SDSStage.SOFT_CONTROL: "its soft control",
     }
-    measured = {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
+    measured = _measured(stages, rivals)
     text = f"SDS {stages.clause(SDSStage.SDS, measured)}.{_reconstructed(stages)}"
     controls = [stage for stage in measured if stage != SDSStage.FIRST]
     if not controls:
@@ -45,8 +47,8 @@ def _first_reconstructed(stages: StageComparison) -> str:
     if not {SDSStage.FIRST_BLOCKS, SDSStage.FIRST} <= stages.perplexity.keys():
         return ""
     rivals = {SDSStage.FIRST: "the first pruning", SDSStage.CONTROL: "its adjusted form"}
-    measured = {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
-    return f"Block reconstruction {stages.clause(SDSStage.FIRST_BLOCKS, measured)}."
+    clause = stages.clause(SDSStage.FIRST_BLOCKS, _measured(stages, rivals))
+    return f"Block reconstruction {clause}."
 
 
 def _reconstructed(stages: StageComparison) -> str:
@@ -54,9 +56,13 @@ def _reconstructed(stages: StageComparison) -> str:
     if SDSStage.SDS_BLOCKS not in stages.perplexity:
         return ""
     rivals = {SDSStage.SDS: "SDS", SDSStage.FIRST_BLOCKS: "the first pruning reconstructed alike"}
-    measured = {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
-    clause = stages.clause(SDSStage.SDS_BLOCKS, measured)
+    clause = stages.clause(SDSStage.SDS_BLOCKS, _measured(stages, rivals))
     return f" With its blocks reconstructed, it {clause}."
+
+
+def _measured(stages: StageComparison, rivals: Mapping[SDSStage, str]) -> dict[str, str]:
+    """Those of `rivals` that have a perplexity: stage -> its name in a sentence."""
+    return {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
 
 
 def key_figure(values: Values) -> KeyFigure | None:

@@ -12,7 +12,6 @@ is what DL-QAT's ablation "magnitudes only" does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -23,6 +22,7 @@ from backend.methods.block_reconstruction import Examples, reconstruct
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.passes import RunPass
 from backend.methods.dlqat.run import DLQATRun
+from backend.methods.heldout import heldout_count
 from backend.models.block_forward import open_stream, run_block
 from backend.models.blocks import LinearWeight
 from backend.models.precision import all_finite
@@ -69,7 +69,7 @@ class BlockTraining(RunPass):
         targets = run_block(run.model, self.stream, block, self.teacher, self._stop)
         trained = TrainedGrids(run, {m: self.start(linear) for m, linear in linears.items()})
         count = len(run.calibration)
-        fitted = count - min(count - 1, round(count * HELD_OUT))
+        fitted = count - heldout_count(count, HELD_OUT)
         found = reconstruct(
             run.model,
             Examples(self.stream, block, self.stream.hidden, targets, fitted),
@@ -80,12 +80,8 @@ class BlockTraining(RunPass):
             self._stop,
             lambda epoch: self._tick(block, epoch),
         )
-        if not math.isnan(found.errors[0]):
-            self.reporter.log(
-                f"{at_block(block, run.blocks)}: {self.label}. Held-out error "
-                f"{found.errors[0]:.5f}, then {found.errors[found.epoch]:.5f} after epoch "
-                f"{found.epoch}."
-            )
+        if found.judged:
+            self.reporter.log(f"{at_block(block, run.blocks)}: {self.label}. {found}")
         _require_finite(found.parameters, at_block(block, run.blocks))
         starts = {m: (*trained.result(found.parameters, m), PLAIN) for m in linears}
         run.store.save_starts(self.name, block, starts)

@@ -14,6 +14,12 @@ from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, G
 
 PROCESSES = "processes"  # a field of jobs: how many train together changes no checkpoint
 
+ADDED_LATER = {  # no part of the identity of runs without them; and what decides that
+    "quantizers": "quantizers",
+    "block_epochs": "block_epochs",
+    "block_rate": "block_epochs",
+}
+
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 
@@ -405,9 +411,9 @@ class DLQATConfig(BaseModel):
     def identity(self) -> str:
         """The config as JSON, as it identifies the checkpoints of a run; with the names that
         settings had when runs with the same config began."""
-        without = {PROCESSES} if self.quantizers else {PROCESSES, "quantizers"}
-        without |= set() if self.block_epochs else {"block_epochs", "block_rate"}
-        config = self.model_dump_json(exclude=without)  # `json` would spell small numbers otherwise
+        without = {name for name, used in ADDED_LATER.items() if not getattr(self, used)}
+        # not by `json`, which would spell small numbers otherwise
+        config = self.model_dump_json(exclude={PROCESSES, *without})
         if self.grid == "offset":
             return config
         symmetric = json.dumps(self.grid == "symmetric")

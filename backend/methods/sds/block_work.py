@@ -25,7 +25,7 @@ from backend.methods.calibration import (
     StatisticsLevel,
 )
 from backend.methods.linalg import with_damping
-from backend.methods.sds.config import SDSConfig, SDSStage
+from backend.methods.sds.config import RECONSTRUCTED, SDSConfig, SDSStage
 from backend.methods.sds.masks import overlap
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners.registry import PRUNERS
@@ -45,7 +45,6 @@ ASIDE = (
     SDSStage.SECOND,
     SDSStage.FIRST_BLOCKS,
 )  # off the way from the dense model to the saved one
-RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
 FAILED = ("pruned", "Use more calibration text, or choose Wanda as the first pruner.")
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 from backend.errors import ConfigError
+from backend.methods.heldout import heldout_count
 from backend.methods.sds.layer_selection import read_overrides
 from backend.methods.sds.pattern import PatternField
 from backend.methods.sds.pruners import DECLARED_PRUNERS
@@ -41,6 +42,7 @@ class SDSStage(StrEnum):
     SDS_BLOCKS = "sds-blocks"  # the second pruning, adjusted or not, reconstructed by blocks
 
 
+RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
 STAGE_LABELS: dict[str, str] = {
     SDSStage.DENSE: "Dense",
     SDSStage.FIRST: "First pruning",
@@ -344,11 +346,6 @@ class SDSConfig(BaseModel):
     @classmethod
     def _exclude_reads(cls, text: str) -> str:
         return ", ".join(read_names(text))
-
-
-def heldout_count(segments: int, share: float) -> int:
-    """How many of the calibration segments are held out: `share`, rounded, and never all."""
-    return min(segments - 1, round(segments * share))
 
 
 def refuse_tuning(config: SDSConfig, segments: int) -> None:

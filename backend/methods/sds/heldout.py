@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
+from backend.methods.heldout import heldout_count
 from backend.methods.sds.block_work import SDSRun
-from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage, heldout_count
+from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
 from backend.methods.sds.stage_store import install
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches

@@ -158,9 +158,8 @@ def _hidden_state_folder(
     checkpoints: Checkpoints,
 ) -> Path | None:  # fmt: skip
     """Folder of the hidden states between two blocks; None: keep them in memory."""
-    streams = config.streams
     width = model.config.get_text_config().hidden_size
-    needed = 2 * streams * rows.numel() * width * dtype.itemsize
+    needed = 2 * config.streams * rows.numel() * width * dtype.itemsize
     on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
     return checkpoints.root if on_disk else None
 

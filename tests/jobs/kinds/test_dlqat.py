@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.methods.dlqat.config import ADDED_LATER
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
@@ -228,7 +229,7 @@ def test_checkpoints_of_older_runs_are_found_by_the_name_their_setting_had(
     assert '"rate":0.00001,' in config.identity  # as it was spelt when they began
     older = json.loads(config.identity)
     assert older["symmetric"] is symmetric and "grid" not in older
-    later = {"quantizers", "processes", "block_epochs", "block_rate"}
+    later = {"processes", *ADDED_LATER}
     plain = config.model_dump_json(exclude=later)
     assert config.identity == plain.replace(
         f'"grid":"{grid}"', f'"symmetric":{str(symmetric).lower()}'

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import CancelledError
 from backend.methods.block_reconstruction import (
     Examples,
     Reconstruction,
@@ -29,7 +28,7 @@ from backend.models.block_forward import Call, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
-from tests.methods.sds.stages import stage_hashes
+from tests.methods.sds.stages import cut_short, stage_hashes
 
 BLOCKS, EPOCHS = 3, 2
 
@@ -84,19 +83,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     chosen, model, whole = config(activations=activations), toy(), recorder()
     run_sds(model, ids, chosen, Checkpoints(tmp_path / "whole"), whole)
-    expected, metrics = (
-        stage_hashes(model, tmp_path / "whole", chosen),
-        list[tuple[str, float, int]](),
-    )
-    for count in (7, 11):  # blocks that are stored: in either pass of reconstruction
-        folder = tmp_path / "cut"
-        stop = recorder(stop=lambda _, n=count, f=folder: len([*f.glob("*-0*")]) >= n)
-        with pytest.raises(CancelledError):
-            run_sds(toy(), ids, chosen, Checkpoints(folder), stop)
-        metrics += stop.metrics
+    expected, cut = stage_hashes(model, tmp_path / "whole", chosen), tmp_path / "cut"
+    counts = (7, 11)  # blocks that are stored: in either pass of reconstruction
+    metrics = cut_short(toy, ids, chosen, cut, counts, recorder)
     model, last = toy(), recorder()
-    run_sds(model, ids, chosen, Checkpoints(tmp_path / "cut"), last)
-    assert stage_hashes(model, tmp_path / "cut", chosen) == expected
+    run_sds(model, ids, chosen, Checkpoints(cut), last)
+    assert stage_hashes(model, cut, chosen) == expected
     assert metrics + last.metrics == whole.metrics
 
 

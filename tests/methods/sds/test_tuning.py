@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import CancelledError, ConfigError
+from backend.errors import ConfigError
 from backend.methods.calibration import InputStatistics
+from backend.methods.heldout import heldout_count
 from backend.methods.sds.config import (
     ADDED_LATER,
     DAMPINGS,
     STAGE_LABELS,
     SDSConfig,
     SDSStage,
-    heldout_count,
     refuse_tuning,
 )
 from backend.methods.sds.pipeline import run_sds
@@ -27,7 +27,7 @@ from backend.methods.sds.pruners.registry import PRUNERS
 from backend.methods.sds.stage_store import SDSStageStore, Weights
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter
-from tests.methods.sds.stages import stage_hashes
+from tests.methods.sds.stages import cut_short, stage_hashes
 
 BLOCKS, SEGMENTS = 3, 6  # of which 2 are held out
 
@@ -142,20 +142,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     chosen, model, whole = config(**fields), toy(), recorder()
     result = run_sds(model, ids, chosen, Checkpoints(tmp_path / "whole"), whole)
-    expected, metrics = (
-        stage_hashes(model, tmp_path / "whole", chosen),
-        list[tuple[str, float, int]](),
-    )
-    for count in (1, 4):  # blocks that are stored: in the first pass, and in the second
-        folder = tmp_path / "cut"
-        stop = recorder(stop=lambda _, n=count, f=folder: len([*f.glob("*-0*")]) >= n)
-        with pytest.raises(CancelledError):
-            run_sds(toy(), ids, chosen, Checkpoints(folder), stop)
-        metrics += stop.metrics
+    expected, cut = stage_hashes(model, tmp_path / "whole", chosen), tmp_path / "cut"
+    counts = (1, 4)  # blocks that are stored: in the first pass, and in the second
+    metrics = cut_short(toy, ids, chosen, cut, counts, recorder)
     model, last = toy(), recorder()
-    again = run_sds(model, ids, chosen, Checkpoints(tmp_path / "cut"), last)
+    again = run_sds(model, ids, chosen, Checkpoints(cut), last)
     assert again.kept == result.kept
-    assert stage_hashes(model, tmp_path / "cut", chosen) == expected
+    assert stage_hashes(model, cut, chosen) == expected
     assert metrics + last.metrics == whole.metrics  # every block is told once
     names = {name for name, _, _ in whole.metrics if name.startswith("damping")}
     assert names == {"damping/first", "damping/second"}

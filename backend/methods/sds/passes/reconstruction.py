@@ -9,8 +9,6 @@ They come last, as the errors they make good are those of all steps before. See
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from backend.methods.block_reconstruction import Examples, Reconstruction, reconstruct
@@ -20,19 +18,21 @@ from backend.methods.sds.passes.block_pass import BlockPass
 from backend.models.block_forward import open_stream
 from backend.reporter import at_block
 
+UNITS = 2  # of work, per linear and epoch
+
 
 class ReconstructionPass(BlockPass):
-    """Reconstructs every block of a stage. Its checkpoints have the name of what it makes.
+    """Reconstructs every block of a stage.
 
     Attributes:
-        starts: the stages to start from; the last one that the run makes is taken.
-        made: the reconstructed weights.
+        name: the stage it makes, of which its checkpoints have the name.
+        starts: the stages to start from; the first of them that the run makes is taken.
         hidden, teacher: the inputs [1, L, d] of the current block in the compressed and in the
             dense model, one per segment; the held-out ones last.
     """
 
+    name: SDSStage
     starts: tuple[SDSStage, ...]
-    made: SDSStage
 
     def __init__(self, run: SDSRun) -> None:
         super().__init__(run)
@@ -40,7 +40,7 @@ class ReconstructionPass(BlockPass):
 
     @classmethod
     def units(cls, config: SDSConfig) -> int:
-        return 2 * config.reconstruct
+        return UNITS * config.reconstruct
 
     def open(self) -> None:
         run = self.run
@@ -57,21 +57,20 @@ class ReconstructionPass(BlockPass):
         with work.timed("blocks"):
             found = self._reconstruct(block)
         for module, W in found.parameters.items():
-            work.record(self.made, module, self.run.rounded(W))
+            work.record(self.name, module, self.run.rounded(W))
         self._report(block, found)
-        work.write(work.stages[self.made])
+        work.write(work.stages[self.name])
         self.hidden = work.forward(self.hidden)
-        work.save(self.made)
+        work.save(self.name)
 
     def replay(self, block: int) -> None:
         self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)
-        self.hidden = self.forward_stored(block, self.made, self.hidden)
+        self.hidden = self.forward_stored(block, self.name, self.hidden)
 
     def _reconstruct(self, block: int) -> Reconstruction:
         run, config = self.run, self.config
         start = self.stored(self.start, block)
         masks = {module: (W != 0).to(W.dtype) for module, W in start.items()}
-        units = self.units(config) // config.reconstruct * len(start)
         return reconstruct(
             run.model,
             Examples(self.stream, block, self.hidden, self.teacher, len(run.calibration)),
@@ -80,32 +79,32 @@ class ReconstructionPass(BlockPass):
             dict.fromkeys(start, config.reconstruct_rate),
             config.reconstruct,
             run.safe_point,
-            lambda _: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
+            lambda _: run.advance(
+                UNITS * len(start), at_block(block, run.blocks, "Reconstruction")
+            ),
         )
 
     def _report(self, block: int, found: Reconstruction) -> None:
         """Log what held-out text says of the block; nothing without such text, or if no layer of
         the block was pruned."""
-        if math.isnan(found.errors[0]):
+        if not found.judged:
             return
         before, after = found.errors[0], found.errors[found.epoch]
         left = after / before if before else 1.0  # no error: a model with this very mask
-        self.run.reporter.metric(f"reconstruction/{self.made}", left, block)
-        self.run.reporter.log(
-            f"{at_block(block, self.run.blocks)}: {STAGE_LABELS[self.made]}. Held-out error "
-            f"{before:.5f}, then {after:.5f} after epoch {found.epoch}."
-        )
+        self.run.reporter.metric(f"reconstruction/{self.name}", left, block)
+        where = at_block(block, self.run.blocks)
+        self.run.reporter.log(f"{where}: {STAGE_LABELS[self.name]}. {found}")
 
 
 class FirstReconstruction(ReconstructionPass):
     """Reconstructs the first pruning, from its fixed-mask control if the run makes that."""
 
-    name = made = SDSStage.FIRST_BLOCKS
+    name = SDSStage.FIRST_BLOCKS
     starts = (SDSStage.CONTROL, SDSStage.FIRST)
 
 
 class SDSReconstruction(ReconstructionPass):
     """Reconstructs the second pruning, from its adjusted form if the run makes that."""
 
-    name = made = SDSStage.SDS_BLOCKS
+    name = SDSStage.SDS_BLOCKS
     starts = (SDSStage.SDS, SDSStage.SECOND)
