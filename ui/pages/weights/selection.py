@@ -89,14 +89,15 @@ class WeightsSelection(Selection):
         """The same, with everything that is not stored replaced by what is."""
         statistics = available(weights.table)
         default = next(name for name in (*FIRST_STATISTICS, *statistics) if name in statistics)
+        stat = self.stat if self.stat in statistics else default
         show = tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES]
         settled = replace(
             self,
             run=weights.job.run,
             vs=other.job.run if other else "",
             tensor=known_or_first(self.tensor, weights.tensors),
-            stage=self.stage if self.stage in weights.stages else main_stages(weights.stages)[-1],
-            stat=self.stat if self.stat in statistics else default,
+            stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
+            stat=stat,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
             show=show or default_stages(weights.stages, other is not None),
             spot=self.spot if SPOT.fullmatch(self.spot) else "",
@@ -158,6 +159,13 @@ def main_stages(stages: Sequence[str]) -> list[str]:
     """The stages a model passes through on its way to what a method makes of it."""
     main = [s for s in stages if is_main(s)]
     return main if len(main) > 1 else [*stages]
+
+
+def last_with(stat: str, weights: RunWeights) -> str:
+    """The last main stage of which a statistic is stored; without one, the last."""
+    main = main_stages(weights.stages)
+    having = [s for s in main if weights.of_stage(s)[stat].notna().any()]
+    return (having or main)[-1]
 
 
 def default_stages(stages: Sequence[str], two_runs: bool) -> tuple[str, ...]:

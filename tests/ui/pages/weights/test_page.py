@@ -24,6 +24,7 @@ from tests.ui.pages.weights.views import (
     CONTROLS,
     PICKED,
     TENSOR,
+    given,
     opened,
     outlined,
     settled,
@@ -227,6 +228,18 @@ def test_a_statistic_the_next_run_lacks_gives_way_to_one_it_has(seeded: Settings
     weights = weights_of("sds-0002")
     assert weights is not None
     assert WeightsSelection(stat="relative_error").settled(weights).stat == "kurtosis"
+
+
+def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:
+    """A reconstructed stage, which comes last, has no error of its layers."""
+    with writing() as session:
+        for row in session.query(TensorRow).filter_by(job_id=1, stage="sds"):
+            kept = {name: x for name, x in row.stats.items() if name != "relative_error"}
+            columns = {c.name: getattr(row, c.name) for c in TensorRow.__table__.columns}
+            session.add(TensorRow(**columns | {"stage": "sds-blocks", "stats": kept}))
+    assert settled("sds-0001").settled(weights_of("sds-0001")).stage == "sds"
+    assert given(stat="relative_error").settled(weights_of("sds-0001")).stage == "sds"
+    assert given(stat="std").settled(weights_of("sds-0001")).stage == "sds-blocks"
 
 
 def test_a_run_is_not_compared_with_itself(seeded: Settings) -> None:
