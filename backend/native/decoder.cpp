@@ -9,13 +9,15 @@
 //
 // Generating a token reads every weight once, so the time is that of reading them. Weights are
 // therefore stored in the order they are read: blocks of 16 outputs, and within a block a few inputs
-// of all 16 outputs side by side. The residual x, sums, and softmax are float32. What enters a
+// of all 16 outputs side by side. Of a pruned matrix a bit mask and the weights that are not 0 are
+// stored, whatever its pattern. The residual x, sums, and softmax are float32. What enters a
 // product is rounded: to bfloat16 where the weights are bfloat16, and to 8 bits, with a scale for
 // each group of inputs, where they are codes of 8 or 4 bits.
 //
 // Compiled for the processor at hand. With AVX-512-BF16 an instruction takes 32 weights, with VNNI
 // 64 codes; without, GCC's and Clang's vector types become AVX-512, AVX2, NEON or plain
-// instructions, and inputs are not rounded.
+// instructions, and inputs are not rounded. Zeros are left out only where VBMI2 puts the others back
+// in place.
 //
 // The n tokens of a pass are those of one sequence, or the next ones of several sequences, each with
 // a cache of its own. Those of one sequence may be the nodes of a tree: token i sees the cache and
@@ -41,6 +43,11 @@
 #define HAVE_VNNI 1
 #else
 #define HAVE_VNNI 0
+#endif
+#if defined(__AVX512VBMI2__)
+#define HAVE_EXPAND HAVE_VNNI
+#else
+#define HAVE_EXPAND 0
 #endif
 
 namespace {
@@ -135,7 +142,12 @@ inline Floats exponential(Floats x) {
 // ------------------------------------------------------------------------------------------------
 // weights
 
-enum Format : int32_t { BF16 = 0, INT8 = 1, INT4 = 2 };
+enum Format : int32_t { BF16 = 0, INT8 = 1, INT4 = 2, SPARSE_BF16 = 3, SPARSE_INT4 = 4 };
+constexpr int LINE = 64;  // bytes of a block that are read at once
+
+constexpr bool bits_4(Format f) { return f == INT4 || f == SPARSE_INT4; }
+constexpr bool bits_16(Format f) { return f == BF16 || f == SPARSE_BF16; }
+constexpr bool leaves_out(Format f) { return f == SPARSE_BF16 || f == SPARSE_INT4; }
 
 }  // namespace
 
@@ -144,10 +156,18 @@ extern "C" {
 // y = W x + bias, W [outputs, inputs]; outputs are padded to a multiple of 16. A quantised weight
 // is scale (code - middle) + offset, with one scale and offset for `group` inputs of an output, and
 // middle 128 or 8.
+//
+// A sparse one has a bit for every weight, in the order of the dense format, and the weights whose
+// bit is set, one behind the other. In 4 bits those of inputs k to k + 3 are the low halves of bytes,
+// and those of k + 4 to k + 7 the high halves, as many bytes as the larger of both needs. A code that
+// is left out is the middle.
 struct Matrix {
   int32_t format, outputs, inputs, group;
   const void* weights;  // BF16: [outputs/16][inputs/2][16][2]; INT8: [outputs/16][inputs/4][16][4];
                         // INT4: [outputs/16][inputs/8][16][4], inputs k and k + 4 in one byte
+  const void* masks;    // SPARSE_BF16: [outputs/16][inputs/2] of 32 bits; SPARSE_INT4:
+                        // [outputs/16][inputs/8][2] of 64 bits; else null
+  const int64_t* starts;  // byte at which the weights of each block begin: [outputs/16]; or null
   const bf16* scales;   // [outputs/16][inputs/group][16]
   const bf16* offsets;  // the same, or null if all are 0
   const float* bias;    // [outputs], or null
@@ -217,24 +237,86 @@ struct Product {
   }
 };
 
+constexpr int inputs_of_line(Format f) { return bits_16(f) ? 2 : bits_4(f) ? 8 : 4; }
+
+// Codes of 16 outputs in a byte each: of 4 inputs, and in 4 bits of the 4 after them, too.
+struct Codes {
+  Words low, high;
+};
+inline Codes split(Words v) { return {v & 0x0f0f0f0f, v >> 4 & 0x0f0f0f0f}; }
+
+// The lines of a block, which have to be read in their order.
+template <Format F> class Lines {
+ public:
+  void open(const Matrix& m, int block) {
+    from_ = (const char*)m.weights + (size_t)block * m.inputs / inputs_of_line(F) * LINE;
+  }
+  Words read(int line) { return load<Words>(from_ + (size_t)line * LINE); }
+  Codes codes(int line) { return bits_4(F) ? split(read(line)) : Codes{read(line), {}}; }
+
+ private:
+  const char* from_;
+};
+
+#if HAVE_EXPAND
+template <> class Lines<SPARSE_BF16> {
+ public:
+  void open(const Matrix& m, int block) {
+    from_ = (const char*)m.weights + m.starts[block];
+    masks_ = (const uint32_t*)m.masks + (size_t)block * (m.inputs / 2);
+  }
+
+  Words read(int line) {
+    const __m512i kept = _mm512_loadu_si512(from_);
+    from_ += 2 * __builtin_popcount(masks_[line]);
+    return (Words)_mm512_maskz_expand_epi16(masks_[line], kept);
+  }
+
+ private:
+  const char* from_;
+  const uint32_t* masks_;
+};
+
+template <> class Lines<SPARSE_INT4> {
+ public:
+  void open(const Matrix& m, int block) {
+    from_ = (const char*)m.weights + m.starts[block];
+    masks_ = (const uint64_t*)m.masks + (size_t)block * (m.inputs / 4);
+  }
+
+  Codes codes(int line) {
+    const uint64_t low = masks_[2 * line], high = masks_[2 * line + 1];
+    const Codes kept = split(load<Words>(from_));
+    from_ += std::max(__builtin_popcountll(low), __builtin_popcountll(high));
+    const __m512i middle = _mm512_set1_epi8(8);
+    return {(Words)_mm512_mask_expand_epi8(middle, low, (__m512i)kept.low),
+            (Words)_mm512_mask_expand_epi8(middle, high, (__m512i)kept.high)};
+  }
+
+ private:
+  const char* from_;
+  const uint64_t* masks_;
+};
+#endif
+
 // R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
 template <int R, int M> struct Tile {
-  static void bfloat16(const Product& p, int block, int token) {
+  template <Format F> static void bfloat16(const Product& p, int block, int token) {
     const int K = p.matrix.inputs;
-    const bf16* weights = (const bf16*)p.matrix.weights + (size_t)block * K * LANES;
+    Lines<F> lines[R];
+    for (int r = 0; r < R; r++) lines[r].open(p.matrix, block + r);
     const auto* x = p.input.for_bf16() + (size_t)token * K;
     Floats total[R][M] = {};
     for (int k = 0; k < K; k += 2)
       for (int r = 0; r < R; r++) {
-        const bf16* here = weights + ((size_t)r * K + k) * LANES;
+        const Words both = lines[r].read(k / 2);
 #if HAVE_BF16
-        const __m512bh w = (__m512bh)_mm512_loadu_si512(here);
+        const __m512bh w = (__m512bh)both;
         for (int i = 0; i < M; i++) {
           const __m512bh two = (__m512bh)_mm512_set1_epi32(load<int>(x + (size_t)i * K + k));
           total[r][i] = (Floats)_mm512_dpbf16_ps((__m512)total[r][i], w, two);
         }
 #else
-        const Words both = load<Words>(here);
         const Floats even = (Floats)(both << 16), odd = (Floats)(both & 0xffff0000u);
         for (int i = 0; i < M; i++) {
           const float* two = x + (size_t)i * K + k;
@@ -249,20 +331,20 @@ template <int R, int M> struct Tile {
   // sum over k of code[k] x[k], group by group: codes are 0 and above, so the middle comes off with
   // the sum of the inputs.
   template <Format F> static void integers(const Product& p, int block, int token) {
-    constexpr int STEP = F == INT4 ? 8 : 4;  // inputs in 64 bytes of a block
-    const float middle = F == INT4 ? 8 : 128;
+    constexpr int STEP = inputs_of_line(F);
+    const float middle = bits_4(F) ? 8 : 128;
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
-    const size_t block_bytes = (size_t)K / STEP * 64;
-    const uint8_t* weights = (const uint8_t*)m.weights + block * block_bytes;
+    Lines<F> lines[R];
+    for (int r = 0; r < R; r++) lines[r].open(m, block + r);
     Floats total[R][M] = {};
     for (int g = 0; g < groups; g++) {
       Sums part[R][M] = {};
       for (int k = g * m.group; k < (g + 1) * m.group; k += STEP)
         for (int r = 0; r < R; r++) {
-          const uint8_t* here = weights + r * block_bytes + (size_t)k / STEP * 64;
+          const Codes codes = lines[r].codes(k / STEP);
           for (int i = 0; i < M; i++)
-            part[r][i] = add<F>(part[r][i], here, p.input, (size_t)(token + i) * K + k);
+            part[r][i] = add<F>(part[r][i], codes, p.input, (size_t)(token + i) * K + k);
         }
       for (int r = 0; r < R; r++) {
         const size_t place = ((size_t)(block + r) * groups + g) * LANES;
@@ -283,31 +365,28 @@ template <int R, int M> struct Tile {
   using Sums = Ints;
   static Floats whole(Ints v) { return __builtin_convertvector(v, Floats); }
   template <Format F>
-  static Ints add(Ints to, const uint8_t* w, const Input& input, size_t at) {
-    const __m512i codes = _mm512_loadu_si512(w);
+  static Ints add(Ints to, const Codes& codes, const Input& input, size_t at) {
     const int8_t* x = input.codes.data() + at;
-    if (F == INT8) return four(to, codes, x);
-    const __m512i low = _mm512_set1_epi8(15);
-    to = four(to, _mm512_and_si512(codes, low), x);
-    return four(to, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low), x + 4);
+    to = four(to, codes.low, x);
+    return bits_4(F) ? four(to, codes.high, x + 4) : to;
   }
-  static Ints four(Ints to, __m512i codes, const int8_t* x) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)to, codes, _mm512_set1_epi32(load<int>(x)));
+  static Ints four(Ints to, Words codes, const int8_t* x) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)to, (__m512i)codes, _mm512_set1_epi32(load<int>(x)));
   }
 #else
   using Sums = Floats;
   static Floats whole(Floats v) { return v; }
   template <Format F>
-  static Floats add(Floats to, const uint8_t* w, const Input& input, size_t at) {
-    const Words codes = load<Words>(w);
+  static Floats add(Floats to, const Codes& codes, const Input& input, size_t at) {
     const float* x = input.plain + at;
     for (int b = 0; b < 4; b++) {
-      const Words each = codes >> (8 * b) & (F == INT4 ? 15 : 255);
-      to += __builtin_convertvector((Ints)each, Floats) * x[b];
-      if (F == INT4)
-        to += __builtin_convertvector((Ints)(codes >> (8 * b + 4) & 15), Floats) * x[4 + b];
+      to += number(codes.low, b) * x[b];
+      if (bits_4(F)) to += number(codes.high, b) * x[4 + b];
     }
     return to;
+  }
+  static Floats number(Words codes, int byte) {
+    return __builtin_convertvector((Ints)(codes >> (8 * byte) & 255), Floats);
   }
 #endif
 };
@@ -316,9 +395,8 @@ template <int R, int M> struct Tile {
 #if defined(__AVX512F__)
 constexpr int MOST = 8;
 constexpr int blocks_for(Format f, int m) {
-  const bool dot = f == BF16 ? HAVE_BF16 : HAVE_VNNI;
-  if (m == 1) return dot ? 1 : 2;  // one stream through memory, which is prefetched best
-  if (f == BF16) return m <= 6 ? 4 : 3;
+  if (m == 1) return HAVE_BF16 && !leaves_out(f) ? 1 : 4;  // streams through memory: as measured
+  if (bits_16(f)) return m <= 6 ? 4 : 3;
   return m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;  // sums of a group, and of all
 }
 #else
@@ -327,8 +405,8 @@ constexpr int blocks_for(Format, int m) { return m == 1 ? 2 : 1; }
 #endif
 
 template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
-  if constexpr (F == BF16)
-    Tile<R, M>::bfloat16(p, block, token);
+  if constexpr (bits_16(F))
+    Tile<R, M>::template bfloat16<F>(p, block, token);
   else
     Tile<R, M>::template integers<F>(p, block, token);
 }
@@ -356,6 +434,10 @@ void multiply(const Product& p, int first, int last, int n) {
     if (p.matrix.format == BF16) chunk<BF16>(p, first, end, n, 0);
     if (p.matrix.format == INT8) chunk<INT8>(p, first, end, n, 0);
     if (p.matrix.format == INT4) chunk<INT4>(p, first, end, n, 0);
+#if HAVE_EXPAND
+    if (p.matrix.format == SPARSE_BF16) chunk<SPARSE_BF16>(p, first, end, n, 0);
+    if (p.matrix.format == SPARSE_INT4) chunk<SPARSE_INT4>(p, first, end, n, 0);
+#endif
   }
 }
 
@@ -423,7 +505,7 @@ void round_to(const float* from, int size, bf16* to) {
 void prepare(const Matrix& m, const float* x, int n, Input& to) {
   const size_t size = (size_t)n * m.inputs;
   to.plain = x;
-  if (m.format == BF16) {
+  if (bits_16((Format)m.format)) {
     if (HAVE_BF16) to.halves.resize(size), round_to(x, size, to.halves.data());
     return;
   }
@@ -675,6 +757,9 @@ const char* instructions() {
 #endif
 }
 
+// Whether products with sparse matrices can be computed.
+int32_t skips_zeros() { return HAVE_EXPAND; }
+
 // Appends the tokens to the caches, and fills `hidden` and `logits`.
 void forward(const Model* model, const Pass* pass) {
   const size_t n = pass->tokens, d = model->head;
@@ -776,5 +861,46 @@ void pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs
       for (size_t n = first; n < first + LANES; n++)
         for (size_t i = 0; i < 4; i++)
           *to++ = from[n * inputs + k + i] | from[n * inputs + k + 4 + i] << 4;
+}
+
+// A matrix in the order of `pack_bf16` -> its masks, the starts of its blocks, and the bytes of its
+// weights, which are returned. `to` has room for all of them.
+int64_t leave_out_bf16(const uint16_t* from, uint32_t* masks, int64_t* starts, uint16_t* to,
+                       int32_t outputs, int32_t inputs) {
+  const uint16_t* begin = to;
+  for (int block = 0; block < outputs / LANES; block++) {
+    *starts++ = (to - begin) * 2;
+    for (int line = 0; line < inputs / 2; line++, from += 32) {
+      uint32_t mask = 0;
+      for (int i = 0; i < 32; i++)
+        if (from[i] & 0x7fff) mask |= 1u << i, *to++ = from[i];  // not -0 either
+      *masks++ = mask;
+    }
+  }
+  return (to - begin) * 2;
+}
+
+// The same in the order of `pack_int4`, where what is left out are codes of 8.
+int64_t leave_out_int4(const uint8_t* from, uint64_t* masks, int64_t* starts, uint8_t* to,
+                       int32_t outputs, int32_t inputs) {
+  const uint8_t* begin = to;
+  for (int block = 0; block < outputs / LANES; block++) {
+    *starts++ = to - begin;
+    for (int line = 0; line < inputs / 8; line++, from += LINE) {
+      int most = 0;
+      std::memset(to, 0, LINE);
+      for (int half = 0; half < 2; half++) {
+        uint64_t mask = 0;
+        int kept = 0;
+        for (int i = 0; i < LINE; i++) {
+          const uint8_t code = from[i] >> (4 * half) & 15;
+          if (code != 8) mask |= 1ull << i, to[kept++] |= code << (4 * half);
+        }
+        *masks++ = mask, most = std::max(most, kept);
+      }
+      to += most;
+    }
+  }
+  return to - begin;
 }
 }

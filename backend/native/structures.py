@@ -8,7 +8,8 @@ from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
 class Matrix(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("format", "outputs", "inputs", "group")),
-        *((name, c_void_p) for name in ("weights", "scales", "offsets", "bias")),
+        *((name, c_void_p) for name in ("weights", "masks", "starts")),
+        *((name, c_void_p) for name in ("scales", "offsets", "bias")),
     )
 
 

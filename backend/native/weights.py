@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from backend.native import structures as c
-from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.packed_linear import MIDDLE, PackedLinear
 
 LANES = 16  # outputs of a block
-BFLOAT16, INT8, INT4 = 0, 1, 2
+BFLOAT16, INT8, INT4, SPARSE_BFLOAT16, SPARSE_INT4 = range(5)
+SPARSE = 0.4  # share of zeros from which they are left out
+LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
 Kept = TypeVar("Kept")
 
@@ -46,8 +48,9 @@ class WeightLayout:
         padded = -(-outputs // LANES) * LANES
         layout = torch.empty(padded * inputs, dtype=torch.bfloat16)
         self._library.pack_bf16(_at(weight), _at(layout), outputs, inputs)
-        bias = self._bias(linears, padded)
-        return c.Matrix(BFLOAT16, padded, inputs, inputs, self.own(layout), None, None, bias)
+        matrix = c.Matrix(BFLOAT16, padded, inputs, inputs, bias=self._bias(linears, padded))
+        self._store(matrix, layout, (weight == 0).float().mean().item())
+        return matrix
 
     def _int4(self, linears: list[PackedLinear]) -> c.Matrix:
         codes = torch.cat([_codes(linear) for linear in linears])
@@ -55,11 +58,32 @@ class WeightLayout:
         layout = torch.empty(outputs * inputs // 2, dtype=torch.uint8)
         self._library.pack_int4(_at(codes), _at(layout), outputs, inputs)
         scale, offset = torch.cat([linear.scale for linear in linears], 1).unbind(-1)
-        scales, offsets = (self.own(_blocks(x)) for x in (scale, offset))
-        return c.Matrix(
-            INT4, outputs, inputs, linears[0].group, self.own(layout), scales,
-            offsets if offset.any() else None, self._bias(linears, outputs),
+        matrix = c.Matrix(
+            INT4, outputs, inputs, linears[0].group, scales=self.own(_blocks(scale)),
+            offsets=self.own(_blocks(offset)) if offset.any() else None,
+            bias=self._bias(linears, outputs),
         )  # fmt: skip
+        zeros = (codes == MIDDLE).float().mean().item()
+        self._store(matrix, layout, 0.0 if offset.any() else zeros)
+        return matrix
+
+    def _store(self, matrix: c.Matrix, layout: Tensor, zeros: float) -> None:
+        """Let the matrix point to its weights; without zeros if that share of them is large."""
+        if zeros < SPARSE or matrix.inputs % 8 or not self._library.skips_zeros():
+            matrix.weights = self.own(layout)
+            return
+        masks = torch.empty(matrix.outputs * matrix.inputs // 8, dtype=torch.uint8)
+        starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)
+        kept = torch.empty(layout.nbytes + LINE, dtype=torch.uint8)
+        leave_out = self._library.leave_out_int4
+        if matrix.format == BFLOAT16:
+            leave_out = self._library.leave_out_bf16
+        leave_out.restype = ctypes.c_int64
+        places = map(_at, (layout, masks, starts, kept))
+        size = leave_out(*places, matrix.outputs, matrix.inputs)
+        matrix.format = SPARSE_INT4 if matrix.format == INT4 else SPARSE_BFLOAT16
+        matrix.masks, matrix.starts = self.own(masks), self.own(starts)
+        matrix.weights = self.own(kept[: size + LINE].clone())  # a line is read at the last start
 
     def int8(self, *linears: nn.Module) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
@@ -73,7 +97,9 @@ class WeightLayout:
         layout = torch.empty(padded * inputs, dtype=torch.uint8)
         self._library.pack_int8(_at(codes), _at(layout), padded, inputs)
         scales, bias = self.own(_blocks(scale.T)), self._bias(linears, padded)
-        return c.Matrix(INT8, padded, inputs, HEAD_GROUP, self.own(layout), scales, None, bias)
+        return c.Matrix(
+            INT8, padded, inputs, HEAD_GROUP, self.own(layout), scales=scales, bias=bias
+        )
 
     def _bias(self, linears: Sequence[nn.Module], padded: int) -> int | None:
         biases = [getattr(linear, "bias", None) for linear in linears]

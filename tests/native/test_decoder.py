@@ -3,7 +3,7 @@ and PyTorch where it cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -28,8 +28,9 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import Tree
 from backend.models.blocks import block_linears
 from backend.models.loading import load
-from backend.native import compiler
+from backend.native import compiler, weights
 from backend.native.compiler import NATIVE, CompilerError
+from backend.native.linear import NativeLinear
 from backend.native.model import NativeModel, unsupported
 from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantizedWeight, minmax_grid
@@ -133,6 +134,60 @@ def test_packed_weights_give_the_logits_of_their_values(variant: str, grid_type:
     native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 12)
     _, logits = native.forward(ids, native.new_cache(12), read_out=12)
     assert distance(logits, exact(input_ids=ids[None]).logits[0]) < 0.03
+
+
+def two_of_four(weight: Tensor) -> Tensor:
+    kept = weight.abs().view(len(weight), -1, 4).topk(2).indices
+    return torch.zeros(*weight.shape).view(len(weight), -1, 4).scatter(-1, kept, 1).view_as(weight)
+
+
+def scattered(weight: Tensor) -> Tensor:
+    """Rows with anything between no and all weights."""
+    return (torch.rand_like(weight) < torch.rand(len(weight), 1)).float()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["bfloat16", "4 bits"])
+@pytest.mark.parametrize("mask", [two_of_four, scattered])
+def test_leaving_out_the_zeros_changes_no_bit(
+    mask: Callable[[Tensor], Tensor], packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiler.library().skips_zeros():
+        pytest.skip("this processor has no VBMI2")
+    model = built(LlamaConfig(**SIZES | {"intermediate_size": 128}, mlp_bias=True))
+    linears = [linear for n in range(3) for linear in block_linears(model, n).values()]
+    layers = {}
+    for linear in linears:
+        linear.layer.weight.data *= mask(linear.layer.weight)
+        weight = linear.read().float()
+        grid = minmax_grid(weight.view(len(weight), -1, 32), 4, "symmetric")
+        layers[linear.name] = QuantizedWeight(grid, grid.codes(weight).byte())
+    if packed:
+        assert pack_model(model, layers) == {}
+    natives = {}
+    for least in (weights.SPARSE, 2.0):  # zeros are never two of one weight
+        monkeypatch.setattr(weights, "SPARSE", least)
+        natives[least] = NativeModel(model)
+    sparse, dense = (native.structure.layer[0].down for native in natives.values())
+    assert dense.format == (weights.INT4 if packed else weights.BFLOAT16)
+    assert sparse.format == (weights.SPARSE_INT4 if packed else weights.SPARSE_BFLOAT16)
+    ids = tokens(model, 24)
+    for number in (1, 2, 3, 5, 8, 24):
+        logits = []
+        for native in natives.values():
+            cache = native.new_cache(24)
+            parts = [native.forward(x, cache, read_out=len(x))[1] for x in ids.split(number)]
+            logits.append(torch.cat(parts))
+        assert torch.equal(*logits)
+
+
+def test_a_matrix_with_few_zeros_or_odd_widths_stays_dense() -> None:
+    for inputs, zeros in ((64, 0.2), (68, 0.9)):
+        linear = torch.nn.Linear(inputs, 16, dtype=torch.bfloat16)
+        linear.weight.data *= torch.rand(16, inputs) >= zeros
+        found = NativeLinear(linear)
+        assert found._matrix.format == weights.BFLOAT16
+        x = torch.randn(3, inputs).bfloat16().float()
+        assert torch.allclose(found(x), linear.float()(x), atol=1e-2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
