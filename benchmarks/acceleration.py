@@ -1,5 +1,6 @@
-"""What a pruned model weighs and how fast it decodes: dense, pruned as it is saved, and with its
-zeros left out (CSR). Weights are pruned by magnitude: which ones are zero changes neither figure.
+"""What a pruned model weighs, and how fast it decodes beside the dense one with the decoder that
+Slimscope uses (docs/decoding.md). Weights are pruned by magnitude: which ones are zero changes
+neither figure.
 
 Decoding is told in tokens for each second of processor time, which on one thread is what a quiet
 machine would take: other work on the machine is not measured.
@@ -18,11 +19,11 @@ from time import process_time
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from backend.evaluation.size import encode, sizes
-from backend.evaluation.speed import DecodingSpeed, csr, csr_curve, decode_seconds
+from backend.evaluation.speed import DecodingSpeed, decode_seconds, sparse_product_curve
 from backend.methods.sds.masks import keep_mask
 from backend.methods.sds.pattern import Pattern
 from backend.models.blocks import block_linears, decoder_blocks
@@ -30,19 +31,7 @@ from backend.models.loading import load
 from backend.reporter import SilentReporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import BUILT_IN, benchmark_prompts
-
-
-class SparseLinear(nn.Module):
-    """A linear layer whose weights [out, in] are kept as compressed sparse rows."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = csr(linear.weight.detach()), linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        y = (self.weight @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
-        return y if self.bias is None else y + self.bias
+from jobs.evaluation.acceleration import decoders_of
 
 
 def arguments() -> argparse.Namespace:
@@ -68,12 +57,6 @@ def prune(model: PreTrainedModel, pattern: Pattern) -> None:
         linear.weight *= keep_mask(linear.weight.abs(), pattern)
 
 
-def without_zeros(model: PreTrainedModel) -> None:
-    """Exchanges every linear for one with sparse rows."""
-    for name, linear in layers(model):
-        model.set_submodule(name, SparseLinear(linear))
-
-
 def main() -> None:
     asked = arguments()
     torch.set_num_threads(1)
@@ -84,14 +67,10 @@ def main() -> None:
     matrices = [linear.weight.detach() for _, linear in layers(pruned)]
     found = sizes(matrices)
     assert sum(encode(W).size for W in matrices) == found.bitmask  # what is told is written
-    sparse = deepcopy(pruned)
-    without_zeros(sparse)
-
-    models = {"dense": dense.model, "pruned, as saved": pruned, "pruned, CSR": sparse}
+    models = {"dense": dense.model, "pruned": pruned}
     prompt = prompt_ids(benchmark_prompts(BUILT_IN, 1)[0].text, dense.tokenizer)
-    seconds = decode_seconds(
-        [*models.values()], prompt, asked.tokens, asked.repeats, quiet, lambda _: process_time()
-    )
+    decoders, decoder = decoders_of([*models.values()], asked.tokens)
+    seconds = decode_seconds(decoders, prompt, asked.tokens, asked.repeats, quiet, process_time)
     speeds = {
         name: DecodingSpeed.of(s, asked.tokens) for name, s in zip(models, seconds, strict=True)
     }
@@ -100,7 +79,7 @@ def main() -> None:
         for name, s in zip(models, seconds, strict=True)
     }
     largest = max(dense.facts.linears, key=lambda x: x.weights)
-    curve = csr_curve(largest.rows, largest.columns, torch.device("cpu"), quiet)
+    curve = sparse_product_curve(largest.rows, largest.columns, torch.device("cpu"), quiet)
 
     formats = {"dense, 16 bits": found.dense, "bitmask": found.bitmask}
     if found.pattern and found.compact:
@@ -108,11 +87,13 @@ def main() -> None:
     bytes_table = Table("format", "MB", "of dense", title=f"{asked.model}, linears of the blocks")
     for name, value in formats.items():
         bytes_table.add_row(name, f"{value / 1e6:.1f}", f"{value / found.dense:.1%}")
-    speed_table = Table("model", "tokens/CPU s", "lowest to highest", "of dense", title="Decoding")
+    speed_table = Table(
+        "model", "tokens/CPU s", "lowest to highest", "of dense", title=f"Decoding, {decoder}"
+    )
     for name, speed in speeds.items():
         span = f"{speed.lowest:.2f} to {speed.highest:.2f}"
         speed_table.add_row(name, f"{speed.value:.2f}", span, f"{ratios[name]:.2f} ×")
-    curve_table = Table("zeros", "CSR, of dense", title=f"One product, {curve.shape}")
+    curve_table = Table("zeros", f"{curve.kernel}, of dense", title=f"One product, {curve.shape}")
     for zeros, speed_up in zip(curve.zeros, curve.speed_up, strict=True):
         curve_table.add_row(f"{zeros:.0%}", f"{speed_up:.2f} ×")
     Console().print(bytes_table, speed_table, curve_table)
@@ -121,7 +102,7 @@ def main() -> None:
             vars(asked)
             | {"bytes": formats, "zeros": found.zero_share, "break_even": curve.break_even}
             | {"tokens_per_cpu_second": {n: vars(s) for n, s in speeds.items()}, "of_dense": ratios}
-            | {"csr": dict(zip(curve.zeros, curve.speed_up, strict=True))}
+            | {curve.kernel: dict(zip(curve.zeros, curve.speed_up, strict=True))}
         )
     )
 

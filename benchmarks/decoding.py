@@ -10,7 +10,7 @@ the limit: the bytes of the weights over the bandwidth a plain sum of memory rea
 
 `error` is the root mean square difference of the logits from those in float32, relative to their
 spread, `perplexity` that of a held-out text, read in passes over 32 tokens. 4-bit weights are
-rounded to nearest here, in groups of 64: their speed is that of any.
+rounded to nearest here, in groups of 64, and 2:4 is by magnitude: their speed is that of any.
 
 llama.cpp needs `llama-cpp-python`, built for this processor (pip install --no-binary
 llama-cpp-python), and a GGUF file of the model, which it converts into its own formats.
@@ -33,16 +33,19 @@ from typing import Protocol, runtime_checkable
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import chain
+from backend.methods.sds.masks import keep_mask
+from backend.methods.sds.pattern import Pattern
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
+from backend.native.weights import SPARSE_FROM
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import pack_model
+from backend.quantization.packed_linear import PackedLinear, pack_model
 from backend.text.slices import evaluation_slice
 from benchmarks.peers import llama
 
@@ -82,7 +85,7 @@ class Ours:
         self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
         self._verify = target.verifier(self._cache)
         self._verify.prefill(list(context))
-        self.bytes = _bytes(model)
+        self.bytes = _bytes(model) - _left_out(model, target.native is not None)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         return self._verify(list(tokens), chain(len(tokens) - 1))[1]
@@ -143,6 +146,18 @@ def _bytes(model: PreTrainedModel) -> int:
     return whole - (0 if tied else embedding.numel() * embedding.element_size())
 
 
+def _left_out(model: PreTrainedModel, native: bool) -> int:
+    """Bytes the native decoder saves where it reads a bit mask and what is not 0."""
+    saved = 0
+    for module in model.modules() if native else ():
+        if isinstance(module, PackedLinear | nn.Linear) and module is not model.lm_head:
+            weight = module.dense() if isinstance(module, PackedLinear) else module.weight
+            zeros, bits = int((weight == 0).sum()), 4 if isinstance(module, PackedLinear) else 16
+            if zeros >= SPARSE_FROM * weight.numel():
+                saved += (zeros * bits - weight.numel()) // 8
+    return saved
+
+
 def in_4_bits(model: PreTrainedModel) -> PreTrainedModel:
     """The model on packed 4-bit weights, its embeddings in bfloat16."""
     layers = {}
@@ -155,6 +170,15 @@ def in_4_bits(model: PreTrainedModel) -> PreTrainedModel:
     if left := pack_model(packed, layers):
         sys.exit(f"Not packed: {left}")
     return packed
+
+
+@torch.no_grad()
+def prune(model: PreTrainedModel) -> None:
+    """Set the two smallest of every four weights of the linears to 0."""
+    for block in range(len(decoder_blocks(model))):
+        for linear in block_linears(model, block).values():
+            weight = linear.layer.get_parameter("weight")
+            weight *= keep_mask(weight.abs(), Pattern.parse("2:4"))
 
 
 def bandwidth() -> float:
@@ -174,13 +198,18 @@ def _timed(act: Callable[[], object]) -> tuple[float, float]:
 def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -> dict[str, Writer]:
     """Name -> engine."""
     model = load(chosen.model, dtype=torch.bfloat16).model
-    packed = in_4_bits(load(chosen.model, dtype=torch.float32).model)
+    whole = load(chosen.model, dtype=torch.float32).model
+    packed = in_4_bits(whole)
+    prune(whole)
+    sparse_packed, sparse = in_4_bits(whole), whole.to(torch.bfloat16)
     found: dict[str, Writer] = {
         "transformers generate, bf16": Transformers(model, context),
         "PyTorch loop, bf16": Ours(model, context, native=False),
         "native, bf16": Ours(model, context, native=True),
         "PyTorch loop, int4": Ours(packed, context, native=False),
         "native, int4": Ours(packed, context, native=True),
+        "native, bf16, 2:4": Ours(sparse, context, native=True),
+        "native, int4, 2:4": Ours(sparse_packed, context, native=True),
     }
     if chosen.gguf:
         room = CONTEXT + NEW + max(WIDTHS) + 1

@@ -32,10 +32,11 @@ from backend.methods.dlqat.linear import DLQATLinear
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import pack_model, to_bfloat16
+from backend.quantization.packed_linear import pack_model
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 from benchmarks.shared import memory
+from jobs.evaluation.acceleration import decoders_of
 
 WAYS = ("peft LoRA", "peft DoRA", "DL-QAT")
 GROUP, VOCABULARY = 64, 4096
@@ -169,9 +170,9 @@ def compare_decoding(tokens: int, rounds: int) -> dict[str, float]:
         layers[x.name] = QuantizedWeight(grid, grid.codes(x.read()).to(torch.uint8))
     packed = deepcopy(dense)
     assert not pack_model(packed, layers), "layers run dense"
-    to_bfloat16(dense)
+    decoders, _ = decoders_of([dense, packed], tokens)
     seconds = decode_seconds(
-        [dense, packed], list(range(64)), tokens, rounds, SilentReporter(), lambda _: process_time()
+        decoders, list(range(64)), tokens, rounds, SilentReporter(), process_time
     )
     ratios = [a / b for a, b in zip(*seconds, strict=True)]
     rates = [tokens / median(s) for s in seconds]

@@ -1,9 +1,11 @@
 """Measured speed of pruned models on this machine.
 
-- decoding: tokens per second of greedy decoding at batch size 1, without the prefill of the prompt,
-  with the cache and kernels of `transformers`;
-- matrix-vector product, the cost of a decoded token in each linear: dense and sparse (CSR, 32-bit
-  indices) at several sparsities. The break-even point is the sparsity above which CSR is faster;
+- decoding: tokens per second of greedy decoding at batch size 1, without the prefill of the prompt;
+- matrix-vector product, the cost of a decoded token in each linear: dense and without the zeros at
+  several sparsities, by the native decoder (a bit mask and the other weights, bfloat16), or where
+  it cannot be used by torch (CSR, 32-bit indices, float32). The break-even point is the sparsity
+  above which leaving zeros out is faster. A decoded token reads every layer once, so the matrix
+  gets more rows until it is larger than the cache of a core;
 - dense against 2:4, on GPUs with sparse tensor cores.
 
 Two products are timed alternately after a warm-up and compared by the ratio of their best times: on
@@ -16,17 +18,18 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.sparse import to_sparse_semi_structured
-from transformers import PreTrainedModel
 
-from backend.models.greedy import greedy
+from backend.native.compiler import CompilerError, library
+from backend.native.linear import NativeLinear
 from backend.reporter import Reporter, stop_if_asked
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -35,9 +38,12 @@ ROUNDS = 15
 AMPERE = (8, 0)  # the first GPUs with sparse tensor cores
 SEMI_BATCHES = (1, 64)
 SEED = 0
+STREAMED = 2**22  # weights of the matrix in a product at least
+BITMASK, CSR = "bitmask", "CSR"  # how zeros are left out
 
 
-Clock = Callable[[torch.device], float]
+Clock = Callable[[], float]
+Decoder = Callable[[Sequence[int]], Iterator[int]]  # ids of a prompt -> greedy tokens
 
 
 @dataclass(frozen=True)
@@ -61,19 +67,19 @@ class DecodingSpeed:
 
 
 def decode_seconds(
-    models: Sequence[PreTrainedModel],
+    decoders: Sequence[Decoder],
     prompt: Sequence[int],
     tokens: int,
     repeats: int,
     reporter: Reporter,
-    clock: Clock | None = None,
+    clock: Clock = time.perf_counter,
 ) -> list[list[float]]:
-    """Seconds to decode `tokens` tokens after a prompt, for each model and repeat.
+    """Seconds to decode `tokens` tokens after a prompt, for each decoder and repeat.
 
-    The models alternate; one extra warm-up round is not counted.
+    They alternate; one extra warm-up round is not counted.
 
     Args:
-        clock: seconds on a device; wall-clock time when None.
+        clock: seconds; a token is on the processor when it is read.
 
     Raises:
         CancelledError: cancellation was requested.
@@ -81,21 +87,20 @@ def decode_seconds(
     rounds = []
     for number in range(1 + repeats):
         reporter.progress(number, 1 + repeats, "Measuring speed")
-        read = clock or _now
-        rounds.append([_decoded(model, prompt, tokens, reporter, read) for model in models])
+        rounds.append([_decoded(each, prompt, tokens, reporter, clock) for each in decoders])
     return [list(seconds) for seconds in zip(*rounds[1:], strict=True)]
 
 
 def _decoded(
-    model: PreTrainedModel, prompt: Sequence[int], tokens: int, reporter: Reporter, clock: Clock
+    decoder: Decoder, prompt: Sequence[int], tokens: int, reporter: Reporter, clock: Clock
 ) -> float:
-    stream = greedy(model, prompt)
+    stream = decoder(prompt)
     next(stream)  # prefill
-    begun = clock(model.device)
+    begun = clock()
     for _ in range(tokens):
         stop_if_asked(reporter)
         next(stream)
-    return clock(model.device) - begun
+    return clock() - begun
 
 
 def _now(device: torch.device) -> float:
@@ -110,10 +115,12 @@ class SparseProductCurve:
     """Speed of a sparse matrix product relative to the dense product.
 
     Attributes:
+        kernel: how zeros are left out, `BITMASK` or `CSR`.
         shape: (out, in).
         zeros: sparsities, ascending; `speed_up`: dense time / sparse time at each of them.
     """
 
+    kernel: str
     shape: tuple[int, int]
     zeros: tuple[float, ...]
     speed_up: tuple[float, ...]
@@ -135,29 +142,55 @@ class SparseProductCurve:
 
 
 @torch.no_grad()
-def csr_curve(
+def sparse_product_curve(
     rows: int,
     columns: int,
     device: torch.device,
     reporter: Reporter,
     shares: Sequence[float] = SHARES,
 ) -> SparseProductCurve:
-    """Time dense against CSR: a float32 matrix [rows, columns] with random zeros, one vector.
+    """Time dense against sparse: a matrix of `columns` inputs with random zeros, one vector.
+
+    Args:
+        rows: of the layer; the matrix has a multiple of them.
 
     Raises:
         CancelledError: cancellation was requested.
     """
     dice = torch.Generator().manual_seed(SEED)
-    W = torch.randn(rows, columns, generator=dice).to(device)
-    place = torch.rand(rows, columns, generator=dice).to(device)
-    x = torch.randn(columns, generator=dice).to(device)
+    height = rows * -(-STREAMED // (rows * columns))
+    W = torch.randn(height, columns, generator=dice).to(device)
+    place = torch.rand(height, columns, generator=dice).to(device)
+    x = torch.randn(1, columns, generator=dice).to(device)
+    native = device.type == "cpu" and _skips_zeros() and columns % 8 == 0
     speed_ups = []
     for share in shares:
         stop_if_asked(reporter)
-        pruned = W * (place >= share)
-        packed = csr(pruned)
-        speed_ups.append(_ratio(lambda m=pruned: m @ x, lambda m=packed: m @ x, device))  # type: ignore[misc]
-    return SparseProductCurve((rows, columns), tuple(shares), tuple(speed_ups))
+        dense, sparse = (_native if native else _torch)(W * (place >= share))
+        speed_ups.append(_ratio(partial(dense, x), partial(sparse, x), device))
+    kernel = BITMASK if native else CSR
+    return SparseProductCurve(kernel, (rows, columns), tuple(shares), tuple(speed_ups))
+
+
+def _skips_zeros() -> bool:
+    try:
+        return bool(library().skips_zeros())
+    except CompilerError:
+        return False
+
+
+Product = Callable[[Tensor], Tensor]  # x [1, in] -> W x
+
+
+def _native(W: Tensor) -> tuple[Product, Product]:
+    linear = nn.Linear(W.shape[1], W.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(W.bfloat16(), requires_grad=False)
+    return NativeLinear(linear, sparse_from=2.0), NativeLinear(linear, sparse_from=0.0)
+
+
+def _torch(W: Tensor) -> tuple[Product, Product]:
+    packed = csr(W)
+    return lambda x: W @ x[0], lambda x: packed @ x[0]
 
 
 def csr(W: Tensor) -> Tensor:

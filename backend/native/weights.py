@@ -15,7 +15,7 @@ from backend.quantization.packed_linear import MIDDLE, PackedLinear
 
 LANES = 16  # outputs of a block
 BFLOAT16, INT8, INT4, SPARSE_BFLOAT16, SPARSE_INT4 = range(5)
-SPARSE = 0.4  # share of zeros from which they are left out
+SPARSE_FROM = 0.4  # share of zeros from which leaving them out pays
 LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
 Kept = TypeVar("Kept")
@@ -27,10 +27,13 @@ class WeightLayout:
     Args:
         library: the compiled decoder.
         rounded: whether linears that are not packed are rounded to 8 bits.
+        sparse_from: share of zeros from which they are left out.
     """
 
-    def __init__(self, library: ctypes.CDLL, rounded: bool = False) -> None:
-        self._library, self._rounded = library, rounded
+    def __init__(
+        self, library: ctypes.CDLL, rounded: bool = False, sparse_from: float = SPARSE_FROM
+    ) -> None:
+        self._library, self._rounded, self._sparse_from = library, rounded, sparse_from
         self._kept: list[object] = []
 
     def matrix(self, *linears: nn.Module) -> c.Matrix:
@@ -69,7 +72,7 @@ class WeightLayout:
 
     def _store(self, matrix: c.Matrix, layout: Tensor, zeros: float) -> None:
         """Let the matrix point to its weights; without zeros if that share of them is large."""
-        if zeros < SPARSE or matrix.inputs % 8 or not self._library.skips_zeros():
+        if zeros < self._sparse_from or matrix.inputs % 8 or not self._library.skips_zeros():
             matrix.weights = self.own(layout)
             return
         masks = torch.empty(matrix.outputs * matrix.inputs // 8, dtype=torch.uint8)

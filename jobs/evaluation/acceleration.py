@@ -1,40 +1,56 @@
 """Size and speed of a compressed model beside its dense one, measured on this machine: bytes in the
-formats there are, tokens per second, and products with sparse matrices."""
+formats there are, tokens per second, and products with sparse matrices.
+
+Models decode as they do everywhere else in Slimscope: with the native decoder, which leaves out the
+zeros of pruned layers, where it runs them, in the precision that is fastest.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median, stdev
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.errors import ModelError
 from backend.evaluation.size import LinearSizes, sizes
 from backend.evaluation.speed import (
     SHARES,
+    Decoder,
     DecodingSpeed,
-    csr_curve,
     decode_seconds,
     semi_structured,
+    sparse_product_curve,
 )
 from backend.export.reading import linears_in
+from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.engine import decode
+from backend.methods.amphista.decoding.proposers import NoDraft
+from backend.methods.amphista.target_model import TargetModel
 from backend.models.facts import ModelFacts
+from backend.models.greedy import greedy
 from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
+from backend.native.model import decoding_dtype
+from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import REPLAY, Reporter
+from backend.store import queries
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import benchmark_prompts
 from jobs.evaluation.config import MODEL
 from jobs.evaluation.report import (
-    CSR,
     LINEAR_BYTES,
+    PRODUCT_SPEED_UP,
     REPEATS,
     SEMI_STRUCTURED,
     SPEED_UP,
     TIMED_TOKENS,
     TOKENS_PER_SECOND,
+    sparse_product,
 )
 from jobs.fields.prompts import default_prompts
 from jobs.runtime.context import JobContext
@@ -79,13 +95,16 @@ def record_decoding(
     reporter: Reporter,
 ) -> None:
     """Records how fast the model of each stage decodes, and the speed-up of the last over the
-    first. They take turns behind the ids of the same prompt."""
+    first. They take turns behind the ids of the same prompt, and become bfloat16 where that decodes
+    fastest."""
 
     *_, last = models
     if context.has_result(last, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return
-    seconds = decode_seconds([*models.values()], prompt, TIMED_TOKENS, REPEATS, reporter)
+    decoders, name = decoders_of([*models.values()], TIMED_TOKENS)
+    context.log(f"Decoder: {name}.")
+    seconds = decode_seconds(decoders, prompt, TIMED_TOKENS, REPEATS, reporter)
     if len(models) > 1:
         ratios = [a / b for a, b in zip(seconds[0], seconds[-1], strict=True)]  # of one round each
         stderr = stdev(ratios) / math.sqrt(REPEATS)
@@ -94,11 +113,31 @@ def record_decoding(
         speed = DecodingSpeed.of(taken, TIMED_TOKENS)
         context.result(  # of the last one last: then all are there
             stage, TOKENS_PER_SECOND, speed.value, n=speed.repeats, lowest=speed.lowest,
-            highest=speed.highest, tokens=TIMED_TOKENS, prompt=len(prompt),
+            highest=speed.highest, tokens=TIMED_TOKENS, prompt=len(prompt), decoder=name,
             dtype=str(model.dtype).removeprefix("torch."),
         )  # fmt: skip
         span = f"{speed.lowest:.1f} to {speed.highest:.1f}"
         context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
+
+
+def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str]:
+    """Greedy decoding of `tokens` tokens and one by each model, all in the same way, and the way in
+    words. They become bfloat16 where that decodes fastest."""
+    for model in models:
+        if decoding_dtype("auto", model.device, type(model).__name__) == "bfloat16":
+            to_bfloat16(model)
+    try:
+        targets = [TargetModel(model) for model in models]
+        if not all(target.native for target in targets):
+            targets = [TargetModel(model, native=False) for model in models]
+    except ModelError:  # they cannot verify the trees of drafts
+        return [partial(greedy, model) for model in models], "transformers"
+    return [partial(_tokens, target, 1 + tokens) for target in targets], targets[0].decoder
+
+
+def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[int]:
+    steps = decode(target, NoDraft(), prompt, acceptance(Sampling()), limit)
+    return (token for step in steps for token in step.tokens)
 
 
 def record_products(
@@ -109,7 +148,8 @@ def record_products(
     Args:
         zeros: the model's own share of zeros, measured besides the usual ones.
     """
-    if context.has_result(MODEL, CSR):
+    recorded = queries.results([context.run])
+    if sparse_product({(row.stage, row.metric): row for row in recorded}):
         phase.progress(1, 1, REPLAY)
         return
     phase.progress(0, 1, "Timing sparse products")
@@ -118,9 +158,11 @@ def record_products(
     if by_batch := semi_structured(*shape, where, phase):
         context.result(MODEL, SEMI_STRUCTURED, by_batch[min(by_batch)], shape=shape,
                        batches=[*by_batch], speed_up=[*by_batch.values()])  # fmt: skip
-    curve = csr_curve(*shape, where, phase, sorted({*SHARES, round(zeros, 4)} - {0.0}))
+    shares = sorted({*SHARES, round(zeros, 4)} - {0.0})
+    curve = sparse_product_curve(*shape, where, phase, shares)
     own = min(curve.zeros, key=lambda share: abs(share - zeros))
     context.result(
-        MODEL, CSR, curve.speed_up[curve.zeros.index(own)], shape=shape, own=zeros,
-        zeros=curve.zeros, speed_up=curve.speed_up, break_even=curve.break_even,
+        MODEL, f"{PRODUCT_SPEED_UP}/{curve.kernel}", curve.speed_up[curve.zeros.index(own)],
+        shape=shape, own=zeros, zeros=curve.zeros, speed_up=curve.speed_up,
+        break_even=curve.break_even,
     )  # fmt: skip

@@ -7,6 +7,7 @@ A speed-up within the noise of its measurement is not reported as one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from backend.store import queries
@@ -15,7 +16,14 @@ from backend.store.tables import Job
 from jobs.evaluation.config import DENSE, MODEL, NAME
 
 LINEAR_BYTES, TOKENS_PER_SECOND, SPEED_UP = "linear_bytes", "tokens_per_second", "speed_up"
-CSR, SEMI_STRUCTURED = "product_speed_up/CSR", "product_speed_up/2:4"
+PRODUCT_SPEED_UP = "product_speed_up"
+SEMI_STRUCTURED = f"{PRODUCT_SPEED_UP}/2:4"
+KERNELS: Mapping[str, str] = MappingProxyType(  # of products without the zeros -> in words
+    {
+        f"{PRODUCT_SPEED_UP}/bitmask": "bit mask, native decoder, bfloat16",
+        f"{PRODUCT_SPEED_UP}/CSR": "CSR, torch, float32",
+    }
+)
 TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
 MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
 
@@ -25,7 +33,7 @@ Rows = Mapping[tuple[str, str], StoredResult]  # (stage, metric) -> row
 
 def verdicts(rows: Rows) -> list[str]:
     """The findings in sentences; empty before anything was measured."""
-    return [text for text in (_size(rows), _decoding(rows), _csr(rows), _semi(rows)) if text]
+    return [text for text in (_size(rows), _decoding(rows), _product(rows), _semi(rows)) if text]
 
 
 def format_bytes(rows: Rows) -> dict[str, float]:
@@ -76,20 +84,27 @@ def _rate(row: StoredResult) -> str:
     return f"{row.value:.3g} tokens/s ({lowest:.3g} to {highest:.3g})"
 
 
-def _csr(rows: Rows) -> str:
-    row = rows.get((MODEL, CSR))
-    if row is None:
+def sparse_product(rows: Rows) -> tuple[str, StoredResult] | None:
+    """How products without the zeros were computed, in words, and what was measured of them."""
+    found = ((words, rows.get((MODEL, metric))) for metric, words in KERNELS.items())
+    return next(((words, row) for words, row in found if row), None)
+
+
+def _product(rows: Rows) -> str:
+    found = sparse_product(rows)
+    if found is None:
         return ""
+    kernel, row = found
     zeros, even = row.details["own"], row.details["break_even"]
     pays = f"it does not pay up to {_share(max(row.details['zeros']))} zeros"
     if even is not None:
         pays = f"it pays from {_share(even)} zeros on"
     now = f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros else ""
-    return f"Leaving out the zeros (CSR), the largest layer: {now}{pays}."
+    return f"Leaving out the zeros ({kernel}), the largest layer: {now}{pays}."
 
 
 def _semi(rows: Rows) -> str:
-    if (MODEL, CSR) not in rows:
+    if sparse_product(rows) is None:
         return ""
     row = rows.get((MODEL, SEMI_STRUCTURED))
     if row is None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from backend.errors import CancelledError
 from backend.evaluation import speed as room
 from backend.evaluation.speed import (
+    BITMASK,
+    CSR,
     DecodingSpeed,
     SparseProductCurve,
     csr,
-    csr_curve,
     decode_seconds,
     semi_structured,
+    sparse_product_curve,
 )
+from backend.models.greedy import greedy
 from backend.models.loading import load
+from backend.native.compiler import library
 from backend.reporter import SilentReporter
 
 CPU = torch.device("cpu")
@@ -35,35 +42,36 @@ def test_the_median_of_the_rates_and_their_range() -> None:
     assert (found.value, found.lowest, found.highest, found.repeats) == (4.0, 2.0, 8.0, 3)
 
 
-def test_decoding_is_timed_without_its_prompt_and_its_warm_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_decoding_is_timed_without_its_prompt_and_its_warm_up() -> None:
     made: list[int] = []
 
-    def counting(_model: object, prompt: list[int]):
+    def counting(_prompt: Sequence[int]) -> Iterator[int]:
         made.append(0)
         while True:
             made[-1] += 1
             yield 0
 
     seen: list[int] = []
-    monkeypatch.setattr(room, "greedy", counting)
-    monkeypatch.setattr(room, "_now", lambda _device: seen.append(made[-1]) or float(len(seen)))
-    toy = load("toy").model
-    assert decode_seconds([toy, toy], [1, 2], 5, 3, SilentReporter()) == [[1.0] * 3] * 2
+
+    def clock() -> float:
+        seen.append(made[-1])
+        return float(len(seen))
+
+    found = decode_seconds([counting, counting], [1, 2], 5, 3, SilentReporter(), clock)
+    assert found == [[1.0] * 3] * 2
     assert made == [6] * 8  # three repeats and a warm-up each: the prompt's token, then five
     assert seen == [1, 6] * 8  # the clock starts behind the prompt
 
 
-def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(room, "_decoded", lambda model, *_: order.append(model) or len(order))
+    monkeypatch.setattr(room, "_decoded", lambda decoder, *_: order.append(decoder) or len(order))
     found = decode_seconds(["a", "b"], [1], 5, 2, SilentReporter())  # type: ignore[list-item]
     assert order == ["a", "b"] * 3 and found == [[3, 5], [4, 6]]
 
 
-def test_the_toy_is_really_decoded() -> None:
-    toy = load("toy").model
+def test_a_decoder_is_really_run_and_can_be_stopped() -> None:
+    toy = partial(greedy, load("toy").model)
     (found,) = decode_seconds([toy], [1, 2, 3], 2, 2, SilentReporter())
     assert len(found) == 2 and min(found) > 0
     with pytest.raises(CancelledError):
@@ -80,14 +88,14 @@ def test_the_toy_is_really_decoded() -> None:
     ],
 )
 def test_where_it_breaks_even(speed_ups: tuple[float, ...], expected: float | None) -> None:
-    found = SparseProductCurve((1, 1), (0.5, 0.7, 0.9), speed_ups).break_even
+    found = SparseProductCurve(CSR, (1, 1), (0.5, 0.7, 0.9), speed_ups).break_even
     assert found == (None if expected is None else pytest.approx(expected))
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=8))
 def test_above_the_break_even_everything_measured_pays(speed_ups: list[float]) -> None:
     zeros = tuple((i + 1) / (len(speed_ups) + 1) for i in range(len(speed_ups)))
-    found = SparseProductCurve((1, 1), zeros, tuple(speed_ups)).break_even
+    found = SparseProductCurve(CSR, (1, 1), zeros, tuple(speed_ups)).break_even
     if found is None:
         assert speed_ups[-1] < 1
     else:
@@ -106,12 +114,30 @@ def test_sparse_rows_hold_the_same_matrix() -> None:
     assert torch.allclose(packed @ x, W @ x, atol=1e-6)
 
 
-def test_the_curve_has_a_figure_for_each_share_and_can_be_stopped() -> None:
-    curve = csr_curve(32, 48, CPU, SilentReporter(), (0.5, 0.9))
+@pytest.mark.parametrize("native", [True, False])
+def test_the_curve_has_a_figure_for_each_share_and_can_be_stopped(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "STREAMED", 2**14)
+    if not native:
+        monkeypatch.setattr(room, "_skips_zeros", lambda: False)
+    curve = sparse_product_curve(32, 48, CPU, SilentReporter(), (0.5, 0.9))
+    assert curve.kernel == (BITMASK if native and library().skips_zeros() else CSR)
     assert curve.shape == (32, 48) and curve.zeros == (0.5, 0.9)
     assert all(x > 0 for x in curve.speed_up)
     with pytest.raises(CancelledError):
-        csr_curve(32, 48, CPU, Impatient(), (0.5,))
+        sparse_product_curve(32, 48, CPU, Impatient(), (0.5,))
+
+
+@pytest.mark.parametrize("products", [room._native, room._torch])
+def test_both_products_of_a_curve_are_those_of_the_matrix(
+    products: Callable[[Tensor], tuple[room.Product, room.Product]],
+) -> None:
+    dice = torch.Generator().manual_seed(0)
+    W = torch.randn(32, 48, generator=dice) * (torch.rand(32, 48, generator=dice) > 0.5)
+    x = torch.randn(1, 48, generator=dice)
+    for product in products(W):
+        assert torch.allclose(product(x).flatten(), W @ x[0], atol=0.1)
 
 
 def test_the_ratio_is_that_of_the_best_times_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

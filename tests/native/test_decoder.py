@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -28,13 +28,13 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import Tree
 from backend.models.blocks import block_linears
 from backend.models.loading import load
-from backend.native import compiler, weights
+from backend.native import compiler
 from backend.native.compiler import NATIVE, CompilerError
 from backend.native.linear import NativeLinear
 from backend.native.model import NativeModel, unsupported
 from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import pack_model
+from backend.quantization.packed_linear import PackedLinear, pack_model
 
 SIZES = {
     "vocab_size": 203, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 112,
@@ -149,43 +149,44 @@ def scattered(weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("packed", [False, True], ids=["bfloat16", "4 bits"])
 @pytest.mark.parametrize("mask", [two_of_four, scattered])
 def test_leaving_out_the_zeros_changes_no_bit(
-    mask: Callable[[Tensor], Tensor], packed: bool, monkeypatch: pytest.MonkeyPatch
+    mask: Callable[[Tensor], Tensor], packed: bool
 ) -> None:
     if not compiler.library().skips_zeros():
         pytest.skip("this processor has no VBMI2")
-    model = built(LlamaConfig(**SIZES | {"intermediate_size": 128}, mlp_bias=True))
-    linears = [linear for n in range(3) for linear in block_linears(model, n).values()]
-    layers = {}
-    for linear in linears:
-        linear.layer.weight.data *= mask(linear.layer.weight)
-        weight = linear.read().float()
-        grid = minmax_grid(weight.view(len(weight), -1, 32), 4, "symmetric")
-        layers[linear.name] = QuantizedWeight(grid, grid.codes(weight).byte())
+    torch.manual_seed(0)
+    linear: nn.Linear | PackedLinear = nn.Linear(192, 80, dtype=torch.bfloat16)
+    weight = (linear.weight.float() * mask(linear.weight.float())).detach()
+    linear.weight.data.copy_(weight)
     if packed:
-        assert pack_model(model, layers) == {}
-    natives = {}
-    for least in (weights.SPARSE, 2.0):  # zeros are never two of one weight
-        monkeypatch.setattr(weights, "SPARSE", least)
-        natives[least] = NativeModel(model)
-    sparse, dense = (native.structure.layer[0].down for native in natives.values())
-    assert dense.format == (weights.INT4 if packed else weights.BFLOAT16)
-    assert sparse.format == (weights.SPARSE_INT4 if packed else weights.SPARSE_BFLOAT16)
-    ids = tokens(model, 24)
-    for number in (1, 2, 3, 5, 8, 24):
-        logits = []
-        for native in natives.values():
-            cache = native.new_cache(24)
-            parts = [native.forward(x, cache, read_out=len(x))[1] for x in ids.split(number)]
-            logits.append(torch.cat(parts))
-        assert torch.equal(*logits)
+        grid = minmax_grid(weight.view(len(weight), -1, 32), 4, "symmetric")
+        linear = PackedLinear(QuantizedWeight(grid, grid.codes(weight).byte()), linear.bias)
+    sparse, dense = NativeLinear(linear), NativeLinear(linear, sparse_from=2.0)
+    assert sparse.sparse and not dense.sparse
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 24):
+        x = torch.randn(rows, 192)
+        assert torch.equal(sparse(x), dense(x))
+
+
+def test_a_pruned_model_is_decoded_without_its_zeros() -> None:
+    model = built(FAMILIES["llama"])
+    for linear in (x for n in range(3) for x in block_linears(model, n).values()):
+        linear.layer.weight.data *= two_of_four(linear.layer.weight)
+    native, ids = NativeModel(model), tokens(model, 24)
+    layer = native.structure.layer[1]
+    matrices = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
+    skips = bool(compiler.library().skips_zeros())
+    assert [bool(matrix.masks) for matrix in matrices] == [skips] * 5
+    assert not native.structure.read_out.masks
+    _, logits = native.forward(ids, native.new_cache(24), read_out=24)
+    assert distance(logits, model.float()(input_ids=ids[None]).logits[0]) < 0.05
 
 
 def test_a_matrix_with_few_zeros_or_odd_widths_stays_dense() -> None:
     for inputs, zeros in ((64, 0.2), (68, 0.9)):
-        linear = torch.nn.Linear(inputs, 16, dtype=torch.bfloat16)
+        linear = nn.Linear(inputs, 16, dtype=torch.bfloat16)
         linear.weight.data *= torch.rand(16, inputs) >= zeros
         found = NativeLinear(linear)
-        assert found._matrix.format == weights.BFLOAT16
+        assert not found.sparse
         x = torch.randn(3, inputs).bfloat16().float()
         assert torch.allclose(found(x), linear.float()(x), atol=1e-2)
 

@@ -24,12 +24,12 @@ from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import memory_bytes
 from jobs.evaluation.kind import verdict
 from jobs.evaluation.report import (
-    CSR,
     SEMI_STRUCTURED,
     SPEED_UP,
     TOKENS_PER_SECOND,
     format_bytes,
     samples_of,
+    sparse_product,
     verdicts,
 )
 from jobs.fields.quality import SAMPLE_PROMPTS
@@ -82,7 +82,9 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
-    assert 0.5 in rows[MODEL, CSR].details["zeros"] and (MODEL, SEMI_STRUCTURED) not in rows
+    measured = sparse_product(rows)
+    assert measured and 0.5 in measured[1].details["zeros"]
+    assert (MODEL, SEMI_STRUCTURED) not in rows
     told = " ".join(verdicts(rows))
     assert "as 2:4 the linear layers take 56 % of dense" in told
     assert "2:4 kernels: none on this device" in told
@@ -124,7 +126,7 @@ def test_a_model_is_equal_to_itself(wait: Wait) -> None:
     assert rows[MODEL, "kl_to_dense"].value == pytest.approx(0, abs=1e-6)
     assert rows[MODEL, "top1_agreement"].value == rows[MODEL, "greedy_agreement"].value == 1
     assert rows[MODEL, "perplexity"].value == rows[DENSE, "perplexity"].value
-    assert (MODEL, TOKENS_PER_SECOND) not in rows and (MODEL, CSR) not in rows
+    assert (MODEL, TOKENS_PER_SECOND) not in rows and sparse_product(rows) is None
     assert verdicts(rows) == [
         "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
     ]
@@ -165,13 +167,21 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     assert words in verdicts(found)[0] and "20 tokens/s (19 to 22)" in verdicts(found)[0]
 
 
-def test_where_leaving_out_zeros_pays_is_told() -> None:
+@pytest.mark.parametrize(
+    ("metric", "kernel"),
+    [
+        ("product_speed_up/bitmask", "bit mask, native decoder, bfloat16"),
+        ("product_speed_up/CSR", "CSR, torch, float32"),
+    ],
+)
+def test_where_leaving_out_zeros_pays_is_told(metric: str, kernel: str) -> None:
     about = {"zeros": [0.5, 0.9], "own": 0.5}
-    never = {(MODEL, CSR): row(MODEL, CSR, 0.4, break_even=None, **about)}
+    never = {(MODEL, metric): row(MODEL, metric, 0.4, break_even=None, **about)}
     assert (
         "0.40 × dense at this model's 50 %; it does not pay up to 90 % zeros" in verdicts(never)[0]
     )
-    once = {(MODEL, CSR): row(MODEL, CSR, 0.4, break_even=0.87, **about)}
+    once = {(MODEL, metric): row(MODEL, metric, 0.4, break_even=0.87, **about)}
+    assert f"({kernel})" in verdicts(once)[0]
     assert "it pays from 87 % zeros on" in verdicts(once)[0]
     kernel = row(MODEL, SEMI_STRUCTURED, 0.9, batches=[1, 64], speed_up=[0.9, 1.5])
     assert (

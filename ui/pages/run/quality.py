@@ -15,7 +15,7 @@ from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
 from jobs.evaluation import report
 from jobs.evaluation.config import MODEL, NAME
-from jobs.evaluation.report import CSR, Rows, evaluations, samples_of
+from jobs.evaluation.report import Rows, evaluations, samples_of
 from jobs.metrics import PERPLEXITY, SPEED_UP, ZERO_SHARE
 from ui.charts.chart import Chart
 from ui.format import href, share
@@ -112,12 +112,13 @@ def _sizes(rows: Rows) -> Chart:
 
 
 def _products(rows: Rows) -> Chart:
-    row = rows.get((MODEL, CSR))
-    if row is None:
+    found = report.sparse_product(rows)
+    if found is None:
         return Chart("The curve appears here once it is measured.")
+    kernel, row = found
     details = row.details
     out, inputs = details["shape"]
-    note = f"Largest layer, {out:,} × {inputs:,}, float32, CSR, one vector; random zeros."
+    note = f"Largest layer, {out:,} × {inputs:,}, one vector, {kernel}; random zeros."
     return sparse_products(details["zeros"], details[SPEED_UP], details["own"], note)
 
 
