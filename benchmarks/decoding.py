@@ -33,7 +33,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -43,9 +43,8 @@ from backend.methods.sds.masks import keep_mask
 from backend.methods.sds.pattern import Pattern
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
-from backend.native.weights import SPARSE_FROM
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import PackedLinear, pack_model
+from backend.quantization.packed_linear import pack_model
 from backend.text.slices import evaluation_slice
 from benchmarks.peers import llama
 
@@ -85,7 +84,7 @@ class Ours:
         self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
         self._verify = target.verifier(self._cache)
         self._verify.prefill(list(context))
-        self.bytes = _bytes(model) - _left_out(model, target.native is not None)
+        self.bytes = target.native.layout.size if target.native else _bytes(model)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         return self._verify(list(tokens), chain(len(tokens) - 1))[1]
@@ -144,18 +143,6 @@ def _bytes(model: PreTrainedModel) -> int:
     whole = sum(x.numel() * x.element_size() for x in held)
     embedding = model.get_input_embeddings().weight
     return whole - (0 if tied else embedding.numel() * embedding.element_size())
-
-
-def _left_out(model: PreTrainedModel, native: bool) -> int:
-    """Bytes the native decoder saves where it reads a bit mask and what is not 0."""
-    saved = 0
-    for module in model.modules() if native else ():
-        if isinstance(module, PackedLinear | nn.Linear) and module is not model.lm_head:
-            weight = module.dense() if isinstance(module, PackedLinear) else module.weight
-            zeros, bits = int((weight == 0).sum()), 4 if isinstance(module, PackedLinear) else 16
-            if zeros >= SPARSE_FROM * weight.numel():
-                saved += (zeros * bits - weight.numel()) // 8
-    return saved
 
 
 def in_4_bits(model: PreTrainedModel) -> PreTrainedModel:

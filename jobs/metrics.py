@@ -13,6 +13,7 @@ PERPLEXITY, BITS_PER_BYTE = "perplexity", "bits_per_byte"
 HELDOUT_LOSS, RELATIVE_ERROR = "heldout_loss", "relative_error"
 ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
 TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
+BYTES_PER_TOKEN = "bytes_per_token"
 ACCEPTED_LENGTH, TOP1_AGREEMENT = "accepted_length", "top1_agreement"
 PREDICTED_LENGTH, DRAFT_MS = "predicted_length", "draft_ms"
 TOP1, CHAINED = "top1", "chained"
@@ -303,6 +304,14 @@ _DESCRIBED = (
         "bytes",
         "Size",
         "Bytes of the model's weights in the format named.",
+        "lower",
+        "bytes",
+    ),
+    Metric(
+        BYTES_PER_TOKEN,
+        "Read per token",
+        "Bytes of weights the native decoder reads for a token, those of the head included, and "
+        "without the zeros it leaves out.",
         "lower",
         "bytes",
     ),

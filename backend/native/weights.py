@@ -28,6 +28,9 @@ class WeightLayout:
         library: the compiled decoder.
         rounded: whether linears that are not packed are rounded to 8 bits.
         sparse_from: share of zeros from which they are left out.
+
+    Attributes:
+        size: bytes of the matrices, masks and scales included: what a pass reads.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class WeightLayout:
     ) -> None:
         self._library, self._rounded, self._sparse_from = library, rounded, sparse_from
         self._kept: list[object] = []
+        self.size = 0
 
     def matrix(self, *linears: nn.Module) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all in 4 bits or none."""
@@ -62,8 +66,8 @@ class WeightLayout:
         self._library.pack_int4(_at(codes), _at(layout), outputs, inputs)
         scale, offset = torch.cat([linear.scale for linear in linears], 1).unbind(-1)
         matrix = c.Matrix(
-            INT4, outputs, inputs, linears[0].group, scales=self.own(_blocks(scale)),
-            offsets=self.own(_blocks(offset)) if offset.any() else None,
+            INT4, outputs, inputs, linears[0].group, scales=self._part(_blocks(scale)),
+            offsets=self._part(_blocks(offset)) if offset.any() else None,
             bias=self._bias(linears, outputs),
         )  # fmt: skip
         zeros = (codes == MIDDLE).float().mean().item()
@@ -73,7 +77,7 @@ class WeightLayout:
     def _store(self, matrix: c.Matrix, layout: Tensor, zeros: float) -> None:
         """Let the matrix point to its weights; without zeros if that share of them is large."""
         if zeros < self._sparse_from or matrix.inputs % 8 or not self._library.skips_zeros():
-            matrix.weights = self.own(layout)
+            matrix.weights = self._part(layout)
             return
         masks = torch.empty(matrix.outputs * matrix.inputs // 8, dtype=torch.uint8)
         starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)
@@ -85,8 +89,8 @@ class WeightLayout:
         places = map(_at, (layout, masks, starts, kept))
         size = leave_out(*places, matrix.outputs, matrix.inputs)
         matrix.format = SPARSE_INT4 if matrix.format == INT4 else SPARSE_BFLOAT16
-        matrix.masks, matrix.starts = self.own(masks), self.own(starts)
-        matrix.weights = self.own(kept[: size + LINE].clone())  # a line is read at the last start
+        matrix.masks, matrix.starts = self._part(masks), self._part(starts)
+        matrix.weights = self._part(kept[: size + LINE].clone())  # a line is read at the last start
 
     def int8(self, *linears: nn.Module) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
@@ -99,9 +103,9 @@ class WeightLayout:
         codes = (groups / scale.float().unsqueeze(-1)).round_().add_(128).clamp_(0, 255).byte()
         layout = torch.empty(padded * inputs, dtype=torch.uint8)
         self._library.pack_int8(_at(codes), _at(layout), padded, inputs)
-        scales, bias = self.own(_blocks(scale.T)), self._bias(linears, padded)
+        scales, bias = self._part(_blocks(scale.T)), self._bias(linears, padded)
         return c.Matrix(
-            INT8, padded, inputs, HEAD_GROUP, self.own(layout), scales=scales, bias=bias
+            INT8, padded, inputs, HEAD_GROUP, self._part(layout), scales=scales, bias=bias
         )
 
     def _bias(self, linears: Sequence[nn.Module], padded: int) -> int | None:
@@ -116,6 +120,11 @@ class WeightLayout:
             ]
         )
         return self.own(torch.cat([whole, zeros(padded - len(whole))]))
+
+    def _part(self, tensor: Tensor) -> int:
+        """The address of a part of a matrix."""
+        self.size += tensor.nbytes
+        return self.own(tensor)
 
     def keep(self, value: Kept) -> Kept:
         """`value`, which is kept as long as this object."""

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from backend.methods.amphista.target_model import TargetModel
 from jobs.fields.drafters import drafters_named
+from jobs.metrics import BYTES_PER_TOKEN
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model
 from jobs.speed.benchmark import DecodingBenchmark
 from jobs.speed.config import SpeedJob
 from jobs.speed.estimate import flops_by_phase
-from jobs.speed.report import DecoderReport, decoder_reports, verdicts
+from jobs.speed.report import VANILLA, DecoderReport, decoder_reports, verdicts
 
 
 def run(config: SpeedJob, context: JobContext) -> None:
@@ -23,6 +24,8 @@ def run(config: SpeedJob, context: JobContext) -> None:
     target = TargetModel(loaded.model)
     context.log(f"Decoder: {target.decoder}.")
     context.environment(decoder=target.decoder)
+    if target.native:
+        context.result(VANILLA, BYTES_PER_TOKEN, target.native.layout.size)
     benchmark = DecodingBenchmark(config, loaded, target, context)
     benchmark.compare()
     if config.try_sizes:

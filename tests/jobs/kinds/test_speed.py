@@ -12,6 +12,7 @@ import torch
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.models import precision
+from backend.models.sources.catalogue import inspect
 from backend.native import model as native
 from backend.native.compiler import CompilerError
 from backend.native.model import decoding_dtype
@@ -96,6 +97,9 @@ def test_pytorch_is_timed_beside_the_native_decoder(wait: Wait) -> None:
     assert job.environment["decoder"].startswith("native")
     arms = decoder_reports(job.id)
     assert [arm.label for arm in arms] == ["Vanilla", "PyTorch loop"]
+    read = 2.0 * inspect("toy").weights_per_token  # bfloat16
+    figures = {(row.stage, row.metric): row.value for row in queries.results([job.id])}
+    assert figures[VANILLA, "bytes_per_token"] == pytest.approx(read, rel=0.01)
     assert "in vanilla decoding" in verdicts(arms)[0]
 
 

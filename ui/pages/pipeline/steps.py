@@ -9,7 +9,14 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs import pipeline
 from jobs.fields.base_model import resolve_model
-from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, TOKENS_PER_SECOND, TOP1_AGREEMENT, metric
+from jobs.metrics import (
+    ACCEPTED_LENGTH,
+    BYTES_PER_TOKEN,
+    PERPLEXITY,
+    TOKENS_PER_SECOND,
+    TOP1_AGREEMENT,
+    metric,
+)
 from ui.format import NONE
 from ui.pages.run.lineage import LineageNode, by_run, node
 from ui.runs.html import kind_and_settings, run_link
@@ -20,7 +27,14 @@ HTML = fragments("pages/pipeline/page.html")
 SIZE, SPEED = "size", "speed"
 ALONE = "Alone: "  # a step on the model the pipeline begins with
 OF_A_STEP = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
-METRICS = (PERPLEXITY, TOP1_AGREEMENT, SIZE, TOKENS_PER_SECOND, ACCEPTED_LENGTH)
+METRICS = (
+    PERPLEXITY,
+    TOP1_AGREEMENT,
+    SIZE,
+    BYTES_PER_TOKEN,
+    TOKENS_PER_SECOND,
+    ACCEPTED_LENGTH,
+)
 Row = list[object]
 
 
