@@ -43,7 +43,8 @@ def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
 
 
 def _config_error(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
-    name = str(error["loc"][0]) if error["loc"] else None
+    about_field = error.get("ctx", {}).get("field")  # of settings that contradict each other
+    name = str(error["loc"][0]) if error["loc"] else about_field
     info = config.model_fields.get(name or "")
     title = (info.title if info else None) or name or "The config"
     about = (info.description if info else None) or ""

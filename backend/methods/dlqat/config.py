@@ -8,6 +8,7 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from backend.models.layer_names import read_names
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
@@ -40,6 +41,11 @@ class DLQATStage(StrEnum):
     LORA = "lora"
     LORA_RTN = "lora-rtn"
     LORA_GPTQ = "lora-gptq"
+
+
+def _contradicted(field: str, why: str) -> PydanticCustomError:
+    """The error of a setting that another one rules out, to be told beside it."""
+    return PydanticCustomError("contradicted", "{why}", {"field": field, "why": why})
 
 
 def _post_training() -> dict[str, str]:
@@ -444,18 +450,18 @@ class DLQATConfig(BaseModel):
     @model_validator(mode="after")
     def _what_it_starts_from_is_made(self) -> Self:
         if self.start == "block-wise" and not self.block_epochs:
-            raise ValueError(
-                "Training starts from block-wise training, which has no epochs: give it some."
+            raise _contradicted(
+                "start", "Training starts from block-wise training, which has no epochs"
             )
         return self
 
     @model_validator(mode="after")
     def _zeros_are_on_the_grid(self) -> Self:
         if self.keep_zeros and self.grid == "offset":
-            raise ValueError("A grid with offsets does not contain 0, so it cannot keep zeros.")
+            raise _contradicted("grid", "It does not contain 0, so it cannot keep zeros")
         for name in read_names(self.quantizers) if self.keep_zeros else ():
             if not DECLARED_QUANTIZERS[name].facts.get("keeps_zeros", True):
-                raise ValueError(f"The quantiser {name} mixes weights, so it cannot keep zeros.")
+                raise _contradicted("quantizers", f"{name} mixes weights: it cannot keep zeros")
         return self
 
     @field_validator("quantizers")
