@@ -126,7 +126,10 @@ def test_texts_of_a_model_are_shown_and_never_run(lab: Settings) -> None:
 
 
 def test_bars_are_told_with_their_share_of_dense() -> None:
-    figure: Any = format_sizes({"dense": 4e6, "2:4": 2.3e6}).figure
+    chart = format_sizes({"dense": 4e6, "2:4": 2.3e6})
+    assert chart.headline == "As 2:4 the linear layers take 57 % of the dense size"
+    assert "Too few zeros" in format_sizes({"dense": 4e6, "bitmask": 4.2e6}).headline
+    figure: Any = chart.figure
     (bars,) = figure.data
     assert [*bars.x] == [4.0, 2.3] and [*bars.hovertext] == ["dense", "2:4"]
     assert bars.y[1] == "<b>2:4</b><br>2.3 MB, 57 %"
@@ -134,9 +137,14 @@ def test_bars_are_told_with_their_share_of_dense() -> None:
 
 
 def test_the_curve_marks_the_models_own_zeros_and_the_dense_speed() -> None:
-    figure: Any = sparse_products([0.5, 0.9], [0.4, 1.6], 0.5).figure
+    chart = sparse_products([0.5, 0.9], [0.4, 1.6], 0.5)
+    told = "zeros, a product without them is {} times as fast as dense"
+    assert chart.headline == f"At 50 % {told.format('0.40')}"
+    figure: Any = chart.figure
     assert [*figure.data[0].x] == [50.0, 90.0] and figure.layout.yaxis.type == "log"
     assert {(s.y0, s.y1) for s in figure.layout.shapes} == {(1, 1), (0, 1)}
     assert any("this model, 50 %" in a.text for a in figure.layout.annotations)
-    unmarked: Any = sparse_products([0.5], [0.4], 0.0).figure
+    unowned = sparse_products([0.5, 0.9], [0.4, 1.6], 0.0)
+    assert unowned.headline == f"At 90 % {told.format('1.60')}"
+    unmarked: Any = unowned.figure
     assert len(unmarked.layout.shapes) == 1
