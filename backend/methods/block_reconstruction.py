@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -59,6 +60,21 @@ class Examples:
         return len(self.inputs) - self.fitted
 
 
+class Parametrisation(Protocol):
+    """What is trained of a block.
+
+    Attributes:
+        parameters: before training.
+        rates: parameter -> learning rate at the start of the schedule.
+    """
+
+    parameters: dict[str, Tensor]  # name -> what is trained, float32
+    rates: dict[str, float]
+
+    def weights(self, parameters: Parameters) -> Weights:
+        """W(p), differentiable."""
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """A trained block.
@@ -88,9 +104,7 @@ class Reconstruction:
 def reconstruct(
     model: PreTrainedModel,
     examples: Examples,
-    start: Parameters,
-    weights: Callable[[Parameters], Weights],
-    rates: Mapping[str, float],
+    of: Parametrisation,
     epochs: int,
     safe_point: Callable[[], None],
     tick: Callable[[int], None],
@@ -99,15 +113,14 @@ def reconstruct(
 
     Args:
         model: its block is in memory, on the device to work on.
-        weights: W(p), differentiable.
-        rates: parameter -> learning rate at the start of the schedule.
+        of: what is trained of the block.
         safe_point: called before each segment; may raise to stop.
         tick: called after each epoch with its number.
     """
-    if not start:
+    if not of.parameters:
         return Reconstruction({}, [math.nan], 0)  # a block of which nothing is compressed
-    trained = {name: p.clone().requires_grad_() for name, p in start.items()}
-    groups = [{"params": [p], "lr": rates[name]} for name, p in trained.items()]
+    trained = {name: p.clone().requires_grad_() for name, p in of.parameters.items()}
+    groups = [{"params": [p], "lr": of.rates[name]} for name, p in trained.items()]
     optimiser = torch.optim.Adam(groups, fused=True)
     steps = epochs * examples.fitted
     best, epoch = _copies(trained), 0
@@ -115,7 +128,7 @@ def reconstruct(
     def error(example: Example) -> Tensor:
         safe_point()
         x, y, call = example
-        return relative_error(forward(weights(trained), x, call), y)
+        return relative_error(forward(of.weights(trained), x, call), y)
 
     with block_of_weights(model, examples.stream, examples.block) as forward:
         errors = [_heldout_error(error, examples)]
@@ -127,7 +140,7 @@ def reconstruct(
                         loss.backward(inputs=[*trained.values()])
                 factor = cosine_decay(math.pi * (done * examples.fitted + number) / steps)
                 for group, name in zip(optimiser.param_groups, trained, strict=True):
-                    group["lr"] = rates[name] * factor
+                    group["lr"] = of.rates[name] * factor
                 optimiser.step()
                 optimiser.zero_grad()
             errors.append(_heldout_error(error, examples))

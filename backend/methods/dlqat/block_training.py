@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import ComputeError
-from backend.methods.block_reconstruction import Examples, reconstruct
+from backend.methods.block_reconstruction import Examples, Parameters, reconstruct
 from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.passes import RunPass
 from backend.methods.dlqat.run import DLQATRun
@@ -33,7 +33,6 @@ from backend.reporter import Reporter, at_block, stop_if_asked
 HELD_OUT = 0.125  # share of the calibration segments
 RATE_M = 1e-4  # learning rate of m; ten times as much costs more than training gains
 Starts = Callable[[LinearWeight], tuple[Tensor, QuantGrid]]
-Parameters = Mapping[str, Tensor]  # "MODULE/W", "MODULE/m", and "MODULE/z" where it is trained
 
 
 def train_blocks(run: DLQATRun, start: Starts, reporter: Reporter) -> None:
@@ -73,9 +72,7 @@ class BlockTraining(RunPass):
         found = reconstruct(
             run.model,
             Examples(self.stream, block, self.stream.hidden, targets, fitted),
-            trained.parameters,
-            trained.weights,
-            trained.rates,
+            trained,
             run.config.block_epochs,
             self._stop,
             lambda epoch: self._tick(block, epoch),
@@ -123,12 +120,14 @@ def _require_finite(parameters: Parameters, block: str) -> None:
 
 
 class TrainedGrids:
-    """What is trained of the linears of a block, by module, and the weights it stands for."""
+    """What is trained of the linears of a block, and the weights it stands for: "MODULE/W",
+    "MODULE/m", and "MODULE/z" on a grid with offsets."""
 
     def __init__(self, run: DLQATRun, starts: Mapping[str, tuple[Tensor, QuantGrid]]) -> None:
         self.grids = {module: grid for module, (_, grid) in starts.items()}
         config, self.masks = run.config, dict[str, Tensor]()
-        self.parameters, self.rates = dict[str, Tensor](), dict[str, float]()
+        self.parameters: dict[str, Tensor] = {}
+        self.rates: dict[str, float] = {}
         for module, (W, grid) in starts.items():
             self._add(f"{module}/W", W, config.block_rate)
             self._add(f"{module}/m", torch.ones_like(grid.scale), RATE_M)

@@ -182,11 +182,8 @@ def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
         start[module] = W * (W.abs() > W.abs().median())
         linear.write(start[module])
     examples = Examples(stream, 0, [x], [y], 1)
-    masks = {module: W != 0 for module, W in start.items()}
-    found = reconstruct(
-        model, examples, start, lambda p: {m: W * masks[m] for m, W in p.items()},
-        dict.fromkeys(start, 1e-3), 2, lambda: None, lambda _: None,
-    )  # fmt: skip
+    masked = reconstruction.MaskedWeights(start, 1e-3)
+    found = reconstruct(model, examples, masked, 2, lambda: None, lambda _: None)
     two_steps(model, stream.calls[0][0], x, y)
     for module, linear in block_linears(model, 0).items():
         torch.testing.assert_close(found.parameters[module], linear.read(), rtol=1e-4, atol=1e-6)

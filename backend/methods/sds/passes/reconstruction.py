@@ -10,8 +10,9 @@ They come last, as the errors they make good are those of all steps before. See
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from backend.methods.block_reconstruction import Examples, Reconstruction, reconstruct
+from backend.methods.block_reconstruction import Examples, Parameters, Reconstruction, reconstruct
 from backend.methods.sds.block_work import BlockWork, SDSRun
 from backend.methods.sds.config import STAGE_LABELS, SDSConfig, SDSStage
 from backend.methods.sds.passes.block_pass import BlockPass
@@ -19,6 +20,18 @@ from backend.models.block_forward import open_stream
 from backend.reporter import at_block
 
 UNITS = 2  # of work, per linear and epoch
+
+
+class MaskedWeights:
+    """The weights of pruned linears, by module: zeros stay 0."""
+
+    def __init__(self, start: dict[str, Tensor], rate: float) -> None:
+        self.parameters, self.rates = start, dict.fromkeys(start, rate)
+        self._masks = {module: (W != 0).to(W.dtype) for module, W in start.items()}
+
+    def weights(self, parameters: Parameters) -> dict[str, Tensor]:
+        """Module -> W [out, in]."""
+        return {module: W * self._masks[module] for module, W in parameters.items()}
 
 
 class ReconstructionPass(BlockPass):
@@ -70,13 +83,10 @@ class ReconstructionPass(BlockPass):
     def _reconstruct(self, block: int) -> Reconstruction:
         run, config = self.run, self.config
         start = self.stored(self.start, block)
-        masks = {module: (W != 0).to(W.dtype) for module, W in start.items()}
         return reconstruct(
             run.model,
             Examples(self.stream, block, self.hidden, self.teacher, len(run.calibration)),
-            start,
-            lambda weights: {module: W * masks[module] for module, W in weights.items()},
-            dict.fromkeys(start, config.reconstruct_rate),
+            MaskedWeights(start, config.reconstruct_rate),
             config.reconstruct,
             run.safe_point,
             lambda _: run.advance(
